@@ -1,0 +1,53 @@
+"""What the benchmarks share: timing in turn, the machine in words, the JSON file."""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import jax
+
+
+def time_in_turn(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Time each call `rounds` times, one after the other in every round, so that a slow moment hits all alike.
+
+    Every call runs twice before the first round. Results of JAX are waited for.
+
+    Returns:
+        Seconds by name, in the order of the rounds.
+    """
+    seconds = {name: [] for name in calls}
+    for warm_up in (True, True, *[False] * rounds):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            if not warm_up:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def median_ratio(numerators: list[float], denominators: list[float]) -> float:
+    """Compute the median of the ratios within each round."""
+    return median(n / d for n, d in zip(numerators, denominators, strict=True))
+
+
+def machine() -> dict[str, Any]:
+    """Describe what the figures were measured on."""
+    return {
+        "machine": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def write_json(path: str | None, results: Mapping[str, Any]) -> None:
+    """Write the results with the machine beside them; without a path do nothing."""
+    if path:
+        Path(path).write_text(json.dumps({"machine": machine(), **results}, indent=2) + "\n")

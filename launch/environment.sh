@@ -1,0 +1,91 @@
+# shellcheck shell=bash
+# Sourced by the launchers: find a Python, make the virtual environment, install. It sets `root` and `python`.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+dry_run=false
+base_python=''
+
+say() { printf '\n%s\n' "$*"; }
+die() { printf 'error: %s\n' "$*" >&2; exit 2; }
+
+# Quote a word for a shell, with a path below the caller's folder made relative, so that it can be pasted there.
+show() {
+  local word=$1
+  case $word in
+    "$PWD"/*) word=${word#"$PWD"/} ;;
+    --*="$PWD"/*) word=${word%%=*}=${word#*="$PWD"/} ;;
+  esac
+  case $word in
+    *[!A-Za-z0-9_./=:,+@%-]* | '') printf "'%s'" "${word//\'/\'\\\'\'}" ;;
+    *) printf '%s' "$word" ;;
+  esac
+}
+
+# Print a command, and run it unless --dry-run was given.
+run() {
+  local word line=+
+  for word in "$@"; do line="$line $(show "$word")"; done
+  printf '%s\n' "$line"
+  "$dry_run" || "$@"
+}
+
+# Tell whether $1 starts (a pyenv shim exists even when its version does not) and lies in [$2, $3).
+python_between() {
+  "$1" -c "import sys; sys.exit(not $2 <= sys.version_info < $3)" >/dev/null 2>&1
+}
+
+# Print the first Python to use: the active one if it is a tested version, another tested one, or any that is newer.
+find_python() {
+  local name
+  for name in python3 python3.13 python3.12 python3.11; do
+    python_between "$name" '(3, 11)' '(3, 14)' && { command -v "$name"; return; }
+  done
+  python_between python3 '(3, 14)' '(4,)' && command -v python3
+}
+
+check_python() {
+  python_between "$1" '(3, 11)' '(4,)' || die "$1 is no Python 3.11 or newer; name another with --python"
+  "$1" -c 'import venv, ensurepip' >/dev/null 2>&1 || die "$1 lacks the module venv; on Debian and Ubuntu," \
+    "'sudo apt install python3-venv' (or python3.11-venv, for that version) brings it"
+  local platform
+  platform=$("$1" -c 'import platform; print(platform.system(), platform.machine())')
+  case $platform in
+    "Linux x86_64" | "Linux aarch64" | "Darwin arm64") ;;
+    *) die "jax is built for Linux (x86_64, aarch64) and for Macs with Apple silicon; this Python is for $platform" ;;
+  esac
+}
+
+# Make the environment, with the Python that --python named, and install, unless the last call did just that.
+#   install NAME PIP_ARGUMENT...    NAME tells apart what different launchers install
+install() {
+  local name=$1 base=$base_python low='(3, 11)' high='(4,)' stamp want quiet=()
+  shift
+  venv=${MAMBAOUT_VENV:-$root/.venv}
+  if [ -n "$base" ]; then
+    check_python "$base"
+    low=$("$base" -c 'import sys; print(sys.version_info[:2])')
+    high="(3, $("$base" -c 'import sys; print(sys.version_info[1] + 1)'))"
+    venv=${MAMBAOUT_VENV:-$root/.venv-$("$base" -c 'import sys; print("%d.%d" % sys.version_info[:2])')}
+  fi
+  case $venv in /*) ;; *) venv=$PWD/$venv ;; esac
+  python=$venv/bin/python
+  if ! python_between "$python" "$low" "$high"; then
+    if [ ! -e "$venv/pyvenv.cfg" ] && [ -n "$(ls -A "$venv" 2>/dev/null)" ]; then
+      die "$venv holds something other than a virtual environment; name another place with MAMBAOUT_VENV"
+    fi
+    if [ -z "$base" ]; then
+      base=$(find_python) || die "no Python 3.11 or newer was found on the PATH; install one, for example with" \
+        "'sudo apt install python3 python3-venv' or 'brew install python@3.13', or name one with --python"
+      check_python "$base"
+    fi
+    say "Making a virtual environment in $(show "$venv")"
+    run "$base" -m venv --clear "$venv"
+  fi
+  stamp=$venv/installed-$name
+  want=$(printf '%s\n' "$root" "$@"; cat "$root/requirements.txt" "$root/pyproject.toml")
+  [ "$(cat "$stamp" 2>/dev/null)" != "$want" ] || return 0
+  say "Installing (a few minutes the first time)"
+  [ -t 1 ] || quiet=(--quiet)
+  run "$python" -m pip install --disable-pip-version-check ${quiet[@]+"${quiet[@]}"} "$@"
+  "$dry_run" || printf '%s\n' "$want" >"$stamp"
+}

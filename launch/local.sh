@@ -1,0 +1,98 @@
+#!/usr/bin/env bash
+# Train MambaOut on handwritten digits, on this machine, from nothing: see the text of --help.
+set -euo pipefail
+# shellcheck source=launch/environment.sh
+. "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+help() {
+  cat <<'TEXT'
+Train MambaOut on 1,437 handwritten digits and test it on 360 others: a few minutes, no accelerator or data needed.
+
+usage: launch/local.sh [option...] [--config.KEY=VALUE...]
+
+  --workdir DIR     where the run lives; an unfinished one goes on, a finished one says so (default: runs/digits)
+  --jax KIND        install jax for cpu, cuda12, cuda13 or tpu (default: for what this machine has)
+  --python PATH     use this Python, 3.11 or newer, and .venv-VERSION (default: the first one found)
+  --dry-run         print the commands and run none
+  --help            print this
+  anything else     goes to main.py, for example --config.seed=1
+
+The virtual environment is .venv in the repository, or $MAMBAOUT_VENV; it is made once and updated when the
+requirements change. Exit codes: 0 done, 1 failed, 2 typed wrong, 3 diverged, 75 stopped and saved (start again).
+TEXT
+}
+
+# Print the jax that this machine's accelerator needs.
+find_accelerator() {
+  local device vendor gpus kind
+  for device in /sys/bus/pci/devices/*; do
+    vendor=$(cat "$device/vendor" 2>/dev/null || true)
+    # Google's PCI devices, except 0x0042: the network card of its machines.
+    if [ "$vendor" = 0x1ae0 ] && [ "$(cat "$device/device")" != 0x0042 ]; then echo tpu; return; fi
+  done
+  gpus=$(nvidia-smi --query-gpu=driver_version,compute_cap --format=csv,noheader 2>/dev/null) || gpus=
+  [ -n "$gpus" ] || { echo cpu; return; }
+  # CUDA 13 needs driver 580 and compute capability 7.5; CUDA 12 needs driver 525.
+  kind=$(awk -F '[., ]+' '{ cap = $(NF - 1) * 10 + $NF
+    if ($1 < 525) none = 1; if ($1 < 580 || cap < 75) twelve = 1 }
+    END { print none ? "cpu" : twelve ? "cuda12" : "cuda13" }' <<<"$gpus")
+  [ "$kind" != cpu ] || echo "The NVIDIA driver is older than 525, which jax needs: training on the CPU." >&2
+  echo "$kind"
+}
+
+workdir=$root/runs/digits kind='' pass=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    --help | -h) help; exit ;;
+    --dry-run) dry_run=true ;;
+    --workdir | --jax | --python)
+      [ $# -gt 1 ] || die "$1 lacks its value; launch/local.sh --help tells more"
+      case $1 in --workdir) workdir=$2 ;; --jax) kind=$2 ;; --python) base_python=$2 ;; esac
+      shift ;;
+    --workdir=*) workdir=${1#*=} ;;
+    --jax=*) kind=${1#*=} ;;
+    --python=*) base_python=${1#*=} ;;
+    *) pass+=("$1") ;;
+  esac
+  shift
+done
+[ -n "$kind" ] || kind=$(find_accelerator)
+case $kind in
+  cpu) jax=() ;;
+  cuda12 | cuda13 | tpu) jax=("jax[$kind]") ;;
+  *) die "--jax is $kind; cpu, cuda12, cuda13 or tpu is expected" ;;
+esac
+
+install "run-$kind" --editable "$root" ${jax[@]+"${jax[@]}"}
+
+say "Training on handwritten digits ($kind)"
+code=0
+run "$python" "$root/main.py" --config="$root/configs/digits.py" --workdir="$workdir" ${pass[@]+"${pass[@]}"} || code=$?
+case $code in
+  0) ;;
+  75) say "Stopped and saved. The same command goes on from there."; exit 75 ;;
+  *) exit "$code" ;;
+esac
+
+example=$workdir/example.png
+"$dry_run" || "$python" - "$workdir" "$example" <<'PYTHON'
+import json
+import sys
+from pathlib import Path
+
+from mambaout_jax.data import open_source
+
+workdir, example = map(Path, sys.argv[1:])
+results = json.loads((workdir / "results.json").read_text())
+config = json.loads((workdir / "config.json").read_text())
+best = results.get("ema", results["raw"])
+print(f"\nTop-1 accuracy on {best['count']} images it never saw: {best['top1']:.2f} %")
+data = config["data"]
+source = open_source(data["name"], data["validation_split"], data.get("data_dir"))
+example.write_bytes(source[0]["image"])
+PYTHON
+say "What to look at"
+echo "  report        $(show "$workdir/report.html")"
+echo "  TensorBoard   $(show "$workdir/tensorboard")"
+say "What to try next: let it read a digit of the test set"
+echo "  $(show "$python") -m mambaout_jax predict $(show "$workdir") $(show "$example")"

@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Run the tests, on this machine, from nothing: see the text of --help.
+set -euo pipefail
+# shellcheck source=launch/environment.sh
+. "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+help() {
+  cat <<'TEXT'
+Make a virtual environment, install what the tests need, run them.
+
+usage: launch/test.sh [option...] [pytest argument...]
+
+  --torch           also install PyTorch and timm, and run the tests that compare with them
+  --fast            leave out the tests marked slow
+  --python PATH     use this Python, 3.11 or newer, and .venv-VERSION (default: the first one found)
+  --dry-run         print the commands and run none
+  --help            print this
+  anything else     goes to pytest, for example -k conv or tests/ops (the default is every test)
+
+The virtual environment is .venv in the repository, or $MAMBAOUT_VENV, and is shared with launch/local.sh.
+On Linux pip's PyTorch brings CUDA, some gigabytes; with PIP_EXTRA_INDEX_URL set to PyTorch's index of builds
+for the CPU, pip takes a small one.
+TEXT
+}
+
+torch=false fast=false pass=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    --help | -h) help; exit ;;
+    --dry-run) dry_run=true ;;
+    --torch) torch=true ;;
+    --fast) fast=true ;;
+    --python)
+      [ $# -gt 1 ] || die "--python lacks its value; launch/test.sh --help tells more"
+      base_python=$2
+      shift ;;
+    --python=*) base_python=${1#*=} ;;
+    *) pass+=("$1") ;;
+  esac
+  shift
+done
+if "$torch"; then
+  # The versions that the comparisons were made with.
+  install test-torch --editable "${root}[test,torch]" torch==2.13.0 timm==1.0.31
+else
+  install test --editable "${root}[test]"
+fi
+
+marks=
+"$torch" || marks="not torch"
+if "$fast"; then marks="${marks:+$marks and }not slow"; fi
+say "Testing"
+run cd "$root"
+run "$python" -m pytest ${marks:+-m "$marks"} ${pass[@]+"${pass[@]}"}

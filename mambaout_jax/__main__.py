@@ -1,0 +1,71 @@
+"""Run one of the commands: `python -m mambaout_jax COMMAND`."""
+
+import argparse
+import ast
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from importlib import resources
+
+COMMANDS = ("models", "predict", "prepare", "report")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that `argv` names and give the process's exit code.
+
+    Only that command's module is imported, and a command imports what is heavy when it runs: help comes at once.
+
+    Returns:
+        0 when done, 2 when something was typed wrong, 130 after Ctrl-C. Any other failure is raised.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(argv)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader, `head` say, has what it wants. What is left in the buffer must not be flushed to it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        from mambaout_jax.train import USER_ERRORS
+
+        if not isinstance(error, USER_ERRORS):
+            raise
+        return _complain(str(error))
+    return code
+
+
+def _run(argv: list[str]) -> int:
+    name = argv[0] if argv else None
+    if name is not None and name not in COMMANDS and not name.startswith("-"):
+        near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.0)[0]
+        return _complain(f"{name!r} is no command; did you mean {near!r}? Commands are {', '.join(COMMANDS)}")
+    parser = argparse.ArgumentParser(prog="python -m mambaout_jax", description="MambaOut in JAX.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        about = _first_line(command)
+        subparser = commands.add_parser(command, help=about, description=about)
+        if command == name:
+            module = importlib.import_module(f"mambaout_jax.cli.{command}")
+            module.add_arguments(subparser)
+            subparser.set_defaults(run=module.run)
+    args = parser.parse_args(argv)
+    return args.run(args)
+
+
+def _first_line(command: str) -> str:
+    source = resources.files("mambaout_jax.cli").joinpath(f"{command}.py").read_text(encoding="utf-8")
+    return ast.get_docstring(ast.parse(source)).splitlines()[0].replace("%", "%%")
+
+
+def _complain(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

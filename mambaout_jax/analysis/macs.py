@@ -1,0 +1,74 @@
+"""Count the multiply-adds of a function from its jaxpr, without computing anything."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+
+from mambaout_jax.models import create_model
+
+# Primitives that run the jaxpr in their parameters exactly once.
+_RUN_ONCE = ("jit", "closed_call", "custom_jvp_call", "custom_vjp_call", "checkpoint")
+
+
+def count_macs(fn: Callable[..., Any], *args: Any) -> int:
+    """Count the multiply-adds of `fn`'s matrix products and convolutions; all other work counts nothing.
+
+    A scan counts its body times its length, a choice between branches (`lax.cond`, `lax.platform_dependent`) its
+    costliest one: an op that is a convolution on some platforms and a sum on others counts as the convolution.
+
+    Args:
+        args: arrays or `jax.ShapeDtypeStruct`s, in any pytree.
+
+    Raises:
+        ValueError: there are products inside a primitive that runs them an unknown number of times.
+    """
+    return _count(jax.make_jaxpr(fn)(*args).jaxpr)
+
+
+def count_model(name: str, **options: Any) -> tuple[int, int]:
+    """Count the parameters of a model, and the multiply-adds of one image at its default size.
+
+    Args:
+        options: as `create_model` takes them.
+    """
+    model = create_model(name, **options)
+    variables = jax.eval_shape(model.init, jax.random.key(0))
+    image = jax.ShapeDtypeStruct((1, *model.input_spec.size, model.in_chans), jnp.float32)
+    params = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    return params, count_macs(model.apply, variables, image)
+
+
+def _count(jaxpr: Jaxpr) -> int:
+    return sum(map(_count_equation, jaxpr.eqns))
+
+
+def _count_equation(equation: JaxprEqn) -> int:
+    name, params = equation.primitive.name, equation.params
+    if name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        lhs = equation.invars[0].aval.shape
+        return equation.outvars[0].aval.size * math.prod(lhs[axis] for axis in contracted)
+    if name == "conv_general_dilated":
+        # Each output sums over the kernel's window and input channels, which are those of one group.
+        kernel, spec = equation.invars[1].aval.shape, params["dimension_numbers"].rhs_spec
+        return equation.outvars[0].aval.size * math.prod(kernel[axis] for axis in spec[1:])
+    inner = [_count(jaxpr) for jaxpr in _inner_jaxprs(params)]
+    if not any(inner):
+        return 0
+    if name == "cond":
+        return max(inner)
+    if name == "scan":
+        return params["length"] * sum(inner)
+    if name in _RUN_ONCE:
+        return sum(inner)
+    raise ValueError(f"the multiply-adds inside {name!r} cannot be counted: it does not say how often they run")
+
+
+def _inner_jaxprs(params: dict[str, Any]) -> list[Jaxpr]:
+    values = [item for value in params.values() for item in (value if isinstance(value, tuple) else (value,))]
+    values = [value.jaxpr if isinstance(value, ClosedJaxpr) else value for value in values]
+    return [value for value in values if isinstance(value, Jaxpr)]

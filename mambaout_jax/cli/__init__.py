@@ -1,0 +1,5 @@
+"""The commands of `python -m mambaout_jax`, one file each.
+
+A command is a module whose docstring's first line is its help, with `add_arguments(parser)` and `run(args)`, which
+gives the exit code.
+"""

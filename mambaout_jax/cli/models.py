@@ -1,0 +1,38 @@
+"""List the models: parameters, multiply-adds, published ImageNet-1k accuracy, default input size."""
+
+import argparse
+import json
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the command takes."""
+    parser.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print a row for each model, made from the model itself and from the registry, as soon as it is known."""
+    from mambaout_jax.models import list_models
+
+    names = list_models()
+    if args.json:
+        print(json.dumps([_describe(name) for name in names], indent=2))
+        return 0
+    width = max(map(len, names))
+    print(f"{'model':<{width}}    params       MACs    size  published top-1, %")
+    for name in names:
+        row = _describe(name)
+        top1 = ", ".join(f"{percent:.1f} at {size}" for size, percent in row["top1"].items()) or "-"
+        numbers = f"{row['params'] / 1e6:>6.2f} M  {row['macs'] / 1e9:>6.3f} G  {row['size']} px"
+        print(f"{name:<{width}}  {numbers}  {top1}", flush=True)
+    return 0
+
+
+def _describe(name: str) -> dict[str, Any]:
+    from mambaout_jax.analysis.macs import count_model
+    from mambaout_jax.models import VARIANTS
+
+    params, macs = count_model(name)
+    variant = VARIANTS[name]
+    top1 = {str(size): percent for size, percent in sorted(variant.top1.items())}
+    return {"name": name, "params": params, "macs": macs, "size": variant.size, "top1": top1}

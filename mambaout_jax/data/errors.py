@@ -1,0 +1,5 @@
+"""What a caller of the data room can get wrong, or find broken."""
+
+
+class DataError(ValueError):
+    """Report a dataset, record, image or argument that does not fit, in one sentence."""

@@ -1,0 +1,281 @@
+"""MambaOut: a hierarchy of Gated CNN blocks, which are Mamba blocks without their state space model.
+
+Reference: Yu and Wang, MambaOut: Do We Really Need Mamba for Vision?, CVPR 2025. The options and the parameter names
+are those of timm's `mambaout.py`.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from mambaout_jax.models.errors import ModelError
+from mambaout_jax.models.layers import (
+    Conv2d,
+    LayerNorm,
+    LayerScale,
+    Linear,
+    activation,
+    drop_path,
+    dropout,
+    normal,
+    parameter,
+    per_channel,
+    zeros,
+)
+from mambaout_jax.ops import depthwise_conv2d
+
+# timm builds LayerScale without the configured value, so that training starts here whatever `ls_init_value` says.
+TIMM_LAYER_SCALE_INIT = 1e-5
+
+
+class DepthwiseConv2d(nnx.Module):
+    """Convolve each channel with its own k x k kernel, stride 1, zero padding that keeps the size."""
+
+    def __init__(self, channels: int, kernel_size: int, *, dtype: jnp.dtype):
+        self.weight = parameter((kernel_size, kernel_size, 1, channels), normal)
+        self.bias = parameter((channels,), zeros)
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        y = depthwise_conv2d(x.astype(self.dtype), self.weight.astype(self.dtype))
+        return y + per_channel(self.bias, y)
+
+
+class Stem(nnx.Module):
+    """Reduce the image to a quarter of its size by two strided convolutions."""
+
+    def __init__(self, in_chans: int, dim: int, *, mid_norm: bool, act_layer: str, dtype: jnp.dtype):
+        self.conv1 = Conv2d(in_chans, dim // 2, dtype=dtype)
+        self.norm1 = LayerNorm(dim // 2) if mid_norm else None
+        self.conv2 = Conv2d(dim // 2, dim, dtype=dtype)
+        self.norm2 = LayerNorm(dim)
+        self.act_layer = act_layer
+
+    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b ho wo d"]:
+        x = self.conv1(x)
+        if self.norm1 is not None:
+            x = self.norm1(x)
+        return self.norm2(self.conv2(activation(self.act_layer)(x)))
+
+
+class Downsample(nnx.Module):
+    """Halve a map: convolution then norm, or norm then convolution with `norm_first`."""
+
+    def __init__(self, in_dim: int, dim: int, *, norm_first: bool, dtype: jnp.dtype):
+        self.norm = LayerNorm(in_dim if norm_first else dim)
+        self.conv = Conv2d(in_dim, dim, dtype=dtype)
+        self.norm_first = norm_first
+
+    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b ho wo d"]:
+        return self.conv(self.norm(x)) if self.norm_first else self.norm(self.conv(x))
+
+
+class GatedCNNBlock(nnx.Module):
+    """Mix tokens by a gated depthwise convolution.
+
+    With (g, i, v) = fc1(norm(x)): x + fc2(act(g) * concat(i, conv(v))). Reference: MambaOut, equations 8 to 10.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        expansion_ratio: float,
+        conv_ratio: float,
+        kernel_size: int,
+        act_layer: str,
+        ls_init_value: float | None,
+        drop_path_rate: float,
+        dtype: jnp.dtype,
+    ):
+        hidden = int(expansion_ratio * dim)
+        self.conv_channels = int(conv_ratio * dim)
+        if not 0 < self.conv_channels <= hidden:
+            raise ModelError(
+                f"conv_ratio {conv_ratio} convolves {self.conv_channels} of the {hidden} hidden channels that "
+                f"expansion_ratio {expansion_ratio} gives to {dim}; it has to lie above 0 and within expansion_ratio"
+            )
+        self.norm = LayerNorm(dim)
+        self.fc1 = Linear(dim, 2 * hidden, dtype=dtype)
+        self.conv = DepthwiseConv2d(self.conv_channels, kernel_size, dtype=dtype)
+        self.fc2 = Linear(hidden, dim, dtype=dtype)
+        self.ls = None if ls_init_value is None else LayerScale(dim, TIMM_LAYER_SCALE_INIT)
+        self.act_layer = act_layer
+        self.drop_path_rate = drop_path_rate
+
+    def __call__(self, x: Float[Array, "b h w d"], key: Key[Array, ""] | None = None) -> Float[Array, "b h w d"]:
+        hidden = self.fc2.weight.shape[0]
+        y = self.fc1(self.norm(x))
+        gate, identity, value = jnp.split(y, [hidden, 2 * hidden - self.conv_channels], axis=-1)
+        mixed = jnp.concatenate([identity, self.conv(value)], axis=-1)
+        y = self.fc2(activation(self.act_layer)(gate) * mixed)
+        if self.ls is not None:
+            y = self.ls(y)
+        return x + drop_path(y, self.drop_path_rate, key)
+
+
+class Stage(nnx.Module):
+    """Run blocks at one resolution, after a downsampling in all stages but the first."""
+
+    def __init__(self, downsample: Downsample | None, blocks: Sequence[GatedCNNBlock]):
+        self.downsample = downsample
+        self.blocks = nnx.List(blocks)
+
+
+class PreLogits(nnx.Module):
+    """Widen the pooled features four times; `norm` is only there in the published head."""
+
+    def __init__(self, dim: int, *, norm: bool, dtype: jnp.dtype):
+        self.fc = Linear(dim, 4 * dim, dtype=dtype)
+        self.norm = LayerNorm(4 * dim) if norm else None
+
+    def __call__(self, x: Float[Array, "b d"]) -> Float[Array, "b e"]:
+        # Exact GELU whatever `act_layer` is: timm does not hand the option to the head.
+        x = activation("gelu")(self.fc(x))
+        return x if self.norm is None else self.norm(x)
+
+
+class Head(nnx.Module):
+    """Pool, normalise, widen, drop out, classify; logits are float32."""
+
+    def __init__(self, dim: int, num_classes: int, *, head_fn: str, drop_rate: float, dtype: jnp.dtype):
+        self.norm = LayerNorm(dim)
+        self.pre_logits = PreLogits(dim, norm=head_fn == "default", dtype=dtype)
+        self.fc = Linear(4 * dim, num_classes, dtype=dtype)
+        self.drop_rate = drop_rate
+
+    def __call__(self, x: Float[Array, "b h w d"], key: Key[Array, ""] | None) -> Float[Array, "b k"]:
+        x = self.norm(x.astype(jnp.float32).mean((1, 2)))
+        x = dropout(self.pre_logits(x), self.drop_rate, key)
+        return self.fc(x).astype(jnp.float32)
+
+
+class MambaOut(nnx.Module):
+    """Build MambaOut from timm's options.
+
+    Args:
+        num_classes: width of the logits, at least 1.
+        in_chans: channels of the input.
+        depths, dims: blocks and channels of each stage.
+        act_layer: "gelu", "silu" or "relu", in stem and blocks.
+        kernel_size: of the depthwise convolution, odd.
+        conv_ratio: convolved channels over dim; int(conv_ratio * dim) at most int(expansion_ratio * dim).
+        expansion_ratio: hidden channels over dim.
+        stem_mid_norm: normalise between the stem's convolutions.
+        ls_init_value: None for no LayerScale; any number adds one that starts at 1e-5, as timm's does.
+        downsample: "conv" (norm after) or "conv_nf" (norm first).
+        head_fn: "default" or "norm_mlp" (no second norm).
+        drop_path_rate: of the last block; rises linearly from 0 over all blocks.
+        drop_rate: dropout before the classifier.
+        dtype: "float32" or "bfloat16", for matrix products and convolutions.
+        remat: recompute blocks in the backward pass instead of storing their insides.
+
+    Raises:
+        ModelError: an option is out of its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        depths: Sequence[int] = (3, 3, 9, 3),
+        dims: Sequence[int] = (96, 192, 384, 576),
+        act_layer: str = "gelu",
+        kernel_size: int = 7,
+        conv_ratio: float = 1.0,
+        expansion_ratio: float = 8 / 3,
+        stem_mid_norm: bool = True,
+        ls_init_value: float | None = None,
+        downsample: str = "conv",
+        head_fn: str = "default",
+        drop_path_rate: float = 0.0,
+        drop_rate: float = 0.0,
+        dtype: str = "float32",
+        remat: bool = False,
+    ):
+        _check_options(num_classes, in_chans, depths, dims, act_layer, kernel_size, downsample, head_fn, dtype)
+        for option, rate in (("drop_path_rate", drop_path_rate), ("drop_rate", drop_rate)):
+            if not 0.0 <= rate < 1.0:
+                raise ModelError(f"{option} is {rate}; a probability from 0 up to, not including, 1 is expected")
+        dtype = jnp.dtype(dtype)
+        rates = iter(np.linspace(0.0, drop_path_rate, sum(depths)).tolist())
+        self.stem = Stem(in_chans, dims[0], mid_norm=stem_mid_norm, act_layer=act_layer, dtype=dtype)
+        self.stages = nnx.List([])
+        for index, (depth, dim) in enumerate(zip(depths, dims, strict=True)):
+            blocks = [
+                GatedCNNBlock(
+                    dim,
+                    expansion_ratio=expansion_ratio,
+                    conv_ratio=conv_ratio,
+                    kernel_size=kernel_size,
+                    act_layer=act_layer,
+                    ls_init_value=ls_init_value,
+                    drop_path_rate=next(rates),
+                    dtype=dtype,
+                )
+                for _ in range(depth)
+            ]
+            norm_first = downsample == "conv_nf"
+            reduce = Downsample(dims[index - 1], dim, norm_first=norm_first, dtype=dtype) if index else None
+            self.stages.append(Stage(reduce, blocks))
+        self.head = Head(dims[-1], num_classes, head_fn=head_fn, drop_rate=drop_rate, dtype=dtype)
+        self.dims = tuple(dims)
+        self.remat = remat
+
+    @property
+    def feature_channels(self) -> tuple[int, ...]:
+        """Give the channels of each stage's map."""
+        return self.dims
+
+    @property
+    def feature_strides(self) -> tuple[int, ...]:
+        """Give the stride of each stage's map."""
+        return tuple(4 * 2**index for index in range(len(self.dims)))
+
+    def features(self, images: Float[Array, "b h w i"], key: Key[Array, ""] | None) -> list[Array]:
+        """Compute the map of every stage."""
+        x = self.stem(images)
+        maps, index = [], 0
+        for stage in self.stages:
+            if stage.downsample is not None:
+                x = stage.downsample(x)
+            for block in stage.blocks:
+                run = jax.checkpoint(block) if self.remat else block
+                x = run(x, None if key is None else jax.random.fold_in(key, index))
+                index += 1
+            maps.append(x)
+        return maps
+
+    def logits(self, maps: list[Array], key: Key[Array, ""] | None) -> Float[Array, "b k"]:
+        """Classify from the maps that `features` gave under the same key."""
+        num_blocks = sum(len(stage.blocks) for stage in self.stages)
+        return self.head(maps[-1], None if key is None else jax.random.fold_in(key, num_blocks))
+
+
+def _check_options(num_classes, in_chans, depths, dims, act_layer, kernel_size, downsample, head_fn, dtype):
+    if len(depths) != len(dims) or not depths:
+        raise ModelError(f"depths {tuple(depths)} and dims {tuple(dims)} have to be of one length, a number a stage")
+    for option, values in (
+        ("num_classes", [num_classes]),
+        ("in_chans", [in_chans]),
+        ("depths", depths),
+        ("dims", dims),
+        ("kernel_size", [kernel_size]),
+    ):
+        if any(value < 1 for value in values):
+            raise ModelError(f"{option} holds {min(values)}; numbers of 1 and above are expected")
+    if kernel_size % 2 == 0:
+        raise ModelError(f"kernel_size is {kernel_size}; an odd number is expected, so that the map keeps its size")
+    activation(act_layer)
+    for option, value, known in (
+        ("downsample", downsample, ("conv", "conv_nf")),
+        ("head_fn", head_fn, ("default", "norm_mlp")),
+        ("dtype", dtype, ("float32", "bfloat16")),
+    ):
+        if value not in known:
+            raise ModelError(f"{option} is {value!r}; known are {' and '.join(known)}")

@@ -1,0 +1,125 @@
+"""The seam: a model as plain functions of nested dicts, with nothing of flax outside this folder."""
+
+import zlib
+from collections import defaultdict
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from mambaout_jax.models.errors import ModelError
+
+Variables = dict[str, Any]
+Output = Literal["logits", "features"]
+
+MIN_SIZE = 32
+
+
+class FeatureInfo(NamedTuple):
+    """Describe one feature map: its channels and how many input pixels one of its pixels spans."""
+
+    channels: int
+    stride: int
+
+
+class InputSpec(NamedTuple):
+    """Say how images have to be prepared: statistics of RGB in [0, 1], size in pixels, evaluation crop."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    size: tuple[int, int]
+    crop_pct: float
+    crop_mode: str
+    interpolation: str
+
+
+class Model:
+    """Hold a network's structure; its numbers are in the `variables` that every method takes.
+
+    `variables` is {"params": nested dict, "batch_stats": nested dict}; dict paths are timm's state-dict names with
+    integers for the positions in a list. A model is stochastic if and only if it is given a key.
+    """
+
+    def __init__(self, module: nnx.Module, *, name: str, input_spec: InputSpec, num_classes: int, in_chans: int):
+        self.name = name
+        self.input_spec = input_spec
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.feature_info = tuple(map(FeatureInfo, module.feature_channels, module.feature_strides))
+        self.no_decay: frozenset[tuple[str | int, ...]] = frozenset(getattr(module, "no_decay", ()))
+        self._graphdef, self._params, self._batch_stats = nnx.split(module, nnx.Param, nnx.BatchStat)
+
+    def init(self, key: Key[Array, ""]) -> Variables:
+        """Draw all variables.
+
+        A parameter depends on the key and on its own path alone. Parameters that share shape and initializer are
+        drawn by one vmap, so that the time to compile does not grow with depth.
+        """
+        return jax.jit(self._draw)(key)
+
+    def _draw(self, key: Key[Array, ""]) -> Variables:
+        return {
+            "params": _draw_state(self._params, key),
+            "batch_stats": _draw_state(self._batch_stats, key),
+        }
+
+    def apply(
+        self, variables: Variables, images: Float[Array, "b h w i"], output: Output = "logits"
+    ) -> Float[Array, "b k"] | list[Float[Array, "b ? ? ?"]]:
+        """Compute logits, or the list of stage maps, for inference.
+
+        Args:
+            images: normalised by `input_spec`, at least 32 px high and wide.
+
+        Raises:
+            ModelError: the images have another rank or channel count or are too small, or `output` is unknown.
+        """
+        return self._run(self._merge(variables), images, None, output)
+
+    def apply_train(
+        self,
+        variables: Variables,
+        images: Float[Array, "b h w i"],
+        *,
+        key: Key[Array, ""] | None = None,
+        update_stats: bool = True,
+        output: Output = "logits",
+    ) -> tuple[Any, Variables]:
+        """Compute what `apply` does, with dropout and stochastic depth drawn from `key`; also the batch statistics.
+
+        Args:
+            update_stats: return statistics moved by this batch, instead of those that came in.
+        """
+        module = self._merge(variables)
+        result = self._run(module, images, key, output)
+        if not update_stats:
+            return result, variables["batch_stats"]
+        return result, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
+
+    def _merge(self, variables: Variables) -> nnx.Module:
+        return nnx.merge(self._graphdef, variables["params"], variables["batch_stats"])
+
+    def _run(self, module: nnx.Module, images: Array, key: Key[Array, ""] | None, output: Output) -> Any:
+        if output not in ("logits", "features"):
+            raise ModelError(f"output is {output!r}; 'logits' or 'features' is expected")
+        if images.ndim != 4 or images.shape[3] != self.in_chans:
+            raise ModelError(f"images have shape {images.shape}; (batch, height, width, {self.in_chans}) is expected")
+        if min(images.shape[1:3]) < MIN_SIZE:
+            raise ModelError(f"images are {images.shape[1]}x{images.shape[2]}; at least {MIN_SIZE} px is expected")
+        maps = module.features(images, key)
+        return maps if output == "features" else module.logits(maps, key)
+
+
+def _draw_state(state: Any, key: Key[Array, ""]) -> Variables:
+    alike = defaultdict(list)
+    for path, variable in nnx.to_flat_state(state):
+        alike[variable.initializer, variable.shape].append(path)
+    drawn = {}
+    for (initializer, shape), paths in alike.items():
+        names = jnp.asarray([zlib.crc32(".".join(map(str, path)).encode()) for path in paths], jnp.uint32)
+        keys = jax.vmap(lambda name: jax.random.fold_in(key, name))(names)
+        stacked = jax.vmap(lambda k, draw=initializer, shape=shape: draw(k, shape))(keys)
+        drawn |= dict(zip(paths, stacked, strict=True))
+    return nnx.traversals.unflatten_mapping(drawn)

@@ -1,0 +1,153 @@
+"""The named variants: options, input preparation and published accuracy of each."""
+
+import difflib
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from flax import nnx
+
+from mambaout_jax.models.errors import ModelError
+from mambaout_jax.models.mambaout import MambaOut
+from mambaout_jax.models.model import MIN_SIZE, InputSpec, Model
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Describe a named model.
+
+    Args:
+        family: the module class; its keyword arguments are the model's options.
+        options: what the variant sets of them.
+        size: side of the training images, in pixels.
+        crop_pct: share of the resized image that the evaluation crop keeps.
+        top1: published ImageNet-1k top-1 in percent, by side of the evaluation image.
+    """
+
+    family: type[nnx.Module]
+    options: Mapping[str, Any]
+    size: int = 224
+    crop_pct: float = 1.0
+    top1: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
+
+
+_NARROW = {"dims": (48, 96, 192, 288)}
+_MIDDLE = {"dims": (96, 192, 384, 576)}
+_WIDE = {"dims": (128, 256, 512, 768)}
+_RW = {"stem_mid_norm": False, "downsample": "conv_nf", "ls_init_value": 1e-6, "head_fn": "norm_mlp"}
+
+# Options and accuracies: timm 1.0.31, mambaout.py and results-imagenet.csv.
+VARIANTS: Mapping[str, Variant] = MappingProxyType(
+    {
+        "mambaout_femto": Variant(MambaOut, {"depths": (3, 3, 9, 3), **_NARROW}, top1={224: 78.880, 288: 79.912}),
+        "mambaout_kobe": Variant(MambaOut, {"depths": (3, 3, 15, 3), **_NARROW}, top1={224: 79.986, 288: 81.064}),
+        "mambaout_tiny": Variant(MambaOut, {"depths": (3, 3, 9, 3), **_MIDDLE}, top1={224: 82.742, 288: 83.452}),
+        "mambaout_small": Variant(MambaOut, {"depths": (3, 4, 27, 3), **_MIDDLE}, top1={224: 84.094, 288: 84.512}),
+        "mambaout_base": Variant(MambaOut, {"depths": (3, 4, 27, 3), **_WIDE}, top1={224: 84.194, 288: 84.730}),
+        "mambaout_small_rw": Variant(
+            MambaOut, {"depths": (3, 4, 27, 3), **_MIDDLE, **_RW}, top1={224: 84.040, 288: 84.604}
+        ),
+        "mambaout_base_short_rw": Variant(
+            MambaOut,
+            {"depths": (3, 3, 25, 3), **_WIDE, **_RW, "expansion_ratio": 3.0, "conv_ratio": 1.25},
+            crop_pct=0.95,
+            top1={224: 84.364, 288: 84.842},
+        ),
+        "mambaout_base_tall_rw": Variant(
+            MambaOut,
+            {"depths": (3, 4, 30, 3), **_WIDE, **_RW, "expansion_ratio": 2.5, "conv_ratio": 1.25},
+            crop_pct=0.95,
+            top1={224: 84.436, 288: 84.988},
+        ),
+        "mambaout_base_wide_rw": Variant(
+            MambaOut,
+            {
+                "depths": (3, 4, 27, 3),
+                **_WIDE,
+                **_RW,
+                "expansion_ratio": 3.0,
+                "conv_ratio": 1.5,
+                "act_layer": "silu",
+            },
+            crop_pct=0.95,
+            top1={224: 84.448, 288: 84.966},
+        ),
+        "mambaout_base_plus_rw": Variant(
+            MambaOut,
+            {
+                "depths": (3, 4, 30, 3),
+                **_WIDE,
+                **_RW,
+                "expansion_ratio": 3.0,
+                "conv_ratio": 1.5,
+                "act_layer": "silu",
+            },
+            top1={224: 86.642, 288: 86.916},
+        ),
+        "test_mambaout": Variant(
+            MambaOut,
+            {
+                "depths": (1, 1, 3, 1),
+                "dims": (16, 32, 48, 64),
+                **_RW,
+                "expansion_ratio": 3.0,
+                "act_layer": "silu",
+            },
+            size=160,
+        ),
+    }
+)
+
+
+def list_models() -> list[str]:
+    """List the names that `create_model` takes, sorted."""
+    return sorted(VARIANTS)
+
+
+def create_model(name: str, *, img_size: int | tuple[int, int] | None = None, **options: Any) -> Model:
+    """Build a variant by name.
+
+    Args:
+        name: one of `list_models()`.
+        img_size: side or (height, width) of the images, 32 px and up; None for the variant's own.
+        options: what to change of the variant, by the names that its family's class takes.
+
+    Raises:
+        ModelError: the name or an option is unknown (the nearest known one is named), or a value is out of range.
+    """
+    variant = _named(name, VARIANTS, "model")
+    known = inspect.signature(variant.family.__init__).parameters
+    for option in options:
+        _named(option, {key: None for key in known if key != "self"}, f"option of {name}")
+    size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size or (variant.size,) * 2)
+    if len(size) != 2 or min(size) < MIN_SIZE:
+        raise ModelError(f"img_size is {img_size}; a side or (height, width) of at least {MIN_SIZE} px is expected")
+    options = {**variant.options, **options}
+    in_chans = options.get("in_chans", known["in_chans"].default)
+    rgb = in_chans == 3
+    return Model(
+        variant.family(**options),
+        name=name,
+        num_classes=options.get("num_classes", known["num_classes"].default),
+        in_chans=in_chans,
+        input_spec=InputSpec(
+            mean=IMAGENET_MEAN if rgb else (0.5,) * in_chans,
+            std=IMAGENET_STD if rgb else (0.5,) * in_chans,
+            size=size,
+            crop_pct=variant.crop_pct,
+            crop_mode="center",
+            interpolation="bicubic",
+        ),
+    )
+
+
+def _named(name: str, known: Mapping[str, Any], what: str) -> Any:
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    raise ModelError(f"{name!r} is not a known {what}; did you mean {near[0]!r}? Known are {', '.join(sorted(known))}")

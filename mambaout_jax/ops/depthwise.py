@@ -1,0 +1,142 @@
+"""Depthwise convolution with a form for each kind of hardware.
+
+XLA's CPU backend runs a grouped convolution as scalar loops. The same sum written out, one multiply-add for
+each weight of the kernel over a shifted view of the map, becomes a single vectorised loop there. Compilers
+for accelerators know the convolution and do worse with the sum.
+"""
+
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+# XLA's CPU backend fuses a slice into its reader unless the reader would evaluate it more than 15 times over.
+# Inside a loop over channels the offset of a dynamic slice is a load, which keeps LLVM from vectorising it.
+_READS_UNFUSED = 16
+
+
+def depthwise_conv2d(
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "kh kw 1 c"],
+    *,
+    impl: Literal["auto", "lax", "shift"] = "auto",
+) -> Float[Array, "b h w c"]:
+    """Convolve each channel with its own kernel, at stride 1, with zeros around: the map keeps its size.
+
+    y[b, h, w, c] = sum over i, j of kernel[i, j, 0, c] * x[b, h + i - kh // 2, w + j - kw // 2, c]: a
+    cross-correlation, as in every deep learning library. The result has the dtype of `x`.
+
+    Args:
+        kernel: kh and kw are odd; any size against the map's.
+        impl: "lax" is the grouped convolution; "shift" the sum of shifted maps, accumulated in float32;
+            "auto" is "shift" in a program lowered for CPU and "lax" in every other. The last two have a VJP
+            of their own, and with it no forward-mode derivative.
+
+    Raises:
+        ValueError: the kernel has an even side or another number of channels, or `impl` is unknown.
+    """
+    kh, kw, one, channels = kernel.shape
+    if kh % 2 == 0 or kw % 2 == 0:
+        raise ValueError(
+            f"the depthwise kernel is {kh}x{kw}; odd sides are expected, so that the map keeps its size"
+        )
+    if one != 1 or channels != x.shape[-1]:
+        raise ValueError(
+            f"the depthwise kernel is {kernel.shape}; a map of {x.shape[-1]} channels takes (kh, kw, 1, c)"
+        )
+    if impl == "lax":
+        return _lax(x, kernel)
+    if impl == "shift":
+        return _with_vjp(x, kernel, _shift, _shift_vjp)
+    if impl == "auto":
+        return _with_vjp(x, kernel, _auto, _auto_vjp)
+    raise ValueError(f"impl is {impl!r}; 'auto', 'lax' or 'shift' is expected")
+
+
+# The choice of platform stands inside the VJP, not the VJP inside the choice: a choice that is differentiated
+# keeps the residuals of all its branches.
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _with_vjp(x, kernel, forward, vjp):
+    return forward(x, kernel)
+
+
+def _fwd(x, kernel, forward, vjp):
+    return forward(x, kernel), (x, kernel)
+
+
+def _bwd(forward, vjp, residuals, dy):
+    return vjp(*residuals, dy)
+
+
+_with_vjp.defvjp(_fwd, _bwd)
+
+
+def _auto(x, kernel):
+    return lax.platform_dependent(x, kernel, cpu=_shift, default=_lax)
+
+
+def _auto_vjp(x, kernel, dy):
+    return lax.platform_dependent(x, kernel, dy, cpu=_shift_vjp, default=_lax_vjp)
+
+
+def _lax(x, kernel):
+    return lax.conv_general_dilated(
+        x,
+        kernel.astype(x.dtype),
+        window_strides=(1, 1),
+        padding=[(side // 2, side // 2) for side in kernel.shape[:2]],
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
+
+
+def _lax_vjp(x, kernel, dy):
+    return jax.vjp(_lax, x, kernel)[1](dy)
+
+
+def _shift(x, kernel):
+    kh, kw = kernel.shape[:2]
+    h, w = x.shape[1:3]
+    x_pad = _pad(x, kh // 2, kh // 2, kw // 2)
+    kernel = kernel.astype(jnp.float32)
+    weights = [[kernel[i : i + 1, j : j + 1] for j in range(kw)] for i in range(kh)]
+    rows = (sum(x_pad[:, i : i + h, j : j + w] * weights[i][j] for j in range(kw)) for i in range(kh))
+    return sum(rows).astype(x.dtype)
+
+
+def _shift_vjp(x, kernel, dy):
+    dx = _shift(dy, kernel[::-1, ::-1])
+    return dx.astype(x.dtype), _shift_kernel_gradient(x, kernel, dy)
+
+
+def _shift_kernel_gradient(x, kernel, dy):
+    """Sum as the forward pass does, with dy as the kernel and the kernel's window as the map.
+
+    A step of the loop adds whole rows of dy, one multiply-add over (b, kh, kw, c) for each of their pixels.
+    The batch is summed last, outside the loop, where a sharded batch costs one all-reduce.
+    """
+    kh, kw, _, c = kernel.shape
+    b, h, w = x.shape[:3]
+    rows = min(h, -(-_READS_UNFUSED // w))
+    steps = -(-h // rows)
+    missing = steps * rows - h
+    x_pad = _pad(x, kh // 2, kh // 2 + missing, kw // 2)
+    dy_pad = _pad(dy, 0, missing, 0)
+
+    def step(total, start):
+        x_rows = lax.dynamic_slice_in_dim(x_pad, start, rows + kh - 1, axis=1)
+        dy_rows = lax.dynamic_slice_in_dim(dy_pad, start, rows, axis=1)
+        pixels = ((i, j) for i in range(rows) for j in range(w))
+        return total + sum(
+            x_rows[:, i : i + kh, j : j + kw] * dy_rows[:, i : i + 1, j : j + 1] for i, j in pixels
+        ), None
+
+    total, _ = lax.scan(step, jnp.zeros((b, kh, kw, c), jnp.float32), rows * jnp.arange(steps))
+    return total.sum(0)[:, :, None].astype(kernel.dtype)
+
+
+def _pad(x, top, bottom, side):
+    return jnp.pad(x.astype(jnp.float32), ((0, 0), (top, bottom), (side, side), (0, 0)))

@@ -1,0 +1,208 @@
+"""Checkpoints: the latest few and the best one, saved in the background, restored only if they fit exactly."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+from orbax.checkpoint import checkpoint_managers
+
+from mambaout_jax.train.errors import RunError
+from mambaout_jax.train.state import TrainState
+
+# Two, so that one is left to go back to when the newest cannot be read.
+_NUM_LATEST = 2
+
+_ARRAY_ITEMS = ("params", "batch_stats", "ema_params", "ema_batch_stats", "optimizer")
+
+
+class Checkpoints:
+    """Save and restore a run's states under `directory`, one folder a step.
+
+    A checkpoint has the items `params`, `batch_stats`, `ema_params`, `ema_batch_stats`, `optimizer` (each only if it
+    holds arrays) and `metadata`.
+    """
+
+    def __init__(self, directory: epath.Path, *, read_only: bool = False):
+        self._directory = directory
+        self._manager = ocp.CheckpointManager(
+            directory,
+            # Named here, because a manager that has not saved yet cannot tell what an item is made of.
+            item_handlers={
+                "metadata": ocp.JsonCheckpointHandler(),
+                **{name: ocp.StandardCheckpointHandler() for name in _ARRAY_ITEMS},
+            },
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+                    [
+                        checkpoint_managers.LatestN(_NUM_LATEST),
+                        checkpoint_managers.BestN(
+                            get_metric_fn=lambda metrics: metrics["top1"],
+                            n=1,
+                            keep_checkpoints_without_metrics=False,
+                        ),
+                    ]
+                ),
+                cleanup_tmp_directories=not read_only,
+                create=not read_only,
+                read_only=read_only,
+            ),
+        )
+
+    def steps(self) -> list[int]:
+        """List the saved steps, rising."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, state: TrainState, metadata: dict[str, Any], top1: float | None) -> None:
+        """Start to save; a step that is there already is left as it is.
+
+        Args:
+            metadata: what JSON can hold.
+            top1: the accuracy that the best checkpoint is chosen by, if this state was evaluated.
+
+        Raises:
+            Exception: what went wrong with an earlier save in the background.
+        """
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        arrays = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(metadata=ocp.args.JsonSave(metadata), **arrays),
+            metrics=None if top1 is None else {"top1": top1},
+        )
+
+    def wait(self) -> None:
+        """Wait until everything is saved."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Wait, then let go of threads and files."""
+        self._manager.close()
+
+    def restore_state(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+        """Restore the newest state that can be read, with its metadata; None if nothing was saved.
+
+        A step that cannot be read is reported and moved aside, to `unreadable/` beside the checkpoints, so that the
+        run can save that step again.
+
+        Args:
+            abstract: shapes, dtypes and shardings of the state.
+
+        Raises:
+            RunError: a checkpoint does not fit, or none of them can be read.
+        """
+        restored = self._newest(lambda step: self._restore(step, _items(abstract)), move_aside=True)
+        if restored is None:
+            return None
+        step, (items, metadata) = restored
+        ema = None
+        if abstract.ema is not None:
+            ema = {"params": items["ema_params"], "batch_stats": items.get("ema_batch_stats", {})}
+        state = TrainState(
+            step=jax.device_put(np.int32(step), abstract.step.sharding),
+            variables={"params": items["params"], "batch_stats": items.get("batch_stats", {})},
+            ema=ema,
+            opt_state=items["optimizer"],
+        )
+        return state, metadata
+
+    def restore_variables(self, abstract: dict[str, Any], weights: str) -> tuple[int, dict[str, Any], dict[str, Any]]:
+        """Restore only what inference needs, from the newest step that can be read.
+
+        Args:
+            abstract: the model's variables.
+            weights: "ema", or "raw" for those that were trained.
+
+        Returns:
+            The step, the variables and the metadata.
+
+        Raises:
+            RunError: nothing is there, nothing can be read, it does not fit, or no average was kept.
+        """
+        prefix = "ema_" if weights == "ema" else ""
+        wanted = {f"{prefix}{name}": tree for name, tree in abstract.items() if jax.tree.leaves(tree)}
+        restored = self._newest(lambda step: self._restore(step, wanted), move_aside=False)
+        if restored is None:
+            raise RunError(f"{self._directory} holds no checkpoint; train first, or name another workdir")
+        step, (items, metadata) = restored
+        return step, {name: items.get(f"{prefix}{name}", {}) for name in abstract}, metadata
+
+    def _restore(self, step: int, wanted: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        saved = self._manager.item_metadata(step)
+        for name, tree in wanted.items():
+            if name not in saved:
+                raise RunError(f"checkpoint {self._directory / str(step)} has no {name!r}; it holds {_names(saved)}")
+            if saved[name] is None:
+                raise OSError(f"the description of {name!r} cannot be read")
+            _check_fit(self._directory / str(step) / name, saved[name], tree)
+        arrays = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
+        restored = self._manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore(), **arrays))
+        return {name: restored[name] for name in wanted}, restored["metadata"]
+
+    def _newest(self, read: Callable[[int], Any], *, move_aside: bool) -> tuple[int, Any] | None:
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                return step, read(step)
+            except RunError:
+                raise
+            # Whatever a broken file makes orbax, tensorstore or JSON raise, the remedy is the same.
+            except Exception as error:
+                logging.warning("checkpoint %s cannot be read (%s)", self._directory / str(step), _first_line(error))
+                if move_aside:
+                    self._move_aside(step)
+        if steps:
+            raise RunError(f"none of the checkpoints {steps} in {self._directory} can be read; use another workdir")
+        return None
+
+    def _move_aside(self, step: int) -> None:
+        aside = self._directory.parent / "unreadable"
+        aside.mkdir(parents=True, exist_ok=True)
+        taken = len(list(aside.glob(f"{step}*")))
+        (self._directory / str(step)).rename(aside / (f"{step}.{taken}" if taken else str(step)))
+        self._manager.reload()
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    items = {**state.variables, "optimizer": state.opt_state}
+    if state.ema is not None:
+        items |= {f"ema_{name}": tree for name, tree in state.ema.items()}
+    # Orbax refuses an item without leaves.
+    return {name: tree for name, tree in items.items() if jax.tree.leaves(tree)}
+
+
+def _check_fit(where: epath.Path, saved: Any, wanted: Any) -> None:
+    """Compare paths, shapes and dtypes: orbax itself would cast a dtype without a word."""
+    theirs, ours = _shapes(saved), _shapes(wanted)
+    faults = [f"{name} is missing" for name in ours.keys() - theirs.keys()]
+    faults += [f"{name} is left over" for name in theirs.keys() - ours.keys()]
+    faults += [
+        f"{name} is {theirs[name]} where {ours[name]} is expected"
+        for name in ours.keys() & theirs.keys()
+        if ours[name] != theirs[name]
+    ]
+    if faults:
+        raise RunError(f"checkpoint {where} does not fit the model: {'; '.join(sorted(faults))}")
+
+
+def _shapes(tree: Any) -> dict[str, str]:
+    flat = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))
+    return {
+        ".".join(str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path): (
+            f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+        )
+        for path, leaf in flat
+    }
+
+
+def _names(saved: Iterable[str]) -> str:
+    return ", ".join(sorted(saved))
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"

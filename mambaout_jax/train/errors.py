@@ -1,0 +1,13 @@
+"""How a run can end other than by finishing."""
+
+
+class RunError(ValueError):
+    """Report a config, a workdir or a checkpoint that does not fit, in one sentence."""
+
+
+class DivergedError(RuntimeError):
+    """Report the first step whose loss or gradient was not finite."""
+
+
+class StoppedError(Exception):
+    """Report that a signal stopped the run after everything worth keeping was saved."""

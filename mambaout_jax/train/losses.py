@@ -1,0 +1,18 @@
+"""Losses, in float32 whatever the logits are."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def smooth_one_hot(labels: Int[Array, "b"], num_classes: int, smoothing: float) -> Float[Array, "b k"]:
+    """Spread `smoothing` of each target's mass evenly over all classes.
+
+    Reference: Szegedy et al., Rethinking the Inception Architecture, 2016.
+    """
+    return jax.nn.one_hot(labels, num_classes) * (1.0 - smoothing) + smoothing / num_classes
+
+
+def cross_entropy(logits: Float[Array, "b k"], targets: Float[Array, "b k"]) -> Float[Array, "b"]:
+    """Compute -sum(target * log_softmax(logits)) of each sample."""
+    return -jnp.sum(targets * jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1)

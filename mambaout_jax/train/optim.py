@@ -1,0 +1,74 @@
+"""The schedule and the optimizer of the recipe."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
+
+
+def warmup_cosine(
+    *,
+    learning_rate: float,
+    warmup_learning_rate: float,
+    min_learning_rate: float,
+    warmup_epochs: int,
+    cooldown_epochs: int,
+    num_epochs: int,
+    steps_per_epoch: int,
+    per_epoch: bool,
+) -> Schedule:
+    """Rise linearly, then fall as a cosine whose clock started with the warm-up, then rest.
+
+    At epoch t: warm + t (peak - warm) / W for t < W; min + (peak - min) (1 + cos(pi t / T)) / 2 for t < T; then min;
+    with T = num_epochs - cooldown_epochs.
+
+    Args:
+        per_epoch: hold the value of the epoch's first step, as the published recipe does, instead of a smooth curve.
+
+    Reference: timm 0.6.11, CosineLRScheduler with warmup_prefix=False.
+    """
+    cosine_epochs = num_epochs - cooldown_epochs
+
+    def schedule(step: Int[Array, ""]) -> Float[Array, ""]:
+        epoch = step // steps_per_epoch if per_epoch else step / steps_per_epoch
+        warm = warmup_learning_rate + epoch * (learning_rate - warmup_learning_rate) / max(warmup_epochs, 1)
+        swing = 0.5 * (learning_rate - min_learning_rate)
+        cosine = min_learning_rate + swing * (1 + jnp.cos(jnp.pi * epoch / cosine_epochs))
+        rest = jnp.where(epoch < cosine_epochs, cosine, min_learning_rate)
+        return jnp.where(epoch < warmup_epochs, warm, rest).astype(jnp.float32)
+
+    return schedule
+
+
+def decay_mask(params: Any, no_decay: frozenset[tuple[str | int, ...]]) -> Any:
+    """Tell for each parameter whether weight decay touches it: more than one axis, and not in `no_decay`."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf.ndim > 1 and tuple(entry.key for entry in path) not in no_decay, params
+    )
+
+
+def adamw(
+    schedule: Schedule,
+    *,
+    weight_decay: float,
+    b1: float,
+    b2: float,
+    eps: float,
+    clip_grad_norm: float | None,
+    no_decay: frozenset[tuple[str | int, ...]],
+) -> optax.GradientTransformation:
+    """Build AdamW with the recipe's decay mask, after an optional clipping by global norm."""
+    update = optax.adamw(
+        schedule,
+        b1=b1,
+        b2=b2,
+        eps=eps,
+        weight_decay=weight_decay,
+        mask=lambda params: decay_mask(params, no_decay),
+    )
+    return update if clip_grad_norm is None else optax.chain(optax.clip_by_global_norm(clip_grad_norm), update)

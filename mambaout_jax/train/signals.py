@@ -1,0 +1,64 @@
+"""Stop at the next safe place when a scheduler or a person says so."""
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Self, TypeVar
+
+from mambaout_jax.train.errors import StoppedError
+
+T = TypeVar("T")
+
+
+class StopSignals:
+    """Turn SIGTERM and SIGINT into a flag while the context is open; a second signal acts as usual."""
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._former: dict[int, object] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._former[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number).name
+        self._restore()
+
+    def _restore(self) -> None:
+        while self._former:
+            signal.signal(*self._former.popitem())
+
+    def check(self) -> None:
+        """Raise StoppedError if a signal came."""
+        if self.received:
+            raise StoppedError(f"stopped by {self.received}")
+
+    def interruptible(self, work: Callable[[], T]) -> T:
+        """Run work that may take minutes without returning to Python, and leave it behind if a signal comes.
+
+        Python handles signals between its own instructions on the main thread, so that a compilation there would
+        outlast the time that a scheduler grants. The abandoned thread ends with the process.
+        """
+        results: list[T] = []
+        failures: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                results.append(work())
+            except BaseException as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.1)
+            self.check()
+        if failures:
+            raise failures[0]
+        return results[0]

@@ -1,0 +1,67 @@
+"""What a run carries from step to step."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key
+
+from mambaout_jax.models import Model
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """Hold everything that a step changes.
+
+    Args:
+        step: optimizer steps taken.
+        variables: {"params", "batch_stats"} that are trained.
+        ema: the moving average of `variables`, or None where none is kept.
+        opt_state: the optimizer's.
+    """
+
+    step: Int[Array, ""]
+    variables: dict[str, Any]
+    ema: dict[str, Any] | None
+    opt_state: optax.OptState
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Progress:
+    """Sum up the steps since the last log, on the device, so that no step waits for the host.
+
+    Args:
+        steps: how many.
+        loss_sum: of their losses.
+        grad_norm: of the last one.
+        bad_step: the first step whose loss or gradient was not finite, or -1; with its rate, loss and gradient norm.
+    """
+
+    steps: Int[Array, ""]
+    loss_sum: Float[Array, ""]
+    grad_norm: Float[Array, ""]
+    bad_step: Int[Array, ""]
+    bad_learning_rate: Float[Array, ""]
+    bad_loss: Float[Array, ""]
+    bad_grad_norm: Float[Array, ""]
+
+
+def init_state(model: Model, optimizer: optax.GradientTransformation, key: Key[Array, ""], *, ema: bool) -> TrainState:
+    """Draw the state that a run starts from."""
+    variables = model.init(key)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        variables=variables,
+        ema=jax.tree.map(jnp.copy, variables) if ema else None,
+        opt_state=optimizer.init(variables["params"]),
+    )
+
+
+def init_progress() -> Progress:
+    """Start a new sum."""
+    zero, none = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
+    return Progress(none, zero, zero, none - 1, zero, zero, zero)

@@ -1,0 +1,161 @@
+"""The folder of a run: what lies in it, when it may be used again, and how to load what was trained."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+from typing import Any, NamedTuple
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from mambaout_jax.models import Model, create_model
+from mambaout_jax.train.checkpoint import Checkpoints
+from mambaout_jax.train.config import changed_keys, from_json, to_json
+from mambaout_jax.train.errors import RunError
+
+
+class Run(NamedTuple):
+    """Hold what inference needs of a trained run."""
+
+    config: ConfigDict
+    model: Model
+    variables: dict[str, Any]
+    class_names: tuple[str, ...]
+    step: int
+
+
+def claim_workdir(path: epath.PathLike, config: ConfigDict) -> epath.Path:
+    """Make the workdir, or check that it may be continued with this config, and record the config.
+
+    Raises:
+        RunError: it cannot be written, or it holds a run and `config.resume` does not allow to continue that.
+    """
+    workdir = epath.Path(path)
+    recorded = workdir / "config.json"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if recorded.exists():
+            _check_resume(workdir, from_json(recorded.read_text()), config)
+        write_atomically(recorded, to_json(config))
+    except OSError as error:
+        raise RunError(f"workdir {workdir} cannot be written ({error.strerror}); name another with --workdir") from error
+    return workdir
+
+
+def _check_resume(workdir: epath.Path, recorded: ConfigDict, config: ConfigDict) -> None:
+    if config.resume == "never":
+        raise RunError(f"workdir {workdir} holds a run and config.resume is 'never'; name another with --workdir")
+    if config.resume == "same" and (changes := changed_keys(config, recorded)):
+        raise RunError(
+            f"workdir {workdir} holds a run with another config: {'; '.join(changes)}. Name another --workdir, or go "
+            "on with this config by --config.resume=any"
+        )
+
+
+def check_space(workdir: epath.Path, num_bytes: int) -> None:
+    """Refuse to start a run whose checkpoints cannot be kept.
+
+    Args:
+        num_bytes: of one checkpoint; four exist at a time (two latest, the best, one being written).
+
+    Raises:
+        RunError: the disk has less room.
+    """
+    if "://" in os.fspath(workdir):
+        return
+    free = shutil.disk_usage(workdir).free
+    if free < 4 * num_bytes:
+        raise RunError(
+            f"workdir {workdir} has {free / 2**20:.0f} MiB free where the checkpoints need {4 * num_bytes / 2**20:.0f} "
+            "MiB; make room or name another with --workdir"
+        )
+
+
+def write_atomically(path: epath.Path, text: str) -> None:
+    """Write a file that is there in full or not at all."""
+    draft = path.parent / f".{path.name}.{os.getpid()}"
+    draft.write_text(text)
+    draft.replace(path)
+
+
+def load_config(path: epath.PathLike) -> ConfigDict:
+    """Read the config of a workdir.
+
+    Raises:
+        RunError: there is none, or it cannot be read.
+    """
+    recorded = epath.Path(path) / "config.json"
+    try:
+        return from_json(recorded.read_text())
+    except OSError as error:
+        raise RunError(f"{path} is no workdir of a run: it has no readable config.json ({error.strerror})") from error
+    except ValueError as error:
+        raise RunError(f"{recorded} is not the JSON that a run writes ({error})") from error
+
+
+def build_model(config: ConfigDict, num_classes: int) -> Model:
+    """Build the model that a config describes; unset options are the variant's own."""
+    options = {key: value for key, value in config.model.items() if value is not None}
+    return create_model(num_classes=num_classes, **options)
+
+
+def load_run(path: epath.PathLike, weights: str | None = None) -> Run:
+    """Load the model of a workdir with the weights of its newest checkpoint.
+
+    Args:
+        weights: "ema" or "raw"; None for the average where one was kept.
+
+    Raises:
+        RunError: the workdir holds no run, no readable checkpoint, or no average.
+    """
+    workdir = epath.Path(path)
+    config = load_config(workdir)
+    environment = load_environment(workdir)
+    class_names = tuple(environment["class_names"])
+    model = build_model(config, len(class_names))
+    weights = weights or ("raw" if config.optim.ema_decay is None else "ema")
+    if not (workdir / "checkpoints").exists():
+        raise RunError(f"{workdir} holds no checkpoint; train first, or name another workdir")
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+    step, variables, _ = checkpoints.restore_variables(_on_one_device(jax.eval_shape(model.init, jax.random.key(0))), weights)
+    checkpoints.close()
+    return Run(config, model, variables, class_names, step)
+
+
+def _on_one_device(abstract: Any) -> Any:
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract)
+
+
+def load_environment(workdir: epath.Path) -> dict[str, Any]:
+    """Read what `save_environment` wrote.
+
+    Raises:
+        RunError: it is not there or cannot be read.
+    """
+    try:
+        return json.loads((workdir / "environment.json").read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(f"{workdir} has no readable environment.json ({error}); train there first") from error
+
+
+def save_environment(workdir: epath.Path, dataset: str, fingerprint: str, class_names: tuple[str, ...]) -> dict[str, Any]:
+    """Record what a run depends on beside its config: versions, devices, dataset."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy", "pillow")
+    environment = {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in packages},
+        "platform": jax.default_backend(),
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "command": " ".join(sys.argv),
+        "dataset": dataset,
+        "fingerprint": fingerprint,
+        "class_names": list(class_names),
+    }
+    write_atomically(workdir / "environment.json", json.dumps(environment, indent=2) + "\n")
+    return environment

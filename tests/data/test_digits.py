@@ -1,0 +1,136 @@
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from mambaout_jax.data import DataError, digits, open_source
+from mambaout_jax.data import prepare as prepare_module
+from mambaout_jax.data.prepare import prepare_digits
+from mambaout_jax.data.transforms import decode_image
+
+
+@pytest.fixture(scope="module")
+def digits_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits")
+    prepare_digits(str(folder))
+    return str(folder)
+
+
+@pytest.mark.parametrize(("split", "size"), [("train", 1437), ("validation", 360)])
+def test_splits_are_those_of_train_test_split(digits_dir, split, size):
+    images, labels = load_digits(return_X_y=True)
+    parts = train_test_split(images, labels, test_size=360, stratify=labels, random_state=0)
+    images, labels = (parts[0], parts[2]) if split == "train" else (parts[1], parts[3])
+    expected = [(np.round(x * 255 / 16).astype(np.uint8).tobytes(), y) for x, y in zip(images, labels, strict=True)]
+    source = open_source("digits", split, digits_dir)
+    found = [(np.asarray(decode_image(record["image"], 1)).tobytes(), record["label"]) for record in source]
+    assert len(source) == size
+    assert sorted(found) == sorted(expected)
+    assert source.class_names == tuple("0123456789")
+
+
+def test_first_use_prepares_without_a_network_and_in_silence(tmp_path, monkeypatch, capsys):
+    def refuse(*args, **kwargs):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    folder = tmp_path / "not" / "there" / "yet"
+    assert len(open_source("digits", "train", str(folder))) == 1437
+    assert [path.name for path in folder.iterdir()] == ["digits"]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_second_use_writes_nothing(digits_dir, monkeypatch):
+    monkeypatch.setattr(prepare_module, "_generate", None)
+    open_source("digits", "train", digits_dir)
+
+
+def test_equal_data_prepared_elsewhere_has_the_same_fingerprint(digits_dir, tmp_path):
+    one, other = (open_source("digits", "train", folder) for folder in (digits_dir, str(tmp_path)))
+    assert one.fingerprint == other.fingerprint
+    assert one.fingerprint != open_source("digits", "validation", digits_dir).fingerprint
+    assert one.fingerprint != open_source("digits", "train[:50%]", digits_dir).fingerprint
+
+
+def test_of_two_processes_at_once_the_second_takes_what_the_first_wrote(tmp_path, monkeypatch):
+    generate, written = prepare_module._generate, []
+
+    def be_overtaken(builder):
+        monkeypatch.setattr(prepare_module, "_generate", generate)
+        written.append(prepare_digits(str(tmp_path)))
+        generate(builder)
+
+    monkeypatch.setattr(prepare_module, "_generate", be_overtaken)
+    assert prepare_digits(str(tmp_path)) == written[0]
+    assert len(open_source("digits", "train", str(tmp_path))) == 1437
+    assert [path.name for path in tmp_path.iterdir()] == ["digits"]
+
+
+KILLED = """
+import os, signal, sys
+from mambaout_jax.data import digits, open_source
+def encode(pixels, count=[0]):
+    count[0] += 1
+    if count[0] == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(pixels)
+whole, digits.encode_digit = digits.encode_digit, encode
+open_source("digits", "train", sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("record", [1, 1790])
+def test_preparation_killed_half_way_is_done_again(tmp_path, record):
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), str(record)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "digits" / "1.0.0").exists()
+    assert len(open_source("digits", "train", str(tmp_path))) == 1437
+
+
+def test_folder_that_cannot_be_written_is_named(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(DataError, match=f"{file}/x .*choose another data_dir"):
+        open_source("digits", "train", str(file / "x"))
+
+
+def test_digits_are_not_written_to_a_bucket(monkeypatch):
+    monkeypatch.setattr(prepare_module, "is_complete", lambda folder: False)
+    with pytest.raises(DataError, match="prepare digits in a local folder, then upload"):
+        prepare_digits("gs://bucket/datasets")
+
+
+def test_encoded_digits_do_not_depend_on_a_compressor():
+    assert len(digits.encode_digit(np.full((8, 8), 16.0))) == len(digits.encode_digit(np.eye(8) * 7))
+
+
+WITHOUT_TENSORFLOW = """
+import sys
+from mambaout_jax import data
+source = data.open_source("digits", "train", sys.argv[1])
+transform = data.TrainTransform((32, 32))
+batch = next(data.train_batches(source, transform, batch_size=8, steps_per_epoch=2, seed=0))
+assert batch["image"].shape == (8, 32, 32, 3)
+assert "tensorflow" not in sys.modules
+"""
+
+
+def test_tensorflow_is_neither_needed_nor_imported_when_it_is_there(tmp_path):
+    decoy = tmp_path / "tensorflow"
+    decoy.mkdir()
+    (decoy / "__init__.py").write_text("raise AssertionError('tensorflow was imported')")
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    subprocess.run(
+        [sys.executable, "-c", WITHOUT_TENSORFLOW, str(tmp_path / "data")],
+        check=True,
+        env=os.environ | {"PYTHONPATH": path},
+        cwd=Path(__file__).parents[2],
+    )

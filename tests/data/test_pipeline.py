@@ -1,0 +1,219 @@
+import itertools
+import multiprocessing
+
+import numpy as np
+import pytest
+
+from mambaout_jax.data import DataError, EvalTransform, TrainTransform, eval_batches, open_source, train_batches
+from tests.data.photos import NUM_VALIDATION, NumberedSource
+
+RESIZE = TrainTransform((4, 5), channels=1)
+RANDOM = TrainTransform((12, 16), crop="random_resized", flip=0.5, interpolation="random")
+EVAL = EvalTransform((4, 5), channels=1)
+
+
+def take(batches, count):
+    taken = list(itertools.islice(batches, count))
+    batches.close()
+    return taken
+
+
+def assert_equal(one, other):
+    assert len(one) == len(other)
+    for a, b in zip(one, other, strict=True):
+        assert a.keys() == b.keys()
+        for key in a:
+            np.testing.assert_array_equal(a[key], b[key])
+
+
+def labels(batches):
+    return [batch["label"].tolist() for batch in batches]
+
+
+@pytest.fixture(scope="module")
+def photos(data_dir):
+    return open_source("photos/whole", "train", data_dir)
+
+
+def train_photos(source, count, **options):
+    options = {"batch_size": 4, "steps_per_epoch": 5, "seed": 3} | options
+    return take(train_batches(source, RANDOM, **options), count)
+
+
+def test_batches_have_the_promised_shapes_and_types(photos):
+    (batch,) = train_photos(photos, 1)
+    assert {key: (value.shape, value.dtype.name) for key, value in batch.items()} == {
+        "image": ((4, 12, 16, 3), "uint8"),
+        "label": ((4,), "int32"),
+        "skipped": ((4,), "int32"),
+    }
+    (batch,) = take(eval_batches(photos, EVAL, batch_size=4), 1)
+    assert {key: (value.shape, value.dtype.name) for key, value in batch.items()} == {
+        "image": ((4, 4, 5, 1), "uint8"),
+        "label": ((4,), "int32"),
+        "mask": ((4,), "bool"),
+        "skipped": ((4,), "int32"),
+    }
+
+
+@pytest.mark.parametrize("start", [1, 4, 5, 11])
+def test_batch_at_a_step_does_not_depend_on_where_the_run_started(photos, start):
+    assert_equal(train_photos(photos, 13)[start:], train_photos(photos, 13 - start, start_step=start))
+
+
+def test_a_step_far_into_a_run_is_reached_at_once(photos):
+    assert len(train_photos(photos, 1, start_step=10_000_000)) == 1
+
+
+def test_batches_do_not_depend_on_the_number_of_workers_and_closing_ends_them(photos):
+    assert_equal(train_photos(photos, 7, start_step=2), train_photos(photos, 7, start_step=2, num_workers=2))
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+@pytest.mark.parametrize("start", [0, 3])
+def test_global_batch_is_the_batches_of_the_hosts_in_rank_order(photos, hosts, start):
+    shares = [train_photos(photos, 7, host_index=host, host_count=hosts, start_step=start) for host in range(hosts)]
+    joined = [{key: np.concatenate([part[key] for part in parts]) for key in parts[0]} for parts in zip(*shares)]
+    assert_equal(train_photos(photos, 7, start_step=start), joined)
+
+
+def test_epoch_uses_every_record_once_up_to_the_dropped_tail():
+    epochs = 6
+    batches = take(train_batches(NumberedSource(23), RESIZE, batch_size=4, steps_per_epoch=5, seed=0), 5 * epochs)
+    for epoch in range(epochs):
+        used = sum(labels(batches[5 * epoch : 5 * epoch + 5]), [])
+        assert len(set(used)) == 20 and set(used) <= set(range(23))
+    dropped = [set(range(23)) - set(sum(labels(batches[5 * e : 5 * e + 5]), [])) for e in range(epochs)]
+    assert len(set(map(frozenset, dropped))) > 1
+
+
+def test_image_and_label_stay_together():
+    for batch in take(train_batches(NumberedSource(23), RESIZE, batch_size=4, steps_per_epoch=5, seed=0), 10):
+        np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], batch["label"])
+
+
+def test_order_is_new_in_every_epoch_and_for_every_seed():
+    def order(seed, epoch):
+        batches = train_batches(
+            NumberedSource(40), RESIZE, batch_size=40, steps_per_epoch=1, seed=seed, start_step=epoch
+        )
+        return tuple(labels(take(batches, 1))[0])
+
+    orders = [order(seed, epoch) for seed in range(3) for epoch in range(3)]
+    assert len(set(orders)) == 9
+    assert order(0, 1) == orders[1]
+
+
+def test_views_are_new_in_every_epoch(photos):
+    options = {"batch_size": 1, "steps_per_epoch": 1, "seed": 0}
+    views = take(train_batches(open_first(photos), RANDOM, **options), 8)
+    assert len({view["image"].tobytes() for view in views}) > 4
+
+
+def open_first(source):
+    class First:
+        name, split = source.name, source.split
+
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            return source[2]
+
+    return First()
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+@pytest.mark.parametrize("length", [1, 3, 8, 9, 17])
+def test_evaluation_sees_every_image_once_and_hosts_take_equally_many_batches(length, hosts):
+    shares = [
+        list(eval_batches(NumberedSource(length), EVAL, batch_size=8, host_index=host, host_count=hosts))
+        for host in range(hosts)
+    ]
+    assert {len(share) for share in shares} == {-(-length // 8)}
+    joined = {key: np.concatenate([part[key] for parts in zip(*shares) for part in parts]) for key in shares[0][0]}
+    np.testing.assert_array_equal(joined["mask"], np.arange(len(joined["mask"])) < length)
+    np.testing.assert_array_equal(joined["label"][joined["mask"]], np.arange(length))
+    np.testing.assert_array_equal(joined["image"][:length, 0, 0, 0], np.arange(length))
+    assert not joined["image"][length:].any() and not joined["skipped"].any()
+
+
+def test_evaluation_does_not_depend_on_the_number_of_workers(data_dir):
+    source = open_source("photos", "validation", data_dir)
+    assert len(source) == NUM_VALIDATION
+    assert_equal(
+        list(eval_batches(source, EVAL, batch_size=2)), list(eval_batches(source, EVAL, batch_size=2, num_workers=1))
+    )
+
+
+@pytest.mark.parametrize(("kind", "workers"), [("bad", 0), ("unreadable", 0), ("bad", 1)])
+def test_a_bad_record_stops_the_run_and_is_named(kind, workers):
+    source = NumberedSource(6, **{kind: (4,)})
+    options = {"batch_size": 2, "num_workers": workers}
+    for batches in (
+        train_batches(source, RESIZE, steps_per_epoch=3, seed=0, **options),
+        eval_batches(source, EVAL, **options),
+    ):
+        with pytest.raises(DataError, match="record 4 of split 'train' of dataset 'numbered'") as raised:
+            take(batches, 3)
+        assert type(raised.value) is DataError
+        assert raised.value.__cause__ is None and raised.value.__suppress_context__
+        assert "\n" not in str(raised.value)
+    assert not multiprocessing.active_children()
+
+
+def test_skipping_trains_on_the_next_record_that_decodes_and_counts():
+    good = take(train_batches(NumberedSource(10), RESIZE, batch_size=5, steps_per_epoch=2, seed=0), 2)
+    source = NumberedSource(10, bad=(8, 9), unreadable=(3,))
+    batches = take(train_batches(source, RESIZE, batch_size=5, steps_per_epoch=2, seed=0, bad_records="skip"), 2)
+    substitutes = {8: (0, 2), 9: (0, 1), 3: (4, 1)}
+    for whole, skipped in zip(good, batches, strict=True):
+        expected = [substitutes.get(label, (label, 0)) for label in whole["label"].tolist()]
+        assert list(zip(skipped["label"].tolist(), skipped["skipped"].tolist(), strict=True)) == expected
+        np.testing.assert_array_equal(skipped["image"][:, 0, 0, 0], skipped["label"])
+
+
+def test_skipping_in_evaluation_masks_the_row_and_counts():
+    source = NumberedSource(5, bad=(1,), unreadable=(4,))
+    batches = list(eval_batches(source, EVAL, batch_size=4, bad_records="skip"))
+    assert np.concatenate([b["mask"] for b in batches]).tolist() == [True, False, True, True] + [False] * 4
+    assert np.concatenate([b["skipped"] for b in batches]).tolist() == [0, 1, 0, 0, 1, 0, 0, 0]
+
+
+def test_skipping_ends_when_nothing_decodes():
+    source = NumberedSource(6, bad=tuple(range(6)))
+    batches = train_batches(source, RESIZE, batch_size=2, steps_per_epoch=3, seed=0, bad_records="skip")
+    with pytest.raises(DataError, match="nor do the 5 before it"):
+        next(batches)
+
+
+def test_real_broken_files_are_found(data_dir):
+    source = open_source("photos/broken", "train", data_dir)
+    batches = list(eval_batches(source, EVAL, batch_size=8, bad_records="skip"))
+    assert sum(int(batch["skipped"].sum()) for batch in batches) == 5
+    with pytest.raises(DataError, match="of dataset 'photos/broken': not an image that Pillow decodes"):
+        list(eval_batches(source, EVAL, batch_size=8))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"batch_size": 6, "host_count": 4}, "6 images does not divide among 4 hosts"),
+        ({"batch_size": 24}, "need 24 images .* has 23"),
+        ({"steps_per_epoch": 6}, "need 24 images .* has 23"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": 4.0}, "batch_size is 4.0"),
+        ({"steps_per_epoch": 0}, "steps_per_epoch is 0"),
+        ({"start_step": -1}, "start_step is -1"),
+        ({"num_workers": -1}, "num_workers is -1"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**32}, "seed is 4294967296"),
+        ({"host_index": 1}, "host_index is 1; expected 0 to 0"),
+        ({"bad_records": "ignore"}, "bad_records is 'ignore'; expected 'stop' or 'skip'"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named_before_anything_is_read(options, words):
+    options = {"batch_size": 4, "steps_per_epoch": 1, "seed": 0} | options
+    with pytest.raises(DataError, match=words):
+        train_batches(NumberedSource(23), RESIZE, **options)

@@ -1,0 +1,169 @@
+import os
+import pickle
+import re
+import subprocess
+import sys
+
+import pytest
+from etils import epath
+
+from mambaout_jax.data import DataError, open_source, sources
+from mambaout_jax.data.transforms import decode_image
+from tests.data import photos
+
+
+@pytest.fixture(scope="module")
+def odd_dir(tmp_path_factory):
+    """Give a folder with a dataset without images and one in another format."""
+    folder = tmp_path_factory.mktemp("odd")
+    photos.write(photos.Texts, folder)
+    return str(folder)
+
+
+def test_records_are_the_files_as_they_were_written(data_dir):
+    source = open_source("photos/whole", "train", data_dir)
+    images = {source[index]["image"] for index in range(len(source))}
+    assert images == {photos.encode(photos.make_photo(number)) for number in range(photos.NUM_TRAIN)}
+    assert {decode_image(image).mode for image in images} == {"RGB"}
+    by_image = {photos.encode(photos.make_photo(n)): n % len(photos.CLASS_NAMES) for n in range(photos.NUM_TRAIN)}
+    assert all(record["label"] == by_image[record["image"]] for record in source)
+
+
+@pytest.mark.parametrize("name", ["photos", "photos/whole", "photos:1.2.0", "photos/whole:1.2.0", "photos/whole:1.*.*"])
+def test_names_may_hold_config_and_version(data_dir, name):
+    source = open_source(name, "train", data_dir)
+    assert (source.name, source.split, source.class_names) == ("photos/whole", "train", photos.CLASS_NAMES)
+    assert source.fingerprint.startswith("photos/whole/1.2.0:train:23:")
+
+
+def test_slices_of_a_split_have_their_own_records_and_fingerprint(data_dir):
+    whole = open_source("photos", "train", data_dir)
+    head, tail = (open_source("photos", split, data_dir) for split in ("train[:70%]", "train[70%:]"))
+    assert [*head, *tail] == [*whole]
+    assert len({source.fingerprint for source in (whole, head, tail)}) == 3
+
+
+def test_configs_have_different_fingerprints(data_dir):
+    one, other = (open_source(f"photos/{config}", "train", data_dir) for config in ("whole", "broken"))
+    assert one.fingerprint != other.fingerprint
+
+
+def test_a_source_survives_pickling(data_dir):
+    source = open_source("photos", "train", data_dir)
+    assert [*pickle.loads(pickle.dumps(source))] == [*source]
+
+
+def test_the_code_that_generated_a_dataset_is_not_needed_to_read_it(data_dir):
+    program = (
+        "import sys; from mambaout_jax.data import open_source;"
+        "print(len(open_source('photos', 'train', sys.argv[1])), 'tests' in sys.modules)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    result = subprocess.run(
+        [sys.executable, "-c", program, data_dir], check=True, capture_output=True, text=True, env=environment
+    )
+    assert result.stdout.split() == ["23", "False"]
+
+
+@pytest.mark.parametrize("index", [-1, 23])
+def test_an_index_outside_the_split_is_an_error(data_dir, index):
+    with pytest.raises(IndexError):
+        open_source("photos", "train", data_dir)[index]
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "words"),
+    [
+        (
+            "imagenette",
+            "train",
+            "'imagenette' is not prepared in .*; run: python -m mambaout_jax prepare imagenette --data",
+        ),
+        (
+            "photos/large",
+            "train",
+            r"not prepared .* \(but photos/broken/1.2.0, photos/whole/1.2.0 is\); run: .* photos/large",
+        ),
+        ("photos:2.0.0", "train", r"'photos:2.0.0' is not prepared"),
+        ("photo", "train", "unknown dataset 'photo'; did you mean 'photos'"),
+        ("imagenete", "train", "unknown dataset 'imagenete'; did you mean 'imagenette'"),
+        ("digit", "train", "unknown dataset 'digit'; did you mean 'digits'"),
+        ("zzzzzz", "train", "unknown dataset 'zzzzzz'; tensorflow.org"),
+        ("my photos", "train", "'my photos' is no dataset name"),
+        ("", "train", "'' is no dataset name"),
+        ("photos", "test", r"no split 'test'; it has train \(23 images\), validation \(7 images\)"),
+        ("photos", "train[", r"no split 'train\['"),
+        ("photos", "train[:0]", r"holds no image"),
+    ],
+)
+def test_what_is_not_there_is_named_with_a_remedy(data_dir, name, split, words):
+    with pytest.raises(DataError, match=words):
+        open_source(name, split, data_dir)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(
+        DataError, match=f"data_dir {tmp_path}/none does not exist; .* prepare photos --data-dir={tmp_path}"
+    ):
+        open_source("photos", "train", str(tmp_path / "none"))
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    def refuse(root):
+        raise PermissionError(13, "Permission denied", str(root))
+
+    monkeypatch.setattr(sources, "_list_names", refuse)
+    with pytest.raises(DataError, match="cannot be read .*Permission denied"):
+        open_source("photos", "train", str(tmp_path))
+
+
+def test_a_bucket_that_does_not_answer_is_given_up(monkeypatch):
+    def hang(root):
+        import time
+
+        time.sleep(5)
+
+    monkeypatch.setattr(sources, "_list_names", hang)
+    monkeypatch.setattr(sources, "REMOTE_SECONDS", 0.05)
+    with pytest.raises(DataError, match="gs://bucket cannot be read .*no answer within"):
+        open_source("photos", "train", "gs://bucket")
+
+
+def test_a_dataset_without_labelled_images_is_refused(odd_dir):
+    with pytest.raises(DataError, match="'texts' has the features text; expected one image feature"):
+        open_source("texts", "train", odd_dir)
+
+
+def test_another_file_format_is_refused(data_dir, tmp_path):
+    folder = tmp_path / "photos"
+    epath.Path(data_dir, "photos").copy(folder) if False else _copy_tree(data_dir, folder)
+    for file in folder.rglob("dataset_info.json"):
+        file.write_text(file.read_text().replace('"array_record"', '"tfrecord"'))
+    with pytest.raises(DataError, match="prepared as tfrecord in .*; move that folder away and run: "):
+        open_source("photos", "train", str(tmp_path))
+
+
+def test_a_missing_shard_is_named(data_dir, tmp_path):
+    folder = tmp_path / "photos"
+    _copy_tree(data_dir, folder)
+    (shard,) = folder.glob("whole/*/photos-train*")
+    shard.unlink()
+    with pytest.raises(DataError, match=f"lacks 1 of 1 files in .*{re.escape(shard.name)}"):
+        open_source("photos", "train", str(tmp_path))
+
+
+@pytest.mark.parametrize("keep", [0, 100, 0.5])
+def test_a_shard_that_is_cut_short_is_an_error(data_dir, tmp_path, keep):
+    folder = tmp_path / "photos"
+    _copy_tree(data_dir, folder)
+    (shard,) = folder.glob("whole/*/photos-train*")
+    content = shard.read_bytes()
+    shard.write_bytes(content[: int(keep * len(content)) if keep < 1 else keep])
+    with pytest.raises(DataError, match="cannot be read"):
+        open_source("photos", "train", str(tmp_path))
+
+
+def _copy_tree(data_dir, folder):
+    import shutil
+
+    shutil.copytree(os.path.join(data_dir, "photos"), folder)

@@ -1,0 +1,256 @@
+"""MambaOut equals its references and keeps the laws of its family."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import mambaout_jax as mo
+from mambaout_jax.models import ModelError
+from mambaout_jax.models.mambaout import GatedCNNBlock
+from tests.models import golden
+
+# Parameter counts to the last digit: timm 1.0.31.
+PARAMETERS = {
+    "mambaout_femto": 7_304_536,
+    "mambaout_kobe": 9_141_208,
+    "mambaout_tiny": 26_545_096,
+    "mambaout_small": 48_488_072,
+    "mambaout_base": 84_813_092,
+    "mambaout_small_rw": 48_495_560,
+    "mambaout_base_short_rw": 88_827_688,
+    "mambaout_base_tall_rw": 86_481_448,
+    "mambaout_base_wide_rw": 94_448_104,
+    "mambaout_base_plus_rw": 101_656_552,
+    "test_mambaout": 447_560,
+}
+
+SMALL = {"depths": (1, 2, 1, 1), "dims": (8, 16, 24, 32), "num_classes": 5}
+
+
+def small_model(**options):
+    return mo.create_model("mambaout_femto", img_size=32, **{**SMALL, **options})
+
+
+def images(size=(32, 32), batch=4, channels=3):
+    return jax.random.normal(jax.random.key(7), (batch, *size, channels))
+
+
+def noisy(variables, scale=0.2):
+    """Move every parameter, so that a residual branch is as large as its trunk."""
+    leaves, treedef = jax.tree.flatten(variables)
+    keys = jax.random.split(jax.random.key(3), len(leaves))
+    moved = [leaf + scale * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(treedef, moved)
+
+
+def test_list_models_is_what_is_counted_here():
+    assert mo.list_models() == sorted(PARAMETERS)
+
+
+@pytest.mark.parametrize("name", sorted(PARAMETERS))
+def test_parameter_count_and_shapes(name):
+    model = mo.create_model(name)
+    variables = jax.eval_shape(model.init, jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == PARAMETERS[name]
+    spec = jax.ShapeDtypeStruct((2, *model.input_spec.size, 3), jnp.float32)
+    assert jax.eval_shape(model.apply, variables, spec).shape == (2, 1000)
+    maps = jax.eval_shape(lambda v, x: model.apply(v, x, output="features"), variables, spec)
+    for info, feature_map in zip(model.feature_info, maps, strict=True):
+        side = model.input_spec.size[0] // info.stride
+        assert feature_map.shape == (2, side, side, info.channels)
+
+
+@pytest.mark.parametrize("name", [*golden.names("mambaout_orig__*"), *golden.names("timm_mambaout__*")])
+def test_forward_matches_reference(name):
+    case = golden.load(name)
+    base = "test_mambaout" if name.endswith("test_mambaout") else "mambaout_femto"
+    model = mo.create_model(base, img_size=case.input.shape[1:3], **case.options)
+    variables = {"params": case.params, "batch_stats": {}}
+    with jax.default_matmul_precision("highest"):
+        logits = jax.jit(model.apply)(variables, case.input)
+        maps = jax.jit(lambda v, x: model.apply(v, x, output="features"))(variables, case.input)
+        train_maps, _ = jax.jit(lambda v, x: model.apply_train(v, x, output="features"))(variables, case.input)
+    np.testing.assert_allclose(logits, case.output, rtol=0, atol=case.atol)
+    for index, (feature_map, train_map) in enumerate(zip(maps, train_maps, strict=True)):
+        np.testing.assert_allclose(feature_map, case.features[f"stage{index}"], rtol=0, atol=case.atol)
+        np.testing.assert_array_equal(feature_map, train_map)
+
+
+@pytest.mark.parametrize("name", golden.names("gated_cnn_block__*"))
+def test_block_matches_reference(name):
+    case = golden.load(name)
+    block = GatedCNNBlock(
+        case.options["dim"],
+        expansion_ratio=8 / 3,
+        conv_ratio=case.options.get("conv_ratio", 1.0),
+        kernel_size=7,
+        act_layer="gelu",
+        ls_init_value=None,
+        drop_path_rate=0.0,
+        dtype=jnp.dtype("float32"),
+    )
+    graphdef, _ = nnx.split(block)
+    with jax.default_matmul_precision("highest"):
+        output = nnx.merge(graphdef, case.params)(jnp.asarray(case.input))
+    np.testing.assert_allclose(output, case.output, rtol=0, atol=case.atol)
+
+
+def test_parameters_have_timms_names():
+    case = golden.load("timm_mambaout__test_mambaout")
+    model = mo.create_model("test_mambaout", **case.options)
+    ours = jax.eval_shape(model.init, jax.random.key(0))["params"]
+    assert jax.tree.map(np.shape, ours) == jax.tree.map(np.shape, case.params)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (64, 32)])
+def test_any_size_of_32_and_up(size):
+    model = small_model()
+    variables = model.init(jax.random.key(0))
+    logits = model.apply(variables, images(size))
+    assert logits.shape == (4, 5)
+    assert jnp.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("shape", [(2, 31, 32, 3), (2, 32, 16, 3), (2, 32, 32, 1), (32, 32, 3)], ids=str)
+def test_images_that_do_not_fit_are_refused(shape):
+    model = small_model()
+    variables = model.init(jax.random.key(0))
+    with pytest.raises(ModelError, match="expected"):
+        model.apply(variables, jnp.zeros(shape))
+
+
+def test_without_key_nothing_is_random():
+    model = small_model(drop_path_rate=0.9, drop_rate=0.9)
+    variables = model.init(jax.random.key(0))
+    logits = model.apply(variables, images())
+    np.testing.assert_array_equal(model.apply_train(variables, images())[0], logits)
+    with_key = model.apply_train(variables, images(), key=jax.random.key(1))[0]
+    assert not np.array_equal(with_key, logits)
+    np.testing.assert_array_equal(model.apply_train(variables, images(), key=jax.random.key(1))[0], with_key)
+
+
+def block_masks(model, variables, key, batch):
+    """Recover which samples each block dropped, from maps where a dropped branch leaves the trunk unchanged."""
+    module = model._merge(variables)
+    x, index, masks = module.stem(images(batch=batch)), 0, []
+    for stage in module.stages:
+        x = x if stage.downsample is None else stage.downsample(x)
+        for block in stage.blocks:
+            y = block(x, jax.random.fold_in(key, index))
+            masks.append(np.asarray(jnp.abs(y - x).max((1, 2, 3)) > 0))
+            x, index = y, index + 1
+    return np.stack(masks)
+
+
+def test_drop_path_masks_differ_between_blocks_and_samples():
+    model = small_model(depths=(2, 2, 2, 2), drop_path_rate=0.5)
+    variables = noisy(model.init(jax.random.key(0)))
+    masks = block_masks(model, variables, jax.random.key(5), batch=64)
+    assert masks[0].all(), "the first block is never dropped"
+    assert len({mask.tobytes() for mask in masks[1:]}) == len(masks) - 1
+    kept = masks[-4:].mean()
+    assert 0.4 < kept < 0.8
+
+
+def test_drop_path_keeps_the_mean():
+    from mambaout_jax.models.layers import drop_path
+
+    x = jnp.ones((20_000, 1, 1, 1))
+    dropped = drop_path(x, 0.3, jax.random.key(0))
+    assert set(np.unique(np.asarray(dropped)).tolist()) == {0.0, np.float32(1 / 0.7).item()}
+    assert abs(float(dropped.mean()) - 1.0) < 0.02
+
+
+def test_drop_path_rises_linearly_over_all_blocks():
+    model = mo.create_model("mambaout_tiny", drop_path_rate=0.2)
+    module = nnx.merge(model._graphdef, model._params, model._batch_stats)
+    rates = [block.drop_path_rate for stage in module.stages for block in stage.blocks]
+    np.testing.assert_allclose(rates, np.linspace(0.0, 0.2, 18))
+
+
+def test_remat_changes_no_value_and_no_gradient():
+    plain, remat = small_model(drop_path_rate=0.3), small_model(drop_path_rate=0.3, remat=True)
+    variables = noisy(plain.init(jax.random.key(0)))
+
+    def loss(params, model):
+        logits, _ = model.apply_train({"params": params, "batch_stats": {}}, images(), key=jax.random.key(2))
+        return jnp.square(logits).mean()
+
+    results = [
+        jax.jit(jax.value_and_grad(lambda p, m=model: loss(p, m)))(variables["params"]) for model in (plain, remat)
+    ]
+    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * float(jnp.abs(a).max()))
+    jaxpr = str(jax.make_jaxpr(jax.grad(lambda p: loss(p, remat)))(variables["params"]))
+    assert "remat" in jaxpr or "checkpoint" in jaxpr
+
+
+def test_bfloat16_computes_low_and_keeps_parameters_and_logits_high():
+    model, exact = small_model(dtype="bfloat16"), small_model()
+    variables = noisy(model.init(jax.random.key(0)), 0.05)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    logits, maps = model.apply(variables, images()), model.apply(variables, images(), output="features")
+    assert logits.dtype == jnp.float32
+    assert {feature_map.dtype for feature_map in maps} == {jnp.dtype("bfloat16")}
+    reference = exact.apply(variables, images())
+    assert 0 < float(jnp.abs(logits - reference).max()) < 0.03 * float(jnp.abs(reference).max())
+
+
+def test_parameter_depends_on_key_and_path_alone():
+    shallow = small_model(depths=(1, 1, 1, 1)).init(jax.random.key(0))["params"]
+    deep = small_model(depths=(1, 3, 2, 1)).init(jax.random.key(0))["params"]
+    path = lambda params: params["stages"][1]["blocks"][0]["fc1"]["weight"]  # noqa: E731
+    np.testing.assert_array_equal(path(shallow), path(deep))
+    blocks = deep["stages"][1]["blocks"]
+    assert not np.array_equal(blocks[0]["fc1"]["weight"], blocks[1]["fc1"]["weight"])
+
+
+def test_initial_values_follow_the_recipe():
+    params = mo.create_model("mambaout_femto").init(jax.random.key(0))["params"]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name, layer = path[-1].key, path[-2].key
+        if leaf.ndim > 1:
+            assert abs(float(leaf.std()) - 0.02) < 0.02 * 5 / np.sqrt(leaf.size), path
+        else:
+            assert (leaf == (1.0 if name == "weight" and layer.startswith("norm") else 0.0)).all(), path
+
+
+def test_layer_scale_starts_where_timm_starts_it():
+    params = small_model(ls_init_value=1e-6).init(jax.random.key(0))["params"]
+    np.testing.assert_array_equal(params["stages"][0]["blocks"][0]["ls"]["gamma"], np.full(8, 1e-5, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"num_classes": 0}, "num_classes"),
+        ({"depths": (1, 1, 1)}, "depths"),
+        ({"dims": (8, 16, 0, 32)}, "dims"),
+        ({"kernel_size": 4}, "kernel_size"),
+        ({"conv_ratio": 3.0}, "conv_ratio"),
+        ({"drop_path_rate": 2.0}, "drop_path_rate"),
+        ({"drop_rate": -0.1}, "drop_rate"),
+        ({"act_layer": "tanh"}, "act_layer"),
+        ({"downsample": "pool"}, "downsample"),
+        ({"head_fn": "mlp"}, "head_fn"),
+        ({"dtype": "float16"}, "dtype"),
+        ({"img_size": 16}, "img_size"),
+        ({"drop_path": 0.1}, "did you mean 'drop_path_rate'"),
+    ],
+)
+def test_option_out_of_range_is_named(options, words):
+    with pytest.raises(ModelError, match=words):
+        mo.create_model("mambaout_femto", **options)
+
+
+def test_unknown_model_suggests_the_nearest():
+    with pytest.raises(ModelError, match="did you mean 'mambaout_tiny'"):
+        mo.create_model("mambaout_tinny")
+
+
+def test_unknown_output_is_named():
+    model = small_model()
+    with pytest.raises(ModelError, match="output"):
+        model.apply(model.init(jax.random.key(0)), images(), output="maps")

@@ -1,0 +1,135 @@
+"""The depthwise convolution's forms are one operator, with one derivative."""
+
+import subprocess
+import sys
+import textwrap
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mambaout_jax.ops import depthwise_conv2d
+
+ROOT = Path(__file__).parents[2]
+
+# (batch, height, width, channels), (kh, kw): the kernels in use, odd sizes, maps smaller than the kernel, a
+# map of one pixel, rows that leave a remainder when the kernel's gradient takes several at a time.
+SHAPES = [
+    ((2, 14, 14, 8), (7, 7)),
+    ((2, 7, 7, 16), (7, 7)),
+    ((1, 9, 11, 5), (5, 5)),
+    ((3, 8, 6, 4), (3, 3)),
+    ((2, 4, 20, 3), (5, 5)),
+    ((2, 3, 2, 4), (7, 7)),
+    ((2, 1, 1, 4), (7, 7)),
+    ((2, 6, 5, 4), (3, 7)),
+    ((2, 6, 5, 4), (1, 1)),
+]
+
+
+def _data(shape, sides, dtype="float32"):
+    rng = np.random.default_rng(0)
+    shapes = (shape, (*sides, 1, shape[-1]), shape)
+    return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
+
+
+@partial(jax.jit, static_argnums=0)
+def _value_and_gradients(impl, x, kernel, dy):
+    y, vjp = jax.vjp(lambda x, kernel: depthwise_conv2d(x, kernel, impl=impl), x, kernel)
+    return y, *vjp(dy)
+
+
+def _assert_close(actual, expected, relative):
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert (a.shape, a.dtype) == (e.shape, e.dtype)
+        a, e = np.asarray(a, np.float32), np.asarray(e, np.float32)
+        np.testing.assert_allclose(a, e, rtol=0, atol=relative * np.abs(e).max())
+
+
+@pytest.mark.parametrize(("shape", "sides"), SHAPES)
+def test_value_and_gradients_equal_those_of_the_grouped_convolution(shape, sides):
+    data = _data(shape, sides)
+    actual = _value_and_gradients("shift", *data)
+    _assert_close(actual, _value_and_gradients("lax", *data), 1e-5)
+
+
+@pytest.mark.parametrize("sides", [(3, 3), (5, 5), (7, 7)])
+def test_bfloat16_is_the_float32_result_rounded_once(sides):
+    data = _data((2, 14, 9, 8), sides, "bfloat16")
+    exact = _value_and_gradients("lax", *(a.astype(jnp.float32) for a in data))
+    actual = _value_and_gradients("shift", *data)
+    _assert_close(actual, [a.astype(jnp.bfloat16) for a in exact], 2**-8)
+    _assert_close(actual, _value_and_gradients("lax", *data), 2**-5)
+
+
+def test_one_pixel_is_the_formula():
+    x, kernel, _ = _data((1, 5, 6, 2), (3, 5))
+    y = depthwise_conv2d(x, kernel, impl="shift")
+    expected = sum(kernel[i, j, 0] * x[0, 2 + i - 1, 3 + j - 2] for i in range(3) for j in range(5))
+    np.testing.assert_allclose(y[0, 2, 3], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("impl", ["shift", "auto"])
+def test_vmap_equals_a_loop(impl):
+    xs, kernel, dys = _data((3, 2, 6, 7, 4), (3, 3))
+
+    def run(x, dy):
+        return _value_and_gradients(impl, x, kernel, dy)
+
+    looped = [run(x, dy) for x, dy in zip(xs, dys, strict=True)]
+    _assert_close(jax.vmap(run)(xs, dys), jax.tree.map(lambda *a: jnp.stack(a), *looped), 1e-6)
+
+
+@pytest.mark.parametrize("impl", ["shift", "auto"])
+def test_recomputing_equals_storing(impl):
+    x, kernel, dy = _data((2, 6, 7, 4), (5, 5))
+
+    def loss(op):
+        return jax.jit(jax.grad(lambda x, kernel: jnp.vdot(op(jnp.tanh(op(x, kernel)), kernel), dy), (0, 1)))
+
+    def op(x, kernel):
+        return depthwise_conv2d(x, kernel, impl=impl)
+
+    _assert_close(loss(jax.checkpoint(op))(x, kernel), loss(op)(x, kernel), 1e-6)
+
+
+@pytest.mark.parametrize(("platform", "convolves"), [("cpu", False), ("tpu", True), ("cuda", True)])
+def test_auto_is_chosen_by_the_platform_that_the_program_is_lowered_for(platform, convolves):
+    traced = _value_and_gradients.trace("auto", *_data((2, 6, 7, 4), (3, 3)))
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert text.count("stablehlo.convolution") == (3 if convolves else 0)
+
+
+@pytest.mark.parametrize(
+    ("sides", "channels", "impl", "message"),
+    [((4, 4), 4, "auto", "odd sides"), ((3, 3), 5, "auto", "map of 4 channels"), ((3, 3), 4, "fft", "'fft'")],
+)
+def test_what_does_not_fit_is_refused_by_name(sides, channels, impl, message):
+    with pytest.raises(ValueError, match=message):
+        depthwise_conv2d(jnp.zeros((1, 6, 6, 4)), jnp.zeros((*sides, 1, channels)), impl=impl)
+
+
+def test_a_sharded_batch_costs_one_all_reduce_and_changes_nothing():
+    """Run on eight devices, in a process of its own: the number of devices is fixed when JAX starts."""
+    program = """
+        import jax, numpy as np
+        from jax.sharding import NamedSharding, PartitionSpec as P
+        from tests.ops.test_depthwise import _assert_close, _data, _value_and_gradients
+
+        jax.config.update("jax_num_cpu_devices", 8)
+        data = _data((16, 7, 9, 8), (5, 5))
+        mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+        specs = [P("data"), P(), P("data")]
+        placed = [jax.device_put(a, NamedSharding(mesh, spec)) for a, spec in zip(data, specs)]
+        compiled = _value_and_gradients.lower("shift", *placed).compile()
+        text = compiled.as_text()
+        assert text.count(" all-reduce(") == 1, text
+        assert " all-gather(" not in text and " all-to-all(" not in text, text
+        _assert_close(jax.device_get(compiled(*placed)), _value_and_gradients("lax", *data), 1e-5)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr

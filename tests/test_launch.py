@@ -1,0 +1,115 @@
+"""The launchers say what they would do, from any folder, and do nothing while they say it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LAUNCHERS = ("local.sh", "test.sh")
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """Run a launcher from another folder, in a checkout with a space in its path, with stand-ins on PATH."""
+    checkout = tmp_path / "a checkout"
+    shutil.copytree(ROOT / "launch", checkout / "launch")
+    for name in ("requirements.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, checkout)
+    elsewhere, bin_dir = tmp_path / "else where", tmp_path / "bin"
+    elsewhere.mkdir()
+    bin_dir.mkdir()
+
+    def run(script, *arguments, code=0, environment=None, **stand_ins):
+        for name, text in {"python3": f'exec "{sys.executable}" "$@"', **stand_ins}.items():
+            (bin_dir / name).write_text(f"#!/bin/sh\n{text}\n")
+            (bin_dir / name).chmod(0o755)
+        result = subprocess.run(
+            [checkout / "launch" / script, *arguments],
+            check=False,
+            cwd=elsewhere,
+            env={"PATH": f"{bin_dir}:/usr/bin:/bin", "HOME": str(tmp_path / "home"), **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert result.returncode == code, result.stdout + result.stderr
+        assert not list(elsewhere.iterdir())
+        assert sorted(os.listdir(checkout)) == ["launch", "pyproject.toml", "requirements.txt"]
+        return result.stdout.replace(str(checkout), "CHECKOUT") + result.stderr
+
+    return run
+
+
+@pytest.mark.parametrize("script", LAUNCHERS)
+def test_help_tells_every_option(script, launch):
+    text = launch(script, "--help")
+    options = {"local.sh": ("--workdir", "--jax", "--python"), "test.sh": ("--torch", "--fast", "--python")}
+    for option in (*options[script], "--dry-run", "--help"):
+        assert f"  {option} " in text
+
+
+def test_dry_run_of_training_prints_the_commands_in_order(launch):
+    text = launch("local.sh", "--dry-run", "--config.seed=1", "--jax=cpu")
+    commands = [line for line in text.splitlines() if line.startswith("+")]
+    assert [command.split("python' ")[-1].split("python3 ")[-1] for command in commands] == [
+        "-m venv --clear 'CHECKOUT/.venv'",
+        "-m pip install --disable-pip-version-check --quiet --editable 'CHECKOUT'",
+        "'CHECKOUT/main.py' '--config=CHECKOUT/configs/digits.py' '--workdir=CHECKOUT/runs/digits' --config.seed=1",
+    ]
+
+
+def test_dry_run_of_tests_passes_the_rest_to_pytest(launch):
+    assert "-m pytest -m 'not torch'\n" in launch("test.sh", "--dry-run")
+    assert "-m pytest -m 'not torch and not slow' -k 'a b'\n" in launch("test.sh", "--dry-run", "--fast", "-k", "a b")
+    with_torch = launch("test.sh", "--dry-run", "--torch")
+    assert "[test,torch]' torch==" in with_torch
+    assert with_torch.endswith("-m pytest\n")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="NVIDIA's driver is looked for on Linux")
+@pytest.mark.parametrize(
+    ("gpus", "jax"),
+    [
+        ("580.65.06, 9.0", "'jax[cuda13]'"),
+        ("580.65.06, 12.0\\n580.65.06, 7.0", "'jax[cuda12]'"),
+        ("535.104.05, 8.0", "'jax[cuda12]'"),
+        ("470.82.01, 8.0", "older than 525"),
+    ],
+)
+def test_jax_is_chosen_for_driver_and_gpus(gpus, jax, launch):
+    assert jax in launch("local.sh", "--dry-run", **{"nvidia-smi": f"printf '{gpus}\\n'"})
+
+
+@pytest.mark.parametrize("script", LAUNCHERS)
+@pytest.mark.parametrize(
+    ("python", "sentence"),
+    [
+        ("exit 1", "no Python 3.11 or newer was found on the PATH"),
+        (f'case $* in *ensurepip*) exit 1 ;; esac; exec "{sys.executable}" "$@"', "lacks the module venv"),
+    ],
+    ids=["none", "without venv"],
+)
+def test_a_python_that_will_not_do_is_one_sentence(script, python, sentence, launch):
+    others = dict.fromkeys(("python3.11", "python3.12", "python3.13"), "exit 1")
+    text = launch(script, "--dry-run", code=2, python3=python, **others)
+    assert sentence in text
+    assert text.startswith("error: ")
+    assert text.count("\n") == 1
+
+
+def test_a_folder_that_is_no_environment_is_left_alone(launch, tmp_path):
+    letter = tmp_path / "home" / "letter.txt"
+    letter.parent.mkdir()
+    letter.write_text("dear")
+    text = launch("local.sh", code=2, environment={"MAMBAOUT_VENV": str(letter.parent)})
+    assert "holds something other than a virtual environment" in text
+    assert letter.exists()
+
+
+def test_unknown_accelerator_is_named(launch):
+    assert "--jax is gpu; cpu, cuda12, cuda13 or tpu is expected" in launch("local.sh", "--jax=gpu", code=2)

@@ -1,0 +1,252 @@
+"""The program keeps the laws of its house: who imports whom, what is banned, how long things get.
+
+A law is a function from the repository's root to the places that break it. Each is run on the program, and on
+lines that break it, so that no law passes because it looks at nothing.
+"""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ("mambaout_jax", "configs", "benchmarks", "tests")
+
+# Room -> the rooms that it may import; what those may import it may import as well.
+IMPORTS = {
+    "main": {"train"},
+    "cli": {"analysis", "train", "convert"},
+    "analysis": {"train", "convert"},
+    "train": {"convert", "models", "data", "parallel", "ops"},
+    "convert": {"models"},
+    "models": {"ops"},
+    "data": set(),
+    "ops": set(),
+    "parallel": set(),
+    "__init__": {"convert", "models"},
+    "__main__": {"cli"},
+}
+BANNED = {
+    "flax.nnx.Optimizer": "it costs ten times the dispatch of jax.jit on plain dicts",
+    "flax.nnx.cached_partial": "it costs ten times the dispatch of jax.jit on plain dicts",
+    "flax.nnx.grad": "it costs ten times the dispatch of jax.jit on plain dicts",
+    "flax.nnx.jit": "it costs ten times the dispatch of jax.jit on plain dicts",
+    "flax.nnx.scan": "it costs ten times the dispatch of jax.jit on plain dicts",
+    "flax.nnx.value_and_grad": "it costs ten times the dispatch of jax.jit on plain dicts",
+    "jax.experimental.pjit": "jax.jit does it",
+    "jax.experimental.shard_map": "it is jax.shard_map now",
+    "jax.pmap": "jax.jit on a mesh does it",
+}
+# Where a ConfigDict is read: everything below takes plain arguments.
+CONFIG_READERS = {"main.py", "mambaout_jax/train/config.py", "mambaout_jax/train/loop.py"}
+TORCH = {"timm", "torch", "torchvision"}
+LONG_FUNCTIONS = {"mambaout_jax/train/loop.py": {"train"}}
+
+
+def sources(root, *patterns):
+    """Yield (path below root, parsed source) of the program's Python files, or of those that match."""
+    for pattern in patterns or ("main.py", "configs/**/*.py", "mambaout_jax/**/*.py"):
+        for path in sorted(root.glob(pattern)):
+            yield path.relative_to(root).as_posix(), ast.parse(path.read_text())
+
+
+def room_of(path):
+    parts = path.removesuffix(".py").split("/")
+    return parts[1] if parts[0] == "mambaout_jax" else parts[0]
+
+
+def imported(path, tree):
+    """Yield (name bound, full name imported, line, whether inside a function), relative imports resolved."""
+    inside = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for name in node.names:
+                bound = name.asname or name.name.split(".")[0]
+                yield bound, name.name, node.lineno, id(node) in inside
+        elif isinstance(node, ast.ImportFrom):
+            package = path.split("/")[: -node.level] if node.level else []
+            module = ".".join([*package, *filter(None, [node.module])])
+            for name in node.names:
+                yield name.asname or name.name, f"{module}.{name.name}", node.lineno, id(node) in inside
+
+
+def reachable(room):
+    return IMPORTS[room].union(*(reachable(other) for other in IMPORTS[room]))
+
+
+def imports_run_one_way(root):
+    for path, tree in sources(root, "main.py", "mambaout_jax/**/*.py"):
+        room = room_of(path)
+        if room not in IMPORTS:
+            yield f"{path}: {room} is a room that IMPORTS does not know"
+            continue
+        for _, name, line, _ in imported(path, tree):
+            if name.split(".")[0] != "mambaout_jax":
+                continue
+            other = name.split(".")[1] if "." in name else "__init__"
+            if other != room and other not in reachable(room):
+                yield f"{path}:{line} imports {name}"
+
+
+def configs_import_ml_collections_alone(root):
+    for path, tree in sources(root, "configs/**/*.py"):
+        for _, name, line, _ in imported(path, tree):
+            if name.split(".")[0] != "ml_collections":
+                yield f"{path}:{line} imports {name}"
+
+
+def config_dict_stays_above_the_loop(root):
+    for path, tree in sources(root, "main.py", "mambaout_jax/**/*.py"):
+        for _, name, line, _ in imported(path, tree):
+            if name.split(".")[0] == "ml_collections" and path not in CONFIG_READERS:
+                yield f"{path}:{line} imports {name}"
+
+
+def flax_stays_in_models(root):
+    for path, tree in sources(root):
+        for _, name, line, _ in imported(path, tree):
+            if name.split(".")[0] == "flax" and room_of(path) != "models":
+                yield f"{path}:{line} imports {name}"
+
+
+def torch_stays_in_functions_of_convert(root):
+    for path, tree in sources(root):
+        for _, name, line, in_function in imported(path, tree):
+            if name.split(".")[0] in TORCH and not (in_function and room_of(path) == "convert"):
+                yield f"{path}:{line} imports {name}"
+
+
+def tensorflow_stays_in_functions_of_prepare(root):
+    for path, tree in sources(root):
+        for _, name, line, in_function in imported(path, tree):
+            if name.split(".")[0] == "tensorflow" and not (in_function and path == "mambaout_jax/data/prepare.py"):
+                yield f"{path}:{line} imports {name}"
+
+
+def nothing_banned_is_used(root):
+    for path, tree in sources(root):
+        names = {bound: name for bound, name, _, _ in imported(path, tree)}
+        # `import jax.numpy` binds jax.
+        names |= {bound: bound for bound, name in names.items() if name.startswith(f"{bound}.")}
+        used = [(name, line) for _, name, line, _ in imported(path, tree)]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute):
+                root_name, *attributes = ast.unparse(node).split(".")
+                used.append((".".join([names.get(root_name, ""), *attributes]), node.lineno))
+        for name, line in used:
+            for banned, reason in BANNED.items():
+                if name == banned or name.startswith(f"{banned}."):
+                    yield f"{path}:{line} uses {banned}: {reason}"
+
+
+def there_is_no_utils(root):
+    for pattern in ("utils.py", *(f"{folder}/**/utils.py" for folder in FOLDERS)):
+        yield from (path.relative_to(root).as_posix() for path in root.glob(pattern))
+
+
+def files_and_functions_are_short(root):
+    everything = (
+        "main.py",
+        *(f"{folder}/**/*.py" for folder in ("mambaout_jax", "configs", "benchmarks", "tests")),
+    )
+    for path, tree in sources(root, *everything):
+        length, limit = len((root / path).read_text().splitlines()), 79 if path == "main.py" else 300
+        if length > limit:
+            yield f"{path}: {length} lines"
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef) and node.name not in LONG_FUNCTIONS.get(path, ()):
+                lines = node.end_lineno - node.lineno + 1
+                if lines > 80:
+                    yield f"{path}:{node.lineno} {node.name}: {lines} lines"
+
+
+def what_is_public_has_a_docstring(root):
+    def undocumented(nodes, prefix):
+        for node in nodes:
+            if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("_"):
+                continue
+            if not ast.get_docstring(node):
+                yield f"{prefix}:{node.lineno} {node.name}"
+            if isinstance(node, ast.ClassDef):
+                yield from undocumented(node.body, prefix)
+
+    for path, tree in sources(root, "main.py", "mambaout_jax/**/*.py"):
+        yield from undocumented(tree.body, path)
+
+
+LAWS = {
+    law: dict(broken)
+    for law, *broken in [
+        (
+            imports_run_one_way,
+            ("mambaout_jax/ops/conv.py", "from mambaout_jax.models import layers"),
+            ("mambaout_jax/data/pipeline.py", "from ..parallel import mesh"),
+            ("mambaout_jax/models/layers.py", "def f():\n    import mambaout_jax.train.loop"),
+            ("mambaout_jax/train/loop.py", "import mambaout_jax as mo"),
+            ("mambaout_jax/convert/timm.py", "from mambaout_jax import data"),
+            ("mambaout_jax/helpers/text.py", ""),
+            ("main.py", "from mambaout_jax.cli import predict"),
+        ),
+        (configs_import_ml_collections_alone, ("configs/digits.py", "import jax")),
+        (
+            config_dict_stays_above_the_loop,
+            ("mambaout_jax/train/step.py", "import ml_collections"),
+        ),
+        (
+            flax_stays_in_models,
+            ("mambaout_jax/train/step.py", "from flax import nnx"),
+            ("main.py", "import flax.nnx as nnx"),
+        ),
+        (
+            torch_stays_in_functions_of_convert,
+            ("mambaout_jax/convert/read.py", "import torch"),
+            ("mambaout_jax/cli/convert.py", "def f():\n    from timm import create_model"),
+        ),
+        (
+            tensorflow_stays_in_functions_of_prepare,
+            ("mambaout_jax/data/prepare.py", "import tensorflow as tf"),
+            ("mambaout_jax/data/pipeline.py", "def f():\n    import tensorflow.data"),
+        ),
+        (
+            nothing_banned_is_used,
+            ("mambaout_jax/models/a.py", "from flax import nnx\nstep = nnx.jit(lambda x: x)"),
+            ("mambaout_jax/models/b.py", "from flax.nnx import Optimizer"),
+            ("mambaout_jax/train/c.py", "import jax\nf = jax.pmap(lambda x: x)"),
+            ("mambaout_jax/train/d.py", "from jax.experimental import pjit"),
+            (
+                "mambaout_jax/ops/e.py",
+                "import jax.numpy as jnp\nfrom jax.experimental import shard_map",
+            ),
+            ("mambaout_jax/ops/f.py", "import jax.numpy\njax.pmap"),
+        ),
+        (there_is_no_utils, ("mambaout_jax/train/utils.py", ""), ("tests/utils.py", "")),
+        (
+            files_and_functions_are_short,
+            ("main.py", "x = 1\n" * 80),
+            ("benchmarks/long.py", "x = 1\n" * 301),
+            ("mambaout_jax/train/loop.py", "def evaluate():\n" + "    x = 1\n" * 80),
+        ),
+        (
+            what_is_public_has_a_docstring,
+            ("mambaout_jax/ops/conv.py", "def conv(x):\n    return x"),
+            ("mambaout_jax/models/model.py", 'class Model:\n    """Hold."""\n\n    def apply(self): ...'),
+        ),
+    ]
+}
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+def test_program_keeps_law(law):
+    assert list(law(ROOT)) == []
+
+
+@pytest.mark.parametrize(
+    ("law", "path"),
+    [(law, path) for law, broken in LAWS.items() for path in broken],
+    ids=lambda x: getattr(x, "__name__", x),
+)
+def test_law_sees_what_breaks_it(law, path, tmp_path):
+    file = tmp_path / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(LAWS[law][path])
+    assert any(path in place for place in law(tmp_path))
