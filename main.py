@@ -1,0 +1,67 @@
+"""Train or evaluate: `python main.py --config=configs/digits.py --workdir=runs/digits`.
+
+Exit codes: 0 finished; 1 the program or the machine failed; 2 something typed does not fit; 3 the loss was not finite;
+75 a signal stopped the run, everything is saved, start it again.
+"""
+
+import errno
+import os
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", help_string="The experiment; --config.KEY=VALUE changes a key of it."
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; the same one resumes it.", required=True)
+MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
+
+
+def main(argv: list[str]) -> int:
+    """Run, and tell failures apart by exit code."""
+    if len(argv) > 1:
+        return _fail(f"{argv[1]!r} is no flag; flags start with --", 2)
+    if flags.FLAGS["verbosity"].using_default_value:
+        logging.set_verbosity(logging.WARNING)
+    from mambaout_jax import train  # after the flags, so that a mistyped one is told at once
+
+    try:
+        if MODE.value == "evaluate":
+            print(train.format_scores(train.evaluate(CONFIG.value, WORKDIR.value)))
+        elif CONFIG.value is None:
+            return _fail("--config names no experiment; try --config=configs/digits.py", 2)
+        else:
+            results = train.train(CONFIG.value, WORKDIR.value)
+            print(train.format_scores(results))
+            print(f"report: {os.path.join(WORKDIR.value, 'report.html')}")
+    except train.USER_ERRORS as error:
+        return _fail(str(error), 2)
+    except train.DivergedError as error:
+        return _fail(str(error), 3)
+    except train.StoppedError as error:
+        code = _fail(f"{error}; everything is saved, the same command goes on", os.EX_TEMPFAIL)
+        sys.stdout.flush()
+        os._exit(code)  # a compilation that was left behind in a thread would crash an orderly exit
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return _fail(f"no space is left for {WORKDIR.value}; make room, the same command goes on", 1)
+    return 0
+
+
+def _fail(sentence: str, code: int) -> int:
+    print(f"error: {sentence}", file=sys.stderr)
+    return code
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    # ml_collections reports an unknown key of the config by these two, the nearest known one included.
+    except (KeyError, AttributeError, OSError, flags.Error) as error:
+        sys.exit(_fail(" ".join(str(error).strip("\"'").replace("\\n", " ").split()), 2))
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=_parse_flags)

@@ -1,6 +1,6 @@
 """Train a small MambaOut on scikit-learn's 1,797 handwritten digits: the main job in miniature.
 
-    python main.py --config=configs/digits.py --workdir=runs/digits
+python main.py --config=configs/digits.py --workdir=runs/digits
 """
 
 from ml_collections import ConfigDict, config_dict

@@ -2,11 +2,11 @@
 
 import collections
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 
 def make_mesh() -> Mesh:
@@ -22,6 +22,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Split the first axis over the devices."""
     return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def abstract(function: Callable[..., Any], *args: Any, sharding: Sharding) -> Any:
+    """Describe what a function returns, without computing it: shapes and dtypes, placed by `sharding`."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), jax.eval_shape(function, *args)
+    )
 
 
 def prefetch(batches: Iterable[dict[str, Any]], sharding: NamedSharding, depth: int = 2) -> Iterator[dict[str, Any]]:

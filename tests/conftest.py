@@ -1,22 +1,25 @@
 """Make JAX strict: annotations are checked, ranks and (in ops) dtypes are never promoted in silence."""
 
+import atexit
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Tests compile the same steps again and again, many of them in processes of their own.
-os.environ.setdefault(
-    "JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"mambaout_jax-tests-{os.getuid()}")
-)
+# Tests compile the same steps again and again, many in processes of their own. The cache lives as long as the session:
+# a process that a test kills may leave a truncated entry behind.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="mambaout_jax-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax
+import jaxtyping
 import pytest
-from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-install_import_hook(
+jaxtyping.install_import_hook(
     ["mambaout_jax.ops", "mambaout_jax.models", "mambaout_jax.train.losses"], "beartype.beartype"
 )
 
@@ -29,3 +32,9 @@ def strict_dtype_promotion(request):
         return
     with jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture
+def no_type_checks(monkeypatch):
+    """Leave annotations unchecked, as they are for a user, so that a test of bad input meets the user's error."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

@@ -38,7 +38,10 @@ BANNED = {
     "jax.pmap": "jax.jit on a mesh does it",
 }
 # Where a ConfigDict is read: everything below takes plain arguments.
-CONFIG_READERS = {"main.py", "mambaout_jax/train/config.py", "mambaout_jax/train/loop.py"}
+CONFIG_READERS = {
+    "main.py",
+    *(f"mambaout_jax/train/{name}.py" for name in ("config", "evaluate", "loop", "workdir")),
+}
 TORCH = {"timm", "torch", "torchvision"}
 LONG_FUNCTIONS = {"mambaout_jax/train/loop.py": {"train"}}
 

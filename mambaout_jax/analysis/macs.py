@@ -11,7 +11,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from mambaout_jax.models import create_model
 
 # Primitives that run the jaxpr in their parameters exactly once.
-_RUN_ONCE = ("jit", "closed_call", "custom_jvp_call", "custom_vjp_call", "checkpoint")
+_RUN_ONCE = ("jit", "closed_call", "custom_jvp_call", "custom_vjp_call", "remat2")
 
 
 def count_macs(fn: Callable[..., Any], *args: Any) -> int:

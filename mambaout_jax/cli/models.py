@@ -19,7 +19,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps([_describe(name) for name in names], indent=2))
         return 0
     width = max(map(len, names))
-    print(f"{'model':<{width}}    params       MACs    size  published top-1, %")
+    print(f"{'model':<{width}}    params      MACs    size  published top-1, %")
     for name in names:
         row = _describe(name)
         top1 = ", ".join(f"{percent:.1f} at {size}" for size, percent in row["top1"].items()) or "-"

@@ -15,9 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
     parser.add_argument("workdir", help="folder of a training run")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="JPEG, PNG, WebP, GIF or what else Pillow reads")
-    parser.add_argument(
-        "--weights", choices=("ema", "raw"), default="ema", help="moving average or last (default: ema)"
-    )
+    parser.add_argument("--weights", choices=("ema", "raw"), help="default: ema, the moving average, if one was kept")
     parser.add_argument("--top", type=_positive, default=5, metavar="N", help="classes to print (default: 5)")
     parser.add_argument("--json", action="store_true", help="print a JSON list with an entry for each file")
 
@@ -56,6 +54,7 @@ def _classify(run: Any, files: list[str], top: int) -> Iterator[dict[str, Any]]:
     import numpy as np
 
     from mambaout_jax.data import DataError, EvalTransform
+    from mambaout_jax.train.mixing import normalize
 
     spec = run.model.input_spec
     view = EvalTransform(
@@ -69,8 +68,7 @@ def _classify(run: Any, files: list[str], top: int) -> Iterator[dict[str, Any]]:
 
     @jax.jit
     def probabilities_of(variables, images):
-        normalised = (images / 255.0 - np.float32(spec.mean)) / np.float32(spec.std)
-        return jax.nn.softmax(run.model.apply(variables, normalised))
+        return jax.nn.softmax(run.model.apply(variables, normalize(images, spec.mean, spec.std)))
 
     batch_size = min(len(files), MAX_BATCH_SIZE)
     for start in range(0, len(files), batch_size):
@@ -83,10 +81,13 @@ def _classify(run: Any, files: list[str], top: int) -> Iterator[dict[str, Any]]:
                 errors[row] = error.strerror or str(error)
             except (DataError, ValueError) as error:
                 errors[row] = str(error)
-        probabilities = np.asarray(probabilities_of(run.variables, batch)) if len(errors) < batch_size else None
+        if len(errors) < batch_size:
+            probabilities = np.asarray(probabilities_of(run.variables, batch))
         for row, file in enumerate(files[start : start + batch_size]):
             if row in errors:
                 yield {"file": file, "error": errors[row]}
+            elif not np.isfinite(probabilities[row]).all():
+                yield {"file": file, "error": "the weights give no finite probabilities; they come from a diverged run"}
             else:
                 yield {"file": file, "predictions": _top(probabilities[row], run.class_names, top)}
 

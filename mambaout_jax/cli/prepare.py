@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from mambaout_jax.data import prepare
+from mambaout_jax.data import prepare_dataset
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prepare the dataset and print where it is; a failed download or a full disk gives 1."""
     try:
-        folder = prepare(args.name, args.data_dir)
+        folder = prepare_dataset(args.name, args.data_dir)
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

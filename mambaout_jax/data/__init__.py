@@ -2,7 +2,7 @@
 
 from mambaout_jax.data.errors import DataError
 from mambaout_jax.data.pipeline import eval_batches, train_batches
-from mambaout_jax.data.prepare import prepare
+from mambaout_jax.data.prepare import prepare_dataset
 from mambaout_jax.data.sources import ImageSource, open_source
 from mambaout_jax.data.transforms import EvalTransform, TrainTransform
 
@@ -13,6 +13,6 @@ __all__ = [
     "TrainTransform",
     "eval_batches",
     "open_source",
-    "prepare",
+    "prepare_dataset",
     "train_batches",
 ]

@@ -20,7 +20,7 @@ from mambaout_jax.data.errors import DataError
 FILE_FORMAT = "array_record"
 
 
-def prepare(name: str, data_dir: str | None = None) -> str:
+def prepare_dataset(name: str, data_dir: str | None = None) -> str:
     """Download a TFDS dataset, write it as ArrayRecord, and give its folder; do nothing if it is there.
 
     Args:
@@ -55,7 +55,8 @@ def prepare(name: str, data_dir: str | None = None) -> str:
         raise ConnectionError(f"downloading {dataset!r} failed: {error}") from error
     if builder.info.file_format.value != FILE_FORMAT:
         raise DataError(
-            f"{builder.data_dir} holds {name!r} as {builder.info.file_format.value}; move that folder away and try again"
+            f"{builder.data_dir} holds {name!r} as {builder.info.file_format.value}; "
+            "move that folder away and try again"
         )
     return str(builder.data_dir)
 
@@ -75,7 +76,7 @@ def prepare_digits(data_dir: str | None = None) -> str:
         return str(target)
     if "://" in str(root):
         raise DataError(
-            f"ArrayRecord files cannot be written to {root}: prepare digits in a local folder, then upload {Digits.name}/"
+            f"ArrayRecord files cannot be written to {root}: prepare digits in a local folder, then upload it there"
         )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +114,7 @@ def parse_name(name: str) -> tuple[str, dict]:
 
 
 def known_datasets() -> list[str]:
-    """List what `prepare` takes."""
+    """List what `prepare_dataset` takes."""
     return sorted({*tfds.list_builders(with_community_datasets=False), Digits.name})
 
 

@@ -86,8 +86,6 @@ def open_source(name: str, split: str, data_dir: str | None = None) -> ImageSour
         class_names=tuple(info.features["label"].names),
         fingerprint=_fingerprint(info, split, shards),
     )
-    if not len(source):
-        raise DataError(f"split {split!r} of dataset {name!r} holds no image")
     if source[0]["label"] < 0:
         raise DataError(f"split {split!r} of dataset {name!r} has no labels; choose another split")
     return source
@@ -98,17 +96,16 @@ def _open_builder(name: str, data_dir: str | None):
     root = epath.Path(data_dir or constants.DATA_DIR).expanduser()
     try:
         present = _within_seconds(REMOTE_SECONDS, lambda: _list_names(root))
-        if dataset == Digits.name:
-            prepare_digits(data_dir)
-        elif present is None and data_dir is not None:
-            raise DataError(
-                f"data_dir {data_dir} does not exist; to create it, run: {_prepare_command(name, data_dir)}"
-            )
+    except (OSError, ImportError) as error:  # etils asks for the package that a kind of bucket needs
+        raise DataError(f"data_dir {root} cannot be read ({error})") from error
+    if dataset == Digits.name:
+        prepare_digits(data_dir)
+    elif present is None and data_dir is not None:
+        raise DataError(f"data_dir {data_dir} does not exist; to create it, run: {_prepare_command(name, data_dir)}")
+    try:
         return read_only_builder.builder_from_files(name, data_dir=root)
     except tfds.core.DatasetNotFoundError:
         raise DataError(_explain_missing(name, dataset, root, present or [], data_dir)) from None
-    except (OSError, ImportError) as error:
-        raise DataError(f"data_dir {root} cannot be read ({error})") from error
 
 
 def _explain_missing(name: str, dataset: str, root, present: list[str], data_dir: str | None) -> str:
@@ -145,8 +142,8 @@ def _check_shards(name: str, builder, shards, data_dir: str | None) -> None:
     missing = [path for path in (epath.Path(shard.filename).name for shard in shards) if path not in present]
     if missing:
         raise DataError(
-            f"dataset {name!r} lacks {len(missing)} of {len(shards)} files in {builder.data_dir} (first: {missing[0]}); "
-            f"copy them there, or move that folder away and run: {_prepare_command(name, data_dir)}"
+            f"dataset {name!r} lacks {len(missing)} of {len(shards)} files in {builder.data_dir} (first: {missing[0]});"
+            f" copy them there, or move that folder away and run: {_prepare_command(name, data_dir)}"
         )
 
 

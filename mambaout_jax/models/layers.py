@@ -14,7 +14,9 @@ from jaxtyping import Array, Float, Key
 
 from mambaout_jax.models.errors import ModelError
 
-Initializer = Callable[[Key[Array, ""], tuple[int, ...]], Float[Array, "..."]]
+# An initializer maps standard normal noise of the parameter's shape to its values. `Model.init` draws the noise of all
+# parameters at once: a draw each would take the compiler half a second each.
+Initializer = Callable[[Float[Array, "..."]], Float[Array, "..."]]
 
 ACTIVATIONS = {
     "gelu": partial(jax.nn.gelu, approximate=False),
@@ -23,36 +25,25 @@ ACTIVATIONS = {
 }
 
 
-def normal(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
-    """Draw from N(0, 0.02).
+def normal(noise: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Scale to N(0, 0.02).
 
     The reference writes `trunc_normal_(std=.02)`, which truncates at +-2, a hundred standard deviations out: a plain
     normal in effect.
     """
-    return 0.02 * jax.random.normal(key, shape, jnp.float32)
-
-
-def zeros(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
-    """Fill with zeros."""
-    return jnp.zeros(shape, jnp.float32)
-
-
-def ones(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
-    """Fill with ones."""
-    return jnp.ones(shape, jnp.float32)
+    return 0.02 * noise
 
 
 def constant(value: float) -> Initializer:
     """Return the initializer that fills with `value`."""
-    return partial(_fill, value)
+    return partial(jnp.full_like, fill_value=value)
 
 
-def _fill(value: float, key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
-    return jnp.full(shape, value, jnp.float32)
+zeros, ones = constant(0.0), constant(1.0)
 
 
 def parameter(shape: tuple[int, ...], initializer: Initializer) -> nnx.Param:
-    """Describe a float32 parameter; `Model.init` calls the initializer with (key, shape)."""
+    """Describe a float32 parameter; `Model.init` calls the initializer."""
     return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32), initializer=initializer)
 
 

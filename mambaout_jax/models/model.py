@@ -1,7 +1,5 @@
 """The seam: a model as plain functions of nested dicts, with nothing of flax outside this folder."""
 
-import zlib
-from collections import defaultdict
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -52,22 +50,15 @@ class Model:
         self._graphdef, self._params, self._batch_stats = nnx.split(module, nnx.Param, nnx.BatchStat)
 
     def init(self, key: Key[Array, ""]) -> Variables:
-        """Draw all variables.
-
-        A parameter depends on the key and on its own path alone. Parameters that share shape and initializer are
-        drawn by one vmap, so that the time to compile does not grow with depth.
-        """
+        """Draw all variables."""
         return jax.jit(self._draw)(key)
 
     def _draw(self, key: Key[Array, ""]) -> Variables:
-        return {
-            "params": _draw_state(self._params, key),
-            "batch_stats": _draw_state(self._batch_stats, key),
-        }
+        return {"params": _draw_state(self._params, key), "batch_stats": _draw_state(self._batch_stats, key)}
 
     def apply(
         self, variables: Variables, images: Float[Array, "b h w i"], output: Output = "logits"
-    ) -> Float[Array, "b k"] | list[Float[Array, "b ? ? ?"]]:
+    ) -> Float[Array, "b k"] | list[Float[Array, "..."]]:
         """Compute logits, or the list of stage maps, for inference.
 
         Args:
@@ -113,13 +104,10 @@ class Model:
 
 
 def _draw_state(state: Any, key: Key[Array, ""]) -> Variables:
-    alike = defaultdict(list)
-    for path, variable in nnx.to_flat_state(state):
-        alike[variable.initializer, variable.shape].append(path)
-    drawn = {}
-    for (initializer, shape), paths in alike.items():
-        names = jnp.asarray([zlib.crc32(".".join(map(str, path)).encode()) for path in paths], jnp.uint32)
-        keys = jax.vmap(lambda name: jax.random.fold_in(key, name))(names)
-        stacked = jax.vmap(lambda k, draw=initializer, shape=shape: draw(k, shape))(keys)
-        drawn |= dict(zip(paths, stacked, strict=True))
+    flat = dict(nnx.to_flat_state(state))
+    noise = jax.random.normal(key, (sum(variable.size for variable in flat.values()),), jnp.float32)
+    drawn, start = {}, 0
+    for path, variable in flat.items():
+        drawn[path] = variable.initializer(noise[start : start + variable.size].reshape(variable.shape))
+        start += variable.size
     return nnx.traversals.unflatten_mapping(drawn)

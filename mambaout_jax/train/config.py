@@ -54,7 +54,6 @@ KEYS: Mapping[str, Key] = {
     "data.bad_records": Key(str, ("stop", "skip"), "what a record that does not decode does: ends the run, or is "
                             "replaced by another (in evaluation: left out) and counted"),
     "model.name": Key(str, None, "one of `python -m mambaout_jax models`"),
-    "model.img_size": Key(int, "32..", "side of the model's input in pixels; the variant's own if unset", optional=True),
     "augment.pad": Key(int, "0..", "pixels of zeros around an image before it is cropped to its size at random"),
     "augment.rotate_degrees": Key(float, "0..180", "largest rotation to either side"),
     "augment.mixup_alpha": Key(float, "0..", "of the Beta that mixup draws its share from; 0 for no mixup"),
@@ -119,23 +118,14 @@ def check_config(config: ConfigDict) -> None:
     if flat["optim.warmup_epochs"] + flat["optim.cooldown_epochs"] > flat["num_epochs"]:
         raise RunError(
             f"config.optim.warmup_epochs and cooldown_epochs take {flat['optim.warmup_epochs']} and "
-            f"{flat['optim.cooldown_epochs']} of the {flat['num_epochs']} epochs of config.num_epochs; fewer are expected"
+            f"{flat['optim.cooldown_epochs']} of the {flat['num_epochs']} epochs that config.num_epochs gives; fewer are "
+            "expected"
         )
-    parts, group = flat["optim.accumulation_steps"], flat["augment.mixup_group"]
+    parts = flat["optim.accumulation_steps"]
     if flat["batch_size"] % parts:
         raise RunError(
             f"config.batch_size {flat['batch_size']} is not a multiple of config.optim.accumulation_steps {parts}"
         )
-    if mixes(flat) and flat["batch_size"] // parts % group:
-        raise RunError(
-            f"config.augment.mixup_group is {group}; a divisor of the {flat['batch_size'] // parts} images that are "
-            "computed at once is expected"
-        )
-
-
-def mixes(flat: Mapping[str, Any]) -> bool:
-    """Tell whether a flat config mixes images."""
-    return flat["augment.mix_rate"] > 0 and (flat["augment.mixup_alpha"] > 0 or flat["augment.cutmix_alpha"] > 0)
 
 
 def _check_value(name: str, key: Key, value: Any) -> None:

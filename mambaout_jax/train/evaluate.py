@@ -66,11 +66,7 @@ class Evaluator:
         )
         self._sharding = sharding
         self._stop = stop
-        replicated = parallel.replicated(sharding.mesh)
-        variables = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated),
-            jax.eval_shape(model.init, jax.random.key(0)),
-        )
+        variables = parallel.abstract(model.init, jax.random.key(0), sharding=parallel.replicated(sharding.mesh))
         batch = {
             "image": jax.ShapeDtypeStruct((batch_size, *spec.size, model.in_chans), np.uint8, sharding=sharding),
             "label": jax.ShapeDtypeStruct((batch_size,), np.int32, sharding=sharding),
@@ -79,7 +75,9 @@ class Evaluator:
         lowered = jax.jit(make_eval_step(model)).lower(variables, batch)
         self._step = stop.interruptible(lowered.compile)
 
-    def __call__(self, weights: dict[str, Any], predict: str | None = None) -> tuple[dict[str, Scores], Predictions | None]:
+    def __call__(
+        self, weights: dict[str, Any], predict: str | None = None
+    ) -> tuple[dict[str, Scores], Predictions | None]:
         """Score several sets of weights in one pass.
 
         Args:
@@ -130,6 +128,17 @@ def _top_classes(labels: np.ndarray, mask: np.ndarray, logits: np.ndarray) -> tu
     return labels.astype(np.int32), classes.astype(np.int32), probabilities.astype(np.float32)
 
 
+def format_scores(record: dict[str, Any]) -> str:
+    """Lay out the scores of a record as a table."""
+    rows = [f"{'weights':8} {'top-1 %':>8} {'top-5 %':>8} {'loss':>8} {'images':>8}"]
+    rows += [
+        f"{name:8} {row['top1']:8.2f} {row['top5']:8.2f} {row['loss']:8.4f} {row['count']:8,}"
+        for name in ("raw", "ema")
+        if (row := record.get(name))
+    ]
+    return "\n".join(rows)
+
+
 def evaluate(config: ConfigDict | None, path: epath.PathLike) -> dict[str, Any]:
     """Score the newest checkpoint of a workdir, raw and averaged weights.
 
@@ -151,10 +160,7 @@ def evaluate(config: ConfigDict | None, path: epath.PathLike) -> dict[str, Any]:
     source = open_source(config.data.name, config.data.validation_split, config.data.data_dir)
     model = build_model(config, len(source.class_names))
     mesh = parallel.make_mesh()
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=parallel.replicated(mesh)),
-        jax.eval_shape(model.init, jax.random.key(0)),
-    )
+    abstract = parallel.abstract(model.init, jax.random.key(0), sharding=parallel.replicated(mesh))
     with StopSignals() as stop, jax.set_mesh(mesh):
         checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
         step, raw, _ = checkpoints.restore_variables(abstract, "raw")

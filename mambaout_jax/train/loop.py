@@ -6,53 +6,212 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from etils import epath
+from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from mambaout_jax import parallel
-from mambaout_jax.data import ImageSource, TrainTransform, open_source, train_batches
+from mambaout_jax.data import TrainTransform, open_source, train_batches
 from mambaout_jax.models import Model
 from mambaout_jax.train.checkpoint import Checkpoints
 from mambaout_jax.train.config import check_config
-from mambaout_jax.train.errors import DivergedError, RunError, StoppedError
+from mambaout_jax.train.errors import RunError, StoppedError
 from mambaout_jax.train.evaluate import Evaluator
-from mambaout_jax.train.metrics import MetricWriter
+from mambaout_jax.train.metrics import MetricWriter, StepLog
 from mambaout_jax.train.mixing import Augmentation
-from mambaout_jax.train.optim import adamw, warmup_cosine
+from mambaout_jax.train.optim import Schedule, adamw, warmup_cosine
 from mambaout_jax.train.report import write_report
 from mambaout_jax.train.signals import StopSignals
-from mambaout_jax.train.state import Progress, init_progress, init_state
+from mambaout_jax.train.state import TrainState, init_progress, init_state
 from mambaout_jax.train.step import make_train_step
+from mambaout_jax.train.trace import StepTrace
 from mambaout_jax.train.workdir import build_model, check_space, claim_workdir, save_environment, write_atomically
 
 
 def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
-    """Train as the config says, or go on where the workdir's last run stopped.
+    """Train as the config says, or go on where the last run in the workdir stopped.
 
     Returns:
         What results.json holds.
 
     Raises:
         RunError, DataError, ModelError: the config, the workdir, the dataset or the model does not fit.
-        DivergedError: a loss or gradient was not finite.
-        StoppedError: a signal came; the state is saved.
+        DivergedError: a loss or gradient was not finite; the last checkpoint is from before.
+        StoppedError: a signal came; everything is saved.
     """
     started = time.monotonic()
     check_config(config)
 
-    # What is trained on what.
-    train_source = open_source(config.data.name, config.data.train_split, config.data.data_dir)
-    validation_source = open_source(config.data.name, config.data.validation_split, config.data.data_dir)
-    class_names = train_source.class_names
-    model = build_model(config, len(class_names))
+    # What is trained, on what, where.
+    source = open_source(config.data.name, config.data.train_split, config.data.data_dir)
+    validation = open_source(config.data.name, config.data.validation_split, config.data.data_dir)
+    model = build_model(config, len(source.class_names))
     mesh = parallel.make_mesh()
     sharding, replicated = parallel.batch_sharding(mesh), parallel.replicated(mesh)
-    steps_per_epoch = len(train_source) // config.batch_size
-    _check_sizes(config, train_source, mesh.size)
+    augmentation = Augmentation(**config.augment)
+    _check_batch(config, augmentation, len(source), mesh.size)
+    steps_per_epoch = len(source) // config.batch_size
     num_steps = config.num_epochs * steps_per_epoch
     eval_every = config.eval_every_epochs * steps_per_epoch
 
     # How a step computes.
+    schedule, optimizer = _build_optimizer(config, model, steps_per_epoch)
+    init_key, step_key = jax.random.split(jax.random.key(config.seed))
+    step_key = jax.device_put(step_key, replicated)
+
+    def draw_state(key: jax.Array) -> TrainState:
+        return init_state(model, optimizer, key, ema=config.optim.ema_decay is not None)
+
+    abstract_state = parallel.abstract(draw_state, init_key, sharding=replicated)
+    train_step = make_train_step(
+        model,
+        optimizer,
+        schedule,
+        augmentation,
+        accumulation_steps=config.optim.accumulation_steps,
+        ema_decay=config.optim.ema_decay,
+    )
+
+    # Where it is kept. From here on, what fails is no longer something that was typed.
+    workdir = claim_workdir(path, config)
+    check_space(workdir, sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract_state)))
+    environment = save_environment(workdir, source)
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    restored = checkpoints.restore_state(abstract_state)
+    if restored is None:
+        state = jax.jit(draw_state, out_shardings=replicated)(init_key)
+        step, evaluated = 0, False
+    else:
+        state, metadata = restored
+        _check_dataset(config, metadata, source.fingerprint)
+        step, evaluated = int(state.step), metadata["evaluated"]
+        started -= metadata["seconds"]
+    first_step = step
+    results_file = workdir / "results.json"
+    if evaluated and step == num_steps and results_file.exists():
+        return json.loads(results_file.read_text())
+
+    writer = MetricWriter(workdir, num_steps=num_steps, first_step=step, steps_per_epoch=steps_per_epoch)
+    writer.say(
+        f"{model.name}, {sum(leaf.size for leaf in jax.tree.leaves(state.variables['params'])):,} parameters, on "
+        f"{mesh.size} x {jax.devices()[0].device_kind}; {len(source):,} training and {len(validation):,} validation "
+        f"images of {source.name}; {config.num_epochs} epochs of {steps_per_epoch} steps of {config.batch_size} "
+        f"images{f'; goes on after step {step}' if step else ''}"
+    )
+    log = StepLog(
+        writer,
+        jax.device_put(init_progress(), replicated),
+        batch_size=config.batch_size,
+        steps_per_epoch=steps_per_epoch,
+        every=config.log_every_steps,
+        started=started,
+    )
+    trace = StepTrace(workdir / "profile", config.profile.start_step, config.profile.num_steps)
+
+    def save(top1: float | None = None) -> None:
+        log.flush(step)
+        seconds = time.monotonic() - started
+        checkpoints.save(state, {"seconds": seconds, "evaluated": evaluated, **environment}, top1)
+
+    with StopSignals() as stop, jax.set_mesh(mesh):
+        try:
+            # Ahead of time, so that there is one program each for training and for evaluation.
+            batch_shape = (config.batch_size, *model.input_spec.size, model.in_chans)
+            abstract_batch = {
+                "image": jax.ShapeDtypeStruct(batch_shape, np.uint8, sharding=sharding),
+                "label": jax.ShapeDtypeStruct(batch_shape[:1], np.int32, sharding=sharding),
+            }
+            lowered = jax.jit(train_step, donate_argnums=0, out_shardings=replicated).lower(
+                abstract_state, log.progress, abstract_batch, step_key
+            )
+            run_step = stop.interruptible(lowered.compile)
+            evaluator = _build_evaluator(config, model, validation, sharding, stop)
+            batches = parallel.prefetch(
+                log.timed(
+                    train_batches(
+                        source,
+                        _build_transform(config, model),
+                        batch_size=config.batch_size,
+                        steps_per_epoch=steps_per_epoch,
+                        seed=config.seed,
+                        start_step=step,
+                        num_workers=config.data.num_workers,
+                        bad_records=config.data.bad_records,
+                    )
+                ),
+                sharding,
+            )
+            log.restart()
+            while True:
+                due = step == num_steps or (step > 0 and step % eval_every == 0)
+                if due and not evaluated:
+                    log.flush(step)
+                    weights = {"raw": state.variables} | ({} if state.ema is None else {"ema": state.ema})
+                    best = list(weights)[-1]
+                    scores, predictions = evaluator(weights, predict=best)
+                    evaluated = True
+                    writer.evaluation(log.stamp(step) | scores)
+                    predictions.save(workdir / "predictions.npz")
+                    save(scores[best]["top1"])
+                    log.restart()
+                if step == num_steps:
+                    break
+                trace.before(step)
+                batch = next(batches)
+                with jax.transfer_guard("disallow"):
+                    state, log.progress = run_step(state, log.progress, batch, step_key)
+                step, evaluated = step + 1, False
+                log.stepped(step)
+                if config.save_every_steps and step % config.save_every_steps == 0:
+                    save()
+                stop.check()
+        except StoppedError:
+            if step > first_step:
+                save()
+            raise
+        finally:
+            trace.close()
+            checkpoints.close()
+            writer.close()
+
+    results = {
+        **scores,
+        "steps": num_steps,
+        "train_seconds": time.monotonic() - started,
+        "input_size": list(model.input_spec.size),
+    }
+    write_atomically(results_file, json.dumps(results, indent=2) + "\n")
+    write_report(workdir)
+    return results
+
+
+def _check_batch(config: ConfigDict, augmentation: Augmentation, num_images: int, num_devices: int) -> None:
+    if config.batch_size > num_images:
+        raise RunError(
+            f"config.batch_size is {config.batch_size}; at most the {num_images} training images are expected"
+        )
+    for name in ("batch_size", "eval_batch_size"):
+        if config[name] % num_devices:
+            raise RunError(f"config.{name} is {config[name]}; a multiple of the {num_devices} devices is expected")
+    if augmentation.mixes and config.batch_size // num_devices % augmentation.mixup_group:
+        raise RunError(
+            f"config.augment.mixup_group is {augmentation.mixup_group}; a divisor of the "
+            f"{config.batch_size // num_devices} images of a device is expected, so that mixing stays on it"
+        )
+
+
+def _check_dataset(config: ConfigDict, metadata: dict[str, Any], fingerprint: str) -> None:
+    if metadata["fingerprint"] != fingerprint and config.resume != "any":
+        raise RunError(
+            f"the run was trained on other records of {metadata['dataset']} than config.data gives now; go on with "
+            "these by --config.resume=any"
+        )
+
+
+def _build_optimizer(
+    config: ConfigDict, model: Model, steps_per_epoch: int
+) -> tuple[Schedule, optax.GradientTransformation]:
     optim = config.optim
     schedule = warmup_cosine(
         learning_rate=optim.learning_rate,
@@ -73,146 +232,30 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
         clip_grad_norm=optim.clip_grad_norm,
         no_decay=model.no_decay,
     )
-    train_step = make_train_step(
-        model,
-        optimizer,
-        schedule,
-        Augmentation(**config.augment),
-        accumulation_steps=optim.accumulation_steps,
-        ema_decay=optim.ema_decay,
+    return schedule, optimizer
+
+
+def _build_transform(config: ConfigDict, model: Model) -> TrainTransform:
+    return TrainTransform(
+        size=model.input_spec.size,
+        channels=model.in_chans,
+        crop=config.data.crop,
+        scale=config.data.crop_scale,
+        ratio=config.data.crop_ratio,
+        flip=config.data.flip_rate,
+        interpolation=config.data.interpolation,
     )
-    init_key, step_key = jax.random.split(jax.random.key(config.seed))
 
-    def draw_state(key: jax.Array):
-        return init_state(model, optimizer, key, ema=optim.ema_decay is not None)
 
-    abstract_state = _placed(jax.eval_shape(draw_state, init_key), replicated)
-
-    # Where it is kept. From here on a mistake of the user's has been told; what fails now is a failure.
-    workdir = claim_workdir(path, config)
-    check_space(workdir, sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract_state)))
-    environment = save_environment(workdir, train_source.name, train_source.fingerprint, class_names)
-
-    with StopSignals() as stop, jax.set_mesh(mesh):
-        checkpoints = Checkpoints(workdir / "checkpoints")
-        restored = checkpoints.restore_state(abstract_state)
-        if restored is None:
-            state = stop.interruptible(lambda: jax.jit(draw_state, out_shardings=replicated)(init_key))
-            metadata = {"seconds": 0.0, "evaluated": False}
-        else:
-            state, metadata = restored
-            if metadata["fingerprint"] != train_source.fingerprint and config.resume != "any":
-                raise RunError(
-                    f"workdir {workdir} was trained on {metadata['dataset']} with other records than those that "
-                    f"{config.data.name} has now; go on with these by --config.resume=any"
-                )
-        step, evaluated = int(state.step), bool(metadata["evaluated"])
-        started -= metadata["seconds"]
-        writer = MetricWriter(workdir, num_steps=num_steps, first_step=step, steps_per_epoch=steps_per_epoch)
-        writer.say(_opening(model, train_source, validation_source, abstract_state, config, step, num_steps, mesh.size))
-
-        evaluator = Evaluator(
-            model,
-            validation_source,
-            batch_size=config.eval_batch_size,
-            num_workers=config.data.num_workers,
-            bad_records=config.data.bad_records,
-            sharding=sharding,
-            stop=stop,
-        )
-
-        def save(top1: float | None = None) -> None:
-            checkpoints.save(
-                state,
-                {
-                    "seconds": time.monotonic() - started,
-                    "evaluated": evaluated,
-                    "config": config.to_dict(),
-                    **environment,
-                },
-                top1,
-            )
-
-        try:
-            # One compile each for training and evaluation, ahead of time, so that shapes cannot drift later.
-            progress = jax.device_put(init_progress(), replicated)
-            batch_shape = (config.batch_size, *model.input_spec.size, model.in_chans)
-            abstract_batch = {
-                "image": jax.ShapeDtypeStruct(batch_shape, np.uint8, sharding=sharding),
-                "label": jax.ShapeDtypeStruct(batch_shape[:1], np.int32, sharding=sharding),
-            }
-            step_key = jax.device_put(step_key, replicated)
-            lowered = jax.jit(train_step, donate_argnums=0, out_shardings=replicated).lower(
-                abstract_state, _placed(jax.eval_shape(init_progress), replicated), abstract_batch, step_key
-            )
-            run_step = stop.interruptible(lowered.compile)
-            fresh_progress = progress
-
-            batches = _Waited(
-                train_batches(
-                    train_source,
-                    TrainTransform(
-                        size=model.input_spec.size,
-                        channels=model.in_chans,
-                        crop=config.data.crop,
-                        scale=config.data.crop_scale,
-                        ratio=config.data.crop_ratio,
-                        flip=config.data.flip_rate,
-                        interpolation=config.data.interpolation,
-                    ),
-                    batch_size=config.batch_size,
-                    steps_per_epoch=steps_per_epoch,
-                    seed=config.seed,
-                    start_step=step,
-                    num_workers=config.data.num_workers,
-                    bad_records=config.data.bad_records,
-                )
-            )
-            device_batches = parallel.prefetch(batches, sharding)
-            log = _Log(writer, schedule, config.batch_size, steps_per_epoch, batches, started)
-
-            while True:
-                due = step == num_steps or (step > 0 and step % eval_every == 0)
-                if due and not evaluated:
-                    log.settle()
-                    weights = {"raw": state.variables} | ({} if state.ema is None else {"ema": state.ema})
-                    best = "raw" if state.ema is None else "ema"
-                    scores, predictions = evaluator(weights, predict=best)
-                    evaluated = True
-                    writer.evaluation(log.stamp(step) | scores)
-                    predictions.save(workdir / "predictions.npz")
-                    save(scores[best]["top1"])
-                    log.restart()
-                if step == num_steps:
-                    break
-                batch = next(device_batches)
-                with jax.transfer_guard("disallow"), _trace(config, workdir, step):
-                    state, progress = run_step(state, progress, batch, step_key)
-                step, evaluated = step + 1, False
-                writer.advance()
-                log.settle()
-                if step % config.log_every_steps == 0:
-                    log.hold(step, progress)
-                    progress = fresh_progress
-                if config.save_every_steps and step % config.save_every_steps == 0:
-                    log.hold(step, progress)
-                    log.settle()
-                    progress = fresh_progress
-                    save()
-                stop.check()
-        except StoppedError:
-            save()
-            raise
-        finally:
-            checkpoints.close()
-            writer.close()
-
-    results = {
-        **scores,
-        "steps": num_steps,
-        "train_seconds": time.monotonic() - started,
-        "input_size": list(model.input_spec.size),
-    }
-    write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
-    write_report(workdir)
-    return results
+def _build_evaluator(
+    config: ConfigDict, model: Model, source: Any, sharding: NamedSharding, stop: StopSignals
+) -> Evaluator:
+    return Evaluator(
+        model,
+        source,
+        batch_size=config.eval_batch_size,
+        num_workers=config.data.num_workers,
+        bad_records=config.data.bad_records,
+        sharding=sharding,
+        stop=stop,
+    )

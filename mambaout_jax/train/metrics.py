@@ -1,14 +1,19 @@
-"""Where the numbers of a run go: the console, metrics.jsonl and TensorBoard."""
+"""Where the numbers of a run come from and go to: the console, metrics.jsonl and TensorBoard."""
 
 import json
 import math
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import jax
 from etils import epath
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
+
+from mambaout_jax.train.errors import DivergedError
+from mambaout_jax.train.state import Progress
 
 
 class MetricWriter:
@@ -78,6 +83,112 @@ class MetricWriter:
         for name, value in _scalars(record):
             self._board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
         self._board.flush()
+
+
+class StepLog:
+    """Sum up steps, and read the sum only after the next step was dispatched, so that the device never waits.
+
+    Args:
+        fresh: a sum of nothing, on the devices.
+        batch_size: images in a step.
+        every: steps between records.
+        started: on the monotonic clock, when the run started; earlier if it was resumed.
+    """
+
+    def __init__(
+        self,
+        writer: MetricWriter,
+        fresh: Progress,
+        *,
+        batch_size: int,
+        steps_per_epoch: int,
+        every: int,
+        started: float,
+    ):
+        self.progress = fresh
+        self.skipped = 0
+        self._writer = writer
+        self._fresh = fresh
+        self._batch_size = batch_size
+        self._steps_per_epoch = steps_per_epoch
+        self._every = every
+        self._started = started
+        self._held: tuple[int, Progress] | None = None
+        self.restart()
+
+    def restart(self) -> None:
+        """Leave out of the throughput the time since the last record."""
+        self._since, self._waited = time.monotonic(), 0.0
+
+    def timed(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Pass host batches on without their "skipped", and keep count of it and of the time spent waiting."""
+        rows = iter(batches)
+        while True:
+            before = time.monotonic()
+            batch = next(rows, None)
+            self._waited += time.monotonic() - before
+            if batch is None:
+                return
+            self.skipped += int(batch.pop("skipped").sum())
+            yield batch
+
+    def stepped(self, step: int) -> None:
+        """Follow the dispatch of a step: read what was held before it, and hold its sum if a record is due.
+
+        Raises:
+            DivergedError: a loss or gradient among those read was not finite.
+        """
+        self._writer.advance()
+        self._settle()
+        if step % self._every == 0:
+            self._held = step, self.progress
+            self.progress = self._fresh
+
+    def flush(self, step: int) -> None:
+        """Read everything up to a step, and wait for it.
+
+        Raises:
+            DivergedError: a loss or gradient among those read was not finite.
+        """
+        self._settle()
+        self._held = step, self.progress
+        self.progress = self._fresh
+        self._settle()
+
+    def stamp(self, step: int) -> dict[str, float]:
+        """Give the fields that every record starts with; `seconds` are those since the start of the run."""
+        return {
+            "step": step,
+            "epoch": step / self._steps_per_epoch,
+            "seconds": time.monotonic() - self._started,
+        }
+
+    def _settle(self) -> None:
+        if self._held is None:
+            return
+        (step, held), self._held = self._held, None
+        held = jax.device_get(held)
+        if held.bad_step >= 0:
+            raise DivergedError(
+                f"step {int(held.bad_step)} has loss {held.bad_loss:g} and gradient norm {held.bad_grad_norm:g} at "
+                f"learning rate {held.bad_learning_rate:g}; the last checkpoint is from before. Lower "
+                "config.optim.learning_rate, lengthen config.optim.warmup_epochs or set config.optim.clip_grad_norm"
+            )
+        if held.steps == 0:
+            return
+        elapsed = time.monotonic() - self._since
+        self._writer.train(
+            self.stamp(step)
+            | {
+                "loss": float(held.loss_sum / held.steps),
+                "learning_rate": float(held.learning_rate),
+                "grad_norm": float(held.grad_norm),
+                "images_per_second": float(held.steps * self._batch_size / elapsed),
+                "input_wait": min(self._waited / elapsed, 1.0),
+                "skipped": self.skipped,
+            }
+        )
+        self.restart()
 
 
 def _scalars(record: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:

@@ -26,6 +26,11 @@ class Augmentation(NamedTuple):
     erase_rate: float = 0.0
     label_smoothing: float = 0.0
 
+    @property
+    def mixes(self) -> bool:
+        """Tell whether images are mixed at all."""
+        return self.mix_rate > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
+
 
 def augment(
     images: UInt8[Array, "b h w c"],
@@ -46,7 +51,7 @@ def augment(
     if settings.rotate_degrees:
         limit = jnp.deg2rad(settings.rotate_degrees)
         x = rotate(x, jax.random.uniform(rotate_key, x.shape[:1], minval=-limit, maxval=limit))
-    if settings.mix_rate and (settings.mixup_alpha or settings.cutmix_alpha):
+    if settings.mixes:
         x, targets = mix(x, targets, draw_mix(mix_key, x.shape, settings), settings.mixup_group)
     x = normalize(x, mean, std)
     if settings.erase_rate:

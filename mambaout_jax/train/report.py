@@ -15,6 +15,7 @@ from etils import epath
 from mambaout_jax.train.config import flatten_config
 from mambaout_jax.train.errors import RunError
 from mambaout_jax.train.report_pictures import WEIGHTS, make_confusion, make_curves, make_gallery
+from mambaout_jax.train.workdir import write_atomically
 
 
 def write_report(workdir: epath.PathLike) -> epath.Path:
@@ -27,10 +28,9 @@ def write_report(workdir: epath.PathLike) -> epath.Path:
     """
     workdir = epath.Path(workdir)
     page = _render(workdir)
-    path, partial = workdir / "report.html", workdir / "report.html.partial"
+    path = workdir / "report.html"
     try:
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(path)
+        write_atomically(path, page)
     except OSError as error:
         raise RunError(f"{path} cannot be written ({error}); make the folder writable or free some space") from None
     return path
@@ -141,12 +141,12 @@ def _facts(results: dict | None, train: list[dict], environment: dict) -> dict[s
         facts["steps"] = f"{steps:,}"
     if results:
         facts["training time"] = _duration(_number(results.get("train_seconds")))
-        facts["input"] = " × ".join(map(str, results.get("input_size", ("unknown",)))) + " px"
+        facts["input"] = " x ".join(map(str, results.get("input_size", ("unknown",)))) + " px"
     speeds = [speed for line in train if math.isfinite(speed := _number(line.get("images_per_second")))]
     if speeds:
         facts["images per second"] = f"{statistics.median(speeds):,.0f}"
     if "platform" in environment:
-        facts["ran on"] = f"{environment.get('devices', 1)} × {environment['platform']}"
+        facts["ran on"] = f"{environment.get('devices', 1)} x {environment['platform']}"
     return facts
 
 
@@ -159,9 +159,9 @@ def _score(weights: str, score: dict) -> dict[str, str]:
     top1, count = _number(score.get("top1")), int(score.get("count", 0))
     return {
         "weights": weights,
-        "top1": f"{top1:.2f} %",
+        "top1": f"{top1:.2f}",
         "interval": _interval(top1, count),
-        "top5": f"{_number(score.get('top5')):.2f} %",
+        "top5": f"{_number(score.get('top5')):.2f}",
         "loss": f"{_number(score.get('loss')):.4f}",
         "count": f"{count:,}",
         "wrong": f"{round(count * (1 - top1 / 100)):,}" if math.isfinite(top1) else "unknown",
@@ -194,5 +194,10 @@ def _notices(results: dict | None, train: list[dict], evals: list[dict], unreada
         so_far = f"The numbers are those of step {evals[-1]['step']:,}." if evals else "Nothing was evaluated yet."
         notices.append(f"This run has not finished. {so_far}")
     if unreadable:
-        notices.append(f"{unreadable} of the lines in metrics.jsonl cannot be read and are left out.")
+        what = (
+            "1 line of metrics.jsonl cannot be read and is"
+            if unreadable == 1
+            else f"{unreadable} lines of metrics.jsonl cannot be read and are"
+        )
+        notices.append(f"{what} left out.")
     return notices

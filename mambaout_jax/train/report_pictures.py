@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import matplotlib
+import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
@@ -99,7 +99,7 @@ def _series(label: str, style: str, lines: list[dict], key: str) -> Series:
 
 def _draw(lines: list[Series], name: str, size: tuple[float, float]) -> Markup:
     # Text stays text, in the page's own font, and ids are the same for the same run.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9}):
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9}):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
         for line in lines:

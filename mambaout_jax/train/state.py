@@ -37,12 +37,13 @@ class Progress:
     Args:
         steps: how many.
         loss_sum: of their losses.
-        grad_norm: of the last one.
+        learning_rate, grad_norm: of the last one.
         bad_step: the first step whose loss or gradient was not finite, or -1; with its rate, loss and gradient norm.
     """
 
     steps: Int[Array, ""]
     loss_sum: Float[Array, ""]
+    learning_rate: Float[Array, ""]
     grad_norm: Float[Array, ""]
     bad_step: Int[Array, ""]
     bad_learning_rate: Float[Array, ""]
@@ -64,4 +65,4 @@ def init_state(model: Model, optimizer: optax.GradientTransformation, key: Key[A
 def init_progress() -> Progress:
     """Start a new sum."""
     zero, none = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
-    return Progress(none, zero, zero, none - 1, zero, zero, zero)
+    return Progress(none, zero, zero, zero, none - 1, zero, zero, zero)

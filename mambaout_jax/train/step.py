@@ -111,6 +111,7 @@ def _advance(progress: Progress, step: Array, loss: Array, grad_norm: Array, lea
         progress,
         steps=progress.steps + 1,
         loss_sum=progress.loss_sum + loss,
+        learning_rate=learning_rate,
         grad_norm=grad_norm,
         bad_step=jnp.where(first_bad, step, progress.bad_step),
         bad_learning_rate=jnp.where(first_bad, learning_rate, progress.bad_learning_rate),

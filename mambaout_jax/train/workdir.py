@@ -12,6 +12,8 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
+from mambaout_jax import parallel
+from mambaout_jax.data import ImageSource
 from mambaout_jax.models import Model, create_model
 from mambaout_jax.train.checkpoint import Checkpoints
 from mambaout_jax.train.config import changed_keys, from_json, to_json
@@ -42,7 +44,9 @@ def claim_workdir(path: epath.PathLike, config: ConfigDict) -> epath.Path:
             _check_resume(workdir, from_json(recorded.read_text()), config)
         write_atomically(recorded, to_json(config))
     except OSError as error:
-        raise RunError(f"workdir {workdir} cannot be written ({error.strerror}); name another with --workdir") from error
+        raise RunError(
+            f"workdir {workdir} cannot be written ({error.strerror}); name another with --workdir"
+        ) from error
     return workdir
 
 
@@ -121,14 +125,12 @@ def load_run(path: epath.PathLike, weights: str | None = None) -> Run:
     if not (workdir / "checkpoints").exists():
         raise RunError(f"{workdir} holds no checkpoint; train first, or name another workdir")
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
-    step, variables, _ = checkpoints.restore_variables(_on_one_device(jax.eval_shape(model.init, jax.random.key(0))), weights)
+    abstract = parallel.abstract(
+        model.init, jax.random.key(0), sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    )
+    step, variables, _ = checkpoints.restore_variables(abstract, weights)
     checkpoints.close()
     return Run(config, model, variables, class_names, step)
-
-
-def _on_one_device(abstract: Any) -> Any:
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract)
 
 
 def load_environment(workdir: epath.Path) -> dict[str, Any]:
@@ -143,7 +145,7 @@ def load_environment(workdir: epath.Path) -> dict[str, Any]:
         raise RunError(f"{workdir} has no readable environment.json ({error}); train there first") from error
 
 
-def save_environment(workdir: epath.Path, dataset: str, fingerprint: str, class_names: tuple[str, ...]) -> dict[str, Any]:
+def save_environment(workdir: epath.Path, source: ImageSource) -> dict[str, Any]:
     """Record what a run depends on beside its config: versions, devices, dataset."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy", "pillow")
     environment = {
@@ -153,9 +155,9 @@ def save_environment(workdir: epath.Path, dataset: str, fingerprint: str, class_
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
         "command": " ".join(sys.argv),
-        "dataset": dataset,
-        "fingerprint": fingerprint,
-        "class_names": list(class_names),
+        "dataset": source.name,
+        "fingerprint": source.fingerprint,
+        "class_names": list(source.class_names),
     }
     write_atomically(workdir / "environment.json", json.dumps(environment, indent=2) + "\n")
     return environment

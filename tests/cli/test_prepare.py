@@ -3,8 +3,7 @@ import argparse
 import pytest
 
 from mambaout_jax.cli import prepare
-from mambaout_jax.data import DataError, open_source
-from mambaout_jax.data import prepare as prepare_dataset
+from mambaout_jax.data import DataError, open_source, prepare_dataset
 from tests.data import photos
 
 

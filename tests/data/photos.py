@@ -1,6 +1,7 @@
 """Datasets made here: JPEGs laid out as imagenette's are, and a source of numbered images in memory."""
 
 import io
+from typing import ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -32,7 +33,7 @@ class Photos(tfds.core.GeneratorBasedBuilder):
     """Build `photos` in two configs: "whole", and "broken", where every fifth file is cut short."""
 
     VERSION = tfds.core.Version("1.2.0")
-    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in ("whole", "broken")]
+    BUILDER_CONFIGS: ClassVar = [tfds.core.BuilderConfig(name=name) for name in ("whole", "broken")]
 
     def _info(self):
         features = {

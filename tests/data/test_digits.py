@@ -104,7 +104,7 @@ def test_folder_that_cannot_be_written_is_named(tmp_path):
 
 def test_digits_are_not_written_to_a_bucket(monkeypatch):
     monkeypatch.setattr(prepare_module, "is_complete", lambda folder: False)
-    with pytest.raises(DataError, match="prepare digits in a local folder, then upload"):
+    with pytest.raises(DataError, match="prepare digits in a local folder, then upload it"):
         prepare_digits("gs://bucket/datasets")
 
 

@@ -26,8 +26,12 @@ def assert_equal(one, other):
             np.testing.assert_array_equal(a[key], b[key])
 
 
+def join(batches):
+    return {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
+
+
 def labels(batches):
-    return [batch["label"].tolist() for batch in batches]
+    return join(batches)["label"].tolist()
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +78,7 @@ def test_batches_do_not_depend_on_the_number_of_workers_and_closing_ends_them(ph
 @pytest.mark.parametrize("start", [0, 3])
 def test_global_batch_is_the_batches_of_the_hosts_in_rank_order(photos, hosts, start):
     shares = [train_photos(photos, 7, host_index=host, host_count=hosts, start_step=start) for host in range(hosts)]
-    joined = [{key: np.concatenate([part[key] for part in parts]) for key in parts[0]} for parts in zip(*shares)]
+    joined = [join(parts) for parts in zip(*shares, strict=True)]
     assert_equal(train_photos(photos, 7, start_step=start), joined)
 
 
@@ -82,10 +86,11 @@ def test_epoch_uses_every_record_once_up_to_the_dropped_tail():
     epochs = 6
     batches = take(train_batches(NumberedSource(23), RESIZE, batch_size=4, steps_per_epoch=5, seed=0), 5 * epochs)
     for epoch in range(epochs):
-        used = sum(labels(batches[5 * epoch : 5 * epoch + 5]), [])
-        assert len(set(used)) == 20 and set(used) <= set(range(23))
-    dropped = [set(range(23)) - set(sum(labels(batches[5 * e : 5 * e + 5]), [])) for e in range(epochs)]
-    assert len(set(map(frozenset, dropped))) > 1
+        used = labels(batches[5 * epoch : 5 * epoch + 5])
+        assert len(set(used)) == 20
+        assert set(used) <= set(range(23))
+    dropped = {frozenset(range(23)) - set(labels(batches[5 * epoch : 5 * epoch + 5])) for epoch in range(epochs)}
+    assert len(dropped) > 1
 
 
 def test_image_and_label_stay_together():
@@ -98,7 +103,7 @@ def test_order_is_new_in_every_epoch_and_for_every_seed():
         batches = train_batches(
             NumberedSource(40), RESIZE, batch_size=40, steps_per_epoch=1, seed=seed, start_step=epoch
         )
-        return tuple(labels(take(batches, 1))[0])
+        return tuple(labels(take(batches, 1)))
 
     orders = [order(seed, epoch) for seed in range(3) for epoch in range(3)]
     assert len(set(orders)) == 9
@@ -132,11 +137,12 @@ def test_evaluation_sees_every_image_once_and_hosts_take_equally_many_batches(le
         for host in range(hosts)
     ]
     assert {len(share) for share in shares} == {-(-length // 8)}
-    joined = {key: np.concatenate([part[key] for parts in zip(*shares) for part in parts]) for key in shares[0][0]}
+    joined = join([part for parts in zip(*shares, strict=True) for part in parts])
     np.testing.assert_array_equal(joined["mask"], np.arange(len(joined["mask"])) < length)
     np.testing.assert_array_equal(joined["label"][joined["mask"]], np.arange(length))
     np.testing.assert_array_equal(joined["image"][:length, 0, 0, 0], np.arange(length))
-    assert not joined["image"][length:].any() and not joined["skipped"].any()
+    assert not joined["image"][length:].any()
+    assert not joined["skipped"].any()
 
 
 def test_evaluation_does_not_depend_on_the_number_of_workers(data_dir):
@@ -158,7 +164,8 @@ def test_a_bad_record_stops_the_run_and_is_named(kind, workers):
         with pytest.raises(DataError, match="record 4 of split 'train' of dataset 'numbered'") as raised:
             take(batches, 3)
         assert type(raised.value) is DataError
-        assert raised.value.__cause__ is None and raised.value.__suppress_context__
+        assert raised.value.__cause__ is None
+        assert raised.value.__suppress_context__
         assert "\n" not in str(raised.value)
     assert not multiprocessing.active_children()
 

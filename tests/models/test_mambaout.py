@@ -26,7 +26,7 @@ PARAMETERS = {
     "test_mambaout": 447_560,
 }
 
-SMALL = {"depths": (1, 2, 1, 1), "dims": (8, 16, 24, 32), "num_classes": 5}
+SMALL = {"depths": (1, 2), "dims": (8, 16), "num_classes": 5}
 
 
 def small_model(**options):
@@ -35,6 +35,14 @@ def small_model(**options):
 
 def images(size=(32, 32), batch=4, channels=3):
     return jax.random.normal(jax.random.key(7), (batch, *size, channels))
+
+
+def logits_of(model, variables, x, **options):
+    return jax.jit(lambda v, x: model.apply(v, x, **options))(variables, x)
+
+
+def trained_logits(model, variables, x, key=None):
+    return jax.jit(lambda v, x: model.apply_train(v, x, key=key)[0])(variables, x)
 
 
 def noisy(variables, scale=0.2):
@@ -68,14 +76,18 @@ def test_forward_matches_reference(name):
     base = "test_mambaout" if name.endswith("test_mambaout") else "mambaout_femto"
     model = mo.create_model(base, img_size=case.input.shape[1:3], **case.options)
     variables = {"params": case.params, "batch_stats": {}}
+
+    @jax.jit
+    def run(variables, x):
+        logits, maps = (model.apply(variables, x, output=output) for output in ("logits", "features"))
+        return logits, maps, model.apply_train(variables, x, output="features")[0]
+
     with jax.default_matmul_precision("highest"):
-        logits = jax.jit(model.apply)(variables, case.input)
-        maps = jax.jit(lambda v, x: model.apply(v, x, output="features"))(variables, case.input)
-        train_maps, _ = jax.jit(lambda v, x: model.apply_train(v, x, output="features"))(variables, case.input)
+        logits, maps, train_maps = run(variables, case.input)
     np.testing.assert_allclose(logits, case.output, rtol=0, atol=case.atol)
     for index, (feature_map, train_map) in enumerate(zip(maps, train_maps, strict=True)):
         np.testing.assert_allclose(feature_map, case.features[f"stage{index}"], rtol=0, atol=case.atol)
-        np.testing.assert_array_equal(feature_map, train_map)
+        np.testing.assert_allclose(train_map, case.features[f"stage{index}"], rtol=0, atol=case.atol)
 
 
 @pytest.mark.parametrize("name", golden.names("gated_cnn_block__*"))
@@ -93,7 +105,7 @@ def test_block_matches_reference(name):
     )
     graphdef, _ = nnx.split(block)
     with jax.default_matmul_precision("highest"):
-        output = nnx.merge(graphdef, case.params)(jnp.asarray(case.input))
+        output = jax.jit(lambda params, x: nnx.merge(graphdef, params)(x))(case.params, case.input)
     np.testing.assert_allclose(output, case.output, rtol=0, atol=case.atol)
 
 
@@ -108,13 +120,13 @@ def test_parameters_have_timms_names():
 def test_any_size_of_32_and_up(size):
     model = small_model()
     variables = model.init(jax.random.key(0))
-    logits = model.apply(variables, images(size))
+    logits = logits_of(model, variables, images(size))
     assert logits.shape == (4, 5)
     assert jnp.isfinite(logits).all()
 
 
 @pytest.mark.parametrize("shape", [(2, 31, 32, 3), (2, 32, 16, 3), (2, 32, 32, 1), (32, 32, 3)], ids=str)
-def test_images_that_do_not_fit_are_refused(shape):
+def test_images_that_do_not_fit_are_refused(shape, no_type_checks):
     model = small_model()
     variables = model.init(jax.random.key(0))
     with pytest.raises(ModelError, match="expected"):
@@ -124,34 +136,35 @@ def test_images_that_do_not_fit_are_refused(shape):
 def test_without_key_nothing_is_random():
     model = small_model(drop_path_rate=0.9, drop_rate=0.9)
     variables = model.init(jax.random.key(0))
-    logits = model.apply(variables, images())
-    np.testing.assert_array_equal(model.apply_train(variables, images())[0], logits)
-    with_key = model.apply_train(variables, images(), key=jax.random.key(1))[0]
+    logits = logits_of(model, variables, images())
+    np.testing.assert_array_equal(trained_logits(model, variables, images()), logits)
+    with_key = trained_logits(model, variables, images(), jax.random.key(1))
     assert not np.array_equal(with_key, logits)
-    np.testing.assert_array_equal(model.apply_train(variables, images(), key=jax.random.key(1))[0], with_key)
+    np.testing.assert_array_equal(trained_logits(model, variables, images(), jax.random.key(1)), with_key)
 
 
-def block_masks(model, variables, key, batch):
-    """Recover which samples each block dropped, from maps where a dropped branch leaves the trunk unchanged."""
-    module = model._merge(variables)
-    x, index, masks = module.stem(images(batch=batch)), 0, []
+def block_masks(model, variables, x, key):
+    """Recover which samples each block dropped: those that leave a block as they came."""
+    module, index, masks = model._merge(variables), 0, []
+    x = module.stem(x)
     for stage in module.stages:
         x = x if stage.downsample is None else stage.downsample(x)
         for block in stage.blocks:
             y = block(x, jax.random.fold_in(key, index))
-            masks.append(np.asarray(jnp.abs(y - x).max((1, 2, 3)) > 0))
+            masks.append(jnp.abs(y - x).max((1, 2, 3)) > 0)
             x, index = y, index + 1
-    return np.stack(masks)
+    return jnp.stack(masks)
 
 
 def test_drop_path_masks_differ_between_blocks_and_samples():
-    model = small_model(depths=(2, 2, 2, 2), drop_path_rate=0.5)
+    model = small_model(depths=(4, 4), drop_path_rate=0.5)
     variables = noisy(model.init(jax.random.key(0)))
-    masks = block_masks(model, variables, jax.random.key(5), batch=64)
+    masks = np.asarray(
+        jax.jit(lambda v, x, key: block_masks(model, v, x, key))(variables, images(batch=64), jax.random.key(5))
+    )
     assert masks[0].all(), "the first block is never dropped"
     assert len({mask.tobytes() for mask in masks[1:]}) == len(masks) - 1
-    kept = masks[-4:].mean()
-    assert 0.4 < kept < 0.8
+    assert 0.45 < masks[-3:].mean() < 0.7  # keep rates of 0.64, 0.57 and 0.5
 
 
 def test_drop_path_keeps_the_mean():
@@ -191,20 +204,11 @@ def test_bfloat16_computes_low_and_keeps_parameters_and_logits_high():
     model, exact = small_model(dtype="bfloat16"), small_model()
     variables = noisy(model.init(jax.random.key(0)), 0.05)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    logits, maps = model.apply(variables, images()), model.apply(variables, images(), output="features")
+    logits, maps = (logits_of(model, variables, images(), output=output) for output in ("logits", "features"))
     assert logits.dtype == jnp.float32
     assert {feature_map.dtype for feature_map in maps} == {jnp.dtype("bfloat16")}
-    reference = exact.apply(variables, images())
+    reference = logits_of(exact, variables, images())
     assert 0 < float(jnp.abs(logits - reference).max()) < 0.03 * float(jnp.abs(reference).max())
-
-
-def test_parameter_depends_on_key_and_path_alone():
-    shallow = small_model(depths=(1, 1, 1, 1)).init(jax.random.key(0))["params"]
-    deep = small_model(depths=(1, 3, 2, 1)).init(jax.random.key(0))["params"]
-    path = lambda params: params["stages"][1]["blocks"][0]["fc1"]["weight"]  # noqa: E731
-    np.testing.assert_array_equal(path(shallow), path(deep))
-    blocks = deep["stages"][1]["blocks"]
-    assert not np.array_equal(blocks[0]["fc1"]["weight"], blocks[1]["fc1"]["weight"])
 
 
 def test_initial_values_follow_the_recipe():
@@ -250,7 +254,7 @@ def test_unknown_model_suggests_the_nearest():
         mo.create_model("mambaout_tinny")
 
 
-def test_unknown_output_is_named():
+def test_unknown_output_is_named(no_type_checks):
     model = small_model()
     with pytest.raises(ModelError, match="output"):
         model.apply(model.init(jax.random.key(0)), images(), output="maps")

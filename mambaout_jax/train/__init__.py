@@ -1,0 +1,25 @@
+"""Training: from a config to weights, scores and a page that shows them."""
+
+from mambaout_jax.data import DataError
+from mambaout_jax.models import ModelError
+from mambaout_jax.train.errors import DivergedError, RunError, StoppedError
+from mambaout_jax.train.evaluate import evaluate, format_scores
+from mambaout_jax.train.loop import train
+from mambaout_jax.train.report import write_report
+from mambaout_jax.train.workdir import Run, load_run
+
+# What a person typed wrong: to be told in one sentence, without a traceback.
+USER_ERRORS = (RunError, DataError, ModelError)
+
+__all__ = [
+    "USER_ERRORS",
+    "DivergedError",
+    "Run",
+    "RunError",
+    "StoppedError",
+    "evaluate",
+    "format_scores",
+    "load_run",
+    "train",
+    "write_report",
+]

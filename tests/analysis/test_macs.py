@@ -1,0 +1,123 @@
+"""Multiply-adds are those that the program does, counted without doing them."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+import mambaout_jax as mo
+from mambaout_jax.analysis.macs import count_macs, count_model
+
+# In millions, convolutions and matrix products alone at 224 px: timm 1.0.31's modules, counted by hooks.
+PUBLISHED = {
+    "mambaout_femto": 1148,
+    "mambaout_kobe": 1506,
+    "mambaout_tiny": 4470,
+    "mambaout_small": 8936,
+    "mambaout_base": 15794,
+    "mambaout_small_rw": 8936,
+    "mambaout_base_short_rw": 16281,
+    "mambaout_base_tall_rw": 16117,
+    "mambaout_base_wide_rw": 17752,
+    "mambaout_base_plus_rw": 19161,
+}
+
+
+def spec(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def product(x, w):
+    return x @ w
+
+
+X, W = spec(3, 5), spec(5, 7)
+ONE = 3 * 5 * 7
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_variant_has_the_published_multiply_adds(name):
+    assert round(count_model(name)[1] / 1e6) == PUBLISHED[name]
+
+
+def test_every_model_with_published_accuracy_is_counted_here():
+    assert {*PUBLISHED, "test_mambaout"} == set(mo.list_models())
+
+
+def test_parameters_are_those_of_the_model():
+    model = mo.create_model("test_mambaout")
+    variables = jax.eval_shape(model.init, jax.random.key(0))
+    assert count_model("test_mambaout")[0] == sum(leaf.size for leaf in jax.tree.leaves(variables)) == 447_560
+
+
+def test_matrix_products_count_batch_rows_columns_and_depth():
+    assert count_macs(product, X, W) == ONE
+    assert count_macs(lambda x, w: jnp.einsum("bij,bjk->bik", x, w), spec(2, 3, 5), spec(2, 5, 7)) == 2 * ONE
+
+
+@pytest.mark.parametrize(("groups", "expected"), [(1, 2 * 4 * 3 * 6 * 9 * 4), (2, 2 * 4 * 3 * 6 * 9 * 2)])
+def test_convolutions_count_outputs_window_and_channels_of_a_group(groups, expected):
+    def conv(x, w):
+        return lax.conv_general_dilated(
+            x, w, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
+        )
+
+    assert count_macs(conv, spec(2, 7, 5, 4), spec(3, 3, 4 // groups, 6)) == expected
+
+
+def test_pointwise_work_counts_nothing():
+    assert count_macs(lambda x: jax.nn.softmax(jnp.sin(x) * x + 1), X) == 0
+
+
+def with_jvp(function):
+    wrapped = jax.custom_jvp(function)
+    wrapped.defjvp(lambda primals, tangents: (function(*primals), function(*tangents)))
+    return wrapped
+
+
+def with_vjp(function):
+    wrapped = jax.custom_vjp(function)
+    wrapped.defvjp(lambda *args: (function(*args), args), lambda args, _: args)
+    return wrapped
+
+
+@pytest.mark.parametrize("wrap", [jax.jit, jax.checkpoint, with_jvp, with_vjp])
+def test_wrapped_function_counts_once(wrap):
+    assert count_macs(wrap(product), X, W) == ONE
+
+
+def test_scan_counts_its_length():
+    def repeat(x, w):
+        return lax.scan(lambda carry, _: (carry @ w, None), x, length=11)[0]
+
+    assert count_macs(repeat, spec(3, 5), spec(5, 5)) == 11 * 3 * 5 * 5
+
+
+def test_choice_counts_its_costliest_branch():
+    def choose(x, w):
+        return lax.cond(x[0, 0] > 0, lambda: x @ w, lambda: (x @ w) @ jnp.ones((7, 7)))
+
+    assert count_macs(choose, X, W) == ONE + 3 * 7 * 7
+
+
+def test_platforms_count_as_the_costliest():
+    def by_platform(x, w):
+        return lax.platform_dependent(x, w, cpu=lambda x, w: x[:, :1] * w[:1], default=product)
+
+    assert count_macs(by_platform, X, W) == ONE
+
+
+def test_gradient_counts_two_more_products():
+    def step(x, w):
+        return jax.grad(lambda x, w: (x @ w).sum(), argnums=(0, 1))(x, w)
+
+    assert count_macs(step, X, W) in (2 * ONE, 3 * ONE)  # the product itself may be dead code
+
+
+def test_products_in_a_loop_of_unknown_length_are_refused():
+    def loop(x, w):
+        return lax.while_loop(lambda x: x.sum() < 1, lambda x: x @ w, x)
+
+    with pytest.raises(ValueError, match="'while' cannot be counted"):
+        count_macs(loop, spec(3, 5), spec(5, 5))
+    assert count_macs(lambda x: lax.while_loop(lambda x: x.sum() < 1, lambda x: x + 1, x), X) == 0

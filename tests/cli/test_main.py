@@ -1,0 +1,113 @@
+"""Commands start fast and end with the exit code and the sentence that fit."""
+
+import subprocess
+import sys
+
+import pytest
+
+from mambaout_jax.__main__ import COMMANDS, main
+from mambaout_jax.cli import models
+from mambaout_jax.train import USER_ERRORS
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["predict", "--help"], ["modls"], ["report"]])
+def test_help_and_wrong_words_do_not_wait_for_jax(argv):
+    code = f"""
+import sys
+from mambaout_jax.__main__ import main
+try:
+    main({argv})
+except SystemExit:
+    pass
+print(sorted({{"jax", "numpy", "PIL", "tensorflow_datasets"}} & set(sys.modules)))
+"""
+    process = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
+    assert process.stdout.endswith("[]\n")
+
+
+def test_help_lists_each_command_with_what_it_does(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for command in COMMANDS:
+        module = sys.modules.get(f"mambaout_jax.cli.{command}")
+        assert f" {command} " in shown
+        if module:
+            assert module.__doc__.splitlines()[0] in shown
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("modles", "models"), ("perdict", "predict"), ("Report", "report")])
+def test_unknown_command_is_answered_with_the_nearest(capsys, typed, meant):
+    assert main([typed, "x"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"error: {typed!r} is no command; did you mean {meant!r}?")
+    assert not captured.out
+
+
+def test_no_command_is_typed_wrong(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    assert "COMMAND" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", USER_ERRORS)
+def test_what_was_typed_wrong_is_one_sentence_and_exit_code_two(monkeypatch, capsys, error):
+    def fail(args):
+        raise error("the sentence")
+
+    monkeypatch.setattr(models, "run", fail)
+    assert main(["models"]) == 2
+    assert capsys.readouterr().err == "error: the sentence\n"
+
+
+def test_a_failure_of_the_program_is_not_hidden(monkeypatch):
+    def fail(args):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(models, "run", fail)
+    with pytest.raises(ZeroDivisionError):
+        main(["models"])
+
+
+def test_control_c_is_exit_code_130_without_a_word(monkeypatch, capsys):
+    def interrupt(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(models, "run", interrupt)
+    assert main(["models"]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("length", [10, 1_000_000])
+def test_reader_that_goes_away_is_no_error(length):
+    code = f"""
+import sys
+from mambaout_jax.__main__ import main
+from mambaout_jax.cli import models
+models.run = lambda args: print("x" * {length}) or 0
+sys.stdin.readline()
+sys.exit(main(["models"]))
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    with process:
+        process.stdout.close()
+        process.stdin.write("the reader is gone\n")
+        process.stdin.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+
+
+def test_report_of_no_workdir_is_one_sentence(tmp_path, capsys):
+    assert main(["report", str(tmp_path)]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"error: {tmp_path} holds no run")
+    assert captured.err.count("\n") == 1
+
+
+def test_report_prints_the_path_of_the_page(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    assert main(["report", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'report.html'}\n"
+    assert (tmp_path / "report.html").is_file()

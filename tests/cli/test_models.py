@@ -1,0 +1,41 @@
+"""The table of models says of each what the registry and the model itself say."""
+
+import json
+
+import pytest
+
+import mambaout_jax as mo
+from mambaout_jax.__main__ import main
+from mambaout_jax.analysis import macs
+from mambaout_jax.models import VARIANTS
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Counts of the right size that cost no time."""
+    counts = {name: (26_545_096 + index, 4_470_000_000) for index, name in enumerate(mo.list_models())}
+    monkeypatch.setattr(macs, "count_model", counts.__getitem__)
+    return counts
+
+
+def test_table_has_a_row_for_each_model_in_aligned_columns(counted, capsys):
+    assert main(["models"]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert [row.split()[0] for row in rows] == mo.list_models()
+    tiny = next(row for row in rows if row.startswith("mambaout_tiny "))
+    assert tiny.split(maxsplit=1)[1].strip() == "26.55 M   4.470 G  224 px  82.7 at 224, 83.5 at 288"
+    assert rows[-1].endswith("160 px  -")
+    assert len({row.index(" px  ") for row in rows}) == 1
+    assert head.index("published") == tiny.index("82.7")
+    assert head.index("size") + len("size") == tiny.index(" px") + len(" px")
+
+
+def test_json_holds_exact_numbers(counted, capsys):
+    assert main(["models", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows] == mo.list_models()
+    for row in rows:
+        variant = VARIANTS[row["name"]]
+        assert (row["params"], row["macs"]) == counted[row["name"]]
+        assert row["size"] == variant.size
+        assert row["top1"] == {str(size): percent for size, percent in variant.top1.items()}

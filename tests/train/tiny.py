@@ -1,0 +1,37 @@
+"""The digits experiment, small enough to run whole in a test."""
+
+import importlib.util
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+DIGITS = Path(__file__).parents[2] / "configs" / "digits.py"
+
+OVERRIDES = {
+    "num_epochs": 2,
+    "batch_size": 256,
+    "eval_batch_size": 100,
+    "eval_every_epochs": 1,
+    "log_every_steps": 2,
+    "model.depths": (1, 1),
+    "model.dims": (8, 16),
+    "model.drop_path_rate": 0.1,
+    "optim.warmup_epochs": 1,
+}
+STEPS_PER_EPOCH = 5  # of 256 of the 1,437 images
+
+
+def config(**changes) -> ConfigDict:
+    """Build the experiment; changes are dotted keys."""
+    spec = importlib.util.spec_from_file_location("digits", DIGITS)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config()
+    config.update_from_flattened_dict({**OVERRIDES, **changes})
+    return config
+
+
+def flags(**changes) -> list[str]:
+    """Give the same as arguments of main.py."""
+    changed = {**OVERRIDES, **changes}
+    return [f"--config={DIGITS}", *(f"--config.{key}={value}" for key, value in changed.items())]
