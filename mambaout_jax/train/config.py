@@ -1,7 +1,7 @@
 """Every key of an experiment's config: its type, its range and what it means.
 
-The table is the one place that knows the keys. `check_config` holds a config against it, and docs/config.md is
-generated from it.
+The table is the one place that knows the keys: `check_config` holds a config against it, and a test holds docs/config.md
+to it.
 """
 
 import difflib
@@ -115,11 +115,11 @@ def check_config(config: ConfigDict) -> None:
         raise RunError(f"the config lacks {', '.join(f'config.{name}' for name in missing)}; configs/digits.py has all")
     for name, key in KEYS.items():
         _check_value(name, key, flat[name])
-    if flat["optim.warmup_epochs"] + flat["optim.cooldown_epochs"] > flat["num_epochs"]:
+    warmup, cooldown = flat["optim.warmup_epochs"], flat["optim.cooldown_epochs"]
+    if warmup + cooldown > flat["num_epochs"]:
         raise RunError(
-            f"config.optim.warmup_epochs and cooldown_epochs take {flat['optim.warmup_epochs']} and "
-            f"{flat['optim.cooldown_epochs']} of the {flat['num_epochs']} epochs that config.num_epochs gives; fewer are "
-            "expected"
+            f"config.optim.warmup_epochs {warmup} and cooldown_epochs {cooldown} are more than config.num_epochs "
+            f"{flat['num_epochs']}; at most as many are expected"
         )
     parts = flat["optim.accumulation_steps"]
     if flat["batch_size"] % parts:

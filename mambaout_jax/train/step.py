@@ -62,7 +62,7 @@ def make_train_step(
             "params": optax.apply_updates(state.variables["params"], updates),
             "batch_stats": batch_stats,
         }
-        progress = _advance(progress, state.step, loss, optax.global_norm(gradient), schedule(state.step))
+        progress = _advance(progress, state.step, loss, optax.tree.norm(gradient), schedule(state.step))
         ema = None if ema_decay is None else _average(state.ema, variables, ema_decay, state.step)
         return TrainState(state.step + 1, variables, ema, opt_state), progress
 

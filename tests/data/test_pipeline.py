@@ -1,5 +1,9 @@
 import itertools
 import multiprocessing
+import os
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -168,6 +172,37 @@ def test_a_bad_record_stops_the_run_and_is_named(kind, workers):
         assert raised.value.__suppress_context__
         assert "\n" not in str(raised.value)
     assert not multiprocessing.active_children()
+
+
+ORPHANS = """
+import multiprocessing, time
+from mambaout_jax.data import TrainTransform, train_batches
+from tests.data.photos import NumberedSource
+if __name__ == "__main__":
+    options = {"batch_size": 8, "steps_per_epoch": 4, "seed": 0, "num_workers": 1}
+    batches = train_batches(NumberedSource(100), TrainTransform((8, 8)), **options)
+    next(batches)
+    print(multiprocessing.active_children()[0].pid, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+def test_workers_end_when_their_parent_is_killed(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(ORPHANS)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        worker = int(parent.stdout.readline())
+        os.kill(worker, 0)
+        parent.kill()
+    for _ in range(100):
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    pytest.fail(f"worker {worker} outlived its parent")
 
 
 def test_skipping_trains_on_the_next_record_that_decodes_and_counts():

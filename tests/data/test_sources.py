@@ -49,6 +49,16 @@ def test_configs_have_different_fingerprints(data_dir):
     assert one.fingerprint != other.fingerprint
 
 
+def test_other_data_under_the_same_name_has_another_fingerprint(data_dir, tmp_path):
+    copy_photos(data_dir, tmp_path / "photos")
+    one = open_source("photos", "train", str(tmp_path))
+    (info,) = tmp_path.glob("photos/whole/*/dataset_info.json")
+    info.write_text(re.sub(r'"numBytes": "(\d+)"', r'"numBytes": "1\1"', info.read_text()))
+    other = open_source("photos", "train", str(tmp_path))
+    assert one.fingerprint == open_source("photos", "train", data_dir).fingerprint
+    assert one.fingerprint != other.fingerprint
+
+
 def test_a_source_survives_pickling(data_dir):
     source = open_source("photos", "train", data_dir)
     assert [*pickle.loads(pickle.dumps(source))] == [*source]

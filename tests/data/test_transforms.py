@@ -148,7 +148,7 @@ def test_random_crop_falls_back_to_the_centre(size, box):
     assert random_crop_box(*size, (0.08, 1.0), (3 / 4, 4 / 3), NeverFits()) == box
 
 
-@pytest.mark.parametrize("crop_pct", [1.0, 0.95, 0.875])
+@pytest.mark.parametrize("crop_pct", [1.0, 0.93, 0.875])
 @pytest.mark.parametrize("image_size", [(500, 375), (375, 500), (64, 64), (31, 200)])
 def test_centre_crop_scales_the_shorter_side_to_floor_of_size_over_crop_pct(crop_pct, image_size):
     image = make_photo(2).resize(image_size)

@@ -26,13 +26,18 @@ def batch(size=8, seed=0):
     }
 
 
-def step_of(model, optimizer=None, *, accumulation_steps=1, ema_decay=None, augmentation=Augmentation()):
+def step_of(model, optimizer=None, *, accumulation_steps=1, ema_decay=None, augmentation=None):
     rate = lambda step: jnp.float32(1e-2)  # noqa: E731
     optimizer = optimizer or adamw(
         rate, weight_decay=0.05, b1=0.9, b2=0.999, eps=1e-8, clip_grad_norm=None, no_decay=frozenset()
     )
     step = make_train_step(
-        model, optimizer, rate, augmentation, accumulation_steps=accumulation_steps, ema_decay=ema_decay
+        model,
+        optimizer,
+        rate,
+        augmentation or Augmentation(),
+        accumulation_steps=accumulation_steps,
+        ema_decay=ema_decay,
     )
     return jax.jit(step), init_state(model, optimizer, KEY, ema=ema_decay is not None)
 

@@ -1,0 +1,131 @@
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from etils import epath
+
+import mambaout_jax as mo
+from mambaout_jax import parallel
+from mambaout_jax.train.checkpoint import Checkpoints
+from mambaout_jax.train.errors import RunError
+from mambaout_jax.train.state import init_state
+
+
+def model_of(**options):
+    return mo.create_model("mambaout_femto", img_size=32, **{"num_classes": 3, "depths": (1,), "dims": (8,), **options})
+
+
+def init_of(model, *, ema=True):
+    return lambda key: init_state(model, optax.adamw(1e-3), key, ema=ema)
+
+
+def placed():
+    return parallel.replicated(parallel.make_mesh())
+
+
+def abstract_state(model, *, ema=True):
+    return parallel.abstract(init_of(model, ema=ema), jax.random.key(0), sharding=placed())
+
+
+@pytest.fixture(scope="module")
+def state():
+    drawn = jax.jit(init_of(model_of()), out_shardings=placed())(jax.random.key(0))
+    # Weights and their average differ, as they do in a run.
+    return replace(drawn, ema=jax.tree.map(lambda leaf: leaf + 1, drawn.ema))
+
+
+@pytest.fixture
+def directory(tmp_path):
+    return epath.Path(tmp_path / "checkpoints")
+
+
+def save(directory, state, steps):
+    checkpoints = Checkpoints(directory)
+    for step, top1 in steps:
+        checkpoints.save(replace(state, step=jnp.int32(step)), {"note": step}, top1)
+    checkpoints.close()
+
+
+def break_files(directory, step, item, content):
+    for path in (Path(directory) / str(step) / item).rglob("*"):
+        if path.is_file():
+            path.write_bytes(content)
+
+
+def assert_same(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+        assert x.dtype == y.dtype
+
+
+def test_restored_state_has_the_same_bits_and_structure(directory, state):
+    save(directory, state, [(7, None)])
+    restored, metadata = Checkpoints(directory).restore_state(abstract_state(model_of()))
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    assert_same(restored, replace(state, step=jnp.int32(7)))
+    assert metadata == {"note": 7}
+
+
+def test_latest_two_and_best_are_kept(directory, state):
+    save(directory, state, [(1, 50.0), (2, 90.0), (3, 80.0), (4, None), (5, 85.0)])
+    assert Checkpoints(directory).steps() == [2, 4, 5]
+
+
+def test_nothing_saved_restores_nothing(directory):
+    assert Checkpoints(directory).restore_state(abstract_state(model_of())) is None
+
+
+@pytest.mark.parametrize("item", ["params", "optimizer", "metadata", "ema_params"])
+@pytest.mark.parametrize("content", [b"", b"garbage"], ids=["truncated", "overwritten"])
+def test_newest_that_can_be_read_is_used(directory, state, item, content, caplog):
+    save(directory, state, [(1, None), (2, None)])
+    break_files(directory, 2, item, content)
+    checkpoints = Checkpoints(directory)
+    restored, _ = checkpoints.restore_state(abstract_state(model_of()))
+    assert int(restored.step) == 1
+    assert "checkpoints/2 cannot be read" in caplog.text
+    checkpoints.save(replace(state, step=jnp.int32(2)), {"note": "again"}, None)
+    checkpoints.close()
+    restored, metadata = Checkpoints(directory).restore_state(abstract_state(model_of()))
+    assert (int(restored.step), metadata) == (2, {"note": "again"})
+    assert (directory.parent / "unreadable" / "2").exists()
+
+
+def test_nothing_readable_is_an_error(directory, state):
+    save(directory, state, [(1, None)])
+    break_files(directory, 1, "params", b"")
+    with pytest.raises(RunError, match="none of the checkpoints"):
+        Checkpoints(directory).restore_state(abstract_state(model_of()))
+
+
+def test_another_model_is_refused_with_every_difference(directory, state):
+    save(directory, state, [(1, None)])
+    other = model_of(num_classes=4, depths=(2,), stem_mid_norm=False)
+    with pytest.raises(RunError) as refusal:
+        Checkpoints(directory).restore_state(abstract_state(other))
+    for words in (
+        "head.fc.bias is float32[3] where float32[4] is expected",
+        "stages.0.blocks.1.fc1.weight is missing",
+        "stem.norm1.weight is left over",
+    ):
+        assert words in str(refusal.value)
+
+
+def test_average_that_was_not_kept_is_refused(directory, state):
+    save(directory, replace(state, ema=None), [(1, None)])
+    with pytest.raises(RunError, match="no 'ema_params'"):
+        Checkpoints(directory).restore_state(abstract_state(model_of()))
+
+
+@pytest.mark.parametrize("weights", ["raw", "ema"])
+def test_inference_restores_the_weights_that_it_names(directory, state, weights):
+    save(directory, state, [(3, None)])
+    model = model_of()
+    abstract = parallel.abstract(model.init, jax.random.key(0), sharding=placed())
+    step, variables, _ = Checkpoints(directory, read_only=True).restore_variables(abstract, weights)
+    assert step == 3
+    assert_same(variables, state.ema if weights == "ema" else state.variables)

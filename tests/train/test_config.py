@@ -1,0 +1,113 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mambaout_jax.train.config import KEYS, changed_keys, check_config, flatten_config, from_json, to_json
+from mambaout_jax.train.errors import RunError
+from tests.train import tiny
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_config_survives_json():
+    config = tiny.config()
+    assert flatten_config(from_json(to_json(config))) == flatten_config(config)
+    check_config(from_json(to_json(config)))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
+def test_every_config_is_whole(path):
+    scope: dict = {}
+    exec(compile(path.read_text(), path, "exec"), scope)
+    check_config(scope["get_config"]())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("batch_size", -1, "config.batch_size is -1; an integer of 1 or more"),
+        ("batch_size", 2.5, "config.batch_size is 2.5; an integer"),
+        ("batch_size", True, "config.batch_size is True"),
+        ("seed", None, "config.seed is unset"),
+        ("num_epochs", 0, "config.num_epochs is 0"),
+        ("data.flip_rate", 1.5, "config.data.flip_rate is 1.5; a number of 0 to 1"),
+        ("data.crop", "centre", "config.data.crop is 'centre'; 'resize' or 'random_resized'"),
+        ("data.crop_scale", (0.5, 0.1), "config.data.crop_scale"),
+        ("data.crop_scale", (0.5,), "config.data.crop_scale"),
+        ("optim.learning_rate", float("nan"), "config.optim.learning_rate is nan"),
+        ("optim.warmup_epochs", 50, "config.optim.warmup_epochs 50"),
+        ("optim.accumulation_steps", 7, "accumulation_steps 7"),
+    ],
+)
+def test_value_that_does_not_fit_is_named(key, value, words):
+    config = tiny.config()
+    section, _, leaf = key.rpartition(".")
+    with config.ignore_type():
+        (config[section] if section else config)[leaf] = value
+    with pytest.raises(RunError, match=words):
+        check_config(config)
+
+
+def test_integer_serves_as_number():
+    config = tiny.config()
+    with config.ignore_type():
+        config.optim.learning_rate = 1
+    check_config(config)
+
+
+def test_unknown_key_suggests_the_nearest():
+    config = tiny.config()
+    config.optim.learningrate = 0.1
+    with pytest.raises(RunError, match=r"config.optim.learningrate.*did you mean config.optim.learning_rate"):
+        check_config(config)
+
+
+def test_missing_keys_are_all_listed():
+    config = tiny.config()
+    del config.optim["b1"], config["seed"]
+    with pytest.raises(RunError, match=r"config.seed, config.optim.b1"):
+        check_config(config)
+
+
+def test_only_what_changes_a_step_counts_as_a_change():
+    config = tiny.config()
+    assert changed_keys(tiny.config(**{"data.num_workers": 2, "log_every_steps": 7, "resume": "any"}), config) == []
+    assert changed_keys(tiny.config(seed=1), config) == ["config.seed was 0, is 1"]
+    assert changed_keys(tiny.config(**{"model.dims": (8, 24)}), config) == ["config.model.dims was (8, 16), is (8, 24)"]
+
+
+def test_documentation_has_every_key():
+    text = (ROOT / "docs" / "config.md").read_text()
+    for name, key in KEYS.items():
+        assert f"`{name}`" in text, name
+        assert key.about in text, name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config.optm.learning_rate=1"], 'Did you mean "optim" instead of "optm"'),
+        (["--config.optim.learningrate=1"], 'Did you mean "learning_rate"'),
+        (["--config.batch_size=many"], "batch_size"),
+        (["--confg.seed=1"], "confg"),
+        (["extra"], "extra"),
+    ],
+)
+def test_mistyped_flag_is_one_sentence(arguments, words, tmp_path):
+    command = [sys.executable, "main.py", "--config=configs/digits.py", f"--workdir={tmp_path / 'run'}", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--config=configs/nothing.py"], []])
+def test_missing_config_is_one_sentence(arguments, tmp_path):
+    command = [sys.executable, "main.py", f"--workdir={tmp_path / 'run'}", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: ")

@@ -1,0 +1,260 @@
+"""A whole run: it resumes to the same bits, stops when told, and says what is wrong."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from mambaout_jax.train import DivergedError, RunError, StoppedError, evaluate, load_run, train
+from mambaout_jax.train import evaluate as evaluate_room
+from mambaout_jax.train.errors import StoppedError as Stopped
+from mambaout_jax.train.signals import StopSignals
+from tests.train import tiny
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def datasets(tmp_path_factory):
+    """Prepare the digits once for all tests here, away from the user's own."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("TFDS_DATA_DIR", str(tmp_path_factory.mktemp("datasets")))
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """A run from start to end, by the program."""
+    workdir = tmp_path_factory.mktemp("unbroken") / "run"
+    done = main(workdir)
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def command(workdir, **changes):
+    return [sys.executable, "main.py", *tiny.flags(**changes), f"--workdir={workdir}"]
+
+
+def main(workdir, **changes):
+    return subprocess.run(command(workdir, **changes), cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def records(workdir, kind):
+    try:
+        lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+
+def start(workdir, until, **changes):
+    """Start the program and return once `until()` holds."""
+    process = subprocess.Popen(
+        command(workdir, **changes), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 300
+    while not until(process):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return process
+
+
+def assert_same_weights(a, b):
+    for weights in ("raw", "ema"):
+        left, right = load_run(a, weights), load_run(b, weights)
+        assert left.step == right.step
+        for x, y in zip(jax.tree.leaves(left.variables), jax.tree.leaves(right.variables), strict=True):
+            np.testing.assert_array_equal(x, y)
+
+
+def test_run_leaves_what_it_promises(unbroken):
+    results = json.loads((unbroken / "results.json").read_text())
+    assert results["steps"] == 2 * tiny.STEPS_PER_EPOCH
+    assert results["input_size"] == [32, 32]
+    assert results["ema"]["count"] == results["raw"]["count"] == 360
+    assert [record["step"] for record in records(unbroken, "train")] == [2, 4, 5, 6, 8, 10]
+    assert [record["step"] for record in records(unbroken, "eval")] == [5, 10]
+    assert all(np.isfinite(record["loss"]) for record in records(unbroken, "train"))
+    assert list((unbroken / "tensorboard").iterdir())
+    assert "<html" in (unbroken / "report.html").read_text()
+    predictions = np.load(unbroken / "predictions.npz")
+    assert predictions["classes"].shape == (360, 5)
+    hits = predictions["classes"][:, 0] == predictions["labels"]
+    np.testing.assert_allclose(100 * hits.mean(), results["ema"]["top1"])
+
+
+def test_evaluation_equals_the_end_of_training(unbroken):
+    results = json.loads((unbroken / "results.json").read_text())
+    scores = evaluate(None, unbroken)
+    assert scores["step"] == results["steps"]
+    for weights in ("raw", "ema"):
+        assert scores[weights] == pytest.approx(results[weights], rel=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [7, 360, 500])
+def test_evaluation_counts_every_image_once_for_ragged_sizes(unbroken, batch_size):
+    results = json.loads((unbroken / "results.json").read_text())
+    scores = evaluate(tiny.config(eval_batch_size=batch_size), unbroken)
+    assert scores["raw"] == pytest.approx(results["raw"], rel=1e-5)
+
+
+def test_killed_and_resumed_run_equals_unbroken_run(unbroken, tmp_path):
+    workdir = tmp_path / "run"
+    changes = {"save_every_steps": 1}
+    for after in (3, 7):
+        process = start(workdir, lambda _, n=after: any(r["step"] >= n for r in records(workdir, "train")), **changes)
+        process.kill()
+        process.communicate()
+        assert not (workdir / "results.json").exists()
+    assert main(workdir, **changes).returncode == 0
+    assert_same_weights(workdir, unbroken)
+
+
+def test_finished_run_is_not_run_again(unbroken):
+    before = (unbroken / "metrics.jsonl").read_text()
+    assert main(unbroken).returncode == 0
+    assert (unbroken / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_in_training_saves_and_resumes_to_the_same_bits(unbroken, tmp_path, number):
+    workdir = tmp_path / "run"
+    process = start(workdir, lambda _: records(workdir, "train"))
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 75, errors
+    assert "everything is saved" in errors
+    assert "Traceback" not in errors
+    saved = [int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
+    assert max(saved) >= 2
+    assert main(workdir).returncode == 0
+    assert_same_weights(workdir, unbroken)
+
+
+def test_signal_in_compilation_ends_at_once_with_the_code_for_starting_again(unbroken, tmp_path):
+    workdir = tmp_path / "run"
+    process = start(workdir, lambda process: "parameters, on" in process.stderr.readline(), **{"model.depths": (2, 2)})
+    sent = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 75, errors
+    assert "Traceback" not in errors
+    assert not records(workdir, "train")
+    assert time.monotonic() - sent < 60
+
+
+def test_compilation_is_left_behind_when_a_signal_comes():
+    release = threading.Event()
+    with StopSignals() as stop:
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        with pytest.raises(Stopped, match="SIGTERM"):
+            stop.interruptible(lambda: release.wait(60))
+    release.set()
+
+
+def test_work_keeps_its_result_and_its_error():
+    with StopSignals() as stop:
+        assert stop.interruptible(lambda: 3) == 3
+        with pytest.raises(ZeroDivisionError):
+            stop.interruptible(lambda: 1 / 0)
+
+
+def test_signal_in_evaluation_saves_and_resumes_to_the_same_bits(unbroken, tmp_path, monkeypatch):
+    top_classes, calls = evaluate_room._top_classes, []
+
+    def interrupted(*arrays):
+        calls.append(None)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return top_classes(*arrays)
+
+    monkeypatch.setattr(evaluate_room, "_top_classes", interrupted)
+    with pytest.raises(StoppedError):
+        train(tiny.config(), tmp_path / "run")
+    assert not records(tmp_path / "run", "eval")
+    monkeypatch.undo()
+    assert main(tmp_path / "run").returncode == 0
+    assert [record["step"] for record in records(tmp_path / "run", "eval")] == [5, 10]
+    assert_same_weights(tmp_path / "run", unbroken)
+
+
+def test_divergence_names_step_rate_and_norm_and_keeps_the_last_good_checkpoint(tmp_path):
+    config = tiny.config(**{"optim.learning_rate": 1e30, "optim.warmup_epochs": 0, "save_every_steps": 1})
+    with pytest.raises(
+        DivergedError, match=r"step \d+ has loss \S+ and gradient norm \S+ at learning rate 1e\+30"
+    ) as end:
+        train(config, tmp_path / "run")
+    bad = int(re.search(r"step (\d+)", str(end.value))[1])
+    run = load_run(tmp_path / "run", "raw")
+    assert run.step <= bad
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.variables)) or run.step == bad
+
+
+def test_other_config_is_refused_with_the_differing_keys_unless_allowed(unbroken, tmp_path):
+    with pytest.raises(RunError, match=r"config.seed was 0, is 1.*--config.resume=any"):
+        train(tiny.config(seed=1), unbroken)
+    with pytest.raises(RunError, match="holds a run"):
+        train(tiny.config(resume="never"), unbroken)
+
+
+def test_workdir_that_cannot_be_written_is_one_sentence_at_the_start(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = main(tmp_path / "file" / "run")
+    assert done.returncode == 2
+    assert "cannot be written" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_disk_without_room_is_one_sentence_at_the_start(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 2**20})())
+    with pytest.raises(RunError, match="1 MiB free where the checkpoints need"):
+        train(tiny.config(), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"batch_size": 2000}, "batch_size is 2000; at most the 1437"),
+        ({"data.name": "digit"}, "digits"),
+        ({"data.train_split": "training"}, "train"),
+        ({"model.name": "mambaout_tinny"}, "mambaout_tiny"),
+        ({"model.drop_path_rate": 2.0}, "drop_path_rate"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, changes, words):
+    with pytest.raises(ValueError, match=words):
+        train(tiny.config(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_profile_traces_the_steps_that_were_asked_for(tmp_path):
+    train(tiny.config(**{"num_epochs": 1, "profile.start_step": 2, "profile.num_steps": 1}), tmp_path / "run")
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+
+
+def test_eight_devices_equal_one(unbroken, tmp_path):
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    done = subprocess.run(
+        command(tmp_path / "run", eval_batch_size=104),
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    one, eight = records(unbroken, "train"), records(tmp_path / "run", "train")
+    for a, b in zip(one, eight, strict=True):
+        np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-4)
+    assert records(tmp_path / "run", "eval")[-1]["ema"]["count"] == 360
