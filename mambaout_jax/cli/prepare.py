@@ -3,8 +3,6 @@
 import argparse
 import sys
 
-from mambaout_jax.data import prepare_dataset
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
@@ -14,6 +12,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prepare the dataset and print where it is; a failed download or a full disk gives 1."""
+    from mambaout_jax.data import prepare_dataset
+
     try:
         folder = prepare_dataset(args.name, args.data_dir)
     except OSError as error:

@@ -86,7 +86,14 @@ def open_source(name: str, split: str, data_dir: str | None = None) -> ImageSour
         class_names=tuple(info.features["label"].names),
         fingerprint=_fingerprint(info, split, shards),
     )
-    if source[0]["label"] < 0:
+    try:
+        labelled = source[0]["label"] >= 0
+    except DataError as error:
+        raise DataError(
+            f"split {split!r} of dataset {name!r} in {builder.data_dir}: {error}; "
+            f"move that folder away and run: {_prepare_command(name, data_dir)}"
+        ) from error
+    if not labelled:
         raise DataError(f"split {split!r} of dataset {name!r} has no labels; choose another split")
     return source
 

@@ -165,7 +165,9 @@ def test_a_shard_that_is_cut_short_is_an_error(data_dir, tmp_path, keep):
     (shard,) = folder.glob("whole/*/photos-train*")
     content = shard.read_bytes()
     shard.write_bytes(content[: int(keep * len(content)) if keep < 1 else keep])
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(
+        DataError, match=r"split 'train' of dataset 'photos' in .*cannot be read .*; move that folder away and run: "
+    ):
         open_source("photos", "train", str(tmp_path))
 
 
