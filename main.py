@@ -22,8 +22,6 @@ def main(argv: list[str]) -> int:
     """Run, and tell failures apart by exit code."""
     if len(argv) > 1:
         return _fail(f"{argv[1]!r} is no flag; flags start with --", 2)
-    if flags.FLAGS["verbosity"].using_default_value:
-        logging.set_verbosity(logging.WARNING)
     from mambaout_jax import train  # after the flags, so that a mistyped one is told at once
 
     try:
@@ -57,10 +55,24 @@ def _fail(sentence: str, code: int) -> int:
 
 def _parse_flags(argv: list[str]) -> list[str]:
     try:
-        return flags.FLAGS(argv)
+        # Warnings only, unless told otherwise: absl's app would show every step of a checkpoint.
+        rest = flags.FLAGS([argv[0], f"--verbosity={logging.WARNING}", *argv[1:]])
+        if CONFIG.value is not None:
+            CONFIG.value.items()  # of a file that could not be loaded, any use tells why
+        return rest
     # ml_collections reports an unknown key of the config by these two, the nearest known one included.
-    except (KeyError, AttributeError, OSError, flags.Error) as error:
-        sys.exit(_fail(" ".join(str(error).strip("\"'").replace("\\n", " ").split()), 2))
+    except (KeyError, AttributeError) as error:
+        sys.exit(_fail(f"the config has no key {_one_line(error)}", 2))
+    except OSError as error:
+        sys.exit(_fail(f"--config cannot be loaded: {_one_line(error).rpartition('Attempted')[2].strip()}", 2))
+    except flags.Error as error:
+        sys.exit(_fail(_one_line(error), 2))
+
+
+def _one_line(error: Exception) -> str:
+    # The text of a KeyError is the repr of its message.
+    message = error.args[0] if isinstance(error, KeyError) else error
+    return " ".join(str(message).split())
 
 
 if __name__ == "__main__":

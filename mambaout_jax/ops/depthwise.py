@@ -40,9 +40,7 @@ def depthwise_conv2d(
     """
     kh, kw, one, channels = kernel.shape
     if kh % 2 == 0 or kw % 2 == 0:
-        raise ValueError(
-            f"the depthwise kernel is {kh}x{kw}; odd sides are expected, so that the map keeps its size"
-        )
+        raise ValueError(f"the depthwise kernel is {kh}x{kw}; odd sides are expected, so that the map keeps its size")
     if one != 1 or channels != x.shape[-1]:
         raise ValueError(
             f"the depthwise kernel is {kernel.shape}; a map of {x.shape[-1]} channels takes (kh, kw, 1, c)"

@@ -47,8 +47,7 @@ class Checkpoints:
                     ]
                 ),
                 cleanup_tmp_directories=not read_only,
-                create=not read_only,
-                read_only=read_only,
+                create=not read_only,  # orbax's own read_only only adds a warning for every reader
             ),
         )
 

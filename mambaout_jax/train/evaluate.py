@@ -17,7 +17,7 @@ from mambaout_jax.train.config import check_config
 from mambaout_jax.train.errors import RunError
 from mambaout_jax.train.signals import StopSignals
 from mambaout_jax.train.step import make_eval_step
-from mambaout_jax.train.workdir import build_model, load_config
+from mambaout_jax.train.workdir import build_model, load_config, open_workdir
 
 Scores = dict[str, float]
 
@@ -152,7 +152,7 @@ def evaluate(config: ConfigDict | None, path: epath.PathLike) -> dict[str, Any]:
         RunError: the config or the workdir does not fit.
         StoppedError: a signal came.
     """
-    workdir = epath.Path(path)
+    workdir = open_workdir(path)
     config = config or load_config(workdir)
     check_config(config)
     if not (workdir / "checkpoints").exists():

@@ -59,7 +59,7 @@ def _render(workdir: epath.Path) -> str:
         scores=_scores(results or (evals[-1] if evals else {})),
         notices=_notices(results, train, evals, unreadable),
         curves=make_curves(train, evals),
-        gallery=make_gallery(predictions, names, data, environment.get("fingerprint")),
+        gallery=make_gallery(predictions, names, data),
         confusion=make_confusion(predictions, names),
         config={key: _show(value) for key, value in flatten_config(config).items()},
         environment={key: _show(value) for key, value in environment.items() if key not in ("class_names", "command")},

@@ -112,7 +112,7 @@ def _draw(lines: list[Series], name: str, size: tuple[float, float]) -> Markup:
         if len(lines) > 1:
             axes.legend(frameon=False, labelcolor=INK, handlelength=2.2)
         svg = io.StringIO()
-        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+        figure.savefig(svg, format="svg", transparent=True)
     return _adapt_svg(svg.getvalue(), name.lower().replace(" ", "-"))
 
 
@@ -131,7 +131,7 @@ def _restrain(axes: Axes) -> None:
 def _adapt_svg(svg: str, name: str) -> Markup:
     """Make a picture of matplotlib's part of a page: ids of its own, the page's colours, its column's width."""
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)  # it holds the date
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
@@ -141,14 +141,13 @@ def _adapt_svg(svg: str, name: str) -> Markup:
 
 
 def make_gallery(
-    predictions: Mapping[str, np.ndarray] | None, names: list[str], data: Mapping[str, Any], fingerprint: str | None
+    predictions: Mapping[str, np.ndarray] | None, names: list[str], data: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Choose test images and say what was predicted: the surest mistakes, then correct ones from all over the split.
 
     Args:
         predictions: what predictions.npz holds; row i belongs to image i of the validation split.
-        data: the config's part about the dataset.
-        fingerprint: of the data that the run used; other data is not shown.
+        data: the config's part about the dataset; it is opened, and shown only if its labels are those predicted.
 
     Returns:
         The number of mistakes and of images, the cards to show of each kind, and why there are no pictures.
@@ -161,7 +160,7 @@ def make_gallery(
     surest = wrong[np.argsort(-probabilities[wrong, 0], kind="stable")][:NUM_MISTAKES]
     spread = right[np.unique(np.linspace(0, len(right) - 1, min(NUM_CORRECT, len(right))).round().astype(int))]
     try:
-        source, missing = _open_same(data, fingerprint, len(labels)), None
+        source, missing = _open_same(data, labels, np.concatenate([surest, spread])), None
     except (DataError, OSError) as error:
         source, missing = None, f"The pictures cannot be shown: {error}."
 
@@ -187,11 +186,11 @@ def make_gallery(
     }
 
 
-def _open_same(data: Mapping[str, Any], fingerprint: str | None, count: int):
+def _open_same(data: Mapping[str, Any], labels: np.ndarray, shown: np.ndarray):
     if not data.get("name") or not data.get("validation_split"):
         raise DataError("the config names no dataset")
     source = open_source(data["name"], data["validation_split"], data.get("data_dir"))
-    if len(source) != count or fingerprint not in (None, source.fingerprint):
+    if len(source) != len(labels) or any(source[int(index)]["label"] != labels[index] for index in shown):
         raise DataError("the dataset that is prepared here is not the one that was evaluated")
     return source
 
@@ -212,7 +211,7 @@ def _thumbnail(source: Any, index: int) -> dict[str, Any] | None:
         side = min(THUMBNAIL_SIDE, *image.size)
         channels = 1 if image.mode == "L" else 3
         pixels = EvalTransform((side, side), channels=channels)(image)
-    except (DataError, OSError):
+    except (DataError, OSError, Image.DecompressionBombError):
         return None
     image = Image.fromarray(pixels.squeeze(-1) if channels == 1 else pixels)
     small = side < THUMBNAIL_SIDE // 2

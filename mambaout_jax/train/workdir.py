@@ -30,13 +30,23 @@ class Run(NamedTuple):
     step: int
 
 
+def open_workdir(path: epath.PathLike) -> epath.Path:
+    """Make a local path absolute, as orbax wants it; leave a bucket's as it is."""
+    workdir = epath.Path(path)
+    return workdir if _is_remote(workdir) else workdir.expanduser().absolute()
+
+
+def _is_remote(workdir: epath.Path) -> bool:
+    return "://" in os.fspath(workdir)
+
+
 def claim_workdir(path: epath.PathLike, config: ConfigDict) -> epath.Path:
     """Make the workdir, or check that it may be continued with this config, and record the config.
 
     Raises:
         RunError: it cannot be written, or it holds a run and `config.resume` does not allow to continue that.
     """
-    workdir = epath.Path(path)
+    workdir = open_workdir(path)
     recorded = workdir / "config.json"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -69,7 +79,7 @@ def check_space(workdir: epath.Path, num_bytes: int) -> None:
     Raises:
         RunError: the disk has less room.
     """
-    if "://" in os.fspath(workdir):
+    if _is_remote(workdir):
         return
     free = shutil.disk_usage(workdir).free
     if free < 4 * num_bytes:
@@ -116,7 +126,7 @@ def load_run(path: epath.PathLike, weights: str | None = None) -> Run:
     Raises:
         RunError: the workdir holds no run, no readable checkpoint, or no average.
     """
-    workdir = epath.Path(path)
+    workdir = open_workdir(path)
     config = load_config(workdir)
     environment = load_environment(workdir)
     class_names = tuple(environment["class_names"])

@@ -9,6 +9,7 @@ from PIL import Image
 from mambaout_jax.data import DataError, EvalTransform, TrainTransform
 from mambaout_jax.data.transforms import decode_image, random_crop_box
 from tests.data.photos import encode, make_photo
+from tests.timm import load_timm
 
 BICUBIC, BILINEAR = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR
 
@@ -167,6 +168,7 @@ def test_centre_crop_scales_the_shorter_side_to_floor_of_size_over_crop_pct(crop
 @pytest.mark.parametrize("size", [(32, 32), (48, 32), (33, 57)])
 @pytest.mark.parametrize("crop_pct", [1.0, 0.9])
 def test_evaluation_sees_the_pixels_that_timm_sees(crop_mode, size, crop_pct):
+    load_timm()
     from timm.data import create_transform
 
     ours = EvalTransform(size, crop_mode=crop_mode, crop_pct=crop_pct)

@@ -1,0 +1,127 @@
+"""Time MambaOut-Tiny on CPU, in turn with timm's eager model in channels-last format.
+
+    python benchmarks/model_cpu.py [--threads N] [--json PATH]
+
+16 images of 224 px in float32: the forward pass, and the training step (forward, backward, AdamW). The ratio is timm's
+time over ours, the median over the rounds: above 1 means that ours is faster. Without torch or timm only ours is timed.
+"""
+
+import argparse
+from statistics import median
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from _timing import machine, median_ratio, time_in_turn, write_json
+
+import mambaout_jax as mo
+
+LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.05
+
+
+def main() -> None:
+    """Print the table, a line a pass."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", default="mambaout_tiny")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, help="of torch; JAX takes every core of the process")
+    parser.add_argument("--json", metavar="PATH")
+    args = parser.parse_args()
+
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(args.batch, args.size, args.size, 3)).astype("float32")
+    labels = rng.integers(0, 1000, args.batch)
+    ours = jax_passes(args.model, images, labels)
+    peer, versions = timm_passes(args.model, images, labels, args.threads or machine()["cores"])
+
+    print(*(f"{name}: {value}" for name, value in (machine() | versions).items()), sep="\n")
+    print(f"\n{args.model}, {args.batch} images of {args.size} px, float32")
+    print(f"{'pass':<14} {'ours ms':>9} {'img/s':>7} {'timm ms':>9} {'img/s':>7} {'timm / ours':>12}")
+    rows = []
+    for name in ours:
+        calls = {"ours": ours[name]} | ({"timm": peer[name]} if peer else {})
+        seconds = time_in_turn(calls, args.rounds)
+        row = {"pass": name, "rounds": seconds}
+        line = f"{name:<14}"
+        for of in seconds.values():
+            line += f" {1e3 * median(of):9.1f} {args.batch / median(of):7.1f}"
+        if peer:
+            row["timm_over_ours"] = median_ratio(seconds["timm"], seconds["ours"])
+            line += f" {row['timm_over_ours']:12.2f}"
+        print(line, flush=True)
+        rows.append(row)
+    write_json(args.json, {"model": args.model, "batch": args.batch, "size": args.size, **versions, "rows": rows})
+
+
+def jax_passes(name, images, labels):
+    """Build our forward pass and training step."""
+    model = mo.create_model(name)
+    variables = model.init(jax.random.key(0))
+    images, labels = jax.device_put((images, labels))
+    optimizer = optax.adamw(
+        LEARNING_RATE, weight_decay=WEIGHT_DECAY, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
+    )
+    apply = jax.jit(model.apply)
+
+    def loss(params):
+        logits, _ = model.apply_train({**variables, "params": params}, images)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    def step(params, state):
+        gradients = jax.grad(loss)(params)
+        updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    step = jax.jit(step, donate_argnums=(0, 1))
+    # A copy, because the step gives its arguments' memory away.
+    params = jax.tree.map(jnp.copy, variables["params"])
+    carried = [(params, optimizer.init(params))]
+
+    def train():
+        carried.append(step(*carried.pop()))
+        return carried[-1]
+
+    return {"forward": lambda: apply(variables, images), "training step": train}
+
+
+def timm_passes(name, images, labels, threads):
+    """Build timm's, or say that it is not installed; with them its versions."""
+    try:
+        import torch
+        from torch.nn.functional import cross_entropy
+
+        # timm imports torchvision, which stops at import where its wheel was built for another torch and lacks these.
+        for operator in ("nms", "qnms"):
+            if not hasattr(torch.ops.torchvision, operator):
+                torch.library.define(f"torchvision::{operator}", "(Tensor a, Tensor b, float c) -> Tensor")
+        import timm
+    except ImportError as error:
+        print(f"timm is left out: {error}")
+        return {}, {}
+
+    torch.set_num_threads(threads)
+    model = timm.create_model(name).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+    labels = torch.from_numpy(labels)
+
+    def forward():
+        model.eval()
+        with torch.inference_mode():
+            model(images)
+
+    def train():
+        model.train()
+        optimizer.zero_grad()
+        cross_entropy(model(images), labels).backward()
+        optimizer.step()
+
+    versions = {"torch": torch.__version__, "timm": timm.__version__, "torch threads": threads}
+    return {"forward": forward, "training step": train}, versions
+
+
+if __name__ == "__main__":
+    main()

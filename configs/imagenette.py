@@ -1,0 +1,71 @@
+"""Train a small MambaOut on scikit-learn's 1,797 handwritten digits: the main job in miniature.
+
+python main.py --config=configs/digits.py --workdir=runs/digits
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config() -> ConfigDict:
+    """Return the experiment; docs/config.md tells what each key means."""
+    config = ConfigDict()
+    config.seed = 0
+    config.resume = "same"
+    config.num_epochs = 100
+    config.batch_size = 128
+    config.eval_batch_size = 128
+    config.eval_every_epochs = 5
+    config.save_every_steps = config_dict.placeholder(int)
+    config.log_every_steps = 73
+
+    config.data = data = ConfigDict()
+    data.name = "imagenette/160px-v2"
+    data.data_dir = config_dict.placeholder(str)
+    data.train_split = "train"
+    data.validation_split = "validation"
+    data.crop = "random_resized"
+    data.crop_scale = (0.25, 1.0)
+    data.crop_ratio = (3 / 4, 4 / 3)
+    data.flip_rate = 0.5
+    data.interpolation = "random"
+    data.num_workers = 4
+    data.bad_records = "stop"
+
+    config.model = model = ConfigDict()
+    model.name = "mambaout_femto"
+    model.img_size = 128
+    model.drop_path_rate = 0.025
+    model.drop_rate = 0.0
+    model.dtype = "float32"
+    model.remat = False
+
+    config.augment = augment = ConfigDict()
+    augment.pad = 0
+    augment.rotate_degrees = 0.0
+    augment.mixup_alpha = 0.8
+    augment.cutmix_alpha = 1.0
+    augment.mix_rate = 1.0
+    augment.switch_rate = 0.5
+    augment.mixup_group = 16
+    augment.erase_rate = 0.25
+    augment.label_smoothing = 0.1
+
+    config.optim = optim = ConfigDict()
+    optim.learning_rate = 1e-3
+    optim.warmup_learning_rate = 1e-6
+    optim.min_learning_rate = 1e-5
+    optim.warmup_epochs = 10
+    optim.cooldown_epochs = 0
+    optim.schedule = "per_step"
+    optim.weight_decay = 0.05
+    optim.b1 = 0.9
+    optim.b2 = 0.999
+    optim.eps = 1e-8
+    optim.clip_grad_norm = config_dict.placeholder(float)
+    optim.accumulation_steps = 1
+    optim.ema_decay = 0.999
+
+    config.profile = profile = ConfigDict()
+    profile.start_step = config_dict.placeholder(int)
+    profile.num_steps = 5
+    return config

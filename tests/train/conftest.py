@@ -1,0 +1,37 @@
+"""Workdirs that reports are made of."""
+
+import pytest
+
+from mambaout_jax.data import open_source
+from tests.train.finished_run import COUNT, RESULTS, eval_line, train_line, write_json, write_metrics, write_predictions
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("datasets"))
+
+
+@pytest.fixture(scope="module")
+def digits(data_dir):
+    return open_source("digits", "validation", data_dir)
+
+
+@pytest.fixture
+def workdir(tmp_path, digits, data_dir):
+    """A finished run with three mistakes; its metrics, which take time to draw, are missing."""
+    data = {"name": "digits", "validation_split": "validation", "data_dir": data_dir}
+    config = {"seed": 0, "data": data, "model": {"name": "mambaout_femto"}, "optim": {"clip_grad_norm": None}}
+    write_json(tmp_path, "config.json", config)
+    names = [f"digit {label}" for label in range(10)]
+    environment = {"jax": "0.10.2", "class_names": names, "command": "main.py -x"}
+    write_json(tmp_path, "environment.json", environment)
+    write_json(tmp_path, "results.json", RESULTS)
+    write_predictions(tmp_path, [digits[i]["label"] for i in range(COUNT)], {7: 0.5, 11: 0.9, 13: 0.7})
+    return tmp_path
+
+
+@pytest.fixture
+def logged(workdir):
+    """The same run with its metrics."""
+    write_metrics(workdir, [*(train_line(step) for step in range(1, 30)), eval_line(10, 50.0), eval_line(20, 90.0)])
+    return workdir
