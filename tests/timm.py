@@ -7,8 +7,8 @@ from functools import cache
 def load_timm():
     """Give the modules timm and torch.
 
-    torchvision, which timm imports, registers shapes for compiled operators that its wheel for this torch may not bring:
-    they are declared first, and never called.
+    torchvision, which timm imports, registers shapes for compiled operators that its wheel for this torch may not
+    bring: they are declared first, and never called.
     """
     import torch
 

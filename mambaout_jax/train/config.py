@@ -1,7 +1,7 @@
 """Every key of an experiment's config: its type, its range and what it means.
 
-The table is the one place that knows the keys: `check_config` holds a config against it, and a test holds docs/config.md
-to it.
+The table is the one place that knows the keys: `check_config` holds a config against it, and a test holds
+docs/config.md to it.
 """
 
 import difflib

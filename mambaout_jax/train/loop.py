@@ -73,48 +73,51 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
         ema_decay=config.optim.ema_decay,
     )
 
-    # Where it is kept. From here on, what fails is no longer something that was typed.
-    workdir = claim_workdir(path, config)
-    check_space(workdir, sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract_state)))
-    environment = save_environment(workdir, source)
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    restored = checkpoints.restore_state(abstract_state)
-    if restored is None:
-        state = jax.jit(draw_state, out_shardings=replicated)(init_key)
-        step, evaluated = 0, False
-    else:
-        state, metadata = restored
-        _check_dataset(config, metadata, source.fingerprint)
-        step, evaluated = int(state.step), metadata["evaluated"]
-        started -= metadata["seconds"]
-    first_step = step
-    results_file = workdir / "results.json"
-    if evaluated and step == num_steps and results_file.exists():
-        return json.loads(results_file.read_text())
-
-    writer = MetricWriter(workdir, num_steps=num_steps, first_step=step, steps_per_epoch=steps_per_epoch)
-    writer.say(
-        f"{model.name}, {sum(leaf.size for leaf in jax.tree.leaves(state.variables['params'])):,} parameters, on "
-        f"{mesh.size} x {jax.devices()[0].device_kind}; {len(source):,} training and {len(validation):,} validation "
-        f"images of {source.name}; {config.num_epochs} epochs of {steps_per_epoch} steps of {config.batch_size} "
-        f"images{f'; goes on after step {step}' if step else ''}"
-    )
-    log = StepLog(
-        writer,
-        jax.device_put(init_progress(), replicated),
-        batch_size=config.batch_size,
-        steps_per_epoch=steps_per_epoch,
-        every=config.log_every_steps,
-        started=started,
-    )
-    trace = StepTrace(workdir / "profile", config.profile.start_step, config.profile.num_steps)
-
-    def save(top1: float | None = None) -> None:
-        log.flush(step)
-        seconds = time.monotonic() - started
-        checkpoints.save(state, {"seconds": seconds, "evaluated": evaluated, **environment}, top1)
-
     with StopSignals() as stop, jax.set_mesh(mesh):
+        # Where it is kept. From here on, what fails is no longer something that was typed.
+        workdir = claim_workdir(path, config)
+        check_space(workdir, sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract_state)))
+        environment = save_environment(workdir, source)
+        checkpoints = Checkpoints(workdir / "checkpoints")
+        restored = checkpoints.restore_state(abstract_state)
+        if restored is None:
+            state = jax.jit(draw_state, out_shardings=replicated)(init_key)
+            step, evaluated = 0, False
+        else:
+            state, metadata = restored
+            _check_dataset(config, metadata, source.fingerprint)
+            step, evaluated = int(state.step), metadata["evaluated"]
+            started -= metadata["seconds"]
+        first_step, results_file = step, workdir / "results.json"
+        if step > num_steps:
+            raise RunError(f"workdir {workdir} is at step {step}, after the {num_steps} of config.num_epochs")
+        if step == num_steps:
+            if evaluated and results_file.exists():
+                return json.loads(results_file.read_text())
+            evaluated = False
+
+        writer = MetricWriter(workdir, num_steps=num_steps, first_step=step, steps_per_epoch=steps_per_epoch)
+        writer.say(
+            f"{model.name}, {sum(leaf.size for leaf in jax.tree.leaves(state.variables['params'])):,} parameters, on "
+            f"{mesh.size} x {jax.devices()[0].device_kind}; {len(source):,} training and {len(validation):,} validation "
+            f"images of {source.name}; {config.num_epochs} epochs of {steps_per_epoch} steps of {config.batch_size} "
+            f"images{f'; goes on after step {step}' if step else ''}"
+        )
+        log = StepLog(
+            writer,
+            jax.device_put(init_progress(), replicated),
+            batch_size=config.batch_size,
+            steps_per_epoch=steps_per_epoch,
+            every=config.log_every_steps,
+            started=started,
+        )
+        trace = StepTrace(workdir / "profile", config.profile.start_step, config.profile.num_steps)
+
+        def save(top1: float | None = None) -> None:
+            log.flush(step)
+            progress = {"seconds": time.monotonic() - started, "evaluated": evaluated}
+            checkpoints.save(state, {**progress, "config": config.to_dict(), **environment}, top1)
+
         try:
             # Ahead of time, so that there is one program each for training and for evaluation.
             batch_shape = (config.batch_size, *model.input_spec.size, model.in_chans)

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import shutil
 import sys
 from typing import Any, NamedTuple
@@ -92,7 +93,7 @@ def check_space(workdir: epath.Path, num_bytes: int) -> None:
 def write_atomically(path: epath.Path, text: str) -> None:
     """Write a file that is there in full or not at all."""
     draft = path.parent / f".{path.name}.{os.getpid()}"
-    draft.write_text(text)
+    draft.write_text(text, encoding="utf-8")
     draft.replace(path)
 
 
@@ -147,12 +148,15 @@ def load_environment(workdir: epath.Path) -> dict[str, Any]:
     """Read what `save_environment` wrote.
 
     Raises:
-        RunError: it is not there or cannot be read.
+        RunError: it is not there or is something else.
     """
     try:
-        return json.loads((workdir / "environment.json").read_text())
-    except (OSError, ValueError) as error:
-        raise RunError(f"{workdir} has no readable environment.json ({error}); train there first") from error
+        environment = json.loads((workdir / "environment.json").read_text())
+        if not environment["class_names"]:
+            raise ValueError("no class names")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{workdir} has no environment.json that a run wrote ({error!r}); train there first") from error
+    return environment
 
 
 def save_environment(workdir: epath.Path, source: ImageSource) -> dict[str, Any]:
@@ -164,7 +168,7 @@ def save_environment(workdir: epath.Path, source: ImageSource) -> dict[str, Any]
         "platform": jax.default_backend(),
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
-        "command": " ".join(sys.argv),
+        "command": shlex.join(sys.argv),
         "dataset": source.name,
         "fingerprint": source.fingerprint,
         "class_names": list(source.class_names),
