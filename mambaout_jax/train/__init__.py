@@ -3,7 +3,7 @@
 from mambaout_jax.data import DataError
 from mambaout_jax.models import ModelError
 from mambaout_jax.train.errors import DivergedError, RunError, StoppedError
-from mambaout_jax.train.evaluate import evaluate, format_scores
+from mambaout_jax.train.evaluation import evaluate, format_scores
 from mambaout_jax.train.loop import train
 from mambaout_jax.train.report import write_report
 from mambaout_jax.train.workdir import Run, load_run

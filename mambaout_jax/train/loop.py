@@ -17,7 +17,7 @@ from mambaout_jax.models import Model
 from mambaout_jax.train.checkpoint import Checkpoints
 from mambaout_jax.train.config import check_config
 from mambaout_jax.train.errors import RunError, StoppedError
-from mambaout_jax.train.evaluate import Evaluator
+from mambaout_jax.train.evaluation import Evaluator
 from mambaout_jax.train.metrics import MetricWriter, StepLog
 from mambaout_jax.train.mixing import Augmentation
 from mambaout_jax.train.optim import Schedule, adamw, warmup_cosine
@@ -97,8 +97,9 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
             evaluated = False
 
         writer = MetricWriter(workdir, num_steps=num_steps, first_step=step, steps_per_epoch=steps_per_epoch)
+        num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.variables["params"]))
         writer.say(
-            f"{model.name}, {sum(leaf.size for leaf in jax.tree.leaves(state.variables['params'])):,} parameters, on "
+            f"{model.name}, {num_parameters:,} parameters, on "
             f"{mesh.size} x {jax.devices()[0].device_kind}; {len(source):,} training and {len(validation):,} validation "
             f"images of {source.name}; {config.num_epochs} epochs of {steps_per_epoch} steps of {config.batch_size} "
             f"images{f'; goes on after step {step}' if step else ''}"

@@ -14,8 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from mambaout_jax.train import DivergedError, RunError, StoppedError, evaluate, load_run, train
-from mambaout_jax.train import evaluate as evaluate_room
+from mambaout_jax.train import DivergedError, RunError, StoppedError, evaluate, evaluation, load_run, train
 from mambaout_jax.train.errors import StoppedError as Stopped
 from mambaout_jax.train.signals import StopSignals
 from tests.train import tiny
@@ -171,7 +170,7 @@ def test_work_keeps_its_result_and_its_error():
 
 
 def test_signal_in_evaluation_saves_and_resumes_to_the_same_bits(unbroken, tmp_path, monkeypatch):
-    top_classes, calls = evaluate_room._top_classes, []
+    top_classes, calls = evaluation._top_classes, []
 
     def interrupted(*arrays):
         calls.append(None)
@@ -179,7 +178,7 @@ def test_signal_in_evaluation_saves_and_resumes_to_the_same_bits(unbroken, tmp_p
             os.kill(os.getpid(), signal.SIGTERM)
         return top_classes(*arrays)
 
-    monkeypatch.setattr(evaluate_room, "_top_classes", interrupted)
+    monkeypatch.setattr(evaluation, "_top_classes", interrupted)
     with pytest.raises(StoppedError):
         train(tiny.config(), tmp_path / "run")
     assert not records(tmp_path / "run", "eval")
@@ -192,13 +191,13 @@ def test_signal_in_evaluation_saves_and_resumes_to_the_same_bits(unbroken, tmp_p
 def test_divergence_names_step_rate_and_norm_and_keeps_the_last_good_checkpoint(tmp_path):
     config = tiny.config(**{"optim.learning_rate": 1e30, "optim.warmup_epochs": 0, "save_every_steps": 1})
     with pytest.raises(
-        DivergedError, match=r"step \d+ has loss \S+ and gradient norm \S+ at learning rate 1e\+30"
+        DivergedError, match=r"step \d+ has loss \S+ and gradient norm \S+ at learning rate 9.755\S*e\+29"
     ) as end:
         train(config, tmp_path / "run")
     bad = int(re.search(r"step (\d+)", str(end.value))[1])
     run = load_run(tmp_path / "run", "raw")
     assert run.step <= bad
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.variables)) or run.step == bad
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.variables))
 
 
 def test_other_config_is_refused_with_the_differing_keys_unless_allowed(unbroken, tmp_path):
@@ -217,8 +216,8 @@ def test_workdir_that_cannot_be_written_is_one_sentence_at_the_start(tmp_path):
 
 
 def test_disk_without_room_is_one_sentence_at_the_start(tmp_path, monkeypatch):
-    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 2**20})())
-    with pytest.raises(RunError, match="1 MiB free where the checkpoints need"):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    with pytest.raises(RunError, match="0 MiB free where the checkpoints need"):
         train(tiny.config(), tmp_path / "run")
 
 
