@@ -11,7 +11,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.resume = "same"
-    config.num_epochs = 60
+    config.num_epochs = 40
     config.batch_size = 64
     config.eval_batch_size = 120
     config.eval_every_epochs = 5
@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
     model.in_chans = 1
     model.depths = (1, 1, 2, 1)
     model.dims = (24, 48, 72, 96)
-    model.kernel_size = 7
+    model.kernel_size = 3  # the maps have 8, 4, 2 and 1 pixels a side
     model.drop_path_rate = 0.0
     model.drop_rate = 0.0
     model.dtype = "float32"

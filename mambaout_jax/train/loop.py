@@ -99,10 +99,10 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
         writer = MetricWriter(workdir, num_steps=num_steps, first_step=step, steps_per_epoch=steps_per_epoch)
         num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.variables["params"]))
         writer.say(
-            f"{model.name}, {num_parameters:,} parameters, on "
-            f"{mesh.size} x {jax.devices()[0].device_kind}; {len(source):,} training and {len(validation):,} validation "
-            f"images of {source.name}; {config.num_epochs} epochs of {steps_per_epoch} steps of {config.batch_size} "
-            f"images{f'; goes on after step {step}' if step else ''}"
+            f"{model.name}, {num_parameters:,} parameters, on {mesh.size} x {jax.devices()[0].device_kind}; "
+            f"{len(source):,} training and {len(validation):,} validation images of {source.name}; "
+            f"{config.num_epochs} epochs of {steps_per_epoch} steps of {config.batch_size} images"
+            f"{f'; goes on after step {step}' if step else ''}"
         )
         log = StepLog(
             writer,
