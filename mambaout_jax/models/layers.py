@@ -4,22 +4,25 @@ A layer describes its parameters, shape and initializer, and allocates nothing: 
 once. Parameters are float32; `dtype` is what matrix products and convolutions compute in.
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from mambaout_jax.models.errors import ModelError
+from mambaout_jax.ops import gelu, layer_norm, strided_conv2d
 
 # An initializer maps standard normal noise of the parameter's shape to its values. `Model.init` draws the noise of all
 # parameters at once: a draw each would take the compiler half a second each.
 Initializer = Callable[[Float[Array, "..."]], Float[Array, "..."]]
 
 ACTIVATIONS = {
-    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu": gelu,
     "silu": jax.nn.silu,
     "relu": jax.nn.relu,
 }
@@ -47,7 +50,7 @@ def parameter(shape: tuple[int, ...], initializer: Initializer) -> nnx.Param:
     return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32), initializer=initializer)
 
 
-def per_channel(value: nnx.Param, x: Float[Array, "*batch d"]) -> Float[Array, "... d"]:
+def per_channel(value: Float[Array, " d"] | nnx.Param, x: Float[Array, "*batch d"]) -> Float[Array, "... d"]:
     """Give a vector of parameters the rank and dtype of x, to be broadcast along its last axis."""
     return value.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
 
@@ -72,7 +75,22 @@ class Linear(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
-        y = x.astype(self.dtype) @ self.weight.astype(self.dtype)
+        return self.split(x, [])[0]
+
+    def split(self, x: Float[Array, "*batch i"], at: Sequence[int]) -> list[Float[Array, "*batch _"]]:
+        """Compute the outputs in the parts that `jnp.split` would cut, a product each: nothing is cut or copied."""
+        x = x.astype(self.dtype)
+        bounds = [0, *at, self.weight.shape[1]]
+        return [self._product(x, slice(*pair)) for pair in itertools.pairwise(bounds)]
+
+    def _product(self, x, outputs):
+        y = x @ self.weight[:, outputs].astype(self.dtype)
+        return y + per_channel(self.bias[outputs], y)
+
+    def of_parts(self, *parts: Float[Array, "*batch _"]) -> Float[Array, "*batch o"]:
+        """Apply to the concatenation of parts, a product each, without concatenating them."""
+        weights = jnp.split(self.weight.astype(self.dtype), np.cumsum([part.shape[-1] for part in parts[:-1]]))
+        y = sum(part.astype(self.dtype) @ weight for part, weight in zip(parts, weights, strict=True))
         return y + per_channel(self.bias, y)
 
 
@@ -88,13 +106,7 @@ class Conv2d(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b ho wo o"]:
-        y = jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            self.weight.astype(self.dtype),
-            window_strides=(2, 2),
-            padding=((1, 1), (1, 1)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        y = strided_conv2d(x.astype(self.dtype), self.weight.astype(self.dtype), 2)
         return y + per_channel(self.bias, y)
 
 
@@ -106,11 +118,7 @@ class LayerNorm(nnx.Module):
         self.bias = parameter((dim,), zeros)
 
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
-        y = x.astype(jnp.float32)
-        y = y - y.mean(-1, keepdims=True)
-        # Of the centred values, not E[x^2] - E[x]^2, which loses its digits when the variance is small.
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + 1e-6)
-        return (y * per_channel(self.weight, y) + per_channel(self.bias, y)).astype(x.dtype)
+        return layer_norm(x, self.weight[...], self.bias[...], 1e-6)
 
 
 class LayerScale(nnx.Module):

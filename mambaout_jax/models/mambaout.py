@@ -77,7 +77,8 @@ class Downsample(nnx.Module):
 class GatedCNNBlock(nnx.Module):
     """Mix tokens by a gated depthwise convolution.
 
-    With (g, i, v) = fc1(norm(x)): x + fc2(act(g) * concat(i, conv(v))). Reference: MambaOut, equations 8 to 10.
+    With (g, i, v) = fc1(norm(x)): x + fc2(act(g) * concat(i, conv(v))), where the parts are products of their own and
+    never lie in one array. Reference: MambaOut, equations 8 to 10.
     """
 
     def __init__(
@@ -108,11 +109,10 @@ class GatedCNNBlock(nnx.Module):
         self.drop_path_rate = drop_path_rate
 
     def __call__(self, x: Float[Array, "b h w d"], key: Key[Array, ""] | None = None) -> Float[Array, "b h w d"]:
-        hidden = self.fc2.weight.shape[0]
-        y = self.fc1(self.norm(x))
-        gate, identity, value = jnp.split(y, [hidden, 2 * hidden - self.conv_channels], axis=-1)
-        mixed = jnp.concatenate([identity, self.conv(value)], axis=-1)
-        y = self.fc2(activation(self.act_layer)(gate) * mixed)
+        act = activation(self.act_layer)
+        hidden, conv = self.fc2.weight.shape[0], self.conv_channels
+        kept_gate, conv_gate, kept, value = self.fc1.split(self.norm(x), [hidden - conv, hidden, 2 * hidden - conv])
+        y = self.fc2.of_parts(act(kept_gate) * kept, act(conv_gate) * self.conv(value))
         if self.ls is not None:
             y = self.ls(y)
         return x + drop_path(y, self.drop_path_rate, key)

@@ -34,7 +34,7 @@ def _bwd(eps, residuals, dy):
     dy = dy.astype(jnp.float32)
     normal = (x.astype(jnp.float32) - mean) * scale
     pull = dy * _row(weight, x)
-    dx = scale * (pull - pull.mean(-1, keepdims=True) + normal * (pull * normal).mean(-1, keepdims=True))
+    dx = scale * (pull - pull.mean(-1, keepdims=True) - normal * (pull * normal).mean(-1, keepdims=True))
     batch = tuple(range(x.ndim - 1))
     dweight, dbias = (dy * normal).sum(batch), dy.sum(batch)
     return dx.astype(x.dtype), dweight.astype(weight.dtype), dbias.astype(bias.dtype)
