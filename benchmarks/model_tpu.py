@@ -7,7 +7,9 @@ The step is the library's: AdamW, bfloat16, drop path 0.2, label smoothing 0.1, 
 happen to the images on the device there is only the normalisation of their bytes. The claim: fewer estimated cycles
 than the plain form of the block, whose parts are split from one product and concatenated for the other.
 
-The figures are the compiler's estimates, not measurements. A loop's body counts as often as it runs.
+The figures are the compiler's estimates, not measurements. A loop's body counts as often as it runs. Where the plain
+form shows operations of a thousand million cycles, the compiler has fused the split into the gradient of a depthwise
+convolution and left itself only windows of one pixel.
 """
 
 import argparse
@@ -165,7 +167,8 @@ def estimated_operations(text):
 def report(form, result):
     """Print the figures of one form."""
     print(
-        f"\n{form}: {result['cycles'] / 1e6:.1f} million cycles, {result['images_per_second']:.0f} images/s at 1.5 GHz, "
+        f"\n{form}: {result['cycles'] / 1e6:.1f} million cycles, "
+        f"{result['images_per_second']:.0f} images/s at 1.5 GHz, "
         f"{result['temp_bytes'] / 2**30:.2f} GiB temporary, compiled in {result['compile_seconds']:.0f} s"
     )
     print(f"{'Mcycles':>9}  {'operation':<32} {'result':<40} source")

@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from mambaout_jax.models.errors import ModelError
-from mambaout_jax.ops import gelu, layer_norm, strided_conv2d
+from mambaout_jax.ops import gelu, layer_norm, product, strided_conv2d
 
 # An initializer maps standard normal noise of the parameter's shape to its values. `Model.init` draws the noise of all
 # parameters at once: a draw each would take the compiler half a second each.
@@ -84,13 +84,13 @@ class Linear(nnx.Module):
         return [self._product(x, slice(*pair)) for pair in itertools.pairwise(bounds)]
 
     def _product(self, x, outputs):
-        y = x @ self.weight[:, outputs].astype(self.dtype)
+        y = product(x, self.weight[:, outputs].astype(self.dtype))
         return y + per_channel(self.bias[outputs], y)
 
     def of_parts(self, *parts: Float[Array, "*batch _"]) -> Float[Array, "*batch o"]:
         """Apply to the concatenation of parts, a product each, without concatenating them."""
         weights = jnp.split(self.weight.astype(self.dtype), np.cumsum([part.shape[-1] for part in parts[:-1]]))
-        y = sum(part.astype(self.dtype) @ weight for part, weight in zip(parts, weights, strict=True))
+        y = sum(product(part.astype(self.dtype), weight) for part, weight in zip(parts, weights, strict=True))
         return y + per_channel(self.bias, y)
 
 

@@ -1,0 +1,39 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mambaout_jax.ops import product
+
+
+@pytest.mark.parametrize("shape", [(5,), (3, 5), (2, 3, 4, 5)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_product_and_gradient_are_those_of_a_plain_product(shape, dtype):
+    rng = np.random.default_rng(0)
+    x, weight = (jnp.asarray(rng.normal(size=size), dtype) for size in (shape, (5, 7)))
+    dy = jnp.asarray(rng.normal(size=(*shape[:-1], 7)), dtype)
+
+    def run(function):
+        y, vjp = jax.vjp(function, x, weight)
+        return y, *vjp(dy)
+
+    for ours, plain in zip(run(product), run(lambda x, w: x @ w), strict=True):
+        assert ours.shape == plain.shape
+        assert ours.dtype == plain.dtype
+        np.testing.assert_allclose(
+            ours.astype("float32"), plain.astype("float32"), rtol=1e-5 if dtype == "float32" else 2e-2, atol=2e-2
+        )
+
+
+def test_gradient_on_an_accelerator_contracts_the_map_as_it_is():
+    x, dy = jax.ShapeDtypeStruct((2, 3, 4, 5), "float32"), jax.ShapeDtypeStruct((2, 3, 4, 7), "float32")
+
+    def gradient(x, dy):
+        return jax.vjp(lambda w: product(x, w), jnp.zeros((5, 7)))[1](dy)
+
+    lowered = {
+        platform: jax.jit(gradient).trace(x, dy).lower(lowering_platforms=(platform,)).as_text()
+        for platform in ("cpu", "tpu")
+    }
+    assert "contracting_dims = [0, 1, 2] x [0, 1, 2]" in lowered["tpu"]
+    assert "contracting_dims = [0, 1, 2] x [0, 1, 2]" not in lowered["cpu"]
