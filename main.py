@@ -21,34 +21,34 @@ MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
 def main(argv: list[str]) -> int:
     """Run, and tell failures apart by exit code."""
     if len(argv) > 1:
-        return _fail(f"{argv[1]!r} is no flag; flags start with --", 2)
+        return _complain(f"{argv[1]!r} is no flag; flags start with --", 2)
     from mambaout_jax import train  # after the flags, so that a mistyped one is told at once
 
     try:
         if MODE.value == "evaluate":
             print(train.format_scores(train.evaluate(CONFIG.value, WORKDIR.value)))
         elif CONFIG.value is None:
-            return _fail("--config names no experiment; try --config=configs/digits.py", 2)
+            return _complain("--config names no experiment; try --config=configs/digits.py", 2)
         else:
             results = train.train(CONFIG.value, WORKDIR.value)
             print(train.format_scores(results))
             print(f"report: {os.path.join(WORKDIR.value, 'report.html')}")
     except train.USER_ERRORS as error:
-        return _fail(str(error), 2)
+        return _complain(str(error), 2)
     except train.DivergedError as error:
-        return _fail(str(error), 3)
+        return _complain(str(error), 3)
     except train.StoppedError as error:
-        code = _fail(f"{error}; everything is saved, the same command goes on", os.EX_TEMPFAIL)
+        code = _complain(f"{error}; everything is saved, the same command goes on", os.EX_TEMPFAIL)
         sys.stdout.flush()
         os._exit(code)  # a compilation that was left behind in a thread would crash an orderly exit
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        return _fail(f"no space is left for {WORKDIR.value}; make room, the same command goes on", 1)
+        return _complain(f"no space is left for {WORKDIR.value}; make room, the same command goes on", 1)
     return 0
 
 
-def _fail(sentence: str, code: int) -> int:
+def _complain(sentence: str, code: int) -> int:
     print(f"error: {sentence}", file=sys.stderr)
     return code
 
@@ -62,11 +62,11 @@ def _parse_flags(argv: list[str]) -> list[str]:
         return rest
     # ml_collections reports an unknown key of the config by these two, the nearest known one included.
     except (KeyError, AttributeError) as error:
-        sys.exit(_fail(f"the config has no key {_one_line(error)}", 2))
+        sys.exit(_complain(f"the config has no key {_one_line(error)}", 2))
     except OSError as error:
-        sys.exit(_fail(f"--config cannot be loaded: {_one_line(error).rpartition('Attempted')[2].strip()}", 2))
+        sys.exit(_complain(f"--config cannot be loaded: {_one_line(error).rpartition('Attempted')[2].strip()}", 2))
     except flags.Error as error:
-        sys.exit(_fail(_one_line(error), 2))
+        sys.exit(_complain(_one_line(error), 2))
 
 
 def _one_line(error: Exception) -> str:

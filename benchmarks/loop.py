@@ -79,7 +79,7 @@ def bare_step(config: ConfigDict, epochs: int) -> Callable[[], float]:
     """Build a call that times the jitted step on one batch on the device; it gives seconds a step."""
     model = build_model(config, 10)
     steps_per_epoch = len(open_source(config.data.name, config.data.train_split)) // config.batch_size
-    schedule, optimizer = loop._build_optimizer(config, model, steps_per_epoch)
+    schedule, optimizer = loop.build_optimizer(config, model, steps_per_epoch)
     step = jax.jit(
         make_train_step(
             model,

@@ -13,6 +13,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="mambaout_jax-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
+# Read by TFDS when it is imported: no test touches what a user has prepared.
+os.environ["TFDS_DATA_DIR"] = tempfile.mkdtemp(prefix="mambaout_jax-")
+atexit.register(shutil.rmtree, os.environ["TFDS_DATA_DIR"], ignore_errors=True)
+
 import jax
 import jaxtyping
 import pytest

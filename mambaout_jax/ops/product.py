@@ -1,5 +1,7 @@
 """Matrix product of a map, with a gradient that XLA's CPU backend computes without transposing."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -34,4 +36,5 @@ def _gradient(x, dy):
 
 
 def _flat_gradient(x, dy):
-    return x.reshape(-1, x.shape[-1]).T @ dy.reshape(-1, dy.shape[-1])
+    rows = math.prod(x.shape[:-1])  # not -1, which an empty axis leaves open
+    return x.reshape(rows, x.shape[-1]).T @ dy.reshape(rows, dy.shape[-1])

@@ -1,6 +1,6 @@
 """Checkpoints: the latest few and the best one, saved in the background, restored only if they fit exactly."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from mambaout_jax.train.state import TrainState
 # Two, so that one is left to go back to when the newest cannot be read.
 _NUM_LATEST = 2
 
+_PREFIX = {"raw": "", "ema": "ema_"}
 _ARRAY_ITEMS = ("params", "batch_stats", "ema_params", "ema_batch_stats", "optimizer")
 
 
@@ -24,9 +25,14 @@ class Checkpoints:
 
     A checkpoint has the items `params`, `batch_stats`, `ema_params`, `ema_batch_stats`, `optimizer` (each only if it
     holds arrays) and `metadata`.
+
+    Raises:
+        RunError: nothing was saved there, and `read_only` says that nothing will be.
     """
 
     def __init__(self, directory: epath.Path, *, read_only: bool = False):
+        if read_only and not directory.exists():
+            raise RunError(f"{directory.parent} holds no checkpoint; train first, or name another workdir")
         self._directory = directory
         self._manager = ocp.CheckpointManager(
             directory,
@@ -36,11 +42,12 @@ class Checkpoints:
                 **{name: ocp.StandardCheckpointHandler() for name in _ARRAY_ITEMS},
             },
             options=ocp.CheckpointManagerOptions(
+                best_fn=_top1,  # without it orbax does not write the metrics down, and forgets the best at a restart
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(
                     [
                         checkpoint_managers.LatestN(_NUM_LATEST),
                         checkpoint_managers.BestN(
-                            get_metric_fn=lambda metrics: metrics["top1"],
+                            get_metric_fn=_top1,
                             n=1,
                             keep_checkpoints_without_metrics=False,
                         ),
@@ -56,7 +63,7 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, state: TrainState, metadata: dict[str, Any], top1: float | None) -> None:
-        """Start to save; a step that is there already is left as it is.
+        """Start to save. A step that is there already is saved again only to tell how accurate it is.
 
         Args:
             metadata: what JSON can hold.
@@ -67,17 +74,15 @@ class Checkpoints:
         """
         step = int(state.step)
         if step in self._manager.all_steps():
-            return
+            if top1 is None:
+                return
+            self._manager.delete(step)
         arrays = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
         self._manager.save(
             step,
             args=ocp.args.Composite(metadata=ocp.args.JsonSave(metadata), **arrays),
             metrics=None if top1 is None else {"top1": top1},
         )
-
-    def wait(self) -> None:
-        """Wait until everything is saved."""
-        self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Wait, then let go of threads and files."""
@@ -86,8 +91,8 @@ class Checkpoints:
     def restore_state(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """Restore the newest state that can be read, with its metadata; None if nothing was saved.
 
-        A step that cannot be read is reported and moved aside, to `unreadable/` beside the checkpoints, so that the
-        run can save that step again.
+        Steps that cannot be read are reported and, once an older one was read, moved aside to `unreadable/` beside the
+        checkpoints, so that the run can save them again.
 
         Args:
             abstract: shapes, dtypes and shardings of the state.
@@ -110,26 +115,27 @@ class Checkpoints:
         )
         return state, metadata
 
-    def restore_variables(self, abstract: dict[str, Any], weights: str) -> tuple[int, dict[str, Any], dict[str, Any]]:
+    def restore_variables(self, abstract: dict[str, Any], weights: Sequence[str]) -> tuple[int, dict[str, Any]]:
         """Restore only what inference needs, from the newest step that can be read.
 
         Args:
             abstract: the model's variables.
-            weights: "ema", or "raw" for those that were trained.
+            weights: "ema" for the average, "raw" for those that were trained, or both.
 
         Returns:
-            The step, the variables and the metadata.
+            The step, and the variables by weights.
 
         Raises:
             RunError: nothing is there, nothing can be read, it does not fit, or no average was kept.
         """
-        prefix = "ema_" if weights == "ema" else ""
-        wanted = {f"{prefix}{name}": tree for name, tree in abstract.items() if jax.tree.leaves(tree)}
+        wanted = {
+            _PREFIX[of] + name: tree for of in weights for name, tree in abstract.items() if jax.tree.leaves(tree)
+        }
         restored = self._newest(lambda step: self._restore(step, wanted), move_aside=False)
         if restored is None:
             raise RunError(f"{self._directory} holds no checkpoint; train first, or name another workdir")
-        step, (items, metadata) = restored
-        return step, {name: items.get(f"{prefix}{name}", {}) for name in abstract}, metadata
+        step, (items, _) = restored
+        return step, {of: {name: items.get(_PREFIX[of] + name, {}) for name in abstract} for of in weights}
 
     def _restore(self, step: int, wanted: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         saved = self._manager.item_metadata(step)
@@ -144,17 +150,21 @@ class Checkpoints:
         return {name: restored[name] for name in wanted}, restored["metadata"]
 
     def _newest(self, read: Callable[[int], Any], *, move_aside: bool) -> tuple[int, Any] | None:
-        steps = self.steps()
+        steps, unreadable = self.steps(), []
         for step in reversed(steps):
             try:
-                return step, read(step)
+                found = step, read(step)
             except RunError:
                 raise
             # Whatever a broken file makes orbax, tensorstore or JSON raise, the remedy is the same.
             except Exception as error:
                 logging.warning("checkpoint %s cannot be read (%s)", self._directory / str(step), _first_line(error))
-                if move_aside:
-                    self._move_aside(step)
+                unreadable.append(step)
+                continue
+            if move_aside:
+                for other in unreadable:
+                    self._move_aside(other)
+            return found
         if steps:
             raise RunError(f"none of the checkpoints {steps} in {self._directory} can be read; use another workdir")
         return None
@@ -165,6 +175,10 @@ class Checkpoints:
         taken = len(list(aside.glob(f"{step}*")))
         (self._directory / str(step)).rename(aside / (f"{step}.{taken}" if taken else str(step)))
         self._manager.reload()
+
+
+def _top1(metrics: dict[str, float]) -> float:
+    return metrics["top1"]
 
 
 def _items(state: TrainState) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class Key(NamedTuple):
 
 # `model` has more keys than these: every option of the model's class, checked by `create_model`.
 KEYS: Mapping[str, Key] = {
-    "seed": Key(int, "0..", "of initialisation, shuffling and augmentation"),
+    "seed": Key(int, "0..4294967295", "of initialisation, shuffling and augmentation"),
     "resume": Key(str, ("same", "any", "never"), "what a workdir that holds a run is for: continue it if its config "
                   "is the same, continue it whatever its config was, or refuse it"),
     "num_epochs": Key(int, "1..", "length of the run, warm-up and cooldown included"),

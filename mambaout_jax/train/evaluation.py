@@ -39,17 +39,13 @@ class Evaluator:
     """Score variables on a split, with one compiled step for all of them."""
 
     def __init__(
-        self,
-        model: Model,
-        source: ImageSource,
-        *,
-        batch_size: int,
-        num_workers: int,
-        bad_records: str,
-        sharding: NamedSharding,
-        stop: StopSignals,
+        self, config: ConfigDict, model: Model, source: ImageSource, *, sharding: NamedSharding, stop: StopSignals
     ):
-        spec = model.input_spec
+        spec, batch_size = model.input_spec, config.eval_batch_size
+        if batch_size % sharding.mesh.size:
+            raise RunError(
+                f"config.eval_batch_size is {batch_size}; a multiple of the {sharding.mesh.size} devices is expected"
+            )
         self.skipped = 0
         self._batches: Callable[[], Iterable[dict[str, Any]]] = lambda: eval_batches(
             source,
@@ -61,8 +57,8 @@ class Evaluator:
                 interpolation=spec.interpolation,
             ),
             batch_size=batch_size,
-            num_workers=num_workers,
-            bad_records=bad_records,
+            num_workers=config.data.num_workers,
+            bad_records=config.data.bad_records,
         )
         self._sharding = sharding
         self._stop = stop
@@ -85,7 +81,8 @@ class Evaluator:
             predict: the name of those whose predictions are to be kept.
 
         Returns:
-            By name {"top1", "top5": percent, "loss", "count"}, and the predictions.
+            By name {"top1", "top5": percent, "loss", "count"}, and the predictions; None where a record was
+            skipped, since row i would no longer be image i.
 
         Raises:
             StoppedError: a signal came.
@@ -101,7 +98,8 @@ class Evaluator:
                 if name == predict:
                     kept.append(_top_classes(*jax.device_get((batch["label"], batch["mask"], logits))))
         scores = {name: _scores(jax.device_get(batches)) for name, batches in sums.items()}
-        return scores, Predictions(*map(np.concatenate, zip(*kept, strict=True))) if kept else None
+        whole = kept and not self.skipped
+        return scores, Predictions(*map(np.concatenate, zip(*kept, strict=True))) if whole else None
 
     def _host_batches(self) -> Iterable[dict[str, Any]]:
         for batch in self._batches():
@@ -136,6 +134,8 @@ def format_scores(record: dict[str, Any]) -> str:
         for name in ("raw", "ema")
         if (row := record.get(name))
     ]
+    if record.get("skipped"):
+        rows.append(f"{record['skipped']} records do not decode and were left out")
     return "\n".join(rows)
 
 
@@ -155,27 +155,15 @@ def evaluate(config: ConfigDict | None, path: epath.PathLike) -> dict[str, Any]:
     workdir = open_workdir(path)
     config = config or load_config(workdir)
     check_config(config)
-    if not (workdir / "checkpoints").exists():
-        raise RunError(f"{workdir} holds no checkpoint; train first, or name another workdir")
     source = open_source(config.data.name, config.data.validation_split, config.data.data_dir)
     model = build_model(config, len(source.class_names))
     mesh = parallel.make_mesh()
     abstract = parallel.abstract(model.init, jax.random.key(0), sharding=parallel.replicated(mesh))
     with StopSignals() as stop, jax.set_mesh(mesh):
         checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
-        step, raw, _ = checkpoints.restore_variables(abstract, "raw")
-        weights = {"raw": raw}
-        if config.optim.ema_decay is not None:
-            weights["ema"] = checkpoints.restore_variables(abstract, "ema")[1]
+        kept = ["raw"] if config.optim.ema_decay is None else ["raw", "ema"]
+        step, weights = checkpoints.restore_variables(abstract, kept)
         checkpoints.close()
-        evaluator = Evaluator(
-            model,
-            source,
-            batch_size=config.eval_batch_size,
-            num_workers=config.data.num_workers,
-            bad_records=config.data.bad_records,
-            sharding=parallel.batch_sharding(mesh),
-            stop=stop,
-        )
+        evaluator = Evaluator(config, model, source, sharding=parallel.batch_sharding(mesh), stop=stop)
         scores, _ = evaluator(weights)
     return {"step": step, "skipped": evaluator.skipped, **scores}

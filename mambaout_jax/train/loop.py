@@ -1,5 +1,6 @@
 """The run, from a config to trained weights, as one story."""
 
+import contextlib
 import json
 import time
 from typing import Any
@@ -8,7 +9,6 @@ import jax
 import numpy as np
 import optax
 from etils import epath
-from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from mambaout_jax import parallel
@@ -16,7 +16,7 @@ from mambaout_jax.data import TrainTransform, open_source, train_batches
 from mambaout_jax.models import Model
 from mambaout_jax.train.checkpoint import Checkpoints
 from mambaout_jax.train.config import check_config
-from mambaout_jax.train.errors import RunError, StoppedError
+from mambaout_jax.train.errors import DivergedError, RunError, StoppedError
 from mambaout_jax.train.evaluation import Evaluator
 from mambaout_jax.train.metrics import MetricWriter, StepLog
 from mambaout_jax.train.mixing import Augmentation
@@ -26,7 +26,14 @@ from mambaout_jax.train.signals import StopSignals
 from mambaout_jax.train.state import TrainState, init_progress, init_state
 from mambaout_jax.train.step import make_train_step
 from mambaout_jax.train.trace import StepTrace
-from mambaout_jax.train.workdir import build_model, check_space, claim_workdir, save_environment, write_atomically
+from mambaout_jax.train.workdir import (
+    build_model,
+    check_space,
+    claim_workdir,
+    describe_environment,
+    record_run,
+    write_atomically,
+)
 
 
 def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
@@ -50,13 +57,14 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
     mesh = parallel.make_mesh()
     sharding, replicated = parallel.batch_sharding(mesh), parallel.replicated(mesh)
     augmentation = Augmentation(**config.augment)
+    transform = _build_transform(config, model)
     _check_batch(config, augmentation, len(source), mesh.size)
     steps_per_epoch = len(source) // config.batch_size
     num_steps = config.num_epochs * steps_per_epoch
     eval_every = config.eval_every_epochs * steps_per_epoch
 
     # How a step computes.
-    schedule, optimizer = _build_optimizer(config, model, steps_per_epoch)
+    schedule, optimizer = build_optimizer(config, model, steps_per_epoch)
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     step_key = jax.device_put(step_key, replicated)
 
@@ -73,12 +81,14 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
         ema_decay=config.optim.ema_decay,
     )
 
-    with StopSignals() as stop, jax.set_mesh(mesh):
-        # Where it is kept. From here on, what fails is no longer something that was typed.
+    with StopSignals() as stop, jax.set_mesh(mesh), contextlib.ExitStack() as cleanup:
+        # Where it is kept, and where it goes on.
         workdir = claim_workdir(path, config)
-        check_space(workdir, sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract_state)))
-        environment = save_environment(workdir, source)
         checkpoints = Checkpoints(workdir / "checkpoints")
+        cleanup.callback(checkpoints.close)
+        state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract_state))
+        # Four at a time: the latest two, the best, and one that is being written.
+        check_space(workdir, state_bytes * max(4 - len(checkpoints.steps()), 1))
         restored = checkpoints.restore_state(abstract_state)
         if restored is None:
             state = jax.jit(draw_state, out_shardings=replicated)(init_key)
@@ -88,15 +98,20 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
             _check_dataset(config, metadata, source.fingerprint)
             step, evaluated = int(state.step), metadata["evaluated"]
             started -= metadata["seconds"]
-        first_step, results_file = step, workdir / "results.json"
         if step > num_steps:
             raise RunError(f"workdir {workdir} is at step {step}, after the {num_steps} of config.num_epochs")
-        if step == num_steps:
-            if evaluated and results_file.exists():
-                return json.loads(results_file.read_text())
-            evaluated = False
+        first_step, results_file = step, workdir / "results.json"
+        if evaluated and step == num_steps and results_file.exists():
+            if not (workdir / "report.html").exists():
+                write_report(workdir)
+            return json.loads(results_file.read_text())
+        results_file.unlink(missing_ok=True)
+        evaluated = evaluated and step < num_steps  # killed before its results were written
+        environment = describe_environment(source)
+        record_run(workdir, config, environment)
 
         writer = MetricWriter(workdir, num_steps=num_steps, first_step=step, steps_per_epoch=steps_per_epoch)
+        cleanup.callback(writer.close)
         num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.variables["params"]))
         writer.say(
             f"{model.name}, {num_parameters:,} parameters, on {mesh.size} x {jax.devices()[0].device_kind}; "
@@ -113,6 +128,10 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
             started=started,
         )
         trace = StepTrace(workdir / "profile", config.profile.start_step, config.profile.num_steps)
+        cleanup.callback(trace.close)
+
+        def due(step: int) -> bool:
+            return step == num_steps or (step > 0 and step % eval_every == 0)
 
         def save(top1: float | None = None) -> None:
             log.flush(step)
@@ -130,33 +149,30 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
                 abstract_state, log.progress, abstract_batch, step_key
             )
             run_step = stop.interruptible(lowered.compile)
-            evaluator = _build_evaluator(config, model, validation, sharding, stop)
-            batches = parallel.prefetch(
-                log.timed(
-                    train_batches(
-                        source,
-                        _build_transform(config, model),
-                        batch_size=config.batch_size,
-                        steps_per_epoch=steps_per_epoch,
-                        seed=config.seed,
-                        start_step=step,
-                        num_workers=config.data.num_workers,
-                        bad_records=config.data.bad_records,
-                    )
-                ),
-                sharding,
+            evaluator = Evaluator(config, model, validation, sharding=sharding, stop=stop)
+            host_batches = train_batches(
+                source,
+                transform,
+                batch_size=config.batch_size,
+                steps_per_epoch=steps_per_epoch,
+                seed=config.seed,
+                start_step=step,
+                num_workers=config.data.num_workers,
+                bad_records=config.data.bad_records,
             )
+            cleanup.callback(host_batches.close)
+            batches = parallel.prefetch(log.timed(host_batches), sharding)
             log.restart()
             while True:
-                due = step == num_steps or (step > 0 and step % eval_every == 0)
-                if due and not evaluated:
+                if due(step) and not evaluated:
                     log.flush(step)
                     weights = {"raw": state.variables} | ({} if state.ema is None else {"ema": state.ema})
                     best = list(weights)[-1]
                     scores, predictions = evaluator(weights, predict=best)
                     evaluated = True
-                    writer.evaluation(log.stamp(step) | scores)
-                    predictions.save(workdir / "predictions.npz")
+                    writer.evaluation(log.stamp(step) | scores | {"skipped": evaluator.skipped})
+                    if predictions is not None:
+                        predictions.save(workdir / "predictions.npz")
                     save(scores[best]["top1"])
                     log.restart()
                 if step == num_steps:
@@ -167,17 +183,16 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
                     state, log.progress = run_step(state, log.progress, batch, step_key)
                 step, evaluated = step + 1, False
                 log.stepped(step)
-                if config.save_every_steps and step % config.save_every_steps == 0:
+                if config.save_every_steps and step % config.save_every_steps == 0 and not due(step):
                     save()
                 stop.check()
-        except StoppedError:
+        except (StoppedError, RuntimeError) as error:
+            # A scheduler that signals the whole process group ends the workers too, and reading from them then fails.
+            if stop.received is None or isinstance(error, DivergedError):
+                raise
             if step > first_step:
                 save()
-            raise
-        finally:
-            trace.close()
-            checkpoints.close()
-            writer.close()
+            raise StoppedError(f"stopped by {stop.received}") from error
 
     results = {
         **scores,
@@ -195,9 +210,12 @@ def _check_batch(config: ConfigDict, augmentation: Augmentation, num_images: int
         raise RunError(
             f"config.batch_size is {config.batch_size}; at most the {num_images} training images are expected"
         )
-    for name in ("batch_size", "eval_batch_size"):
-        if config[name] % num_devices:
-            raise RunError(f"config.{name} is {config[name]}; a multiple of the {num_devices} devices is expected")
+    parts = config.optim.accumulation_steps
+    if config.batch_size % (num_devices * parts):
+        raise RunError(
+            f"config.batch_size is {config.batch_size}; a multiple of {num_devices} devices times "
+            f"config.optim.accumulation_steps {parts} is expected"
+        )
     if augmentation.mixes and config.batch_size // num_devices % augmentation.mixup_group:
         raise RunError(
             f"config.augment.mixup_group is {augmentation.mixup_group}; a divisor of the "
@@ -213,9 +231,10 @@ def _check_dataset(config: ConfigDict, metadata: dict[str, Any], fingerprint: st
         )
 
 
-def _build_optimizer(
+def build_optimizer(
     config: ConfigDict, model: Model, steps_per_epoch: int
 ) -> tuple[Schedule, optax.GradientTransformation]:
+    """Build the schedule and the optimizer that a config describes."""
     optim = config.optim
     schedule = warmup_cosine(
         learning_rate=optim.learning_rate,
@@ -248,18 +267,4 @@ def _build_transform(config: ConfigDict, model: Model) -> TrainTransform:
         ratio=config.data.crop_ratio,
         flip=config.data.flip_rate,
         interpolation=config.data.interpolation,
-    )
-
-
-def _build_evaluator(
-    config: ConfigDict, model: Model, source: Any, sharding: NamedSharding, stop: StopSignals
-) -> Evaluator:
-    return Evaluator(
-        model,
-        source,
-        batch_size=config.eval_batch_size,
-        num_workers=config.data.num_workers,
-        bad_records=config.data.bad_records,
-        sharding=sharding,
-        stop=stop,
     )

@@ -5,7 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import IO, Any
 
 import jax
 from etils import epath
@@ -23,8 +23,8 @@ class MetricWriter:
     """
 
     def __init__(self, workdir: epath.Path, *, num_steps: int, first_step: int, steps_per_epoch: int):
-        self._file = (workdir / "metrics.jsonl").open("a")
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step)
+        self._file = _open_whole_lines(workdir / "metrics.jsonl")
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
         self._steps_per_epoch = steps_per_epoch
         self._num_epochs = math.ceil(num_steps / steps_per_epoch)
         self._bar = tqdm(
@@ -78,7 +78,7 @@ class MetricWriter:
         self._file.close()
 
     def _append(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record) + "\n")
+        self._file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
         self._file.flush()
         for name, value in _scalars(record):
             self._board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
@@ -168,27 +168,40 @@ class StepLog:
             return
         (step, held), self._held = self._held, None
         held = jax.device_get(held)
-        if held.bad_step >= 0:
-            raise DivergedError(
-                f"step {int(held.bad_step)} has loss {held.bad_loss:g} and gradient norm {held.bad_grad_norm:g} at "
-                f"learning rate {held.bad_learning_rate:g}; the last checkpoint is from before. Lower "
-                "config.optim.learning_rate, lengthen config.optim.warmup_epochs or set config.optim.clip_grad_norm"
-            )
         if held.steps == 0:
             return
         elapsed = time.monotonic() - self._since
-        self._writer.train(
-            self.stamp(step)
-            | {
-                "loss": float(held.loss_sum / held.steps),
-                "learning_rate": float(held.learning_rate),
-                "grad_norm": float(held.grad_norm),
-                "images_per_second": float(held.steps * self._batch_size / elapsed),
-                "input_wait": min(self._waited / elapsed, 1.0),
-                "skipped": self.skipped,
-            }
-        )
+        record = self.stamp(step) | {
+            "loss": float(held.loss_sum / held.steps),
+            "learning_rate": float(held.learning_rate),
+            "grad_norm": float(held.grad_norm),
+            "images_per_second": float(held.steps * self._batch_size / elapsed),
+            "input_wait": min(self._waited / elapsed, 1.0),
+            "skipped": self.skipped,
+        }
+        self._writer.train(record)
+        if held.bad_step >= 0:
+            raise DivergedError(
+                f"step {int(held.bad_step) + 1} has loss {held.bad_loss:g} and gradient norm {held.bad_grad_norm:g} at "
+                f"learning rate {held.bad_learning_rate:g}; the last checkpoint is from before. Lower "
+                "config.optim.learning_rate, lengthen config.optim.warmup_epochs or set config.optim.clip_grad_norm"
+            )
         self.restart()
+
+
+def _open_whole_lines(path: epath.Path) -> IO[str]:
+    """Open to append; a line that a kill cut off is closed first, so that it takes no other line with it."""
+    file = path.open("a")
+    if path.exists() and path.read_bytes()[-1:] not in (b"", b"\n"):
+        file.write("\n")
+    return file
+
+
+def _finite(value: Any) -> Any:
+    """Replace what is no finite number by None: JSON has no word for it."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _scalars(record: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:

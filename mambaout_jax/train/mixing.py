@@ -139,7 +139,10 @@ def _interval(key: Key[Array, ""], side: Float[Array, "g"], size: int) -> Bool[A
 def mix(
     x: Float[Array, "b h w c"], targets: Float[Array, "b k"], draw: Mix, group: int
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "b k"]]:
-    """Mix image i of a group with image group - 1 - i of it, and their targets by the same shares."""
+    """Mix image i of a group with image group - 1 - i of it, and their targets by the same shares.
+
+    The pixels stay floats; timm mixes bytes on the host and rounds them.
+    """
 
     def partner(value: Array) -> tuple[Array, Array]:
         grouped = value.reshape(-1, group, *value.shape[1:])

@@ -42,22 +42,26 @@ def _is_remote(workdir: epath.Path) -> bool:
 
 
 def claim_workdir(path: epath.PathLike, config: ConfigDict) -> epath.Path:
-    """Make the workdir, or check that it may be continued with this config, and record the config.
+    """Make the workdir, or check that the run in it may go on with this config; change nothing that is there.
 
     Raises:
-        RunError: it cannot be written, or it holds a run and `config.resume` does not allow to continue that.
+        RunError: it cannot be written, or `config.resume` does not allow to go on with what it holds.
     """
     workdir = open_workdir(path)
-    recorded = workdir / "config.json"
+    if _is_remote(workdir):
+        raise RunError(f"workdir {workdir} lies in a bucket; only local folders are supported yet")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if recorded.exists():
-            _check_resume(workdir, from_json(recorded.read_text()), config)
-        write_atomically(recorded, to_json(config))
+        probe = workdir / f".writable.{os.getpid()}"
+        probe.write_text("")
+        probe.unlink()
     except OSError as error:
         raise RunError(
             f"workdir {workdir} cannot be written ({error.strerror}); name another with --workdir"
         ) from error
+    # A run that was stopped before its first checkpoint holds nothing to be true to.
+    if (workdir / "config.json").exists() and any((workdir / "checkpoints").glob("[0-9]*")):
+        _check_resume(workdir, load_config(workdir), config)
     return workdir
 
 
@@ -75,17 +79,15 @@ def check_space(workdir: epath.Path, num_bytes: int) -> None:
     """Refuse to start a run whose checkpoints cannot be kept.
 
     Args:
-        num_bytes: of one checkpoint; four exist at a time (two latest, the best, one being written).
+        num_bytes: of the checkpoints that are still to come.
 
     Raises:
         RunError: the disk has less room.
     """
-    if _is_remote(workdir):
-        return
     free = shutil.disk_usage(workdir).free
-    if free < 4 * num_bytes:
+    if free < num_bytes:
         raise RunError(
-            f"workdir {workdir} has {free / 2**20:.0f} MiB free where the checkpoints need {4 * num_bytes / 2**20:.0f} "
+            f"workdir {workdir} has {free / 2**20:.0f} MiB free where the checkpoints need {num_bytes / 2**20:.0f} "
             "MiB; make room or name another with --workdir"
         )
 
@@ -133,15 +135,13 @@ def load_run(path: epath.PathLike, weights: str | None = None) -> Run:
     class_names = tuple(environment["class_names"])
     model = build_model(config, len(class_names))
     weights = weights or ("raw" if config.optim.ema_decay is None else "ema")
-    if not (workdir / "checkpoints").exists():
-        raise RunError(f"{workdir} holds no checkpoint; train first, or name another workdir")
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     abstract = parallel.abstract(
         model.init, jax.random.key(0), sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
     )
-    step, variables, _ = checkpoints.restore_variables(abstract, weights)
+    step, variables = checkpoints.restore_variables(abstract, [weights])
     checkpoints.close()
-    return Run(config, model, variables, class_names, step)
+    return Run(config, model, variables[weights], class_names, step)
 
 
 def load_environment(workdir: epath.Path) -> dict[str, Any]:
@@ -159,10 +159,10 @@ def load_environment(workdir: epath.Path) -> dict[str, Any]:
     return environment
 
 
-def save_environment(workdir: epath.Path, source: ImageSource) -> dict[str, Any]:
-    """Record what a run depends on beside its config: versions, devices, dataset."""
+def describe_environment(source: ImageSource) -> dict[str, Any]:
+    """Tell what a run depends on beside its config: versions, devices, dataset."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy", "pillow")
-    environment = {
+    return {
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in packages},
         "platform": jax.default_backend(),
@@ -173,5 +173,9 @@ def save_environment(workdir: epath.Path, source: ImageSource) -> dict[str, Any]
         "fingerprint": source.fingerprint,
         "class_names": list(source.class_names),
     }
+
+
+def record_run(workdir: epath.Path, config: ConfigDict, environment: dict[str, Any]) -> None:
+    """Write down what is being run, once nothing refuses it any more."""
+    write_atomically(workdir / "config.json", to_json(config))
     write_atomically(workdir / "environment.json", json.dumps(environment, indent=2) + "\n")
-    return environment

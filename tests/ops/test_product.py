@@ -6,11 +6,11 @@ import pytest
 from mambaout_jax.ops import product
 
 
-@pytest.mark.parametrize("shape", [(5,), (3, 5), (2, 3, 4, 5)])
+@pytest.mark.parametrize("shape", [(5,), (3, 5), (2, 3, 4, 5), (0, 5), (2, 3, 0)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_product_and_gradient_are_those_of_a_plain_product(shape, dtype):
     rng = np.random.default_rng(0)
-    x, weight = (jnp.asarray(rng.normal(size=size), dtype) for size in (shape, (5, 7)))
+    x, weight = (jnp.asarray(rng.normal(size=size), dtype) for size in (shape, (shape[-1], 7)))
     dy = jnp.asarray(rng.normal(size=(*shape[:-1], 7)), dtype)
 
     def run(function):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,21 +15,20 @@ import jax
 import numpy as np
 import pytest
 
-from mambaout_jax.train import DivergedError, RunError, StoppedError, evaluate, evaluation, load_run, train
-from mambaout_jax.train.errors import StoppedError as Stopped
+from mambaout_jax.train import (
+    DivergedError,
+    RunError,
+    StoppedError,
+    evaluate,
+    evaluation,
+    load_run,
+    train,
+    write_report,
+)
 from mambaout_jax.train.signals import StopSignals
 from tests.train import tiny
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def datasets(tmp_path_factory):
-    """Prepare the digits once for all tests here, away from the user's own."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("TFDS_DATA_DIR", str(tmp_path_factory.mktemp("datasets")))
-    yield
-    patch.undo()
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +120,30 @@ def test_killed_and_resumed_run_equals_unbroken_run(unbroken, tmp_path):
     assert_same_weights(workdir, unbroken)
 
 
+def test_run_that_saves_at_every_step_is_finished_too(tmp_path):
+    config = tiny.config(save_every_steps=1, num_epochs=1)
+    train(config, tmp_path / "run")
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    train(config, tmp_path / "run")
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+
+
+def test_refused_config_leaves_the_workdir_as_it_was(unbroken):
+    before = (unbroken / "config.json").read_text()
+    with pytest.raises(RunError, match="does not fit"):
+        train(tiny.config(**{"model.dims": (8, 24), "resume": "any"}), unbroken)
+    with pytest.raises(RunError, match="after the 5"):
+        train(tiny.config(num_epochs=1, resume="any"), unbroken)
+    assert (unbroken / "config.json").read_text() == before
+
+
+def test_broken_config_of_a_workdir_is_named(unbroken, tmp_path):
+    shutil.copytree(unbroken, tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_text("{")
+    with pytest.raises(RunError, match=r"config\.json is not the JSON"):
+        train(tiny.config(), tmp_path / "run")
+
+
 def test_finished_run_is_not_run_again(unbroken):
     before = (unbroken / "metrics.jsonl").read_text()
     assert main(unbroken).returncode == 0
@@ -157,7 +181,7 @@ def test_compilation_is_left_behind_when_a_signal_comes():
     release = threading.Event()
     with StopSignals() as stop:
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
-        with pytest.raises(Stopped, match="SIGTERM"):
+        with pytest.raises(StoppedError, match="SIGTERM"):
             stop.interruptible(lambda: release.wait(60))
     release.set()
 
@@ -195,8 +219,10 @@ def test_divergence_names_step_rate_and_norm_and_keeps_the_last_good_checkpoint(
     ) as end:
         train(config, tmp_path / "run")
     bad = int(re.search(r"step (\d+)", str(end.value))[1])
+    assert records(tmp_path / "run", "train")[-1]["loss"] is None
+    assert "diverged" in write_report(tmp_path / "run").read_text()
     run = load_run(tmp_path / "run", "raw")
-    assert run.step <= bad
+    assert run.step < bad
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.variables))
 
 
@@ -225,6 +251,7 @@ def test_disk_without_room_is_one_sentence_at_the_start(tmp_path, monkeypatch):
     ("changes", "words"),
     [
         ({"batch_size": 2000}, "batch_size is 2000; at most the 1437"),
+        ({"data.crop_scale": (0.1, 1.0), "model.img_size": 20}, "img_size"),
         ({"data.name": "digit"}, "digits"),
         ({"data.train_split": "training"}, "train"),
         ({"model.name": "mambaout_tinny"}, "mambaout_tiny"),

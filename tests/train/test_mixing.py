@@ -1,7 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
+from scipy import stats
 
 from mambaout_jax.train.losses import cross_entropy, smooth_one_hot
 from mambaout_jax.train.mixing import (
@@ -87,9 +87,8 @@ def test_cutmix_share_is_corrected_to_the_clipped_box():
 
 
 def test_mixup_share_follows_its_beta():
-    scipy = pytest.importorskip("scipy.stats")
     draw = draws(Augmentation(mixup_alpha=0.8, mix_rate=1.0, mixup_group=1))
-    assert scipy.kstest(np.asarray(draw.share), scipy.beta(0.8, 0.8).cdf).pvalue > 1e-3
+    assert stats.kstest(np.asarray(draw.share), stats.beta(0.8, 0.8).cdf).pvalue > 1e-3
     np.testing.assert_array_equal(draw.share, draw.label_share)
 
 

@@ -1,0 +1,64 @@
+"""What the README tells people to type works."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.train import tiny
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands(text):
+    return [shlex.split(line, comments=True) for line in text.splitlines() if line.startswith("python ")]
+
+
+def test_readme_shows_two_commands_as_the_way_in():
+    way_in = README[README.index("## Two commands") : README.index("## Results")]
+    assert re.findall(r"^```\n(.*?)\n```", way_in, flags=re.MULTILINE | re.DOTALL) == [
+        "launch/local.sh",
+        "launch/test.sh",
+    ]
+    assert all((ROOT / name).exists() for name in ("launch/local.sh", "launch/test.sh"))
+
+
+@pytest.mark.slow
+def test_every_command_of_the_readme_runs(tmp_path):
+    typed = [command for kind, text in BLOCKS if kind == "" for command in commands(text)]
+    assert len(typed) >= 6
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "main.py").symlink_to(ROOT / "main.py")
+    small = [flag for flag in tiny.flags() if not flag.startswith("--config=")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for command in typed:
+        if "predict" in command:  # launch/local.sh writes this file
+            Image.fromarray(np.full((8, 8), 99, np.uint8)).save(tmp_path / "runs" / "digits" / "example.png")
+        trains = "main.py" in command and "--mode=evaluate" not in command
+        # The small experiment first, so that what the README changes wins.
+        arguments = [*command[1:3], *(small if trains else []), *command[3:]]
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, (command, done.stderr)
+
+
+def test_library_snippet_of_the_readme_runs():
+    (snippet,) = (text for kind, text in BLOCKS if kind == "python")
+    scope: dict = {}
+    exec(compile(snippet, "README.md", "exec"), scope)
+    assert scope["logits"].shape == (2, 10)
+    assert [feature_map.shape[1] for feature_map in scope["maps"]] == [16, 8, 4, 2]
+
+
+def test_links_of_the_readme_lead_somewhere():
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
