@@ -8,14 +8,11 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile the same steps again and again, many in processes of their own. The cache lives as long as the session:
-# a process that a test kills may leave a truncated entry behind.
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="mambaout_jax-")
-    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
-
-# Read by TFDS when it is imported: no test touches what a user has prepared.
-os.environ["TFDS_DATA_DIR"] = tempfile.mkdtemp(prefix="mambaout_jax-")
-atexit.register(shutil.rmtree, os.environ["TFDS_DATA_DIR"], ignore_errors=True)
+# a process that a test kills may leave a truncated entry behind. TFDS reads its folder when it is imported: no test
+# touches what a user has prepared.
+for variable in ("JAX_COMPILATION_CACHE_DIR", "TFDS_DATA_DIR"):
+    os.environ[variable] = tempfile.mkdtemp(prefix="mambaout_jax-")
+    atexit.register(shutil.rmtree, os.environ[variable], ignore_errors=True)
 
 import jax
 import jaxtyping
