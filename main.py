@@ -22,6 +22,8 @@ def main(argv: list[str]) -> int:
     """Run, and tell failures apart by exit code."""
     if len(argv) > 1:
         return _complain(f"{argv[1]!r} is no flag; flags start with --", 2)
+    if not WORKDIR.value:
+        return _complain("--workdir is empty; the folder of the run is expected, for example runs/digits", 2)
     from mambaout_jax import train  # after the flags, so that a mistyped one is told at once
 
     try:
@@ -41,8 +43,10 @@ def main(argv: list[str]) -> int:
         code = _complain(f"{error}; everything is saved, the same command goes on", os.EX_TEMPFAIL)
         sys.stdout.flush()
         os._exit(code)  # a compilation that was left behind in a thread would crash an orderly exit
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, ValueError) as error:
+        # Checkpoints are written by tensorstore, which knows no errno.
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not full and "No space left on device" not in str(error):
             raise
         return _complain(f"no space is left for {WORKDIR.value}; make room, the same command goes on", 1)
     return 0

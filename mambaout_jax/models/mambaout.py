@@ -200,7 +200,7 @@ class MambaOut(nnx.Module):
     ):
         _check_options(num_classes, in_chans, depths, dims, act_layer, kernel_size, downsample, head_fn, dtype)
         for option, rate in (("drop_path_rate", drop_path_rate), ("drop_rate", drop_rate)):
-            if not 0.0 <= rate < 1.0:
+            if not isinstance(rate, int | float) or not 0.0 <= rate < 1.0:
                 raise ModelError(f"{option} is {rate}; a probability from 0 up to, not including, 1 is expected")
         dtype = jnp.dtype(dtype)
         rates = iter(np.linspace(0.0, drop_path_rate, sum(depths)).tolist())
@@ -258,8 +258,8 @@ class MambaOut(nnx.Module):
 
 
 def _check_options(num_classes, in_chans, depths, dims, act_layer, kernel_size, downsample, head_fn, dtype):
-    if len(depths) != len(dims) or not depths:
-        raise ModelError(f"depths {tuple(depths)} and dims {tuple(dims)} have to be of one length, a number a stage")
+    if not all(isinstance(value, tuple | list) for value in (depths, dims)) or len(depths) != len(dims) or not depths:
+        raise ModelError(f"depths {depths} and dims {dims} have to be of one length, a number a stage")
     for option, values in (
         ("num_classes", [num_classes]),
         ("in_chans", [in_chans]),
@@ -267,6 +267,8 @@ def _check_options(num_classes, in_chans, depths, dims, act_layer, kernel_size, 
         ("dims", dims),
         ("kernel_size", [kernel_size]),
     ):
+        if not all(isinstance(value, int) for value in values):
+            raise ModelError(f"{option} is {values!r}; integers are expected")
         if any(value < 1 for value in values):
             raise ModelError(f"{option} holds {min(values)}; numbers of 1 and above are expected")
     if kernel_size % 2 == 0:

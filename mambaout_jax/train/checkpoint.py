@@ -140,10 +140,10 @@ class Checkpoints:
     def _restore(self, step: int, wanted: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         saved = self._manager.item_metadata(step)
         for name, tree in wanted.items():
-            if name not in saved:
+            if name.startswith("ema_") and name not in saved and "params" in saved:
                 raise RunError(f"checkpoint {self._directory / str(step)} has no {name!r}; it holds {_names(saved)}")
-            if saved[name] is None:
-                raise OSError(f"the description of {name!r} cannot be read")
+            if saved.get(name) is None:  # lost to a kill during a deletion, or truncated
+                raise OSError(f"{name!r} is missing or cannot be described")
             _check_fit(self._directory / str(step) / name, saved[name], tree)
         arrays = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
         restored = self._manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore(), **arrays))

@@ -167,14 +167,23 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-    """Read what `to_json` wrote; lists come back as the tuples that they were."""
+    """Read what `to_json` wrote; lists come back as the tuples that they were.
+
+    Raises:
+        ValueError: the text is something else.
+    """
 
     def tuples(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: tuples(item) for key, item in value.items()}
         return tuple(value) if isinstance(value, list) else value
 
-    return ConfigDict(tuples(json.loads(text)))
+    config = json.loads(text)
+    if not isinstance(config, dict) or not all(
+        isinstance(config.get(name), dict) for name in ("data", "model", "optim")
+    ):
+        raise ValueError("it holds something else")
+    return ConfigDict(tuples(config))
 
 
 def changed_keys(config: ConfigDict, other: ConfigDict) -> list[str]:

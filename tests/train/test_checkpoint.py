@@ -107,6 +107,13 @@ def test_newest_that_can_be_read_is_used(directory, state, item, content, caplog
     assert (directory.parent / "unreadable" / "2").exists()
 
 
+def test_step_that_lost_an_item_is_passed_over(directory, state):
+    save(directory, state, [(1, None), (2, None)])
+    (directory / "2" / "optimizer").rmtree()
+    restored, _ = Checkpoints(directory).restore_state(abstract_state(model_of()))
+    assert int(restored.step) == 1
+
+
 def test_nothing_readable_is_an_error(directory, state):
     save(directory, state, [(1, None)])
     break_files(directory, 1, "params", b"")
