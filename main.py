@@ -4,7 +4,6 @@ Exit codes: 0 finished; 1 the program or the machine failed; 2 something typed d
 75 a signal stopped the run, everything is saved, start it again.
 """
 
-import errno
 import os
 import sys
 
@@ -20,10 +19,10 @@ MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
 
 def main(argv: list[str]) -> int:
     """Run, and tell failures apart by exit code."""
+    if not WORKDIR.value:
+        return _complain("--workdir is empty; a folder is expected, for example runs/digits", 2)
     if len(argv) > 1:
         return _complain(f"{argv[1]!r} is no flag; flags start with --", 2)
-    if not WORKDIR.value:
-        return _complain("--workdir is empty; the folder of the run is expected, for example runs/digits", 2)
     from mambaout_jax import train  # after the flags, so that a mistyped one is told at once
 
     try:
@@ -32,8 +31,7 @@ def main(argv: list[str]) -> int:
         elif CONFIG.value is None:
             return _complain("--config names no experiment; try --config=configs/digits.py", 2)
         else:
-            results = train.train(CONFIG.value, WORKDIR.value)
-            print(train.format_scores(results))
+            print(train.format_scores(train.train(CONFIG.value, WORKDIR.value)))
             print(f"report: {os.path.join(WORKDIR.value, 'report.html')}")
     except train.USER_ERRORS as error:
         return _complain(str(error), 2)
@@ -44,9 +42,8 @@ def main(argv: list[str]) -> int:
         sys.stdout.flush()
         os._exit(code)  # a compilation that was left behind in a thread would crash an orderly exit
     except (OSError, ValueError) as error:
-        # Checkpoints are written by tensorstore, which knows no errno.
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if not full and "No space left on device" not in str(error):
+        # By the words: tensorstore, which writes the checkpoints, has no errno.
+        if not any(words in str(error) for words in ("No space left on device", "Disk quota exceeded")):
             raise
         return _complain(f"no space is left for {WORKDIR.value}; make room, the same command goes on", 1)
     return 0

@@ -247,7 +247,7 @@ def test_layer_scale_starts_where_timm_starts_it():
         ({"drop_path": 0.1}, "did you mean 'drop_path_rate'"),
     ],
 )
-def test_option_out_of_range_is_named(options, words):
+def test_option_out_of_range_is_named(options, words, no_type_checks):
     with pytest.raises(ModelError, match=words):
         mo.create_model("mambaout_femto", **options)
 

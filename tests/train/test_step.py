@@ -65,7 +65,7 @@ def test_steps_lower_the_loss_and_are_counted(model):
     for _ in range(12):
         state, progress = step(state, init_progress(), batch(), KEY)
         losses.append(float(progress.loss_sum))
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < 0.85 * losses[0]
     assert int(state.step) == 12
 
 
