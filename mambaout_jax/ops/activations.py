@@ -13,7 +13,7 @@ def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Compute x * P(a standard normal is below x): exact, not the tanh approximation.
 
     By the error function as in PyTorch, in float32, rounded once. `jax.nn.gelu(approximate=False)` takes `erfc`, for
-    the relative precision of values below 1e-6, and two to four times as long on CPU. Only x is kept for the gradient.
+    the relative precision of values below 1e-6, and longer on CPU. Only x is kept for the gradient.
 
     Reference: Hendrycks and Gimpel, Gaussian Error Linear Units, 2016.
     """

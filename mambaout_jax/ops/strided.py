@@ -15,8 +15,8 @@ def strided_conv2d(
     """Convolve with kh // 2 and kw // 2 zeros on each side of the map, as PyTorch's padding=k // 2 does.
 
     ho = (h - 1) // stride + 1. In a program lowered for CPU the gradient is that of the same sum written as one
-    product of patches and kernel: there XLA's own gradient of a strided convolution takes twice as long, though its
-    convolution does not.
+    product of patches and kernel: there XLA's own gradient of a strided convolution is slower, though its convolution
+    is not.
 
     Args:
         kernel: kh and kw are odd.

@@ -27,7 +27,10 @@ def batch(size=8, seed=0):
 
 
 def step_of(model, optimizer=None, *, accumulation_steps=1, ema_decay=None, augmentation=None):
-    rate = lambda step: jnp.float32(1e-2)  # noqa: E731
+
+    def rate(step):
+        return jnp.float32(1e-2)
+
     optimizer = optimizer or adamw(
         rate, weight_decay=0.05, b1=0.9, b2=0.999, eps=1e-8, clip_grad_norm=None, no_decay=frozenset()
     )
@@ -94,7 +97,10 @@ def test_first_step_that_is_not_finite_is_remembered(model):
 
 def test_average_follows_its_formula(model):
     step, state = step_of(model, ema_decay=0.5)
-    leaf = lambda variables: np.asarray(variables["params"]["head"]["fc"]["weight"], np.float64)  # noqa: E731
+
+    def leaf(variables):
+        return np.asarray(variables["params"]["head"]["fc"]["weight"], np.float64)
+
     expected = leaf(state.variables)
     for n in range(6):
         state, _ = step(state, init_progress(), batch(seed=n), KEY)
