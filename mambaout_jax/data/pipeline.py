@@ -5,11 +5,8 @@ workers and wherever the run started. No iterator state exists: a run resumes at
 """
 
 import functools
-import os
-import signal
+import itertools
 import sys
-import threading
-import time
 from collections.abc import Iterator
 
 import grain
@@ -17,15 +14,19 @@ import numpy as np
 from absl import flags
 
 from mambaout_jax.data.errors import DataError
+from mambaout_jax.data.eval_transform import EvalTransform
 from mambaout_jax.data.sources import ImageSource
-from mambaout_jax.data.transforms import EvalTransform, TrainTransform
+from mambaout_jax.data.train_transform import TrainTransform
+from mambaout_jax.data.workers import THREADS, Board, WorkerStart, note
 
 Batch = dict[str, np.ndarray]
 
-# More threads or a longer queue compete with the training step for the cores and made small steps slower.
-READ_THREADS = 2
-READ_AHEAD_BATCHES = 16
+# More threads (see workers.py) or a longer queue compete with the training step for the cores and made small steps
+# slower.
+READ_AHEAD_CHUNKS = 16
 READ_AHEAD_BYTES = 2**28
+# Workers make parts of a batch, so that all of them work on the one that is waited for and none holds a whole one.
+MIN_CHUNK_ROWS, MAX_CHUNK_ROWS = 16, 64
 MAX_BAD_IN_A_ROW = 100
 
 
@@ -70,12 +71,12 @@ def train_batches(
             f"{steps_per_epoch} steps of {batch_size} images need {used} images and split {source.split!r} of "
             f"{source.name!r} has {len(source)}; use fewer steps per epoch or a smaller batch"
         )
-    rows = grain.MapDataset.range(sys.maxsize).seed(seed)
-    samples = rows.random_map(_TrainSample(source, transform, seed, used, bad_records == "skip"))
-    # Batched before hosts take their share: the other way round gives the same set in another order, and with it
-    # other partners in mixup.
-    batches = samples.batch(batch_size // host_count, drop_remainder=True)[host_index::host_count][start_step:]
-    return _read_ahead(batches, transform, batch_size // host_count, num_workers)
+    if source.max_labels != 1:
+        raise DataError(f"images of {source.name!r} have several labels each; such a dataset is for evaluation only")
+    rows = _HostRows(start_step, batch_size // host_count, host_index, host_count)
+    sample = _TrainSample(source, transform, seed, used, bad_records == "skip")
+    dataset = grain.MapDataset.range(sys.maxsize // host_count).map(rows).map(sample)
+    return _read_ahead(dataset, sample, batch_size // host_count, num_workers)
 
 
 def eval_batches(
@@ -90,8 +91,10 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """Yield this host's share of a pass over the split, in the split's order, every image once.
 
-    All hosts get the same number of batches of the same size. Rows that fill up the last ones have "mask" False,
-    and so has, under bad_records="skip", a row whose record does not decode; that one counts in "skipped".
+    All hosts get the same number of batches of the same size. Batches hold "image" uint8 (b, h, w, c), "label" int32
+    (b, source.max_labels) filled up with -1, "mask" bool (b,) and "skipped" int32 (b,). "mask" is False for rows that
+    fill up the last batches, for images without a label and, under bad_records="skip", for records that do not
+    decode; these count in "skipped".
 
     Args:
         batch_size: images in a global batch, over all hosts.
@@ -102,13 +105,29 @@ def eval_batches(
         DataError: an argument does not fit, or, while iterating, a record does not decode.
     """
     _check_arguments(batch_size, num_workers, host_index, host_count, bad_records)
-    num_rows = -(-len(source) // batch_size) * batch_size
-    samples = grain.MapDataset.range(num_rows).map(_EvalSample(source, transform, bad_records == "skip"))
-    batches = samples.batch(batch_size // host_count, drop_remainder=True)[host_index::host_count]
-    return _read_ahead(batches, transform, batch_size // host_count, num_workers)
+    rows = _HostRows(0, batch_size // host_count, host_index, host_count)
+    sample = _EvalSample(source, transform, bad_records == "skip")
+    num_rows = -(-len(source) // batch_size) * (batch_size // host_count)
+    dataset = grain.MapDataset.range(num_rows).map(rows).map(sample)
+    return _read_ahead(dataset, sample, batch_size // host_count, num_workers)
 
 
-class _TrainSample(grain.transforms.RandomMap):
+class _HostRows:
+    """Give the row of the run, over all hosts, that stands at a place in one host's share.
+
+    Hosts take their parts of each batch, not each nth row: the global batch stays the same whatever their number.
+    """
+
+    def __init__(self, first_batch: int, rows: int, host_index: int, host_count: int):
+        self._first_batch, self._rows = first_batch, rows
+        self._host_index, self._host_count = host_index, host_count
+
+    def __call__(self, place: int) -> int:
+        batch, row = divmod(place, self._rows)
+        return ((self._first_batch + batch) * self._host_count + self._host_index) * self._rows + row
+
+
+class _TrainSample:
     """Read, decode and augment the record that a row of the run stands for.
 
     Row r is the record at place r % used in epoch r // used. A permutation an epoch, four bytes a record, is drawn
@@ -116,27 +135,29 @@ class _TrainSample(grain.transforms.RandomMap):
     """
 
     def __init__(self, source: ImageSource, transform: TrainTransform, seed: int, used: int, skip: bool):
-        self._source = source
-        self._transform = transform
+        self.source = source
+        self.transform = transform
         self._seed = seed
         self._used = used
         self._attempts = min(MAX_BAD_IN_A_ROW, len(source)) if skip else 1
 
-    def random_map(self, row: int, rng: np.random.Generator) -> Batch:
+    def __call__(self, row: int) -> Batch:
+        rng = np.random.Generator(np.random.Philox(key=[self._seed, row]))
         epoch, place = divmod(row, self._used)
-        first = int(_permutation(len(self._source), self._seed, epoch)[place])
+        first = int(_permutation(len(self.source), self._seed, epoch)[place])
         for skipped in range(self._attempts):
-            index = (first + skipped) % len(self._source)
+            index = (first + skipped) % len(self.source)
+            note(index)
             try:
-                record = self._source[index]
-                image = self._transform(record["image"], rng)
+                record = self.source[index]
+                image = self.transform(record["image"], rng)
             except DataError as error:
                 failure = error
                 continue
             return {"image": image, "label": np.int32(record["label"]), "skipped": np.int32(skipped)}
         if self._attempts > 1:
             failure = DataError(f"{failure}, nor do the {self._attempts - 1} before it")
-        raise _bad_record(self._source, index, failure)
+        raise _bad_record(self.source, index, failure)
 
 
 @functools.lru_cache(maxsize=2)  # reading ahead crosses from one epoch into the next
@@ -144,30 +165,34 @@ def _permutation(length: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(length).astype(np.int32)
 
 
-class _EvalSample(grain.transforms.Map):
+class _EvalSample:
     """Read, decode and resize the record at an index, or fill a row past the last one."""
 
     def __init__(self, source: ImageSource, transform: EvalTransform, skip: bool):
-        self._source = source
-        self._transform = transform
+        self.source = source
+        self.transform = transform
         self._skip = skip
 
-    def map(self, index: int) -> Batch:
-        if index >= len(self._source):
+    def __call__(self, index: int) -> Batch:
+        if index >= len(self.source):
             return self._empty(skipped=0)
+        note(index)
         try:
-            record = self._source[index]
-            image = self._transform(record["image"])
+            record = self.source[index]
+            image = self.transform(record["image"])
         except DataError as error:
             if self._skip:
                 return self._empty(skipped=1)
-            raise _bad_record(self._source, index, error) from error
-        label = np.int32(record["label"])
-        return {"image": image, "label": label, "mask": np.bool_(True), "skipped": np.int32(0)}
+            raise _bad_record(self.source, index, error) from error
+        labels = np.full(self.source.max_labels, -1, np.int32)
+        given = np.atleast_1d(record["label"])
+        labels[: len(given)] = given
+        return {"image": image, "label": labels, "mask": np.bool_(len(given)), "skipped": np.int32(0)}
 
     def _empty(self, skipped: int) -> Batch:
-        image = np.zeros((*self._transform.size, self._transform.channels), np.uint8)
-        return {"image": image, "label": np.int32(0), "mask": np.bool_(False), "skipped": np.int32(skipped)}
+        image = np.zeros((*self.transform.size, self.transform.channels), np.uint8)
+        labels = np.full(self.source.max_labels, -1, np.int32)
+        return {"image": image, "label": labels, "mask": np.bool_(False), "skipped": np.int32(skipped)}
 
 
 def _bad_record(source: ImageSource, index: int, error: DataError) -> DataError:
@@ -177,48 +202,49 @@ def _bad_record(source: ImageSource, index: int, error: DataError) -> DataError:
     )
 
 
-def _read_ahead(batches: grain.MapDataset, transform, rows: int, num_workers: int) -> Iterator[Batch]:
+def _read_ahead(
+    dataset: grain.MapDataset, sample: _TrainSample | _EvalSample, rows: int, num_workers: int
+) -> Iterator[Batch]:
     if not flags.FLAGS.is_parsed():  # Grain reads its flags, which are parsed only where absl runs the program
         flags.FLAGS.mark_as_parsed()
-    batch_bytes = rows * transform.size[0] * transform.size[1] * transform.channels
-    buffer_size = max(2, min(READ_AHEAD_BATCHES, READ_AHEAD_BYTES // batch_bytes))
-    dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=buffer_size))
-    if num_workers:
+    chunk = _chunk_rows(rows)
+    chunk_bytes = chunk * sample.transform.size[0] * sample.transform.size[1] * sample.transform.channels
+    buffer_size = max(2, min(READ_AHEAD_CHUNKS, READ_AHEAD_BYTES // chunk_bytes))
+    options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=buffer_size)
+    chunks = dataset.batch(chunk, drop_remainder=True).to_iter_dataset(options)
+    if not num_workers:
+        return _iterate(chunks, rows // chunk)
+    return _iterate_workers(chunks, rows // chunk, sample.source, num_workers)
+
+
+def _chunk_rows(rows: int) -> int:
+    chunk = max(size for size in range(1, min(rows, MAX_CHUNK_ROWS) + 1) if rows % size == 0)
+    return chunk if chunk >= MIN_CHUNK_ROWS else rows  # a prime number of rows, say
+
+
+def _iterate_workers(
+    chunks: grain.IterDataset, per_batch: int, source: ImageSource, num_workers: int
+) -> Iterator[Batch]:
+    board = Board(num_workers)
+    try:
         options = grain.MultiprocessingOptions(num_workers=num_workers)
-        dataset = dataset.mp_prefetch(options, worker_init_fn=_WorkerStart(os.getpid()))
-    return _iterate(dataset, copy=num_workers > 0)
+        yield from _iterate(chunks.mp_prefetch(options, worker_init_fn=WorkerStart(board)), per_batch)
+    except RuntimeError as error:
+        raise board.explain(error, f"split {source.split!r} of dataset {source.name!r}") from None
+    finally:
+        board.close()
 
 
-def _iterate(dataset: grain.IterDataset, copy: bool) -> Iterator[Batch]:
+def _iterate(dataset: grain.IterDataset, per_batch: int) -> Iterator[Batch]:
+    """Join chunks to batches; a copy even of a single one, since a worker's lies in memory that goes with it."""
     iterator = iter(dataset)
     try:
-        while True:
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
-            except DataError as error:
-                raise DataError(str(error)) from None  # without the trace of a thread or a worker
-            # A worker's batch lies in shared memory, which is unmapped when Grain's array goes.
-            yield {key: np.array(value) for key, value in batch.items()} if copy else batch
+        while parts := list(itertools.islice(iterator, per_batch)):
+            yield {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    except DataError as error:
+        raise DataError(str(error)) from None  # without the trace of a thread or a worker
     finally:
         iterator.close()
-
-
-class _WorkerStart:
-    """Prepare a worker process: Ctrl-C is its parent's to handle, and it ends when its parent is killed."""
-
-    def __init__(self, parent: int):
-        self._parent = parent
-
-    def __call__(self, worker_index: int, worker_count: int) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        threading.Thread(target=self._watch, daemon=True).start()
-
-    def _watch(self) -> None:
-        while os.getppid() == self._parent:
-            time.sleep(1)
-        os._exit(0)
 
 
 def _check_arguments(batch_size: int, num_workers: int, host_index: int, host_count: int, bad_records: str) -> None:

@@ -58,7 +58,7 @@ def test_batches_have_the_promised_shapes_and_types(photos):
     (batch,) = take(eval_batches(photos, EVAL, batch_size=4), 1)
     assert {key: (value.shape, value.dtype.name) for key, value in batch.items()} == {
         "image": ((4, 4, 5, 1), "uint8"),
-        "label": ((4,), "int32"),
+        "label": ((4, 1), "int32"),
         "mask": ((4,), "bool"),
         "skipped": ((4,), "int32"),
     }
@@ -122,7 +122,7 @@ def test_views_are_new_in_every_epoch(photos):
 
 def open_first(source):
     class First:
-        name, split = source.name, source.split
+        name, split, max_labels = source.name, source.split, 1
 
         def __len__(self):
             return 1
@@ -143,7 +143,7 @@ def test_evaluation_sees_every_image_once_and_hosts_take_equally_many_batches(le
     assert {len(share) for share in shares} == {-(-length // 8)}
     joined = join([part for parts in zip(*shares, strict=True) for part in parts])
     np.testing.assert_array_equal(joined["mask"], np.arange(len(joined["mask"])) < length)
-    np.testing.assert_array_equal(joined["label"][joined["mask"]], np.arange(length))
+    np.testing.assert_array_equal(joined["label"][joined["mask"]][:, 0], np.arange(length))
     np.testing.assert_array_equal(joined["image"][:length, 0, 0, 0], np.arange(length))
     assert not joined["image"][length:].any()
     assert not joined["skipped"].any()
@@ -155,6 +155,39 @@ def test_evaluation_does_not_depend_on_the_number_of_workers(data_dir):
     assert_equal(
         list(eval_batches(source, EVAL, batch_size=2)), list(eval_batches(source, EVAL, batch_size=2, num_workers=1))
     )
+
+
+class ManyLabels(NumberedSource):
+    """Record i has i labels, of three at most."""
+
+    max_labels = 3
+
+    def __getitem__(self, index):
+        return super().__getitem__(index) | {"label": tuple(range(index))}
+
+
+def test_several_labels_are_filled_up_and_images_without_any_are_masked():
+    (batch,) = eval_batches(ManyLabels(4), EVAL, batch_size=5)
+    expected = [[-1, -1, -1], [0, -1, -1], [0, 1, -1], [0, 1, 2], [-1, -1, -1]]
+    np.testing.assert_array_equal(batch["label"], expected)
+    assert batch["mask"].tolist() == [False, True, True, True, False]
+    with pytest.raises(DataError, match="several labels each"):
+        train_batches(ManyLabels(4), RESIZE, batch_size=2, steps_per_epoch=1, seed=0)
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+@pytest.mark.parametrize("batch_size", [134, 160, 192])  # in one chunk, of 67 rows; in 10 of 16; in 3 of 64
+def test_batches_made_in_chunks_are_the_same(hosts, batch_size):
+    options = {"steps_per_epoch": 1, "seed": 0, "batch_size": batch_size}
+    source = NumberedSource(200)
+    whole = take(train_batches(source, RESIZE, **options, start_step=1), 2)
+    order = [np.random.default_rng((0, epoch)).permutation(200)[:batch_size].tolist() for epoch in (1, 2)]
+    assert [batch["label"].tolist() for batch in whole] == order
+    shares = [
+        take(train_batches(source, RESIZE, **options, start_step=1, host_index=host, host_count=hosts), 2)
+        for host in range(hosts)
+    ]
+    assert_equal(whole, [join(parts) for parts in zip(*shares, strict=True)])
 
 
 @pytest.mark.parametrize(("kind", "workers"), [("bad", 0), ("unreadable", 0), ("bad", 1)])
