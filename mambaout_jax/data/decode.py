@@ -1,0 +1,96 @@
+"""From an encoded image to 8 bits a value: by Pillow, which reads everything, or by simplejpeg, which reads fast."""
+
+import io
+
+import numpy as np
+import simplejpeg
+from PIL import Image, ImageOps
+
+from mambaout_jax.data.errors import DataError
+
+MODES = {1: "L", 3: "RGB"}
+SIXTEEN_BIT_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+MAX_REDUCTION = 8  # the DCT's own block: one value of it is left
+
+
+def decode_image(image: bytes | Image.Image, channels: int = 3, *, exif_orientation: bool = False) -> Image.Image:
+    """Decode any image that Pillow reads to 8 bits, grey or RGB.
+
+    Alpha is dropped and CMYK converted as Pillow's `convert` does, 16-bit values are scaled to 8 bits: what
+    published accuracies rest on. EXIF orientation is ignored unless asked for, as in every ImageNet pipeline;
+    ask for it where people hand in photographs of their own.
+
+    Args:
+        channels: 1 (grey) or 3 (RGB).
+
+    Raises:
+        DataError: the bytes hold no image, or one that is damaged or has floating-point pixels.
+    """
+    try:
+        if isinstance(image, bytes):
+            image = Image.open(io.BytesIO(image))
+        image.load()
+        if exif_orientation:
+            image = ImageOps.exif_transpose(image)
+        if image.mode in SIXTEEN_BIT_MODES:
+            image = Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+        elif image.mode == "F":
+            raise DataError("floating-point pixels have no agreed range: save the image with 8 or 16 bits")
+        elif image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")  # Pillow warns when it drops a palette's alpha in one go
+        return image if image.mode == MODES[channels] else image.convert(MODES[channels])
+    except DataError:
+        raise
+    except Exception as error:  # Pillow's plugins raise a dozen types on damaged bytes
+        raise DataError(f"not an image that Pillow decodes ({type(error).__name__}: {error})") from error
+
+
+def jpeg_size(image: bytes) -> tuple[int, int] | None:
+    """Read (width, height) off a grey or YCbCr JPEG's header; None for whatever else, which `decode_image` is for."""
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(image)
+    except ValueError:
+        return None
+    # Pillow has its own ways with CMYK, and its own word on images too large to be honest.
+    return (width, height) if colours in ("YCbCr", "Gray") and width * height <= Image.MAX_IMAGE_PIXELS else None
+
+
+def decode_fast(image: bytes, channels: int = 3, min_height: int = 0, min_width: int = 0) -> np.ndarray:
+    """Decode to uint8 (h, w, c), a JPEG no larger than it has to be.
+
+    A JPEG whose sides are at least 2, 4 or 8 times the least that will do is decoded at 1/2, 1/4 or 1/8 of them,
+    rounded up, out of the low frequencies that it stores. Otherwise, and for everything that simplejpeg refuses, the
+    pixels are those of `decode_image`.
+
+    Args:
+        channels: 1 (grey) or 3 (RGB).
+        min_height: least height in pixels that will do; 0 asks for all.
+        min_width: likewise.
+
+    Raises:
+        DataError: as `decode_image`.
+    """
+    size = jpeg_size(image)
+    if size is None:
+        return to_array(decode_image(image, channels))
+    width, height = size
+    reduction = 1
+    if min_height > 0 and min_width > 0:
+        reduction = min(power_of_two_within(min(height / min_height, width / min_width)), MAX_REDUCTION)
+    try:
+        # libjpeg also scales by 3/8 and the like, more slowly than by powers of two: this leaves it no such choice.
+        sizes = {"min_height": -(-height // reduction), "min_width": -(-width // reduction), "min_factor": reduction}
+        pixels = simplejpeg.decode_jpeg(image, "RGB", fastdct=False, fastupsample=False, **sizes)
+    except ValueError:  # damaged; Pillow takes some of it, and has a sentence for the rest
+        return to_array(decode_image(image, channels))
+    return pixels if channels == 3 else to_array(Image.fromarray(pixels).convert(MODES[1]))
+
+
+def power_of_two_within(factor: float) -> int:
+    """Give the largest power of two that is at most `factor`, and 1 for what is less than 1."""
+    return 1 << max(0, int(factor).bit_length() - 1)
+
+
+def to_array(image: Image.Image) -> np.ndarray:
+    """Give a grey or RGB image as uint8 (h, w, c)."""
+    return np.asarray(image).reshape(image.height, image.width, -1)

@@ -1,0 +1,96 @@
+"""From an encoded image to the one view that it is evaluated on.
+
+Pillow resizes with antialiasing, the reference that published accuracies were measured with. Values stay uint8:
+normalisation happens on the device.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+from PIL import Image
+
+from mambaout_jax.data.arguments import INTERPOLATIONS, check_choice, check_size_and_channels
+from mambaout_jax.data.decode import decode_image, to_array
+from mambaout_jax.data.errors import DataError
+
+MAX_ELONGATION = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalTransform:
+    """Turn an image into the one view that it is evaluated on, uint8 (h, w, c), pixel for pixel as timm does.
+
+    The resized image would be floor(size / crop_pct); from it the centre is cut out. "center" scales the shorter
+    side to that and keeps the aspect ratio, "squash" scales both sides, "border" scales the longer side and
+    fills what is missing.
+
+    Args:
+        size: (height, width) in pixels.
+        channels: 1 (grey) or 3 (RGB).
+        crop_pct: share of the resized side that the crop keeps, above 0 and at most 1.
+        fill: RGB of the borders; the default is ImageNet's mean.
+        exif_orientation: turn photographs upright (see `decode_image`).
+
+    Raises:
+        DataError: a value is outside its range.
+    """
+
+    size: tuple[int, int]
+    channels: int = 3
+    crop_pct: float = 1.0
+    crop_mode: str = "center"
+    interpolation: str = "bicubic"
+    fill: tuple[int, int, int] = (124, 116, 104)
+    exif_orientation: bool = False
+
+    def __post_init__(self):
+        check_size_and_channels(self.size, self.channels)
+        check_choice("crop_mode", self.crop_mode, ("center", "squash", "border"))
+        check_choice("interpolation", self.interpolation, tuple(INTERPOLATIONS))
+        if not 0 < self.crop_pct <= 1:
+            raise DataError(f"crop_pct is {self.crop_pct}; expected a share above 0 and at most 1")
+
+    def __call__(self, image: bytes | Image.Image) -> np.ndarray:
+        """Resize and cut out the centre.
+
+        Raises:
+            DataError: the image does not decode, or is too elongated to be resized by its shorter side.
+        """
+        image = decode_image(image, self.channels, exif_orientation=self.exif_orientation)
+        width, height = self._resized_size(*image.size)
+        image = image.resize((width, height), INTERPOLATIONS[self.interpolation])
+        return to_array(self._cut_centre(image))
+
+    def _resized_size(self, width: int, height: int) -> tuple[int, int]:
+        target_height, target_width = (math.floor(side / self.crop_pct) for side in self.size)
+        if self.crop_mode == "squash":
+            return target_width, target_height
+        if self.crop_mode == "border":
+            factor = max(height / target_height, width / target_width)
+            return max(1, round(width / factor)), max(1, round(height / factor))
+        if max(width, height) > MAX_ELONGATION * min(width, height):
+            raise DataError(
+                f"a {width}x{height} image has sides of more than {MAX_ELONGATION} to 1; crop it, "
+                "or use crop_mode='squash'"
+            )
+        if target_height != target_width:
+            factor = min(height / target_height, width / target_width)
+            return round(width / factor), round(height / factor)
+        if width <= height:
+            return target_width, int(target_width * height / width)
+        return int(target_height * width / height), target_height
+
+    def _cut_centre(self, image: Image.Image) -> Image.Image:
+        height, width = self.size
+        left, top = _centre_offset(image.width, width), _centre_offset(image.height, height)
+        if image.width >= width and image.height >= height:
+            return image.crop((left, top, left + width, top + height))
+        canvas = Image.new("RGB", (width, height), self.fill).convert(image.mode)
+        canvas.paste(image, (-left, -top))
+        return canvas
+
+
+def _centre_offset(extent: int, crop: int) -> int:
+    # An odd margin goes where torchvision puts it: rounded to even when cropping, to the far side when padding.
+    return round((extent - crop) / 2) if extent >= crop else -((crop - extent) // 2)

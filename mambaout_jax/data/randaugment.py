@@ -1,0 +1,269 @@
+"""RandAugment on uint8 arrays (h, w, c), c = 1 or 3: fifteen operations, two drawn for each image.
+
+The operations that look at values give the pixels that Pillow gives, most of them through tables of 256 entries.
+The ones that move pixels go through Pillow itself (`affine_pillow`) or through OpenCV (`affine_opencv`, in half the
+time). What to do is drawn first and done afterwards, so that a level and a sign can be set by hand.
+
+Reference: Cubuk et al., "RandAugment" (2019), with the levels of timm 0.6.11, whose operations grow with them ("inc1").
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from mambaout_jax.data.arguments import INTERPOLATIONS
+from mambaout_jax.data.errors import DataError
+
+# Whoever decodes runs one process a core; threads of OpenCV's own inside them only take turns. Every worker process
+# imports this module, through its transform, and so this line reaches it.
+cv2.setNumThreads(0)
+
+MAX_LEVEL = 10.0
+FILL = {1: (117,), 3: (124, 116, 104)}  # ImageNet's mean colour, and its luma
+LUMA = np.array([[19595, 38470, 7471, 2**15]], np.float32) / 2**16  # Pillow's, with the half that rounds
+SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13  # Pillow's filter of that name
+LINEAR_AND_CUBIC = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
+PARTS = {  # name -> field, type, least, most, and the last three in words
+    "m": ("magnitude", int, 0, 10, "a whole number from 0 to 10"),
+    "n": ("num_ops", int, 1, math.inf, "a whole number from 1"),
+    "p": ("rate", float, 0, 1, "from 0 to 1"),
+    "mstd": ("magnitude_std", float, 0, 100, "from 0 to 100"),
+    "inc": (None, int, 1, 1, "1: all operations grow with the magnitude"),
+}
+
+Matrix = tuple[float, float, float, float, float, float]
+Affine = Callable[[np.ndarray, Matrix, str, tuple[int, ...]], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """Name one thing to do to an image.
+
+    Args:
+        level: strength from 0 to 10, negative for the other direction where an operation has two.
+        interpolation: "bilinear" or "bicubic", for the operations that move pixels.
+    """
+
+    name: str
+    level: float
+    interpolation: str = "bilinear"
+
+
+@dataclasses.dataclass(frozen=True)
+class RandAugment:
+    """Draw operations with replacement, each done with probability `rate` at a level of its own.
+
+    Args:
+        magnitude: mean level, from 0 to 10.
+        magnitude_std: standard deviation of the level, which is clipped to [0, 10].
+    """
+
+    num_ops: int = 2
+    magnitude: float = MAX_LEVEL
+    magnitude_std: float = 0.0
+    rate: float = 0.5
+
+    @classmethod
+    def parse(cls, text: str) -> "RandAugment":
+        """Read timm's notation, such as "rand-m9-mstd0.5-inc1"; m, n, p and mstd may be left out.
+
+        Raises:
+            DataError: a part is unknown, twice there or missing, or its number does not fit.
+        """
+        kind, *parts = text.split("-")
+        if kind != "rand":
+            raise _misfit(text, f"it begins with {kind!r}, not 'rand'")
+        numbers = {}
+        for part in parts:
+            match = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?)", part)
+            if match is None or match[1] not in PARTS:
+                raise _misfit(text, f"part {part!r} is unknown")
+            name, number = match.groups()
+            field, kind, least, most, words = PARTS[name]
+            if (kind is int and "." in number) or not least <= float(number) <= most:
+                raise _misfit(text, f"{name} is {number}, which is not {words}")
+            if field in numbers:
+                raise _misfit(text, f"{name} is there twice")
+            numbers[field] = kind(number)
+        if numbers.pop(None, None) is None:
+            raise _misfit(text, "inc1 is missing")
+        return cls(**numbers)
+
+    def draw(self, rng: np.random.Generator) -> list[Operation]:
+        """Draw what happens to one image; the number of draws does not depend on their outcome."""
+        operations = []
+        for _ in range(self.num_ops):
+            name = OPERATIONS[rng.integers(len(OPERATIONS))]
+            level = min(max(rng.normal(self.magnitude, self.magnitude_std), 0.0), MAX_LEVEL)
+            done, negative, bicubic = rng.random(3) < (self.rate, 0.5, 0.5)
+            if done:
+                operations.append(Operation(name, -level if negative else level, "bicubic" if bicubic else "bilinear"))
+        return operations
+
+
+def apply(image: np.ndarray, operation: Operation, affine: Affine) -> np.ndarray:
+    """Do one operation to a uint8 image (h, w, c).
+
+    Args:
+        affine: `affine_pillow` or `affine_opencv`.
+    """
+    if operation.name in VALUES:
+        return VALUES[operation.name](image, operation.level)
+    height, width, channels = image.shape
+    matrix = MATRICES[operation.name](operation.level / MAX_LEVEL, width, height)
+    return affine(image, matrix, operation.interpolation, FILL[channels])
+
+
+def affine_pillow(image: np.ndarray, matrix: Matrix, interpolation: str, fill: tuple[int, ...]) -> np.ndarray:
+    """Move pixels as Pillow does: the output at (x, y) is the input at (a x + b y + c, d x + e y + f).
+
+    Coordinates are those of pixel corners, so that the first pixel's centre lies at (0.5, 0.5).
+    """
+    height, width, channels = image.shape
+    picture = Image.fromarray(image if channels == 3 else image[..., 0])
+    colour = fill if channels == 3 else fill[0]
+    kind = Image.Transform.AFFINE
+    moved = picture.transform((width, height), kind, matrix, INTERPOLATIONS[interpolation], fillcolor=colour)
+    return np.asarray(moved).reshape(image.shape)
+
+
+def affine_opencv(image: np.ndarray, matrix: Matrix, interpolation: str, fill: tuple[int, ...]) -> np.ndarray:
+    """Move pixels as `affine_pillow` does, to within 1 where it interpolates linearly.
+
+    Pillow cuts fractions off and OpenCV rounds them. Their cubic filters differ: the free parameter is -0.75 here and
+    -1 there, which shows as a few grey levels at edges and in grain.
+    """
+    height, width, _ = image.shape
+    a, b, c, d, e, f = matrix
+    centres = np.array([[a, b, c + (a + b - 1) / 2], [d, e, f + (d + e - 1) / 2]])
+    flags = LINEAR_AND_CUBIC[interpolation] | cv2.WARP_INVERSE_MAP
+    moved = cv2.warpAffine(image, centres, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    # Filled afterwards: a constant border would be blended into the pixels beside it, which Pillow does not do.
+    x, y = np.arange(width, dtype=np.float32) + 0.5, np.arange(height, dtype=np.float32)[:, None] + 0.5
+    u, v = a * x + (b * y + c), d * x + (e * y + f)
+    outside = (u < 0) | (u >= width) | (v < 0) | (v >= height)
+    filled = cv2.merge([np.full((height, width), value, np.uint8) for value in fill])
+    return cv2.copyTo(filled, outside.view(np.uint8), moved).reshape(image.shape)
+
+
+def _misfit(text: str, what: str) -> DataError:
+    known = ", ".join(f"{name} ({words})" for name, (*_, words) in PARTS.items())
+    return DataError(f"auto_augment is {text!r}: {what}; expected such as 'rand-m9-mstd0.5-inc1', of the parts {known}")
+
+
+def _rotation(share: float, width: int, height: int) -> Matrix:
+    # Turned about the centre, in the steps and with the rounding of Pillow's own rotate.
+    angle = -math.radians((share * 30.0) % 360.0)
+    cos, sin = round(math.cos(angle), 15), round(math.sin(angle), 15)
+    x, y = width / 2, height / 2
+    return cos, sin, cos * -x + sin * -y + 0.0 + x, -sin, cos, -sin * -x + cos * -y + 0.0 + y
+
+
+MATRICES: dict[str, Callable[[float, int, int], Matrix]] = {
+    "Rotate": _rotation,
+    "ShearX": lambda share, width, height: (1, share * 0.3, 0, 0, 1, 0),
+    "ShearY": lambda share, width, height: (1, 0, 0, share * 0.3, 1, 0),
+    "TranslateXRel": lambda share, width, height: (1, 0, share * 0.45 * width, 0, 1, 0),
+    "TranslateYRel": lambda share, width, height: (1, 0, 0, 0, 1, share * 0.45 * height),
+}
+
+
+def _look_up(image: np.ndarray, table: np.ndarray) -> np.ndarray:
+    # Table (256,) for all channels, or (c, 256).
+    if table.ndim == 2:
+        table = table.T[None] if len(table) > 1 else table[0]
+    return cv2.LUT(image, np.ascontiguousarray(table, np.uint8)).reshape(image.shape)
+
+
+def _blend(base: np.ndarray, values: np.ndarray, factor: float) -> np.ndarray:
+    # Pillow extrapolates in float32 and cuts the fraction off.
+    base, mixed = base.astype(np.float32), values.astype(np.float32)
+    mixed -= base
+    mixed *= np.float32(factor)
+    mixed += base
+    return np.clip(mixed, 0, 255, out=mixed).astype(np.uint8)
+
+
+def _factor(level: float) -> float:
+    return max(0.1, 1.0 + level / MAX_LEVEL * 0.9)
+
+
+def _grey(image: np.ndarray) -> np.ndarray:
+    # Exact in float32: every term is a multiple of 2**-16 and the sum stays below 2**8.
+    return image[..., 0] if image.shape[-1] == 1 else cv2.transform(image.astype(np.float32), LUMA).astype(np.uint8)
+
+
+def _autocontrast(image: np.ndarray, level: float) -> np.ndarray:
+    tables = np.tile(np.arange(256.0), (image.shape[-1], 1))
+    for table, low, high in zip(tables, image.min(0).min(0).tolist(), image.max(0).max(0).tolist(), strict=True):
+        if low < high:
+            table *= 255.0 / (high - low)
+            table += -low * (255.0 / (high - low))
+    return _look_up(image, tables.clip(0, 255))
+
+
+def _equalize(image: np.ndarray, level: float) -> np.ndarray:
+    tables = np.tile(np.arange(256), (image.shape[-1], 1))
+    for channel, table in enumerate(tables):
+        counts = cv2.calcHist([image], [channel], None, [256], [0, 256]).ravel().astype(np.int64)
+        step = int(counts.sum() - counts[counts.nonzero()[0][-1]]) // 255
+        if step:
+            table[:] = (step // 2 + counts.cumsum() - counts) // step
+    return _look_up(image, tables.clip(0, 255))
+
+
+def _posterize(image: np.ndarray, level: float) -> np.ndarray:
+    bits = 4 - int(abs(level) / MAX_LEVEL * 4)  # none at the highest level: black
+    return image & np.uint8(256 - 2 ** (8 - bits))
+
+
+def _solarize(image: np.ndarray, level: float) -> np.ndarray:
+    threshold = 256 - int(abs(level) / MAX_LEVEL * 256)
+    values = np.arange(256)
+    return _look_up(image, np.where(values < threshold, values, 255 - values))
+
+
+def _solarize_add(image: np.ndarray, level: float) -> np.ndarray:
+    added = int(abs(level) / MAX_LEVEL * 110)
+    values = np.arange(256)
+    return _look_up(image, np.where(values < 128, values + added, values))
+
+
+def _color(image: np.ndarray, level: float) -> np.ndarray:
+    return image if image.shape[-1] == 1 else _blend(cv2.merge([_grey(image)] * 3), image, _factor(level))
+
+
+def _contrast(image: np.ndarray, level: float) -> np.ndarray:
+    grey = _grey(image)
+    mean = int(cv2.sumElems(grey)[0] / grey.size + 0.5)
+    return _look_up(image, _blend(np.uint8(mean), np.arange(256), _factor(level)))
+
+
+def _brightness(image: np.ndarray, level: float) -> np.ndarray:
+    return _look_up(image, _blend(np.uint8(0), np.arange(256), _factor(level)))
+
+
+def _sharpness(image: np.ndarray, level: float) -> np.ndarray:
+    smooth = image.copy()  # the edges stay: they lack neighbours to be smoothed with
+    smooth[1:-1, 1:-1] = cv2.filter2D(image, -1, SMOOTH).reshape(image.shape)[1:-1, 1:-1]
+    return _blend(smooth, image, _factor(level))
+
+
+VALUES: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
+    "AutoContrast": _autocontrast,
+    "Equalize": _equalize,
+    "Invert": lambda image, level: ~image,
+    "PosterizeIncreasing": _posterize,
+    "SolarizeIncreasing": _solarize,
+    "SolarizeAdd": _solarize_add,
+    "ColorIncreasing": _color,
+    "ContrastIncreasing": _contrast,
+    "BrightnessIncreasing": _brightness,
+    "SharpnessIncreasing": _sharpness,
+}
+OPERATIONS = (*VALUES, *MATRICES)
