@@ -1,23 +1,91 @@
-"""Download a dataset and write it as ArrayRecord, the format that training reads."""
+"""Write a dataset as ArrayRecord, the format that training reads: one of TFDS, ImageNet, or your own images."""
 
 import argparse
+import os
+import shlex
+import signal
+import statistics
 import sys
+
+EPILOG = """\
+  prepare NAME                      a TFDS dataset (NAME, NAME/CONFIG or NAME/CONFIG:VERSION), or digits
+  prepare imagenet --tars DIR       ImageNet from ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar
+  prepare imagenet --folder DIR     ImageNet from DIR/train/n01440764/*.JPEG and DIR/val
+  prepare imagenet --tfrecord DIR   ImageNet from TFRecords that TFDS prepared
+  prepare folder DIR                images in DIR/{train,val,test}/CLASS, or in DIR/CLASS
+
+A run that was stopped goes on when the same command is given again."""
+KINDS = ("tars", "folder", "tfrecord")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
-    parser.add_argument("name", help="a TFDS dataset: NAME, NAME/CONFIG or NAME/CONFIG:VERSION, or digits")
-    parser.add_argument("--data-dir", help="folder that datasets are prepared in (default: TFDS's own)")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    parser.add_argument("name", metavar="NAME", help="imagenet, folder, or a dataset's name")
+    parser.add_argument("source", metavar="DIR", nargs="?", help="class folders of images (with `folder`)")
+    for kind in KINDS:
+        parser.add_argument(f"--{kind}", metavar="DIR", help="where ImageNet is, and in which form (with `imagenet`)")
+    parser.add_argument("--name", dest="called", metavar="NAME", help="what the dataset is called (with `folder`)")
+    parser.add_argument("--data-dir", help="folder or bucket that datasets are prepared in (default: TFDS's own)")
+    parser.add_argument(
+        "--workers", type=_positive, help="processes that write (with `imagenet` and `folder`; default: one a core)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prepare the dataset and print where it is; a failed download or a full disk gives 1."""
-    from mambaout_jax.data import prepare_dataset
+    """Prepare the dataset and print where it is; a failed download, a failed upload or a full disk gives 1."""
+    from mambaout_jax.data import DataError, prepare_dataset, prepare_folder, prepare_imagenet
 
+    kinds = [kind for kind in KINDS if getattr(args, kind) is not None]
+    own = args.name in ("imagenet", "folder")
+    if args.name == "imagenet" and (len(kinds) != 1 or args.source or args.called):
+        raise DataError("prepare imagenet takes one of --tars DIR, --folder DIR and --tfrecord DIR")
+    if args.name == "folder" and (kinds or not args.source):
+        raise DataError("prepare folder takes the folder that holds the images: prepare folder DIR [--name NAME]")
+    if not own and (kinds or args.source or args.called or args.workers):
+        raise DataError(f"prepare {args.name} takes --data-dir alone; for images that you have, see prepare --help")
+    workers = args.workers or os.cpu_count() or 1
+    former = signal.signal(signal.SIGTERM, _end) if own else None
     try:
-        folder = prepare_dataset(args.name, args.data_dir)
+        if args.name == "imagenet":
+            _report(prepare_imagenet(kinds[0], getattr(args, kinds[0]), args.data_dir, workers))
+        elif args.name == "folder":
+            _report(prepare_folder(args.source, args.called, args.data_dir, workers))
+        else:
+            print(f"{args.name} is prepared in {prepare_dataset(args.name, args.data_dir)}")
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{args.name} is prepared in {folder}")
+    finally:
+        if own:
+            signal.signal(signal.SIGTERM, former)
     return 0
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of processes")
+    return int(text)
+
+
+def _end(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
+def _report(prepared) -> None:
+    print(f"{prepared.name} is prepared {'' if prepared.images_per_class else 'already '}in {prepared.folder}")
+    for split, count in prepared.num_images.items():
+        line = f"  {split}: {count:,} images of {prepared.num_classes:,} classes"
+        if prepared.images_per_class:
+            counts = prepared.images_per_class[split]
+            line += f"; a class has {min(counts):,} to {max(counts):,}, in the median {statistics.median(counts):,.0f}"
+        print(line)
+    if prepared.num_converted:
+        print(f"  {prepared.num_converted:,} of them were no grey or RGB JPEG and are stored as one")
+    train, validation = "train", next((name for name in ("validation", "test") if name in prepared.num_images), None)
+    if validation is None:
+        train, validation = "train[:90%]", "train[90%:]"
+    flags = {"name": prepared.name, "data_dir": prepared.data_dir, "train_split": train, "validation_split": validation}
+    print("Use it with:")
+    print(" ", shlex.join(f"--config.data.{key}={value}" for key, value in flags.items()))

@@ -1,10 +1,13 @@
 import argparse
+import shlex
+import signal
 
 import pytest
 
 from mambaout_jax.cli import prepare
 from mambaout_jax.data import DataError, open_source, prepare_dataset
 from tests.data import photos
+from tests.data.preparation import imagenets
 
 
 def run(*words):
@@ -30,6 +33,11 @@ def test_any_tfds_dataset_is_written_as_array_record(tmp_path, capsys):
 def test_an_unknown_name_is_answered_with_the_nearest(tmp_path):
     with pytest.raises(DataError, match="unknown dataset 'imagenete'; did you mean 'imagenette'"):
         run("imagenete", "--data-dir", str(tmp_path))
+
+
+def test_the_name_that_tfds_has_for_imagenet_leads_to_the_command_that_makes_it(tmp_path):
+    with pytest.raises(DataError, match="run: python -m mambaout_jax prepare imagenet with --tars DIR"):
+        run("imagenet2012", "--data-dir", str(tmp_path))
 
 
 def test_the_need_for_tensorflow_is_told_before_anything_is_downloaded(tmp_path, monkeypatch):
@@ -63,3 +71,88 @@ def test_a_failed_download_is_a_failure_of_the_machine(tmp_path, monkeypatch, ca
     monkeypatch.setattr(photos.Photos, "_generate_examples", fail)
     assert run("photos", "--data-dir", str(tmp_path)) == 1
     assert "error: no route to host" in capsys.readouterr().err
+
+
+@pytest.fixture
+def insects(tmp_path):
+    for number in range(40):
+        path = tmp_path / "insects" / ("ant", "bee")[number % 4 == 0] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(photos.encode(photos.make_photo(20 + number)))
+    return tmp_path / "insects"
+
+
+def test_a_folder_of_images_is_prepared_and_the_flags_that_use_it_are_told(insects, tmp_path, capsys):
+    out = tmp_path / "my data"
+    assert run("folder", str(insects), "--data-dir", str(out), "--workers=1") == 0
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[:3] == [
+        f"insects is prepared in {out}/insects/1.0.0",
+        "  train: 40 images of 2 classes; a class has 10 to 30, in the median 20",
+        "Use it with:",
+    ]
+    flags = dict(word.removeprefix("--config.data.").split("=", 1) for word in shlex.split(printed.splitlines()[3]))
+    assert sorted(flags) == ["data_dir", "name", "train_split", "validation_split"]
+    parts = [
+        open_source(flags["name"], flags[f"{split}_split"], flags["data_dir"]) for split in ("train", "validation")
+    ]
+    assert [len(part) for part in parts] == [36, 4]
+    assert run("folder", str(insects), "--data-dir", str(out)) == 0
+    assert capsys.readouterr().out.startswith(f"insects is prepared already in {out}/insects/1.0.0\n  train: 40 images")
+
+
+@pytest.mark.parametrize("kind", ["tars", "folder", "tfrecord"])
+def test_imagenet_is_prepared_from_each_form(tmp_path, kind, capsys, monkeypatch):
+    facts, source = imagenets.FACTS, tmp_path / "source"
+    if kind == "tars":
+        facts = imagenets.write_tars(source)
+    elif kind == "folder":
+        imagenets.write_folders(source, flat=True)
+    else:
+        imagenets.write_tfrecords(source)
+    monkeypatch.setattr("mambaout_jax.data.preparation.imagenet.official_facts", lambda: facts)
+    assert run("imagenet", f"--{kind}={source}", f"--data-dir={tmp_path}/out", "--workers=1") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"imagenet2012 is prepared in {tmp_path}/out/imagenet2012/5.1.0",
+        "  train: 15 images of 3 classes; a class has 5 to 5, in the median 5",
+        "  validation: 6 images of 3 classes; a class has 2 to 2, in the median 2",
+        "  2 of them were no grey or RGB JPEG and are stored as one",
+        "Use it with:",
+        f"  --config.data.name=imagenet2012 --config.data.data_dir={tmp_path}/out --config.data.train_split=train "
+        "--config.data.validation_split=validation",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("imagenet",), "takes one of --tars DIR, --folder DIR and --tfrecord DIR"),
+        (("imagenet", "--tars=a", "--folder=b"), "takes one of --tars DIR"),
+        (("imagenet", "--tars=a", "--name=b"), "takes one of --tars DIR"),
+        (("folder",), "takes the folder that holds the images"),
+        (("folder", "a", "--tars=b"), "takes the folder that holds the images"),
+        (("digits", "a"), "prepare digits takes --data-dir alone"),
+        (("digits", "--workers=2"), "prepare digits takes --data-dir alone"),
+    ],
+)
+def test_words_that_do_not_go_together_are_told(words, message):
+    with pytest.raises(DataError, match=message):
+        run(*words)
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "two"])
+def test_a_number_of_workers_has_to_be_one(number, capsys):
+    with pytest.raises(SystemExit):
+        run("folder", "a", f"--workers={number}")
+    assert f"'{number}' is no number of processes" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_a_failure_of_the_machine(insects, tmp_path, capsys, monkeypatch):
+    def fail(*_):
+        raise OSError("cannot write shard 1 (No space left on device)")
+
+    monkeypatch.setattr("mambaout_jax.data.preparation.images.write_dataset", fail)
+    before = signal.getsignal(signal.SIGTERM)
+    assert run("folder", str(insects), f"--data-dir={tmp_path}/out") == 1
+    assert capsys.readouterr().err == "error: cannot write shard 1 (No space left on device)\n"
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -7,9 +7,10 @@ import sys
 import time
 
 import pytest
+from tensorflow_datasets.proto import tf_example_pb2
 
-from mambaout_jax.data import DataError, open_source, sources
-from mambaout_jax.data.transforms import decode_image
+from mambaout_jax.data import DataError, ImageSource, open_source, shard_check
+from mambaout_jax.data.decode import decode_image
 from tests.data import photos
 
 
@@ -96,6 +97,7 @@ def test_an_index_outside_the_split_is_an_error(data_dir, index):
             r"not prepared .* \(but photos/broken/1.2.0, photos/whole/1.2.0 is\); run: .* photos/large",
         ),
         ("photos:2.0.0", "train", r"'photos:2.0.0' is not prepared"),
+        ("imagenet2012", "train", "'imagenet2012' is not prepared .* run: .* prepare imagenet --tars=DIR --data-dir="),
         ("photo", "train", "unknown dataset 'photo'; did you mean 'photos'"),
         ("imagenete", "train", "unknown dataset 'imagenete'; did you mean 'imagenette'"),
         ("digit", "train", "unknown dataset 'digit'; did you mean 'digits'"),
@@ -123,14 +125,14 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
     def refuse(root):
         raise PermissionError(13, "Permission denied", str(root))
 
-    monkeypatch.setattr(sources, "_list_names", refuse)
-    with pytest.raises(DataError, match=r"cannot be read .*Permission denied"):
+    monkeypatch.setattr(shard_check, "_list_names", refuse)
+    with pytest.raises(DataError, match=r"data_dir .* cannot be read .*Permission denied"):
         open_source("photos", "train", str(tmp_path))
 
 
 def test_a_bucket_that_does_not_answer_is_given_up(monkeypatch):
-    monkeypatch.setattr(sources, "_list_names", lambda root: time.sleep(5))
-    monkeypatch.setattr(sources, "REMOTE_SECONDS", 0.05)
+    monkeypatch.setattr(shard_check, "_list_names", lambda root: time.sleep(5))
+    monkeypatch.setattr(shard_check, "REMOTE_SECONDS", 0.05)
     with pytest.raises(DataError, match=r"gs://bucket cannot be read .*no answer within"):
         open_source("photos", "train", "gs://bucket")
 
@@ -149,26 +151,55 @@ def test_another_file_format_is_refused(data_dir, tmp_path):
         open_source("photos", "train", str(tmp_path))
 
 
-def test_a_missing_shard_is_named(data_dir, tmp_path):
-    folder = tmp_path / "photos"
-    copy_photos(data_dir, folder)
-    (shard,) = folder.glob("whole/*/photos-train*")
-    shard.unlink()
-    with pytest.raises(DataError, match=f"lacks 1 of 1 files in .*{re.escape(shard.name)}"):
+@pytest.mark.parametrize(("label", "accepted"), [(-1, False), (0, True), (2, True), (3, False)])
+def test_a_label_that_is_no_class_is_named(label, accepted):
+    source = source_of({"label": [label]})
+    if accepted:
+        assert source[0]["label"] == label
+    else:
+        with pytest.raises(DataError, match=f"its label is {label}; 0 to 2 is expected"):
+            source[0]
+
+
+def test_a_split_without_labels_is_refused(tmp_path, monkeypatch):
+    photos.write(photos.Photos, tmp_path, config="whole")
+    monkeypatch.setattr(ImageSource, "_read", lambda source, index: (b"", (-1,)))
+    with pytest.raises(DataError, match="split 'train' of dataset 'photos' has no labels; choose another"):
         open_source("photos", "train", str(tmp_path))
 
 
-@pytest.mark.parametrize("keep", [0, 100, 0.5])
-def test_a_shard_that_is_cut_short_is_an_error(data_dir, tmp_path, keep):
-    folder = tmp_path / "photos"
-    copy_photos(data_dir, folder)
-    (shard,) = folder.glob("whole/*/photos-train*")
-    content = shard.read_bytes()
-    shard.write_bytes(content[: int(keep * len(content)) if keep < 1 else keep])
-    with pytest.raises(
-        DataError, match=r"split 'train' of dataset 'photos' in .*cannot be read .*; move that folder away and run: "
-    ):
-        open_source("photos", "train", str(tmp_path))
+def test_images_of_several_labels_have_them_in_a_tuple():
+    for labels in ([], [2], [2, 0]):
+        source = source_of({"real_label": labels, "original_label": [1]}, feature="real_label")
+        assert source[0]["label"] == tuple(labels)
+        assert source.max_labels == 9
+    with pytest.raises(DataError, match="its label is 3; 0 to 2 is expected"):
+        source_of({"real_label": [1, 3]}, feature="real_label")[0]
+    with pytest.raises(DataError, match="it has 10 labels; 0 to 9 is expected"):
+        source_of({"real_label": [1] * 10}, feature="real_label")[0]
+
+
+@pytest.mark.parametrize("labels", [[], [1, 2]])
+def test_images_of_one_label_have_it_and_no_more(labels):
+    assert source_of({"label": [1]}).max_labels == 1
+    with pytest.raises(DataError, match=f"it has {len(labels)} labels; 1 is expected"):
+        source_of({"label": labels})[0]
+
+
+def source_of(labels, feature="label"):
+    """Build a source of one record in memory."""
+    record = tf_example_pb2.Example()
+    record.features.feature["image"].bytes_list.value.append(b"image")
+    for name, values in labels.items():
+        record.features.feature[name].int64_list.value.extend(values)
+    return ImageSource(
+        [record.SerializeToString()],
+        name="one",
+        split="test",
+        class_names=photos.CLASS_NAMES,
+        fingerprint="",
+        feature=feature,
+    )
 
 
 def copy_photos(data_dir, folder):

@@ -16,6 +16,7 @@ from tensorflow_datasets.core import constants, naming
 
 from mambaout_jax.data.digits import Digits
 from mambaout_jax.data.errors import DataError
+from mambaout_jax.data.preparation import imagenet
 
 FILE_FORMAT = "array_record"
 
@@ -34,6 +35,11 @@ def prepare_dataset(name: str, data_dir: str | None = None) -> str:
     dataset, _ = parse_name(name)
     if dataset == Digits.name:
         return prepare_digits(data_dir)
+    if dataset == imagenet.NAME:
+        raise DataError(
+            f"{imagenet.NAME} is made from what you have of ImageNet; "
+            "run: python -m mambaout_jax prepare imagenet with --tars DIR, --folder DIR or --tfrecord DIR"
+        )
     needs_tensorflow = DataError(
         f'dataset {dataset!r} needs TensorFlow to be prepared (not to be read): pip install "mambaout_jax[prepare]"'
     )

@@ -1,0 +1,67 @@
+"""Buckets: ask them with a time limit, and put prepared datasets into them."""
+
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from etils import epath
+from tensorflow_datasets.core import constants
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+REMOTE_SECONDS = 30
+METADATA = (constants.FEATURES_FILENAME, constants.DATASET_INFO_FILENAME)  # the last, as TFDS takes them for the whole
+
+
+def is_remote(path: str) -> bool:
+    """Tell a bucket's address from a path of this machine."""
+    return "://" in path
+
+
+def upload(folder: epath.Path, target: epath.Path) -> None:
+    """Copy a prepared dataset file by file, what makes it look prepared last; files that are there are left alone.
+
+    Objects of a bucket appear when they are complete, so that one of the same size is the same.
+
+    Raises:
+        OSError: the bucket cannot be written to.
+    """
+    files = sorted(folder.iterdir(), key=lambda path: (path.name in METADATA, path.name))
+    sizes = {file: file.stat().length for file in files}
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        present = {path.name for path in target.iterdir()}
+        with tqdm(total=sum(sizes.values()), unit="B", unit_scale=True, desc="uploading") as bar:
+            for file, size in sizes.items():
+                copy = target / file.name
+                if file.name not in present or copy.stat().length != size:
+                    file.copy(copy, overwrite=True)
+                bar.update(size)
+    except Exception as error:  # each kind of bucket raises types of its own
+        raise OSError(f"uploading {folder} to {target} stopped ({error}); the same command goes on with it") from error
+
+
+def within_seconds(seconds: float, function: Callable[[], T]) -> T:
+    """Call `function` with a time limit: an unreachable bucket would hang for ever.
+
+    Raises:
+        TimeoutError: there was no answer in time.
+    """
+    outcome = []
+
+    def call():
+        try:
+            outcome.append((function(), None))
+        except BaseException as error:
+            outcome.append((None, error))
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not outcome:
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    value, error = outcome[0]
+    if error is not None:
+        raise error
+    return value

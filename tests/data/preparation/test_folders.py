@@ -1,0 +1,86 @@
+from pathlib import Path
+
+import pytest
+
+from mambaout_jax.data import DataError
+from mambaout_jax.data.preparation import folders
+from tests.data import photos
+
+TWO = {"ant": 2, "bee": 3}
+
+
+def write(folder, classes):
+    """Write as many images as told into each class folder."""
+    for name, count in classes.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            (folder / name / f"{number}.png").write_bytes(photos.encode(photos.make_photo(7 + number), "PNG"))
+    return folder
+
+
+def labels(dataset, split):
+    return sorted((item.file_name, item.label) for item in dataset.splits[split])
+
+
+def test_classes_alone_are_one_split_and_numbered_in_order(tmp_path):
+    dataset = folders.read_folder(write(tmp_path, {"bee": 1, "ant": 2}), "insects")
+    assert dataset.class_names == ("ant", "bee")
+    assert labels(dataset, "train") == [("ant/0.png", 0), ("ant/1.png", 0), ("bee/0.png", 1)]
+    assert list(dataset.splits) == ["train"]
+    for item in dataset.splits["train"]:
+        assert item.size == Path(item.path).stat().st_size
+
+
+@pytest.mark.parametrize("name", ["val", "validation"])
+def test_split_folders_become_the_splits_of_tfds(tmp_path, name):
+    for part in ("train", name, "test"):
+        write(tmp_path / part, TWO)
+    dataset = folders.read_folder(tmp_path, "insects")
+    assert sorted(dataset.splits) == ["test", "train", "validation"]
+    assert labels(dataset, "validation") == labels(dataset, "train")
+
+
+def test_classes_without_images_are_allowed_outside_training(tmp_path):
+    write(tmp_path / "train", TWO)
+    write(tmp_path / "val", {"bee": 1})
+    assert labels(folders.read_folder(tmp_path, "insects"), "validation") == [("bee/0.png", 1)]
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    dataset = folders.read_folder(write(tmp_path, {"train": 2, "bus": 1}), "vehicles")
+    assert dataset.class_names == ("bus", "train")
+
+
+def test_hidden_files_and_licences_are_passed_over(tmp_path):
+    write(tmp_path, TWO)
+    for name in ("ant/.DS_Store", "ant/Thumbs.db", "bee/desktop.ini", "LICENSE.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    assert len(folders.read_folder(tmp_path, "insects").splits["train"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [
+        ({}, "holds 0 class folders; expected two or more"),
+        ({"ant": 1}, "holds 1 class folders; expected two or more"),
+        ({"ant": 1, "bee": 0}, "class folder .*/bee holds no images; fill it or remove it"),
+        ({"ant/small": 1, "bee": 1}, "class folder .*/ant holds the folder 'small'; expected images alone"),
+        ({"ant": 1, "bee": 1, ".": 2}, "holds 2 images that lie in no class folder .first: 0.png"),
+        ({"val/ant": 1, "test/ant": 1}, "holds test and val but no train"),
+        ({"train/ant": 1, "train/bee": 1, "val/cow": 1}, "val has the class 'cow' that .*/train lacks"),
+        ({"train/ant": 1, "train/bee": 1, "val": 0}, "val holds no images; expected them in"),
+        ({"train/ant": 1, "train/bee": 1, "val/ant": 1, "validation/ant": 1}, "holds both val and validation"),
+        ({"train/ant": 1, "train/bee": 1, "extra/ant": 1}, "holds the folder 'extra' beside train"),
+        ({"train": 2}, "holds 2 images that lie in no class folder"),
+    ],
+)
+def test_another_layout_is_told(tmp_path, classes, words):
+    with pytest.raises(DataError, match=words):
+        folders.read_folder(write(tmp_path, classes), "insects")
+
+
+def test_a_folder_that_is_not_there_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    for name in ("file", "nowhere"):
+        with pytest.raises(DataError, match=f"{name} is no local folder"):
+            folders.read_folder(tmp_path / name, "insects")

@@ -1,0 +1,213 @@
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mambaout_jax.data import DataError, open_source
+from mambaout_jax.data.preparation import imagenet
+from mambaout_jax.data.preparation.images import prepare_imagenet
+from tests.data import photos
+from tests.data.preparation import imagenets
+from tests.data.preparation.imagenets import FACTS
+
+
+@pytest.fixture
+def tars(tmp_path):
+    return tmp_path / "tars", imagenets.write_tars(tmp_path / "tars")
+
+
+@pytest.fixture
+def unpacked(tmp_path):
+    imagenets.write_folders(tmp_path / "unpacked", flat=True)
+    return tmp_path / "unpacked"
+
+
+@pytest.fixture
+def tfrecords(tmp_path):
+    return imagenets.write_tfrecords(tmp_path / "tfrecords")
+
+
+def prepare(kind, source, data_dir, facts=FACTS):
+    prepared = prepare_imagenet(kind, str(source), str(data_dir), facts=facts)
+    return prepared, [open_source("imagenet2012", split, str(data_dir)) for split in ("train", "validation")]
+
+
+def contents(source):
+    return [tuple(source[index].values()) for index in range(len(source))]
+
+
+def test_tars_folders_and_tfrecords_give_the_same_dataset(tmp_path, tars, unpacked, tfrecords):
+    imagenets.write_folders(tmp_path / "nested", flat=False)
+    sources = [
+        ("tars", *tars),
+        ("folder", unpacked, FACTS),
+        ("folder", tmp_path / "nested", FACTS),
+        ("tfrecord", tfrecords, FACTS),
+        ("tfrecord", tmp_path / "tfrecords", FACTS),
+    ]
+    datasets = []
+    for number, (kind, source, facts) in enumerate(sources):
+        prepared, splits = prepare(kind, source, tmp_path / f"out{number}", facts)
+        assert prepared.num_converted == 2
+        assert prepared.images_per_class == {"train": [5, 5, 5], "validation": [2, 2, 2]}
+        datasets.append([(split.fingerprint, contents(split)) for split in splits])
+    assert datasets[0][0][0].startswith("imagenet2012/5.1.0:train:15:")
+    for other in datasets[1:]:
+        assert other == datasets[0]
+
+
+def test_labels_are_the_ranks_of_wordnet_ids_and_validation_has_those_of_the_table(tmp_path, unpacked):
+    _, (train, validation) = prepare("folder", unpacked, tmp_path)
+    assert train.class_names == tuple(sorted(imagenets.CLASS_NAMES))
+    labels = dict(contents(train))
+    for name, data in imagenets.train_images().items():
+        if name not in (imagenets.PNG, imagenets.CMYK):
+            assert labels[data] == imagenets.CLASS_NAMES.index(name[:9])
+    labels = {image: train.class_names[label] for image, label in contents(validation)}
+    assert [labels[data] for data in imagenets.validation_images().values()] == list(imagenets.VALIDATION_LABELS)
+
+
+@pytest.mark.parametrize("name", [imagenets.PNG, imagenets.CMYK])
+def test_what_is_no_grey_or_rgb_jpeg_becomes_one_with_the_same_pixels(name):
+    data = imagenets.train_images()[name]
+    image = Image.open(io.BytesIO(data))
+    repaired = Image.open(io.BytesIO(imagenet.as_rgb_jpeg(data, image)))
+    assert (repaired.format, repaired.mode) == ("JPEG", "RGB")
+    difference = np.asarray(repaired).astype(int) - np.asarray(image.convert("RGB"))
+    assert np.abs(difference).max() <= 4
+    assert np.abs(difference).mean() < 0.5
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_grey_and_rgb_jpegs_keep_their_bytes(mode):
+    data = photos.encode(photos.make_photo(3).convert(mode))
+    assert imagenet.as_rgb_jpeg(data, Image.open(io.BytesIO(data))) is data
+
+
+def test_the_official_facts_are_those_of_ilsvrc_2012():
+    facts = imagenet.official_facts()
+    assert facts.num_images == {"train": 1281167, "validation": 50000}
+    assert len(facts.class_names) == 1000
+    assert facts.class_names == tuple(sorted(facts.class_names))
+    assert facts.class_names[:2] == ("n01440764", "n01443537")
+    assert all(facts.validation_labels.count(name) == 50 for name in facts.class_names)
+    assert facts.tars["ILSVRC2012_img_train.tar"][0] == 147897477120
+    assert facts.tars["ILSVRC2012_img_val.tar"][0] == 6744924160
+
+
+def refused(tmp_path, kind, source, words, facts=FACTS):
+    with pytest.raises(DataError, match=words):
+        prepare_imagenet(kind, str(source), str(tmp_path / "out"), facts=facts)
+    assert not (tmp_path / "out" / "imagenet2012" / "5.1.0").exists()
+
+
+@pytest.mark.parametrize("kind", ["tars", "folder", "tfrecord"])
+def test_a_source_that_is_not_there_is_told(tmp_path, kind):
+    refused(tmp_path, kind, tmp_path / "nowhere", "nowhere (is no local folder|holds no imagenet2012)")
+    assert not (tmp_path / "out" / "imagenet2012").exists()
+
+
+def test_wrong_tars_are_told_before_they_are_read(tmp_path, tars, monkeypatch):
+    folder, facts = tars
+    name = "ILSVRC2012_img_train.tar"
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[:-512])
+    with monkeypatch.context() as patch:
+        patch.setattr(imagenet, "_sha256", lambda path: pytest.fail("read before the sizes were checked"))
+        sizes = f"has {len(content) - 512:,} bytes and the official one {len(content):,}: it is cut short"
+        refused(tmp_path, "tars", folder, sizes, facts)
+        (folder / name).rename(folder / "train.tar")
+        refused(tmp_path, "tars", folder, f"lacks {name} .it holds ILSVRC2012_img_val.tar, train.tar", facts)
+    (folder / name).write_bytes(content[:2000] + b"\0" + content[2001:])
+    refused(tmp_path, "tars", folder, "another SHA-256 than the official one: .* packed again.* use --folder", facts)
+
+
+def test_tars_are_checked_once(tmp_path, tars, monkeypatch):
+    folder, facts = tars
+    with monkeypatch.context() as patch:
+        patch.setattr(imagenet, "_list_train_tar", lambda path: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepare("tars", folder, tmp_path, facts)
+    monkeypatch.setattr(imagenet, "_sha256", lambda path: pytest.fail("read again"))
+    assert prepare("tars", folder, tmp_path, facts)[0].num_images == imagenets.NUM_IMAGES
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"no tar at all" * 100, "is no tar, or is damaged near byte 0"),
+        (imagenets.pack({"n00000001.tar": imagenets.pack({"n00000001_1.JPEG": b"1"})}), "has the class 'n00000001'"),
+        (imagenets.pack({"n01440764.tar": imagenets.pack({"x.JPEG": b"1"})}), "holds 'x.JPEG'; expected n01440764_"),
+        (imagenets.pack({"n01440764.tar": b"x" * 1000}), "is no tar, or is damaged near byte 512"),
+        (
+            imagenets.pack({"n01440764.tar": imagenets.pack({"n01440764_1.JPEG": b"1" * 9000})[:2048]}),
+            "holds 'n01440764_1.JPEG', which is no whole file",
+        ),
+        (
+            imagenets.pack({"n01440764.tar": imagenets.pack({"n01440764_1.JPEG": b"1"})}),
+            "holds 1 images for train; expected 15",
+        ),
+    ],
+)
+def test_tars_with_other_contents_are_told(tmp_path, content, words):
+    facts = imagenets.write_tars(tmp_path / "tars", train=content)
+    refused(tmp_path, "tars", tmp_path / "tars", words, facts)
+
+
+def test_folders_that_are_not_imagenet_are_told(tmp_path, unpacked):
+    image = unpacked / "val" / "ILSVRC2012_val_00000004.JPEG"
+    data = image.read_bytes()
+    image.unlink()
+    refused(tmp_path, "folder", unpacked, "holds 5 images for validation; expected 6")
+    (unpacked / "val" / "4.JPEG").write_bytes(data)
+    refused(tmp_path, "folder", unpacked, "val holds '4.JPEG'; expected ILSVRC2012_val_00000001.JPEG")
+    (unpacked / "val" / "4.JPEG").rename(unpacked / "val" / "ILSVRC2012_val_00000007.JPEG")
+    refused(tmp_path, "folder", unpacked, "expected ILSVRC2012_val_00000001.JPEG to ILSVRC2012_val_00000006.JPEG")
+    (unpacked / "train" / "n00000001").mkdir()
+    refused(tmp_path, "folder", unpacked, "train has the class 'n00000001', which is none of ImageNet's")
+    (unpacked / "val").rename(unpacked / "rest")
+    refused(tmp_path, "folder", unpacked, "lacks the folder 'val'")
+
+
+def test_validation_images_in_a_wrong_class_folder_are_told(tmp_path):
+    imagenets.write_folders(tmp_path / "nested", flat=False)
+    image = next((tmp_path / "nested" / "val" / "n01440764").iterdir())
+    image.rename(tmp_path / "nested" / "val" / "n02102040" / image.name)
+    refused(tmp_path, "folder", tmp_path / "nested", "1 validation images of the class n01440764; expected 2")
+
+
+def test_tfrecords_that_are_not_whole_are_told(tmp_path, tfrecords):
+    first, second = sorted(tfrecords.glob("imagenet2012-train*"))
+    content = first.read_bytes()
+    first.write_bytes(content[:-100])
+    refused(tmp_path, "tfrecord", tfrecords, "train.tfrecord-00000-of-00002 is cut short in the record")
+    first.write_bytes(content)
+    images = list(imagenets.train_images().items())
+    imagenets.write_tfrecord(second, [imagenets.serialise(*images[0], label=0)])
+    refused(tmp_path, "tfrecord", tfrecords, "holds 1 records and 7 were written to it")
+    imagenets.write_tfrecord(second, [imagenets.serialise(*image, label=3) for image in images[:7]])
+    refused(tmp_path, "tfrecord", tfrecords, "n01440764_0.JPEG in .* has the label 3; expected 0 to 2")
+    second.unlink()
+    refused(tmp_path, "tfrecord", tfrecords, "train.tfrecord-00001-of-00002 is missing")
+
+
+def test_tfrecords_of_another_dataset_are_told(tmp_path, tfrecords):
+    other = imagenets.write_tfrecords(tmp_path / "other", name="imagenet_v2")
+    refused(tmp_path, "tfrecord", other, "holds imagenet_v2 as tfrecord; expected imagenet2012 as tfrecord")
+    refused(
+        tmp_path,
+        "tfrecord",
+        tfrecords,
+        "expected imagenet2012 as tfrecord, with its classes",
+        imagenet.official_facts(),
+    )
+    facts = dataclasses.replace(FACTS, num_images={"train": 15, "validation": 6, "test": 1})
+    refused(tmp_path, "tfrecord", tfrecords, "has no split 'test'", facts)
+
+
+def test_a_truncated_image_is_named(tmp_path, unpacked):
+    image = unpacked / "train" / "n03888257" / "n03888257_12.JPEG"
+    image.write_bytes(image.read_bytes()[:-200])
+    refused(tmp_path, "folder", unpacked, "1 of 21 files are not images that Pillow decodes .first: n03888257_12.JPEG")

@@ -1,0 +1,136 @@
+import json
+
+import pytest
+import tensorflow_datasets as tfds
+
+from mambaout_jax.data import DataError, open_source
+from mambaout_jax.data.preparation import folders, imagenet, images
+from mambaout_jax.data.preparation.images import prepare_folder, prepare_imagenet
+from tests.data import photos
+from tests.data.preparation import imagenets
+
+
+@pytest.fixture
+def insects(tmp_path):
+    for number in range(6):
+        path = tmp_path / "insects" / ("ant", "bee")[number % 2] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(photos.encode(photos.make_photo(20 + number)))
+    return tmp_path / "insects"
+
+
+def test_a_folder_becomes_a_dataset_of_its_name(insects, tmp_path):
+    prepared = prepare_folder(str(insects), data_dir=str(tmp_path / "out"))
+    assert prepared == (
+        "insects",
+        *(f"{tmp_path}/out{rest}" for rest in ("/insects/1.0.0", "")),
+        {"train": 6},
+        2,
+        {"train": [3, 3]},
+        0,
+    )
+    assert len(open_source("insects", "train", str(tmp_path / "out"))) == 6
+    assert len(prepare_folder(f"{insects}/", "bugs", str(tmp_path / "out")).images_per_class["train"]) == 2
+    assert open_source("bugs", "train", str(tmp_path / "out")).name == "bugs"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("My Insects-2", "'My Insects-2' cannot be a dataset's name; .* such as --name my_insects_2"),
+        ("2024", "such as --name my_images"),
+        ("imagenette", "TFDS has a dataset 'imagenette' of its own; choose another --name"),
+        ("digits", "TFDS has a dataset 'digits'|has a dataset 'digits' of its own"),
+    ],
+)
+def test_a_name_that_will_not_do_is_answered_with_one_that_does(insects, tmp_path, name, words):
+    with pytest.raises(DataError, match=words):
+        prepare_folder(str(insects), name, str(tmp_path / "out"))
+    insects.rename(tmp_path / name)
+    with pytest.raises(DataError, match=words):
+        prepare_folder(str(tmp_path / name), None, str(tmp_path / "out"))
+
+
+def test_what_is_prepared_is_not_written_again(insects, tmp_path, monkeypatch):
+    first = prepare_folder(str(insects), data_dir=str(tmp_path / "out"))
+    monkeypatch.setattr(images, "write_dataset", lambda *_: pytest.fail("written again"))
+    again = prepare_folder(str(insects), data_dir=str(tmp_path / "out"))
+    assert again == first._replace(images_per_class=None)
+    image = next((insects / "ant").iterdir())
+    image.rename(insects / "bee" / image.name)  # as many as before: what is counted is told by the name alone
+    assert prepare_folder(str(insects), data_dir=str(tmp_path / "out")) == again
+    image = next((insects / "bee").iterdir())
+    (insects / "ant" / "another.jpg").write_bytes(image.read_bytes())
+    with pytest.raises(DataError, match=r"holds insects already, .* \{'train': 6\}, but .* has \{'train': 7\}"):
+        prepare_folder(str(insects), data_dir=str(tmp_path / "out"))
+
+
+def test_imagenet_that_is_prepared_needs_no_source_and_has_to_be_whole(tmp_path):
+    imagenets.write_folders(tmp_path / "unpacked", flat=True)
+    prepare_imagenet("folder", str(tmp_path / "unpacked"), str(tmp_path), facts=imagenets.FACTS)
+    again = prepare_imagenet("tars", "nowhere", str(tmp_path), facts=imagenets.FACTS)
+    assert (again.num_images, again.images_per_class) == (imagenets.NUM_IMAGES, None)
+    with pytest.raises(DataError, match=r"holds imagenet2012 already, as array_record, with .*'train': 15.* move that"):
+        prepare_imagenet("tars", "nowhere", str(tmp_path), facts=imagenet.official_facts())
+
+
+def test_tfrecords_at_the_place_to_write_to_are_told(tmp_path):
+    imagenets.write_tfrecords(tmp_path)
+    with pytest.raises(DataError, match="holds imagenet2012 already, as tfrecord"):
+        prepare_imagenet("tfrecord", str(tmp_path), str(tmp_path), facts=imagenets.FACTS)
+
+
+def test_imagenet_opens_by_its_name_in_tfds(tmp_path):
+    imagenets.write_folders(tmp_path / "unpacked", flat=True)
+    prepare_imagenet("folder", str(tmp_path / "unpacked"), str(tmp_path), facts=imagenets.FACTS)
+    source = tfds.data_source("imagenet2012", split="validation", data_dir=tmp_path)
+    assert len(source) == 6
+    assert source[0]["file_name"].startswith(b"ILSVRC2012_val_0000000")
+    features = json.loads((tmp_path / "imagenet2012" / "5.1.0" / "features.json").read_text())
+    assert sorted(features["featuresDict"]["features"]) == ["file_name", "image", "label"]
+
+
+def test_a_folder_of_that_version_without_metadata_is_told(insects, tmp_path):
+    (tmp_path / "out" / "insects" / "1.0.0").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"insects/1.0.0 is there without the metadata of a dataset; move it away"):
+        prepare_folder(str(insects), data_dir=str(tmp_path / "out"))
+
+
+def test_a_bucket_gets_what_was_written_here(insects, tmp_path, monkeypatch):
+    bucket, local = tmp_path / "bucket", tmp_path / "local"
+    monkeypatch.setattr(images.buckets, "is_remote", lambda path: path == str(bucket))
+    monkeypatch.setattr(images, "LOCAL_DATA_DIR", str(local))
+    with monkeypatch.context() as patch:
+        patch.setattr(images.buckets, "upload", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepare_folder(str(insects), data_dir=str(bucket))
+    assert not bucket.exists()
+    prepared = prepare_folder(str(insects), data_dir=str(bucket))
+    assert (prepared.folder, prepared.data_dir) == (f"{bucket}/insects/1.0.0", str(bucket))
+    assert len(open_source("insects", "train", str(bucket))) == 6
+    assert sorted(path.name for path in (local / "insects").iterdir()) == ["1.0.0"]
+
+
+def test_a_bucket_that_cannot_be_read_is_told(insects, monkeypatch):
+    class CredentialsError(Exception):
+        pass
+
+    def fail(folder):
+        raise CredentialsError("no credentials")
+
+    monkeypatch.setattr(images, "is_complete", fail)
+    with pytest.raises(DataError, match=r"data_dir gs://bucket cannot be read .no credentials."):
+        prepare_folder(str(insects), data_dir="gs://bucket")
+
+
+def test_a_data_dir_that_cannot_be_written_to_is_told(insects, tmp_path, monkeypatch):
+    def refuse(target):
+        raise PermissionError(13, "Permission denied", str(target))
+
+    monkeypatch.setattr(images, "open_workspace", refuse)
+    with pytest.raises(DataError, match=r"cannot write insects to .*; choose another data_dir"):
+        prepare_folder(str(insects), data_dir=str(tmp_path / "out"))
+
+
+def test_versions_are_those_of_the_rooms():
+    assert (imagenet.NAME, imagenet.VERSION, folders.VERSION) == ("imagenet2012", "5.1.0", "1.0.0")

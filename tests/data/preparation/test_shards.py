@@ -1,0 +1,63 @@
+import pytest
+from array_record.python import array_record_module
+
+from mambaout_jax.data.preparation.shards import Item, ShardJob, read_receipt, write_shard
+from tests.data import photos
+
+
+@pytest.fixture
+def job(tmp_path):
+    items = []
+    for number in range(3):
+        path = tmp_path / f"{number}.jpg"
+        path.write_bytes(photos.encode(photos.make_photo(10 + number)))
+        items.append(Item(path.name, number, str(path), 0, path.stat().st_size))
+    return ShardJob("train", tmp_path / "shard", tmp_path / "receipt", tuple(items), None)
+
+
+def test_a_shard_leaves_a_receipt_of_what_it_holds(job):
+    assert read_receipt(job) is None
+    ticks = []
+    receipt = write_shard(job, lambda: ticks.append(1))
+    assert len(ticks) == 3
+    assert receipt["labels"] == {0: 1, 1: 1, 2: 1}
+    assert receipt["records"] == 3
+    assert receipt["bytes"] > sum(item.size for item in job.items)
+    assert read_receipt(job)["bytes"] == receipt["bytes"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda records: [records[0], records[1], records[2][:-1] + b"x"], "record 2 of .* is not what was written"),
+        (lambda records: records[:2], "holds 2 records of 3; check the disk"),
+    ],
+)
+def test_a_shard_that_is_not_what_was_written_is_told(job, monkeypatch, change, words):
+    class Forgetful:
+        def __init__(self, path, options):
+            self.path, self.options, self.records = path, options, []
+
+        def write(self, record):
+            self.records.append(record)
+
+        def close(self):
+            writer = real(self.path, self.options)
+            for record in change(self.records):
+                writer.write(record)
+            writer.close()
+
+    real = array_record_module.ArrayRecordWriter
+    monkeypatch.setattr(array_record_module, "ArrayRecordWriter", Forgetful)
+    with pytest.raises(OSError, match=words):
+        write_shard(job, lambda: None)
+    assert not job.file.exists()
+    assert read_receipt(job) is None
+
+
+def test_a_failure_to_write_names_the_file_and_leaves_nothing(job, tmp_path, monkeypatch):
+    real = array_record_module.ArrayRecordWriter
+    monkeypatch.setattr(array_record_module, "ArrayRecordWriter", lambda path, options: real("/dev/full", options))
+    with pytest.raises(OSError, match=r"cannot write .*/shard .*No space left on device"):
+        write_shard(job, lambda: None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.jpg", "1.jpg", "2.jpg"]

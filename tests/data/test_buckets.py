@@ -1,0 +1,54 @@
+import pytest
+from etils import epath
+
+from mambaout_jax.data import buckets
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = epath.Path(tmp_path / "made")
+    folder.mkdir()
+    for name in ("a-train.array_record-00000-of-00001", "dataset_info.json", "features.json", "label.labels.txt"):
+        (folder / name).write_text(name)
+    return folder
+
+
+def record_copies(monkeypatch, folder, fail_at=None):
+    """Note which files are copied, and break off at one of them."""
+    copied, copy = [], type(folder).copy
+
+    def noted(self, target, overwrite=False):
+        if self.name == fail_at:
+            raise RuntimeError("403 forbidden")
+        copied.append(self.name)
+        return copy(self, target, overwrite=overwrite)
+
+    monkeypatch.setattr(type(folder), "copy", noted)
+    return copied
+
+
+def test_what_makes_a_dataset_look_prepared_goes_last(folder, tmp_path, monkeypatch):
+    copied = record_copies(monkeypatch, folder)
+    target = epath.Path(tmp_path / "bucket" / "a" / "1.0.0")
+    buckets.upload(folder, target)
+    assert copied[-2:] == ["dataset_info.json", "features.json"]
+    assert {path.name: path.read_text() for path in target.iterdir()} == {name: name for name in copied}
+
+
+def test_an_upload_that_stopped_is_told_and_goes_on(folder, tmp_path, monkeypatch):
+    target = epath.Path(tmp_path / "bucket")
+    with monkeypatch.context() as patch:
+        record_copies(patch, folder, fail_at="dataset_info.json")
+        with pytest.raises(OSError, match=r"uploading .* stopped .403 forbidden.; the same command goes on"):
+            buckets.upload(folder, target)
+    assert not (target / "features.json").exists()
+    (target / "label.labels.txt").write_text("cut")
+    copied = record_copies(monkeypatch, folder)
+    buckets.upload(folder, target)
+    assert copied == ["label.labels.txt", "dataset_info.json", "features.json"]
+    assert (target / "label.labels.txt").read_text() == "label.labels.txt"
+
+
+def test_the_address_of_a_bucket_is_told_from_a_path():
+    assert buckets.is_remote("gs://bucket/data")
+    assert not buckets.is_remote("/data/gs")

@@ -1,0 +1,75 @@
+"""Files that are missing, cut short or of another length are told when a split is opened."""
+
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import tensorflow_datasets as tfds
+from etils import epath
+
+from mambaout_jax.data import DataError, open_source, shard_check
+from tests.data import photos
+
+
+def test_a_missing_shard_is_named(data_dir, tmp_path):
+    (shard,) = copied_shards(data_dir, tmp_path)
+    shard.unlink()
+    with pytest.raises(DataError, match=f"1 of 1 files in .*first: {re.escape(shard.name)} is missing.*; copy them"):
+        open_source("photos", "train", str(tmp_path))
+
+
+@pytest.mark.parametrize("keep", [0, 100, 0.5, 0.99])
+def test_a_shard_that_is_cut_short_is_an_error(data_dir, tmp_path, keep):
+    (shard,) = copied_shards(data_dir, tmp_path)
+    cut(shard, keep)
+    with pytest.raises(
+        DataError,
+        match=r"split 'train' of dataset 'photos' has 1 of 1 files .*cut short or .*; copy .* move that folder away and"
+        " run: ",
+    ):
+        open_source("photos", "train", str(tmp_path))
+
+
+def test_every_shard_of_a_split_is_looked_at_and_no_other(tmp_path):
+    config = tfds.download.DownloadConfig(try_download_gcs=False, num_shards=4)
+    photos.Photos(data_dir=tmp_path, config="whole", file_format="array_record").download_and_prepare(
+        download_config=config
+    )
+    shards = sorted(tmp_path.glob("photos/whole/*/photos-train*"))
+    assert len(shards) == 4
+    cut(shards[3], 0.5)
+    with pytest.raises(DataError, match=f"1 of 4 files .*first: {re.escape(shards[3].name)} is cut short"):
+        open_source("photos", "train", str(tmp_path))
+    assert len(open_source("photos", "train[:25%]", str(tmp_path))) == 6
+    assert len(open_source("photos", "validation", str(tmp_path))) == photos.NUM_VALIDATION
+
+
+def test_a_shard_of_another_length_is_named(data_dir, tmp_path):
+    (shard,) = copied_shards(data_dir, tmp_path)
+    (other,) = shard.parent.glob("photos-validation*")
+    shutil.copy(other, shard)
+    with pytest.raises(DataError, match=f"{re.escape(shard.name)} holds 7 records where 23 are expected"):
+        open_source("photos", "train", str(tmp_path))
+
+
+def test_shards_in_a_bucket_only_have_to_be_there(monkeypatch):
+    shards = [SimpleNamespace(filename=f"gs://bucket/data/part-{n}", examples_in_shard=3) for n in range(2)]
+    monkeypatch.setattr(shard_check, "_list_names", lambda folder: ["part-0", "part-1"])
+    monkeypatch.setattr(shard_check, "_fault", lambda file, expected: f"{file} was read")
+    shard_check.check_shards("split 'train'", epath.Path("gs://bucket/data"), shards, "prepare")
+    monkeypatch.setattr(shard_check, "_list_names", lambda folder: ["part-0"])
+    with pytest.raises(DataError, match=r"1 of 2 files .*first: part-1 is missing"):
+        shard_check.check_shards("split 'train'", epath.Path("gs://bucket/data"), shards, "prepare")
+
+
+def cut(file, keep):
+    """Leave the first bytes of a file, or a share of them."""
+    content = file.read_bytes()
+    file.write_bytes(content[: int(keep * len(content)) if keep < 1 else keep])
+
+
+def copied_shards(data_dir, root):
+    shutil.copytree(Path(data_dir) / "photos", root / "photos")
+    return list(root.glob("photos/whole/*/photos-train*"))
