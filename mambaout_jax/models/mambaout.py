@@ -228,6 +228,11 @@ class MambaOut(nnx.Module):
         self.remat = remat
 
     @property
+    def classifier(self) -> tuple[str, ...]:
+        """Give the path of the layer that makes logits of features."""
+        return ("head", "fc")
+
+    @property
     def feature_channels(self) -> tuple[int, ...]:
         """Give the channels of each stage's map."""
         return self.dims

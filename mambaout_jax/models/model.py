@@ -46,6 +46,8 @@ class Model:
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.feature_info = tuple(map(FeatureInfo, module.feature_channels, module.feature_strides))
+        # Path of the last layer, which alone depends on the classes.
+        self.classifier: tuple[str | int, ...] = tuple(module.classifier)
         self.no_decay: frozenset[tuple[str | int, ...]] = frozenset(getattr(module, "no_decay", ()))
         self._graphdef, self._params, self._batch_stats = nnx.split(module, nnx.Param, nnx.BatchStat)
 

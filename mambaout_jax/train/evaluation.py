@@ -1,6 +1,7 @@
-"""Score weights on the validation split: every image once."""
+"""Score weights on the validation split, and on the sets beside it: every image once."""
 
-from collections.abc import Callable, Iterable
+import copy
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,13 +12,14 @@ from ml_collections import ConfigDict
 
 from mambaout_jax import parallel
 from mambaout_jax.data import EvalTransform, ImageSource, eval_batches, open_source
+from mambaout_jax.data.eval_sets import open_eval_set, ranked_classes
 from mambaout_jax.models import Model
 from mambaout_jax.train.checkpoint import Checkpoints
 from mambaout_jax.train.config import check_config
 from mambaout_jax.train.errors import RunError
 from mambaout_jax.train.signals import StopSignals
 from mambaout_jax.train.step import make_eval_step
-from mambaout_jax.train.workdir import build_model, load_config, open_workdir
+from mambaout_jax.train.workdir import build_model, load_config, load_environment, open_workdir
 
 Scores = dict[str, float]
 
@@ -35,46 +37,84 @@ class Predictions(NamedTuple):
             np.savez(file, **self._asdict())
 
 
+def build_view(config: ConfigDict, model: Model, *, exif_orientation: bool = False) -> EvalTransform:
+    """Build what is done to an image that is evaluated: what the model wants, unless the config wants another crop."""
+    spec = model.input_spec
+    # Asked for by name, because a workdir may be older than these keys.
+    crop_pct, crop_mode = (config.data.get(key) for key in ("crop_pct", "crop_mode"))
+    return EvalTransform(
+        size=spec.size,
+        channels=model.in_chans,
+        crop_pct=spec.crop_pct if crop_pct is None else crop_pct,
+        crop_mode=spec.crop_mode if crop_mode is None else crop_mode,
+        interpolation=spec.interpolation,
+        exif_orientation=exif_orientation,
+    )
+
+
 class Evaluator:
     """Score variables on a split, with one compiled step for all of them."""
 
     def __init__(
         self, config: ConfigDict, model: Model, source: ImageSource, *, sharding: NamedSharding, stop: StopSignals
     ):
-        spec, batch_size = model.input_spec, config.eval_batch_size
-        if batch_size % sharding.mesh.size:
+        if config.eval_batch_size % sharding.mesh.size:
             raise RunError(
-                f"config.eval_batch_size is {batch_size}; a multiple of the {sharding.mesh.size} devices is expected"
+                f"config.eval_batch_size is {config.eval_batch_size}; a multiple of the {sharding.mesh.size} devices "
+                "is expected"
             )
-        self.skipped = 0
-        self._batches: Callable[[], Iterable[dict[str, Any]]] = lambda: eval_batches(
-            source,
-            EvalTransform(
-                size=spec.size,
-                channels=model.in_chans,
-                crop_pct=spec.crop_pct,
-                crop_mode=spec.crop_mode,
-                interpolation=spec.interpolation,
-            ),
-            batch_size=batch_size,
-            num_workers=config.data.num_workers,
-            bad_records=config.data.bad_records,
-        )
+        self._config = config
+        self._model = model
+        self._view = build_view(config, model)
         self._sharding = sharding
         self._stop = stop
+        self._steps: dict[int, Callable[..., Any]] = {}
+        self._take(source)
+
+    def on(self, source: ImageSource) -> "Evaluator":
+        """Give an evaluator for another split; it shares what is compiled already."""
+        other = copy.copy(self)
+        other._take(source)
+        return other
+
+    def _take(self, source: ImageSource) -> None:
+        self._source = source
+        self.skipped = self.unlabelled = 0
+        ranked = ranked_classes(source)
+        self._num_ranked = int(ranked.sum())
+        self._ranked = jax.device_put(ranked, parallel.replicated(self._sharding.mesh))
+        if source.max_labels not in self._steps:
+            self._steps[source.max_labels] = self._compile(source.max_labels)
+
+    def _compile(self, max_labels: int) -> Callable[..., Any]:
+        model, batch_size, sharding = self._model, self._config.eval_batch_size, self._sharding
         variables = parallel.abstract(model.init, jax.random.key(0), sharding=parallel.replicated(sharding.mesh))
         batch = {
-            "image": jax.ShapeDtypeStruct((batch_size, *spec.size, model.in_chans), np.uint8, sharding=sharding),
-            "label": jax.ShapeDtypeStruct((batch_size,), np.int32, sharding=sharding),
+            "image": jax.ShapeDtypeStruct((batch_size, *self._view.size, model.in_chans), np.uint8, sharding=sharding),
+            "label": jax.ShapeDtypeStruct((batch_size, max_labels), np.int32, sharding=sharding),
             "mask": jax.ShapeDtypeStruct((batch_size,), np.bool_, sharding=sharding),
         }
-        lowered = jax.jit(make_eval_step(model)).lower(variables, batch)
-        self._step = stop.interruptible(lowered.compile)
+        lowered = jax.jit(make_eval_step(model)).lower(variables, batch, self._ranked)
+        return self._stop.interruptible(lowered.compile)
+
+    def describe(self) -> dict[str, Any]:
+        """Tell what is scored, and how it is looked at."""
+        return {
+            "dataset": self._source.name,
+            "split": self._source.split,
+            "input_size": list(self._view.size),
+            "crop_pct": self._view.crop_pct,
+            "crop_mode": self._view.crop_mode,
+            "num_classes": self._model.num_classes,
+            "ranked_classes": self._num_ranked,
+        }
 
     def __call__(
         self, weights: dict[str, Any], predict: str | None = None
     ) -> tuple[dict[str, Scores], Predictions | None]:
         """Score several sets of weights in one pass.
+
+        Images without a label and records that were skipped are not counted.
 
         Args:
             weights: variables by name.
@@ -89,20 +129,29 @@ class Evaluator:
         """
         sums: dict[str, list[Any]] = {name: [] for name in weights}
         kept: list[tuple[np.ndarray, ...]] = []
+        step = self._steps[self._source.max_labels]
         self.skipped = 0
         for batch in parallel.prefetch(self._host_batches(), self._sharding):
             self._stop.check()
             for name, variables in weights.items():
-                batch_sums, logits = self._step(variables, batch)
+                batch_sums, logits = step(variables, batch, self._ranked)
                 sums[name].append(batch_sums)
                 if name == predict:
                     kept.append(_top_classes(*jax.device_get((batch["label"], batch["mask"], logits))))
         scores = {name: _scores(jax.device_get(batches)) for name, batches in sums.items()}
+        self.unlabelled = len(self._source) - self.skipped - next(iter(scores.values()))["count"]
         whole = kept and not self.skipped
         return scores, Predictions(*map(np.concatenate, zip(*kept, strict=True))) if whole else None
 
     def _host_batches(self) -> Iterable[dict[str, Any]]:
-        for batch in self._batches():
+        batches = eval_batches(
+            self._source,
+            self._view,
+            batch_size=self._config.eval_batch_size,
+            num_workers=self._config.data.num_workers,
+            bad_records=self._config.data.bad_records,
+        )
+        for batch in batches:
             self.skipped += int(batch.pop("skipped").sum())
             yield batch
 
@@ -119,7 +168,7 @@ def _scores(batches: list[dict[str, Any]]) -> Scores:
 
 
 def _top_classes(labels: np.ndarray, mask: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, ...]:
-    labels, logits = labels[mask], logits[mask].astype(np.float64)
+    labels, logits = labels[mask, 0], logits[mask].astype(np.float64)
     classes = np.argsort(-logits, axis=1, kind="stable")[:, :5]
     odds = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities = np.take_along_axis(odds / odds.sum(axis=1, keepdims=True), classes, axis=1)
@@ -127,36 +176,76 @@ def _top_classes(labels: np.ndarray, mask: np.ndarray, logits: np.ndarray) -> tu
 
 
 def format_scores(record: dict[str, Any]) -> str:
-    """Lay out the scores of a record as a table."""
-    rows = [f"{'weights':8} {'top-1 %':>8} {'top-5 %':>8} {'loss':>8} {'images':>8}"]
-    rows += [
-        f"{name:8} {row['top1']:8.2f} {row['top5']:8.2f} {row['loss']:8.4f} {row['count']:8,}"
-        for name in ("raw", "ema")
-        if (row := record.get(name))
+    """Lay out the scores of a record, or of all its sets, as a table; what was left out is told below it."""
+    sets = record.get("sets", [record])
+    rows = [
+        {
+            "dataset": scored.get("dataset", ""),
+            "split": scored.get("split", ""),
+            "weights": weights,
+            "input": _describe_view(scored),
+            "top-1 %": f"{row['top1']:.2f}",
+            "top-5 %": f"{row['top5']:.2f}",
+            "loss": f"{row['loss']:.4f}",
+            "images": f"{row['count']:,}",
+            "left out": f"{left_out:,}" if (left_out := scored.get("skipped", 0) + scored.get("unlabelled", 0)) else "",
+        }
+        for scored in sets
+        for weights in ("raw", "ema")
+        if (row := scored.get(weights))
     ]
-    if record.get("skipped"):
-        rows.append(f"{record['skipped']} records do not decode and were left out")
-    return "\n".join(rows)
+    columns = [column for column in rows[0] if any(row[column] for row in rows)]
+    widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in columns}
+    lines = [
+        "  ".join(
+            row[column].ljust(widths[column]) if column in _WORDS else row[column].rjust(widths[column])
+            for column in columns
+        ).rstrip()
+        for row in ({column: column for column in columns}, *rows)
+    ]
+    return "\n".join([*lines, *(line for scored in sets for line in _remarks(scored))])
+
+
+_WORDS = ("dataset", "split", "weights", "input")
+
+
+def _describe_view(scored: dict[str, Any]) -> str:
+    size = "x".join(map(str, scored.get("input_size", ())))
+    return f"{size}, crop {scored['crop_pct']} {scored['crop_mode']}" if "crop_pct" in scored else size
+
+
+def _remarks(scored: dict[str, Any]) -> Iterable[str]:
+    name = f"{scored['dataset']}: " if "dataset" in scored else ""
+    if scored.get("unlabelled"):
+        yield f"{name}left out for want of a label: {scored['unlabelled']:,}"
+    if scored.get("skipped"):
+        yield f"{name}left out because they do not decode: {scored['skipped']:,}"
+    if scored.get("ranked_classes", 0) < scored.get("num_classes", 0):
+        yield f"{name}ranked among the {scored['ranked_classes']} of {scored['num_classes']} classes that occur in it"
 
 
 def evaluate(config: ConfigDict | None, path: epath.PathLike) -> dict[str, Any]:
-    """Score the newest checkpoint of a workdir, raw and averaged weights.
+    """Score the newest checkpoint of a workdir, raw and averaged weights, on each set that the config names.
 
     Args:
         config: None for the workdir's own.
 
     Returns:
-        Scores by weights, and the step.
+        The step, and under "sets" for each set, the validation split first: what it is, how its images are looked
+        at, how many of them were left out, and its scores by weights.
 
     Raises:
-        RunError: the config or the workdir does not fit.
+        RunError, DataError: the config, the workdir or a set does not fit; told before anything is scored.
         StoppedError: a signal came.
     """
     workdir = open_workdir(path)
     config = config or load_config(workdir)
     check_config(config)
-    source = open_source(config.data.name, config.data.validation_split, config.data.data_dir)
-    model = build_model(config, len(source.class_names))
+    sources = _open_sources(config)
+    class_names = load_environment(workdir)["class_names"]
+    for source in sources:
+        _check_classes(source, class_names)
+    model = build_model(config, len(class_names))
     mesh = parallel.make_mesh()
     abstract = parallel.abstract(model.init, jax.random.key(0), sharding=parallel.replicated(mesh))
     with StopSignals() as stop, jax.set_mesh(mesh):
@@ -164,6 +253,40 @@ def evaluate(config: ConfigDict | None, path: epath.PathLike) -> dict[str, Any]:
         kept = ["raw"] if config.optim.ema_decay is None else ["raw", "ema"]
         step, weights = checkpoints.restore_variables(abstract, kept)
         checkpoints.close()
-        evaluator = Evaluator(config, model, source, sharding=parallel.batch_sharding(mesh), stop=stop)
-        scores, _ = evaluator(weights)
-    return {"step": step, "skipped": evaluator.skipped, **scores}
+        evaluator = Evaluator(config, model, sources[0], sharding=parallel.batch_sharding(mesh), stop=stop)
+        evaluators = (evaluator, *map(evaluator.on, sources[1:]))
+        return {"step": step, "sets": [_score_set(evaluator, weights) for evaluator in evaluators]}
+
+
+def _open_sources(config: ConfigDict) -> list[ImageSource]:
+    data = config.data
+    names = filter(None, map(str.strip, (data.eval_sets or "").split(",")))
+    sources = [
+        open_source(data.name, data.validation_split, data.data_dir),
+        *(open_eval_set(name, data.data_dir) for name in names),
+    ]
+    return list({source.fingerprint: source for source in sources}.values())  # each once
+
+
+def _score_set(evaluator: Evaluator, weights: dict[str, Any]) -> dict[str, Any]:
+    scores, _ = evaluator(weights)
+    return {
+        **evaluator.describe(),
+        "skipped": evaluator.skipped,
+        "unlabelled": evaluator.unlabelled,
+        **scores,
+    }
+
+
+def _check_classes(source: ImageSource, class_names: Sequence[str]) -> None:
+    if len(source.class_names) != len(class_names):
+        raise RunError(
+            f"dataset {source.name!r} has {len(source.class_names)} classes where the model has {len(class_names)}; "
+            "a set with the model's own classes is expected"
+        )
+    for index, (theirs, ours) in enumerate(zip(source.class_names, class_names, strict=True)):
+        if theirs != ours:
+            raise RunError(
+                f"class {index} of dataset {source.name!r} is {theirs!r} where the model has {ours!r}; a set with the "
+                "model's own classes is expected"
+            )

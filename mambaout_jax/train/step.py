@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from mambaout_jax.models import Model
-from mambaout_jax.train.losses import cross_entropy, smooth_one_hot
+from mambaout_jax.train.losses import cross_entropy
 from mambaout_jax.train.mixing import Augmentation, augment, normalize
 from mambaout_jax.train.optim import Schedule
 from mambaout_jax.train.state import Progress, TrainState
@@ -122,18 +122,21 @@ def _advance(progress: Progress, step: Array, loss: Array, grad_norm: Array, lea
 
 def make_eval_step(
     model: Model,
-) -> Callable[[dict[str, Any], Batch], tuple[dict[str, Array], Float[Array, "b k"]]]:
-    """Build the function (variables, batch) -> (sums, logits).
+) -> Callable[[dict[str, Any], Batch, Bool[Array, "k"]], tuple[dict[str, Array], Float[Array, "b k"]]]:
+    """Build the function (variables, batch, ranked) -> (sums, logits).
 
-    Sums of top-1 and top-5 hits, loss and count are over the rows that `mask` keeps.
+    Sums of top-1 and top-5 hits, loss and count are over the rows that `mask` keeps. A row has the labels of
+    `label` (b, m) that are not -1: it is a hit if one of them is among the first classes, and its loss is the
+    cross-entropy against the uniform distribution over them. Classes that are not `ranked` have a logit of -inf.
     """
 
-    def eval_step(variables: dict[str, Any], batch: Batch):
+    def eval_step(variables: dict[str, Any], batch: Batch, ranked: Bool[Array, "k"]):
         images = normalize(batch["image"], model.input_spec.mean, model.input_spec.std)
-        logits = model.apply(variables, images)
-        mask = batch["mask"]
-        rank = rank_of_label(logits, batch["label"])
-        loss = cross_entropy(logits, smooth_one_hot(batch["label"], model.num_classes, 0.0))
+        logits = jnp.where(ranked, model.apply(variables, images), -jnp.inf)
+        mask, labels = batch["mask"], batch["label"]
+        rank = rank_of_labels(logits, labels)
+        log_odds = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.maximum(labels, 0), axis=1)
+        loss = -jnp.sum(jnp.where(labels >= 0, log_odds, 0.0), axis=1) / jnp.maximum(jnp.sum(labels >= 0, axis=1), 1)
         sums = {
             "top1": jnp.sum(mask & (rank < 1)),
             "top5": jnp.sum(mask & (rank < 5)),
@@ -145,12 +148,15 @@ def make_eval_step(
     return eval_step
 
 
-def rank_of_label(logits: Float[Array, "b k"], labels: Int[Array, "b"]) -> Int[Array, "b"]:
-    """Count the classes that come before the label, as a stable sort by falling logit would place them.
+def rank_of_labels(logits: Float[Array, "b k"], labels: Int[Array, "b m"]) -> Int[Array, "b"]:
+    """Count the classes that come before the best label, as a stable sort by falling logit would place them.
 
-    A logit that is not a number comes before all others, so that it never counts as a hit. Counting keeps rows on
-    their device, where `top_k` would gather them.
+    Labels of -1 are none. A logit that is not a number comes before all others, so that it never counts as a hit.
+    Counting keeps rows on their device, where `top_k` would gather them.
     """
-    own = jnp.take_along_axis(logits, labels[:, None], axis=1)
-    earlier = jnp.arange(logits.shape[1])[None] < labels[:, None]
-    return jnp.sum(~(logits <= own) | ((logits == own) & earlier), axis=1)
+    num_classes = logits.shape[1]
+    given = jnp.where(labels >= 0, jnp.take_along_axis(logits, jnp.maximum(labels, 0), axis=1), -jnp.inf)
+    best = jnp.max(given, axis=1, keepdims=True)
+    first = jnp.min(jnp.where((labels >= 0) & (given == best), labels, num_classes), axis=1, keepdims=True)
+    earlier = jnp.arange(num_classes)[None] < first
+    return jnp.sum(~(logits <= best) | ((logits == best) & earlier), axis=1)

@@ -6,14 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 import mambaout_jax as mo
 from mambaout_jax import train
 from mambaout_jax.__main__ import main
-from mambaout_jax.cli import predict
 from mambaout_jax.models import InputSpec
 
+CONFIG = ConfigDict({"data": {"crop_pct": None, "crop_mode": None}})
 RED, GREEN, BLUE = (250, 5, 5), (5, 250, 5), (5, 5, 250)
 
 
@@ -34,7 +35,7 @@ class TopColour:
 @pytest.fixture
 def model(monkeypatch):
     model = TopColour()
-    run = train.Run(None, model, {"scale": jnp.float32(1)}, ("red", "green", "blue"), 7)
+    run = train.Run(CONFIG, model, {"scale": jnp.float32(1)}, ("red", "green", "blue"), 7)
     monkeypatch.setattr(train, "load_run", lambda workdir, weights=None: run)
     return model
 
@@ -160,17 +161,6 @@ def test_top_that_is_no_count_is_refused(model, capsys, top):
     assert "1 or more is expected" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("count", [1, 5, 9])
-def test_any_number_of_images_is_one_compile_and_the_same_answers(model, tmp_path, capsys, monkeypatch, count):
-    monkeypatch.setattr(predict, "MAX_BATCH_SIZE", 4)
-    colours = [(RED, "red"), (GREEN, "green"), (BLUE, "blue")]
-    for index in range(count):
-        Image.new("RGB", (40, 40), colours[index % 3][0]).save(tmp_path / f"{index}.png")
-    answers = classify(capsys, *(tmp_path / f"{index}.png" for index in range(count)))
-    assert [first(answer) for answer in answers] == [colours[index % 3][1] for index in range(count)]
-    assert model.shapes == [(min(count, 4), 32, 48, 3)]
-
-
 @pytest.mark.parametrize(("words", "expected"), [([], None), (["--weights=raw"], "raw"), (["--weights=ema"], "ema")])
 def test_weights_are_those_asked_for(model, monkeypatch, tmp_path, words, expected):
     asked = []
@@ -197,7 +187,7 @@ def test_real_model_of_one_channel_is_given_what_its_spec_says(monkeypatch, tmp_
     )
     variables = model.init(jax.random.key(0))
     names = tuple(f"digit {label}" for label in range(10))
-    monkeypatch.setattr(train, "load_run", lambda workdir, weights=None: train.Run(None, model, variables, names, 1))
+    monkeypatch.setattr(train, "load_run", lambda workdir, weights=None: train.Run(CONFIG, model, variables, names, 1))
     pixels = np.random.default_rng(0).integers(0, 255, (32, 32), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     (answer,) = classify(capsys, tmp_path / "a.png")

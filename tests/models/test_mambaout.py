@@ -53,6 +53,19 @@ def noisy(variables, scale=0.2):
     return jax.tree.unflatten(treedef, moved)
 
 
+@pytest.mark.parametrize("name", ["mambaout_femto", "test_mambaout"])
+def test_the_classifier_is_all_that_depends_on_the_classes(name):
+    def shapes(num_classes):
+        model = mo.create_model(name, img_size=32, depths=(1, 1), dims=(8, 16), num_classes=num_classes)
+        params = jax.eval_shape(model.init, jax.random.key(0))["params"]
+        return model.classifier, {
+            tuple(key.key for key in path): leaf.shape for path, leaf in jax.tree.leaves_with_path(params)
+        }
+
+    (path, few), (_, many) = shapes(3), shapes(5)
+    assert {name for name in few if few[name] != many[name]} == {(*path, "weight"), (*path, "bias")}
+
+
 def test_list_models_is_what_is_counted_here():
     assert mo.list_models() == sorted(PARAMETERS)
 

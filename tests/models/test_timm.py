@@ -47,7 +47,9 @@ def test_logits_equal_timms(name, size, options):
 @pytest.mark.parametrize("name", mo.list_models())
 def test_input_spec_and_names_are_timms(name):
     timm, _ = load_timm()
-    spec, theirs = mo.create_model(name).input_spec, timm.get_pretrained_cfg(name)
+    model, theirs = mo.create_model(name), timm.get_pretrained_cfg(name)
+    spec = model.input_spec
+    assert ".".join(model.classifier) == theirs.classifier
     assert (3, *spec.size) == theirs.input_size
     assert spec.mean == theirs.mean
     assert spec.std == theirs.std

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import mambaout_jax as mo
 from mambaout_jax.train.mixing import Augmentation
 from mambaout_jax.train.optim import adamw
 from mambaout_jax.train.state import init_progress, init_state
-from mambaout_jax.train.step import make_eval_step, make_train_step, rank_of_label
+from mambaout_jax.train.step import make_eval_step, make_train_step, rank_of_labels
 
 KEY = jax.random.key(1)
 
@@ -119,29 +121,78 @@ def test_steps_draw_anew_and_runs_draw_alike(model):
     assert step(state, init_progress(), batch(), jax.random.key(2))[1].loss_sum != first
 
 
-def test_rank_is_the_place_in_a_stable_sort():
+def ragged_labels(rng, rows, num_classes, most):
+    """Draw up to `most` different labels a row, some rows without any, filled up with -1."""
+    labels = np.full((rows, most), -1, np.int32)
+    for row in labels:
+        drawn = rng.permutation(num_classes)[: rng.integers(0, most + 1)]
+        row[: len(drawn)] = drawn
+    return labels
+
+
+def test_rank_is_the_place_of_the_best_label_in_a_stable_sort():
     rng = np.random.default_rng(0)
     logits = rng.integers(0, 4, (200, 10)).astype(np.float32)  # with ties
-    labels = rng.integers(0, 10, 200).astype(np.int32)
-    order = np.argsort(-logits, axis=1, kind="stable")
-    expected = np.argmax(order == labels[:, None], axis=1)
-    np.testing.assert_array_equal(rank_of_label(jnp.asarray(logits), jnp.asarray(labels)), expected)
+    labels = ragged_labels(rng, 200, 10, 3)
+    ranks = np.asarray(rank_of_labels(jnp.asarray(logits), jnp.asarray(labels)))
+    for row, given, rank in zip(logits, labels, ranks, strict=True):
+        order = np.argsort(-row, kind="stable").tolist()
+        if places := [order.index(label) for label in given if label >= 0]:
+            assert rank == min(places)
 
 
-def test_logits_that_are_not_numbers_are_no_hit():
+@pytest.mark.parametrize("labels", [[0, -1], [0, 3]])
+def test_logits_that_are_not_numbers_are_no_hit(labels):
     logits = jnp.full((1, 6), jnp.nan)
-    assert int(rank_of_label(logits, jnp.zeros(1, jnp.int32))[0]) >= 5
+    assert int(rank_of_labels(logits, jnp.asarray([labels]))[0]) >= 5
+    # One label has a number, and what is none comes before it.
+    assert int(rank_of_labels(logits.at[0, 3].set(1e9), jnp.asarray([[3, -1]]))[0]) == 5
 
 
 def test_evaluation_counts_masked_rows_not_at_all(model):
     variables = model.init(KEY)
     images = batch(6)
-    step = jax.jit(make_eval_step(model))
-    full, logits = step(variables, {**images, "mask": jnp.ones(6, bool)})
+    images["label"] = images["label"][:, None]
+    step, ranked = jax.jit(make_eval_step(model)), jnp.ones(4, bool)
+    full, logits = step(variables, {**images, "mask": jnp.ones(6, bool)}, ranked)
     mask = jnp.asarray([True, False, True, True, False, False])
-    some, _ = step(variables, {**images, "mask": mask})
-    hits = np.asarray(logits).argmax(1) == np.asarray(images["label"])
+    some, _ = step(variables, {**images, "mask": mask}, ranked)
+    hits = np.asarray(logits).argmax(1) == np.asarray(images["label"])[:, 0]
     assert int(full["top1"]) == hits.sum()
     assert int(some["top1"]) == hits[np.asarray(mask)].sum()
     assert (int(full["count"]), int(some["count"])) == (6, 3)
     assert int(full["top5"]) == 6, "four classes are all among the first five"
+
+
+class Identity:
+    """A model whose logits are the pixels of a row."""
+
+    input_spec = SimpleNamespace(mean=(0.0,), std=(1 / 255,))
+
+    def apply(self, variables, images):
+        return images[:, 0, :, 0]
+
+
+@pytest.mark.parametrize("subset", [None, range(3, 12, 2)])
+def test_hits_and_loss_of_several_labels_equal_a_loop_among_the_ranked_classes(subset):
+    rng = np.random.default_rng(1)
+    pixels = rng.integers(0, 12, (300, 1, 20, 1), dtype=np.uint8)
+    classes = np.arange(20) if subset is None else np.asarray(subset)
+    labels = ragged_labels(rng, 300, len(classes), 3)
+    labels = np.where(labels >= 0, classes[labels], -1)
+    mask = (labels >= 0).any(1) & (rng.random(300) < 0.8)
+    sums, _ = make_eval_step(Identity())(
+        {},
+        {"image": jnp.asarray(pixels), "label": jnp.asarray(labels), "mask": jnp.asarray(mask)},
+        jnp.asarray(np.isin(np.arange(20), classes)),
+    )
+    top1 = top5 = loss = 0
+    for row, given in zip(pixels[mask, 0, :, 0].astype(np.float64), labels[mask], strict=True):
+        given = set(given.tolist()) - {-1}
+        order = classes[np.argsort(-row[classes], kind="stable")].tolist()
+        top1 += order[0] in given
+        top5 += bool(given & set(order[:5]))
+        log_odds = row - np.log(np.exp(row[classes]).sum())
+        loss -= sum(log_odds[label] for label in given) / len(given)
+    assert (int(sums["top1"]), int(sums["top5"]), int(sums["count"])) == (top1, top5, mask.sum())
+    np.testing.assert_allclose(float(sums["loss"]), loss, rtol=1e-5)

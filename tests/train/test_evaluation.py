@@ -1,0 +1,213 @@
+"""Every set is scored as its paper says, every image once, and every number says how it was made."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from mambaout_jax.data import DataError, EvalTransform
+from mambaout_jax.data.eval_sets import EVAL_SETS, open_eval_set
+from mambaout_jax.train import RunError, evaluate, evaluation, format_scores
+from mambaout_jax.train.mixing import normalize
+from tests.data import small_eval_sets
+from tests.train import tiny, written_run
+
+LABELS = {
+    "imagenet2012": [5, 7, 7, 300, 12, 0, 999],
+    "imagenet_v2": [1, 2, 3],
+    "imagenet2012_real": [[], [2], [1, 999], [7, 8, 9, 10], []],
+    "imagenet_a": [7, 5, 40, 41, 42, 43, 44, 45],
+    "imagenet_r": [0, 3],
+    "imagenet_sketch": [4, 5, 6, 7, 8],
+}
+ALL = ",".join(LABELS)
+
+
+@pytest.fixture(scope="module")
+def sets_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sets")
+    tfds.disable_progress_bar()
+    for name, labels in LABELS.items():
+        options = {"config": "matched-frequency"} if name == "imagenet_v2" else {}
+        small_eval_sets.write(name, folder, labels, broken=[3] if name == "imagenet_sketch" else [], **options)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, sets_dir):
+    """Give a workdir, its config, model and weights."""
+    workdir = tmp_path_factory.mktemp("evaluation") / "run"
+    changes = {
+        "data.name": "imagenet2012",
+        "data.data_dir": sets_dir,
+        "data.validation_split": "validation",
+        "data.bad_records": "skip",
+        "model.in_chans": 3,
+        "eval_batch_size": 4,
+    }
+    return workdir, *written_run.write(workdir, small_eval_sets.NAMES, favourites=(7, 2, 3, 999, 5), **changes)
+
+
+def config_of(run, **changes):
+    config = run[1].copy_and_resolve_references()
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def scored(run):
+    """Give the results of all sets by name, and those results as they are returned."""
+    record = evaluate(config_of(run, **{"data.eval_sets": ALL}), run[0])
+    return {result["dataset"].partition("/")[0]: result for result in record["sets"]}, record
+
+
+def score_by_hand(run, source, view=None, classes=range(1000)):
+    """Score the averaged weights image by image: top-1, top-5 in percent, loss, count."""
+    _, _, model, weights = run
+    view = view or EvalTransform(size=(32, 32))
+    classes, hits, losses = np.asarray(classes), [], []
+    apply = jax.jit(lambda image: model.apply(weights["ema"], normalize(image, *model.input_spec[:2])))
+    for record in source:
+        labels = set(np.atleast_1d(record["label"]).astype(int).tolist())
+        try:
+            image = view(record["image"])
+        except DataError:
+            continue
+        if not labels:
+            continue
+        row = np.asarray(apply(jnp.asarray(image)[None])[0], np.float64)[classes]
+        order = classes[np.argsort(-row, kind="stable")].tolist()
+        hits.append((order[0] in labels, bool(labels & set(order[:5]))))
+        log_odds = dict(zip(classes.tolist(), row - np.log(np.exp(row - row.max()).sum()) - row.max(), strict=True))
+        losses.append(-np.mean([log_odds[label] for label in labels]))
+    top1, top5 = 100 * np.mean(hits, axis=0)
+    return {"top1": top1, "top5": top5, "loss": np.mean(losses), "count": len(hits)}
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_scores_equal_those_by_hand(run, scored, sets_dir, name):
+    classes = LABELS[name] if EVAL_SETS[name].subset else range(1000)
+    expected = score_by_hand(run, open_eval_set(name, sets_dir), classes=sorted(classes))
+    assert scored[0][name]["ema"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_some_images_are_hits_and_some_are_none(scored):
+    top1, top5 = (sum(r["ema"][key] * r["ema"]["count"] for r in scored[0].values()) for key in ("top1", "top5"))
+    assert 0 < top1 < top5 < 2700
+
+
+def test_subsets_are_easier_than_all_classes(run, scored, sets_dir):
+    of_all = score_by_hand(run, open_eval_set("imagenet_a", sets_dir))
+    assert scored[0]["imagenet_a"]["ema"]["loss"] < of_all["loss"]
+    assert scored[0]["imagenet_a"]["ema"]["top5"] > of_all["top5"]
+    assert (scored[0]["imagenet_a"]["ranked_classes"], scored[0]["imagenet_v2"]["ranked_classes"]) == (8, 1000)
+
+
+def test_every_image_is_counted_once_or_told_to_be_left_out(scored):
+    counted = {name: (r["ema"]["count"], r["unlabelled"], r["skipped"]) for name, r in scored[0].items()}
+    assert counted == {
+        "imagenet2012": (7, 0, 0),
+        "imagenet_v2": (3, 0, 0),
+        "imagenet2012_real": (3, 2, 0),
+        "imagenet_a": (8, 0, 0),
+        "imagenet_r": (2, 0, 0),
+        "imagenet_sketch": (4, 0, 1),
+    }
+
+
+def test_validation_split_comes_first_and_a_set_named_twice_is_scored_once(run, scored):
+    assert [result["dataset"] for result in scored[1]["sets"]][:2] == ["imagenet2012", "imagenet_v2/matched-frequency"]
+    assert len(scored[1]["sets"]) == 6
+    assert scored[1]["step"] == written_run.STEP
+    twice = evaluate(config_of(run, **{"data.eval_sets": "imagenet_r, imagenet_r,"}), run[0])
+    assert [result["dataset"] for result in twice["sets"]] == ["imagenet2012", "imagenet_r"]
+    assert twice["sets"][1]["ema"] == scored[0]["imagenet_r"]["ema"]
+
+
+def test_table_says_of_every_number_what_it_was_measured_on(scored):
+    lines = format_scores(scored[1]).splitlines()
+    assert " ".join(lines[0].split()) == "dataset split weights input top-1 % top-5 % loss images left out"
+    rows = [line for line in lines if "crop" in line]
+    assert len(rows) == 12
+    assert all("32x32, crop 1.0 center" in row for row in rows)
+    for name in LABELS:
+        result = scored[0][name]
+        raw, ema = (row.split() for row in rows if row.split()[0] == result["dataset"])
+        for row, weights in ((raw, "raw"), (ema, "ema")):
+            assert row[1:3] == [EVAL_SETS[name].split, weights]
+            assert f"{result[weights]['top1']:.2f}" in row
+            assert f"{result[weights]['loss']:.4f}" in row
+    assert len({line.index("32x32") for line in rows}) == 1
+    assert lines[13:] == [
+        "imagenet2012_real: left out for want of a label: 2",
+        "imagenet_a: ranked among the 8 of 1000 classes that occur in it",
+        "imagenet_r: ranked among the 2 of 1000 classes that occur in it",
+        "imagenet_sketch: left out because they do not decode: 1",
+    ]
+
+
+def test_crop_of_the_config_is_what_is_scored_and_printed(run, scored, sets_dir):
+    record = evaluate(config_of(run, **{"data.crop_pct": 0.5, "data.crop_mode": "squash"}), run[0])
+    view = EvalTransform(size=(32, 32), crop_pct=0.5, crop_mode="squash")
+    expected = score_by_hand(run, open_eval_set("imagenet2012", sets_dir), view)
+    assert record["sets"][0]["ema"] == pytest.approx(expected, rel=1e-4)
+    assert record["sets"][0]["ema"]["loss"] != pytest.approx(scored[0]["imagenet2012"]["ema"]["loss"], rel=1e-3)
+    assert "32x32, crop 0.5 squash" in format_scores(record)
+
+
+def test_sets_with_equally_many_labels_share_a_program(run, monkeypatch):
+    built = []
+    make = evaluation.make_eval_step
+    monkeypatch.setattr(evaluation, "make_eval_step", lambda model: built.append(model) or make(model))
+    evaluate(config_of(run, **{"data.eval_sets": ALL}), run[0])
+    assert len(built) == 2, "one for single labels, one for several"
+
+
+def test_scores_of_training_are_laid_out_too():
+    scores = {"top1": 50.0, "top5": 75.0, "loss": 1.25, "count": 4}
+    table = format_scores({"raw": scores, "steps": 10, "input_size": [32, 48]}).splitlines()
+    assert table == [
+        "weights  input  top-1 %  top-5 %    loss  images",
+        "raw      32x48    50.00    75.00  1.2500       4",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ("imagenet_v3", f"'imagenet_v3' is no set to evaluate on; known are {', '.join(EVAL_SETS)}"),
+        ("imagenet_v2/topimages", "'imagenet_v2/topimages' is not prepared .* run: python -m mambaout_jax prepare"),
+    ],
+)
+def test_sets_that_are_not_there_are_told_before_anything_is_scored(run, monkeypatch, names, words):
+    def score(*arguments, **options):
+        raise AssertionError("it has begun")
+
+    monkeypatch.setattr(evaluation, "Evaluator", score)
+    with pytest.raises(DataError, match=words):
+        evaluate(config_of(run, **{"data.eval_sets": f"imagenet_a,{names}"}), run[0])
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (small_eval_sets.NAMES[:10], "dataset 'imagenet_r' has 10 classes where the model has 1000"),
+        (
+            small_eval_sets.NAMES[1:] + small_eval_sets.NAMES[:1],
+            "class 0 of dataset 'imagenet_r' is 'n01443537' where the model has 'n01440764'",
+        ),
+    ],
+)
+def test_a_set_of_other_classes_is_refused(run, sets_dir, tmp_path, names, words):
+    small_eval_sets.write("imagenet2012", tmp_path, LABELS["imagenet2012"])
+    small_eval_sets.write("imagenet_r", tmp_path, [0, 3], names=names)
+    with pytest.raises(RunError, match=words):
+        evaluate(config_of(run, **{"data.eval_sets": "imagenet_r", "data.data_dir": str(tmp_path)}), run[0])
+
+
+def test_view_of_an_older_config_is_the_models(run):
+    config = tiny.config()
+    del config.data["crop_pct"], config.data["crop_mode"]
+    view = evaluation.build_view(config, run[2])
+    assert (view.crop_pct, view.crop_mode, view.size) == (1.0, "center", (32, 32))

@@ -1,0 +1,53 @@
+"""Any number of files is classified in batches of one size, each seen as its run's config says."""
+
+import jax.numpy as jnp
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from mambaout_jax.models import InputSpec
+from mambaout_jax.train import Run, predict
+
+COLOURS = {"red": (250, 5, 5), "green": (5, 250, 5), "blue": (5, 5, 250)}
+
+
+class MeanColour:
+    """Classify by the mean colour of all that is seen: red, green, blue."""
+
+    in_chans = 3
+    input_spec = InputSpec((0.5,) * 3, (0.25,) * 3, (32, 48), 0.875, "center", "bicubic")
+
+    def __init__(self):
+        self.shapes = []
+
+    def apply(self, variables, images):
+        self.shapes.append(images.shape)
+        return variables * images.mean((1, 2))
+
+
+def classify(model, files, **data):
+    run = Run(ConfigDict({"data": data}), model, jnp.float32(1), tuple(COLOURS), 1)
+    return list(predict.classify(run, list(map(str, files)), top=3))
+
+
+@pytest.mark.parametrize("count", [1, 5, 9])
+def test_any_number_of_images_is_one_compile_and_the_same_answers(tmp_path, monkeypatch, count):
+    monkeypatch.setattr(predict, "MAX_BATCH_SIZE", 4)
+    names = [list(COLOURS)[index % 3] for index in range(count)]
+    files = [tmp_path / f"{index}.png" for index in range(count)]
+    for file, name in zip(files, names, strict=True):
+        Image.new("RGB", (40, 40), COLOURS[name]).save(file)
+    model = MeanColour()
+    assert [answer["predictions"][0]["class"] for answer in classify(model, files)] == names
+    assert model.shapes == [(min(count, 4), 32, 48, 3)]
+
+
+def test_crop_of_the_config_is_what_the_model_sees(tmp_path):
+    image = Image.new("RGB", (96, 64), COLOURS["red"])
+    image.paste(COLOURS["blue"], (24, 16, 72, 48))
+    image.save(tmp_path / "frame.png")
+    seen = {
+        crop_pct: classify(MeanColour(), [tmp_path / "frame.png"], crop_pct=crop_pct)[0]["predictions"][0]["class"]
+        for crop_pct in (None, 1.0, 0.5)
+    }
+    assert seen == {None: "red", 1.0: "red", 0.5: "blue"}

@@ -1,0 +1,87 @@
+"""Weights of one run start another: every bit of them, and nothing that does not fit."""
+
+import jax
+import numpy as np
+import pytest
+
+from mambaout_jax.train.errors import RunError
+from mambaout_jax.train.pretrained import load_pretrained
+from mambaout_jax.train.workdir import build_model
+from tests.train import tiny, written_run
+
+NAMES = tuple(f"digit {label}" for label in range(10))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("pretrained") / "run"
+    _, _, weights = written_run.write(workdir, NAMES)
+    return workdir, weights
+
+
+def load(workdir, names=NAMES, init_head="keep", **changes):
+    model = build_model(tiny.config(**changes), len(names))
+    fresh = model.init(jax.random.key(9))
+    return *load_pretrained(workdir, model, fresh, init_head=init_head, class_names=names), fresh
+
+
+def assert_same(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("size", [32, 48])
+def test_weights_come_along_bit_for_bit_whatever_the_input_size(run, size):
+    workdir, weights = run
+    variables, sentence, fresh = load(workdir, **{"model.img_size": size})
+    assert jax.tree.structure(variables) == jax.tree.structure(fresh)
+    assert_same(variables, weights["ema"])
+    assert sentence == f"starts from the averaged weights of step 7 in {workdir}, with their classifier"
+
+
+@pytest.mark.parametrize("num_classes", [3, 10])
+def test_only_the_classifier_is_drawn_afresh_if_a_new_one_is_asked_for(run, num_classes):
+    workdir, weights = run
+    variables, sentence, fresh = load(workdir, NAMES[:num_classes], init_head="new")
+    assert_same(variables["params"]["head"].pop("fc"), fresh["params"]["head"]["fc"])
+    backbone = jax.tree.map(lambda leaf: leaf, weights["ema"])
+    del backbone["params"]["head"]["fc"]
+    assert_same(variables, backbone)
+    assert sentence.endswith("with a new classifier")
+
+
+def test_raw_weights_are_taken_where_no_average_was_kept(tmp_path):
+    _, _, weights = written_run.write(tmp_path / "run", NAMES, **{"optim.ema_decay": None})
+    variables, sentence, _ = load(tmp_path / "run")
+    assert_same(variables, weights["raw"])
+    assert "starts from the weights of step 7" in sentence
+
+
+def test_a_classifier_of_other_classes_is_refused_with_the_key_to_set(run):
+    with pytest.raises(
+        RunError,
+        match=r"classifier in .* does not fit 3 classes: head.fc.bias has shape \(10,\) where \(3,\) is expected; "
+        r"head.fc.weight has shape .*; set config.init_head=new",
+    ):
+        load(run[0], NAMES[:3])
+
+
+def test_a_classifier_that_was_trained_for_other_names_is_said(run):
+    _, sentence, _ = load(run[0], NAMES[::-1])
+    assert sentence.endswith("with their classifier, which was trained for classes of other names")
+
+
+@pytest.mark.parametrize("init_head", ["keep", "new"])
+def test_another_model_is_refused_with_all_that_differs(run, init_head):
+    with pytest.raises(RunError, match="mambaout_femto with other options") as refusal:
+        load(run[0], init_head=init_head, **{"model.depths": (2, 1), "model.stem_mid_norm": False, "model.in_chans": 3})
+    words = str(refusal.value)
+    assert "stages.0.blocks.1.fc1.weight is missing" in words
+    assert "stem.norm1.weight is left over" in words
+    assert "stem.conv1.weight has shape (3, 3, 1, 4) where (3, 3, 3, 4) is expected" in words
+    assert "init_head" not in words
+
+
+def test_a_folder_without_a_run_is_named(tmp_path):
+    with pytest.raises(RunError, match=f"{tmp_path} is no workdir of a run"):
+        load(tmp_path)
