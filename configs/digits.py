@@ -14,8 +14,11 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.resume = "same"
+    config.init_from = config_dict.placeholder(str)
+    config.init_head = "keep"
     config.num_epochs = 40
     config.batch_size = 64
+    config.device_batch_size = config_dict.placeholder(int)
     config.eval_batch_size = 120
     config.eval_every_epochs = 5
     config.save_every_steps = config_dict.placeholder(int)
@@ -26,11 +29,16 @@ def get_config() -> ConfigDict:
     data.data_dir = config_dict.placeholder(str)
     data.train_split = "train"
     data.validation_split = "validation"
+    data.eval_sets = config_dict.placeholder(str)
+    data.pipeline = "exact"
     data.crop = "resize"
     data.crop_scale = (1.0, 1.0)
     data.crop_ratio = (1.0, 1.0)
     data.flip_rate = 0.0
     data.interpolation = "bicubic"
+    data.auto_augment = config_dict.placeholder(str)
+    data.crop_pct = config_dict.placeholder(float)
+    data.crop_mode = config_dict.placeholder(str)
     data.num_workers = 0
     data.bad_records = "stop"
 
@@ -69,7 +77,6 @@ def get_config() -> ConfigDict:
     optim.b2 = 0.999
     optim.eps = 1e-8
     optim.clip_grad_norm = config_dict.placeholder(float)
-    optim.accumulation_steps = 1
     optim.ema_decay = 0.99
 
     config.profile = profile = ConfigDict()

@@ -14,7 +14,11 @@ from mambaout_jax.train.losses import smooth_one_hot
 
 
 class Augmentation(NamedTuple):
-    """Hold the settings; the names and meanings are those of `config.augment`."""
+    """Hold the settings; the names and meanings are those of `config.augment`.
+
+    Args:
+        round_mixed: round the pixels of mixup, as timm does, which mixes bytes.
+    """
 
     pad: int = 0
     rotate_degrees: float = 0.0
@@ -25,6 +29,7 @@ class Augmentation(NamedTuple):
     mixup_group: int = 1
     erase_rate: float = 0.0
     label_smoothing: float = 0.0
+    round_mixed: bool = False
 
     @property
     def mixes(self) -> bool:
@@ -52,10 +57,12 @@ def augment(
         limit = jnp.deg2rad(settings.rotate_degrees)
         x = rotate(x, jax.random.uniform(rotate_key, x.shape[:1], minval=-limit, maxval=limit))
     if settings.mixes:
-        x, targets = mix(x, targets, draw_mix(mix_key, x.shape, settings), settings.mixup_group)
+        x, targets = mix(x, targets, draw_mix(mix_key, x.shape, settings), settings)
     x = normalize(x, mean, std)
     if settings.erase_rate:
-        x = random_erase(x, erase_key, settings.erase_rate)
+        draw_key, noise_key = jax.random.split(erase_key)
+        noise = jax.random.normal(noise_key, x.shape, x.dtype)
+        x = erase(x, noise, draw_erasure(draw_key, len(x), settings.erase_rate))
     return x, targets
 
 
@@ -96,90 +103,129 @@ def rotate(x: Float[Array, "b h w c"], angles: Float[Array, "b"]) -> Float[Array
 
 
 class Mix(NamedTuple):
-    """Hold one draw for each group: the share that an image keeps of itself, and the box that it gives away.
+    """Hold one draw for each group.
 
-    Mixup has an empty box; cutmix has `share` 1 outside its box, and `label_share` corrected to the clipped area.
+    `share` is what an image keeps of itself, as drawn: cutmix derives its box from it, and 1 leaves the group as it is.
     """
 
+    cut: Bool[Array, "g"]
     share: Float[Array, "g"]
-    label_share: Float[Array, "g"]
-    box: Bool[Array, "g h w"]
+    row: Int[Array, "g"]
+    column: Int[Array, "g"]
 
 
 def draw_mix(key: Key[Array, ""], shape: tuple[int, int, int, int], settings: Augmentation) -> Mix:
     """Draw mixup or cutmix for each group of `settings.mixup_group` consecutive images.
 
-    References: Zhang et al., mixup, 2018; Yun et al., CutMix, 2019: sides sqrt(1 - share) of the image's, centre
-    uniform, clipped to the image.
+    References: Zhang et al., mixup, 2018; Yun et al., CutMix, 2019: the centre of a box is uniform over the image.
     """
     batch, h, w, _ = shape
-    groups = batch // settings.mixup_group
+    groups = (batch // settings.mixup_group,)
     on_key, switch_key, mixup_key, cutmix_key, row_key, column_key = jax.random.split(key, 6)
-    on = jax.random.bernoulli(on_key, settings.mix_rate, (groups,))
+    on = jax.random.bernoulli(on_key, settings.mix_rate, groups)
     rate = settings.switch_rate if settings.mixup_alpha else 1.0
-    cut = on & jax.random.bernoulli(switch_key, rate if settings.cutmix_alpha else 0.0, (groups,))
+    cut = on & jax.random.bernoulli(switch_key, rate if settings.cutmix_alpha else 0.0, groups)
     # A Beta of alpha 0 is not defined; the branch that it would serve is never taken.
-    mixup_share = jax.random.beta(mixup_key, *[settings.mixup_alpha or 1.0] * 2, (groups,))
-    cutmix_share = jax.random.beta(cutmix_key, *[settings.cutmix_alpha or 1.0] * 2, (groups,))
-    side = jnp.sqrt(1.0 - cutmix_share)
-    inside = _interval(row_key, side, h)[:, :, None] & _interval(column_key, side, w)[:, None, :]
-    box = inside & cut[:, None, None]
-    share = jnp.where(on & ~cut, mixup_share, 1.0)
-    return Mix(share, share - box.mean((1, 2)), box)
+    mixup_share = jax.random.beta(mixup_key, *[settings.mixup_alpha or 1.0] * 2, groups)
+    cutmix_share = jax.random.beta(cutmix_key, *[settings.cutmix_alpha or 1.0] * 2, groups)
+    return Mix(
+        cut=cut,
+        share=jnp.where(on, jnp.where(cut, cutmix_share, mixup_share), 1.0),
+        row=jax.random.randint(row_key, groups, 0, h),
+        column=jax.random.randint(column_key, groups, 0, w),
+    )
 
 
-def _interval(key: Key[Array, ""], side: Float[Array, "g"], size: int) -> Bool[Array, "g size"]:
-    length = jnp.floor(side * size)[:, None]
-    centre = jax.random.randint(key, (*side.shape, 1), 0, size)
-    start, stop = centre - length // 2, centre + length // 2
-    at = jnp.arange(size)[None]
-    return (at >= start) & (at < stop)
+def cutmix_box(draw: Mix, h: int, w: int) -> Bool[Array, "g h w"]:
+    """Mark what cutmix takes from the partner: sides sqrt(1 - share) of the image's, clipped to it; of mixup, nothing.
+
+    Reference: timm 0.6.11, rand_bbox: half a side, rounded down, to either side of the centre. An odd side thus loses
+    a pixel, which later versions of timm give back.
+    """
+    side = jnp.sqrt(1.0 - draw.share)
+
+    def interval(centre: Int[Array, "g"], size: int) -> Bool[Array, "g size"]:
+        half = jnp.floor(side * size)[:, None] // 2
+        at = jnp.arange(size)[None] - centre[:, None]
+        return (at >= -half) & (at < half)
+
+    box = interval(draw.row, h)[:, :, None] & interval(draw.column, w)[:, None, :]
+    return box & draw.cut[:, None, None]
 
 
 def mix(
-    x: Float[Array, "b h w c"], targets: Float[Array, "b k"], draw: Mix, group: int
+    x: Float[Array, "b h w c"], targets: Float[Array, "b k"], draw: Mix, settings: Augmentation
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "b k"]]:
     """Mix image i of a group with image group - 1 - i of it, and their targets by the same shares.
 
-    The pixels stay floats; timm mixes bytes on the host and rounds them.
+    The share of cutmix's targets is what its box left of the image. Mixup's pixels are rounded if
+    `settings.round_mixed`, as where bytes are mixed.
     """
+    h, w = x.shape[1:3]
+    box = cutmix_box(draw, h, w)
 
     def partner(value: Array) -> tuple[Array, Array]:
-        grouped = value.reshape(-1, group, *value.shape[1:])
+        grouped = value.reshape(-1, settings.mixup_group, *value.shape[1:])
         return grouped, grouped[:, ::-1]
 
     own, other = partner(x)
     share = draw.share[:, None, None, None, None]
-    mixed = jnp.where(draw.box[:, None, :, :, None], other, share * own + (1.0 - share) * other)
+    blended = share * own + (1.0 - share) * other
+    if settings.round_mixed:
+        blended = jnp.round(blended)
+    untouched = (draw.cut | (draw.share == 1.0))[:, None, None, None, None]
+    mixed = jnp.where(box[:, None, :, :, None], other, jnp.where(untouched, own, blended))
     own_target, other_target = partner(targets)
-    share = draw.label_share[:, None, None]
+    share = jnp.where(draw.cut, (h * w - box.sum((1, 2))) / (h * w), draw.share)[:, None, None]
     mixed_targets = share * own_target + (1.0 - share) * other_target
     return mixed.reshape(x.shape), mixed_targets.reshape(targets.shape)
 
 
-def random_erase(x: Float[Array, "b h w c"], key: Key[Array, ""], rate: float) -> Float[Array, "b h w c"]:
-    """Replace a rectangle of an image by N(0, 1) noise with probability `rate`.
+class Erasure(NamedTuple):
+    """Hold one draw for each image: whether to erase, and the attempts at a rectangle.
 
-    Area U(0.02, 1/3) of the image, aspect log-uniform in (0.3, 1/0.3), up to 10 attempts at a rectangle that is
-    smaller than the image. Reference: Zhong et al., Random Erasing Data Augmentation, 2020, with timm 0.6.11's numbers.
+    `area` is a share of the image, `aspect` the log of height over width; `top` and `left` are where the rectangle
+    lies between its first place, 0, and its last, 1 (left out).
     """
-    batch, h, w, _ = x.shape
-    attempts = 10
-    on_key, area_key, aspect_key, row_key, column_key, noise_key = jax.random.split(key, 6)
-    area = jax.random.uniform(area_key, (batch, attempts), minval=0.02, maxval=1 / 3) * (h * w)
+
+    on: Bool[Array, "b"]
+    area: Float[Array, "b attempts"]
+    aspect: Float[Array, "b attempts"]
+    top: Float[Array, "b"]
+    left: Float[Array, "b"]
+
+
+def draw_erasure(key: Key[Array, ""], batch: int, rate: float) -> Erasure:
+    """Draw with probability `rate` a rectangle for each image.
+
+    Area U(0.02, 1/3) of the image, aspect log-uniform in (0.3, 1/0.3), 10 attempts. Reference: Zhong et al., Random
+    Erasing Data Augmentation, 2020, with timm 0.6.11's numbers.
+    """
+    on_key, area_key, aspect_key, top_key, left_key = jax.random.split(key, 5)
     limit = jnp.log(1 / 0.3)
-    aspect = jnp.exp(jax.random.uniform(aspect_key, (batch, attempts), minval=-limit, maxval=limit))
+    return Erasure(
+        on=jax.random.bernoulli(on_key, rate, (batch,)),
+        area=jax.random.uniform(area_key, (batch, 10), minval=0.02, maxval=1 / 3),
+        aspect=jax.random.uniform(aspect_key, (batch, 10), minval=-limit, maxval=limit),
+        top=jax.random.uniform(top_key, (batch,)),
+        left=jax.random.uniform(left_key, (batch,)),
+    )
+
+
+def erase(x: Float[Array, "b h w c"], noise: Float[Array, "b h w c"], draw: Erasure) -> Float[Array, "b h w c"]:
+    """Put noise where the first attempt lies that is smaller than the image; without one, nothing."""
+    h, w = x.shape[1:3]
+    area, aspect = draw.area * (h * w), jnp.exp(draw.aspect)
     heights, widths = jnp.round(jnp.sqrt(area * aspect)), jnp.round(jnp.sqrt(area / aspect))
     fits = (heights < h) & (widths < w)
     first = jnp.argmax(fits, axis=1)[:, None]
-    height, width = (jnp.take_along_axis(side, first, axis=1) for side in (heights, widths))
-    on = jax.random.bernoulli(on_key, rate, (batch,)) & fits.any(1)
 
-    def interval(key: Key[Array, ""], length: Float[Array, "b 1"], size: int) -> Bool[Array, "b size"]:
-        start = jnp.floor(jax.random.uniform(key, (batch, 1)) * (size - length + 1))
+    def interval(lengths: Float[Array, "b attempts"], place: Float[Array, "b"], size: int) -> Bool[Array, "b size"]:
+        length = jnp.take_along_axis(lengths, first, axis=1)
+        start = jnp.floor(place[:, None] * (size - length + 1))
         at = jnp.arange(size)[None]
         return (at >= start) & (at < start + length)
 
-    box = interval(row_key, height, h)[:, :, None] & interval(column_key, width, w)[:, None, :]
-    noise = jax.random.normal(noise_key, x.shape, x.dtype)
-    return jnp.where((box & on[:, None, None])[..., None], noise, x)
+    box = interval(heights, draw.top, h)[:, :, None] & interval(widths, draw.left, w)[:, None, :]
+    box &= (draw.on & fits.any(1))[:, None, None]
+    return jnp.where(box[..., None], noise, x)

@@ -32,15 +32,17 @@ def warmup_cosine(
 
     Reference: timm 0.6.11, CosineLRScheduler with warmup_prefix=False.
     """
-    cosine_epochs = num_epochs - cooldown_epochs
+    unit = 1 if per_epoch else steps_per_epoch  # of the clock, in an epoch
+    warmup, end = warmup_epochs * unit, (num_epochs - cooldown_epochs) * unit
 
     def schedule(step: Int[Array, ""]) -> Float[Array, ""]:
-        epoch = step // steps_per_epoch if per_epoch else step / steps_per_epoch
-        warm = warmup_learning_rate + epoch * (learning_rate - warmup_learning_rate) / max(warmup_epochs, 1)
-        swing = 0.5 * (learning_rate - min_learning_rate)
-        cosine = min_learning_rate + swing * (1 + jnp.cos(jnp.pi * epoch / cosine_epochs))
-        rest = jnp.where(epoch < cosine_epochs, cosine, min_learning_rate)
-        return jnp.where(epoch < warmup_epochs, warm, rest).astype(jnp.float32)
+        clock = step // steps_per_epoch if per_epoch else step
+        warm = warmup_learning_rate + clock * ((learning_rate - warmup_learning_rate) / max(warmup, 1))
+        # 1 + cos(pi t / T) = 2 sin^2(pi (T - t) / 2T), which keeps float32's precision where the cosine nears -1.
+        sine = jnp.sin((end - clock) * (0.5 * jnp.pi / max(end, 1)))
+        cosine = min_learning_rate + (learning_rate - min_learning_rate) * sine**2
+        rest = jnp.where(clock < end, cosine, min_learning_rate)
+        return jnp.where(clock < warmup, warm, rest).astype(jnp.float32)
 
     return schedule
 

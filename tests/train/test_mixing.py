@@ -6,13 +6,16 @@ from scipy import stats
 from mambaout_jax.train.losses import cross_entropy, smooth_one_hot
 from mambaout_jax.train.mixing import (
     Augmentation,
+    Erasure,
     Mix,
     augment,
+    cutmix_box,
+    draw_erasure,
     draw_mix,
+    erase,
     mix,
     normalize,
     random_crop,
-    random_erase,
     rotate,
 )
 
@@ -45,21 +48,66 @@ def test_normalize_is_the_recipes_formula():
     np.testing.assert_allclose(got, (images - 255 * mean) / (255 * std), rtol=1e-4, atol=1e-5)
 
 
+def one_group(share, *, cut=False, row=0, column=0):
+    """Draw for one group what is given."""
+    return Mix(jnp.asarray([cut]), jnp.asarray([share], jnp.float32), jnp.asarray([row]), jnp.asarray([column]))
+
+
+def both_groups(*groups):
+    return Mix(*(jnp.concatenate(values) for values in zip(*groups, strict=True)))
+
+
 def test_a_batch_is_mixed_as_the_formula_says():
     x, targets = noise(batch=6), jnp.eye(6, dtype=jnp.float32)
-    box = np.zeros((2, 6, 5), bool)
-    box[1, 1:4, 2:5] = True
-    draw = Mix(jnp.asarray([0.3, 1.0]), jnp.asarray([0.3, 1 - 9 / 30]), jnp.asarray(box))
-    mixed, mixed_targets = mix(x, targets, draw, group=3)
+    # Sides of 6 sqrt(0.5) = 4 and 5 sqrt(0.5) = 3 pixels: two rows and one column to either side of the centre.
+    draw = both_groups(one_group(0.3), one_group(0.5, cut=True, row=2, column=3))
+    box = np.zeros((6, 5, 1), bool)
+    box[0:4, 2:4] = True
+    mixed, mixed_targets = mix(x, targets, draw, Augmentation(mixup_group=3))
     flipped = [2, 1, 0, 5, 4, 3]  # inside each group of three
     for i in range(6):
-        lam = (0.3, 0.7)[i // 3]
-        if i < 3:
-            expected = 0.3 * x[i] + 0.7 * x[flipped[i]]
-        else:
-            expected = jnp.where(jnp.asarray(box[1])[:, :, None], x[flipped[i]], x[i])
+        lam = (0.3, 1 - 8 / 30)[i // 3]
+        expected = 0.3 * x[i] + 0.7 * x[flipped[i]] if i < 3 else jnp.where(box, x[flipped[i]], x[i])
         np.testing.assert_allclose(mixed[i], expected, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(mixed_targets[i], lam * targets[i] + (1 - lam) * targets[flipped[i]], rtol=1e-5)
+
+
+def test_a_share_of_one_changes_nothing():
+    x, targets = noise(batch=4), jnp.eye(4, dtype=jnp.float32)
+    for draw in (one_group(1.0), one_group(1.0, cut=True, row=3, column=2)):
+        mixed, mixed_targets = mix(x, targets, draw, Augmentation(mixup_group=4, round_mixed=True))
+        np.testing.assert_array_equal(mixed, x)
+        np.testing.assert_array_equal(mixed_targets, targets)
+
+
+def test_rounding_touches_pixels_of_mixup_alone():
+    x, targets = 255 * noise(batch=4), jnp.eye(4, dtype=jnp.float32)
+    draw = both_groups(one_group(0.3), one_group(0.5, cut=True, row=2, column=3))
+    exact, rounded = (
+        mix(x, targets, draw, Augmentation(mixup_group=2, round_mixed=value))[0] for value in (False, True)
+    )
+    np.testing.assert_array_equal(rounded[:2], np.rint(exact[:2]))
+    np.testing.assert_array_equal(rounded[2:], exact[2:])
+    assert (np.asarray(exact) % 1 != 0).all((1, 2, 3)).any()
+
+
+def test_boxes_of_cutmix_are_those_that_the_recipe_drew():
+    # Share, row and column of the centre -> top, bottom, left, right in 14 x 20 pixels, by timm 0.6.11's rand_bbox.
+    for (share, row, column), (top, bottom, left, right) in {
+        (0.9, 0, 0): (0, 2, 0, 3),
+        (0.9, 13, 19): (11, 14, 16, 20),
+        (0.75, 7, 10): (4, 10, 5, 15),
+        (0.5, 7, 10): (3, 11, 3, 17),
+        (0.5, 2, 17): (0, 6, 10, 20),
+        (0.3, 12, 3): (7, 14, 0, 11),
+        (0.1, 6, 9): (0, 12, 0, 18),
+        (0.97, 5, 5): (4, 6, 4, 6),
+        (0.999, 5, 5): (5, 5, 5, 5),
+    }.items():
+        expected = np.zeros((14, 20), bool)
+        expected[top:bottom, left:right] = True
+        got = cutmix_box(one_group(share, cut=True, row=row, column=column), 14, 20)[0]
+        np.testing.assert_array_equal(got, expected)
 
 
 def draws(settings, groups=4000, h=20, w=30):
@@ -68,28 +116,45 @@ def draws(settings, groups=4000, h=20, w=30):
 
 def test_mixup_and_cutmix_are_drawn_at_the_switch_rate():
     draw = draws(Augmentation(mixup_alpha=0.8, cutmix_alpha=1.0, mix_rate=0.9, switch_rate=0.3, mixup_group=2))
-    cut, blended = np.asarray(draw.box).any((1, 2)), np.asarray(draw.share) < 1
-    assert not (cut & blended).any(), "a group is mixed one way"
-    assert abs(blended.mean() - 0.9 * 0.7) < 0.03
-    # A box may be empty: its side is floored.
-    assert 0.9 * 0.3 - 0.06 < cut.mean() < 0.9 * 0.3 + 0.03
+    cut, on = np.asarray(draw.cut), np.asarray(draw.share) < 1
+    assert not (cut & ~on).any()
+    assert abs(on.mean() - 0.9) < 0.02
+    assert abs(cut.mean() - 0.9 * 0.3) < 0.03
+
+
+def test_every_group_is_cut_without_mixup_and_none_without_cutmix():
+    assert draws(Augmentation(cutmix_alpha=1.0, mix_rate=1.0)).cut.all()
+    assert not draws(Augmentation(mixup_alpha=1.0, mix_rate=1.0)).cut.any()
 
 
 def test_cutmix_share_is_corrected_to_the_clipped_box():
-    draw = draws(Augmentation(cutmix_alpha=1.0, mix_rate=1.0, mixup_group=1))
-    area = np.asarray(draw.box).sum((1, 2)) / (20 * 30)
-    np.testing.assert_allclose(draw.label_share, 1 - area, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(draw.share, 1.0)
-    for box in np.asarray(draw.box)[:200]:
-        rows, columns = box.any(1), box.any(0)
-        np.testing.assert_array_equal(box, rows[:, None] & columns[None, :])
-        assert np.abs(np.diff(rows.astype(int))).sum() <= 2, "one rectangle"
+    draw = draws(Augmentation(cutmix_alpha=1.0, mix_rate=1.0), groups=400)
+    area = np.asarray(cutmix_box(draw, 20, 30)).sum((1, 2)) / (20 * 30)
+    # The partner of an image that is alone in its group is itself: groups of two show the share.
+    pairs = Mix(*(value[:200] for value in draw))
+    targets = jnp.tile(jnp.eye(2, dtype=jnp.float32), (200, 1))
+    _, mixed = mix(jnp.zeros((400, 20, 30, 1)), targets, pairs, Augmentation(mixup_group=2))
+    np.testing.assert_allclose(mixed[::2, 0], 1 - area[:200], rtol=1e-6, atol=1e-7)
+    assert (area < 1 - np.asarray(draw.share) - 0.1).any(), "some boxes are clipped"
 
 
-def test_mixup_share_follows_its_beta():
-    draw = draws(Augmentation(mixup_alpha=0.8, mix_rate=1.0, mixup_group=1))
-    assert stats.kstest(np.asarray(draw.share), stats.beta(0.8, 0.8).cdf).pvalue > 1e-3
-    np.testing.assert_array_equal(draw.share, draw.label_share)
+def test_shares_follow_their_betas_and_centres_are_uniform():
+    blended = draws(Augmentation(mixup_alpha=0.8, mix_rate=1.0))
+    assert stats.kstest(np.asarray(blended.share), stats.beta(0.8, 0.8).cdf).pvalue > 1e-3
+    cut = draws(Augmentation(cutmix_alpha=1.0, mix_rate=1.0))
+    assert stats.kstest(np.asarray(cut.share), stats.uniform.cdf).pvalue > 1e-3
+    for centre, size in ((cut.row, 20), (cut.column, 30)):
+        assert stats.chisquare(np.bincount(np.asarray(centre), minlength=size)).pvalue > 1e-3
+
+
+def test_a_compiler_that_fuses_the_sum_moves_next_to_no_rounded_pixel():
+    images = jnp.asarray(np.random.default_rng(5).integers(0, 256, (64, 48, 48, 3)), jnp.float32)
+    draw = draws(Augmentation(mixup_alpha=0.8, mix_rate=1.0), groups=32)
+    settings = Augmentation(mixup_group=2, round_mixed=True)
+    plain, compiled = (f(images, jnp.eye(64), draw, settings)[0] for f in (mix, jax.jit(mix, static_argnums=3)))
+    apart = np.abs(np.asarray(plain - compiled))
+    assert apart.max() <= 1
+    assert apart.mean() < 1e-4
 
 
 def test_crop_shifts_by_at_most_the_padding():
@@ -116,28 +181,68 @@ def test_rotation_by_a_quarter_turn_is_exact_and_by_zero_is_nothing():
     np.testing.assert_allclose(turned[2], np.rot90(x[2], -1), atol=1e-4)
 
 
-def test_erasing_draws_the_recipes_rectangles():
-    h, w = 64, 48
-    erased = np.asarray(random_erase(jnp.zeros((2000, h, w, 1)), KEY, rate=0.25))[..., 0] != 0
-    hit = erased.any((1, 2))
-    assert abs(hit.mean() - 0.25) < 0.03
-    area = erased[hit].sum((1, 2)) / (h * w)
-    assert 0.02 * 0.9 < area.min() < 0.04
-    assert 0.28 < area.max() < 1 / 3 * 1.05
-    for box in erased[hit][:200]:
-        rows, columns = box.any(1), box.any(0)
-        assert box.sum() == rows.sum() * columns.sum(), "a full rectangle of noise"
-        assert rows.sum() < h
-        assert columns.sum() < w
-        assert 0.25 < rows.sum() / columns.sum() < 4
+def test_erasing_draws_areas_and_aspects_from_the_recipes_distributions():
+    draw = draw_erasure(KEY, 4000, 0.25)
+    assert abs(np.asarray(draw.on).mean() - 0.25) < 0.03
+    assert draw.area.shape == draw.aspect.shape == (4000, 10)
+    limit = np.log(1 / 0.3)
+    for values, law in (
+        (draw.area, stats.uniform(0.02, 1 / 3 - 0.02)),
+        (draw.aspect, stats.uniform(-limit, 2 * limit)),
+        (draw.top, stats.uniform),
+        (draw.left, stats.uniform),
+    ):
+        assert stats.kstest(np.asarray(values).ravel(), law.cdf).pvalue > 1e-3
 
 
-def test_erasing_leaves_the_rest_untouched():
-    x = noise(batch=50, h=16, w=16)
-    out = random_erase(x, KEY, rate=1.0)
-    changed = np.asarray(out != x).any(-1).mean((1, 2))
-    assert (changed > 0).all()
-    assert (changed < 0.5).all()
+def erased(draw, h, w):
+    """Mark the pixels that a draw erases."""
+    shape = (len(draw.on), h, w, 1)
+    return np.asarray(erase(jnp.zeros(shape), jnp.ones(shape), draw))[..., 0] == 1
+
+
+def test_a_rectangle_is_smaller_than_the_image():
+    wide = Erasure(*(jnp.asarray(value) for value in ([True], [[0.3, 0.3]], [[3.0, 1.0]], [0.5], [0.5])))
+    box = erased(wide, 16, 64)[0]
+    rows, columns = box.any(1), box.any(0)
+    assert box.sum() == rows.sum() * columns.sum()
+    # The first attempt is 78 pixels high; the second is sqrt(0.3 * 16 * 64 * e) = 29, too high as well.
+    assert not box.any()
+    assert erased(wide._replace(aspect=jnp.asarray([[3.0, -1.0]])), 16, 64)[0].sum() == 11 * 29
+
+
+def test_rectangles_reach_every_border():
+    draw = draw_erasure(KEY, 2000, 1.0)._replace(area=jnp.full((2000, 10), 0.1), aspect=jnp.zeros((2000, 10)))
+    boxes = erased(draw, 16, 16)
+    for edge in (boxes[:, 0], boxes[:, -1], boxes[:, :, 0], boxes[:, :, -1]):
+        # A side of 5 pixels has 12 places.
+        assert abs(edge.any(1).mean() - 1 / 12) < 0.03
+
+
+def test_erasing_follows_mixing_and_normalisation_and_leaves_targets():
+    images = jnp.asarray(np.random.default_rng(2).integers(0, 256, (128, 24, 24, 3), np.uint8))
+    settings = Augmentation(mixup_alpha=0.8, cutmix_alpha=1.0, mix_rate=1.0, mixup_group=4, label_smoothing=0.1)
+    (mixed, targets), (x, erased_targets) = (
+        augment(
+            images,
+            jnp.arange(128) % 10,
+            KEY,
+            settings._replace(erase_rate=rate),
+            num_classes=10,
+            mean=(0.4, 0.5, 0.6),
+            std=(0.1, 0.2, 0.3),
+        )
+        for rate in (0.0, 1.0)
+    )
+    np.testing.assert_array_equal(erased_targets, targets)
+    box = np.asarray(x != mixed).any(-1)
+    assert box.any((1, 2)).all()
+    for one in box:
+        assert one.sum() == one.any(1).sum() * one.any(0).sum(), "what is not mixed is one rectangle"
+    values = np.asarray(x)[box]
+    for channel in range(3):
+        assert stats.kstest(values[:, channel], stats.norm.cdf).pvalue > 1e-3
+    assert len(np.unique(values)) > 0.99 * values.size, "every pixel has noise of its own"
 
 
 def test_augment_without_settings_only_normalises():
@@ -145,13 +250,3 @@ def test_augment_without_settings_only_normalises():
     x, targets = augment(images, jnp.arange(4), KEY, Augmentation(), num_classes=5, mean=(0.5,), std=(0.5,))
     np.testing.assert_array_equal(x, normalize(images, (0.5,), (0.5,)))
     np.testing.assert_array_equal(targets, jnp.eye(5)[:4])
-
-
-def test_noise_of_erasing_is_neither_mixed_nor_normalised():
-    images = jnp.zeros((64, 32, 32, 1), jnp.uint8)
-    settings = Augmentation(mixup_alpha=1.0, mix_rate=1.0, mixup_group=4, erase_rate=1.0)
-    x, _ = augment(images, jnp.zeros(64, jnp.int32), KEY, settings, num_classes=2, mean=(0.5,), std=(0.1,))
-    values = np.asarray(x)
-    erased = values[values != values.flat[np.argmin(values)]]
-    assert abs(erased.std() - 1.0) < 0.05
-    assert abs(erased.mean()) < 0.05

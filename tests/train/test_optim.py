@@ -5,6 +5,7 @@ import pytest
 
 import mambaout_jax as mo
 from mambaout_jax.train.optim import adamw, decay_mask, warmup_cosine
+from tests.timm import load_timm
 
 RECIPE = {
     "learning_rate": 4e-3,
@@ -31,18 +32,55 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize(("epoch", "rate"), PUBLISHED.items())
-def test_staircase_is_the_published_schedule(epoch, rate):
-    schedule = warmup_cosine(**RECIPE, per_epoch=True)
-    for step in (epoch * 312, epoch * 312 + 311):
-        np.testing.assert_allclose(schedule(jnp.int32(step)), rate, rtol=1e-6)
+def formula(epoch):
+    """Compute the recipe's learning rate in float64; `epoch` may lie between two."""
+    warm = 1e-6 + epoch * (4e-3 - 1e-6) / 20
+    cosine = 1e-5 + 0.5 * (4e-3 - 1e-5) * (1 + np.cos(np.pi * epoch / 300))
+    return np.select([epoch < 20, epoch < 300], [warm, cosine], 1e-5)
 
 
-def test_smooth_schedule_meets_the_staircase_where_epochs_start():
-    smooth, stairs = (warmup_cosine(**RECIPE, per_epoch=value) for value in (False, True))
-    starts = jnp.arange(310, dtype=jnp.int32) * 312
-    np.testing.assert_allclose(smooth(starts), stairs(starts), rtol=1e-6)
-    assert smooth(jnp.int32(312 * 10 + 156)) > stairs(jnp.int32(312 * 10 + 156))
+def rates(steps, *, per_epoch):
+    return jax.jit(warmup_cosine(**RECIPE, per_epoch=per_epoch))(jnp.asarray(steps, jnp.int32))
+
+
+def test_staircase_has_the_published_values():
+    epochs = np.array([*PUBLISHED])
+    np.testing.assert_allclose(formula(epochs), [*PUBLISHED.values()], rtol=5e-7)
+    for step in (0, 311):
+        np.testing.assert_allclose(rates(312 * epochs + step, per_epoch=True), [*PUBLISHED.values()], rtol=1e-6)
+
+
+def test_staircase_equals_the_formula_at_both_ends_of_all_310_epochs():
+    epochs = np.arange(310)
+    for step in (0, 311):
+        np.testing.assert_allclose(rates(312 * epochs + step, per_epoch=True), formula(epochs), rtol=1e-6)
+
+
+def test_smooth_schedule_equals_the_formula_at_both_ends_of_all_310_epochs():
+    for step in (0, 311):
+        steps = 312 * np.arange(310) + step
+        np.testing.assert_allclose(rates(steps, per_epoch=False), formula(steps / 312), rtol=1e-6)
+
+
+@pytest.mark.torch
+def test_staircase_equals_timms_scheduler():
+    _, torch = load_timm()
+    from timm.scheduler import CosineLRScheduler
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=4e-3)
+    theirs = CosineLRScheduler(optimizer, t_initial=300, lr_min=1e-5, warmup_t=20, warmup_lr_init=1e-6)
+    expected = [optimizer.param_groups[0]["lr"]]
+    for epoch in range(1, 310):
+        theirs.step(epoch)
+        expected.append(optimizer.param_groups[0]["lr"])
+    np.testing.assert_allclose(rates(312 * np.arange(310), per_epoch=True), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("per_epoch", [False, True])
+def test_schedule_of_nothing_but_cooldown_rests(per_epoch):
+    settings = {**RECIPE, "warmup_epochs": 0, "num_epochs": 10}
+    schedule = warmup_cosine(**settings, per_epoch=per_epoch)
+    np.testing.assert_allclose(schedule(jnp.arange(0, 3120, 100)), 1e-5, rtol=1e-6)
 
 
 def test_schedule_without_warmup_starts_at_its_peak():
@@ -50,13 +88,40 @@ def test_schedule_without_warmup_starts_at_its_peak():
     np.testing.assert_allclose(schedule(jnp.int32(0)), 4e-3, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", mo.list_models())
-def test_decay_touches_weights_of_convolutions_and_products_alone(name):
+def decayed(name):
+    """Give for each parameter's name in timm's words its number of axes and whether weight decay touches it."""
     model = mo.create_model(name)
     params = jax.eval_shape(model.init, jax.random.key(0))["params"]
-    for path, decays in jax.tree_util.tree_leaves_with_path(decay_mask(params, model.no_decay)):
-        *_, layer, leaf = (str(entry.key) for entry in path)
-        assert decays == (leaf == "weight" and not layer.startswith("norm")), path
+    mask = jax.tree.leaves(decay_mask(params, model.no_decay))
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    assert len(mask) == len(leaves)
+    return {
+        ".".join(str(entry.key) for entry in path): (leaf.ndim, decays)
+        for (path, leaf), decays in zip(leaves, mask, strict=True)
+    }
+
+
+@pytest.mark.parametrize("name", mo.list_models())
+def test_decay_touches_weights_of_convolutions_and_products_alone(name):
+    for parameter, (ndim, decays) in decayed(name).items():
+        assert decays == (ndim > 1 and not parameter.endswith("bias")), parameter
+        layer, _, leaf = parameter.rpartition(".")
+        # Every layer is a convolution, a product, a normalisation or a LayerScale.
+        assert decays == (leaf == "weight" and not layer.rpartition(".")[2].startswith("norm")), parameter
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", mo.list_models())
+def test_decay_touches_what_timm_decays(name):
+    timm, torch = load_timm()
+    from timm.optim import param_groups_weight_decay
+
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    groups = param_groups_weight_decay(model, 0.05, no_weight_decay_list=["norm"])
+    names = {id(parameter): key for key, parameter in model.named_parameters()}
+    expected = {names[id(parameter)]: bool(group["weight_decay"]) for group in groups for parameter in group["params"]}
+    assert {key: decays for key, (_, decays) in decayed(name).items()} == expected
 
 
 def test_no_decay_exempts_a_path():
