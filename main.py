@@ -35,6 +35,8 @@ def main(argv: list[str]) -> int:
         return _complain(str(error), 2)
     except train.DivergedError as error:
         return _complain(str(error), 3)
+    except train.WorkerDiedError as error:
+        return _complain(str(error), 1)
     except train.StoppedError as error:
         code = _complain(f"{error}; everything is saved, the same command goes on", os.EX_TEMPFAIL)
         sys.stdout.flush()
@@ -59,19 +61,10 @@ def _parse_flags(argv: list[str]) -> list[str]:
         if CONFIG.value is not None:
             CONFIG.value.items()  # of a file that could not be loaded, any use tells why
         return rest
-    # ml_collections reports an unknown key of the config by these two, the nearest known one included.
-    except (KeyError, AttributeError) as error:
-        sys.exit(_complain(f"the config has no key {_one_line(error)}", 2))
-    except OSError as error:
-        sys.exit(_complain(f"--config cannot be loaded: {_one_line(error).rpartition('Attempted')[2].strip()}", 2))
-    except flags.Error as error:
-        sys.exit(_complain(_one_line(error), 2))
+    except (AttributeError, KeyError, OSError, flags.Error) as error:
+        from mambaout_jax.train import explain_flags
 
-
-def _one_line(error: Exception) -> str:
-    # The text of a KeyError is the repr of its message.
-    message = error.args[0] if isinstance(error, KeyError) else error
-    return " ".join(str(message).split())
+        sys.exit(_complain(explain_flags(error), 2))
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def bare_step(config: ConfigDict, epochs: int) -> Callable[[], float]:
             optimizer,
             schedule,
             Augmentation(**config.augment),
-            accumulation_steps=config.optim.accumulation_steps,
+            accumulation_steps=1,
             ema_decay=config.optim.ema_decay,
         ),
         donate_argnums=0,
@@ -111,7 +111,7 @@ def loop_seconds(config: ConfigDict, *, in_memory: bool) -> float:
     rows = random_batch(config, config.batch_size)
     skipped = np.zeros(config.batch_size, np.int32)
     endless = ({**rows, "skipped": skipped} for _ in itertools.count())
-    patch = mock.patch.object(loop, "train_batches", return_value=endless) if in_memory else mock.MagicMock()
+    patch = mock.patch.object(loop, "training_batches", return_value=endless) if in_memory else mock.MagicMock()
     with tempfile.TemporaryDirectory() as folder, patch:
         loop.train(config, Path(folder) / "run")
         lines = map(json.loads, (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines())

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from importlib import resources
 
-COMMANDS = ("models", "predict", "prepare", "report")
+COMMANDS = ("bench-data", "models", "predict", "prepare", "report")
+CONFIG_HELP = "the experiment; --config.KEY=VALUE changes a key"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -17,7 +18,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Only that command's module is imported, and a command imports what is heavy when it runs: help comes at once.
 
     Returns:
-        0 when done, 2 when something was typed wrong, 130 after Ctrl-C. Any other failure is raised.
+        0 when done, 1 when a worker process died, 2 when something was typed wrong, 130 after Ctrl-C. Any other
+        failure is raised.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -28,11 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 0  # the reader, `head` say, has what it wants
     except Exception as error:
-        from mambaout_jax.train import USER_ERRORS
+        from mambaout_jax.train import USER_ERRORS, WorkerDiedError
 
-        if not isinstance(error, USER_ERRORS):
+        if not isinstance(error, (*USER_ERRORS, WorkerDiedError)):
             raise
-        return _complain(str(error))
+        return _complain(str(error), 1 if isinstance(error, WorkerDiedError) else 2)
     return code
 
 
@@ -43,25 +45,31 @@ def _run(argv: list[str]) -> int:
         return _complain(f"{name!r} is no command; did you mean {near!r}? Commands are {', '.join(COMMANDS)}")
     parser = argparse.ArgumentParser(prog="python -m mambaout_jax", description="MambaOut in JAX.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    changes: list[str] = []
     for command in COMMANDS:
-        about = _first_line(command)
+        module_name = command.replace("-", "_")
+        about = _first_line(module_name)
         subparser = commands.add_parser(command, help=about, description=about)
         if command == name:
-            module = importlib.import_module(f"mambaout_jax.cli.{command}")
+            module = importlib.import_module(f"mambaout_jax.cli.{module_name}")
             module.add_arguments(subparser)
             subparser.set_defaults(run=module.run)
-    args = parser.parse_args(argv)
+            if getattr(module, "TAKES_CONFIG", False):
+                subparser.add_argument("--config", metavar="FILE", required=True, help=CONFIG_HELP)
+                changes = [word for word in argv if word.startswith("--config.")]
+                subparser.set_defaults(config_changes=changes)
+    args = parser.parse_args([word for word in argv if word not in changes])
     return args.run(args)
 
 
-def _first_line(command: str) -> str:
-    source = resources.files("mambaout_jax.cli").joinpath(f"{command}.py").read_text(encoding="utf-8")
+def _first_line(module_name: str) -> str:
+    source = resources.files("mambaout_jax.cli").joinpath(f"{module_name}.py").read_text(encoding="utf-8")
     return ast.get_docstring(ast.parse(source)).splitlines()[0].replace("%", "%%")
 
 
-def _complain(message: str) -> int:
+def _complain(message: str, code: int = 2) -> int:
     print(f"error: {message}", file=sys.stderr)
-    return 2
+    return code
 
 
 if __name__ == "__main__":

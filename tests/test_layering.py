@@ -40,7 +40,7 @@ BANNED = {
 # Where a ConfigDict is read: everything below takes plain arguments.
 CONFIG_READERS = {
     "main.py",
-    *(f"mambaout_jax/train/{name}.py" for name in ("config", "evaluation", "loop", "workdir")),
+    *(f"mambaout_jax/train/{name}.py" for name in ("config", "evaluation", "inputs", "loop", "workdir")),
 }
 TORCH = {"timm", "torch", "torchvision"}
 LONG_FUNCTIONS = {"mambaout_jax/train/loop.py": {"train"}}
@@ -122,7 +122,9 @@ def torch_stays_in_functions_of_convert(root):
 def tensorflow_stays_in_functions_of_prepare(root):
     for path, tree in sources(root):
         for _, name, line, in_function in imported(path, tree):
-            if name.split(".")[0] == "tensorflow" and not (in_function and path == "mambaout_jax/data/prepare.py"):
+            if name.split(".")[0] == "tensorflow" and not (
+                in_function and path == "mambaout_jax/data/preparation/builders.py"
+            ):
                 yield f"{path}:{line} imports {name}"
 
 
@@ -207,7 +209,7 @@ LAWS = {
         ),
         (
             tensorflow_stays_in_functions_of_prepare,
-            ("mambaout_jax/data/prepare.py", "import tensorflow as tf"),
+            ("mambaout_jax/data/preparation/builders.py", "import tensorflow as tf"),
             ("mambaout_jax/data/pipeline.py", "def f():\n    import tensorflow.data"),
         ),
         (

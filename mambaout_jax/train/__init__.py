@@ -1,9 +1,11 @@
 """Training: from a config to weights, scores and a page that shows them."""
 
-from mambaout_jax.data import DataError
+from mambaout_jax.data import DataError, WorkerDiedError
 from mambaout_jax.models import ModelError
+from mambaout_jax.train.config import explain_flags, read_config
 from mambaout_jax.train.errors import DivergedError, RunError, StoppedError
 from mambaout_jax.train.evaluation import evaluate, format_scores
+from mambaout_jax.train.inputs import open_batches
 from mambaout_jax.train.loop import train
 from mambaout_jax.train.report import write_report
 from mambaout_jax.train.workdir import Run, load_run
@@ -17,9 +19,13 @@ __all__ = [
     "Run",
     "RunError",
     "StoppedError",
+    "WorkerDiedError",
     "evaluate",
+    "explain_flags",
     "format_scores",
     "load_run",
+    "open_batches",
+    "read_config",
     "train",
     "write_report",
 ]

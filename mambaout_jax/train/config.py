@@ -6,10 +6,11 @@ docs/config.md to it.
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
 from mambaout_jax.train.errors import RunError
 
@@ -35,8 +36,13 @@ KEYS: Mapping[str, Key] = {
     "seed": Key(int, "0..4294967295", "of initialisation, shuffling and augmentation"),
     "resume": Key(str, ("same", "any", "never"), "what a workdir that holds a run is for: continue it if its config "
                   "is the same, continue it whatever its config was, or refuse it"),
+    "init_from": Key(str, None, "workdir of a run whose weights a new run starts from; drawn afresh if unset",
+                     optional=True),
+    "init_head": Key(str, ("keep", "new"), "whether the classifier comes with those weights or is drawn afresh"),
     "num_epochs": Key(int, "1..", "length of the run, warm-up and cooldown included"),
     "batch_size": Key(int, "1..", "images in an optimizer step, over all devices"),
+    "device_batch_size": Key(int, "1..", "most images that a device computes at once: a batch is computed in as few "
+                             "equal parts as that allows; in one if unset", optional=True),
     "eval_batch_size": Key(int, "1..", "images in an evaluation step, over all devices"),
     "eval_every_epochs": Key(int, "1..", "epochs between evaluations; each one saves a checkpoint too"),
     "save_every_steps": Key(int, "1..", "steps between further checkpoints", optional=True),
@@ -45,11 +51,21 @@ KEYS: Mapping[str, Key] = {
     "data.data_dir": Key(str, None, "where datasets are prepared; TFDS's own folder if unset", optional=True),
     "data.train_split": Key(str, None, "split to train on"),
     "data.validation_split": Key(str, None, "split to evaluate on"),
+    "data.eval_sets": Key(str, None, "TFDS datasets, separated by commas, that --mode=evaluate scores as well",
+                          optional=True),
+    "data.pipeline": Key(str, ("exact", "fast"), "training images by Pillow, pixel for pixel as timm's, or by "
+                         "simplejpeg and OpenCV"),
     "data.crop": Key(str, ("resize", "random_resized"), "how a training image comes to the model's size"),
     "data.crop_scale": Key(tuple, "0..1", "smallest and largest area of a random crop, as a share of the image"),
     "data.crop_ratio": Key(tuple, "0..", "smallest and largest width over height of a random crop"),
     "data.flip_rate": Key(float, "0..1", "probability of a horizontal flip"),
     "data.interpolation": Key(str, ("bilinear", "bicubic", "random"), "filter that resizes training images"),
+    "data.auto_augment": Key(str, None, "RandAugment in timm's words, such as rand-m9-mstd0.5-inc1; none if unset",
+                             optional=True),
+    "data.crop_pct": Key(float, "0..1", "share of the resized side that an evaluated crop keeps; the model's if unset",
+                         optional=True),
+    "data.crop_mode": Key(str, ("center", "squash", "border"), "how an evaluated image is cut; the model's if unset",
+                          optional=True),
     "data.num_workers": Key(int, "0..", "processes that decode; 0 decodes in threads"),
     "data.bad_records": Key(str, ("stop", "skip"), "what a record that does not decode does: ends the run, or is "
                             "replaced by another (in evaluation: left out) and counted"),
@@ -74,7 +90,6 @@ KEYS: Mapping[str, Key] = {
     "optim.b2": Key(float, "0..1", "AdamW's decay of the second moment"),
     "optim.eps": Key(float, "0..", "AdamW's divisor at zero"),
     "optim.clip_grad_norm": Key(float, "0..", "largest global norm of a gradient; not clipped if unset", optional=True),
-    "optim.accumulation_steps": Key(int, "1..", "parts that a batch is computed in, to save memory"),
     "optim.ema_decay": Key(float, "0..1", "of the moving average of the parameters; none is kept if unset",
                            optional=True),
     "profile.start_step": Key(int, "0..", "first step of a profiler trace; none is taken if unset", optional=True),
@@ -84,8 +99,39 @@ KEYS: Mapping[str, Key] = {
 # Keys that do not change what a step computes, so that a resumed run may set them otherwise.
 FREE_TO_CHANGE = (
     "resume", "eval_every_epochs", "eval_batch_size", "save_every_steps", "log_every_steps", "data.data_dir",
-    "data.num_workers", "profile.start_step", "profile.num_steps",
+    "data.num_workers", "data.eval_sets", "profile.start_step", "profile.num_steps",
 )  # fmt: skip
+
+
+def read_config(file: str, changes: Sequence[str] = ()) -> ConfigDict:
+    """Load an experiment.
+
+    Args:
+        file: whose `get_config` gives it.
+        changes: "--config.KEY=VALUE" each.
+
+    Raises:
+        RunError: the file cannot be loaded, or a change does not fit.
+    """
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", flag_values=values)
+    try:
+        values(["", f"--config={file}", *changes])
+        holder.value.items()  # of a file that could not be loaded, any use tells why
+    except (AttributeError, KeyError, OSError, flags.Error) as error:
+        raise RunError(explain_flags(error)) from None
+    check_config(holder.value)
+    return holder.value
+
+
+def explain_flags(error: AttributeError | KeyError | OSError | flags.Error) -> str:
+    """Word in one sentence what ml_collections or absl raised over the flags of a config."""
+    # The text of a KeyError is the repr of its message.
+    text = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
+    if isinstance(error, OSError):
+        return f"--config cannot be loaded: {text.rpartition('Attempted')[2].strip()}"
+    # An unknown key of the config, the nearest known one included.
+    return text if isinstance(error, flags.Error) else f"the config has no key {text}"
 
 
 def flatten_config(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -115,16 +161,16 @@ def check_config(config: ConfigDict) -> None:
         raise RunError(f"the config lacks {', '.join(f'config.{name}' for name in missing)}; configs/digits.py has all")
     for name, key in KEYS.items():
         _check_value(name, key, flat[name])
+    if flat["init_head"] == "new" and flat["init_from"] is None:
+        raise RunError(
+            "config.init_head is 'new', a new classifier on given weights, and config.init_from is unset; the workdir "
+            "of a run is expected there"
+        )
     warmup, cooldown = flat["optim.warmup_epochs"], flat["optim.cooldown_epochs"]
     if warmup + cooldown > flat["num_epochs"]:
         raise RunError(
             f"config.optim.warmup_epochs {warmup} and cooldown_epochs {cooldown} are more than config.num_epochs "
             f"{flat['num_epochs']}; at most as many are expected"
-        )
-    parts = flat["optim.accumulation_steps"]
-    if flat["batch_size"] % parts:
-        raise RunError(
-            f"config.batch_size {flat['batch_size']} is not a multiple of config.optim.accumulation_steps {parts}"
         )
 
 

@@ -12,18 +12,21 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from mambaout_jax import parallel
-from mambaout_jax.data import TrainTransform, open_source, train_batches
+from mambaout_jax.data import DataError, WorkerDiedError, open_source
 from mambaout_jax.models import Model
 from mambaout_jax.train.checkpoint import Checkpoints
-from mambaout_jax.train.config import check_config
-from mambaout_jax.train.errors import DivergedError, RunError, StoppedError
+from mambaout_jax.train.config import check_config, flatten_config
+from mambaout_jax.train.errors import RunError, StoppedError
 from mambaout_jax.train.evaluation import Evaluator
+from mambaout_jax.train.inputs import steps_per_epoch, training_batches
 from mambaout_jax.train.metrics import MetricWriter, StepLog
 from mambaout_jax.train.mixing import Augmentation
 from mambaout_jax.train.optim import Schedule, adamw, warmup_cosine
+from mambaout_jax.train.pretrained import load_pretrained
+from mambaout_jax.train.recipe import accumulation_steps, departures, describe_batch
 from mambaout_jax.train.report import write_report
 from mambaout_jax.train.signals import StopSignals
-from mambaout_jax.train.state import TrainState, init_progress, init_state
+from mambaout_jax.train.state import TrainState, init_progress, init_state, start_from
 from mambaout_jax.train.step import make_train_step
 from mambaout_jax.train.trace import StepTrace
 from mambaout_jax.train.workdir import (
@@ -56,15 +59,16 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
     model = build_model(config, len(source.class_names))
     mesh = parallel.make_mesh()
     sharding, replicated = parallel.batch_sharding(mesh), parallel.replicated(mesh)
-    augmentation = Augmentation(**config.augment)
-    transform = _build_transform(config, model)
-    _check_batch(config, augmentation, len(source), mesh.size)
-    steps_per_epoch = len(source) // config.batch_size
-    num_steps = config.num_epochs * steps_per_epoch
-    eval_every = config.eval_every_epochs * steps_per_epoch
+    # timm mixes bytes; what is fast leaves the sums as they are.
+    augmentation = Augmentation(**config.augment, round_mixed=config.data.pipeline == "exact")
+    epoch_steps = steps_per_epoch(config, source)
+    mixing_group = augmentation.mixup_group if augmentation.mixes else 1
+    parts = accumulation_steps(config.batch_size, mesh.size, config.device_batch_size, mixing_group)
+    num_steps = config.num_epochs * epoch_steps
+    eval_every = config.eval_every_epochs * epoch_steps
 
     # How a step computes.
-    schedule, optimizer = build_optimizer(config, model, steps_per_epoch)
+    schedule, optimizer = build_optimizer(config, model, epoch_steps)
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     step_key = jax.device_put(step_key, replicated)
 
@@ -77,7 +81,7 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
         optimizer,
         schedule,
         augmentation,
-        accumulation_steps=config.optim.accumulation_steps,
+        accumulation_steps=parts,
         ema_decay=config.optim.ema_decay,
     )
 
@@ -93,10 +97,21 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
         if restored is None:
             state = jax.jit(draw_state, out_shardings=replicated)(init_key)
             step, evaluated = 0, False
+            origin = ""
+            if config.init_from is not None:
+                variables, origin = load_pretrained(
+                    config.init_from,
+                    model,
+                    state.variables,
+                    init_head=config.init_head,
+                    class_names=source.class_names,
+                )
+                state = jax.jit(start_from, out_shardings=replicated)(state, variables)
         else:
             state, metadata = restored
             _check_dataset(config, metadata, source.fingerprint)
             step, evaluated = int(state.step), metadata["evaluated"]
+            origin = f"goes on after step {step}"
             started -= metadata["seconds"]
         if step > num_steps:
             raise RunError(f"workdir {workdir} is at step {step}, after the {num_steps} of config.num_epochs")
@@ -110,20 +125,22 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
         environment = describe_environment(source)
         record_run(workdir, config, environment)
 
-        writer = MetricWriter(workdir, num_steps=num_steps, first_step=step, steps_per_epoch=steps_per_epoch)
+        writer = MetricWriter(workdir, num_steps=num_steps, first_step=step, steps_per_epoch=epoch_steps)
         cleanup.callback(writer.close)
         num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.variables["params"]))
         writer.say(
             f"{model.name}, {num_parameters:,} parameters, on {mesh.size} x {jax.devices()[0].device_kind}; "
             f"{len(source):,} training and {len(validation):,} validation images of {source.name}; "
-            f"{config.num_epochs} epochs of {steps_per_epoch} steps of {config.batch_size} images"
-            f"{f'; goes on after step {step}' if step else ''}"
+            f"{config.num_epochs} epochs of {epoch_steps} steps; "
+            f"{describe_batch(config.batch_size, mesh.size, parts)}{f'; {origin}' if origin else ''}"
         )
+        for sentence in departures(flatten_config(config)):
+            writer.say(f"not the published recipe: {sentence}")
         log = StepLog(
             writer,
             jax.device_put(init_progress(), replicated),
             batch_size=config.batch_size,
-            steps_per_epoch=steps_per_epoch,
+            steps_per_epoch=epoch_steps,
             every=config.log_every_steps,
             started=started,
         )
@@ -150,16 +167,7 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
             )
             run_step = stop.interruptible(lowered.compile)
             evaluator = Evaluator(config, model, validation, sharding=sharding, stop=stop)
-            host_batches = train_batches(
-                source,
-                transform,
-                batch_size=config.batch_size,
-                steps_per_epoch=steps_per_epoch,
-                seed=config.seed,
-                start_step=step,
-                num_workers=config.data.num_workers,
-                bad_records=config.data.bad_records,
-            )
+            host_batches = training_batches(config, model, source, start_step=step)
             cleanup.callback(host_batches.close)
             batches = parallel.prefetch(log.timed(host_batches), sharding)
             log.restart()
@@ -186,12 +194,13 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
                 if config.save_every_steps and step % config.save_every_steps == 0 and not due(step):
                     save()
                 stop.check()
-        except (StoppedError, RuntimeError) as error:
-            # A scheduler that signals the whole process group ends the workers too, and reading from them then fails.
-            if stop.received is None or isinstance(error, DivergedError):
-                raise
+        except (StoppedError, DataError, WorkerDiedError) as error:
+            # A record or a worker that fails takes no finished step with it. A scheduler that signals the whole process
+            # group ends the workers too, and reading from them then fails.
             if step > first_step:
                 save()
+            if stop.received is None:
+                raise
             raise StoppedError(f"stopped by {stop.received}") from error
 
     results = {
@@ -203,24 +212,6 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
     write_atomically(results_file, json.dumps(results, indent=2) + "\n")
     write_report(workdir)
     return results
-
-
-def _check_batch(config: ConfigDict, augmentation: Augmentation, num_images: int, num_devices: int) -> None:
-    if config.batch_size > num_images:
-        raise RunError(
-            f"config.batch_size is {config.batch_size}; at most the {num_images} training images are expected"
-        )
-    parts = config.optim.accumulation_steps
-    if config.batch_size % (num_devices * parts):
-        raise RunError(
-            f"config.batch_size is {config.batch_size}; a multiple of {num_devices} devices times "
-            f"config.optim.accumulation_steps {parts} is expected"
-        )
-    if augmentation.mixes and config.batch_size // num_devices % augmentation.mixup_group:
-        raise RunError(
-            f"config.augment.mixup_group is {augmentation.mixup_group}; a divisor of the "
-            f"{config.batch_size // num_devices} images of a device is expected, so that mixing stays on it"
-        )
 
 
 def _check_dataset(config: ConfigDict, metadata: dict[str, Any], fingerprint: str) -> None:
@@ -256,15 +247,3 @@ def build_optimizer(
         no_decay=model.no_decay,
     )
     return schedule, optimizer
-
-
-def _build_transform(config: ConfigDict, model: Model) -> TrainTransform:
-    return TrainTransform(
-        size=model.input_spec.size,
-        channels=model.in_chans,
-        crop=config.data.crop,
-        scale=config.data.crop_scale,
-        ratio=config.data.crop_ratio,
-        flip=config.data.flip_rate,
-        interpolation=config.data.interpolation,
-    )

@@ -15,6 +15,9 @@ from tqdm import tqdm
 from mambaout_jax.train.errors import DivergedError
 from mambaout_jax.train.state import Progress
 
+# From this share of the time on, a faster input pipeline is worth more than a faster step.
+INPUT_BOUND = 0.05
+
 
 class MetricWriter:
     """Append records to metrics.jsonl and their scalars to TensorBoard, and show them on the console.
@@ -52,9 +55,10 @@ class MetricWriter:
         started, first_step = self._clock
         done = record["step"] - first_step
         left = (time.monotonic() - started) / max(done, 1) * (self._num_steps - record["step"])
+        bound = " (input bound)" if record["input_wait"] > INPUT_BOUND else ""
         text = (
             f"loss {record['loss']:.4f}, {record['images_per_second']:.0f} images/s, "
-            f"{100 * record['input_wait']:.0f} % waiting for data, {_clock(left)} left"
+            f"{100 * record['input_wait']:.0f} % waiting for data{bound}, {_clock(left)} left"
         )
         self._bar.set_description_str(f"epoch {record['epoch']:.1f}/{self._num_epochs}", refresh=False)
         self._bar.set_postfix_str(text, refresh=False)

@@ -1,6 +1,6 @@
 """What a run carries from step to step."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -60,6 +60,12 @@ def init_state(model: Model, optimizer: optax.GradientTransformation, key: Key[A
         ema=jax.tree.map(jnp.copy, variables) if ema else None,
         opt_state=optimizer.init(variables["params"]),
     )
+
+
+def start_from(state: TrainState, variables: dict[str, Any]) -> TrainState:
+    """Put given weights in the place of drawn ones, in the average too; they are copied."""
+    copies = [jax.tree.map(jnp.copy, variables) for _ in range(2)]
+    return replace(state, variables=copies[0], ema=None if state.ema is None else copies[1])
 
 
 def init_progress() -> Progress:

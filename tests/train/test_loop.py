@@ -95,8 +95,9 @@ def test_run_leaves_what_it_promises(unbroken):
 
 def test_evaluation_equals_the_end_of_training(unbroken):
     results = json.loads((unbroken / "results.json").read_text())
-    scores = evaluate(None, unbroken)
-    assert scores["step"] == results["steps"]
+    record = evaluate(None, unbroken)
+    assert record["step"] == results["steps"]
+    (scores,) = record["sets"]
     for weights in ("raw", "ema"):
         assert scores[weights] == pytest.approx(results[weights], rel=1e-6)
 
@@ -104,7 +105,7 @@ def test_evaluation_equals_the_end_of_training(unbroken):
 @pytest.mark.parametrize("batch_size", [7, 360, 500])
 def test_evaluation_counts_every_image_once_for_ragged_sizes(unbroken, batch_size):
     results = json.loads((unbroken / "results.json").read_text())
-    scores = evaluate(tiny.config(eval_batch_size=batch_size), unbroken)
+    (scores,) = evaluate(tiny.config(eval_batch_size=batch_size), unbroken)["sets"]
     assert scores["raw"] == pytest.approx(results["raw"], rel=1e-5)
 
 

@@ -1,0 +1,292 @@
+"""Time the input pipelines against tf.data and against PyTorch's DataLoader with timm's transforms, on the same files.
+
+    python benchmarks/input.py [--rounds 3] [--seconds 6] [--workers 2] [--json PATH]
+
+600 JPEGs of about 500x375 pixels and 100 kB are made here; everybody gives batches of 64 crops of 224 pixels with the
+same number of processes (tf.data: threads). A peer that is not installed is left out and named. Exit code 1 if a
+figure that could be measured falls short of its claim:
+
+    fast, without RandAugment    600 images/s a core, and 1.1 times tf.data's fused decode-and-crop with the same filter
+    fast, with RandAugment       350 images/s a core
+    exact, the full recipe       1.2 times the DataLoader to float, 1.0 times the DataLoader to uint8
+    either pipeline              at least 0.85 times the bare transforms in as many processes
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import io
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from statistics import median
+
+import numpy as np
+import tensorflow_datasets as tfds
+from _timing import machine, median_ratio, write_json
+from PIL import Image
+
+from mambaout_jax.analysis.input_speed import measure_input
+from mambaout_jax.data import TrainTransform, open_source, train_batches
+
+BATCH_SIZE = 64
+SIZE = 224
+RECIPE = {"crop": "random_resized", "flip": 0.5, "interpolation": "random"}
+RAND_AUGMENT = "rand-m9-mstd0.5-inc1"
+
+
+class Photos(tfds.core.GeneratorBasedBuilder):
+    """Build `photos`: pictures with large shapes, texture and noise, that compress as photographs do."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    num_images = 600
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "image": tfds.features.Image(encoding_format="jpeg"),
+            "label": tfds.features.ClassLabel(names=["photo"]),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for number in range(self.num_images):
+            yield number, {"image": make_photo(number), "label": "photo"}
+
+
+def make_photo(number: int) -> bytes:
+    """Draw and encode one picture."""
+    rng = np.random.default_rng(number)
+    width, height = (500, 375) if number % 4 else (375, 500)
+    layers = [
+        np.asarray(
+            Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8)).resize((width, height), Image.BICUBIC),
+            np.float32,
+        )
+        for side in (5, 23, 97)
+    ]
+    pixels = 0.55 * layers[0] + 0.3 * layers[1] + 0.15 * layers[2] + rng.normal(0, 8, (height, width, 1))
+    file = io.BytesIO()
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, format="JPEG", quality=94)
+    return file.getvalue()
+
+
+def main() -> int:
+    """Print the table, a line a pipeline, and what falls short."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=6.0)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--json", metavar="PATH")
+    args = parser.parse_args()
+
+    with tempfile.TemporaryDirectory() as folder:
+        tfds.disable_progress_bar()
+        builder = Photos(data_dir=folder, file_format="array_record")
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+        source = open_source("photos", "train", folder)
+        files = [source[index]["image"] for index in range(len(source))]
+        forms = {
+            "fast": lambda: ours(source, args, pipeline="fast"),
+            "fast, bare": lambda: bare(files, args, pipeline="fast"),
+            "fast, bilinear": lambda: ours(source, args, pipeline="fast", interpolation="bilinear"),
+            "tf.data, bilinear": lambda: tf_data(files, args),
+            "fast, RandAugment": lambda: ours(source, args, pipeline="fast", auto_augment=RAND_AUGMENT),
+            "fast, RandAugment, bare": lambda: bare(files, args, pipeline="fast", auto_augment=RAND_AUGMENT),
+            "exact, RandAugment": lambda: ours(source, args, pipeline="exact", auto_augment=RAND_AUGMENT),
+            "exact, RandAugment, bare": lambda: bare(files, args, pipeline="exact", auto_augment=RAND_AUGMENT),
+            "timm, float": lambda: timm_loader(files, args, to_float=True),
+            "timm, uint8": lambda: timm_loader(files, args, to_float=False),
+        }
+        needs = {"tf.data": ("tensorflow",), "timm": ("torch", "timm")}
+        for name in list(forms):
+            missing = [module for module in needs.get(name.split(",")[0], ()) if not importlib.util.find_spec(module)]
+            if missing:
+                print(f"{name}: left out, {' and '.join(missing)} not installed")
+                del forms[name]
+        seconds: dict[str, list[float]] = {name: [] for name in forms}  # an image
+        for _ in range(args.rounds):
+            for name, measure in forms.items():
+                seconds[name].append(1 / measure())
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    hands = min(args.workers, cores)
+    print(*(f"{name}: {value}" for name, value in machine().items()), sep="\n")
+    print(f"files: {len(files)}, {np.mean([len(file) for file in files]) / 1e3:.0f} kB on average\n")
+    print(f"{'pipeline':<26} {'images/s':>9} {'a core':>8}")
+    for name, values in seconds.items():
+        print(f"{name:<26} {1 / median(values):9.0f} {1 / median(values) / hands:8.0f}")
+    claims = judge(seconds, hands)
+    print(f"\n{'claim':<52} {'measured':>9} {'at least':>9}")
+    for name, (measured, least) in claims.items():
+        print(f"{name:<52} {measured:9.2f} {least:9.2f}{'' if measured >= least else '   falls short'}")
+    write_json(
+        args.json,
+        {
+            "images_per_second": {name: 1 / median(values) for name, values in seconds.items()},
+            "claims": {name: {"measured": measured, "least": least} for name, (measured, least) in claims.items()},
+        },
+    )
+    return int(any(measured < least for measured, least in claims.values()))
+
+
+def judge(seconds: dict[str, list[float]], hands: int) -> dict[str, tuple[float, float]]:
+    """Give for each claim that could be measured (measured, least)."""
+    claims = {
+        "fast, images/s a core": (1 / median(seconds["fast"]) / hands, 600.0),
+        "fast, RandAugment, images/s a core": (1 / median(seconds["fast, RandAugment"]) / hands, 350.0),
+    }
+    for name, ours_name, peer, least in (
+        ("fast, bilinear / tf.data, bilinear", "fast, bilinear", "tf.data, bilinear", 1.1),
+        ("exact / timm to float", "exact, RandAugment", "timm, float", 1.2),
+        ("exact / timm to uint8", "exact, RandAugment", "timm, uint8", 1.0),
+        ("fast / bare transforms", "fast", "fast, bare", 0.85),
+        ("fast, RandAugment / bare transforms", "fast, RandAugment", "fast, RandAugment, bare", 0.85),
+        ("exact, RandAugment / bare transforms", "exact, RandAugment", "exact, RandAugment, bare", 0.85),
+    ):
+        if peer in seconds:
+            claims[name] = (median_ratio(seconds[peer], seconds[ours_name]), least)
+    return claims
+
+
+def transform_of(**options: str) -> TrainTransform:
+    """Build the recipe's transform."""
+    return TrainTransform((SIZE, SIZE), **(RECIPE | options))
+
+
+def ours(source, args: argparse.Namespace, **options: str) -> float:
+    """Time this package's pipeline; images a second."""
+    batches = train_batches(
+        source,
+        transform_of(**options),
+        batch_size=BATCH_SIZE,
+        steps_per_epoch=len(source) // BATCH_SIZE,
+        seed=0,
+        num_workers=args.workers,
+    )
+    return rate(batches, args)
+
+
+def rate(batches: Iterator[dict[str, np.ndarray]], args: argparse.Namespace) -> float:
+    """Take batches as `bench-data` does."""
+    with contextlib.closing(batches):
+        return measure_input(batches, args.seconds).images_per_second
+
+
+def bare(files: list[bytes], args: argparse.Namespace, **options: str) -> float:
+    """Time the transform alone, over and over, in as many processes."""
+    with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
+        work = [(files, transform_of(**options), args.seconds)] * args.workers
+        pool.starmap(transform_for, [(files, transform_of(**options), 0.5)] * args.workers)
+        return sum(pool.starmap(transform_for, work, chunksize=1))
+
+
+def transform_for(files: list[bytes], transform: TrainTransform, seconds: float) -> float:
+    """Transform files one after the other for some seconds; images a second."""
+    rng, count, began = np.random.default_rng(0), 0, time.monotonic()
+    while (elapsed := time.monotonic() - began) < seconds:
+        transform(files[count % len(files)], rng)
+        count += 1
+    return count / elapsed
+
+
+def tf_data(files: list[bytes], args: argparse.Namespace) -> float:
+    """Time tf.data: crop box, fused decode and crop, bilinear resize without antialiasing, flip, uint8."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import tensorflow as tf
+
+    def view(file):
+        shape = tf.image.extract_jpeg_shape(file)
+        begin, size, _ = tf.image.sample_distorted_bounding_box(
+            shape,
+            tf.zeros((0, 0, 4)),
+            area_range=(0.08, 1.0),
+            aspect_ratio_range=(3 / 4, 4 / 3),
+            max_attempts=10,
+            use_image_if_no_bounding_boxes=True,
+        )
+        window = tf.stack([begin[0], begin[1], size[0], size[1]])
+        image = tf.image.decode_and_crop_jpeg(file, window, channels=3)
+        image = tf.image.resize(image, (SIZE, SIZE), "bilinear", antialias=False)
+        image = tf.image.random_flip_left_right(image)
+        return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
+
+    dataset = tf.data.Dataset.from_tensor_slices(files).shuffle(len(files)).repeat()
+    dataset = dataset.map(view, num_parallel_calls=args.workers).batch(BATCH_SIZE, drop_remainder=True).prefetch(2)
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = args.workers
+    return rate(as_batches(dataset.with_options(options).as_numpy_iterator), args)
+
+
+def timm_loader(files: list[bytes], args: argparse.Namespace, *, to_float: bool) -> float:
+    """Time PyTorch's DataLoader with timm's transform of the recipe."""
+    import torch
+
+    dataset = TimmFiles(files, to_float)
+    loader = torch.utils.data.DataLoader(
+        dataset,
+        batch_size=BATCH_SIZE,
+        num_workers=args.workers,
+        drop_last=True,
+        collate_fn=dataset.collate,
+        sampler=torch.utils.data.RandomSampler(files, replacement=True, num_samples=10**7),
+    )
+    return rate(as_batches(loader.__iter__), args)
+
+
+class TimmFiles:
+    """Hold files for the DataLoader, and build timm's transform where they are transformed."""
+
+    def __init__(self, files: list[bytes], to_float: bool):
+        self._files, self._to_float, self._transform = files, to_float, None
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int):
+        if self._transform is None:
+            self._transform = timm_transform(self._to_float)
+        return self._transform(Image.open(io.BytesIO(self._files[index])).convert("RGB")), 0
+
+    def collate(self, rows: list):
+        """Join rows to a batch, each form with what it uses."""
+        import torch
+
+        if self._to_float:
+            return torch.utils.data.default_collate(rows)
+        return torch.from_numpy(np.stack([image for image, _ in rows])), None
+
+
+def timm_transform(to_float: bool) -> Callable:
+    """Build timm's transform, without the erasing, which ours leaves to the device."""
+    import torch
+
+    torch.set_num_threads(1)
+    for name in ("nms", "qnms"):  # torchvision's compiled operators are missing beside some builds of torch
+        with contextlib.suppress(RuntimeError):
+            torch.library.define(f"torchvision::{name}", "(Tensor a, Tensor b, float c) -> Tensor")
+    from timm.data import auto_augment, create_transform
+
+    posterize = auto_augment.NAME_TO_OP["PosterizeIncreasing"]
+    auto_augment.NAME_TO_OP["PosterizeIncreasing"] = lambda image, bits, **options: (
+        posterize(image, bits, **options) if bits else Image.new("RGB", image.size)  # Pillow 13 raises for no bits
+    )
+    return create_transform(
+        SIZE, is_training=True, auto_augment=RAND_AUGMENT, interpolation="random", use_prefetcher=not to_float
+    )
+
+
+def as_batches(start: Callable[[], Iterator]) -> Iterator[dict[str, np.ndarray]]:
+    """Name the images of a peer's batches."""
+    for batch in start():
+        images = batch[0] if isinstance(batch, list | tuple) else batch
+        yield {"image": np.asarray(images)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

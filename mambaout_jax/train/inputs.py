@@ -1,0 +1,64 @@
+"""The training batches that a config describes."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from mambaout_jax.data import ImageSource, TrainTransform, open_source, train_batches
+from mambaout_jax.models import Model
+from mambaout_jax.train.errors import RunError
+from mambaout_jax.train.workdir import build_model
+
+
+def open_batches(config: ConfigDict) -> Iterator[dict[str, np.ndarray]]:
+    """Open the training split of a config and yield its batches from the first on, without end.
+
+    Raises:
+        RunError, DataError, ModelError: the config, the dataset or the model does not fit.
+    """
+    source = open_source(config.data.name, config.data.train_split, config.data.data_dir)
+    return training_batches(config, build_model(config, len(source.class_names)), source)
+
+
+def training_batches(
+    config: ConfigDict, model: Model, source: ImageSource, start_step: int = 0
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the batches of a run from `start_step` on, without end.
+
+    Raises:
+        RunError, DataError: the config does not fit.
+    """
+    return train_batches(
+        source,
+        TrainTransform(
+            size=model.input_spec.size,
+            channels=model.in_chans,
+            crop=config.data.crop,
+            scale=config.data.crop_scale,
+            ratio=config.data.crop_ratio,
+            flip=config.data.flip_rate,
+            interpolation=config.data.interpolation,
+            auto_augment=config.data.auto_augment,
+            pipeline=config.data.pipeline,
+        ),
+        batch_size=config.batch_size,
+        steps_per_epoch=steps_per_epoch(config, source),
+        seed=config.seed,
+        start_step=start_step,
+        num_workers=config.data.num_workers,
+        bad_records=config.data.bad_records,
+    )
+
+
+def steps_per_epoch(config: ConfigDict, source: ImageSource) -> int:
+    """Count the whole batches of an epoch.
+
+    Raises:
+        RunError: there is none.
+    """
+    if config.batch_size > len(source):
+        raise RunError(
+            f"config.batch_size is {config.batch_size}; at most the {len(source)} training images are expected"
+        )
+    return len(source) // config.batch_size
