@@ -11,6 +11,11 @@ from mambaout_jax.data.errors import DataError
 MODES = {1: "L", 3: "RGB"}
 SIXTEEN_BIT_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 MAX_REDUCTION = 8  # the DCT's own block: one value of it is left
+# Sequential frames of Huffman codes, whose rows come in order.
+SEQUENTIAL_FRAMES, OTHER_FRAMES = (0xC0, 0xC1), (0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
+START_OF_SCAN, END_OF_IMAGE = 0xDA, b"\xff\xd9"
+# Colours are smoothed over two rows of eight-fold reduced pixels, at most, below the last row that is wanted.
+ROWS_BELOW = 16
 
 
 def decode_image(image: bytes | Image.Image, channels: int = 3, *, exif_orientation: bool = False) -> Image.Image:
@@ -55,8 +60,10 @@ def jpeg_size(image: bytes) -> tuple[int, int] | None:
     return (width, height) if colours in ("YCbCr", "Gray") and width * height <= Image.MAX_IMAGE_PIXELS else None
 
 
-def decode_fast(image: bytes, channels: int = 3, min_height: int = 0, min_width: int = 0) -> np.ndarray:
-    """Decode to uint8 (h, w, c), a JPEG no larger than it has to be.
+def decode_fast(
+    image: bytes, channels: int = 3, min_height: int = 0, min_width: int = 0, rows: int | None = None
+) -> np.ndarray:
+    """Decode to uint8 (h, w, c), a JPEG no larger and no further than it has to be.
 
     A JPEG whose sides are at least 2, 4 or 8 times the least that will do is decoded at 1/2, 1/4 or 1/8 of them,
     rounded up, out of the low frequencies that it stores. Otherwise, and for everything that simplejpeg refuses, the
@@ -66,6 +73,7 @@ def decode_fast(image: bytes, channels: int = 3, min_height: int = 0, min_width:
         channels: 1 (grey) or 3 (RGB).
         min_height: least height in pixels that will do; 0 asks for all.
         min_width: likewise.
+        rows: how many of the whole image's rows are wanted; there may be more below them. None asks for all.
 
     Raises:
         DataError: as `decode_image`.
@@ -79,11 +87,29 @@ def decode_fast(image: bytes, channels: int = 3, min_height: int = 0, min_width:
         reduction = min(power_of_two_within(min(height / min_height, width / min_width)), MAX_REDUCTION)
     try:
         # libjpeg also scales by 3/8 and the like, more slowly than by powers of two: this leaves it no such choice.
+        shortened = None if rows is None else _shorten(image, height, rows + ROWS_BELOW)
+        height = height if shortened is None else rows + ROWS_BELOW
         sizes = {"min_height": -(-height // reduction), "min_width": -(-width // reduction), "min_factor": reduction}
-        pixels = simplejpeg.decode_jpeg(image, "RGB", fastdct=False, fastupsample=False, **sizes)
+        # Not strict about a shortened one: what is left of it is no fault.
+        pixels = simplejpeg.decode_jpeg(shortened or image, "RGB", strict=shortened is None, **sizes)
     except ValueError:  # damaged; Pillow takes some of it, and has a sentence for the rest
         return to_array(decode_image(image, channels))
     return pixels if channels == 3 else to_array(Image.fromarray(pixels).convert(MODES[1]))
+
+
+def _shorten(image: bytes, height: int, rows: int) -> bytes | None:
+    """Write fewer rows into a JPEG's frame header: the decoder stops after them, which saves what lies below.
+
+    Gives None where that cannot be done or saves nothing: progressive files, truncated ones, and too many rows.
+    """
+    if rows >= height or not image.endswith(END_OF_IMAGE):
+        return None
+    at = 2
+    while image[at] == 0xFF and image[at + 1] not in (*OTHER_FRAMES, START_OF_SCAN):
+        if image[at + 1] in SEQUENTIAL_FRAMES:
+            return image[: at + 5] + rows.to_bytes(2, "big") + image[at + 7 :]
+        at += 2 + int.from_bytes(image[at + 2 : at + 4], "big")
+    return None
 
 
 def power_of_two_within(factor: float) -> int:

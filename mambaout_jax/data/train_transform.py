@@ -144,14 +144,15 @@ class TrainTransform:
             # The least whole image whose part in the box is as large as the view.
             least_height = math.ceil(size[1] * self.size[0] / (box[3] - box[1]))
             least_width = math.ceil(size[0] * self.size[1] / (box[2] - box[0]))
-            pixels = decode_fast(image, self.channels, least_height, least_width)
-        left, right = _scale_interval(box[0], box[2], size[0], pixels.shape[1])
-        top, bottom = _scale_interval(box[1], box[3], size[1], pixels.shape[0])
+            pixels = decode_fast(image, self.channels, least_height, least_width, rows=box[3])
+        # What the decoder divided both sides by, rounding up: 1, 2, 4 or 8.
+        reduction = 1 << (-(-size[0] // pixels.shape[1]) - 1).bit_length()
+        left, right = _scale_interval(box[0], box[2], reduction, pixels.shape[1])
+        top, bottom = _scale_interval(box[1], box[3], reduction, pixels.shape[0])
         return _resize(pixels[top:bottom, left:right], self.size, interpolation)
 
 
-def _scale_interval(first: int, last: int, extent: int, scaled_extent: int) -> tuple[int, int]:
-    reduction = 1 << (-(-extent // scaled_extent) - 1).bit_length()  # the decoder's: 1, 2, 4 or 8, and rounded up
+def _scale_interval(first: int, last: int, reduction: int, scaled_extent: int) -> tuple[int, int]:
     scaled_first = min(round(first / reduction), scaled_extent - 1)
     return scaled_first, max(scaled_first + 1, min(round(last / reduction), scaled_extent))
 

@@ -99,6 +99,29 @@ def test_jpeg_is_reduced_by_the_largest_power_of_two_that_keeps_the_least_size(l
     assert np.abs(reduced.astype(int) - to_array(whole)).mean() < 1.5
 
 
+@pytest.mark.parametrize("rows", [1, 16, 40, 97, 140, 1000])
+@pytest.mark.parametrize("make", (YCBCR_AND_GREY | OTHERS).values(), ids=YCBCR_AND_GREY | OTHERS)
+def test_rows_that_are_wanted_are_pillows(make, rows):
+    content = make()
+    some, reference = decode_fast(content, 3, rows=rows), to_array(decode_image(content))
+    np.testing.assert_array_equal(some[:rows], reference[:rows])
+
+
+@pytest.mark.parametrize("rows", [1, 16, 40, 97, 140, 1000])
+@pytest.mark.parametrize("make", YCBCR_AND_GREY.values(), ids=YCBCR_AND_GREY)
+def test_rows_that_are_wanted_of_a_reduced_image_are_those_of_all(make, rows):
+    content = make()
+    height = decode_image(content).height
+    reduced, whole = decode_fast(content, 3, 20, 20, rows=rows), decode_fast(content, 3, 20, 20)
+    rows_of_reduced = -(-rows * len(whole) // height)
+    np.testing.assert_array_equal(reduced[:rows_of_reduced], whole[:rows_of_reduced])
+
+
+@pytest.mark.parametrize("kind", ["444", "422", "420", "440", "411", "Gray"])
+def test_rows_below_those_that_are_wanted_are_left_alone(kind):
+    assert len(decode_fast(subsampled(kind), 3, rows=30)) < 60
+
+
 @pytest.mark.parametrize("make", OTHERS.values(), ids=OTHERS)
 def test_what_simplejpeg_does_not_decode_is_not_reduced(make):
     assert decode_fast(make(), 3, 10, 10).shape == (150, 200, 3)
@@ -122,8 +145,9 @@ def test_truncated_jpeg_is_refused_or_taken_as_pillow_does():
             reference = to_array(decode_image(content[:length]))
         except DataError:
             refused += 1
-            with pytest.raises(DataError):
-                decode_fast(content[:length])
+            for rows in (None, 10):
+                with pytest.raises(DataError):
+                    decode_fast(content[:length], rows=rows)
         else:
             np.testing.assert_array_equal(decode_fast(content[:length]), reference)
     assert refused > 0.9 * len(content) / 5
