@@ -18,8 +18,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Only that command's module is imported, and a command imports what is heavy when it runs: help comes at once.
 
     Returns:
-        0 when done, 1 when a worker process died, 2 when something was typed wrong, 130 after Ctrl-C. Any other
-        failure is raised.
+        0 when done, 1 when the machine falls short or fails in a known way, 2 when something was typed wrong, 130
+        after Ctrl-C. Any other failure is raised.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:

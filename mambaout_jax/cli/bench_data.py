@@ -18,16 +18,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the figures; 3 if they fall short of --need."""
+    """Print the figures; 1 if they fall short of --need."""
     from mambaout_jax import train
     from mambaout_jax.analysis.input_speed import measure_input
+    from mambaout_jax.data.workers import THREADS
 
-    config = train.read_config(args.config, args.config_changes)
-    if args.workers is not None:
-        config.data.num_workers = args.workers
+    changes = [] if args.workers is None else [f"--config.data.num_workers={args.workers}"]
+    config = train.read_config(args.config, [*args.config_changes, *changes])
     with contextlib.closing(train.open_batches(config)) as batches:
         speed = measure_input(batches, args.seconds)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    hands = min(config.data.num_workers or THREADS, cores)
     figures = {
         "dataset": config.data.name,
         "pipeline": config.data.pipeline,
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         "batches": speed.num_batches,
         "start_seconds": speed.start_seconds,
         "images_per_second": speed.images_per_second,
-        "images_per_second_per_core": speed.images_per_second / cores,
+        "images_per_second_per_core": speed.images_per_second / hands,
         "batch_seconds_p50": speed.batch_seconds[0],
         "batch_seconds_p99": speed.batch_seconds[1],
         "bytes_per_second": speed.bytes_per_second,
@@ -48,8 +49,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(_describe(figures))
         if args.need is not None:
-            print(_judge(speed.images_per_second, args.need, cores))
-    return 0 if enough else 3
+            print(_judge(speed.images_per_second, args.need, hands))
+    return 0 if enough else 1
 
 
 def _positive(text: str) -> float:
@@ -70,7 +71,7 @@ def _describe(figures: dict) -> str:
             f"{figures['batch_size']}",
             f"first batch      {figures['start_seconds']:8.1f} s",
             f"images           {figures['images_per_second']:8.0f} /s, {figures['images_per_second_per_core']:.0f} /s "
-            "a core",
+            "a core that works",
             f"wait for a batch {1e3 * figures['batch_seconds_p50']:8.1f} ms median, "
             f"{1e3 * figures['batch_seconds_p99']:.1f} ms 99th percentile, over {figures['batches']} batches",
             f"pixels           {figures['bytes_per_second'] / 2**20:8.1f} MiB/s",
@@ -78,10 +79,10 @@ def _describe(figures: dict) -> str:
     )
 
 
-def _judge(has: float, need: float, cores: int) -> str:
+def _judge(has: float, need: float, hands: int) -> str:
     if has >= need:
         return f"It can feed {need:g} images a second, and {100 * (has / need - 1):.0f} % more."
-    more = math.ceil(need / has * cores)
+    more = math.ceil(need / has * hands)
     return (
         f"It cannot feed {need:g} images a second: it gives {100 * has / need:.0f} % of them. At this rate a core, "
         f"{more} cores could; --config.data.pipeline=fast or more --workers may help."

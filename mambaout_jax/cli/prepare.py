@@ -75,6 +75,8 @@ def _end(number: int, frame: object) -> None:
 
 def _report(prepared) -> None:
     print(f"{prepared.name} is prepared {'' if prepared.images_per_class else 'already '}in {prepared.folder}")
+    if not prepared.images_per_class:
+        print("  by its numbers and classes; move that folder away to write it anew")
     for split, count in prepared.num_images.items():
         line = f"  {split}: {count:,} images of {prepared.num_classes:,} classes"
         if prepared.images_per_class:

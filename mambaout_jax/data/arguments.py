@@ -5,6 +5,7 @@ from PIL import Image
 from mambaout_jax.data.errors import DataError
 
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+FILL = {1: (117,), 3: (124, 116, 104)}  # by channels: ImageNet's mean colour, and its luma
 
 
 def check_size_and_channels(size: tuple[int, int], channels: int) -> None:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 T = TypeVar("T")
 
 REMOTE_SECONDS = 30
+FILE_FORMAT = "array_record"
 METADATA = (constants.FEATURES_FILENAME, constants.DATASET_INFO_FILENAME)  # the last, as TFDS takes them for the whole
 
 

@@ -11,8 +11,7 @@ from mambaout_jax.data.errors import DataError
 from mambaout_jax.data.preparation.builders import parse_name
 from mambaout_jax.data.sources import ImageSource, open_source
 
-# A label costs its whole record: half a second for 7,500 of 100 kB on a local disk that is warm, whatever the number of
-# threads. From a bucket the time is spent waiting.
+# A label costs its whole record; from a bucket the time is spent waiting.
 READ_THREADS = 32
 
 

@@ -10,7 +10,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from mambaout_jax.data.arguments import INTERPOLATIONS, check_choice, check_size_and_channels
+from mambaout_jax.data.arguments import FILL, INTERPOLATIONS, check_choice, check_size_and_channels
 from mambaout_jax.data.decode import decode_image, to_array
 from mambaout_jax.data.errors import DataError
 
@@ -23,13 +23,12 @@ class EvalTransform:
 
     The resized image would be floor(size / crop_pct); from it the centre is cut out. "center" scales the shorter
     side to that and keeps the aspect ratio, "squash" scales both sides, "border" scales the longer side and
-    fills what is missing.
+    fills what is missing with ImageNet's mean colour.
 
     Args:
         size: (height, width) in pixels.
         channels: 1 (grey) or 3 (RGB).
         crop_pct: share of the resized side that the crop keeps, above 0 and at most 1.
-        fill: RGB of the borders; the default is ImageNet's mean.
         exif_orientation: turn photographs upright (see `decode_image`).
 
     Raises:
@@ -41,7 +40,6 @@ class EvalTransform:
     crop_pct: float = 1.0
     crop_mode: str = "center"
     interpolation: str = "bicubic"
-    fill: tuple[int, int, int] = (124, 116, 104)
     exif_orientation: bool = False
 
     def __post_init__(self):
@@ -86,7 +84,7 @@ class EvalTransform:
         left, top = _centre_offset(image.width, width), _centre_offset(image.height, height)
         if image.width >= width and image.height >= height:
             return image.crop((left, top, left + width, top + height))
-        canvas = Image.new("RGB", (width, height), self.fill).convert(image.mode)
+        canvas = Image.new("RGB", (width, height), FILL[3]).convert(image.mode)
         canvas.paste(image, (-left, -top))
         return canvas
 

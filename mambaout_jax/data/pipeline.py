@@ -17,7 +17,7 @@ from mambaout_jax.data.errors import DataError
 from mambaout_jax.data.eval_transform import EvalTransform
 from mambaout_jax.data.sources import ImageSource
 from mambaout_jax.data.train_transform import TrainTransform
-from mambaout_jax.data.workers import THREADS, Board, WorkerStart, note
+from mambaout_jax.data.workers import THREADS, Board, WorkerStart, died, note
 
 Batch = dict[str, np.ndarray]
 
@@ -230,6 +230,8 @@ def _iterate_workers(
         options = grain.MultiprocessingOptions(num_workers=num_workers)
         yield from _iterate(chunks.mp_prefetch(options, worker_init_fn=WorkerStart(board)), per_batch)
     except RuntimeError as error:
+        if not died(error):
+            raise
         raise board.explain(error, f"split {source.split!r} of dataset {source.name!r}") from None
     finally:
         board.close()

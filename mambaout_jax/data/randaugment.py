@@ -1,8 +1,8 @@
 """RandAugment on uint8 arrays (h, w, c), c = 1 or 3: fifteen operations, two drawn for each image.
 
 The operations that look at values give the pixels that Pillow gives, most of them through tables of 256 entries.
-The ones that move pixels go through Pillow itself (`affine_pillow`) or through OpenCV (`affine_opencv`, in half the
-time). What to do is drawn first and done afterwards, so that a level and a sign can be set by hand.
+The ones that move pixels go through Pillow itself (`affine_pillow`) or through OpenCV (`affine_opencv`, which is
+faster). What to do is drawn first and done afterwards, so that a level and a sign can be set by hand.
 
 Reference: Cubuk et al., "RandAugment" (2019), with the levels of timm 0.6.11, whose operations grow with them ("inc1").
 """
@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from mambaout_jax.data.arguments import INTERPOLATIONS
+from mambaout_jax.data.arguments import FILL, INTERPOLATIONS
 from mambaout_jax.data.errors import DataError
 
 # Whoever decodes runs one process a core; threads of OpenCV's own inside them only take turns. Every worker process
@@ -24,7 +24,6 @@ from mambaout_jax.data.errors import DataError
 cv2.setNumThreads(0)
 
 MAX_LEVEL = 10.0
-FILL = {1: (117,), 3: (124, 116, 104)}  # ImageNet's mean colour, and its luma
 LUMA = np.array([[19595, 38470, 7471, 2**15]], np.float32) / 2**16  # Pillow's, with the half that rounds
 SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13  # Pillow's filter of that name
 LINEAR_AND_CUBIC = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}

@@ -23,15 +23,15 @@ def list_names(folder: epath.Path) -> list[str] | None:
     """
     try:
         return within_seconds(REMOTE_SECONDS, lambda: _list_names(folder))
-    except (OSError, ImportError) as error:  # etils asks for the package that a kind of bucket needs
+    except Exception as error:  # each kind of bucket raises types of its own
         raise DataError(f"{folder} cannot be read ({error})") from error
 
 
 def check_shards(what: str, folder: epath.Path, shards: Sequence[Any], command: str) -> None:
     """Hold the files of a split against what dataset_info.json says of them.
 
-    Of local files the number of records is read, which a file that was cut short does not tell: 50 ms for a thousand.
-    In a bucket it would cost a request a file, so there they only have to exist.
+    Of local files the number of records is read, which a file that was cut short does not tell. In a bucket it would
+    cost a request a file, so there they only have to exist.
 
     Args:
         what: the split, in words.

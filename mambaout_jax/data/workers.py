@@ -1,5 +1,6 @@
 """Worker processes: how they start, what each is reading, and who died over what."""
 
+import itertools
 import multiprocessing.util
 import operator
 import os
@@ -41,10 +42,12 @@ class Board:
         dead = [number for number, row in enumerate(self._rows) if row[0] > 0 and row[0] not in alive]
         records = sorted({int(record) for number in dead for record in self._rows[number, 1:] if record != NOTHING})
         who = " or ".join(f"data worker {number} (process {self._rows[number, 0]})" for number in dead)
-        what = f"reading record {' or '.join(map(str, records))} of {split}" if records else f"starting on {split}"
+        when = (
+            f"after it began record {' or '.join(map(str, records))} of" if records else "before it began a record of"
+        )
         return WorkerDiedError(
-            f"{who or 'a data worker'} {_describe_end(error)} while it was {what}; if the machine ran out of memory, "
-            "use fewer workers"
+            f"{who or 'a data worker'} {_describe_end(error)} {when} {split}; if the machine ran out of memory, use "
+            "fewer workers"
         )
 
     def close(self) -> None:
@@ -56,13 +59,14 @@ def _map(path: str) -> np.ndarray:
     return np.memmap(path, np.int64, "r+").reshape(-1, 1 + THREADS)
 
 
+def died(error: RuntimeError) -> bool:
+    """Tell Grain's word for a process that ended by itself from an error of the program in it."""
+    return "Worker process was terminated unexpectedly" in str(error)
+
+
 def _describe_end(error: RuntimeError) -> str:
-    code = re.search(r"exit code (-?\d+)", str(error))
-    if not code:
-        return f"failed ({error})"
-    if int(code[1]) >= 0:
-        return f"ended with exit code {code[1]}"
-    return f"was killed by {signal.Signals(-int(code[1])).name}"
+    code = int(re.search(r"exit code (-?\d+)", str(error))[1])
+    return f"ended with exit code {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
 
 
 class WorkerStart:
@@ -90,7 +94,7 @@ class _Notes(threading.local):
     """Write down what each thread of this process reads; outside a worker, nothing."""
 
     shared: np.ndarray | None = None  # this worker's part of the board
-    taken = 0
+    places = itertools.count()
     place: int | None = None
 
     def open(self, shared: np.ndarray) -> None:
@@ -100,8 +104,7 @@ class _Notes(threading.local):
         if _Notes.shared is None:
             return
         if self.place is None:
-            self.place = _Notes.taken % THREADS
-            _Notes.taken += 1
+            self.place = next(_Notes.places) % THREADS
         _Notes.shared[self.place] = index
 
 

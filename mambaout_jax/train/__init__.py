@@ -4,10 +4,11 @@ from mambaout_jax.data import DataError, WorkerDiedError
 from mambaout_jax.models import ModelError
 from mambaout_jax.train.config import explain_flags, read_config
 from mambaout_jax.train.errors import DivergedError, RunError, StoppedError
-from mambaout_jax.train.evaluation import evaluate, format_scores
+from mambaout_jax.train.evaluation import evaluate
 from mambaout_jax.train.inputs import open_batches
 from mambaout_jax.train.loop import train
 from mambaout_jax.train.report import write_report
+from mambaout_jax.train.scores import format_scores
 from mambaout_jax.train.workdir import Run, load_run
 
 # What a person typed wrong: to be told in one sentence, without a traceback.

@@ -40,8 +40,7 @@ class Predictions(NamedTuple):
 def build_view(config: ConfigDict, model: Model, *, exif_orientation: bool = False) -> EvalTransform:
     """Build what is done to an image that is evaluated: what the model wants, unless the config wants another crop."""
     spec = model.input_spec
-    # Asked for by name, because a workdir may be older than these keys.
-    crop_pct, crop_mode = (config.data.get(key) for key in ("crop_pct", "crop_mode"))
+    crop_pct, crop_mode = config.data.crop_pct, config.data.crop_mode
     return EvalTransform(
         size=spec.size,
         channels=model.in_chans,
@@ -50,6 +49,22 @@ def build_view(config: ConfigDict, model: Model, *, exif_orientation: bool = Fal
         interpolation=spec.interpolation,
         exif_orientation=exif_orientation,
     )
+
+
+class Evaluation(NamedTuple):
+    """Hold what one pass over a split gave.
+
+    Args:
+        scores: by the weights' name {"top1", "top5": percent, "loss", "count"}.
+        predictions: None where none were asked for, or where an image was left out: row i would not be image i.
+        skipped: records that do not decode.
+        unlabelled: images without a label.
+    """
+
+    scores: dict[str, Scores]
+    predictions: Predictions | None
+    skipped: int
+    unlabelled: int
 
 
 class Evaluator:
@@ -79,7 +94,6 @@ class Evaluator:
 
     def _take(self, source: ImageSource) -> None:
         self._source = source
-        self.skipped = self.unlabelled = 0
         ranked = ranked_classes(source)
         self._num_ranked = int(ranked.sum())
         self._ranked = jax.device_put(ranked, parallel.replicated(self._sharding.mesh))
@@ -109,9 +123,7 @@ class Evaluator:
             "ranked_classes": self._num_ranked,
         }
 
-    def __call__(
-        self, weights: dict[str, Any], predict: str | None = None
-    ) -> tuple[dict[str, Scores], Predictions | None]:
+    def __call__(self, weights: dict[str, Any], predict: str | None = None) -> Evaluation:
         """Score several sets of weights in one pass.
 
         Images without a label and records that were skipped are not counted.
@@ -120,18 +132,14 @@ class Evaluator:
             weights: variables by name.
             predict: the name of those whose predictions are to be kept.
 
-        Returns:
-            By name {"top1", "top5": percent, "loss", "count"}, and the predictions; None where a record was
-            skipped, since row i would no longer be image i.
-
         Raises:
             StoppedError: a signal came.
         """
         sums: dict[str, list[Any]] = {name: [] for name in weights}
         kept: list[tuple[np.ndarray, ...]] = []
+        skipped: list[int] = []
         step = self._steps[self._source.max_labels]
-        self.skipped = 0
-        for batch in parallel.prefetch(self._host_batches(), self._sharding):
+        for batch in parallel.prefetch(self._host_batches(skipped), self._sharding):
             self._stop.check()
             for name, variables in weights.items():
                 batch_sums, logits = step(variables, batch, self._ranked)
@@ -139,11 +147,16 @@ class Evaluator:
                 if name == predict:
                     kept.append(_top_classes(*jax.device_get((batch["label"], batch["mask"], logits))))
         scores = {name: _scores(jax.device_get(batches)) for name, batches in sums.items()}
-        self.unlabelled = len(self._source) - self.skipped - next(iter(scores.values()))["count"]
-        whole = kept and not self.skipped
-        return scores, Predictions(*map(np.concatenate, zip(*kept, strict=True))) if whole else None
+        left_out = len(self._source) - next(iter(scores.values()))["count"]
+        whole = kept and not left_out
+        return Evaluation(
+            scores,
+            Predictions(*map(np.concatenate, zip(*kept, strict=True))) if whole else None,
+            skipped=sum(skipped),
+            unlabelled=left_out - sum(skipped),
+        )
 
-    def _host_batches(self) -> Iterable[dict[str, Any]]:
+    def _host_batches(self, skipped: list[int]) -> Iterable[dict[str, Any]]:
         batches = eval_batches(
             self._source,
             self._view,
@@ -152,7 +165,7 @@ class Evaluator:
             bad_records=self._config.data.bad_records,
         )
         for batch in batches:
-            self.skipped += int(batch.pop("skipped").sum())
+            skipped.append(int(batch.pop("skipped").sum()))
             yield batch
 
 
@@ -173,55 +186,6 @@ def _top_classes(labels: np.ndarray, mask: np.ndarray, logits: np.ndarray) -> tu
     odds = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities = np.take_along_axis(odds / odds.sum(axis=1, keepdims=True), classes, axis=1)
     return labels.astype(np.int32), classes.astype(np.int32), probabilities.astype(np.float32)
-
-
-def format_scores(record: dict[str, Any]) -> str:
-    """Lay out the scores of a record, or of all its sets, as a table; what was left out is told below it."""
-    sets = record.get("sets", [record])
-    rows = [
-        {
-            "dataset": scored.get("dataset", ""),
-            "split": scored.get("split", ""),
-            "weights": weights,
-            "input": _describe_view(scored),
-            "top-1 %": f"{row['top1']:.2f}",
-            "top-5 %": f"{row['top5']:.2f}",
-            "loss": f"{row['loss']:.4f}",
-            "images": f"{row['count']:,}",
-            "left out": f"{left_out:,}" if (left_out := scored.get("skipped", 0) + scored.get("unlabelled", 0)) else "",
-        }
-        for scored in sets
-        for weights in ("raw", "ema")
-        if (row := scored.get(weights))
-    ]
-    columns = [column for column in rows[0] if any(row[column] for row in rows)]
-    widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in columns}
-    lines = [
-        "  ".join(
-            row[column].ljust(widths[column]) if column in _WORDS else row[column].rjust(widths[column])
-            for column in columns
-        ).rstrip()
-        for row in ({column: column for column in columns}, *rows)
-    ]
-    return "\n".join([*lines, *(line for scored in sets for line in _remarks(scored))])
-
-
-_WORDS = ("dataset", "split", "weights", "input")
-
-
-def _describe_view(scored: dict[str, Any]) -> str:
-    size = "x".join(map(str, scored.get("input_size", ())))
-    return f"{size}, crop {scored['crop_pct']} {scored['crop_mode']}" if "crop_pct" in scored else size
-
-
-def _remarks(scored: dict[str, Any]) -> Iterable[str]:
-    name = f"{scored['dataset']}: " if "dataset" in scored else ""
-    if scored.get("unlabelled"):
-        yield f"{name}left out for want of a label: {scored['unlabelled']:,}"
-    if scored.get("skipped"):
-        yield f"{name}left out because they do not decode: {scored['skipped']:,}"
-    if scored.get("ranked_classes", 0) < scored.get("num_classes", 0):
-        yield f"{name}ranked among the {scored['ranked_classes']} of {scored['num_classes']} classes that occur in it"
 
 
 def evaluate(config: ConfigDict | None, path: epath.PathLike) -> dict[str, Any]:
@@ -269,13 +233,9 @@ def _open_sources(config: ConfigDict) -> list[ImageSource]:
 
 
 def _score_set(evaluator: Evaluator, weights: dict[str, Any]) -> dict[str, Any]:
-    scores, _ = evaluator(weights)
-    return {
-        **evaluator.describe(),
-        "skipped": evaluator.skipped,
-        "unlabelled": evaluator.unlabelled,
-        **scores,
-    }
+    scored = evaluator(weights)
+    counts = {"skipped": scored.skipped, "unlabelled": scored.unlabelled}
+    return {**evaluator.describe(), **counts, **scored.scores}
 
 
 def _check_classes(source: ImageSource, class_names: Sequence[str]) -> None:

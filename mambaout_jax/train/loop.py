@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from mambaout_jax import parallel
 from mambaout_jax.data import DataError, WorkerDiedError, open_source
 from mambaout_jax.models import Model
+from mambaout_jax.train.batch import accumulation_steps, describe_batch
 from mambaout_jax.train.checkpoint import Checkpoints
 from mambaout_jax.train.config import check_config, flatten_config
 from mambaout_jax.train.errors import RunError, StoppedError
@@ -23,8 +24,9 @@ from mambaout_jax.train.metrics import MetricWriter, StepLog
 from mambaout_jax.train.mixing import Augmentation
 from mambaout_jax.train.optim import Schedule, adamw, warmup_cosine
 from mambaout_jax.train.pretrained import load_pretrained
-from mambaout_jax.train.recipe import accumulation_steps, departures, describe_batch
+from mambaout_jax.train.recipe import departures
 from mambaout_jax.train.report import write_report
+from mambaout_jax.train.scores import describe_view
 from mambaout_jax.train.signals import StopSignals
 from mambaout_jax.train.state import TrainState, init_progress, init_state, start_from
 from mambaout_jax.train.step import make_train_step
@@ -115,7 +117,8 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
             started -= metadata["seconds"]
         if step > num_steps:
             raise RunError(f"workdir {workdir} is at step {step}, after the {num_steps} of config.num_epochs")
-        first_step, results_file = step, workdir / "results.json"
+        first_step = step
+        results_file = workdir / "results.json"
         if evaluated and step == num_steps and results_file.exists():
             if not (workdir / "report.html").exists():
                 write_report(workdir)
@@ -128,11 +131,11 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
         writer = MetricWriter(workdir, num_steps=num_steps, first_step=step, steps_per_epoch=epoch_steps)
         cleanup.callback(writer.close)
         num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.variables["params"]))
+        how = describe_batch(config.batch_size, mesh.size, parts)
         writer.say(
             f"{model.name}, {num_parameters:,} parameters, on {mesh.size} x {jax.devices()[0].device_kind}; "
             f"{len(source):,} training and {len(validation):,} validation images of {source.name}; "
-            f"{config.num_epochs} epochs of {epoch_steps} steps; "
-            f"{describe_batch(config.batch_size, mesh.size, parts)}{f'; {origin}' if origin else ''}"
+            f"{config.num_epochs} epochs of {epoch_steps} steps; {'; '.join(filter(None, (how, origin)))}"
         )
         for sentence in departures(flatten_config(config)):
             writer.say(f"not the published recipe: {sentence}")
@@ -176,12 +179,13 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
                     log.flush(step)
                     weights = {"raw": state.variables} | ({} if state.ema is None else {"ema": state.ema})
                     best = list(weights)[-1]
-                    scores, predictions = evaluator(weights, predict=best)
+                    scored = evaluator(weights, predict=best)
                     evaluated = True
-                    writer.evaluation(log.stamp(step) | scores | {"skipped": evaluator.skipped})
-                    if predictions is not None:
-                        predictions.save(workdir / "predictions.npz")
-                    save(scores[best]["top1"])
+                    record = log.stamp(step) | scored.scores | {"skipped": scored.skipped}
+                    writer.evaluation(record, describe_view(evaluator.describe()))
+                    if scored.predictions is not None:
+                        scored.predictions.save(workdir / "predictions.npz")
+                    save(scored.scores[best]["top1"])
                     log.restart()
                 if step == num_steps:
                     break
@@ -199,15 +203,17 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
             # group ends the workers too, and reading from them then fails.
             if step > first_step:
                 save()
-            if stop.received is None:
+            if isinstance(error, StoppedError) or stop.received is None:
                 raise
             raise StoppedError(f"stopped by {stop.received}") from error
 
     results = {
-        **scores,
+        **evaluator.describe(),
+        **scored.scores,
+        "skipped": scored.skipped,
+        "unlabelled": scored.unlabelled,
         "steps": num_steps,
         "train_seconds": time.monotonic() - started,
-        "input_size": list(model.input_spec.size),
     }
     write_atomically(results_file, json.dumps(results, indent=2) + "\n")
     write_report(workdir)

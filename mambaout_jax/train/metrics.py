@@ -15,7 +15,7 @@ from tqdm import tqdm
 from mambaout_jax.train.errors import DivergedError
 from mambaout_jax.train.state import Progress
 
-# From this share of the time on, a faster input pipeline is worth more than a faster step.
+# Above this share of its time the step visibly waits for the host.
 INPUT_BOUND = 0.05
 
 
@@ -65,15 +65,15 @@ class MetricWriter:
         if self._bar.disable:
             self.say(f"step {record['step']}/{self._num_steps}, epoch {record['epoch']:.1f}, {text}")
 
-    def evaluation(self, record: dict[str, Any]) -> None:
-        """Write the scores of one evaluation."""
+    def evaluation(self, record: dict[str, Any], view: str) -> None:
+        """Write the scores of one evaluation, and say at what size and crop."""
         self._append({"kind": "eval", **record})
         scores = ", ".join(
             f"{name} top-1 {record[name]['top1']:.2f} % top-5 {record[name]['top5']:.2f} %"
             for name in ("raw", "ema")
             if name in record
         )
-        self.say(f"step {record['step']}, epoch {record['epoch']:.1f}: {scores}")
+        self.say(f"step {record['step']}, epoch {record['epoch']:.1f}: {scores} ({view})")
 
     def close(self) -> None:
         """Flush everything."""
@@ -127,14 +127,14 @@ class StepLog:
     def timed(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Pass host batches on without their "skipped", and keep count of it and of the time spent waiting."""
         rows = iter(batches)
-        while True:
+        batch = next(rows, None)
+        self.restart()  # the start of the workers is not the pipeline's pace
+        while batch is not None:
+            self.skipped += int(batch.pop("skipped").sum())
+            yield batch
             before = time.monotonic()
             batch = next(rows, None)
             self._waited += time.monotonic() - before
-            if batch is None:
-                return
-            self.skipped += int(batch.pop("skipped").sum())
-            yield batch
 
     def stepped(self, step: int) -> None:
         """Follow the dispatch of a step: read what was held before it, and hold its sum if a record is due.

@@ -48,7 +48,7 @@ def load_pretrained(
         )
     taken = {name: leaf if name in head and init_head == "new" else theirs[name] for name, leaf in ours.items()}
     variables = jax.tree.unflatten(jax.tree.structure(fresh), jax.device_get(list(taken.values())))
-    averaged = "" if run.config.optim.ema_decay is None else "averaged "
+    averaged = "averaged " if run.weights == "ema" else ""
     if init_head == "new":
         classifier = "a new classifier"
     elif tuple(class_names) == tuple(run.class_names):

@@ -22,13 +22,18 @@ from mambaout_jax.train.errors import RunError
 
 
 class Run(NamedTuple):
-    """Hold what inference needs of a trained run."""
+    """Hold what inference needs of a trained run.
+
+    Args:
+        weights: which of them `variables` are, "ema" or "raw".
+    """
 
     config: ConfigDict
     model: Model
     variables: dict[str, Any]
     class_names: tuple[str, ...]
     step: int
+    weights: str
 
 
 def open_workdir(path: epath.PathLike) -> epath.Path:
@@ -141,7 +146,7 @@ def load_run(path: epath.PathLike, weights: str | None = None) -> Run:
     )
     step, variables = checkpoints.restore_variables(abstract, [weights])
     checkpoints.close()
-    return Run(config, model, variables[weights], class_names, step)
+    return Run(config, model, variables[weights], class_names, step, weights)
 
 
 def load_environment(workdir: epath.Path) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class TopColour:
 @pytest.fixture
 def model(monkeypatch):
     model = TopColour()
-    run = train.Run(CONFIG, model, {"scale": jnp.float32(1)}, ("red", "green", "blue"), 7)
+    run = train.Run(CONFIG, model, {"scale": jnp.float32(1)}, ("red", "green", "blue"), 7, "raw")
     monkeypatch.setattr(train, "load_run", lambda workdir, weights=None: run)
     return model
 
@@ -187,7 +187,9 @@ def test_real_model_of_one_channel_is_given_what_its_spec_says(monkeypatch, tmp_
     )
     variables = model.init(jax.random.key(0))
     names = tuple(f"digit {label}" for label in range(10))
-    monkeypatch.setattr(train, "load_run", lambda workdir, weights=None: train.Run(CONFIG, model, variables, names, 1))
+    monkeypatch.setattr(
+        train, "load_run", lambda workdir, weights=None: train.Run(CONFIG, model, variables, names, 1, "raw")
+    )
     pixels = np.random.default_rng(0).integers(0, 255, (32, 32), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     (answer,) = classify(capsys, tmp_path / "a.png")

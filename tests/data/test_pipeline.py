@@ -176,7 +176,7 @@ def test_several_labels_are_filled_up_and_images_without_any_are_masked():
 
 
 @pytest.mark.parametrize("hosts", [1, 2])
-@pytest.mark.parametrize("batch_size", [134, 160, 192])  # in one chunk, of 67 rows; in 10 of 16; in 3 of 64
+@pytest.mark.parametrize("batch_size", [134, 160, 192])  # in one chunk; in 4 of 40; in 3 of 64
 def test_batches_made_in_chunks_are_the_same(hosts, batch_size):
     options = {"steps_per_epoch": 1, "seed": 0, "batch_size": batch_size}
     source = NumberedSource(200)

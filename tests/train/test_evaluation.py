@@ -11,7 +11,7 @@ from mambaout_jax.data.eval_sets import EVAL_SETS, open_eval_set
 from mambaout_jax.train import RunError, evaluate, evaluation, format_scores
 from mambaout_jax.train.mixing import normalize
 from tests.data import small_eval_sets
-from tests.train import tiny, written_run
+from tests.train import written_run
 
 LABELS = {
     "imagenet2012": [5, 7, 7, 300, 12, 0, 999],
@@ -166,10 +166,12 @@ def test_sets_with_equally_many_labels_share_a_program(run, monkeypatch):
 
 def test_scores_of_training_are_laid_out_too():
     scores = {"top1": 50.0, "top5": 75.0, "loss": 1.25, "count": 4}
-    table = format_scores({"raw": scores, "steps": 10, "input_size": [32, 48]}).splitlines()
+    view = {"input_size": [32, 48], "crop_pct": 0.9, "crop_mode": "center"}
+    counts = {"num_classes": 10, "ranked_classes": 10, "skipped": 0, "unlabelled": 0}
+    table = format_scores({"dataset": "d", "split": "test", **view, **counts, "raw": scores, "steps": 10}).splitlines()
     assert table == [
-        "weights  input  top-1 %  top-5 %    loss  images",
-        "raw      32x48    50.00    75.00  1.2500       4",
+        "dataset  split  weights  input                   top-1 %  top-5 %    loss  images",
+        "d        test   raw      32x48, crop 0.9 center    50.00    75.00  1.2500       4",
     ]
 
 
@@ -204,10 +206,3 @@ def test_a_set_of_other_classes_is_refused(run, sets_dir, tmp_path, names, words
     small_eval_sets.write("imagenet_r", tmp_path, [0, 3], names=names)
     with pytest.raises(RunError, match=words):
         evaluate(config_of(run, **{"data.eval_sets": "imagenet_r", "data.data_dir": str(tmp_path)}), run[0])
-
-
-def test_view_of_an_older_config_is_the_models(run):
-    config = tiny.config()
-    del config.data["crop_pct"], config.data["crop_mode"]
-    view = evaluation.build_view(config, run[2])
-    assert (view.crop_pct, view.crop_mode, view.size) == (1.0, "center", (32, 32))

@@ -26,7 +26,8 @@ class MeanColour:
 
 
 def classify(model, files, **data):
-    run = Run(ConfigDict({"data": data}), model, jnp.float32(1), tuple(COLOURS), 1)
+    data = {"crop_pct": None, "crop_mode": None, **data}
+    run = Run(ConfigDict({"data": data}), model, jnp.float32(1), tuple(COLOURS), 1, "raw")
     return list(predict.classify(run, list(map(str, files)), top=3))
 
 

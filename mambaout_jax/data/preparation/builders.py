@@ -14,11 +14,10 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.core import constants, naming
 
+from mambaout_jax.data.buckets import FILE_FORMAT, METADATA, is_remote
 from mambaout_jax.data.digits import Digits
 from mambaout_jax.data.errors import DataError
 from mambaout_jax.data.preparation import imagenet
-
-FILE_FORMAT = "array_record"
 
 
 def prepare_dataset(name: str, data_dir: str | None = None) -> str:
@@ -80,7 +79,7 @@ def prepare_digits(data_dir: str | None = None) -> str:
     target = root / Digits.name / str(Digits.VERSION)
     if is_complete(target):
         return str(target)
-    if "://" in str(root):
+    if is_remote(str(root)):
         raise DataError(
             f"ArrayRecord files cannot be written to {root}: prepare digits in a local folder, then upload it there"
         )
@@ -103,7 +102,7 @@ def prepare_digits(data_dir: str | None = None) -> str:
 
 def is_complete(folder: epath.Path) -> bool:
     """Tell whether a folder holds a prepared dataset: TFDS writes these two files last."""
-    return all((folder / name).exists() for name in (constants.FEATURES_FILENAME, constants.DATASET_INFO_FILENAME))
+    return all((folder / name).exists() for name in METADATA)
 
 
 def parse_name(name: str) -> tuple[str, dict]:

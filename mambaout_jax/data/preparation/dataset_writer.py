@@ -21,11 +21,10 @@ from PIL import Image
 from tensorflow_datasets.core.utils import shard_utils
 from tqdm import tqdm
 
+from mambaout_jax.data.buckets import FILE_FORMAT
 from mambaout_jax.data.errors import DataError
 from mambaout_jax.data.preparation.shard_workers import run_jobs
 from mambaout_jax.data.preparation.shards import Item, ShardJob, read_receipt, write_shard
-
-FILE_FORMAT = "array_record"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from mambaout_jax.data import buckets
 from mambaout_jax.data.errors import DataError
 from mambaout_jax.data.preparation import folders, imagenet
 from mambaout_jax.data.preparation.builders import is_complete, known_datasets
-from mambaout_jax.data.preparation.dataset_writer import FILE_FORMAT, Dataset, open_workspace, write_dataset
+from mambaout_jax.data.preparation.dataset_writer import Dataset, open_workspace, write_dataset
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 LOCAL_DATA_DIR = "~/tensorflow_datasets"  # TFDS's default, where what goes to a bucket is made
@@ -98,7 +98,7 @@ def _prepare(
     root = epath.Path(data_dir or constants.DATA_DIR).expanduser()
     target = root / name / version
     prepared = Prepared(name, str(target), str(root), num_images, len(class_names))
-    distant = buckets.is_remote(str(root))
+    remote = buckets.is_remote(str(root))
     try:
         whole = buckets.within_seconds(buckets.REMOTE_SECONDS, lambda: is_complete(target))
     except Exception as error:  # each kind of bucket raises types of its own
@@ -106,7 +106,7 @@ def _prepare(
     if whole:
         _check_prepared(target, prepared, class_names)
         return prepared
-    local = Path(LOCAL_DATA_DIR if distant else root).expanduser() / name / version
+    local = Path(LOCAL_DATA_DIR if remote else root).expanduser() / name / version
     try:
         with open_workspace(local) as workspace:
             if not is_complete(epath.Path(local)):
@@ -114,9 +114,9 @@ def _prepare(
                     raise DataError(f"{local} is there without the metadata of a dataset; move it away")
                 written = write_dataset(read(workspace), workspace, local, workers)
                 prepared = prepared._replace(**written._asdict())
-            elif distant:
+            elif remote:
                 _check_prepared(epath.Path(local), prepared, class_names)
-            if distant:
+            if remote:
                 buckets.upload(epath.Path(local), target)
     except PermissionError as error:
         raise DataError(f"cannot write {name} to {error.filename}; choose another data_dir") from error
@@ -127,7 +127,11 @@ def _check_prepared(folder: epath.Path, expected: Prepared, class_names: tuple[s
     info = tfds.builder_from_directory(folder).info
     counted = {split: info.splits[split].num_examples for split in expected.num_images if split in info.splits}
     form = info.file_format.value
-    if form != FILE_FORMAT or counted != expected.num_images or tuple(info.features["label"].names) != class_names:
+    if (
+        form != buckets.FILE_FORMAT
+        or counted != expected.num_images
+        or tuple(info.features["label"].names) != class_names
+    ):
         raise DataError(
             f"{folder} holds {expected.name} already, as {form}, with {counted}, but what is to be prepared has "
             f"{expected.num_images}, or other classes; move that folder away, or choose another name or data_dir"

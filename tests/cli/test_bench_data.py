@@ -1,0 +1,156 @@
+"""The command that measures a host's input pipeline tells its figures, and whether they suffice."""
+
+import json
+import os
+import re
+
+import numpy as np
+import pytest
+
+from mambaout_jax.__main__ import main
+from mambaout_jax.analysis import input_speed
+from mambaout_jax.analysis.input_speed import InputSpeed
+from tests.train import tiny
+
+# ml_collections loads a config's file with it.
+pytestmark = pytest.mark.filterwarnings(r"ignore:the load_module\(\) method is deprecated:DeprecationWarning")
+
+CORES = 16
+SPEED = InputSpeed(1.5, 1000.0, (0.064, 0.128), 2.0 * 2**20, 30)
+
+
+def bench(*words):
+    return main(["bench-data", f"--config={tiny.DIGITS}", *words])
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Figures of a host of sixteen cores that cost no time; the list holds the first batch of each measurement."""
+    batches = []
+
+    def measure_input(source, seconds):
+        batches.append(next(source))
+        return SPEED
+
+    monkeypatch.setattr(input_speed, "measure_input", measure_input)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(CORES)), raising=False)
+    return batches
+
+
+@pytest.fixture
+def unopened(measured, monkeypatch):
+    """The same without a dataset or a worker, for what follows from the number of them alone."""
+    monkeypatch.setattr("mambaout_jax.train.open_batches", lambda config: (row for row in [{}]))
+
+
+def test_figures_of_this_host_are_measured(capsys):
+    assert bench("--seconds=0.2", "--json") == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["batches"] >= 3
+    assert figures["start_seconds"] > 0
+    assert figures["images_per_second"] > 0
+    assert 0 < figures["batch_seconds_p50"] <= figures["batch_seconds_p99"]
+    assert figures["bytes_per_second"] == pytest.approx(figures["images_per_second"] * 32 * 32)
+
+
+def test_figures_are_printed_with_what_they_are_of(measured, capsys):
+    assert bench() == 0
+    assert [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()] == [
+        "digits, pipeline exact, threads of one process on 16 cores, batches of 64",
+        "first batch 1.5 s",
+        "images 1000 /s, 500 /s a core that works",
+        "wait for a batch 64.0 ms median, 128.0 ms 99th percentile, over 30 batches",
+        "pixels 2.0 MiB/s",
+    ]
+
+
+def test_json_holds_every_figure_and_nothing_else_is_printed(unopened, capsys):
+    assert bench("--json", "--workers=5", "--config.batch_size=32", "--config.data.num_workers=3") == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {
+        "dataset": "digits",
+        "pipeline": "exact",
+        "workers": 5,
+        "cores": CORES,
+        "batch_size": 32,
+        "batches": 30,
+        "start_seconds": 1.5,
+        "images_per_second": 1000.0,
+        "images_per_second_per_core": 200.0,
+        "batch_seconds_p50": 0.064,
+        "batch_seconds_p99": 0.128,
+        "bytes_per_second": 2.0 * 2**20,
+    }
+    assert not captured.err
+
+
+@pytest.mark.parametrize(("workers", "hands"), [(0, 2), (1, 1), (4, 4), (16, 16), (40, 16)])
+def test_rate_of_a_core_is_shared_by_those_that_work(unopened, capsys, workers, hands):
+    assert bench("--json", f"--workers={workers}") == 0
+    assert json.loads(capsys.readouterr().out)["images_per_second_per_core"] == 1000 / hands
+
+
+@pytest.mark.parametrize(
+    ("need", "words"), [("800", "800 images a second, and 25 %"), ("1000", "1000 images a second")]
+)
+def test_a_host_that_can_feed_as_much_as_is_needed_is_told_so(unopened, capsys, need, words):
+    assert bench("--need", need) == 0
+    assert f"It can feed {words}" in capsys.readouterr().out.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("workers", "cores"), [(0, 8), (4, 16), (5, 20), (16, 64)])
+def test_a_host_that_cannot_is_a_failure_and_told_how_many_cores_could(unopened, capsys, workers, cores):
+    assert bench("--need=4000", f"--workers={workers}") == 1
+    sentence = capsys.readouterr().out.splitlines()[-1]
+    assert sentence.startswith("It cannot feed 4000 images a second: it gives 25 % of them.")
+    assert f" {cores} cores could" in sentence
+
+
+def test_a_part_of_a_core_counts_as_one(unopened, capsys):
+    assert bench("--need=1001", "--workers=4") == 1
+    assert " 5 cores could" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("need", "enough"), [(800, True), (4000, False)])
+def test_json_and_the_exit_code_agree_on_whether_it_is_enough(unopened, capsys, need, enough):
+    assert bench("--json", f"--need={need}") == (0 if enough else 1)
+    figures = json.loads(capsys.readouterr().out)
+    assert (figures["need"], figures["enough"]) == (need, enough)
+
+
+def test_a_changed_key_is_what_is_measured(measured, capsys):
+    assert bench("--json") == 0
+    assert bench("--json", "--config.data.pipeline=fast") == 0
+    assert '"pipeline": "fast"' in capsys.readouterr().out
+    exact, fast = measured
+    np.testing.assert_array_equal(exact["label"], fast["label"])
+    assert not np.array_equal(exact["image"], fast["image"])  # Pillow's bicubic filter is not OpenCV's
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--config.data.pipelne=fast"], r"pipelne.*pipeline"),
+        (["--config.data.pipeline=faster"], r"config\.data\.pipeline is 'faster'; 'exact' or 'fast' is expected"),
+        (["--config=configs/digit.py"], r"--config cannot be loaded: .*configs/digit\.py"),
+        (["--workers=-1"], r"config\.data\.num_workers is -1; an integer of 0 or more is expected"),
+        (["--config.data.name=digit"], r"unknown dataset 'digit'; did you mean 'digits'"),
+        (["--config.batch_size=2000"], r"config\.batch_size is 2000; at most the 1437 training images"),
+    ],
+)
+def test_what_was_typed_wrong_is_one_sentence(measured, capsys, words, sentence):
+    assert bench(*words) == 2
+    captured = capsys.readouterr()
+    assert not captured.out
+    assert captured.err.count("\n") == 1
+    assert re.match(f"error: .*{sentence}", captured.err)
+    assert not measured
+
+
+@pytest.mark.parametrize("flag", ["--seconds", "--need"])
+@pytest.mark.parametrize("number", ["0", "-1", "nan", "inf", "soon"])
+def test_a_time_and_a_rate_have_to_be_positive_numbers(measured, capsys, flag, number):
+    with pytest.raises(SystemExit, match="2"):
+        bench(f"{flag}={number}")
+    assert capsys.readouterr().err.endswith(f"argument {flag}: '{number}' is no positive number\n")
+    assert not measured

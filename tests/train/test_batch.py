@@ -1,0 +1,60 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mambaout_jax.train.batch import accumulation_steps, describe_batch
+from mambaout_jax.train.errors import RunError
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "num_devices", "limit", "group", "parts"),
+    [
+        (4096, 8, 128, 128, 4),  # as published
+        (4096, 1, 128, 128, 32),
+        (4096, 32, 128, 128, 1),
+        (4096, 8, None, 128, 1),
+        (4096, 8, 1000, 128, 1),
+        (96, 1, 40, 1, 3),  # two parts of 48 would be too large
+        (100, 1, 40, 1, 4),  # and three are not equal
+        (7, 1, 3, 1, 7),
+    ],
+)
+def test_a_batch_is_computed_in_as_few_parts_as_a_device_allows(batch_size, num_devices, limit, group, parts):
+    assert accumulation_steps(batch_size, num_devices, limit, group) == parts
+
+
+@given(share=st.integers(1, 300), num_devices=st.integers(1, 64), limit=st.integers(1, 300))
+def test_parts_are_equal_small_enough_and_fewest(share, num_devices, limit):
+    parts = accumulation_steps(share * num_devices, num_devices, limit, 1)
+    assert share % parts == 0
+    assert share // parts <= limit
+    assert not any(share % fewer == 0 and share // fewer <= limit for fewer in range(1, parts))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "num_devices", "group", "words"),
+    [
+        (100, 8, 1, "config.batch_size is 100; equal shares for 8 devices are expected: the nearest size is 96 or 104"),
+        (3, 8, 1, "the nearest size is 8"),
+        (
+            1001,
+            4,
+            16,
+            "4 devices in groups of config.augment.mixup_group 16 are .* the nearest size is 960 or 1024",
+        ),
+        (4096, 256, 128, "mixup_group is 128; a divisor of the 16 images .* to 16, or config.batch_size to 32768"),
+        (1200, 8, 128, "a divisor of the 150 images .* set it to 75, or config.batch_size to 1024 or 2048"),
+    ],
+)
+def test_a_batch_that_does_not_divide_names_the_nearest_that_do(batch_size, num_devices, group, words):
+    with pytest.raises(RunError, match=words) as caught:
+        accumulation_steps(batch_size, num_devices, None, group)
+    for size in (int(word) for word in caught.value.args[0].split("size")[-1].split() if word.isdigit()):
+        assert accumulation_steps(size, num_devices, None, group) == 1
+
+
+def test_a_batch_is_described_in_words():
+    assert describe_batch(4096, 8, 4) == (
+        "a step takes 4,096 images, 512 on each of 8 devices, accumulated over 4 parts of 128"
+    )
+    assert describe_batch(64, 1, 1) == "a step takes 64 images, on one device, computed at once"

@@ -1,0 +1,120 @@
+"""What a run tells of its pace: the share of its time that it waited for data, on a clock that the test moves."""
+
+import json
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+
+from mambaout_jax.train import metrics
+from mambaout_jax.train.metrics import MetricWriter, StepLog
+from mambaout_jax.train.state import Progress
+
+BATCH_SIZE = 8
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = SimpleNamespace(now=1024.0)
+    monkeypatch.setattr(metrics, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+@pytest.fixture
+def writer(tmp_path, clock):
+    writer = MetricWriter(epath.Path(tmp_path), num_steps=100, first_step=0, steps_per_epoch=10)
+    yield writer
+    writer.close()
+
+
+def record(input_wait):
+    return {
+        "step": 20,
+        "epoch": 2.0,
+        "seconds": 5.0,
+        "loss": 0.5,
+        "learning_rate": 1e-3,
+        "grad_norm": 1.0,
+        "images_per_second": 640.0,
+        "input_wait": input_wait,
+        "skipped": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("input_wait", "words"),
+    [
+        (0.04, "4 % waiting for data, "),
+        (0.06, "6 % waiting for data (input bound), "),
+        (1.0, "100 % waiting for data (input bound), "),
+    ],
+)
+def test_a_run_that_waits_for_data_is_called_input_bound(writer, clock, capsys, input_wait, words):
+    clock.now += 16.0
+    writer.train(record(input_wait))
+    expected = f"step 20/100, epoch 2.0, loss 0.5000, 640 images/s, {words}1:04 left\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_every_record_is_a_line_of_json(writer, tmp_path):
+    writer.train(record(0.25))
+    writer.train(record(0.5))
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"kind": "train"} | record(wait) for wait in (0.25, 0.5)]
+
+
+class Records(list):
+    """A writer that keeps what it is told."""
+
+    def advance(self):
+        pass
+
+    def train(self, record):
+        self.append(record)
+
+
+def progress(steps):
+    count, number = jnp.int32(steps), jnp.float32(steps)
+    return Progress(count, number, number, number, jnp.int32(-1), number, number, number)
+
+
+def run(clock, waits, *, step_seconds=0.25, every):
+    """Take steps that wait for their batches, and give the records."""
+    records = Records()
+
+    def batches():
+        for wait in waits:
+            clock.now += wait
+            yield {"label": np.zeros(BATCH_SIZE, np.int32), "skipped": np.array([0, 1, 2])}
+
+    log = StepLog(records, progress(0), batch_size=BATCH_SIZE, steps_per_epoch=10, every=every, started=clock.now)
+    for step, batch in enumerate(log.timed(batches()), 1):
+        assert list(batch) == ["label"]
+        clock.now += step_seconds
+        log.progress = progress(int(log.progress.steps) + 1)
+        log.stepped(step)
+    clock.now += step_seconds  # for the device to finish the last step
+    log.flush(len(waits))
+    return records
+
+
+def test_share_of_waiting_and_rate_are_those_of_the_steps_since_the_last_record(clock):
+    # A sum is read after the next step was dispatched, so that the first record covers the time of three steps.
+    first, second, *_ = run(clock, [0.25, 0.75, 0.75, 0.0, 0.0, 0.0, 0.0], every=2)
+    assert first["input_wait"] == (0.75 + 0.75) / (3 * 0.25 + 0.75 + 0.75)
+    assert first["images_per_second"] == 2 * BATCH_SIZE / (3 * 0.25 + 0.75 + 0.75)
+    assert second["input_wait"] == 0.0
+    assert second["images_per_second"] == 2 * BATCH_SIZE / (2 * 0.25)
+
+
+def test_wait_for_the_first_batch_is_no_part_of_the_pace(clock):
+    quick, slow = (run(clock, [start, 0.25, 0.25, 0.25], every=2) for start in (0.0, 512.0))
+    assert [record["input_wait"] for record in quick] == [record["input_wait"] for record in slow]
+    assert [record["images_per_second"] for record in quick] == [record["images_per_second"] for record in slow]
+    assert slow[0]["seconds"] == quick[0]["seconds"] + 512.0
+
+
+def test_records_that_were_skipped_are_counted_over_the_run(clock):
+    assert [record["skipped"] for record in run(clock, [0.0] * 5, every=2)] == [9, 15, 15]
