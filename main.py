@@ -61,7 +61,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
         if CONFIG.value is not None:
             CONFIG.value.items()  # of a file that could not be loaded, any use tells why
         return rest
-    except (AttributeError, KeyError, OSError, flags.Error) as error:
+    except (AttributeError, KeyError, OSError, SyntaxError, flags.Error) as error:
         from mambaout_jax.train import explain_flags
 
         sys.exit(_complain(explain_flags(error), 2))

@@ -87,7 +87,12 @@ def _report(prepared) -> None:
         print(f"  {prepared.num_converted:,} of them were no grey or RGB JPEG and are stored as one")
     train, validation = "train", next((name for name in ("validation", "test") if name in prepared.num_images), None)
     if validation is None:
-        train, validation = "train[:90%]", "train[90%:]"
+        count = prepared.num_images["train"]
+        if round(90 * count / 100) < count:  # as TFDS rounds
+            train, validation = "train[:90%]", "train[90%:]"
+        else:
+            validation = "train"
+            print(f"  {count} are too few images to hold some back: what is trained on is validated on")
     flags = {"name": prepared.name, "data_dir": prepared.data_dir, "train_split": train, "validation_split": validation}
     print("Use it with:")
     print(" ", shlex.join(f"--config.data.{key}={value}" for key, value in flags.items()))

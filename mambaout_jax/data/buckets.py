@@ -8,11 +8,27 @@ from etils import epath
 from tensorflow_datasets.core import constants
 from tqdm import tqdm
 
+from mambaout_jax.data.errors import DataError
+
 T = TypeVar("T")
 
 REMOTE_SECONDS = 30
 FILE_FORMAT = "array_record"
 METADATA = (constants.FEATURES_FILENAME, constants.DATASET_INFO_FILENAME)  # the last, as TFDS takes them for the whole
+
+
+def data_root(data_dir: str | None) -> epath.Path:
+    """Give the folder that datasets are prepared in; None for TFDS's own.
+
+    Raises:
+        DataError: it is in a kind of storage that is not known.
+    """
+    try:
+        return epath.Path(data_dir or constants.DATA_DIR).expanduser()
+    except KeyError as error:
+        raise DataError(
+            f"data_dir {data_dir} begins with {error}; a local folder, gs:// or s3:// is expected"
+        ) from None
 
 
 def is_remote(path: str) -> bool:

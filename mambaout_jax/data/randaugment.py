@@ -29,7 +29,7 @@ SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13  # Pillow'
 LINEAR_AND_CUBIC = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 PARTS = {  # name -> field, type, least, most, and the last three in words
     "m": ("magnitude", int, 0, 10, "a whole number from 0 to 10"),
-    "n": ("num_ops", int, 1, math.inf, "a whole number from 1"),
+    "n": ("num_ops", int, 1, 15, "a whole number from 1 to 15"),
     "p": ("rate", float, 0, 1, "from 0 to 1"),
     "mstd": ("magnitude_std", float, 0, 100, "from 0 to 100"),
     "inc": (None, int, 1, 1, "1: all operations grow with the magnitude"),
@@ -74,9 +74,9 @@ class RandAugment:
         Raises:
             DataError: a part is unknown, twice there or missing, or its number does not fit.
         """
-        kind, *parts = text.split("-")
-        if kind != "rand":
-            raise _misfit(text, f"it begins with {kind!r}, not 'rand'")
+        first, *parts = text.split("-")
+        if first != "rand":
+            raise _misfit(text, f"it begins with {first!r}, not 'rand'")
         numbers = {}
         for part in parts:
             match = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?)", part)

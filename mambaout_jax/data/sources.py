@@ -8,9 +8,10 @@ import json
 
 import tensorflow_datasets as tfds
 from etils import epath
-from tensorflow_datasets.core import constants, read_only_builder
+from tensorflow_datasets.core import read_only_builder
 from tensorflow_datasets.proto import tf_example_pb2
 
+from mambaout_jax.data.buckets import data_root
 from mambaout_jax.data.digits import Digits
 from mambaout_jax.data.errors import DataError
 from mambaout_jax.data.preparation.builders import known_datasets, parse_name, prepare_digits, unknown_dataset
@@ -129,7 +130,7 @@ def open_source(name: str, split: str, data_dir: str | None = None) -> ImageSour
 
 def _open_builder(name: str, data_dir: str | None):
     dataset, _ = parse_name(name)
-    root = epath.Path(data_dir or constants.DATA_DIR).expanduser()
+    root = data_root(data_dir)
     try:
         present = list_names(root)
     except DataError as error:

@@ -6,6 +6,7 @@ docs/config.md to it.
 
 import difflib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -62,8 +63,8 @@ KEYS: Mapping[str, Key] = {
     "data.interpolation": Key(str, ("bilinear", "bicubic", "random"), "filter that resizes training images"),
     "data.auto_augment": Key(str, None, "RandAugment in timm's words, such as rand-m9-mstd0.5-inc1; none if unset",
                              optional=True),
-    "data.crop_pct": Key(float, "0..1", "share of the resized side that an evaluated crop keeps; the model's if unset",
-                         optional=True),
+    "data.crop_pct": Key(float, "0.1..1", "share of the resized side that an evaluated crop keeps; the model's if "
+                         "unset", optional=True),
     "data.crop_mode": Key(str, ("center", "squash", "border"), "how an evaluated image is cut; the model's if unset",
                           optional=True),
     "data.num_workers": Key(int, "0..", "processes that decode; 0 decodes in threads"),
@@ -114,20 +115,23 @@ def read_config(file: str, changes: Sequence[str] = ()) -> ConfigDict:
         RunError: the file cannot be loaded, or a change does not fit.
     """
     values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file("config", flag_values=values)
+    arguments = ["", f"--config={file}", *changes]
+    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
     try:
-        values(["", f"--config={file}", *changes])
+        values(arguments)
         holder.value.items()  # of a file that could not be loaded, any use tells why
-    except (AttributeError, KeyError, OSError, flags.Error) as error:
+    except (AttributeError, KeyError, OSError, SyntaxError, flags.Error) as error:
         raise RunError(explain_flags(error)) from None
     check_config(holder.value)
     return holder.value
 
 
-def explain_flags(error: AttributeError | KeyError | OSError | flags.Error) -> str:
+def explain_flags(error: AttributeError | KeyError | OSError | SyntaxError | flags.Error) -> str:
     """Word in one sentence what ml_collections or absl raised over the flags of a config."""
     # The text of a KeyError is the repr of its message.
     text = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
+    if isinstance(error, SyntaxError):
+        return f"--config is no Python file: {text}"
     if isinstance(error, OSError):
         return f"--config cannot be loaded: {text.rpartition('Attempted')[2].strip()}"
     # An unknown key of the config, the nearest known one included.
@@ -188,9 +192,10 @@ def _check_value(name: str, key: Key, value: Any) -> None:
         low, high = (float(bound) if bound else None for bound in key.accept.split(".."))
         values = value if isinstance(value, tuple) else (value,)
         # Written so that NaN lies outside.
-        inside = all((low is None or v >= low) and (high is None or v <= high) for v in values) and (
-            not isinstance(value, tuple) or (len(value) == 2 and 0 < value[0] <= value[1])
-        )
+        inside = all(
+            isinstance(v, int | float) and (low is None or v >= low) and (v < math.inf if high is None else v <= high)
+            for v in values
+        ) and (not isinstance(value, tuple) or (len(value) == 2 and 0 < value[0] <= value[1]))
     else:
         inside = True
     if not inside:

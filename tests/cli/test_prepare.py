@@ -98,7 +98,11 @@ def test_a_folder_of_images_is_prepared_and_the_flags_that_use_it_are_told(insec
     ]
     assert [len(part) for part in parts] == [36, 4]
     assert run("folder", str(insects), "--data-dir", str(out)) == 0
-    assert capsys.readouterr().out.startswith(f"insects is prepared already in {out}/insects/1.0.0\n  train: 40 images")
+    assert capsys.readouterr().out.splitlines()[:3] == [
+        f"insects is prepared already in {out}/insects/1.0.0",
+        "  by its numbers and classes; move that folder away to write it anew",
+        "  train: 40 images of 2 classes",
+    ]
 
 
 @pytest.mark.parametrize("kind", ["tars", "folder", "tfrecord"])
@@ -156,3 +160,25 @@ def test_a_full_disk_is_a_failure_of_the_machine(insects, tmp_path, capsys, monk
     assert run("folder", str(insects), f"--data-dir={tmp_path}/out") == 1
     assert capsys.readouterr().err == "error: cannot write shard 1 (No space left on device)\n"
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("count", range(2, 17))
+def test_too_few_images_to_hold_some_back_are_told(tmp_path, capsys, count):
+    for number in range(count):
+        path = tmp_path / "few" / ("ant", "bee")[number % 2] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(photos.encode(photos.make_photo(20 + number)))
+    assert run("folder", str(tmp_path / "few"), f"--data-dir={tmp_path}/out", "--workers=1") == 0
+    lines = capsys.readouterr().out.splitlines()
+    flags = dict(word.removeprefix("--config.data.").split("=", 1) for word in shlex.split(lines[-1]))
+    parts = [len(open_source("few", flags[f"{split}_split"], f"{tmp_path}/out")) for split in ("train", "validation")]
+    told = f"  {count} are too few images to hold some back: what is trained on is validated on"
+    if told in lines:
+        assert parts == [count, count]
+        assert (flags["train_split"], flags["validation_split"]) == ("train", "train")
+        with pytest.raises(DataError):
+            open_source("few", "train[90%:]", f"{tmp_path}/out")
+    else:
+        assert sum(parts) == count
+        assert min(parts) > 0
+    assert (told in lines) == (count < 5)

@@ -1,7 +1,7 @@
 import pytest
 from etils import epath
 
-from mambaout_jax.data import buckets
+from mambaout_jax.data import DataError, buckets, open_source
 
 
 @pytest.fixture
@@ -52,3 +52,8 @@ def test_an_upload_that_stopped_is_told_and_goes_on(folder, tmp_path, monkeypatc
 def test_the_address_of_a_bucket_is_told_from_a_path():
     assert buckets.is_remote("gs://bucket/data")
     assert not buckets.is_remote("/data/gs")
+
+
+def test_a_kind_of_storage_that_is_not_known_is_named():
+    with pytest.raises(DataError, match=r"data_dir foo://bar begins with 'foo://'; a local folder, gs:// or s3://"):
+        open_source("digits", "train", "foo://bar")

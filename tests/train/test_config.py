@@ -29,6 +29,9 @@ def test_config_survives_json():
         ("data.crop", "centre", "config.data.crop is 'centre'; 'resize' or 'random_resized'"),
         ("data.crop_scale", (0.5, 0.1), "config.data.crop_scale"),
         ("data.crop_scale", (0.5,), "config.data.crop_scale"),
+        ("data.crop_scale", ("a", "b"), "config.data.crop_scale"),
+        ("data.crop_ratio", (1.0, float("inf")), "config.data.crop_ratio"),
+        ("data.crop_pct", 1e-7, "config.data.crop_pct is 1e-07; a number of 0.1 to 1"),
         ("optim.learning_rate", float("nan"), "config.optim.learning_rate is nan"),
         ("optim.warmup_epochs", 50, "config.optim.warmup_epochs 50"),
         ("device_batch_size", 0, "config.device_batch_size is 0; an integer of 1 or more"),
@@ -99,7 +102,7 @@ def test_mistyped_flag_is_one_sentence(arguments, words, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--config=configs/nothing.py"], []])
+@pytest.mark.parametrize("arguments", [["--config=configs/nothing.py"], ["--config=README.md"], []])
 def test_missing_config_is_one_sentence(arguments, tmp_path):
     command = [sys.executable, "main.py", f"--workdir={tmp_path / 'run'}", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -9,12 +9,13 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterable
+from pathlib import Path
 
 import tensorflow_datasets as tfds
 from etils import epath
-from tensorflow_datasets.core import constants, naming
+from tensorflow_datasets.core import naming
 
-from mambaout_jax.data.buckets import FILE_FORMAT, METADATA, is_remote
+from mambaout_jax.data.buckets import FILE_FORMAT, METADATA, data_root, is_remote
 from mambaout_jax.data.digits import Digits
 from mambaout_jax.data.errors import DataError
 from mambaout_jax.data.preparation import imagenet
@@ -32,6 +33,7 @@ def prepare_dataset(name: str, data_dir: str | None = None) -> str:
         OSError: the download, or a file that is written, failed.
     """
     dataset, _ = parse_name(name)
+    check_is_folder(data_root(data_dir))
     if dataset == Digits.name:
         return prepare_digits(data_dir)
     if dataset == imagenet.NAME:
@@ -75,7 +77,7 @@ def prepare_digits(data_dir: str | None = None) -> str:
     Raises:
         DataError: `data_dir` cannot be written to.
     """
-    root = epath.Path(data_dir or constants.DATA_DIR).expanduser()
+    root = data_root(data_dir)
     target = root / Digits.name / str(Digits.VERSION)
     if is_complete(target):
         return str(target)
@@ -103,6 +105,20 @@ def prepare_digits(data_dir: str | None = None) -> str:
 def is_complete(folder: epath.Path) -> bool:
     """Tell whether a folder holds a prepared dataset: TFDS writes these two files last."""
     return all((folder / name).exists() for name in METADATA)
+
+
+def check_is_folder(folder: os.PathLike) -> None:
+    """Refuse a folder to write to when it, or what it is to lie in, is something else.
+
+    Raises:
+        DataError: a file, or a link that leads nowhere, is in its place.
+    """
+    if is_remote(str(folder)):
+        return
+    folder = Path(folder)
+    nearest = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), None)
+    if nearest and not os.path.isdir(nearest):
+        raise DataError(f"nothing can be written to {folder}, as {nearest} is no folder; choose another data_dir")
 
 
 def parse_name(name: str) -> tuple[str, dict]:

@@ -12,6 +12,7 @@ import hashlib
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -52,6 +53,25 @@ class Written(NamedTuple):
 
     images_per_class: dict[str, list[int]]
     num_converted: int
+
+
+def read_info(folder: str | os.PathLike) -> tfds.core.DatasetInfo:
+    """Read the metadata of a prepared dataset.
+
+    Raises:
+        DataError: TFDS cannot read it.
+        PermissionError: nobody may.
+    """
+    try:
+        return tfds.builder_from_directory(folder).info
+    except PermissionError:
+        raise
+    except Exception as error:  # of protobuf, json and TFDS: they raise a dozen types on damaged metadata
+        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200)
+        raise DataError(
+            f"the metadata of the dataset in {folder} is damaged, or of another version of TFDS ({reason}); "
+            "copy or prepare it again"
+        ) from error
 
 
 @contextlib.contextmanager

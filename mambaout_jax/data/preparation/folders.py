@@ -1,6 +1,7 @@
 """Images that lie in one folder a class, as most people keep their own."""
 
 import os
+import stat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,7 +67,7 @@ def list_folder(folder: Path) -> tuple[list[str], list[File]]:
     """Give the names of a folder's folders and its files, each in order, without what is hidden.
 
     Raises:
-        DataError: it is no folder.
+        DataError: it is no folder, or something in it cannot be read.
     """
     folders, files = [], []
     try:
@@ -74,12 +75,14 @@ def list_folder(folder: Path) -> tuple[list[str], list[File]]:
             for entry in entries:
                 if entry.name.startswith(".") or entry.name.lower() in LEFT_BY_FILE_MANAGERS:
                     continue
-                if entry.is_dir():
+                if _is_folder(entry):
                     folders.append(entry.name)
                 else:
                     files.append(File(entry.name, entry.path, entry.stat().st_size))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise DataError(f"{error.filename} is no local folder; check the path") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{folder} is no local folder; check the path") from None
+    except OSError as error:
+        raise unreadable(error, folder) from error
     return sorted(folders), sorted(files)
 
 
@@ -87,7 +90,7 @@ def list_classes(folder: Path) -> dict[str, list[File]]:
     """Give the files of each class folder.
 
     Raises:
-        DataError: there are images beside the class folders, or folders inside them.
+        DataError: there are images beside the class folders, or folders inside them, or a name cannot be kept.
     """
     class_names, beside = list_folder(folder)
     images = [file for file in beside if os.path.splitext(file.name)[1].lower() in Image.registered_extensions()]
@@ -98,10 +101,44 @@ def list_classes(folder: Path) -> dict[str, list[File]]:
         )
     classes = {}
     for class_name in class_names:
+        _check_class_name(folder, class_name)
         inner, classes[class_name] = list_folder(folder / class_name)
         if inner:
             raise DataError(f"class folder {folder / class_name} holds the folder {inner[0]!r}; expected images alone")
+        for file in classes[class_name]:
+            if not _is_utf8(file.name):
+                raise DataError(f"the name of the file {file.path!r} is not UTF-8; rename it")
     return classes
+
+
+def unreadable(error: OSError, source: Path) -> DataError:
+    """Word the error for a source, or a part of it, that cannot be read."""
+    return DataError(f"{error.filename or source} cannot be read ({error.strerror or error}); check its permissions")
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return stat.S_ISDIR(entry.stat().st_mode)
+    except OSError as error:
+        if not entry.is_symlink() or isinstance(error, PermissionError):
+            raise unreadable(error, Path(entry.path)) from error
+        raise DataError(f"{entry.path} is a link that leads nowhere; mend or remove it") from None
+
+
+def _check_class_name(folder: Path, name: str) -> None:
+    where = f"the name of the class folder {str(folder / name)!r}"
+    if not _is_utf8(name):
+        raise DataError(f"{where} is not UTF-8; rename it")
+    if name != name.strip() or "\n" in name or "\r" in name:  # TFDS keeps them as the stripped lines of a file
+        raise DataError(f"{where} begins or ends with a blank, or has a line break; rename it")
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # how Python keeps other bytes of a file's name
+        return False
+    return True
 
 
 def _find_splits(folder: Path) -> dict[str, Path]:

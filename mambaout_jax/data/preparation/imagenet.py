@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from mambaout_jax.data.errors import DataError
 from mambaout_jax.data.preparation import folders
-from mambaout_jax.data.preparation.dataset_writer import Dataset
+from mambaout_jax.data.preparation.dataset_writer import Dataset, read_info
 from mambaout_jax.data.preparation.shards import Item
 from mambaout_jax.data.preparation.tfrecords import index_tfrecord
 
@@ -136,9 +136,10 @@ def read_tfrecords(folder: Path, facts: Facts) -> Dataset:
     )
     if not prepared:
         raise DataError(f"{folder} holds no {NAME} that TFDS prepared; expected a folder such as {folder}/{NAME}/5.1.0")
-    info = tfds.builder_from_directory(prepared[-1]).info
+    info = read_info(prepared[-1])
     form = info.file_format.value
-    if info.name != NAME or form != "tfrecord" or tuple(info.features["label"].names) != facts.class_names:
+    names = info.features["label"].names if info.name == NAME and "label" in info.features else ()
+    if form != "tfrecord" or tuple(names) != facts.class_names:
         raise DataError(f"{prepared[-1]} holds {info.name} as {form}; expected {NAME} as tfrecord, with its classes")
     splits, last = {}, len(facts.class_names) - 1
     for split in facts.num_images:

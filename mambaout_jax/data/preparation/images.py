@@ -1,19 +1,18 @@
 """Prepare images that a person has: ImageNet, or class folders of their own."""
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import tensorflow_datasets as tfds
 from etils import epath
-from tensorflow_datasets.core import constants
 
 from mambaout_jax.data import buckets
 from mambaout_jax.data.errors import DataError
 from mambaout_jax.data.preparation import folders, imagenet
-from mambaout_jax.data.preparation.builders import is_complete, known_datasets
-from mambaout_jax.data.preparation.dataset_writer import Dataset, open_workspace, write_dataset
+from mambaout_jax.data.preparation.builders import check_is_folder, is_complete, known_datasets
+from mambaout_jax.data.preparation.dataset_writer import Dataset, open_workspace, read_info, write_dataset
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 LOCAL_DATA_DIR = "~/tensorflow_datasets"  # TFDS's default, where what goes to a bucket is made
@@ -58,9 +57,12 @@ def prepare_imagenet(
 
     def read(workspace: Path) -> Dataset:
         folder = Path(source).expanduser()
-        if kind == "tars":
-            return imagenet.read_tars(folder, facts, workspace / "checked.json")
-        return {"folder": imagenet.read_folders, "tfrecord": imagenet.read_tfrecords}[kind](folder, facts)
+        try:
+            if kind == "tars":
+                return imagenet.read_tars(folder, facts, workspace / "checked.json")
+            return {"folder": imagenet.read_folders, "tfrecord": imagenet.read_tfrecords}[kind](folder, facts)
+        except PermissionError as error:
+            raise folders.unreadable(error, folder) from error
 
     return _prepare(imagenet.NAME, imagenet.VERSION, facts.num_images, facts.class_names, read, data_dir, workers)
 
@@ -75,12 +77,17 @@ def prepare_folder(source: str, name: str | None = None, data_dir: str | None = 
         workers: processes that write.
 
     Raises:
-        DataError: the folder is laid out otherwise, a file is no image, or the name will not do.
+        DataError: the folder is laid out otherwise, a file is no image, the name will not do, or the dataset would lie
+            among the images.
         OSError: writing failed.
     """
     folder = Path(source).expanduser()
-    name = folder.resolve().name if name is None else name
+    real = Path(os.path.realpath(folder))
+    name = real.name if name is None else name
     _check_name(name)
+    target = _local_folder(buckets.data_root(data_dir), name, folders.VERSION)
+    if Path(os.path.realpath(target)).is_relative_to(real):
+        raise DataError(f"{target} would lie among the images in {folder}; name another folder with --data-dir")
     dataset = folders.read_folder(folder, name)
     num_images = {split: len(items) for split, items in dataset.splits.items()}
     return _prepare(name, dataset.version, num_images, dataset.class_names, lambda _: dataset, data_dir, workers)
@@ -95,7 +102,7 @@ def _prepare(
     data_dir: str | None,
     workers: int,
 ) -> Prepared:
-    root = epath.Path(data_dir or constants.DATA_DIR).expanduser()
+    root = buckets.data_root(data_dir)
     target = root / name / version
     prepared = Prepared(name, str(target), str(root), num_images, len(class_names))
     remote = buckets.is_remote(str(root))
@@ -106,7 +113,8 @@ def _prepare(
     if whole:
         _check_prepared(target, prepared, class_names)
         return prepared
-    local = Path(LOCAL_DATA_DIR if remote else root).expanduser() / name / version
+    local = _local_folder(root, name, version)
+    check_is_folder(local)
     try:
         with open_workspace(local) as workspace:
             if not is_complete(epath.Path(local)):
@@ -123,8 +131,12 @@ def _prepare(
     return prepared
 
 
+def _local_folder(root: epath.Path, name: str, version: str) -> Path:
+    return Path(LOCAL_DATA_DIR if buckets.is_remote(str(root)) else root).expanduser() / name / version
+
+
 def _check_prepared(folder: epath.Path, expected: Prepared, class_names: tuple[str, ...]) -> None:
-    info = tfds.builder_from_directory(folder).info
+    info = read_info(folder)
     counted = {split: info.splits[split].num_examples for split in expected.num_images if split in info.splits}
     form = info.file_format.value
     if (

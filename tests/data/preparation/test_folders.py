@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,48 @@ def test_a_folder_that_is_not_there_is_told(tmp_path):
     for name in ("file", "nowhere"):
         with pytest.raises(DataError, match=f"{name} is no local folder"):
             folders.read_folder(tmp_path / name, "insects")
+
+
+@pytest.mark.parametrize("name", [" ant", "ant ", "a\nnt", "a\rnt", " ", "ant\x1c"])
+def test_a_class_name_that_tfds_would_not_read_back_is_told(tmp_path, name):
+    with pytest.raises(DataError, match=r"class folder .* begins or ends with a blank, or has a line break") as told:
+        folders.read_folder(write(tmp_path, {name: 1, "bee": 1}), "insects")
+    assert repr(str(tmp_path / name)) in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_names_that_are_not_utf8_are_told(tmp_path):
+    write(tmp_path, TWO)
+    file = Path(os.fsdecode(bytes(tmp_path / "bee") + b"/caf\xe9.jpg"))
+    file.write_bytes(b"x")
+    with pytest.raises(DataError, match=r"the name of the file .*/bee/caf.udce9.jpg' is not UTF-8; rename it"):
+        folders.read_folder(tmp_path, "insects")
+    file.unlink()
+    Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9")).mkdir()
+    with pytest.raises(DataError, match=r"the name of the class folder .*/caf.udce9' is not UTF-8; rename it"):
+        folders.read_folder(tmp_path, "insects")
+
+
+@pytest.mark.parametrize("leads_to", ["nowhere", "link.png"])
+def test_a_link_that_leads_nowhere_is_told(tmp_path, leads_to):
+    write(tmp_path, TWO)
+    (tmp_path / "ant" / "link.png").symlink_to(leads_to)
+    with pytest.raises(DataError, match=r"ant/link.png is a link that leads nowhere; mend or remove it"):
+        folders.read_folder(tmp_path, "insects")
+
+
+def test_links_to_images_and_folders_are_followed(tmp_path):
+    write(tmp_path / "there", TWO)
+    (tmp_path / "here" / "ant").mkdir(parents=True)
+    (tmp_path / "here" / "bee").symlink_to(tmp_path / "there" / "bee")
+    (tmp_path / "here" / "ant" / "1.png").symlink_to(tmp_path / "there" / "ant" / "0.png")
+    assert len(folders.read_folder(tmp_path / "here", "insects").splits["train"]) == 4
+
+
+def test_a_folder_that_cannot_be_read_is_told(tmp_path, monkeypatch):
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(folders.os, "scandir", refuse)
+    with pytest.raises(DataError, match=f"{tmp_path} cannot be read .Permission denied.; check its permissions"):
+        folders.read_folder(tmp_path, "insects")

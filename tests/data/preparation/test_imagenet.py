@@ -1,5 +1,6 @@
 import dataclasses
 import io
+import os
 
 import numpy as np
 import pytest
@@ -211,3 +212,27 @@ def test_a_truncated_image_is_named(tmp_path, unpacked):
     image = unpacked / "train" / "n03888257" / "n03888257_12.JPEG"
     image.write_bytes(image.read_bytes()[:-200])
     refused(tmp_path, "folder", unpacked, "1 of 21 files are not images that Pillow decodes .first: n03888257_12.JPEG")
+
+
+@pytest.mark.parametrize("content", ['{"name": "imagenet', '{"name": "imagenet2012", "splits": 3}', "[]", "{}"])
+def test_tfrecords_with_damaged_metadata_are_told(tmp_path, tfrecords, content):
+    (tfrecords / "dataset_info.json").write_text(content)
+    refused(tmp_path, "tfrecord", tfrecords, "5.1.0 is damaged, or of another version of TFDS .*; copy or prepare it")
+
+
+def test_metadata_of_an_old_tfds_is_told(tmp_path, tfrecords):
+    (tfrecords / "features.json").unlink()
+    refused(tmp_path, "tfrecord", tfrecords, "5.1.0 is damaged, or of another version of TFDS .*; copy or prepare it")
+
+
+def test_a_source_that_cannot_be_read_is_not_told_as_the_folder_to_write_to(tmp_path, tars, unpacked, monkeypatch):
+    def refuse(path, *_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    folder, facts = tars
+    with monkeypatch.context() as patch:
+        patch.setattr(imagenet, "_sha256", refuse)
+        refused(tmp_path, "tars", folder, "train.tar cannot be read .Permission denied.; check its permissions", facts)
+    real = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path=".": refuse(path) if path == unpacked else real(path))
+    refused(tmp_path, "folder", unpacked, "unpacked cannot be read .Permission denied.; check its permissions")

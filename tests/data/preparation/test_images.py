@@ -3,7 +3,7 @@ import json
 import pytest
 import tensorflow_datasets as tfds
 
-from mambaout_jax.data import DataError, open_source
+from mambaout_jax.data import DataError, open_source, prepare_dataset
 from mambaout_jax.data.preparation import folders, imagenet, images
 from mambaout_jax.data.preparation.images import prepare_folder, prepare_imagenet
 from tests.data import photos
@@ -134,3 +134,39 @@ def test_a_data_dir_that_cannot_be_written_to_is_told(insects, tmp_path, monkeyp
 
 def test_versions_are_those_of_the_rooms():
     assert (imagenet.NAME, imagenet.VERSION, folders.VERSION) == ("imagenet2012", "5.1.0", "1.0.0")
+
+
+@pytest.mark.parametrize("data_dir", ["", "insects", "insects/ant", "link"])
+def test_a_dataset_is_not_written_among_the_images(insects, tmp_path, monkeypatch, data_dir):
+    (tmp_path / "link").symlink_to(tmp_path)
+    before = sorted(insects.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=r"insects/1.0.0 would lie among the images in insects; name another folder"):
+        prepare_folder("insects", data_dir=data_dir or ".")
+    assert sorted(insects.rglob("*")) == before
+    assert prepare_folder("insects", "bugs", data_dir=".").name == "bugs"
+
+
+@pytest.mark.parametrize("data_dir", ["file", "file/inside", "nowhere", "loop"])
+def test_a_data_dir_that_is_no_folder_is_told(insects, tmp_path, data_dir):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "nowhere").symlink_to("gone")
+    (tmp_path / "loop").symlink_to("loop")
+    words = f"as {tmp_path / data_dir.partition('/')[0]} is no folder; choose another data_dir"
+    with pytest.raises(DataError, match=words):
+        prepare_folder(str(insects), data_dir=str(tmp_path / data_dir))
+    with pytest.raises(DataError, match=words):
+        prepare_dataset("digits", data_dir=str(tmp_path / data_dir))
+
+
+def test_a_source_that_is_a_loop_of_links_is_told(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(DataError, match="loop cannot be read"):
+        prepare_folder(str(tmp_path / "loop"), data_dir=str(tmp_path / "out"))
+
+
+def test_damaged_metadata_at_the_place_to_write_to_is_told(insects, tmp_path):
+    prepared = prepare_folder(str(insects), data_dir=str(tmp_path / "out"))
+    (tmp_path / "out" / "insects" / "1.0.0" / "dataset_info.json").write_text("{")
+    with pytest.raises(DataError, match=f"the metadata of the dataset in {prepared.folder} is damaged"):
+        prepare_folder(str(insects), data_dir=str(tmp_path / "out"))
