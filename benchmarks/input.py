@@ -97,17 +97,17 @@ def main() -> int:
         forms = {
             "fast": lambda: ours(source, args, pipeline="fast"),
             "fast, workers": lambda: ours(source, args, workers=args.workers, pipeline="fast"),
-            "fast, bare": lambda: bare(files, args, pipeline="fast"),
+            "fast, bare": lambda: bare(source, args, pipeline="fast"),
             "fast, bilinear": lambda: ours(source, args, pipeline="fast", interpolation="bilinear"),
             "tf.data": lambda: tf_data(files, args, ("bilinear", "bicubic")),
             "tf.data, bilinear": lambda: tf_data(files, args, ("bilinear",)),
             "fast, RandAugment": lambda: ours(source, args, pipeline="fast", auto_augment=RAND_AUGMENT),
-            "fast, RandAugment, bare": lambda: bare(files, args, pipeline="fast", auto_augment=RAND_AUGMENT),
+            "fast, RandAugment, bare": lambda: bare(source, args, pipeline="fast", auto_augment=RAND_AUGMENT),
             "exact, RandAugment": lambda: ours(source, args, pipeline="exact", auto_augment=RAND_AUGMENT),
             "exact, RandAugment, workers": lambda: ours(
                 source, args, workers=args.workers, pipeline="exact", auto_augment=RAND_AUGMENT
             ),
-            "exact, RandAugment, bare": lambda: bare(files, args, pipeline="exact", auto_augment=RAND_AUGMENT),
+            "exact, RandAugment, bare": lambda: bare(source, args, pipeline="exact", auto_augment=RAND_AUGMENT),
             "timm, float": lambda: timm_loader(files, args, to_float=True),
             "timm, uint8": lambda: timm_loader(files, args, to_float=False),
         }
@@ -185,19 +185,19 @@ def rate(batches: Iterator[dict[str, np.ndarray]], args: argparse.Namespace) -> 
         return measure_input(batches, args.seconds).images_per_second
 
 
-def bare(files: list[bytes], args: argparse.Namespace, **options: str) -> float:
-    """Time the transform alone, over and over, in as many processes."""
+def bare(source, args: argparse.Namespace, **options: str) -> float:
+    """Time reading and transforming alone, without Grain and batches, in as many processes."""
     with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
-        work = [(files, transform_of(**options), args.seconds)] * args.workers
-        pool.starmap(transform_for, [(files, transform_of(**options), 0.5)] * args.workers)
+        work = [(source, transform_of(**options), args.seconds)] * args.workers
+        pool.starmap(transform_for, [(source, transform_of(**options), 0.5)] * args.workers)
         return sum(pool.starmap(transform_for, work, chunksize=1))
 
 
-def transform_for(files: list[bytes], transform: TrainTransform, seconds: float) -> float:
-    """Transform files one after the other for some seconds; images a second."""
+def transform_for(source, transform: TrainTransform, seconds: float) -> float:
+    """Transform records one after the other for some seconds; images a second."""
     rng, count, began = np.random.default_rng(0), 0, time.monotonic()
     while (elapsed := time.monotonic() - began) < seconds:
-        transform(files[count % len(files)], rng)
+        transform(source[count % len(source)]["image"], rng)
         count += 1
     return count / elapsed
 

@@ -75,8 +75,7 @@ def train_batches(
         raise DataError(f"images of {source.name!r} have several labels each; such a dataset is for evaluation only")
     rows = _HostRows(start_step, batch_size // host_count, host_index, host_count)
     sample = _TrainSample(source, transform, seed, used, bad_records == "skip")
-    dataset = grain.MapDataset.range(sys.maxsize // host_count).map(rows).map(sample)
-    return _read_ahead(dataset, sample, batch_size // host_count, num_workers)
+    return _read_ahead(rows, sample, sys.maxsize // batch_size, batch_size // host_count, num_workers)
 
 
 def eval_batches(
@@ -107,9 +106,7 @@ def eval_batches(
     _check_arguments(batch_size, num_workers, host_index, host_count, bad_records)
     rows = _HostRows(0, batch_size // host_count, host_index, host_count)
     sample = _EvalSample(source, transform, bad_records == "skip")
-    num_rows = -(-len(source) // batch_size) * (batch_size // host_count)
-    dataset = grain.MapDataset.range(num_rows).map(rows).map(sample)
-    return _read_ahead(dataset, sample, batch_size // host_count, num_workers)
+    return _read_ahead(rows, sample, -(-len(source) // batch_size), batch_size // host_count, num_workers)
 
 
 class _HostRows:
@@ -202,19 +199,32 @@ def _bad_record(source: ImageSource, index: int, error: DataError) -> DataError:
     )
 
 
+class _Chunk:
+    """Make the rows of one part of a batch, in one call: handing rows over one by one costs Grain's price for each."""
+
+    def __init__(self, rows: _HostRows, sample: _TrainSample | _EvalSample, size: int):
+        self._rows, self._sample, self._size = rows, sample, size
+
+    def __call__(self, number: int) -> Batch:
+        places = range(number * self._size, (number + 1) * self._size)
+        samples = [self._sample(self._rows(place)) for place in places]
+        return {key: np.stack([sample[key] for sample in samples]) for key in samples[0]}
+
+
 def _read_ahead(
-    dataset: grain.MapDataset, sample: _TrainSample | _EvalSample, rows: int, num_workers: int
+    rows: _HostRows, sample: _TrainSample | _EvalSample, num_batches: int, batch_rows: int, num_workers: int
 ) -> Iterator[Batch]:
     if not flags.FLAGS.is_parsed():  # Grain reads its flags, which are parsed only where absl runs the program
         flags.FLAGS.mark_as_parsed()
-    chunk = _chunk_rows(rows)
+    chunk = _chunk_rows(batch_rows)
+    per_batch = batch_rows // chunk
     chunk_bytes = chunk * sample.transform.size[0] * sample.transform.size[1] * sample.transform.channels
     buffer_size = max(2, min(READ_AHEAD_CHUNKS, READ_AHEAD_BYTES // chunk_bytes))
     options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=buffer_size)
-    chunks = dataset.batch(chunk, drop_remainder=True).to_iter_dataset(options)
+    chunks = grain.MapDataset.range(num_batches * per_batch).map(_Chunk(rows, sample, chunk)).to_iter_dataset(options)
     if not num_workers:
-        return _iterate(chunks, rows // chunk)
-    return _iterate_workers(chunks, rows // chunk, sample.source, num_workers)
+        return _iterate(chunks, per_batch)
+    return _iterate_workers(chunks, per_batch, sample.source, num_workers)
 
 
 def _chunk_rows(rows: int) -> int:
