@@ -50,7 +50,9 @@ def test_first_use_prepares_without_a_network_and_in_silence(tmp_path, monkeypat
 
 def test_second_use_writes_nothing(digits_dir, monkeypatch):
     monkeypatch.setattr(prepare_module, "_generate", None)
-    open_source("digits", "train", digits_dir)
+    before = {file: file.stat().st_mtime_ns for file in Path(digits_dir).rglob("*")}
+    assert len(open_source("digits", "train", digits_dir)) == 1437
+    assert {file: file.stat().st_mtime_ns for file in Path(digits_dir).rglob("*")} == before
 
 
 def test_equal_data_prepared_elsewhere_has_the_same_fingerprint(digits_dir, tmp_path):

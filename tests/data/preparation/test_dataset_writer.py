@@ -15,7 +15,9 @@ NUM_SHARDS = 4
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    count = lambda size, images: min(NUM_SHARDS, images)  # noqa: E731
+    def count(size, images):
+        return min(NUM_SHARDS, images)
+
     monkeypatch.setattr(dataset_writer.shard_utils.ShardConfig, "calculate_number_shards", count)
 
 

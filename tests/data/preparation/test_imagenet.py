@@ -98,7 +98,7 @@ def test_the_official_facts_are_those_of_ilsvrc_2012():
     assert facts.tars["ILSVRC2012_img_val.tar"][0] == 6744924160
 
 
-def refused(tmp_path, kind, source, words, facts=FACTS):
+def assert_refused(tmp_path, kind, source, words, facts=FACTS):
     with pytest.raises(DataError, match=words):
         prepare_imagenet(kind, str(source), str(tmp_path / "out"), facts=facts)
     assert not (tmp_path / "out" / "imagenet2012" / "5.1.0").exists()
@@ -106,7 +106,7 @@ def refused(tmp_path, kind, source, words, facts=FACTS):
 
 @pytest.mark.parametrize("kind", ["tars", "folder", "tfrecord"])
 def test_a_source_that_is_not_there_is_told(tmp_path, kind):
-    refused(tmp_path, kind, tmp_path / "nowhere", "nowhere (is no local folder|holds no imagenet2012)")
+    assert_refused(tmp_path, kind, tmp_path / "nowhere", "nowhere (is no local folder|holds no imagenet2012)")
     assert not (tmp_path / "out" / "imagenet2012").exists()
 
 
@@ -118,11 +118,13 @@ def test_wrong_tars_are_told_before_they_are_read(tmp_path, tars, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(imagenet, "_sha256", lambda path: pytest.fail("read before the sizes were checked"))
         sizes = f"has {len(content) - 512:,} bytes and the official one {len(content):,}: it is cut short"
-        refused(tmp_path, "tars", folder, sizes, facts)
+        assert_refused(tmp_path, "tars", folder, sizes, facts)
         (folder / name).rename(folder / "train.tar")
-        refused(tmp_path, "tars", folder, f"lacks {name} .it holds ILSVRC2012_img_val.tar, train.tar", facts)
+        assert_refused(tmp_path, "tars", folder, f"lacks {name} .it holds ILSVRC2012_img_val.tar, train.tar", facts)
     (folder / name).write_bytes(content[:2000] + b"\0" + content[2001:])
-    refused(tmp_path, "tars", folder, "another SHA-256 than the official one: .* packed again.* use --folder", facts)
+    assert_refused(
+        tmp_path, "tars", folder, "another SHA-256 than the official one: .* packed again.* use --folder", facts
+    )
 
 
 def test_tars_are_checked_once(tmp_path, tars, monkeypatch):
@@ -154,50 +156,52 @@ def test_tars_are_checked_once(tmp_path, tars, monkeypatch):
 )
 def test_tars_with_other_contents_are_told(tmp_path, content, words):
     facts = imagenets.write_tars(tmp_path / "tars", train=content)
-    refused(tmp_path, "tars", tmp_path / "tars", words, facts)
+    assert_refused(tmp_path, "tars", tmp_path / "tars", words, facts)
 
 
 def test_folders_that_are_not_imagenet_are_told(tmp_path, unpacked):
     image = unpacked / "val" / "ILSVRC2012_val_00000004.JPEG"
     data = image.read_bytes()
     image.unlink()
-    refused(tmp_path, "folder", unpacked, "holds 5 images for validation; expected 6")
+    assert_refused(tmp_path, "folder", unpacked, "holds 5 images for validation; expected 6")
     (unpacked / "val" / "4.JPEG").write_bytes(data)
-    refused(tmp_path, "folder", unpacked, "val holds '4.JPEG'; expected ILSVRC2012_val_00000001.JPEG")
+    assert_refused(tmp_path, "folder", unpacked, "val holds '4.JPEG'; expected ILSVRC2012_val_00000001.JPEG")
     (unpacked / "val" / "4.JPEG").rename(unpacked / "val" / "ILSVRC2012_val_00000007.JPEG")
-    refused(tmp_path, "folder", unpacked, "expected ILSVRC2012_val_00000001.JPEG to ILSVRC2012_val_00000006.JPEG")
+    assert_refused(
+        tmp_path, "folder", unpacked, "expected ILSVRC2012_val_00000001.JPEG to ILSVRC2012_val_00000006.JPEG"
+    )
     (unpacked / "train" / "n00000001").mkdir()
-    refused(tmp_path, "folder", unpacked, "train has the class 'n00000001', which is none of ImageNet's")
+    assert_refused(tmp_path, "folder", unpacked, "train has the class 'n00000001', which is none of ImageNet's")
     (unpacked / "val").rename(unpacked / "rest")
-    refused(tmp_path, "folder", unpacked, "lacks the folder 'val'")
+    assert_refused(tmp_path, "folder", unpacked, "lacks the folder 'val'")
 
 
 def test_validation_images_in_a_wrong_class_folder_are_told(tmp_path):
     imagenets.write_folders(tmp_path / "nested", flat=False)
     image = next((tmp_path / "nested" / "val" / "n01440764").iterdir())
     image.rename(tmp_path / "nested" / "val" / "n02102040" / image.name)
-    refused(tmp_path, "folder", tmp_path / "nested", "1 validation images of the class n01440764; expected 2")
+    assert_refused(tmp_path, "folder", tmp_path / "nested", "1 validation images of the class n01440764; expected 2")
 
 
 def test_tfrecords_that_are_not_whole_are_told(tmp_path, tfrecords):
     first, second = sorted(tfrecords.glob("imagenet2012-train*"))
     content = first.read_bytes()
     first.write_bytes(content[:-100])
-    refused(tmp_path, "tfrecord", tfrecords, "train.tfrecord-00000-of-00002 is cut short in the record")
+    assert_refused(tmp_path, "tfrecord", tfrecords, "train.tfrecord-00000-of-00002 is cut short in the record")
     first.write_bytes(content)
     images = list(imagenets.train_images().items())
     imagenets.write_tfrecord(second, [imagenets.serialise(*images[0], label=0)])
-    refused(tmp_path, "tfrecord", tfrecords, "holds 1 records and 7 were written to it")
+    assert_refused(tmp_path, "tfrecord", tfrecords, "holds 1 records and 7 were written to it")
     imagenets.write_tfrecord(second, [imagenets.serialise(*image, label=3) for image in images[:7]])
-    refused(tmp_path, "tfrecord", tfrecords, "n01440764_0.JPEG in .* has the label 3; expected 0 to 2")
+    assert_refused(tmp_path, "tfrecord", tfrecords, "n01440764_0.JPEG in .* has the label 3; expected 0 to 2")
     second.unlink()
-    refused(tmp_path, "tfrecord", tfrecords, "train.tfrecord-00001-of-00002 is missing")
+    assert_refused(tmp_path, "tfrecord", tfrecords, "train.tfrecord-00001-of-00002 is missing")
 
 
 def test_tfrecords_of_another_dataset_are_told(tmp_path, tfrecords):
     other = imagenets.write_tfrecords(tmp_path / "other", name="imagenet_v2")
-    refused(tmp_path, "tfrecord", other, "holds imagenet_v2 as tfrecord; expected imagenet2012 as tfrecord")
-    refused(
+    assert_refused(tmp_path, "tfrecord", other, "holds imagenet_v2 as tfrecord; expected imagenet2012 as tfrecord")
+    assert_refused(
         tmp_path,
         "tfrecord",
         tfrecords,
@@ -205,24 +209,30 @@ def test_tfrecords_of_another_dataset_are_told(tmp_path, tfrecords):
         imagenet.official_facts(),
     )
     facts = dataclasses.replace(FACTS, num_images={"train": 15, "validation": 6, "test": 1})
-    refused(tmp_path, "tfrecord", tfrecords, "has no split 'test'", facts)
+    assert_refused(tmp_path, "tfrecord", tfrecords, "has no split 'test'", facts)
 
 
 def test_a_truncated_image_is_named(tmp_path, unpacked):
     image = unpacked / "train" / "n03888257" / "n03888257_12.JPEG"
     image.write_bytes(image.read_bytes()[:-200])
-    refused(tmp_path, "folder", unpacked, "1 of 21 files are not images that Pillow decodes .first: n03888257_12.JPEG")
+    assert_refused(
+        tmp_path, "folder", unpacked, "1 of 21 files are not images that Pillow decodes .first: n03888257_12.JPEG"
+    )
 
 
 @pytest.mark.parametrize("content", ['{"name": "imagenet', '{"name": "imagenet2012", "splits": 3}', "[]", "{}"])
 def test_tfrecords_with_damaged_metadata_are_told(tmp_path, tfrecords, content):
     (tfrecords / "dataset_info.json").write_text(content)
-    refused(tmp_path, "tfrecord", tfrecords, "5.1.0 is damaged, or of another version of TFDS .*; copy or prepare it")
+    assert_refused(
+        tmp_path, "tfrecord", tfrecords, "5.1.0 is damaged, or of another version of TFDS .*; copy or prepare it"
+    )
 
 
 def test_metadata_of_an_old_tfds_is_told(tmp_path, tfrecords):
     (tfrecords / "features.json").unlink()
-    refused(tmp_path, "tfrecord", tfrecords, "5.1.0 is damaged, or of another version of TFDS .*; copy or prepare it")
+    assert_refused(
+        tmp_path, "tfrecord", tfrecords, "5.1.0 is damaged, or of another version of TFDS .*; copy or prepare it"
+    )
 
 
 def test_a_source_that_cannot_be_read_is_not_told_as_the_folder_to_write_to(tmp_path, tars, unpacked, monkeypatch):
@@ -232,7 +242,9 @@ def test_a_source_that_cannot_be_read_is_not_told_as_the_folder_to_write_to(tmp_
     folder, facts = tars
     with monkeypatch.context() as patch:
         patch.setattr(imagenet, "_sha256", refuse)
-        refused(tmp_path, "tars", folder, "train.tar cannot be read .Permission denied.; check its permissions", facts)
+        assert_refused(
+            tmp_path, "tars", folder, "train.tar cannot be read .Permission denied.; check its permissions", facts
+        )
     real = os.scandir
     monkeypatch.setattr(os, "scandir", lambda path=".": refuse(path) if path == unpacked else real(path))
-    refused(tmp_path, "folder", unpacked, "unpacked cannot be read .Permission denied.; check its permissions")
+    assert_refused(tmp_path, "folder", unpacked, "unpacked cannot be read .Permission denied.; check its permissions")
