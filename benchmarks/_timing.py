@@ -1,7 +1,6 @@
 """What the benchmarks share: timing in turn, the machine in words, the JSON file."""
 
 import json
-import os
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -10,6 +9,8 @@ from statistics import median
 from typing import Any
 
 import jax
+
+from mambaout_jax.data.workers import count_cores
 
 
 def time_in_turn(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
@@ -39,7 +40,7 @@ def machine() -> dict[str, Any]:
     """Describe what the figures were measured on."""
     return {
         "machine": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": count_cores(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "jax": jax.__version__,

@@ -33,6 +33,7 @@ from PIL import Image
 
 from mambaout_jax.analysis.input_speed import measure_input
 from mambaout_jax.data import TrainTransform, open_source, train_batches
+from mambaout_jax.data.workers import count_cores
 
 BATCH_SIZE = 64
 SIZE = 224
@@ -121,8 +122,7 @@ def main() -> int:
         for _ in range(args.rounds):
             for name, measure in forms.items():
                 seconds[name].append(1 / measure())
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    hands = min(args.workers, cores)
+    hands = min(args.workers, count_cores())
     print(*(f"{name}: {value}" for name, value in machine().items()), sep="\n")
     print(f"files: {len(files)}, {np.mean([len(file) for file in files]) / 1e3:.0f} kB on average\n")
     print(f"{'pipeline':<28} {'images/s':>9} {'a core':>8}")

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import json
 import math
-import os
 
 TAKES_CONFIG = True
 
@@ -21,13 +20,13 @@ def run(args: argparse.Namespace) -> int:
     """Print the figures; 1 if they fall short of --need."""
     from mambaout_jax import train
     from mambaout_jax.analysis.input_speed import measure_input
-    from mambaout_jax.data.workers import THREADS
+    from mambaout_jax.data.workers import THREADS, count_cores
 
     changes = [] if args.workers is None else [f"--config.data.num_workers={args.workers}"]
     config = train.read_config(args.config, [*args.config_changes, *changes])
     with contextlib.closing(train.open_batches(config)) as batches:
         speed = measure_input(batches, args.seconds)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = count_cores()
     hands = min(config.data.num_workers or THREADS, cores)
     figures = {
         "dataset": config.data.name,

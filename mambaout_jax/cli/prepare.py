@@ -1,7 +1,6 @@
 """Write a dataset as ArrayRecord, the format that training reads: one of TFDS, ImageNet, or your own images."""
 
 import argparse
-import os
 import shlex
 import signal
 import statistics
@@ -36,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prepare the dataset and print where it is; a failed download, a failed upload or a full disk gives 1."""
     from mambaout_jax.data import DataError, prepare_dataset, prepare_folder, prepare_imagenet
+    from mambaout_jax.data.workers import count_cores
 
     kinds = [kind for kind in KINDS if getattr(args, kind) is not None]
     own = args.name in ("imagenet", "folder")
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         raise DataError("prepare folder takes the folder that holds the images: prepare folder DIR [--name NAME]")
     if not own and (kinds or args.source or args.called or args.workers):
         raise DataError(f"prepare {args.name} takes --data-dir alone; for images that you have, see prepare --help")
-    workers = args.workers or os.cpu_count() or 1
+    workers = args.workers or count_cores()
     former = signal.signal(signal.SIGTERM, _end) if own else None
     try:
         if args.name == "imagenet":

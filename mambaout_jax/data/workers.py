@@ -18,6 +18,11 @@ THREADS = 2
 NOTHING = -1
 
 
+def count_cores() -> int:
+    """Count the cores that this process may use, which a job or a container may have fewer of than the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Board:
     """Show which record each thread of each worker is reading, in a file that all of them map.
 
