@@ -42,8 +42,7 @@ def main(argv: list[str]) -> int:
         sys.stdout.flush()
         os._exit(code)  # a compilation that was left behind in a thread would crash an orderly exit
     except (OSError, ValueError) as error:
-        # By the words: tensorstore, which writes the checkpoints, has no errno.
-        if not any(words in str(error) for words in ("No space left on device", "Disk quota exceeded")):
+        if not train.is_full_disk(error):
             raise
         return _complain(f"no space is left for {WORKDIR.value}; make room, the same command goes on", 1)
     return 0

@@ -5,9 +5,10 @@ python main.py --config=configs/finetune.py --workdir=runs/photos --config.init_
     --config.data.name=photos
 
 `photos/train` and `photos/val` hold one folder of images for each class; where they lie in `photos/CLASS` alone, the
-first command tells how to set a tenth of them aside. `init_from` is the workdir of a run of the same `model.name`. The
-classifier starts anew; --config.init_head=keep brings it along where the classes are the same, as for ImageNet at a
-larger size (--config.data.name=imagenet2012 --config.model.img_size=384 --config.batch_size=512).
+first command tells how to set a tenth of them aside. `init_from` is the workdir of a run of the same `model.name`, or
+weights from PyTorch, such as hf-hub:timm/mambaout_femto.in1k (docs/convert.md). The classifier starts anew;
+--config.init_head=keep brings it along where the classes are the same, as for ImageNet at a larger size
+(--config.data.name=imagenet2012 --config.model.img_size=384 --config.batch_size=512).
 
 Learning rate, epochs, weight decay, no warm-up, no mixing and a drop path above that of the training are ConvNeXt's
 (Liu et al., A ConvNet for the 2020s, 2022, fine-tuning at 384 px), which has a batch of 512 and a learning rate that

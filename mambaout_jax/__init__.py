@@ -4,13 +4,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mambaout_jax.convert import from_torch, load_pretrained, to_torch
     from mambaout_jax.models import Model, create_model, list_models
 
-__all__ = ["Model", "create_model", "list_models"]
+_ROOMS = {
+    **dict.fromkeys(("Model", "create_model", "list_models"), "models"),
+    **dict.fromkeys(("from_torch", "load_pretrained", "to_torch"), "convert"),
+}
+__all__ = ["Model", "create_model", "from_torch", "list_models", "load_pretrained", "to_torch"]
 
 
 def __getattr__(name: str) -> Any:
     # Loaded at the first use: the processes that only decode images need neither flax nor the models.
-    if name in __all__:
-        return getattr(importlib.import_module("mambaout_jax.models"), name)
+    if name in _ROOMS:
+        return getattr(importlib.import_module(f"mambaout_jax.{_ROOMS[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

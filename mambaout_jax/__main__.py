@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib import resources
 
-COMMANDS = ("bench-data", "models", "predict", "prepare", "report")
+COMMANDS = ("bench-data", "convert", "models", "predict", "prepare", "report")
 CONFIG_HELP = "the experiment; --config.KEY=VALUE changes a key"
 
 

@@ -228,6 +228,11 @@ class MambaOut(nnx.Module):
         self.remat = remat
 
     @property
+    def first_conv(self) -> tuple[str, ...]:
+        """Give the path of the layer that sees the image."""
+        return ("stem", "conv1")
+
+    @property
     def classifier(self) -> tuple[str, ...]:
         """Give the path of the layer that makes logits of features."""
         return ("head", "fc")

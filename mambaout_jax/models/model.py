@@ -1,5 +1,7 @@
 """The seam: a model as plain functions of nested dicts, with nothing of flax outside this folder."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -40,13 +42,16 @@ class Model:
     integers for the positions in a list. A model is stochastic if and only if it is given a key.
     """
 
-    def __init__(self, module: nnx.Module, *, name: str, input_spec: InputSpec, num_classes: int, in_chans: int):
+    def __init__(self, module: nnx.Module, *, name: str, input_spec: InputSpec, options: Mapping[str, Any]):
         self.name = name
         self.input_spec = input_spec
-        self.num_classes = num_classes
-        self.in_chans = in_chans
+        # Every option of the family with its value.
+        self.options = MappingProxyType(dict(options))
+        self.num_classes: int = options["num_classes"]
+        self.in_chans: int = options["in_chans"]
         self.feature_info = tuple(map(FeatureInfo, module.feature_channels, module.feature_strides))
-        # Path of the last layer, which alone depends on the classes.
+        # Path of the first layer, which alone depends on the input's channels, and of the last, on the classes.
+        self.first_conv: tuple[str | int, ...] = tuple(module.first_conv)
         self.classifier: tuple[str | int, ...] = tuple(module.classifier)
         self.no_decay: frozenset[tuple[str | int, ...]] = frozenset(getattr(module, "no_decay", ()))
         self._graphdef, self._params, self._batch_stats = nnx.split(module, nnx.Param, nnx.BatchStat)

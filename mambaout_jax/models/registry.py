@@ -104,6 +104,10 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
 )
 
 
+# What a model's own way of preparing images may be changed in, beside the size.
+_PREPARATION = ("mean", "std", "crop_pct", "crop_mode", "interpolation")
+
+
 def list_models() -> list[str]:
     """List the names that `create_model` takes, sorted."""
     return sorted(VARIANTS)
@@ -115,35 +119,50 @@ def create_model(name: str, *, img_size: int | tuple[int, int] | None = None, **
     Args:
         name: one of `list_models()`.
         img_size: side or (height, width) of the images, 32 px and up; None for the variant's own.
-        options: what to change of the variant, by the names that its family's class takes.
+        options: what to change of the variant, by the names that its family's class takes, and of its `input_spec`:
+            mean, std, crop_pct, crop_mode, interpolation.
 
     Raises:
         ModelError: the name or an option is unknown (the nearest known one is named), or a value is out of range.
     """
     variant = _named(name, VARIANTS, "model")
-    known = inspect.signature(variant.family.__init__).parameters
+    defaults = {
+        option: parameter.default
+        for option, parameter in inspect.signature(variant.family.__init__).parameters.items()
+        if option != "self"
+    }
     for option in options:
-        _named(option, {key: None for key in known if key != "self"}, f"option of {name}")
-    size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size or (variant.size,) * 2)
-    if len(size) != 2 or min(size) < MIN_SIZE:
-        raise ModelError(f"img_size is {img_size}; a side or (height, width) of at least {MIN_SIZE} px is expected")
-    options = {**variant.options, **options}
-    in_chans = options.get("in_chans", known["in_chans"].default)
-    rgb = in_chans == 3
+        _named(option, dict.fromkeys((*defaults, *_PREPARATION)), f"option of {name}")
+    preparation = {option: options.pop(option) for option in _PREPARATION if option in options}
+    options = {**defaults, **variant.options, **options}
     return Model(
         variant.family(**options),
         name=name,
-        num_classes=options.get("num_classes", known["num_classes"].default),
-        in_chans=in_chans,
-        input_spec=InputSpec(
-            mean=IMAGENET_MEAN if rgb else (0.5,) * in_chans,
-            std=IMAGENET_STD if rgb else (0.5,) * in_chans,
-            size=size,
-            crop_pct=variant.crop_pct,
-            crop_mode="center",
-            interpolation="bicubic",
-        ),
+        options=options,
+        input_spec=_input_spec(variant, img_size, options["in_chans"], preparation),
     )
+
+
+def _input_spec(
+    variant: Variant, img_size: int | tuple[int, int] | None, in_chans: int, preparation: Mapping[str, Any]
+) -> InputSpec:
+    size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size or (variant.size,) * 2)
+    if len(size) != 2 or min(size) < MIN_SIZE:
+        raise ModelError(f"img_size is {img_size}; a side or (height, width) of at least {MIN_SIZE} px is expected")
+    for statistic in ("mean", "std"):
+        values = preparation.get(statistic, (0.5,) * in_chans)
+        if len(values) != in_chans:
+            raise ModelError(f"{statistic} is {values}; a number for each of the {in_chans} channels is expected")
+    rgb = in_chans == 3
+    spec = InputSpec(
+        mean=IMAGENET_MEAN if rgb else (0.5,) * in_chans,
+        std=IMAGENET_STD if rgb else (0.5,) * in_chans,
+        size=size,
+        crop_pct=variant.crop_pct,
+        crop_mode="center",
+        interpolation="bicubic",
+    )
+    return spec._replace(**preparation)
 
 
 def _named(name: str, known: Mapping[str, Any], what: str) -> Any:

@@ -7,7 +7,7 @@ docs/config.md to it.
 import difflib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -37,8 +37,8 @@ KEYS: Mapping[str, Key] = {
     "seed": Key(int, "0..4294967295", "of initialisation, shuffling and augmentation"),
     "resume": Key(str, ("same", "any", "never"), "what a workdir that holds a run is for: continue it if its config "
                   "is the same, continue it whatever its config was, or refuse it"),
-    "init_from": Key(str, None, "workdir of a run whose weights a new run starts from; drawn afresh if unset",
-                     optional=True),
+    "init_from": Key(str, None, "weights that a new run starts from: the workdir of a run, a PyTorch file, a Hugging "
+                     "Face folder or hub id (docs/convert.md); drawn afresh if unset", optional=True),
     "init_head": Key(str, ("keep", "new"), "whether the classifier comes with those weights or is drawn afresh"),
     "num_epochs": Key(int, "1..", "length of the run, warm-up and cooldown included"),
     "batch_size": Key(int, "1..", "images in an optimizer step, over all devices"),
@@ -104,6 +104,13 @@ FREE_TO_CHANGE = (
 )  # fmt: skip
 
 
+# What an evaluation reads: all that the config of imported weights has.
+EVALUATION_KEYS = (
+    "eval_batch_size", "data.name", "data.data_dir", "data.validation_split", "data.eval_sets", "data.crop_pct",
+    "data.crop_mode", "data.num_workers", "data.bad_records", "model.name", "optim.ema_decay",
+)  # fmt: skip
+
+
 def read_config(file: str, changes: Sequence[str] = ()) -> ConfigDict:
     """Load an experiment.
 
@@ -149,8 +156,11 @@ def flatten_config(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> 
     return flat
 
 
-def check_config(config: ConfigDict) -> None:
+def check_config(config: ConfigDict, required: Iterable[str] = KEYS) -> None:
     """Hold a config against the table.
+
+    Args:
+        required: keys that have to be there.
 
     Raises:
         RunError: keys are unknown (the nearest known one is named) or missing, or a value has another type or lies
@@ -161,15 +171,18 @@ def check_config(config: ConfigDict) -> None:
         if name not in KEYS and not name.startswith("model."):
             near = difflib.get_close_matches(name, KEYS, n=1, cutoff=0.0)[0]
             raise RunError(f"config.{name} is not a known key; did you mean config.{near}?")
-    if missing := [name for name in KEYS if name not in flat]:
+    if missing := [name for name in required if name not in flat]:
         raise RunError(f"the config lacks {', '.join(f'config.{name}' for name in missing)}; configs/digits.py has all")
     for name, key in KEYS.items():
-        _check_value(name, key, flat[name])
-    if flat["init_head"] == "new" and flat["init_from"] is None:
+        if name in flat:
+            _check_value(name, key, flat[name])
+    if flat.get("init_head") == "new" and flat["init_from"] is None:
         raise RunError(
             "config.init_head is 'new', a new classifier on given weights, and config.init_from is unset; the workdir "
-            "of a run is expected there"
+            "of a run or a file of weights is expected there"
         )
+    if "num_epochs" not in required:
+        return
     warmup, cooldown = flat["optim.warmup_epochs"], flat["optim.cooldown_epochs"]
     if warmup + cooldown > flat["num_epochs"]:
         raise RunError(

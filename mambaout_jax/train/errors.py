@@ -11,3 +11,8 @@ class DivergedError(RuntimeError):
 
 class StoppedError(Exception):
     """Report that a signal stopped the run after everything worth keeping was saved."""
+
+
+def is_full_disk(error: Exception) -> bool:
+    """Tell whether what was raised means that no space is left: by the words, since tensorstore has no errno."""
+    return any(words in str(error) for words in ("No space left on device", "Disk quota exceeded"))

@@ -15,11 +15,12 @@ from mambaout_jax.data import EvalTransform, ImageSource, eval_batches, open_sou
 from mambaout_jax.data.eval_sets import open_eval_set, ranked_classes
 from mambaout_jax.models import Model
 from mambaout_jax.train.checkpoint import Checkpoints
-from mambaout_jax.train.config import check_config
+from mambaout_jax.train.config import EVALUATION_KEYS, check_config
 from mambaout_jax.train.errors import RunError
+from mambaout_jax.train.pretrained import load_pretrained
 from mambaout_jax.train.signals import StopSignals
 from mambaout_jax.train.step import make_eval_step
-from mambaout_jax.train.workdir import build_model, load_config, load_environment, open_workdir
+from mambaout_jax.train.workdir import build_model, is_workdir, load_config, load_environment, open_workdir
 
 Scores = dict[str, float]
 
@@ -189,37 +190,66 @@ def _top_classes(labels: np.ndarray, mask: np.ndarray, logits: np.ndarray) -> tu
 
 
 def evaluate(config: ConfigDict | None, path: epath.PathLike) -> dict[str, Any]:
-    """Score the newest checkpoint of a workdir, raw and averaged weights, on each set that the config names.
+    """Score weights on each set that the config names.
+
+    They are those of the newest checkpoint of the workdir, raw and averaged; where it has none, those that
+    `config.init_from` names.
 
     Args:
         config: None for the workdir's own.
 
     Returns:
-        The step, and under "sets" for each set, the validation split first: what it is, how its images are looked
-        at, how many of them were left out, and its scores by weights.
+        Under "weights" what they are, and under "sets" for each set, the validation split first: what it is, how its
+        images are looked at, how many of them were left out, and its scores by weights.
 
     Raises:
-        RunError, DataError: the config, the workdir or a set does not fit; told before anything is scored.
+        RunError, ConvertError, DataError: the config, the workdir, the weights or a set does not fit; told before
+            anything is scored.
         StoppedError: a signal came.
     """
     workdir = open_workdir(path)
     config = config or load_config(workdir)
-    check_config(config)
+    check_config(config, EVALUATION_KEYS)
     sources = _open_sources(config)
-    class_names = load_environment(workdir)["class_names"]
-    for source in sources:
-        _check_classes(source, class_names)
-    model = build_model(config, len(class_names))
     mesh = parallel.make_mesh()
-    abstract = parallel.abstract(model.init, jax.random.key(0), sharding=parallel.replicated(mesh))
     with StopSignals() as stop, jax.set_mesh(mesh):
-        checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
-        kept = ["raw"] if config.optim.ema_decay is None else ["raw", "ema"]
-        step, weights = checkpoints.restore_variables(abstract, kept)
-        checkpoints.close()
+        if is_workdir(workdir) or config.get("init_from") is None:
+            model, weights, origin = _restore(config, workdir, sources, parallel.replicated(mesh))
+        else:
+            model, weights, origin = _load_given(config, sources, parallel.replicated(mesh))
         evaluator = Evaluator(config, model, sources[0], sharding=parallel.batch_sharding(mesh), stop=stop)
         evaluators = (evaluator, *map(evaluator.on, sources[1:]))
-        return {"step": step, "sets": [_score_set(evaluator, weights) for evaluator in evaluators]}
+        return {"weights": origin, "sets": [_score_set(evaluator, weights) for evaluator in evaluators]}
+
+
+def _restore(
+    config: ConfigDict, workdir: epath.Path, sources: Sequence[ImageSource], replicated: NamedSharding
+) -> tuple[Model, dict[str, Any], str]:
+    environment = load_environment(workdir)
+    for source in sources:
+        _check_classes(source, environment["num_classes"], environment["class_names"])
+    model = build_model(config, environment["num_classes"])
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+    kept = ["raw"] if config.optim.ema_decay is None else ["raw", "ema"]
+    abstract = parallel.abstract(model.init, jax.random.key(0), sharding=replicated)
+    step, weights = checkpoints.restore_variables(abstract, kept)
+    checkpoints.close()
+    imported = environment.get("imported_from")
+    return model, weights, f"imported from {imported}" if imported else f"step {step}"
+
+
+def _load_given(
+    config: ConfigDict, sources: Sequence[ImageSource], replicated: NamedSharding
+) -> tuple[Model, dict[str, Any], str]:
+    if config.init_head == "new":
+        raise RunError(
+            "config.init_head is 'new', and a new classifier has learnt nothing to evaluate; set it to 'keep'"
+        )
+    model = build_model(config, len(sources[0].class_names))
+    pretrained = load_pretrained(config.init_from, model)
+    for source in sources:
+        _check_classes(source, pretrained.num_classes, pretrained.class_names)
+    return model, {"raw": jax.device_put(pretrained.variables, replicated)}, pretrained.origin
 
 
 def _open_sources(config: ConfigDict) -> list[ImageSource]:
@@ -238,13 +268,14 @@ def _score_set(evaluator: Evaluator, weights: dict[str, Any]) -> dict[str, Any]:
     return {**evaluator.describe(), **counts, **scored.scores}
 
 
-def _check_classes(source: ImageSource, class_names: Sequence[str]) -> None:
-    if len(source.class_names) != len(class_names):
+def _check_classes(source: ImageSource, num_classes: int, class_names: Sequence[str] | None) -> None:
+    if len(source.class_names) != num_classes:
         raise RunError(
-            f"dataset {source.name!r} has {len(source.class_names)} classes where the model has {len(class_names)}; "
+            f"dataset {source.name!r} has {len(source.class_names)} classes where the model has {num_classes}; "
             "a set with the model's own classes is expected"
         )
-    for index, (theirs, ours) in enumerate(zip(source.class_names, class_names, strict=True)):
+    # Of weights that came without the names of their classes only the number can be held against a set.
+    for index, (theirs, ours) in enumerate(zip(source.class_names, class_names or source.class_names, strict=True)):
         if theirs != ours:
             raise RunError(
                 f"class {index} of dataset {source.name!r} is {theirs!r} where the model has {ours!r}; a set with the "

@@ -23,7 +23,7 @@ from mambaout_jax.train.inputs import steps_per_epoch, training_batches
 from mambaout_jax.train.metrics import MetricWriter, StepLog
 from mambaout_jax.train.mixing import Augmentation
 from mambaout_jax.train.optim import Schedule, adamw, warmup_cosine
-from mambaout_jax.train.pretrained import load_pretrained
+from mambaout_jax.train.pretrained import load_pretrained, start_variables
 from mambaout_jax.train.recipe import departures
 from mambaout_jax.train.report import write_report
 from mambaout_jax.train.scores import describe_view
@@ -101,8 +101,8 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
             step, evaluated = 0, False
             origin = ""
             if config.init_from is not None:
-                variables, origin = load_pretrained(
-                    config.init_from,
+                variables, origin = start_variables(
+                    load_pretrained(config.init_from, model),
                     model,
                     state.variables,
                     init_head=config.init_head,

@@ -9,7 +9,6 @@ from typing import IO, Any
 
 import jax
 from etils import epath
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from mambaout_jax.train.errors import DivergedError
@@ -26,6 +25,8 @@ class MetricWriter:
     """
 
     def __init__(self, workdir: epath.Path, *, num_steps: int, first_step: int, steps_per_epoch: int):
+        from tensorboardX import SummaryWriter  # brings PyTorch along where that is installed: a second and 200 MB
+
         self._file = _open_whole_lines(workdir / "metrics.jsonl")
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
         self._steps_per_epoch = steps_per_epoch

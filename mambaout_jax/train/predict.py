@@ -53,7 +53,7 @@ def classify(run: Run, files: Sequence[str], top: int) -> Iterator[dict[str, Any
             elif not np.isfinite(probabilities[row]).all():
                 yield {"file": file, "error": "the weights give no finite probabilities; they come from a diverged run"}
             else:
-                yield {"file": file, "predictions": _top(probabilities[row], run.class_names, top)}
+                yield {"file": file, "predictions": _top(probabilities[row], run.class_names or (), top)}
 
 
 def _top(probabilities: np.ndarray, class_names: Sequence[str], top: int) -> list[dict[str, Any]]:

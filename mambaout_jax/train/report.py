@@ -42,6 +42,8 @@ def _render(workdir: epath.Path) -> str:
         what = "has no config.json" if workdir.exists() else "does not exist"
         raise RunError(f"{workdir} holds no run: it {what}; name the --workdir of a training run")
     environment = _read_json(workdir, "environment.json") or {}
+    if "imported_from" in environment:
+        raise RunError(f"{workdir} holds imported weights, and no run to report on; evaluate them by --mode=evaluate")
     results = _read_json(workdir, "results.json")
     train, evals, unreadable = _read_metrics(workdir)
     predictions = _read_predictions(workdir)

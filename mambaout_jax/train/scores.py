@@ -38,7 +38,8 @@ def format_scores(record: dict[str, Any]) -> str:
         ).rstrip()
         for row in ({column: column for column in columns}, *rows)
     ]
-    return "\n".join([*lines, *(line for scored in sets for line in _remarks(scored))])
+    origin = [f"weights: {record['weights']}"] if "weights" in record else []
+    return "\n".join([*lines, *origin, *(line for scored in sets for line in _remarks(scored))])
 
 
 def describe_view(scored: dict[str, Any]) -> str:

@@ -25,13 +25,14 @@ class Run(NamedTuple):
     """Hold what inference needs of a trained run.
 
     Args:
+        class_names: None where the weights were imported and nobody knows what their classes are called.
         weights: which of them `variables` are, "ema" or "raw".
     """
 
     config: ConfigDict
     model: Model
     variables: dict[str, Any]
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...] | None
     step: int
     weights: str
 
@@ -44,6 +45,12 @@ def open_workdir(path: epath.PathLike) -> epath.Path:
 
 def _is_remote(workdir: epath.Path) -> bool:
     return "://" in os.fspath(workdir)
+
+
+def is_workdir(path: epath.PathLike) -> bool:
+    """Tell whether a path is the workdir of a run, rather than a file or folder of another program's weights."""
+    workdir = open_workdir(path)
+    return _is_remote(workdir) or (workdir / "environment.json").exists()
 
 
 def claim_workdir(path: epath.PathLike, config: ConfigDict) -> epath.Path:
@@ -71,6 +78,11 @@ def claim_workdir(path: epath.PathLike, config: ConfigDict) -> epath.Path:
 
 
 def _check_resume(workdir: epath.Path, recorded: ConfigDict, config: ConfigDict) -> None:
+    if "imported_from" in load_environment(workdir):
+        raise RunError(
+            f"workdir {workdir} holds imported weights, which no run can go on from; name another with --workdir, and "
+            f"start from these by --config.init_from={workdir}"
+        )
     if config.resume == "never":
         raise RunError(f"workdir {workdir} holds a run and config.resume is 'never'; name another with --workdir")
     if config.resume == "same" and (changes := changed_keys(config, recorded)):
@@ -92,8 +104,8 @@ def check_space(workdir: epath.Path, num_bytes: int) -> None:
     free = shutil.disk_usage(workdir).free
     if free < num_bytes:
         raise RunError(
-            f"workdir {workdir} has {free / 2**20:.0f} MiB free where the checkpoints need {num_bytes / 2**20:.0f} "
-            "MiB; make room or name another with --workdir"
+            f"workdir {workdir} has {free / 2**20:.3g} MiB free where the checkpoints need "
+            f"{num_bytes / 2**20:.3g} MiB; make room or name another with --workdir"
         )
 
 
@@ -137,8 +149,7 @@ def load_run(path: epath.PathLike, weights: str | None = None) -> Run:
     workdir = open_workdir(path)
     config = load_config(workdir)
     environment = load_environment(workdir)
-    class_names = tuple(environment["class_names"])
-    model = build_model(config, len(class_names))
+    model = build_model(config, environment["num_classes"])
     weights = weights or ("raw" if config.optim.ema_decay is None else "ema")
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     abstract = parallel.abstract(
@@ -146,19 +157,22 @@ def load_run(path: epath.PathLike, weights: str | None = None) -> Run:
     )
     step, variables = checkpoints.restore_variables(abstract, [weights])
     checkpoints.close()
-    return Run(config, model, variables[weights], class_names, step, weights)
+    return Run(config, model, variables[weights], environment["class_names"], step, weights)
 
 
 def load_environment(workdir: epath.Path) -> dict[str, Any]:
-    """Read what `save_environment` wrote.
+    """Read what `record_run` wrote: "num_classes" and "class_names" (a tuple, or None if not known), and more.
 
     Raises:
         RunError: it is not there or is something else.
     """
     try:
         environment = json.loads((workdir / "environment.json").read_text())
-        if not environment["class_names"]:
-            raise ValueError("no class names")
+        names = environment["class_names"]
+        environment["class_names"] = None if names is None else tuple(names)
+        environment["num_classes"] = int(environment["num_classes"] if names is None else len(names))
+        if not environment["num_classes"]:
+            raise ValueError("no classes")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{workdir} has no environment.json that a run wrote ({error!r}); train there first") from error
     return environment

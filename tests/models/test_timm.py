@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import mambaout_jax as mo
-from tests.models import golden
 from tests.timm import load_timm
 
 pytestmark = pytest.mark.torch
@@ -31,11 +30,7 @@ def test_logits_equal_timms(name, size, options):
         for parameter in theirs.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     ours = mo.create_model(name, img_size=size, **options)
-    variables = {
-        "params": golden.nested({key: value.numpy() for key, value in theirs.state_dict().items()}),
-        "batch_stats": {},
-    }
-    assert jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, jax.eval_shape(ours.init, jax.random.key(0)))
+    variables = mo.from_torch(ours, theirs.state_dict())
     images = np.random.default_rng(0).normal(size=(2, *size, ours.in_chans)).astype(np.float32)
     with torch.no_grad():
         expected = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2))).numpy()

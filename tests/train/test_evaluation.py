@@ -119,7 +119,7 @@ def test_every_image_is_counted_once_or_told_to_be_left_out(scored):
 def test_validation_split_comes_first_and_a_set_named_twice_is_scored_once(run, scored):
     assert [result["dataset"] for result in scored[1]["sets"]][:2] == ["imagenet2012", "imagenet_v2/matched-frequency"]
     assert len(scored[1]["sets"]) == 6
-    assert scored[1]["step"] == written_run.STEP
+    assert scored[1]["weights"] == f"step {written_run.STEP}"
     twice = evaluate(config_of(run, **{"data.eval_sets": "imagenet_r, imagenet_r,"}), run[0])
     assert [result["dataset"] for result in twice["sets"]] == ["imagenet2012", "imagenet_r"]
     assert twice["sets"][1]["ema"] == scored[0]["imagenet_r"]["ema"]
@@ -140,6 +140,7 @@ def test_table_says_of_every_number_what_it_was_measured_on(scored):
             assert f"{result[weights]['loss']:.4f}" in row
     assert len({line.index("32x32") for line in rows}) == 1
     assert lines[13:] == [
+        f"weights: step {written_run.STEP}",
         "imagenet2012_real: left out for want of a label: 2",
         "imagenet_a: ranked among the 8 of 1000 classes that occur in it",
         "imagenet_r: ranked among the 2 of 1000 classes that occur in it",

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from mambaout_jax.train.errors import RunError
-from mambaout_jax.train.pretrained import load_pretrained
+from mambaout_jax.train import ConvertError, RunError
+from mambaout_jax.train.pretrained import load_pretrained, start_variables
 from mambaout_jax.train.workdir import build_model
 from tests.train import tiny, written_run
 
@@ -22,7 +22,10 @@ def run(tmp_path_factory):
 def load(workdir, names=NAMES, init_head="keep", **changes):
     model = build_model(tiny.config(**changes), len(names))
     fresh = model.init(jax.random.key(9))
-    return *load_pretrained(workdir, model, fresh, init_head=init_head, class_names=names), fresh
+    variables, sentence = start_variables(
+        load_pretrained(workdir, model), model, fresh, init_head=init_head, class_names=names
+    )
+    return variables, sentence, fresh
 
 
 def assert_same(a, b):
@@ -60,7 +63,7 @@ def test_raw_weights_are_taken_where_no_average_was_kept(tmp_path):
 def test_a_classifier_of_other_classes_is_refused_with_the_key_to_set(run):
     with pytest.raises(
         RunError,
-        match=r"classifier in .* does not fit 3 classes: head.fc.bias has shape \(10,\) where \(3,\) is expected; "
+        match=r"classifier of .* does not fit 3 classes: head.fc.bias has shape \(10,\) where \(3,\) is expected; "
         r"head.fc.weight has shape .*; set config.init_head=new",
     ):
         load(run[0], NAMES[:3])
@@ -82,6 +85,6 @@ def test_another_model_is_refused_with_all_that_differs(run, init_head):
     assert "init_head" not in words
 
 
-def test_a_folder_without_a_run_is_named(tmp_path):
-    with pytest.raises(RunError, match=f"{tmp_path} is no workdir of a run"):
+def test_a_folder_without_weights_is_named(tmp_path):
+    with pytest.raises(ConvertError, match=f"{tmp_path} has no file config.json"):
         load(tmp_path)

@@ -1,0 +1,64 @@
+"""Write what is there in full or not at all."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mambaout_jax.convert.errors import ConvertError
+
+Check = Callable[[Path], None]
+
+
+@contextmanager
+def draft_folder(target: Path) -> Iterator[Path]:
+    """Lend a hidden folder beside `target` to write in; it goes again, whatever happens.
+
+    What is finished is moved out of it. Temporary files that libraries make beside their output lie in it too.
+
+    Raises:
+        ConvertError: what is done inside meets a full disk or another trouble of the file system.
+    """
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name[:100]}.", dir=target.parent))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    except OSError as error:
+        raise ConvertError(
+            f"{target} cannot be written ({error.strerror or error}); make room or name another place"
+        ) from error
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or a folder's list of names is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def share(path: Path) -> None:
+    """Give a file the permissions that any new file has; some libraries keep theirs to the owner."""
+    probe = path.with_name(f"{path.name}.mode")
+    probe.touch()
+    path.chmod(probe.stat().st_mode & 0o777)
+    probe.unlink()
+
+
+def put_folder(draft: Path, target: Path) -> None:
+    """Put a finished folder in the place of another, which comes back if that fails."""
+    old = draft.with_name(f"{draft.name}.old")
+    if target.exists():
+        target.rename(old)
+    try:
+        draft.rename(target)
+    except BaseException:
+        if old.exists():
+            old.rename(target)
+        raise
+    sync(target.parent)

@@ -1,0 +1,75 @@
+"""What a program uses: weights of PyTorch in, weights for PyTorch out."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mambaout_jax.convert.checkpoint import TorchCheckpoint, read_checkpoint
+from mambaout_jax.convert.errors import ConvertError
+from mambaout_jax.convert.identify import identify
+from mambaout_jax.convert.state_dict import from_tensors, to_tensors
+from mambaout_jax.convert.tensors import LazyTensors, without_prefixes
+from mambaout_jax.models import Model, create_model
+
+
+def from_torch(model: Model, source: str | os.PathLike | Mapping[str, Any]) -> dict[str, Any]:
+    """Turn weights of a PyTorch program into a model's variables, in float32.
+
+    The dialect, timm's or the original repository's, is told by the keys. The match is exact.
+
+    Args:
+        source: a .safetensors, .pth, .pt or .bin file, a Hugging Face folder in timm's format, a hub id
+            (hf-hub:ORG/NAME), or a state dict of arrays or PyTorch tensors.
+
+    Raises:
+        ConvertError: the source cannot be read; parameters are missing, left over or of another shape (all are
+            listed); or values are neither float32 nor bfloat16, or not finite.
+    """
+    if not isinstance(source, Mapping):
+        return from_checkpoint(model, read_checkpoint(source))
+    for key, value in source.items():
+        if not isinstance(key, str) or not hasattr(value, "shape"):
+            kind = type(value).__name__
+            raise ConvertError(f"the state dict holds a {kind} under {key!r}; a tensor under its name is expected")
+    names = without_prefixes(list(source))
+    shapes = {name: tuple(source[key].shape) for name, key in names.items()}
+    return from_tensors(model, LazyTensors(names, source.__getitem__), shapes)
+
+
+def from_checkpoint(model: Model, checkpoint: TorchCheckpoint) -> dict[str, Any]:
+    """Do what `from_torch` does, with weights that were opened."""
+    try:
+        return from_tensors(model, checkpoint.tensors, checkpoint.shapes)
+    except ConvertError as error:
+        raise ConvertError(f"{checkpoint.origin}: {error}") from error
+
+
+def to_torch(model: Model, variables: dict[str, Any], dialect: str = "timm") -> dict[str, np.ndarray]:
+    """Turn a model's variables into a state dict of float32 arrays, which `torch.from_numpy` takes.
+
+    Args:
+        dialect: "timm", or "mambaout", the original repository's names, which not every option exists in.
+
+    Raises:
+        ConvertError: the dialect cannot express the model, or the variables are those of another one.
+    """
+    return to_tensors(model, variables, dialect)
+
+
+def load_pretrained(source: str | os.PathLike, **options: Any) -> tuple[Model, dict[str, Any]]:
+    """Load a model with its weights; which one it is, the source tells by its config.json or by its shapes.
+
+    Args:
+        source: what `from_torch` reads, but for a state dict.
+        options: what to change of the model, as `create_model` takes it (img_size, dtype, drop_path_rate, ...).
+
+    Raises:
+        ConvertError: as for `from_torch`, or the model is none that is known.
+        ModelError: an option is unknown or out of its range.
+    """
+    checkpoint = read_checkpoint(source)
+    identity = identify(checkpoint)
+    model = create_model(identity.name, **{**identity.options, **options})
+    return model, from_checkpoint(model, checkpoint)

@@ -1,0 +1,212 @@
+"""Weights between workdirs and PyTorch programs; what was written is read back and has to give the same logits."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from mambaout_jax import convert
+from mambaout_jax.data import DataError, open_source
+from mambaout_jax.data.preparation.imagenet import official_facts
+from mambaout_jax.models import Model, create_model
+from mambaout_jax.train.checkpoint import Checkpoints
+from mambaout_jax.train.errors import RunError, is_full_disk
+from mambaout_jax.train.evaluation import build_view
+from mambaout_jax.train.mixing import normalize
+from mambaout_jax.train.state import TrainState
+from mambaout_jax.train.workdir import check_space, is_workdir, load_environment, load_run, open_workdir, record_run
+
+# Of random and of real images each: few, so that a check takes seconds; a single one shows a wrong layer.
+NUM_IMAGES = 4
+
+Say = Callable[[str], None]
+
+
+def import_weights(
+    source: str,
+    path: epath.PathLike,
+    *,
+    name: str | None = None,
+    verify_timm: bool = False,
+    force: bool = False,
+    say: Say = print,
+) -> None:
+    """Make a workdir of PyTorch weights, to be evaluated, asked and fine-tuned from.
+
+    Args:
+        source: what `convert.from_torch` reads.
+        name: of the variant; None for what the source tells by itself.
+        verify_timm: compare with a live timm too.
+        force: replace a workdir of imported weights.
+        say: is called with each sentence about what was found.
+
+    Raises:
+        RunError, ConvertError, ModelError: the source or the workdir does not fit, or logits differ.
+    """
+    target = open_workdir(path)
+    _check_target(target, force)
+    checkpoint = convert.read_checkpoint(source)
+    identity = convert.identify(checkpoint, name)
+    model = create_model(identity.name, **identity.options)
+    for sentence in (_describe(source, checkpoint, identity, model), identity.assumed):
+        if sentence:
+            say(sentence)
+    class_names = checkpoint.config.class_names if checkpoint.config else None
+    imagenet = official_facts().class_names
+    if class_names is None and model.num_classes == len(imagenet):
+        class_names = imagenet
+        say(f"its {model.num_classes} classes have no names: they are taken as ImageNet's")
+    environment = {"imported_from": source, "num_classes": model.num_classes, "class_names": class_names}
+    config = _evaluation_config(model, imagenet if class_names == imagenet else None)
+    variables = convert.from_checkpoint(model, checkpoint)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{target} cannot be written ({error.strerror}); name another place") from error
+    # Beforehand, because orbax prints pages over a disk that fills up under it.
+    check_space(target.parent, sum(leaf.nbytes for leaf in jax.tree.leaves(variables)))
+    with convert.draft_folder(target) as drafts:
+        draft = epath.Path(drafts) / "workdir"
+        _write_workdir(draft, config, environment, variables)
+        check = convert.LogitsCheck(model, variables, _images(config, model, say))
+        del variables  # so that a large model is not held twice
+        say(check.require("read back", load_run(draft).variables))
+        if verify_timm:
+            say(check.require_timm(source))
+        convert.put_folder(draft, target)
+
+
+def export_weights(
+    path: epath.PathLike,
+    out: str,
+    *,
+    dialect: str = "timm",
+    weights: str | None = None,
+    dtype: str = "float32",
+    verify_timm: bool = False,
+    force: bool = False,
+    say: Say = print,
+) -> None:
+    """Write the weights of a workdir for PyTorch.
+
+    Args:
+        out: a file, by its ending, or a folder that becomes one in timm's format.
+        dialect: "timm" or "mambaout".
+        weights: "ema" or "raw"; None for the average where one was kept.
+        dtype: "float32" or "bfloat16".
+        verify_timm: compare with a live timm too.
+        force: replace what is there.
+        say: is called with each sentence about what was found.
+
+    Raises:
+        RunError, ConvertError: the workdir, the dialect or the place does not fit, or logits differ.
+    """
+    is_file = out.endswith(convert.ENDINGS)
+    if dialect != "timm" and not is_file:
+        raise convert.ConvertError(
+            f"{out} would be a folder in timm's format, which has timm's names; a file ending in one of "
+            f"{', '.join(convert.ENDINGS)} takes the dialect {dialect!r}"
+        )
+    run = load_run(path, weights)
+    say(f"{path} holds {run.model.name}, {run.weights} weights of step {run.step}")
+    tensors = convert.to_tensors(run.model, run.variables, dialect, dtype)
+    written = jax.tree.map(lambda leaf: leaf.astype(dtype).astype(jnp.float32), run.variables)
+    check = convert.LogitsCheck(run.model, written, _images(run.config, run.model, say))
+    if dtype != "float32":
+        say(f"rounded to {dtype}: logits move by {check.difference(run.variables):.2g} of the largest")
+
+    def check_draft(draft: os.PathLike) -> None:
+        say(check.require("read back", convert.from_torch(run.model, draft)))
+        if verify_timm:
+            say(check.require_timm(os.fspath(draft)))
+
+    if is_file:
+        convert.write_file(out, tensors, force=force, check=check_draft)
+    else:
+        convert.write_folder(out, run.model, tensors, class_names=run.class_names, force=force, check=check_draft)
+
+
+def _describe(source: str, checkpoint: convert.TorchCheckpoint, identity: convert.Identity, model: Model) -> str:
+    entry = f", entry {checkpoint.wrapper!r}" if checkpoint.wrapper else ""
+    changes = "".join(f", {key} {value}" for key, value in convert.model_args(model).items())
+    return (
+        f"{source}{entry} holds {model.name}{changes}, {model.num_classes} classes, in the dialect of "
+        f"{identity.table.dialect}"
+    )
+
+
+def _check_target(target: epath.Path, force: bool) -> None:
+    if "://" in os.fspath(target):
+        raise RunError(f"workdir {target} lies in a bucket; only local folders are supported yet")
+    if not os.path.lexists(target):
+        return
+    if not force:
+        raise RunError(f"{target} exists; name another folder, or allow it to be replaced with --force")
+    if not is_workdir(target) or "imported_from" not in load_environment(target):
+        raise RunError(
+            f"{target} is no workdir of imported weights and is not replaced, so that nothing is lost; name another"
+        )
+
+
+def _evaluation_config(model: Model, imagenet: tuple[str, ...] | None) -> ConfigDict:
+    """Build what an evaluation reads; what else a config holds is about training, which was elsewhere."""
+    own = create_model(model.name).input_spec
+    spec = {key: value for key, value in model.input_spec._asdict().items() if value != getattr(own, key)}
+    if "size" in spec:
+        spec["img_size"] = spec.pop("size")
+    return ConfigDict(
+        {
+            "eval_batch_size": 64,
+            "data": {
+                "name": None if imagenet is None else "imagenet2012",
+                "data_dir": None,
+                "validation_split": "validation",
+                "eval_sets": None,
+                "crop_pct": None,
+                "crop_mode": None,
+                "num_workers": 0,
+                "bad_records": "stop",
+            },
+            "model": {"name": model.name, **convert.model_args(model), **spec},
+            "optim": {"ema_decay": None},
+        }
+    )
+
+
+def _write_workdir(
+    workdir: epath.Path, config: ConfigDict, environment: dict[str, Any], variables: dict[str, Any]
+) -> None:
+    workdir.mkdir()
+    try:
+        checkpoints = Checkpoints(workdir / "checkpoints")
+        checkpoints.save(TrainState(jnp.zeros((), jnp.int32), variables, None, ()), {}, None)
+        checkpoints.close()
+        record_run(workdir, config, environment)
+    except (OSError, ValueError) as error:
+        if not is_full_disk(error):
+            raise
+        raise RunError(f"no space is left for {workdir.parent.parent}; make room or name another place") from error
+
+
+def _images(config: ConfigDict, model: Model, say: Say) -> np.ndarray:
+    """Give images to compare logits on: random ones, and real ones where the config's dataset is prepared."""
+    images = convert.random_images(model, NUM_IMAGES)
+    if config.data.name is None:
+        say(f"compared on {NUM_IMAGES} random images; no dataset is known")
+        return images
+    try:
+        source = open_source(config.data.name, config.data.validation_split, config.data.data_dir)
+        view = build_view(config, model)
+        places = np.linspace(0, len(source) - 1, NUM_IMAGES).astype(int)
+        real = np.stack([view(source[index]["image"]) for index in places])
+    except DataError as error:
+        say(f"compared on {NUM_IMAGES} random images and no real ones: {error}")
+        return images
+    say(f"compared on {NUM_IMAGES} random images and {NUM_IMAGES} of {source.name}")
+    spec = model.input_spec
+    return np.concatenate([images, normalize(real, spec.mean, spec.std)])

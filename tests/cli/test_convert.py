@@ -1,0 +1,154 @@
+"""The command converts in both directions, says what it found, and ends bad input with one sentence and code 2."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+from mambaout_jax.__main__ import main
+from tests.train import written_run
+
+NAMES = tuple(f"digit {label}" for label in range(10))
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("convert") / "run"
+    written_run.write(folder, NAMES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def file(workdir):
+    path = workdir.parent / "digits.safetensors"
+    assert main(["convert", "export", str(workdir), "--out", str(path)]) == 0
+    return path
+
+
+def refusal(capsys, *argv):
+    """Run a command that has to be refused, and give its sentence."""
+    capsys.readouterr()
+    assert main(["convert", *map(str, argv)]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def changed(file, path, **changes):
+    """Write the weights of a file with other tensors in some places; None takes one out."""
+    tensors = load_file(file)
+    for key, value in changes.items():
+        tensors[key] = value
+    save_file({key: np.ascontiguousarray(value) for key, value in tensors.items() if value is not None}, path)
+    return path
+
+
+def test_there_and_back_says_what_it_found(workdir, file, tmp_path, capsys):
+    assert main(["convert", "export", str(workdir), "--out", str(tmp_path / "folder"), "--weights", "raw"]) == 0
+    words = capsys.readouterr().out
+    assert "mambaout_femto, raw weights of step 7" in words
+    assert "compared on 4 random images and 4 of digits" in words
+    assert "read back: logits differ by 0 of the largest; at most 0.0001 is allowed" in words
+    assert words.endswith(f"exported to {tmp_path / 'folder'}\n")
+    assert main(["convert", "import", str(tmp_path / "folder"), "--out", str(tmp_path / "imported")]) == 0
+    words = capsys.readouterr().out
+    assert "holds mambaout_femto, depths (1, 1), dims (8, 16), in_chans 1, kernel_size 3, 10 classes" in words
+    image = str(tmp_path / "image.png")
+    Image.new("L", (40, 30), 200).save(image)
+    capsys.readouterr()
+    answers = []
+    for folder, weights in ((workdir, ["--weights", "raw"]), (tmp_path / "imported", [])):
+        assert main(["predict", str(folder), image, "--json", *weights]) == 0
+        answers.append(json.loads(capsys.readouterr().out))
+    assert answers[0] == answers[1]
+
+
+def test_inspect_tells_dialect_variant_size_and_differences(file, capsys):
+    assert main(["convert", "inspect", str(file)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["dialect", "timm"]
+    assert lines[1].startswith("variant      mambaout_femto, num_classes 10, depths (1, 1)")
+    assert lines[2].startswith("parameters   ")
+    assert lines[2].endswith(" tensors")
+    assert lines[3].split() == ["dtype", "float32"]
+    assert lines[4].split() == ["differences", "none"]
+    assert main(["convert", "inspect", str(file), "--model", "mambaout_kobe"]) == 0
+    words = capsys.readouterr().out
+    assert "  stages.2.blocks.14.fc1.weight is missing\n" in words
+    assert "  stem.conv1.weight has shape (4, 1, 3, 3) where (24, 1, 3, 3) is expected\n" in words
+
+
+CONVNEXT = {
+    name: np.zeros((2, 2), np.float32)
+    for name in (
+        "stem.0.weight",
+        "stem.1.weight",
+        "stages.0.blocks.0.conv_dw.weight",
+        "stages.0.blocks.0.mlp.fc1.weight",
+    )
+}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda file, path: path.write_bytes(file.read_bytes()[:-100]), "damaged safetensors file"),
+        (lambda file, path: save_file(CONVNEXT, path), "are those of another model; known are MambaOut"),
+        (lambda file, path: changed(file, path, **{"head.norm.bias": None}), "head.norm.bias is missing"),
+        (lambda file, path: changed(file, path, extra=np.zeros(3, np.float32)), "extra is left over"),
+        (
+            lambda file, path: changed(file, path, **{"head.pre_logits.fc.weight": np.zeros((16, 64), np.float32)}),
+            r"head.pre_logits.fc.weight has shape (16, 64) where (64, 16) is expected",
+        ),
+        (
+            lambda file, path: changed(file, path, **{"head.fc.bias": np.full(10, np.nan, np.float32)}),
+            "head.fc.bias holds 10 values that are not finite",
+        ),
+        (
+            lambda file, path: changed(file, path, **{"head.fc.bias": np.zeros(10, np.float16)}),
+            "head.fc.bias is float16; float32 or bfloat16 is expected",
+        ),
+        (lambda file, path: None, "does not exist"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_and_nothing_is_left(file, tmp_path, capsys, spoil, words):
+    path = tmp_path / "spoilt.safetensors"
+    spoil(file, path)
+    before = sorted(tmp_path.iterdir())
+    sentence = refusal(capsys, "import", path, "--out", tmp_path / "imported")
+    assert words in sentence
+    assert str(path) in sentence
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_wrong_place_or_name_is_refused(workdir, file, tmp_path, capsys):
+    out = ("--out", tmp_path / "x")
+    assert "did you mean 'mambaout_femto'" in refusal(capsys, "import", file, *out, "--model", "mambaout_femo")
+    assert "do not fit mambaout_tiny" in refusal(capsys, "import", file, *out, "--model", "mambaout_tiny")
+    assert "is no workdir of a run" in refusal(capsys, "export", tmp_path / "none", "--out", tmp_path / "x.safetensors")
+    assert "exists" in refusal(capsys, "export", workdir, "--out", file)
+    assert "cannot be written" in refusal(capsys, "export", workdir, "--out", file / "x.safetensors")
+    assert "cannot be written" in refusal(capsys, "import", file, "--out", file / "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("action", ["import", "export"])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(workdir, file, tmp_path, action):
+    mount = f"mount -t tmpfs -o size=12k none {tmp_path}"
+    if subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True, check=False).returncode:
+        pytest.skip("no small disk may be mounted here")
+    source, out = (file, tmp_path / "imported") if action == "import" else (workdir, tmp_path / "a.safetensors")
+    command = [sys.executable, "-m", "mambaout_jax", "convert", action, source, "--out", out]
+    inside = f'{mount} && {{ "$@"; echo "code $?"; ls -A {tmp_path}; }}'
+    ended = subprocess.run(
+        ["unshare", "-m", "sh", "-c", inside, "sh", *command], capture_output=True, check=False, text=True
+    )
+    assert ended.stdout.endswith("code 2\n"), ended.stderr
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert "make room" in line

@@ -1,0 +1,183 @@
+"""Weights go to PyTorch and come back with the same bits, and nothing is left of a conversion that fails."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import mambaout_jax as mo
+from mambaout_jax import convert, train
+from mambaout_jax.data import digits, open_source
+from mambaout_jax.train import ConvertError, RunError, exchange, export_weights, import_weights, load_run
+from tests.train import written_run
+
+DIGITS = tuple(map(str, range(10)))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Give a workdir of random weights, the average unlike the raw ones, and these weights."""
+    workdir = tmp_path_factory.mktemp("exchange") / "run"
+    _, model, weights = written_run.write(workdir, DIGITS)
+    return workdir, model, weights
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    file = tmp_path_factory.mktemp("exported") / "digits.safetensors"
+    export_weights(run[0], str(file))
+    return file
+
+
+def assert_same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def left_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+@pytest.mark.parametrize("dialect", ["timm", "mambaout"])
+@pytest.mark.parametrize("out", ["digits.safetensors", pytest.param("digits.pth", marks=pytest.mark.torch)])
+def test_a_file_and_back_has_the_same_bits(run, tmp_path, out, dialect, weights):
+    export_weights(run[0], str(tmp_path / out), dialect=dialect, weights=weights)
+    assert left_in(tmp_path) == [out]
+    import_weights(str(tmp_path / out), tmp_path / "back")
+    back = load_run(tmp_path / "back")
+    assert_same(back.variables, run[2][weights])
+    assert back.model.options == {**run[1].options, "drop_path_rate": 0.0}
+
+
+def test_a_folder_and_back_keeps_classes_and_preparation_too(run, tmp_path):
+    said = []
+    export_weights(run[0], str(tmp_path / "folder"), say=said.append)
+    assert left_in(tmp_path / "folder") == ["config.json", "model.safetensors"]
+    import_weights(str(tmp_path / "folder"), tmp_path / "back", say=said.append)
+    back = load_run(tmp_path / "back")
+    assert_same(back.variables, run[2]["ema"])
+    assert back.class_names == DIGITS
+    assert back.model.input_spec == run[1].input_spec
+    assert "compared on 4 random images and 4 of digits" in said
+    assert "compared on 4 random images; no dataset is known" in said
+    assert sum(sentence.startswith("read back: logits differ by 0 of the largest") for sentence in said) == 2
+
+
+def test_bfloat16_rounds_and_says_what_that_costs(run, tmp_path):
+    said = []
+    export_weights(run[0], str(tmp_path / "half.safetensors"), dtype="bfloat16", say=said.append)
+    (cost,) = (sentence for sentence in said if sentence.startswith("rounded to bfloat16: logits move by "))
+    assert 0 < float(cost.split()[6]) < 0.1
+    written = convert.read_checkpoint(tmp_path / "half.safetensors")
+    assert set(written.dtypes.values()) == {"bfloat16"}
+    rounded = jax.tree.map(lambda leaf: leaf.astype("bfloat16").astype("float32"), run[2]["ema"])
+    assert_same(mo.from_torch(run[1], tmp_path / "half.safetensors"), rounded)
+
+
+def test_imported_weights_are_evaluated_asked_and_fine_tuned_from(run, exported, tmp_path):
+    import_weights(str(exported), tmp_path / "imported")
+    config, _, _ = written_run.write(tmp_path / "twin", DIGITS)
+    scores = train.evaluate(config, run[0])["sets"][0]["ema"]
+    config.optim.ema_decay = None
+    of_imported = train.evaluate(config, tmp_path / "imported")
+    assert of_imported["sets"][0]["raw"] == scores
+    assert of_imported["weights"] == f"imported from {exported}"
+    # The same without a workdir, by init_from.
+    for source in (exported, tmp_path / "imported"):
+        config.init_from = str(source)
+        given = train.evaluate(config, tmp_path / "nothing")
+        assert given["sets"][0]["raw"] == scores
+        assert str(source) in given["weights"]
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_checkpoint_of_the_workdir_wins_over_what_it_started_from(run, exported):
+    config = load_run(run[0]).config
+    config.init_from = str(exported.parent / "gone.safetensors")
+    assert train.evaluate(config, run[0])["weights"] == f"step {written_run.STEP}"
+
+
+def test_weights_of_a_thousand_classes_are_imagenets(tmp_path):
+    model = mo.create_model("mambaout_femto", depths=(1, 1), dims=(8, 16), img_size=32)
+    convert.write_file(tmp_path / "a.safetensors", mo.to_torch(model, model.init(jax.random.key(0))))
+    import_weights(str(tmp_path / "a.safetensors"), tmp_path / "imported")
+    imported = load_run(tmp_path / "imported")
+    assert imported.class_names[:2] == ("n01440764", "n01443537")
+    assert imported.config.data.name == "imagenet2012"
+
+
+def test_a_run_cannot_go_on_in_a_workdir_of_imported_weights(exported, tmp_path):
+    import_weights(str(exported), tmp_path / "imported")
+    config, _, _ = written_run.write(tmp_path / "twin", DIGITS)
+    with pytest.raises(RunError, match=r"holds imported weights.*config\.init_from="):
+        train.train(config, tmp_path / "imported")
+    with pytest.raises(RunError, match="holds imported weights"):
+        train.write_report(tmp_path / "imported")
+
+
+def test_what_exists_is_replaced_only_if_told_and_a_run_never(run, exported, tmp_path):
+    target = tmp_path / "imported"
+    import_weights(str(exported), target)
+    with pytest.raises(RunError, match="exists; name another folder, or allow it to be replaced with --force"):
+        import_weights(str(exported), target)
+    import_weights(str(exported), target, force=True)
+    assert left_in(tmp_path) == ["imported"]
+    with pytest.raises(RunError, match="is no workdir of imported weights and is not replaced"):
+        import_weights(str(exported), run[0], force=True)
+    with pytest.raises(ConvertError, match="exists"):
+        export_weights(run[0], str(exported))
+    export_weights(run[0], str(exported), force=True)
+
+
+@pytest.mark.parametrize("out", ["a.safetensors", "a"])
+def test_a_difference_above_the_tolerance_leaves_nothing(run, exported, tmp_path, monkeypatch, out):
+    monkeypatch.setattr("mambaout_jax.convert.verify.TOLERANCE", -1.0)
+    with pytest.raises(ConvertError, match="read back: logits differ by 0 of the largest, above the -1 allowed"):
+        export_weights(run[0], str(tmp_path / out))
+    with pytest.raises(ConvertError, match="nothing is kept"):
+        import_weights(str(exported), tmp_path / "imported")
+    assert left_in(tmp_path) == []
+
+
+def test_a_layer_that_is_swapped_is_found_by_its_logits(run, exported, tmp_path, monkeypatch):
+    load = exchange.load_run
+
+    def swapped(path, weights=None):
+        run = load(path, weights)
+        block = run.variables["params"]["stages"][0]["blocks"][0]
+        block["norm"]["weight"], block["norm"]["bias"] = block["norm"]["bias"], block["norm"]["weight"]
+        return run
+
+    monkeypatch.setattr(exchange, "load_run", swapped)
+    with pytest.raises(ConvertError, match="read back: logits differ by"):
+        import_weights(str(exported), tmp_path / "imported")
+    assert left_in(tmp_path) == []
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("dialect", ["timm", "mambaout"])
+@pytest.mark.parametrize("out", ["a.safetensors", "a.pth", "a"])
+def test_the_live_timm_agrees(run, tmp_path, out, dialect):
+    from tests.timm import load_timm
+
+    load_timm()
+    said = []
+    options = {"dialect": dialect, "verify_timm": True, "say": said.append}
+    if out == "a" and dialect == "mambaout":
+        with pytest.raises(ConvertError, match="folder in timm's format, which has timm's names"):
+            export_weights(run[0], str(tmp_path / out), **options)
+        return
+    export_weights(run[0], str(tmp_path / out), **options)
+    import_weights(str(tmp_path / out), tmp_path / "back", verify_timm=True, say=said.append)
+    assert sum(sentence.startswith("timm 1.") for sentence in said) == 2
+
+
+def test_environment_tells_where_weights_are_from(exported, tmp_path):
+    import_weights(str(exported), tmp_path / "imported")
+    environment = json.loads((tmp_path / "imported" / "environment.json").read_text())
+    assert environment == {"imported_from": str(exported), "num_classes": 10, "class_names": None}
+    source = open_source(digits.Digits.name, "validation")
+    assert source.class_names == DIGITS  # what a set is called is not held against weights whose classes have no names
