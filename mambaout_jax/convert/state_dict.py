@@ -153,14 +153,15 @@ def _take(tensor: Any, slot: Slot) -> jax.Array:
             f"{slot.key} is {kind}; {' or '.join(DTYPES)} is expected, which the weights were trained in"
         )
     try:
-        values = _to_numpy(tensor).astype(np.float32)
+        values = _to_numpy(tensor)
     except (NotImplementedError, RuntimeError, TypeError) as error:  # meta, sparse and their like
         raise ConvertError(
             f"{slot.key} lies on {tensor.device} in a {tensor.layout} layout; a plain tensor with values is expected"
         ) from error
     if num_bad := int((~np.isfinite(values)).sum()):
         raise ConvertError(f"{slot.key} holds {num_bad} values that are not finite; it comes from a run that diverged")
-    return jax.device_put(np.ascontiguousarray(values.transpose(slot.axes)))
+    # A copy in any case: JAX may keep memory that it is given, and what was read is the caller's.
+    return jax.device_put(np.array(values.transpose(slot.axes), np.float32, order="C"))
 
 
 def _to_numpy(tensor: Any) -> np.ndarray:

@@ -16,6 +16,9 @@ from mambaout_jax.train.state import TrainState
 # Two, so that one is left to go back to when the newest cannot be read.
 _NUM_LATEST = 2
 
+# Orbax warns whenever a step is saved that was not evaluated, as most are not.
+logging.get_absl_logger().addFilter(lambda record: "tracked_metric" not in record.getMessage())
+
 _PREFIX = {"raw": "", "ema": "ema_"}
 _ARRAY_ITEMS = ("params", "batch_stats", "ema_params", "ema_batch_stats", "optimizer")
 

@@ -1,7 +1,6 @@
 """What the tests of conversion share: models of timm, and state dicts without PyTorch."""
 
 import functools
-from unittest import mock
 
 import jax
 import numpy as np
@@ -17,15 +16,18 @@ ORIGINAL = ("mambaout_base", "mambaout_femto", "mambaout_kobe", "mambaout_small"
 
 
 def noisy_timm(name, seed=0, **options):
-    """Build timm's model with its own initial values moved, so that norms, scales and biases matter too."""
+    """Build timm's model with values at which norms, scales and biases matter too."""
     timm, torch = load_timm()
     torch.manual_seed(seed)
-    # A normal that is cut off a hundred standard deviations out is a normal, which is drawn ten times faster.
-    with mock.patch("timm.models.mambaout.trunc_normal_", torch.nn.init.normal_):
+    with torch.device("meta"):  # timm's own initial values take seconds to draw
         theirs = timm.create_model(name, **options).eval()
+    theirs.to_empty(device="cpu")
     with torch.no_grad():
-        for parameter in theirs.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.02 if parameter.ndim > 1 else 0.2)
+        for key, parameter in theirs.named_parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.03)
+            else:
+                parameter.normal_(1.0 if key.endswith("weight") else 0.0, 0.2)
     return theirs
 
 

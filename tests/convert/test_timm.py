@@ -65,7 +65,7 @@ def load_strictly(theirs, state_dict):
 
 
 @pytest.mark.slow
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(configurations.options())
 def test_any_configuration_equals_timms(options):
     theirs, ours = pytorch.noisy_timm("mambaout_femto", **options), mo.create_model("mambaout_femto", **options)
