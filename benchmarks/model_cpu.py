@@ -16,6 +16,7 @@ import optax
 from _timing import machine, median_ratio, time_in_turn, write_json
 
 import mambaout_jax as mo
+from mambaout_jax.models import compiler_options
 
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.05
 
@@ -64,7 +65,7 @@ def jax_passes(name, images, labels):
     optimizer = optax.adamw(
         LEARNING_RATE, weight_decay=WEIGHT_DECAY, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
     )
-    apply = jax.jit(model.apply)
+    apply = jax.jit(model.apply, compiler_options=compiler_options())
 
     def loss(params):
         logits, _ = model.apply_train({**variables, "params": params}, images)
@@ -75,7 +76,7 @@ def jax_passes(name, images, labels):
         updates, state = optimizer.update(gradients, state, params)
         return optax.apply_updates(params, updates), state
 
-    step = jax.jit(step, donate_argnums=(0, 1))
+    step = jax.jit(step, donate_argnums=(0, 1), compiler_options=compiler_options())
     # A copy, because the step gives its arguments' memory away.
     params = jax.tree.map(jnp.copy, variables["params"])
     carried = [(params, optimizer.init(params))]

@@ -1,4 +1,4 @@
-"""Bring weights from PyTorch into a workdir, or take them there; each conversion proves itself."""
+"""Bring weights from PyTorch into a workdir, or take them there, and compare logits after it."""
 
 import argparse
 
@@ -42,7 +42,14 @@ def run(args: argparse.Namespace) -> int:
 def _import(args: argparse.Namespace) -> None:
     from mambaout_jax.train import import_weights
 
-    import_weights(args.source, args.out, name=args.model, verify_timm=args.verify == "timm", force=args.force)
+    import_weights(
+        args.source,
+        args.out,
+        name=args.model,
+        verify_timm=args.verify == "timm",
+        force=args.force,
+        say=lambda sentence: print(sentence, flush=True),
+    )
     print(f"imported to {args.out}; try: python -m mambaout_jax predict {args.out} IMAGE")
 
 
@@ -57,6 +64,7 @@ def _export(args: argparse.Namespace) -> None:
         dtype=args.dtype,
         verify_timm=args.verify == "timm",
         force=args.force,
+        say=lambda sentence: print(sentence, flush=True),
     )
     print(f"exported to {args.out}")
 

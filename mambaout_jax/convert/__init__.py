@@ -5,10 +5,10 @@ from mambaout_jax.convert.drafts import draft_folder, put_folder
 from mambaout_jax.convert.errors import ConvertError
 from mambaout_jax.convert.files import ENDINGS, write_file
 from mambaout_jax.convert.folder import write_folder
-from mambaout_jax.convert.identify import Identity, identify
-from mambaout_jax.convert.inspect import inspect_checkpoint
+from mambaout_jax.convert.identity import Identity, identify
+from mambaout_jax.convert.inspection import inspect_checkpoint
 from mambaout_jax.convert.options import model_args, other_options
-from mambaout_jax.convert.state_dict import differences, to_tensors
+from mambaout_jax.convert.state_dict import differences
 from mambaout_jax.convert.verify import LogitsCheck, random_images
 from mambaout_jax.convert.weights import from_checkpoint, from_torch, load_pretrained, to_torch
 
@@ -30,7 +30,6 @@ __all__ = [
     "put_folder",
     "random_images",
     "read_checkpoint",
-    "to_tensors",
     "to_torch",
     "write_file",
     "write_folder",

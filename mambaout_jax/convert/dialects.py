@@ -1,6 +1,7 @@
 """Names that PyTorch programs give to the parameters of a family: data, which `state_dict` applies in both directions.
 
-A new family, or another program for a family, is a table here and nothing else.
+A new program for a family is a table here, and nothing else. A new family is its tables and its `TASK_AXES`; for its
+variants to be told without a name, `identity` also has to read its options from shapes.
 """
 
 from collections.abc import Mapping
@@ -19,7 +20,8 @@ class KeyTable:
         dialect: the program, as people name it.
         family: whose layers these are.
         layers: the program's name for each of ours, which are timm's; `*` stands for a number and keeps its place
-            among the others. What a layer's parameters are called (weight, bias, gamma) is the same on both sides.
+            among the others, and an empty name for the model itself. What a layer's parameters are called (weight,
+            bias, gamma) is the same on both sides.
         fixed: options of the family that the program has one value for.
     """
 
@@ -79,6 +81,11 @@ KEY_TABLES = (
             "head_fn": "default",
         },
     ),
+)
+
+# Of each family, under our names, the tensor and its axis that tell an option which every dataset has another value of.
+TASK_AXES: Mapping[type, Mapping[str, tuple[str, int]]] = MappingProxyType(
+    {MambaOut: {"num_classes": ("head.fc.weight", 0), "in_chans": ("stem.conv1.weight", 1)}}
 )
 
 # Axes of a PyTorch parameter in the order that ours have, by the parameter's own name and rank: a matrix is

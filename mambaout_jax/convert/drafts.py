@@ -42,7 +42,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def share(path: Path) -> None:
+def give_usual_mode(path: Path) -> None:
     """Give a file the permissions that any new file has; some libraries keep theirs to the owner."""
     probe = path.with_name(f"{path.name}.mode")
     probe.touch()
@@ -51,7 +51,10 @@ def share(path: Path) -> None:
 
 
 def put_folder(draft: Path, target: Path) -> None:
-    """Put a finished folder in the place of another, which comes back if that fails."""
+    """Put a finished folder in the place of another, which comes back if that fails.
+
+    A kill in between leaves the other in the draft folder, whose name begins with a dot, beside the place.
+    """
     old = draft.with_name(f"{draft.name}.old")
     if target.exists():
         target.rename(old)

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from mambaout_jax.convert.drafts import Check, draft_folder, share, sync
+from mambaout_jax.convert.drafts import Check, draft_folder, give_usual_mode, sync
 from mambaout_jax.convert.errors import ConvertError
 from mambaout_jax.convert.tensors import LazyTensors, TensorFile, without_prefixes
 from mambaout_jax.convert.torch_file import read_torch, write_torch
 
 TORCH_ENDINGS = (".pth", ".pt", ".bin", ".pth.tar")
 ENDINGS = (".safetensors", *TORCH_ENDINGS)
-_FORMAT = {"format": "pt"}  # what readers in PyTorch look for
+_METADATA = {"format": "pt"}  # what readers in PyTorch look for
 _MAX_HEADER = 100_000_000  # bytes; safetensors refuses more
 _DTYPES = {
     **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
@@ -44,14 +44,12 @@ def write_file(
     path: str | os.PathLike,
     tensors: Mapping[str, np.ndarray],
     *,
-    metadata: Mapping[str, str] | None = None,
     force: bool = False,
     check: Check | None = None,
 ) -> None:
     """Write a file of weights in the format that its ending names; it is there in full or not at all.
 
     Args:
-        metadata: words that safetensors keeps beside the tensors.
         force: replace a file that exists.
         check: reads the finished draft before it takes its place, and raises if it is not right.
 
@@ -64,17 +62,17 @@ def write_file(
     if os.path.lexists(target) and not target.is_file():
         raise ConvertError(f"{path} is there and is no file; name another")
     if target.exists() and not force:
-        raise ConvertError(f"{path} exists; name another file, or allow it to be replaced with --force")
+        raise ConvertError(f"{path} exists; name another file, or replace it with --force")
     with draft_folder(target) as folder:
         draft = folder / target.name
-        write_tensors(draft, tensors, metadata)
+        write_tensors(draft, tensors)
         if check is not None:
             check(draft)
         draft.replace(target)
         sync(target.parent)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Write tensors to a new file and wait until it is on the disk.
 
     Raises:
@@ -86,8 +84,8 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mappi
     if path.name.endswith(TORCH_ENDINGS):
         write_torch(path, tensors)
     else:
-        _write_safetensors(path, tensors, {**_FORMAT, **(metadata or {})})
-    share(path)
+        _write_safetensors(path, tensors)
+    give_usual_mode(path)
     sync(path)
 
 
@@ -146,12 +144,12 @@ def _read_tensor(file: Any, path: str, name: str, code: str) -> np.ndarray:
         ) from error
 
 
-def _write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+def _write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     try:
-        save_file(dict(tensors), path, metadata=dict(metadata))
+        save_file(dict(tensors), path, metadata=_METADATA)
     except SafetensorError as error:
         if found := re.search(r"os error (\d+)", str(error)):
             raise OSError(int(found[1]), os.strerror(int(found[1]))) from error

@@ -102,7 +102,7 @@ def _check_place(target: Path, path: str | os.PathLike, force: bool) -> None:
     if not entries:
         return
     if not force:
-        raise ConvertError(f"{path} exists; name another folder, or allow it to be replaced with --force")
+        raise ConvertError(f"{path} exists; name another folder, or replace it with --force")
     foreign = sorted(
         entry.name
         for entry in entries

@@ -66,7 +66,8 @@ def _rename(name: str, rows: list[tuple[str, str]]) -> str | None:
     layer, _, leaf = name.rpartition(".")
     for source, target in rows:
         if match := re.fullmatch(re.escape(source).replace(r"\*", r"(\d+)"), layer):
-            return ".".join([target.replace("*", "{}").format(*match.groups()), leaf])
+            renamed = target.replace("*", "{}").format(*match.groups())
+            return f"{renamed}.{leaf}" if renamed else leaf
     return None
 
 
@@ -99,7 +100,10 @@ def slots(model: Model, table: KeyTable) -> dict[tuple[Any, ...], Slot]:
         axes = LAYOUTS.get((path[-1], leaf.ndim), tuple(range(leaf.ndim)))
         shape = tuple(leaf.shape[axes.index(axis)] for axis in range(leaf.ndim))
         # The first entry of a path is the collection that the leaf lies in, which PyTorch does not tell apart.
-        found[path] = Slot(to_theirs(table, ".".join(map(str, path[1:]))), shape, axes)
+        name = ".".join(map(str, path[1:]))
+        if (key := to_theirs(table, name)) is None:
+            raise ConvertError(f"dialect {table.dialect!r} has no name for {name}; its table needs a row")
+        found[path] = Slot(key, shape, axes)
     return found
 
 
@@ -150,7 +154,7 @@ def _take(tensor: Any, slot: Slot) -> jax.Array:
     kind = getattr(tensor.dtype, "name", str(tensor.dtype)).removeprefix("torch.")
     if kind not in DTYPES:
         raise ConvertError(
-            f"{slot.key} is {kind}; {' or '.join(DTYPES)} is expected, which the weights were trained in"
+            f"{slot.key} is {kind}; {' or '.join(DTYPES)} is expected: give the weights as they were trained"
         )
     try:
         values = _to_numpy(tensor)

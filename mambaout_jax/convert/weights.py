@@ -8,7 +8,7 @@ import numpy as np
 
 from mambaout_jax.convert.checkpoint import TorchCheckpoint, read_checkpoint
 from mambaout_jax.convert.errors import ConvertError
-from mambaout_jax.convert.identify import identify
+from mambaout_jax.convert.identity import identify
 from mambaout_jax.convert.state_dict import from_tensors, to_tensors
 from mambaout_jax.convert.tensors import LazyTensors, without_prefixes
 from mambaout_jax.models import Model, create_model
@@ -46,16 +46,19 @@ def from_checkpoint(model: Model, checkpoint: TorchCheckpoint) -> dict[str, Any]
         raise ConvertError(f"{checkpoint.origin}: {error}") from error
 
 
-def to_torch(model: Model, variables: dict[str, Any], dialect: str = "timm") -> dict[str, np.ndarray]:
-    """Turn a model's variables into a state dict of float32 arrays, which `torch.from_numpy` takes.
+def to_torch(
+    model: Model, variables: dict[str, Any], dialect: str = "timm", dtype: str = "float32"
+) -> dict[str, np.ndarray]:
+    """Turn a model's variables into a state dict of arrays; `torch.from_numpy` takes those of float32.
 
     Args:
         dialect: "timm", or "mambaout", the original repository's names, which not every option exists in.
+        dtype: "float32" or "bfloat16" (ml_dtypes.bfloat16), of every tensor.
 
     Raises:
         ConvertError: the dialect cannot express the model, or the variables are those of another one.
     """
-    return to_tensors(model, variables, dialect)
+    return to_tensors(model, variables, dialect, dtype)
 
 
 def load_pretrained(source: str | os.PathLike, **options: Any) -> tuple[Model, dict[str, Any]]:

@@ -2,7 +2,17 @@
 
 from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.mambaout import MambaOut
-from mambaout_jax.models.model import FeatureInfo, InputSpec, Model
+from mambaout_jax.models.model import FeatureInfo, InputSpec, Model, compiler_options
 from mambaout_jax.models.registry import VARIANTS, create_model, list_models
 
-__all__ = ["VARIANTS", "FeatureInfo", "InputSpec", "MambaOut", "Model", "ModelError", "create_model", "list_models"]
+__all__ = [
+    "VARIANTS",
+    "FeatureInfo",
+    "InputSpec",
+    "MambaOut",
+    "Model",
+    "ModelError",
+    "compiler_options",
+    "create_model",
+    "list_models",
+]

@@ -104,11 +104,19 @@ FREE_TO_CHANGE = (
 )  # fmt: skip
 
 
-# What an evaluation reads: all that the config of imported weights has.
-EVALUATION_KEYS = (
-    "eval_batch_size", "data.name", "data.data_dir", "data.validation_split", "data.eval_sets", "data.crop_pct",
-    "data.crop_mode", "data.num_workers", "data.bad_records", "model.name", "optim.ema_decay",
-)  # fmt: skip
+# What an evaluation reads, `model` aside: all that the config of imported weights has, which were trained elsewhere.
+EVALUATION: Mapping[str, Any] = {
+    "eval_batch_size": 64,
+    "data.name": None,
+    "data.data_dir": None,
+    "data.validation_split": "validation",
+    "data.eval_sets": None,
+    "data.crop_pct": None,
+    "data.crop_mode": None,
+    "data.num_workers": 0,
+    "data.bad_records": "stop",
+    "optim.ema_decay": None,
+}
 
 
 def read_config(file: str, changes: Sequence[str] = ()) -> ConfigDict:
@@ -145,6 +153,19 @@ def explain_flags(error: AttributeError | KeyError | OSError | SyntaxError | fla
     return text if isinstance(error, flags.Error) else f"the config has no key {text}"
 
 
+def evaluation_config(model: Mapping[str, Any], dataset: str | None) -> ConfigDict:
+    """Build the config of imported weights.
+
+    Args:
+        model: the name and what differs from the variant's own options.
+    """
+    config = ConfigDict({"data": {}, "model": model, "optim": {}})
+    for name, value in {**EVALUATION, "data.name": dataset}.items():
+        section, _, key = name.rpartition(".")
+        (config[section] if section else config)[key] = value
+    return config
+
+
 def flatten_config(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Give a config as a flat dict with dotted keys and lists as tuples."""
     flat: dict[str, Any] = {}
@@ -176,15 +197,13 @@ def check_config(config: ConfigDict, required: Iterable[str] = KEYS) -> None:
     for name, key in KEYS.items():
         if name in flat:
             _check_value(name, key, flat[name])
-    if flat.get("init_head") == "new" and flat["init_from"] is None:
+    if flat.get("init_head") == "new" and flat.get("init_from") is None:
         raise RunError(
             "config.init_head is 'new', a new classifier on given weights, and config.init_from is unset; the workdir "
             "of a run or a file of weights is expected there"
         )
-    if "num_epochs" not in required:
-        return
-    warmup, cooldown = flat["optim.warmup_epochs"], flat["optim.cooldown_epochs"]
-    if warmup + cooldown > flat["num_epochs"]:
+    warmup, cooldown = flat.get("optim.warmup_epochs", 0), flat.get("optim.cooldown_epochs", 0)
+    if warmup + cooldown > flat.get("num_epochs", math.inf):
         raise RunError(
             f"config.optim.warmup_epochs {warmup} and cooldown_epochs {cooldown} are more than config.num_epochs "
             f"{flat['num_epochs']}; at most as many are expected"

@@ -13,11 +13,11 @@ from ml_collections import ConfigDict
 from mambaout_jax import parallel
 from mambaout_jax.data import EvalTransform, ImageSource, eval_batches, open_source
 from mambaout_jax.data.eval_sets import open_eval_set, ranked_classes
-from mambaout_jax.models import Model
+from mambaout_jax.models import Model, compiler_options
 from mambaout_jax.train.checkpoint import Checkpoints
-from mambaout_jax.train.config import EVALUATION_KEYS, check_config
+from mambaout_jax.train.config import EVALUATION, KEYS, check_config
 from mambaout_jax.train.errors import RunError
-from mambaout_jax.train.pretrained import load_pretrained
+from mambaout_jax.train.pretrained import load_start
 from mambaout_jax.train.signals import StopSignals
 from mambaout_jax.train.step import make_eval_step
 from mambaout_jax.train.workdir import build_model, is_workdir, load_config, load_environment, open_workdir
@@ -109,8 +109,8 @@ class Evaluator:
             "label": jax.ShapeDtypeStruct((batch_size, max_labels), np.int32, sharding=sharding),
             "mask": jax.ShapeDtypeStruct((batch_size,), np.bool_, sharding=sharding),
         }
-        lowered = jax.jit(make_eval_step(model)).lower(variables, batch, self._ranked)
-        return self._stop.interruptible(lowered.compile)
+        step = jax.jit(make_eval_step(model), compiler_options=compiler_options())
+        return self._stop.interruptible(step.lower(variables, batch, self._ranked).compile)
 
     def describe(self) -> dict[str, Any]:
         """Tell what is scored, and how it is looked at."""
@@ -208,8 +208,10 @@ def evaluate(config: ConfigDict | None, path: epath.PathLike) -> dict[str, Any]:
         StoppedError: a signal came.
     """
     workdir = open_workdir(path)
-    config = config or load_config(workdir)
-    check_config(config, EVALUATION_KEYS)
+    if config is None:
+        config = _own_config(workdir)
+    else:
+        check_config(config)
     sources = _open_sources(config)
     mesh = parallel.make_mesh()
     with StopSignals() as stop, jax.set_mesh(mesh):
@@ -222,6 +224,18 @@ def evaluate(config: ConfigDict | None, path: epath.PathLike) -> dict[str, Any]:
         return {"weights": origin, "sets": [_score_set(evaluator, weights) for evaluator in evaluators]}
 
 
+def _own_config(workdir: epath.Path) -> ConfigDict:
+    config = load_config(workdir)
+    imported = "imported_from" in load_environment(workdir)
+    if imported and config.data.name is None:
+        raise RunError(
+            f"{workdir} holds imported weights and names no dataset; give one, as in --config=configs/finetune.py "
+            f"--config.model.name={config.model.name} --config.data.name=NAME"
+        )
+    check_config(config, EVALUATION if imported else KEYS)
+    return config
+
+
 def _restore(
     config: ConfigDict, workdir: epath.Path, sources: Sequence[ImageSource], replicated: NamedSharding
 ) -> tuple[Model, dict[str, Any], str]:
@@ -230,11 +244,11 @@ def _restore(
         _check_classes(source, environment["num_classes"], environment["class_names"])
     model = build_model(config, environment["num_classes"])
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
-    kept = ["raw"] if config.optim.ema_decay is None else ["raw", "ema"]
+    imported = environment.get("imported_from")
+    kept = ["raw"] if imported or config.optim.ema_decay is None else ["raw", "ema"]
     abstract = parallel.abstract(model.init, jax.random.key(0), sharding=replicated)
     step, weights = checkpoints.restore_variables(abstract, kept)
     checkpoints.close()
-    imported = environment.get("imported_from")
     return model, weights, f"imported from {imported}" if imported else f"step {step}"
 
 
@@ -246,7 +260,7 @@ def _load_given(
             "config.init_head is 'new', and a new classifier has learnt nothing to evaluate; set it to 'keep'"
         )
     model = build_model(config, len(sources[0].class_names))
-    pretrained = load_pretrained(config.init_from, model)
+    pretrained = load_start(config.init_from, model)
     for source in sources:
         _check_classes(source, pretrained.num_classes, pretrained.class_names)
     return model, {"raw": jax.device_put(pretrained.variables, replicated)}, pretrained.origin

@@ -15,6 +15,7 @@ from mambaout_jax.data import DataError, open_source
 from mambaout_jax.data.preparation.imagenet import official_facts
 from mambaout_jax.models import Model, create_model
 from mambaout_jax.train.checkpoint import Checkpoints
+from mambaout_jax.train.config import evaluation_config
 from mambaout_jax.train.errors import RunError, is_full_disk
 from mambaout_jax.train.evaluation import build_view
 from mambaout_jax.train.mixing import normalize
@@ -27,6 +28,10 @@ NUM_IMAGES = 4
 Say = Callable[[str], None]
 
 
+def _silent(sentence: str) -> None:
+    """Say nothing."""
+
+
 def import_weights(
     source: str,
     path: epath.PathLike,
@@ -34,7 +39,7 @@ def import_weights(
     name: str | None = None,
     verify_timm: bool = False,
     force: bool = False,
-    say: Say = print,
+    say: Say = _silent,
 ) -> None:
     """Make a workdir of PyTorch weights, to be evaluated, asked and fine-tuned from.
 
@@ -62,7 +67,8 @@ def import_weights(
         class_names = imagenet
         say(f"its {model.num_classes} classes have no names: they are taken as ImageNet's")
     environment = {"imported_from": source, "num_classes": model.num_classes, "class_names": class_names}
-    config = _evaluation_config(model, imagenet if class_names == imagenet else None)
+    dataset = "imagenet2012" if class_names == imagenet else None
+    config = evaluation_config({"name": model.name, **_changes(model)}, dataset)
     variables = convert.from_checkpoint(model, checkpoint)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +96,7 @@ def export_weights(
     dtype: str = "float32",
     verify_timm: bool = False,
     force: bool = False,
-    say: Say = print,
+    say: Say = _silent,
 ) -> None:
     """Write the weights of a workdir for PyTorch.
 
@@ -114,7 +120,7 @@ def export_weights(
         )
     run = load_run(path, weights)
     say(f"{path} holds {run.model.name}, {run.weights} weights of step {run.step}")
-    tensors = convert.to_tensors(run.model, run.variables, dialect, dtype)
+    tensors = convert.to_torch(run.model, run.variables, dialect, dtype)
     written = jax.tree.map(lambda leaf: leaf.astype(dtype).astype(jnp.float32), run.variables)
     check = convert.LogitsCheck(run.model, written, _images(run.config, run.model, say))
     if dtype != "float32":
@@ -146,36 +152,20 @@ def _check_target(target: epath.Path, force: bool) -> None:
     if not os.path.lexists(target):
         return
     if not force:
-        raise RunError(f"{target} exists; name another folder, or allow it to be replaced with --force")
+        raise RunError(f"{target} exists; name another folder, or replace it with --force")
     if not is_workdir(target) or "imported_from" not in load_environment(target):
         raise RunError(
             f"{target} is no workdir of imported weights and is not replaced, so that nothing is lost; name another"
         )
 
 
-def _evaluation_config(model: Model, imagenet: tuple[str, ...] | None) -> ConfigDict:
-    """Build what an evaluation reads; what else a config holds is about training, which was elsewhere."""
+def _changes(model: Model) -> dict[str, Any]:
+    """Give what differs from the variant's own options, as a config has it."""
     own = create_model(model.name).input_spec
     spec = {key: value for key, value in model.input_spec._asdict().items() if value != getattr(own, key)}
     if "size" in spec:
         spec["img_size"] = spec.pop("size")
-    return ConfigDict(
-        {
-            "eval_batch_size": 64,
-            "data": {
-                "name": None if imagenet is None else "imagenet2012",
-                "data_dir": None,
-                "validation_split": "validation",
-                "eval_sets": None,
-                "crop_pct": None,
-                "crop_mode": None,
-                "num_workers": 0,
-                "bad_records": "stop",
-            },
-            "model": {"name": model.name, **convert.model_args(model), **spec},
-            "optim": {"ema_decay": None},
-        }
-    )
+    return {**convert.model_args(model), **spec}
 
 
 def _write_workdir(

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from mambaout_jax import parallel
 from mambaout_jax.data import DataError, WorkerDiedError, open_source
-from mambaout_jax.models import Model
+from mambaout_jax.models import Model, compiler_options
 from mambaout_jax.train.batch import accumulation_steps, describe_batch
 from mambaout_jax.train.checkpoint import Checkpoints
 from mambaout_jax.train.config import check_config, flatten_config
@@ -23,7 +23,7 @@ from mambaout_jax.train.inputs import steps_per_epoch, training_batches
 from mambaout_jax.train.metrics import MetricWriter, StepLog
 from mambaout_jax.train.mixing import Augmentation
 from mambaout_jax.train.optim import Schedule, adamw, warmup_cosine
-from mambaout_jax.train.pretrained import load_pretrained, start_variables
+from mambaout_jax.train.pretrained import load_start, start_variables
 from mambaout_jax.train.recipe import departures
 from mambaout_jax.train.report import write_report
 from mambaout_jax.train.scores import describe_view
@@ -102,7 +102,7 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
             origin = ""
             if config.init_from is not None:
                 variables, origin = start_variables(
-                    load_pretrained(config.init_from, model),
+                    load_start(config.init_from, model),
                     model,
                     state.variables,
                     init_head=config.init_head,
@@ -165,9 +165,9 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
                 "image": jax.ShapeDtypeStruct(batch_shape, np.uint8, sharding=sharding),
                 "label": jax.ShapeDtypeStruct(batch_shape[:1], np.int32, sharding=sharding),
             }
-            lowered = jax.jit(train_step, donate_argnums=0, out_shardings=replicated).lower(
-                abstract_state, log.progress, abstract_batch, step_key
-            )
+            lowered = jax.jit(
+                train_step, donate_argnums=0, out_shardings=replicated, compiler_options=compiler_options()
+            ).lower(abstract_state, log.progress, abstract_batch, step_key)
             run_step = stop.interruptible(lowered.compile)
             evaluator = Evaluator(config, model, validation, sharding=sharding, stop=stop)
             host_batches = training_batches(config, model, source, start_step=step)

@@ -11,7 +11,7 @@ from mambaout_jax.models import Model, create_model
 from mambaout_jax.train.errors import RunError
 from mambaout_jax.train.workdir import is_workdir, load_run
 
-Path = tuple[str | int, ...]
+LeafPath = tuple[str | int, ...]
 
 
 class Pretrained(NamedTuple):
@@ -28,7 +28,7 @@ class Pretrained(NamedTuple):
     origin: str
 
 
-def load_pretrained(source: epath.PathLike, model: Model) -> Pretrained:
+def load_start(source: epath.PathLike, model: Model) -> Pretrained:
     """Load weights for a model; the input size may be another than the one that they were trained at.
 
     Args:
@@ -110,22 +110,22 @@ def start_variables(
     return variables, f"starts from {pretrained.origin}, with {classifier}"
 
 
-def _in_head(path: Path, model: Model) -> bool:
+def _in_head(path: LeafPath, model: Model) -> bool:
     return path[1 : 1 + len(model.classifier)] == model.classifier
 
 
-def _flatten(variables: dict[str, Any]) -> dict[Path, Any]:
+def _flatten(variables: dict[str, Any]) -> dict[LeafPath, Any]:
     """Give leaves by path, in the order of `jax.tree.leaves`."""
     flat, _ = jax.tree.flatten_with_path(variables)
     return {tuple(key.key for key in path): leaf for path, leaf in flat}
 
 
-def _differences(variables: dict[str, Any], model: Model) -> dict[Path, str]:
+def _differences(variables: dict[str, Any], model: Model) -> dict[LeafPath, str]:
     theirs, ours = _flatten(variables), _flatten(jax.eval_shape(model.init, jax.random.key(0)))
     names = {".".join(map(str, path[1:])): path for path in theirs.keys() | ours.keys()}
     faults = convert.differences(_shapes(theirs), _shapes(ours))
     return {names[name]: f"{name} {fault}" for name, fault in faults.items()}
 
 
-def _shapes(leaves: Mapping[Path, Any]) -> dict[str, tuple[int, ...]]:
+def _shapes(leaves: Mapping[LeafPath, Any]) -> dict[str, tuple[int, ...]]:
     return {".".join(map(str, path[1:])): tuple(leaf.shape) for path, leaf in leaves.items()}

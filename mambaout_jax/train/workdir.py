@@ -104,8 +104,8 @@ def check_space(workdir: epath.Path, num_bytes: int) -> None:
     free = shutil.disk_usage(workdir).free
     if free < num_bytes:
         raise RunError(
-            f"workdir {workdir} has {free / 2**20:.3g} MiB free where the checkpoints need "
-            f"{num_bytes / 2**20:.3g} MiB; make room or name another with --workdir"
+            f"{workdir} has {free / 2**20:.3g} MiB free where the checkpoints need {num_bytes / 2**20:.3g} MiB; make "
+            "room or name another place"
         )
 
 

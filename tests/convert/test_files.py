@@ -62,12 +62,12 @@ def test_arrays_are_written_as_they_look_however_they_lie_in_memory(tmp_path, en
     assert_same(read_file(tmp_path / f"odd{ending}").tensors, odd)
 
 
-def test_metadata_is_what_pytorch_programs_look_for_and_what_was_given(tmp_path):
+def test_metadata_is_what_pytorch_programs_look_for(tmp_path):
     from safetensors import safe_open
 
-    write_file(tmp_path / "a.safetensors", TENSORS, metadata={"dialect": "timm"})
+    write_file(tmp_path / "a.safetensors", TENSORS)
     with safe_open(tmp_path / "a.safetensors", framework="np") as file:
-        assert file.metadata() == {"format": "pt", "dialect": "timm"}
+        assert file.metadata() == {"format": "pt"}
 
 
 def test_a_new_file_has_the_permissions_of_any_new_file(tmp_path):

@@ -1,14 +1,18 @@
 """What goes to PyTorch comes back bit for bit, and what does not fit exactly is refused with all that differs."""
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from flax import nnx
 
 import mambaout_jax as mo
-from mambaout_jax.convert import ConvertError
-from mambaout_jax.convert.dialects import KEY_TABLES
+from mambaout_jax.convert import ConvertError, identify
+from mambaout_jax.convert.dialects import KEY_TABLES, KeyTable
 from mambaout_jax.convert.state_dict import find_table, to_ours, to_tensors, to_theirs
+from mambaout_jax.models.layers import Linear, normal, parameter
+from mambaout_jax.models.registry import Variant
 from tests.convert import pytorch
 
 BOTH = [(name, "timm") for name in mo.list_models()] + [(name, "mambaout") for name in pytorch.ORIGINAL]
@@ -220,3 +224,50 @@ def test_unknown_words_are_answered_with_the_known():
         mo.to_torch(model, pytorch.draw(model), "flax")
     with pytest.raises(ConvertError, match=r"^dtype is 'float16'; float32 or bfloat16 is expected$"):
         to_tensors(model, pytorch.draw(model), dtype="float16")
+
+
+class Toy(nnx.Module):
+    """A family that no table knew: a parameter of the model itself, a kernel of one axis, a raw matrix."""
+
+    first_conv = classifier = ("head",)
+    feature_channels = feature_strides = (1,)
+
+    def __init__(self, *, num_classes=5, in_chans=3, dtype="float32"):
+        self.cls_token = parameter((1, 1, 4), normal)
+        self.mixers = nnx.List([Mixer(), Mixer()])
+        self.head = Linear(4, num_classes, dtype=jnp.dtype(dtype))
+
+
+class Mixer(nnx.Module):
+    def __init__(self):
+        self.A_log = parameter((4, 3), normal)
+        self.conv1d = nnx.Module()
+        self.conv1d.weight = parameter((2, 1, 4), normal)
+
+
+def test_a_new_family_is_its_tables_and_the_axes_of_its_task(monkeypatch):
+    rows = {"": "", "mixers.*": "layers.*.mixer", "mixers.*.conv1d": "layers.*.mixer.conv", "head": "classifier"}
+    monkeypatch.setattr("mambaout_jax.models.registry.VARIANTS", {"toy": Variant(Toy, {})})
+    for module in ("identity", "state_dict"):
+        monkeypatch.setattr(f"mambaout_jax.convert.{module}.VARIANTS", {"toy": Variant(Toy, {})})
+    monkeypatch.setattr("mambaout_jax.convert.state_dict.KEY_TABLES", (KeyTable("toys", Toy, rows),))
+    axes = {Toy: {"num_classes": ("head.weight", 0)}}
+    monkeypatch.setattr("mambaout_jax.convert.identity.TASK_AXES", axes)
+    model = mo.create_model("toy", num_classes=7)
+    variables = pytorch.draw(model)
+    state_dict = mo.to_torch(model, variables, dialect="toys")
+    assert pytorch.shapes_of(state_dict) == {
+        "cls_token": (1, 1, 4),
+        **{f"layers.{index}.mixer.A_log": (4, 3) for index in range(2)},
+        **{f"layers.{index}.mixer.conv.weight": (4, 1, 2) for index in range(2)},
+        "classifier.weight": (7, 4),
+        "classifier.bias": (7,),
+    }
+    pytorch.assert_equal_trees(mo.from_torch(model, state_dict), variables)
+    checkpoint = pytorch.checkpoint_of(pytorch.shapes_of(state_dict))
+    assert identify(checkpoint, "toy").options == {"num_classes": 7}
+    with pytest.raises(ConvertError, match="do not tell its variant; name it by --model"):
+        identify(checkpoint)
+    del rows["mixers.*.conv1d"]
+    with pytest.raises(ConvertError, match=r"'toys' has no name for mixers\.0\.conv1d\.weight; its table needs a row"):
+        mo.to_torch(model, variables, dialect="toys")

@@ -153,5 +153,5 @@ def test_the_live_timm_judges_a_file(dialect, tmp_path):
         ConvertError, match=r"timm .* does not take .*weights\.safetensors: .*size mismatch for head\.fc"
     ):
         LogitsCheck(other, pytorch.draw(other), images).require_timm(str(path))
-    with pytest.raises(ConvertError, match=r"^timm .*: logits differ by .* of the largest, above"):
+    with pytest.raises(ConvertError, match=r"^timm .*: logits differ by .* of the largest, where"):
         LogitsCheck(model, pytorch.draw(model), images).require_timm(str(path))

@@ -49,7 +49,7 @@ def test_one_wrong_layer_is_refused(checked, path, change):
     change = (lambda x: np.roll(x, 1)) if change is np.roll else change
     wrong = moved(variables, path, change)
     with pytest.raises(
-        ConvertError, match=r"^the draft: logits differ by .* of the largest, above the 0\.0001 allowed"
+        ConvertError, match=r"^the draft: logits differ by .* of the largest, where at most 0\.0001 is allowed"
     ):
         check.require("the draft", wrong)
 

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 import mambaout_jax as mo
-from mambaout_jax.models import ModelError
+from mambaout_jax.models import ModelError, compiler_options
 from mambaout_jax.models.mambaout import GatedCNNBlock
 from tests.models import golden
 
@@ -220,6 +220,16 @@ def test_remat_changes_no_value_and_no_gradient():
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * float(jnp.abs(a).max()))
     jaxpr = str(jax.make_jaxpr(jax.grad(lambda p: loss(p, remat)))(variables["params"]))
     assert "remat" in jaxpr or "checkpoint" in jaxpr
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="other compilers schedule otherwise")
+def test_a_program_for_cpus_does_not_hold_the_weights_twice():
+    model = mo.create_model("mambaout_base", depths=(1, 1, 1, 6))
+    variables = jax.eval_shape(model.init, jax.random.key(0))
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    program = jax.jit(model.apply, compiler_options=compiler_options()).lower(variables, images).compile()
+    memory = program.memory_analysis()
+    assert memory.temp_size_in_bytes < memory.argument_size_in_bytes / 4
 
 
 def test_bfloat16_computes_low_and_keeps_parameters_and_logits_high():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mambaout_jax.train import ConvertError, RunError
-from mambaout_jax.train.pretrained import load_pretrained, start_variables
+from mambaout_jax.train.pretrained import load_start, start_variables
 from mambaout_jax.train.workdir import build_model
 from tests.train import tiny, written_run
 
@@ -23,7 +23,7 @@ def load(workdir, names=NAMES, init_head="keep", **changes):
     model = build_model(tiny.config(**changes), len(names))
     fresh = model.init(jax.random.key(9))
     variables, sentence = start_variables(
-        load_pretrained(workdir, model), model, fresh, init_head=init_head, class_names=names
+        load_start(workdir, model), model, fresh, init_head=init_head, class_names=names
     )
     return variables, sentence, fresh
 

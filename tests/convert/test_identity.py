@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import mambaout_jax as mo
 from mambaout_jax.convert import ConvertError, identify, model_args
-from mambaout_jax.convert.identify import _ratio
+from mambaout_jax.convert.identity import _ratio
 from mambaout_jax.models import ModelError
 from tests.convert import configurations, pytorch
 

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from mambaout_jax.convert.checkpoint import TorchCheckpoint
-from mambaout_jax.convert.dialects import KeyTable
+from mambaout_jax.convert.dialects import TASK_AXES, KeyTable
 from mambaout_jax.convert.errors import ConvertError
 from mambaout_jax.convert.options import OF_TRAINING, own_options, same
 from mambaout_jax.convert.state_dict import Shape, find_table, to_ours
@@ -67,7 +67,7 @@ def _identify(checkpoint: TorchCheckpoint, name: str | None) -> Identity:
 
 
 def _task_options(table: KeyTable, shapes: Mapping[str, Shape]) -> dict[str, int]:
-    places = _TASK_AXES[table.family].items()
+    places = TASK_AXES[table.family].items()
     return {option: shapes[layer][axis] for option, (layer, axis) in places if len(shapes.get(layer, ())) > axis}
 
 
@@ -86,6 +86,8 @@ def _assumptions(name: str, options: dict[str, Any], changes: dict[str, Any]) ->
 
 
 def _read_options(table: KeyTable, shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    if table.family not in _READERS:
+        raise ConvertError(f"the shapes of a {table.family.__name__} do not tell its variant; name it by --model")
     try:
         return _READERS[table.family](shapes)
     except KeyError as error:
@@ -157,7 +159,5 @@ def _ratio(widths: Iterable[int], dims: Iterable[int], usual: float) -> float:
     raise ValueError(f"no ratio makes {[width for width, _ in pairs]} of {[dim for _, dim in pairs]}")
 
 
-# The layers that tell the task, and along which axis.
-_TASK_AXES = MappingProxyType({MambaOut: {"num_classes": ("head.fc.weight", 0), "in_chans": ("stem.conv1.weight", 1)}})
 # How the options of a family are read from the shapes that its parameters have in PyTorch, under our names.
 _READERS = MappingProxyType({MambaOut: _mambaout_options})

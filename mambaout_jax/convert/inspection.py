@@ -5,7 +5,7 @@ from collections import Counter
 
 from mambaout_jax.convert.checkpoint import TorchCheckpoint
 from mambaout_jax.convert.errors import ConvertError
-from mambaout_jax.convert.identify import identify
+from mambaout_jax.convert.identity import identify
 from mambaout_jax.convert.options import model_args
 from mambaout_jax.convert.state_dict import differences, expected_shapes, find_table, get_table
 from mambaout_jax.models import Model, create_model
