@@ -1,6 +1,9 @@
 """Bring weights from PyTorch into a workdir, or take them there, and compare logits after it."""
 
 import argparse
+import os
+
+from mambaout_jax.cli.ending import orderly_ending
 
 EPILOG = """\
 A source is a .safetensors, .pth, .pt or .bin file, a Hugging Face folder in timm's format, or hf-hub:ORG/NAME; the
@@ -35,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert or inspect, and say what was found."""
-    {"import": _import, "export": _export, "inspect": _inspect}[args.action](args)
+    with orderly_ending():
+        {"import": _import, "export": _export, "inspect": _inspect}[args.action](args)
     return 0
 
 
@@ -66,7 +70,7 @@ def _export(args: argparse.Namespace) -> None:
         force=args.force,
         say=lambda sentence: print(sentence, flush=True),
     )
-    print(f"exported to {args.out}")
+    print(f"exported to {'the folder ' if os.path.isdir(args.out) else ''}{args.out}")
 
 
 def _inspect(args: argparse.Namespace) -> None:

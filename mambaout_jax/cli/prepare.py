@@ -1,10 +1,12 @@
 """Write a dataset as ArrayRecord, the format that training reads: one of TFDS, ImageNet, or your own images."""
 
 import argparse
+import contextlib
 import shlex
-import signal
 import statistics
 import sys
+
+from mambaout_jax.cli.ending import orderly_ending
 
 EPILOG = """\
   prepare NAME                      a TFDS dataset (NAME, NAME/CONFIG or NAME/CONFIG:VERSION), or digits
@@ -46,20 +48,17 @@ def run(args: argparse.Namespace) -> int:
     if not own and (kinds or args.source or args.called or args.workers):
         raise DataError(f"prepare {args.name} takes --data-dir alone; for images that you have, see prepare --help")
     workers = args.workers or count_cores()
-    former = signal.signal(signal.SIGTERM, _end) if own else None
     try:
-        if args.name == "imagenet":
-            _report(prepare_imagenet(kinds[0], getattr(args, kinds[0]), args.data_dir, workers))
-        elif args.name == "folder":
-            _report(prepare_folder(args.source, args.called, args.data_dir, workers))
-        else:
-            print(f"{args.name} is prepared in {prepare_dataset(args.name, args.data_dir)}")
+        with orderly_ending() if own else contextlib.nullcontext():
+            if args.name == "imagenet":
+                _report(prepare_imagenet(kinds[0], getattr(args, kinds[0]), args.data_dir, workers))
+            elif args.name == "folder":
+                _report(prepare_folder(args.source, args.called, args.data_dir, workers))
+            else:
+                print(f"{args.name} is prepared in {prepare_dataset(args.name, args.data_dir)}")
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    finally:
-        if own:
-            signal.signal(signal.SIGTERM, former)
     return 0
 
 
@@ -67,10 +66,6 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no number of processes")
     return int(text)
-
-
-def _end(number: int, frame: object) -> None:
-    raise SystemExit(128 + number)
 
 
 def _report(prepared) -> None:

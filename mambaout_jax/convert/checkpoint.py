@@ -47,6 +47,8 @@ def read_checkpoint(source: str | os.PathLike) -> TorchCheckpoint:
         config_path, weights = download(origin)
         config = read_config(config_path, origin)
     elif os.path.isdir(folder := os.path.expanduser(origin.removeprefix(_LOCAL_PREFIX))):
+        if os.path.isdir(os.path.join(folder, "checkpoints")):
+            raise ConvertError(f"{origin} is a workdir of this program; convert export takes its weights to PyTorch")
         config = read_config(os.path.join(folder, CONFIG_NAME), origin)
         weights = find_weights(folder, origin)
     elif origin.startswith(_LOCAL_PREFIX):

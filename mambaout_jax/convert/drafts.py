@@ -44,22 +44,42 @@ def sync(path: Path) -> None:
 
 def give_usual_mode(path: Path) -> None:
     """Give a file the permissions that any new file has; some libraries keep theirs to the owner."""
-    probe = path.with_name(f"{path.name}.mode")
+    probe = path.with_name(".mode")
     probe.touch()
     path.chmod(probe.stat().st_mode & 0o777)
     probe.unlink()
 
 
-def put_folder(draft: Path, target: Path) -> None:
-    """Put a finished folder in the place of another, which comes back if that fails.
+def put_file(draft: Path, target: Path, *, replace: bool) -> None:
+    """Move a finished file to its place.
 
-    A kill in between leaves the other in the draft folder, whose name begins with a dot, beside the place.
+    Args:
+        replace: what is there; otherwise what came there meanwhile is an error.
+    """
+    if not replace:
+        try:
+            os.link(draft, target)  # a rename would replace
+        except FileExistsError:
+            raise
+        except OSError:
+            replace = True  # a file system without links; what is there was looked for before
+    if replace:
+        draft.replace(target)
+    sync(target.parent)
+
+
+def put_folder(draft: Path, target: Path, *, replace: bool) -> None:
+    """Move a finished folder to its place.
+
+    Args:
+        replace: the folder that is there, which comes back if that fails; a kill in between leaves it in the draft
+            folder, whose name begins with a dot, beside the place. Otherwise what came there meanwhile is an error.
     """
     old = draft.with_name(f"{draft.name}.old")
-    if target.exists():
+    if replace and target.exists():
         target.rename(old)
     try:
-        draft.rename(target)
+        draft.rename(target)  # which nothing but an empty folder gives way to
     except BaseException:
         if old.exists():
             old.rename(target)

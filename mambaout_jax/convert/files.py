@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mambaout_jax.convert.drafts import Check, draft_folder, give_usual_mode, sync
+from mambaout_jax.convert.drafts import Check, draft_folder, give_usual_mode, put_file, sync
 from mambaout_jax.convert.errors import ConvertError
 from mambaout_jax.convert.tensors import LazyTensors, TensorFile, without_prefixes
 from mambaout_jax.convert.torch_file import read_torch, write_torch
@@ -59,17 +59,16 @@ def write_file(
     target = Path(os.path.realpath(os.path.expanduser(path)))
     if not target.name.endswith(ENDINGS):
         raise ConvertError(f"{path} has an unknown ending; one of {', '.join(ENDINGS)} is expected")
-    if os.path.lexists(target) and not target.is_file():
-        raise ConvertError(f"{path} is there and is no file; name another")
-    if target.exists() and not force:
-        raise ConvertError(f"{path} exists; name another file, or replace it with --force")
     with draft_folder(target) as folder:
+        if os.path.lexists(target) and not target.is_file():
+            raise ConvertError(f"{path} is there and is no file; name another")
+        if target.exists() and not force:
+            raise ConvertError(f"{path} exists; name another file, or replace it with --force")
         draft = folder / target.name
         write_tensors(draft, tensors)
         if check is not None:
             check(draft)
-        draft.replace(target)
-        sync(target.parent)
+        put_file(draft, target, replace=force)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:

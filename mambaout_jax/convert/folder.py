@@ -62,7 +62,7 @@ def write_folder(
         sync(draft)
         if check is not None:
             check(draft)
-        put_folder(draft, target)
+        put_folder(draft, target, replace=force)
 
 
 def _describe(model: Model, class_names: Sequence[str] | None) -> dict[str, Any]:

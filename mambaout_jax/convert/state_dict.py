@@ -127,7 +127,8 @@ def differences(shapes: Mapping[str, Shape], expected: Mapping[str, Shape]) -> d
 
 def _check_fit(what: str, model: Model, shapes: Mapping[str, Shape], expected: Mapping[str, Shape]) -> None:
     if faults := differences(shapes, expected):
-        told = "; ".join(f"{name} {fault}" for name, fault in faults.items())
+        shown = {name: name if name and name.isprintable() else repr(name) for name in faults}
+        told = "; ".join(f"{shown[name]} {fault}" for name, fault in faults.items())
         raise ConvertError(f"{what} do not fit {model.name}: {told}")
 
 

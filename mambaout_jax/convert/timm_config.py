@@ -54,6 +54,7 @@ _COUNT = _Kind("a whole number above 0", _is_count)
 _WORD = _Kind("a word", lambda value: isinstance(value, str))
 _SIZE = _Kind("[channels, height, width]", _are(_is_count, 3))
 _SHARE = _Kind("a number above 0", lambda value: _is_number(value) and value > 0)
+_CROP = _Kind("a number from 0.1 to 1", lambda value: _is_number(value) and 0.1 <= value <= 1)
 _OBJECT = _Kind("a JSON object", lambda value: isinstance(value, dict))
 _AVERAGE = _Kind("'avg', the pooling that the models have,", lambda value: value == "avg")
 # By the type that an option's default has.
@@ -188,7 +189,7 @@ def _preparation(
         "img_size": None if size is None else tuple(size[1:]),
         "mean": _get(prepared, "mean", _Kind(share, _are(_is_number, channels)), origin),
         "std": _get(prepared, "std", deviation, origin),
-        "crop_pct": _get(prepared, "crop_pct", _SHARE, origin),
+        "crop_pct": _get(prepared, "crop_pct", _CROP, origin),
         "crop_mode": _get(prepared, "crop_mode", _WORD, origin),
         "interpolation": _get(prepared, "interpolation", _WORD, origin),
     }
@@ -203,7 +204,7 @@ def _class_names(labels: Any, options: Mapping[str, Any], origin: str) -> tuple[
     names = labels
     if isinstance(labels, dict):
         names = [labels.get(str(index)) for index in range(len(labels))]
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, list) or not all(isinstance(name, str) and name.isprintable() for name in names):
         raise ConvertError(
             f"{origin}: {CONFIG_NAME} has label_names {_short(labels)}; a list of words, one a class, is expected"
         )

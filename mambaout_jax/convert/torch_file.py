@@ -30,7 +30,7 @@ def read_torch(path: str) -> TensorFile:
     loaded = _load(torch, path)
     wrapper = None
     if isinstance(loaded, Mapping):
-        wrapper = next((key for key in WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
+        wrapper = next((key for key in WRAPPERS if isinstance(loaded.get(key), Mapping) and loaded[key]), None)
     weights = loaded if wrapper is None else loaded[wrapper]
     where = path if wrapper is None else f"{path}, entry {wrapper!r},"
     if not isinstance(weights, Mapping):

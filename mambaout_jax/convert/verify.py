@@ -102,6 +102,7 @@ def timm_logits(model: Model, source: str, images: Float[np.ndarray, "b h w c"])
         ConvertError: timm or PyTorch is not installed, or timm does not take the weights.
     """
     timm, torch = _load_timm()
+    source = os.path.expanduser(source)
     source = f"local-dir:{source}" if os.path.isdir(source) else source
     try:
         if source.startswith(("local-dir:", *PREFIXES)):
@@ -110,7 +111,7 @@ def timm_logits(model: Model, source: str, images: Float[np.ndarray, "b h w c"])
             theirs = timm.create_model(model.name, num_classes=model.num_classes, **model_args(model))
             renamed = sys.modules[type(theirs).__module__].checkpoint_filter_fn  # timm's own, from other dialects
             theirs.load_state_dict(renamed(timm.models.load_state_dict(source), theirs), strict=True)
-    except (RuntimeError, ValueError, TypeError) as error:
+    except Exception as error:  # files, dtypes and shapes that timm does not take raise types of all kinds
         raise ConvertError(f"timm {timm.__version__} does not take {source}: {' '.join(str(error).split())}") from error
     with torch.inference_mode():
         return theirs.eval().float()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()

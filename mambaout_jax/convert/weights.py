@@ -43,6 +43,8 @@ def from_checkpoint(model: Model, checkpoint: TorchCheckpoint) -> dict[str, Any]
     try:
         return from_tensors(model, checkpoint.tensors, checkpoint.shapes)
     except ConvertError as error:
+        if str(error).startswith(checkpoint.origin):
+            raise
         raise ConvertError(f"{checkpoint.origin}: {error}") from error
 
 

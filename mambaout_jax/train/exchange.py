@@ -24,6 +24,11 @@ from mambaout_jax.train.workdir import check_space, is_workdir, load_environment
 
 # Of random and of real images each: few, so that a check takes seconds; a single one shows a wrong layer.
 NUM_IMAGES = 4
+# What an import writes.
+_WORKDIR = ("checkpoints", "config.json", "environment.json")
+
+# Bytes that a checkpoint takes beside its arrays.
+_OVERHEAD = 2**20
 
 Say = Callable[[str], None]
 
@@ -53,7 +58,7 @@ def import_weights(
     Raises:
         RunError, ConvertError, ModelError: the source or the workdir does not fit, or logits differ.
     """
-    target = open_workdir(path)
+    target = epath.Path(os.path.realpath(open_workdir(path)))
     _check_target(target, force)
     checkpoint = convert.read_checkpoint(source)
     identity = convert.identify(checkpoint, name)
@@ -69,13 +74,14 @@ def import_weights(
     environment = {"imported_from": source, "num_classes": model.num_classes, "class_names": class_names}
     dataset = "imagenet2012" if class_names == imagenet else None
     config = evaluation_config({"name": model.name, **_changes(model)}, dataset)
+    build_view(config, model)  # for what it says of images that cannot be prepared so
     variables = convert.from_checkpoint(model, checkpoint)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{target} cannot be written ({error.strerror}); name another place") from error
     # Beforehand, because orbax prints pages over a disk that fills up under it.
-    check_space(target.parent, sum(leaf.nbytes for leaf in jax.tree.leaves(variables)))
+    check_space(target.parent, _OVERHEAD + sum(leaf.nbytes for leaf in jax.tree.leaves(variables)))
     with convert.draft_folder(target) as drafts:
         draft = epath.Path(drafts) / "workdir"
         _write_workdir(draft, config, environment, variables)
@@ -84,7 +90,7 @@ def import_weights(
         say(check.require("read back", load_run(draft).variables))
         if verify_timm:
             say(check.require_timm(source))
-        convert.put_folder(draft, target)
+        convert.put_folder(draft, target, replace=force)
 
 
 def export_weights(
@@ -112,7 +118,7 @@ def export_weights(
     Raises:
         RunError, ConvertError: the workdir, the dialect or the place does not fit, or logits differ.
     """
-    is_file = out.endswith(convert.ENDINGS)
+    is_file = out.lower().endswith(convert.ENDINGS)
     if dialect != "timm" and not is_file:
         raise convert.ConvertError(
             f"{out} would be a folder in timm's format, which has timm's names; a file ending in one of "
@@ -147,15 +153,18 @@ def _describe(source: str, checkpoint: convert.TorchCheckpoint, identity: conver
 
 
 def _check_target(target: epath.Path, force: bool) -> None:
-    if "://" in os.fspath(target):
-        raise RunError(f"workdir {target} lies in a bucket; only local folders are supported yet")
     if not os.path.lexists(target):
         return
     if not force:
         raise RunError(f"{target} exists; name another folder, or replace it with --force")
-    if not is_workdir(target) or "imported_from" not in load_environment(target):
+    if (
+        not is_workdir(target)
+        or "imported_from" not in load_environment(target)
+        or {path.name for path in target.iterdir()} - set(_WORKDIR)
+    ):
         raise RunError(
-            f"{target} is no workdir of imported weights and is not replaced, so that nothing is lost; name another"
+            f"{target} is no workdir of imported weights alone and is not replaced, so that nothing is lost; name "
+            "another"
         )
 
 

@@ -38,19 +38,22 @@ class Run(NamedTuple):
 
 
 def open_workdir(path: epath.PathLike) -> epath.Path:
-    """Make a local path absolute, as orbax wants it; leave a bucket's as it is."""
-    workdir = epath.Path(path)
-    return workdir if _is_remote(workdir) else workdir.expanduser().absolute()
+    """Make a path absolute, as orbax wants it.
 
-
-def _is_remote(workdir: epath.Path) -> bool:
-    return "://" in os.fspath(workdir)
+    Raises:
+        RunError: it is none of this machine.
+    """
+    if not os.fspath(path):
+        raise RunError("the workdir has an empty name; a folder is expected")
+    if "://" in os.fspath(path):
+        raise RunError(f"{path} lies in a bucket; only local folders are supported yet")
+    return epath.Path(path).expanduser().absolute()
 
 
 def is_workdir(path: epath.PathLike) -> bool:
     """Tell whether a path is the workdir of a run, rather than a file or folder of another program's weights."""
     workdir = open_workdir(path)
-    return _is_remote(workdir) or (workdir / "environment.json").exists()
+    return any((workdir / name).exists() for name in ("environment.json", "checkpoints"))
 
 
 def claim_workdir(path: epath.PathLike, config: ConfigDict) -> epath.Path:
@@ -60,8 +63,6 @@ def claim_workdir(path: epath.PathLike, config: ConfigDict) -> epath.Path:
         RunError: it cannot be written, or `config.resume` does not allow to go on with what it holds.
     """
     workdir = open_workdir(path)
-    if _is_remote(workdir):
-        raise RunError(f"workdir {workdir} lies in a bucket; only local folders are supported yet")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         probe = workdir / f".writable.{os.getpid()}"

@@ -1,8 +1,10 @@
 """The command converts in both directions, says what it found, and ends bad input with one sentence and code 2."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -54,7 +56,7 @@ def test_there_and_back_says_what_it_found(workdir, file, tmp_path, capsys):
     assert "mambaout_femto, raw weights of step 7" in words
     assert "compared on 4 random images and 4 of digits" in words
     assert "read back: logits differ by 0 of the largest; at most 0.0001 is allowed" in words
-    assert words.endswith(f"exported to {tmp_path / 'folder'}\n")
+    assert words.endswith(f"exported to the folder {tmp_path / 'folder'}\n")
     assert main(["convert", "import", str(tmp_path / "folder"), "--out", str(tmp_path / "imported")]) == 0
     words = capsys.readouterr().out
     assert "holds mambaout_femto, depths (1, 1), dims (8, 16), in_chans 1, kernel_size 3, 10 classes" in words
@@ -152,3 +154,37 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(workdir, file, tmp_path,
     (line,) = ended.stderr.splitlines()
     assert line.startswith("error: ")
     assert "make room" in line
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_command_that_is_told_to_end_leaves_nothing(file, tmp_path, number):
+    command = [sys.executable, "-m", "mambaout_jax", "convert", "import", file, "--out", tmp_path / "imported"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while not any(tmp_path.glob(".imported.*")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(number)
+        assert process.wait(60) == 128 + number
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"interpolation": "lanczos"}, "interpolation is 'lanczos'"), ({"crop_mode": "foo"}, "crop_mode is 'foo'")],
+)
+def test_images_that_cannot_be_prepared_so_are_told_at_once(workdir, tmp_path, capsys, changes, words):
+    assert main(["convert", "export", str(workdir), "--out", str(tmp_path / "folder")]) == 0
+    path = tmp_path / "folder" / "config.json"
+    config = json.loads(path.read_text())
+    config["pretrained_cfg"] |= changes
+    path.write_text(json.dumps(config))
+    assert words in refusal(capsys, "import", tmp_path / "folder", "--out", tmp_path / "imported")
+
+
+def test_places_that_are_none_are_refused(workdir, file, tmp_path, capsys):
+    for place in ("gs://bucket/x", "file:///tmp/x"):
+        assert "lies in a bucket" in refusal(capsys, "import", file, "--out", place)
+    assert "empty name" in refusal(capsys, "import", file, "--out", "")
+    assert "unknown ending" in refusal(capsys, "export", workdir, "--out", tmp_path / "x.PTH")
+    assert "cannot be written" in refusal(capsys, "export", workdir, "--out", tmp_path / f"{'a' * 300}.pth")
+    assert "is a workdir of this program" in refusal(capsys, "inspect", workdir)

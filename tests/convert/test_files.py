@@ -280,3 +280,17 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, name):
     inside = f'{mount} && "$@" && ls -A {tmp_path}'
     said = failed_write(tmp_path, name, before=["unshare", "-m", "sh", "-c", inside, "sh"])
     assert said == f"{tmp_path / name} cannot be written (No space left on device); make room or name another place"
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_what_came_meanwhile_is_not_replaced_where_links_are(tmp_path, monkeypatch, links):
+    path = tmp_path / "a.safetensors"
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError()))
+        write_file(path, TENSORS)
+        assert_same(read_file(path).tensors, TENSORS)
+        return
+    with pytest.raises(ConvertError, match=r"cannot be written [(]File exists"):
+        write_file(path, TENSORS, check=lambda draft: path.write_text("precious"))
+    assert path.read_text() == "precious"
+    assert os.listdir(tmp_path) == [path.name]

@@ -151,6 +151,9 @@ BAD_VALUES = [
     ({**CONFIG, "num_classes": 0}, "num_classes 0; a whole number above 0"),
     ({**CONFIG, "num_classes": True}, "num_classes True; a whole number above 0"),
     ({**CONFIG, "global_pool": "max"}, "global_pool 'max'; 'avg'"),
+    (changed("crop_pct", 1e-9), "crop_pct 1e-09; a number from 0.1 to 1 is expected"),
+    (changed("crop_pct", 5), "crop_pct 5; a number from 0.1 to 1 is expected"),
+    ({**CONFIG, "label_names": ["a", "b\n", "c"]}, "a list of words"),
     ({**CONFIG, "model_args": [1]}, r"model_args \[1\]; a JSON object"),
     (with_args(num_classes=4), "has num_classes 3 and, in model_args, 4; one number is expected"),
     (with_args(depth=[1]), "has 'depth', which is no option of mambaout_femto; known are act_layer, conv_ratio"),
@@ -169,9 +172,9 @@ BAD_VALUES = [
     (changed("mean", [0.1, 0.2]), r"mean \[0.1, 0.2\]; a list of 3 numbers, one for each channel, is expected"),
     (changed("mean", [NAN] * 3), r"mean \[nan, nan, nan\]; a list of 3 numbers"),
     (changed("std", [0.1, 0, 0.3]), r"std \[0.1, 0, 0.3\]; a list of 3 numbers, one for each channel, above 0"),
-    (changed("crop_pct", "a"), "crop_pct 'a'; a number above 0"),
-    (changed("crop_pct", 10**400), "crop_pct 1000.*; a number above 0"),
-    (changed("crop_pct", -float("inf")), "crop_pct -inf; a number above 0"),
+    (changed("crop_pct", "a"), "crop_pct 'a'; a number from 0.1 to 1"),
+    (changed("crop_pct", 10**400), "crop_pct 1000.*; a number from 0.1 to 1"),
+    (changed("crop_pct", -float("inf")), "crop_pct -inf; a number from 0.1 to 1"),
     (changed("crop_mode", 1), "crop_mode 1; a word"),
     (changed("interpolation", {}), "interpolation {}; a word"),
     ({**CONFIG, "label_names": ["ant", "bee"]}, "2 label_names where num_classes is 3"),
@@ -266,4 +269,12 @@ def test_a_failure_leaves_what_was_there_and_nothing_else(tmp_path, monkeypatch,
         write_folder(place, MODEL, TENSORS, force=True)
     assert json.loads((place / "config.json").read_text()) == FLAT
     assert_same(read_checkpoint(place).tensors, TENSORS)
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_what_came_meanwhile_is_not_replaced(tmp_path):
+    place = tmp_path / "model"
+    with pytest.raises(ConvertError, match=r"cannot be written [(]Directory not empty"):
+        write_folder(place, MODEL, TENSORS, check=lambda draft: make(place, CONFIG))
+    assert json.loads((place / "config.json").read_text()) == CONFIG
     assert os.listdir(tmp_path) == ["model"]

@@ -164,7 +164,8 @@ def test_one_key_too_many_is_named(state_dict):
 )
 def test_a_name_that_no_model_has_is_left_over(state_dict, key):
     state_dict[key] = np.zeros(16, np.float32)
-    assert refusal(pytorch.small_model(), state_dict) == f"the weights do not fit mambaout_femto: {key} is left over"
+    shown = key or "''"
+    assert refusal(pytorch.small_model(), state_dict) == f"the weights do not fit mambaout_femto: {shown} is left over"
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def test_a_pickle_of_another_program_is_not_run(tmp_path, protocol):
         ({"model": {"a": [1]}}, "a.pth, entry 'model', holds a list under 'a'"),
         ({0: torch.ones(1)}, "holds a Tensor under 0;"),
         ({}, "holds no tensors"),
-        ({"model": {}}, "holds no tensors"),
+        ({"model": {}}, "holds a dict under 'model'"),
     ],
 )
 def test_what_is_no_state_dict_is_named(tmp_path, value, words):

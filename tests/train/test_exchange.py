@@ -126,7 +126,7 @@ def test_what_exists_is_replaced_only_if_told_and_a_run_never(run, exported, tmp
         import_weights(str(exported), target)
     import_weights(str(exported), target, force=True)
     assert left_in(tmp_path) == ["imported"]
-    with pytest.raises(RunError, match="is no workdir of imported weights and is not replaced"):
+    with pytest.raises(RunError, match="is no workdir of imported weights alone and is not replaced"):
         import_weights(str(exported), run[0], force=True)
     with pytest.raises(ConvertError, match="exists"):
         export_weights(run[0], str(exported))
