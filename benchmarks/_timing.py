@@ -16,18 +16,19 @@ from mambaout_jax.data.workers import count_cores
 def time_in_turn(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
     """Time each call `rounds` times, one after the other in every round, so that a slow moment hits all alike.
 
-    Every call runs twice before the first round. Results of JAX are waited for.
+    Each timed call follows an untimed one of the same kind, as in a loop of it: otherwise it would pay for the memory
+    and the caches that the call before it has taken. Results of JAX are waited for.
 
     Returns:
         Seconds by name, in the order of the rounds.
     """
     seconds = {name: [] for name in calls}
-    for warm_up in (True, True, *[False] * rounds):
+    for _ in range(rounds):
         for name, call in calls.items():
+            jax.block_until_ready(call())
             start = time.perf_counter()
             jax.block_until_ready(call())
-            if not warm_up:
-                seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.perf_counter() - start)
     return seconds
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from mambaout_jax.convert.errors import ConvertError
 from mambaout_jax.convert.hub import PREFIXES
 from mambaout_jax.convert.options import model_args
-from mambaout_jax.models import Model, compiler_options, create_model
+from mambaout_jax.models import Model, create_model, inference_options
 
 # Largest difference of two logits, over the largest logit. Sums of some thousand float32 products in another order
 # differ by some 1e-6 of it, a layer that is swapped or transposed by more than 1e-2.
@@ -38,7 +38,7 @@ class LogitsCheck:
         )
         # A TPU would compute float32 products from bfloat16 passes otherwise.
         with jax.default_matmul_precision("highest"):
-            self._apply = jax.jit(exact.apply, compiler_options=compiler_options()).lower(*shapes).compile()
+            self._apply = jax.jit(exact.apply, compiler_options=inference_options()).lower(*shapes).compile()
         self._expected = self._logits(reference)
 
     def _logits(self, variables: dict[str, Any]) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.mambaout import MambaOut
-from mambaout_jax.models.model import FeatureInfo, InputSpec, Model, compiler_options
+from mambaout_jax.models.model import FeatureInfo, InputSpec, Model, inference_options
 from mambaout_jax.models.registry import VARIANTS, create_model, list_models
 
 __all__ = [
@@ -12,7 +12,7 @@ __all__ = [
     "MambaOut",
     "Model",
     "ModelError",
-    "compiler_options",
     "create_model",
+    "inference_options",
     "list_models",
 ]

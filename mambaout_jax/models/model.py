@@ -17,11 +17,11 @@ Output = Literal["logits", "features"]
 MIN_SIZE = 32
 
 
-def compiler_options() -> dict[str, str] | None:
-    """Give what XLA is to be told when it compiles a program of a model, as `jax.jit(compiler_options=)` takes it.
+def inference_options() -> dict[str, str] | None:
+    """Give what XLA is to be told when it compiles a model's forward pass, as `jax.jit(compiler_options=)` takes it.
 
     By default its CPU backend cuts the weights of all layers into parts (see `Linear.split`) before the first one
-    runs: that needs memory for a second copy of the weights, and a step of training takes a quarter longer.
+    runs, which needs memory for a second copy of the weights. A step of training is faster without the option.
     """
     if jax.default_backend() != "cpu":
         return None

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from mambaout_jax import parallel
 from mambaout_jax.data import EvalTransform, ImageSource, eval_batches, open_source
 from mambaout_jax.data.eval_sets import open_eval_set, ranked_classes
-from mambaout_jax.models import Model, compiler_options
+from mambaout_jax.models import Model, inference_options
 from mambaout_jax.train.checkpoint import Checkpoints
 from mambaout_jax.train.config import EVALUATION, KEYS, check_config
 from mambaout_jax.train.errors import RunError
@@ -109,7 +109,7 @@ class Evaluator:
             "label": jax.ShapeDtypeStruct((batch_size, max_labels), np.int32, sharding=sharding),
             "mask": jax.ShapeDtypeStruct((batch_size,), np.bool_, sharding=sharding),
         }
-        step = jax.jit(make_eval_step(model), compiler_options=compiler_options())
+        step = jax.jit(make_eval_step(model), compiler_options=inference_options())
         return self._stop.interruptible(step.lower(variables, batch, self._ranked).compile)
 
     def describe(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from mambaout_jax import parallel
 from mambaout_jax.data import DataError, WorkerDiedError, open_source
-from mambaout_jax.models import Model, compiler_options
+from mambaout_jax.models import Model
 from mambaout_jax.train.batch import accumulation_steps, describe_batch
 from mambaout_jax.train.checkpoint import Checkpoints
 from mambaout_jax.train.config import check_config, flatten_config
@@ -165,9 +165,9 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
                 "image": jax.ShapeDtypeStruct(batch_shape, np.uint8, sharding=sharding),
                 "label": jax.ShapeDtypeStruct(batch_shape[:1], np.int32, sharding=sharding),
             }
-            lowered = jax.jit(
-                train_step, donate_argnums=0, out_shardings=replicated, compiler_options=compiler_options()
-            ).lower(abstract_state, log.progress, abstract_batch, step_key)
+            lowered = jax.jit(train_step, donate_argnums=0, out_shardings=replicated).lower(
+                abstract_state, log.progress, abstract_batch, step_key
+            )
             run_step = stop.interruptible(lowered.compile)
             evaluator = Evaluator(config, model, validation, sharding=sharding, stop=stop)
             host_batches = training_batches(config, model, source, start_step=step)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from mambaout_jax.data import DataError
-from mambaout_jax.models import compiler_options
+from mambaout_jax.models import inference_options
 from mambaout_jax.train.evaluation import build_view
 from mambaout_jax.train.mixing import normalize
 from mambaout_jax.train.workdir import Run
@@ -32,7 +32,7 @@ def classify(run: Run, files: Sequence[str], top: int) -> Iterator[dict[str, Any
     spec = run.model.input_spec
     view = build_view(run.config, run.model, exif_orientation=True)
 
-    @partial(jax.jit, compiler_options=compiler_options())
+    @partial(jax.jit, compiler_options=inference_options())
     def probabilities_of(variables, images):
         return jax.nn.softmax(run.model.apply(variables, normalize(images, spec.mean, spec.std)))
 

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 import mambaout_jax as mo
-from mambaout_jax.models import ModelError, compiler_options
+from mambaout_jax.models import ModelError, inference_options
 from mambaout_jax.models.mambaout import GatedCNNBlock
 from tests.models import golden
 
@@ -227,7 +227,7 @@ def test_a_program_for_cpus_does_not_hold_the_weights_twice():
     model = mo.create_model("mambaout_base", depths=(1, 1, 1, 6))
     variables = jax.eval_shape(model.init, jax.random.key(0))
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    program = jax.jit(model.apply, compiler_options=compiler_options()).lower(variables, images).compile()
+    program = jax.jit(model.apply, compiler_options=inference_options()).lower(variables, images).compile()
     memory = program.memory_analysis()
     assert memory.temp_size_in_bytes < memory.argument_size_in_bytes / 4
 
