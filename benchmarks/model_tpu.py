@@ -13,9 +13,6 @@ convolution and left itself only windows of one pixel.
 """
 
 import argparse
-import importlib.util
-import os
-import re
 import sys
 import time
 from unittest import mock
@@ -24,8 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from _timing import machine, write_json
-from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh
+from _tpu import CYCLES_PER_SECOND, estimated_operations, one_chip
 
 import mambaout_jax as mo
 from mambaout_jax import parallel
@@ -37,15 +33,7 @@ from mambaout_jax.train.optim import adamw
 from mambaout_jax.train.state import init_progress, init_state
 from mambaout_jax.train.step import make_train_step
 
-CYCLES_PER_SECOND = 1.5e9
 TOP = 10
-# What the compiler asks of a TPU's machine, answered where there is none.
-TPU_ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
 
 
 def main() -> None:
@@ -55,13 +43,7 @@ def main() -> None:
     parser.add_argument("--form", choices=("library", "plain"), help="compile this form only (default: both)")
     parser.add_argument("--json", metavar="PATH")
     args = parser.parse_args()
-    if importlib.util.find_spec("libtpu") is None:
-        sys.exit("error: the TPU's compiler is not installed; it comes with `pip install libtpu`")
-    jax.config.update("jax_platforms", "cpu")
-    for name, value in TPU_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
-    mesh = Mesh(np.array(topology.devices[:1]), ("data",), axis_types=(AxisType.Auto,))
+    mesh = one_chip()
 
     print(*(f"{name}: {value}" for name, value in machine().items()), sep="\n")
     forms = {}
@@ -131,37 +113,6 @@ def compile_step(mesh, batch):
     with jax.set_mesh(mesh):
         jitted = jax.jit(step, donate_argnums=0, out_shardings=replicated)
         return jitted.lower(state, progress, images, key).compile()
-
-
-def estimated_operations(text):
-    """Read the operations with an estimate out of a compiled program, each loop's as often as the loop runs."""
-    computations, name = {}, None
-    for line in text.splitlines():
-        header = re.match(r"(ENTRY )?%?([\w.-]+) .*\{$", line)
-        if header:
-            name = "ENTRY" if header[1] else header[2]
-            computations[name] = []
-        elif name and " = " in line:
-            computations[name].append(line.strip())
-
-    def walk(name, times):
-        for line in computations[name]:
-            cycles = re.search(r'"estimated_cycles":"?(\d+)', line)
-            if cycles:
-                result, _, rest = line.removeprefix("ROOT ").partition(" = ")
-                source = re.search(r'op_name="([^"]*)"', line)
-                yield {
-                    "cycles": times * int(cycles[1]),
-                    "operation": result.lstrip("%"),
-                    "shape": " ".join(re.findall(r"\w+\[[\d,]*\]", rest.partition("(%")[0])),
-                    "source": source[1] if source else "",
-                }
-            trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
-            for callee in re.findall(r"(?:body|to_apply|branch_computations|called_computations)=\{?%([\w.-]+)", line):
-                if not cycles and callee in computations:
-                    yield from walk(callee, times * (int(trips[1]) if trips else 1))
-
-    return list(walk("ENTRY", 1))
 
 
 def report(form, result):

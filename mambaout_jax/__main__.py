@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib import resources
 
-COMMANDS = ("bench-data", "convert", "models", "predict", "prepare", "report")
+COMMANDS = ("analyze", "bench-data", "convert", "models", "predict", "prepare", "report", "study")
 CONFIG_HELP = "the experiment; --config.KEY=VALUE changes a key"
 
 
@@ -55,7 +55,8 @@ def _run(argv: list[str]) -> int:
             module.add_arguments(subparser)
             subparser.set_defaults(run=module.run)
             if getattr(module, "TAKES_CONFIG", False):
-                subparser.add_argument("--config", metavar="FILE", required=True, help=CONFIG_HELP)
+                required = getattr(module, "CONFIG_REQUIRED", True)
+                subparser.add_argument("--config", metavar="FILE", required=required, help=CONFIG_HELP)
                 changes = [word for word in argv if word.startswith("--config.")]
                 subparser.set_defaults(config_changes=changes)
     args = parser.parse_args([word for word in argv if word not in changes])

@@ -2,6 +2,11 @@
 
 from functools import cache
 
+import mambaout_jax as mo
+
+# What timm has: of MambaOut, what has no state space model.
+TIMM_MODELS = [name for name in mo.list_models() if not name.startswith("mamba_")]
+
 
 @cache
 def load_timm():

@@ -17,6 +17,9 @@ _RUN_ONCE = ("jit", "closed_call", "custom_jvp_call", "custom_vjp_call", "remat2
 def count_macs(fn: Callable[..., Any], *args: Any) -> int:
     """Count the multiply-adds of `fn`'s matrix products and convolutions; all other work counts nothing.
 
+    Not counted are norms, activations and the recurrence of `selective_scan` (about 3 multiply-adds and an exponential
+    for each place, channel and state), whose projections are products and count.
+
     A scan counts its body times its length, a choice between branches (`lax.cond`, `lax.platform_dependent`) its
     costliest one: an op that is a convolution on some platforms and a sum on others counts as the convolution.
 

@@ -10,7 +10,13 @@ from mambaout_jax.convert.inspection import inspect_checkpoint
 from mambaout_jax.convert.options import model_args, other_options
 from mambaout_jax.convert.state_dict import differences
 from mambaout_jax.convert.verify import LogitsCheck, random_images
-from mambaout_jax.convert.weights import from_checkpoint, from_torch, load_pretrained, to_torch
+from mambaout_jax.convert.weights import (
+    from_checkpoint,
+    from_torch,
+    load_pretrained,
+    mamba_block_from_torch,
+    to_torch,
+)
 
 __all__ = [
     "ENDINGS",
@@ -25,6 +31,7 @@ __all__ = [
     "identify",
     "inspect_checkpoint",
     "load_pretrained",
+    "mamba_block_from_torch",
     "model_args",
     "other_options",
     "put_folder",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from mambaout_jax.models import MambaOut
+from mambaout_jax.models import MambaBlock, MambaOut, VisionTransformer
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,9 @@ _TIMM_MAMBAOUT = (
     "stages.*.blocks.*.norm",
     "stages.*.blocks.*.fc1",
     "stages.*.blocks.*.conv",
+    "stages.*.blocks.*.ssm.*",
+    "stages.*.blocks.*.ssm.*.x_proj",
+    "stages.*.blocks.*.ssm.*.dt_proj",
     "stages.*.blocks.*.fc2",
     "stages.*.blocks.*.ls",
     "head.norm",
@@ -49,8 +52,22 @@ _TIMM_MAMBAOUT = (
     "head.fc",
 )
 
+_TIMM_VIT = (
+    "",  # cls_token and pos_embed
+    "patch_embed.proj",
+    "blocks.*.norm1",
+    "blocks.*.attn.qkv",
+    "blocks.*.attn.proj",
+    "blocks.*.norm2",
+    "blocks.*.mlp.fc1",
+    "blocks.*.mlp.fc2",
+    "norm",
+    "fc_norm",
+    "head",
+)
+
 KEY_TABLES = (
-    # timm 1.0.31, timm/models/mambaout.py.
+    # timm 1.0.31, timm/models/mambaout.py; it has no `ssm`, whose names continue its own.
     KeyTable("timm", MambaOut, {name: name for name in _TIMM_MAMBAOUT}),
     # github.com/yuweihao/MambaOut at 9f2f2343, models/mambaout.py.
     KeyTable(
@@ -79,13 +96,40 @@ KEY_TABLES = (
             "ls_init_value": None,
             "downsample": "conv",
             "head_fn": "default",
+            "token_mixer": "conv",
         },
     ),
+    # timm 1.0.31, timm/models/vision_transformer.py; DeiT's own repository has the same names.
+    KeyTable("timm", VisionTransformer, {name: name for name in _TIMM_VIT}),
+)
+
+# github.com/state-spaces/mamba at e9594ce1, mamba_ssm/modules/mamba_simple.py: a block, which is no model by itself and
+# is not looked for among them.
+MAMBA_BLOCK_TABLE = KeyTable(
+    "mamba_ssm",
+    MambaBlock,
+    {
+        "in_proj": "in_proj",
+        "conv1d": "conv1d",
+        "ssm": "",
+        "ssm.x_proj": "x_proj",
+        "ssm.dt_proj": "dt_proj",
+        "out_proj": "out_proj",
+    },
+)
+
+# Options that timm itself has one value for, of each family that it names the layers of: a model with another one keeps
+# names in timm's manner, and timm cannot build it.
+BUILT_BY_TIMM: Mapping[type, Mapping[str, Any]] = MappingProxyType(
+    {MambaOut: {"token_mixer": "conv"}, VisionTransformer: {"attention": "full"}}
 )
 
 # Of each family, under our names, the tensor and its axis that tell an option which every dataset has another value of.
 TASK_AXES: Mapping[type, Mapping[str, tuple[str, int]]] = MappingProxyType(
-    {MambaOut: {"num_classes": ("head.fc.weight", 0), "in_chans": ("stem.conv1.weight", 1)}}
+    {
+        MambaOut: {"num_classes": ("head.fc.weight", 0), "in_chans": ("stem.conv1.weight", 1)},
+        VisionTransformer: {"num_classes": ("head.weight", 0), "in_chans": ("patch_embed.proj.weight", 1)},
+    }
 )
 
 # Axes of a PyTorch parameter in the order that ours have, by the parameter's own name and rank: a matrix is

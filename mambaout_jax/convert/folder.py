@@ -71,13 +71,13 @@ def _describe(model: Model, class_names: Sequence[str] | None) -> dict[str, Any]
         "architecture": model.name,
         "num_classes": model.num_classes,
         "num_features": model.feature_info[-1].channels,
-        "global_pool": "avg",
+        "global_pool": model.options.get("global_pool", "avg"),  # a family without the option averages
         **({} if class_names is None else {"label_names": list(class_names)}),
         **({"model_args": args} if args else {}),
         "pretrained_cfg": {
             "custom_load": False,
             "input_size": [model.in_chans, *spec.size],
-            "fixed_input_size": False,
+            "fixed_input_size": "img_size" in model.options,
             "interpolation": spec.interpolation,
             "crop_pct": spec.crop_pct,
             "crop_mode": spec.crop_mode,

@@ -12,10 +12,11 @@ from mambaout_jax.convert.dialects import TASK_AXES, KeyTable
 from mambaout_jax.convert.errors import ConvertError
 from mambaout_jax.convert.options import OF_TRAINING, own_options, same
 from mambaout_jax.convert.state_dict import Shape, find_table, to_ours
-from mambaout_jax.models import VARIANTS, MambaOut
+from mambaout_jax.models import VARIANTS, MambaOut, VisionTransformer
+from mambaout_jax.ops import SCAN_ORDERS
 
 # Options that a variant has another value of for every dataset.
-_OF_THE_TASK = ("num_classes", "in_chans")
+_OF_THE_TASK = ("num_classes", "in_chans", "img_size")
 
 
 class Identity(NamedTuple):
@@ -25,7 +26,7 @@ class Identity(NamedTuple):
         table: of the dialect that they are in.
         name: for `create_model`.
         options: for `create_model`, as far as they are not the variant's own.
-        assumed: what the shapes cannot tell, in words; empty for a registered variant.
+        assumed: what the shapes cannot tell, in words; empty for a registered variant whose shapes no other has.
     """
 
     table: KeyTable
@@ -68,21 +69,27 @@ def _identify(checkpoint: TorchCheckpoint, name: str | None) -> Identity:
 
 def _task_options(table: KeyTable, shapes: Mapping[str, Shape]) -> dict[str, int]:
     places = TASK_AXES[table.family].items()
-    return {option: shapes[layer][axis] for option, (layer, axis) in places if len(shapes.get(layer, ())) > axis}
+    options = {option: shapes[layer][axis] for option, (layer, axis) in places if len(shapes.get(layer, ())) > axis}
+    return {**options, **_IMAGE_SIZES.get(table.family, lambda shapes: {})(shapes)}
 
 
 def _assumptions(name: str, options: dict[str, Any], changes: dict[str, Any]) -> str:
-    """Say what was taken from the nearest variant because no shape tells it and no variant has these shapes."""
+    """Say what no shape tells: what the nearest variant gave, or which other variants have these shapes."""
     unread = {
         key: value
         for key, value in own_options(name).items()
         if key not in options and key not in (*OF_TRAINING, *_OF_THE_TASK)
     }
-    if not unread or not changes.keys() - set(_OF_THE_TASK):
+    if not changes.keys() - set(_OF_THE_TASK):
+        twins = [other for other in _variants_of(VARIANTS[name].family) if own_options(other) == own_options(name)]
+        twins.remove(name)
+        return f"{' and '.join(twins)} has the same shapes; name it by --model if it is meant" if twins else ""
+    if not unread:
         return ""
     told = " and ".join(f"{key} {value!r}" for key, value in unread.items())
     verb = "is" if len(unread) == 1 else "are"
-    return f"no variant has these sizes; {told} of {name}, the nearest, {verb} assumed"
+    guess = _GUESSES.get(VARIANTS[name].family, "").format(**options)
+    return f"no variant has these sizes; {told} of {name}, the nearest, {verb} assumed{guess}"
 
 
 def _read_options(table: KeyTable, shapes: Mapping[str, Shape]) -> dict[str, Any]:
@@ -100,13 +107,16 @@ def _read_options(table: KeyTable, shapes: Mapping[str, Shape]) -> dict[str, Any
     )
 
 
+def _variants_of(family: type) -> list[str]:
+    return [name for name, variant in VARIANTS.items() if variant.family is family]
+
+
 def _nearest(family: type, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """Choose the variant that the fewest options differ from, and give those."""
     changes = {}
-    for name, variant in VARIANTS.items():
-        if variant.family is family:
-            own = own_options(name)
-            changes[name] = {key: value for key, value in options.items() if not same(key, value, own[key])}
+    for name in _variants_of(family):
+        own = own_options(name)
+        changes[name] = {key: value for key, value in options.items() if not same(key, value, own[key])}
     name = min(changes, key=lambda name: len(changes[name]))
     return name, changes[name]
 
@@ -125,6 +135,7 @@ def _mambaout_options(shapes: Mapping[str, Shape]) -> dict[str, Any]:
         "stem_mid_norm": "stem.norm1.weight" in shapes,
         "ls_init_value": 1e-6 if f"{first[0]}.ls.gamma" in shapes else None,
         "head_fn": "default" if "head.pre_logits.norm.weight" in shapes else "norm_mlp",
+        **_token_mixer(shapes, f"{first[0]}.ssm."),
     }
     # Norm and convolution have the same shapes in either order where a stage is as wide as the one before it.
     if widened := [stage for stage in range(1, len(dims)) if dims[stage] != dims[stage - 1]]:
@@ -133,6 +144,44 @@ def _mambaout_options(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     elif len(dims) == 1:
         options["downsample"] = "conv"  # of which there is none
     return options
+
+
+def _token_mixer(shapes: Iterable[str], prefix: str) -> dict[str, str]:
+    """Tell from a block's state space models, one for each direction, whether it has any and how they read a map."""
+    if not any(name.startswith(prefix) for name in shapes):
+        return {"token_mixer": "conv", "scan_order": "causal"}
+    directions = _length(shapes, prefix)
+    orders = [order for order in SCAN_ORDERS if len(SCAN_ORDERS[order]) == directions]
+    if not orders:
+        raise ValueError(f"{directions} directions")
+    return {"token_mixer": "conv_ssm", "scan_order": orders[0]}
+
+
+def _vit_options(shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    dim, hidden = shapes["patch_embed.proj.weight"][0], shapes["blocks.0.mlp.fc1.weight"][0]
+    class_token, norm_first = "cls_token" in shapes, "norm.weight" in shapes
+    token = class_token and norm_first  # of what has these parameters too, a mean of normalised patches is rare
+    return {
+        "patch_size": shapes["patch_embed.proj.weight"][-1],
+        "embed_dim": dim,
+        "depth": _length(shapes, "blocks."),
+        "num_heads": next(heads for heads in range(max(1, dim // 64), 0, -1) if dim % heads == 0),
+        "mlp_ratio": _ratio([hidden], [dim], usual=4.0),
+        "class_token": class_token,
+        "global_pool": "token" if token else "avg",
+        "fc_norm": False if norm_first and not token else None,
+    }
+
+
+def _vit_image_size(shapes: Mapping[str, Shape]) -> dict[str, tuple[int, int]]:
+    """Tell the side of square images from the number of tokens; that of others no shape tells."""
+    match shapes.get("pos_embed"), shapes.get("patch_embed.proj.weight"):
+        case (_, length, _), (_, _, _, patch_size):
+            num_patches = length - ("cls_token" in shapes)
+            side = math.isqrt(max(num_patches, 0))
+            if side and side**2 == num_patches:
+                return {"img_size": (side * patch_size,) * 2}
+    return {}
 
 
 def _length(shapes: Iterable[str], prefix: str) -> int:
@@ -160,4 +209,8 @@ def _ratio(widths: Iterable[int], dims: Iterable[int], usual: float) -> float:
 
 
 # How the options of a family are read from the shapes that its parameters have in PyTorch, under our names.
-_READERS = MappingProxyType({MambaOut: _mambaout_options})
+_READERS = MappingProxyType({MambaOut: _mambaout_options, VisionTransformer: _vit_options})
+# How the size of the images is read, of a family that has it as an option.
+_IMAGE_SIZES = MappingProxyType({VisionTransformer: _vit_image_size})
+# What a reader takes for granted, in words.
+_GUESSES = MappingProxyType({VisionTransformer: ", and num_heads {num_heads} after their 64 channels a head"})

@@ -10,7 +10,7 @@ import numpy as np
 
 from mambaout_jax.convert.dialects import KEY_TABLES, LAYOUTS, KeyTable
 from mambaout_jax.convert.errors import ConvertError
-from mambaout_jax.models import VARIANTS, Model
+from mambaout_jax.models import VARIANTS, MambaBlock, Model
 
 Shape = tuple[int, ...]
 
@@ -48,8 +48,8 @@ def find_table(keys: Iterable[str]) -> KeyTable:
 
 
 def count_known(table: KeyTable, keys: Iterable[str]) -> int:
-    """Count the keys that a table knows."""
-    return sum(to_ours(table, key) is not None for key in keys)
+    """Count the keys that a table knows, but for parameters of the model itself, which any model may have."""
+    return sum("." in key and to_ours(table, key) is not None for key in keys)
 
 
 def to_ours(table: KeyTable, key: str) -> str | None:
@@ -91,7 +91,7 @@ def get_table(model: Model, dialect: str) -> KeyTable:
     return table
 
 
-def slots(model: Model, table: KeyTable) -> dict[tuple[Any, ...], Slot]:
+def slots(model: Model | MambaBlock, table: KeyTable) -> dict[tuple[Any, ...], Slot]:
     """Tell for each leaf of a model's variables what a dialect calls it and how it lies there."""
     leaves, _ = jax.tree.flatten_with_path(jax.eval_shape(model.init, jax.random.key(0)))
     found = {}
@@ -125,7 +125,9 @@ def differences(shapes: Mapping[str, Shape], expected: Mapping[str, Shape]) -> d
     return faults
 
 
-def _check_fit(what: str, model: Model, shapes: Mapping[str, Shape], expected: Mapping[str, Shape]) -> None:
+def _check_fit(
+    what: str, model: Model | MambaBlock, shapes: Mapping[str, Shape], expected: Mapping[str, Shape]
+) -> None:
     if faults := differences(shapes, expected):
         shown = {name: name if name and name.isprintable() else repr(name) for name in faults}
         told = "; ".join(f"{shown[name]} {fault}" for name, fault in faults.items())
@@ -145,8 +147,15 @@ def from_tensors(model: Model, tensors: Mapping[str, Any], shapes: Mapping[str, 
     table = find_table(shapes)
     if table.family is not (ours := VARIANTS[model.name].family):
         raise ConvertError(f"the weights are those of a {table.family.__name__}; a {ours.__name__} is expected")
-    places = slots(model, get_table(model, table.dialect))
-    _check_fit("the weights", model, shapes, expected_shapes(model, table))
+    return fill(model, get_table(model, table.dialect), tensors, shapes)
+
+
+def fill(
+    model: Model | MambaBlock, table: KeyTable, tensors: Mapping[str, Any], shapes: Mapping[str, Shape]
+) -> dict[str, Any]:
+    """Turn a state dict in the dialect of a table into variables, as `from_tensors` does."""
+    places = slots(model, table)
+    _check_fit("the weights", model, shapes, {slot.key: slot.shape for slot in places.values()})
     structure = jax.tree.structure(jax.eval_shape(model.init, jax.random.key(0)))
     return jax.tree.unflatten(structure, [_take(tensors[slot.key], slot) for slot in places.values()])
 

@@ -5,7 +5,7 @@ import inspect
 import json
 import os
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mambaout_jax.convert.errors import ConvertError
@@ -56,15 +56,20 @@ _SIZE = _Kind("[channels, height, width]", _are(_is_count, 3))
 _SHARE = _Kind("a number above 0", lambda value: _is_number(value) and value > 0)
 _CROP = _Kind("a number from 0.1 to 1", lambda value: _is_number(value) and 0.1 <= value <= 1)
 _OBJECT = _Kind("a JSON object", lambda value: isinstance(value, dict))
+# Of a family that has no option for it.
 _AVERAGE = _Kind("'avg', the pooling that the models have,", lambda value: value == "avg")
-# By the type that an option's default has.
+# By the type that an option is annotated with.
 _OPTION_KINDS = {
     bool: _Kind("true or false", lambda value: isinstance(value, bool)),
+    bool | None: _Kind("true, false or null", lambda value: value is None or isinstance(value, bool)),
     int: _COUNT,
     float: _Kind("a number", _is_number),
     str: _WORD,
-    tuple: _Kind("a list of whole numbers above 0", _are(_is_count)),
-    type(None): _Kind("a number or null", lambda value: value is None or _is_number(value)),
+    Sequence[int]: _Kind("a list of whole numbers above 0", _are(_is_count)),
+    float | None: _Kind("a number or null", lambda value: value is None or _is_number(value)),
+    int | tuple[int, int]: _Kind(
+        "a whole number above 0, or two in a list", lambda value: _is_count(value) or _are(_is_count, 2)(value)
+    ),
 }
 
 
@@ -84,7 +89,11 @@ def read_config(path: str, origin: str) -> TimmConfig:
     prepared = config if inner is None else inner
     architecture = _architecture(_get(config, "architecture", _WORD, origin), origin)
     options = _options(_get(config, "model_args", _OBJECT, origin) or {}, architecture, origin)
-    _get(config, "global_pool", _AVERAGE, origin)
+    if "global_pool" in _annotations(architecture):
+        if pool := _get(config, "global_pool", _WORD, origin):
+            options.setdefault("global_pool", pool)
+    else:
+        _get(config, "global_pool", _AVERAGE, origin)
     size = _get(prepared, "input_size", _SIZE, origin)
     if size is not None:
         options.setdefault("in_chans", size[0])
@@ -152,31 +161,36 @@ def _architecture(value: str | None, origin: str) -> str:
         near = difflib.get_close_matches(name[:100], VARIANTS, n=1, cutoff=0.0)[0]
         raise ConvertError(
             f"{origin}: {CONFIG_NAME} has architecture {_short(value)}, which is no model that is known; the nearest "
-            f"is {near!r}; known are {', '.join(sorted(VARIANTS))}"
+            f"is {near!r}; all are listed by python -m mambaout_jax models"
         )
     return name
 
 
 def _options(model_args: Mapping[str, Any], architecture: str, origin: str) -> dict[str, Any]:
-    parameters = inspect.signature(VARIANTS[architecture].family.__init__).parameters
-    defaults = {name: parameter.default for name, parameter in parameters.items() if name != "self"}
+    annotations = _annotations(architecture)
     options = {}
     for name, value in model_args.items():
-        if name == "global_pool":
+        if name == "global_pool" and name not in annotations:
             _get(model_args, name, _AVERAGE, origin)
             continue
-        if name not in defaults:
+        if name not in annotations:
             raise ConvertError(
                 f"{origin}: model_args in {CONFIG_NAME} has {_short(name)}, which is no option of {architecture}; "
-                f"known are {', '.join(sorted(defaults))}"
+                f"known are {', '.join(sorted(annotations))}"
             )
-        kind = _OPTION_KINDS[type(defaults[name])]
+        kind = _OPTION_KINDS[annotations[name]]
         if not kind.fits(value):
             raise ConvertError(
                 f"{origin}: model_args in {CONFIG_NAME} has {name} {_short(value)}; {kind.words} is expected"
             )
         options[name] = tuple(value) if isinstance(value, list) else value
     return options
+
+
+def _annotations(architecture: str) -> dict[str, Any]:
+    """Give the options of a variant's family, and what each is annotated with."""
+    parameters = inspect.signature(VARIANTS[architecture].family.__init__).parameters
+    return {name: parameter.annotation for name, parameter in parameters.items() if name != "self"}
 
 
 def _preparation(
@@ -186,7 +200,8 @@ def _preparation(
     share = f"a list of {channels} numbers, one for each channel,"
     deviation = _Kind(f"{share} above 0", _are(_SHARE.fits, channels))
     found = {
-        "img_size": None if size is None else tuple(size[1:]),
+        # timm too builds a model by its own option first.
+        "img_size": options.get("img_size", None if size is None else tuple(size[1:])),
         "mean": _get(prepared, "mean", _Kind(share, _are(_is_number, channels)), origin),
         "std": _get(prepared, "std", deviation, origin),
         "crop_pct": _get(prepared, "crop_pct", _CROP, origin),

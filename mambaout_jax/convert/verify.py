@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from mambaout_jax.convert.dialects import BUILT_BY_TIMM
 from mambaout_jax.convert.errors import ConvertError
 from mambaout_jax.convert.hub import PREFIXES
 from mambaout_jax.convert.options import model_args
-from mambaout_jax.models import Model, create_model, inference_options
+from mambaout_jax.models import VARIANTS, Model, create_model, inference_options
 
 # Largest difference of two logits, over the largest logit. Sums of some thousand float32 products in another order
 # differ by some 1e-6 of it, a layer that is swapped or transposed by more than 1e-2.
@@ -31,7 +32,7 @@ class LogitsCheck:
     def __init__(self, model: Model, reference: dict[str, Any], images: Float[np.ndarray, "b h w c"]):
         self._model = model
         self._images = images
-        exact = create_model(model.name, img_size=model.input_spec.size, **{**model.options, "dtype": "float32"})
+        exact = create_model(model.name, **{"img_size": model.input_spec.size, **model.options, "dtype": "float32"})
         shapes = (
             jax.eval_shape(model.init, jax.random.key(0)),
             jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.float32),
@@ -66,8 +67,8 @@ class LogitsCheck:
         Raises:
             ConvertError: it is further than `TOLERANCE`, is not installed, or does not take the weights.
         """
-        what = f"timm {_load_timm()[0].__version__}"
-        return _judge(what, difference(timm_logits(self._model, source, self._images), self._expected))
+        theirs = timm_logits(self._model, source, self._images)
+        return _judge(f"timm {_load_timm()[0].__version__}", difference(theirs, self._expected))
 
 
 def random_images(model: Model, count: int) -> Float[np.ndarray, "b h w c"]:
@@ -99,8 +100,12 @@ def timm_logits(model: Model, source: str, images: Float[np.ndarray, "b h w c"])
         source: a file in either dialect, or a folder or hub id in timm's.
 
     Raises:
-        ConvertError: timm or PyTorch is not installed, or timm does not take the weights.
+        ConvertError: timm has no such model, timm or PyTorch is not installed, or timm does not take the weights.
     """
+    family = VARIANTS[model.name].family
+    built = BUILT_BY_TIMM.get(family, {})
+    if others := [f"{key} {model.options[key]!r}" for key, value in built.items() if model.options[key] != value]:
+        raise ConvertError(f"timm has no {family.__name__} with {' and '.join(others)}; leave --verify timm out")
     timm, torch = _load_timm()
     source = os.path.expanduser(source)
     source = f"local-dir:{source}" if os.path.isdir(source) else source

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from mambaout_jax.convert.checkpoint import TorchCheckpoint, read_checkpoint
+from mambaout_jax.convert.dialects import MAMBA_BLOCK_TABLE
 from mambaout_jax.convert.errors import ConvertError
 from mambaout_jax.convert.identity import identify
-from mambaout_jax.convert.state_dict import from_tensors, to_tensors
+from mambaout_jax.convert.state_dict import Shape, fill, from_tensors, to_tensors
 from mambaout_jax.convert.tensors import LazyTensors, without_prefixes
-from mambaout_jax.models import Model, create_model
+from mambaout_jax.models import MambaBlock, Model, create_model
 
 
 def from_torch(model: Model, source: str | os.PathLike | Mapping[str, Any]) -> dict[str, Any]:
@@ -29,13 +30,26 @@ def from_torch(model: Model, source: str | os.PathLike | Mapping[str, Any]) -> d
     """
     if not isinstance(source, Mapping):
         return from_checkpoint(model, read_checkpoint(source))
-    for key, value in source.items():
+    return from_tensors(model, *_open(source))
+
+
+def mamba_block_from_torch(block: MambaBlock, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn the state dict of a `Mamba` of mamba_ssm into a block's variables, in float32; the match is exact.
+
+    Raises:
+        ConvertError: as for `from_torch`.
+    """
+    return fill(block, MAMBA_BLOCK_TABLE, *_open(state_dict))
+
+
+def _open(state_dict: Mapping[str, Any]) -> tuple[LazyTensors, dict[str, Shape]]:
+    for key, value in state_dict.items():
         if not isinstance(key, str) or not hasattr(value, "shape"):
             kind = type(value).__name__
             raise ConvertError(f"the state dict holds a {kind} under {key!r}; a tensor under its name is expected")
-    names = without_prefixes(list(source))
-    shapes = {name: tuple(source[key].shape) for name, key in names.items()}
-    return from_tensors(model, LazyTensors(names, source.__getitem__), shapes)
+    names = without_prefixes(list(state_dict))
+    shapes = {name: tuple(state_dict[key].shape) for name, key in names.items()}
+    return LazyTensors(names, state_dict.__getitem__), shapes
 
 
 def from_checkpoint(model: Model, checkpoint: TorchCheckpoint) -> dict[str, Any]:

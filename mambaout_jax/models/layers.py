@@ -45,6 +45,16 @@ def constant(value: float) -> Initializer:
 zeros, ones = constant(0.0), constant(1.0)
 
 
+def uniform(noise: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Turn standard normal noise into U(0, 1), by the normal's distribution function."""
+    return jax.scipy.special.ndtr(noise)
+
+
+def uniform_within(bound: float) -> Initializer:
+    """Return the initializer of U(-bound, bound)."""
+    return lambda noise: bound * (2 * uniform(noise) - 1)
+
+
 def parameter(shape: tuple[int, ...], initializer: Initializer) -> nnx.Param:
     """Describe a float32 parameter; `Model.init` calls the initializer."""
     return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32), initializer=initializer)
@@ -67,11 +77,20 @@ def activation(name: str) -> Callable[[Float[Array, "..."]], Float[Array, "..."]
 
 
 class Linear(nnx.Module):
-    """Multiply the last axis by `weight` (in, out) and add `bias`."""
+    """Multiply the last axis by `weight` (in, out) and add `bias`, where there is one."""
 
-    def __init__(self, in_features: int, out_features: int, *, dtype: jnp.dtype):
-        self.weight = parameter((in_features, out_features), normal)
-        self.bias = parameter((out_features,), zeros)
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool = True,
+        initializer: Initializer = normal,
+        bias_initializer: Initializer = zeros,
+        dtype: jnp.dtype,
+    ):
+        self.weight = parameter((in_features, out_features), initializer)
+        self.bias = parameter((out_features,), bias_initializer) if bias else None
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
@@ -85,13 +104,13 @@ class Linear(nnx.Module):
 
     def _product(self, x, outputs):
         y = product(x, self.weight[:, outputs].astype(self.dtype))
-        return y + per_channel(self.bias[outputs], y)
+        return y if self.bias is None else y + per_channel(self.bias[outputs], y)
 
     def of_parts(self, *parts: Float[Array, "*batch _"]) -> Float[Array, "*batch o"]:
         """Apply to the concatenation of parts, a product each, without concatenating them."""
         weights = jnp.split(self.weight.astype(self.dtype), np.cumsum([part.shape[-1] for part in parts[:-1]]))
         y = sum(product(part.astype(self.dtype), weight) for part, weight in zip(parts, weights, strict=True))
-        return y + per_channel(self.bias, y)
+        return y if self.bias is None else y + per_channel(self.bias, y)
 
 
 class Conv2d(nnx.Module):
@@ -131,14 +150,14 @@ class LayerScale(nnx.Module):
         return x * per_channel(self.gamma, x)
 
 
-def drop_path(x: Float[Array, "b h w d"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "b h w d"]:
+def drop_path(x: Float[Array, "b *map d"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "b *map d"]:
     """Zero the branch of a sample with probability `rate` and divide the survivors by 1 - rate.
 
     Reference: Huang et al., Deep Networks with Stochastic Depth, 2016. Without a key nothing is dropped.
     """
     if key is None or rate == 0.0:
         return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, (x.shape[0], 1, 1, 1))
+    keep = jax.random.bernoulli(key, 1.0 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
     return x * (keep / (1.0 - rate)).astype(x.dtype)
 
 

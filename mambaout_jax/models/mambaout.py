@@ -13,36 +13,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from mambaout_jax.models.errors import ModelError
-from mambaout_jax.models.layers import (
-    Conv2d,
-    LayerNorm,
-    LayerScale,
-    Linear,
-    activation,
-    drop_path,
-    dropout,
-    normal,
-    parameter,
-    per_channel,
-    zeros,
-)
-from mambaout_jax.ops import depthwise_conv2d
-
-# timm builds LayerScale without the configured value, so that training starts here whatever `ls_init_value` says.
-TIMM_LAYER_SCALE_INIT = 1e-5
-
-
-class DepthwiseConv2d(nnx.Module):
-    """Convolve each channel with its own k x k kernel, stride 1, zero padding that keeps the size."""
-
-    def __init__(self, channels: int, kernel_size: int, *, dtype: jnp.dtype):
-        self.weight = parameter((kernel_size, kernel_size, 1, channels), normal)
-        self.bias = parameter((channels,), zeros)
-        self.dtype = dtype
-
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        y = depthwise_conv2d(x.astype(self.dtype), self.weight.astype(self.dtype))
-        return y + per_channel(self.bias, y)
+from mambaout_jax.models.gated_cnn import GatedCNNBlock
+from mambaout_jax.models.layers import Conv2d, LayerNorm, Linear, activation, dropout
+from mambaout_jax.ops import SCAN_ORDERS
 
 
 class Stem(nnx.Module):
@@ -72,50 +45,6 @@ class Downsample(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b ho wo d"]:
         return self.conv(self.norm(x)) if self.norm_first else self.norm(self.conv(x))
-
-
-class GatedCNNBlock(nnx.Module):
-    """Mix tokens by a gated depthwise convolution.
-
-    With (g, i, v) = fc1(norm(x)): x + fc2(act(g) * concat(i, conv(v))), where the parts are products of their own and
-    never lie in one array. Reference: MambaOut, equations 8 to 10.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        *,
-        expansion_ratio: float,
-        conv_ratio: float,
-        kernel_size: int,
-        act_layer: str,
-        ls_init_value: float | None,
-        drop_path_rate: float,
-        dtype: jnp.dtype,
-    ):
-        hidden = int(expansion_ratio * dim)
-        self.conv_channels = int(conv_ratio * dim)
-        if not 0 < self.conv_channels <= hidden:
-            raise ModelError(
-                f"conv_ratio {conv_ratio} convolves {self.conv_channels} of the {hidden} hidden channels that "
-                f"expansion_ratio {expansion_ratio} gives to {dim}; it has to lie above 0 and within expansion_ratio"
-            )
-        self.norm = LayerNorm(dim)
-        self.fc1 = Linear(dim, 2 * hidden, dtype=dtype)
-        self.conv = DepthwiseConv2d(self.conv_channels, kernel_size, dtype=dtype)
-        self.fc2 = Linear(hidden, dim, dtype=dtype)
-        self.ls = None if ls_init_value is None else LayerScale(dim, TIMM_LAYER_SCALE_INIT)
-        self.act_layer = act_layer
-        self.drop_path_rate = drop_path_rate
-
-    def __call__(self, x: Float[Array, "b h w d"], key: Key[Array, ""] | None = None) -> Float[Array, "b h w d"]:
-        act = activation(self.act_layer)
-        hidden, conv = self.fc2.weight.shape[0], self.conv_channels
-        kept_gate, conv_gate, kept, value = self.fc1.split(self.norm(x), [hidden - conv, hidden, 2 * hidden - conv])
-        y = self.fc2.of_parts(act(kept_gate) * kept, act(conv_gate) * self.conv(value))
-        if self.ls is not None:
-            y = self.ls(y)
-        return x + drop_path(y, self.drop_path_rate, key)
 
 
 class Stage(nnx.Module):
@@ -171,6 +100,10 @@ class MambaOut(nnx.Module):
         head_fn: "default" or "norm_mlp" (no second norm).
         drop_path_rate: of the last block; rises linearly from 0 over all blocks.
         drop_rate: dropout before the classifier.
+        token_mixer: "conv", or "conv_ssm", which follows each block's convolution with the state space model that
+            MambaOut took out of Mamba's block.
+        scan_order: in which "conv_ssm" reads a map: "causal" (row by row), "bidirectional" (and back) or "cross" (and
+            the same by columns); each direction has parameters of its own.
         dtype: "float32" or "bfloat16", for matrix products and convolutions.
         remat: recompute blocks in the backward pass instead of storing their insides.
 
@@ -195,10 +128,22 @@ class MambaOut(nnx.Module):
         head_fn: str = "default",
         drop_path_rate: float = 0.0,
         drop_rate: float = 0.0,
+        token_mixer: str = "conv",
+        scan_order: str = "causal",
         dtype: str = "float32",
         remat: bool = False,
     ):
-        _check_options(num_classes, in_chans, depths, dims, act_layer, kernel_size, downsample, head_fn, dtype)
+        _check_sizes(num_classes, in_chans, depths, dims, kernel_size)
+        activation(act_layer)
+        for option, value, known in (
+            ("downsample", downsample, ("conv", "conv_nf")),
+            ("head_fn", head_fn, ("default", "norm_mlp")),
+            ("token_mixer", token_mixer, ("conv", "conv_ssm")),
+            ("scan_order", scan_order, tuple(SCAN_ORDERS)),
+            ("dtype", dtype, ("float32", "bfloat16")),
+        ):
+            if value not in known:
+                raise ModelError(f"{option} is {value!r}; known are {', '.join(known[:-1])} and {known[-1]}")
         for option, rate in (("drop_path_rate", drop_path_rate), ("drop_rate", drop_rate)):
             if not isinstance(rate, int | float) or not 0.0 <= rate < 1.0:
                 raise ModelError(f"{option} is {rate}; a probability from 0 up to, not including, 1 is expected")
@@ -216,6 +161,7 @@ class MambaOut(nnx.Module):
                     act_layer=act_layer,
                     ls_init_value=ls_init_value,
                     drop_path_rate=next(rates),
+                    scan_order=scan_order if token_mixer == "conv_ssm" else None,
                     dtype=dtype,
                 )
                 for _ in range(depth)
@@ -236,6 +182,17 @@ class MambaOut(nnx.Module):
     def classifier(self) -> tuple[str, ...]:
         """Give the path of the layer that makes logits of features."""
         return ("head", "fc")
+
+    @property
+    def no_decay(self) -> tuple[tuple[str | int, ...], ...]:
+        """Give the paths of what the reference of the state space model keeps from weight decay."""
+        return tuple(
+            ("stages", stage, "blocks", block, "ssm", direction, name)
+            for stage in range(len(self.stages))
+            for block in range(len(self.stages[stage].blocks))
+            for direction in range(len(self.stages[stage].blocks[block].ssm or ()))
+            for name in ("A_log", "D")
+        )
 
     @property
     def feature_channels(self) -> tuple[int, ...]:
@@ -261,13 +218,13 @@ class MambaOut(nnx.Module):
             maps.append(x)
         return maps
 
-    def logits(self, maps: list[Array], key: Key[Array, ""] | None) -> Float[Array, "b k"]:
-        """Classify from the maps that `features` gave under the same key."""
+    def logits(self, images: Float[Array, "b h w i"], key: Key[Array, ""] | None) -> Float[Array, "b k"]:
+        """Classify."""
         num_blocks = sum(len(stage.blocks) for stage in self.stages)
-        return self.head(maps[-1], None if key is None else jax.random.fold_in(key, num_blocks))
+        return self.head(self.features(images, key)[-1], None if key is None else jax.random.fold_in(key, num_blocks))
 
 
-def _check_options(num_classes, in_chans, depths, dims, act_layer, kernel_size, downsample, head_fn, dtype):
+def _check_sizes(num_classes, in_chans, depths, dims, kernel_size):
     if not all(isinstance(value, tuple | list) for value in (depths, dims)) or len(depths) != len(dims) or not depths:
         raise ModelError(f"depths {depths} and dims {dims} have to be of one length, a number a stage")
     for option, values in (
@@ -283,11 +240,3 @@ def _check_options(num_classes, in_chans, depths, dims, act_layer, kernel_size, 
             raise ModelError(f"{option} holds {min(values)}; numbers of 1 and above are expected")
     if kernel_size % 2 == 0:
         raise ModelError(f"kernel_size is {kernel_size}; an odd number is expected, so that the map keeps its size")
-    activation(act_layer)
-    for option, value, known in (
-        ("downsample", downsample, ("conv", "conv_nf")),
-        ("head_fn", head_fn, ("default", "norm_mlp")),
-        ("dtype", dtype, ("float32", "bfloat16")),
-    ):
-        if value not in known:
-            raise ModelError(f"{option} is {value!r}; known are {' and '.join(known)}")

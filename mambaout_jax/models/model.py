@@ -72,7 +72,7 @@ class Model:
         return jax.jit(self._draw)(key)
 
     def _draw(self, key: Key[Array, ""]) -> Variables:
-        return {"params": _draw_state(self._params, key), "batch_stats": _draw_state(self._batch_stats, key)}
+        return {"params": draw_state(self._params, key), "batch_stats": draw_state(self._batch_stats, key)}
 
     def apply(
         self, variables: Variables, images: Float[Array, "b h w i"], output: Output = "logits"
@@ -117,11 +117,11 @@ class Model:
             raise ModelError(f"images have shape {images.shape}; (batch, height, width, {self.in_chans}) is expected")
         if min(images.shape[1:3]) < MIN_SIZE:
             raise ModelError(f"images are {images.shape[1]}x{images.shape[2]}; at least {MIN_SIZE} px is expected")
-        maps = module.features(images, key)
-        return maps if output == "features" else module.logits(maps, key)
+        return module.features(images, key) if output == "features" else module.logits(images, key)
 
 
-def _draw_state(state: Any, key: Key[Array, ""]) -> Variables:
+def draw_state(state: Any, key: Key[Array, ""]) -> Variables:
+    """Draw what a state of nnx describes, as a nested dict."""
     flat = dict(nnx.to_flat_state(state))
     noise = jax.random.normal(key, (sum(variable.size for variable in flat.values()),), jnp.float32)
     drawn, start = {}, 0

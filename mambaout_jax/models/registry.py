@@ -12,6 +12,7 @@ from flax import nnx
 from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.mambaout import MambaOut
 from mambaout_jax.models.model import MIN_SIZE, InputSpec, Model
+from mambaout_jax.models.vit import VisionTransformer
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -25,6 +26,7 @@ class Variant:
         family: the module class; its keyword arguments are the model's options.
         options: what the variant sets of them.
         size: side of the training images, in pixels.
+        mean, std: of the training images, for each of R, G, B in [0, 1].
         crop_pct: share of the resized image that the evaluation crop keeps.
         top1: published ImageNet-1k top-1 in percent, by side of the evaluation image.
     """
@@ -32,6 +34,8 @@ class Variant:
     family: type[nnx.Module]
     options: Mapping[str, Any]
     size: int = 224
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     crop_pct: float = 1.0
     top1: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
 
@@ -39,6 +43,12 @@ class Variant:
 _NARROW = {"dims": (48, 96, 192, 288)}
 _MIDDLE = {"dims": (96, 192, 384, 576)}
 _WIDE = {"dims": (128, 256, 512, 768)}
+_MAMBA = {"token_mixer": "conv_ssm", "scan_order": "causal"}
+_VIT_TINY = {"embed_dim": 192, "num_heads": 3}
+_VIT_SMALL = {"embed_dim": 384, "num_heads": 6}
+_VIT_BASE = {"embed_dim": 768, "num_heads": 12}
+# What Google's own weights, which go by these names, were trained on.
+_VIT_INPUT = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "crop_pct": 0.9}
 _RW = {"stem_mid_norm": False, "downsample": "conv_nf", "ls_init_value": 1e-6, "head_fn": "norm_mlp"}
 
 # Options and accuracies: timm 1.0.31, mambaout.py and results-imagenet.csv.
@@ -49,6 +59,11 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
         "mambaout_tiny": Variant(MambaOut, {"depths": (3, 3, 9, 3), **_MIDDLE}, top1={224: 82.742, 288: 83.452}),
         "mambaout_small": Variant(MambaOut, {"depths": (3, 4, 27, 3), **_MIDDLE}, top1={224: 84.094, 288: 84.512}),
         "mambaout_base": Variant(MambaOut, {"depths": (3, 4, 27, 3), **_WIDE}, top1={224: 84.194, 288: 84.730}),
+        "mamba_femto": Variant(MambaOut, {"depths": (3, 3, 9, 3), **_NARROW, **_MAMBA}),
+        "mamba_kobe": Variant(MambaOut, {"depths": (3, 3, 15, 3), **_NARROW, **_MAMBA}),
+        "mamba_tiny": Variant(MambaOut, {"depths": (3, 3, 9, 3), **_MIDDLE, **_MAMBA}),
+        "mamba_small": Variant(MambaOut, {"depths": (3, 4, 27, 3), **_MIDDLE, **_MAMBA}),
+        "mamba_base": Variant(MambaOut, {"depths": (3, 4, 27, 3), **_WIDE, **_MAMBA}),
         "mambaout_small_rw": Variant(
             MambaOut, {"depths": (3, 4, 27, 3), **_MIDDLE, **_RW}, top1={224: 84.040, 288: 84.604}
         ),
@@ -100,6 +115,14 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             },
             size=160,
         ),
+        # timm 1.0.31, deit.py and vision_transformer.py. Weights without a name are taken for the first of two variants
+        # that have the same shapes: DeiT's are published as such files.
+        "deit_tiny_patch16_224": Variant(VisionTransformer, _VIT_TINY, crop_pct=0.9, top1={224: 72.2}),
+        "deit_small_patch16_224": Variant(VisionTransformer, _VIT_SMALL, crop_pct=0.9, top1={224: 79.8}),
+        "deit_base_patch16_224": Variant(VisionTransformer, _VIT_BASE, crop_pct=0.9, top1={224: 81.8}),
+        "vit_tiny_patch16_224": Variant(VisionTransformer, _VIT_TINY, **_VIT_INPUT),
+        "vit_small_patch16_224": Variant(VisionTransformer, _VIT_SMALL, **_VIT_INPUT),
+        "vit_base_patch16_224": Variant(VisionTransformer, _VIT_BASE, **_VIT_INPUT),
     }
 )
 
@@ -135,11 +158,14 @@ def create_model(name: str, *, img_size: int | tuple[int, int] | None = None, **
         _named(option, dict.fromkeys((*defaults, *_PREPARATION)), f"option of {name}")
     preparation = {option: options.pop(option) for option in _PREPARATION if option in options}
     options = {**defaults, **variant.options, **options}
+    spec = _input_spec(variant, img_size, options["in_chans"], preparation)
+    if "img_size" in defaults:  # a family whose parameters depend on it
+        options["img_size"] = spec.size
     return Model(
         variant.family(**options),
         name=name,
         options=options,
-        input_spec=_input_spec(variant, img_size, options["in_chans"], preparation),
+        input_spec=spec,
     )
 
 
@@ -155,8 +181,8 @@ def _input_spec(
             raise ModelError(f"{statistic} is {values}; a number for each of the {in_chans} channels is expected")
     rgb = in_chans == 3
     spec = InputSpec(
-        mean=IMAGENET_MEAN if rgb else (0.5,) * in_chans,
-        std=IMAGENET_STD if rgb else (0.5,) * in_chans,
+        mean=variant.mean if rgb else (0.5,) * in_chans,
+        std=variant.std if rgb else (0.5,) * in_chans,
         size=size,
         crop_pct=variant.crop_pct,
         crop_mode="center",

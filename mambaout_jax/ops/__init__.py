@@ -4,6 +4,19 @@ from mambaout_jax.ops.activations import gelu
 from mambaout_jax.ops.depthwise import depthwise_conv2d
 from mambaout_jax.ops.norm import layer_norm
 from mambaout_jax.ops.product import product
+from mambaout_jax.ops.scan_order import SCAN_ORDERS, flatten_map, unflatten_map
+from mambaout_jax.ops.selective_scan import selective_scan, selective_scan_step
 from mambaout_jax.ops.strided import strided_conv2d
 
-__all__ = ["depthwise_conv2d", "gelu", "layer_norm", "product", "strided_conv2d"]
+__all__ = [
+    "SCAN_ORDERS",
+    "depthwise_conv2d",
+    "flatten_map",
+    "gelu",
+    "layer_norm",
+    "product",
+    "selective_scan",
+    "selective_scan_step",
+    "strided_conv2d",
+    "unflatten_map",
+]

@@ -113,7 +113,7 @@ def _draw(lines: list[Series], name: str, size: tuple[float, float]) -> Markup:
             axes.legend(frameon=False, labelcolor=INK, handlelength=2.2)
         svg = io.StringIO()
         figure.savefig(svg, format="svg", transparent=True)
-    return _adapt_svg(svg.getvalue(), name.lower().replace(" ", "-"))
+    return adapt_svg(svg.getvalue(), name.lower().replace(" ", "-"))
 
 
 def _restrain(axes: Axes) -> None:
@@ -128,7 +128,7 @@ def _restrain(axes: Axes) -> None:
     axes.yaxis.get_offset_text().set_color(GREY)
 
 
-def _adapt_svg(svg: str, name: str) -> Markup:
+def adapt_svg(svg: str, name: str) -> Markup:
     """Make a picture of matplotlib's part of a page: ids of its own, the page's colours, its column's width."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)  # it holds the date

@@ -21,6 +21,8 @@ PUBLISHED = {
     "mambaout_base_wide_rw": 17752,
     "mambaout_base_plus_rw": 19161,
 }
+# The same, and those of attention: the specification of DeiT's models.
+PUBLISHED_VIT = {"tiny": 1254, "small": 4599, "base": 17564}
 
 
 def spec(*shape):
@@ -40,8 +42,16 @@ def test_variant_has_the_published_multiply_adds(name):
     assert round(count_model(name)[1] / 1e6) == PUBLISHED[name]
 
 
-def test_every_model_with_published_accuracy_is_counted_here():
-    assert {*PUBLISHED, "test_mambaout"} == set(mo.list_models())
+@pytest.mark.parametrize("size", PUBLISHED_VIT)
+@pytest.mark.parametrize("attention", ["full", "causal"])
+def test_products_of_attention_are_counted(size, attention):
+    options = {} if attention == "full" else {"attention": "causal", "global_pool": "avg"}
+    for program in ("vit", "deit"):
+        assert round(count_model(f"{program}_{size}_patch16_224", **options)[1] / 1e6) == PUBLISHED_VIT[size]
+
+
+def test_every_mambaout_with_published_accuracy_is_counted_here():
+    assert {name for name in mo.list_models() if "mambaout" in name} == {*PUBLISHED, "test_mambaout"}
 
 
 def test_parameters_are_those_of_the_model():

@@ -7,10 +7,12 @@ import numpy as np
 
 import mambaout_jax as mo
 from mambaout_jax.convert import TorchCheckpoint
+from mambaout_jax.models import VARIANTS, VisionTransformer
 from tests.timm import load_timm
 
 # Depths at which every kind of name occurs and nothing takes long.
 SHALLOW = {"depths": (1, 2), "dims": (16, 24), "num_classes": 5}
+SHALLOW_VIT = {"embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 5}
 # The variants that the original repository has.
 ORIGINAL = ("mambaout_base", "mambaout_femto", "mambaout_kobe", "mambaout_small", "mambaout_tiny")
 
@@ -58,7 +60,8 @@ def relative_difference(logits, expected):
 @functools.cache
 def small_model(name="mambaout_femto", **options):
     """Build a variant at small depths and widths."""
-    return mo.create_model(name, img_size=32, **{**SHALLOW, **options})
+    shallow = SHALLOW_VIT if VARIANTS[name].family is VisionTransformer else SHALLOW
+    return mo.create_model(name, img_size=32, **{**shallow, **options})
 
 
 def draw(model, seed=0):

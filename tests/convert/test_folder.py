@@ -142,7 +142,7 @@ BAD_VALUES = [
     ({**CONFIG, "architecture": 3}, "architecture 3; a word is expected"),
     (
         {**CONFIG, "architecture": "convnext_tiny"},
-        "architecture 'convnext_tiny', which is no .*; known are mambaout_base,",
+        "architecture 'convnext_tiny', which is no .*; all are listed by python -m mambaout_jax models",
     ),
     ({**CONFIG, "architecture": "mambaout_tinny.in1k"}, "the nearest is 'mambaout_tiny'"),
     ({**CONFIG, "architecture": "x\n" * 9999}, "which is no model that is known"),

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 import mambaout_jax as mo
-from mambaout_jax.models import ModelError, inference_options
+from mambaout_jax.models import VARIANTS, MambaOut, ModelError, inference_options
 from mambaout_jax.models.mambaout import GatedCNNBlock
 from tests.models import golden
 
@@ -66,8 +66,10 @@ def test_the_classifier_is_all_that_depends_on_the_classes(name):
     assert {name for name in few if few[name] != many[name]} == {(*path, "weight"), (*path, "bias")}
 
 
-def test_list_models_is_what_is_counted_here():
-    assert mo.list_models() == sorted(PARAMETERS)
+def test_every_variant_of_the_family_is_counted():
+    family = {name for name, variant in VARIANTS.items() if variant.family is MambaOut}
+    # Those with a state space model are counted beside its laws.
+    assert {name for name in family if not name.startswith("mamba_")} == PARAMETERS.keys()
 
 
 @pytest.mark.parametrize("name", sorted(PARAMETERS))
@@ -274,6 +276,8 @@ def test_layer_scale_starts_where_timm_starts_it():
         ({"act_layer": "tanh"}, "act_layer"),
         ({"downsample": "pool"}, "downsample"),
         ({"head_fn": "mlp"}, "head_fn"),
+        ({"token_mixer": "ssm"}, "token_mixer is 'ssm'; known are conv and conv_ssm"),
+        ({"scan_order": "zigzag"}, "scan_order is 'zigzag'; known are causal, bidirectional and cross"),
         ({"dtype": "float16"}, "dtype"),
         ({"img_size": 16}, "img_size"),
         ({"drop_path": 0.1}, "did you mean 'drop_path_rate'"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import mambaout_jax as mo
-from tests.timm import load_timm
+from tests.timm import TIMM_MODELS, load_timm
 
 pytestmark = pytest.mark.torch
 
@@ -39,7 +39,7 @@ def test_logits_equal_timms(name, size, options):
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("name", mo.list_models())
+@pytest.mark.parametrize("name", TIMM_MODELS)
 def test_input_spec_and_names_are_timms(name):
     timm, _ = load_timm()
     model, theirs = mo.create_model(name), timm.get_pretrained_cfg(name)

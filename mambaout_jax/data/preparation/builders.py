@@ -18,6 +18,7 @@ from tensorflow_datasets.core import naming
 from mambaout_jax.data.buckets import FILE_FORMAT, METADATA, data_root, is_remote
 from mambaout_jax.data.digits import Digits
 from mambaout_jax.data.errors import DataError
+from mambaout_jax.data.pathfinder import Pathfinder
 from mambaout_jax.data.preparation import imagenet
 
 
@@ -32,10 +33,12 @@ def prepare_dataset(name: str, data_dir: str | None = None) -> str:
         DataError: there is no such dataset, or preparing it needs something that is not here.
         OSError: the download, or a file that is written, failed.
     """
-    dataset, _ = parse_name(name)
+    dataset, options = parse_name(name)
     check_is_folder(data_root(data_dir))
     if dataset == Digits.name:
         return prepare_digits(data_dir)
+    if dataset == Pathfinder.name:
+        return _prepare_pathfinder(options, data_dir)
     if dataset == imagenet.NAME:
         raise DataError(
             f"{imagenet.NAME} is made from what you have of ImageNet; "
@@ -77,19 +80,32 @@ def prepare_digits(data_dir: str | None = None) -> str:
     Raises:
         DataError: `data_dir` cannot be written to.
     """
-    root = data_root(data_dir)
-    target = root / Digits.name / str(Digits.VERSION)
+    return _prepare_own(Digits, None, data_dir)
+
+
+def _prepare_pathfinder(options: dict, data_dir: str | None) -> str:
+    config = options.get("config", Pathfinder.DEFAULT_BUILDER_CONFIG_NAME)
+    version = options.get("version", str(Pathfinder.VERSION))
+    if config not in Pathfinder.builder_configs or version != str(Pathfinder.VERSION):
+        known = ", ".join(f"{Pathfinder.name}/{name}" for name in Pathfinder.builder_configs)
+        raise DataError(f"there is no {Pathfinder.name}/{config}:{version}; known are {known} in {Pathfinder.VERSION}")
+    return _prepare_own(Pathfinder, config, data_dir)
+
+
+def _prepare_own(builder_class: type[tfds.core.GeneratorBasedBuilder], config: str | None, data_dir: str | None) -> str:
+    root, name = data_root(data_dir), builder_class.name
+    target = root / name / (config or "") / str(builder_class.VERSION)
     if is_complete(target):
         return str(target)
     if is_remote(str(root)):
         raise DataError(
-            f"ArrayRecord files cannot be written to {root}: prepare digits in a local folder, then upload it there"
+            f"ArrayRecord files cannot be written to {root}: prepare {name} in a local folder, then upload it there"
         )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        workspace = tempfile.mkdtemp(prefix=".digits-", dir=root)
+        workspace = tempfile.mkdtemp(prefix=f".{name}-", dir=root)
         try:
-            builder = Digits(data_dir=workspace, file_format=FILE_FORMAT)
+            builder = builder_class(data_dir=workspace, file_format=FILE_FORMAT, config=config)
             tfds.disable_progress_bar()
             with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download, and there is none
                 _generate(builder)
@@ -98,7 +114,7 @@ def prepare_digits(data_dir: str | None = None) -> str:
             shutil.rmtree(workspace, ignore_errors=True)
     except OSError as error:
         if not is_complete(target):
-            raise DataError(f"cannot write digits to {root} ({error}); choose another data_dir") from error
+            raise DataError(f"cannot write {name} to {root} ({error}); choose another data_dir") from error
     return str(target)
 
 
@@ -136,7 +152,7 @@ def parse_name(name: str) -> tuple[str, dict]:
 
 def known_datasets() -> list[str]:
     """List what `prepare_dataset` takes."""
-    return sorted({*tfds.list_builders(with_community_datasets=False), Digits.name})
+    return sorted({*tfds.list_builders(with_community_datasets=False), Digits.name, Pathfinder.name})
 
 
 def unknown_dataset(dataset: str, others: Iterable[str] = ()) -> str:

@@ -1,0 +1,61 @@
+"""Compile the selective scan for a TPU v5e and print the compiler's figures as JSON: a part of selective_scan.py.
+
+A Pallas kernel carries no estimate of its own. Its cycles are counted from the schedule that the compiler writes down:
+the bundles of each loop's body, as often as the loop runs. Waiting for memory is not in them.
+"""
+
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from _tpu import estimated_operations, one_chip
+from jax.sharding import NamedSharding, PartitionSpec
+from selective_scan import STATES, passes, temporary
+
+from mambaout_jax.ops import recurrence_tpu
+from mambaout_jax.ops.recurrence import chunk_shape
+
+BATCH, LENGTH, CHANNELS = 8, 1024, 384
+
+
+def main() -> None:
+    """Compile both forms."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
+        mesh = one_chip()
+        forms = {impl: estimate(mesh, impl) for impl in ("associative", "auto")}
+        for kernel in ("forward", "backward"):
+            forms["auto"]["kernel_cycles"] += kernel_cycles(Path(folder), f"selective_scan_{kernel}")
+    forms["auto"]["cycles"] += forms["auto"]["kernel_cycles"]
+    print(json.dumps(forms))
+
+
+def estimate(mesh, impl):
+    """Give the cycles of XLA's own operations and the temporary memory."""
+    sharding = NamedSharding(mesh, PartitionSpec())
+    rows, columns = (BATCH, LENGTH, CHANNELS), (BATCH, LENGTH, STATES)
+    shapes = (rows, rows, (CHANNELS, STATES), columns, columns)
+    arguments = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding) for shape in shapes]
+    with jax.set_mesh(mesh):
+        program = jax.jit(passes(impl)["gradient"], out_shardings=sharding).lower(*arguments).compile()
+    cycles = sum(operation["cycles"] for operation in estimated_operations(program.as_text()))
+    return {"cycles": cycles, "kernel_cycles": 0, "MiB": temporary(program)}
+
+
+def kernel_cycles(folder, name):
+    """Count the bundles of a kernel: `>` marks what the grid repeats, `> >` the loop over rows inside."""
+    chunks, steps = chunk_shape(LENGTH)
+    sizes = recurrence_tpu.kernel_sizes(BATCH, chunks, steps, CHANNELS, 1, STATES)
+    programs = sizes.grid[0] * sizes.grid[1] * sizes.grid[2] * sizes.grid[3]
+    times = {0: 1, 1: programs, 2: programs * steps // recurrence_tpu.ROWS}
+    (file,) = (path for path in folder.glob(f"*{name}*final_bundles.txt") if "analysis" not in path.name)
+    bundles = re.findall(r"^\s*(?:0x[0-9a-f]+|0)\s+(?:\w\w)?:\s*((?:>\s*)*)\{", file.read_text(), re.MULTILINE)
+    return sum(times[depth.count(">")] for depth in bundles)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Ask whether Pathfinder needs an SSM: are two dots joined by one of several dashed curves?
+
+python -m mambaout_jax prepare pathfinder/32
+python -m mambaout_jax study --dataset pathfinder --seeds 3
+
+32 px are what two CPU cores have time for: 64 tokens in the first stage. With an accelerator take 64 or 128 px, of 256
+and 1,024 tokens, and more steps: --dataset pathfinder/128 --config.model.img_size=128 --config.num_epochs=100. The
+model without an SSM alone: python main.py --config=configs/study/pathfinder.py --workdir=runs/study-pathfinder-conv
+
+Cost and result: docs/study.md.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config() -> ConfigDict:
+    """Return the experiment; docs/config.md tells what each key means."""
+    config = ConfigDict()
+    config.seed = 0
+    config.resume = "same"
+    config.init_from = config_dict.placeholder(str)
+    config.init_head = "keep"
+    config.num_epochs = 3
+    config.batch_size = 128
+    config.device_batch_size = config_dict.placeholder(int)
+    config.eval_batch_size = 200
+    config.eval_every_epochs = 3
+    config.save_every_steps = config_dict.placeholder(int)
+    config.log_every_steps = 20
+
+    config.data = data = ConfigDict()
+    data.name = "pathfinder/32"
+    data.data_dir = config_dict.placeholder(str)
+    data.train_split = "train"
+    data.validation_split = "validation"
+    data.eval_sets = config_dict.placeholder(str)
+    data.pipeline = "exact"
+    data.crop = "resize"
+    data.crop_scale = (1.0, 1.0)
+    data.crop_ratio = (1.0, 1.0)
+    data.flip_rate = 0.5  # joined stays joined
+    data.interpolation = "bicubic"
+    data.auto_augment = config_dict.placeholder(str)
+    data.crop_pct = config_dict.placeholder(float)
+    data.crop_mode = config_dict.placeholder(str)
+    data.num_workers = 0
+    data.bad_records = "stop"
+
+    config.model = model = ConfigDict()
+    model.name = "mambaout_femto"
+    model.img_size = 32
+    model.in_chans = 1
+    model.depths = (2, 2)
+    model.dims = (24, 48)
+    model.kernel_size = 3  # the maps have 8 and 4 pixels a side
+    model.drop_path_rate = 0.0
+    model.drop_rate = 0.0
+    model.dtype = "float32"
+    model.remat = False
+
+    config.augment = augment = ConfigDict()
+    augment.pad = 0
+    augment.rotate_degrees = 0.0
+    augment.mixup_alpha = 0.0
+    augment.cutmix_alpha = 0.0
+    augment.mix_rate = 0.0
+    augment.switch_rate = 0.5
+    augment.mixup_group = 16
+    augment.erase_rate = 0.0
+    augment.label_smoothing = 0.0
+
+    config.optim = optim = ConfigDict()
+    optim.learning_rate = 2e-3
+    optim.warmup_learning_rate = 1e-6
+    optim.min_learning_rate = 1e-5
+    optim.warmup_epochs = 1
+    optim.cooldown_epochs = 0
+    optim.schedule = "per_step"
+    optim.weight_decay = 0.05
+    optim.b1 = 0.9
+    optim.b2 = 0.999
+    optim.eps = 1e-8
+    optim.clip_grad_norm = 1.0
+    optim.ema_decay = 0.99
+
+    config.profile = profile = ConfigDict()
+    profile.start_step = config_dict.placeholder(int)
+    profile.num_steps = 5
+    return config

@@ -1,0 +1,86 @@
+"""Ask whether photographs need an SSM: twins of MambaOut-Femto at 96 px, on a folder of one's own or a set of TFDS.
+
+python -m mambaout_jax prepare folder photos
+python -m mambaout_jax study --dataset photos --config=configs/study/photos.py --config.num_epochs=100
+
+For larger images and models change config.model.img_size, dims and depths; all twins follow. The model without an SSM
+alone: python main.py --config=configs/study/photos.py --workdir=runs/study-photos-conv --config.data.name=photos
+
+Cost and result: those of the images; nothing was measured here.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config() -> ConfigDict:
+    """Return the experiment; docs/config.md tells what each key means."""
+    config = ConfigDict()
+    config.seed = 0
+    config.resume = "same"
+    config.init_from = config_dict.placeholder(str)
+    config.init_head = "keep"
+    config.num_epochs = 50
+    config.batch_size = 64
+    config.device_batch_size = config_dict.placeholder(int)
+    config.eval_batch_size = 64
+    config.eval_every_epochs = 10
+    config.save_every_steps = config_dict.placeholder(int)
+    config.log_every_steps = 10
+
+    config.data = data = ConfigDict()
+    data.name = config_dict.placeholder(str)  # to be given
+    data.data_dir = config_dict.placeholder(str)
+    data.train_split = "train"
+    data.validation_split = "validation"
+    data.eval_sets = config_dict.placeholder(str)
+    data.pipeline = "exact"
+    data.crop = "random_resized"
+    data.crop_scale = (0.35, 1.0)
+    data.crop_ratio = (3 / 4, 4 / 3)
+    data.flip_rate = 0.5
+    data.interpolation = "random"
+    data.auto_augment = config_dict.placeholder(str)
+    data.crop_pct = config_dict.placeholder(float)
+    data.crop_mode = config_dict.placeholder(str)
+    data.num_workers = 4
+    data.bad_records = "stop"
+
+    config.model = model = ConfigDict()
+    model.name = "mambaout_femto"
+    model.img_size = 96
+    model.depths = (2, 2, 6, 2)
+    model.dims = (48, 96, 192, 288)
+    model.drop_path_rate = 0.05
+    model.drop_rate = 0.0
+    model.dtype = "float32"
+    model.remat = False
+
+    config.augment = augment = ConfigDict()
+    augment.pad = 0
+    augment.rotate_degrees = 0.0
+    augment.mixup_alpha = 0.0
+    augment.cutmix_alpha = 0.0
+    augment.mix_rate = 0.0
+    augment.switch_rate = 0.5
+    augment.mixup_group = 16
+    augment.erase_rate = 0.25
+    augment.label_smoothing = 0.1
+
+    config.optim = optim = ConfigDict()
+    optim.learning_rate = 1e-3
+    optim.warmup_learning_rate = 1e-6
+    optim.min_learning_rate = 1e-5
+    optim.warmup_epochs = 5
+    optim.cooldown_epochs = 0
+    optim.schedule = "per_step"
+    optim.weight_decay = 0.05
+    optim.b1 = 0.9
+    optim.b2 = 0.999
+    optim.eps = 1e-8
+    optim.clip_grad_norm = 1.0
+    optim.ema_decay = 0.999
+
+    config.profile = profile = ConfigDict()
+    profile.start_step = config_dict.placeholder(int)
+    profile.num_steps = 5
+    return config

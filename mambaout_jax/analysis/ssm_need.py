@@ -1,0 +1,118 @@
+"""Does a task need an SSM? The paper's criterion for a model's stages, at the size of a task's images.
+
+Reference: Yu and Wang, MambaOut: Do We Really Need Mamba for Vision?, CVPR 2025, sections 3.3 and 3.4.
+"""
+
+import difflib
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from mambaout_jax.analysis import formulas
+from mambaout_jax.models import create_model
+from mambaout_jax.train.errors import RunError
+
+# Height and width of the images, as the paper takes them.
+TASKS: Mapping[str, tuple[int, int]] = MappingProxyType(
+    {"imagenet": (224, 224), "coco": (800, 1280), "ade20k": (512, 2048)}
+)
+PATCH = 16
+WIDTHS = MappingProxyType({"small, patch 16": 384, "base, patch 16": 768})  # those of the ViTs that the paper takes
+# The paper calls 4,000 and 4,096 tokens about 4,608; this is how far around 1 the ratio counts as that.
+NEAR = 4 / 3
+
+VERDICTS = MappingProxyType(
+    {
+        "short": "short: no SSM needed",
+        "near": "near the threshold: worth exploring",
+        "long": "long: an SSM is worth exploring",
+    }
+)
+
+
+class Place(NamedTuple):
+    """Hold where blocks work: their channels, and how many pixels a token spans in height and width."""
+
+    name: str
+    channels: int
+    stride: int
+
+
+def analyze(model: str | None = None, task: str | None = None, size: tuple[int, int] | None = None) -> dict[str, Any]:
+    """Compute every number for a model's stages, or for the paper's two widths.
+
+    Args:
+        model: a name that `create_model` takes.
+        task: one of `TASKS`.
+        size: height and width. With neither task nor size a model is taken at its own, and the paper's widths at each
+            task's.
+
+    Returns:
+        The model and a list of rows. FLOPs are those of one block, by term; memory is in numbers, of any bytes each.
+
+    Raises:
+        ModelError: there is no such model.
+        RunError: there is no such task, task and size are both given, or the size is not positive.
+    """
+    if task is not None and size is not None:
+        raise RunError(f"task {task} has images of a size of its own; give either --task or --size")
+    if size is not None and min(size) < 1:
+        raise RunError(f"the size is {size[0]}x{size[1]}; a height and a width of 1 px and up are expected")
+    if task is not None and task not in TASKS:
+        near = difflib.get_close_matches(task, TASKS, n=1, cutoff=0.0)[0]
+        raise RunError(f"{task!r} is no task; did you mean {near!r}? Known are {', '.join(TASKS)}; or give a --size")
+    if model is None:
+        places = [Place(name, channels, PATCH) for name, channels in WIDTHS.items()]
+        sizes = TASKS
+    else:
+        built = create_model(model)
+        stages = built.feature_info
+        names = [f"stage {number}" for number in range(1, len(stages) + 1)] if len(stages) > 1 else ["all blocks"]
+        places = [Place(name, info.channels, info.stride) for name, info in zip(names, stages, strict=True)]
+        sizes = {"": built.input_spec.size}
+    if task is not None:
+        sizes = {task: TASKS[task]}
+    elif size is not None:
+        sizes = {"": size}
+    return {
+        "model": model,
+        "rows": [_row(task, size, place) for task, size in sizes.items() for place in places],
+    }
+
+
+def judge(dim: int, tokens: int) -> str:
+    """Say "short", "near" or "long": the tokens beside the threshold of 6 D."""
+    ratio = formulas.length_ratio(dim, tokens)
+    if 1 / NEAR <= ratio <= NEAR:
+        return "near"
+    return "short" if ratio < 1 else "long"
+
+
+def _row(task: str, size: tuple[int, int], place: Place) -> dict[str, Any]:
+    dim, tokens = place.channels, formulas.count_tokens(size, place.stride)
+    verdict = judge(dim, tokens)
+    flops = {
+        "transformer": formulas.transformer_block_flops(dim, tokens),
+        "causal transformer": formulas.transformer_block_flops(dim, tokens, causal=True),
+        "gated cnn": formulas.gated_cnn_block_flops(dim, tokens),
+        "mamba": formulas.mamba_block_flops(dim, tokens),
+    }
+    return {
+        "task": task or None,
+        "height": size[0],
+        "width": size[1],
+        "place": place.name,
+        "stride": place.stride,
+        "channels": dim,
+        "tokens": tokens,
+        "threshold": formulas.length_threshold(dim),
+        "ratio": formulas.length_ratio(dim, tokens),
+        "verdict": verdict,
+        "words": VERDICTS[verdict],
+        "flops": {block: {"total": sum(terms.values()), **terms} for block, terms in flops.items()},
+        "memory": {
+            "cache": formulas.cache_numbers(dim, tokens),
+            "state": formulas.state_numbers(dim),
+            "attention matrix": formulas.attention_matrix_numbers(tokens),
+        },
+    }

@@ -1,0 +1,178 @@
+"""A study: does this data need an SSM? Twins are trained for equal steps on equal data and held against each other."""
+
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+from etils import epath
+
+from mambaout_jax.analysis.study_findings import Outcome, find, read_outcome
+from mambaout_jax.analysis.study_folds import fold_splits
+from mambaout_jax.analysis.study_memory import step_memory
+from mambaout_jax.analysis.study_page import write_page
+from mambaout_jax.analysis.study_twins import Twin, design_twins
+from mambaout_jax.data import ImageSource, open_source
+from mambaout_jax.train import DivergedError, RunError, train
+from mambaout_jax.train.config import FREE_TO_CHANGE, flatten_config, from_json
+from mambaout_jax.train.signals import StopSignals
+from mambaout_jax.train.workdir import open_workdir, write_atomically
+
+Settings = Mapping[str, Any]
+
+EXPERIMENTS = epath.Path(__file__).parents[2] / "configs" / "study"
+
+
+def find_experiment(dataset: str) -> str:
+    """Give the file of the experiment that comes with the program for a dataset.
+
+    Raises:
+        RunError: there is none.
+    """
+    file = EXPERIMENTS / f"{re.split('[/:]', dataset)[0]}.py"
+    if not file.exists():
+        raise RunError(
+            f"there is no configs/study/{file.name} that says how to train on dataset {dataset!r}; name an experiment "
+            "whose images are like these, such as --config=configs/study/photos.py, or write one"
+        )
+    return str(file)
+
+
+def run_study(settings: Settings, path: epath.PathLike, num_repeats: int) -> dict[str, Any]:
+    """Train all twins on all folds, or go on where the study in the workdir stopped, and write its page.
+
+    Repeat r has the config's seed plus r and is tested on fold r of its training split, for every twin the same. The
+    validation split is not looked at: it stays for the model that is chosen in the end.
+
+    Args:
+        settings: of the experiment that the twins share, sections in dicts. Its model is the twin without an SSM.
+        path: the workdir; each run has one of its own below it.
+        num_repeats: folds and seeds, two or more.
+
+    Returns:
+        What study.json holds.
+
+    Raises:
+        RunError, DataError, ModelError: the settings, the workdir or the dataset does not fit.
+        DivergedError: the loss of a run was not finite.
+        StoppedError: a signal came; everything is saved.
+    """
+    with StopSignals() as stop:
+        if settings["init_from"] is not None:
+            raise RunError("config.init_from is set; the twins of a study all start afresh, so leave it unset")
+        data = settings["data"]
+        source = open_source(data["name"], data["train_split"], data["data_dir"])
+        folds = fold_splits(data["train_split"], len(source), num_repeats)
+        twins = design_twins(settings["model"], len(source.class_names))
+        plan = {
+            "seeds": num_repeats,
+            "fingerprint": source.fingerprint,
+            "config": settings,
+            "twins": {twin.name: twin.model for twin in twins},
+        }
+        workdir = _claim(path, plan)
+        if jax.config.jax_compilation_cache_dir is None:
+            # The repeats of a twin, and what is started again, compile once.
+            jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
+
+        runs = [(repeat, twin) for repeat in range(num_repeats) for twin in twins]
+        for number, (repeat, twin) in enumerate(runs, 1):
+            stop.check()
+            folder = run_folder(workdir, twin, repeat)
+            if not (folder / "results.json").exists():
+                print(f"run {number} of {len(runs)}: {twin.name}, repeat {repeat}", file=sys.stderr)
+                try:
+                    train(_config(settings, twin, repeat, folds[repeat]), folder)
+                except DivergedError as error:
+                    raise DivergedError(f"{twin.name}, repeat {repeat}: {error}") from error
+                jax.clear_caches()
+        memory = {}
+        for twin in twins:
+            config = _config(settings, twin, 0, folds[0])
+            memory[twin.name] = stop.interruptible(partial(step_memory, config))
+            jax.clear_caches()
+        stop.check()
+        outcomes = _outcomes(workdir, settings, twins, num_repeats)
+        study = {
+            **_describe(settings, source, folds, [outcome.steps for outcome in outcomes[twins[0].name]]),
+            **find(twins, outcomes, memory, len(source.class_names)),
+        }
+        write_atomically(workdir / "study.json", json.dumps(study, indent=2) + "\n")
+        write_page(workdir, study)
+        return study
+
+
+def run_folder(workdir: epath.Path, twin: Twin, repeat: int) -> epath.Path:
+    """Give the workdir of one training run."""
+    return workdir / "runs" / twin.name / str(repeat)
+
+
+def _config(settings: Settings, twin: Twin, repeat: int, splits: tuple[str, str]) -> Any:
+    train_split, validation_split = splits
+    data = {**settings["data"], "train_split": train_split, "validation_split": validation_split, "eval_sets": None}
+    own = {"seed": settings["seed"] + repeat, "resume": "same", "data": data, "model": twin.model}
+    return from_json(json.dumps({**settings, **own}))
+
+
+def _claim(path: epath.PathLike, plan: dict[str, Any]) -> epath.Path:
+    """Make the workdir, or check that the study in it is the same one."""
+    workdir = open_workdir(path)
+    file = workdir / "plan.json"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if file.exists():
+            _check_plan(workdir, plan, json.loads(file.read_text()))
+        elif any(workdir.iterdir()):
+            raise RunError(f"workdir {workdir} holds something else than a study; name another with --workdir")
+        else:
+            write_atomically(file, json.dumps(plan, indent=2) + "\n")
+    except OSError as error:
+        raise RunError(
+            f"workdir {workdir} cannot be written ({error.strerror}); name another with --workdir"
+        ) from error
+    except ValueError as error:
+        if isinstance(error, RunError):
+            raise
+        raise RunError(f"{file} is not the JSON that a study writes ({error}); name another --workdir") from error
+    return workdir
+
+
+def _check_plan(workdir: epath.Path, plan: dict[str, Any], recorded: dict[str, Any]) -> None:
+    ours, theirs = flatten_config(plan), flatten_config(recorded)
+    changes = [
+        f"{key} was {theirs.get(key)!r}, is {ours.get(key)!r}"
+        for key in sorted(ours | theirs)
+        if ours.get(key) != theirs.get(key) and key.removeprefix("config.") not in FREE_TO_CHANGE
+    ]
+    if changes:
+        raise RunError(
+            f"workdir {workdir} holds a study with other settings: {'; '.join(changes)}; name another with --workdir"
+        )
+
+
+def _outcomes(
+    workdir: epath.Path, settings: Settings, twins: Sequence[Twin], num_repeats: int
+) -> dict[str, list[Outcome]]:
+    folders = {twin.name: [run_folder(workdir, twin, repeat) for repeat in range(num_repeats)] for twin in twins}
+    return {name: [read_outcome(folder, settings["batch_size"]) for folder in own] for name, own in folders.items()}
+
+
+def _describe(
+    settings: Settings, source: ImageSource, folds: Sequence[tuple[str, str]], steps: Sequence[int]
+) -> dict[str, Any]:
+    return {
+        "dataset": source.name,
+        "fingerprint": source.fingerprint,
+        "num_images": len(source),
+        "num_classes": len(source.class_names),
+        "num_epochs": settings["num_epochs"],
+        "batch_size": settings["batch_size"],
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "repeats": [
+            {"seed": settings["seed"] + repeat, "train": splits[0], "test": splits[1], "steps": steps[repeat]}
+            for repeat, splits in enumerate(folds)
+        ],
+    }

@@ -1,0 +1,66 @@
+"""Say whether a task is long enough to need an SSM: tokens, threshold, FLOPs and memory for each stage of a model."""
+
+import argparse
+import json
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the command takes."""
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="default: the paper's two ViT widths at patch 16")
+    parser.add_argument(
+        "--size",
+        nargs="+",
+        type=int,
+        metavar="PX",
+        help="side, or height and width, of the images (default: the model's)",
+    )
+    parser.add_argument("--task", metavar="TASK", help="imagenet, coco or ade20k, for the size of its images")
+    parser.add_argument("--out", metavar="DIR", help="write plots as PNG and one HTML page, analyze.html, into DIR")
+    parser.add_argument("--json", action="store_true", help="print JSON with every number instead of a table")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print a row for each stage, and where the page is if one was asked for."""
+    from mambaout_jax.analysis.ssm_need import analyze
+    from mambaout_jax.train import RunError
+
+    if args.size is not None and len(args.size) > 2:
+        raise RunError(f"--size takes a side, or height and width; {len(args.size)} numbers were given")
+    size = None if args.size is None else (args.size[0], args.size[-1])
+    analysis = analyze(args.model, args.task, size)
+    page = None
+    if args.out is not None:
+        from mambaout_jax.analysis.ssm_need_page import write_page
+
+        page = write_page(analysis, args.out)
+    if args.json:
+        print(json.dumps(analysis, indent=2))
+    else:
+        _print(analysis)
+        if page is not None:
+            print(f"\npage: {page}")
+    return 0
+
+
+HEADS = (
+    f"{'':<16}{'D':>5}{'stride':>8}{'tokens L':>11}{'tau = 6D':>10}{'L/6D':>8}   GFLOPs of a block for one image",
+    f"{'':<58}   {'Transformer':>11}{'Gated CNN':>11}{'Mamba':>9}",
+)
+
+
+def _print(analysis: dict[str, Any]) -> None:
+    former = None
+    for row in analysis["rows"]:
+        image = row["task"], row["height"], row["width"]
+        if image != former:
+            gap, task = "" if former is None else "\n", f"{row['task']}, " if row["task"] else ""
+            print(f"{gap}{task}images of {row['height']}x{row['width']} px", *HEADS, sep="\n")
+        former = image
+        transformer, cnn, mamba = (
+            row["flops"][block]["total"] / 1e9 for block in ("transformer", "gated cnn", "mamba")
+        )
+        print(
+            f"{row['place']:<16}{row['channels']:>5}{row['stride']:>8}{row['tokens']:>11,}{row['threshold']:>10,}"
+            f"{row['ratio']:>8.2f}   {transformer:>11.3f}{cnn:>11.3f}{mamba:>9.3f}   {row['words']}"
+        )

@@ -1,0 +1,75 @@
+"""Ask whether a dataset needs an SSM: train twins with and without one on it, and show what they differ in."""
+
+import argparse
+import json
+import os
+import re
+import sys
+
+CONFIG_REQUIRED = False
+TAKES_CONFIG = True
+EPILOG = """\
+The experiment that the twins share is configs/study/DATASET.py where there is one; for another dataset, name one by
+--config. A study that was stopped goes on when the same command is given again."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the command takes."""
+    parser.epilog = EPILOG
+    parser.add_argument("--dataset", required=True, metavar="NAME", help="a prepared dataset, such as digits")
+    parser.add_argument("--seeds", type=_repeats, default=3, metavar="N", help="folds, each with a seed (default: 3)")
+    parser.add_argument("--workdir", metavar="DIR", help="where everything is kept (default: runs/study-DATASET)")
+    parser.add_argument("--json", action="store_true", help="print what study.json holds instead of tables")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the study and print its tables; 3 if a loss was not finite, 75 if a signal came and it is to go on later."""
+    from mambaout_jax import train
+    from mambaout_jax.analysis.study import find_experiment, run_study
+
+    workdir = args.workdir or f"runs/study-{re.sub('[/:]+', '-', args.dataset)}"
+    experiment, changes = args.config or find_experiment(args.dataset), args.config_changes
+    if args.config or re.search(
+        "[/:]", args.dataset
+    ):  # else the experiment knows which of a dataset's configs it is of
+        changes = [*changes, f"--config.data.name={args.dataset}"]
+    config = train.read_config(experiment, changes)
+    try:
+        study = run_study(config.to_dict(), workdir, args.seeds)
+    except train.DivergedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    except train.StoppedError as error:
+        print(f"error: {error}; everything is saved, the same command goes on", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(os.EX_TEMPFAIL)  # a compilation that was left behind in a thread would crash an orderly exit
+    except (OSError, ValueError) as error:
+        if not train.is_full_disk(error):
+            raise
+        print(f"error: no space is left for {workdir}; make room, the same command goes on", file=sys.stderr)
+        return 1
+    if args.json:
+        print(json.dumps(study, indent=2))
+    else:
+        _print(study)
+        print(f"\npage: {os.path.join(workdir, 'study.html')}")
+    return 0
+
+
+def _repeats(text: str) -> int:
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seeds; 2 or more are expected, to see any spread")
+    return int(text)
+
+
+def _print(study: dict) -> None:
+    from mambaout_jax.analysis.study_table import COLUMNS, comparison_rows
+
+    print(study["answer"])
+    for comparison in study["comparisons"]:
+        rows = [COLUMNS, *comparison_rows(study, comparison)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        print(f"\n{comparison['about']}. {comparison['verdict']}")
+        for first, *others in rows:
+            cells = [word.rjust(width) for word, width in zip(others, widths[1:], strict=True)]
+            print("  ".join([first.ljust(widths[0]), *cells]).rstrip())

@@ -1,0 +1,268 @@
+"""Pathfinder, drawn here from nothing: are two dots joined by one of several dashed curves?
+
+Reference: Linsley et al., Learning long-range spatial dependencies with horizontal gated recurrent units, 2018; in 32
+to 128 px, Tay et al., Long Range Arena, 2020. This is the same question in drawings of our own.
+
+Images come in pairs. Both of a pair have the same four ends, left in the same directions, and dots on the same two of
+them; "joined" has one curve between the two dots and one between the other ends, "apart" a curve from each dot to one
+of the other ends. The four are drawn alike, so that the curves are alike in both classes too, and a pair is taken only
+if both of its images can be drawn: nothing but following a curve tells the classes.
+
+All arithmetic is on integers and the random numbers are raw words of Philox, a stream that NumPy promises to keep, so
+that an image has the same bytes everywhere.
+"""
+
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+CLASSES = ("apart", "joined")
+UNIT = 256  # of length, in a pixel
+FINE = 4  # parts of a pixel, for smooth edges
+NUM_CANDIDATES, NUM_OTHERS = 2048, 64  # drawn at once: pairs and further curves
+NUM_POINTS = 20  # of a curve, to take distances between
+PAIRINGS = ([(0, 2), (1, 3)], [(0, 1), (2, 3)])  # of the ends 0 to 3, of which 0 and 1 have the dots: apart, joined
+INK, DOT_INK = 170, 255
+
+
+@dataclass
+class PathfinderConfig(tfds.core.BuilderConfig):
+    """Say what the images of one size hold; lengths are in pixels.
+
+    Args:
+        num_curves: fewest and most.
+        gap: that curves keep from each other.
+        dash: on and off.
+        thickness: of a dash.
+        dot: the radius.
+    """
+
+    side: int = 64
+    num_train: int = 20_000
+    num_validation: int = 2_000
+    num_curves: tuple[int, int] = (3, 4)
+    gap: float = 5.0
+    dash: tuple[float, float] = (4.0, 2.0)
+    thickness: float = 1.5
+    dot: float = 2.0
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Hold a drawing before it is drawn, in units of 1/256 px.
+
+    Args:
+        curves: the cubic Bezier curves' control points, (k, 4, 2), in x and y.
+        dots: (2, 2); each lies on the first or the last point of a curve.
+    """
+
+    curves: np.ndarray
+    dots: np.ndarray
+
+
+class Draws:
+    """Give random integers that are a function of the key alone."""
+
+    def __init__(self, *key: int):
+        self._words = np.random.Philox(key=np.array(key, np.uint64))
+
+    def below(self, bound: int, *shape: int) -> np.ndarray:
+        """Draw from 0 up to, not including, `bound`."""
+        return (self._words.random_raw(int(np.prod(shape))) % np.uint64(bound)).astype(np.int64).reshape(shape)
+
+
+def make_pair(config: PathfinderConfig, split: int, pair: int) -> tuple[Scene, Scene]:
+    """Make the two scenes, apart and joined, of one pair of a split."""
+    draws = Draws(config.side << 8 | split, pair)
+    fewest, most = config.num_curves
+    num_others = fewest - 2 + int(draws.below(most - fewest + 1, 1)[0])
+    while True:
+        ends = _draw_ends(draws, config, NUM_CANDIDATES, 4)
+        ends = ends[_form_a_ring(ends, config)]
+        directions = _draw_directions(draws, config, *ends.shape[:2])
+        fit = np.ones(len(ends), bool)
+        for pairing in PAIRINGS:
+            fit[fit] = _fits(_connect(ends[fit], directions[fit], pairing), config)
+        for index in np.flatnonzero(fit):
+            ways = [_connect(ends[[index]], directions[[index]], pairing)[0] for pairing in PAIRINGS]
+            if (apart := _add_others(draws, config, ways[0], num_others)) is None:
+                continue
+            if (joined := _add_others(draws, config, ways[1], num_others)) is None:
+                continue
+            return Scene(apart, ends[index, :2]), Scene(joined, ends[index, :2])
+
+
+def draw_scene(scene: Scene, config: PathfinderConfig) -> np.ndarray:
+    """Draw a scene: uint8 (side, side), white on black."""
+    fine_side = config.side * FINE
+    lines, dots = (np.zeros((fine_side, fine_side), bool) for _ in range(2))
+    on, off = (int(length * UNIT) for length in config.dash)
+    for curve in points_of(scene.curves, 4 * config.side):
+        along = np.concatenate([[0], np.cumsum(_lengths(np.diff(curve, axis=0)))])
+        # Half a dash first, and as much last: the dashes' lengths are stretched to fill the curve.
+        periods = max(1, int(along[-1]) // (on + off))
+        phase = (along * periods * (on + off) // along[-1] + on // 2) % (on + off)
+        _stamp(lines, curve[phase < on], config.thickness / 2)
+    _stamp(dots, scene.dots, config.dot)
+    shades = [part.reshape(config.side, FINE, config.side, FINE).sum((1, 3)) * ink // FINE**2
+              for part, ink in ((lines, INK), (dots, DOT_INK))]  # fmt: skip
+    return np.maximum(*shades).astype(np.uint8)
+
+
+def encode_grey(pixels: np.ndarray) -> bytes:
+    """Encode a grey image of less than 64 KiB as a PNG that is stored, not compressed.
+
+    It is put together here as libraries cut even what they store in different ways.
+    """
+    height, width = pixels.shape
+    rows = np.pad(pixels, ((0, 0), (1, 0))).tobytes()  # each row begins with its filter, which is none
+    stored = b"\x78\x01\x01" + struct.pack("<HH", len(rows), len(rows) ^ 0xFFFF) + rows
+    stored += struct.pack(">I", zlib.adler32(rows))
+    chunks = (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)), (b"IDAT", stored), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+
+
+def points_of(curves: np.ndarray, num: int) -> np.ndarray:
+    """Give `num` + 1 points of each curve: (..., 4, 2) to (..., num + 1, 2)."""
+    t = np.arange(num + 1)
+    weights = np.stack([(num - t) ** 3, 3 * (num - t) ** 2 * t, 3 * (num - t) * t**2, t**3], -1)
+    return weights @ curves // num**3
+
+
+class Pathfinder(tfds.core.GeneratorBasedBuilder):
+    """Build `pathfinder`: two dots and several dashed curves; joined, if one curve has both dots on its ends."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS: ClassVar = [
+        PathfinderConfig(name="32", side=32, num_curves=(3, 3), gap=4.0, dash=(2.5, 1.5), thickness=1.2, dot=1.7),
+        PathfinderConfig(name="64"),
+        PathfinderConfig(name="128", side=128, num_train=5_000, num_validation=1_000, num_curves=(3, 5), gap=8.0,
+                         dash=(5.0, 2.5), thickness=1.8, dot=2.7),
+    ]  # fmt: skip
+    DEFAULT_BUILDER_CONFIG_NAME = "64"
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        side = self.builder_config.side
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Are two dots joined by one of several dashed curves?",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(side, side, 1), encoding_format="png"),
+                    "label": tfds.features.ClassLabel(names=list(CLASSES)),
+                }
+            ),
+            supervised_keys=("image", "label"),
+        )
+
+    def _split_generators(self, dl_manager):
+        config = self.builder_config
+        sizes = {"train": config.num_train, "validation": config.num_validation}
+        return {name: self._generate_examples(split, sizes[name]) for split, name in enumerate(sizes)}
+
+    def _generate_examples(self, split: int, num_images: int) -> Iterator[tuple[int, dict]]:
+        for pair in range(num_images // 2):
+            for label, scene in enumerate(make_pair(self.builder_config, split, pair)):
+                image = encode_grey(draw_scene(scene, self.builder_config))
+                yield 2 * pair + label, {"image": image, "label": label}
+
+
+def _draw_ends(draws: Draws, config: PathfinderConfig, *shape: int) -> np.ndarray:
+    margin = config.side * UNIT // 12
+    return margin + draws.below(config.side * UNIT - 2 * margin, *shape, 2)
+
+
+def _draw_directions(draws: Draws, config: PathfinderConfig, *shape: int) -> np.ndarray:
+    """Draw where to, and how far straight, a curve leaves an end."""
+    reach = config.side * UNIT * 2 // 5
+    return draws.below(2 * reach, *shape, 2) - reach
+
+
+def _form_a_ring(ends: np.ndarray, config: PathfinderConfig) -> np.ndarray:
+    """Tell which ends lie so that neither pairing crosses itself when drawn straight; curves seldom fit others."""
+    sides = [_lengths(ends[:, a] - ends[:, b]) for pairing in PAIRINGS for a, b in pairing]
+    # The ring is 0, 1, 3, 2; it is convex if it turns the same way at each corner.
+    ring = ends[:, [0, 1, 3, 2]]
+    edges = np.roll(ring, -1, 1) - ring
+    following = np.roll(edges, -1, 1)
+    turns = np.sign(edges[..., 0] * following[..., 1] - edges[..., 1] * following[..., 0])
+    return (np.abs(turns.sum(1)) == 4) & (np.min(sides, 0) > config.side * UNIT // 4)
+
+
+def _connect(ends: np.ndarray, directions: np.ndarray, pairing: list[tuple[int, int]]) -> np.ndarray:
+    """Lay curves between ends: (n, k, 4, 2)."""
+    controls = ends + directions
+    return np.stack([np.stack([ends[:, a], controls[:, a], controls[:, b], ends[:, b]], 1) for a, b in pairing], axis=1)
+
+
+def _lengths(vectors: np.ndarray) -> np.ndarray:
+    # A square root is rounded the same way everywhere, and these integers are exact as float64.
+    x, y = vectors[..., 0], vectors[..., 1]
+    return np.sqrt((x * x + y * y).astype(np.float64)).astype(np.int64)
+
+
+def _fits(curves: np.ndarray, config: PathfinderConfig) -> np.ndarray:
+    """Tell which of n pairs of curves (n, 2, 4, 2) can be drawn: each well shaped, and a gap between them."""
+    points = points_of(curves, NUM_POINTS)
+    fit = np.ones(len(curves), bool)
+    for curve in (0, 1):
+        fit[fit] = _well_shaped(points[fit, curve], config)
+    fit[fit] = _clear(points[fit, 0], points[fit, 1], config)
+    return fit
+
+
+def _well_shaped(points: np.ndarray, config: PathfinderConfig) -> np.ndarray:
+    """Tell which curves (n, p, 2) stay inside, are neither short nor long, and keep away from themselves."""
+    side, margin, gap = config.side * UNIT, config.side * UNIT // 12, int(config.gap * UNIT)
+    along = np.cumsum(_lengths(np.diff(points, axis=-2)), -1)
+    length = along[..., -1]
+    fit = ((points >= margin) & (points <= side - margin)).all((-2, -1))
+    fit &= (length >= side * 2 // 5) & (length <= side * 9 // 8)
+    along = np.concatenate([np.zeros_like(along[..., :1]), along], -1)[fit]
+    # Neither does a curve turn sharply nor come back to itself.
+    least = np.minimum(np.abs(along[:, :, None] - along[:, None]), 3 * gap) // 2
+    fit[fit] = (_squared_distances(points[fit], points[fit]) >= least**2).all((1, 2))
+    return fit
+
+
+def _clear(points: np.ndarray, others: np.ndarray, config: PathfinderConfig) -> np.ndarray:
+    return (_squared_distances(points, others) > int(config.gap * UNIT) ** 2).all((1, 2))
+
+
+def _squared_distances(points: np.ndarray, others: np.ndarray) -> np.ndarray:
+    # By x and y apart: sums over an axis of two are slow.
+    x, y = (points[:, :, None, axis] - others[:, None, :, axis] for axis in (0, 1))
+    return x * x + y * y
+
+
+def _add_others(draws: Draws, config: PathfinderConfig, curves: np.ndarray, count: int) -> np.ndarray | None:
+    """Add `count` curves at free places, or give None where there seem to be none."""
+    for _ in range(count):
+        ends = _draw_ends(draws, config, NUM_OTHERS, 2)
+        candidates = _connect(ends, _draw_directions(draws, config, NUM_OTHERS, 2), [(0, 1)])[:, 0]
+        points = points_of(candidates, NUM_POINTS)
+        fit = _well_shaped(points, config)
+        for curve in points_of(curves, NUM_POINTS):
+            fit[fit] = _clear(points[fit], np.broadcast_to(curve, points[fit].shape), config)
+        if not fit.any():
+            return None
+        curves = np.concatenate([curves, candidates[np.argmax(fit)][None]])
+    return curves
+
+
+def _stamp(canvas: np.ndarray, points: np.ndarray, radius: float) -> None:
+    """Set the fine pixels whose centres lie within `radius` pixels of a point."""
+    cell, reach = UNIT // FINE, int(radius * UNIT)
+    offsets = np.arange(-(reach // cell) - 1, reach // cell + 2)
+    x, y = (points[:, axis, None] // cell + offsets for axis in (0, 1))
+    x, y = (np.broadcast_to(grid, (len(points), len(offsets), len(offsets))) for grid in (x[:, None], y[:, :, None]))
+    inside = (x * cell + cell // 2 - points[:, 0, None, None]) ** 2
+    inside = inside + (y * cell + cell // 2 - points[:, 1, None, None]) ** 2 <= reach**2
+    canvas[y[inside], x[inside]] = True

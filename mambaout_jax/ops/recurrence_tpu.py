@@ -1,0 +1,293 @@
+"""The recurrence of `ops.recurrence` as Pallas kernels for TPUs: states stay in registers and VMEM.
+
+A program of the grid runs one chunk of one block of channels, with the state (n, channels) in registers: channels lie
+along lanes, states along sublanes. The chunks of a sequence follow each other and hand the state on in VMEM. B and C
+come as columns, a lane a step, that are broadcast along lanes. No array has an axis for steps, states and channels but
+the scratch in which the backward kernel keeps the states of its chunk.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import AxisType, PartitionSpec
+from jaxtyping import Array, Float
+
+LANES, ROWS = 128, 8
+# States times channels of a block: in float32, a chunk of their states takes 3 of the 16 MiB that a kernel may use.
+_BLOCK = 6144
+
+
+class Sizes(NamedTuple):
+    """Hold the sizes of a kernel: of `steps` in a chunk, and of `channels` in a group and `states`, both padded."""
+
+    batch: int
+    groups: int
+    chunks: int
+    steps: int
+    states: int
+    channels: int
+
+    @property
+    def length(self) -> int:
+        """Give the steps of all chunks."""
+        return self.chunks * self.steps
+
+    @property
+    def block(self) -> int:
+        """Give the channels of a program: the widest block that fits and divides a group."""
+        blocks = range(LANES, max(_BLOCK // self.states, LANES) + 1, LANES)
+        return max(block for block in blocks if self.channels % block == 0)
+
+    @property
+    def grid(self) -> tuple[int, int, int, int]:
+        """Give the programs of a kernel: sequences, groups, blocks of channels, chunks in order."""
+        return self.batch, self.groups, self.channels // self.block, self.chunks
+
+
+def fits(num_states: int) -> bool:
+    """Tell whether a chunk of this many states a channel fits a kernel's memory."""
+    return num_states * LANES <= 2 * _BLOCK
+
+
+def kernel_sizes(batch: int, chunks: int, steps: int, channels: int, groups: int, states: int) -> Sizes:
+    """Pad states to sublanes and the channels of a group to lanes."""
+    width = channels // groups
+    return Sizes(batch, groups, chunks, steps, -(-states // ROWS) * ROWS, -(-width // LANES) * LANES)
+
+
+def forward(u, delta, A, B, C, state, *, shape: tuple[int, int], interpret: bool = False):
+    """Compute y (b, l, d), the last state (b, d, n) and the states before chunks (chunks, b, n, d).
+
+    Args:
+        u, delta, A, B, C, state: as `recurrence` takes them; B and C move along the sequence.
+        shape: the number of chunks, and their length.
+    """
+    sizes = kernel_sizes(len(u), *shape, u.shape[2], B.shape[2], A.shape[1])
+    layout = partial(_layout, sizes=sizes)
+    run = _for_each_device(partial(_forward_kernels, sizes=sizes, interpret=interpret), sizes.batch)
+    y, last, borders = run(layout(u, delta, A, B, C, state))
+    (d, n), length = A.shape, u.shape[1]
+    borders = jnp.moveaxis(_narrow(borders, d, sizes)[:, :, :n], 1, 0)
+    return _narrow(y, d, sizes)[:, :length], _narrow(last, d, sizes)[:, :n].transpose(0, 2, 1), borders
+
+
+def backward(u, delta, A, B, C, state, borders, dy, dlast, *, shape: tuple[int, int], interpret: bool = False):
+    """Compute the gradients of what `forward` takes from those of y and the last state."""
+    sizes = kernel_sizes(len(u), *shape, u.shape[2], B.shape[2], A.shape[1])
+    inputs, to_inputs = jax.vjp(partial(_layout, sizes=sizes), u, delta, A, B, C, state)
+    borders = _wide(jnp.moveaxis(borders, 0, 1), sizes, rows=sizes.states)
+    run = _for_each_device(partial(_backward_kernels, sizes=sizes, interpret=interpret), sizes.batch)
+    du, ddelta, dA, dB, dC, dstate = run(
+        inputs, borders, _wide(dy, sizes, rows=sizes.length), _states_first(dlast, sizes)
+    )
+    return to_inputs((du, ddelta, dA.sum(0), dB.sum(2), dC.sum(2), dstate))
+
+
+def _layout(u, delta, A, B, C, state, *, sizes: Sizes):
+    return (
+        _wide(u, sizes, rows=sizes.length),
+        _wide(delta, sizes, rows=sizes.length),
+        _states_first(A[None], sizes)[0],
+        _columns(B, sizes),
+        _columns(C, sizes),
+        _states_first(state, sizes),
+    )
+
+
+def _wide(x: Float[Array, "... r d"], sizes: Sizes, *, rows: int) -> Float[Array, "... rows channels"]:
+    """Pad the channels of each group, and the axis before them to `rows`."""
+    x = x.reshape(*x.shape[:-1], sizes.groups, -1)
+    missing = (rows - x.shape[-3], 0, sizes.channels - x.shape[-1])
+    x = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(0, count) for count in missing])
+    return x.reshape(*x.shape[:-2], -1)
+
+
+def _narrow(x: Float[Array, "... channels"], d: int, sizes: Sizes) -> Float[Array, "... d"]:
+    x = x.reshape(*x.shape[:-1], sizes.groups, sizes.channels)[..., : d // sizes.groups]
+    return x.reshape(*x.shape[:-2], d)
+
+
+def _states_first(state: Float[Array, "b d n"], sizes: Sizes) -> Float[Array, "b states channels"]:
+    return _wide(state.transpose(0, 2, 1), sizes, rows=sizes.states)
+
+
+def _columns(x: Float[Array, "b l g n"], sizes: Sizes) -> Float[Array, "b g states lanes"]:
+    """Give each step of each chunk a lane; a chunk has all lanes of a register."""
+    batch, length, groups, n = x.shape
+    x = jnp.pad(x, ((0, 0), (0, sizes.length - length), (0, 0), (0, sizes.states - n)))
+    x = x.reshape(batch, sizes.chunks, sizes.steps, groups, sizes.states)
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, LANES - sizes.steps), (0, 0), (0, 0)))
+    return x.transpose(0, 3, 4, 1, 2).reshape(batch, groups, sizes.states, sizes.chunks * LANES)
+
+
+def _for_each_device(run, batch: int):
+    """Run a kernel on each device's sequences: XLA cannot cut a kernel as it cuts its own operations."""
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto)
+    if not axes:
+        return run
+    divides = batch % mesh.size == 0
+    rows, whole = PartitionSpec(axes if divides else None), PartitionSpec()
+
+    def sharded(inputs, *others):
+        specs = (rows, rows, whole, rows, rows, rows)
+        return jax.shard_map(run, in_specs=(specs, *[rows] * len(others)), out_specs=rows, check_vma=False)(
+            inputs, *others
+        )
+
+    return sharded
+
+
+def _specs(sizes: Sizes, chunk):
+    """Give the blocks of u, A, B, a state, the states before chunks and a gradient of B; `chunk` counts chunks."""
+    block, blocks, n = sizes.block, sizes.grid[2], sizes.states
+
+    def channels(group, k):
+        return group * blocks + k
+
+    return (
+        pl.BlockSpec((1, sizes.steps, block), lambda b, g, k, c: (b, chunk(c), channels(g, k))),
+        pl.BlockSpec((n, block), lambda b, g, k, c: (0, channels(g, k))),
+        pl.BlockSpec((1, 1, n, LANES), lambda b, g, k, c: (b, g, 0, chunk(c))),
+        pl.BlockSpec((1, n, block), lambda b, g, k, c: (b, 0, channels(g, k))),
+        pl.BlockSpec((1, 1, n, block), lambda b, g, k, c: (b, chunk(c), 0, channels(g, k))),
+        pl.BlockSpec((1, 1, 1, n, LANES), lambda b, g, k, c: (b, g, k, 0, chunk(c))),
+    )
+
+
+_ORDER = pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"))
+
+
+_shaped = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+
+
+def _forward_kernels(inputs, *, sizes: Sizes, interpret: bool):
+    batch = len(inputs[0])
+    sizes = sizes._replace(batch=batch)
+    rows, decay, columns, state, borders, _ = _specs(sizes, lambda c: c)
+    channels = sizes.groups * sizes.channels
+    return pl.pallas_call(
+        _forward_kernel,
+        grid=sizes.grid,
+        in_specs=[rows, rows, decay, columns, columns, state],
+        out_specs=[rows, state, borders],
+        out_shape=[
+            _shaped((batch, sizes.length, channels)),
+            _shaped((batch, sizes.states, channels)),
+            _shaped((batch, sizes.chunks, sizes.states, channels)),
+        ],
+        scratch_shapes=[pltpu.VMEM((sizes.states, sizes.block), jnp.float32)],
+        compiler_params=_ORDER,
+        interpret=interpret,
+        name="selective_scan_forward",
+    )(*inputs)
+
+
+def _forward_kernel(u, delta, A, B, C, start, y, last, border, state):
+    @pl.when(pl.program_id(3) == 0)
+    def _():
+        state[...] = start[0]
+
+    border[0, 0] = state[...]
+
+    def some_rows(index, h):
+        at = pl.ds(index * ROWS, ROWS)
+        u_rows, delta_rows = u[0, at], delta[0, at]
+        b, c = (_turned(x, index) for x in (B, C))
+        out = []
+        for row in range(ROWS):
+            d, column = delta_rows[row : row + 1], slice(row, row + 1)
+            h = jnp.exp(d * A[...]) * h + (d * u_rows[column]) * b[:, column]
+            out.append((h * c[:, column]).sum(0, keepdims=True))
+        y[0, at] = jnp.concatenate(out, 0)
+        return h
+
+    state[...] = lax.fori_loop(0, u.shape[1] // ROWS, some_rows, state[...])
+    last[0] = state[...]
+
+
+def _turned(columns, index):
+    """Rotate the lanes so that those of these rows come first."""
+    return pltpu.roll(columns[0, 0], (LANES - index * ROWS) % LANES, 1)
+
+
+def _backward_kernels(inputs, borders, dy, dlast, *, sizes: Sizes, interpret: bool):
+    batch = len(dy)
+    sizes = sizes._replace(batch=batch)
+    rows, decay, columns, state, before, gradient = _specs(sizes, lambda c: sizes.chunks - 1 - c)
+    channels, length = sizes.groups * sizes.channels, sizes.length
+    blocks, lanes = sizes.grid[2], sizes.chunks * LANES
+    held = pltpu.VMEM((sizes.states, sizes.block), jnp.float32)
+    return pl.pallas_call(
+        _backward_kernel,
+        grid=sizes.grid,
+        in_specs=[rows, rows, decay, columns, columns, before, rows, state],
+        out_specs=[rows, rows, state, gradient, gradient, state],
+        out_shape=[
+            _shaped((batch, length, channels)),
+            _shaped((batch, length, channels)),
+            _shaped((batch, sizes.states, channels)),
+            _shaped((batch, sizes.groups, blocks, sizes.states, lanes)),
+            _shaped((batch, sizes.groups, blocks, sizes.states, lanes)),
+            _shaped((batch, sizes.states, channels)),
+        ],
+        scratch_shapes=[pltpu.VMEM((sizes.steps, sizes.states, sizes.block), jnp.float32), held, held],
+        compiler_params=_ORDER,
+        interpret=interpret,
+        name="selective_scan_backward",
+    )(*inputs[:5], borders, dy, dlast)
+
+
+def _backward_kernel(u, delta, A, B, C, border, dy, dlast, du, ddelta, dA, dB, dC, dstart, states, dstate, dA_sum):
+    @pl.when(pl.program_id(3) == 0)
+    def _():
+        dstate[...] = dlast[0]
+        dA_sum[...] = jnp.zeros_like(dA_sum)
+
+    num_blocks = u.shape[1] // ROWS
+
+    def again(index, h):
+        at = pl.ds(index * ROWS, ROWS)
+        u_rows, delta_rows, b = u[0, at], delta[0, at], _turned(B, index)
+        for row in range(ROWS):
+            states[index * ROWS + row] = h
+            d, column = delta_rows[row : row + 1], slice(row, row + 1)
+            h = jnp.exp(d * A[...]) * h + (d * u_rows[column]) * b[:, column]
+        return h
+
+    lax.fori_loop(0, num_blocks, again, border[0, 0])
+    lane = lax.broadcasted_iota(jnp.int32, (A.shape[0], LANES), 1)
+
+    def back(count, carry):
+        g, dA_now, dB_now, dC_now = carry
+        index = num_blocks - 1 - count
+        at = pl.ds(index * ROWS, ROWS)
+        u_rows, delta_rows, dy_rows = u[0, at], delta[0, at], dy[0, at]
+        b, c = (_turned(x, index) for x in (B, C))
+        du_rows, ddelta_rows = [], []
+        for row in reversed(range(ROWS)):
+            column, here = slice(row, row + 1), lane == index * ROWS + row
+            d, u_row, dy_row = delta_rows[column], u_rows[column], dy_rows[column]
+            x, decay = d * u_row, jnp.exp(d * A[...])
+            decayed = decay * states[index * ROWS + row]
+            h = decayed + x * b[:, column]
+            dC_now = jnp.where(here, (h * dy_row).sum(1, keepdims=True), dC_now)
+            g = g + dy_row * c[:, column]
+            dB_now = jnp.where(here, (g * x).sum(1, keepdims=True), dB_now)
+            dx = (g * b[:, column]).sum(0, keepdims=True)
+            dexponent = g * decayed
+            ddelta_rows.insert(0, (dexponent * A[...]).sum(0, keepdims=True) + dx * u_row)
+            du_rows.insert(0, dx * d)
+            dA_now = dA_now + dexponent * d
+            g = g * decay
+        du[0, at], ddelta[0, at] = jnp.concatenate(du_rows, 0), jnp.concatenate(ddelta_rows, 0)
+        return g, dA_now, dB_now, dC_now
+
+    start = dstate[...], dA_sum[...], jnp.zeros(lane.shape, jnp.float32), jnp.zeros(lane.shape, jnp.float32)
+    dstate[...], dA_sum[...], dB[0, 0, 0], dC[0, 0, 0] = lax.fori_loop(0, num_blocks, back, start)
+    dA[0], dstart[0] = dA_sum[...], dstate[...]

@@ -1,0 +1,111 @@
+"""The criterion says of the paper's tasks what the paper says, and the page holds every row."""
+
+import re
+
+import pytest
+from PIL import Image
+
+import mambaout_jax as mo
+from mambaout_jax.analysis import formulas, ssm_need_page
+from mambaout_jax.analysis.ssm_need import TASKS, analyze, judge
+from mambaout_jax.models import ModelError
+from mambaout_jax.train import RunError
+
+
+def test_of_the_paper_s_tasks_imagenet_is_short_and_the_others_are_long_or_near():
+    rows = analyze()["rows"]
+    found = [(row["task"], row["channels"], row["tokens"], row["threshold"], row["verdict"]) for row in rows]
+    assert found == [
+        ("imagenet", 384, 196, 2304, "short"),
+        ("imagenet", 768, 196, 4608, "short"),
+        ("coco", 384, 4000, 2304, "long"),
+        ("coco", 768, 4000, 4608, "near"),
+        ("ade20k", 384, 4096, 2304, "long"),
+        ("ade20k", 768, 4096, 4608, "near"),
+    ]
+    assert [round(row["ratio"], 3) for row in rows] == [0.085, 0.043, 1.736, 0.868, 1.778, 0.889]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "verdict"), [(1, "short"), (431, "short"), (432, "near"), (576, "near"), (768, "near"), (769, "long")]
+)
+def test_verdict_turns_at_three_quarters_and_four_thirds_of_the_threshold(tokens, verdict):
+    assert judge(96, tokens) == verdict
+
+
+def test_a_model_has_a_row_for_each_stage_at_its_own_size():
+    model, analysis = mo.create_model("test_mambaout"), analyze("test_mambaout")
+    assert [(row["channels"], row["stride"]) for row in analysis["rows"]] == list(map(tuple, model.feature_info))
+    assert {(row["height"], row["width"], row["task"]) for row in analysis["rows"]} == {(160, 160, None)}
+    assert [row["tokens"] for row in analysis["rows"]] == [1600, 400, 100, 25]
+
+
+def test_size_and_task_set_the_images():
+    assert [row["tokens"] for row in analyze("test_mambaout", size=(32, 70))["rows"]] == [8 * 18, 4 * 9, 2 * 5, 3]
+    for task, size in TASKS.items():
+        assert {(row["height"], row["width"]) for row in analyze("test_mambaout", task=task)["rows"]} == {size}
+
+
+def test_totals_are_sums_of_the_formulas_terms():
+    for row in analyze("test_mambaout")["rows"]:
+        for terms in row["flops"].values():
+            assert terms["total"] == sum(value for name, value in terms.items() if name != "total") > 0
+        assert row["flops"]["mamba"]["total"] == sum(
+            formulas.mamba_block_flops(row["channels"], row["tokens"]).values()
+        )
+        assert row["memory"]["cache"] == 2 * row["channels"] * row["tokens"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"task": "imagnet"}, RunError, "'imagnet' is no task; did you mean 'imagenet'"),
+        ({"task": "coco", "size": (1, 1)}, RunError, "give either --task or --size"),
+        ({"size": (0, 5)}, RunError, "the size is 0x5"),
+        ({"model": "mambaout_tinny"}, ModelError, "did you mean 'mambaout_tiny'"),
+    ],
+)
+def test_what_is_unknown_is_one_sentence(arguments, error, message):
+    with pytest.raises(error, match=message):
+        analyze(**arguments)
+
+
+def test_page_is_one_file_with_every_row_and_a_picture_of_each_kind_for_each_width(tmp_path):
+    analysis = analyze("test_mambaout")
+    page = ssm_need_page.write_page(analysis, tmp_path / "new" / "out")
+    text = page.read_text()
+    assert not re.search(r'(src|href)="(?!#)[^"]', text)
+    for row in analysis["rows"]:
+        assert f"<td>{row['place']}</td><td>{row['channels']}</td>" in text
+        for kind in ("flops", "memory"):
+            with Image.open(page.parent / f"{kind}_{row['channels']}.png") as image:
+                assert min(image.size) > 400
+    assert text.count("<svg") == 2 * 4
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    assert "Long in some places" in text
+
+
+def test_page_is_the_same_each_time_and_shows_lengths_beyond_its_usual_axis(tmp_path):
+    analysis = analyze("test_mambaout", size=(2000, 2000))
+    assert max(row["tokens"] for row in analysis["rows"]) > 4**8
+    first, second = (ssm_need_page.write_page(analysis, tmp_path / name).read_bytes() for name in "ab")
+    assert first == second
+    assert b"262,144" in first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        ({"task": "imagenet"}, "Short: no SSM needed."),
+        ({"size": (4096, 4096)}, "Long: an SSM is worth exploring."),
+    ],
+)
+def test_page_answers_first(tmp_path, arguments, answer):
+    assert f'<p class="answer">{answer}</p>' in ssm_need_page.write_page(analyze(**arguments), tmp_path).read_text()
+
+
+def test_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=f"{tmp_path}/file/x cannot be written to .*--out"):
+        ssm_need_page.write_page(analyze(task="imagenet"), tmp_path / "file" / "x")

@@ -1,0 +1,221 @@
+"""A study trains twins on equal data, goes on where it stopped, and shows what it found and no more."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from mambaout_jax.analysis.study import find_experiment, run_study
+from mambaout_jax.analysis.study_findings import read_outcome
+from mambaout_jax.analysis.study_table import macs, mebibytes, milliseconds, percent, points
+from mambaout_jax.train import RunError, StoppedError, open_batches
+from mambaout_jax.train.config import flatten_config
+from tests.analysis.study_runs import MODEL, TOP1, TWINS, Training, settings
+from tests.train.finished_run import Tags, words
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("datasets")
+
+
+@pytest.fixture
+def experiment(data_dir):
+    return settings(data_dir)
+
+
+@pytest.fixture
+def training(monkeypatch):
+    return Training(monkeypatch)
+
+
+@pytest.fixture
+def study(training, experiment, tmp_path):
+    return run_study(experiment, tmp_path / "study", 3)
+
+
+def test_twins_of_a_repeat_differ_in_nothing_but_their_model(study, training):
+    assert set(training.configs) == {(twin.name, repeat) for twin in TWINS for repeat in range(3)}
+    for twin in TWINS:
+        for repeat in range(3):
+            config = flatten_config(training.configs[twin.name, repeat])
+            model = {key.removeprefix("model."): config.pop(key) for key in list(config) if key.startswith("model.")}
+            assert model == twin.model
+            base = flatten_config(training.configs["conv", repeat])
+            assert config == {key: value for key, value in base.items() if not key.startswith("model.")}
+
+
+def test_twins_see_the_same_batches_and_repeats_others(study, training):
+    def first(name, repeat):
+        batch = next(open_batches(training.configs[name, repeat]))
+        return batch["image"], batch["label"]
+
+    for mine, theirs in zip(first("conv", 1), first("matched-vit-full", 1), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    assert (first("conv", 0)[1] != first("conv", 1)[1]).any()
+
+
+def test_each_repeat_has_a_seed_and_a_fold_and_none_the_validation_split(study, training):
+    runs = [training.configs["conv", repeat] for repeat in range(3)]
+    assert [run.seed for run in runs] == [0, 1, 2]
+    assert [run.data.validation_split for run in runs] == ["train[0:479]", "train[479:958]", "train[958:1437]"]
+    assert runs[1].data.train_split == "train[0:479]+train[958:1437]"
+    assert study["repeats"][1] == {"seed": 1, "train": runs[1].data.train_split, "test": "train[479:958]", "steps": 210}
+
+
+def test_seeds_start_at_the_one_of_the_config(training, data_dir, tmp_path):
+    run_study(settings(data_dir, seed=7), tmp_path / "study", 2)
+    assert [training.configs["conv", repeat].seed for repeat in range(2)] == [7, 8]
+
+
+def test_a_stopped_study_goes_on_and_repeats_no_run(training, experiment, tmp_path):
+    training.stop_after, training.error = 5, StoppedError("stopped by SIGTERM")
+    with pytest.raises(StoppedError):
+        run_study(experiment, tmp_path / "study", 3)
+    training.stop_after = None
+    free = {**experiment, "log_every_steps": 3, "resume": "any"}
+    assert run_study(free, tmp_path / "study", 3)["twins"][0]["top1"] == TOP1["conv"]
+    assert len(training.configs) == 12
+
+
+@pytest.mark.parametrize(
+    ("changes", "seeds", "told"),
+    [
+        ({"optim.learning_rate": 0.5}, 3, r"config.optim.learning_rate was 0.002, is 0.5"),
+        ({"seed": 1}, 3, "config.seed was 0, is 1"),
+        ({"data.train_split": "train[:700]"}, 3, "config.data.train_split was 'train', .*; fingerprint was"),
+        ({}, 2, "seeds was 3, is 2"),
+    ],
+)
+def test_other_settings_in_the_same_workdir_are_refused(study, training, data_dir, tmp_path, changes, seeds, told):
+    with pytest.raises(RunError, match=f"study holds a study with other settings: .*{told}.*; name another"):
+        run_study(settings(data_dir, **changes), tmp_path / "study", seeds)
+    assert len(training.configs) == 12
+
+
+def test_a_folder_of_something_else_is_refused(training, experiment, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(RunError, match="holds something else than a study"):
+        run_study(experiment, tmp_path, 3)
+    (tmp_path / "plan.json").write_text("{")
+    with pytest.raises(RunError, match=r"plan.json is not the JSON that a study writes"):
+        run_study(experiment, tmp_path, 3)
+    with pytest.raises(RunError, match=r"cannot be written .*; name another with --workdir"):
+        run_study(experiment, tmp_path / "plan.json", 3)
+    assert not training.configs
+
+
+def test_given_weights_are_refused(training, experiment, tmp_path):
+    with pytest.raises(RunError, match=r"config.init_from is set; .* leave it unset"):
+        run_study({**experiment, "init_from": "runs/x"}, tmp_path / "study", 3)
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_dataset_without_an_experiment_is_told_what_to_do():
+    assert find_experiment("digits").endswith("configs/study/digits.py")
+    assert find_experiment("pathfinder/32").endswith("configs/study/pathfinder.py")
+    with pytest.raises(RunError, match=r"no configs/study/beans.py .*'beans'.*--config="):
+        find_experiment("beans")
+
+
+def test_a_run_whose_files_are_damaged_is_named(study, tmp_path):
+    folder = tmp_path / "study" / "runs" / "conv" / "2"
+    (folder / "metrics.jsonl").unlink()
+    with pytest.raises(RunError, match=r"conv/2 does not hold what a finished run writes .*remove it"):
+        read_outcome(folder, 64)
+
+
+def test_findings_are_those_of_the_runs(study):
+    conv, removed, _, vit = study["twins"]
+    assert conv["top1"] == TOP1["conv"]
+    assert conv["accuracy"]["mean"] == pytest.approx(91.5)
+    assert conv["step_seconds"] == pytest.approx(0.25)  # the median of 0.125, 0.25 and 9
+    assert (vit["params"], vit["macs"], vit["memory_bytes"]) == (5_444, 7_654_321, 10_000_009)
+    difference = study["comparisons"][0]["differences"][0]
+    assert difference["twin"] == removed["name"]
+    assert difference["values"] == [2.0, 2.125, 1.875]
+    # Mean 2, sd 0.125; t of 97.5 % with 2 degrees 4.302653; 1/3 + 1/2.
+    half = 4.302653 * 0.125 * (5 / 6) ** 0.5
+    assert [difference[key] for key in ("mean", "low", "high")] == pytest.approx([2, 2 - half, 2 + half], rel=1e-6)
+    assert [len(comparison["differences"]) for comparison in study["comparisons"]] == [1, 2]
+
+
+def test_words_say_what_is_told_apart_and_what_is_not(study):
+    removed, matched = study["comparisons"]
+    assert removed["verdict"] == "Better than convolution alone: SSM (causal)."
+    assert matched["verdict"] == (
+        "Worse than convolution alone: ViT (full). Not told apart from convolution alone: SSM (causal)."
+    )
+    assert study["answer"] == (
+        "Better than convolution alone with as many channels: SSM (causal). With as many parameters, no SSM is told "
+        "apart from convolution alone as better."
+    )
+
+
+@pytest.mark.parametrize(
+    ("top1", "answer"),
+    [
+        (
+            {"removed-ssm-causal": [90.5, 91.5, 92.5]},
+            r"No SSM did better .* below \d+.\d\d points might well go unseen",
+        ),
+        ({"matched-ssm-causal": [95.25, 96.5, 97.875]}, r"^Better than .* with as many parameters: SSM \(causal\).$"),
+        ({name: [9.0, 10.0, 11.5] for name in TOP1}, r"No twin is told apart from guessing, which gives 10.00 %"),
+        ({"matched-vit-full": [95.25, 96.5, 97.875], "removed-ssm-causal": TOP1["conv"]}, "No SSM did better"),
+    ],
+)
+def test_the_answer_is_about_the_ssm_and_no_more_than_the_data_show(monkeypatch, experiment, tmp_path, top1, answer):
+    Training(monkeypatch, {**TOP1, **top1})
+    assert re.search(answer, run_study(experiment, tmp_path / "study", 3)["answer"])
+
+
+WRITTEN = {
+    "top1": percent, "low": percent, "high": percent, "mean": percent, "detectable": percent, "values": points,
+    "macs": macs, "memory_bytes": mebibytes, "step_seconds": milliseconds,
+}  # fmt: skip
+
+
+def numbers(content, key=None, differs=False):
+    """Yield each number of study.json as it is written for a person."""
+    if isinstance(content, dict):
+        for name, item in content.items():
+            yield from numbers(item, name, differs or "detectable" in content)
+    elif isinstance(content, list):
+        for item in content:
+            yield from numbers(item, key, differs)
+    elif isinstance(content, int | float) and key not in ("told_apart", "has_ssm"):
+        write = points if differs and key in ("mean", "low", "high") else WRITTEN.get(key)
+        yield write(content) if write else f"{content:,}"
+
+
+def test_page_holds_every_number_and_every_word(study, tmp_path):
+    assert json.loads((tmp_path / "study" / "study.json").read_text()) == json.loads(json.dumps(study))
+    page = (tmp_path / "study" / "study.html").read_text()
+    text = words(page)
+    found = list(numbers(study))
+    assert len(found) > 70
+    assert not [number for number in found if not re.search(rf"(?<![\d.,]){re.escape(number)}(?![\d])", text)]
+    for sentence in (study["answer"], *(comparison["verdict"] for comparison in study["comparisons"])):
+        assert sentence in text
+    for option, value in flatten_config(MODEL).items():
+        assert f"{option} {value}" in text
+
+
+def test_page_is_one_file_of_well_formed_html(study, tmp_path):
+    page = (tmp_path / "study" / "study.html").read_text()
+    tags = Tags(page)
+    assert not tags.open
+    assert not {"script", "link", "iframe", "img"} & {tag for tag, _ in tags.found}
+    assert "url(" not in page
+    assert "@import" not in page
+    drawn = {
+        kind: [attributes for _, attributes in tags.found if attributes.get("class") == kind]
+        for kind in ("dot", "interval", "mean")
+    }
+    # In each comparison the accuracy of every model, and the difference of all but the first, with three repeats each.
+    assert {kind: len(marks) for kind, marks in drawn.items()} == {"dot": 24, "interval": 8, "mean": 8}
+    places = [float(mark[x]) for marks in drawn.values() for mark in marks for x in ("cx", "x1", "x2") if x in mark]
+    assert all(0 <= place <= 480 for place in places)
+    for mean, line in zip(drawn["mean"], drawn["interval"], strict=True):
+        assert float(mean["x1"]) == pytest.approx((float(line["x1"]) + float(line["x2"])) / 2, abs=0.11)

@@ -1,0 +1,43 @@
+"""Every experiment of a study is whole, says how it is run, and can be turned into twins."""
+
+import ast
+import re
+import runpy
+
+import pytest
+
+from mambaout_jax.train.config import check_config, flatten_config
+from mambaout_jax.train.workdir import build_model
+from tests.analysis.study_runs import EXPERIMENT
+
+NAMES = sorted(path.stem for path in EXPERIMENT.parent.glob("*.py"))
+
+
+def load(name):
+    config = runpy.run_path(str(EXPERIMENT.parent / f"{name}.py"))["get_config"]()
+    if name == "photos":
+        config.data.name = "photos"
+    return config
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_experiment_is_whole_and_builds_its_model(name):
+    check_config(load(name))
+    assert "token_mixer" in build_model(load(name), 10).options
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_experiment_tells_how_to_run_it(name):
+    text = ast.get_docstring(ast.parse((EXPERIMENT.parent / f"{name}.py").read_text()))
+    assert f"python -m mambaout_jax study --dataset {name}" in text
+    assert f"python main.py --config=configs/study/{name}.py --workdir=" in text
+    assert "Cost and result: " in text
+    for key in re.findall(r"--config\.([\w.]+)=", text):
+        assert key in flatten_config(load(name)), key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_experiment_evaluates_at_its_end(name):
+    config = load(name)
+    assert config.num_epochs % config.eval_every_epochs == 0
+    assert config.init_from is None

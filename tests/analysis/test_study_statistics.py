@@ -1,0 +1,74 @@
+"""Intervals and detectable differences are those of the formulas, by hand and by scipy."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from mambaout_jax.analysis.study_statistics import compare, detectable_difference, interval, standard_error
+
+VALUES = st.lists(st.integers(0, 10_000).map(lambda n: n / 100), min_size=2, max_size=12)
+
+
+def test_interval_is_the_one_computed_by_hand():
+    # Of 90, 92 and 97: mean 93, variance (9 + 1 + 16) / 2 = 13; 1/3 + 1/2 = 5/6; t of 97.5 % with 2 degrees 4.30265.
+    half = 4.302653 * math.sqrt(13 * 5 / 6)
+    assert standard_error([90, 92, 97]) == pytest.approx(math.sqrt(13 * 5 / 6))
+    assert interval([90, 92, 97]) == pytest.approx((93, 93 - half, 93 + half), rel=1e-6)
+
+
+def test_detectable_difference_is_the_one_computed_by_hand():
+    # t of 97.5 % with 2 degrees 4.302653, of 80 % 1.060660.
+    assert detectable_difference([1, 2, 6]) == pytest.approx((4.302653 + 1.060660) * math.sqrt(7 * 5 / 6), rel=1e-6)
+
+
+@given(VALUES)
+def test_interval_is_scipys_but_for_what_folds_share(values):
+    n = len(values)
+    wider = math.sqrt(1 + n / (n - 1))
+    low, high = stats.t.interval(0.95, n - 1, loc=np.mean(values), scale=np.std(values, ddof=1) / math.sqrt(n) + 1e-300)
+    mean = interval(values).mean
+    assert mean == pytest.approx(np.mean(values))
+    assert interval(values).low == pytest.approx(mean - wider * (mean - low), abs=1e-9)
+    assert interval(values).high == pytest.approx(mean + wider * (high - mean), abs=1e-9)
+
+
+@given(VALUES)
+def test_a_detectable_difference_lies_outside_the_interval_around_none(values):
+    mean, low, _ = interval(values)
+    assert detectable_difference(values) >= mean - low
+
+
+def test_a_study_of_independent_repeats_shows_the_detectable_difference_four_times_in_five():
+    n, studies = 8, 4000
+    rng = np.random.default_rng(0)
+    # Independent repeats have a standard error of 1 / sqrt(n); what folds share is added to theirs.
+    effect = detectable_difference([*[-1.0] * (n // 2), *[1.0] * (n // 2)]) * math.sqrt((n - 1) / n)
+    shared = rng.normal(0, math.sqrt(1 / (n - 1)), (studies, 1))
+    shown = np.mean([compare(row) == 1 for row in (effect + shared + rng.normal(0, 1, (studies, n))).tolist()])
+    assert shown == pytest.approx(0.8, abs=0.03)
+
+
+def test_a_study_finds_a_difference_where_there_is_none_once_in_twenty():
+    n, studies = 3, 4000
+    rng = np.random.default_rng(1)
+    shared = rng.normal(0, math.sqrt(1 / (n - 1)), (studies, 1))
+    found = [compare(row) for row in (shared + rng.normal(0, 1, (studies, n))).tolist()]
+    assert np.mean(np.abs(found)) == pytest.approx(0.05, abs=0.012)
+
+
+@pytest.mark.parametrize(
+    ("differences", "told"),
+    [
+        ([1.0, 1.1, 0.9], 1),
+        ([-1.0, -1.1, -0.9], -1),
+        ([1.0, 0.0, 3.0], 0),
+        ([1.0, 1.0], 0),
+        ([0.3, 0.1 + 0.2], 0),
+    ],
+)
+def test_only_what_lies_outside_its_interval_is_told_apart(differences, told):
+    assert compare(differences) == told

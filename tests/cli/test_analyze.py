@@ -1,0 +1,59 @@
+"""The table of `analyze` says what its JSON says."""
+
+import json
+
+import pytest
+
+from mambaout_jax.__main__ import main
+from mambaout_jax.analysis.ssm_need import analyze
+
+
+def test_table_has_the_paper_s_numbers_without_a_model(capsys):
+    assert main(["analyze"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "images of" in line] == [
+        "imagenet, images of 224x224 px",
+        "coco, images of 800x1280 px",
+        "ade20k, images of 512x2048 px",
+    ]
+    rows = [line.split() for line in lines if "patch 16" in line]
+    assert [row[3:7:2] for row in rows] == [["384", "196"], ["768", "196"], ["384", "4,000"], ["768", "4,000"],
+                                            ["384", "4,096"], ["768", "4,096"]]  # fmt: skip
+    assert [row[6] for row in rows] == ["2,304", "4,608"] * 3
+    assert lines[3].endswith("0.753      0.470    0.389   short: no SSM needed")
+
+
+@pytest.mark.parametrize(
+    ("words", "arguments"),
+    [
+        (["test_mambaout"], {"model": "test_mambaout"}),
+        (["test_mambaout", "--size", "64"], {"model": "test_mambaout", "size": (64, 64)}),
+        (["--size", "64", "96"], {"size": (64, 96)}),
+        (["--task=coco"], {"task": "coco"}),
+    ],
+)
+def test_json_holds_every_number(words, arguments, capsys):
+    assert main(["analyze", *words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(analyze(**arguments)))
+
+
+def test_page_is_written_where_asked_and_its_path_is_told(tmp_path, capsys):
+    assert main(["analyze", "--task=imagenet", "--out", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.endswith(f"\npage: {tmp_path}/out/analyze.html\n")
+    names = ["analyze.html", "flops_384.png", "flops_768.png", "memory_384.png", "memory_768.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--task", "cocoa"], "'cocoa' is no task; did you mean 'coco'?"),
+        (["mamba_tinny"], "'mamba_tinny' is not a known model; did you mean 'mamba_tiny'?"),
+        (["--size", "1", "2", "3"], "--size takes a side, or height and width; 3 numbers were given"),
+    ],
+)
+def test_what_is_typed_wrong_is_one_sentence(words, message, capsys):
+    assert main(["analyze", *words]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"error: {message}")
+    assert captured.err.count("\n") == 1

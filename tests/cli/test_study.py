@@ -1,0 +1,153 @@
+"""`study` takes a dataset, prints what was found and ends with the exit code that fits."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mambaout_jax.__main__ import main
+from mambaout_jax.train import DivergedError
+from tests.analysis.study_runs import EXPERIMENT, ROOT, Training
+
+# ml_collections loads a config's file with it.
+pytestmark = pytest.mark.filterwarnings(r"ignore:the load_module\(\) method is deprecated:DeprecationWarning")
+
+
+@pytest.fixture
+def training(monkeypatch):
+    return Training(monkeypatch)
+
+
+@pytest.fixture
+def command(tmp_path):
+    return ["study", "--dataset", "digits", "--workdir", str(tmp_path / "study"), f"--config.data.data_dir={tmp_path}"]
+
+
+def test_prints_the_answer_a_table_for_each_comparison_and_the_page(training, command, tmp_path, capsys):
+    assert main(command) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == json.loads((tmp_path / "study" / "study.json").read_text())["answer"]
+    tables = [line for line in printed if line.startswith(("convolution alone", "SSM", "ViT", "model"))]
+    assert [line.split("  ")[0] for line in tables] == [
+        "model", "convolution alone", "SSM (causal)", "model", "convolution alone", "SSM (causal)", "ViT (full)",
+    ]  # fmt: skip
+    assert "+2.00" in tables[2]
+    assert "7.65 M" in tables[6]
+    assert printed[-1] == f"page: {tmp_path / 'study' / 'study.html'}"
+
+
+def test_json_is_what_the_file_holds(training, command, tmp_path, capsys):
+    assert main([*command, "--json", "--seeds=2"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "study" / "study.json").read_text())
+
+
+def test_config_changes_reach_every_run(training, command):
+    assert main([*command, "--config.optim.learning_rate=0.5"]) == 0
+    assert {config.optim.learning_rate for config in training.configs.values()} == {0.5}
+
+
+def test_a_named_config_is_used_for_the_named_dataset(training, command, tmp_path, capsys):
+    assert main([*command, f"--config={EXPERIMENT}", "--config.batch_size=32"]) == 0
+    assert {config.batch_size for config in training.configs.values()} == {32}
+    command[2] = "beans"
+    assert main([*command, f"--config={EXPERIMENT}"]) == 2
+    assert "'beans'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--dataset", "beans"], "no configs/study/beans.py"),
+        (["--dataset", "digits", "--config.batch_sise=3"], "batch_sise"),
+        (["--dataset", "digits", "--config=nowhere.py"], "nowhere.py"),
+        (["--dataset", "digits", "--config.model.name=vit_tiny_patch16_224"], "vit_tiny_patch16_224"),
+    ],
+)
+def test_what_was_typed_wrong_is_one_sentence(monkeypatch, tmp_path, capsys, words, told):
+    monkeypatch.chdir(tmp_path)
+    assert main(["study", *words]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert told in captured.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("seeds", ["1", "0", "-3", "many"])
+def test_fewer_than_two_seeds_show_no_spread_and_are_refused(capsys, seeds):
+    with pytest.raises(SystemExit, match="2"):
+        main(["study", "--dataset", "digits", f"--seeds={seeds}"])
+    assert f"'{seeds}' is no number of seeds; 2 or more" in capsys.readouterr().err
+
+
+def test_a_run_that_diverges_ends_the_study_with_its_sentence(training, command, capsys):
+    training.stop_after, training.error = 2, DivergedError("step 3 has loss nan")
+    assert main(command) == 3
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == "error: matched-ssm-causal, repeat 0: step 3 has loss nan"
+
+
+def test_a_full_disk_is_one_sentence(training, command, capsys):
+    training.stop_after, training.error = 1, OSError("No space left on device")
+    assert main(command) == 1
+    assert "no space is left" in capsys.readouterr().err
+
+
+SMALL = """
+import sys
+from mambaout_jax.__main__ import main
+from mambaout_jax.analysis import study_twins
+study_twins.COMPARISONS = {"removed": ("", ("ssm-causal",)), "matched": ("", ("vit-full",))}
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_study_goes_on_where_it_was_and_compiles_a_twin_once(tmp_path):
+    (tmp_path / "small.py").write_text(SMALL)
+    environment = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"}
+    environment["PYTHONPATH"] = str(ROOT)
+    changes = {
+        "num_epochs": 2, "eval_every_epochs": 2, "optim.warmup_epochs": 1, "batch_size": 128, "log_every_steps": 2,
+        "model.depths": (1, 1), "model.dims": (16, 24), "data.data_dir": tmp_path,
+    }  # fmt: skip
+
+    workdir = tmp_path / "study"
+
+    def start():
+        command = ["--dataset=digits", "--seeds=2", f"--workdir={workdir}", "--json"]
+        flags = [f"--config.{key}={value}" for key, value in changes.items()]
+        arguments = [sys.executable, str(tmp_path / "small.py"), "study", *command, *flags]
+        return subprocess.Popen(
+            arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+        )
+
+    process = start()
+    while not list(workdir.glob("runs/*/*/results.json")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == os.EX_TEMPFAIL, error
+    assert error.endswith("error: stopped by SIGTERM; everything is saved, the same command goes on\n")
+    assert not (workdir / "study.json").exists()
+    finished = {path: path.stat().st_mtime_ns for path in workdir.glob("runs/*/*/results.json")}
+
+    process = start()
+    output, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    assert finished == {path: path.stat().st_mtime_ns for path in finished}
+    study = json.loads(output)
+    assert [twin["name"] for twin in study["twins"]] == ["conv", "removed-ssm-causal", "matched-vit-full"]
+    for twin in study["twins"]:
+        assert twin["step_seconds"] > 0
+        assert twin["memory_bytes"] > 2**20
+    # Both repeats of a twin, and what measures its memory, share one program.
+    assert len(list((workdir / "compiled").glob("jit_train_step-*-cache"))) == 3
+    assert len(list(workdir.glob("runs/*/*/report.html"))) == 6

@@ -1,0 +1,248 @@
+"""Pathfinder's labels are true, nothing but following a curve tells them, and its bytes are the same everywhere."""
+
+import dataclasses
+import hashlib
+import io
+import os
+import signal
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from mambaout_jax.data import DataError, open_source, prepare_dataset
+from mambaout_jax.data.decode import decode_image
+from mambaout_jax.data.pathfinder import (
+    UNIT,
+    Pathfinder,
+    PathfinderConfig,
+    draw_scene,
+    encode_grey,
+    make_pair,
+    points_of,
+)
+from mambaout_jax.data.preparation import builders
+
+CONFIGS = Pathfinder.builder_configs
+TRAIN, VALIDATION = 0, 1
+NUM_PAIRS = 400
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """Give pairs of the smallest size, of which enough are drawn in seconds."""
+    return [make_pair(CONFIGS["32"], TRAIN, pair) for pair in range(NUM_PAIRS)]
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Let the datasets hold a few images."""
+    for config in CONFIGS.values():
+        monkeypatch.setattr(config, "num_train", 12)
+        monkeypatch.setattr(config, "num_validation", 4)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_dots_are_joined_exactly_if_the_undashed_lines_join_them(name):
+    config = dataclasses.replace(CONFIGS[name], dash=(1.0, 0.0))
+    for pair in range(12):
+        for joined, scene in enumerate(make_pair(config, TRAIN, pair)):
+            count, parts = cv2.connectedComponents((draw_scene(scene, config) > 0).astype(np.uint8), connectivity=8)
+            first, second = (parts[tuple(dot[::-1] // UNIT)] for dot in scene.dots)
+            assert first
+            assert second
+            assert (first == second) == joined
+            assert count - 1 == len(scene.curves)  # no two curves touch
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_dashes_have_gaps_and_dots_are_the_brightest(name):
+    config = CONFIGS[name]
+    for scene in make_pair(config, TRAIN, 3):
+        image = draw_scene(scene, config)
+        solid = draw_scene(scene, dataclasses.replace(config, dash=(1.0, 0.0)))
+        assert image.shape == (config.side, config.side)
+        assert 0.4 < (image > 100).sum() / (solid > 100).sum() < 0.95
+        assert cv2.connectedComponents((image == 255).astype(np.uint8))[0] - 1 == 2
+
+
+def test_dots_lie_on_ends_and_a_pair_shares_its_ends_and_how_curves_leave_them(pairs):
+    for apart, joined in pairs:
+        assert np.array_equal(apart.dots, joined.dots)
+        leaving = []
+        for scene in (apart, joined):
+            both_ways = np.concatenate([scene.curves[:2, :2], scene.curves[:2, :1:-1]])  # end, control point
+            leaving.append(sorted(map(tuple, both_ways.reshape(4, 4).tolist())))
+            ends = both_ways[:, 0].tolist()
+            assert all(ends.count(dot) == 1 for dot in scene.dots.tolist())
+        assert leaving[0] == leaving[1]
+
+
+def test_curves_keep_their_gap_and_stay_inside():
+    for config in CONFIGS.values():
+        for scene in make_pair(config, VALIDATION, 5):
+            points = points_of(scene.curves, 300) / UNIT
+            assert points.min() > config.side / 12 - 1
+            assert points.max() < config.side * 11 / 12 + 1
+            fewest, most = config.num_curves
+            assert fewest <= len(points) <= most
+            for index, one in enumerate(points):
+                for other in points[:index]:
+                    assert np.linalg.norm(one[:, None] - other, axis=-1).min() > 0.8 * config.gap
+
+
+def statistics_of(scene, config):
+    points = points_of(scene.curves, 100) / config.side / UNIT
+    lengths = np.sort(np.linalg.norm(np.diff(points, axis=1), axis=-1).sum(1))
+    chords = np.sort(np.linalg.norm(points[:, 0] - points[:, -1], axis=-1))
+    dots = scene.dots / config.side / UNIT
+    distance = np.linalg.norm(dots[0] - dots[1])
+    ink = draw_scene(scene, config).mean()
+    centre = points.mean((0, 1))
+    return [*lengths, *chords, *dots.ravel(), distance, ink, *centre, points.std()]
+
+
+def score_in_folds(features):
+    """Give the accuracy of a linear classifier on pairs that it has not seen."""
+    labels, groups = np.tile([0, 1], NUM_PAIRS), np.repeat(np.arange(NUM_PAIRS), 2)
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
+    return cross_val_score(model, np.array(features), labels, groups=groups, cv=GroupKFold(5)).mean()
+
+
+def test_no_statistic_tells_the_classes(pairs):
+    features = np.array([statistics_of(scene, CONFIGS["32"]) for pair in pairs for scene in pair])
+    apart, joined = features[::2], features[1::2]
+    error = features.std(0) * np.sqrt(2 / NUM_PAIRS)
+    assert (np.abs(apart.mean(0) - joined.mean(0)) <= 4 * error).all()
+    assert 0.44 < score_in_folds(features) < 0.56
+    products = features[:, :, None] * features[:, None]
+    assert 0.44 < score_in_folds(products.reshape(len(features), -1)) < 0.56
+
+
+@pytest.mark.parametrize("side", [4, 8, 16])
+def test_no_weighing_of_pixels_tells_the_classes(pairs, side):
+    images = [draw_scene(scene, CONFIGS["32"]) for pair in pairs for scene in pair]
+    features = [cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA).ravel() for image in images]
+    assert 0.44 < score_in_folds(features) < 0.56
+
+
+DIGESTS = {
+    ("32", TRAIN): "cdbcacdf86937c5e",
+    ("32", VALIDATION): "d382177881cd5014",
+    ("64", TRAIN): "67a0362426a8d01b",
+    ("64", VALIDATION): "cac89a513070822b",
+    ("128", TRAIN): "b48dd022b4c0d051",
+    ("128", VALIDATION): "1da8bb1368d4833e",
+}
+
+
+@pytest.mark.parametrize(("name", "split"), DIGESTS)
+def test_bytes_are_the_same_everywhere(name, split):
+    files = [
+        encode_grey(draw_scene(scene, CONFIGS[name]))
+        for pair in (0, 1, 999)
+        for scene in make_pair(CONFIGS[name], split, pair)
+    ]
+    assert hashlib.sha256(b"".join(files)).hexdigest()[:16] == DIGESTS[name, split]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_pairs_do_not_depend_on_those_before_and_no_two_are_equal(name):
+    config = CONFIGS[name]
+    images = [
+        draw_scene(scene, config).tobytes()
+        for split in (TRAIN, VALIDATION)
+        for pair in range(4)
+        for scene in make_pair(config, split, pair)
+    ]
+    assert len(set(images)) == 16
+    again = [draw_scene(scene, config).tobytes() for scene in make_pair(config, VALIDATION, 2)]
+    assert again == images[12:14]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 3), (128, 128)])
+def test_png_is_read_by_others_as_the_pixels_that_were_stored(shape):
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    image = Image.open(io.BytesIO(encode_grey(pixels)))
+    assert image.mode == "L"
+    assert np.array_equal(image, pixels)
+    assert np.array_equal(cv2.imdecode(np.frombuffer(encode_grey(pixels), np.uint8), cv2.IMREAD_UNCHANGED), pixels)
+
+
+def test_both_splits_are_balanced_and_hold_what_is_drawn(small, tmp_path):
+    config = CONFIGS["32"]
+    assert prepare_dataset("pathfinder/32", str(tmp_path)) == str(tmp_path / "pathfinder" / "32" / "1.0.0")
+    for split, (name, size) in enumerate([("train", 12), ("validation", 4)]):
+        source = open_source("pathfinder/32", name, str(tmp_path))
+        found = [(record["label"], np.asarray(decode_image(record["image"], 1)).tobytes()) for record in source]
+        drawn = [
+            (label, draw_scene(scene, config).tobytes())
+            for pair in range(size // 2)
+            for label, scene in enumerate(make_pair(config, split, pair))
+        ]
+        assert sorted(found) == sorted(drawn)
+        assert sum(label for label, _ in found) == size // 2
+        assert source.class_names == ("apart", "joined")
+
+
+def test_the_middle_size_is_meant_where_none_is_named(small, tmp_path):
+    assert prepare_dataset("pathfinder", str(tmp_path)) == str(tmp_path / "pathfinder" / "64" / "1.0.0")
+    assert open_source("pathfinder", "train", str(tmp_path)).name == "pathfinder/64"
+
+
+def test_prepared_twice_nothing_is_written(small, tmp_path, monkeypatch):
+    folder = prepare_dataset("pathfinder/32", str(tmp_path))
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
+    monkeypatch.setattr(builders, "_generate", None)
+    assert prepare_dataset("pathfinder/32:1.0.0", str(tmp_path)) == folder
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
+
+
+KILLED = """
+import os, signal, sys
+from mambaout_jax.data import pathfinder, prepare_dataset
+config = pathfinder.Pathfinder.builder_configs["32"]
+config.num_train = config.num_validation = 4
+def encode(pixels, count=[0]):
+    assert "tensorflow" not in sys.modules
+    count[0] += 1
+    if count[0] == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(pixels)
+whole, pathfinder.encode_grey = pathfinder.encode_grey, encode
+prepare_dataset("pathfinder/32", sys.argv[1])
+"""
+
+
+def test_preparation_killed_half_way_leaves_nothing_that_looks_prepared(small, tmp_path):
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False, env=os.environ)
+    assert killed.returncode == -signal.SIGKILL
+    with pytest.raises(DataError, match=r"is not prepared in .*; run: python -m mambaout_jax prepare pathfinder/32"):
+        open_source("pathfinder/32", "train", str(tmp_path))
+    prepare_dataset("pathfinder/32", str(tmp_path))
+    assert len(open_source("pathfinder/32", "train", str(tmp_path))) == 12
+
+
+@pytest.mark.parametrize("name", ["pathfinder/48", "pathfinder/32:9.9.9"])
+def test_a_size_that_is_not_drawn_is_told_with_those_that_are(name, tmp_path):
+    with pytest.raises(DataError, match=r"known are pathfinder/32, pathfinder/64, pathfinder/128 in 1\.0\.0"):
+        prepare_dataset(name, str(tmp_path))
+
+
+def test_an_almost_right_name_is_answered_with_pathfinder(tmp_path):
+    with pytest.raises(DataError, match="unknown dataset 'pathfindr'; did you mean 'pathfinder'"):
+        prepare_dataset("pathfindr", str(tmp_path))
+
+
+def test_configs_are_even_and_small_enough_for_a_stored_png():
+    for config in CONFIGS.values():
+        assert isinstance(config, PathfinderConfig)
+        assert config.num_train % 2 == config.num_validation % 2 == 0
+        assert config.side * (config.side + 1) < 1 << 16

@@ -1,0 +1,199 @@
+"""MambaOut with the state space model that it took out: counted, causal where it says so, and the same elsewhere."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import mambaout_jax as mo
+from mambaout_jax.analysis.macs import count_model
+from mambaout_jax.models import VARIANTS, MambaOut
+from mambaout_jax.models.gated_cnn import GatedCNNBlock
+from mambaout_jax.ops import SCAN_ORDERS
+from tests.models.test_mambaout import PARAMETERS, images, logits_of, noisy, small_model
+
+# To the last digit.
+MAMBA_PARAMETERS = {
+    "mamba_femto": 7_532_632,
+    "mamba_kobe": 9_454_552,
+    "mamba_tiny": 27_155_080,
+    "mamba_small": 49_789_640,
+    "mamba_base": 86_834_724,
+}
+
+
+# Scans take long to compile.
+ONE_BLOCK = {"depths": (1,), "dims": (8,)}
+
+
+def mamba(**options):
+    return small_model(token_mixer="conv_ssm", **options)
+
+
+def ssm_sizes(channels, states=16):
+    """Give the parameters of one state space model, and its multiply-adds for each place of a map."""
+    rank = -(-channels // 16)
+    products = channels * (rank + 2 * states) + rank * channels
+    return products + channels + channels * states + channels, products
+
+
+def test_mamba_is_mambaout_with_a_state_space_model_and_nothing_else():
+    names = {name for name in VARIANTS if name.startswith("mamba_")}
+    assert names == MAMBA_PARAMETERS.keys()
+    for name in names:
+        variant, twin = VARIANTS[name], VARIANTS[name.replace("mamba_", "mambaout_")]
+        assert variant.family is twin.family is MambaOut
+        assert variant.options == {**twin.options, "token_mixer": "conv_ssm", "scan_order": "causal"}
+        assert (variant.size, variant.crop_pct, dict(variant.top1)) == (twin.size, twin.crop_pct, {})
+
+
+@pytest.mark.parametrize("name", MAMBA_PARAMETERS)
+def test_counts_are_those_of_the_twin_and_of_a_state_space_model_in_each_block(name):
+    twin = name.replace("mamba_", "mambaout_")
+    options = VARIANTS[name].options
+    pairs = zip(options["depths"], options["dims"], strict=True)
+    stages = [(depth, dim, (56 // 2**index) ** 2) for index, (depth, dim) in enumerate(pairs)]
+    parameters, macs = count_model(name)
+    assert parameters == MAMBA_PARAMETERS[name]
+    assert parameters == PARAMETERS[twin] + sum(depth * ssm_sizes(dim)[0] for depth, dim, _ in stages)
+    assert macs == count_model(twin)[1] + sum(depth * length * ssm_sizes(dim)[1] for depth, dim, length in stages)
+
+
+@pytest.mark.parametrize("scan_order", SCAN_ORDERS)
+def test_each_direction_has_parameters_of_its_own(scan_order):
+    counts = [
+        sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0))))
+        for model in (mamba(scan_order=scan_order), small_model())
+    ]
+    assert counts[0] - counts[1] == len(SCAN_ORDERS[scan_order]) * (ssm_sizes(8)[0] + 2 * ssm_sizes(16)[0])
+    params = mamba(scan_order=scan_order).init(jax.random.key(0))["params"]
+    ssm = params["stages"][1]["blocks"][0]["ssm"]
+    assert list(ssm) == list(range(len(SCAN_ORDERS[scan_order])))
+    assert len({np.asarray(one["x_proj"]["weight"]).tobytes() for one in ssm.values()}) == len(ssm)
+    shapes = jax.tree.map(jnp.shape, ssm[0])
+    assert shapes == {
+        "x_proj": {"weight": (16, 33)},
+        "dt_proj": {"weight": (1, 16), "bias": (16,)},
+        "A_log": (16, 16),
+        "D": (16,),
+    }
+
+
+@pytest.mark.parametrize("scan_order", SCAN_ORDERS)
+def test_no_decay_is_A_log_and_D_of_all(scan_order):
+    model = mamba(scan_order=scan_order)
+    params = jax.eval_shape(model.init, jax.random.key(0))["params"]
+    paths = {tuple(entry.key for entry in path) for path, _ in jax.tree.leaves_with_path(params)}
+    assert model.no_decay == {path for path in paths if path[-1] in ("A_log", "D")}
+    assert len(model.no_decay) == 2 * 3 * len(SCAN_ORDERS[scan_order])
+    assert small_model().no_decay == frozenset()
+
+
+def block(scan_order, dim=8):
+    """Give a function that makes a block of its parameters, and drawn parameters."""
+    module = GatedCNNBlock(
+        dim,
+        expansion_ratio=2.0,
+        conv_ratio=1.0,
+        kernel_size=3,
+        act_layer="gelu",
+        ls_init_value=None,
+        drop_path_rate=0.0,
+        scan_order=scan_order,
+        dtype=jnp.dtype("float32"),
+    )
+    graphdef, state = nnx.split(module)
+    flat = dict(nnx.to_flat_state(state))
+    keys = jax.random.split(jax.random.key(5), len(flat))
+    params = {path: jax.random.normal(key, flat[path].shape) * 0.3 for path, key in zip(flat, keys, strict=True)}
+    return (lambda params: nnx.merge(graphdef, params)), nnx.traversals.unflatten_mapping(params)
+
+
+@pytest.mark.parametrize("scan_order", ["causal", "cross"])
+def test_without_C_and_with_D_one_it_is_the_convolution_with_silu_after_it(scan_order):
+    merge, params = block(scan_order)
+    for ssm in params["ssm"].values():
+        ssm["x_proj"]["weight"] = ssm["x_proj"]["weight"].at[:, -16:].set(0)
+        ssm["D"] = jnp.full_like(ssm["D"], 1 / len(params["ssm"]))  # the directions add up
+    x = jax.random.normal(jax.random.key(6), (2, 5, 7, 8))
+    plain, _ = block(None)
+
+    def expected(params, x):
+        module = plain({key: value for key, value in params.items() if key != "ssm"})
+        conv = module.conv
+        module.conv = lambda value: jax.nn.silu(conv(value))
+        return module(x)
+
+    with jax.default_matmul_precision("highest"):
+        both = jax.jit(lambda params: (merge(params)(x), expected(params, x)))(params)
+    np.testing.assert_allclose(*both, rtol=1e-5, atol=1e-5)
+
+
+def test_the_state_space_model_reads_silu_of_the_convolution():
+    """The whole block, written out from its equation."""
+    merge, params = block("bidirectional")
+    x = jax.random.normal(jax.random.key(6), (1, 3, 4, 8))
+
+    @jax.jit
+    def both(params):
+        module = merge(params)
+        kept_gate, conv_gate, kept, value = jnp.split(module.fc1(module.norm(x)), [8, 16, 24], axis=-1)
+        u = jax.nn.silu(module.conv(value)).reshape(1, 12, 8)
+        forwards, backwards = module.ssm
+        mixed = (forwards(u) + backwards(u[:, ::-1])[:, ::-1]).reshape(1, 3, 4, 8)
+        gates = jax.nn.gelu(jnp.concatenate([kept_gate, conv_gate], -1), approximate=False)
+        return module(x), x + module.fc2(gates * jnp.concatenate([kept, mixed], -1))
+
+    np.testing.assert_allclose(*both(params), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_orders_are_different_functions_of_any_map():
+    x, outputs = images((33, 47)), []
+    cross = noisy(mamba(scan_order="cross", **ONE_BLOCK).init(jax.random.key(0)))
+    for scan_order, directions in SCAN_ORDERS.items():
+        variables = jax.tree.map(lambda leaf: leaf, cross)
+        for stage in variables["params"]["stages"].values():
+            for one in stage["blocks"].values():
+                one["ssm"] = {index: one["ssm"][index] for index in range(len(directions))}
+        outputs.append(logits_of(mamba(scan_order=scan_order, **ONE_BLOCK), variables, x))
+    assert all(jnp.isfinite(logits).all() and logits.shape == (4, 5) for logits in outputs)
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert jnp.abs(outputs[a] - outputs[b]).max() > 1e-3
+
+
+@pytest.mark.slow
+def test_remat_changes_no_value_and_no_gradient():
+    plain, remat = (mamba(**ONE_BLOCK, remat=on) for on in (False, True))
+    variables = noisy(plain.init(jax.random.key(0)), 0.1)
+
+    def loss(params, model):
+        logits, _ = model.apply_train({"params": params, "batch_stats": {}}, images(), key=jax.random.key(2))
+        return jnp.square(logits).mean()
+
+    results = [
+        jax.jit(jax.value_and_grad(lambda p, m=model: loss(p, m)))(variables["params"]) for model in (plain, remat)
+    ]
+    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.abs(a).max()))
+    assert all(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(results[0][1])), "every parameter is used"
+
+
+def test_bfloat16_computes_low_and_keeps_parameters_and_logits_high():
+    model, exact = (mamba(**ONE_BLOCK, dtype=dtype) for dtype in ("bfloat16", "float32"))
+    variables = noisy(model.init(jax.random.key(0)), 0.05)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    run = jax.jit(lambda v, x: [model.apply(v, x, output=output) for output in ("logits", "features")])
+    logits, maps = run(variables, images())
+    assert logits.dtype == jnp.float32
+    assert {feature_map.dtype for feature_map in maps} == {jnp.dtype("bfloat16")}
+    reference = logits_of(exact, variables, images())
+    assert 0 < float(jnp.abs(logits - reference).max()) < 0.05 * float(jnp.abs(reference).max())
+
+
+def test_published_models_are_what_they_were():
+    model = mo.create_model("mambaout_femto")
+    assert (model.options["token_mixer"], model.options["scan_order"]) == ("conv", "causal")
+    paths = jax.tree.leaves_with_path(jax.eval_shape(model.init, jax.random.key(0)))
+    assert not any(getattr(entry, "key", None) == "ssm" for path, _ in paths for entry in path)

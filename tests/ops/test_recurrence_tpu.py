@@ -1,0 +1,82 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mambaout_jax.ops import recurrence_tpu, selective_scan
+from mambaout_jax.ops.recurrence import _backward, _forward, _loop, chunk_shape
+
+
+def draw(batch, length, channels, states, groups=1):
+    rng = np.random.default_rng(length)
+
+    def normal(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    return (
+        normal(batch, length, channels),
+        jax.nn.softplus(normal(batch, length, channels)),
+        -jnp.exp(normal(channels, states)),
+        normal(batch, length, groups, states),
+        normal(batch, length, groups, states),
+        normal(batch, channels, states),
+    )
+
+
+def assert_close(actual, expected):
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert a.shape == e.shape
+        np.testing.assert_allclose(a, e, rtol=0, atol=2e-5 * np.abs(e).max())
+
+
+# One chunk and several, of whole and padded lanes, rows and groups.
+@pytest.mark.parametrize(
+    ("length", "channels", "states", "groups"), [(5, 6, 3, 1), (150, 260, 16, 2), (256, 128, 8, 1)]
+)
+def test_the_kernels_compute_what_the_loop_does(length, channels, states, groups):
+    inputs = draw(2, length, channels, states, groups)
+    shape = chunk_shape(length)
+    y, last, borders = recurrence_tpu.forward(*inputs, shape=shape, interpret=True)
+    expected = _forward(_loop, *inputs)
+    assert_close((y, last, borders), expected)
+    cotangents = draw(2, length, channels, states)
+    rest = (expected[2], cotangents[0], cotangents[5])
+    gradients = recurrence_tpu.backward(*inputs, *rest, shape=shape, interpret=True)
+    assert_close(gradients, _backward(_loop, *inputs, *rest))
+
+
+def lowered(function, *arguments, platform):
+    return jax.jit(function).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+
+
+def test_programs_for_tpus_hold_the_kernels_and_others_do_not():
+    u, delta, A, B, C, _ = draw(2, 20, 6, 3)
+
+    def gradient(u):
+        return jax.grad(lambda u: selective_scan(u, delta, A, B, C).sum())(u)
+
+    text = lowered(gradient, u, platform="tpu")
+    assert "selective_scan_forward" in text
+    assert "selective_scan_backward" in text
+    for platform in ("cpu", "cuda"):
+        assert "selective_scan_" not in lowered(gradient, u, platform=platform)
+
+
+def test_states_that_do_not_fit_and_constants_take_the_general_form():
+    u, delta, A, B, C, _ = draw(1, 20, 2, 100)
+    assert "selective_scan_forward" not in lowered(lambda u: selective_scan(u, delta, A, B, C), u, platform="tpu")
+    constant = jnp.ones_like(A)
+    assert "selective_scan_forward" not in lowered(
+        lambda u: selective_scan(u, delta, A, constant, C), u, platform="tpu"
+    )
+
+
+def test_every_device_runs_its_own_sequences():
+    u, delta, A, B, C, _ = draw(2, 20, 6, 3)
+
+    def program():
+        return str(jax.make_jaxpr(lambda u: selective_scan(u, delta, A, B, C))(u))
+
+    assert "shard_map" not in program()
+    with jax.set_mesh(jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))):
+        assert "shard_map" in program()

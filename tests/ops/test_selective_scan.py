@@ -1,0 +1,304 @@
+import functools
+import itertools
+import json
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
+
+from mambaout_jax.ops import selective_scan, selective_scan_step
+from mambaout_jax.ops.recurrence import compose
+from tests.models import golden
+
+IMPLS = ("auto", "sequential", "associative", "chunked")
+LENGTHS = (1, 2, 7, 64, 197, 1000)
+CASES = golden.names("selective_scan__*")
+# Composing all steps of a long sequence is a large program.
+SLOW_TO_COMPILE = ("associative", "chunked")
+LONG = ("selective_scan__L1024_groups4_full", "selective_scan__L128_strong_decay", "selective_scan__L197_full")
+
+
+def draw(batch, length, channels, states, *, groups=None, constant=False, seed=0, dtype=np.float32):
+    """Draw arguments; groups None is B and C without the axis."""
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape):
+        return rng.normal(size=shape).astype(dtype)
+
+    rows = () if groups is None else (groups,)
+    shape = (channels, states) if constant else (batch, length, *rows, states)
+    arguments = {
+        "u": normal(batch, length, channels),
+        "delta": normal(batch, length, channels),
+        "A": -np.exp(normal(channels, states)),
+        "B": normal(*shape),
+        "C": normal(*shape),
+        "D": normal(channels),
+        "z": normal(batch, length, channels),
+        "delta_bias": normal(channels) - 1,
+        "initial_state": normal(batch, channels, states),
+    }
+    return jax.tree.map(jnp.asarray, arguments)
+
+
+def loop(u, delta, A, B, C, D, z, delta_bias, initial_state, reverse=False):
+    """Compute y and the last state in float64, step by step and channel by channel, as the definition has it."""
+    u, delta, A, B, C, D, z, delta_bias, h = (
+        np.asarray(x, np.float64) for x in (u, delta, A, B, C, D, z, delta_bias, initial_state)
+    )
+    delta = np.logaddexp(0, delta + delta_bias)
+    y = np.zeros_like(u)
+    h = h.copy()
+    steps = range(u.shape[1])
+    for t in reversed(steps) if reverse else steps:
+        for c in range(u.shape[2]):
+            B_t, C_t = (of_channel(x, t, c, u.shape[2]) for x in (B, C))
+            h[:, c] = np.exp(delta[:, t, c, None] * A[c]) * h[:, c] + (delta[:, t, c] * u[:, t, c])[:, None] * B_t
+            y[:, t, c] = (h[:, c] * C_t).sum(-1) + D[c] * u[:, t, c]
+    return y * z / (1 + np.exp(-z)), h
+
+
+def of_channel(x, t, c, channels):
+    if x.ndim == 2:
+        return x[c]
+    return x[:, t] if x.ndim == 3 else x[:, t, c // (channels // x.shape[2])]
+
+
+@functools.partial(jax.jit, static_argnames=("impl", "reverse"))
+def scan(arguments, impl="auto", reverse=False):
+    return selective_scan(**arguments, delta_softplus=True, return_last_state=True, impl=impl, reverse=reverse)
+
+
+def assert_close(actual, expected, rtol=2e-5):
+    """Compare with the largest expected value as the measure."""
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert a.shape == e.shape
+        np.testing.assert_allclose(a, e, rtol=0, atol=rtol * max(np.abs(e).max(), 1e-30))
+
+
+@pytest.mark.parametrize(
+    ("name", "impl"),
+    [
+        pytest.param(name, impl, marks=[pytest.mark.slow] if name in LONG and impl in SLOW_TO_COMPILE else [])
+        for name in CASES
+        for impl in IMPLS
+    ],
+)
+def test_golden(name, impl):
+    about = json.loads((golden.GOLDEN / f"{name}.json").read_text())
+    tensors = load_file(golden.GOLDEN / f"{name}.safetensors")
+    arguments = {
+        key.removeprefix("inputs/"): jnp.asarray(channels_last(key, x))
+        for key, x in tensors.items()
+        if "inputs/" in key
+    }
+    softplus = about["kwargs"]["delta_softplus"]
+
+    @jax.jit
+    def run(arguments):
+        return selective_scan(**arguments, delta_softplus=softplus, return_last_state=True, impl=impl)
+
+    y, last = run(arguments)
+    atol = about["suggested_atol"]
+    np.testing.assert_allclose(y, channels_last("output", tensors["output"]), rtol=0, atol=atol)
+    np.testing.assert_allclose(last, tensors["last_state"], rtol=0, atol=atol)
+    if "cotangent" in tensors:
+        cotangent = channels_last("output", tensors["cotangent"])
+        gradients = jax.grad(lambda arguments: (run(arguments)[0] * cotangent).sum())(arguments)
+        assert gradients.keys() == {key.removeprefix("grads/") for key in tensors if key.startswith("grads/")}
+        for key, gradient in gradients.items():
+            np.testing.assert_allclose(gradient, channels_last(key, tensors[f"grads/{key}"]), rtol=0, atol=atol)
+
+
+def channels_last(key, x):
+    """Turn (b, d, l) or (b, [g,] n, l) of the reference into ours."""
+    if x.ndim == 4:
+        return x.transpose(0, 3, 1, 2)
+    return x.transpose(0, 2, 1) if x.ndim == 3 and key != "last_state" else x
+
+
+def test_the_golden_cases_are_there():
+    assert len(CASES) == 7
+
+
+def test_composition_is_associative_and_its_order_matters():
+    rng = np.random.default_rng(0)
+    p, q, r = (tuple(jnp.asarray(rng.normal(size=(2, 5)), jnp.float32)) for _ in range(3))
+    np.testing.assert_allclose(compose(compose(p, q), r), compose(p, compose(q, r)), rtol=1e-5)
+    assert not np.allclose(compose(p, q), compose(q, p))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("length", LENGTHS)
+def test_every_form_is_the_loop(length, impl):
+    arguments = draw(2, length, 3, 4)
+    for reverse in {False, length in (7, 197)}:
+        assert_close(scan(arguments, impl=impl, reverse=reverse), loop(**arguments, reverse=reverse))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("shape", [{"constant": True}, {"groups": 1}, {"groups": 2}, {"groups": 6}])
+def test_groups_and_constants(impl, shape):
+    arguments = draw(2, 20, 6, 3, **shape)
+    assert_close(scan(arguments, impl=impl), loop(**arguments))
+
+
+def test_one_of_B_and_C_may_be_constant():
+    arguments = draw(2, 9, 4, 3, groups=2) | {"C": draw(2, 9, 4, 3, constant=True, seed=1)["C"]}
+    for impl in IMPLS:
+        assert_close(scan(arguments, impl=impl), loop(**arguments))
+
+
+@pytest.mark.parametrize("impl", ["auto", "associative", "chunked"])
+@pytest.mark.parametrize(("shape", "reverse"), [({}, False), ({"groups": 2}, True), ({"constant": True}, False)])
+def test_every_form_has_the_gradient_of_the_loop(impl, shape, reverse):
+    arguments = draw(2, 133, 4, 3, **shape)
+    weights = draw(2, 133, 4, 3, seed=1)
+
+    def loss(arguments, impl):
+        y, last = scan(arguments, impl=impl, reverse=reverse)
+        return (y * weights["u"]).sum() + (last * weights["initial_state"]).sum()
+
+    gradient = jax.jit(jax.grad(loss), static_argnums=1)
+    assert_close(gradient(arguments, impl), gradient(arguments, "sequential"))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_gradients_are_those_of_finite_differences(impl):
+    with jax.enable_x64(True):
+        arguments = draw(1, 11, 4, 3, groups=2, dtype=np.float64)
+        direction = draw(1, 11, 4, 3, groups=2, dtype=np.float64, seed=1)
+
+        def loss(arguments):
+            y, last = scan(arguments, impl=impl)
+            return jnp.sin(y).sum() + (last**2).sum()
+
+        def at(step):
+            return loss(jax.tree.map(lambda x, by: x + step * by, arguments, direction))
+
+        # Of order four: the error is step ** 4 and rounding over step.
+        step = 1e-3
+        expected = (8 * (at(step) - at(-step)) - (at(2 * step) - at(-2 * step))) / (12 * step)
+        gradients = jax.jit(jax.grad(loss))(arguments)
+        slope = sum((gradients[key] * direction[key]).sum() for key in gradients)
+        np.testing.assert_allclose(slope, expected, rtol=1e-7)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_chained_parts_are_the_whole(impl):
+    arguments = draw(2, 140, 4, 3)
+    whole, last = scan(arguments, impl=impl)
+    state, parts = arguments["initial_state"], []
+    for start, end in itertools.pairwise((0, 1, 131, 140)):
+        part = {key: x[:, start:end] if key in ("u", "delta", "B", "C", "z") else x for key, x in arguments.items()}
+        y, state = scan(part | {"initial_state": state}, impl=impl)
+        parts.append(y)
+    assert_close((np.concatenate(parts, 1), state), (whole, last))
+
+
+@pytest.mark.parametrize("shape", [{}, {"groups": 2}])
+def test_streaming_is_scanning(shape):
+    arguments = draw(2, 20, 4, 3, **shape)
+    whole, last = scan(arguments)
+    state = arguments["initial_state"]
+    for t in range(20):
+        now = {key: x[:, t] if key in ("u", "delta", "B", "C", "z") else x for key, x in arguments.items()}
+        now["state"] = state
+        del now["initial_state"]
+        y, state = selective_scan_step(**now, delta_softplus=True)
+        assert_close(y, whole[:, t])
+    assert_close(state, last)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("impl", IMPLS)
+def test_what_comes_later_in_the_scan_does_not_reach_back(impl, reverse):
+    arguments, t = draw(1, 40, 3, 2), 17
+
+    def at(u, delta, B):
+        return scan(arguments | {"u": u, "delta": delta, "B": B}, impl=impl, reverse=reverse)[0][:, t].sum()
+
+    for gradient in jax.grad(at, argnums=(0, 1, 2))(arguments["u"], arguments["delta"], arguments["B"]):
+        reached = np.abs(gradient[0]).sum(-1) > 0
+        assert reached.tolist() == [s >= t if reverse else s <= t for s in range(40)]
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_bfloat16_keeps_its_digits_over_long_sequences_and_strong_decay(impl):
+    length = 16_384 if impl != "associative" else 4_096
+    arguments = draw(1, length, 2, 3)
+    arguments["A"] = jnp.asarray([[-60.0], [-0.006]]) * jnp.ones((2, 3))
+    arguments["delta"] = jnp.ones_like(arguments["delta"])
+    del arguments["z"], arguments["delta_bias"], arguments["D"]
+    low = {key: jnp.asarray(x, jnp.float32 if key == "A" else jnp.bfloat16) for key, x in arguments.items()}
+    y, last = selective_scan(**low, return_last_state=True, impl=impl)
+    assert (y.dtype, last.dtype) == (jnp.bfloat16, jnp.float32)
+    with jax.enable_x64(True):
+        exact = {key: jnp.asarray(x, jnp.float64) for key, x in low.items()}
+        expected, expected_last = selective_scan(**exact, return_last_state=True, impl="sequential")
+        assert expected.dtype == jnp.float64
+    assert_close((np.asarray(y, np.float64), last), (expected, expected_last), rtol=1e-2)
+
+
+@pytest.mark.parametrize("impl", ["auto", "chunked"])
+def test_no_array_holds_all_states(impl):
+    arguments = draw(2, 8192, 8, 16)
+    all_states = 4 * 2 * 8192 * 8 * 16
+
+    def temporary(impl):
+        gradient = jax.jit(jax.value_and_grad(lambda arguments: scan(arguments, impl=impl)[0].sum()))
+        return gradient.lower(arguments).compile().memory_analysis().temp_size_in_bytes
+
+    # Arrays along the sequence have the size of u, a sixteenth of all states, and a chunk has a sixty-fourth of them.
+    assert temporary(impl) < all_states
+    assert temporary("sequential") > 2 * all_states
+
+
+@hypothesis.settings(max_examples=6, deadline=None)
+@hypothesis.given(
+    batch=st.integers(1, 3),
+    length=st.integers(1, 140),
+    groups=st.integers(1, 3),
+    width=st.integers(1, 3),
+    states=st.integers(1, 4),
+    impl=st.sampled_from(IMPLS),
+    reverse=st.booleans(),
+)
+def test_any_shape(batch, length, groups, width, states, impl, reverse):
+    arguments = draw(batch, length, groups * width, states, groups=groups, seed=length)
+    assert_close(scan(arguments, impl=impl, reverse=reverse), loop(**arguments, reverse=reverse))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"u": np.zeros((2, 0, 4))}, r"u has shape \(2, 0, 4\); \(b, l, d\) without an empty axis"),
+        ({"delta": np.zeros((2, 6, 4))}, r"delta has shape \(2, 6, 4\), axis 1 has 6; \(2, 5, 4\) is expected"),
+        ({"A": -np.ones((3, 2))}, r"A has shape \(3, 2\), axis 0 has 3; \(4, 2\)"),
+        ({"A": np.ones((4, 2))}, "A holds 8 positive values"),
+        ({"B": np.zeros((2, 5, 3))}, r"B has shape \(2, 5, 1, 3\), axis 3 has 3"),
+        ({"C": np.zeros((2, 5, 3, 2))}, "C has shape .*groups that divide the 4 channels"),
+        ({"B": np.zeros((2, 5, 2, 2))}, "B has 2 groups and C 1"),
+        ({"D": np.zeros((4, 1))}, r"D has shape \(4, 1\), it has 2 axes; \(4,\)"),
+        ({"initial_state": np.zeros((2, 4, 3))}, "initial_state has shape"),
+        ({"impl": "fast"}, "impl is 'fast'; 'auto', 'sequential'"),
+    ],
+)
+def test_what_does_not_fit_is_named(change, sentence, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # it would tell of shapes first
+    arguments = draw(2, 5, 4, 2)
+    with pytest.raises(ValueError, match=sentence):
+        selective_scan(**arguments | change)
+
+
+def test_a_delta_that_is_not_finite_is_told_where_asked():
+    arguments = draw(1, 5, 2, 2)
+    arguments["delta"] = arguments["delta"].at[0, 3].set(np.nan)
+    scan(arguments)
+    with jax.debug_nans(True), pytest.raises(Exception, match="delta holds 2 values that are not finite"):
+        jax.block_until_ready(jax.jit(scan)(arguments))

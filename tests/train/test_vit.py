@@ -1,0 +1,46 @@
+"""A Vision Transformer trains, resumes, is evaluated and predicts by what does so for every model."""
+
+import shutil
+
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from mambaout_jax.train import evaluate, load_run, train
+from mambaout_jax.train.predict import classify
+from tests.convert import pytorch
+from tests.train import tiny
+
+MODEL = {
+    "name": "deit_tiny_patch16_224",
+    "img_size": 32,
+    "in_chans": 1,
+    "patch_size": 8,
+    "embed_dim": 16,
+    "depth": 2,
+    "num_heads": 2,
+    "drop_path_rate": 0.1,
+    "attention": "causal",
+    "global_pool": "avg",
+}
+
+
+@pytest.mark.slow
+def test_a_run_resumes_evaluates_and_predicts(tmp_path):
+    config = tiny.config(save_every_steps=tiny.STEPS_PER_EPOCH)
+    config.model = ConfigDict(MODEL)
+    unbroken, resumed = tmp_path / "unbroken", tmp_path / "resumed"
+    results = train(config, unbroken)
+    (scores,) = evaluate(None, unbroken)["sets"]
+    assert scores["raw"] == pytest.approx(results["raw"], rel=1e-6)
+    shutil.copytree(unbroken, resumed)
+    (resumed / "results.json").unlink()
+    shutil.rmtree(resumed / "checkpoints" / str(2 * tiny.STEPS_PER_EPOCH))
+    assert load_run(resumed, "raw").step == tiny.STEPS_PER_EPOCH
+    train(config, resumed)
+    run, again = load_run(unbroken, "raw"), load_run(resumed, "raw")
+    pytorch.assert_equal_trees(again.variables, run.variables)
+    assert (run.step, run.model.options["attention"]) == (again.step, "causal")
+    Image.new("L", (32, 32), 255).save(tmp_path / "white.png")
+    (answer,) = classify(run, [str(tmp_path / "white.png")], top=3)
+    assert len(answer["predictions"]) == 3
