@@ -31,20 +31,8 @@ def main(argv: list[str]) -> int:
         else:
             print(train.format_scores(train.train(CONFIG.value, WORKDIR.value)))
             print(f"report: {os.path.join(WORKDIR.value, 'report.html')}")
-    except train.USER_ERRORS as error:
-        return _complain(str(error), 2)
-    except train.DivergedError as error:
-        return _complain(str(error), 3)
-    except train.WorkerDiedError as error:
-        return _complain(str(error), 1)
-    except train.StoppedError as error:
-        code = _complain(f"{error}; everything is saved, the same command goes on", os.EX_TEMPFAIL)
-        sys.stdout.flush()
-        os._exit(code)  # a compilation that was left behind in a thread would crash an orderly exit
-    except (OSError, ValueError) as error:
-        if not train.is_full_disk(error):
-            raise
-        return _complain(f"no space is left for {WORKDIR.value}; make room, the same command goes on", 1)
+    except Exception as error:
+        return train.tell_ending(error, WORKDIR.value)
     return 0
 
 

@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 from mambaout_jax.data import open_source
 from mambaout_jax.train import loop
 from mambaout_jax.train.mixing import Augmentation
+from mambaout_jax.train.program import build_optimizer
 from mambaout_jax.train.state import init_progress, init_state
 from mambaout_jax.train.step import make_train_step
 from mambaout_jax.train.workdir import build_model
@@ -79,7 +80,7 @@ def bare_step(config: ConfigDict, epochs: int) -> Callable[[], float]:
     """Build a call that times the jitted step on one batch on the device; it gives seconds a step."""
     model = build_model(config, 10)
     steps_per_epoch = len(open_source(config.data.name, config.data.train_split)) // config.batch_size
-    schedule, optimizer = loop.build_optimizer(config, model, steps_per_epoch)
+    schedule, optimizer = build_optimizer(config, model, steps_per_epoch)
     step = jax.jit(
         make_train_step(
             model,

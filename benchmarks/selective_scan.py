@@ -11,6 +11,8 @@ tenth of the cycles that the compiler estimates. A figure that is missed is told
 """
 
 import argparse
+import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -147,8 +149,8 @@ def measure_mixer(args, missed):
                 torch.library.define(f"torchvision::{operator}", "(Tensor a, Tensor b, float c) -> Tensor")
         import transformers
         from transformers.models.mamba.modeling_mamba import MambaMixer
-    except ImportError as error:
-        print(f"transformers is left out: {error}")
+    except ModuleNotFoundError as error:
+        print(f"the mixer is left out: {error}")
         return None
     from mambaout_jax.convert import mamba_block_from_torch
     from mambaout_jax.models import MambaBlock
@@ -192,13 +194,11 @@ def measure_mixer(args, missed):
 
 def measure_tpu(args, missed):
     """Compile for a TPU in a process of its own, whose compiler writes down the kernels' schedules."""
-    command = [sys.executable, os.path.join(os.path.dirname(__file__), "_selective_scan_tpu.py")]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    if ran.returncode:
-        print(ran.stderr.strip().splitlines()[-1])
+    if importlib.util.find_spec("libtpu") is None:
+        print("the TPU is left out: its compiler comes with `pip install libtpu`")
         return None
-    import json
-
+    command = [sys.executable, os.path.join(os.path.dirname(__file__), "_selective_scan_tpu.py")]
+    ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     forms = json.loads(ran.stdout.splitlines()[-1])
     print(f"{'TPU v5e, b=8':<18}{'impl':<13}{'Mcycles':>9}{'of kernels':>12}{'MiB':>9}")
     for impl, form in forms.items():

@@ -54,8 +54,8 @@ def _run(argv: list[str]) -> int:
             module = importlib.import_module(f"mambaout_jax.cli.{module_name}")
             module.add_arguments(subparser)
             subparser.set_defaults(run=module.run)
-            if getattr(module, "TAKES_CONFIG", False):
-                required = getattr(module, "CONFIG_REQUIRED", True)
+            if takes := getattr(module, "TAKES_CONFIG", None):
+                required = takes == "required"
                 subparser.add_argument("--config", metavar="FILE", required=required, help=CONFIG_HELP)
                 changes = [word for word in argv if word.startswith("--config.")]
                 subparser.set_defaults(config_changes=changes)

@@ -40,7 +40,10 @@ BANNED = {
 # Where a ConfigDict is read: everything below takes plain arguments.
 CONFIG_READERS = {
     "main.py",
-    *(f"mambaout_jax/train/{name}.py" for name in ("config", "evaluation", "exchange", "inputs", "loop", "workdir")),
+    *(
+        f"mambaout_jax/train/{name}.py"
+        for name in ("config", "evaluation", "exchange", "inputs", "loop", "program", "workdir")
+    ),
 }
 TORCH = {"timm", "torch", "torchvision"}
 LONG_FUNCTIONS = {"mambaout_jax/train/loop.py": {"train"}}

@@ -1,11 +1,13 @@
 """Ask whether Pathfinder needs an SSM: are two dots joined by one of several dashed curves?
 
-python -m mambaout_jax prepare pathfinder/32
+python -m mambaout_jax prepare pathfinder
 python -m mambaout_jax study --dataset pathfinder --seeds 3
 
-32 px are what two CPU cores have time for: 64 tokens in the first stage. With an accelerator take 64 or 128 px, of 256
-and 1,024 tokens, and more steps: --dataset pathfinder/128 --config.model.img_size=128 --config.num_epochs=100. The
-model without an SSM alone: python main.py --config=configs/study/pathfinder.py --workdir=runs/study-pathfinder-conv
+64 px are 256 tokens in the first stage: long beside the 6 D = 144 of its 24 channels, where an SSM is worth exploring.
+32 px, --dataset pathfinder/32 --config.model.img_size=32, are 64 tokens: short, and only for a quick look at whether
+the task can be learnt. With an accelerator take 1,024 tokens and more steps: --dataset pathfinder/128
+--config.model.img_size=128 --config.num_epochs=100. The model without an SSM alone:
+python main.py --config=configs/study/pathfinder.py --workdir=runs/study-pathfinder-conv
 
 Cost and result: docs/study.md.
 """
@@ -20,16 +22,16 @@ def get_config() -> ConfigDict:
     config.resume = "same"
     config.init_from = config_dict.placeholder(str)
     config.init_head = "keep"
-    config.num_epochs = 3
+    config.num_epochs = 5
     config.batch_size = 128
     config.device_batch_size = config_dict.placeholder(int)
     config.eval_batch_size = 200
-    config.eval_every_epochs = 3
+    config.eval_every_epochs = 5
     config.save_every_steps = config_dict.placeholder(int)
     config.log_every_steps = 20
 
     config.data = data = ConfigDict()
-    data.name = "pathfinder/32"
+    data.name = "pathfinder"
     data.data_dir = config_dict.placeholder(str)
     data.train_split = "train"
     data.validation_split = "validation"
@@ -48,11 +50,11 @@ def get_config() -> ConfigDict:
 
     config.model = model = ConfigDict()
     model.name = "mambaout_femto"
-    model.img_size = 32
+    model.img_size = 64
     model.in_chans = 1
     model.depths = (2, 2)
     model.dims = (24, 48)
-    model.kernel_size = 3  # the maps have 8 and 4 pixels a side
+    model.kernel_size = 3  # the maps have 16 and 8 pixels a side
     model.drop_path_rate = 0.0
     model.drop_rate = 0.0
     model.dtype = "float32"

@@ -4,12 +4,12 @@ Reference: Yu and Wang, MambaOut: Do We Really Need Mamba for Vision?, CVPR 2025
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from mambaout_jax.analysis import formulas
-from mambaout_jax.models import create_model
+from mambaout_jax.models import Model, create_model
 from mambaout_jax.train.errors import RunError
 
 # Height and width of the images, as the paper takes them.
@@ -21,13 +21,15 @@ WIDTHS = MappingProxyType({"small, patch 16": 384, "base, patch 16": 768})  # th
 # The paper calls 4,000 and 4,096 tokens about 4,608; this is how far around 1 the ratio counts as that.
 NEAR = 4 / 3
 
-VERDICTS = MappingProxyType(
+# From the weakest on: what a length is called, and what follows from it.
+VERDICTS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
-        "short": "short: no SSM needed",
-        "near": "near the threshold: worth exploring",
-        "long": "long: an SSM is worth exploring",
+        "short": ("short", "no SSM needed"),
+        "near": ("near the threshold", "worth exploring"),
+        "long": ("long", "an SSM is worth exploring"),
     }
 )
+GATED_CNN = MappingProxyType({"kernel_size": 7, "expansion_ratio": 8 / 3, "conv_ratio": 1.0})  # as published
 
 
 class Place(NamedTuple):
@@ -48,7 +50,8 @@ def analyze(model: str | None = None, task: str | None = None, size: tuple[int, 
             task's.
 
     Returns:
-        The model and a list of rows. FLOPs are those of one block, by term; memory is in numbers, of any bytes each.
+        The model, the answer in words, the options of its Gated CNN blocks (the published ones where it has none), and
+        a list of rows. FLOPs are those of one block, by term; memory is in numbers, of any bytes each.
 
     Raises:
         ModelError: there is no such model.
@@ -61,6 +64,7 @@ def analyze(model: str | None = None, task: str | None = None, size: tuple[int, 
     if task is not None and task not in TASKS:
         near = difflib.get_close_matches(task, TASKS, n=1, cutoff=0.0)[0]
         raise RunError(f"{task!r} is no task; did you mean {near!r}? Known are {', '.join(TASKS)}; or give a --size")
+    gated_cnn = dict(GATED_CNN)
     if model is None:
         places = [Place(name, channels, PATCH) for name, channels in WIDTHS.items()]
         sizes = TASKS
@@ -70,13 +74,17 @@ def analyze(model: str | None = None, task: str | None = None, size: tuple[int, 
         names = [f"stage {number}" for number in range(1, len(stages) + 1)] if len(stages) > 1 else ["all blocks"]
         places = [Place(name, info.channels, info.stride) for name, info in zip(names, stages, strict=True)]
         sizes = {"": built.input_spec.size}
+        gated_cnn |= {option: built.options[option] for option in GATED_CNN if option in built.options}
     if task is not None:
         sizes = {task: TASKS[task]}
     elif size is not None:
         sizes = {"": size}
+    rows = [_row(task, size, place, gated_cnn) for task, size in sizes.items() for place in places]
     return {
         "model": model,
-        "rows": [_row(task, size, place) for task, size in sizes.items() for place in places],
+        "answer": answer([row["verdict"] for row in rows]),
+        "gated cnn": gated_cnn,
+        "rows": rows,
     }
 
 
@@ -88,13 +96,39 @@ def judge(dim: int, tokens: int) -> str:
     return "short" if ratio < 1 else "long"
 
 
-def _row(task: str, size: tuple[int, int], place: Place) -> dict[str, Any]:
-    dim, tokens = place.channels, formulas.count_tokens(size, place.stride)
+def answer(verdicts: Sequence[str]) -> str:
+    """Sum up the verdicts of all places in a sentence, by the strongest one."""
+    strongest = max(verdicts, key=list(VERDICTS).index)
+    length, advice = VERDICTS[strongest]
+    if set(verdicts) == {strongest}:
+        return f"{length.capitalize()}: {advice}."
+    return f"{length.capitalize()} in some places: {advice} there."
+
+
+def measure_length(dim: int, tokens: int) -> dict[str, Any]:
+    """Give the tokens, the threshold, their ratio and the verdict, in a word and in words."""
     verdict = judge(dim, tokens)
+    return {
+        "tokens": tokens,
+        "threshold": formulas.length_threshold(dim),
+        "ratio": formulas.length_ratio(dim, tokens),
+        "verdict": verdict,
+        "words": ": ".join(VERDICTS[verdict]),
+    }
+
+
+def measure_first_stage(model: Model) -> dict[str, Any]:
+    """Measure the longest sequence in a model, that of its first blocks, at its own size."""
+    first = model.feature_info[0]
+    return measure_length(first.channels, formulas.count_tokens(model.input_spec.size, first.stride))
+
+
+def _row(task: str, size: tuple[int, int], place: Place, gated_cnn: Mapping[str, Any]) -> dict[str, Any]:
+    dim, tokens = place.channels, formulas.count_tokens(size, place.stride)
     flops = {
         "transformer": formulas.transformer_block_flops(dim, tokens),
         "causal transformer": formulas.transformer_block_flops(dim, tokens, causal=True),
-        "gated cnn": formulas.gated_cnn_block_flops(dim, tokens),
+        "gated cnn": formulas.gated_cnn_block_flops(dim, tokens, **gated_cnn),
         "mamba": formulas.mamba_block_flops(dim, tokens),
     }
     return {
@@ -104,11 +138,7 @@ def _row(task: str, size: tuple[int, int], place: Place) -> dict[str, Any]:
         "place": place.name,
         "stride": place.stride,
         "channels": dim,
-        "tokens": tokens,
-        "threshold": formulas.length_threshold(dim),
-        "ratio": formulas.length_ratio(dim, tokens),
-        "verdict": verdict,
-        "words": VERDICTS[verdict],
+        **measure_length(dim, tokens),
         "flops": {block: {"total": sum(terms.values()), **terms} for block, terms in flops.items()},
         "memory": {
             "cache": formulas.cache_numbers(dim, tokens),

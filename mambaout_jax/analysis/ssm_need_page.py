@@ -2,31 +2,26 @@
 
 import io
 import math
-from importlib import resources
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
-import jinja2
 import matplotlib as mpl
 import numpy as np
 from etils import epath
-from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from mambaout_jax.analysis import formulas
 from mambaout_jax.train.errors import RunError
-from mambaout_jax.train.report_pictures import BLUE, GREY, INK, ORANGE, RULE, adapt_svg
+from mambaout_jax.train.page import render
+from mambaout_jax.train.report_pictures import BLUE, GREY, INK, ORANGE, adapt_svg, restrain
 from mambaout_jax.train.workdir import write_atomically
 
 DASHED, DOTTED = (0, (4, 1.5)), (0, (1, 1.5))
 # Of the axis, unless a length lies outside: powers of four.
 SHORTEST, LONGEST = 3, 8
-ANSWERS = {
-    frozenset({"short"}): "Short: no SSM needed.",
-    frozenset({"near"}): "Near the threshold: an SSM is worth exploring.",
-    frozenset({"long"}): "Long: an SSM is worth exploring.",
-}
 
 
 def write_page(analysis: dict[str, Any], folder: epath.PathLike) -> epath.Path:
@@ -36,12 +31,13 @@ def write_page(analysis: dict[str, Any], folder: epath.PathLike) -> epath.Path:
         RunError: something cannot be written.
     """
     folder = epath.Path(folder)
+    drawers = {"flops": partial(_draw_flops, analysis["gated cnn"]), "memory": _draw_memory}
     pictures = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for dim in dict.fromkeys(row["channels"] for row in analysis["rows"]):
             rows = [row for row in analysis["rows"] if row["channels"] == dim]
-            pictures.append((dim, [_picture(kind, dim, rows, folder) for kind in ("flops", "memory")]))
+            pictures.append((dim, [_picture(kind, draw, dim, rows, folder) for kind, draw in drawers.items()]))
         page = folder / "analyze.html"
         write_atomically(page, _render(analysis, pictures))
     except OSError as error:
@@ -50,26 +46,22 @@ def write_page(analysis: dict[str, Any], folder: epath.PathLike) -> epath.Path:
 
 
 def _render(analysis: dict[str, Any], pictures: list) -> str:
-    report = resources.files("mambaout_jax.train").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    style = report[report.index("<style>") + len("<style>") : report.index("</style>")]
-    template = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).from_string(resources.files(__package__).joinpath("ssm_need.html.jinja").read_text(encoding="utf-8"))
     images = list(dict.fromkeys((row["task"], row["height"], row["width"]) for row in analysis["rows"]))
-    return template.render(
+    return render(
+        __package__,
+        "ssm_need.html.jinja",
         model=analysis["model"],
-        answer=ANSWERS.get(
-            frozenset(row["verdict"] for row in analysis["rows"]),
-            "Long in some places: an SSM is worth exploring there.",
-        ),
+        answer=analysis["answer"],
+        gated_cnn=analysis["gated cnn"],
         rows=analysis["rows"],
         images=images,
         pictures=pictures,
-        style=Markup(style),
     )
 
 
-def _picture(kind: str, dim: int, rows: list[dict[str, Any]], folder: epath.Path) -> dict[str, Any]:
+def _picture(
+    kind: str, draw: Callable[[Axes, int, list[int]], str], dim: int, rows: list[dict[str, Any]], folder: epath.Path
+) -> dict[str, Any]:
     """Draw one picture twice, as a PNG that stands alone and as SVG in the page's colours."""
     name = f"{kind}_{dim}"
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9}):
@@ -79,9 +71,10 @@ def _picture(kind: str, dim: int, rows: list[dict[str, Any]], folder: epath.Path
         axes.set_yscale("log")
         powers = _powers([row["tokens"] for row in rows])
         lengths = np.unique(np.geomspace(4 ** powers[0], 4 ** powers[-1], 100).astype(int)).tolist()
-        about = (_draw_flops if kind == "flops" else _draw_memory)(axes, dim, lengths)
+        about = draw(axes, dim, lengths)
         _mark_lengths(axes, dim, rows)
-        _restrain(axes, [4**power for power in powers])
+        restrain(axes, "tokens L")
+        _scale(axes, [4**power for power in powers])
         figure.legend(loc="outside upper left", ncols=2, frameon=False, labelcolor=INK, handlelength=2.4, fontsize=8)
         svg, png = io.StringIO(), io.BytesIO()
         figure.savefig(svg, format="svg", transparent=True)
@@ -97,11 +90,11 @@ def _powers(lengths: list[int]) -> range:
     return range(min(SHORTEST, math.floor(first)), max(LONGEST, math.ceil(last)) + 1)
 
 
-def _draw_flops(axes: Axes, dim: int, lengths: list[int]) -> str:
+def _draw_flops(gated_cnn: Mapping[str, Any], axes: Axes, dim: int, lengths: list[int]) -> str:
     for label, colour, line, count in (
         ("Transformer", ORANGE, "-", formulas.transformer_block_flops),
-        ("causal", ORANGE, DASHED, lambda dim, length: formulas.transformer_block_flops(dim, length, causal=True)),
-        ("Gated CNN", BLUE, "-", formulas.gated_cnn_block_flops),
+        ("causal", ORANGE, DASHED, partial(formulas.transformer_block_flops, causal=True)),
+        ("Gated CNN", BLUE, "-", partial(formulas.gated_cnn_block_flops, **gated_cnn)),
         ("Mamba", BLUE, DASHED, formulas.mamba_block_flops),
     ):
         values = [sum(count(dim, length).values()) / length for length in lengths]
@@ -134,13 +127,7 @@ def _mark_lengths(axes: Axes, dim: int, rows: list[dict[str, Any]]) -> None:
     axes.plot(lengths, [bottom] * len(lengths), "^", color=INK, clip_on=False, zorder=5, markersize=6)
 
 
-def _restrain(axes: Axes, ticks: list[int]) -> None:
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(GREY)
-    axes.grid(axis="y", color=RULE, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(which="both", length=0, labelcolor=GREY)
-    axes.set_xlabel("tokens L", color=GREY)
+def _scale(axes: Axes, ticks: list[int]) -> None:
     axes.set_xlim(ticks[0], ticks[-1])
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.yaxis.set_major_locator(LogLocator(numticks=6))

@@ -1,21 +1,28 @@
 """A study: does this data need an SSM? Twins are trained for equal steps on equal data and held against each other."""
 
+import contextlib
+import io
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
+from PIL import Image
 
+from mambaout_jax.analysis.ssm_need import measure_first_stage
 from mambaout_jax.analysis.study_findings import Outcome, find, read_outcome
 from mambaout_jax.analysis.study_folds import fold_splits
 from mambaout_jax.analysis.study_memory import step_memory
 from mambaout_jax.analysis.study_page import write_page
 from mambaout_jax.analysis.study_twins import Twin, design_twins
-from mambaout_jax.data import ImageSource, open_source
+from mambaout_jax.data import DataError, ImageSource, open_source
+from mambaout_jax.models import create_model
 from mambaout_jax.train import DivergedError, RunError, train
 from mambaout_jax.train.config import FREE_TO_CHANGE, flatten_config, from_json
 from mambaout_jax.train.signals import StopSignals
@@ -23,6 +30,7 @@ from mambaout_jax.train.workdir import open_workdir, write_atomically
 
 Settings = Mapping[str, Any]
 
+MOST_LABELS = 2000
 EXPERIMENTS = epath.Path(__file__).parents[2] / "configs" / "study"
 
 
@@ -32,6 +40,11 @@ def find_experiment(dataset: str) -> str:
     Raises:
         RunError: there is none.
     """
+    if not EXPERIMENTS.is_dir():
+        raise RunError(
+            f"the experiments in configs/study are not part of what is installed; to study dataset {dataset!r}, run "
+            "from a checkout or name an experiment with --config"
+        )
     file = EXPERIMENTS / f"{re.split('[/:]', dataset)[0]}.py"
     if not file.exists():
         raise RunError(
@@ -73,6 +86,9 @@ def run_study(settings: Settings, path: epath.PathLike, num_repeats: int) -> dic
             "config": settings,
             "twins": {twin.name: twin.model for twin in twins},
         }
+        baseline = create_model(num_classes=len(source.class_names), **twins[0].model)
+        chance = percent_by_guessing(source)
+        tell_shrinking(source, baseline.input_spec.size)
         workdir = _claim(path, plan)
         if jax.config.jax_compilation_cache_dir is None:
             # The repeats of a twin, and what is started again, compile once.
@@ -98,7 +114,9 @@ def run_study(settings: Settings, path: epath.PathLike, num_repeats: int) -> dic
         outcomes = _outcomes(workdir, settings, twins, num_repeats)
         study = {
             **_describe(settings, source, folds, [outcome.steps for outcome in outcomes[twins[0].name]]),
-            **find(twins, outcomes, memory, len(source.class_names)),
+            "chance": chance,
+            "first_stage": measure_first_stage(baseline),
+            **find(twins, outcomes, memory, chance),
         }
         write_atomically(workdir / "study.json", json.dumps(study, indent=2) + "\n")
         write_page(workdir, study)
@@ -108,6 +126,28 @@ def run_study(settings: Settings, path: epath.PathLike, num_repeats: int) -> dic
 def run_folder(workdir: epath.Path, twin: Twin, repeat: int) -> epath.Path:
     """Give the workdir of one training run."""
     return workdir / "runs" / twin.name / str(repeat)
+
+
+def percent_by_guessing(source: ImageSource) -> float:
+    """Give the top-1 of naming the largest class for every image, counted in at most 2,000 spread evenly."""
+    indices = np.linspace(0, len(source) - 1, min(len(source), MOST_LABELS)).astype(int)
+    labels = Counter()
+    for index in indices.tolist():
+        with contextlib.suppress(DataError):  # what config.data.bad_records is for
+            labels[source[index]["label"]] += 1
+    return 100 * max(labels.values()) / labels.total()
+
+
+def tell_shrinking(source: ImageSource, size: tuple[int, int]) -> None:
+    """Say so if the first image is larger than what the twins see; what cannot be read, training tells."""
+    with contextlib.suppress(DataError, OSError, Image.DecompressionBombError):
+        width, height = Image.open(io.BytesIO(source[0]["image"])).size
+        if height > size[0] or width > size[1]:
+            print(
+                f"the first image has {height}x{width} px; the twins see it at {size[0]}x{size[1]}, "
+                "config.model.img_size",
+                file=sys.stderr,
+            )
 
 
 def _config(settings: Settings, twin: Twin, repeat: int, splits: tuple[str, str]) -> Any:

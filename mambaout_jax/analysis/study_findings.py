@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from mambaout_jax.analysis.study_statistics import compare, detectable_difference, interval
+from mambaout_jax.analysis.study_statistics import compare, detectable_difference, holm, interval, p_value
 from mambaout_jax.analysis.study_twins import COMPARISONS, MIXERS, Twin
 from mambaout_jax.train import RunError
 
@@ -45,7 +45,7 @@ def read_outcome(folder: epath.Path, batch_size: int) -> Outcome:
 
 
 def find(
-    twins: Sequence[Twin], outcomes: Mapping[str, Sequence[Outcome]], memory: Mapping[str, int], num_classes: int
+    twins: Sequence[Twin], outcomes: Mapping[str, Sequence[Outcome]], memory: Mapping[str, int], chance: float
 ) -> dict[str, Any]:
     """Put together what study.json holds beside what was asked.
 
@@ -53,6 +53,7 @@ def find(
         twins: the one without an SSM first.
         outcomes: by the twins' names, one for each repeat.
         memory: bytes, by the twins' names.
+        chance: top-1 of guessing, in percent.
     """
     baseline, *_ = twins
     top1 = {twin.name: [outcome.top1 for outcome in outcomes[twin.name]] for twin in twins}
@@ -64,6 +65,11 @@ def find(
             if name in twin.comparisons
         ]
         comparisons.append({"name": name, "about": about, "verdict": _sum_up(differences), "differences": differences})
+    tested = [
+        difference for comparison in comparisons for difference in comparison["differences"] if difference["has_ssm"]
+    ]
+    holding = holm([p_value(difference["values"]) for difference in tested])
+    held = [difference["twin"] for difference, holds in zip(tested, holding, strict=True) if holds]
     described = [
         {
             "name": twin.name,
@@ -80,7 +86,8 @@ def find(
         for twin in twins
     ]
     return {
-        "answer": _answer(described, comparisons, num_classes),
+        "answer": _answer(described, comparisons, held, chance),
+        "held": held,
         "twins": described,
         "comparisons": comparisons,
     }
@@ -107,26 +114,37 @@ def _sum_up(differences: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _answer(twins: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]], num_classes: int) -> str:
+def _answer(
+    twins: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]], held: Sequence[str], chance: float
+) -> str:
     """Answer whether the data need an SSM: in words of what was told apart, and of what could have been."""
-    chance = 100 / num_classes
     if all(twin["accuracy"]["low"] <= chance for twin in twins):
         return (
-            f"No twin is told apart from guessing, which gives {chance:.2f} %: none learnt the task in this time, and "
-            "nothing can be said of the SSM."
+            f"No twin is told apart from guessing, which gives {chance:.2f} %, with {len(twins[0]['top1'])} repeats; "
+            "take more seeds. Nothing can be said of the SSM."
         )
     with_ssm = {
         comparison["name"]: [difference for difference in comparison["differences"] if difference["has_ssm"]]
         for comparison in comparisons
     }
     for name, size in (("matched", "with as many parameters"), ("removed", "with as many channels")):
-        better = [difference["title"] for difference in with_ssm[name] if difference["told_apart"] > 0]
+        better = [
+            difference["title"]
+            for difference in with_ssm[name]
+            if difference["told_apart"] > 0 and difference["twin"] in held
+        ]
         if better:
             answer = f"Better than convolution alone {size}: {' and '.join(better)}."
             more = " With as many parameters, no SSM is told apart from convolution alone as better."
             return answer if name == "matched" else answer + more
-    unseen = max(difference["detectable"] for differences in with_ssm.values() for difference in differences)
+    tested = [difference for differences in with_ssm.values() for difference in differences]
+    answer = "No SSM did better than convolution alone by more than chance explains."
+    if any(difference["told_apart"] > 0 for difference in tested):
+        answer += f" An SSM that is called better below is so by a test of its own, of which there are {len(tested)}."
+    unseen = [difference["detectable"] for difference in tested if difference["detectable"] is not None]
+    if not unseen:
+        return f"{answer} That does not show that none could: there is no spread to judge by."
     return (
-        "No SSM did better than convolution alone by more than chance explains. That does not show that none could: a "
-        f"true difference below {unseen:.2f} points might well go unseen here."
+        f"{answer} That does not show that none could: a true difference below {max(unseen):.2f} points might well go "
+        "unseen here."
     )

@@ -1,16 +1,15 @@
 """The page of a study: one self-contained HTML file that holds every number of study.json."""
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
-import jinja2
 from etils import epath
 from matplotlib.ticker import MaxNLocator
 
 from mambaout_jax.analysis.study_statistics import CONFIDENCE
-from mambaout_jax.analysis.study_table import COLUMNS, comparison_rows, percent, points
+from mambaout_jax.analysis.study_table import COLUMNS, clip, comparison_rows, percent, points
 from mambaout_jax.train.config import flatten_config
+from mambaout_jax.train.page import render
 from mambaout_jax.train.workdir import write_atomically
 
 # Of a picture, in units of its own: it is as wide as its column of the page.
@@ -19,13 +18,11 @@ WIDTH, MARGIN, ROW, TOP, BOTTOM = 480, 14, 44, 6, 44
 
 def write_page(workdir: epath.Path, study: Mapping[str, Any]) -> epath.Path:
     """Write study.html into a workdir, whole or not at all, and give its path."""
-    template = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).from_string(_read(__package__, "study.html.jinja"))
     num_differences = sum(len(comparison["differences"]) for comparison in study["comparisons"])
-    page = template.render(
+    page = render(
+        __package__,
+        "study.html.jinja",
         study=study,
-        style=_style(),
         workdir=str(workdir),
         columns=COLUMNS,
         comparisons=[_show(study, comparison) for comparison in study["comparisons"]],
@@ -40,16 +37,6 @@ def write_page(workdir: epath.Path, study: Mapping[str, Any]) -> epath.Path:
     return path
 
 
-def _read(package: str, name: str) -> str:
-    return resources.files(package).joinpath(name).read_text(encoding="utf-8")
-
-
-def _style() -> str:
-    """Take the look of the reports of runs."""
-    report = _read("mambaout_jax.train", "report.html.jinja")
-    return report[report.index("<style>") + len("<style>") : report.index("</style>")]
-
-
 def _words(model: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in flatten_config(model).items())
 
@@ -58,7 +45,7 @@ def _show(study: Mapping[str, Any], comparison: Mapping[str, Any]) -> dict[str, 
     """Give the rows of the table and the two pictures of a comparison."""
     twins = {twin["name"]: twin for twin in study["twins"]}
     shown = [study["twins"][0], *(twins[difference["twin"]] for difference in comparison["differences"])]
-    accuracy = [{"title": twin["title"], "values": twin["top1"], **twin["accuracy"]} for twin in shown]
+    accuracy = [{"title": twin["title"], "values": twin["top1"], **clip(twin["accuracy"])} for twin in shown]
     return {
         **comparison,
         "rows": comparison_rows(study, comparison),

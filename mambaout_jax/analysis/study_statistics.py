@@ -1,5 +1,6 @@
 """What repeats over the folds of a cross-validation can tell: intervals, and the differences that they could show."""
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -41,7 +42,12 @@ def interval(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-def detectable_difference(differences: Sequence[float]) -> float:
+def has_spread(values: Sequence[float]) -> bool:
+    """Tell whether values differ by more than rounding."""
+    return statistics.stdev(values) > 1e-9
+
+
+def detectable_difference(differences: Sequence[float]) -> float | None:
     """Give the smallest true difference that a study like this tells apart from none four times in five.
 
     (t of 1 - alpha / 2 + t of power) times the standard error of the paired differences, alpha = 5 %, power = 80 %,
@@ -49,7 +55,12 @@ def detectable_difference(differences: Sequence[float]) -> float:
 
     Reference: Bloom, Minimum Detectable Effects, Evaluation Review 19, 1995. By a non-central t, which it stands for,
     the figure is larger: by 16 % for 2 repeats, 5 % for 3, 2 % for 4.
+
+    Returns:
+        None where the differences are all the same, with no spread to judge by.
     """
+    if not has_spread(differences):
+        return None
     quantiles = stats.t.ppf([(1 + CONFIDENCE) / 2, POWER], len(differences) - 1)
     return quantiles.sum().item() * standard_error(differences)
 
@@ -59,7 +70,30 @@ def compare(differences: Sequence[float]) -> int:
 
     Differences that are all the same have no spread to be judged by, and tell nothing apart.
     """
-    low, high = interval(differences)[1:]
-    if high - low < 1e-9:  # percents that differ by less differ by rounding
+    if not has_spread(differences):
         return 0
+    _, low, high = interval(differences)
     return 1 if low > 0 else -1 if high < 0 else 0
+
+
+def p_value(differences: Sequence[float]) -> float:
+    """Give the two-sided p of paired differences by the same t; 1 where they have no spread."""
+    if not has_spread(differences):
+        return 1.0
+    t = abs(statistics.fmean(differences)) / standard_error(differences)
+    return 2 * stats.t.sf(t, len(differences) - 1).item()
+
+
+def holm(p_values: Sequence[float]) -> list[bool]:
+    """Tell which of several tests hold together, so that any wrong one is among them in at most 5 of 100 studies.
+
+    The smallest of m has to be at most alpha / m, the next alpha / (m - 1), and so on up to the first that is not.
+
+    Reference: Holm, A Simple Sequentially Rejective Multiple Test Procedure, Scand. J. Statist. 6, 1979.
+    """
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    held = itertools.takewhile(
+        lambda place: p_values[place[1]] * (len(order) - place[0]) <= 1 - CONFIDENCE, enumerate(order)
+    )
+    holding = {test for _, test in held}
+    return [test in holding for test in range(len(p_values))]

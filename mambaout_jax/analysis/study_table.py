@@ -19,7 +19,7 @@ COLUMNS = (
 
 def comparison_rows(study: Mapping[str, Any], comparison: Mapping[str, Any]) -> list[list[str]]:
     """Write a row for each model of a comparison, the one without an SSM first: a word for each of `COLUMNS`."""
-    twins = {twin["name"]: twin for twin in study["twins"]}
+    twins = {twin["name"]: twin | {"accuracy": clip(twin["accuracy"])} for twin in study["twins"]}
     differences = {difference["twin"]: difference for difference in comparison["differences"]}
     baseline = study["twins"][0]["name"]
     rows = []
@@ -32,7 +32,7 @@ def comparison_rows(study: Mapping[str, Any], comparison: Mapping[str, Any]) -> 
                 f"{percent(twin['accuracy']['low'])} to {percent(twin['accuracy']['high'])}",
                 points(difference["mean"]) if difference else "",
                 f"{points(difference['low'])} to {points(difference['high'])}" if difference else "",
-                percent(difference["detectable"]) if difference else "",
+                _detectable(difference["detectable"]) if difference else "",
                 f"{twin['params']:,}",
                 macs(twin["macs"]),
                 milliseconds(twin["step_seconds"]),
@@ -40,6 +40,11 @@ def comparison_rows(study: Mapping[str, Any], comparison: Mapping[str, Any]) -> 
             ]
         )
     return rows
+
+
+def clip(accuracy: Mapping[str, float]) -> dict[str, float]:
+    """Cut an interval of percents off where there are none: by t it may reach beyond 0 and 100."""
+    return {**accuracy, "low": max(accuracy["low"], 0.0), "high": min(accuracy["high"], 100.0)}
 
 
 def percent(value: float) -> str:
@@ -65,6 +70,10 @@ def milliseconds(seconds: float) -> str:
 def mebibytes(value: int) -> str:
     """Write a number of bytes."""
     return f"{value / 2**20:,.1f} MiB"
+
+
+def _detectable(value: float | None) -> str:
+    return "no spread to judge by" if value is None else percent(value)
 
 
 def _minus(text: str) -> str:

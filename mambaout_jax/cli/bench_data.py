@@ -5,7 +5,7 @@ import contextlib
 import json
 import math
 
-TAKES_CONFIG = True
+TAKES_CONFIG = "required"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

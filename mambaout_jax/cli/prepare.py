@@ -1,7 +1,6 @@
 """Write a dataset as ArrayRecord, the format that training reads: one of TFDS, ImageNet, or your own images."""
 
 import argparse
-import contextlib
 import shlex
 import statistics
 import sys
@@ -50,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         raise DataError(f"prepare {args.name} takes --data-dir alone; for images that you have, see prepare --help")
     workers = args.workers or count_cores()
     try:
-        with orderly_ending() if own else contextlib.nullcontext():
+        with orderly_ending():
             if args.name == "imagenet":
                 _report(prepare_imagenet(kinds[0], getattr(args, kinds[0]), args.data_dir, workers))
             elif args.name == "folder":

@@ -4,10 +4,8 @@ import argparse
 import json
 import os
 import re
-import sys
 
-CONFIG_REQUIRED = False
-TAKES_CONFIG = True
+TAKES_CONFIG = "optional"
 EPILOG = """\
 The experiment that the twins share is configs/study/DATASET.py where there is one; for another dataset, name one by
 --config. A study that was stopped goes on when the same command is given again."""
@@ -23,31 +21,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the study and print its tables; 3 if a loss was not finite, 75 if a signal came and it is to go on later."""
+    """Run the study and print its tables, or end with main.py's exit codes."""
     from mambaout_jax import train
     from mambaout_jax.analysis.study import find_experiment, run_study
 
     workdir = args.workdir or f"runs/study-{re.sub('[/:]+', '-', args.dataset)}"
-    experiment, changes = args.config or find_experiment(args.dataset), args.config_changes
-    if args.config or re.search(
-        "[/:]", args.dataset
-    ):  # else the experiment knows which of a dataset's configs it is of
-        changes = [*changes, f"--config.data.name={args.dataset}"]
-    config = train.read_config(experiment, changes)
+    experiment = args.config or find_experiment(args.dataset)
+    config = train.read_config(experiment, [*args.config_changes, f"--config.data.name={args.dataset}"])
     try:
         study = run_study(config.to_dict(), workdir, args.seeds)
-    except train.DivergedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 3
-    except train.StoppedError as error:
-        print(f"error: {error}; everything is saved, the same command goes on", file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        os._exit(os.EX_TEMPFAIL)  # a compilation that was left behind in a thread would crash an orderly exit
-    except (OSError, ValueError) as error:
-        if not train.is_full_disk(error):
-            raise
-        print(f"error: no space is left for {workdir}; make room, the same command goes on", file=sys.stderr)
-        return 1
+    except Exception as error:
+        return train.tell_ending(error, workdir)
     if args.json:
         print(json.dumps(study, indent=2))
     else:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Key
 from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.layers import Linear, parameter, uniform_within
 from mambaout_jax.models.model import Variables, draw_state
+from mambaout_jax.models.options import DTYPES, require_choice, require_counts, require_ratio
 from mambaout_jax.models.selective_ssm import SelectiveSSM
 
 
@@ -66,19 +67,9 @@ class MambaBlock:
         ssm: bool = True,
         dtype: str = "float32",
     ):
-        counts = {
-            "d_model": d_model,
-            "d_state": d_state,
-            "d_conv": d_conv,
-            "dt_rank": 1 if dt_rank is None else dt_rank,
-        }
-        for option, value in counts.items():
-            if not isinstance(value, int) or value < 1:
-                raise ModelError(f"{option} is {value!r}; a whole number of 1 and above is expected")
-        if not isinstance(expand, int | float) or int(expand * d_model) < 1:
-            raise ModelError(f"expand is {expand!r}; a number that leaves a channel of d_model {d_model} is expected")
-        if dtype not in ("float32", "bfloat16"):
-            raise ModelError(f"dtype is {dtype!r}; known are float32 and bfloat16")
+        require_counts(d_model=d_model, d_state=d_state, d_conv=d_conv, dt_rank=1 if dt_rank is None else dt_rank)
+        require_ratio("expand", expand, d_model)
+        require_choice("dtype", dtype, DTYPES)
         d_inner = int(expand * d_model)
         module = _Block(
             d_model,

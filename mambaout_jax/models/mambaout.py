@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Key
 from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.gated_cnn import GatedCNNBlock
 from mambaout_jax.models.layers import Conv2d, LayerNorm, Linear, activation, dropout
+from mambaout_jax.models.options import DTYPES, require_choice, require_counts, require_rates
 from mambaout_jax.ops import SCAN_ORDERS
 
 
@@ -133,20 +134,18 @@ class MambaOut(nnx.Module):
         dtype: str = "float32",
         remat: bool = False,
     ):
-        _check_sizes(num_classes, in_chans, depths, dims, kernel_size)
+        if not all(isinstance(sizes, tuple | list) and sizes for sizes in (depths, dims)) or len(depths) != len(dims):
+            raise ModelError(f"depths {depths} and dims {dims} have to be of one length, a number a stage")
+        require_counts(num_classes=num_classes, in_chans=in_chans, depths=depths, dims=dims, kernel_size=kernel_size)
+        if kernel_size % 2 == 0:
+            raise ModelError(f"kernel_size is {kernel_size}; an odd number is expected, so that the map keeps its size")
+        require_rates(drop_path_rate=drop_path_rate, drop_rate=drop_rate)
+        require_choice("downsample", downsample, ("conv", "conv_nf"))
+        require_choice("head_fn", head_fn, ("default", "norm_mlp"))
+        require_choice("token_mixer", token_mixer, ("conv", "conv_ssm"))
+        require_choice("scan_order", scan_order, tuple(SCAN_ORDERS))
+        require_choice("dtype", dtype, DTYPES)
         activation(act_layer)
-        for option, value, known in (
-            ("downsample", downsample, ("conv", "conv_nf")),
-            ("head_fn", head_fn, ("default", "norm_mlp")),
-            ("token_mixer", token_mixer, ("conv", "conv_ssm")),
-            ("scan_order", scan_order, tuple(SCAN_ORDERS)),
-            ("dtype", dtype, ("float32", "bfloat16")),
-        ):
-            if value not in known:
-                raise ModelError(f"{option} is {value!r}; known are {', '.join(known[:-1])} and {known[-1]}")
-        for option, rate in (("drop_path_rate", drop_path_rate), ("drop_rate", drop_rate)):
-            if not isinstance(rate, int | float) or not 0.0 <= rate < 1.0:
-                raise ModelError(f"{option} is {rate}; a probability from 0 up to, not including, 1 is expected")
         dtype = jnp.dtype(dtype)
         rates = iter(np.linspace(0.0, drop_path_rate, sum(depths)).tolist())
         self.stem = Stem(in_chans, dims[0], mid_norm=stem_mid_norm, act_layer=act_layer, dtype=dtype)
@@ -222,21 +221,3 @@ class MambaOut(nnx.Module):
         """Classify."""
         num_blocks = sum(len(stage.blocks) for stage in self.stages)
         return self.head(self.features(images, key)[-1], None if key is None else jax.random.fold_in(key, num_blocks))
-
-
-def _check_sizes(num_classes, in_chans, depths, dims, kernel_size):
-    if not all(isinstance(value, tuple | list) for value in (depths, dims)) or len(depths) != len(dims) or not depths:
-        raise ModelError(f"depths {depths} and dims {dims} have to be of one length, a number a stage")
-    for option, values in (
-        ("num_classes", [num_classes]),
-        ("in_chans", [in_chans]),
-        ("depths", depths),
-        ("dims", dims),
-        ("kernel_size", [kernel_size]),
-    ):
-        if not all(isinstance(value, int) for value in values):
-            raise ModelError(f"{option} is {values!r}; integers are expected")
-        if any(value < 1 for value in values):
-            raise ModelError(f"{option} holds {min(values)}; numbers of 1 and above are expected")
-    if kernel_size % 2 == 0:
-        raise ModelError(f"kernel_size is {kernel_size}; an odd number is expected, so that the map keeps its size")

@@ -172,8 +172,9 @@ def create_model(name: str, *, img_size: int | tuple[int, int] | None = None, **
 def _input_spec(
     variant: Variant, img_size: int | tuple[int, int] | None, in_chans: int, preparation: Mapping[str, Any]
 ) -> InputSpec:
-    size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size or (variant.size,) * 2)
-    if len(size) != 2 or min(size) < MIN_SIZE:
+    given = variant.size if img_size is None else img_size
+    size = tuple(given) if isinstance(given, tuple | list) else (given, given)
+    if len(size) != 2 or not all(isinstance(side, int) and side >= MIN_SIZE for side in size):
         raise ModelError(f"img_size is {img_size}; a side or (height, width) of at least {MIN_SIZE} px is expected")
     for statistic in ("mean", "std"):
         values = preparation.get(statistic, (0.5,) * in_chans)

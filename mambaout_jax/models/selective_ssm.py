@@ -43,7 +43,7 @@ class SelectiveSSM(nnx.Module):
     ) -> Float[Array, "b l d"]:
         x = x.astype(self.dtype)
         delta, B, C = self.project(x)
-        return selective_scan(x, delta, self._decay(), B, C, self.D[...], z, *self._delta_options(), reverse=reverse)
+        return selective_scan(x, delta, self._decay(), B, C, self.D[...], z, reverse=reverse, **self._step_size())
 
     def step(
         self, state: Float[Array, "b d n"], x: Float[Array, "b d"], z: Float[Array, "b d"] | None = None
@@ -51,7 +51,7 @@ class SelectiveSSM(nnx.Module):
         """Compute the output of the next place in a sequence, and the state after it."""
         x = x.astype(self.dtype)
         delta, B, C = self.project(x)
-        return selective_scan_step(state, x, delta, self._decay(), B, C, self.D[...], z, *self._delta_options())
+        return selective_scan_step(state, x, delta, self._decay(), B, C, self.D[...], z, **self._step_size())
 
     def project(
         self, x: Float[Array, "*batch d"]
@@ -65,8 +65,8 @@ class SelectiveSSM(nnx.Module):
     def _decay(self):
         return -jnp.exp(self.A_log[...])
 
-    def _delta_options(self):
-        return self.dt_proj.bias[...], True  # delta_bias, delta_softplus
+    def _step_size(self):
+        return {"delta_bias": self.dt_proj.bias[...], "delta_softplus": True}
 
 
 def scan_map(ssms: Sequence[SelectiveSSM], x: Float[Array, "b h w c"], scan_order: str) -> Float[Array, "b h w c"]:

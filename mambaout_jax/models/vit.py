@@ -25,6 +25,7 @@ from mambaout_jax.models.layers import (
     per_channel,
     uniform_within,
 )
+from mambaout_jax.models.options import DTYPES, require_choice, require_counts, require_rates, require_ratio
 from mambaout_jax.ops import product
 
 
@@ -152,17 +153,22 @@ class VisionTransformer(nnx.Module):
         dtype: str = "float32",
         remat: bool = False,
     ):
-        counts = {
-            "num_classes": num_classes,
-            "in_chans": in_chans,
-            "patch_size": patch_size,
-            "embed_dim": embed_dim,
-            "depth": depth,
-            "num_heads": num_heads,
-        }
-        _check_counts(counts)
-        _check_choices(class_token, global_pool, fc_norm, attention, dtype)
-        _check_ratios(mlp_ratio, embed_dim, drop_path_rate, drop_rate)
+        require_counts(
+            num_classes=num_classes,
+            in_chans=in_chans,
+            patch_size=patch_size,
+            embed_dim=embed_dim,
+            depth=depth,
+            num_heads=num_heads,
+        )
+        require_ratio("mlp_ratio", mlp_ratio, embed_dim)
+        require_rates(drop_path_rate=drop_path_rate, drop_rate=drop_rate)
+        require_choice("class_token", class_token, (True, False))
+        require_choice("global_pool", global_pool, ("token", "avg"))
+        require_choice("fc_norm", fc_norm, (None, True, False))
+        require_choice("attention", attention, ("full", "causal"))
+        require_choice("dtype", dtype, DTYPES)
+        _check_tokens(class_token, global_pool, attention)
         self.img_size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
         if any(side % patch_size for side in self.img_size):
             raise ModelError(f"img_size is {img_size}; multiples of patch_size {patch_size} are expected")
@@ -255,22 +261,7 @@ class VisionTransformer(nnx.Module):
         return x if self.cls_token is None else x[:, 1:]
 
 
-def _check_counts(counts):
-    for option, value in counts.items():
-        if not isinstance(value, int) or value < 1:
-            raise ModelError(f"{option} is {value!r}; a whole number above 0 is expected")
-
-
-def _check_choices(class_token, global_pool, fc_norm, attention, dtype):
-    for option, value, known in (
-        ("class_token", class_token, (True, False)),
-        ("global_pool", global_pool, ("token", "avg")),
-        ("fc_norm", fc_norm, (None, True, False)),
-        ("attention", attention, ("full", "causal")),
-        ("dtype", dtype, ("float32", "bfloat16")),
-    ):
-        if value not in known:
-            raise ModelError(f"{option} is {value!r}; known are {' and '.join(map(str, known))}")
+def _check_tokens(class_token, global_pool, attention):
     if global_pool == "token" and not class_token:
         raise ModelError("global_pool is 'token' and class_token is False; there is none: set global_pool='avg'")
     if global_pool == "token" and attention == "causal":
@@ -278,11 +269,3 @@ def _check_choices(class_token, global_pool, fc_norm, attention, dtype):
             "attention is 'causal' and global_pool is 'token'; the class token comes first and sees itself alone, so "
             "that the logits would ignore the image: set global_pool='avg'"
         )
-
-
-def _check_ratios(mlp_ratio, embed_dim, drop_path_rate, drop_rate):
-    if not isinstance(mlp_ratio, int | float) or int(mlp_ratio * embed_dim) < 1:
-        raise ModelError(f"mlp_ratio is {mlp_ratio!r}; a number above 0 is expected")
-    for option, rate in (("drop_path_rate", drop_path_rate), ("drop_rate", drop_rate)):
-        if not isinstance(rate, int | float) or not 0.0 <= rate < 1.0:
-            raise ModelError(f"{option} is {rate!r}; a number from 0 up to but not 1 is expected")

@@ -40,27 +40,26 @@ State = Float[Array, "b n d"]
 Run = Callable[[Fixed, State, Along], tuple[State, Array]]
 
 
+# Gives (u, delta, A, B, C, state) in one dtype: u and delta (b, l, d), A (d, n), B and C (b, l, g, n) or (d, n), state
+# (b, d, n).
+Prepare = Callable[..., tuple[Array, Array, Array, Array, Array, Array]]
+
+
 def recurrence(
-    u: Float[Array, "b l d"],
-    delta: Float[Array, "b l d"],
-    A: Float[Array, "d n"],
-    B: Float[Array, "b l g n"] | Float[Array, "d n"],
-    C: Float[Array, "b l g n"] | Float[Array, "d n"],
-    state: Float[Array, "b d n"],
-    *,
-    impl: str,
+    prepare: Prepare, *arguments: Array | None, impl: str
 ) -> tuple[Float[Array, "b l d"], Float[Array, "b d n"]]:
-    """Compute y and the last state, all in the dtype of the arguments.
+    """Compute y and the last state of what `prepare` makes of the arguments.
 
     Args:
+        prepare: called again in the backward pass of "auto", which saves the arguments and not what is made of them.
         impl: as `selective_scan` has it.
     """
-    inputs = (u, delta, A, B, C, state)
     if impl == "auto":
-        return _auto(*inputs)
+        return _auto(prepare, *arguments)
+    inputs = prepare(*arguments)
     if impl == "chunked":
         last, y = scan_recomputed(_associative, *_chunks(*inputs))
-        return _joined(y, u), last.transpose(0, 2, 1)
+        return _joined(y, inputs[0]), last.transpose(0, 2, 1)
     run = {"sequential": _sequential, "associative": _associative}[impl]
     last, y = run(*_time_major(*inputs))
     return jnp.moveaxis(y, 0, 1), last.transpose(0, 2, 1)
@@ -144,32 +143,33 @@ def _loop(fixed: Fixed, state: State, along: Along) -> tuple[State, Array]:
 
 # As in `depthwise_conv2d`, the choice of platform stands inside the VJP: a choice that is differentiated keeps the
 # residuals of all its branches.
-@jax.custom_vjp
-def _auto(u, delta, A, B, C, state):
-    return _auto_fwd(u, delta, A, B, C, state)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _auto(prepare, *arguments):
+    return _auto_fwd(prepare, *arguments)[0]
 
 
-def _auto_fwd(*inputs):
-    forms = {"cpu": partial(_forward, _loop), "default": partial(_forward, _associative)}
-    if _fits_kernels(*inputs):
-        forms["tpu"] = partial(recurrence_tpu.forward, shape=chunk_shape(inputs[0].shape[1]))
-    y, last, borders = lax.platform_dependent(*inputs, **forms)
-    return (y, last), (inputs, borders)
+def _auto_fwd(prepare, *arguments):
+    inputs = prepare(*arguments)
+    y, last, borders = _by_platform(inputs, (), _forward, recurrence_tpu.forward)
+    return (y, last), (arguments, borders)
 
 
-def _auto_bwd(residuals, cotangents):
-    inputs, borders = residuals
-    forms = {"cpu": partial(_backward, _loop), "default": partial(_backward, _associative)}
-    if _fits_kernels(*inputs):
-        forms["tpu"] = partial(recurrence_tpu.backward, shape=chunk_shape(inputs[0].shape[1]))
-    return lax.platform_dependent(*inputs, borders, *cotangents, **forms)
-
-
-def _fits_kernels(u, delta, A, B, C, state) -> bool:
-    return B.ndim == C.ndim == 4 and u.dtype == jnp.float32 and recurrence_tpu.fits(A.shape[1])
+def _auto_bwd(prepare, residuals, cotangents):
+    arguments, borders = residuals
+    inputs, to_arguments = jax.vjp(prepare, *arguments)
+    return to_arguments(_by_platform(inputs, (borders, *cotangents), _backward, recurrence_tpu.backward))
 
 
 _auto.defvjp(_auto_fwd, _auto_bwd)
+
+
+def _by_platform(inputs, others, general, kernels):
+    """Run the form of the platform that the program is lowered for; kernels take float32, and no constant B or C."""
+    u, _, A, B, C, _ = inputs
+    forms = {"cpu": partial(general, _loop), "default": partial(general, _associative)}
+    if u.size and B.ndim == C.ndim == 4 and u.dtype == jnp.float32 and recurrence_tpu.fits(A.shape[1]):
+        forms["tpu"] = partial(kernels, shape=chunk_shape(u.shape[1]))
+    return lax.platform_dependent(*inputs, *others, **forms)
 
 
 def _forward(run: Run, *inputs):
@@ -210,4 +210,4 @@ def chunk_shape(length: int) -> tuple[int, int]:
 
 
 def _joined(y: Float[Array, "chunks steps b d"], u: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
-    return jnp.moveaxis(y.reshape(-1, *y.shape[2:])[: u.shape[1]], 0, 1)
+    return jnp.moveaxis(lax.collapse(y, 0, 2)[: u.shape[1]], 0, 1)

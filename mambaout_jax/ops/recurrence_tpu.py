@@ -6,6 +6,7 @@ come as columns, a lane a step, that are broadcast along lanes. No array has an 
 the scratch in which the backward kernel keeps the states of its chunk.
 """
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -18,8 +19,9 @@ from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float
 
 LANES, ROWS = 128, 8
-# States times channels of a block: in float32, a chunk of their states takes 3 of the 16 MiB that a kernel may use.
-_BLOCK = 6144
+# States times channels of a block, wished and at most: in float32 a chunk of such states takes 3 and 6 MiB of the 16
+# that a kernel may use.
+_BLOCK, _LARGEST = 6144, 12288
 
 
 class Sizes(NamedTuple):
@@ -50,8 +52,9 @@ class Sizes(NamedTuple):
 
 
 def fits(num_states: int) -> bool:
-    """Tell whether a chunk of this many states a channel fits a kernel's memory."""
-    return num_states * LANES <= 2 * _BLOCK
+    """Tell whether kernels can run: a chunk of this many states a channel fits, and no mesh has axes in types."""
+    kinds = jax.sharding.get_abstract_mesh().axis_types
+    return num_states * LANES <= _LARGEST and AxisType.Explicit not in kinds
 
 
 def kernel_sizes(batch: int, chunks: int, steps: int, channels: int, groups: int, states: int) -> Sizes:
@@ -131,8 +134,9 @@ def _for_each_device(run, batch: int):
     axes = tuple(name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto)
     if not axes:
         return run
-    divides = batch % mesh.size == 0
-    rows, whole = PartitionSpec(axes if divides else None), PartitionSpec()
+    while batch % math.prod(mesh.shape[axis] for axis in axes):
+        axes = axes[:-1]
+    rows, whole = PartitionSpec(axes or None), PartitionSpec()
 
     def sharded(inputs, *others):
         specs = (rows, rows, whole, rows, rows, rows)

@@ -1,7 +1,7 @@
 """Orders in which a sequence model reads a map.
 
 A direction reads the rows of a map, or its columns, one after the other, forwards or backwards. Columns are a
-transpose, and backwards is left to the scan (`selective_scan(reverse=True)`): nothing is gathered or flipped.
+transpose, and backwards is left to the scan (`selective_scan(reverse=True)`): nothing is gathered.
 
 Reference: row by row in both directions, Zhu et al., Vision Mamba, 2024; in all four, Liu et al., VMamba, 2024.
 """

@@ -5,6 +5,7 @@ of `selective_scan_ref` of github.com/state-spaces/mamba at e9594ce1, channels l
 """
 
 from collections.abc import Mapping
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -46,17 +47,25 @@ def selective_scan(
         return_last_state: give (y, h after the last step that is run).
         impl: "sequential" is a loop over steps; "associative" composes all steps in a tree, with (b, l, d, n) in
             memory; "chunked" does so inside of chunks and loops over them, with a VJP that computes the states inside
-            of chunks again; "auto" is the fastest of the platform that the program is lowered for, with the memory
-            of "chunked". The last two have no forward-mode derivative.
+            of chunks again. "auto" has such a VJP in every program: in one for a TPU kernels run the chunks, for a CPU
+            loops do, for others it is "chunked". The last two have no forward-mode derivative.
 
     Raises:
-        ValueError: an argument's shape does not fit, the sequence is empty, `A` is positive, or `impl` is unknown.
-            Under `jax.debug_nans(True)`, which costs a look at all values, also if `delta` is not finite.
+        ValueError: an argument's type or shape does not fit, the sequence is empty, `A` is positive (where it is known
+            when the program is traced), or `impl` is unknown.
+        Exception: under `jax.debug_nans(True)`, which costs a look at all values: `delta` is not finite or `A`
+            positive. Which one depends on what runs the program.
     """
     if impl not in IMPLS:
         raise ValueError(f"impl is {impl!r}; {', '.join(map(repr, IMPLS))} is expected")
-    if u.ndim != 3 or 0 in u.shape:
-        raise ValueError(f"u has shape {u.shape}; (b, l, d) without an empty axis is expected")
+    given = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
+    for name, x in (given | {"initial_state": initial_state}).items():
+        if x is not None and not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"{name} is {x.dtype}; real numbers of a floating-point type are expected")
+    if u.ndim != 3 or 0 in u.shape[1:]:
+        raise ValueError(f"u has shape {u.shape}; (b, l, d) of at least one step and channel is expected")
+    if A.ndim != 2 or not A.shape[1]:
+        raise ValueError(f"A has shape {A.shape}; (d, n) with at least one state is expected")
     batch, length, channels = u.shape
     states = A.shape[-1]
     _check_shapes(
@@ -65,17 +74,13 @@ def selective_scan(
         | {"initial_state": (initial_state, (batch, channels, states))}
     )
     _check_values(A, delta)
-    dtype = jnp.dtype("float64" if u.dtype == jnp.float64 else "float32")
-    B, C = (_grouped(name, x, (batch, length), channels, states).astype(dtype) for name, x in (("B", B), ("C", C)))
+    B, C = (_grouped(name, x, (batch, length), channels, states) for name, x in (("B", B), ("C", C)))
     if B.ndim == C.ndim == 4 and B.shape != C.shape:
         raise ValueError(f"B has {B.shape[2]} groups and C {C.shape[2]}; as many are expected")
-    inputs = [x.astype(dtype) for x in (u, _step_sizes(delta, delta_bias, delta_softplus, dtype))]
-    if reverse:
-        inputs, (B, C) = [jnp.flip(x, 1) for x in inputs], (jnp.flip(x, 1) if x.ndim == 4 else x for x in (B, C))
-    if initial_state is None:
-        initial_state = jnp.zeros((batch, channels, states), dtype)
-    y, last = recurrence(*inputs, A.astype(dtype), B, C, initial_state.astype(dtype), impl=impl)
-    y = _output(jnp.flip(y, 1) if reverse else y, u, D, z)
+    prepare = partial(_prepare, delta_softplus=delta_softplus, reverse=reverse)
+    y, last = recurrence(prepare, u, delta, A, B, C, delta_bias, initial_state, impl=impl)
+    # Checkpointed, so that for the backward pass the arguments are kept, and not each array on the way from them.
+    y = jax.checkpoint(_output)(jnp.flip(y, 1) if reverse else y, u, D, z)
     return (y, last) if return_last_state else y
 
 
@@ -113,14 +118,20 @@ def selective_scan_step(
     return y[:, 0], state
 
 
-def _step_sizes(
-    delta: Float[Array, "b l d"], bias: Float[Array, " d"] | None, softplus: bool, dtype: jnp.dtype
-) -> Float[Array, "b l d"]:
-    """Add the bias and make the step sizes positive by softplus."""
-    delta = delta.astype(dtype)
-    if bias is not None:
-        delta = delta + bias.astype(dtype)[None, None]
-    return jax.nn.softplus(delta) if softplus else delta
+def _prepare(u, delta, A, B, C, delta_bias, state, *, delta_softplus, reverse):
+    """Give what `recurrence` runs, in the order in which it runs it."""
+    dtype = jnp.dtype("float64" if u.dtype == jnp.float64 else "float32")
+    u, delta, A, B, C = (x.astype(dtype) for x in (u, delta, A, B, C))
+    # Zeros of the product, so that they are distributed over devices as it is.
+    state = jnp.zeros_like(u[:, 0, :, None] * A[None]) if state is None else state.astype(dtype)
+    if delta_bias is not None:
+        delta = delta + delta_bias.astype(dtype)[None, None]
+    if delta_softplus:
+        delta = jax.nn.softplus(delta)
+    if reverse:
+        u, delta = jnp.flip(u, 1), jnp.flip(delta, 1)
+        B, C = (jnp.flip(x, 1) if x.ndim == 4 else x for x in (B, C))
+    return u, delta, A, B, C, state
 
 
 def _output(y, u, D, z):
@@ -155,12 +166,18 @@ def _check_shapes(arguments: Mapping[str, tuple[Array | None, tuple[int, ...]]])
 
 
 def _check_values(A: Array, delta: Array) -> None:
-    if not isinstance(A, jax.core.Tracer) and (positive := int((np.asarray(A) > 0).sum())):
-        raise ValueError(f"A holds {positive} positive values, whose states would grow; A = -exp(A_log) is expected")
+    if not isinstance(A, jax.core.Tracer):
+        _check_decay(A)
     if jax.config.jax_debug_nans:
-        jax.debug.callback(_check_finite, delta)
+        jax.debug.callback(_check_now, A, delta)
 
 
-def _check_finite(delta: Array) -> None:
+def _check_now(A: Array, delta: Array) -> None:
+    _check_decay(A)
     if bad := int((~np.isfinite(np.asarray(delta, np.float32))).sum()):
         raise ValueError(f"delta holds {bad} values that are not finite")
+
+
+def _check_decay(A: Array) -> None:
+    if positive := int((np.asarray(A, np.float32) > 0).sum()):
+        raise ValueError(f"A holds {positive} positive values, whose states would grow; A = -exp(A_log) is expected")

@@ -1,10 +1,8 @@
 """Training: from a config to weights, scores and a page that shows them."""
 
-from mambaout_jax.convert import ConvertError
-from mambaout_jax.data import DataError, WorkerDiedError
-from mambaout_jax.models import ModelError
+from mambaout_jax.data import WorkerDiedError
 from mambaout_jax.train.config import explain_flags, read_config
-from mambaout_jax.train.errors import DivergedError, RunError, StoppedError, is_full_disk
+from mambaout_jax.train.errors import USER_ERRORS, DivergedError, RunError, StoppedError, tell_ending
 from mambaout_jax.train.evaluation import evaluate
 from mambaout_jax.train.exchange import export_weights, import_weights
 from mambaout_jax.train.inputs import open_batches
@@ -12,9 +10,6 @@ from mambaout_jax.train.loop import train
 from mambaout_jax.train.report import write_report
 from mambaout_jax.train.scores import format_scores
 from mambaout_jax.train.workdir import Run, load_run
-
-# What a person typed wrong: to be told in one sentence, without a traceback.
-USER_ERRORS = (RunError, DataError, ModelError, ConvertError)
 
 __all__ = [
     "USER_ERRORS",
@@ -28,10 +23,10 @@ __all__ = [
     "export_weights",
     "format_scores",
     "import_weights",
-    "is_full_disk",
     "load_run",
     "open_batches",
     "read_config",
+    "tell_ending",
     "train",
     "write_report",
 ]

@@ -1,4 +1,13 @@
-"""How a run can end other than by finishing."""
+"""How a run can end other than by finishing, and how a program tells so."""
+
+import os
+import sys
+
+from etils import epath
+
+from mambaout_jax.convert import ConvertError
+from mambaout_jax.data import DataError, WorkerDiedError
+from mambaout_jax.models import ModelError
 
 
 class RunError(ValueError):
@@ -13,6 +22,36 @@ class StoppedError(Exception):
     """Report that a signal stopped the run after everything worth keeping was saved."""
 
 
+# What a person typed wrong: to be told in one sentence, without a traceback.
+USER_ERRORS = (RunError, DataError, ModelError, ConvertError)
+
+
+def tell_ending(error: Exception, workdir: epath.PathLike) -> int:
+    """Tell in one sentence why a run ended before its end, and give the exit code that says so.
+
+    After a signal the process ends here. What is no known way to end is raised again.
+    """
+    if isinstance(error, StoppedError):
+        _complain(f"{error}; everything is saved, the same command goes on", os.EX_TEMPFAIL)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(os.EX_TEMPFAIL)  # a compilation that was left behind in a thread would crash an orderly exit
+    if isinstance(error, USER_ERRORS):
+        return _complain(str(error), 2)
+    if isinstance(error, DivergedError):
+        return _complain(str(error), 3)
+    if isinstance(error, WorkerDiedError):
+        return _complain(str(error), 1)
+    if isinstance(error, OSError | ValueError) and is_full_disk(error):
+        return _complain(f"no space is left for {workdir}; make room, the same command goes on", 1)
+    raise error
+
+
 def is_full_disk(error: Exception) -> bool:
     """Tell whether what was raised means that no space is left: by the words, since tensorstore has no errno."""
     return any(words in str(error) for words in ("No space left on device", "Disk quota exceeded"))
+
+
+def _complain(sentence: str, code: int) -> int:
+    print(f"error: {sentence}", file=sys.stderr)
+    return code

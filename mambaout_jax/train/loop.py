@@ -6,30 +6,25 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
-import optax
 from etils import epath
 from ml_collections import ConfigDict
 
 from mambaout_jax import parallel
 from mambaout_jax.data import DataError, WorkerDiedError, open_source
-from mambaout_jax.models import Model
-from mambaout_jax.train.batch import accumulation_steps, describe_batch
+from mambaout_jax.train.batch import describe_batch
 from mambaout_jax.train.checkpoint import Checkpoints
 from mambaout_jax.train.config import check_config, flatten_config
 from mambaout_jax.train.errors import RunError, StoppedError
 from mambaout_jax.train.evaluation import Evaluator
-from mambaout_jax.train.inputs import steps_per_epoch, training_batches
+from mambaout_jax.train.inputs import training_batches
 from mambaout_jax.train.metrics import MetricWriter, StepLog
-from mambaout_jax.train.mixing import Augmentation
-from mambaout_jax.train.optim import Schedule, adamw, warmup_cosine
 from mambaout_jax.train.pretrained import load_start, start_variables
+from mambaout_jax.train.program import training_program
 from mambaout_jax.train.recipe import departures
 from mambaout_jax.train.report import write_report
 from mambaout_jax.train.scores import describe_view
 from mambaout_jax.train.signals import StopSignals
-from mambaout_jax.train.state import TrainState, init_progress, init_state, start_from
-from mambaout_jax.train.step import make_train_step
+from mambaout_jax.train.state import init_progress, start_from
 from mambaout_jax.train.trace import StepTrace
 from mambaout_jax.train.workdir import (
     build_model,
@@ -61,43 +56,26 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
     model = build_model(config, len(source.class_names))
     mesh = parallel.make_mesh()
     sharding, replicated = parallel.batch_sharding(mesh), parallel.replicated(mesh)
-    # timm mixes bytes; what is fast leaves the sums as they are.
-    augmentation = Augmentation(**config.augment, round_mixed=config.data.pipeline == "exact")
-    epoch_steps = steps_per_epoch(config, source)
-    mixing_group = augmentation.mixup_group if augmentation.mixes else 1
-    parts = accumulation_steps(config.batch_size, mesh.size, config.device_batch_size, mixing_group)
-    num_steps = config.num_epochs * epoch_steps
-    eval_every = config.eval_every_epochs * epoch_steps
 
     # How a step computes.
-    schedule, optimizer = build_optimizer(config, model, epoch_steps)
+    program = training_program(config, model, source, mesh)
+    epoch_steps = program.epoch_steps
+    num_steps = config.num_epochs * epoch_steps
+    eval_every = config.eval_every_epochs * epoch_steps
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     step_key = jax.device_put(step_key, replicated)
-
-    def draw_state(key: jax.Array) -> TrainState:
-        return init_state(model, optimizer, key, ema=config.optim.ema_decay is not None)
-
-    abstract_state = parallel.abstract(draw_state, init_key, sharding=replicated)
-    train_step = make_train_step(
-        model,
-        optimizer,
-        schedule,
-        augmentation,
-        accumulation_steps=parts,
-        ema_decay=config.optim.ema_decay,
-    )
 
     with StopSignals() as stop, jax.set_mesh(mesh), contextlib.ExitStack() as cleanup:
         # Where it is kept, and where it goes on.
         workdir = claim_workdir(path, config)
         checkpoints = Checkpoints(workdir / "checkpoints")
         cleanup.callback(checkpoints.close)
-        state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract_state))
+        state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(program.state))
         # Four at a time: the latest two, the best, and one that is being written.
         check_space(workdir, state_bytes * max(4 - len(checkpoints.steps()), 1))
-        restored = checkpoints.restore_state(abstract_state)
+        restored = checkpoints.restore_state(program.state)
         if restored is None:
-            state = jax.jit(draw_state, out_shardings=replicated)(init_key)
+            state = jax.jit(program.draw_state, out_shardings=replicated)(init_key)
             step, evaluated = 0, False
             origin = ""
             if config.init_from is not None:
@@ -131,7 +109,7 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
         writer = MetricWriter(workdir, num_steps=num_steps, first_step=step, steps_per_epoch=epoch_steps)
         cleanup.callback(writer.close)
         num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.variables["params"]))
-        how = describe_batch(config.batch_size, mesh.size, parts)
+        how = describe_batch(config.batch_size, mesh.size, program.parts)
         writer.say(
             f"{model.name}, {num_parameters:,} parameters, on {mesh.size} x {jax.devices()[0].device_kind}; "
             f"{len(source):,} training and {len(validation):,} validation images of {source.name}; "
@@ -160,15 +138,7 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
 
         try:
             # Ahead of time, so that there is one program each for training and for evaluation.
-            batch_shape = (config.batch_size, *model.input_spec.size, model.in_chans)
-            abstract_batch = {
-                "image": jax.ShapeDtypeStruct(batch_shape, np.uint8, sharding=sharding),
-                "label": jax.ShapeDtypeStruct(batch_shape[:1], np.int32, sharding=sharding),
-            }
-            lowered = jax.jit(train_step, donate_argnums=0, out_shardings=replicated).lower(
-                abstract_state, log.progress, abstract_batch, step_key
-            )
-            run_step = stop.interruptible(lowered.compile)
+            run_step = stop.interruptible(program.lower(log.progress, step_key).compile)
             evaluator = Evaluator(config, model, validation, sharding=sharding, stop=stop)
             host_batches = training_batches(config, model, source, start_step=step)
             cleanup.callback(host_batches.close)
@@ -226,30 +196,3 @@ def _check_dataset(config: ConfigDict, metadata: dict[str, Any], fingerprint: st
             f"the run was trained on other records of {metadata['dataset']} than config.data gives now; go on with "
             "these by --config.resume=any"
         )
-
-
-def build_optimizer(
-    config: ConfigDict, model: Model, steps_per_epoch: int
-) -> tuple[Schedule, optax.GradientTransformation]:
-    """Build the schedule and the optimizer that a config describes."""
-    optim = config.optim
-    schedule = warmup_cosine(
-        learning_rate=optim.learning_rate,
-        warmup_learning_rate=optim.warmup_learning_rate,
-        min_learning_rate=optim.min_learning_rate,
-        warmup_epochs=optim.warmup_epochs,
-        cooldown_epochs=optim.cooldown_epochs,
-        num_epochs=config.num_epochs,
-        steps_per_epoch=steps_per_epoch,
-        per_epoch=optim.schedule == "per_epoch",
-    )
-    optimizer = adamw(
-        schedule,
-        weight_decay=optim.weight_decay,
-        b1=optim.b1,
-        b2=optim.b2,
-        eps=optim.eps,
-        clip_grad_norm=optim.clip_grad_norm,
-        no_decay=model.no_decay,
-    )
-    return schedule, optimizer

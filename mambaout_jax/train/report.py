@@ -5,15 +5,14 @@ import json
 import math
 import statistics
 import zipfile
-from importlib import resources
 from typing import Any
 
-import jinja2
 import numpy as np
 from etils import epath
 
 from mambaout_jax.train.config import flatten_config
 from mambaout_jax.train.errors import RunError
+from mambaout_jax.train.page import render
 from mambaout_jax.train.report_pictures import WEIGHTS, make_confusion, make_curves, make_gallery
 from mambaout_jax.train.workdir import write_atomically
 
@@ -49,10 +48,9 @@ def _render(workdir: epath.Path) -> str:
     predictions = _read_predictions(workdir)
     names = [str(name) for name in environment.get("class_names", ())]
     data = config.get("data", {})
-    template = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).from_string(resources.files(__package__).joinpath("report.html.jinja").read_text(encoding="utf-8"))
-    return template.render(
+    return render(
+        __package__,
+        "report.html.jinja",
         model=config.get("model", {}).get("name", "A model"),
         dataset=data.get("name", environment.get("dataset", "an unnamed dataset")),
         split=data.get("validation_split", "validation"),

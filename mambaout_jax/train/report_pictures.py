@@ -106,7 +106,10 @@ def _draw(lines: list[Series], name: str, size: tuple[float, float]) -> Markup:
             marker = "o" if len(line.epochs) == 1 else None
             label = f"{line.label}  {line.values[-1]:#.4g}"
             axes.plot(line.epochs, line.values, label=label, marker=marker, **STYLES[line.style])
-        _restrain(axes)
+        restrain(axes, "epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.get_offset_text().set_color(GREY)
         if lines[0].style == "alone":
             axes.set_ylim(bottom=0)
         if len(lines) > 1:
@@ -116,16 +119,14 @@ def _draw(lines: list[Series], name: str, size: tuple[float, float]) -> Markup:
     return adapt_svg(svg.getvalue(), name.lower().replace(" ", "-"))
 
 
-def _restrain(axes: Axes) -> None:
+def restrain(axes: Axes, across: str) -> None:
+    """Leave of a plot's frame what is needed, in the page's colours, and say what runs across."""
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(GREY)
     axes.grid(axis="y", color=RULE, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(length=0, labelcolor=GREY)
-    axes.set_xlabel("epoch", color=GREY)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.yaxis.get_offset_text().set_color(GREY)
+    axes.tick_params(which="both", length=0, labelcolor=GREY)
+    axes.set_xlabel(across, color=GREY)
 
 
 def adapt_svg(svg: str, name: str) -> Markup:

@@ -7,7 +7,7 @@ from PIL import Image
 
 import mambaout_jax as mo
 from mambaout_jax.analysis import formulas, ssm_need_page
-from mambaout_jax.analysis.ssm_need import TASKS, analyze, judge
+from mambaout_jax.analysis.ssm_need import TASKS, analyze, answer, judge
 from mambaout_jax.models import ModelError
 from mambaout_jax.train import RunError
 
@@ -38,6 +38,46 @@ def test_a_model_has_a_row_for_each_stage_at_its_own_size():
     assert [(row["channels"], row["stride"]) for row in analysis["rows"]] == list(map(tuple, model.feature_info))
     assert {(row["height"], row["width"], row["task"]) for row in analysis["rows"]} == {(160, 160, None)}
     assert [row["tokens"] for row in analysis["rows"]] == [1600, 400, 100, 25]
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "sentence"),
+    [
+        (["short"], "Short: no SSM needed."),
+        (["near", "near"], "Near the threshold: worth exploring."),
+        (["long"], "Long: an SSM is worth exploring."),
+        (["near", "short"], "Near the threshold in some places: worth exploring there."),
+        (["short", "long", "near"], "Long in some places: an SSM is worth exploring there."),
+        (["long", "short"], "Long in some places: an SSM is worth exploring there."),
+    ],
+)
+def test_strongest_verdict_decides_the_answer(verdicts, sentence):
+    assert answer(verdicts) == sentence
+
+
+def test_gated_cnn_is_counted_as_the_model_has_it_and_as_published_for_others():
+    plain = {"kernel_size": 7, "expansion_ratio": 8 / 3, "conv_ratio": 1.0}
+    for model, options in (
+        ("mambaout_base_wide_rw", {**plain, "expansion_ratio": 3.0, "conv_ratio": 1.5}),
+        ("mambaout_femto", plain),
+        ("vit_tiny_patch16_224", plain),
+        (None, plain),
+    ):
+        analysis = analyze(model, size=(64, 64))
+        assert analysis["gated cnn"] == options
+        for row in analysis["rows"]:
+            terms = formulas.gated_cnn_block_flops(row["channels"], row["tokens"], **options)
+            assert row["flops"]["gated cnn"] == {"total": sum(terms.values()), **terms}
+
+
+def test_page_tells_and_draws_the_gated_cnn_of_the_model(tmp_path):
+    names = ("mambaout_base_wide_rw", "mambaout_base")
+    wide, plain = (ssm_need_page.write_page(analyze(name, size=(64, 64)), tmp_path / name) for name in names)
+    assert (
+        "hidden width 3.00 D, 7 \N{MULTIPLICATION SIGN} 7 depthwise convolution of 1.5 D channels" in wide.read_text()
+    )
+    assert "hidden width 2.67 D, 7 \N{MULTIPLICATION SIGN} 7 depthwise convolution of 1 D channels" in plain.read_text()
+    assert (wide.parent / "flops_128.png").read_bytes() != (plain.parent / "flops_128.png").read_bytes()
 
 
 def test_size_and_task_set_the_images():
@@ -99,6 +139,7 @@ def test_page_is_the_same_each_time_and_shows_lengths_beyond_its_usual_axis(tmp_
     [
         ({"task": "imagenet"}, "Short: no SSM needed."),
         ({"size": (4096, 4096)}, "Long: an SSM is worth exploring."),
+        ({"model": "mambaout_femto", "size": (64, 64)}, "Near the threshold in some places: worth exploring there."),
     ],
 )
 def test_page_answers_first(tmp_path, arguments, answer):

@@ -6,6 +6,7 @@ import runpy
 
 import pytest
 
+from mambaout_jax.analysis.ssm_need import measure_first_stage
 from mambaout_jax.train.config import check_config, flatten_config
 from mambaout_jax.train.workdir import build_model
 from tests.analysis.study_runs import EXPERIMENT
@@ -24,6 +25,15 @@ def load(name):
 def test_every_experiment_is_whole_and_builds_its_model(name):
     check_config(load(name))
     assert "token_mixer" in build_model(load(name), 10).options
+
+
+@pytest.mark.parametrize(("name", "verdict"), [("digits", "short"), ("pathfinder", "long")])
+def test_both_of_the_paper_s_hypotheses_have_an_experiment(name, verdict):
+    assert measure_first_stage(build_model(load(name), 2))["verdict"] == verdict
+
+
+def test_an_experiment_is_of_the_dataset_that_it_is_named_after():
+    assert {name: load(name).data.name for name in NAMES} == {name: name for name in NAMES}
 
 
 @pytest.mark.parametrize("name", NAMES)

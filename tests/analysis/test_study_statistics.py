@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from mambaout_jax.analysis.study_statistics import compare, detectable_difference, interval, standard_error
+from mambaout_jax.analysis.study_statistics import (
+    compare,
+    detectable_difference,
+    holm,
+    interval,
+    p_value,
+    standard_error,
+)
 
 VALUES = st.lists(st.integers(0, 10_000).map(lambda n: n / 100), min_size=2, max_size=12)
 
@@ -36,7 +43,7 @@ def test_interval_is_scipys_but_for_what_folds_share(values):
     assert interval(values).high == pytest.approx(mean + wider * (high - mean), abs=1e-9)
 
 
-@given(VALUES)
+@given(VALUES.filter(lambda values: len(set(values)) > 1))
 def test_a_detectable_difference_lies_outside_the_interval_around_none(values):
     mean, low, _ = interval(values)
     assert detectable_difference(values) >= mean - low
@@ -72,3 +79,36 @@ def test_a_study_finds_a_difference_where_there_is_none_once_in_twenty():
 )
 def test_only_what_lies_outside_its_interval_is_told_apart(differences, told):
     assert compare(differences) == told
+
+
+@pytest.mark.parametrize("differences", [[1.0, 1.0], [0.0, 0.0, 0.0], [0.3, 0.1 + 0.2]])
+def test_without_spread_nothing_can_be_judged(differences):
+    assert detectable_difference(differences) is None
+    assert p_value(differences) == 1
+
+
+@given(VALUES.filter(lambda values: len(set(values)) > 1))
+def test_p_is_small_where_the_interval_leaves_zero_out(values):
+    differences = [value - 50 for value in values]
+    assert (p_value(differences) < 0.05) == (compare(differences) != 0)
+    assert p_value(differences) == pytest.approx(p_value([-difference for difference in differences]))
+
+
+def test_p_is_the_one_computed_by_hand():
+    # With 1 degree of freedom P(|T| > t) is 1 - 2 atan(t) / pi; mean 3, sd sqrt(2), 1/2 + 1/1.
+    assert p_value([2, 4]) == pytest.approx(1 - 2 * math.atan(3 / math.sqrt(2 * 1.5)) / math.pi)
+
+
+@pytest.mark.parametrize(
+    ("p_values", "holding"),
+    [
+        ([0.01, 0.02, 0.04], [True, True, True]),
+        ([0.04, 0.01, 0.02], [True, True, True]),
+        ([0.01, 0.03, 0.03], [True, False, False]),  # 0.03 > 0.05 / 2: the last one is not looked at
+        ([0.02, 0.02, 0.02], [False, False, False]),
+        ([0.06], [False]),
+        ([], []),
+    ],
+)
+def test_holm_stops_at_the_first_that_does_not_hold(p_values, holding):
+    assert holm(p_values) == holding

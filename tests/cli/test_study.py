@@ -58,6 +58,18 @@ def test_a_named_config_is_used_for_the_named_dataset(training, command, tmp_pat
     assert "'beans'" in capsys.readouterr().err
 
 
+def test_the_named_dataset_is_the_one_that_is_studied(monkeypatch, command, capsys):
+    studied = []
+    monkeypatch.setattr(
+        "mambaout_jax.analysis.study.run_study", lambda settings, *_: studied.append(settings["data"]["name"]) or {}
+    )
+    for name in ("pathfinder", "pathfinder/32"):
+        command[2] = name
+        with pytest.raises(KeyError):  # nothing to print
+            main(command)
+    assert studied == ["pathfinder", "pathfinder/32"]
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

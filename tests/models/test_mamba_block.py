@@ -136,11 +136,11 @@ def test_no_decay_names_parameters_that_are_there():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"d_model": 0}, "d_model is 0; a whole number of 1 and above"),
+        ({"d_model": 0}, "d_model is 0; whole numbers of 1 and above"),
         ({"d_conv": 2.5}, "d_conv is 2.5"),
         ({"d_state": 0}, "d_state is 0"),
         ({"dt_rank": 0}, "dt_rank is 0"),
-        ({"expand": 0.01}, "expand is 0.01; a number that leaves a channel of d_model 8 is expected"),
+        ({"expand": 0.01}, "expand is 0.01; a number that leaves a channel of 8 is expected"),
         ({"dtype": "float16"}, "dtype is 'float16'; known are float32 and bfloat16"),
     ],
 )

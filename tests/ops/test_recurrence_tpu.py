@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +10,8 @@ import pytest
 
 from mambaout_jax.ops import recurrence_tpu, selective_scan
 from mambaout_jax.ops.recurrence import _backward, _forward, _loop, chunk_shape
+
+ROOT = Path(__file__).parents[2]
 
 
 def draw(batch, length, channels, states, groups=1):
@@ -31,7 +38,12 @@ def assert_close(actual, expected):
 
 # One chunk and several, of whole and padded lanes, rows and groups.
 @pytest.mark.parametrize(
-    ("length", "channels", "states", "groups"), [(5, 6, 3, 1), (150, 260, 16, 2), (256, 128, 8, 1)]
+    ("length", "channels", "states", "groups"),
+    [
+        (5, 6, 3, 1),
+        pytest.param(150, 260, 16, 2, marks=pytest.mark.slow),
+        pytest.param(16, 128, 96, 1, marks=pytest.mark.slow),
+    ],
 )
 def test_the_kernels_compute_what_the_loop_does(length, channels, states, groups):
     inputs = draw(2, length, channels, states, groups)
@@ -71,7 +83,7 @@ def test_states_that_do_not_fit_and_constants_take_the_general_form():
     )
 
 
-def test_every_device_runs_its_own_sequences():
+def test_kernels_are_mapped_over_the_devices_of_a_mesh():
     u, delta, A, B, C, _ = draw(2, 20, 6, 3)
 
     def program():
@@ -80,3 +92,32 @@ def test_every_device_runs_its_own_sequences():
     assert "shard_map" not in program()
     with jax.set_mesh(jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))):
         assert "shard_map" in program()
+
+
+EIGHT_DEVICES = """
+import jax
+from functools import partial
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from mambaout_jax.ops import recurrence_tpu
+from mambaout_jax.ops.recurrence import _backward, _forward, _loop, chunk_shape
+from tests.ops.test_recurrence_tpu import assert_close, draw
+
+for batch in (8, 6):
+    inputs, cotangents = draw(batch, 12, 6, 3), draw(batch, 12, 6, 3)
+    expected = _forward(_loop, *inputs)
+    rest = (expected[2], cotangents[0], cotangents[5])
+    gradients = _backward(_loop, *inputs, *rest)
+    for shape, names in (((8,), ("data",)), ((2, 4), ("data", "model"))):
+        mesh = jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(shape))
+        with jax.set_mesh(mesh):
+            run = partial(recurrence_tpu.forward, shape=chunk_shape(12), interpret=True)
+            assert_close(jax.jit(run)(*inputs), expected)
+            run = partial(recurrence_tpu.backward, shape=chunk_shape(12), interpret=True)
+            assert_close(jax.jit(run)(*inputs, *rest), gradients)
+"""
+
+
+@pytest.mark.slow
+def test_eight_devices_compute_what_one_does():
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    subprocess.run([sys.executable, "-c", EIGHT_DEVICES], env=environment, check=True, cwd=ROOT)

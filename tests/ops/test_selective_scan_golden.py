@@ -1,0 +1,61 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from mambaout_jax.ops import selective_scan
+from mambaout_jax.ops.selective_scan import IMPLS
+from tests.models import golden
+
+CASES = golden.names("selective_scan__*")
+# Composing all steps of a long sequence is a large program.
+SLOW_TO_COMPILE = ("associative", "chunked")
+LONG = ("selective_scan__L1024_groups4_full", "selective_scan__L128_strong_decay", "selective_scan__L197_full")
+
+
+@pytest.mark.parametrize(
+    ("name", "impl"),
+    [
+        pytest.param(name, impl, marks=[pytest.mark.slow] if name in LONG and impl in SLOW_TO_COMPILE else [])
+        for name in CASES
+        for impl in IMPLS
+    ],
+)
+def test_golden(name, impl):
+    about = json.loads((golden.GOLDEN / f"{name}.json").read_text())
+    tensors = load_file(golden.GOLDEN / f"{name}.safetensors")
+    arguments = {
+        key.removeprefix("inputs/"): jnp.asarray(channels_last(key, x))
+        for key, x in tensors.items()
+        if "inputs/" in key
+    }
+    softplus = about["kwargs"]["delta_softplus"]
+
+    @jax.jit
+    def run(arguments):
+        return selective_scan(**arguments, delta_softplus=softplus, return_last_state=True, impl=impl)
+
+    y, last = run(arguments)
+    atol = about["suggested_atol"]
+    np.testing.assert_allclose(y, channels_last("output", tensors["output"]), rtol=0, atol=atol)
+    np.testing.assert_allclose(last, tensors["last_state"], rtol=0, atol=atol)
+    if "cotangent" in tensors:
+        cotangent = channels_last("output", tensors["cotangent"])
+        gradients = jax.grad(lambda arguments: (run(arguments)[0] * cotangent).sum())(arguments)
+        assert gradients.keys() == {key.removeprefix("grads/") for key in tensors if key.startswith("grads/")}
+        for key, gradient in gradients.items():
+            np.testing.assert_allclose(gradient, channels_last(key, tensors[f"grads/{key}"]), rtol=0, atol=atol)
+
+
+def channels_last(key, x):
+    """Turn (b, d, l) or (b, [g,] n, l) of the reference into ours."""
+    if x.ndim == 4:
+        return x.transpose(0, 3, 1, 2)
+    return x.transpose(0, 2, 1) if x.ndim == 3 and key != "last_state" else x
+
+
+def test_the_golden_cases_are_there():
+    assert len(CASES) == 7

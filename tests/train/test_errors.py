@@ -1,0 +1,40 @@
+"""A run that ends before its end says why in one sentence, with the exit code that fits."""
+
+import os
+
+import pytest
+
+from mambaout_jax.train import USER_ERRORS, DivergedError, StoppedError, WorkerDiedError, errors, tell_ending
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "sentence"),
+    [
+        *((kind("the sentence"), 2, "the sentence") for kind in USER_ERRORS),
+        (DivergedError("step 3 has loss nan"), 3, "step 3 has loss nan"),
+        (WorkerDiedError("worker 2 died"), 1, "worker 2 died"),
+        (OSError("No space left on device"), 1, "no space is left for runs/x; make room, the same command goes on"),
+        (ValueError("Disk quota exceeded"), 1, "no space is left for runs/x; make room, the same command goes on"),
+    ],
+)
+def test_known_endings_are_a_sentence_and_a_code(capsys, error, code, sentence):
+    assert tell_ending(error, "runs/x") == code
+    assert capsys.readouterr() == ("", f"error: {sentence}\n")
+
+
+def test_a_signal_ends_the_process_at_once(monkeypatch, capsys):
+    def leave(code):
+        raise SystemExit(code)
+
+    monkeypatch.setattr(errors.os, "_exit", leave)
+    with pytest.raises(SystemExit) as ending:
+        tell_ending(StoppedError("stopped by SIGTERM"), "runs/x")
+    assert ending.value.code == os.EX_TEMPFAIL
+    assert capsys.readouterr().err == "error: stopped by SIGTERM; everything is saved, the same command goes on\n"
+
+
+@pytest.mark.parametrize("error", [ValueError("the sum"), OSError("no such file"), ZeroDivisionError()])
+def test_a_failure_of_the_program_is_not_hidden(error):
+    with pytest.raises(type(error)) as raised:
+        tell_ending(error, "runs/x")
+    assert raised.value is error

@@ -1,0 +1,38 @@
+"""All pages have one look, and none is filled in by halves."""
+
+from importlib import resources
+
+import jinja2
+import pytest
+
+from mambaout_jax.train.page import STYLE, render
+
+TEMPLATES = [
+    (package, file.name)
+    for package in ("mambaout_jax.analysis", "mambaout_jax.train")
+    for file in resources.files(package).iterdir()
+    if file.name.endswith(".jinja")
+]
+
+
+def test_every_page_has_the_one_style():
+    assert len(TEMPLATES) == 3
+    for package, template in TEMPLATES:
+        text = resources.files(package).joinpath(template).read_text(encoding="utf-8")
+        assert f'<style>\n{{% include "{STYLE}" +%}}\n' in text, template
+
+
+@pytest.mark.parametrize(("package", "template"), TEMPLATES)
+def test_a_page_that_lacks_a_value_is_an_error(package, template):
+    with pytest.raises(jinja2.UndefinedError):
+        render(package, template)
+
+
+def test_style_is_taken_as_it_is_and_values_are_escaped(monkeypatch, tmp_path):
+    folder = tmp_path / "pages_of_a_test"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    (folder / "page.jinja").write_text('<style>\n{% include "page.css" +%}\n</style>{{ word }}')
+    monkeypatch.syspath_prepend(tmp_path)
+    style = resources.files("mambaout_jax.train").joinpath(STYLE).read_text(encoding="utf-8")
+    assert render("pages_of_a_test", "page.jinja", word="<b>").split("</style>") == [f"<style>\n{style}", "&lt;b&gt;"]
