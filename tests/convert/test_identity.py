@@ -135,7 +135,7 @@ def test_shapes_of_no_model_are_one_sentence(changes, words):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"head.fc.weight": (0, 64)}, "num_classes holds 0"),
+        ({"head.fc.weight": (0, 64)}, "num_classes is 0"),
         ({"stages.0.blocks.0.conv.weight": (8, 1, 4, 4)}, "kernel_size is 4"),
     ],
 )

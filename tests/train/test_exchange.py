@@ -8,9 +8,10 @@ import pytest
 
 import mambaout_jax as mo
 from mambaout_jax import convert, train
+from mambaout_jax.convert import ConvertError
 from mambaout_jax.convert.files import write_tensors
 from mambaout_jax.data import digits, open_source
-from mambaout_jax.train import ConvertError, RunError, exchange, export_weights, import_weights, load_run
+from mambaout_jax.train import RunError, exchange, export_weights, import_weights, load_run
 from tests.train import written_run
 
 DIGITS = tuple(map(str, range(10)))

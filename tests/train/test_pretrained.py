@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from mambaout_jax.train import ConvertError, RunError
+from mambaout_jax.convert import ConvertError
+from mambaout_jax.train import RunError
 from mambaout_jax.train.pretrained import load_start, start_variables
 from mambaout_jax.train.workdir import build_model
 from tests.train import tiny, written_run
