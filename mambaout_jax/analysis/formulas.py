@@ -22,7 +22,7 @@ def count_tokens(size: tuple[int, int], stride: int) -> int:
     What is left over at an edge makes a token: strided convolutions round up, and models that cut patches are given
     images padded to a multiple of these.
     """
-    return math.prod(math.ceil(side / stride) for side in size)
+    return math.prod(-(-side // stride) for side in size)
 
 
 def length_threshold(dim: int) -> int:

@@ -38,8 +38,6 @@ class Along(NamedTuple):
 State = Float[Array, "b n d"]
 # Runs over the first axis of `along` and gives the last state and y (l, b, d).
 Run = Callable[[Fixed, State, Along], tuple[State, Array]]
-
-
 # Gives (u, delta, A, B, C, state) in one dtype: u and delta (b, l, d), A (d, n), B and C (b, l, g, n) or (d, n), state
 # (b, d, n).
 Prepare = Callable[..., tuple[Array, Array, Array, Array, Array, Array]]

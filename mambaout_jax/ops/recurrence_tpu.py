@@ -52,7 +52,7 @@ class Sizes(NamedTuple):
 
 
 def fits(num_states: int) -> bool:
-    """Tell whether kernels can run: a chunk of this many states a channel fits, and no mesh has axes in types."""
+    """Tell whether kernels can run: so many states a channel fit, and no axis of the mesh is of explicit sharding."""
     kinds = jax.sharding.get_abstract_mesh().axis_types
     return num_states * LANES <= _LARGEST and AxisType.Explicit not in kinds
 

@@ -51,7 +51,8 @@ import mambaout_jax as mo
 model, variables = mo.load_pretrained({str(file)!r})
 assert len(mo.to_torch(model, variables)) > 20
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture
