@@ -17,6 +17,10 @@ from jaxtyping import Array, Float
 from mambaout_jax.ops import recurrence_tpu
 
 
+# Steps up to which `auto` is the plain loop: cutting and padding would cost more than the recurrence itself.
+_SHORT = 4
+
+
 class Fixed(NamedTuple):
     """Hold what is the same at every step."""
 
@@ -50,10 +54,13 @@ def recurrence(
 
     Args:
         prepare: called again in the backward pass of "auto", which saves the arguments and not what is made of them.
+        arguments: of `prepare`; the first is u (b, l, d).
         impl: as `selective_scan` has it.
     """
     if impl == "auto":
-        return _auto(prepare, *arguments)
+        if arguments[0].shape[1] > _SHORT:
+            return _auto(prepare, *arguments)
+        impl = "sequential"
     inputs = prepare(*arguments)
     if impl == "chunked":
         last, y = scan_recomputed(_associative, *_chunks(*inputs))

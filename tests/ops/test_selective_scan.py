@@ -207,6 +207,14 @@ def test_no_array_holds_all_states(impl):
     assert temporary("sequential") > 2 * all_states
 
 
+def test_auto_is_the_plain_loop_where_chunks_cost_more_than_they_save():
+    def program(impl, length):
+        return str(jax.make_jaxpr(lambda arguments: scan(arguments, impl=impl))(draw(2, length, 3, 4)))
+
+    assert program("auto", 4) == program("sequential", 4)
+    assert program("auto", 5) != program("sequential", 5)
+
+
 def test_the_backward_pass_keeps_what_came_in_and_little_else():
     arguments = draw(2, 256, 32, 4)
     low = {key: x if key == "A" else x.astype(jnp.bfloat16) for key, x in arguments.items()}
