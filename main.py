@@ -1,7 +1,7 @@
 """Train or evaluate: `python main.py --config=configs/digits.py --workdir=runs/digits`.
 
 Exit codes: 0 finished; 1 the program or the machine failed; 2 something typed does not fit; 3 the loss was not finite;
-75 a signal stopped the run, everything is saved, start it again.
+75 a signal stopped the run, or another process of it was lost: start it again.
 """
 
 import os
@@ -13,6 +13,10 @@ from ml_collections import config_flags
 CONFIG = config_flags.DEFINE_config_file("config", help_string="The experiment; --config.KEY=VALUE changes a key.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; the same one resumes it.", required=True)
 MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the same program on other hosts; a TPU tells which.")
+COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where no TPU tells.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many there are, where no TPU tells.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0, where no TPU tells.")
 
 
 def main(argv: list[str]) -> int:
@@ -21,16 +25,25 @@ def main(argv: list[str]) -> int:
         return _complain("--workdir is empty; a folder is expected, for example runs/digits", 2)
     if len(argv) > 1:
         return _complain(f"{argv[1]!r} is no flag; flags start with --", 2)
-    from mambaout_jax import train  # after the flags, so that a mistyped one is told at once
+    if MODE.value == "train" and CONFIG.value is None:
+        return _complain("--config names no experiment; try --config=configs/digits.py", 2)
+    place = COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
+    if any(value is not None for value in place) and not DISTRIBUTED.value:
+        return _complain("--coordinator, --num_processes and --process_id want --distributed beside them", 2)
+    from mambaout_jax import supervisor  # after the flags, so that a mistyped one is told at once
+
+    if DISTRIBUTED.value and not supervisor.is_supervised():
+        return supervisor.supervise(sys.argv)
+    from mambaout_jax import parallel, train
 
     try:
-        if MODE.value == "evaluate":
-            print(train.format_scores(train.evaluate(CONFIG.value, WORKDIR.value)))
-        elif CONFIG.value is None:
-            return _complain("--config names no experiment; try --config=configs/digits.py", 2)
-        else:
-            print(train.format_scores(train.train(CONFIG.value, WORKDIR.value)))
-            print(f"report: {os.path.join(WORKDIR.value, 'report.html')}")
+        if DISTRIBUTED.value:
+            parallel.start(*place)
+        results = (train.train if MODE.value == "train" else train.evaluate)(CONFIG.value, WORKDIR.value)
+        if parallel.is_first():
+            print(train.format_scores(results))
+            if MODE.value == "train":
+                print(f"report: {os.path.join(WORKDIR.value, 'report.html')}")
     except Exception as error:
         return train.tell_ending(error, WORKDIR.value)
     return 0

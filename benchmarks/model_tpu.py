@@ -104,8 +104,8 @@ def compile_step(mesh, batch):
     state = parallel.abstract(
         lambda key: init_state(model, optimizer, key, ema=False), jax.random.key(0), sharding=replicated
     )
-    progress = parallel.abstract(init_progress, sharding=replicated)
-    key = parallel.abstract(lambda: jax.random.key(0), sharding=replicated)
+    progress = parallel.abstract(init_progress, placed=replicated)
+    key = parallel.abstract(lambda: jax.random.key(0), placed=replicated)
     images = {
         "image": jax.ShapeDtypeStruct((batch, *model.input_spec.size, 3), np.uint8, sharding=sharding),
         "label": jax.ShapeDtypeStruct((batch,), np.int32, sharding=sharding),

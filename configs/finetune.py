@@ -34,6 +34,9 @@ def get_config() -> ConfigDict:
     config.save_every_steps = config_dict.placeholder(int)
     config.log_every_steps = 10
 
+    config.mesh = mesh = ConfigDict()
+    mesh.fsdp = 1
+
     config.data = data = ConfigDict()
     data.name = config_dict.placeholder(str)  # to be given
     data.data_dir = config_dict.placeholder(str)

@@ -25,6 +25,9 @@ def get_config() -> ConfigDict:
     config.save_every_steps = config_dict.placeholder(int)
     config.log_every_steps = 73
 
+    config.mesh = mesh = ConfigDict()
+    mesh.fsdp = 1
+
     config.data = data = ConfigDict()
     data.name = "imagenette/160px-v2"
     data.data_dir = config_dict.placeholder(str)

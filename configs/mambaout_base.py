@@ -28,6 +28,9 @@ def get_config() -> ConfigDict:
     config.save_every_steps = config_dict.placeholder(int)
     config.log_every_steps = 52  # six lines an epoch of 312 steps
 
+    config.mesh = mesh = ConfigDict()
+    mesh.fsdp = 1
+
     config.data = data = ConfigDict()
     data.name = "imagenet2012"
     data.data_dir = config_dict.placeholder(str)

@@ -26,6 +26,9 @@ def get_config() -> ConfigDict:
     config.save_every_steps = config_dict.placeholder(int)
     config.log_every_steps = 14
 
+    config.mesh = mesh = ConfigDict()
+    mesh.fsdp = 1
+
     config.data = data = ConfigDict()
     data.name = "digits"
     data.data_dir = config_dict.placeholder(str)

@@ -30,6 +30,9 @@ def get_config() -> ConfigDict:
     config.save_every_steps = config_dict.placeholder(int)
     config.log_every_steps = 20
 
+    config.mesh = mesh = ConfigDict()
+    mesh.fsdp = 1
+
     config.data = data = ConfigDict()
     data.name = "pathfinder"
     data.data_dir = config_dict.placeholder(str)

@@ -25,9 +25,7 @@ def step_memory(config: Any) -> int:
     """
     source = open_source(config.data.name, config.data.train_split, config.data.data_dir)
     mesh = parallel.make_mesh()
-    program = training_program(config, build_model(config, len(source.class_names)), source, mesh)
+    program = training_program(config, build_model(config, len(source.class_names)), len(source), mesh)
     with jax.set_mesh(mesh):
-        progress = parallel.abstract(init_progress, sharding=program.replicated)
-        key = parallel.abstract(lambda: jax.random.key(0), sharding=program.replicated)
-        plan = program.lower(progress, key).compile().memory_analysis()
+        plan = program.lower().compile().memory_analysis()
     return plan.argument_size_in_bytes + plan.temp_size_in_bytes

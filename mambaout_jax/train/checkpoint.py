@@ -1,5 +1,6 @@
 """Checkpoints: the latest few and the best one, saved in the background, restored only if they fit exactly."""
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from absl import logging
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
+from mambaout_jax import parallel
 from mambaout_jax.train.errors import RunError
 from mambaout_jax.train.state import TrainState
 
@@ -65,20 +67,25 @@ class Checkpoints:
         """List the saved steps, rising."""
         return sorted(self._manager.all_steps())
 
-    def save(self, state: TrainState, metadata: dict[str, Any], top1: float | None) -> None:
+    def save(self, state: TrainState, metadata: dict[str, Any], top1: float | None) -> float:
         """Start to save. A step that is there already is saved again only to tell how accurate it is.
 
         Args:
             metadata: what JSON can hold.
             top1: the accuracy that the best checkpoint is chosen by, if this state was evaluated.
 
+        Returns:
+            For how many seconds the caller was kept waiting.
+
         Raises:
+            LostProcessError: another process does not save.
             Exception: what went wrong with an earlier save in the background.
         """
-        step = int(state.step)
+        started, step = time.monotonic(), int(state.step)
+        parallel.exchange(f"saving step {step}")
         if step in self._manager.all_steps():
             if top1 is None:
-                return
+                return 0.0
             self._manager.delete(step)
         arrays = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
         self._manager.save(
@@ -86,6 +93,11 @@ class Checkpoints:
             args=ocp.args.Composite(metadata=ocp.args.JsonSave(metadata), **arrays),
             metrics=None if top1 is None else {"top1": top1},
         )
+        return time.monotonic() - started
+
+    def check(self) -> None:
+        """Raise what went wrong with a save in the background."""
+        self._manager.check_for_errors()
 
     def close(self) -> None:
         """Wait, then let go of threads and files."""
@@ -155,18 +167,25 @@ class Checkpoints:
     def _newest(self, read: Callable[[int], Any], *, move_aside: bool) -> tuple[int, Any] | None:
         steps, unreadable = self.steps(), []
         for step in reversed(steps):
+            found, fault = None, ""
             try:
                 found = step, read(step)
             except RunError:
                 raise
             # Whatever a broken file makes orbax, tensorstore or JSON raise, the remedy is the same.
             except Exception as error:
-                logging.warning("checkpoint %s cannot be read (%s)", self._directory / str(step), _first_line(error))
+                fault = _first_line(error)
+            # One that a single process cannot read is no checkpoint for any.
+            if fault := next(filter(None, parallel.exchange(f"reading step {step}", fault)), ""):
+                logging.warning("checkpoint %s cannot be read (%s)", self._directory / str(step), fault)
                 unreadable.append(step)
                 continue
-            if move_aside:
-                for other in unreadable:
-                    self._move_aside(other)
+            if move_aside and unreadable:
+                if parallel.is_first():
+                    for other in unreadable:
+                        self._move_aside(other)
+                parallel.exchange("moving unreadable checkpoints aside")
+                self._manager.reload()
             return found
         if steps:
             raise RunError(f"none of the checkpoints {steps} in {self._directory} can be read; use another workdir")
@@ -177,7 +196,6 @@ class Checkpoints:
         aside.mkdir(parents=True, exist_ok=True)
         taken = len(list(aside.glob(f"{step}*")))
         (self._directory / str(step)).rename(aside / (f"{step}.{taken}" if taken else str(step)))
-        self._manager.reload()
 
 
 def _top1(metrics: dict[str, float]) -> float:

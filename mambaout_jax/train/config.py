@@ -48,6 +48,8 @@ KEYS: Mapping[str, Key] = {
     "eval_every_epochs": Key(int, "1..", "epochs between evaluations; each one saves a checkpoint too"),
     "save_every_steps": Key(int, "1..", "steps between further checkpoints", optional=True),
     "log_every_steps": Key(int, "1..", "steps between lines of metrics"),
+    "mesh.fsdp": Key(int, "1..", "devices over which weights, their average and the optimizer's state are split; every "
+                     "device has all of them at 1"),
     "data.name": Key(str, None, "TFDS dataset, as name, name:version or name/config:version"),
     "data.data_dir": Key(str, None, "where datasets are prepared; TFDS's own folder if unset", optional=True),
     "data.train_split": Key(str, None, "split to train on"),
@@ -99,14 +101,15 @@ KEYS: Mapping[str, Key] = {
 
 # Keys that do not change what a step computes, so that a resumed run may set them otherwise.
 FREE_TO_CHANGE = (
-    "resume", "eval_every_epochs", "eval_batch_size", "save_every_steps", "log_every_steps", "data.data_dir",
-    "data.num_workers", "data.eval_sets", "profile.start_step", "profile.num_steps",
+    "resume", "eval_every_epochs", "eval_batch_size", "save_every_steps", "log_every_steps", "mesh.fsdp",
+    "data.data_dir", "data.num_workers", "data.eval_sets", "profile.start_step", "profile.num_steps",
 )  # fmt: skip
 
 
 # What an evaluation reads, `model` aside: all that the config of imported weights has, which were trained elsewhere.
 EVALUATION: Mapping[str, Any] = {
     "eval_batch_size": 64,
+    "mesh.fsdp": 1,
     "data.name": None,
     "data.data_dir": None,
     "data.validation_split": "validation",
@@ -159,7 +162,7 @@ def evaluation_config(model: Mapping[str, Any], dataset: str | None) -> ConfigDi
     Args:
         model: the name and what differs from the variant's own options.
     """
-    config = ConfigDict({"data": {}, "model": model, "optim": {}})
+    config = ConfigDict({"mesh": {}, "data": {}, "model": model, "optim": {}})
     for name, value in {**EVALUATION, "data.name": dataset}.items():
         section, _, key = name.rpartition(".")
         (config[section] if section else config)[key] = value

@@ -2,9 +2,13 @@
 
 import os
 import sys
+import traceback
+from typing import NoReturn
 
+import jax
 from etils import epath
 
+from mambaout_jax import parallel
 from mambaout_jax.convert import ConvertError
 from mambaout_jax.data import DataError, WorkerDiedError
 from mambaout_jax.models import ModelError
@@ -23,19 +27,38 @@ class StoppedError(Exception):
 
 
 # What a person typed wrong: to be told in one sentence, without a traceback.
-USER_ERRORS = (RunError, DataError, ModelError, ConvertError)
+USER_ERRORS = (RunError, DataError, ModelError, ConvertError, parallel.ParallelError)
 
 
 def tell_ending(error: Exception, workdir: epath.PathLike) -> int:
     """Tell in one sentence why a run ended before its end, and give the exit code that says so.
 
-    After a signal the process ends here. What is no known way to end is raised again.
+    After a signal, and where other processes wait for this one, the process ends here. What is no known way to end is
+    raised again.
     """
+    if jax.process_count() > 1 and not isinstance(error, StoppedError):
+        return _end_alone(error, workdir)
+    return _tell(error, workdir)
+
+
+def _end_alone(error: Exception, workdir: epath.PathLike) -> NoReturn:
+    """End before the orderly end of the program, which would wait for the others."""
+    try:
+        code = _tell(error, workdir)
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    parallel.leave(in_order=False)
+    _exit(code)
+
+
+def _tell(error: Exception, workdir: epath.PathLike) -> int:
     if isinstance(error, StoppedError):
         _complain(f"{error}; everything is saved, the same command goes on", os.EX_TEMPFAIL)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(os.EX_TEMPFAIL)  # a compilation that was left behind in a thread would crash an orderly exit
+        parallel.leave(in_order=True)
+        _exit(os.EX_TEMPFAIL)  # a compilation that was left behind in a thread would crash an orderly exit
+    if isinstance(error, parallel.LostProcessError):
+        return _complain(f"{error}; the same command goes on", os.EX_TEMPFAIL)
     if isinstance(error, USER_ERRORS):
         return _complain(str(error), 2)
     if isinstance(error, DivergedError):
@@ -45,6 +68,12 @@ def tell_ending(error: Exception, workdir: epath.PathLike) -> int:
     if isinstance(error, OSError | ValueError) and is_full_disk(error):
         return _complain(f"no space is left for {workdir}; make room, the same command goes on", 1)
     raise error
+
+
+def _exit(code: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def is_full_disk(error: Exception) -> bool:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from etils import epath
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from mambaout_jax import parallel
@@ -17,25 +17,13 @@ from mambaout_jax.models import Model, inference_options
 from mambaout_jax.train.checkpoint import Checkpoints
 from mambaout_jax.train.config import EVALUATION, KEYS, check_config
 from mambaout_jax.train.errors import RunError
+from mambaout_jax.train.predictions import Predictions, join_hosts, top_classes
 from mambaout_jax.train.pretrained import load_start
 from mambaout_jax.train.signals import StopSignals
 from mambaout_jax.train.step import make_eval_step
 from mambaout_jax.train.workdir import build_model, is_workdir, load_config, load_environment, open_workdir
 
 Scores = dict[str, float]
-
-
-class Predictions(NamedTuple):
-    """Hold what a model said of each image, in the split's order: the five (or all) likeliest classes."""
-
-    labels: np.ndarray
-    classes: np.ndarray
-    probabilities: np.ndarray
-
-    def save(self, path: epath.Path) -> None:
-        """Write them as an npz file."""
-        with path.open("wb") as file:
-            np.savez(file, **self._asdict())
 
 
 def build_view(config: ConfigDict, model: Model, *, exif_orientation: bool = False) -> EvalTransform:
@@ -103,13 +91,14 @@ class Evaluator:
 
     def _compile(self, max_labels: int) -> Callable[..., Any]:
         model, batch_size, sharding = self._model, self._config.eval_batch_size, self._sharding
-        variables = parallel.abstract(model.init, jax.random.key(0), sharding=parallel.replicated(sharding.mesh))
+        variables = parallel.abstract(model.init, jax.random.key(0), placed=sharding.mesh)
         batch = {
             "image": jax.ShapeDtypeStruct((batch_size, *self._view.size, model.in_chans), np.uint8, sharding=sharding),
             "label": jax.ShapeDtypeStruct((batch_size, max_labels), np.int32, sharding=sharding),
             "mask": jax.ShapeDtypeStruct((batch_size,), np.bool_, sharding=sharding),
         }
-        step = jax.jit(make_eval_step(model), compiler_options=inference_options())
+        placed = parallel.replicated(sharding.mesh), sharding
+        step = jax.jit(make_eval_step(model), out_shardings=placed, compiler_options=inference_options())
         return self._stop.interruptible(step.lower(variables, batch, self._ranked).compile)
 
     def describe(self) -> dict[str, Any]:
@@ -146,15 +135,16 @@ class Evaluator:
                 batch_sums, logits = step(variables, batch, self._ranked)
                 sums[name].append(batch_sums)
                 if name == predict:
-                    kept.append(_top_classes(*jax.device_get((batch["label"], batch["mask"], logits))))
+                    kept.append(top_classes(batch, logits))
         scores = {name: _scores(jax.device_get(batches)) for name, batches in sums.items()}
         left_out = len(self._source) - next(iter(scores.values()))["count"]
+        skipped = sum(map(int, parallel.exchange("counting skipped records", str(sum(skipped)))))
         whole = kept and not left_out
         return Evaluation(
             scores,
-            Predictions(*map(np.concatenate, zip(*kept, strict=True))) if whole else None,
-            skipped=sum(skipped),
-            unlabelled=left_out - sum(skipped),
+            join_hosts(kept) if whole else None,
+            skipped=skipped,
+            unlabelled=left_out - skipped,
         )
 
     def _host_batches(self, skipped: list[int]) -> Iterable[dict[str, Any]]:
@@ -164,6 +154,8 @@ class Evaluator:
             batch_size=self._config.eval_batch_size,
             num_workers=self._config.data.num_workers,
             bad_records=self._config.data.bad_records,
+            host_index=jax.process_index(),
+            host_count=jax.process_count(),
         )
         for batch in batches:
             skipped.append(int(batch.pop("skipped").sum()))
@@ -179,14 +171,6 @@ def _scores(batches: list[dict[str, Any]]) -> Scores:
         "loss": total["loss"] / max(count, 1),
         "count": count,
     }
-
-
-def _top_classes(labels: np.ndarray, mask: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, ...]:
-    labels, logits = labels[mask, 0], logits[mask].astype(np.float64)
-    classes = np.argsort(-logits, axis=1, kind="stable")[:, :5]
-    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probabilities = np.take_along_axis(odds / odds.sum(axis=1, keepdims=True), classes, axis=1)
-    return labels.astype(np.int32), classes.astype(np.int32), probabilities.astype(np.float32)
 
 
 def evaluate(config: ConfigDict | None, path: epath.PathLike) -> dict[str, Any]:
@@ -213,12 +197,12 @@ def evaluate(config: ConfigDict | None, path: epath.PathLike) -> dict[str, Any]:
     else:
         check_config(config)
     sources = _open_sources(config)
-    mesh = parallel.make_mesh()
+    mesh = parallel.make_mesh(config.mesh.fsdp)
     with StopSignals() as stop, jax.set_mesh(mesh):
         if is_workdir(workdir) or config.get("init_from") is None:
-            model, weights, origin = _restore(config, workdir, sources, parallel.replicated(mesh))
+            model, weights, origin = _restore(config, workdir, sources, mesh)
         else:
-            model, weights, origin = _load_given(config, sources, parallel.replicated(mesh))
+            model, weights, origin = _load_given(config, sources, mesh)
         evaluator = Evaluator(config, model, sources[0], sharding=parallel.batch_sharding(mesh), stop=stop)
         evaluators = (evaluator, *map(evaluator.on, sources[1:]))
         return {"weights": origin, "sets": [_score_set(evaluator, weights) for evaluator in evaluators]}
@@ -237,7 +221,7 @@ def _own_config(workdir: epath.Path) -> ConfigDict:
 
 
 def _restore(
-    config: ConfigDict, workdir: epath.Path, sources: Sequence[ImageSource], replicated: NamedSharding
+    config: ConfigDict, workdir: epath.Path, sources: Sequence[ImageSource], mesh: Mesh
 ) -> tuple[Model, dict[str, Any], str]:
     environment = load_environment(workdir)
     for source in sources:
@@ -246,15 +230,13 @@ def _restore(
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     imported = environment.get("imported_from")
     kept = ["raw"] if imported or config.optim.ema_decay is None else ["raw", "ema"]
-    abstract = parallel.abstract(model.init, jax.random.key(0), sharding=replicated)
+    abstract = parallel.abstract(model.init, jax.random.key(0), placed=mesh)
     step, weights = checkpoints.restore_variables(abstract, kept)
     checkpoints.close()
     return model, weights, f"imported from {imported}" if imported else f"step {step}"
 
 
-def _load_given(
-    config: ConfigDict, sources: Sequence[ImageSource], replicated: NamedSharding
-) -> tuple[Model, dict[str, Any], str]:
+def _load_given(config: ConfigDict, sources: Sequence[ImageSource], mesh: Mesh) -> tuple[Model, dict[str, Any], str]:
     if config.init_head == "new":
         raise RunError(
             "config.init_head is 'new', and a new classifier has learnt nothing to evaluate; set it to 'keep'"
@@ -263,7 +245,8 @@ def _load_given(
     pretrained = load_start(config.init_from, model)
     for source in sources:
         _check_classes(source, pretrained.num_classes, pretrained.class_names)
-    return model, {"raw": jax.device_put(pretrained.variables, replicated)}, pretrained.origin
+    placed = parallel.shardings(parallel.abstract(model.init, jax.random.key(0), placed=mesh))
+    return model, {"raw": jax.device_put(pretrained.variables, placed)}, pretrained.origin
 
 
 def _open_sources(config: ConfigDict) -> list[ImageSource]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -43,22 +44,24 @@ def training_batches(
             pipeline=config.data.pipeline,
         ),
         batch_size=config.batch_size,
-        steps_per_epoch=steps_per_epoch(config, source),
+        steps_per_epoch=steps_per_epoch(config, len(source)),
         seed=config.seed,
         start_step=start_step,
         num_workers=config.data.num_workers,
+        host_index=jax.process_index(),
+        host_count=jax.process_count(),
         bad_records=config.data.bad_records,
     )
 
 
-def steps_per_epoch(config: ConfigDict, source: ImageSource) -> int:
+def steps_per_epoch(config: ConfigDict, num_images: int) -> int:
     """Count the whole batches of an epoch.
 
     Raises:
         RunError: there is none.
     """
-    if config.batch_size > len(source):
+    if config.batch_size > num_images:
         raise RunError(
-            f"config.batch_size is {config.batch_size}; at most the {len(source)} training images are expected"
+            f"config.batch_size is {config.batch_size}; at most the {num_images} training images are expected"
         )
-    return len(source) // config.batch_size
+    return num_images // config.batch_size

@@ -17,7 +17,7 @@ from mambaout_jax.train.config import check_config, flatten_config
 from mambaout_jax.train.errors import RunError, StoppedError
 from mambaout_jax.train.evaluation import Evaluator
 from mambaout_jax.train.inputs import training_batches
-from mambaout_jax.train.metrics import MetricWriter, StepLog
+from mambaout_jax.train.metrics import MetricWriter, SilentWriter, StepLog
 from mambaout_jax.train.pretrained import load_start, start_variables
 from mambaout_jax.train.program import training_program
 from mambaout_jax.train.recipe import departures
@@ -31,6 +31,7 @@ from mambaout_jax.train.workdir import (
     check_space,
     claim_workdir,
     describe_environment,
+    describe_program,
     record_run,
     write_atomically,
 )
@@ -54,19 +55,22 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
     source = open_source(config.data.name, config.data.train_split, config.data.data_dir)
     validation = open_source(config.data.name, config.data.validation_split, config.data.data_dir)
     model = build_model(config, len(source.class_names))
-    mesh = parallel.make_mesh()
+    mesh = parallel.make_mesh(config.mesh.fsdp)
     sharding, replicated = parallel.batch_sharding(mesh), parallel.replicated(mesh)
 
     # How a step computes.
-    program = training_program(config, model, source, mesh)
+    program = training_program(config, model, len(source), mesh)
+    placed = parallel.shardings(program.state)
     epoch_steps = program.epoch_steps
     num_steps = config.num_epochs * epoch_steps
     eval_every = config.eval_every_epochs * epoch_steps
-    init_key, step_key = jax.random.split(jax.random.key(config.seed))
-    step_key = jax.device_put(step_key, replicated)
+    init_key, step_key = jax.jit(
+        lambda: tuple(jax.random.split(jax.random.key(config.seed))), out_shardings=replicated
+    )()
 
     with StopSignals() as stop, jax.set_mesh(mesh), contextlib.ExitStack() as cleanup:
         # Where it is kept, and where it goes on.
+        parallel.require_same(describe_program(config))
         workdir = claim_workdir(path, config)
         checkpoints = Checkpoints(workdir / "checkpoints")
         cleanup.callback(checkpoints.close)
@@ -75,7 +79,7 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
         check_space(workdir, state_bytes * max(4 - len(checkpoints.steps()), 1))
         restored = checkpoints.restore_state(program.state)
         if restored is None:
-            state = jax.jit(program.draw_state, out_shardings=replicated)(init_key)
+            state = jax.jit(program.draw_state, out_shardings=placed)(init_key)
             step, evaluated = 0, False
             origin = ""
             if config.init_from is not None:
@@ -86,7 +90,7 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
                     init_head=config.init_head,
                     class_names=source.class_names,
                 )
-                state = jax.jit(start_from, out_shardings=replicated)(state, variables)
+                state = jax.jit(start_from, out_shardings=placed)(state, variables)
         else:
             state, metadata = restored
             _check_dataset(config, metadata, source.fingerprint)
@@ -98,15 +102,17 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
         first_step = step
         results_file = workdir / "results.json"
         if evaluated and step == num_steps and results_file.exists():
-            if not (workdir / "report.html").exists():
+            if parallel.is_first() and not (workdir / "report.html").exists():
                 write_report(workdir)
             return json.loads(results_file.read_text())
-        results_file.unlink(missing_ok=True)
         evaluated = evaluated and step < num_steps  # killed before its results were written
         environment = describe_environment(source)
-        record_run(workdir, config, environment)
-
-        writer = MetricWriter(workdir, num_steps=num_steps, first_step=step, steps_per_epoch=epoch_steps)
+        if parallel.is_first():
+            results_file.unlink(missing_ok=True)
+            record_run(workdir, config, environment)
+            writer = MetricWriter(workdir, num_steps=num_steps, first_step=step, steps_per_epoch=epoch_steps)
+        else:
+            writer = SilentWriter()
         cleanup.callback(writer.close)
         num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.variables["params"]))
         how = describe_batch(config.batch_size, mesh.size, program.parts)
@@ -119,13 +125,14 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
             writer.say(f"not the published recipe: {sentence}")
         log = StepLog(
             writer,
-            jax.device_put(init_progress(), replicated),
+            jax.jit(init_progress, out_shardings=replicated)(),
             batch_size=config.batch_size,
             steps_per_epoch=epoch_steps,
             every=config.log_every_steps,
             started=started,
         )
-        trace = StepTrace(workdir / "profile", config.profile.start_step, config.profile.num_steps)
+        trace_start = config.profile.start_step if parallel.is_first() else None
+        trace = StepTrace(workdir / "profile", trace_start, config.profile.num_steps)
         cleanup.callback(trace.close)
 
         def due(step: int) -> bool:
@@ -134,11 +141,12 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
         def save(top1: float | None = None) -> None:
             log.flush(step)
             progress = {"seconds": time.monotonic() - started, "evaluated": evaluated}
-            checkpoints.save(state, {**progress, "config": config.to_dict(), **environment}, top1)
+            blocked = checkpoints.save(state, {**progress, "config": config.to_dict(), **environment}, top1)
+            writer.saved(log.stamp(step) | {"blocked_seconds": blocked})
 
         try:
             # Ahead of time, so that there is one program each for training and for evaluation.
-            run_step = stop.interruptible(program.lower(log.progress, step_key).compile)
+            run_step = stop.interruptible(program.lower().compile)
             evaluator = Evaluator(config, model, validation, sharding=sharding, stop=stop)
             host_batches = training_batches(config, model, source, start_step=step)
             cleanup.callback(host_batches.close)
@@ -153,12 +161,14 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
                     evaluated = True
                     record = log.stamp(step) | scored.scores | {"skipped": scored.skipped}
                     writer.evaluation(record, describe_view(evaluator.describe()))
-                    if scored.predictions is not None:
+                    if scored.predictions is not None and parallel.is_first():
                         scored.predictions.save(workdir / "predictions.npz")
                     save(scored.scores[best]["top1"])
                     log.restart()
                 if step == num_steps:
                     break
+                stop.check()
+                checkpoints.check()
                 trace.before(step)
                 batch = next(batches)
                 with jax.transfer_guard("disallow"):
@@ -167,13 +177,13 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
                 log.stepped(step)
                 if config.save_every_steps and step % config.save_every_steps == 0 and not due(step):
                     save()
-                stop.check()
         except (StoppedError, DataError, WorkerDiedError) as error:
-            # A record or a worker that fails takes no finished step with it. A scheduler that signals the whole process
-            # group ends the workers too, and reading from them then fails.
-            if step > first_step:
+            # A record or a worker that fails takes no finished step with it, unless other hosts would have to save too,
+            # which wait for this one's share of the next step. A scheduler that signals the whole process group ends the
+            # workers too, and reading from them then fails.
+            if step > first_step and (isinstance(error, StoppedError) or jax.process_count() == 1):
                 save()
-            if isinstance(error, StoppedError) or stop.received is None:
+            if isinstance(error, StoppedError) or not stop.received:
                 raise
             raise StoppedError(f"stopped by {stop.received}") from error
 
@@ -185,8 +195,9 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
         "steps": num_steps,
         "train_seconds": time.monotonic() - started,
     }
-    write_atomically(results_file, json.dumps(results, indent=2) + "\n")
-    write_report(workdir)
+    if parallel.is_first():
+        write_atomically(results_file, json.dumps(results, indent=2) + "\n")
+        write_report(workdir)
     return results
 
 

@@ -76,6 +76,10 @@ class MetricWriter:
         )
         self.say(f"step {record['step']}, epoch {record['epoch']:.1f}: {scores} ({view})")
 
+    def saved(self, record: dict[str, Any]) -> None:
+        """Write for how long a checkpoint kept the run waiting."""
+        self._append({"kind": "save", **record})
+
     def close(self) -> None:
         """Flush everything."""
         self._bar.close()
@@ -90,6 +94,15 @@ class MetricWriter:
         self._board.flush()
 
 
+class SilentWriter:
+    """Take the place of a MetricWriter where another process writes."""
+
+    def _ignore(self, *_: Any) -> None:
+        pass
+
+    advance = say = train = evaluation = saved = close = _ignore
+
+
 class StepLog:
     """Sum up steps, and read the sum only after the next step was dispatched, so that the device never waits.
 
@@ -102,7 +115,7 @@ class StepLog:
 
     def __init__(
         self,
-        writer: MetricWriter,
+        writer: MetricWriter | SilentWriter,
         fresh: Progress,
         *,
         batch_size: int,

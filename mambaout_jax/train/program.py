@@ -9,13 +9,12 @@ import optax
 from ml_collections import ConfigDict
 
 from mambaout_jax import parallel
-from mambaout_jax.data import ImageSource
 from mambaout_jax.models import Model
 from mambaout_jax.train.batch import accumulation_steps
 from mambaout_jax.train.inputs import steps_per_epoch
 from mambaout_jax.train.mixing import Augmentation
 from mambaout_jax.train.optim import Schedule, adamw, warmup_cosine
-from mambaout_jax.train.state import TrainState, init_state
+from mambaout_jax.train.state import TrainState, init_progress, init_state
 from mambaout_jax.train.step import make_train_step
 
 
@@ -35,28 +34,29 @@ class TrainingProgram(NamedTuple):
     step: Callable[..., Any]
     state: TrainState
     batch: dict[str, jax.ShapeDtypeStruct]
-    replicated: jax.sharding.NamedSharding
 
-    def lower(self, progress: Any, key: jax.Array) -> jax.stages.Lowered:
-        """Trace the step for a mesh that was set, and leave its compilation to the caller.
-
-        Args:
-            progress, key: arrays, or their shapes.
-        """
-        step = jax.jit(self.step, donate_argnums=0, out_shardings=self.replicated)
+    def lower(self) -> jax.stages.Lowered:
+        """Trace the step for a mesh that was set, and leave its compilation to the caller."""
+        replicated = self.state.step.sharding
+        progress = parallel.abstract(init_progress, placed=replicated)
+        key = parallel.abstract(lambda: jax.random.key(0), placed=replicated)
+        step = jax.jit(self.step, donate_argnums=0, out_shardings=(parallel.shardings(self.state), replicated))
         return step.lower(self.state, progress, self.batch, key)
 
 
-def training_program(config: ConfigDict, model: Model, source: ImageSource, mesh: jax.sharding.Mesh) -> TrainingProgram:
+def training_program(config: ConfigDict, model: Model, num_images: int, mesh: jax.sharding.Mesh) -> TrainingProgram:
     """Put together what a config trains with.
+
+    Args:
+        num_images: of the training split.
 
     Raises:
         RunError: the batch does not fit the dataset or the devices.
     """
-    sharding, replicated = parallel.batch_sharding(mesh), parallel.replicated(mesh)
+    sharding = parallel.batch_sharding(mesh)
     # timm mixes bytes; what is fast leaves the sums as they are.
     augmentation = Augmentation(**config.augment, round_mixed=config.data.pipeline == "exact")
-    epoch_steps = steps_per_epoch(config, source)
+    epoch_steps = steps_per_epoch(config, num_images)
     mixing_group = augmentation.mixup_group if augmentation.mixes else 1
     parts = accumulation_steps(config.batch_size, mesh.size, config.device_batch_size, mixing_group)
     schedule, optimizer = build_optimizer(config, model, epoch_steps)
@@ -77,8 +77,8 @@ def training_program(config: ConfigDict, model: Model, source: ImageSource, mesh
         "image": jax.ShapeDtypeStruct(batch_shape, np.uint8, sharding=sharding),
         "label": jax.ShapeDtypeStruct(batch_shape[:1], np.int32, sharding=sharding),
     }
-    state = parallel.abstract(draw_state, jax.random.key(config.seed), sharding=replicated)
-    return TrainingProgram(epoch_steps, parts, draw_state, step, state, batch, replicated)
+    state = parallel.abstract(draw_state, jax.random.key(config.seed), placed=mesh)
+    return TrainingProgram(epoch_steps, parts, draw_state, step, state, batch)
 
 
 def build_optimizer(

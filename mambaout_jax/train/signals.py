@@ -1,4 +1,4 @@
-"""Stop at the next safe place when a scheduler or a person says so."""
+"""Stop at the next safe place, on all hosts the same, when a scheduler or a person says so on one of them."""
 
 import signal
 import threading
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Self, TypeVar
 
+from mambaout_jax import parallel
 from mambaout_jax.train.errors import StoppedError
 
 T = TypeVar("T")
@@ -15,7 +16,7 @@ class StopSignals:
     """Turn SIGTERM and SIGINT into a flag while the context is open; a second signal acts as usual."""
 
     def __init__(self) -> None:
-        self.received: str | None = None
+        self._ticks = parallel.Ticks()
         self._former: dict[int, object] = {}
 
     def __enter__(self) -> Self:
@@ -25,18 +26,24 @@ class StopSignals:
 
     def __exit__(self, *_: object) -> None:
         self._restore()
+        self._ticks.close()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number).name
+        self._ticks.stop(signal.Signals(number).name)
         self._restore()
 
     def _restore(self) -> None:
         while self._former:
             signal.signal(*self._former.popitem())
 
+    @property
+    def received(self) -> str:
+        """What stops the run, in words; empty as long as nothing does."""
+        return self._ticks.reason
+
     def check(self) -> None:
-        """Raise StoppedError if a signal came."""
-        if self.received:
+        """Raise StoppedError if a signal came; to be called before everything that the hosts do together."""
+        if not self._ticks.go_on():
             raise StoppedError(f"stopped by {self.received}")
 
     def interruptible(self, work: Callable[[], T]) -> T:
@@ -58,7 +65,8 @@ class StopSignals:
         thread.start()
         while thread.is_alive():
             thread.join(0.1)
-            self.check()
+            if self._ticks.over():
+                raise StoppedError(f"stopped by {self.received}")
         if failures:
             raise failures[0]
         return results[0]

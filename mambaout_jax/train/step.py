@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from mambaout_jax import parallel
 from mambaout_jax.models import Model
 from mambaout_jax.train.losses import cross_entropy
 from mambaout_jax.train.mixing import Augmentation, augment, normalize
@@ -34,7 +35,7 @@ def make_train_step(
     spec = model.input_spec
 
     def loss_fn(params: Any, batch_stats: Any, images: Array, targets: Array, key: Key[Array, ""]):
-        variables = {"params": params, "batch_stats": batch_stats}
+        variables = {"params": parallel.gather(params), "batch_stats": batch_stats}
         logits, batch_stats = model.apply_train(variables, images, key=key)
         return cross_entropy(logits, targets).mean(), batch_stats
 
@@ -132,7 +133,7 @@ def make_eval_step(
 
     def eval_step(variables: dict[str, Any], batch: Batch, ranked: Bool[Array, "k"]):
         images = normalize(batch["image"], model.input_spec.mean, model.input_spec.std)
-        logits = jnp.where(ranked, model.apply(variables, images), -jnp.inf)
+        logits = jnp.where(ranked, model.apply(parallel.gather(variables), images), -jnp.inf)
         mask, labels = batch["mask"], batch["label"]
         rank = rank_of_labels(logits, labels)
         log_odds = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.maximum(labels, 0), axis=1)

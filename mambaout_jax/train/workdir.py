@@ -1,12 +1,15 @@
 """The folder of a run: what lies in it, when it may be used again, and how to load what was trained."""
 
+import hashlib
 import importlib.metadata
 import json
 import os
 import platform
+import secrets
 import shlex
 import shutil
 import sys
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +20,7 @@ from mambaout_jax import parallel
 from mambaout_jax.data import ImageSource
 from mambaout_jax.models import Model, create_model
 from mambaout_jax.train.checkpoint import Checkpoints
-from mambaout_jax.train.config import changed_keys, from_json, to_json
+from mambaout_jax.train.config import changed_keys, flatten_config, from_json, to_json
 from mambaout_jax.train.errors import RunError
 
 
@@ -65,17 +68,38 @@ def claim_workdir(path: epath.PathLike, config: ConfigDict) -> epath.Path:
     workdir = open_workdir(path)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / f".writable.{os.getpid()}"
+        probe = workdir / f".writable.{jax.process_index()}.{os.getpid()}"
         probe.write_text("")
         probe.unlink()
     except OSError as error:
         raise RunError(
             f"workdir {workdir} cannot be written ({error.strerror}); name another with --workdir"
         ) from error
+    _check_shared(workdir)
     # A run that was stopped before its first checkpoint holds nothing to be true to.
     if (workdir / "config.json").exists() and any((workdir / "checkpoints").glob("[0-9]*")):
         _check_resume(workdir, load_config(workdir), config)
     return workdir
+
+
+def _check_shared(workdir: epath.Path) -> None:
+    if jax.process_count() == 1:
+        return
+    probe = workdir / ".shared"
+    if parallel.is_first():
+        probe.write_text(secrets.token_hex())
+    token = parallel.exchange("opening the workdir", probe.read_text() if parallel.is_first() else "")[0]
+    sees = probe.exists() and probe.read_text() == token
+    blind = [
+        i for i, word in enumerate(parallel.exchange("looking at the workdir", "sees" if sees else "")) if not word
+    ]
+    if parallel.is_first():
+        probe.unlink()
+    if blind:
+        raise RunError(
+            f"workdir {workdir} of process 0 is not that of process {', '.join(map(str, blind))}; name one that all "
+            "hosts share"
+        )
 
 
 def _check_resume(workdir: epath.Path, recorded: ConfigDict, config: ConfigDict) -> None:
@@ -154,7 +178,7 @@ def load_run(path: epath.PathLike, weights: str | None = None) -> Run:
     weights = weights or ("raw" if config.optim.ema_decay is None else "ema")
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     abstract = parallel.abstract(
-        model.init, jax.random.key(0), sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        model.init, jax.random.key(0), placed=jax.sharding.SingleDeviceSharding(jax.devices()[0])
     )
     step, variables = checkpoints.restore_variables(abstract, [weights])
     checkpoints.close()
@@ -192,6 +216,22 @@ def describe_environment(source: ImageSource) -> dict[str, Any]:
         "dataset": source.name,
         "fingerprint": source.fingerprint,
         "class_names": list(source.class_names),
+    }
+
+
+def describe_program(config: ConfigDict) -> dict[str, str]:
+    """Tell what has to be the same in all processes of a run: code, config and versions."""
+    package = Path(__file__).parent.parent
+    code = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        code.update(f"{file.relative_to(package)}\0".encode() + file.read_bytes())
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in packages},
+        "mambaout_jax's code": code.hexdigest()[:12],
+        "local devices": str(jax.local_device_count()),
+        **{f"config.{key}": repr(value) for key, value in flatten_config(config).items()},
     }
 
 

@@ -198,7 +198,7 @@ def test_work_keeps_its_result_and_its_error():
 
 @pytest.mark.slow
 def test_signal_in_evaluation_saves_and_resumes_to_the_same_bits(unbroken, tmp_path, monkeypatch):
-    top_classes, calls = evaluation._top_classes, []
+    top_classes, calls = evaluation.top_classes, []
 
     def interrupted(*arrays):
         calls.append(None)
@@ -206,7 +206,7 @@ def test_signal_in_evaluation_saves_and_resumes_to_the_same_bits(unbroken, tmp_p
             os.kill(os.getpid(), signal.SIGTERM)
         return top_classes(*arrays)
 
-    monkeypatch.setattr(evaluation, "_top_classes", interrupted)
+    monkeypatch.setattr(evaluation, "top_classes", interrupted)
     with pytest.raises(StoppedError):
         train(tiny.config(), tmp_path / "run")
     assert not records(tmp_path / "run", "eval")

@@ -46,9 +46,9 @@ def test_a_run_learns_resumes_to_the_same_bits_and_goes_to_pytorch(tmp_path, mon
         os.kill(os.getpid(), signal.SIGTERM)
         return top_classes(*arrays)
 
-    top_classes = evaluation._top_classes
+    top_classes = evaluation.top_classes
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "_top_classes", interrupt)
+        patch.setattr(evaluation, "top_classes", interrupt)
         with pytest.raises(StoppedError):
             train(tiny.config(**CHANGES), stopped)
     assert len(losses(stopped)) < len(seen)

@@ -1,0 +1,31 @@
+"""Many devices and many processes: where arrays live, and what the processes tell each other."""
+
+from mambaout_jax.parallel.errors import LostProcessError, ParallelError
+from mambaout_jax.parallel.hosts import Ticks, exchange, is_first, leave, require_same, start
+from mambaout_jax.parallel.mesh import (
+    abstract,
+    batch_sharding,
+    gather,
+    make_mesh,
+    prefetch,
+    replicated,
+    shardings,
+)
+
+__all__ = [
+    "LostProcessError",
+    "ParallelError",
+    "Ticks",
+    "abstract",
+    "batch_sharding",
+    "exchange",
+    "gather",
+    "is_first",
+    "leave",
+    "make_mesh",
+    "prefetch",
+    "replicated",
+    "require_same",
+    "shardings",
+    "start",
+]
