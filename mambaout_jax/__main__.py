@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib import resources
 
-COMMANDS = ("analyze", "bench-data", "convert", "models", "predict", "prepare", "report", "study")
+COMMANDS = ("analyze", "bench-data", "convert", "doctor", "models", "plan", "predict", "prepare", "report", "study")
 CONFIG_HELP = "the experiment; --config.KEY=VALUE changes a key"
 
 

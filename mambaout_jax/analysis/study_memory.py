@@ -7,7 +7,6 @@ import jax
 from mambaout_jax import parallel
 from mambaout_jax.data import open_source
 from mambaout_jax.train.program import training_program
-from mambaout_jax.train.state import init_progress
 from mambaout_jax.train.workdir import build_model
 
 

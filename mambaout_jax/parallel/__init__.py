@@ -1,7 +1,16 @@
 """Many devices and many processes: where arrays live, and what the processes tell each other."""
 
 from mambaout_jax.parallel.errors import LostProcessError, ParallelError
-from mambaout_jax.parallel.hosts import Ticks, exchange, is_first, leave, require_same, start
+from mambaout_jax.parallel.hosts import (
+    Ticks,
+    exchange,
+    is_first,
+    leave,
+    leave_alone,
+    require_same,
+    see_same_folder,
+    start,
+)
 from mambaout_jax.parallel.mesh import (
     abstract,
     batch_sharding,
@@ -22,10 +31,12 @@ __all__ = [
     "gather",
     "is_first",
     "leave",
+    "leave_alone",
     "make_mesh",
     "prefetch",
     "replicated",
     "require_same",
+    "see_same_folder",
     "shardings",
     "start",
 ]

@@ -8,12 +8,14 @@ import collections
 import contextlib
 import itertools
 import json
+import secrets
 import socket
 import threading
 import time
 from collections.abc import Mapping
 
 import jax
+from etils import epath
 from jax._src import distributed  # JAX has no public door to its key-value store
 
 from mambaout_jax.parallel.errors import LostProcessError, ParallelError
@@ -23,6 +25,7 @@ HEARTBEAT_SECONDS = 30
 MEETING_SECONDS = 600
 _POLL_SECONDS = 0.2
 _FAILING_SECONDS = 5
+_LAST_SECONDS = 2  # that process 0 leaves after the others, whom the loss of its service would abort
 
 _meetings: dict[str, "itertools.count[int]"] = collections.defaultdict(itertools.count)
 
@@ -117,6 +120,21 @@ def exchange(name: str, word: str = "", seconds: float = MEETING_SECONDS) -> lis
     return words
 
 
+def see_same_folder(folder: epath.Path) -> list[int]:
+    """Give the processes that do not see in a folder what process 0 writes there."""
+    if jax.process_count() == 1:
+        return []
+    probe = folder / ".shared"
+    if is_first():
+        probe.write_text(secrets.token_hex())
+    token = exchange("sharing a folder", probe.read_text() if is_first() else "")[0]
+    sees = probe.exists() and probe.read_text() == token
+    words = exchange("looking at a folder", "sees" if sees else "")
+    if is_first():
+        probe.unlink()
+    return [process for process, word in enumerate(words) if not word]
+
+
 def require_same(facts: Mapping[str, str]) -> None:
     """Hold what this process runs against what process 0 runs.
 
@@ -135,20 +153,23 @@ def require_same(facts: Mapping[str, str]) -> None:
         raise ParallelError(f"the processes do not run the same: {'; '.join(faults)}; make them equal")
 
 
-def leave(in_order: bool) -> None:
-    """Part from the other processes, before this one exits.
-
-    Args:
-        in_order: whether all leave. A process that fails alone must not wait for those that wait for it: it gives the
-            others a moment to fail likewise and say why.
-    """
-    if jax.process_count() == 1:
-        return
-    if in_order:
+def leave() -> None:
+    """Part from the other processes, all together, before this one exits."""
+    if jax.process_count() > 1:
         jax.distributed.shutdown()
-    else:
-        with contextlib.suppress(LostProcessError, jax.errors.JaxRuntimeError):
-            exchange("failing", seconds=_FAILING_SECONDS)
+
+
+def leave_alone(error: Exception) -> None:
+    """Part from the others after a failure, without waiting for those that may be waiting for this process.
+
+    They get a moment to fail likewise, and say why. What JAX raises may come of another process's death: then there is
+    longer to wait, until its heartbeat is missed and this process aborted with that for a reason.
+    """
+    own = not isinstance(error, jax.errors.JaxRuntimeError)
+    with contextlib.suppress(LostProcessError, jax.errors.JaxRuntimeError):
+        exchange("failing", seconds=_FAILING_SECONDS if own else HEARTBEAT_SECONDS + 10)
+        if is_first():
+            time.sleep(_LAST_SECONDS)
 
 
 class Ticks:

@@ -48,14 +48,14 @@ def _end_alone(error: Exception, workdir: epath.PathLike) -> NoReturn:
     except Exception:
         traceback.print_exc()
         code = 1
-    parallel.leave(in_order=False)
+    parallel.leave_alone(error)
     _exit(code)
 
 
 def _tell(error: Exception, workdir: epath.PathLike) -> int:
     if isinstance(error, StoppedError):
         _complain(f"{error}; everything is saved, the same command goes on", os.EX_TEMPFAIL)
-        parallel.leave(in_order=True)
+        parallel.leave()
         _exit(os.EX_TEMPFAIL)  # a compilation that was left behind in a thread would crash an orderly exit
     if isinstance(error, parallel.LostProcessError):
         return _complain(f"{error}; the same command goes on", os.EX_TEMPFAIL)

@@ -178,8 +178,8 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
                 if config.save_every_steps and step % config.save_every_steps == 0 and not due(step):
                     save()
         except (StoppedError, DataError, WorkerDiedError) as error:
-            # A record or a worker that fails takes no finished step with it, unless other hosts would have to save too,
-            # which wait for this one's share of the next step. A scheduler that signals the whole process group ends the
+            # A record or a worker that fails takes no finished step with it; but of many hosts the others wait for this
+            # one's share of a step, and cannot save with it. A scheduler that signals the whole process group ends the
             # workers too, and reading from them then fails.
             if step > first_step and (isinstance(error, StoppedError) or jax.process_count() == 1):
                 save()

@@ -5,7 +5,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import secrets
 import shlex
 import shutil
 import sys
@@ -75,31 +74,15 @@ def claim_workdir(path: epath.PathLike, config: ConfigDict) -> epath.Path:
         raise RunError(
             f"workdir {workdir} cannot be written ({error.strerror}); name another with --workdir"
         ) from error
-    _check_shared(workdir)
-    # A run that was stopped before its first checkpoint holds nothing to be true to.
-    if (workdir / "config.json").exists() and any((workdir / "checkpoints").glob("[0-9]*")):
-        _check_resume(workdir, load_config(workdir), config)
-    return workdir
-
-
-def _check_shared(workdir: epath.Path) -> None:
-    if jax.process_count() == 1:
-        return
-    probe = workdir / ".shared"
-    if parallel.is_first():
-        probe.write_text(secrets.token_hex())
-    token = parallel.exchange("opening the workdir", probe.read_text() if parallel.is_first() else "")[0]
-    sees = probe.exists() and probe.read_text() == token
-    blind = [
-        i for i, word in enumerate(parallel.exchange("looking at the workdir", "sees" if sees else "")) if not word
-    ]
-    if parallel.is_first():
-        probe.unlink()
-    if blind:
+    if blind := parallel.see_same_folder(workdir):
         raise RunError(
             f"workdir {workdir} of process 0 is not that of process {', '.join(map(str, blind))}; name one that all "
             "hosts share"
         )
+    # A run that was stopped before its first checkpoint holds nothing to be true to.
+    if (workdir / "config.json").exists() and any((workdir / "checkpoints").glob("[0-9]*")):
+        _check_resume(workdir, load_config(workdir), config)
+    return workdir
 
 
 def _check_resume(workdir: epath.Path, recorded: ConfigDict, config: ConfigDict) -> None:

@@ -1,0 +1,109 @@
+"""Kill processes of a run again and again, start it each time again, and compare it with a run that was left alone.
+
+    python benchmarks/chaos.py [--kills N] [--processes N] [--seed N] [--workdir DIR] [--json PATH]
+
+Handwritten digits, on processes of this machine that join by gloo. At a random moment a random process gets SIGKILL or
+SIGTERM; once all have ended, all are started again. The claims: no checkpoint is ever unreadable, all processes end
+within a minute of the signal, with 75 for "start again", and the weights at the end are those of the unbroken run, bit
+for bit. A claim that does not hold is told, and the exit code is 1.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from _timing import machine, write_json
+
+from mambaout_jax.train import load_run
+
+ROOT = Path(__file__).parent.parent
+LIMIT_SECONDS = 60
+# Long enough that kills come while it starts, compiles, trains, evaluates and saves.
+SETTINGS = ("num_epochs=40", "eval_every_epochs=4", "save_every_steps=11", "log_every_steps=11")
+
+
+def main() -> None:
+    """Break one run, leave another alone, and compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workdir", help="where both runs are kept (default: a folder that is removed)")
+    parser.add_argument("--json", metavar="PATH")
+    args = parser.parse_args()
+    print(*(f"{name}: {value}" for name, value in machine().items()), sep="\n")
+    folder = Path(args.workdir or tempfile.mkdtemp())
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
+    chance, missed = random.Random(args.seed), []
+
+    seconds = time.monotonic()
+    codes = wait(start(folder / "whole", args.processes))
+    seconds = time.monotonic() - seconds
+    if any(codes):
+        sys.exit(f"error: the run that was left alone ended with {codes}")
+    print(f"left alone: {seconds:.0f} s")
+    kills = [break_once(folder / "broken", args.processes, chance, seconds, missed) for _ in range(args.kills)]
+    while any(codes := wait(start(folder / "broken", args.processes))):
+        missed.append(f"a run that nobody killed ended with {codes}")
+    if (folder / "broken" / "unreadable").exists():
+        missed.append("checkpoints were unreadable")
+    for weights in ("raw", "ema"):
+        one, other = (load_run(folder / name, weights) for name in ("whole", "broken"))
+        same = jax.tree.map(np.array_equal, one.variables, other.variables)
+        if one.step != other.step or not all(jax.tree.leaves(same)):
+            missed.append(f"the {weights} weights differ from those of the unbroken run")
+    print("the same bits" if not missed else "\n".join(f"missed: {claim}" for claim in missed))
+    write_json(args.json, {"kills": kills, "missed": missed})
+    if args.workdir is None:
+        shutil.rmtree(folder)
+    sys.exit(1 if missed else 0)
+
+
+def start(workdir, count):
+    """Start the processes of a run."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "main.py", "--config=configs/digits.py", f"--workdir={workdir}", "--distributed",
+               f"--coordinator=localhost:{port}", f"--num_processes={count}",
+               *(f"--config.{setting}" for setting in SETTINGS)]  # fmt: skip
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": ROOT}
+    return [subprocess.Popen([*command, f"--process_id={process}"], **quiet) for process in range(count)]
+
+
+def wait(processes):
+    """Give the exit codes."""
+    return [process.wait() for process in processes]
+
+
+def break_once(workdir, count, chance, seconds, missed):
+    """Start the run, strike at a random moment, and wait for all to end."""
+    processes = start(workdir, count)
+    delay = chance.uniform(1, max(seconds / 2, 20))
+    struck, number = chance.randrange(count), chance.choice((signal.SIGKILL, signal.SIGTERM))
+    time.sleep(delay)
+    processes[struck].send_signal(number)
+    before = time.monotonic()
+    codes = wait(processes)
+    took = time.monotonic() - before
+    print(f"{number.name} to process {struck} after {delay:.1f} s: {codes} after {took:.1f} s", flush=True)
+    allowed = {0, os.EX_TEMPFAIL, -signal.SIGKILL, -signal.SIGTERM}  # before Python hears signals, they end it
+    if not set(codes) <= allowed:
+        missed.append(f"exit codes {codes}")
+    if took > LIMIT_SECONDS:
+        missed.append(f"processes ended {took:.0f} s after the signal, {LIMIT_SECONDS} s are claimed")
+    return {"signal": number.name, "process": struck, "delay": delay, "codes": codes, "seconds": took}
+
+
+if __name__ == "__main__":
+    main()

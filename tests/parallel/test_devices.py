@@ -1,0 +1,93 @@
+"""Eight devices, however weights are split over them, train as one does."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from mambaout_jax import parallel
+from mambaout_jax.train.program import training_program
+from mambaout_jax.train.state import init_progress
+from mambaout_jax.train.workdir import build_model
+from tests.train import tiny
+
+ROOT = Path(__file__).parents[2]
+STEPS = 20
+CHANGES = {
+    "batch_size": 64,
+    "num_epochs": 4,
+    "optim.warmup_epochs": 0,
+    "model.depths": (1, 2),
+    "model.dims": (32, 64),
+    "augment.mixup_alpha": 0.8,
+    "augment.cutmix_alpha": 1.0,
+    "augment.mix_rate": 1.0,
+    "augment.mixup_group": 8,
+}
+
+
+def train_steps(mesh):
+    """Take steps on random batches; give losses, what the first and the last left behind, and the program's text."""
+    config = tiny.config(**CHANGES)
+    program = training_program(config, build_model(config, 10), 1437, mesh)
+    replicated, placed = parallel.replicated(mesh), parallel.shardings(program.state)
+    rng = np.random.default_rng(0)
+    losses, params = [], []
+    with jax.set_mesh(mesh):
+        step = program.lower().compile()
+        draw = jax.jit(lambda: program.draw_state(jax.random.key(0)), out_shardings=placed)
+        state, progress, key = draw(), jax.jit(init_progress, out_shardings=replicated)(), jax.random.key(1)
+        key = jax.device_put(key, replicated)
+        for number in range(STEPS):
+            images = rng.integers(0, 256, (64, 32, 32, 1), np.uint8)
+            batch = {"image": images, "label": rng.integers(0, 10, 64, np.int32)}
+            before = float(progress.loss_sum)
+            state, progress = step(state, progress, jax.device_put(batch, parallel.batch_sharding(mesh)), key)
+            losses.append(float(progress.loss_sum) - before)
+            if number in (0, STEPS - 1):
+                params.append(jax.device_get((state.opt_state, state.variables["params"])))
+    held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
+    return {"losses": losses, "after": params, "text": step.as_text(), "held": held}
+
+
+def largest_difference(ours, theirs):
+    """Measure each leaf by its own largest value."""
+    differences = jax.tree.map(lambda a, b: np.abs(a - b).max() / max(np.abs(b).max(), 1e-30), ours, theirs)
+    return float(max(jax.tree.leaves(differences)))
+
+
+def compare() -> None:
+    """Print how the meshes of eight devices differ from one device."""
+    one = train_steps(parallel.make_mesh(devices=jax.devices()[:1]))
+    found = {}
+    for fsdp in (1, 4, 8):
+        many = train_steps(parallel.make_mesh(fsdp))
+        found[fsdp] = {
+            "loss": float(np.abs(np.subtract(many["losses"], one["losses"])).max()),
+            "first": largest_difference(many["after"][0][0], one["after"][0][0]),
+            "last": largest_difference(many["after"][1][1], one["after"][1][1]),
+            "held": many["held"] / one["held"],
+            "all_to_all": "all-to-all" in many["text"],
+        }
+    print(json.dumps(found))
+
+
+@pytest.mark.slow
+def test_eight_devices_train_as_one_however_weights_are_split():
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(ROOT)}
+    program = "from tests.parallel.test_devices import compare; compare()"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for fsdp, found in json.loads(done.stdout).items():
+        # After one step the optimizer's moments are the gradient and its square, scaled.
+        assert found["first"] < 1e-5, (fsdp, found)
+        assert found["loss"] < 1e-5, (fsdp, found)
+        assert found["last"] < 1e-3, (fsdp, found)
+        assert not found["all_to_all"], fsdp
+        assert fsdp == "1" or found["held"] < 0.6, (fsdp, found)

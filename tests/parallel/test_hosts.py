@@ -1,0 +1,84 @@
+"""Processes meet, miss each other by name, and stop at the same place."""
+
+import socket
+import textwrap
+
+import pytest
+
+from mambaout_jax import parallel
+from tests.processes import run_python
+
+
+def test_alone_there_is_nobody_to_wait_for():
+    assert parallel.exchange("somewhere", "word") == ["word"]
+    parallel.require_same({"python": "3"})
+    assert parallel.is_first()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("localhost:1234", None, 0), "--num_processes is missing"),
+        ((None, 2, None), "--coordinator and --process_id is missing"),
+        (("localhost", 2, 0), "HOST:PORT of process 0 is expected"),
+        (("localhost:x", 2, 0), "HOST:PORT of process 0 is expected"),
+        (("localhost:1234", 2, 2), "--process_id is 2 of --num_processes 2; 0 to 1 are expected"),
+    ],
+)
+def test_a_place_that_does_not_fit_is_named(arguments, sentence):
+    with pytest.raises(parallel.ParallelError, match=sentence):
+        parallel.start(*arguments)
+
+
+def test_a_port_in_use_is_named():
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(parallel.ParallelError, match=f"port {port} of --coordinator cannot be had"):
+            parallel.start(f"localhost:{port}", 2, 0)
+
+
+def test_words_come_in_order_and_who_is_missing_is_named():
+    program = textwrap.dedent("""
+        import time
+        print(parallel.exchange("greeting", f"from {process}"), parallel.exchange("greeting"))
+        try:
+            parallel.require_same({"jax": "1" if process == 1 else "2", "python": "3"})
+        except parallel.ParallelError as error:
+            print(error)
+        if process != 1:
+            try:
+                parallel.exchange("saving step 5", seconds=1)
+            except parallel.LostProcessError as error:
+                print(error)
+    """)
+    for out in run_python(program, 3):
+        greeting, fault, *missing = out.splitlines()
+        assert greeting == "['from 0', 'from 1', 'from 2'] ['', '', '']"
+        assert (
+            fault == "the processes do not run the same: process 1 has jax '1' where process 0 has '2'; make them equal"
+        )
+        assert missing in ([], ["saving step 5: process 1 of 3 did not come in 1 s"])
+
+
+def test_all_stop_after_the_same_tick_though_one_was_asked_and_one_is_slow():
+    # What a tick does is done together: nobody is more than one ahead.
+    program = textwrap.dedent("""
+        import time
+        ticks = parallel.Ticks()
+        done = 0
+        while ticks.go_on():
+            done += 1
+            if process == 1 and done == 4:
+                ticks.stop("SIGTERM")
+            parallel.exchange("a step")
+            time.sleep(0.05 * process)
+        print(done, ticks.over(), ticks.reason)
+    """)
+    outs = run_python(program, 3)
+    assert len(set(outs)) == 1, outs
+    done, over, *reason = outs[0].split()
+    assert int(done) >= 4
+    assert over == "True"
+    assert " ".join(reason) == "SIGTERM of process 1"

@@ -1,0 +1,59 @@
+"""Run a program in several processes that join each other, as hosts do."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+def start_all(count, command, flags=lambda process: ()):
+    """Start main.py's distributed form once for each process; `flags` gives what is a process's own."""
+    place = ["--distributed", f"--coordinator=localhost:{free_port()}", f"--num_processes={count}"]
+    return [
+        subprocess.Popen(
+            [sys.executable, "main.py", *command, *place, f"--process_id={process}", *flags(process)],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for process in range(count)
+    ]
+
+
+def finish_all(processes, timeout=400):
+    """Wait, and give exit codes and what was said."""
+    said = [process.communicate(timeout=timeout)[1] for process in processes]
+    return [process.returncode for process in processes], said
+
+
+def run_python(program, count, timeout=120):
+    """Run Python text in processes that have joined; it finds its number in `process`."""
+    port = free_port()
+    start = (
+        "import sys; from mambaout_jax import parallel; process = int(sys.argv[1]); "
+        f"parallel.start('localhost:{port}', {count}, process)\n"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", start + program, str(process)],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for process in range(count)
+    ]
+    outputs = [process.communicate(timeout=timeout) for process in processes]
+    assert not any(process.returncode for process in processes), outputs
+    return [out for out, _ in outputs]

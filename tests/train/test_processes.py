@@ -1,0 +1,104 @@
+"""A run of several processes equals that of one, stops as one, and goes on with any number."""
+
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from mambaout_jax.train import load_run
+from tests.processes import finish_all, start_all
+from tests.train import tiny
+from tests.train.test_loop import assert_same_weights, main, records
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A run of one process."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    done = main(workdir)
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def command(workdir, **changes):
+    return [*tiny.flags(**changes), f"--workdir={workdir}"]
+
+
+def losses(workdir):
+    return {record["step"]: record["loss"] for record in records(workdir, "train")}
+
+
+def wait_for_step(workdir, step):
+    deadline = time.monotonic() + 300
+    while not any(reached >= step for reached in losses(workdir)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_equal_one_and_evaluate_every_image_once(alone, tmp_path, count):
+    codes, said = finish_all(start_all(count, command(tmp_path / "run")))
+    assert codes == [0] * count, said
+    assert losses(tmp_path / "run") == pytest.approx(losses(alone), rel=1e-5)
+    ours, theirs = (records(workdir, "eval")[-1]["ema"] for workdir in (tmp_path / "run", alone))
+    assert ours == pytest.approx(theirs, rel=1e-5)
+    assert ours["count"] == 360
+    ours, theirs = (np.load(workdir / "predictions.npz") for workdir in (tmp_path / "run", alone))
+    np.testing.assert_array_equal(ours["labels"], theirs["labels"])
+    np.testing.assert_allclose(ours["probabilities"], theirs["probabilities"], rtol=1e-4)
+
+
+def test_a_signal_to_one_stops_all_at_the_same_step_and_another_number_goes_on(alone, tmp_path):
+    workdir = tmp_path / "run"
+    two = start_all(2, command(workdir))
+    wait_for_step(workdir, 2)
+    two[1].send_signal(signal.SIGTERM)
+    codes, said = finish_all(two)
+    assert codes == [os.EX_TEMPFAIL] * 2, said
+    assert all("stopped by SIGTERM of process 1; everything is saved" in text for text in said)
+    assert 2 <= load_run(workdir, "raw").step < 10
+
+    codes, said = finish_all(start_all(1, command(workdir)))
+    assert codes == [0], said
+    assert losses(workdir)[10] == pytest.approx(losses(alone)[10], rel=1e-5)
+
+
+def test_a_killed_process_ends_the_other_within_a_minute_and_is_named(tmp_path):
+    workdir = tmp_path / "run"
+    two = start_all(2, command(workdir, num_epochs=400, eval_every_epochs=400))
+    wait_for_step(workdir, 2)
+    two[1].kill()  # its child, which trains, follows
+    killed = time.monotonic()
+    codes, said = finish_all(two)
+    assert time.monotonic() - killed < 60
+    assert codes == [os.EX_TEMPFAIL, -signal.SIGKILL]
+    assert "process 1 was lost" in said[0]
+
+
+def test_what_differs_between_processes_is_named(tmp_path):
+    both = start_all(2, command(tmp_path / "run"), flags=lambda process: [f"--config.seed={process}"])
+    codes, said = finish_all(both)
+    assert codes == [2, 2], said
+    assert all("process 1 has config.seed '1' where process 0 has '0'; make them equal" in text for text in said)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_that_is_not_shared_is_refused(tmp_path):
+    codes, said = finish_all(start_all(2, tiny.flags(), flags=lambda process: [f"--workdir={tmp_path / str(process)}"]))
+    assert codes == [2, 2], said
+    assert all("is not that of process 1; name one that all hosts share" in text for text in said)
+
+
+def test_the_same_processes_resume_to_the_same_bits(tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert finish_all(start_all(2, command(whole)))[0] == [0, 0]
+    two = start_all(2, command(broken, save_every_steps=1))
+    wait_for_step(broken, 4)
+    two[0].send_signal(signal.SIGTERM)
+    assert finish_all(two)[0] == [os.EX_TEMPFAIL] * 2
+    assert finish_all(start_all(2, command(broken, save_every_steps=1)))[0] == [0, 0]
+    assert_same_weights(whole, broken)
