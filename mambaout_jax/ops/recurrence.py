@@ -16,7 +16,6 @@ from jaxtyping import Array, Float
 
 from mambaout_jax.ops import recurrence_tpu
 
-
 # Steps up to which `auto` is the plain loop: cutting and padding would cost more than the recurrence itself.
 _SHORT = 4
 
