@@ -8,11 +8,12 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile the same steps again and again, many in processes of their own. The cache lives as long as the session:
-# a process that a test kills may leave a truncated entry behind. TFDS reads its folder when it is imported: no test
-# touches what a user has prepared.
+# a process that a test kills may leave a truncated entry behind. The workers of pytest-xdist share the cache of the
+# process that starts them. TFDS reads its folder when it is imported: no test touches what a user has prepared.
 for variable in ("JAX_COMPILATION_CACHE_DIR", "TFDS_DATA_DIR"):
-    os.environ[variable] = tempfile.mkdtemp(prefix="mambaout_jax-")
-    atexit.register(shutil.rmtree, os.environ[variable], ignore_errors=True)
+    if variable == "TFDS_DATA_DIR" or "PYTEST_XDIST_WORKER" not in os.environ:
+        os.environ[variable] = tempfile.mkdtemp(prefix="mambaout_jax-")
+        atexit.register(shutil.rmtree, os.environ[variable], ignore_errors=True)
 
 import jax
 import jaxtyping
@@ -23,6 +24,22 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jaxtyping.install_import_hook(
     ["mambaout_jax.ops", "mambaout_jax.models", "mambaout_jax.train.losses"], "beartype.beartype"
 )
+
+
+# The tests in here state laws of mathematics, which hold however a program is compiled, and most of their time went
+# into optimising programs that run once, for milliseconds. What is about memory, compiled text or whole runs has to see
+# the program as users do: it lives elsewhere, starts a process of its own, or carries the marker `optimized`.
+LAWS = ("ops", "models", "convert", "train/test_step.py", "train/test_mixing.py")
+
+
+@pytest.fixture(autouse=True)
+def quick_compilation(request):
+    """Compile without most optimisations where laws are stated."""
+    place = request.path.relative_to(Path(__file__).parent)
+    of_laws = any(place.is_relative_to(laws) for laws in LAWS) and not request.node.get_closest_marker("optimized")
+    jax.config.update("jax_disable_most_optimizations", of_laws)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(autouse=True)

@@ -3,13 +3,13 @@
 python -m mambaout_jax prepare pathfinder
 python -m mambaout_jax study --dataset pathfinder --seeds 3
 
-64 px are 256 tokens in the first stage: long beside the 6 D = 144 of its 24 channels, where an SSM is worth exploring.
+64 px are 256 tokens in the first stage: long beside 6 D = 144 of its 24 channels, as docs/analyze.md measures.
 32 px, --dataset pathfinder/32 --config.model.img_size=32, are 64 tokens: short, and only for a quick look at whether
 the task can be learnt. With an accelerator take 1,024 tokens and more steps: --dataset pathfinder/128
 --config.model.img_size=128 --config.num_epochs=100. The model without an SSM alone:
 python main.py --config=configs/study/pathfinder.py --workdir=runs/study-pathfinder-conv
 
-Cost and result: docs/study.md.
+Cost and result: docs/study.md, as far as it was run.
 """
 
 from ml_collections import ConfigDict, config_dict

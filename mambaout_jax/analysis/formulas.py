@@ -45,17 +45,24 @@ def transformer_block_flops(dim: int, tokens: int, *, causal: bool = False) -> d
 
 
 def gated_cnn_block_flops(
-    dim: int, tokens: int, *, kernel_size: int = 7, expansion_ratio: float = 8 / 3, conv_ratio: float = 1.0
+    dim: int, tokens: int, *, kernel_size: int, expansion_ratio: float, conv_ratio: float, directions: int = 0
 ) -> dict[str, int]:
-    """Count a Gated CNN block (equations 8 to 10).
+    """Count a Gated CNN block (equations 8 to 10), and what an SSM adds that reads the map in some directions.
 
-    With H = int(8/3 D) hidden and C = D convolved channels: fc1 to 2 H channels, a 7 x 7 depthwise convolution of C of
-    them, fc2 from H.
+    With H hidden and C convolved channels: fc1 to 2 H channels, a k x k depthwise convolution of C of them, fc2 from H.
+    For each direction an SSM of C channels.
+
+    Args:
+        expansion_ratio: H over D; as published 8/3.
+        conv_ratio: C over D; as published 1.
+        directions: 0 for a block without an SSM.
     """
     hidden, convolved = int(expansion_ratio * dim), int(conv_ratio * dim)
+    ssm = _ssm_flops(convolved, math.ceil(convolved / 16), tokens) if directions else {}
     return {
         "fc1": 2 * tokens * dim * 2 * hidden,
         "conv": 2 * tokens * convolved * kernel_size**2,
+        **{term: directions * count for term, count in ssm.items()},
         "fc2": 2 * tokens * hidden * dim,
     }
 
@@ -70,10 +77,16 @@ def mamba_block_flops(dim: int, tokens: int) -> dict[str, int]:
     return {
         "in_proj": 2 * tokens * dim * 2 * inner,
         "conv": 2 * tokens * inner * D_CONV,
-        "x_proj": 2 * tokens * inner * (rank + 2 * D_STATE),
-        "dt_proj": 2 * tokens * rank * inner,
-        "scan": tokens * inner * (SCAN_OF_STATE * D_STATE + SCAN_OF_CHANNEL),
+        **_ssm_flops(inner, rank, tokens),
         "out_proj": 2 * tokens * inner * dim,
+    }
+
+
+def _ssm_flops(channels: int, rank: int, tokens: int) -> dict[str, int]:
+    return {
+        "x_proj": 2 * tokens * channels * (rank + 2 * D_STATE),
+        "dt_proj": 2 * tokens * rank * channels,
+        "scan": tokens * channels * (SCAN_OF_STATE * D_STATE + SCAN_OF_CHANNEL),
     }
 
 

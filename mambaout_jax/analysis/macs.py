@@ -41,8 +41,7 @@ def count_model(name: str, **options: Any) -> tuple[int, int]:
     model = create_model(name, **options)
     variables = jax.eval_shape(model.init, jax.random.key(0))
     image = jax.ShapeDtypeStruct((1, *model.input_spec.size, model.in_chans), jnp.float32)
-    params = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    return params, count_macs(model.apply, variables, image)
+    return model.num_params, count_macs(model.apply, variables, image)
 
 
 def _count(jaxpr: Jaxpr) -> int:

@@ -1,15 +1,20 @@
 """Does a task need an SSM? The paper's criterion for a model's stages, at the size of a task's images.
 
+The paper takes whole ViTs of one width. To ask each stage of a hierarchy is an extension of this program, which can
+call a stage long in a model and a task that by the paper's first hypothesis need no SSM: stage 1 of MambaOut at 224 px.
+
 Reference: Yu and Wang, MambaOut: Do We Really Need Mamba for Vision?, CVPR 2025, sections 3.3 and 3.4.
 """
 
 import difflib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from mambaout_jax.analysis import formulas
 from mambaout_jax.models import Model, create_model
+from mambaout_jax.ops import SCAN_ORDERS
 from mambaout_jax.train.errors import RunError
 
 # Height and width of the images, as the paper takes them.
@@ -17,6 +22,7 @@ TASKS: Mapping[str, tuple[int, int]] = MappingProxyType(
     {"imagenet": (224, 224), "coco": (800, 1280), "ade20k": (512, 2048)}
 )
 PATCH = 16
+MAX_SIDE = 100_000  # of an image, in pixels: more is a typing error, and no column holds its tokens
 WIDTHS = MappingProxyType({"small, patch 16": 384, "base, patch 16": 768})  # those of the ViTs that the paper takes
 # The paper calls 4,000 and 4,096 tokens about 4,608; this is how far around 1 the ratio counts as that.
 NEAR = 4 / 3
@@ -50,8 +56,9 @@ def analyze(model: str | None = None, task: str | None = None, size: tuple[int, 
             task's.
 
     Returns:
-        The model, the answer in words, the options of its Gated CNN blocks (the published ones where it has none), and
-        a list of rows. FLOPs are those of one block, by term; memory is in numbers, of any bytes each.
+        The model, the answer in words, the options of its Gated CNN blocks (the published ones where it has none), the
+        directions in which an SSM in them reads the map (0 without one), and a list of rows. FLOPs are those of one
+        block, by term; memory is in numbers, of any bytes each.
 
     Raises:
         ModelError: there is no such model.
@@ -59,12 +66,12 @@ def analyze(model: str | None = None, task: str | None = None, size: tuple[int, 
     """
     if task is not None and size is not None:
         raise RunError(f"task {task} has images of a size of its own; give either --task or --size")
-    if size is not None and min(size) < 1:
-        raise RunError(f"the size is {size[0]}x{size[1]}; a height and a width of 1 px and up are expected")
+    if size is not None and not all(1 <= side <= MAX_SIDE for side in size):
+        raise RunError(f"the size is {size[0]}x{size[1]}; a height and a width of 1 to {MAX_SIDE:,} px are expected")
     if task is not None and task not in TASKS:
-        near = difflib.get_close_matches(task, TASKS, n=1, cutoff=0.0)[0]
-        raise RunError(f"{task!r} is no task; did you mean {near!r}? Known are {', '.join(TASKS)}; or give a --size")
-    gated_cnn = dict(GATED_CNN)
+        near = "".join(f"; did you mean {other!r}?" for other in difflib.get_close_matches(task, TASKS, n=1))
+        raise RunError(f"{task!r} is no task{near or '.'} Known are {', '.join(TASKS)}; or give a --size")
+    gated_cnn, directions = dict(GATED_CNN), 0
     if model is None:
         places = [Place(name, channels, PATCH) for name, channels in WIDTHS.items()]
         sizes = TASKS
@@ -75,15 +82,18 @@ def analyze(model: str | None = None, task: str | None = None, size: tuple[int, 
         places = [Place(name, info.channels, info.stride) for name, info in zip(names, stages, strict=True)]
         sizes = {"": built.input_spec.size}
         gated_cnn |= {option: built.options[option] for option in GATED_CNN if option in built.options}
+        if built.options.get("token_mixer") == "conv_ssm":
+            directions = len(SCAN_ORDERS[built.options["scan_order"]])
     if task is not None:
         sizes = {task: TASKS[task]}
     elif size is not None:
         sizes = {"": size}
-    rows = [_row(task, size, place, gated_cnn) for task, size in sizes.items() for place in places]
+    rows = [_row(task, size, place, gated_cnn, directions) for task, size in sizes.items() for place in places]
     return {
         "model": model,
         "answer": answer([row["verdict"] for row in rows]),
         "gated cnn": gated_cnn,
+        "directions": directions,
         "rows": rows,
     }
 
@@ -118,17 +128,24 @@ def measure_length(dim: int, tokens: int) -> dict[str, Any]:
 
 
 def measure_first_stage(model: Model) -> dict[str, Any]:
-    """Measure the longest sequence in a model, that of its first blocks, at its own size."""
+    """Measure the longest sequence in a model, that of its first blocks, at its own size.
+
+    For a hierarchy this is not the paper's verdict, which is about whole ViTs.
+    """
     first = model.feature_info[0]
     return measure_length(first.channels, formulas.count_tokens(model.input_spec.size, first.stride))
 
 
-def _row(task: str, size: tuple[int, int], place: Place, gated_cnn: Mapping[str, Any]) -> dict[str, Any]:
+def _row(
+    task: str, size: tuple[int, int], place: Place, gated_cnn: Mapping[str, Any], directions: int
+) -> dict[str, Any]:
     dim, tokens = place.channels, formulas.count_tokens(size, place.stride)
+    cnn = partial(formulas.gated_cnn_block_flops, dim, tokens, **gated_cnn)
     flops = {
         "transformer": formulas.transformer_block_flops(dim, tokens),
         "causal transformer": formulas.transformer_block_flops(dim, tokens, causal=True),
-        "gated cnn": formulas.gated_cnn_block_flops(dim, tokens, **gated_cnn),
+        "gated cnn": cnn(),
+        **({"gated cnn + ssm": cnn(directions=directions)} if directions else {}),
         "mamba": formulas.mamba_block_flops(dim, tokens),
     }
     return {

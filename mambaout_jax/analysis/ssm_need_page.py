@@ -31,7 +31,8 @@ def write_page(analysis: dict[str, Any], folder: epath.PathLike) -> epath.Path:
         RunError: something cannot be written.
     """
     folder = epath.Path(folder)
-    drawers = {"flops": partial(_draw_flops, analysis["gated cnn"]), "memory": _draw_memory}
+    flops = partial(_draw_flops, analysis["gated cnn"], analysis["directions"])
+    drawers = {"flops": flops, "memory": _draw_memory}
     pictures = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -41,7 +42,7 @@ def write_page(analysis: dict[str, Any], folder: epath.PathLike) -> epath.Path:
         page = folder / "analyze.html"
         write_atomically(page, _render(analysis, pictures))
     except OSError as error:
-        raise RunError(f"{folder} cannot be written to ({error}); name another folder by --out") from None
+        raise RunError(f"{folder} cannot be written to ({error.strerror}); name another folder by --out") from None
     return page
 
 
@@ -53,6 +54,7 @@ def _render(analysis: dict[str, Any], pictures: list) -> str:
         model=analysis["model"],
         answer=analysis["answer"],
         gated_cnn=analysis["gated cnn"],
+        directions=analysis["directions"],
         rows=analysis["rows"],
         images=images,
         pictures=pictures,
@@ -90,13 +92,17 @@ def _powers(lengths: list[int]) -> range:
     return range(min(SHORTEST, math.floor(first)), max(LONGEST, math.ceil(last)) + 1)
 
 
-def _draw_flops(gated_cnn: Mapping[str, Any], axes: Axes, dim: int, lengths: list[int]) -> str:
-    for label, colour, line, count in (
+def _draw_flops(gated_cnn: Mapping[str, Any], directions: int, axes: Axes, dim: int, lengths: list[int]) -> str:
+    cnn = partial(formulas.gated_cnn_block_flops, **gated_cnn)
+    lines = [
         ("Transformer", ORANGE, "-", formulas.transformer_block_flops),
         ("causal", ORANGE, DASHED, partial(formulas.transformer_block_flops, causal=True)),
-        ("Gated CNN", BLUE, "-", partial(formulas.gated_cnn_block_flops, **gated_cnn)),
+        ("Gated CNN", BLUE, "-", cnn),
         ("Mamba", BLUE, DASHED, formulas.mamba_block_flops),
-    ):
+    ]
+    if directions:
+        lines.append(("Gated CNN + SSM", BLUE, DOTTED, partial(cnn, directions=directions)))
+    for label, colour, line, count in lines:
         values = [sum(count(dim, length).values()) / length for length in lengths]
         axes.plot(lengths, values, color=colour, linestyle=line, label=label, linewidth=1.8)
     axes.set_ylabel("FLOPs a token", color=GREY)

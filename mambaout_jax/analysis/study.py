@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,14 @@ from etils import epath
 from PIL import Image
 
 from mambaout_jax.analysis.ssm_need import measure_first_stage
-from mambaout_jax.analysis.study_findings import Outcome, find, read_outcome
+from mambaout_jax.analysis.study_findings import (
+    DIVERGED,
+    Divergence,
+    Outcome,
+    find,
+    read_divergence,
+    read_outcome,
+)
 from mambaout_jax.analysis.study_folds import fold_splits
 from mambaout_jax.analysis.study_memory import step_memory
 from mambaout_jax.analysis.study_page import write_page
@@ -26,11 +33,13 @@ from mambaout_jax.models import create_model
 from mambaout_jax.train import DivergedError, RunError, train
 from mambaout_jax.train.config import FREE_TO_CHANGE, flatten_config, from_json
 from mambaout_jax.train.signals import StopSignals
-from mambaout_jax.train.workdir import open_workdir, write_atomically
+from mambaout_jax.train.workdir import LOCK, lock_workdir, open_workdir, write_atomically
 
 Settings = Mapping[str, Any]
 
 MOST_LABELS = 2000
+# What a run writes when nothing is left to do, in this order.
+LAST_FILES = ("results.json", "report.html")
 EXPERIMENTS = epath.Path(__file__).parents[2] / "configs" / "study"
 
 
@@ -70,16 +79,16 @@ def run_study(settings: Settings, path: epath.PathLike, num_repeats: int) -> dic
 
     Raises:
         RunError, DataError, ModelError: the settings, the workdir or the dataset does not fit.
-        DivergedError: the loss of a run was not finite.
+        DivergedError: the loss of the model without an SSM was not finite. Another twin is left out then.
         StoppedError: a signal came; everything is saved.
     """
-    with StopSignals() as stop:
+    with StopSignals() as stop, contextlib.ExitStack() as cleanup:
         if settings["init_from"] is not None:
             raise RunError("config.init_from is set; the twins of a study all start afresh, so leave it unset")
         data = settings["data"]
         source = open_source(data["name"], data["train_split"], data["data_dir"])
         folds = fold_splits(data["train_split"], len(source), num_repeats)
-        twins = design_twins(settings["model"], len(source.class_names))
+        twins = stop.interruptible(partial(design_twins, settings["model"], len(source.class_names)))
         plan = {
             "seeds": num_repeats,
             "fingerprint": source.fingerprint,
@@ -89,34 +98,25 @@ def run_study(settings: Settings, path: epath.PathLike, num_repeats: int) -> dic
         baseline = create_model(num_classes=len(source.class_names), **twins[0].model)
         chance = percent_by_guessing(source)
         tell_shrinking(source, baseline.input_spec.size)
-        workdir = _claim(path, plan)
+        workdir = cleanup.enter_context(_claimed(path, plan))
         if jax.config.jax_compilation_cache_dir is None:
             # The repeats of a twin, and what is started again, compile once.
             jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
 
-        runs = [(repeat, twin) for repeat in range(num_repeats) for twin in twins]
-        for number, (repeat, twin) in enumerate(runs, 1):
-            stop.check()
-            folder = run_folder(workdir, twin, repeat)
-            if not (folder / "results.json").exists():
-                print(f"run {number} of {len(runs)}: {twin.name}, repeat {repeat}", file=sys.stderr)
-                try:
-                    train(_config(settings, twin, repeat, folds[repeat]), folder)
-                except DivergedError as error:
-                    raise DivergedError(f"{twin.name}, repeat {repeat}: {error}") from error
-                jax.clear_caches()
+        diverged = _train_twins(workdir, settings, twins, folds, stop)
+        finished = [twin for twin in twins if twin.name not in diverged]
         memory = {}
-        for twin in twins:
+        for twin in finished:
             config = _config(settings, twin, 0, folds[0])
             memory[twin.name] = stop.interruptible(partial(step_memory, config))
             jax.clear_caches()
         stop.check()
-        outcomes = _outcomes(workdir, settings, twins, num_repeats)
+        outcomes = _outcomes(workdir, settings, finished, num_repeats)
         study = {
             **_describe(settings, source, folds, [outcome.steps for outcome in outcomes[twins[0].name]]),
             "chance": chance,
             "first_stage": measure_first_stage(baseline),
-            **find(twins, outcomes, memory, chance),
+            **find(twins, outcomes, memory, chance, diverged),
         }
         write_atomically(workdir / "study.json", json.dumps(study, indent=2) + "\n")
         write_page(workdir, study)
@@ -129,12 +129,20 @@ def run_folder(workdir: epath.Path, twin: Twin, repeat: int) -> epath.Path:
 
 
 def percent_by_guessing(source: ImageSource) -> float:
-    """Give the top-1 of naming the largest class for every image, counted in at most 2,000 spread evenly."""
+    """Give the top-1 of naming the largest class for every image, counted in at most 2,000 spread evenly.
+
+    Raises:
+        RunError: none of these can be read.
+    """
     indices = np.linspace(0, len(source) - 1, min(len(source), MOST_LABELS)).astype(int)
-    labels = Counter()
+    labels, failure = Counter(), None
     for index in indices.tolist():
-        with contextlib.suppress(DataError):  # what config.data.bad_records is for
+        try:
             labels[source[index]["label"]] += 1
+        except DataError as error:  # what config.data.bad_records is for
+            failure = error
+    if not labels:
+        raise RunError(f"none of {len(indices):,} training records can be read ({failure}); prepare the dataset again")
     return 100 * max(labels.values()) / labels.total()
 
 
@@ -157,30 +165,73 @@ def _config(settings: Settings, twin: Twin, repeat: int, splits: tuple[str, str]
     return from_json(json.dumps({**settings, **own}))
 
 
-def _claim(path: epath.PathLike, plan: dict[str, Any]) -> epath.Path:
-    """Make the workdir, or check that the study in it is the same one."""
+def _train_twins(
+    workdir: epath.Path, settings: Settings, twins: Sequence[Twin], folds: Sequence[tuple[str, str]], stop: StopSignals
+) -> dict[str, Divergence]:
+    """Train each run that is not finished, and give the twins that diverged; these are not repeated."""
+    diverged: dict[str, Divergence] = {}
+    runs = [(repeat, twin) for repeat in range(len(folds)) for twin in twins]
+    for number, (repeat, twin) in enumerate(runs, 1):
+        stop.check()
+        folder = run_folder(workdir, twin, repeat)
+        if twin.name in diverged or all((folder / name).exists() for name in LAST_FILES):
+            continue
+        divergence = read_divergence(folder, repeat)
+        if divergence is None:
+            print(f"run {number} of {len(runs)}: {twin.name}, repeat {repeat}", file=sys.stderr)
+            try:
+                train(_config(settings, twin, repeat, folds[repeat]), folder)
+            except DivergedError as error:
+                # Written down, as the same run with the same seed would diverge again.
+                divergence = Divergence(repeat, str(error))
+                write_atomically(folder / DIVERGED, json.dumps({"reason": divergence.reason}) + "\n")
+            jax.clear_caches()
+        if divergence is not None:
+            diverged[twin.name] = divergence
+            if twin is twins[0]:
+                raise DivergedError(
+                    f"{twin.name}, repeat {repeat}: {divergence.reason}. All twins are held against this one: change "
+                    f"that in another --workdir, or remove {folder} to train it again"
+                )
+            print(f"{twin.name} is left out; repeat {repeat} diverged: {divergence.reason}", file=sys.stderr)
+    return diverged
+
+
+@contextlib.contextmanager
+def _claimed(path: epath.PathLike, plan: dict[str, Any]) -> Iterator[epath.Path]:
+    """Make the workdir, or check that the study in it is the same one, and keep others out of it."""
     workdir = open_workdir(path)
     file = workdir / "plan.json"
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        if file.exists():
-            _check_plan(workdir, plan, json.loads(file.read_text()))
-        elif any(workdir.iterdir()):
-            raise RunError(f"workdir {workdir} holds something else than a study; name another with --workdir")
-        else:
-            write_atomically(file, json.dumps(plan, indent=2) + "\n")
-    except OSError as error:
-        raise RunError(
-            f"workdir {workdir} cannot be written ({error.strerror}); name another with --workdir"
-        ) from error
-    except ValueError as error:
-        if isinstance(error, RunError):
-            raise
-        raise RunError(f"{file} is not the JSON that a study writes ({error}); name another --workdir") from error
-    return workdir
+    with contextlib.ExitStack() as cleanup:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            # A kill may have left a draft of the plan.
+            others = [
+                item.name
+                for item in workdir.iterdir()
+                if item.name != LOCK and not item.name.startswith(f".{file.name}.")
+            ]
+            if others and not file.exists():
+                raise RunError(f"workdir {workdir} holds something else than a study; name another with --workdir")
+            cleanup.enter_context(lock_workdir(workdir))
+            if file.exists():
+                _check_plan(workdir, plan, json.loads(file.read_text()))
+            else:
+                write_atomically(file, json.dumps(plan, indent=2) + "\n")
+        except OSError as error:
+            raise RunError(
+                f"workdir {workdir} cannot be written ({error.strerror}); name another with --workdir"
+            ) from error
+        except ValueError as error:
+            if isinstance(error, RunError):
+                raise
+            raise RunError(f"{file} is not the JSON that a study writes ({error}); name another --workdir") from error
+        yield workdir
 
 
-def _check_plan(workdir: epath.Path, plan: dict[str, Any], recorded: dict[str, Any]) -> None:
+def _check_plan(workdir: epath.Path, plan: dict[str, Any], recorded: Any) -> None:
+    if not isinstance(recorded, dict):
+        raise ValueError(f"no object, but {recorded!r:.40}")
     ours, theirs = flatten_config(plan), flatten_config(recorded)
     changes = [
         f"{key} was {theirs.get(key)!r}, is {ours.get(key)!r}"

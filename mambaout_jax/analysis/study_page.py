@@ -30,7 +30,11 @@ def write_page(workdir: epath.Path, study: Mapping[str, Any]) -> epath.Path:
         by_chance=round(100 * (1 - CONFIDENCE**num_differences)),
         percent=percent,
         points=points,
-        models={twin["name"]: _words(twin["model"]) for twin in study["twins"]},
+        models={
+            twin[key]: _words(twin["model"])
+            for key, twins in (("name", study["twins"]), ("twin", study["diverged"]))
+            for twin in twins
+        },
     )
     path = workdir / "study.html"
     write_atomically(path, page)

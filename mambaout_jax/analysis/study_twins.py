@@ -1,6 +1,7 @@
 """The twins of a study: models that differ in how they mix tokens, and in as little else as can be."""
 
 import bisect
+import sys
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -41,7 +42,7 @@ def _mixer(title: str, family: str, *, has_ssm: bool = False, **options: Any) ->
 # The first one is what all others are held against.
 MIXERS: Mapping[str, Mixer] = MappingProxyType(
     {
-        "conv": _mixer("convolution alone", "mambaout", token_mixer="conv"),
+        "conv": _mixer("convolution alone", "mambaout", token_mixer="conv", scan_order="causal"),
         "ssm-causal": _mixer("SSM (causal)", "mambaout", has_ssm=True, token_mixer="conv_ssm", scan_order="causal"),
         "ssm-bidirectional": _mixer(
             "SSM (bidirectional)", "mambaout", has_ssm=True, token_mixer="conv_ssm", scan_order="bidirectional"
@@ -93,12 +94,13 @@ def design_twins(model: Mapping[str, Any], num_classes: int) -> list[Twin]:
         ModelError: an option does not fit.
     """
     given = {key: value for key, value in model.items() if value is not None}
-    own = create_model(num_classes=num_classes, **given)
-    if "token_mixer" not in own.options:
+    if "token_mixer" not in create_model(given["name"]).options:
         raise RunError(
-            f"config.model.name is {own.name!r}; a study takes the SSM out of a MambaOut, so that one of mambaout_* is "
-            "expected"
+            f"config.model.name is {given['name']!r}; a study takes the SSM out of a MambaOut, so that one of "
+            "mambaout_* is expected"
         )
+    own = create_model(num_classes=num_classes, **given)
+    print(f"looking for widths at which the twins of {own.name} have as many parameters", file=sys.stderr)
     baseline, *_ = MIXERS
     twins = [_make_twin(baseline, baseline, tuple(COMPARISONS), given | MIXERS[baseline].options, num_classes)]
     for comparison, (_, mixers) in COMPARISONS.items():
@@ -116,21 +118,22 @@ def _make_twin(name: str, mixer: str, comparisons: tuple[str, ...], options: Opt
     variables = jax.eval_shape(model.init, jax.random.key(0))
     image = jax.ShapeDtypeStruct((1, *model.input_spec.size, model.in_chans), jnp.float32)
     macs = count_macs(model.apply, variables, image)
-    return Twin(name, mixer, comparisons, options, _count_params(model), macs)
+    return Twin(name, mixer, comparisons, options, model.num_params, macs)
 
 
 def _match(mixer: str, given: Options, own: Model, num_classes: int, target: int) -> Options:
     def count(options: Options) -> int:
-        return _count_params(create_model(num_classes=num_classes, **options))
+        return create_model(num_classes=num_classes, **options).num_params
 
     if MIXERS[mixer].family == "mambaout":
         near = _match_stages(given | MIXERS[mixer].options, own.options["dims"], count, target)
     else:
         near = _match_column(_column(given, own) | MIXERS[mixer].options, count, target)
-    nearest = min(near, key=lambda options: abs(count(options) - target))
-    if abs(count(nearest) - target) > TOLERANCE * target:
+    counted = [(options, count(options)) for options in near]
+    nearest, params = min(counted, key=lambda found: abs(found[1] - target))
+    if abs(params - target) > TOLERANCE * target:
         raise RunError(
-            f"the twin {mixer} has {count(nearest):,} parameters at its nearest widths where the model without an SSM "
+            f"the twin {mixer} has {params:,} parameters at its nearest widths where the model without an SSM "
             f"has {target:,}; larger config.model.dims are expected, of which widths can be told finer than 2 %"
         )
     return nearest
@@ -177,8 +180,3 @@ def _around(values: range, make: Callable[[int], Options], count: Callable[[Opti
     """Find the two values between which the parameters, which rise with it, pass the target."""
     above = bisect.bisect_right(values, target, key=lambda value: count(make(value)))
     return make(values[max(above - 1, 0)]), make(values[min(above, len(values) - 1)])
-
-
-def _count_params(model: Model) -> int:
-    variables = jax.eval_shape(model.init, jax.random.key(0))
-    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))

@@ -25,6 +25,8 @@ def run(args: argparse.Namespace) -> int:
     from mambaout_jax.analysis.ssm_need import analyze
     from mambaout_jax.train import RunError
 
+    if args.out == "":
+        raise RunError("--out has an empty name; a folder is expected, for example runs/analysis")
     if args.size is not None and len(args.size) > 2:
         raise RunError(f"--size takes a side, or height and width; {len(args.size)} numbers were given")
     size = None if args.size is None else (args.size[0], args.size[-1])
@@ -43,24 +45,25 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-HEADS = (
-    f"{'':<16}{'D':>5}{'stride':>8}{'tokens L':>11}{'tau = 6D':>10}{'L/6D':>8}   GFLOPs of a block for one image",
-    f"{'':<58}   {'Transformer':>11}{'Gated CNN':>11}{'Mamba':>9}",
-)
+HEADS = f"{'':<16}{'D':>5}{'stride':>8}{'tokens L':>11}{'tau = 6D':>10}{'L/6D':>8}   GFLOPs of a block for one image"
+# Of the blocks that are shown, by their names in the analysis: what their column is called, and how wide it is.
+COLUMNS = {"transformer": ("Transformer", 11), "gated cnn": ("Gated CNN", 11), "gated cnn + ssm": ("+ SSM", 9),
+           "mamba": ("Mamba", 9)}  # fmt: skip
 
 
 def _print(analysis: dict[str, Any]) -> None:
     former = None
+    columns = {block: column for block, column in COLUMNS.items() if block in analysis["rows"][0]["flops"]}
+    names = "".join(f"{name:>{width}}" for name, width in columns.values())
     for row in analysis["rows"]:
         image = row["task"], row["height"], row["width"]
         if image != former:
             gap, task = "" if former is None else "\n", f"{row['task']}, " if row["task"] else ""
-            print(f"{gap}{task}images of {row['height']}x{row['width']} px", *HEADS, sep="\n")
+            print(f"{gap}{task}images of {row['height']}x{row['width']} px", HEADS, f"{'':<58}   {names}", sep="\n")
         former = image
-        transformer, cnn, mamba = (
-            row["flops"][block]["total"] / 1e9 for block in ("transformer", "gated cnn", "mamba")
-        )
+        flops = "".join(f"{row['flops'][block]['total'] / 1e9:>{width}.3f}" for block, (_, width) in columns.items())
         print(
             f"{row['place']:<16}{row['channels']:>5}{row['stride']:>8}{row['tokens']:>11,}{row['threshold']:>10,}"
-            f"{row['ratio']:>8.2f}   {transformer:>11.3f}{cnn:>11.3f}{mamba:>9.3f}   {row['words']}"
+            f"{row['ratio']:>8.2f}   {flops}   {row['words']}"
         )
+    print(f"\n{analysis['answer']}")

@@ -9,7 +9,7 @@ from mambaout_jax.cli.ending import orderly_ending
 
 EPILOG = """\
   prepare NAME                      a TFDS dataset (NAME, NAME/CONFIG or NAME/CONFIG:VERSION), or digits
-  prepare pathfinder[/32|/64|/128]  are two dots joined by a dashed curve? Drawn here, in a minute or two
+  prepare pathfinder[/32|/64|/128]  are two dots joined by a dashed curve? Drawn here, in minutes
   prepare imagenet --tars DIR       ImageNet from ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar
   prepare imagenet --folder DIR     ImageNet from DIR/train/n01440764/*.JPEG and DIR/val
   prepare imagenet --tfrecord DIR   ImageNet from TFRecords that TFDS prepared

@@ -15,6 +15,7 @@ from mambaout_jax.convert.weights import (
     from_torch,
     load_pretrained,
     mamba_block_from_torch,
+    mamba_block_to_torch,
     to_torch,
 )
 
@@ -32,6 +33,7 @@ __all__ = [
     "inspect_checkpoint",
     "load_pretrained",
     "mamba_block_from_torch",
+    "mamba_block_to_torch",
     "model_args",
     "other_options",
     "put_folder",

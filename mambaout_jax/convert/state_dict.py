@@ -198,7 +198,14 @@ def to_tensors(
     Raises:
         ConvertError: the dialect cannot express the model, or the variables are those of another one.
     """
-    places = slots(model, get_table(model, dialect))
+    return pour(model, get_table(model, dialect), variables, dtype)
+
+
+def pour(
+    model: Model | MambaBlock, table: KeyTable, variables: dict[str, Any], dtype: str = "float32"
+) -> dict[str, np.ndarray]:
+    """Turn variables into a state dict in the dialect of a table, as `to_tensors` does."""
+    places = slots(model, table)
     if dtype not in DTYPES:
         raise ConvertError(f"dtype is {dtype!r}; {' or '.join(DTYPES)} is expected")
     values = _by_name(variables)

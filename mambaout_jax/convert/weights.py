@@ -10,7 +10,7 @@ from mambaout_jax.convert.checkpoint import TorchCheckpoint, read_checkpoint
 from mambaout_jax.convert.dialects import MAMBA_BLOCK_TABLE
 from mambaout_jax.convert.errors import ConvertError
 from mambaout_jax.convert.identity import identify
-from mambaout_jax.convert.state_dict import Shape, fill, from_tensors, to_tensors
+from mambaout_jax.convert.state_dict import Shape, fill, from_tensors, pour, to_tensors
 from mambaout_jax.convert.tensors import LazyTensors, without_prefixes
 from mambaout_jax.models import MambaBlock, Model, create_model
 
@@ -40,6 +40,18 @@ def mamba_block_from_torch(block: MambaBlock, state_dict: Mapping[str, Any]) -> 
         ConvertError: as for `from_torch`.
     """
     return fill(block, MAMBA_BLOCK_TABLE, *_open(state_dict))
+
+
+def mamba_block_to_torch(block: MambaBlock, variables: dict[str, Any], dtype: str = "float32") -> dict[str, np.ndarray]:
+    """Turn a block's variables into the state dict of a `Mamba` of mamba_ssm, of arrays.
+
+    Args:
+        dtype: "float32" or "bfloat16" (ml_dtypes.bfloat16), of every tensor.
+
+    Raises:
+        ConvertError: the variables are those of another block.
+    """
+    return pour(block, MAMBA_BLOCK_TABLE, variables, dtype)
 
 
 def _open(state_dict: Mapping[str, Any]) -> tuple[LazyTensors, dict[str, Shape]]:

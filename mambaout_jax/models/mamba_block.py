@@ -85,7 +85,10 @@ class MambaBlock:
         self.d_model = d_model
         self._window = jax.ShapeDtypeStruct((d_conv - 1, d_inner), jnp.dtype(dtype))
         self._ssm_state = jax.ShapeDtypeStruct((d_inner, d_state), jnp.float32) if ssm else None
-        self._graphdef, self._params = nnx.split(module)
+        graphdef, self._params = nnx.split(module)
+        # Compiled here, so that a stream outside of jit is not traced at each place.
+        self._whole = jax.jit(lambda params, x: nnx.merge(graphdef, params)(x))
+        self._step = jax.jit(lambda params, state, x: nnx.merge(graphdef, params).step(state, x))
         # Paths of parameters that weight decay must not touch.
         self.no_decay = frozenset({("ssm", "A_log"), ("ssm", "D")} if ssm else ())
 
@@ -101,7 +104,7 @@ class MambaBlock:
         """
         if x.ndim != 3 or x.shape[1] < 1 or x.shape[2] != self.d_model:
             raise ModelError(f"sequences have shape {x.shape}; (batch, length of 1 and up, {self.d_model}) is expected")
-        return self._merge(variables)(x)
+        return self._whole(variables["params"], x)
 
     def initial_state(self, batch_size: int) -> BlockState:
         """Give what the block remembers before a sequence begins."""
@@ -120,10 +123,7 @@ class MambaBlock:
         """
         if x.ndim != 2 or x.shape[1] != self.d_model:
             raise ModelError(f"places have shape {x.shape}; (batch, {self.d_model}) is expected")
-        return self._merge(variables).step(state, x)
-
-    def _merge(self, variables: Variables) -> nnx.Module:
-        return nnx.merge(self._graphdef, variables["params"])
+        return self._step(variables["params"], state, x)
 
 
 class CausalConv1d(nnx.Module):
@@ -180,12 +180,9 @@ class _Block(nnx.Module):
         self.out_proj = linear(d_inner, d_model)
 
     def __call__(self, x):
-        return self.out_proj(self.mix(x))
-
-    def mix(self, x):
         x, z = self._split(x)
         x = self.conv1d(x)
-        return x * jax.nn.silu(z) if self.ssm is None else self.ssm(jax.nn.silu(x), z)
+        return self.out_proj(x * jax.nn.silu(z) if self.ssm is None else self.ssm(jax.nn.silu(x), z))
 
     def step(self, state: BlockState, x: Any) -> tuple[Any, BlockState]:
         x, z = self._split(x)

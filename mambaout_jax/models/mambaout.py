@@ -104,7 +104,8 @@ class MambaOut(nnx.Module):
         token_mixer: "conv", or "conv_ssm", which follows each block's convolution with the state space model that
             MambaOut took out of Mamba's block.
         scan_order: in which "conv_ssm" reads a map: "causal" (row by row), "bidirectional" (and back) or "cross" (and
-            the same by columns); each direction has parameters of its own.
+            the same by columns); each direction has parameters of its own. In every order the convolution before it
+            sees later places: up to 3 rows and columns further at kernel_size 7.
         dtype: "float32" or "bfloat16", for matrix products and convolutions.
         remat: recompute blocks in the backward pass instead of storing their insides.
 
@@ -144,6 +145,8 @@ class MambaOut(nnx.Module):
         require_choice("head_fn", head_fn, ("default", "norm_mlp"))
         require_choice("token_mixer", token_mixer, ("conv", "conv_ssm"))
         require_choice("scan_order", scan_order, tuple(SCAN_ORDERS))
+        if token_mixer == "conv" and scan_order != "causal":
+            raise ModelError(f"scan_order is {scan_order!r} and token_mixer 'conv' scans nothing; set it to 'conv_ssm'")
         require_choice("dtype", dtype, DTYPES)
         activation(act_layer)
         dtype = jnp.dtype(dtype)

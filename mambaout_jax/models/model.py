@@ -67,6 +67,11 @@ class Model:
         self.no_decay: frozenset[tuple[str | int, ...]] = frozenset(getattr(module, "no_decay", ()))
         self._graphdef, self._params, self._batch_stats = nnx.split(module, nnx.Param, nnx.BatchStat)
 
+    @property
+    def num_params(self) -> int:
+        """Count the parameters, without drawing them."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self._params))
+
     def init(self, key: Key[Array, ""]) -> Variables:
         """Draw all variables."""
         return jax.jit(self._draw)(key)

@@ -195,5 +195,5 @@ def _input_spec(
 def _named(name: str, known: Mapping[str, Any], what: str) -> Any:
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    raise ModelError(f"{name!r} is not a known {what}; did you mean {near[0]!r}? Known are {', '.join(sorted(known))}")
+    near = "".join(f"; did you mean {other!r}?" for other in difflib.get_close_matches(name, known, n=1))
+    raise ModelError(f"{name!r} is not a known {what}{near or '.'} Known are {', '.join(sorted(known))}")

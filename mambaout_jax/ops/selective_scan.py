@@ -4,6 +4,7 @@ Reference: Gu and Dao, Mamba: Linear-Time Sequence Modeling with Selective State
 of `selective_scan_ref` of github.com/state-spaces/mamba at e9594ce1, channels last.
 """
 
+import weakref
 from collections.abc import Mapping
 from functools import partial
 
@@ -15,6 +16,8 @@ from jaxtyping import Array, Float
 from mambaout_jax.ops.recurrence import recurrence
 
 IMPLS = ("auto", "sequential", "associative", "chunked")
+# Arrays A that were seen to hold no positive value, as long as they live.
+_CHECKED = weakref.WeakValueDictionary()
 
 
 def selective_scan(
@@ -59,28 +62,10 @@ def selective_scan(
     if impl not in IMPLS:
         raise ValueError(f"impl is {impl!r}; {', '.join(map(repr, IMPLS))} is expected")
     given = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
-    for name, x in (given | {"initial_state": initial_state}).items():
-        if x is not None and not jnp.issubdtype(x.dtype, jnp.floating):
-            raise ValueError(f"{name} is {x.dtype}; real numbers of a floating-point type are expected")
-    if u.ndim != 3 or 0 in u.shape[1:]:
-        raise ValueError(f"u has shape {u.shape}; (b, l, d) of at least one step and channel is expected")
-    if A.ndim != 2 or not A.shape[1]:
-        raise ValueError(f"A has shape {A.shape}; (d, n) with at least one state is expected")
-    batch, length, channels = u.shape
-    states = A.shape[-1]
-    _check_shapes(
-        {"delta": (delta, (batch, length, channels)), "z": (z, (batch, length, channels)), "A": (A, (channels, states))}
-        | {"D": (D, (channels,)), "delta_bias": (delta_bias, (channels,))}
-        | {"initial_state": (initial_state, (batch, channels, states))}
+    _check(given | {"initial_state": initial_state}, step=False)
+    y, last = _run(
+        u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus=delta_softplus, reverse=reverse, impl=impl
     )
-    _check_values(A, delta)
-    B, C = (_grouped(name, x, (batch, length), channels, states) for name, x in (("B", B), ("C", C)))
-    if B.ndim == C.ndim == 4 and B.shape != C.shape:
-        raise ValueError(f"B has {B.shape[2]} groups and C {C.shape[2]}; as many are expected")
-    prepare = partial(_prepare, delta_softplus=delta_softplus, reverse=reverse)
-    y, last = recurrence(prepare, u, delta, A, B, C, delta_bias, initial_state, impl=impl)
-    # Checkpointed, so that for the backward pass the arguments are kept, and not each array on the way from them.
-    y = jax.checkpoint(_output)(jnp.flip(y, 1) if reverse else y, u, D, z)
     return (y, last) if return_last_state else y
 
 
@@ -99,22 +84,33 @@ def selective_scan_step(
     """Take one step of `selective_scan` and give y and the state after it: a stream, in memory that does not grow.
 
     Args:
-        B, C: at this step; constant ones of (d, n) are those of d groups, (1, d, n) broadcast to (b, d, n).
+        B, C: at this step, an axis of two being (b, n) always; constant ones of (d, n) are those of d groups, (1, d, n)
+            broadcast to (b, d, n).
 
     Raises:
-        ValueError: an argument's shape does not fit.
+        ValueError: as for `selective_scan`.
     """
-    now = {"u": u, "delta": delta, "B": B, "C": C, "z": z}
-    y, state = selective_scan(
-        A=A,
-        D=D,
-        delta_bias=delta_bias,
-        delta_softplus=delta_softplus,
-        initial_state=state,
-        return_last_state=True,
-        impl="sequential",
-        **{name: None if x is None else x[:, None] for name, x in now.items()},
-    )
+    given = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
+    _check(given | {"state": state}, step=True)
+    return _run_step(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus=delta_softplus)
+
+
+# Compiled here, so that calls outside of jit meet the program of the last one: the loops and the choice of platform
+# inside are traced anew wherever they stand by themselves. (Inlined, gradients would not meet it.)
+@partial(jax.jit, static_argnames=("delta_softplus", "reverse", "impl"))
+def _run(u, delta, A, B, C, D, z, delta_bias, state, *, delta_softplus, reverse, impl):
+    B, C = (x[:, :, None] if x.ndim == 3 else x for x in (B, C))
+    prepare = partial(_prepare, delta_softplus=delta_softplus, reverse=reverse)
+    y, last = recurrence(prepare, u, delta, A, B, C, delta_bias, state, impl=impl)
+    # Checkpointed, so that for the backward pass the arguments are kept, and not each array on the way from them.
+    return jax.checkpoint(_output)(jnp.flip(y, 1) if reverse else y, u, D, z), last
+
+
+@partial(jax.jit, static_argnames="delta_softplus")
+def _run_step(state, u, delta, A, B, C, D, z, delta_bias, *, delta_softplus):
+    u, delta, B, C, z = (None if x is None else x[:, None] for x in (u, delta, B, C, z))
+    fixed = {"delta_softplus": delta_softplus, "reverse": False, "impl": "sequential"}
+    y, state = _run(u, delta, A, B, C, D, z, delta_bias, state, **fixed)
     return y[:, 0], state
 
 
@@ -142,18 +138,43 @@ def _output(y, u, D, z):
     return y.astype(u.dtype)
 
 
-def _grouped(name: str, x: Array, rows: tuple[int, int], channels: int, states: int) -> Array:
-    """Give B or C as (b, l, g, n), or as it is where it is constant."""
-    if x.ndim == 3:
-        x = x[:, :, None]
-    groups = x.shape[2] if x.ndim == 4 else 1
-    if x.ndim not in (2, 4) or not groups or channels % groups:
+def _check(given: Mapping[str, Array | None], *, step: bool) -> None:
+    """Refuse what does not fit u and A; the state comes last."""
+    for name, x in given.items():
+        if x is not None and not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"{name} is {x.dtype}; real numbers of a floating-point type are expected")
+    u, A = given["u"], given["A"]
+    if u.ndim != (2 if step else 3) or 0 in u.shape[1:]:
+        expected = "(b, d) of at least one channel" if step else "(b, l, d) of at least one step and channel"
+        raise ValueError(f"u has shape {u.shape}; {expected} is expected")
+    if A.ndim != 2 or not A.shape[1]:
+        raise ValueError(f"A has shape {A.shape}; (d, n) with at least one state is expected")
+    channels, states = u.shape[-1], A.shape[1]
+    expected = {"delta": u.shape, "z": u.shape, "A": (channels, states), "D": (channels,), "delta_bias": (channels,)}
+    _check_shapes({name: (given[name], shape) for name, shape in expected.items()})
+    *_, state = given
+    _check_shapes({state: (given[state], (len(u), channels, states))})
+    groups = {name: _check_projection(name, given[name], u.shape, states, constant=not step) for name in ("B", "C")}
+    if None not in groups.values() and groups["B"] != groups["C"]:
+        raise ValueError(f"B has {groups['B']} groups and C {groups['C']}; as many are expected")
+    _check_values(A, given["delta"])
+
+
+def _check_projection(name: str, x: Array, shape: tuple[int, ...], states: int, *, constant: bool) -> int | None:
+    """Give the groups of B or C, or None where it is constant."""
+    *rows, channels = shape
+    if constant and x.ndim == 2:
+        _check_shapes({name: (x, (channels, states))})
+        return None
+    groups = x.shape[-2] if x.ndim == len(rows) + 2 else 1
+    if x.ndim - len(rows) not in (1, 2) or not groups or channels % groups:
+        axes = "b, l" if constant else "b"
         raise ValueError(
-            f"{name} has shape {x.shape}; (b, l, n), (b, l, g, n) with g groups that divide the {channels} channels, "
-            "or constant (d, n) is expected"
+            f"{name} has shape {x.shape}; ({axes}, n) or ({axes}, g, n) with g groups that divide the {channels} "
+            f"channels{', or constant (d, n),' if constant else ''} is expected"
         )
-    _check_shapes({name: (x, (channels, states) if x.ndim == 2 else (*rows, groups, states))})
-    return x
+    _check_shapes({name: (x, (*rows, *[groups] * (x.ndim - len(rows) - 1), states))})
+    return groups
 
 
 def _check_shapes(arguments: Mapping[str, tuple[Array | None, tuple[int, ...]]]) -> None:
@@ -166,8 +187,11 @@ def _check_shapes(arguments: Mapping[str, tuple[Array | None, tuple[int, ...]]])
 
 
 def _check_values(A: Array, delta: Array) -> None:
-    if not isinstance(A, jax.core.Tracer):
+    # Looking at an array waits for the device: once for each, as those of JAX do not change.
+    if not isinstance(A, jax.core.Tracer) and _CHECKED.get(id(A)) is not A:
         _check_decay(A)
+        if isinstance(A, jax.Array):
+            _CHECKED[id(A)] = A
     if jax.config.jax_debug_nans:
         jax.debug.callback(_check_now, A, delta)
 

@@ -1,5 +1,7 @@
 """The folder of a run: what lies in it, when it may be used again, and how to load what was trained."""
 
+import contextlib
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -8,6 +10,7 @@ import platform
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +24,8 @@ from mambaout_jax.models import Model, create_model
 from mambaout_jax.train.checkpoint import Checkpoints
 from mambaout_jax.train.config import changed_keys, flatten_config, from_json, to_json
 from mambaout_jax.train.errors import RunError
+
+LOCK = ".lock"
 
 
 class Run(NamedTuple):
@@ -50,6 +55,28 @@ def open_workdir(path: epath.PathLike) -> epath.Path:
     if "://" in os.fspath(path):
         raise RunError(f"{path} lies in a bucket; only local folders are supported yet")
     return epath.Path(path).expanduser().absolute()
+
+
+@contextlib.contextmanager
+def lock_workdir(workdir: epath.Path) -> Iterator[None]:
+    """Keep other processes out of a local folder while the context is open; the kernel unlocks it after any death.
+
+    Raises:
+        RunError: another process is in it.
+        OSError: it cannot be written.
+    """
+    with open(os.fspath(workdir / LOCK), "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(
+                f"workdir {workdir} is in use by another process; wait for its end or name another with --workdir"
+            ) from error
+        except OSError as error:  # some network file systems have no locks
+            print(
+                f"workdir {workdir} cannot be locked ({error.strerror}); let no other process use it", file=sys.stderr
+            )
+        yield
 
 
 def is_workdir(path: epath.PathLike) -> bool:

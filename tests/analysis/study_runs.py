@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mambaout_jax.analysis import study
 from mambaout_jax.analysis.study_twins import Twin
+from mambaout_jax.train import DivergedError
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENT = ROOT / "configs" / "study" / "digits.py"
@@ -36,12 +37,16 @@ class Training:
     """Stand in for `train`: keep the configs, and write what a run writes.
 
     Args:
+        top1: by twin, of each repeat.
+
+    Attributes:
         stop_after: runs, before the next one raises `error`.
+        diverging: names and repeats of runs that diverge, each time that they are trained.
     """
 
     def __init__(self, monkeypatch, top1=None):
         self.configs, self.top1 = {}, top1 or TOP1
-        self.stop_after, self.error = None, None
+        self.stop_after, self.error, self.diverging = None, None, set()
         monkeypatch.setattr(study, "train", self)
         monkeypatch.setattr(study, "design_twins", lambda model, num_classes: TWINS)
         monkeypatch.setattr(study, "step_memory", lambda config: 10_000_000 + config.model["dims"][0])
@@ -53,8 +58,11 @@ class Training:
         assert (name, repeat) not in self.configs
         self.configs[name, repeat] = config
         folder.mkdir(parents=True)
+        if (name, repeat) in self.diverging:
+            raise DivergedError("step 3 has loss nan")
         score = {"top1": self.top1[name][repeat]}
         (folder / "results.json").write_text(json.dumps({"raw": {"top1": 1.0}, "ema": score, "steps": 210}))
         lines = [{"kind": "train", "images_per_second": 64 / seconds} for seconds in (0.25, 0.125, 9.0)]
         lines.append({"kind": "eval"})
+        (folder / "report.html").write_text("")
         (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines) + '{"kind": "tra')

@@ -1,5 +1,6 @@
 """Each formula equals what a block that is written out, or the one of this package, does."""
 
+import inspect
 import math
 
 import jax
@@ -9,7 +10,9 @@ import pytest
 import mambaout_jax as mo
 from mambaout_jax.analysis import formulas
 from mambaout_jax.analysis.macs import count_macs
+from mambaout_jax.analysis.ssm_need import GATED_CNN
 from mambaout_jax.models.mamba_block import MambaBlock
+from mambaout_jax.ops import SCAN_ORDERS
 
 DIMS_LENGTHS = [(32, 50), (48, 7), (64, 333)]
 
@@ -62,16 +65,24 @@ def test_ratio_is_that_of_the_two_terms_and_one_at_the_threshold(dim, length):
     assert formulas.length_ratio(dim, formulas.length_threshold(dim)) == 1
 
 
-@pytest.mark.parametrize(("expansion_ratio", "conv_ratio", "kernel_size"), [(8 / 3, 1.0, 7), (3.0, 1.25, 5)])
-def test_gated_cnn_block_counts_what_a_model_does_for_one_block_more(expansion_ratio, conv_ratio, kernel_size):
+@pytest.mark.parametrize(
+    ("expansion_ratio", "conv_ratio", "kernel_size", "scan_order"),
+    [(8 / 3, 1.0, 7, None), (3.0, 1.25, 5, None), (3.0, 1.25, 5, "causal"), (8 / 3, 1.0, 7, "cross")],
+)
+def test_gated_cnn_block_counts_what_a_model_does_for_one_block_more(
+    expansion_ratio, conv_ratio, kernel_size, scan_order
+):
     options = {"expansion_ratio": expansion_ratio, "conv_ratio": conv_ratio, "kernel_size": kernel_size}
+    mixing = {} if scan_order is None else {"token_mixer": "conv_ssm", "scan_order": scan_order}
 
     def macs(depth):
-        model = mo.create_model("test_mambaout", depths=(depth,), dims=(16,), **options)
+        model = mo.create_model("test_mambaout", depths=(depth,), dims=(16,), **options, **mixing)
         return count_macs(model.apply, jax.eval_shape(model.init, jax.random.key(0)), spec(1, 32, 48, 3))
 
     tokens = formulas.count_tokens((32, 48), 4)
-    assert total(formulas.gated_cnn_block_flops(16, tokens, **options)) == 2 * (macs(2) - macs(1))
+    directions = 0 if scan_order is None else len(SCAN_ORDERS[scan_order])
+    terms = formulas.gated_cnn_block_flops(16, tokens, directions=directions, **options)
+    assert total(terms) - terms.get("scan", 0) == 2 * (macs(2) - macs(1))
 
 
 @pytest.mark.parametrize(("dim", "length"), DIMS_LENGTHS)
@@ -94,6 +105,17 @@ def test_mamba_block_counts_the_products_of_the_block(dim, length):
         )
     )
     assert terms["conv"] == 2 * length * math.prod(shapes["conv1d"]["weight"])
+
+
+def test_published_options_are_the_defaults_of_the_blocks():
+    defaults = {name: option.default for name, option in inspect.signature(MambaBlock.__init__).parameters.items()}
+    assert tuple(defaults[name] for name in ("d_state", "d_conv", "expand")) == (
+        formulas.D_STATE,
+        formulas.D_CONV,
+        formulas.EXPAND,
+    )
+    published = mo.create_model("mambaout_tiny").options
+    assert {name: published[name] for name in GATED_CNN} == GATED_CNN
 
 
 def test_scan_counts_the_arithmetic_of_a_step():

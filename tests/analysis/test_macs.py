@@ -7,6 +7,7 @@ from jax import lax
 
 import mambaout_jax as mo
 from mambaout_jax.analysis.macs import count_macs, count_model
+from tests.marks import slow_but
 
 # In millions, convolutions and matrix products alone at 224 px: timm 1.0.31's modules, counted by hooks.
 PUBLISHED = {
@@ -37,12 +38,12 @@ X, W = spec(3, 5), spec(5, 7)
 ONE = 3 * 5 * 7
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", slow_but(["mambaout_femto", "mambaout_base_wide_rw"], PUBLISHED))
 def test_variant_has_the_published_multiply_adds(name):
     assert round(count_model(name)[1] / 1e6) == PUBLISHED[name]
 
 
-@pytest.mark.parametrize("size", PUBLISHED_VIT)
+@pytest.mark.parametrize("size", slow_but(["tiny"], PUBLISHED_VIT))
 @pytest.mark.parametrize("attention", ["full", "causal"])
 def test_products_of_attention_are_counted(size, attention):
     options = {} if attention == "full" else {"attention": "causal", "global_pool": "avg"}

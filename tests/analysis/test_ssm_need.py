@@ -1,13 +1,15 @@
 """The criterion says of the paper's tasks what the paper says, and the page holds every row."""
 
+import math
 import re
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 import mambaout_jax as mo
 from mambaout_jax.analysis import formulas, ssm_need_page
-from mambaout_jax.analysis.ssm_need import TASKS, analyze, answer, judge
+from mambaout_jax.analysis.ssm_need import GATED_CNN, TASKS, analyze, answer, judge
 from mambaout_jax.models import ModelError
 from mambaout_jax.train import RunError
 
@@ -70,6 +72,45 @@ def test_gated_cnn_is_counted_as_the_model_has_it_and_as_published_for_others():
             assert row["flops"]["gated cnn"] == {"total": sum(terms.values()), **terms}
 
 
+@pytest.mark.parametrize(("model", "directions"), [("mamba_tiny", 1), ("test_mambaout", 0)])
+def test_a_model_with_an_ssm_is_counted_with_it(model, directions, tmp_path, monkeypatch):
+    monkeypatch.setattr(ssm_need_page, "_picture", lambda kind, *_: {"title": kind, "svg": ""})  # costs seconds
+    analysis = analyze(model, size=(64, 64))
+    assert analysis["directions"] == directions
+    page = ssm_need_page.write_page(analysis, tmp_path).read_text()
+    assert ("Gated CNN + SSM" in page) == bool(directions)
+    for row in analysis["rows"]:
+        assert ("gated cnn + ssm" in row["flops"]) == bool(directions)
+        if directions:
+            found, cnn = row["flops"]["gated cnn + ssm"], row["flops"]["gated cnn"]
+            # R = D / 16 and 16 states.
+            rank = math.ceil(row["channels"] / 16)
+            projections = 2 * row["tokens"] * row["channels"] * (rank + 2 * 16 + rank)
+            scan = row["tokens"] * row["channels"] * (7 * 16 + 3)
+            assert found["x_proj"] + found["dt_proj"] == projections
+            assert found["total"] == cnn["total"] + projections + scan
+            assert f"<td>{found['total'] / 1e9:.3f}</td>" in page
+
+
+def test_every_direction_of_a_scan_counts():
+    options = {"kernel_size": 7, "expansion_ratio": 8 / 3, "conv_ratio": 1.5}
+    none, one, four = (formulas.gated_cnn_block_flops(32, 9, directions=count, **options) for count in (0, 1, 4))
+    for term in ("x_proj", "dt_proj", "scan"):
+        assert four[term] == 4 * one[term]
+        assert term not in none
+
+
+def test_the_picture_has_a_line_for_the_block_with_an_ssm():
+    lines = {}
+    for directions in (0, 1, 4):
+        axes = Figure().add_subplot()
+        ssm_need_page._draw_flops(GATED_CNN, directions, axes, 96, [64, 256])
+        lines[directions] = {line.get_label(): line.get_ydata()[0] for line in axes.get_lines()}
+    assert "Gated CNN + SSM" not in lines[0]
+    one, four = (lines[directions]["Gated CNN + SSM"] - lines[0]["Gated CNN"] for directions in (1, 4))
+    assert four == pytest.approx(4 * one)
+
+
 def test_page_tells_and_draws_the_gated_cnn_of_the_model(tmp_path):
     names = ("mambaout_base_wide_rw", "mambaout_base")
     wide, plain = (ssm_need_page.write_page(analyze(name, size=(64, 64)), tmp_path / name) for name in names)
@@ -124,6 +165,7 @@ def test_page_is_one_file_with_every_row_and_a_picture_of_each_kind_for_each_wid
     ids = re.findall(r'\bid="([^"]+)"', text)
     assert len(ids) == len(set(ids))
     assert "Long in some places" in text
+    assert "The paper takes whole ViTs of one width" in text
 
 
 def test_page_is_the_same_each_time_and_shows_lengths_beyond_its_usual_axis(tmp_path):

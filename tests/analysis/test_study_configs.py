@@ -28,7 +28,7 @@ def test_every_experiment_is_whole_and_builds_its_model(name):
 
 
 @pytest.mark.parametrize(("name", "verdict"), [("digits", "short"), ("pathfinder", "long")])
-def test_both_of_the_paper_s_hypotheses_have_an_experiment(name, verdict):
+def test_there_is_an_experiment_for_short_and_for_long_sequences(name, verdict):
     assert measure_first_stage(build_model(load(name), 2))["verdict"] == verdict
 
 

@@ -3,8 +3,9 @@
 import jax
 import pytest
 
+from mambaout_jax.analysis import study_twins
 from mambaout_jax.analysis.study_twins import COMPARISONS, MIXERS, design_twins
-from mambaout_jax.models import ModelError, create_model
+from mambaout_jax.models import Model, ModelError, create_model
 from mambaout_jax.train import RunError
 from tests.analysis.study_runs import MODEL
 
@@ -35,6 +36,16 @@ def test_counts_are_those_of_the_models(twins):
         variables = jax.eval_shape(build(twin).init, jax.random.key(0))
         assert twin.params == sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
         assert twin.macs > 10_000
+
+
+def test_widths_are_searched_for_without_drawing_a_model(monkeypatch, twins):
+    drawn = []
+    draw = Model.init
+    monkeypatch.setattr(Model, "init", lambda self, key: drawn.append(self.name) or draw(self, key))
+    monkeypatch.setattr(study_twins, "count_macs", lambda *_: 1)
+    found = design_twins(GIVEN, 10)
+    assert [twin.params for twin in found] == [twin.params for twin in twins.values()]
+    assert len(drawn) == len(found)  # for the multiply-adds
 
 
 def test_removing_the_ssm_leaves_all_else_as_it_was(twins):

@@ -1,6 +1,7 @@
 """The table of `analyze` says what its JSON says."""
 
 import json
+import re
 
 import pytest
 
@@ -21,6 +22,17 @@ def test_table_has_the_paper_s_numbers_without_a_model(capsys):
                                             ["384", "4,096"], ["768", "4,096"]]  # fmt: skip
     assert [row[6] for row in rows] == ["2,304", "4,608"] * 3
     assert lines[3].endswith("0.753      0.470    0.389   short: no SSM needed")
+
+
+def test_a_model_with_an_ssm_has_a_column_for_its_block(capsys):
+    for model, columns in (("mamba_tiny", ["Transformer", "Gated CNN", "+ SSM", "Mamba"]),
+                           ("mambaout_tiny", ["Transformer", "Gated CNN", "Mamba"])):  # fmt: skip
+        assert main(["analyze", model, "--size=224"]) == 0
+        _, _, heads, *rows = capsys.readouterr().out.splitlines()
+        assert re.split(r"\s{2,}", heads.strip()) == columns
+        row = analyze(model, size=(224, 224))["rows"][0]
+        totals = [f"{terms['total'] / 1e9:.3f}" for block, terms in row["flops"].items() if "causal" not in block]
+        assert rows[0].split()[7 : 7 + len(columns)] == totals
 
 
 @pytest.mark.parametrize(

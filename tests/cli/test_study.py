@@ -10,7 +10,6 @@ import time
 import pytest
 
 from mambaout_jax.__main__ import main
-from mambaout_jax.train import DivergedError
 from tests.analysis.study_runs import EXPERIMENT, ROOT, Training
 
 # ml_collections loads a config's file with it.
@@ -96,11 +95,25 @@ def test_fewer_than_two_seeds_show_no_spread_and_are_refused(capsys, seeds):
     assert f"'{seeds}' is no number of seeds; 2 or more" in capsys.readouterr().err
 
 
-def test_a_run_that_diverges_ends_the_study_with_its_sentence(training, command, capsys):
-    training.stop_after, training.error = 2, DivergedError("step 3 has loss nan")
-    assert main(command) == 3
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error == "error: matched-ssm-causal, repeat 0: step 3 has loss nan"
+def test_a_twin_that_diverges_is_left_out_of_the_tables(training, command, capsys):
+    training.diverging = {("matched-ssm-causal", 0)}
+    assert main(command) == 0
+    captured = capsys.readouterr()
+    assert "matched-ssm-causal is left out; repeat 0 diverged: step 3 has loss nan" in captured.err
+    tables = [line.split("  ")[0] for line in captured.out.splitlines() if line.startswith(("conv", "SSM", "ViT"))]
+    assert tables == ["convolution alone", "SSM (causal)", "convolution alone", "ViT (full)"]
+    assert "Left out, as a run of it diverged: SSM (causal), in repeat 0." in captured.out
+
+
+def test_a_diverging_model_without_an_ssm_ends_the_study_with_a_remedy(training, command, tmp_path, capsys):
+    training.diverging = {("conv", 1)}
+    folder = tmp_path / "study" / "runs" / "conv" / "1"
+    for _ in range(2):
+        assert main(command) == 3
+        assert capsys.readouterr().err.splitlines()[-1] == (
+            "error: conv, repeat 1: step 3 has loss nan. All twins are held against this one: change that in another "
+            f"--workdir, or remove {folder} to train it again"
+        )
 
 
 def test_a_full_disk_is_one_sentence(training, command, capsys):

@@ -1,4 +1,4 @@
-"""Pathfinder's labels are true, nothing but following a curve tells them, and its bytes are the same everywhere."""
+"""Pathfinder's labels are true, simple rules do not tell them, and its bytes are the same everywhere."""
 
 import dataclasses
 import hashlib
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -122,6 +123,8 @@ def test_no_statistic_tells_the_classes(pairs):
     error = features.std(0) * np.sqrt(2 / NUM_PAIRS)
     assert (np.abs(apart.mean(0) - joined.mean(0)) <= 4 * error).all()
     assert 0.44 < score_in_folds(features) < 0.56
+    # Without the chords: beside the distance of the dots they tell which ends a curve joins, which is the answer.
+    features = np.delete(features, [3, 4, 5], axis=1)
     products = features[:, :, None] * features[:, None]
     assert 0.44 < score_in_folds(products.reshape(len(features), -1)) < 0.56
 
@@ -133,13 +136,49 @@ def test_no_weighing_of_pixels_tells_the_classes(pairs, side):
     assert 0.44 < score_in_folds(features) < 0.56
 
 
+def turned(image, dots, num_squares, reach):
+    """Give the ink in squares of the dots' frame, which reaches as many of their distances from their middle."""
+    along = (dots[1] - dots[0]) / UNIT
+    across = np.array([-along[1], along[0]])
+    fine = 4 * num_squares
+    to_image = np.stack([along, across, dots.mean(0) / UNIT - reach * (along + across)], 1)
+    to_image[:, :2] *= 2 * reach / fine
+    ink = cv2.warpAffine(image, to_image, (fine, fine), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    return cv2.resize(ink.astype(np.float32), (num_squares, num_squares), interpolation=cv2.INTER_AREA).ravel()
+
+
+def ink_between(image, dots, width):
+    """Give the ink in a band around the line between the dots, over their distance."""
+    distance = np.linalg.norm(dots[1] - dots[0]) / UNIT
+    along = (dots[1] - dots[0]) / UNIT / distance
+    y, x = np.mgrid[: len(image), : len(image)] + 0.5
+    x, y = x - dots[0, 0] / UNIT, y - dots[0, 1] / UNIT
+    place = (x * along[0] + y * along[1]) / distance
+    inside = (place > 0.15) & (place < 0.85) & (np.abs(x * along[1] - y * along[0]) < width * len(image))
+    return image[inside].sum() / distance
+
+
+@pytest.mark.parametrize(("num_squares", "reach"), [(6, 1.0), (6, 1.5), (12, 1.5)])
+def test_no_weighing_of_places_around_the_dots_tells_the_classes(pairs, num_squares, reach):
+    features = [
+        turned(draw_scene(scene, CONFIGS["32"]), scene.dots, num_squares, reach) for pair in pairs for scene in pair
+    ]
+    assert 0.44 < score_in_folds(features) < 0.56
+
+
+@pytest.mark.parametrize("width", [0.05, 0.1, 0.2])
+def test_ink_between_the_dots_does_not_tell_the_classes(pairs, width):
+    ink = [ink_between(draw_scene(scene, CONFIGS["32"]), scene.dots, width) for pair in pairs for scene in pair]
+    assert 0.42 < roc_auc_score(np.tile([0, 1], NUM_PAIRS), ink) < 0.58
+
+
 DIGESTS = {
-    ("32", TRAIN): "cdbcacdf86937c5e",
-    ("32", VALIDATION): "d382177881cd5014",
-    ("64", TRAIN): "67a0362426a8d01b",
-    ("64", VALIDATION): "cac89a513070822b",
-    ("128", TRAIN): "b48dd022b4c0d051",
-    ("128", VALIDATION): "1da8bb1368d4833e",
+    ("32", TRAIN): "900533a7a8384f42",
+    ("32", VALIDATION): "ab4065e9b0a9f7f3",
+    ("64", TRAIN): "a93207c0b8a3f89b",
+    ("64", VALIDATION): "981904dec1b07297",
+    ("128", TRAIN): "30e6afb9fc5b89f6",
+    ("128", VALIDATION): "ab5350177ebdaea5",
 }
 
 
@@ -178,7 +217,7 @@ def test_png_is_read_by_others_as_the_pixels_that_were_stored(shape):
 
 def test_both_splits_are_balanced_and_hold_what_is_drawn(small, tmp_path):
     config = CONFIGS["32"]
-    assert prepare_dataset("pathfinder/32", str(tmp_path)) == str(tmp_path / "pathfinder" / "32" / "1.0.0")
+    assert prepare_dataset("pathfinder/32", str(tmp_path)) == str(tmp_path / "pathfinder" / "32" / "2.0.0")
     for split, (name, size) in enumerate([("train", 12), ("validation", 4)]):
         source = open_source("pathfinder/32", name, str(tmp_path))
         found = [(record["label"], np.asarray(decode_image(record["image"], 1)).tobytes()) for record in source]
@@ -193,7 +232,7 @@ def test_both_splits_are_balanced_and_hold_what_is_drawn(small, tmp_path):
 
 
 def test_the_middle_size_is_meant_where_none_is_named(small, tmp_path):
-    assert prepare_dataset("pathfinder", str(tmp_path)) == str(tmp_path / "pathfinder" / "64" / "1.0.0")
+    assert prepare_dataset("pathfinder", str(tmp_path)) == str(tmp_path / "pathfinder" / "64" / "2.0.0")
     assert open_source("pathfinder", "train", str(tmp_path)).name == "pathfinder/64"
 
 
@@ -201,7 +240,7 @@ def test_prepared_twice_nothing_is_written(small, tmp_path, monkeypatch):
     folder = prepare_dataset("pathfinder/32", str(tmp_path))
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
     monkeypatch.setattr(builders, "_generate", None)
-    assert prepare_dataset("pathfinder/32:1.0.0", str(tmp_path)) == folder
+    assert prepare_dataset("pathfinder/32:2.0.0", str(tmp_path)) == folder
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
 
 
@@ -232,7 +271,7 @@ def test_preparation_killed_half_way_leaves_nothing_that_looks_prepared(small, t
 
 @pytest.mark.parametrize("name", ["pathfinder/48", "pathfinder/32:9.9.9"])
 def test_a_size_that_is_not_drawn_is_told_with_those_that_are(name, tmp_path):
-    with pytest.raises(DataError, match=r"known are pathfinder/32, pathfinder/64, pathfinder/128 in 1\.0\.0"):
+    with pytest.raises(DataError, match=r"known are pathfinder/32, pathfinder/64, pathfinder/128 in 2\.0\.0"):
         prepare_dataset(name, str(tmp_path))
 
 

@@ -11,6 +11,7 @@ from mambaout_jax.analysis.macs import count_model
 from mambaout_jax.models import VARIANTS, MambaOut
 from mambaout_jax.models.gated_cnn import GatedCNNBlock
 from mambaout_jax.ops import SCAN_ORDERS
+from tests.marks import slow_but
 from tests.models.test_mambaout import PARAMETERS, images, logits_of, noisy, small_model
 
 # To the last digit.
@@ -48,7 +49,7 @@ def test_mamba_is_mambaout_with_a_state_space_model_and_nothing_else():
         assert (variant.size, variant.crop_pct, dict(variant.top1)) == (twin.size, twin.crop_pct, {})
 
 
-@pytest.mark.parametrize("name", MAMBA_PARAMETERS)
+@pytest.mark.parametrize("name", slow_but(["mamba_femto"], MAMBA_PARAMETERS))
 def test_counts_are_those_of_the_twin_and_of_a_state_space_model_in_each_block(name):
     twin = name.replace("mamba_", "mambaout_")
     options = VARIANTS[name].options

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mambaout_jax.convert import ConvertError, mamba_block_from_torch
+from mambaout_jax.convert import ConvertError, mamba_block_from_torch, mamba_block_to_torch
 from mambaout_jax.models import MambaBlock, ModelError
 from tests.models import golden
 
@@ -36,18 +36,25 @@ def test_block_matches_reference(name):
     block = MambaBlock(**case.options)
     variables = mamba_block_from_torch(block, case.state_dict)
 
-    @jax.jit
-    def run(variables, x):
-        module = block._merge(variables)
-        inner, _ = module._split(x)
-        projected = module.ssm.x_proj(jax.nn.silu(module.conv1d(inner)))
-        return block.apply(variables, x), module.mix(x), projected.reshape(-1, projected.shape[-1])
-
     with jax.default_matmul_precision("highest"):
-        output, before_out_proj, x_proj = run(variables, case.input)
+        output = jax.jit(block.apply)(variables, case.input)
     np.testing.assert_allclose(output, case.output, rtol=0, atol=case.atol)
-    np.testing.assert_allclose(before_out_proj, case.features["before_out_proj"], rtol=0, atol=case.atol)
-    np.testing.assert_allclose(x_proj, case.features["x_proj"], rtol=0, atol=case.atol)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_weights_go_back_as_they_came(name):
+    case = golden.load(name)
+    block = MambaBlock(**case.options)
+    back = mamba_block_to_torch(block, mamba_block_from_torch(block, case.state_dict))
+    assert back.keys() == case.state_dict.keys()
+    for key, values in case.state_dict.items():
+        np.testing.assert_array_equal(back[key], values)
+
+
+def test_variables_of_another_block_are_refused():
+    variables = MambaBlock(8, ssm=False).init(jax.random.key(0))
+    with pytest.raises(ConvertError, match=r"the variables do not fit MambaBlock: .*A_log is missing"):
+        mamba_block_to_torch(MambaBlock(8), variables)
 
 
 def test_weights_that_do_not_fit_are_listed():
@@ -73,6 +80,19 @@ def test_streaming_equals_the_whole(options):
     for length in (1, 11):
         whole = jax.jit(block.apply)(variables, x[:, :length])
         np.testing.assert_allclose(jnp.stack(outputs[:length], 1), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_outside_of_jit_only_the_first_call_is_traced():
+    block = MambaBlock(8)
+    variables, x = drawn(block), sequences(2)
+    first, second = x[:, 0], x[:, 1]
+    whole = block.apply(variables, x)
+    y, state = block.step(variables, block.initial_state(2), first)
+    np.testing.assert_allclose(y, whole[:, 0], rtol=1e-4, atol=1e-5)
+    with jax.no_tracing(True):
+        y, _ = block.step(variables, state, second)
+        block.apply(variables, x)
+    np.testing.assert_allclose(y, whole[:, 1], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("ssm", "reach"), [(True, 10), (False, 4)])
@@ -141,6 +161,7 @@ def test_no_decay_names_parameters_that_are_there():
         ({"d_state": 0}, "d_state is 0"),
         ({"dt_rank": 0}, "dt_rank is 0"),
         ({"expand": 0.01}, "expand is 0.01; a number that leaves a channel of 8 is expected"),
+        ({"expand": True}, "expand is True; a number"),
         ({"dtype": "float16"}, "dtype is 'float16'; known are float32 and bfloat16"),
     ],
 )

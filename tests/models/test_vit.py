@@ -9,6 +9,7 @@ from flax import nnx
 import mambaout_jax as mo
 from mambaout_jax.models import VARIANTS, ModelError, VisionTransformer
 from tests.convert import pytorch
+from tests.marks import slow_but
 from tests.models import golden
 
 # Parameter counts to the last digit: timm 1.0.31.
@@ -83,7 +84,7 @@ def test_the_reference_comes_back_bit_for_bit(name):
 
 
 @pytest.mark.parametrize("size", PARAMETERS)
-@pytest.mark.parametrize("program", ["vit", "deit"])
+@pytest.mark.parametrize("program", slow_but(["vit"], ["vit", "deit"]))
 def test_parameter_count_and_shapes(program, size):
     model = mo.create_model(f"{program}_{size}_patch16_224")
     variables = jax.eval_shape(model.init, jax.random.key(0))
@@ -274,6 +275,8 @@ def test_initial_values_follow_the_recipe():
         ({"fc_norm": "yes"}, "fc_norm"),
         ({"drop_path_rate": 1.0}, "drop_path_rate"),
         ({"drop_rate": "half"}, "drop_rate"),
+        ({"drop_rate": False}, "drop_rate is False; a probability"),
+        ({"class_token": 1}, "class_token is 1; known are True and False"),
         ({"dtype": "float16"}, "dtype"),
         ({"img_size": 16}, "img_size"),
         ({"depths": (1, 1)}, "did you mean 'depth'"),

@@ -36,6 +36,7 @@ def test_products_of_a_block_are_equation_6(dim, num_tokens, causal):
     assert 2 * count_macs(*block(dim, num_tokens, causal=causal)) == equation_6(dim, num_tokens)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize(("dim", "num_tokens"), [(192, 196), (384, 784)])
 def test_the_compiler_counts_equation_6(dim, num_tokens):
     function, *args = block(dim, num_tokens)

@@ -6,6 +6,7 @@ import pytest
 
 from mambaout_jax.train.config import KEYS, changed_keys, check_config, flatten_config, from_json, to_json
 from mambaout_jax.train.errors import RunError
+from tests.marks import slow_but
 from tests.train import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -87,9 +88,9 @@ def test_documentation_has_every_key():
     ("arguments", "words"),
     [
         (["--config.optm.learning_rate=1"], 'Did you mean "optim" instead of "optm"'),
-        (["--config.optim.learningrate=1"], 'Did you mean "learning_rate"'),
-        (["--config.batch_size=many"], "batch_size"),
-        (["--confg.seed=1"], "confg"),
+        pytest.param(["--config.optim.learningrate=1"], 'Did you mean "learning_rate"', marks=pytest.mark.slow),
+        pytest.param(["--config.batch_size=many"], "batch_size", marks=pytest.mark.slow),
+        pytest.param(["--confg.seed=1"], "confg", marks=pytest.mark.slow),
         (["extra"], "extra"),
     ],
 )
@@ -102,7 +103,7 @@ def test_mistyped_flag_is_one_sentence(arguments, words, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--config=configs/nothing.py"], ["--config=README.md"], []])
+@pytest.mark.parametrize("arguments", slow_but([[]], [["--config=configs/nothing.py"], ["--config=README.md"], []]))
 def test_missing_config_is_one_sentence(arguments, tmp_path):
     command = [sys.executable, "main.py", f"--workdir={tmp_path / 'run'}", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -26,6 +26,7 @@ from mambaout_jax.train import (
     write_report,
 )
 from mambaout_jax.train.signals import StopSignals
+from tests.marks import slow_but
 from tests.train import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -102,7 +103,7 @@ def test_evaluation_equals_the_end_of_training(unbroken):
         assert scores[weights] == pytest.approx(results[weights], rel=1e-6)
 
 
-@pytest.mark.parametrize("batch_size", [7, 360, 500])
+@pytest.mark.parametrize("batch_size", slow_but([7], [7, 360, 500]))
 def test_evaluation_counts_every_image_once_for_ragged_sizes(unbroken, batch_size):
     results = json.loads((unbroken / "results.json").read_text())
     (scores,) = evaluate(tiny.config(eval_batch_size=batch_size), unbroken)["sets"]
@@ -152,7 +153,7 @@ def test_finished_run_is_not_run_again(unbroken):
     assert (unbroken / "metrics.jsonl").read_text() == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", slow_but([signal.SIGTERM], [signal.SIGTERM, signal.SIGINT]))
 def test_signal_in_training_saves_and_resumes_to_the_same_bits(unbroken, tmp_path, number):
     workdir = tmp_path / "run"
     process = start(workdir, lambda _: records(workdir, "train"))

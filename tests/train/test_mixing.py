@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from scipy import stats
 
 from mambaout_jax.train.losses import cross_entropy, smooth_one_hot
@@ -147,6 +148,7 @@ def test_shares_follow_their_betas_and_centres_are_uniform():
         assert stats.chisquare(np.bincount(np.asarray(centre), minlength=size)).pvalue > 1e-3
 
 
+@pytest.mark.optimized
 def test_a_compiler_that_fuses_the_sum_moves_next_to_no_rounded_pixel():
     images = jnp.asarray(np.random.default_rng(5).integers(0, 256, (64, 48, 48, 3)), jnp.float32)
     draw = draws(Augmentation(mixup_alpha=0.8, mix_rate=1.0), groups=32)

@@ -12,6 +12,7 @@ import pytest
 
 from mambaout_jax.data import DataError
 from mambaout_jax.train import RunError, load_run, loop, open_batches, recipe, train
+from tests.marks import slow_but
 from tests.train import tiny
 from tests.train.test_loop import records, start
 
@@ -31,7 +32,7 @@ def leaves(workdir, weights):
     return {".".join(str(key.key) for key in path): np.asarray(leaf) for path, leaf in flat}
 
 
-@pytest.mark.parametrize("head", ["keep", "new"])
+@pytest.mark.parametrize("head", slow_but(["keep"], ["keep", "new"]))
 def test_run_starts_from_the_averaged_weights_of_another(trained, tmp_path, capfd, head):
     train(tiny.config(**STILL, init_from=str(trained), init_head=head), tmp_path / "run")
     given, raw, ema = leaves(trained, "ema"), leaves(tmp_path / "run", "raw"), leaves(tmp_path / "run", "ema")
@@ -43,6 +44,7 @@ def test_run_starts_from_the_averaged_weights_of_another(trained, tmp_path, capf
     assert f"starts from the averaged weights of step 5 in {trained}" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_resumed_run_goes_on_from_its_own_weights(trained, tmp_path):
     train(tiny.config(**STILL, init_from=str(trained)), tmp_path / "run")
     before = leaves(tmp_path / "run", "raw")
@@ -58,6 +60,7 @@ def test_weights_of_another_model_are_refused_before_anything_runs(trained, tmp_
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_run_says_how_its_batch_is_computed_and_how_it_departs_from_the_recipe(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(recipe, "DATASET", "digits")
     train(tiny.config(num_epochs=1, device_batch_size=100), tmp_path / "run")

@@ -1,0 +1,165 @@
+"""A study's folder holds one study at a time, and takes up what a kill or a divergence left in it."""
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import threading
+
+import pytest
+
+from mambaout_jax.analysis import study as study_module
+from mambaout_jax.analysis.study import percent_by_guessing, run_study
+from mambaout_jax.data import DataError
+from mambaout_jax.train import RunError, StoppedError
+from mambaout_jax.train.workdir import lock_workdir
+from tests.analysis.study_runs import TWINS, Training, settings
+from tests.train.finished_run import Tags, words
+
+
+@pytest.fixture
+def training(monkeypatch):
+    return Training(monkeypatch)
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    return settings(tmp_path / "datasets")
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    return tmp_path / "study"
+
+
+def test_a_run_without_its_report_is_not_finished(training, experiment, workdir):
+    run_study(experiment, workdir, 2)
+    shutil.rmtree(workdir / "runs" / "conv" / "0")
+    (workdir / "runs" / "conv" / "1" / "report.html").unlink()
+    training.configs.clear()
+    with pytest.raises(FileExistsError, match="conv/1"):  # of the stand-in, that it is called
+        run_study(experiment, workdir, 2)
+    assert set(training.configs) == {("conv", 0), ("conv", 1)}
+
+
+def test_a_kill_before_the_plan_was_written_leaves_a_folder_of_a_study(training, experiment, workdir):
+    workdir.mkdir()
+    (workdir / ".plan.json.123").write_text("{")
+    (workdir / ".lock").write_text("")
+    run_study(experiment, workdir, 2)
+    assert (workdir / "study.html").exists()
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null"])
+def test_a_plan_that_is_no_object_is_one_sentence(training, experiment, workdir, content):
+    workdir.mkdir()
+    (workdir / "plan.json").write_text(content)
+    with pytest.raises(RunError, match=r"plan.json is not the JSON that a study writes"):
+        run_study(experiment, workdir, 2)
+
+
+def test_a_folder_of_something_else_is_left_as_it_is(training, experiment, tmp_path):
+    (tmp_path / "photo.png").write_text("")
+    with pytest.raises(RunError, match="something else"):
+        run_study(experiment, tmp_path, 2)
+    assert {path.name for path in tmp_path.iterdir()} <= {"photo.png", "datasets"}
+
+
+def test_unreadable_records_alone_are_one_sentence():
+    class Source(list):
+        def __getitem__(self, index):
+            raise DataError("record is damaged")
+
+    with pytest.raises(RunError, match=r"none of 3 training records can be read \(record is damaged\)"):
+        percent_by_guessing(Source([0] * 3))
+
+
+def test_a_run_whose_files_are_damaged_is_named(training, experiment, workdir):
+    run_study(experiment, workdir, 2)
+    (workdir / "runs" / "conv" / "1" / "metrics.jsonl").unlink()
+    with pytest.raises(RunError, match=r"conv/1 does not hold what a finished run writes .*remove it"):
+        run_study(experiment, workdir, 2)
+
+
+def test_a_second_study_in_the_same_folder_is_refused(training, experiment, workdir, monkeypatch):
+    trained = []
+
+    def train(config, folder):
+        if not trained:
+            trained.append(folder)
+            with pytest.raises(RunError, match=r"study is in use by another process; wait .*--workdir"):
+                run_study(experiment, workdir, 2)
+        return training(config, folder)
+
+    monkeypatch.setattr(study_module, "train", train)
+    run_study(experiment, workdir, 2)
+    run_study(experiment, workdir, 2)  # it is free again
+    assert len(training.configs) == 8
+
+
+def test_a_lock_lasts_as_long_as_its_context(tmp_path):
+    with lock_workdir(tmp_path), pytest.raises(RunError, match="in use"), lock_workdir(tmp_path):
+        pass
+    with lock_workdir(tmp_path):
+        pass
+
+
+def test_a_folder_without_locks_is_told_and_used(tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with lock_workdir(tmp_path):
+        assert "cannot be locked (Function not implemented)" in capsys.readouterr().err
+
+
+def test_a_diverged_twin_is_left_out_once_and_for_all(training, experiment, workdir):
+    training.diverging = {("matched-ssm-causal", 1), ("matched-vit-full", 0)}
+    found = run_study(experiment, workdir, 3)
+    # Of repeats after the one that diverged nothing would come.
+    expected = set(itertools.product(["conv", "removed-ssm-causal"], range(3)))
+    assert set(training.configs) == expected | {
+        ("matched-ssm-causal", 0), ("matched-ssm-causal", 1), ("matched-vit-full", 0),
+    }  # fmt: skip
+    assert [twin["name"] for twin in found["twins"]] == ["conv", "removed-ssm-causal"]
+    assert [(twin["twin"], twin["repeat"]) for twin in found["diverged"]] == [
+        ("matched-ssm-causal", 1), ("matched-vit-full", 0),
+    ]  # fmt: skip
+    page = (workdir / "study.html").read_text()
+    assert not Tags(page).open
+    for twin in found["diverged"]:
+        assert f"{twin['twin']}, repeat {twin['repeat']}: {twin['reason']}" in words(page)
+    assert found["comparisons"][1]["verdict"] in words(page)
+    assert json.loads((workdir / "study.json").read_text())["diverged"] == json.loads(json.dumps(found["diverged"]))
+    # The assertion of the stand-in tells that no run is trained twice.
+    assert run_study(experiment, workdir, 3) == found
+
+    training.diverging.clear()
+    for twin in found["diverged"]:
+        shutil.rmtree(workdir / "runs" / twin["twin"] / str(twin["repeat"]))
+        del training.configs[twin["twin"], twin["repeat"]]
+    assert not run_study(experiment, workdir, 3)["diverged"]
+
+
+def test_a_damaged_record_of_a_divergence_is_one_sentence(training, experiment, workdir):
+    training.diverging = {("matched-vit-full", 0)}
+    run_study(experiment, workdir, 2)
+    (workdir / "runs" / "matched-vit-full" / "0" / "diverged.json").write_text("[]")
+    with pytest.raises(RunError, match=r"diverged.json is not what a study writes .*remove"):
+        run_study(experiment, workdir, 2)
+
+
+def test_a_signal_does_not_wait_for_the_design_of_the_twins(training, experiment, workdir, monkeypatch):
+    done = threading.Event()
+
+    def design(model, num_classes):
+        os.kill(os.getpid(), signal.SIGTERM)
+        done.wait(5)
+        return TWINS
+
+    monkeypatch.setattr(study_module, "design_twins", design)
+    with pytest.raises(StoppedError):
+        run_study(experiment, workdir, 2)
+    done.set()
+    assert not workdir.exists()
