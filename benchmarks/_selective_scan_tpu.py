@@ -5,17 +5,21 @@ the bundles of each loop's body, as often as the loop runs. Waiting for memory i
 """
 
 import json
+import math
 import os
-import re
 import tempfile
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from _tpu import estimated_operations, one_chip
 from jax.sharding import NamedSharding, PartitionSpec
 from selective_scan import STATES, passes, temporary
 
+from mambaout_jax import parallel
+from mambaout_jax.analysis.tpu_chips import CHIPS
+from mambaout_jax.analysis.tpu_compiler import tpu_devices
+from mambaout_jax.analysis.tpu_kernels import count_bundles
+from mambaout_jax.analysis.tpu_program import estimated_operations
 from mambaout_jax.ops import recurrence_tpu
 from mambaout_jax.ops.recurrence import chunk_shape
 
@@ -26,7 +30,7 @@ def main() -> None:
     """Compile both forms."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
-        mesh = one_chip()
+        mesh = parallel.make_mesh(devices=tpu_devices("v5e:1x1"))
         forms = {impl: estimate(mesh, impl) for impl in ("associative", "auto")}
         for kernel in ("forward", "backward"):
             forms["auto"]["kernel_cycles"] += kernel_cycles(Path(folder), f"selective_scan_{kernel}")
@@ -42,19 +46,18 @@ def estimate(mesh, impl):
     arguments = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding) for shape in shapes]
     with jax.set_mesh(mesh):
         program = jax.jit(passes(impl)["gradient"], out_shardings=sharding).lower(*arguments).compile()
-    cycles = sum(operation["cycles"] for operation in estimated_operations(program.as_text()))
+    operations = estimated_operations(program.as_text(), CHIPS["v5e"])
+    cycles = sum(operation["cycles"] for operation in operations if operation["rule"] == "compiler")
     return {"cycles": cycles, "kernel_cycles": 0, "MiB": temporary(program)}
 
 
 def kernel_cycles(folder, name):
-    """Count the bundles of a kernel: `>` marks what the grid repeats, `> >` the loop over rows inside."""
+    """Count the bundles of a kernel."""
     chunks, steps = chunk_shape(LENGTH)
-    sizes = recurrence_tpu.kernel_sizes(BATCH, chunks, steps, CHANNELS, 1, STATES)
-    programs = sizes.grid[0] * sizes.grid[1] * sizes.grid[2] * sizes.grid[3]
-    times = {0: 1, 1: programs, 2: programs * steps // recurrence_tpu.ROWS}
-    (file,) = (path for path in folder.glob(f"*{name}*final_bundles.txt") if "analysis" not in path.name)
-    bundles = re.findall(r"^\s*(?:0x[0-9a-f]+|0)\s+(?:\w\w)?:\s*((?:>\s*)*)\{", file.read_text(), re.MULTILINE)
-    return sum(times[depth.count(">")] for depth in bundles)
+    grid = recurrence_tpu.kernel_sizes(BATCH, chunks, steps, CHANNELS, 1, STATES).grid
+    (code,) = (path for path in folder.glob(f"*{name}*final_bundles.txt") if "analysis" not in path.name)
+    (original,) = folder.glob(f"*{name}*-02-original.txt")
+    return count_bundles(code.read_text(), original.read_text(), math.prod(grid))
 
 
 if __name__ == "__main__":

@@ -21,19 +21,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from _timing import machine, write_json
-from _tpu import CYCLES_PER_SECOND, estimated_operations, one_chip
 
 import mambaout_jax as mo
 from mambaout_jax import parallel
+from mambaout_jax.analysis.tpu_chips import CHIPS
+from mambaout_jax.analysis.tpu_compiler import tpu_devices
+from mambaout_jax.analysis.tpu_program import estimated_operations
 from mambaout_jax.models.layers import drop_path, per_channel
 from mambaout_jax.models.mambaout import GatedCNNBlock
 from mambaout_jax.ops import depthwise_conv2d
+from mambaout_jax.train.errors import RunError
 from mambaout_jax.train.mixing import Augmentation
 from mambaout_jax.train.optim import adamw
 from mambaout_jax.train.state import init_progress, init_state
 from mambaout_jax.train.step import make_train_step
 
 TOP = 10
+CHIP = CHIPS["v5e"]
 
 
 def main() -> None:
@@ -43,7 +47,10 @@ def main() -> None:
     parser.add_argument("--form", choices=("library", "plain"), help="compile this form only (default: both)")
     parser.add_argument("--json", metavar="PATH")
     args = parser.parse_args()
-    mesh = one_chip()
+    try:
+        mesh = parallel.make_mesh(devices=tpu_devices("v5e:1x1"))
+    except RunError as error:
+        sys.exit(f"error: {error}")
 
     print(*(f"{name}: {value}" for name, value in machine().items()), sep="\n")
     forms = {}
@@ -76,11 +83,11 @@ def estimate(mesh, batch):
     start = time.perf_counter()
     compiled = compile_step(mesh, batch)
     seconds = time.perf_counter() - start
-    operations = sorted(estimated_operations(compiled.as_text()), key=lambda op: -op["cycles"])
+    operations = sorted(estimated_operations(compiled.as_text(), CHIP), key=lambda op: -op["cycles"])
     cycles = sum(operation["cycles"] for operation in operations)
     return {
         "cycles": cycles,
-        "images_per_second": batch * CYCLES_PER_SECOND / cycles,
+        "images_per_second": batch * CHIP.clock / cycles,
         "temp_bytes": compiled.memory_analysis().temp_size_in_bytes,
         "compile_seconds": seconds,
         "top": operations[:TOP],
@@ -101,9 +108,7 @@ def compile_step(mesh, batch):
     step = make_train_step(
         model, optimizer, schedule, Augmentation(label_smoothing=0.1), accumulation_steps=1, ema_decay=None
     )
-    state = parallel.abstract(
-        lambda key: init_state(model, optimizer, key, ema=False), jax.random.key(0), sharding=replicated
-    )
+    state = parallel.abstract(lambda key: init_state(model, optimizer, key, ema=False), jax.random.key(0), placed=mesh)
     progress = parallel.abstract(init_progress, placed=replicated)
     key = parallel.abstract(lambda: jax.random.key(0), placed=replicated)
     images = {

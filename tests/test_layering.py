@@ -16,7 +16,7 @@ FOLDERS = ("mambaout_jax", "configs", "benchmarks", "tests")
 IMPORTS = {
     "main": {"supervisor", "train"},
     "supervisor": set(),
-    "cli": {"analysis", "train", "convert"},
+    "cli": {"analysis", "convert", "supervisor", "train"},
     "analysis": {"train", "convert"},
     "train": {"convert", "models", "data", "parallel", "ops"},
     "convert": {"models"},

@@ -65,9 +65,13 @@ def examine(data: tuple[str, str, str | None] | None, workdir: epath.PathLike | 
     if workdir is not None:
         looks.append(lambda: _workdir(workdir))
     for look in looks:
-        words = parallel.exchange(f"examining {look.__name__.strip('_<>')}", json.dumps(look()))
-        hosts = [[Finding(*finding) for finding in json.loads(word)] for word in words]
-        yield from (_compare(findings) for findings in zip(*hosts, strict=True))
+        yield from _together(look)
+
+
+def _together(look: Callable[[], list[Finding]]) -> list[Diagnosis]:
+    words = parallel.exchange("comparing what the hosts are like", json.dumps(look()))
+    hosts = [[Finding(*finding) for finding in json.loads(word)] for word in words]
+    return [_compare(findings) for findings in zip(*hosts, strict=True)]
 
 
 def _compare(findings: Sequence[Finding]) -> Diagnosis:

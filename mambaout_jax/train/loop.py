@@ -32,6 +32,7 @@ from mambaout_jax.train.workdir import (
     claim_workdir,
     describe_environment,
     describe_program,
+    lock_workdir,
     record_run,
     write_atomically,
 )
@@ -72,6 +73,8 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
         # Where it is kept, and where it goes on.
         parallel.require_same(describe_program(config))
         workdir = claim_workdir(path, config)
+        if parallel.is_first():
+            cleanup.enter_context(lock_workdir(workdir))
         checkpoints = Checkpoints(workdir / "checkpoints")
         cleanup.callback(checkpoints.close)
         state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(program.state))
@@ -114,10 +117,9 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
         else:
             writer = SilentWriter()
         cleanup.callback(writer.close)
-        num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.variables["params"]))
         how = describe_batch(config.batch_size, mesh.size, program.parts)
         writer.say(
-            f"{model.name}, {num_parameters:,} parameters, on {mesh.size} x {jax.devices()[0].device_kind}; "
+            f"{model.name}, {model.num_params:,} parameters, on {mesh.size} x {jax.devices()[0].device_kind}; "
             f"{len(source):,} training and {len(validation):,} validation images of {source.name}; "
             f"{config.num_epochs} epochs of {epoch_steps} steps; {'; '.join(filter(None, (how, origin)))}"
         )

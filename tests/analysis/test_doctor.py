@@ -1,0 +1,83 @@
+"""The doctor names what is wrong, and the host that is unlike the others."""
+
+import textwrap
+
+import jax
+import pytest
+
+from mambaout_jax.__main__ import main
+from mambaout_jax.analysis import doctor
+from mambaout_jax.analysis.doctor import Finding
+from tests.processes import run_python
+
+
+def look(data=None, workdir=None):
+    return {line.name: line for line in doctor.examine(data, workdir)}
+
+
+def test_a_sound_host_has_no_faults(tmp_path):
+    lines = look(("digits", "train", None), tmp_path / "run")
+    assert not any(line.faults for line in lines.values())
+    assert lines["jax"].value == jax.__version__
+    assert lines["hosts"].value == "1 of 1"
+    assert lines["chips of a host"].value == "1 x cpu"
+    assert lines["collective"].value.endswith(" ms")
+    assert lines["data"].value == "1,437 records of digits"
+    assert "records/s" in lines["reading"].value
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_the_odd_one_is_named():
+    findings = [Finding("jax", version, alike=True) for version in ("0.12", "0.10", "0.12")]
+    line = doctor._compare(findings)
+    assert line.value == "0.12"
+    assert line.faults == ("process 1: 0.10 where most have 0.12; make them equal",)
+
+
+def test_hosts_that_may_differ_are_all_shown():
+    line = doctor._compare([Finding("reading", "5 records/s"), Finding("reading", "7 records/s")])
+    assert line == ("reading", "5 records/s, 7 records/s", ())
+
+
+def test_what_is_missing_is_told(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "a,b,c,d")
+    lines = look(("digitz", "train", None), tmp_path / "file")
+    assert "did you mean 'digits'" in lines["data"].faults[0]
+    assert "it cannot be written" in lines["workdir"].faults[0]
+    assert lines["hosts"].faults == ("1 of 4 hosts take part; give --distributed on every host",)
+
+
+def test_a_clock_that_is_off_is_told(monkeypatch):
+    times = iter(["1000.0", "1000.1", "1009.0"])
+    monkeypatch.setattr(doctor.parallel, "exchange", lambda name, word="": list(times) if word else [""])
+    monkeypatch.setattr(doctor.jax, "process_index", lambda: 2)
+    (finding,) = doctor._clock()
+    assert finding.value == "+8.90 s"
+    assert "its clock is +8.9 s from the others'" in finding.fault
+
+
+def test_the_command_ends_with_a_verdict(tmp_path, capsys):
+    assert main(["doctor", "--workdir", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.endswith("\nready to train\n")
+    (tmp_path / "file").write_text("")
+    assert main(["doctor", "--workdir", str(tmp_path / "file")]) == 1
+    out = capsys.readouterr().out
+    assert out.endswith("\n1 thing is wrong\n")
+    assert "  wrong: it cannot be written" in out
+
+
+@pytest.mark.slow
+def test_hosts_look_together(tmp_path):
+    program = textwrap.dedent(f"""
+        from etils import epath
+        from mambaout_jax.analysis import doctor
+        folder = epath.Path({str(tmp_path)!r}) / str(process)
+        for line in [*doctor._together(doctor._devices), *doctor._together(doctor._collective)]:
+            print(line.name, line.value, line.faults)
+        print(doctor._together(lambda: doctor._workdir(folder)))
+    """)
+    for out in run_python(program, 2):
+        assert "hosts 2 of 2 ()" in out
+        assert "chips 2 ()" in out
+        assert "it is not the same folder on process 1" in out

@@ -1,0 +1,192 @@
+"""A plan is arithmetic on what the compiler says, and says no more than that."""
+
+import importlib.util
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from mambaout_jax import parallel
+from mambaout_jax.analysis import plan as planning
+from mambaout_jax.analysis.plan import Dataset, dataset_of, largest_batch, plan, schedule, speed, state_bytes
+from mambaout_jax.analysis.tpu_chips import CHIPS, Chip
+from mambaout_jax.analysis.tpu_compiler import TooLargeError, chip_of, compile_for_tpu, tpu_devices
+from mambaout_jax.analysis.tpu_program import estimated_operations
+from mambaout_jax.models import create_model
+from mambaout_jax.train import RunError
+from mambaout_jax.train.program import training_program
+from mambaout_jax.train.workdir import build_model
+from tests.train import tiny
+
+CHIP = Chip(memory=1e9, bandwidth=1e9, peak=2e12, cycle_flops=1000, shapes=("1x1",))
+needs_compiler = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the TPU's compiler, libtpu"),
+]
+
+
+@dataclass(frozen=True)
+class Device:
+    process_index: int
+    id: int
+    platform: str = "none"
+
+
+def operation(cycles, rule="compiler"):
+    return {"cycles": cycles, "operation": "f", "shape": "f32[1]", "source": "g", "rule": rule}
+
+
+def test_speed_follows_from_cycles_and_clock():
+    figures = speed([operation(3e6), operation(1e6, "bytes"), *[operation(0.1e6)] * 10], CHIP, 64, 4, 10**9)
+    assert figures["cycles"] == 5e6
+    assert figures["cycles_by_rule"] == {"compiler": 4e6, "schedule": 0, "bytes": 1e6}
+    assert figures["step_seconds"] == pytest.approx(2.5e-3)
+    assert figures["images_per_second"] == pytest.approx(64 / 2.5e-3)
+    # 16 images of a GFLOP on a chip that does 2 TFLOPs a second take 8 ms at best.
+    assert figures["mfu"] == pytest.approx(16e9 / 2e12 / 2.5e-3)
+    assert [row["cycles"] for row in figures["top"]] == [3e6, 1e6, *[0.1e6] * 8]
+
+
+def test_a_schedule_takes_all_its_steps_on_all_chips():
+    assert schedule(0.5, 14_400, 16) == {"steps": 14_400, "hours": 2.0, "chip_hours": 32.0}
+
+
+def test_flops_of_a_step_are_three_forward_passes():
+    assert planning.flops_per_image(create_model("mambaout_tiny")) == pytest.approx(6 * 4470e6, rel=1e-3)
+
+
+@pytest.mark.parametrize("start", [4, 8, 64, 100])
+@pytest.mark.parametrize("known", [True, False])
+def test_largest_batch_is_that_of_the_line_and_was_compiled(start, known):
+    asked = []
+
+    def memory_of(batch):
+        asked.append(batch)
+        return 100 + 7 * batch if 100 + 7 * batch <= 1000 else None
+
+    found = largest_batch(memory_of, 1000, {start: 100 + 7 * start} if known else {}, start)
+    assert found == (128, 100 + 7 * 128)
+    assert 128 in asked
+    assert len(asked) <= (2 if known else 3)
+
+
+def test_largest_batch_is_not_believed_where_the_line_bends():
+    sizes = {8: 100, 16: 200, 64: 850, 72: 950, 80: 1100}
+    assert largest_batch(sizes.get, 1000, {8: 100}, 8) == (72, 950)
+
+
+def test_where_not_even_the_smallest_batch_fits_none_is_found():
+    assert largest_batch(lambda batch: None, 1000, {}, 64) == (0, 0)
+
+
+def test_a_dataset_is_as_given_as_prepared_or_as_known():
+    config = tiny.config()
+    assert dataset_of(config.data) == (1437, 10)
+    assert dataset_of(config.data, 7, 3) == (7, 3)
+    assert dataset_of(config.data, num_images=7) == (7, 10)
+    config.data.name = "imagenet2012:5.1.0"
+    assert dataset_of(config.data) == (1_281_167, 1000)
+    assert dataset_of(config.data, num_classes=21_000) == (1_281_167, 21_000)
+
+
+@pytest.mark.parametrize(("name", "split"), [("imagenet2012", "train[:10%]"), ("flowers", "train")])
+def test_a_dataset_of_unknown_size_has_to_be_told(name, split):
+    config = tiny.config()
+    config.data.name, config.data.train_split = name, split
+    with pytest.raises(RunError, match="--num-images and --num-classes"):
+        dataset_of(config.data)
+
+
+def test_state_is_counted_as_a_chip_keeps_it():
+    config = tiny.config(**{"optim.ema_decay": 0.9})
+    mesh = parallel.make_mesh(devices=jax.devices()[:1])
+    model = build_model(config, 10)
+    sizes = state_bytes(training_program(config, model, 1437, mesh))
+    params = 4 * sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0))))
+    height, width = model.input_spec.size
+    assert sizes["parameters"] == sizes["ema"] == params
+    assert 2 * params <= sizes["optimizer"] <= 2 * params + 16  # and its counters
+    assert sizes["batch"] == 256 * (height * width * model.in_chans + 4)
+
+
+def test_split_state_counts_a_part_on_each_chip():
+    config = tiny.config(**{"optim.ema_decay": 0.9, "model.dims": (64, 128)})
+    model = build_model(config, 10)
+
+    def sizes(fsdp):
+        mesh = parallel.make_mesh(fsdp, [Device(process_index=0, id=i) for i in range(8)])
+        return state_bytes(training_program(config, model, 1437, mesh))
+
+    whole, parts = sizes(1), sizes(8)
+    assert parts["batch"] == whole["batch"]
+    for name in ("parameters", "optimizer", "ema"):
+        assert whole[name] / 8 < parts[name] < whole[name] / 4
+
+
+@pytest.mark.parametrize("topology", ["v5e", "v5e:", "v5e:3x2", "v5e:16X16", "v5p:4x4", "v9:2x2", "v4:4x8x4"])
+def test_a_topology_that_does_not_exist_is_answered_by_those_that_do(topology):
+    with pytest.raises(RunError, match=r"v4, v5e, v5p, v6e|2x4|2x2x2, 2x2x4"):
+        chip_of(topology)
+
+
+@pytest.mark.parametrize("topology", ["v4:2x2x1", "v4:4x4x8", "v5e:16x16", "v5p:16x16x24", "v6e:1x1"])
+def test_topologies_that_exist_are_known(topology):
+    assert chip_of(topology) is CHIPS[topology.partition(":")[0]]
+
+
+def test_without_the_compiler_it_is_told_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RunError, match="pip install libtpu"):
+        tpu_devices("v5e:2x2")
+
+
+class TestCompiled:
+    pytestmark = needs_compiler
+
+    @pytest.mark.parametrize("name", CHIPS)
+    def test_chips_are_as_the_compiler_has_them(self, name):
+        chip = CHIPS[name]
+        devices = tpu_devices(f"{name}:{chip.shapes[1]}")
+        assert len(devices) == math.prod(map(int, chip.shapes[1].split("x")))
+        whole = NamedSharding(parallel.make_mesh(devices=devices[:1]), PartitionSpec())
+        matrix = jax.ShapeDtypeStruct((8192, 8192), jnp.bfloat16, sharding=whole)
+        program = compile_for_tpu(jax.jit(jnp.matmul).lower(matrix, matrix))
+        cycles = sum(row["cycles"] for row in estimated_operations(program.as_text(), chip))
+        assert 0.7 <= 2 * 8192**3 / cycles / chip.cycle_flops <= 1
+        huge = jax.ShapeDtypeStruct((2**16, 2**20), jnp.float32, sharding=whole)
+        with pytest.raises(TooLargeError, match=f"{chip.memory / 2**30:g}G"):
+            compile_for_tpu(jax.jit(lambda x: x + 1).lower(huge))
+
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+    def test_memory_is_the_compilers_and_weights_are_split(self, monkeypatch):
+        programs = []
+
+        def compile_and_keep(lowered):
+            programs.append(compile_for_tpu(lowered))
+            return programs[-1]
+
+        monkeypatch.setattr(planning, "compile_for_tpu", compile_and_keep)
+        changes = {"model.name": "mamba_femto", "model.dims": (128, 128), "optim.ema_decay": 0.9}
+        figures = plan(
+            tiny.config(**changes, **{"mesh.fsdp": 4}),
+            "v5e:2x2",
+            Dataset(1437, 10),
+            chip_hour_price=2.0,
+            find_batch=False,
+        )
+        memory, of = figures["memory"], programs[0].memory_analysis()
+        arguments, results = of.argument_size_in_bytes, of.output_size_in_bytes - of.alias_size_in_bytes
+        assert memory["temporaries"] == of.temp_size_in_bytes
+        assert memory["total"] == arguments + results + of.temp_size_in_bytes + of.generated_code_size_in_bytes
+        kept = sum(memory[name] for name in ("parameters", "optimizer", "ema", "batch"))
+        assert kept <= arguments <= 2 * kept
+        assert figures["fits"]
+        assert figures["cycles_by_rule"]["schedule"] > 0
+        assert sum(figures["cycles_by_rule"].values()) == figures["cycles"]
+        assert {"all-gather", "all-reduce"} <= set(figures["collective_bytes"])
+        assert "all-to-all" not in figures["collective_bytes"]
+        assert figures["money"] == 2.0 * figures["chip_hours"] > 0
+        assert 0 < figures["mfu"] < 1

@@ -1,0 +1,146 @@
+"""The command that plans a run prints each figure with its unit, and says what they are."""
+
+import json
+
+import pytest
+
+from mambaout_jax.__main__ import main
+from mambaout_jax.analysis import plan as planning
+from mambaout_jax.analysis.plan import schedule, speed
+from mambaout_jax.analysis.tpu_chips import CHIPS
+from tests.train import tiny
+
+# ml_collections loads a config's file with it.
+pytestmark = pytest.mark.filterwarnings(r"ignore:the load_module\(\) method is deprecated:DeprecationWarning")
+
+MIB = 2**20
+ROWS = [
+    {
+        "cycles": 12_000_000,
+        "operation": "fusion.1",
+        "shape": "f32[8,128]",
+        "source": "jit(step)/dot",
+        "rule": "compiler",
+    },
+    {"cycles": 3_000_000, "operation": "scan.2", "shape": "f32[4]", "source": "jit(step)/scan", "rule": "bytes"},
+]
+MEMORY = {"parameters": 100 * MIB, "optimizer": 200 * MIB, "ema": 0, "batch": MIB, "limit": 16_128 * MIB}
+
+
+def figures(**changes):
+    memory = MEMORY | {
+        "arguments": 305 * MIB,
+        "results": 0,
+        "temporaries": 700 * MIB,
+        "program": 20 * MIB,
+        "total": 1025 * MIB,
+    }
+    result = {"topology": "v5e:4x4", "chips": 16, "batch_size": 4096, "batch_per_chip": 256, "parts": 2, "fsdp": 1}
+    result |= {"memory": memory, "fits": True, "collective_bytes": {"all-reduce": 50 * MIB, "all-gather": 9 * MIB}}
+    result |= speed(ROWS, CHIPS["v5e"], 4096, 16, 10**9)
+    return result | schedule(result["step_seconds"], 36_000, 16) | changes
+
+
+@pytest.fixture
+def planned(monkeypatch):
+    """Plans that cost no compilation; the list holds what was asked for."""
+    asked = []
+
+    def plan(config, topology, dataset, **options):
+        asked.append((topology, dataset, options))
+        return plan.result
+
+    plan.result = figures()
+    asked.append(plan)
+    monkeypatch.setattr(planning, "plan", plan)
+    return asked
+
+
+def command(*words):
+    return main(["plan", f"--config={tiny.DIGITS}", "--topology=v5e:4x4", *words])
+
+
+def test_every_figure_is_printed_with_its_unit(planned, capsys):
+    assert command() == 0
+    text = capsys.readouterr().out
+    for line in (
+        "mambaout_femto in float32 on v5e:4x4: 16 chips, batch 4096, 256 a chip in 2 parts, fsdp 1",
+        "parameters 100.0 MiB",
+        "padding, counters 4.0 MiB",
+        "activations (temporaries) 700.0 MiB",
+        "total 1,025.0 MiB",
+        "of 16,128.0 MiB that a program may use of a chip's memory: 6 %",
+        "traffic of a chip in a step all-gather 9.0 MiB, all-reduce 50.0 MiB",
+        "cycles of a step 15.0 million at 1.50 GHz",
+        "step 10.0 ms",
+        "images 410,417 /s",
+        "MFU 13.0 % of the peak in bfloat16, 1.00 GFLOPs an image",
+        "whole schedule 36,000 steps, 0.10 hours, 1.6 chip hours",
+        "12.00 fusion.1 f32[8,128] jit(step)/dot",
+        "3.00 scan.2 f32[4] jit(step)/scan (by bytes)",
+    ):
+        assert line in [" ".join(row.split()) for row in text.splitlines()], line
+    assert "scheduled instructions (0.0 million cycles, where those are more) and their bytes" in text
+    assert "(3.0 million)." in text
+    assert text.splitlines()[-1].startswith("These are the compiler's estimates, not measurements.")
+    assert "EMA" not in text
+    assert "price" not in text
+
+
+def test_options_reach_the_plan(planned, capsys):
+    assert command("--hours-price=1.2", "--find-batch", "--num-images=9000", "--num-classes=3") == 0
+    assert planned[1] == ("v5e:4x4", (9000, 3), {"chip_hour_price": 1.2, "find_batch": True})
+
+
+def test_price_and_largest_batch_are_printed_where_asked_for(planned, capsys):
+    planned[0].result = figures(money=1234.5, largest_batch_at_once=184, largest_batch_memory=15 * 2**30)
+    assert command() == 0
+    text = capsys.readouterr().out
+    assert "price                        1,234.50" in text
+    assert "at once: 184, which take 15.00 GiB" in text
+
+
+def test_json_holds_every_figure_and_the_warning(planned, capsys):
+    assert command("--json") == 0
+    written = json.loads(capsys.readouterr().out)
+    assert written.items() >= figures().items()
+    assert "not measurements" in written["warning"]
+
+
+def test_a_step_that_does_not_fit_is_a_failure_and_told_why(planned, capsys):
+    kept = {key: value for key, value in figures().items() if key in ("topology", "chips", "batch_size", "fsdp")}
+    planned[0].result = kept | {"batch_per_chip": 256, "parts": 1, "memory": MEMORY, "fits": False}
+    planned[0].result |= {"too_large": "Used 20G of 15.75G hbm", "largest_batch_at_once": 0, "largest_batch_memory": 0}
+    assert command() == 1
+    text = capsys.readouterr().out
+    assert "It does not fit: Used 20G of 15.75G hbm." in text
+    assert "No batch fits" in text
+    assert "MFU" not in text
+
+
+def test_a_total_above_the_limit_is_a_failure(planned, capsys):
+    planned[0].result = figures(fits=False)
+    assert command() == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--topology=v5e:3x5"], "known ones are 1x1, 2x2"),
+        (["--topology=h100:8"], "v4, v5e, v5p, v6e and a shape are expected"),
+        (["--config.data.name=flowers"], "give --num-images and --num-classes"),
+        (["--config.mesh.fsd=2"], "fsdp"),
+    ],
+)
+def test_what_was_typed_wrong_is_told_in_a_sentence(planned, capsys, words, sentence):
+    assert command(*words) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("word", ["--hours-price=-1", "--hours-price=nan", "--num-images=0", "--num-classes=x"])
+def test_numbers_that_are_none_are_refused(planned, capsys, word):
+    with pytest.raises(SystemExit, match="2"):
+        command(word)
+    assert word.partition("=")[2] in capsys.readouterr().err
