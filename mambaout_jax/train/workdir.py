@@ -92,15 +92,8 @@ def claim_workdir(path: epath.PathLike, config: ConfigDict) -> epath.Path:
         RunError: it cannot be written, or `config.resume` does not allow to go on with what it holds.
     """
     workdir = open_workdir(path)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / f".writable.{jax.process_index()}.{os.getpid()}"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise RunError(
-            f"workdir {workdir} cannot be written ({error.strerror}); name another with --workdir"
-        ) from error
+    if fault := fault_of_writing(workdir):
+        raise RunError(f"workdir {workdir} cannot be written ({fault}); name another with --workdir")
     if blind := parallel.see_same_folder(workdir):
         raise RunError(
             f"workdir {workdir} of process 0 is not that of process {', '.join(map(str, blind))}; name one that all "
@@ -110,6 +103,18 @@ def claim_workdir(path: epath.PathLike, config: ConfigDict) -> epath.Path:
     if (workdir / "config.json").exists() and any((workdir / "checkpoints").glob("[0-9]*")):
         _check_resume(workdir, load_config(workdir), config)
     return workdir
+
+
+def fault_of_writing(folder: epath.Path) -> str:
+    """Make a folder if it is not there, try to write into it, and give what fails; empty if nothing does."""
+    probe = folder / f".writable.{jax.process_index()}.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 def _check_resume(workdir: epath.Path, recorded: ConfigDict, config: ConfigDict) -> None:
