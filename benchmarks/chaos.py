@@ -28,8 +28,9 @@ from mambaout_jax.train import load_run
 
 ROOT = Path(__file__).parent.parent
 LIMIT_SECONDS = 60
-# Long enough that kills come while it starts, compiles, trains, evaluates and saves.
-SETTINGS = ("num_epochs=40", "eval_every_epochs=4", "save_every_steps=11", "log_every_steps=11")
+# Strikes come while a run starts, compiles, trains, evaluates and saves; it is long enough to outlast twenty of them.
+LONGEST_DELAY_SECONDS = 40
+SETTINGS = ("num_epochs=60", "eval_every_epochs=4", "save_every_steps=11", "log_every_steps=11")
 
 
 def main() -> None:
@@ -52,7 +53,7 @@ def main() -> None:
     if any(codes):
         sys.exit(f"error: the run that was left alone ended with {codes}")
     print(f"left alone: {seconds:.0f} s")
-    kills = [break_once(folder / "broken", args.processes, chance, seconds, missed) for _ in range(args.kills)]
+    kills = [break_once(folder / "broken", args.processes, chance, missed) for _ in range(args.kills)]
     while any(codes := wait(start(folder / "broken", args.processes))):
         missed.append(f"a run that nobody killed ended with {codes}")
     if (folder / "broken" / "unreadable").exists():
@@ -86,10 +87,10 @@ def wait(processes):
     return [process.wait() for process in processes]
 
 
-def break_once(workdir, count, chance, seconds, missed):
+def break_once(workdir, count, chance, missed):
     """Start the run, strike at a random moment, and wait for all to end."""
     processes = start(workdir, count)
-    delay = chance.uniform(1, max(seconds / 2, 20))
+    delay = chance.uniform(1, LONGEST_DELAY_SECONDS)
     struck, number = chance.randrange(count), chance.choice((signal.SIGKILL, signal.SIGTERM))
     time.sleep(delay)
     processes[struck].send_signal(number)
@@ -97,6 +98,8 @@ def break_once(workdir, count, chance, seconds, missed):
     codes = wait(processes)
     took = time.monotonic() - before
     print(f"{number.name} to process {struck} after {delay:.1f} s: {codes} after {took:.1f} s", flush=True)
+    if not any(codes):
+        missed.append(f"the run was over when {number.name} came after {delay:.0f} s: it has to be longer")
     allowed = {0, os.EX_TEMPFAIL, -signal.SIGKILL, -signal.SIGTERM}  # before Python hears signals, they end it
     if not set(codes) <= allowed:
         missed.append(f"exit codes {codes}")

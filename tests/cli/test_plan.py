@@ -11,8 +11,6 @@ from mambaout_jax.analysis.tpu_chips import CHIPS
 from tests.train import tiny
 
 # ml_collections loads a config's file with it.
-pytestmark = pytest.mark.filterwarnings(r"ignore:the load_module\(\) method is deprecated:DeprecationWarning")
-
 MIB = 2**20
 ROWS = [
     {

@@ -13,7 +13,6 @@ from mambaout_jax.__main__ import main
 from tests.analysis.study_runs import EXPERIMENT, ROOT, Training
 
 # ml_collections loads a config's file with it.
-pytestmark = pytest.mark.filterwarnings(r"ignore:the load_module\(\) method is deprecated:DeprecationWarning")
 
 
 @pytest.fixture

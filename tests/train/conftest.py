@@ -1,9 +1,19 @@
-"""Workdirs that reports are made of."""
+"""Runs to look at: a whole one, and workdirs that reports are made of."""
 
 import pytest
 
 from mambaout_jax.data import open_source
 from tests.train.finished_run import COUNT, RESULTS, eval_line, train_line, write_json, write_metrics, write_predictions
+from tests.train.runs import main
+
+
+@pytest.fixture(scope="session")
+def unbroken(tmp_path_factory):
+    """A run of one process from start to end, by the program; no test changes it."""
+    workdir = tmp_path_factory.mktemp("unbroken") / "run"
+    done = main(workdir)
+    assert done.returncode == 0, done.stderr
+    return workdir
 
 
 @pytest.fixture(scope="module")

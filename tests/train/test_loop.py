@@ -5,11 +5,8 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -28,54 +25,7 @@ from mambaout_jax.train import (
 from mambaout_jax.train.signals import StopSignals
 from tests.marks import slow_but
 from tests.train import tiny
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
-    """A run from start to end, by the program."""
-    workdir = tmp_path_factory.mktemp("unbroken") / "run"
-    done = main(workdir)
-    assert done.returncode == 0, done.stderr
-    return workdir
-
-
-def command(workdir, **changes):
-    return [sys.executable, "main.py", *tiny.flags(**changes), f"--workdir={workdir}"]
-
-
-def main(workdir, **changes):
-    return subprocess.run(command(workdir, **changes), cwd=ROOT, capture_output=True, text=True, check=False)
-
-
-def records(workdir, kind):
-    try:
-        lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    except FileNotFoundError:
-        return []
-    return [record for record in map(json.loads, lines) if record["kind"] == kind]
-
-
-def start(workdir, until, **changes):
-    """Start the program and return once `until()` holds."""
-    process = subprocess.Popen(
-        command(workdir, **changes), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 300
-    while not until(process):
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return process
-
-
-def assert_same_weights(a, b):
-    for weights in ("raw", "ema"):
-        left, right = load_run(a, weights), load_run(b, weights)
-        assert left.step == right.step
-        for x, y in zip(jax.tree.leaves(left.variables), jax.tree.leaves(right.variables), strict=True):
-            np.testing.assert_array_equal(x, y)
+from tests.train.runs import assert_same_weights, main, records, start
 
 
 def test_run_leaves_what_it_promises(unbroken):
@@ -113,11 +63,10 @@ def test_evaluation_counts_every_image_once_for_ragged_sizes(unbroken, batch_siz
 def test_killed_and_resumed_run_equals_unbroken_run(unbroken, tmp_path):
     workdir = tmp_path / "run"
     changes = {"save_every_steps": 1}
-    for after in (3, 7):
-        process = start(workdir, lambda _, n=after: any(r["step"] >= n for r in records(workdir, "train")), **changes)
-        process.kill()
-        process.communicate()
-        assert not (workdir / "results.json").exists()
+    process = start(workdir, lambda _: any(r["step"] >= 3 for r in records(workdir, "train")), **changes)
+    process.kill()
+    process.communicate()
+    assert not (workdir / "results.json").exists()
     assert main(workdir, **changes).returncode == 0
     assert_same_weights(workdir, unbroken)
 
@@ -274,21 +223,3 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, chang
 def test_profile_traces_the_steps_that_were_asked_for(tmp_path):
     train(tiny.config(**{"num_epochs": 1, "profile.start_step": 2, "profile.num_steps": 1}), tmp_path / "run")
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
-
-
-@pytest.mark.slow
-def test_eight_devices_equal_one(unbroken, tmp_path):
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    done = subprocess.run(
-        command(tmp_path / "run", eval_batch_size=104),
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    one, eight = records(unbroken, "train"), records(tmp_path / "run", "train")
-    for a, b in zip(one, eight, strict=True):
-        np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-4)
-    assert records(tmp_path / "run", "eval")[-1]["ema"]["count"] == 360

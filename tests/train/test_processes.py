@@ -10,17 +10,17 @@ import pytest
 from mambaout_jax.train import load_run
 from tests.processes import finish_all, start_all
 from tests.train import tiny
-from tests.train.test_loop import assert_same_weights, main, records
+from tests.train.runs import assert_same_weights, records
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """A run of one process."""
-    workdir = tmp_path_factory.mktemp("alone") / "run"
-    done = main(workdir)
-    assert done.returncode == 0, done.stderr
+def two_processes(tmp_path_factory):
+    """A run of two processes from start to end."""
+    workdir = tmp_path_factory.mktemp("two") / "run"
+    codes, said = finish_all(start_all(2, command(workdir)))
+    assert codes == [0, 0], said
     return workdir
 
 
@@ -39,20 +39,28 @@ def wait_for_step(workdir, step):
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_processes_equal_one_and_evaluate_every_image_once(alone, tmp_path, count):
-    codes, said = finish_all(start_all(count, command(tmp_path / "run")))
-    assert codes == [0] * count, said
-    assert losses(tmp_path / "run") == pytest.approx(losses(alone), rel=1e-5)
-    ours, theirs = (records(workdir, "eval")[-1]["ema"] for workdir in (tmp_path / "run", alone))
+def assert_equals_one_process(workdir, alone):
+    """Compare losses, and what evaluation says of every image."""
+    assert losses(workdir) == pytest.approx(losses(alone), rel=1e-5)
+    ours, theirs = (records(run, "eval")[-1]["ema"] for run in (workdir, alone))
     assert ours == pytest.approx(theirs, rel=1e-5)
     assert ours["count"] == 360
-    ours, theirs = (np.load(workdir / "predictions.npz") for workdir in (tmp_path / "run", alone))
+    ours, theirs = (np.load(run / "predictions.npz") for run in (workdir, alone))
     np.testing.assert_array_equal(ours["labels"], theirs["labels"])
     np.testing.assert_allclose(ours["probabilities"], theirs["probabilities"], rtol=1e-4)
 
 
-def test_a_signal_to_one_stops_all_at_the_same_step_and_another_number_goes_on(alone, tmp_path):
+def test_two_processes_equal_one_and_evaluate_every_image_once(unbroken, two_processes):
+    assert_equals_one_process(two_processes, unbroken)
+
+
+def test_four_processes_equal_one_and_evaluate_every_image_once(unbroken, tmp_path):
+    codes, said = finish_all(start_all(4, command(tmp_path / "run")))
+    assert codes == [0] * 4, said
+    assert_equals_one_process(tmp_path / "run", unbroken)
+
+
+def test_a_signal_to_one_stops_all_at_the_same_step_and_another_number_goes_on(unbroken, tmp_path):
     workdir = tmp_path / "run"
     two = start_all(2, command(workdir))
     wait_for_step(workdir, 2)
@@ -64,7 +72,7 @@ def test_a_signal_to_one_stops_all_at_the_same_step_and_another_number_goes_on(a
 
     codes, said = finish_all(start_all(1, command(workdir)))
     assert codes == [0], said
-    assert losses(workdir)[10] == pytest.approx(losses(alone)[10], rel=1e-5)
+    assert losses(workdir)[10] == pytest.approx(losses(unbroken)[10], rel=1e-5)
 
 
 def test_a_killed_process_ends_the_other_and_is_named(tmp_path):
@@ -91,12 +99,11 @@ def test_a_workdir_that_is_not_shared_is_refused(tmp_path):
     assert all("is not that of process 1; name one that all hosts share" in text for text in said)
 
 
-def test_the_same_processes_resume_to_the_same_bits(tmp_path):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert finish_all(start_all(2, command(whole)))[0] == [0, 0]
+def test_the_same_processes_resume_to_the_same_bits(two_processes, tmp_path):
+    broken = tmp_path / "broken"
     two = start_all(2, command(broken, save_every_steps=1))
     wait_for_step(broken, 4)
     two[0].send_signal(signal.SIGTERM)
     assert finish_all(two)[0] == [os.EX_TEMPFAIL] * 2
     assert finish_all(start_all(2, command(broken, save_every_steps=1)))[0] == [0, 0]
-    assert_same_weights(whole, broken)
+    assert_same_weights(broken, two_processes)

@@ -14,7 +14,7 @@ from mambaout_jax.data import DataError
 from mambaout_jax.train import RunError, load_run, loop, open_batches, recipe, train
 from tests.marks import slow_but
 from tests.train import tiny
-from tests.train.test_loop import records, start
+from tests.train.runs import records, start
 
 STILL = {"optim.learning_rate": 0.0, "optim.warmup_learning_rate": 0.0, "optim.min_learning_rate": 0.0, "num_epochs": 1}
 
