@@ -12,7 +12,7 @@ from mambaout_jax.analysis.macs import count_macs
 from mambaout_jax.analysis.tpu_chips import Chip
 from mambaout_jax.analysis.tpu_compiler import TooLargeError, chip_of, compile_for_tpu, program_memory, tpu_devices
 from mambaout_jax.analysis.tpu_kernels import kernel_cycles
-from mambaout_jax.analysis.tpu_program import collective_bytes, estimated_operations
+from mambaout_jax.analysis.tpu_program import collective_bytes, estimated_operations, uncounted_loops
 from mambaout_jax.data import DataError, open_source
 from mambaout_jax.models import Model
 from mambaout_jax.train.errors import RunError
@@ -102,7 +102,7 @@ def plan(
         figures["memory"] |= program_memory(compiled)
         figures["fits"] = figures["memory"]["total"] <= chip.memory
         text = compiled.as_text()
-        figures["collective_bytes"] = collective_bytes(text)
+        figures["collective_bytes"], figures["uncounted_loops"] = collective_bytes(text), uncounted_loops(text)
         operations = estimated_operations(text, chip)
         if any(operation["rule"] != "compiler" for operation in operations):
             operations = estimated_operations(text, chip, kernel_cycles(config, topology, *dataset))

@@ -53,16 +53,14 @@ def parse(text: str) -> Computations:
 def executed(computations: Computations) -> Iterator[tuple[str, Instruction, int, bool]]:
     """Yield (computation, instruction, how often it runs, whether its estimate is within that of another).
 
-    Of a choice between branches the first is taken.
-
-    Raises:
-        ValueError: a loop does not tell how often it runs.
+    Of a choice between branches the first is taken. A loop that ends when something has happened, as where draws are
+    rejected, counts as one run of its body.
     """
 
     def walk(name: str, times: int, within: bool) -> Iterator[tuple[str, Instruction, int, bool]]:
         for instruction in computations[name].values():
             yield name, instruction, times, within
-            trips = _trip_count(instruction, computations) if instruction.operation == "while" else 1
+            trips = _trip_count(instruction, computations) or 1
             for runs in _RUNS.findall(instruction.rest):
                 callee = re.search(r"%([\w.-]+)", runs)
                 if callee and callee[1] in computations:
@@ -71,18 +69,28 @@ def executed(computations: Computations) -> Iterator[tuple[str, Instruction, int
     return walk("ENTRY", 1, False)
 
 
-def _trip_count(loop: Instruction, computations: Computations) -> int:
-    """Tell how often a loop runs its body: it counts from 0 up to the constant in its condition."""
-    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
+def _trip_count(instruction: Instruction, computations: Computations) -> int | None:
+    """Tell how often a loop that counts from 0 up to the constant in its condition runs its body; None of all else."""
+    if instruction.operation != "while":
+        return None
+    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction.rest):
         return int(known[1])
-    condition = re.search(r"condition=%([\w.-]+)", loop.rest)[1]
+    condition = re.search(r"condition=%([\w.-]+)", instruction.rest)[1]
     lines = computations[condition].values()
     bounds = [
         line.rest.partition(")")[0] for line in lines if (line.operation, line.shape[:5]) == ("constant", "s32[]")
     ]
-    if len(bounds) != 1 or not any("direction=LT" in line.rest for line in lines):
-        raise ValueError(f"the loop {condition} does not tell how often it runs")
-    return int(bounds[0])
+    return int(bounds[0]) if len(bounds) == 1 and any("direction=LT" in line.rest for line in lines) else None
+
+
+def uncounted_loops(text: str) -> list[str]:
+    """Name the sources of the loops that do not tell how often they run."""
+    computations = parse(text)
+    return [
+        loop.source
+        for _, loop, _, _ in executed(computations)
+        if loop.operation == "while" and _trip_count(loop, computations) is None
+    ]
 
 
 def estimated_operations(

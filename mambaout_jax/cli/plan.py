@@ -16,6 +16,7 @@ KERNELS = (
     "({schedule:.1f} million cycles, where those are more) and their bytes over the memory's bandwidth ({bytes:.1f} "
     "million)."
 )
+UNCOUNTED = "Loops that do not tell how often they run count once, {} of them: {}."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,6 +83,8 @@ def describe(model: str, dtype: str, figures: dict[str, Any]) -> list[str]:
         by_rule = {rule: cycles / 1e6 for rule, cycles in figures["cycles_by_rule"].items()}
         if by_rule["schedule"] or by_rule["bytes"]:
             lines += ["", KERNELS.format(**by_rule)]
+        if loops := figures["uncounted_loops"]:
+            lines += ["", UNCOUNTED.format(len(loops), ", ".join(sorted(set(loops))))]
     return [*lines, "", WARNING]
 
 

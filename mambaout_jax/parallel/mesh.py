@@ -59,14 +59,15 @@ def weight_sharding(mesh: Mesh, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * largest, "fsdp"))
 
 
-def gather(weights: Any) -> Any:
-    """Bring weights that are split over the devices of the mesh in use together on each of them.
+def gather(arrays: Any) -> Any:
+    """Have all of each array on every device of the mesh in use.
 
-    Without this XLA would split the computation along channels instead, with all-to-alls between layers.
+    Without this XLA would split what is computed with weights along channels, with all-to-alls between layers, and
+    what is drawn for the whole batch along the draws, with a message each time that one of them is rejected.
     """
-    if jax.sharding.get_abstract_mesh().shape.get("fsdp", 1) == 1:
-        return weights
-    return jax.lax.with_sharding_constraint(weights, PartitionSpec())
+    if jax.sharding.get_abstract_mesh().size <= 1:
+        return arrays
+    return jax.lax.with_sharding_constraint(arrays, PartitionSpec())
 
 
 def abstract(function: Callable[..., Any], *args: Any, placed: Sharding | Mesh) -> Any:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
+from mambaout_jax import parallel
 from mambaout_jax.train.losses import smooth_one_hot
 
 
@@ -126,8 +127,10 @@ def draw_mix(key: Key[Array, ""], shape: tuple[int, int, int, int], settings: Au
     rate = settings.switch_rate if settings.mixup_alpha else 1.0
     cut = on & jax.random.bernoulli(switch_key, rate if settings.cutmix_alpha else 0.0, groups)
     # A Beta of alpha 0 is not defined; the branch that it would serve is never taken.
-    mixup_share = jax.random.beta(mixup_key, *[settings.mixup_alpha or 1.0] * 2, groups)
-    cutmix_share = jax.random.beta(cutmix_key, *[settings.cutmix_alpha or 1.0] * 2, groups)
+    mixup_share, cutmix_share = (
+        parallel.gather(jax.random.beta(key, alpha or 1.0, alpha or 1.0, groups))
+        for key, alpha in ((mixup_key, settings.mixup_alpha), (cutmix_key, settings.cutmix_alpha))
+    )
     return Mix(
         cut=cut,
         share=jnp.where(on, jnp.where(cut, cutmix_share, mixup_share), 1.0),

@@ -35,6 +35,7 @@ def figures(**changes):
     }
     result = {"topology": "v5e:4x4", "chips": 16, "batch_size": 4096, "batch_per_chip": 256, "parts": 2, "fsdp": 1}
     result |= {"memory": memory, "fits": True, "collective_bytes": {"all-reduce": 50 * MIB, "all-gather": 9 * MIB}}
+    result["uncounted_loops"] = []
     result |= speed(ROWS, CHIPS["v5e"], 4096, 16, 10**9)
     return result | schedule(result["step_seconds"], 36_000, 16) | changes
 
@@ -96,6 +97,12 @@ def test_price_and_largest_batch_are_printed_where_asked_for(planned, capsys):
     text = capsys.readouterr().out
     assert "price                        1,234.50" in text
     assert "at once: 184, which take 15.00 GiB" in text
+
+
+def test_loops_of_unknown_length_are_named(planned, capsys):
+    planned[0].result = figures(uncounted_loops=["jit(step)/beta", "jit(step)/alpha", "jit(step)/beta"])
+    assert command() == 0
+    assert "count once, 3 of them: jit(step)/alpha, jit(step)/beta." in capsys.readouterr().out
 
 
 def test_json_holds_every_figure_and_the_warning(planned, capsys):

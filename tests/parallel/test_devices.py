@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 from mambaout_jax import parallel
+from mambaout_jax.train.mixing import Augmentation, augment
 from mambaout_jax.train.program import training_program
 from mambaout_jax.train.state import init_progress
 from mambaout_jax.train.workdir import build_model
@@ -22,13 +25,15 @@ CHANGES = {
     "batch_size": 64,
     "num_epochs": 4,
     "optim.warmup_epochs": 0,
-    "model.depths": (1, 2),
+    "model.depths": (1, 1),
     "model.dims": (32, 64),
     "augment.mixup_alpha": 0.8,
     "augment.cutmix_alpha": 1.0,
     "augment.mix_rate": 1.0,
     "augment.mixup_group": 8,
 }
+ERASING = {"augment.erase_rate": 0.25, "augment.rotate_degrees": 5.0}
+COLLECTIVE = re.compile(r"(?:all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)\(")
 
 
 def train_steps(mesh):
@@ -55,6 +60,16 @@ def train_steps(mesh):
     return {"losses": losses, "after": params, "text": step.as_text(), "held": held}
 
 
+def augmentation_text(mesh):
+    """Compile what is done to a batch before the model sees it."""
+    augmentation, sharding = Augmentation(**tiny.config(**CHANGES, **ERASING).augment), parallel.batch_sharding(mesh)
+    images = jax.ShapeDtypeStruct((64, 32, 32, 3), np.uint8, sharding=sharding)
+    labels = jax.ShapeDtypeStruct((64,), np.int32, sharding=sharding)
+    apply = partial(augment, settings=augmentation, num_classes=10, mean=(0.5,) * 3, std=(0.5,) * 3)
+    with jax.set_mesh(mesh):
+        return jax.jit(apply).lower(images, labels, jax.random.key(0)).compile().as_text()
+
+
 def largest_difference(ours, theirs):
     """Measure each leaf by its own largest value."""
     differences = jax.tree.map(lambda a, b: np.abs(a - b).max() / max(np.abs(b).max(), 1e-30), ours, theirs)
@@ -74,6 +89,7 @@ def compare() -> None:
             "held": many["held"] / one["held"],
             "all_to_all": "all-to-all" in many["text"],
         }
+    found["augmentation"] = COLLECTIVE.findall(augmentation_text(parallel.make_mesh()))
     print(json.dumps(found))
 
 
@@ -84,7 +100,9 @@ def test_eight_devices_train_as_one_however_weights_are_split():
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for fsdp, found in json.loads(done.stdout).items():
+    differences = json.loads(done.stdout)
+    assert differences.pop("augmentation") == []
+    for fsdp, found in differences.items():
         # After one step the optimizer's moments are the gradient and its square, scaled.
         assert found["first"] < 1e-5, (fsdp, found)
         assert found["loss"] < 1e-5, (fsdp, found)

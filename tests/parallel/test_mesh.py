@@ -53,7 +53,7 @@ def test_a_split_that_does_not_fit_the_devices_is_refused():
     assert parallel.make_mesh().shape == {"data": 1, "fsdp": 1}
 
 
-def test_without_a_split_nothing_is_gathered():
+def test_on_one_device_nothing_is_gathered():
     weights = {"w": jnp.ones((2, 2))}
     assert parallel.gather(weights) is weights
     with jax.set_mesh(parallel.make_mesh()):
