@@ -22,6 +22,7 @@ from mambaout_jax.parallel.errors import LostProcessError, ParallelError
 
 # Jax's own default, 100 s, would keep the survivors waiting longer than a minute.
 HEARTBEAT_SECONDS = 30
+JOINING_SECONDS = 300
 MEETING_SECONDS = 600
 _POLL_SECONDS = 0.2
 _FAILING_SECONDS = 5
@@ -31,7 +32,10 @@ _meetings: dict[str, "itertools.count[int]"] = collections.defaultdict(itertools
 
 
 def start(
-    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None, seconds: int = 300
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    seconds: int = JOINING_SECONDS,
 ) -> None:
     """Join the other processes; all three arguments may be left to the environment of a TPU or a cluster.
 
