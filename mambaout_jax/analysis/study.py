@@ -33,7 +33,7 @@ from mambaout_jax.models import create_model
 from mambaout_jax.train import DivergedError, RunError, train
 from mambaout_jax.train.config import FREE_TO_CHANGE, flatten_config, from_json
 from mambaout_jax.train.signals import StopSignals
-from mambaout_jax.train.workdir import LOCK, lock_workdir, open_workdir, write_atomically
+from mambaout_jax.train.workdir import LOCK, is_remote, lock_workdir, open_workdir, write_atomically
 
 Settings = Mapping[str, Any]
 
@@ -200,6 +200,8 @@ def _train_twins(
 @contextlib.contextmanager
 def _claimed(path: epath.PathLike, plan: dict[str, Any]) -> Iterator[epath.Path]:
     """Make the workdir, or check that the study in it is the same one, and keep others out of it."""
+    if is_remote(path):
+        raise RunError(f"{path} lies in a bucket; a local folder is expected for a study")
     workdir = open_workdir(path)
     file = workdir / "plan.json"
     with contextlib.ExitStack() as cleanup:

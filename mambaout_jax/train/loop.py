@@ -32,6 +32,7 @@ from mambaout_jax.train.workdir import (
     claim_workdir,
     describe_environment,
     describe_program,
+    is_remote,
     lock_workdir,
     record_run,
     write_atomically,
@@ -73,6 +74,8 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
         # Where it is kept, and where it goes on.
         parallel.require_same(describe_program(config))
         workdir = claim_workdir(path, config)
+        if config.profile.start_step is not None and is_remote(workdir):
+            raise RunError("config.profile.start_step is set; a trace is written to a local --workdir only")
         if parallel.is_first():
             cleanup.enter_context(lock_workdir(workdir))
         checkpoints = Checkpoints(workdir / "checkpoints")

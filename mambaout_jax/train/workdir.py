@@ -10,6 +10,7 @@ import platform
 import shlex
 import shutil
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from mambaout_jax.train.config import changed_keys, flatten_config, from_json, t
 from mambaout_jax.train.errors import RunError
 
 LOCK = ".lock"
+REMOTE_SECONDS = 30  # to reach a bucket in: without a network it would be tried for ever
 
 
 class Run(NamedTuple):
@@ -45,26 +47,38 @@ class Run(NamedTuple):
 
 
 def open_workdir(path: epath.PathLike) -> epath.Path:
-    """Make a path absolute, as orbax wants it.
+    """Make a local path absolute, as orbax wants it, or leave one in a bucket as it is.
 
     Raises:
-        RunError: it is none of this machine.
+        RunError: it is neither.
     """
     if not os.fspath(path):
         raise RunError("the workdir has an empty name; a folder is expected")
-    if "://" in os.fspath(path):
-        raise RunError(f"{path} lies in a bucket; only local folders are supported yet")
-    return epath.Path(path).expanduser().absolute()
+    if not is_remote(path):
+        return epath.Path(path).expanduser().absolute()
+    if not os.fspath(path).startswith("gs://"):
+        raise RunError(f"{path} is no place for a workdir; a folder or gs://BUCKET/... is expected")
+    return epath.Path(path)
+
+
+def is_remote(path: epath.PathLike) -> bool:
+    """Tell whether a path lies in a bucket, where files cannot grow, nor be locked."""
+    return "://" in os.fspath(path)
 
 
 @contextlib.contextmanager
 def lock_workdir(workdir: epath.Path) -> Iterator[None]:
     """Keep other processes out of a local folder while the context is open; the kernel unlocks it after any death.
 
+    Nothing keeps them out of a bucket.
+
     Raises:
         RunError: another process is in it.
         OSError: it cannot be written.
     """
+    if is_remote(workdir):
+        yield
+        return
     with open(os.fspath(workdir / LOCK), "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -92,15 +106,8 @@ def claim_workdir(path: epath.PathLike, config: ConfigDict) -> epath.Path:
         RunError: it cannot be written, or `config.resume` does not allow to go on with what it holds.
     """
     workdir = open_workdir(path)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / f".writable.{jax.process_index()}.{os.getpid()}"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise RunError(
-            f"workdir {workdir} cannot be written ({error.strerror}); name another with --workdir"
-        ) from error
+    if fault := _fault_of_writing(workdir):
+        raise RunError(f"workdir {workdir} cannot be written ({fault}); name another with --workdir")
     if blind := parallel.see_same_folder(workdir):
         raise RunError(
             f"workdir {workdir} of process 0 is not that of process {', '.join(map(str, blind))}; name one that all "
@@ -110,6 +117,26 @@ def claim_workdir(path: epath.PathLike, config: ConfigDict) -> epath.Path:
     if (workdir / "config.json").exists() and any((workdir / "checkpoints").glob("[0-9]*")):
         _check_resume(workdir, load_config(workdir), config)
     return workdir
+
+
+def _fault_of_writing(workdir: epath.Path) -> str:
+    """Try to write, and give up on a bucket that does not answer."""
+    faults = [f"no answer in {REMOTE_SECONDS} s"]
+
+    def write() -> None:
+        probe = workdir / f".writable.{jax.process_index()}.{os.getpid()}"
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            probe.write_text("")
+            probe.unlink()
+            faults[0] = ""
+        except Exception as error:  # of the file system, or of whatever speaks to the bucket
+            faults[0] = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+
+    thread = threading.Thread(target=write, daemon=True)
+    thread.start()
+    thread.join(REMOTE_SECONDS if is_remote(workdir) else None)
+    return faults[0]
 
 
 def _check_resume(workdir: epath.Path, recorded: ConfigDict, config: ConfigDict) -> None:
@@ -136,6 +163,8 @@ def check_space(workdir: epath.Path, num_bytes: int) -> None:
     Raises:
         RunError: the disk has less room.
     """
+    if is_remote(workdir):
+        return
     free = shutil.disk_usage(workdir).free
     if free < num_bytes:
         raise RunError(
@@ -145,7 +174,10 @@ def check_space(workdir: epath.Path, num_bytes: int) -> None:
 
 
 def write_atomically(path: epath.Path, text: str) -> None:
-    """Write a file that is there in full or not at all."""
+    """Write a file that is there in full or not at all, as an object in a bucket always is."""
+    if is_remote(path):
+        path.write_text(text)
+        return
     draft = path.parent / f".{path.name}.{os.getpid()}"
     draft.write_text(text, encoding="utf-8")
     draft.replace(path)
