@@ -18,6 +18,7 @@ from etils import epath
 
 from mambaout_jax import parallel
 from mambaout_jax.data import DataError, open_source
+from mambaout_jax.train.workdir import fault_of_writing
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 COLLECTIVE_SECONDS = 60
@@ -152,7 +153,7 @@ def _cache() -> list[Finding]:
     place = jax.config.jax_compilation_cache_dir
     if place is None:
         return [Finding("compilation cache", "none; JAX_COMPILATION_CACHE_DIR names one", alike=True)]
-    return [Finding("compilation cache", place, _fault_of_writing(epath.Path(place)), alike=True)]
+    return [Finding("compilation cache", place, _fault(epath.Path(place)), alike=True)]
 
 
 def _data(name: str, split: str, data_dir: str | None) -> list[Finding]:
@@ -174,18 +175,12 @@ def _data(name: str, split: str, data_dir: str | None) -> list[Finding]:
 
 def _workdir(path: epath.PathLike) -> list[Finding]:
     workdir = epath.Path(path)
-    fault = _fault_of_writing(workdir)
+    fault = _fault(workdir)
     if not fault and (blind := parallel.see_same_folder(workdir)):
         fault = f"it is not the same folder on process {', '.join(map(str, blind))}; name one that all hosts share"
     return [Finding("workdir", str(path), fault, alike=True)]
 
 
-def _fault_of_writing(folder: epath.Path) -> str:
-    probe = folder / f".doctor.{jax.process_index()}.{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        return f"it cannot be written ({error.strerror or error})"
-    return ""
+def _fault(folder: epath.Path) -> str:
+    fault = fault_of_writing(folder)
+    return f"it cannot be written ({fault})" if fault else ""

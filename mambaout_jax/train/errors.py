@@ -45,7 +45,7 @@ def _end_alone(error: Exception, workdir: epath.PathLike) -> NoReturn:
     """End before the orderly end of the program, which would wait for the others."""
     try:
         code = _tell(error, workdir)
-    except Exception:
+    except Exception:  # what is no known way to end: shown as Python would, since nothing may unwind further
         traceback.print_exc()
         code = 1
     parallel.leave_alone(error)

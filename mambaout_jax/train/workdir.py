@@ -10,7 +10,6 @@ import platform
 import shlex
 import shutil
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,13 +20,13 @@ from ml_collections import ConfigDict
 
 from mambaout_jax import parallel
 from mambaout_jax.data import ImageSource
+from mambaout_jax.data.buckets import REMOTE_SECONDS, within_seconds
 from mambaout_jax.models import Model, create_model
 from mambaout_jax.train.checkpoint import Checkpoints
 from mambaout_jax.train.config import changed_keys, flatten_config, from_json, to_json
 from mambaout_jax.train.errors import RunError
 
 LOCK = ".lock"
-REMOTE_SECONDS = 30  # to reach a bucket in: without a network it would be tried for ever
 
 
 class Run(NamedTuple):
@@ -106,7 +105,7 @@ def claim_workdir(path: epath.PathLike, config: ConfigDict) -> epath.Path:
         RunError: it cannot be written, or `config.resume` does not allow to go on with what it holds.
     """
     workdir = open_workdir(path)
-    if fault := _fault_of_writing(workdir):
+    if fault := fault_of_writing(workdir):
         raise RunError(f"workdir {workdir} cannot be written ({fault}); name another with --workdir")
     if blind := parallel.see_same_folder(workdir):
         raise RunError(
@@ -119,24 +118,26 @@ def claim_workdir(path: epath.PathLike, config: ConfigDict) -> epath.Path:
     return workdir
 
 
-def _fault_of_writing(workdir: epath.Path) -> str:
-    """Try to write, and give up on a bucket that does not answer."""
-    faults = [f"no answer in {REMOTE_SECONDS} s"]
+def fault_of_writing(folder: epath.Path) -> str:
+    """Make a folder if it is not there, try to write into it, and give what fails; empty if nothing does.
+
+    A bucket that does not answer is given up.
+    """
+    probe = folder / f".writable.{jax.process_index()}.{os.getpid()}"
 
     def write() -> None:
-        probe = workdir / f".writable.{jax.process_index()}.{os.getpid()}"
-        try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            probe.write_text("")
-            probe.unlink()
-            faults[0] = ""
-        except Exception as error:  # of the file system, or of whatever speaks to the bucket
-            faults[0] = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
 
-    thread = threading.Thread(target=write, daemon=True)
-    thread.start()
-    thread.join(REMOTE_SECONDS if is_remote(workdir) else None)
-    return faults[0]
+    try:
+        if is_remote(folder):
+            within_seconds(REMOTE_SECONDS, write)
+        else:
+            write()
+    except Exception as error:  # of the file system, or of whatever speaks to the bucket
+        return getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+    return ""
 
 
 def _check_resume(workdir: epath.Path, recorded: ConfigDict, config: ConfigDict) -> None:

@@ -33,6 +33,7 @@ class Device:
     process_index: int
     id: int
     platform: str = "none"
+    device_kind: str = "none"
 
 
 def operation(cycles, rule="compiler"):
