@@ -8,12 +8,25 @@ import hashlib
 import itertools
 import json
 import re
+import sys
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-_OBJECT = re.compile(r"(?:/download|/upload)?/storage/v1/b/[^/]+/o(?:/(?P<name>[^/]*))?(?:/(?P<verb>\w+To)(?P<to>/.*))?$")
+_OBJECT = re.compile(r".*/storage/v1/b/bucket/o(?:/(?P<name>[^/]*))?(?:/(?P<verb>\w+To)(?P<to>/.*))?$")
+# What is said of other buckets.
+_REFUSALS = {
+    "forbidden": (403, "someone does not have storage.objects.list access to the bucket."),
+    "private": (401, "Anonymous caller does not have storage.objects.list access to the bucket."),
+}
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request, client_address):
+        """Stay silent of clients that do not wait for an answer, as those that are killed."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Bucket(BaseHTTPRequestHandler):
@@ -21,6 +34,18 @@ class _Bucket(BaseHTTPRequestHandler):
 
     def log_message(self, *_):
         """Stay silent."""
+
+    def parse_request(self):
+        """Refuse what is about another bucket."""
+        if not super().parse_request():
+            return False
+        bucket = re.search("/b/([^/?]+)", self.path)[1]
+        if bucket == "bucket":
+            return True
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        code, message = _REFUSALS.get(bucket, (404, "The specified bucket does not exist."))
+        self._answer(code, {"error": {"code": code, "message": message}})
+        return False
 
     def _answer(self, code, body=b"", **headers):
         body = json.dumps(body).encode() if isinstance(body, dict) else body
@@ -66,7 +91,7 @@ class _Bucket(BaseHTTPRequestHandler):
 
     def do_GET(self):
         if not self._parse():
-            self._answer(200 if re.match(r"/storage/v1/b/[^/]+$", urlsplit(self.path).path) else 404, {"name": "bucket"})
+            self._answer(200, {"name": "bucket"})
         elif not self.name:
             self._list()
         elif self.name not in self.server.objects:
@@ -104,7 +129,9 @@ class _Bucket(BaseHTTPRequestHandler):
     def do_POST(self):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self._parse()
-        if self.verb:
+        if self.verb and self.name not in self.server.objects:
+            self._answer(404, {"error": {"code": 404, "message": "not found"}})
+        elif self.verb:
             target = unquote(self.to.rpartition("/o/")[2])
             moved = self.server.objects[self.name][1]
             if self.verb == "moveTo":
@@ -145,19 +172,23 @@ class _Bucket(BaseHTTPRequestHandler):
 
 @contextmanager
 def bucket():
-    """Serve an empty bucket of any name; give its objects, and the environment that leads programs to it."""
-    with ThreadingHTTPServer(("localhost", 0), _Bucket) as server:
+    """Serve an empty gs://bucket; give its objects, and the environment that leads programs to it."""
+    with _Server(("localhost", 0), _Bucket) as server:
         server.objects, server.uploads, server.lock, server.generations = {}, {}, threading.Lock(), itertools.count(1)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         address = f"http://localhost:{server.server_port}"
-        yield server.objects, {
+        environment = {
             "STORAGE_EMULATOR_HOST": address,
             "TENSORSTORE_GCS_HTTP_URL": address,
             "GOOGLE_AUTH_TOKEN_FOR_TESTING": "token",
+            "GOOGLE_APPLICATION_CREDENTIALS": "/dev/null",  # nobody's own, which might reach a real bucket
             "GCE_METADATA_ROOT": "metadata.invalid",
             "GOOGLE_CLOUD_PROJECT": "project",
             "NO_GCE_CHECK": "true",
         }
-        server.shutdown()
-        thread.join()
+        try:
+            yield server.objects, environment
+        finally:
+            server.shutdown()
+            thread.join()

@@ -29,11 +29,12 @@ from mambaout_jax.analysis.study_memory import step_memory
 from mambaout_jax.analysis.study_page import write_page
 from mambaout_jax.analysis.study_twins import Twin, design_twins
 from mambaout_jax.data import DataError, ImageSource, open_source
+from mambaout_jax.data.buckets import is_remote
 from mambaout_jax.models import create_model
 from mambaout_jax.train import DivergedError, RunError, train
 from mambaout_jax.train.config import FREE_TO_CHANGE, flatten_config, from_json
 from mambaout_jax.train.signals import StopSignals
-from mambaout_jax.train.workdir import LOCK, is_remote, lock_workdir, open_workdir, write_atomically
+from mambaout_jax.train.workdir import LOCK, lock_workdir, open_workdir, write_atomically
 
 Settings = Mapping[str, Any]
 

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from mambaout_jax import convert
 from mambaout_jax.data import DataError, open_source
+from mambaout_jax.data.buckets import is_remote
 from mambaout_jax.data.preparation.imagenet import official_facts
 from mambaout_jax.models import Model, create_model
 from mambaout_jax.train.checkpoint import Checkpoints
@@ -22,7 +23,6 @@ from mambaout_jax.train.mixing import normalize
 from mambaout_jax.train.state import TrainState
 from mambaout_jax.train.workdir import (
     check_space,
-    is_remote,
     is_workdir,
     load_environment,
     load_run,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from etils import epath
 
-from mambaout_jax.train.workdir import is_remote
+from mambaout_jax.data.buckets import is_remote
 
 
 class LogFolder:

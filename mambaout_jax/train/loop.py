@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from mambaout_jax import parallel
 from mambaout_jax.data import DataError, WorkerDiedError, open_source
+from mambaout_jax.data.buckets import is_remote
 from mambaout_jax.train.batch import describe_batch
 from mambaout_jax.train.checkpoint import Checkpoints
 from mambaout_jax.train.config import check_config, flatten_config
@@ -32,7 +33,6 @@ from mambaout_jax.train.workdir import (
     claim_workdir,
     describe_environment,
     describe_program,
-    is_remote,
     lock_workdir,
     record_run,
     write_atomically,

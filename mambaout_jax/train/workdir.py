@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from mambaout_jax import parallel
 from mambaout_jax.data import ImageSource
-from mambaout_jax.data.buckets import REMOTE_SECONDS, within_seconds
+from mambaout_jax.data.buckets import REMOTE_SECONDS, explain, is_remote, within_seconds
 from mambaout_jax.models import Model, create_model
 from mambaout_jax.train.checkpoint import Checkpoints
 from mambaout_jax.train.config import changed_keys, flatten_config, from_json, to_json
@@ -46,10 +46,10 @@ class Run(NamedTuple):
 
 
 def open_workdir(path: epath.PathLike) -> epath.Path:
-    """Make a local path absolute, as orbax wants it, or leave one in a bucket as it is.
+    """Make a local path absolute, as orbax wants it, or see that a bucket answers.
 
     Raises:
-        RunError: it is neither.
+        RunError: it is neither, or the bucket does not answer.
     """
     if not os.fspath(path):
         raise RunError("the workdir has an empty name; a folder is expected")
@@ -57,12 +57,14 @@ def open_workdir(path: epath.PathLike) -> epath.Path:
         return epath.Path(path).expanduser().absolute()
     if not os.fspath(path).startswith("gs://"):
         raise RunError(f"{path} is no place for a workdir; a folder or gs://BUCKET/... is expected")
-    return epath.Path(path)
-
-
-def is_remote(path: epath.PathLike) -> bool:
-    """Tell whether a path lies in a bucket, where files cannot grow, nor be locked."""
-    return "://" in os.fspath(path)
+    workdir = epath.Path(path)
+    try:
+        within_seconds(REMOTE_SECONDS, workdir.exists)
+    except Exception as error:  # each client of a bucket raises types of its own
+        raise RunError(
+            f"workdir {path} cannot be reached ({explain(error)}); look at its name, your rights and the network"
+        ) from error
+    return workdir
 
 
 @contextlib.contextmanager
@@ -126,17 +128,20 @@ def fault_of_writing(folder: epath.Path) -> str:
     probe = folder / f".writable.{jax.process_index()}.{os.getpid()}"
 
     def write() -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         probe.write_text("")
         probe.unlink()
 
-    try:
-        if is_remote(folder):
+    if is_remote(folder):
+        try:
             within_seconds(REMOTE_SECONDS, write)
-        else:
-            write()
-    except Exception as error:  # of the file system, or of whatever speaks to the bucket
-        return getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        except Exception as error:  # each client of a bucket raises types of its own
+            return explain(error)
+        return ""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write()
+    except OSError as error:
+        return error.strerror or str(error)
     return ""
 
 
@@ -177,7 +182,7 @@ def check_space(workdir: epath.Path, num_bytes: int) -> None:
 def write_atomically(path: epath.Path, text: str) -> None:
     """Write a file that is there in full or not at all, as an object in a bucket always is."""
     if is_remote(path):
-        path.write_text(text)
+        path.write_bytes(text.encode())  # text would be in whatever encoding this machine prefers
         return
     draft = path.parent / f".{path.name}.{os.getpid()}"
     draft.write_text(text, encoding="utf-8")
@@ -194,7 +199,8 @@ def load_config(path: epath.PathLike) -> ConfigDict:
     try:
         return from_json(recorded.read_text())
     except OSError as error:
-        raise RunError(f"{path} is no workdir of a run: it has no readable config.json ({error.strerror})") from error
+        fault = error.strerror or "not found"  # errors of a bucket's client have no words of their own
+        raise RunError(f"{path} is no workdir of a run: it has no readable config.json ({fault})") from error
     except ValueError as error:
         raise RunError(f"{recorded} is not the JSON that a run writes ({error})") from error
 
