@@ -19,6 +19,7 @@ _OBJECT = re.compile(r".*/storage/v1/b/bucket/o(?:/(?P<name>[^/]*))?(?:/(?P<verb
 _REFUSALS = {
     "forbidden": (403, "someone does not have storage.objects.list access to the bucket."),
     "private": (401, "Anonymous caller does not have storage.objects.list access to the bucket."),
+    "unseen": (403, "someone does not have storage.buckets.get access to the bucket."),  # of objects there are none
 }
 
 
@@ -43,6 +44,12 @@ class _Bucket(BaseHTTPRequestHandler):
         if bucket == "bucket":
             return True
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if "/b/unseen/o/" in self.path:
+            self._answer(404)
+            return False
+        if "/b/unseen/o" in self.path:
+            self._answer(200, {"kind": "storage#objects"})
+            return False
         code, message = _REFUSALS.get(bucket, (404, "The specified bucket does not exist."))
         self._answer(code, {"error": {"code": code, "message": message}})
         return False

@@ -46,8 +46,8 @@ def explain(error: Exception) -> str:
     """Say in one line, of what any client of a bucket raised, what is wrong, and what helps where that is plain."""
     if isinstance(error, ImportError):
         return "its client is not installed: pip install 'etils[epath-gcs]'"
-    if isinstance(error, FileNotFoundError):
-        return "there is no such bucket"
+    if isinstance(error, FileNotFoundError):  # an empty one is found with that right alone
+        return "there is no such bucket, or no right to look at it, storage.buckets.get"
     words = " ".join(str(error).split()) or type(error).__name__
     return f"{words}: gcloud auth application-default login" if getattr(error, "code", None) == 401 else words
 

@@ -128,6 +128,7 @@ def fault_of_writing(folder: epath.Path) -> str:
     probe = folder / f".writable.{jax.process_index()}.{os.getpid()}"
 
     def write() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         probe.write_text("")
         probe.unlink()
 
@@ -138,7 +139,6 @@ def fault_of_writing(folder: epath.Path) -> str:
             return explain(error)
         return ""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         write()
     except OSError as error:
         return error.strerror or str(error)

@@ -1,6 +1,7 @@
 """tpu_vm.sh brings a run to its end on slices that come and go, and leaves nothing behind that costs."""
 
 import json
+import itertools
 import re
 import signal
 
@@ -169,4 +170,5 @@ def test_dry_run_prints_the_commands_that_run(cloud):
     # The two quote in their own ways.
     bare = str.maketrans("", "", "'\"\\")
     commands = re.findall(r"^\+ gcloud (.*)$", printed, re.MULTILINE)
-    assert [command.translate(bare) for command in commands] == [call.translate(bare) for call in cloud.calls()]
+    calls = [call for call, _ in itertools.groupby(cloud.calls())]  # a slow run is asked about more than once
+    assert [command.translate(bare) for command in commands] == [call.translate(bare) for call in calls]

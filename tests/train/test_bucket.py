@@ -43,8 +43,8 @@ def forget_clients():
 @pytest.fixture
 def silent(monkeypatch):
     """Have all that is remote never answer, and little patience."""
-    for method in ("exists", "write_text"):
-        monkeypatch.setattr(type(epath.Path("gs://bucket")), method, lambda *_: threading.Event().wait(5))
+    for method in ("exists", "mkdir"):
+        monkeypatch.setattr(type(epath.Path("gs://bucket")), method, lambda *_, **__: threading.Event().wait(5))
     monkeypatch.setattr(workdir, "REMOTE_SECONDS", 0.05)
 
 
@@ -83,7 +83,8 @@ def test_a_bucket_that_does_not_answer_is_given_up(silent):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("missing", "cannot be written (there is no such bucket); name another"),
+        ("missing", "cannot be written (there is no such bucket, or no right to look at it, storage.buckets.get)"),
+        ("unseen", "cannot be written (there is no such bucket, or no right to look at it, storage.buckets.get)"),
         ("forbidden", "cannot be reached (Forbidden: b/forbidden/o someone does not have storage.objects.list access"),
         ("private", "401: gcloud auth application-default login); look at its name"),
     ],
