@@ -1,33 +1,9 @@
 # shellcheck shell=bash
-# Sourced by the launchers: find a Python, make the virtual environment, install. It sets `root` and `python`.
+# Sourced by the launchers of this machine: find a Python, make the virtual environment, install. It sets `python`.
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
-dry_run=false
+# shellcheck source=launch/shell.sh
+. "$(dirname "${BASH_SOURCE[0]}")/shell.sh"
 base_python=''
-
-say() { printf '\n%s\n' "$*"; }
-die() { printf 'error: %s\n' "$*" >&2; exit 2; }
-
-# Quote a word for a shell, with a path below the caller's folder made relative, so that it can be pasted there.
-show() {
-  local word=$1
-  case $word in
-    "$PWD"/*) word=${word#"$PWD"/} ;;
-    --*="$PWD"/*) word=${word%%=*}=${word#*="$PWD"/} ;;
-  esac
-  case $word in
-    *[!A-Za-z0-9_./=:,+@%-]* | '') printf "'%s'" "${word//\'/\'\\\'\'}" ;;
-    *) printf '%s' "$word" ;;
-  esac
-}
-
-# Print a command, and run it unless --dry-run was given.
-run() {
-  local word line=+
-  for word in "$@"; do line="$line $(show "$word")"; done
-  printf '%s\n' "$line"
-  "$dry_run" || "$@"
-}
 
 # Tell whether $1 starts (a pyenv shim exists even when its version does not) and lies in [$2, $3).
 python_between() {

@@ -67,6 +67,8 @@ install "run-$kind" --editable "$root" ${jax[@]+"${jax[@]}"}
 
 # Buffers of gigabytes cost a quarter of a step in 4 KiB pages; glibc 2.35 or newer asks Linux for larger ones.
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
+# What a run compiled, the next start need not.
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$venv/compiled}
 
 say "Training on handwritten digits ($kind)"
 code=0

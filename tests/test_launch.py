@@ -63,6 +63,19 @@ def test_dry_run_of_training_prints_the_commands_in_order(launch):
     ]
 
 
+def test_training_keeps_what_it_compiled_beside_the_environment(launch, tmp_path):
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    says = 'echo "cache $JAX_COMPILATION_CACHE_DIR"; exit 3'
+    python.write_text(f'#!/bin/sh\ncase $* in *pip*) ;; *main.py*) {says} ;; *) exec "{sys.executable}" "$@" ;; esac\n')
+    python.chmod(0o755)
+    (tmp_path / "venv" / "pyvenv.cfg").touch()
+    place = {"MAMBAOUT_VENV": str(tmp_path / "venv")}
+    assert f"cache {tmp_path}/venv/compiled\n" in launch("local.sh", "--jax=cpu", code=3, environment=place)
+    own = {**place, "JAX_COMPILATION_CACHE_DIR": "gs://b/compiled"}
+    assert "cache gs://b/compiled\n" in launch("local.sh", "--jax=cpu", code=3, environment=own)
+
+
 def test_dry_run_of_tests_passes_the_rest_to_pytest(launch):
     pytest_command = "-m pytest -n auto --dist loadfile"
     assert f"{pytest_command} -m 'not torch'\n" in launch("test.sh", "--dry-run")

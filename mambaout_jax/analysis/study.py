@@ -29,6 +29,7 @@ from mambaout_jax.analysis.study_memory import step_memory
 from mambaout_jax.analysis.study_page import write_page
 from mambaout_jax.analysis.study_twins import Twin, design_twins
 from mambaout_jax.data import DataError, ImageSource, open_source
+from mambaout_jax.data.buckets import is_remote
 from mambaout_jax.models import create_model
 from mambaout_jax.train import DivergedError, RunError, train
 from mambaout_jax.train.config import FREE_TO_CHANGE, flatten_config, from_json
@@ -200,6 +201,8 @@ def _train_twins(
 @contextlib.contextmanager
 def _claimed(path: epath.PathLike, plan: dict[str, Any]) -> Iterator[epath.Path]:
     """Make the workdir, or check that the study in it is the same one, and keep others out of it."""
+    if is_remote(path):
+        raise RunError(f"{path} lies in a bucket; a local folder is expected for a study")
     workdir = open_workdir(path)
     file = workdir / "plan.json"
     with contextlib.ExitStack() as cleanup:

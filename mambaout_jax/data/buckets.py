@@ -1,5 +1,7 @@
-"""Buckets: ask them with a time limit, and put prepared datasets into them."""
+"""Buckets: ask them with a time limit, say what is wrong with them, and put prepared datasets into them."""
 
+import logging
+import os
 import threading
 from collections.abc import Callable
 from typing import TypeVar
@@ -16,6 +18,10 @@ REMOTE_SECONDS = 30
 FILE_FORMAT = "array_record"
 METADATA = (constants.FEATURES_FILENAME, constants.DATASET_INFO_FILENAME)  # the last, as TFDS takes them for the whole
 
+# They log with every request, some with a traceback, what they raise as well or can do without.
+for _name in ("gcsfs", "google.auth"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
+
 
 def data_root(data_dir: str | None) -> epath.Path:
     """Give the folder that datasets are prepared in; None for TFDS's own.
@@ -31,9 +37,19 @@ def data_root(data_dir: str | None) -> epath.Path:
         ) from None
 
 
-def is_remote(path: str) -> bool:
-    """Tell a bucket's address from a path of this machine."""
-    return "://" in path
+def is_remote(path: epath.PathLike) -> bool:
+    """Tell a bucket, where files cannot grow, nor be locked, from a path of this machine."""
+    return "://" in os.fspath(path)
+
+
+def explain(error: Exception) -> str:
+    """Say in one line, of what any client of a bucket raised, what is wrong, and what helps where that is plain."""
+    if isinstance(error, ImportError):
+        return "its client is not installed: pip install 'etils[epath-gcs]'"
+    if isinstance(error, FileNotFoundError):  # an empty one is found with that right alone
+        return "there is no such bucket, or no right to look at it, storage.buckets.get"
+    words = " ".join(str(error).split()) or type(error).__name__
+    return f"{words}: gcloud auth application-default login" if getattr(error, "code", None) == 401 else words
 
 
 def upload(folder: epath.Path, target: epath.Path) -> None:

@@ -44,7 +44,7 @@ def check_shards(what: str, folder: epath.Path, shards: Sequence[Any], command: 
     present = set(list_names(folder) or ())
     expected = {epath.Path(shard.filename).name: shard.examples_in_shard for shard in shards}
     faults = [f"{name} is missing" for name in expected if name not in present]
-    if not faults and not is_remote(str(folder)):
+    if not faults and not is_remote(folder):
         with ThreadPoolExecutor(THREADS) as threads:
             faults = list(filter(None, threads.map(lambda item: _fault(folder / item[0], item[1]), expected.items())))
     if faults:

@@ -106,8 +106,8 @@ class Checkpoints:
     def restore_state(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """Restore the newest state that can be read, with its metadata; None if nothing was saved.
 
-        Steps that cannot be read are reported and, once an older one was read, moved aside to `unreadable/` beside the
-        checkpoints, so that the run can save them again.
+        Steps that cannot be read are reported and, once an older one was read, moved aside to `unreadable.STEP` beside
+        the checkpoints, so that the run can save them again.
 
         Args:
             abstract: shapes, dtypes and shardings of the state.
@@ -192,10 +192,10 @@ class Checkpoints:
         return None
 
     def _move_aside(self, step: int) -> None:
-        aside = self._directory.parent / "unreadable"
-        aside.mkdir(parents=True, exist_ok=True)
-        taken = len(list(aside.glob(f"{step}*")))
-        (self._directory / str(step)).rename(aside / (f"{step}.{taken}" if taken else str(step)))
+        aside = f"unreadable.{step}"
+        taken = len(list(self._directory.parent.glob(f"{aside}*")))
+        # Into a folder that is there: a bucket has no empty ones.
+        (self._directory / str(step)).rename(self._directory.parent / (f"{aside}.{taken}" if taken else aside))
 
 
 def _top1(metrics: dict[str, float]) -> float:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from mambaout_jax import convert
 from mambaout_jax.data import DataError, open_source
+from mambaout_jax.data.buckets import is_remote
 from mambaout_jax.data.preparation.imagenet import official_facts
 from mambaout_jax.models import Model, create_model
 from mambaout_jax.train.checkpoint import Checkpoints
@@ -20,7 +21,14 @@ from mambaout_jax.train.errors import RunError, is_full_disk
 from mambaout_jax.train.evaluation import build_view
 from mambaout_jax.train.mixing import normalize
 from mambaout_jax.train.state import TrainState
-from mambaout_jax.train.workdir import check_space, is_workdir, load_environment, load_run, open_workdir, record_run
+from mambaout_jax.train.workdir import (
+    check_space,
+    is_workdir,
+    load_environment,
+    load_run,
+    open_workdir,
+    record_run,
+)
 
 # Of random and of real images each: few, so that a check takes seconds; a single one shows a wrong layer.
 NUM_IMAGES = 4
@@ -58,6 +66,8 @@ def import_weights(
     Raises:
         RunError, ConvertError, ModelError: the source or the workdir does not fit, or logits differ.
     """
+    if is_remote(path):
+        raise RunError(f"{path} lies in a bucket; import into a local folder, and copy that")
     target = epath.Path(os.path.realpath(open_workdir(path)))
     _check_target(target, force)
     checkpoint = convert.read_checkpoint(source)

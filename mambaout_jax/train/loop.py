@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from mambaout_jax import parallel
 from mambaout_jax.data import DataError, WorkerDiedError, open_source
+from mambaout_jax.data.buckets import is_remote
 from mambaout_jax.train.batch import describe_batch
 from mambaout_jax.train.checkpoint import Checkpoints
 from mambaout_jax.train.config import check_config, flatten_config
@@ -73,6 +74,8 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
         # Where it is kept, and where it goes on.
         parallel.require_same(describe_program(config))
         workdir = claim_workdir(path, config)
+        if config.profile.start_step is not None and is_remote(workdir):
+            raise RunError("config.profile.start_step is set; a trace is written to a local --workdir only")
         if parallel.is_first():
             cleanup.enter_context(lock_workdir(workdir))
         checkpoints = Checkpoints(workdir / "checkpoints")

@@ -12,6 +12,7 @@ from etils import epath
 from tqdm import tqdm
 
 from mambaout_jax.train.errors import DivergedError
+from mambaout_jax.train.logs import LogFolder
 from mambaout_jax.train.state import Progress
 
 # Above this share of its time the step visibly waits for the host.
@@ -27,8 +28,9 @@ class MetricWriter:
     def __init__(self, workdir: epath.Path, *, num_steps: int, first_step: int, steps_per_epoch: int):
         from tensorboardX import SummaryWriter  # brings PyTorch along where that is installed: a second and 200 MB
 
-        self._file = _open_whole_lines(workdir / "metrics.jsonl")
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+        self._logs = LogFolder(workdir, "metrics.jsonl")
+        self._file = _open_whole_lines(self._logs.path / "metrics.jsonl")
+        self._board = SummaryWriter(str(self._logs.path / "tensorboard"), purge_step=first_step + 1)
         self._steps_per_epoch = steps_per_epoch
         self._num_epochs = math.ceil(num_steps / steps_per_epoch)
         self._bar = tqdm(
@@ -79,12 +81,14 @@ class MetricWriter:
     def saved(self, record: dict[str, Any]) -> None:
         """Write for how long a checkpoint kept the run waiting."""
         self._append({"kind": "save", **record})
+        self._logs.copy()
 
     def close(self) -> None:
         """Flush everything."""
         self._bar.close()
         self._board.close()
         self._file.close()
+        self._logs.close()
 
     def _append(self, record: dict[str, Any]) -> None:
         self._file.write(json.dumps(_finite(record), allow_nan=False) + "\n")

@@ -14,7 +14,7 @@ from mambaout_jax.train.config import flatten_config
 from mambaout_jax.train.errors import RunError
 from mambaout_jax.train.page import render
 from mambaout_jax.train.report_pictures import WEIGHTS, make_confusion, make_curves, make_gallery
-from mambaout_jax.train.workdir import write_atomically
+from mambaout_jax.train.workdir import open_workdir, write_atomically
 
 
 def write_report(workdir: epath.PathLike) -> epath.Path:
@@ -25,7 +25,7 @@ def write_report(workdir: epath.PathLike) -> epath.Path:
     Raises:
         RunError: the workdir holds no run, one of its files is damaged, or the page cannot be written.
     """
-    workdir = epath.Path(workdir)
+    workdir = open_workdir(workdir)
     page = _render(workdir)
     path = workdir / "report.html"
     try:

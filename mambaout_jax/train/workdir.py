@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from mambaout_jax import parallel
 from mambaout_jax.data import ImageSource
+from mambaout_jax.data.buckets import REMOTE_SECONDS, explain, is_remote, within_seconds
 from mambaout_jax.models import Model, create_model
 from mambaout_jax.train.checkpoint import Checkpoints
 from mambaout_jax.train.config import changed_keys, flatten_config, from_json, to_json
@@ -45,26 +46,40 @@ class Run(NamedTuple):
 
 
 def open_workdir(path: epath.PathLike) -> epath.Path:
-    """Make a path absolute, as orbax wants it.
+    """Make a local path absolute, as orbax wants it, or see that a bucket answers.
 
     Raises:
-        RunError: it is none of this machine.
+        RunError: it is neither, or the bucket does not answer.
     """
     if not os.fspath(path):
         raise RunError("the workdir has an empty name; a folder is expected")
-    if "://" in os.fspath(path):
-        raise RunError(f"{path} lies in a bucket; only local folders are supported yet")
-    return epath.Path(path).expanduser().absolute()
+    if not is_remote(path):
+        return epath.Path(path).expanduser().absolute()
+    if not os.fspath(path).startswith("gs://"):
+        raise RunError(f"{path} is no place for a workdir; a folder or gs://BUCKET/... is expected")
+    workdir = epath.Path(path)
+    try:
+        within_seconds(REMOTE_SECONDS, workdir.exists)
+    except Exception as error:  # each client of a bucket raises types of its own
+        raise RunError(
+            f"workdir {path} cannot be reached ({explain(error)}); look at its name, your rights and the network"
+        ) from error
+    return workdir
 
 
 @contextlib.contextmanager
 def lock_workdir(workdir: epath.Path) -> Iterator[None]:
     """Keep other processes out of a local folder while the context is open; the kernel unlocks it after any death.
 
+    Nothing keeps them out of a bucket.
+
     Raises:
         RunError: another process is in it.
         OSError: it cannot be written.
     """
+    if is_remote(workdir):
+        yield
+        return
     with open(os.fspath(workdir / LOCK), "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -106,12 +121,25 @@ def claim_workdir(path: epath.PathLike, config: ConfigDict) -> epath.Path:
 
 
 def fault_of_writing(folder: epath.Path) -> str:
-    """Make a folder if it is not there, try to write into it, and give what fails; empty if nothing does."""
+    """Make a folder if it is not there, try to write into it, and give what fails; empty if nothing does.
+
+    A bucket that does not answer is given up.
+    """
     probe = folder / f".writable.{jax.process_index()}.{os.getpid()}"
-    try:
+
+    def write() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_text("")
         probe.unlink()
+
+    if is_remote(folder):
+        try:
+            within_seconds(REMOTE_SECONDS, write)
+        except Exception as error:  # each client of a bucket raises types of its own
+            return explain(error)
+        return ""
+    try:
+        write()
     except OSError as error:
         return error.strerror or str(error)
     return ""
@@ -141,6 +169,8 @@ def check_space(workdir: epath.Path, num_bytes: int) -> None:
     Raises:
         RunError: the disk has less room.
     """
+    if is_remote(workdir):
+        return
     free = shutil.disk_usage(workdir).free
     if free < num_bytes:
         raise RunError(
@@ -150,7 +180,10 @@ def check_space(workdir: epath.Path, num_bytes: int) -> None:
 
 
 def write_atomically(path: epath.Path, text: str) -> None:
-    """Write a file that is there in full or not at all."""
+    """Write a file that is there in full or not at all, as an object in a bucket always is."""
+    if is_remote(path):
+        path.write_bytes(text.encode())  # text would be in whatever encoding this machine prefers
+        return
     draft = path.parent / f".{path.name}.{os.getpid()}"
     draft.write_text(text, encoding="utf-8")
     draft.replace(path)
@@ -166,7 +199,8 @@ def load_config(path: epath.PathLike) -> ConfigDict:
     try:
         return from_json(recorded.read_text())
     except OSError as error:
-        raise RunError(f"{path} is no workdir of a run: it has no readable config.json ({error.strerror})") from error
+        fault = error.strerror or "not found"  # errors of a bucket's client have no words of their own
+        raise RunError(f"{path} is no workdir of a run: it has no readable config.json ({fault})") from error
     except ValueError as error:
         raise RunError(f"{recorded} is not the JSON that a run writes ({error})") from error
 

@@ -51,9 +51,23 @@ def test_an_upload_that_stopped_is_told_and_goes_on(folder, tmp_path, monkeypatc
 
 def test_the_address_of_a_bucket_is_told_from_a_path():
     assert buckets.is_remote("gs://bucket/data")
+    assert buckets.is_remote(epath.Path("gs://bucket/data"))
     assert not buckets.is_remote("/data/gs")
 
 
 def test_a_kind_of_storage_that_is_not_known_is_named():
     with pytest.raises(DataError, match=r"data_dir foo://bar begins with 'foo://'; a local folder, gs:// or s3://"):
         open_source("digits", "train", "foo://bar")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ImportError("Please install gcsfs"), "its client is not installed: pip install 'etils[epath-gcs]'"),
+        (TimeoutError("no answer within 30 s"), "no answer within 30 s"),
+        (OSError("Forbidden: b/x/o\nnot you"), "Forbidden: b/x/o not you"),
+        (RuntimeError(), "RuntimeError"),
+    ],
+)
+def test_what_is_wrong_with_a_bucket_is_one_line(error, words):
+    assert buckets.explain(error) == words

@@ -104,7 +104,7 @@ def test_newest_that_can_be_read_is_used(directory, state, item, content, caplog
     checkpoints.close()
     restored, metadata = Checkpoints(directory).restore_state(abstract_state(model_of()))
     assert (int(restored.step), metadata) == (2, {"note": "again"})
-    assert (directory.parent / "unreadable" / "2").exists()
+    assert (directory.parent / "unreadable.2").exists()
 
 
 def test_step_that_lost_an_item_is_passed_over(directory, state):

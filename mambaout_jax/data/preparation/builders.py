@@ -97,7 +97,7 @@ def _prepare_own(builder_class: type[tfds.core.GeneratorBasedBuilder], config: s
     target = root / name / (config or "") / str(builder_class.VERSION)
     if is_complete(target):
         return str(target)
-    if is_remote(str(root)):
+    if is_remote(root):
         raise DataError(
             f"ArrayRecord files cannot be written to {root}: prepare {name} in a local folder, then upload it there"
         )
@@ -129,7 +129,7 @@ def check_is_folder(folder: os.PathLike) -> None:
     Raises:
         DataError: a file, or a link that leads nowhere, is in its place.
     """
-    if is_remote(str(folder)):
+    if is_remote(folder):
         return
     folder = Path(folder)
     nearest = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), None)

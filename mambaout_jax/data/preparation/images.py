@@ -105,7 +105,7 @@ def _prepare(
     root = buckets.data_root(data_dir)
     target = root / name / version
     prepared = Prepared(name, str(target), str(root), num_images, len(class_names))
-    remote = buckets.is_remote(str(root))
+    remote = buckets.is_remote(root)
     try:
         whole = buckets.within_seconds(buckets.REMOTE_SECONDS, lambda: is_complete(target))
     except Exception as error:  # each kind of bucket raises types of its own
@@ -132,7 +132,7 @@ def _prepare(
 
 
 def _local_folder(root: epath.Path, name: str, version: str) -> Path:
-    return Path(LOCAL_DATA_DIR if buckets.is_remote(str(root)) else root).expanduser() / name / version
+    return Path(LOCAL_DATA_DIR if buckets.is_remote(root) else root).expanduser() / name / version
 
 
 def _check_prepared(folder: epath.Path, expected: Prepared, class_names: tuple[str, ...]) -> None:

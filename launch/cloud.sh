@@ -1,0 +1,252 @@
+# shellcheck shell=bash
+# Sourced by the launchers of Google Cloud: run a command on hosts that come and go, until it is done. A launcher sets
+# `command` and `what`, the hosts in words, and brings what differs between services:
+#   read_state           set `state`: ABSENT, WAITING, ACTIVE, LOST (delete it and make it again) or FAILED
+#   create, delete       make the hosts, and give them back
+#   copy FILE            put a file into the home of every host
+#   on_hosts WHO COMMAND run COMMAND on host 0 or on all; what host N says, and ssh about it, lies in $out/N.log
+
+# shellcheck source=launch/shell.sh
+. "$(dirname "${BASH_SOURCE[0]}")/shell.sh"
+
+# Options.
+# shellcheck disable=SC2034  # project is for the launchers
+name='' zone='' project='' config='' workdir='' cache='' restarts=10 keep=false
+# What the launcher sets.
+what='' state='' ssh_by_hand='' command=() setup=''
+# What became of it.
+owned=false     # whether there may be something to delete
+found=true      # whether hosts were there before the launcher
+deployed=false  # whether they have the program
+started=false   # whether they run it
+told=''         # the state that was printed last
+newest=-2       # the newest checkpoint when the run was last started; -1 where there was none
+idle=0          # starts since then that brought no other
+troubles=0      # commands that failed on hosts that were there, in a row
+pass=()         # --config.KEY=VALUE
+
+# What is needed on a host; nothing else of the checkout leaves this machine.
+code_files=(main.py configs launch mambaout_jax pyproject.toml requirements.txt README.md LICENSE)
+
+fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
+
+# Read the arguments. $1: switches; $2: options with a value; --a-key sets the variable a_key.
+parse() {
+  local switches=$1 options=$2 key
+  shift 2
+  while [ $# -gt 0 ]; do
+    case $1 in
+      --help | -h) help; exit ;;
+      --config.*) pass+=("$1"); shift; continue ;;
+      --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
+    esac
+    key=${1#--}
+    key=${key//-/_}
+    case " $switches " in *" $1 "*) printf -v "$key" true; shift; continue ;; esac
+    case " $options " in *" $1 "*) ;; *) die "$1 is no option of ${0##*/}; --help tells which there are" ;; esac
+    [ $# -gt 1 ] || die "$1 lacks its value; --help tells more"
+    printf -v "$key" %s "$2"
+    shift 2
+  done
+}
+
+need() {
+  local key
+  for key in "$@"; do [ -n "${!key}" ] || die "--${key//_/-} is missing; --help tells more"; done
+  "$dry_run" || command -v gcloud >/dev/null || die "gcloud is not on the PATH; install the Google Cloud CLI first"
+}
+
+# Check what every training launcher takes.
+check_run() {
+  case $restarts in *[!0-9]* | '') die "--restarts is $restarts; a number is expected" ;; esac
+  case $workdir in
+    gs://?* | /*) ;;
+    *) die "--workdir is $workdir; all hosts share it: gs://BUCKET/... or the absolute path of a mounted file system" ;;
+  esac
+  [ -f "$root/$config" ] || die "--config is $config; a file below $root is expected, such as configs/mambaout_tiny.py"
+  command=(env JAX_COMPILATION_CACHE_DIR="${cache:-${workdir%/*}/compiled}" .venv/bin/python main.py
+    --config="$config" --workdir="$workdir" --distributed ${pass[@]+"${pass[@]}"})
+}
+
+begin() {
+  scratch=$(mktemp -d)
+  out=$scratch/out
+  mkdir "$out"
+  exec 3>&1
+  trap end EXIT
+  trap interrupted INT TERM HUP
+}
+
+# Run gcloud for what it changes: always shown.
+act() { run gcloud "$@" 2>"$scratch/complaints"; }
+
+# Run gcloud for what it answers: shown by --dry-run alone.
+ask() {
+  if "$dry_run"; then run gcloud "$@" >&3; else gcloud "$@" 2>"$scratch/complaints"; fi
+}
+
+# Print what went wrong in a line: the last one of a host, or else gcloud's first error.
+last_words() {
+  local words
+  words=$(cat "$out"/*.log 2>/dev/null | grep -v '^ *$' | tail -n 1 || true)
+  [ -n "$words" ] || words=$(grep ERROR "$scratch/complaints" | head -n 1 || true)
+  [ -n "$words" ] || words=$(tail -n 1 "$scratch/complaints")
+  printf '%s' "${words#ERROR: }"
+}
+
+# Sleep so that a signal is heard at once.
+pause() {
+  "$dry_run" || { sleep "${MAMBAOUT_POLL_SECONDS:-30}" & wait $!; }
+}
+
+refuse() {
+  local words
+  rm -f "$out"/*.log
+  words=$(last_words)
+  case ${words:=gcloud gives no reason} in
+    *[Qq]uota*) fail "the project's quota does not allow $what in $zone ($words); ask for more on the console's page" \
+      "IAM & Admin > Quotas, or choose another zone or size" ;;
+    *) fail "$what in $zone cannot be had: $words" ;;
+  esac
+}
+
+# Wait until the hosts are there, and make them where they are not or were taken away.
+await_hosts() {
+  while :; do
+    read_state
+    if [ "$state" != "$told" ]; then say "$name is $state"; told=$state; fi
+    [ "$state" = ACTIVE ] || found=false deployed=false started=false
+    owned=true
+    case $state in
+      ACTIVE) return ;;
+      ABSENT) create || refuse; pause ;;
+      LOST) delete || fail "$name was taken away and cannot be deleted: $(last_words)" ;;
+      FAILED) refuse ;;
+      *) pause ;;
+    esac
+  done
+}
+
+deploy() {
+  "$deployed" && return
+  say "Installing on every host (some minutes)"
+  run tar --exclude=__pycache__ -czf "$scratch/mambaout.tar.gz" -C "$root" "${code_files[@]}" &&
+    copy "$scratch/mambaout.tar.gz" &&
+    on_hosts all "mkdir -p mambaout && tar -xzf mambaout.tar.gz -C mambaout && mambaout/launch/setup_host.sh$setup" ||
+    return
+  "$dry_run" || tail -n 1 "$out/0.log"
+  deployed=true
+}
+
+# Ask for the newest checkpoint, and give up where starts bring no new one. Host 0 is asked, because the workdir may be
+# a folder that this machine does not see.
+count_start() {
+  local step
+  [ -n "$workdir" ] || return 0
+  on_hosts 0 "mambaout/launch/on_host.sh step $(quote "$workdir")" || return
+  "$dry_run" && return
+  step=$(sed -n 's/^mambaout-step //p' "$out/0.log")
+  if [ "$step" -gt "$newest" ]; then newest=$step idle=0; else idle=$((idle + 1)); fi
+  [ "$idle" -le "$restarts" ] || fail "$((idle + 1)) starts brought no checkpoint after step $newest of $workdir;" \
+    "look at the log above, save more often with --config.save_every_steps, or allow more with --restarts"
+}
+
+start() {
+  local word line=''
+  for word in "${command[@]}"; do line="$line $(quote "$word")"; done
+  say "Starting the run"
+  on_hosts all "mambaout/launch/on_host.sh start$line"
+}
+
+is_running() { on_hosts 0 "mambaout/launch/on_host.sh running"; }
+
+# Print what the hosts said since the last time, and set `code`: running, or the run's exit code. A host that failed
+# tells more than those that lost it (75).
+relay() {
+  local host=0 prefix='' answer
+  code=0
+  [ ! -e "$out/1.log" ] || prefix=true
+  while [ -e "$out/$host.log" ]; do
+    sed -e '/^mambaout-code /d' -e '/^$/d' -e "s/^/${prefix:+$host| }/" "$out/$host.log"
+    answer=$(sed -n 's/^mambaout-code //p' "$out/$host.log")
+    case $code:$answer in
+      *:) return 1 ;;
+      *:running) code=running ;;
+      0:* | 75:[!0]*) code=$answer ;;
+    esac
+    host=$((host + 1))
+  done
+}
+
+# Follow the run until it has ended on every host.
+follow() {
+  say "Following its log"
+  while :; do
+    on_hosts all "mambaout/launch/on_host.sh follow" || return
+    if "$dry_run"; then code=0; else relay || return; fi
+    troubles=0
+    [ "$code" = running ] || return 0
+    pause
+  done
+}
+
+# Look why a command on the hosts failed. Where they are gone, await_hosts makes them again.
+recover() {
+  local words
+  words=$(last_words)
+  read_state
+  [ "$state" = ACTIVE ] || return 0
+  troubles=$((troubles + 1))
+  [ "$troubles" -lt 5 ] || fail "the hosts of $name are there, but commands sent to them by ssh fail ($words); try" \
+    "'$ssh_by_hand', and see docs/pods.md"
+  pause
+}
+
+run_until_done() {
+  while :; do
+    await_hosts
+    if ! "$started"; then
+      # A launcher that was interrupted with --keep, or lost its machine, finds its run again.
+      if "$found" && is_running; then
+        say "The run is there already"
+        deployed=true
+      else
+        { deploy && count_start && start; } || { recover; continue; }
+      fi
+      found=false started=true
+    fi
+    follow || { recover; continue; }
+    started=false
+    case $code in
+      0) say "Done"; return ;;
+      75) say "The run was stopped, or lost a process: starting it again" ;;
+      *)
+        printf 'error: the run ended with exit code %s; docs/config.md tells what it means\n' "$code" >&2
+        exit "$code" ;;
+    esac
+  done
+}
+
+interrupted() {
+  trap '' INT TERM HUP
+  if "$keep"; then
+    say "$name and its run go on, and cost; the same command follows the run again"
+  elif "$owned" && "$deployed"; then
+    say "Stopping: the run saves what it has"
+    on_hosts all "mambaout/launch/on_host.sh stop" || true
+  fi
+  exit 75
+}
+
+end() {
+  local status=$?
+  trap '' INT TERM HUP
+  if "$owned" && ! "$keep"; then
+    say "Deleting $name"
+    delete || printf 'error: %s could not be deleted and costs money (%s)\n' "$name" "$(last_words)" >&2
+  elif "$owned"; then
+    say "$name is kept, and costs"
+  fi
+  rm -rf "$scratch"
+  exit "$status"
+}

@@ -1,0 +1,154 @@
+#!/usr/bin/env bash
+# Train on TPU7x, which Compute Engine serves in managed instance groups: see the text of --help.
+set -euo pipefail
+# shellcheck source=launch/cloud.sh
+. "$(dirname "${BASH_SOURCE[0]}")/cloud.sh"
+
+help() {
+  cat <<'TEXT'
+Make a TPU7x slice of Compute Engine machines (a workload policy, an instance template, a managed instance group),
+install this checkout on all of them, train, follow the log, and start again whatever is taken away, until the run is
+done. Then delete all three.
+
+usage: launch/gce_mig.sh --name NAME --zone ZONE --topology AxBxC --config FILE --workdir PLACE [option...]
+
+  --name NAME         of policy, template and group; the same name finds a slice that is there already
+  --zone ZONE         for example us-central1-c
+  --topology AxBxC    chips along each axis, four a host: 2x2x1 is one host, 2x2x2 two, 4x4x4 sixteen
+  --config FILE       the experiment, below this checkout, such as configs/mambaout_tiny.py
+  --workdir PLACE     of the run, shared by all hosts: gs://BUCKET/... or the absolute path of a mounted file system
+  --cache PLACE       of compiled programs (default: `compiled` beside the workdir); a bucket's outlives the slice
+  --project ID        (default: gcloud's)
+  --spot              take spare capacity, cheaper, which may be taken away at any moment
+  --reservation NAME  take what was reserved under this name
+  --restarts N        how many starts in a row may bring no new checkpoint (default: 10)
+  --keep              leave the slice when the launcher ends, and the run when it is interrupted
+  --dry-run           print the commands and run none
+  --help              print this
+  --config.KEY=VALUE  goes to main.py, such as --config.data.data_dir=gs://BUCKET/datasets
+
+MAMBAOUT_POLL_SECONDS is the time between two looks at the slice and its log (30). Ctrl-C has the run save and deletes
+the slice. Exit codes: 0 done, 1 failed, 2 typed wrong, 75 interrupted (start again), others as of main.py.
+TEXT
+}
+
+topology='' reservation='' spot=false
+parse "--spot --keep --dry-run" \
+  "--name --zone --topology --config --workdir --cache --project --reservation --restarts" "$@"
+need name zone topology config workdir
+check_run
+case $topology in
+  *[!0-9x]* | x* | *x | *xx* | *x*x*x*) size=0 ;;
+  *x*x*) size=$((${topology//x/*})) ;;
+  *) size=0 ;;
+esac
+if [ "$size" -lt 4 ] || [ $((size % 4)) -ne 0 ]; then
+  die "--topology is $topology; chips along three axes are expected, four a host: 2x2x1, 2x2x2, 2x4x4, 4x4x4, ..."
+fi
+if "$spot" && [ -n "$reservation" ]; then die "--spot and --reservation exclude each other"; fi
+size=$((size / 4))
+
+# The policy is named in full: gcloud takes a bare name for a malformed address.
+if [ -z "$project" ]; then
+  if "$dry_run"; then project=PROJECT; else project=$(gcloud config get-value project 2>/dev/null || true); fi
+  [ -n "$project" ] || die "--project is missing, and gcloud has none of its own"
+fi
+what="a TPU7x slice of $topology"
+where=(--zone="$zone" --project="$project")
+region=${zone%-*}
+hosts=()
+
+ssh_by_hand="gcloud compute instance-groups managed list-instances $name ${where[*]}"
+
+read_state() {
+  local host status
+  hosts=() state=ACTIVE
+  if ! ask compute instance-groups managed list-instances "$name" "${where[@]}" \
+    --format='value(instance.basename(),instanceStatus)' >"$scratch/answer"; then
+    grep -qi 'not.found' "$scratch/complaints" || fail "gcloud cannot tell the state of $name: $(last_words)"
+    state=ABSENT
+    return
+  fi
+  if "$dry_run"; then pretend; return; fi
+  while read -r host status; do
+    hosts+=("$host")
+    case $status in
+      RUNNING) ;;
+      STOPPING | STOPPED | TERMINATED | SUSPENDING | SUSPENDED) state=LOST ;;
+      *) [ "$state" = LOST ] || state=WAITING ;;
+    esac
+  done <"$scratch/answer"
+  if [ "$state" = ACTIVE ] && [ "${#hosts[@]}" -lt "$size" ]; then state=WAITING; fi
+  [ "$state" = WAITING ] || return 0
+  # A group asks again for ever for what the quota does not allow.
+  ask compute instance-groups managed list-errors "$name" "${where[@]}" --format='value(error.message)' --limit=1 \
+    >"$scratch/answer" || true
+  if grep -qi quota "$scratch/answer"; then
+    state=FAILED
+    cp "$scratch/answer" "$scratch/complaints"
+  fi
+}
+
+# Name the hosts of a group that --dry-run does not make.
+pretend() {
+  local host
+  if ! "$owned"; then state=ABSENT; return; fi
+  for ((host = 0; host < size; host++)); do hosts+=("$name-host$host"); done
+}
+
+create() {
+  local tier=() policy=()
+  if "$spot"; then tier=(--provisioning-model=SPOT --instance-termination-action=STOP); fi
+  if [ -n "$reservation" ]; then
+    tier=(--provisioning-model=RESERVATION_BOUND --instance-termination-action=DELETE
+      --reservation-affinity=specific --reservation="$reservation")
+  fi
+  # One host has nobody to be wired to.
+  if [ "$size" -gt 1 ]; then
+    act compute resource-policies create workload-policy "$name" --region="$region" --project="$project" \
+      --type=HIGH_THROUGHPUT --accelerator-topology="$topology" --accelerator-topology-mode=AUTO_CONNECT || return
+    policy=(--workload-policy="projects/$project/regions/$region/resourcePolicies/$name" --target-size-policy-mode=bulk)
+  fi
+  act compute instance-templates create "$name" --project="$project" --machine-type=tpu7x-standard-4t \
+    --image-project=ubuntu-os-accelerator-images --image-family=ubuntu-accel-2404-amd64-tpu-tpu7x \
+    --boot-disk-size=100GB --boot-disk-type=hyperdisk-balanced --network-interface=nic-type=GVNIC \
+    --maintenance-policy=TERMINATE --scopes=cloud-platform ${tier[@]+"${tier[@]}"} || return
+  act compute instance-groups managed create "$name" "${where[@]}" --template="$name" --size="$size" \
+    --default-action-on-vm-failure=do-nothing ${policy[@]+"${policy[@]}"}
+}
+
+delete() {
+  gone act compute instance-groups managed delete "$name" "${where[@]}" --quiet &&
+    gone act compute instance-templates delete "$name" --project="$project" --quiet &&
+    { [ "$size" = 1 ] ||
+      gone act compute resource-policies delete "$name" --region="$region" --project="$project" --quiet; }
+}
+
+gone() { "$@" || grep -qi 'not.found' "$scratch/complaints"; }
+
+copy() {
+  local host
+  for host in "${hosts[@]}"; do
+    act compute scp "$1" "$host:" "${where[@]}" --quiet || return
+  done
+}
+
+on_hosts() {
+  local number failed=0 jobs=() names=("${hosts[@]}")
+  [ "$1" = all ] || names=("${hosts[0]}")
+  rm -f "$out"/*.log
+  for number in "${!names[@]}"; do
+    if "$dry_run"; then on_host "${names[$number]}" "$2"; continue; fi
+    on_host "${names[$number]}" "$2" >"$out/$number.log" &
+    jobs+=($!)
+  done
+  for number in ${jobs[@]+"${jobs[@]}"}; do wait "$number" || failed=$?; done
+  return "$failed"
+}
+
+on_host() {
+  ask compute ssh "$1" "${where[@]}" --quiet --ssh-flag=-oLogLevel=ERROR --command="$2"
+}
+
+begin
+run_until_done

@@ -1,0 +1,112 @@
+#!/usr/bin/env bash
+# Train on a Cloud TPU slice from the first request to the end of the run: see the text of --help.
+set -euo pipefail
+# shellcheck source=launch/cloud.sh
+. "$(dirname "${BASH_SOURCE[0]}")/cloud.sh"
+
+help() {
+  cat <<'TEXT'
+Request a Cloud TPU slice, wait for it, install this checkout on all its hosts, train, follow the log, and start again
+whatever is taken away, until the run is done. Then delete the slice.
+
+usage: launch/tpu_vm.sh --name NAME --zone ZONE --accelerator TYPE --config FILE --workdir PLACE [option...]
+
+  --name NAME         of the queued resource and of its TPU; the same name finds a slice that is there already
+  --zone ZONE         for example us-west4-a
+  --accelerator TYPE  v4-32, v5litepod-16, v5p-32, v6e-16, ...: the number counts chips for v5litepod and v6e, and
+                      cores, two a chip, for v4 and v5p; TPU7x: launch/gce_mig.sh
+  --config FILE       the experiment, below this checkout, such as configs/mambaout_tiny.py
+  --workdir PLACE     of the run, shared by all hosts: gs://BUCKET/... or the absolute path of a mounted file system
+  --cache PLACE       of compiled programs (default: `compiled` beside the workdir); a bucket's outlives the slice
+  --project ID        (default: gcloud's)
+  --runtime VERSION   of the hosts' image (default: the one for this accelerator)
+  --spot              take spare capacity, cheaper, which may be taken away at any moment
+  --restarts N        how many starts in a row may bring no new checkpoint (default: 10)
+  --keep              leave the slice when the launcher ends, and the run when it is interrupted
+  --dry-run           print the commands and run none
+  --help              print this
+  --config.KEY=VALUE  goes to main.py, such as --config.data.data_dir=gs://BUCKET/datasets
+
+MAMBAOUT_POLL_SECONDS is the time between two looks at the slice and its log (30). Ctrl-C has the run save and deletes
+the slice. Exit codes: 0 done, 1 failed, 2 typed wrong, 75 interrupted (start again), others as of main.py.
+TEXT
+}
+
+accelerator='' runtime='' spot=false
+parse "--spot --keep --dry-run" \
+  "--name --zone --accelerator --config --workdir --cache --project --runtime --restarts" "$@"
+need name zone accelerator config workdir
+check_run
+
+if [ -z "$runtime" ]; then
+  # https://cloud.google.com/tpu/docs/runtimes
+  case $accelerator in
+    v4-*) runtime=tpu-ubuntu2204-base ;;
+    v5litepod-*) runtime=v2-alpha-tpuv5-lite ;;
+    v5p-*) runtime=v2-alpha-tpuv5 ;;
+    v6e-*) runtime=v2-alpha-tpuv6e ;;
+    tpu7x* | v7*) die "--accelerator is $accelerator, which has no queued resources; launch/gce_mig.sh trains on it" ;;
+    *) die "--accelerator is $accelerator; v4-N, v5litepod-N, v5p-N or v6e-N is expected, or name the image of its" \
+      "hosts with --runtime" ;;
+  esac
+fi
+what="$accelerator"
+where=(--zone="$zone" ${project:+--project="$project"})
+ssh_by_hand="gcloud compute tpus tpu-vm ssh $name ${where[*]}"
+
+read_state() {
+  local answer=''
+  if ! ask compute tpus queued-resources describe "$name" "${where[@]}" --format='value(state.state)' \
+    >"$scratch/answer"; then
+    grep -q NOT_FOUND "$scratch/complaints" || fail "gcloud cannot tell the state of $name: $(last_words)"
+  elif "$dry_run"; then
+    ! "$owned" || answer=ACTIVE
+  else
+    answer=$(cat "$scratch/answer")
+  fi
+  case $answer in
+    '') state=ABSENT ;;
+    ACTIVE) read_node ;;
+    SUSPENDED) state=LOST ;;
+    FAILED)
+      state=FAILED
+      ask compute tpus queued-resources describe "$name" "${where[@]}" \
+        --format='value(state.failedData.error.message)' >"$scratch/answer" || true
+      cp "$scratch/answer" "$scratch/complaints" ;;
+    *) state=$answer ;;
+  esac
+}
+
+# What was taken away may be ACTIVE in the queue for a while.
+read_node() {
+  ask compute tpus tpu-vm describe "$name" "${where[@]}" --format='value(state)' >"$scratch/answer" || true
+  ! "$dry_run" || echo READY >"$scratch/answer"
+  case $(cat "$scratch/answer") in
+    READY) state=ACTIVE ;;
+    CREATING | STARTING | RESTARTING | REPAIRING) state=PROVISIONING ;;
+    *) state=LOST ;;
+  esac
+}
+
+create() {
+  local tier=()
+  ! "$spot" || tier=(--spot)
+  act compute tpus queued-resources create "$name" --node-id="$name" "${where[@]}" --accelerator-type="$accelerator" \
+    --runtime-version="$runtime" ${tier[@]+"${tier[@]}"}
+}
+
+delete() {
+  act compute tpus queued-resources delete "$name" "${where[@]}" --force --quiet ||
+    grep -q NOT_FOUND "$scratch/complaints"
+}
+
+copy() { act compute tpus tpu-vm scp "$1" "$name:" "${where[@]}" --worker=all --quiet; }
+
+on_hosts() {
+  rm -f "$out"/*.log
+  ask compute tpus tpu-vm ssh "$name" "${where[@]}" --worker="$1" --output-directory="$out" --quiet \
+    --ssh-flag=-oLogLevel=ERROR --command="$2"
+}
+
+begin
+run_until_done

@@ -1,0 +1,175 @@
+"""tpu_vm.sh brings a run to its end on slices that come and go, and leaves nothing behind that costs."""
+
+import itertools
+import json
+import re
+import signal
+
+import pytest
+
+from tests.launch.conftest import HERE, TRAINING
+
+SLICE = ("--accelerator=v5litepod-16", *TRAINING)
+WAITING = ["WAITING_FOR_RESOURCES", "PROVISIONING"]
+
+
+def verbs(calls):
+    """Give what was asked of the queue and, by what they end with, of the hosts."""
+    found = []
+    for call in calls:
+        if match := re.match(r"compute tpus queued-resources (create|delete)", call):
+            found.append(match[1])
+        elif match := re.search(r"(setup_host|on_host\.sh (?:step|start|running|stop))", call):
+            found.append(match[1].removeprefix("on_host.sh "))
+    return found
+
+
+def test_run_that_is_preempted_and_requeued_comes_to_its_end(cloud):
+    text = cloud.play(
+        "tpu_vm.sh",
+        *SLICE,
+        "--spot",
+        "--config.data.data_dir=gs://b/data sets",
+        script={"boots": [WAITING, WAITING], "follow": ["", "", "preempt"]},
+        runs=[[100, ["hang", "hang"]], [200, [75, 75]], [300, [0, 0]]],
+    )
+    attempt = ["create", "setup_host", "step", "start"]
+    assert verbs(cloud.calls()) == [*attempt, "delete", *attempt, "step", "start", "delete"]
+    states = [line.removeprefix("tiny is ") for line in text.splitlines() if line.startswith("tiny is ")]
+    assert states == [*(("ABSENT", *WAITING, "ACTIVE", "LOST") * 2)[:-1]]
+    # In whichever order the hosts come to it.
+    assert sorted(line for line in text.splitlines() if "| " in line) == [
+        f"{host}| start {start} trains to step {100 * start + 100}" for host in range(2) for start in range(3)
+    ]
+    for host in range(2):
+        for start in range(3):
+            assert json.loads((cloud.home / f"command-{host}-{start}.json").read_text()) == [
+                "gs://b/runs/compiled",
+                "main.py",
+                "--config=configs/mambaout_tiny.py",
+                "--workdir=gs://b/runs/tiny",
+                "--distributed",
+                "--config.data.data_dir=gs://b/data sets",
+            ]
+
+
+def test_exit_code_that_no_start_mends_is_the_launchers(cloud):
+    # The host that failed tells more than the one that lost it.
+    text = cloud.play("tpu_vm.sh", *SLICE, code=3, runs=[[0, [75, 3]]])
+    assert "the run ended with exit code 3" in text
+    assert verbs(cloud.calls())[-2:] == ["start", "delete"]
+
+
+def test_starts_without_a_new_checkpoint_are_bounded(cloud):
+    text = cloud.play("tpu_vm.sh", *SLICE, "--restarts=2", code=1, runs=[[10, [75, 75]], *[[0, [75, 75]]] * 9])
+    assert verbs(cloud.calls()).count("start") == 4  # the one that saved, then two more without
+    assert "starts brought no checkpoint after step 10 of gs://b/runs/tiny" in text
+    assert verbs(cloud.calls())[-1] == "delete"
+
+
+def test_quota_is_one_sentence(cloud):
+    text = cloud.play("tpu_vm.sh", *SLICE, code=1, script={"create": ["quota"]})
+    errors = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "quota does not allow v5litepod-16 in us-west4-a" in errors[0]
+    assert "Limit: 8" in errors[0]
+
+
+def test_request_that_failed_says_why_and_is_deleted(cloud):
+    text = cloud.play("tpu_vm.sh", *SLICE, code=1, script={"boots": [["FAILED"]], "error": "no such image"})
+    assert "error: v5litepod-16 in us-west4-a cannot be had: no such image" in text
+    assert verbs(cloud.calls()) == ["create", "delete"]
+
+
+def test_ssh_that_fails_for_good_is_one_sentence(cloud):
+    world = {"script": {"follow": ["unreachable"] * 9}, "runs": [[1, ["hang", "hang"]]]}
+    text = cloud.play("tpu_vm.sh", *SLICE, code=1, **world)
+    errors = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "by ssh fail (ssh: connect to host 192.0.2.1 port 22: Connection timed out)" in errors[0]
+    assert "gcloud compute tpus tpu-vm ssh tiny --zone=us-west4-a" in errors[0]
+    assert verbs(cloud.calls())[-1] == "delete"
+
+
+def test_ssh_that_fails_once_starts_nothing_twice(cloud):
+    cloud.play("tpu_vm.sh", *SLICE, script={"follow": ["unreachable", "unready"]}, runs=[[1, [0, 0]]])
+    assert verbs(cloud.calls()) == ["create", "setup_host", "step", "start", "delete"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_has_the_run_save_and_deletes_the_slice(number, cloud):
+    process = cloud.start("tpu_vm.sh", *SLICE, runs=[[1, ["hang", "hang"]]])
+    cloud.wait_for("command-1-0.json")
+    process.send_signal(number)
+    text = cloud.finish(process, 75)
+    assert "Stopping: the run saves what it has" in text
+    assert verbs(cloud.calls())[-2:] == ["stop", "delete"]
+    for host in range(2):
+        checkout = cloud.home / "hosts" / str(host) / "mambaout"
+        assert checkout.joinpath("run.code").read_text() == "75\n"
+        assert checkout.joinpath("run.log").read_text().endswith("saved\n")
+
+
+def test_kept_run_is_found_again(cloud):
+    process = cloud.start("tpu_vm.sh", *SLICE, "--keep", runs=[[1, ["hang", "hang"]]])
+    cloud.wait_for("command-1-0.json")
+    process.send_signal(signal.SIGINT)
+    assert "its run go on, and cost" in cloud.finish(process, 75)
+    before = len(cloud.calls())
+    world = {"script": {"exists": True, "follow": ["", "preempt"]}, "runs": [[1, ["hang"] * 2], [2, [0, 0]]]}
+    assert "The run is there already" in cloud.play("tpu_vm.sh", *SLICE, **world)
+    again = verbs(cloud.calls()[before:])
+    assert again == ["running", "delete", "create", "setup_host", "step", "start", "delete"]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (["--accelerator=tpu7x-8"], "launch/gce_mig.sh trains on it"),
+        (["--accelerator=h100"], "v4-N, v5litepod-N, v5p-N or v6e-N is expected"),
+        (["--workdir=runs/tiny"], "all hosts share it"),
+        (["--config=configs/none.py"], "--config is configs/none.py"),
+        (["--restarts=many"], "--restarts is many"),
+        (["--zone="], "--zone is missing"),
+        (["--spott"], "--spott is no option of tpu_vm.sh"),
+        (["--name"], "--name lacks its value"),
+    ],
+)
+def test_what_is_typed_wrong_is_one_sentence(change, sentence, cloud):
+    text = cloud.play("tpu_vm.sh", *SLICE, *change, code=2)
+    assert text.startswith("error: ")
+    assert text.count("\n") == 1
+    assert sentence in text
+    assert not cloud.calls()
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "image"),
+    [
+        ("v4-32", "tpu-ubuntu2204-base"),
+        ("v5litepod-16", "v2-alpha-tpuv5-lite"),
+        ("v5p-32", "v2-alpha-tpuv5"),
+        ("v6e-16", "v2-alpha-tpuv6e"),
+    ],
+)
+def test_image_is_chosen_for_the_accelerator(accelerator, image, cloud):
+    text = cloud.play("tpu_vm.sh", *SLICE, f"--accelerator={accelerator}", "--dry-run")
+    assert f"--accelerator-type={accelerator} --runtime-version={image}\n" in text
+
+
+def test_dry_run_is_the_golden_one(cloud):
+    text = cloud.play(
+        "tpu_vm.sh", *SLICE, "--spot", "--project=p", "--config.data.data_dir=gs://b/datasets", "--dry-run"
+    )
+    assert text == (HERE / "golden/tpu_vm.txt").read_text()
+    assert not cloud.calls()
+
+
+def test_dry_run_prints_the_commands_that_run(cloud):
+    printed = cloud.play("tpu_vm.sh", *SLICE, "--dry-run")
+    cloud.play("tpu_vm.sh", *SLICE, runs=[[1, [0, 0]]])
+    # The two quote in their own ways.
+    bare = str.maketrans("", "", "'\"\\")
+    commands = re.findall(r"^\+ gcloud (.*)$", printed, re.MULTILINE)
+    calls = [call for call, _ in itertools.groupby(cloud.calls())]  # a slow run is asked about more than once
+    assert [command.translate(bare) for command in commands] == [call.translate(bare) for call in calls]
