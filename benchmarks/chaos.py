@@ -58,7 +58,7 @@ def main() -> None:
     kills = [break_once(folder / "broken", args.processes, chance, missed) for _ in range(args.kills)]
     while any(codes := wait(start(folder / "broken", args.processes))):
         missed.append(f"a run that nobody killed ended with {codes}")
-    if (folder / "broken" / "unreadable").exists():
+    if any((folder / "broken").glob("unreadable.*")):
         missed.append("checkpoints were unreadable")
     for weights in ("raw", "ema"):
         one, other = (load_run(folder / name, weights) for name in ("whole", "broken"))
