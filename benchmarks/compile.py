@@ -76,7 +76,8 @@ def compare(args, device, forms):
     # What the first compilation of a process costs beside itself.
     compile_for_tpu(jax.jit(abs).lower(jax.ShapeDtypeStruct((), "float32", sharding=parallel.replicated(mesh))))
     print(f"\n{config.model.name}, {device}, {batch} images, {config.model.dtype}; seconds: clock (cores)")
-    print(f"{'':<16}{'trace and lower':>16}{'compile':>16}{'of unrolled':>12}{'temporaries':>14}{'Mcycles':>9}")
+    titles = ("trace and lower", "compile", "of unrolled", "temporaries", "program", "Mcycles")
+    print(" " * 16 + "".join(f"{title:>{width}}" for title, width in zip(titles, (16, 16, 12, 14, 11, 9), strict=True)))
     results = {}
     for form in forms:
         results[form] = estimate(config, mesh, device, args.classes, *FORMS[form])
@@ -119,7 +120,8 @@ def report(form, figures, unrolled, top):
         return
     line += f"{'{:.1f} ({:.1f})'.format(*figures['compile_seconds']):>16}"
     ratio = f"{total(figures) / total(unrolled):.2f}" if unrolled and "memory" in unrolled else ""
-    line += f"{ratio:>12}{figures['memory']['temporaries'] / 2**20:>10,.0f} MiB"
+    temporaries, program = (figures["memory"][name] / 2**20 for name in ("temporaries", "program"))
+    line += f"{ratio:>12}{temporaries:>10,.0f} MiB{program:>7,.0f} MiB"
     line += f"{figures['cycles'] / 1e6:>9.1f}" if "cycles" in figures else ""
     print(line, flush=True)
     for row in figures.get("top", []) if top else []:

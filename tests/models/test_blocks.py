@@ -17,7 +17,8 @@ from tests.models.test_mambaout import noisy
 # Few blocks of small kernels, which compile soon.
 SMALL = {"dims": (8,), "depths": (2,), "kernel_size": 3}
 FAMILIES = {
-    "conv": ("mambaout_femto", {**SMALL, "ls_init_value": 1e-5}),
+    # The loop is not that of the model's first blocks.
+    "conv": ("mambaout_femto", {**SMALL, "depths": (1, 2), "dims": (8, 8), "ls_init_value": 1e-5}),
     "conv_ssm": ("mamba_femto", SMALL),
     "vit": ("deit_tiny_patch16_224", {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}),
 }
@@ -111,7 +112,7 @@ def test_cheap_computes_no_product_and_no_convolution_again(family):
     # Attention's scores are counted among what is cheap.
     once = macs("none")
     assert macs("cheap") == once if family != "vit" else once < macs("cheap") < 1.1 * once
-    assert macs("full") > 1.1 * once
+    assert macs("full") > 1.05 * once
 
 
 @pytest.mark.parametrize("family", FAMILIES)
