@@ -5,8 +5,8 @@
 
 The step is a run's own, model, augmentation and optimizer, without mixing, whose draws take an unknown time. For a TPU
 v5e it is in bfloat16, for CPUs in float32 with fewer images. The aim, for mambaout_base on v5e, is that `scan_blocks`
-takes a third of the time to compile, for a step of at most 1.1 times the estimated cycles; docs/compile.md tells what it
-takes.
+takes a third of the time to compile, for a step of at most 1.1 times the estimated cycles; docs/compile.md tells how
+far that is reached.
 
 Seconds are of the clock and, in brackets, of all cores together: ratios are of the latter, which others on the machine
 change less. Memory and cycles are the compiler's own figures; it has none of cycles for CPUs.
