@@ -66,7 +66,7 @@ def main() -> None:
     write_json(args.json, {"compiled_for": "TPU v5e, one chip", "batch": args.batch, "forms": forms})
 
 
-def plain_block(self, x, key=None):
+def plain_block(self, x, key=None, drop_path_rate=0.0):
     """Compute the Gated CNN block as its equation is written: one product, split, concatenate, one product."""
     hidden, channels = self.fc2.weight.shape[0], self.conv.weight.shape[3]
     y = self.fc1(self.norm(x))
@@ -75,7 +75,7 @@ def plain_block(self, x, key=None):
     value = value + per_channel(self.conv.bias, value)
     mixed = jnp.concatenate([identity, value], axis=-1)
     y = self.fc2(jax.nn.gelu(gate, approximate=False) * mixed)
-    return x + drop_path(y, self.drop_path_rate, key)
+    return x + drop_path(y, drop_path_rate, key)
 
 
 def estimate(mesh, batch):

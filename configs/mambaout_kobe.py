@@ -55,7 +55,8 @@ def get_config() -> ConfigDict:
     model.drop_path_rate = 0.025
     model.drop_rate = 0.0
     model.dtype = "float32"
-    model.remat = False
+    model.scan_blocks = False
+    model.remat = "none"
 
     config.augment = augment = ConfigDict()
     augment.pad = 0

@@ -61,7 +61,7 @@ COMPARISONS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
 )
 
 # Options of a MambaOut that a ViT takes as well.
-_SHARED = ("in_chans", "drop_path_rate", "drop_rate", "dtype", "remat")
+_SHARED = ("in_chans", "drop_path_rate", "drop_rate", "dtype", "scan_blocks", "remat")
 
 
 class Twin(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any
 from mambaout_jax.models import Model, create_model
 
 # Options that leave no trace in the parameters and do not change logits.
-OF_TRAINING = ("drop_path_rate", "drop_rate", "dtype", "remat")
+OF_TRAINING = ("drop_path_rate", "drop_rate", "dtype", "scan_blocks", "remat")
 
 
 def other_options(options: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:

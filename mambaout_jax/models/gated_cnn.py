@@ -11,6 +11,7 @@ from mambaout_jax.models.layers import (
     LayerScale,
     Linear,
     activation,
+    costly,
     drop_path,
     normal,
     parameter,
@@ -34,7 +35,7 @@ class DepthwiseConv2d(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         y = depthwise_conv2d(x.astype(self.dtype), self.weight.astype(self.dtype))
-        return y + per_channel(self.bias, y)
+        return costly(y + per_channel(self.bias, y))
 
 
 class GatedCNNBlock(nnx.Module):
@@ -54,7 +55,6 @@ class GatedCNNBlock(nnx.Module):
         kernel_size: int,
         act_layer: str,
         ls_init_value: float | None,
-        drop_path_rate: float,
         scan_order: str | None = None,
         dtype: jnp.dtype,
     ):
@@ -75,16 +75,20 @@ class GatedCNNBlock(nnx.Module):
         self.fc2 = Linear(hidden, dim, dtype=dtype)
         self.ls = None if ls_init_value is None else LayerScale(dim, TIMM_LAYER_SCALE_INIT)
         self.act_layer = act_layer
-        self.drop_path_rate = drop_path_rate
 
-    def __call__(self, x: Float[Array, "b h w d"], key: Key[Array, ""] | None = None) -> Float[Array, "b h w d"]:
+    def __call__(
+        self,
+        x: Float[Array, "b h w d"],
+        key: Key[Array, ""] | None = None,
+        drop_path_rate: float | Float[Array, ""] = 0.0,
+    ) -> Float[Array, "b h w d"]:
         act = activation(self.act_layer)
         hidden, conv = self.fc2.weight.shape[0], self.conv_channels
         kept_gate, conv_gate, kept, value = self.fc1.split(self.norm(x), [hidden - conv, hidden, 2 * hidden - conv])
         value = self.conv(value)
         if self.ssm is not None:
-            value = scan_map(self.ssm, jax.nn.silu(value), self.scan_order)
+            value = costly(scan_map(self.ssm, jax.nn.silu(value), self.scan_order))
         y = self.fc2.of_parts(act(kept_gate) * kept, act(conv_gate) * value)
         if self.ls is not None:
             y = self.ls(y)
-        return x + drop_path(y, self.drop_path_rate, key)
+        return x + drop_path(y, drop_path_rate, key)

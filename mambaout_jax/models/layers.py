@@ -4,14 +4,15 @@ A layer describes its parameters, shape and initializer, and allocates nothing: 
 once. Parameters are float32; `dtype` is what matrix products and convolutions compute in.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Key
 
 from mambaout_jax.models.errors import ModelError
@@ -20,6 +21,8 @@ from mambaout_jax.ops import gelu, layer_norm, product, strided_conv2d
 # An initializer maps standard normal noise of the parameter's shape to its values. `Model.init` draws the noise of all
 # parameters at once: a draw each would take the compiler half a second each.
 Initializer = Callable[[Float[Array, "..."]], Float[Array, "..."]]
+
+COSTLY = "costly"
 
 ACTIVATIONS = {
     "gelu": gelu,
@@ -37,9 +40,11 @@ def normal(noise: Float[Array, "..."]) -> Float[Array, "..."]:
     return 0.02 * noise
 
 
+# Initializers of equal layers are one: otherwise the layers would not be equal to flax.
+@functools.cache
 def constant(value: float) -> Initializer:
     """Return the initializer that fills with `value`."""
-    return partial(jnp.full_like, fill_value=value)
+    return functools.partial(jnp.full_like, fill_value=value)
 
 
 zeros, ones = constant(0.0), constant(1.0)
@@ -50,6 +55,7 @@ def uniform(noise: Float[Array, "..."]) -> Float[Array, "..."]:
     return jax.scipy.special.ndtr(noise)
 
 
+@functools.cache
 def uniform_within(bound: float) -> Initializer:
     """Return the initializer of U(-bound, bound)."""
     return lambda noise: bound * (2 * uniform(noise) - 1)
@@ -63,6 +69,11 @@ def parameter(shape: tuple[int, ...], initializer: Initializer) -> nnx.Param:
 def per_channel(value: Float[Array, " d"] | nnx.Param, x: Float[Array, "*batch d"]) -> Float[Array, "... d"]:
     """Give a vector of parameters the rank and dtype of x, to be broadcast along its last axis."""
     return value.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def costly(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Mark what the backward pass should find rather than compute again, where it does not find everything."""
+    return checkpoint_name(x, COSTLY)
 
 
 def activation(name: str) -> Callable[[Float[Array, "..."]], Float[Array, "..."]]:
@@ -104,13 +115,13 @@ class Linear(nnx.Module):
 
     def _product(self, x, outputs):
         y = product(x, self.weight[:, outputs].astype(self.dtype))
-        return y if self.bias is None else y + per_channel(self.bias[outputs], y)
+        return costly(y if self.bias is None else y + per_channel(self.bias[outputs], y))
 
     def of_parts(self, *parts: Float[Array, "*batch _"]) -> Float[Array, "*batch o"]:
         """Apply to the concatenation of parts, a product each, without concatenating them."""
         weights = jnp.split(self.weight.astype(self.dtype), np.cumsum([part.shape[-1] for part in parts[:-1]]))
         y = sum(product(part.astype(self.dtype), weight) for part, weight in zip(parts, weights, strict=True))
-        return y if self.bias is None else y + per_channel(self.bias, y)
+        return costly(y if self.bias is None else y + per_channel(self.bias, y))
 
 
 class Conv2d(nnx.Module):
@@ -150,15 +161,19 @@ class LayerScale(nnx.Module):
         return x * per_channel(self.gamma, x)
 
 
-def drop_path(x: Float[Array, "b *map d"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "b *map d"]:
+def drop_path(
+    x: Float[Array, "b *map d"], rate: float | Float[Array, ""], key: Key[Array, ""] | None
+) -> Float[Array, "b *map d"]:
     """Zero the branch of a sample with probability `rate` and divide the survivors by 1 - rate.
 
     Reference: Huang et al., Deep Networks with Stochastic Depth, 2016. Without a key nothing is dropped.
     """
-    if key is None or rate == 0.0:
+    if key is None:
         return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
-    return x * (keep / (1.0 - rate)).astype(x.dtype)
+    # In float32 whether the rate is a number here or an array in a loop, so that both draw the same.
+    keep_rate = 1.0 - jnp.float32(rate)
+    keep = jax.random.bernoulli(key, keep_rate, (x.shape[0],) + (1,) * (x.ndim - 1))
+    return x * (keep / keep_rate).astype(x.dtype)
 
 
 def dropout(x: Float[Array, "b d"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "b d"]:

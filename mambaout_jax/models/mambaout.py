@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from mambaout_jax.models.blocks import REMAT, run_blocks
 from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.gated_cnn import GatedCNNBlock
 from mambaout_jax.models.layers import Conv2d, LayerNorm, Linear, activation, dropout
@@ -107,7 +108,9 @@ class MambaOut(nnx.Module):
             the same by columns); each direction has parameters of its own. In every order the convolution before it
             sees later places: up to 3 rows and columns further at kernel_size 7.
         dtype: "float32" or "bfloat16", for matrix products and convolutions.
-        remat: recompute blocks in the backward pass instead of storing their insides.
+        scan_blocks: compile one block of each stage, and run it as often as the stage has blocks.
+        remat: what of a block the backward pass computes again instead of finding it in memory: "none", "cheap" (all
+            but products, convolutions and scans) or "full".
 
     Raises:
         ModelError: an option is out of its range.
@@ -133,7 +136,8 @@ class MambaOut(nnx.Module):
         token_mixer: str = "conv",
         scan_order: str = "causal",
         dtype: str = "float32",
-        remat: bool = False,
+        scan_blocks: bool = False,
+        remat: str = "none",
     ):
         if not all(isinstance(sizes, tuple | list) and sizes for sizes in (depths, dims)) or len(depths) != len(dims):
             raise ModelError(f"depths {depths} and dims {dims} have to be of one length, a number a stage")
@@ -148,9 +152,10 @@ class MambaOut(nnx.Module):
         if token_mixer == "conv" and scan_order != "causal":
             raise ModelError(f"scan_order is {scan_order!r} and token_mixer 'conv' scans nothing; set it to 'conv_ssm'")
         require_choice("dtype", dtype, DTYPES)
+        require_choice("scan_blocks", scan_blocks, (False, True))
+        require_choice("remat", remat, tuple(REMAT))
         activation(act_layer)
         dtype = jnp.dtype(dtype)
-        rates = iter(np.linspace(0.0, drop_path_rate, sum(depths)).tolist())
         self.stem = Stem(in_chans, dims[0], mid_norm=stem_mid_norm, act_layer=act_layer, dtype=dtype)
         self.stages = nnx.List([])
         for index, (depth, dim) in enumerate(zip(depths, dims, strict=True)):
@@ -162,7 +167,6 @@ class MambaOut(nnx.Module):
                     kernel_size=kernel_size,
                     act_layer=act_layer,
                     ls_init_value=ls_init_value,
-                    drop_path_rate=next(rates),
                     scan_order=scan_order if token_mixer == "conv_ssm" else None,
                     dtype=dtype,
                 )
@@ -173,6 +177,8 @@ class MambaOut(nnx.Module):
             self.stages.append(Stage(reduce, blocks))
         self.head = Head(dims[-1], num_classes, head_fn=head_fn, drop_rate=drop_rate, dtype=dtype)
         self.dims = tuple(dims)
+        self.drop_path_rates = tuple(np.linspace(0.0, drop_path_rate, sum(depths)).tolist())
+        self.scan_blocks = scan_blocks
         self.remat = remat
 
     @property
@@ -209,18 +215,17 @@ class MambaOut(nnx.Module):
     def features(self, images: Float[Array, "b h w i"], key: Key[Array, ""] | None) -> list[Array]:
         """Compute the map of every stage."""
         x = self.stem(images)
-        maps, index = [], 0
+        maps, first = [], 0
         for stage in self.stages:
             if stage.downsample is not None:
                 x = stage.downsample(x)
-            for block in stage.blocks:
-                run = jax.checkpoint(block) if self.remat else block
-                x = run(x, None if key is None else jax.random.fold_in(key, index))
-                index += 1
+            rates = self.drop_path_rates[first : first + len(stage.blocks)]
+            x = run_blocks(stage.blocks, x, key, rates, first=first, scan=self.scan_blocks, remat=self.remat)
+            first += len(stage.blocks)
             maps.append(x)
         return maps
 
     def logits(self, images: Float[Array, "b h w i"], key: Key[Array, ""] | None) -> Float[Array, "b k"]:
         """Classify."""
-        num_blocks = sum(len(stage.blocks) for stage in self.stages)
+        num_blocks = len(self.drop_path_rates)
         return self.head(self.features(images, key)[-1], None if key is None else jax.random.fold_in(key, num_blocks))

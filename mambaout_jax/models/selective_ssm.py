@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from mambaout_jax.models.layers import Linear, ones, parameter, uniform, uniform_within
+from mambaout_jax.models.layers import Linear, costly, ones, parameter, uniform, uniform_within
 from mambaout_jax.ops import SCAN_ORDERS, flatten_map, product, selective_scan, selective_scan_step, unflatten_map
 
 # Step sizes start log-uniform between these, and nowhere below the floor.
@@ -60,7 +60,7 @@ class SelectiveSSM(nnx.Module):
         rank, (_, d_state) = self.dt_proj.weight.shape[0], self.A_log.shape
         dt, B, C = jnp.split(self.x_proj(x), [rank, rank + d_state], axis=-1)
         # Without its bias, which the scan adds in float32.
-        return product(dt, self.dt_proj.weight.astype(self.dtype)), B, C
+        return costly(product(dt, self.dt_proj.weight.astype(self.dtype))), B, C
 
     def _decay(self):
         return -jnp.exp(self.A_log[...])

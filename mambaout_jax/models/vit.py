@@ -13,11 +13,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from mambaout_jax.models.blocks import REMAT, run_blocks
 from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.layers import (
     LayerNorm,
     Linear,
     activation,
+    costly,
     drop_path,
     dropout,
     normal,
@@ -75,7 +77,7 @@ class Attention(nnx.Module):
         heads = (part.reshape(*x.shape[:2], self.num_heads, -1) for part in self.qkv.split(x, [d, 2 * d]))
         # The products' sums and the softmax are float32 whatever x is.
         y = jax.nn.dot_product_attention(*heads, is_causal=self.causal)
-        return self.proj(y.reshape(x.shape))
+        return self.proj(costly(y.reshape(x.shape)))
 
 
 class Mlp(nnx.Module):
@@ -92,19 +94,21 @@ class Mlp(nnx.Module):
 class Block(nnx.Module):
     """Compute y = x + attn(norm1(x)), then y + mlp(norm2(y)); each branch is dropped by itself."""
 
-    def __init__(
-        self, dim: int, num_heads: int, *, mlp_ratio: float, causal: bool, drop_path_rate: float, dtype: jnp.dtype
-    ):
+    def __init__(self, dim: int, num_heads: int, *, mlp_ratio: float, causal: bool, dtype: jnp.dtype):
         self.norm1 = LayerNorm(dim)
         self.attn = Attention(dim, num_heads, causal=causal, dtype=dtype)
         self.norm2 = LayerNorm(dim)
         self.mlp = Mlp(dim, int(mlp_ratio * dim), dtype=dtype)
-        self.drop_path_rate = drop_path_rate
 
-    def __call__(self, x: Float[Array, "b l d"], key: Key[Array, ""] | None = None) -> Float[Array, "b l d"]:
+    def __call__(
+        self,
+        x: Float[Array, "b l d"],
+        key: Key[Array, ""] | None = None,
+        drop_path_rate: float | Float[Array, ""] = 0.0,
+    ) -> Float[Array, "b l d"]:
         keys = (None, None) if key is None else jax.random.split(key)
-        x = x + drop_path(self.attn(self.norm1(x)), self.drop_path_rate, keys[0])
-        return x + drop_path(self.mlp(self.norm2(x)), self.drop_path_rate, keys[1])
+        x = x + drop_path(self.attn(self.norm1(x)), drop_path_rate, keys[0])
+        return x + drop_path(self.mlp(self.norm2(x)), drop_path_rate, keys[1])
 
 
 class VisionTransformer(nnx.Module):
@@ -127,7 +131,9 @@ class VisionTransformer(nnx.Module):
         drop_path_rate: of the last block's branches; rises linearly from 0 over all blocks.
         drop_rate: dropout before the classifier.
         dtype: "float32" or "bfloat16", for matrix products; the softmax is float32.
-        remat: recompute blocks in the backward pass instead of storing their insides.
+        scan_blocks: compile one block, and run it as often as there are blocks.
+        remat: what of a block the backward pass computes again instead of finding it in memory: "none", "cheap" (all
+            but products with weights, and attention's results) or "full".
 
     Raises:
         ModelError: an option is out of its range, or the logits could not depend on the image.
@@ -151,7 +157,8 @@ class VisionTransformer(nnx.Module):
         drop_path_rate: float = 0.0,
         drop_rate: float = 0.0,
         dtype: str = "float32",
-        remat: bool = False,
+        scan_blocks: bool = False,
+        remat: str = "none",
     ):
         require_counts(
             num_classes=num_classes,
@@ -168,6 +175,8 @@ class VisionTransformer(nnx.Module):
         require_choice("fc_norm", fc_norm, (None, True, False))
         require_choice("attention", attention, ("full", "causal"))
         require_choice("dtype", dtype, DTYPES)
+        require_choice("scan_blocks", scan_blocks, (False, True))
+        require_choice("remat", remat, tuple(REMAT))
         _check_tokens(class_token, global_pool, attention)
         self.img_size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
         if any(side % patch_size for side in self.img_size):
@@ -180,15 +189,8 @@ class VisionTransformer(nnx.Module):
         num_tokens = math.prod(side // patch_size for side in self.img_size) + class_token
         self.pos_embed = parameter((1, num_tokens, embed_dim), normal)
         self.blocks = nnx.List(
-            Block(
-                embed_dim,
-                num_heads,
-                mlp_ratio=mlp_ratio,
-                causal=attention == "causal",
-                drop_path_rate=float(rate),
-                dtype=dtype,
-            )
-            for rate in np.linspace(0.0, drop_path_rate, depth)
+            Block(embed_dim, num_heads, mlp_ratio=mlp_ratio, causal=attention == "causal", dtype=dtype)
+            for _ in range(depth)
         )
         norm_last = global_pool == "avg" if fc_norm is None else fc_norm
         self.norm = None if norm_last else LayerNorm(embed_dim)
@@ -197,6 +199,8 @@ class VisionTransformer(nnx.Module):
         self.patch_size = patch_size
         self.global_pool = global_pool
         self.drop_rate = drop_rate
+        self.drop_path_rates = tuple(np.linspace(0.0, drop_path_rate, depth).tolist())
+        self.scan_blocks = scan_blocks
         self.remat = remat
 
     @property
@@ -252,10 +256,7 @@ class VisionTransformer(nnx.Module):
             first = jnp.broadcast_to(self.cls_token.astype(x.dtype), (x.shape[0], 1, x.shape[2]))
             x = jnp.concatenate([first, x], axis=1)
         x = x + self.pos_embed.astype(x.dtype)
-        for index, block in enumerate(self.blocks):
-            run = jax.checkpoint(block) if self.remat else block
-            x = run(x, None if key is None else jax.random.fold_in(key, index))
-        return x
+        return run_blocks(self.blocks, x, key, self.drop_path_rates, first=0, scan=self.scan_blocks, remat=self.remat)
 
     def _patches(self, x):
         return x if self.cls_token is None else x[:, 1:]

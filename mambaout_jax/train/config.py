@@ -102,7 +102,8 @@ KEYS: Mapping[str, Key] = {
 # Keys that do not change what a step computes, so that a resumed run may set them otherwise.
 FREE_TO_CHANGE = (
     "resume", "eval_every_epochs", "eval_batch_size", "save_every_steps", "log_every_steps", "mesh.fsdp",
-    "data.data_dir", "data.num_workers", "data.eval_sets", "profile.start_step", "profile.num_steps",
+    "data.data_dir", "data.num_workers", "data.eval_sets", "model.scan_blocks", "model.remat", "profile.start_step",
+    "profile.num_steps",
 )  # fmt: skip
 
 
@@ -269,6 +270,8 @@ def from_json(text: str) -> ConfigDict:
         isinstance(config.get(name), dict) for name in ("data", "model", "optim")
     ):
         raise ValueError("it holds something else")
+    if isinstance(remat := config["model"].get("remat"), bool):  # before what is computed again had names
+        config["model"]["remat"] = "full" if remat else "none"
     return ConfigDict(tuples(config))
 
 

@@ -70,7 +70,7 @@ def test_twins_see_images_in_the_same_way_and_train_alike(twins):
     for twin in twins.values():
         model = build(twin)
         assert model.input_spec == conv.input_spec
-        for option in ("in_chans", "drop_path_rate", "drop_rate", "dtype", "remat"):
+        for option in ("in_chans", "drop_path_rate", "drop_rate", "dtype", "scan_blocks", "remat"):
             assert model.options[option] == conv.options[option], (twin.name, option)
 
 

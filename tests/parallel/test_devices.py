@@ -36,9 +36,9 @@ ERASING = {"augment.erase_rate": 0.25, "augment.rotate_degrees": 5.0}
 COLLECTIVE = re.compile(r"(?:all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)\(")
 
 
-def train_steps(mesh):
+def train_steps(mesh, **changes):
     """Take steps on random batches; give losses, what the first and the last left behind, and the program's text."""
-    config = tiny.config(**CHANGES)
+    config = tiny.config(**CHANGES, **changes)
     program = training_program(config, build_model(config, 10), 1437, mesh)
     replicated, placed = parallel.replicated(mesh), parallel.shardings(program.state)
     rng = np.random.default_rng(0)
@@ -80,9 +80,9 @@ def compare() -> None:
     """Print how the meshes of eight devices differ from one device."""
     one = train_steps(parallel.make_mesh(devices=jax.devices()[:1]))
     found = {}
-    for fsdp in (1, 4, 8):
-        many = train_steps(parallel.make_mesh(fsdp))
-        found[fsdp] = {
+    for fsdp, scan_blocks in ((1, False), (4, False), (8, False), (8, True)):
+        many = train_steps(parallel.make_mesh(fsdp), **{"model.scan_blocks": scan_blocks})
+        found[f"{fsdp} scanned" if scan_blocks else f"{fsdp}"] = {
             "loss": float(np.abs(np.subtract(many["losses"], one["losses"])).max()),
             "first": largest_difference(many["after"][0][0], one["after"][0][0]),
             "last": largest_difference(many["after"][1][1], one["after"][1][1]),
@@ -94,7 +94,7 @@ def compare() -> None:
 
 
 @pytest.mark.slow
-def test_eight_devices_train_as_one_however_weights_are_split():
+def test_eight_devices_train_as_one_however_weights_are_split_and_blocks_run():
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(ROOT)}
     program = "from tests.parallel.test_devices import compare; compare()"
     command = [sys.executable, "-c", program]

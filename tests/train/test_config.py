@@ -6,6 +6,7 @@ import pytest
 
 from mambaout_jax.train.config import KEYS, changed_keys, check_config, flatten_config, from_json, to_json
 from mambaout_jax.train.errors import RunError
+from mambaout_jax.train.workdir import build_model
 from tests.marks import slow_but
 from tests.train import tiny
 
@@ -16,6 +17,18 @@ def test_config_survives_json():
     config = tiny.config()
     assert flatten_config(from_json(to_json(config))) == flatten_config(config)
     check_config(from_json(to_json(config)))
+
+
+@pytest.mark.parametrize(("recorded", "remat"), [(False, "none"), (True, "full")])
+def test_a_run_of_before_remat_had_names_goes_on(recorded, remat):
+    older = tiny.config()
+    with older.ignore_type():
+        older.model.remat = recorded
+    del older.model.scan_blocks
+    config = from_json(to_json(older))
+    assert config.model.remat == remat
+    assert build_model(config, 10).options["remat"] == remat
+    assert changed_keys(tiny.config(**{"model.scan_blocks": True}), config) == []
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,138 @@
+"""Compile a training step with and without `scan_blocks`, and with each `remat`, for CPUs and for a TPU.
+
+    pip install libtpu
+    python benchmarks/compile.py [--config PATH] [--device cpu|v5e] [--forms NAME,NAME] [--json PATH]
+
+The step is a run's own, model, augmentation and optimizer, without mixing, whose draws take an unknown time. For a TPU
+v5e it is in bfloat16, for CPUs in float32 with fewer images. The aim, for mambaout_base on v5e, is that `scan_blocks`
+takes a third of the time to compile, for a step of at most 1.1 times the estimated cycles; docs/compile.md tells how
+far that is reached.
+
+Seconds are of the clock and, in brackets, of all cores together: ratios are of the latter, which others on the machine
+change less. Memory and cycles are the compiler's own figures; it has none of cycles for CPUs.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import jax
+from _timing import machine, write_json
+
+from mambaout_jax import parallel
+from mambaout_jax.analysis.tpu_chips import CHIPS
+from mambaout_jax.analysis.tpu_compiler import TooLargeError, compile_for_tpu, program_memory, tpu_devices
+from mambaout_jax.analysis.tpu_program import estimated_operations
+from mambaout_jax.models.blocks import REMAT
+from mambaout_jax.train import RunError, read_config
+from mambaout_jax.train.program import training_program
+from mambaout_jax.train.workdir import build_model
+
+CONFIG = Path(__file__).parents[1] / "configs" / "mambaout_base.py"
+# The unrolled one first: the others are held against it.
+FORMS = {
+    "+".join([("scan" if scan else "unrolled"), *([] if remat == "none" else [remat])]): (scan, remat)
+    for scan in (False, True)
+    for remat in REMAT
+}
+DTYPES = {"cpu": "float32", "v5e": "bfloat16"}
+BATCH = {"cpu": 8, "v5e": 64}
+TOP = 10
+
+
+def main() -> None:
+    """Compile each form and print a line for it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--config", default=str(CONFIG), metavar="PATH")
+    parser.add_argument("--device", choices=tuple(BATCH), help="compile for this one only (default: both)")
+    parser.add_argument("--forms", default=",".join(FORMS), metavar="NAME,NAME", help=f"of {', '.join(FORMS)}")
+    parser.add_argument("--batch", type=int, help="images of a step (default: 8 on CPU, 64 on v5e)")
+    parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--top", action="store_true", help="list the costliest operations of each")
+    parser.add_argument("--json", metavar="PATH")
+    args = parser.parse_args()
+    forms = args.forms.split(",")
+    if unknown := [form for form in forms if form not in FORMS]:
+        parser.error(f"--forms names {', '.join(unknown)}; known are {', '.join(FORMS)}")
+    jax.config.update("jax_enable_compilation_cache", False)
+    print(*(f"{name}: {value}" for name, value in machine().items()), sep="\n")
+    results = {}
+    try:
+        for device in BATCH if args.device is None else (args.device,):
+            results[device] = compare(args, device, forms)
+    except RunError as error:
+        sys.exit(f"error: {error}")
+    write_json(args.json, {"config": args.config, "devices": results})
+
+
+def compare(args, device, forms):
+    """Compile the forms for a device; give the figures of each."""
+    batch = args.batch or BATCH[device]
+    changes = {"model.dtype": DTYPES[device], "batch_size": batch, "augment.mix_rate": 0.0}
+    config = read_config(args.config, [f"--config.{key}={value}" for key, value in changes.items()])
+    config.device_batch_size = None
+    devices = jax.devices()[:1] if device == "cpu" else tpu_devices("v5e:1x1")
+    mesh = parallel.make_mesh(devices=devices)
+    # What the first compilation of a process costs beside itself.
+    compile_for_tpu(jax.jit(abs).lower(jax.ShapeDtypeStruct((), "float32", sharding=parallel.replicated(mesh))))
+    print(f"\n{config.model.name}, {device}, {batch} images, {config.model.dtype}; seconds: clock (cores)")
+    titles = ("trace and lower", "compile", "of unrolled", "temporaries", "program", "Mcycles")
+    print(" " * 16 + "".join(f"{title:>{width}}" for title, width in zip(titles, (16, 16, 12, 14, 11, 9), strict=True)))
+    results = {}
+    for form in forms:
+        results[form] = estimate(config, mesh, device, args.classes, *FORMS[form])
+        report(form, results[form], results.get("unrolled"), args.top)
+    return results
+
+
+def estimate(config, mesh, device, classes, scan, remat):
+    """Compile one form; give seconds, bytes, and for a TPU cycles and the costliest operations."""
+    config.model.scan_blocks, config.model.remat = scan, remat
+    jax.clear_caches()
+    model = build_model(config, classes)
+    program = training_program(config, model, config.batch_size, mesh)
+    with jax.set_mesh(mesh):
+        lowered, lower_seconds = timed(program.lower)
+        try:
+            compiled, compile_seconds = timed(lambda: compile_for_tpu(lowered))
+        except TooLargeError as error:
+            return {"lower_seconds": lower_seconds, "too_large": str(error)}
+    figures = {"lower_seconds": lower_seconds, "compile_seconds": compile_seconds, "memory": program_memory(compiled)}
+    if device != "cpu":
+        operations = estimated_operations(compiled.as_text(), CHIPS[device])
+        figures["cycles"] = sum(operation["cycles"] for operation in operations)
+        figures["top"] = sorted(operations, key=lambda operation: -operation["cycles"])[:TOP]
+    return figures
+
+
+def timed(work):
+    """Give a result, and the seconds that it took of the clock and of all cores."""
+    clock, cores = time.perf_counter(), time.process_time()
+    result = work()
+    return result, (time.perf_counter() - clock, time.process_time() - cores)
+
+
+def report(form, figures, unrolled, top):
+    """Print a line, with ratios where there is something to hold it against."""
+    line = f"{form:<16}{'{:.1f} ({:.1f})'.format(*figures['lower_seconds']):>16}"
+    if "too_large" in figures:
+        print(f"{line}  does not fit: {figures['too_large']}", flush=True)
+        return
+    line += f"{'{:.1f} ({:.1f})'.format(*figures['compile_seconds']):>16}"
+    ratio = f"{total(figures) / total(unrolled):.2f}" if unrolled and "memory" in unrolled else ""
+    temporaries, program = (figures["memory"][name] / 2**20 for name in ("temporaries", "program"))
+    line += f"{ratio:>12}{temporaries:>10,.0f} MiB{program:>7,.0f} MiB"
+    line += f"{figures['cycles'] / 1e6:>9.1f}" if "cycles" in figures else ""
+    print(line, flush=True)
+    for row in figures.get("top", []) if top else []:
+        print(f"{row['cycles'] / 1e6:9.2f}  {row['operation']:<32.32} {row['shape']:<40.40} {row['source'][-70:]}")
+
+
+def total(figures):
+    """Add up the seconds of all cores."""
+    return figures["lower_seconds"][1] + figures["compile_seconds"][1]
+
+
+if __name__ == "__main__":
+    main()
