@@ -25,7 +25,7 @@ CHANGES = {
     "batch_size": 64,
     "num_epochs": 4,
     "optim.warmup_epochs": 0,
-    "model.depths": (1, 1),
+    "model.depths": (1, 2),
     "model.dims": (32, 64),
     "augment.mixup_alpha": 0.8,
     "augment.cutmix_alpha": 1.0,
