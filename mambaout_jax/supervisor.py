@@ -13,19 +13,25 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from types import FrameType
 
 _MARK = "MAMBAOUT_JAX_SUPERVISOR"
 # What JAX prints as it aborts (jaxlib 0.10 to 0.12), with the numbers of the tasks on lines of their own.
 _UNHEALTHY = re.compile(r"tasks are unhealthy[^\n]*\n((?:\d+\n)+)")
 _UNREACHABLE = "Failed to send RPC to coordination service"
+_TWICE = "different incarnation"
 _NOT_COMPLETE = "CoordinationService/RegisterTask"
 
 
 def is_supervised() -> bool:
-    """Tell whether this process was started by `supervise`; if so, see that it ends with its parent."""
+    """Tell whether this process was started by `supervise`; if so, see that it ends with its parent.
+
+    Until a run listens to signals they end it at once: Python would keep them while it waits for other processes.
+    """
     parent = os.environ.get(_MARK)
     if parent is None:
         return False
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
     return True
 
@@ -39,6 +45,7 @@ def _end_with(parent: int) -> None:
 def supervise(command: Sequence[str]) -> int:
     """Run a command as a child process that signals are handed on to, and give the exit code for a launcher.
 
+    A second signal ends it at once.
     That is the child's own, or 75, which means "start again", if a signal or the loss of another process ended it.
     """
     tail: collections.deque[str] = collections.deque(maxlen=1000)
@@ -46,8 +53,14 @@ def supervise(command: Sequence[str]) -> int:
         [sys.executable, *command], env={**os.environ, _MARK: str(os.getpid())}, stderr=subprocess.PIPE, text=True,
         errors="replace", process_group=0,
     )  # fmt: skip
+    received: list[int] = []
+
+    def hand_on(number: int, _: FrameType | None) -> None:
+        child.send_signal(signal.SIGKILL if received else number)
+        received.append(number)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _: child.send_signal(number))
+        signal.signal(number, hand_on)
     for line in child.stderr:
         print(line, end="", file=sys.stderr, flush=True)
         tail.append(line)
@@ -63,6 +76,8 @@ def _explain(text: str, code: int) -> str:
         return f"process {', '.join(lost[1].split())} was lost, and its heartbeat with it"
     if _NOT_COMPLETE in text:
         return "not all processes came in time; look at --coordinator, --num_processes and the hosts that are missing"
+    if _TWICE in text:
+        return "a process joined twice: --process_id is given to two, or one was started again before the others ended"
     if _UNREACHABLE in text:
         return "process 0 was lost, or cannot be reached any more"
     return f"the process was ended by {signal.Signals(-code).name}"

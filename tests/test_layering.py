@@ -41,6 +41,7 @@ BANNED = {
 # Where a ConfigDict is read: everything below takes plain arguments.
 CONFIG_READERS = {
     "main.py",
+    *(f"mambaout_jax/analysis/{name}.py" for name in ("plan", "tpu_kernels")),
     *(
         f"mambaout_jax/train/{name}.py"
         for name in ("config", "evaluation", "exchange", "inputs", "loop", "program", "workdir")

@@ -67,6 +67,30 @@ def test_signals_reach_the_child():
         assert parent.wait(timeout=30) == os.EX_TEMPFAIL
 
 
+def test_a_second_signal_ends_a_child_that_does_not_listen():
+    parent = supervise(
+        "import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "print('ready', file=sys.stderr, flush=True); time.sleep(60)"
+    )
+    assert parent.stderr.readline() == "ready\n"
+    with parent:
+        parent.terminate()
+        time.sleep(0.2)
+        parent.terminate()
+        assert parent.wait(timeout=30) == os.EX_TEMPFAIL
+
+
+def test_a_child_that_waits_hears_ctrl_c():
+    parent = supervise(
+        "import itertools, sys; from mambaout_jax import supervisor; assert supervisor.is_supervised()\n"
+        "print('ready', file=sys.stderr, flush=True); sum(itertools.repeat(1))"  # does not return to Python
+    )
+    assert parent.stderr.readline() == "ready\n"
+    with parent:
+        parent.send_signal(signal.SIGINT)
+        assert parent.wait(timeout=30) == os.EX_TEMPFAIL
+
+
 def test_no_child_outlives_its_parent():
     parent = supervise(
         "import os, sys, time; from mambaout_jax import supervisor; assert supervisor.is_supervised()\n"

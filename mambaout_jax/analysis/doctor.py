@@ -6,7 +6,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -18,7 +17,9 @@ from etils import epath
 
 from mambaout_jax import parallel
 from mambaout_jax.data import DataError, open_source
-from mambaout_jax.train.workdir import fault_of_writing
+from mambaout_jax.data.buckets import within_seconds
+from mambaout_jax.train.errors import RunError
+from mambaout_jax.train.workdir import fault_of_writing, open_workdir
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 COLLECTIVE_SECONDS = 60
@@ -60,7 +61,7 @@ def examine(data: tuple[str, str, str | None] | None, workdir: epath.PathLike | 
         data: name, split and folder of a prepared dataset; None not to look at any.
         workdir: None not to look at one.
     """
-    looks: list[Callable[[], list[Finding]]] = [_versions, _devices, _collective, _clock, _cache]
+    looks: list[Callable[[], list[Finding]]] = [_versions, _devices, _cache, _collective, _clock]
     if data is not None:
         looks.append(lambda: _data(*data))
     if workdir is not None:
@@ -115,10 +116,9 @@ def _devices() -> list[Finding]:
 
 
 def _collective() -> list[Finding]:
-    """Add up ones over all devices, from a thread: a collective that hangs cannot be interrupted."""
-    results: list[tuple[float, float]] = []
+    """Add up ones over all devices, with a time limit."""
 
-    def add_up() -> None:
+    def add_up() -> tuple[float, float]:
         mesh = parallel.make_mesh()
         ones = parallel.batch_sharding(mesh)
         total = jax.jit(jnp.sum, out_shardings=parallel.replicated(mesh))
@@ -127,15 +127,13 @@ def _collective() -> list[Finding]:
             placed = jax.make_array_from_process_local_data(ones, local)
             started = time.perf_counter()
             value = float(total(placed))
-        results.append((value, time.perf_counter() - started))
+        return value, time.perf_counter() - started
 
-    thread = threading.Thread(target=add_up, daemon=True)
-    thread.start()
-    thread.join(COLLECTIVE_SECONDS)
-    if not results:
+    try:
+        value, seconds = within_seconds(COLLECTIVE_SECONDS, add_up)
+    except TimeoutError:
         fault = f"a sum over all devices did not come back in {COLLECTIVE_SECONDS} s; look at the network between hosts"
         return [Finding("collective", "none", fault)]
-    value, seconds = results[0]
     right = value == jax.device_count()
     fault = "" if right else f"a sum of ones over {jax.device_count()} devices gave {value:g}"
     return [Finding("collective", f"{1e3 * seconds:.1f} ms", fault)]
@@ -153,7 +151,9 @@ def _cache() -> list[Finding]:
     place = jax.config.jax_compilation_cache_dir
     if place is None:
         return [Finding("compilation cache", "none; JAX_COMPILATION_CACHE_DIR names one", alike=True)]
-    return [Finding("compilation cache", place, _fault(epath.Path(place)), alike=True)]
+    if fault := _fault(epath.Path(place)):
+        jax.config.update("jax_enable_compilation_cache", False)  # what is looked at next would wait for it
+    return [Finding("compilation cache", place, fault, alike=True)]
 
 
 def _data(name: str, split: str, data_dir: str | None) -> list[Finding]:
@@ -174,9 +174,14 @@ def _data(name: str, split: str, data_dir: str | None) -> list[Finding]:
 
 
 def _workdir(path: epath.PathLike) -> list[Finding]:
-    workdir = epath.Path(path)
-    fault = _fault(workdir)
-    if not fault and (blind := parallel.see_same_folder(workdir)):
+    try:
+        workdir = open_workdir(path)
+        fault = _fault(workdir)
+    except RunError as error:
+        fault = str(error)
+    # All hosts look whether they see the same folder, or none does: they have to meet for it.
+    faults = parallel.exchange("trying to write into the workdir", fault)
+    if not any(faults) and (blind := parallel.see_same_folder(workdir)):
         fault = f"it is not the same folder on process {', '.join(map(str, blind))}; name one that all hosts share"
     return [Finding("workdir", str(path), fault, alike=True)]
 

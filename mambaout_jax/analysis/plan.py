@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
+from ml_collections import ConfigDict
 
 from mambaout_jax import parallel
 from mambaout_jax.analysis.macs import count_macs
@@ -62,12 +63,16 @@ def dataset_of(data: Any, num_images: int | None = None, num_classes: int | None
 
 
 def plan(
-    config: Any, topology: str, dataset: Dataset, *, chip_hour_price: float | None = None, find_batch: bool = False
+    config: ConfigDict,
+    topology: str,
+    dataset: Dataset,
+    *,
+    chip_hour_price: float | None = None,
+    find_batch: bool = False,
 ) -> dict[str, Any]:
     """Compile the training step of a config for a topology, and tell what the compiler expects of it.
 
     Args:
-        config: of a run, a ConfigDict.
         topology: "generation:shape", such as "v5e:4x4".
         find_batch: look for the most images that a chip can compute at once, by two or more further compilations.
 
@@ -167,16 +172,16 @@ def schedule(step_seconds: float, steps: int, num_chips: int) -> dict[str, Any]:
     return {"steps": steps, "hours": hours, "chip_hours": hours * num_chips}
 
 
-def _memory_at(config: Any, model: Model, mesh: jax.sharding.Mesh, batch: int, parts: int) -> int | None:
+def _memory_at(config: ConfigDict, model: Model, mesh: jax.sharding.Mesh, batch: int, parts: int) -> int | None:
     """Compile the step with `batch` images on a chip at once, and tell its memory; None where there is too little."""
     config = config.copy_and_resolve_references()
     config.batch_size = batch * parts * mesh.size
     config.device_batch_size = batch
     config.augment.mixup_group = math.gcd(config.augment.mixup_group, batch * parts)
+    program = training_program(config, model, config.batch_size, mesh)
     try:
         with jax.set_mesh(mesh):
-            lowered = training_program(config, model, config.batch_size, mesh).lower()
-            return program_memory(compile_for_tpu(lowered))["total"]
+            return program_memory(compile_for_tpu(program.lower()))["total"]
     except TooLargeError:
         return None
 
@@ -210,10 +215,11 @@ def largest_batch(
     other = 2 * batch if 2 * memory <= limit or batch < 2 * ROWS else batch // 2
     other_memory = memory_of(other)
     if other_memory is None or other_memory > limit:
-        return batch, memory
-    fits[other] = other_memory
-    slope = (other_memory - memory) / (other - batch)
-    guess = max(_down(batch + (limit - memory) / slope), *fits)
+        guess = other - ROWS
+    else:
+        fits[other] = other_memory
+        slope = (other_memory - memory) / (other - batch)
+        guess = max(_down(batch + (limit - memory) / slope), *fits)
     while guess not in fits:
         memory = memory_of(guess)
         if memory is not None and memory <= limit:

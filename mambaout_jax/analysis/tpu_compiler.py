@@ -43,7 +43,7 @@ def chip_of(topology: str) -> Chip:
 
 
 def tpu_devices(topology: str) -> list[jax.Device]:
-    """Give the chips of a topology to compile for.
+    """Give the chips of a topology to compile for; from here on this process computes on CPUs alone.
 
     Raises:
         RunError: there is no such topology, or no libtpu.

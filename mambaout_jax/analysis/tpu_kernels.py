@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from ml_collections import ConfigDict
 
 from mambaout_jax import parallel
 from mambaout_jax.analysis.tpu_compiler import compile_for_tpu, tpu_devices
@@ -49,12 +50,8 @@ def _inner_jaxprs(params: dict[str, Any]) -> Iterator[Jaxpr]:
                 yield item
 
 
-def kernel_cycles(config: Any, topology: str, num_images: int, num_classes: int) -> dict[Kernel, int]:
-    """Count the cycles of each kernel of a config's training step as it is scheduled; waiting for memory is not in it.
-
-    Args:
-        config: of a run, a ConfigDict.
-    """
+def kernel_cycles(config: ConfigDict, topology: str, num_images: int, num_classes: int) -> dict[Kernel, int]:
+    """Count the cycles of each kernel of a config's training step as it is scheduled, waiting for memory left out."""
     with tempfile.TemporaryDirectory() as folder:
         flags = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
         ran = subprocess.run(

@@ -5,8 +5,8 @@ import sys
 
 TAKES_CONFIG = "optional"
 EPILOG = """\
-With --config the dataset is looked at too. On many hosts the command runs on each of them, with --distributed; process
-0 prints."""
+With --config the dataset is looked at too, and whether the devices take equal shares of its batches. On many hosts the
+command runs on each of them, with --distributed; process 0 prints."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,18 +23,24 @@ def run(args: argparse.Namespace) -> int:
     """Print what was found; 1 if something is wrong, or main.py's exit codes."""
     from mambaout_jax import supervisor
 
+    place = args.coordinator, args.num_processes, args.process_id
+    if args.config_changes and args.config is None:
+        return _complain(f"{args.config_changes[0]} changes a config, and none is named; add --config=FILE")
+    if any(value is not None for value in place) and not args.distributed:
+        return _complain("--coordinator, --num_processes and --process_id want --distributed beside them")
     if args.distributed and not supervisor.is_supervised():
         return supervisor.supervise(["-m", "mambaout_jax", *sys.argv[1:]])
     from mambaout_jax import parallel, train
     from mambaout_jax.analysis.doctor import COLLECTIVE_SECONDS, examine
+    from mambaout_jax.train.program import check_batches
 
-    data = None
-    if args.config:
-        config = train.read_config(args.config, args.config_changes).data
-        data = config.name, config.train_split, config.data_dir
+    config = train.read_config(args.config, args.config_changes) if args.config else None
+    data = (config.data.name, config.data.train_split, config.data.data_dir) if config else None
     try:
         if args.distributed:
-            parallel.start(args.coordinator, args.num_processes, args.process_id, seconds=COLLECTIVE_SECONDS)
+            parallel.start(*place, seconds=COLLECTIVE_SECONDS)
+        if config:
+            check_batches(config, parallel.make_mesh(config.mesh.fsdp).size)
         faults = 0
         for line in examine(data, args.workdir):
             faults += len(line.faults)
@@ -48,3 +54,8 @@ def run(args: argparse.Namespace) -> int:
     if parallel.is_first():
         print(f"\n{faults} thing{'s are' if faults > 1 else ' is'} wrong" if faults else "\nready to train")
     return 1 if faults else 0
+
+
+def _complain(sentence: str) -> int:
+    print(f"error: {sentence}", file=sys.stderr)
+    return 2

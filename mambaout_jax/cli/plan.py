@@ -57,7 +57,7 @@ def _price(text: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no price")
+        raise argparse.ArgumentTypeError(f"{text!r} is no price; a number from 0 is expected")
     return value
 
 

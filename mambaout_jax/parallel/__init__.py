@@ -4,6 +4,7 @@ from mambaout_jax.parallel.errors import LostProcessError, ParallelError
 from mambaout_jax.parallel.hosts import (
     Ticks,
     exchange,
+    has_joined,
     is_first,
     leave,
     leave_alone,
@@ -29,6 +30,7 @@ __all__ = [
     "batch_sharding",
     "exchange",
     "gather",
+    "has_joined",
     "is_first",
     "leave",
     "leave_alone",

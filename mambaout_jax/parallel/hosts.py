@@ -73,6 +73,8 @@ def _check_place(coordinator: str, num_processes: int, process_id: int) -> None:
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise ParallelError(f"--coordinator is {coordinator!r}; HOST:PORT of process 0 is expected")
+    if num_processes < 1:
+        raise ParallelError(f"--num_processes is {num_processes}; at least 1 is expected")
     if not 0 <= process_id < num_processes:
         raise ParallelError(
             f"--process_id is {process_id} of --num_processes {num_processes}; 0 to {num_processes - 1} are expected"
@@ -86,6 +88,11 @@ def _check_place(coordinator: str, num_processes: int, process_id: int) -> None:
                 raise ParallelError(
                     f"port {port} of --coordinator cannot be had ({error.strerror}); name another, to all processes"
                 ) from error
+
+
+def has_joined() -> bool:
+    """Tell whether there are other processes that this one has joined; until then JAX cannot be asked how many."""
+    return distributed.global_state.client is not None and jax.process_count() > 1
 
 
 def is_first() -> bool:
@@ -226,19 +233,22 @@ class Ticks:
         self._closed.set()
 
     def _watch(self) -> None:
+        try:
+            if self._wait_until_asked():
+                with self._lock:
+                    self._told = True
+                self._last = max(map(int, exchange("stopping together", str(self._count))))
+                self._decided.set()
+        except Exception as error:  # raised where the main thread waits
+            self._failure = error
+            self._decided.set()
+
+    def _wait_until_asked(self) -> bool:
         client, asked = distributed.global_state.client, f"{self._place}asked"
         while not self._closed.wait(_POLL_SECONDS):
             if self.reason:
                 client.key_value_set(asked, f"{self.reason} of process {jax.process_index()}", allow_overwrite=True)
             if client.key_value_dir_get(self._place):
-                break
-        else:
-            return
-        self.reason = client.blocking_key_value_get(asked, 1000)
-        with self._lock:
-            self._told = True
-        try:
-            self._last = max(map(int, exchange("stopping together", str(self._count))))
-        except Exception as error:  # raised where the main thread waits
-            self._failure = error
-        self._decided.set()
+                self.reason = client.blocking_key_value_get(asked, 1000)
+                return True
+        return False

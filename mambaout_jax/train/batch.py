@@ -34,6 +34,17 @@ def accumulation_steps(batch_size: int, num_devices: int, device_batch_size: int
     return next(parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= limit)
 
 
+def check_eval_batch(batch_size: int, num_devices: int) -> None:
+    """Raise RunError unless the devices take equal shares of a batch that is evaluated."""
+    if batch_size % num_devices:
+        below = batch_size // num_devices * num_devices
+        near = " or ".join(str(size) for size in (below, below + num_devices) if size)
+        raise RunError(
+            f"config.eval_batch_size is {batch_size}; a multiple of the {num_devices} devices is expected: the nearest "
+            f"size is {near}"
+        )
+
+
 def describe_batch(batch_size: int, num_devices: int, parts: int) -> str:
     """Say how a batch of a step is spread over devices, and over the parts that are computed one after another."""
     share = batch_size // num_devices

@@ -7,6 +7,7 @@ docs/config.md to it.
 import difflib
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -147,12 +148,15 @@ def read_config(file: str, changes: Sequence[str] = ()) -> ConfigDict:
 
 def explain_flags(error: AttributeError | KeyError | OSError | SyntaxError | flags.Error) -> str:
     """Word in one sentence what ml_collections or absl raised over the flags of a config."""
+    if "Traceback (most recent call last)" in str(error):
+        return f"--config cannot be run: {str(error).strip().splitlines()[-1]}"
     # The text of a KeyError is the repr of its message.
     text = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
     if isinstance(error, SyntaxError):
         return f"--config is no Python file: {text}"
     if isinstance(error, OSError):
         return f"--config cannot be loaded: {text.rpartition('Attempted')[2].strip()}"
+    text = re.sub(r"\('Non-boolean argument to boolean flag', (.*)\)", r"True or False is expected, not \1", text)
     # An unknown key of the config, the nearest known one included.
     return text if isinstance(error, flags.Error) else f"the config has no key {text}"
 

@@ -5,7 +5,6 @@ import sys
 import traceback
 from typing import NoReturn
 
-import jax
 from etils import epath
 
 from mambaout_jax import parallel
@@ -36,7 +35,7 @@ def tell_ending(error: Exception, workdir: epath.PathLike) -> int:
     After a signal, and where other processes wait for this one, the process ends here. What is no known way to end is
     raised again.
     """
-    if jax.process_count() > 1 and not isinstance(error, StoppedError):
+    if parallel.has_joined() and not isinstance(error, StoppedError):
         return _end_alone(error, workdir)
     return _tell(error, workdir)
 

@@ -14,6 +14,7 @@ from mambaout_jax import parallel
 from mambaout_jax.data import EvalTransform, ImageSource, eval_batches, open_source
 from mambaout_jax.data.eval_sets import open_eval_set, ranked_classes
 from mambaout_jax.models import Model, inference_options
+from mambaout_jax.train.batch import check_eval_batch
 from mambaout_jax.train.checkpoint import Checkpoints
 from mambaout_jax.train.config import EVALUATION, KEYS, check_config
 from mambaout_jax.train.errors import RunError
@@ -62,11 +63,7 @@ class Evaluator:
     def __init__(
         self, config: ConfigDict, model: Model, source: ImageSource, *, sharding: NamedSharding, stop: StopSignals
     ):
-        if config.eval_batch_size % sharding.mesh.size:
-            raise RunError(
-                f"config.eval_batch_size is {config.eval_batch_size}; a multiple of the {sharding.mesh.size} devices "
-                "is expected"
-            )
+        check_eval_batch(config.eval_batch_size, sharding.mesh.size)
         self._config = config
         self._model = model
         self._view = build_view(config, model)

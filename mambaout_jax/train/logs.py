@@ -1,11 +1,12 @@
 """Where a run's logs are appended to: its workdir, or a local folder that is copied to one in a bucket."""
 
+import sys
 import tempfile
 from pathlib import Path
 
 from etils import epath
 
-from mambaout_jax.data.buckets import is_remote
+from mambaout_jax.data.buckets import explain, is_remote
 
 
 class LogFolder:
@@ -32,7 +33,14 @@ class LogFolder:
             (self._workdir / file.relative_to(folder)).write_bytes(file.read_bytes())
 
     def close(self) -> None:
-        """Copy for the last time, and remove what stood in."""
-        self.copy()
-        if self._stand_in:
-            self._stand_in.cleanup()
+        """Copy for the last time, and remove what stood in; a failure does not take the place of what ended the run."""
+        ending = sys.exception()
+        try:
+            self.copy()
+        except Exception as error:
+            if ending is None:
+                raise
+            print(f"the logs of {self._workdir} lack what came last: {explain(error)}", file=sys.stderr)
+        finally:
+            if self._stand_in:
+                self._stand_in.cleanup()

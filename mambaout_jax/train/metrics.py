@@ -79,7 +79,7 @@ class MetricWriter:
         self.say(f"step {record['step']}, epoch {record['epoch']:.1f}: {scores} ({view})")
 
     def saved(self, record: dict[str, Any]) -> None:
-        """Write for how long a checkpoint kept the run waiting."""
+        """Write for how long a checkpoint kept the run waiting, and copy the logs to where checkpoints are."""
         self._append({"kind": "save", **record})
         self._logs.copy()
 

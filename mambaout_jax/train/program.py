@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from mambaout_jax import parallel
 from mambaout_jax.models import Model
-from mambaout_jax.train.batch import accumulation_steps
+from mambaout_jax.train.batch import accumulation_steps, check_eval_batch
 from mambaout_jax.train.inputs import steps_per_epoch
 from mambaout_jax.train.mixing import Augmentation
 from mambaout_jax.train.optim import Schedule, adamw, warmup_cosine
@@ -54,11 +54,10 @@ def training_program(config: ConfigDict, model: Model, num_images: int, mesh: ja
         RunError: the batch does not fit the dataset or the devices.
     """
     sharding = parallel.batch_sharding(mesh)
+    parts = check_batches(config, mesh.size)
     # timm mixes bytes; what is fast leaves the sums as they are.
     augmentation = Augmentation(**config.augment, round_mixed=config.data.pipeline == "exact")
     epoch_steps = steps_per_epoch(config, num_images)
-    mixing_group = augmentation.mixup_group if augmentation.mixes else 1
-    parts = accumulation_steps(config.batch_size, mesh.size, config.device_batch_size, mixing_group)
     schedule, optimizer = build_optimizer(config, model, epoch_steps)
 
     def draw_state(key: jax.Array) -> TrainState:
@@ -79,6 +78,17 @@ def training_program(config: ConfigDict, model: Model, num_images: int, mesh: ja
     }
     state = parallel.abstract(draw_state, jax.random.key(config.seed), placed=mesh)
     return TrainingProgram(epoch_steps, parts, draw_state, step, state, batch)
+
+
+def check_batches(config: ConfigDict, num_devices: int) -> int:
+    """Give in how many parts a batch is computed.
+
+    Raises:
+        RunError: devices cannot take equal shares of what is trained on, or evaluated.
+    """
+    check_eval_batch(config.eval_batch_size, num_devices)
+    mixing_group = config.augment.mixup_group if Augmentation(**config.augment).mixes else 1
+    return accumulation_steps(config.batch_size, num_devices, config.device_batch_size, mixing_group)
 
 
 def build_optimizer(

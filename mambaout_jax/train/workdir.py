@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import sys
@@ -27,6 +28,8 @@ from mambaout_jax.train.config import changed_keys, flatten_config, from_json, t
 from mambaout_jax.train.errors import RunError
 
 LOCK = ".lock"
+# Reference: Cloud Storage's documentation, "About Cloud Storage buckets", on names.
+_IN_BUCKET = re.compile(r"gs://[a-z0-9][a-z0-9._-]+[a-z0-9]/.")
 
 
 class Run(NamedTuple):
@@ -53,10 +56,10 @@ def open_workdir(path: epath.PathLike) -> epath.Path:
     """
     if not os.fspath(path):
         raise RunError("the workdir has an empty name; a folder is expected")
+    if re.match(r"\w+:/", os.fspath(path)) and not _IN_BUCKET.match(os.fspath(path)):
+        raise RunError(f"{path} is no place for a workdir; a folder or gs://BUCKET/... is expected")
     if not is_remote(path):
         return epath.Path(path).expanduser().absolute()
-    if not os.fspath(path).startswith("gs://"):
-        raise RunError(f"{path} is no place for a workdir; a folder or gs://BUCKET/... is expected")
     workdir = epath.Path(path)
     try:
         within_seconds(REMOTE_SECONDS, workdir.exists)
@@ -111,8 +114,8 @@ def claim_workdir(path: epath.PathLike, config: ConfigDict) -> epath.Path:
         raise RunError(f"workdir {workdir} cannot be written ({fault}); name another with --workdir")
     if blind := parallel.see_same_folder(workdir):
         raise RunError(
-            f"workdir {workdir} of process 0 is not that of process {', '.join(map(str, blind))}; name one that all "
-            "hosts share"
+            f"process 0 does not have the workdir of process {', '.join(map(str, blind))} (here it is {workdir}); name "
+            "one that all hosts share"
         )
     # A run that was stopped before its first checkpoint holds nothing to be true to.
     if (workdir / "config.json").exists() and any((workdir / "checkpoints").glob("[0-9]*")):

@@ -9,6 +9,9 @@ from mambaout_jax.__main__ import main
 from mambaout_jax.analysis import doctor
 from mambaout_jax.analysis.doctor import Finding
 from tests.processes import run_python
+from tests.train import tiny
+
+MIXED = [f"--config={tiny.DIGITS}", "--config.augment.mixup_alpha=1.0", "--config.augment.mix_rate=1.0"]
 
 
 def look(data=None, workdir=None):
@@ -67,6 +70,28 @@ def test_the_command_ends_with_a_verdict(tmp_path, capsys):
     assert "  wrong: it cannot be written" in out
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--config.seed=1"], "--config.seed=1 changes a config, and none is named; add --config=FILE"),
+        (["--process_id=0"], "want --distributed beside them"),
+        ([f"--config={tiny.DIGITS}", "--config.mesh.fsdp=3"], "config.mesh.fsdp is 3; a divisor of the 1 devices"),
+        ([*MIXED, "--config.augment.mixup_group=7"], "mixup_group is 7; a divisor of the 64 images of a device"),
+    ],
+)
+def test_what_a_run_would_refuse_is_refused(capsys, words, sentence):
+    assert main(["doctor", *words]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.count("\n") == 1
+
+
+def test_a_place_that_is_none_is_told():
+    for place in ("", "foo://b/x", "gs:/b/x", "gs://B!/x"):
+        ((finding,),) = [doctor._workdir(place)]
+        assert "is expected" in finding.fault
+
+
 @pytest.mark.slow
 def test_hosts_look_together(tmp_path):
     program = textwrap.dedent(f"""
@@ -76,8 +101,11 @@ def test_hosts_look_together(tmp_path):
         for line in [*doctor._together(doctor._devices), *doctor._together(doctor._collective)]:
             print(line.name, line.value, line.faults)
         print(doctor._together(lambda: doctor._workdir(folder)))
+        folder = folder if process else epath.Path("/dev/null/run")
+        print(doctor._together(lambda: doctor._workdir(folder)))
     """)
     for out in run_python(program, 2):
         assert "hosts 2 of 2 ()" in out
         assert "chips 2 ()" in out
         assert "it is not the same folder on process 1" in out
+        assert "process 0: it cannot be written (Not a directory)" in out

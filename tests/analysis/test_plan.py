@@ -79,6 +79,10 @@ def test_largest_batch_is_not_believed_where_the_line_bends():
     assert largest_batch(sizes.get, 1000, {8: 100}, 8) == (72, 950)
 
 
+def test_largest_batch_is_looked_for_below_a_double_that_does_not_fit():
+    assert largest_batch({64: 400, 112: 900, 120: 1100}.get, 1000, {}, 64) == (112, 900)
+
+
 def test_where_not_even_the_smallest_batch_fits_none_is_found():
     assert largest_batch(lambda batch: None, 1000, {}, 64) == (0, 0)
 
@@ -176,8 +180,10 @@ class TestCompiled:
             "v5e:2x2",
             Dataset(1437, 10),
             chip_hour_price=2.0,
-            find_batch=False,
+            find_batch=True,
         )
+        assert figures["largest_batch_at_once"] >= 64
+        assert figures["largest_batch_memory"] <= figures["memory"]["limit"]
         memory, of = figures["memory"], programs[0].memory_analysis()
         arguments, results = of.argument_size_in_bytes, of.output_size_in_bytes - of.alias_size_in_bytes
         assert memory["temporaries"] == of.temp_size_in_bytes

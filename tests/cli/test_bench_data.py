@@ -12,7 +12,6 @@ from mambaout_jax.analysis import input_speed
 from mambaout_jax.analysis.input_speed import InputSpeed
 from tests.train import tiny
 
-# ml_collections loads a config's file with it.
 CORES = 16
 SPEED = InputSpeed(1.5, 1000.0, (0.064, 0.128), 2.0 * 2**20, 30)
 

@@ -10,7 +10,6 @@ from mambaout_jax.analysis.plan import schedule, speed
 from mambaout_jax.analysis.tpu_chips import CHIPS
 from tests.train import tiny
 
-# ml_collections loads a config's file with it.
 MIB = 2**20
 ROWS = [
     {

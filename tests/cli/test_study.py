@@ -12,8 +12,6 @@ import pytest
 from mambaout_jax.__main__ import main
 from tests.analysis.study_runs import EXPERIMENT, ROOT, Training
 
-# ml_collections loads a config's file with it.
-
 
 @pytest.fixture
 def training(monkeypatch):

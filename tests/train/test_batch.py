@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mambaout_jax.train.batch import accumulation_steps, describe_batch
+from mambaout_jax.train.batch import accumulation_steps, check_eval_batch, describe_batch
 from mambaout_jax.train.errors import RunError
 
 
@@ -58,3 +58,9 @@ def test_a_batch_is_described_in_words():
         "a step takes 4,096 images, 512 on each of 8 devices, accumulated over 4 parts of 128"
     )
     assert describe_batch(64, 1, 1) == "a step takes 64 images, on one device, computed at once"
+
+
+def test_an_evaluated_batch_that_devices_cannot_share_is_refused():
+    check_eval_batch(104, 8)
+    with pytest.raises(RunError, match=r"eval_batch_size is 100; a multiple of the 8 devices .* size is 96 or 104$"):
+        check_eval_batch(100, 8)

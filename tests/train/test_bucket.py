@@ -1,12 +1,12 @@
 """A run in a bucket: what it says of one that cannot be used, and that it ends as a local run does."""
 
+import contextlib
 import itertools
 import json
 import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 
@@ -20,7 +20,7 @@ from mambaout_jax.train.workdir import claim_workdir, fault_of_writing, open_wor
 from tests.fake_bucket import bucket
 from tests.processes import ROOT, finish_all, start_all
 from tests.train import tiny
-from tests.train.test_loop import assert_same_weights
+from tests.train.runs import assert_same_weights, command
 
 
 @pytest.fixture
@@ -74,6 +74,29 @@ def test_logs_of_a_remote_run_are_copied_when_told_and_gone_on_with(tmp_path, mo
     assert not folder.path.exists()
 
 
+def close_after(folder, ending):
+    """Close as a run does that ends with an exception."""
+    with contextlib.ExitStack() as end:
+        end.callback(folder.close)
+        raise ending
+
+
+def test_logs_that_cannot_be_copied_do_not_hide_what_ended_the_run(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(logs, "is_remote", lambda path: True)
+
+    def cut_off(self):
+        raise OSError("no network")
+
+    monkeypatch.setattr(LogFolder, "copy", cut_off)
+    folders = [LogFolder(epath.Path(tmp_path), "metrics.jsonl") for _ in range(2)]
+    with pytest.raises(ZeroDivisionError):
+        close_after(folders[0], ZeroDivisionError())
+    assert "lack what came last: no network" in capfd.readouterr().err
+    with pytest.raises(OSError, match="no network"):
+        folders[1].close()
+    assert not any(folder.path.exists() for folder in folders)
+
+
 def test_a_bucket_that_does_not_answer_is_given_up(silent):
     with pytest.raises(RunError, match=r"workdir gs://bucket/run cannot be reached \(no answer within 0.05 s\)"):
         open_workdir("gs://bucket/run")
@@ -97,9 +120,10 @@ def test_a_bucket_that_cannot_be_used_is_one_sentence(served, name, words, caplo
     assert not caplog.text
 
 
-def test_what_a_local_folder_alone_can_do_is_refused():
-    with pytest.raises(RunError, match=r"s3://bucket/run is no place for a workdir; a folder or gs://BUCKET/"):
-        open_workdir("s3://bucket/run")
+@pytest.mark.parametrize("name", ["s3://bucket/run", "gs:/bucket/run", "gs://", "gs://bucket", "gs://two words/run"])
+def test_what_is_neither_a_folder_nor_a_bucket_is_refused(name):
+    with pytest.raises(RunError, match=f"{name} is no place for a workdir; a folder or gs://BUCKET/"):
+        open_workdir(name)
 
 
 def records(objects):
@@ -115,8 +139,8 @@ def whole_steps(objects):
 
 def start():
     """Start a run in the bucket."""
-    command = [sys.executable, "main.py", *tiny.flags(save_every_steps=2), "--workdir=gs://bucket/run"]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    typed = command("gs://bucket/run", save_every_steps=2)
+    return subprocess.Popen(typed, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mambaout_jax.train.config import KEYS, changed_keys, check_config, flatten_config, from_json, to_json
+from mambaout_jax.train.config import KEYS, changed_keys, check_config, flatten_config, from_json, read_config, to_json
 from mambaout_jax.train.errors import RunError
 from mambaout_jax.train.workdir import build_model
 from tests.marks import slow_but
@@ -104,6 +104,7 @@ def test_documentation_has_every_key():
         pytest.param(["--config.optim.learningrate=1"], 'Did you mean "learning_rate"', marks=pytest.mark.slow),
         pytest.param(["--config.batch_size=many"], "batch_size", marks=pytest.mark.slow),
         pytest.param(["--confg.seed=1"], "confg", marks=pytest.mark.slow),
+        pytest.param(["--config.model.scan_blocks=2"], "True or False is expected, not '2'", marks=pytest.mark.slow),
         (["extra"], "extra"),
     ],
 )
@@ -114,6 +115,12 @@ def test_mistyped_flag_is_one_sentence(arguments, words, tmp_path):
     assert words in done.stderr
     assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr
+
+
+def test_a_config_file_that_fails_is_told_by_its_last_words(tmp_path):
+    (tmp_path / "broken.py").write_text("def get_config():\n    raise ValueError('no')\n")
+    with pytest.raises(RunError, match=r"^--config cannot be run: ValueError: no$"):
+        read_config(str(tmp_path / "broken.py"))
 
 
 @pytest.mark.parametrize("arguments", slow_but([[]], [["--config=configs/nothing.py"], ["--config=README.md"], []]))

@@ -96,7 +96,7 @@ def test_what_differs_between_processes_is_named(tmp_path):
 def test_a_workdir_that_is_not_shared_is_refused(tmp_path):
     codes, said = finish_all(start_all(2, tiny.flags(), flags=lambda process: [f"--workdir={tmp_path / str(process)}"]))
     assert codes == [2, 2], said
-    assert all("is not that of process 1; name one that all hosts share" in text for text in said)
+    assert all("process 0 does not have the workdir of process 1 (here it is " in text for text in said)
 
 
 def test_the_same_processes_resume_to_the_same_bits(two_processes, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 
 from mambaout_jax.train import metrics
-from mambaout_jax.train.metrics import MetricWriter, StepLog
+from mambaout_jax.train.metrics import MetricWriter, SilentWriter, StepLog
 from mambaout_jax.train.state import Progress
 
 BATCH_SIZE = 8
@@ -118,3 +118,8 @@ def test_wait_for_the_first_batch_is_no_part_of_the_pace(clock):
 
 def test_records_that_were_skipped_are_counted_over_the_run(clock):
     assert [record["skipped"] for record in run(clock, [0.0] * 5, every=2)] == [9, 15, 15]
+
+
+def test_what_writes_nothing_can_be_told_whatever_a_writer_can():
+    silent, writer = ({name for name in vars(kind) if name[0] != "_"} for kind in (SilentWriter, MetricWriter))
+    assert silent == writer
