@@ -1,6 +1,7 @@
 """A run of several processes equals that of one, stops as one, and goes on with any number."""
 
 import os
+import shutil
 import signal
 import time
 
@@ -60,19 +61,24 @@ def test_four_processes_equal_one_and_evaluate_every_image_once(unbroken, tmp_pa
     assert_equals_one_process(tmp_path / "run", unbroken)
 
 
-def test_a_signal_to_one_stops_all_at_the_same_step_and_another_number_goes_on(unbroken, tmp_path):
-    workdir = tmp_path / "run"
-    two = start_all(2, command(workdir))
-    wait_for_step(workdir, 2)
+def test_a_signal_to_one_stops_all_at_the_same_step_and_any_number_goes_on(unbroken, two_processes, tmp_path):
+    stopped, again = tmp_path / "stopped", tmp_path / "again"
+    two = start_all(2, command(stopped))
+    wait_for_step(stopped, 2)
     two[1].send_signal(signal.SIGTERM)
     codes, said = finish_all(two)
     assert codes == [os.EX_TEMPFAIL] * 2, said
     assert all("stopped by SIGTERM of process 1; everything is saved" in text for text in said)
-    assert 2 <= load_run(workdir, "raw").step < 10
+    assert 2 <= load_run(stopped, "raw").step < 10
+    shutil.copytree(stopped, again)
 
-    codes, said = finish_all(start_all(1, command(workdir)))
+    codes, said = finish_all(start_all(1, command(stopped)))
     assert codes == [0], said
-    assert losses(workdir)[10] == pytest.approx(losses(unbroken)[10], rel=1e-5)
+    assert losses(stopped)[10] == pytest.approx(losses(unbroken)[10], rel=1e-5)
+
+    codes, said = finish_all(start_all(2, command(again)))
+    assert codes == [0, 0], said
+    assert_same_weights(again, two_processes)
 
 
 def test_a_killed_process_ends_the_other_and_is_named(tmp_path):
@@ -97,13 +103,3 @@ def test_a_workdir_that_is_not_shared_is_refused(tmp_path):
     codes, said = finish_all(start_all(2, tiny.flags(), flags=lambda process: [f"--workdir={tmp_path / str(process)}"]))
     assert codes == [2, 2], said
     assert all("process 0 does not have the workdir of process 1 (here it is " in text for text in said)
-
-
-def test_the_same_processes_resume_to_the_same_bits(two_processes, tmp_path):
-    broken = tmp_path / "broken"
-    two = start_all(2, command(broken, save_every_steps=1))
-    wait_for_step(broken, 4)
-    two[0].send_signal(signal.SIGTERM)
-    assert finish_all(two)[0] == [os.EX_TEMPFAIL] * 2
-    assert finish_all(start_all(2, command(broken, save_every_steps=1)))[0] == [0, 0]
-    assert_same_weights(broken, two_processes)
