@@ -1,5 +1,6 @@
 """on_host.sh holds one run at a time and tells what became of it, also where nothing wrote that down."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -65,6 +66,10 @@ def test_run_without_its_keeper_lives_until_it_ends(host):
     host("start", "sleep", "100")
     run, keeper = pids(host)
     os.kill(keeper, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        for _ in range(400):  # until it was waited for
+            os.kill(keeper, 0)
+            time.sleep(0.02)
     assert host("follow") == "\nmambaout-code running\n"
     os.kill(run, signal.SIGKILL)
     wait_for_end(host)

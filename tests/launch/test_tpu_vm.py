@@ -101,8 +101,9 @@ def test_ssh_that_fails_once_starts_nothing_twice(cloud):
 
 def test_state_that_gcloud_does_not_tell_for_a_while_ends_nothing(cloud):
     down = "UNAVAILABLE: The service is currently unavailable"
-    # The queue and, where it says ACTIVE, the node.
-    script = {"describe": ["", down, "", "", down, "", down, down], "follow": ["unreachable"]}
+    # The queue and, where it says ACTIVE, the node: four times in a row before there are hosts, and four afterwards.
+    told = ["", *[down] * 4, "", down, "", "", down, "", down, down]
+    script = {"boots": [["PROVISIONING"]], "describe": told, "follow": ["unreachable"]}
     cloud.play("tpu_vm.sh", *SLICE, script=script, runs=[[1, [0, 0]]])
     assert not json.loads((cloud.home / "script.json").read_text())["describe"]
     assert verbs(cloud.calls()) == ["create", "setup_host", "step", "start", "delete"]
@@ -140,6 +141,13 @@ def test_kept_run_is_found_again(cloud):
     assert "The run is there already" in cloud.play("tpu_vm.sh", *SLICE, **world)
     again = verbs(cloud.calls()[before:])
     assert again == ["running", "running", "delete", "create", "setup_host", "step", "start", "delete"]
+
+
+def test_slice_that_was_there_and_is_given_up_is_told_to_save(cloud):
+    for host in range(2):
+        (cloud.home / "hosts" / str(host)).mkdir(parents=True)
+    cloud.play("tpu_vm.sh", *SLICE, code=1, script={"exists": True, "running": ["unreachable"] * 5})
+    assert verbs(cloud.calls()) == [*["running"] * 5, "stop", "delete"]
 
 
 @pytest.mark.parametrize(
