@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # Sourced by the launchers of Google Cloud: run a command on hosts that come and go, until it is done. A launcher sets
 # `command` and `what`, the hosts in words, and brings what differs between services:
-#   read_state           set `state`: ABSENT, WAITING, ACTIVE, LOST (delete it and make it again) or FAILED
+#   read_state           set `state`: ABSENT, WAITING, ACTIVE, LOST (delete it and make it again) or FAILED;
+#                        fail where gcloud does not tell
 #   create, delete       make the hosts, and give them back
 #   copy FILE            put a file into the home of every host
 #   on_hosts WHO COMMAND run COMMAND on host 0 or on all; what host N says, and ssh about it, lies in $out/N.log
@@ -16,13 +17,13 @@ name='' zone='' project='' config='' workdir='' cache='' restarts=10 keep=false
 what='' state='' ssh_by_hand='' command=() setup=''
 # What became of it.
 owned=false     # whether there may be something to delete
-found=true      # whether hosts were there before the launcher
+found=true      # whether hosts were there before the launcher, which may have a run
 deployed=false  # whether they have the program
 started=false   # whether they run it
 told=''         # the state that was printed last
 newest=-2       # the newest checkpoint when the run was last started; -1 where there was none
 idle=0          # starts since then that brought no other
-troubles=0      # commands that failed on hosts that were there, in a row
+troubles=0      # commands that failed while hosts were there or may have been, in a row
 pass=()         # --config.KEY=VALUE
 
 # What is needed on a host; nothing else of the checkout leaves this machine.
@@ -110,12 +111,38 @@ refuse() {
   esac
 }
 
+# Have a run that may be there save what it has.
+save() {
+  "$owned" && { "$deployed" || "$found"; } || return 0
+  say "Stopping: the run saves what it has"
+  on_hosts all "mambaout/launch/on_host.sh stop" || true
+}
+
+# Count what failed in a row, and give up the fifth time. $*: what to say then.
+trouble() {
+  troubles=$((troubles + 1))
+  if [ "$troubles" -lt 5 ]; then pause; return; fi
+  "$keep" || save
+  fail "$@"
+}
+
+# Read the state. That gcloud does not tell it says nothing about the hosts.
+look() {
+  local words
+  rm -f "$out"/*.log
+  read_state && return
+  words="gcloud cannot tell the state of $name: $(last_words)"
+  "$owned" || fail "$words"
+  trouble "$words"
+  return 1
+}
+
 # Wait until the hosts are there, and make them where they are not or were taken away.
 await_hosts() {
   while :; do
-    read_state
+    look || continue
     if [ "$state" != "$told" ]; then say "$name is $state"; told=$state; fi
-    [ "$state" = ACTIVE ] || found=false deployed=false started=false
+    [ "$state" = ACTIVE ] || found=false deployed=false started=false troubles=0
     owned=true
     case $state in
       ACTIVE) return ;;
@@ -158,7 +185,18 @@ start() {
   on_hosts all "mambaout/launch/on_host.sh start$line"
 }
 
-is_running() { on_hosts 0 "mambaout/launch/on_host.sh running"; }
+# Find the run again that a launcher left, by --keep or because its own machine was lost. A host without the program has
+# none.
+find_run() {
+  local script=mambaout/launch/on_host.sh
+  on_hosts all "if [ -e $script ]; then $script running; else echo mambaout-running no; fi" || return
+  case $(sed -n 's/^mambaout-running //p' "$out"/*.log | sort -u) in
+    *yes) say "The run is there already"; deployed=true started=true ;;
+    no) ;;
+    *) return 1 ;;
+  esac
+  found=false
+}
 
 # Print what the hosts said since the last time, and set `code`: running, or the run's exit code. A host that failed
 # tells more than those that lost it (75).
@@ -194,26 +232,18 @@ follow() {
 recover() {
   local words
   words=$(last_words)
-  read_state
-  [ "$state" = ACTIVE ] || return 0
-  troubles=$((troubles + 1))
-  [ "$troubles" -lt 5 ] || fail "the hosts of $name are there, but commands sent to them by ssh fail ($words); try" \
-    "'$ssh_by_hand', and see docs/pods.md"
-  pause
+  if ! look || [ "$state" != ACTIVE ]; then return; fi
+  trouble "the hosts of $name are there, but commands sent to them by ssh fail ($words); try '$ssh_by_hand', and see" \
+    "docs/pods.md"
 }
 
 run_until_done() {
   while :; do
     await_hosts
+    if "$found"; then find_run || { recover; continue; }; fi
     if ! "$started"; then
-      # A launcher that was interrupted with --keep, or lost its machine, finds its run again.
-      if "$found" && is_running; then
-        say "The run is there already"
-        deployed=true
-      else
-        { deploy && count_start && start; } || { recover; continue; }
-      fi
-      found=false started=true
+      { deploy && count_start && start; } || { recover; continue; }
+      started=true
     fi
     follow || { recover; continue; }
     started=false
@@ -231,9 +261,8 @@ interrupted() {
   trap '' INT TERM HUP
   if "$keep"; then
     say "$name and its run go on, and cost; the same command follows the run again"
-  elif "$owned" && "$deployed"; then
-    say "Stopping: the run saves what it has"
-    on_hosts all "mambaout/launch/on_host.sh stop" || true
+  else
+    save
   fi
   exit 75
 }

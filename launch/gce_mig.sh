@@ -58,17 +58,15 @@ where=(--zone="$zone" --project="$project")
 region=${zone%-*}
 hosts=()
 
-ssh_by_hand="gcloud compute instance-groups managed list-instances $name ${where[*]}"
-
 read_state() {
   local host status
-  hosts=() state=ACTIVE
   if ! ask compute instance-groups managed list-instances "$name" "${where[@]}" \
     --format='value(instance.basename(),instanceStatus)' >"$scratch/answer"; then
-    grep -qi 'not.found' "$scratch/complaints" || fail "gcloud cannot tell the state of $name: $(last_words)"
+    grep -qi 'not.found' "$scratch/complaints" || return
     state=ABSENT
     return
   fi
+  hosts=() state=ACTIVE
   if "$dry_run"; then pretend; return; fi
   while read -r host status; do
     hosts+=("$host")
@@ -78,6 +76,8 @@ read_state() {
       *) [ "$state" = LOST ] || state=WAITING ;;
     esac
   done <"$scratch/answer"
+  # shellcheck disable=SC2034  # for cloud.sh
+  ssh_by_hand="gcloud compute ssh ${hosts[0]-HOST} ${where[*]}"
   if [ "$state" = ACTIVE ] && [ "${#hosts[@]}" -lt "$size" ]; then state=WAITING; fi
   [ "$state" = WAITING ] || return 0
   # A group asks again for ever for what the quota does not allow.

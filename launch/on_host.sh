@@ -9,18 +9,27 @@ help() {
   cat <<'TEXT'
 Hold a run on a host that outlives the connection. Its log, process and exit code are files of the checkout.
 
-usage: launch/on_host.sh start COMMAND...   start a run
+usage: launch/on_host.sh start COMMAND...   start a run, unless one is there
        launch/on_host.sh follow             print what it said since the last time, then "mambaout-code", and its exit
-                                            code or "running"
-       launch/on_host.sh running            succeed if it runs
+                                            code, "running", or 75 where it is gone and left no code
+       launch/on_host.sh running            print "mambaout-running", and "yes" or "no"
        launch/on_host.sh stop               have it save and end, within two minutes
        launch/on_host.sh step WORKDIR       print "mambaout-step" and the newest checkpoint of a workdir (-1: none)
 TEXT
 }
 
-# The code is read first, so that the log is whole where there is one.
+# Set `run`, the pid of the run, and succeed while it or what waits for its code lives. A reboot gives pids to others.
+lives() {
+  local keeper boot
+  if [ -e run.code ] || [ ! -s run.pid ]; then return 1; fi
+  read -r run keeper boot <run.pid
+  [ "$boot" = "$(</proc/sys/kernel/random/boot_id)" ] && kill -0 "$run" "$keeper" 2>/dev/null
+}
+
+# What waits for the run writes the code before it ends, and the log is read last: both are whole.
 follow() {
   local code=running seen size
+  lives || code=75
   [ ! -e run.code ] || code=$(cat run.code)
   seen=$(cat run.seen)
   size=$(wc -c <run.log)
@@ -30,27 +39,32 @@ follow() {
 }
 
 start() {
-  rm -f run.code
+  ! lives || return 0
+  rm -f run.code run.pid
   : >run.log
   echo 0 >run.seen
   # shellcheck disable=SC2016  # for the shell that is started
-  setsid nohup bash -c '"$@" & echo $! >run.pid; wait $!; echo $? >run.part; mv run.part run.code' \
-    run "$@" >run.log 2>&1 </dev/null &
+  setsid nohup bash -c '"$@" & echo "$! $$ $(</proc/sys/kernel/random/boot_id)" >run.pid
+    wait $!; echo $? >run.part; mv run.part run.code' run "$@" >run.log 2>&1 </dev/null &
+  # Without the pid the next look would find no run.
+  while [ ! -s run.pid ] && kill -0 $! 2>/dev/null; do sleep 0.05; done
+  [ -s run.pid ]
 }
 
 stop() {
-  local second
-  kill -TERM "$(cat run.pid)"
-  for ((second = 0; second < 120; second++)); do
-    [ ! -e run.code ] || return 0
-    sleep 1
+  local tick
+  lives || return 0
+  kill -TERM "$run" 2>/dev/null || true
+  for ((tick = 0; tick < 600; tick++)); do
+    lives || return 0
+    sleep 0.2
   done
 }
 
 case ${1-} in
   start) shift; start "$@" ;;
   follow) follow ;;
-  running) [ -e run.pid ] && kill -0 "$(cat run.pid)" ;;
+  running) if lives; then echo "mambaout-running yes"; else echo "mambaout-running no"; fi ;;
   stop) stop ;;
   step)
     # A bucket that does not answer would hang for ever.

@@ -58,7 +58,7 @@ read_state() {
   local answer=''
   if ! ask compute tpus queued-resources describe "$name" "${where[@]}" --format='value(state.state)' \
     >"$scratch/answer"; then
-    grep -q NOT_FOUND "$scratch/complaints" || fail "gcloud cannot tell the state of $name: $(last_words)"
+    grep -q NOT_FOUND "$scratch/complaints" || return
   elif "$dry_run"; then
     ! "$owned" || answer=ACTIVE
   else
@@ -79,7 +79,8 @@ read_state() {
 
 # What was taken away may be ACTIVE in the queue for a while.
 read_node() {
-  ask compute tpus tpu-vm describe "$name" "${where[@]}" --format='value(state)' >"$scratch/answer" || true
+  ask compute tpus tpu-vm describe "$name" "${where[@]}" --format='value(state)' >"$scratch/answer" ||
+    grep -q NOT_FOUND "$scratch/complaints" || return
   ! "$dry_run" || echo READY >"$scratch/answer"
   case $(cat "$scratch/answer") in
     READY) state=ACTIVE ;;

@@ -1,5 +1,6 @@
 """A checkout, a fake gcloud and hosts that are folders."""
 
+import contextlib
 import json
 import os
 import re
@@ -83,11 +84,9 @@ def cloud(tmp_path):
     for process in started:
         process.kill()
         process.communicate()
-    for pid in home.glob("hosts/*/mambaout/run.pid"):
-        try:
-            os.kill(int(pid.read_text()), signal.SIGKILL)
-        except (ProcessLookupError, ValueError):
-            continue
+    for path in home.glob("hosts/*/mambaout/run.pid"):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(path.read_text().split()[0]), signal.SIGKILL)
 
 
 def without_scratch(text):

@@ -1,12 +1,15 @@
 """Play gcloud by a script: two hosts that are folders, commands by ssh run in them, and a log of all calls.
 
 $FAKE_CLOUD/script.json says what happens: "boots", for each creation the states before ACTIVE; "create", the errors of
-creations ("" for none); "follow", what befalls each look at the log ("", "preempt", "unreachable" or "unready").
+creations ("" for none); "describe", those of each look at the state; "start", "running" and "follow", what befalls each
+of these commands ("", "preempt", "killed" on host 0, "unreachable", "unready", or "cut" after it ran).
 """
 
 import contextlib
+import fcntl
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -39,6 +42,8 @@ def answer(script, words, flags):
     main_resource = main_resource or words[1] == "instances"
     if words[1] in ("ssh", "scp"):
         return on_host(script, words[1], words[2:], flags)
+    if ("describe" in words or verb == "list-instances") and (error := pop(script, "describe", "")):
+        return complain(words, error)
     if group == "tpus tpu-vm":
         if verb == "describe":
             print("PREEMPTED" if script.get("gone") else "READY")
@@ -76,18 +81,21 @@ def answer(script, words, flags):
 
 def on_host(script, verb, words, flags):
     """Run a command in the folders of hosts, or copy a file there."""
-    if verb == "ssh" and flags["--command"].endswith("follow"):
-        event = pop(script, "follow", "")
-        if event == "preempt":
-            end_processes()
-            script["gone"] = True
-        if event == "unready":
-            return complain(["ssh"], "Cloud TPU is not in READY state")
-        if event == "unreachable":
-            for number in range(NUM_HOSTS) if "--output-directory" in flags else ():
-                text = "ssh: connect to host 192.0.2.1 port 22: Connection timed out\n"
-                Path(flags["--output-directory"], f"{number}.log").write_text(text)
-            return 255
+    asked = re.search(r"on_host\.sh (start|running|follow)", flags.get("--command", ""))
+    event = pop(script, asked[1], "") if asked else ""
+    if event == "preempt":
+        end_processes()
+        script["gone"] = True
+    if event == "killed":
+        kill(hosts()[0] / "mambaout/run.pid", keeper=True)
+    if event == "unready":
+        return complain(["ssh"], "Cloud TPU is not in READY state")
+    if event == "unreachable":
+        text = "ssh: connect to host 192.0.2.1 port 22: Connection timed out\n"
+        for number in range(NUM_HOSTS) if "--output-directory" in flags else ():
+            Path(flags["--output-directory"], f"{number}.log").write_text(text)
+        sys.stderr.write(text)
+        return 255
     if script.get("gone"):
         return complain(["ssh"], "the TPU is in state PREEMPTED")
     chosen = hosts()
@@ -117,7 +125,7 @@ def on_host(script, verb, words, flags):
             Path(flags["--output-directory"], f"{host.name}.log").write_text(result.stdout)
         else:
             print(result.stdout, end="")
-    return code
+    return 255 if event == "cut" else code
 
 
 def hosts():
@@ -125,9 +133,16 @@ def hosts():
 
 
 def end_processes():
-    for pid in CLOUD.glob("hosts/*/mambaout/run.pid"):
+    for path in CLOUD.glob("hosts/*/mambaout/run.pid"):
+        kill(path)
+
+
+def kill(path, keeper=False):
+    """Kill the run of a host, and before it, on demand, what would write its exit code."""
+    run, *others = path.read_text().split()[:2] or [""]
+    for pid in (*others[: int(keeper)], run):
         with contextlib.suppress(ProcessLookupError, ValueError):
-            os.kill(int(pid.read_text()), signal.SIGKILL)
+            os.kill(int(pid), signal.SIGKILL)
 
 
 def pop(script, key, default):
@@ -140,4 +155,6 @@ def complain(words, text):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with open(CLOUD / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a launcher of a group asks its hosts at once
+        sys.exit(main(sys.argv[1:]))

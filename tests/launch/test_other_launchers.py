@@ -17,7 +17,11 @@ def test_group_that_is_preempted_is_made_again(cloud):
         *GROUP,
         "--spot",
         "--project=p",
-        script={"boots": [["PROVISIONING", "STAGING"], []], "follow": ["", "", "", "preempt"]},
+        script={
+            "boots": [["PROVISIONING", "STAGING"], []],
+            "describe": ["", "", "UNAVAILABLE"],
+            "follow": ["", "", "", "preempt"],
+        },
         runs=[[100, ["hang", "hang"]], [200, [0, 0]]],
     )
     words = [call.split() for call in cloud.calls()]
@@ -38,6 +42,33 @@ def test_group_that_is_preempted_is_made_again(cloud):
     assert sorted(line for line in text.splitlines() if "| " in line) == [
         f"{host}| start {start} trains to step {100 * start + 100}" for host in range(2) for start in range(2)
     ]
+
+
+@pytest.mark.parametrize(
+    ("keep", "script", "sentence"),
+    [
+        (
+            ["--keep"],
+            {"follow": ["unreachable"] * 10},
+            "(ssh: connect to host 192.0.2.1 port 22: Connection timed out); try 'gcloud compute ssh host0 --zone",
+        ),
+        (
+            [],
+            {"follow": ["unreachable"], "describe": ["", "", *["UNAVAILABLE: try later"] * 5]},
+            "gcloud cannot tell the state of tiny: (gcloud.compute.instance-groups.managed.list-instances) UNAVAILABLE",
+        ),
+    ],
+)
+def test_group_that_is_given_up_saves_unless_it_is_kept(keep, script, sentence, cloud):
+    world = {"script": script, "runs": [[1, ["hang", "hang"]]]}
+    text = cloud.play("gce_mig.sh", *GROUP, "--project=p", *keep, code=1, **world)
+    errors = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert sentence in errors[0]
+    for host in range(2):
+        code = cloud.home / "hosts" / str(host) / "mambaout/run.code"
+        assert not code.exists() if keep else code.read_text() == "75\n"
+        assert (cloud.home / f"starts-{host}").read_text() == "1"
 
 
 def test_quota_of_a_group_is_one_sentence(cloud):
@@ -68,8 +99,9 @@ def test_one_host_needs_no_policy(cloud):
 
 
 def test_imagenet_is_prepared_and_the_machine_deleted(cloud):
+    script = {"boots": [["PROVISIONING", "STAGING"]], "describe": ["", "", "UNAVAILABLE"]}
     # The fake host has no dataset to prepare: gcloud is its own, and its Python plays a run.
-    text = cloud.play("prepare_imagenet.sh", *TARS, script={"boots": [["PROVISIONING", "STAGING"]]}, runs=[[0, [0, 0]]])
+    text = cloud.play("prepare_imagenet.sh", *TARS, script=script, runs=[[0, [0, 0]]])
     assert text.count("prepare is ") == 4
     assert "Done" in text
     calls = cloud.calls()

@@ -30,8 +30,9 @@ def test_run_that_is_preempted_and_requeued_comes_to_its_end(cloud):
         *SLICE,
         "--spot",
         "--config.data.data_dir=gs://b/data sets",
-        script={"boots": [WAITING, WAITING], "follow": ["", "", "preempt"]},
-        runs=[[100, ["hang", "hang"]], [200, [75, 75]], [300, [0, 0]]],
+        # The second start: host 0 loses run and exit code, as by a reboot.
+        script={"boots": [WAITING, WAITING], "follow": ["", "", "preempt", "", "killed"]},
+        runs=[[100, ["hang", "hang"]], [200, ["hang", 75]], [300, [0, 0]]],
     )
     attempt = ["create", "setup_host", "step", "start"]
     assert verbs(cloud.calls()) == [*attempt, "delete", *attempt, "step", "start", "delete"]
@@ -82,18 +83,37 @@ def test_request_that_failed_says_why_and_is_deleted(cloud):
 
 
 def test_ssh_that_fails_for_good_is_one_sentence(cloud):
-    world = {"script": {"follow": ["unreachable"] * 9}, "runs": [[1, ["hang", "hang"]]]}
+    world = {"script": {"start": ["cut"], "follow": ["unreachable"] * 9}, "runs": [[1, ["hang", "hang"]]]}
     text = cloud.play("tpu_vm.sh", *SLICE, code=1, **world)
     errors = [line for line in text.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert "by ssh fail (ssh: connect to host 192.0.2.1 port 22: Connection timed out)" in errors[0]
     assert "gcloud compute tpus tpu-vm ssh tiny --zone=us-west4-a" in errors[0]
-    assert verbs(cloud.calls())[-1] == "delete"
+    attempt = ["step", "start"]
+    assert verbs(cloud.calls()) == ["create", "setup_host", *attempt, *attempt, "stop", "delete"]
+    assert (cloud.home / "starts-0").read_text() == "1"  # the second found it running
 
 
 def test_ssh_that_fails_once_starts_nothing_twice(cloud):
     cloud.play("tpu_vm.sh", *SLICE, script={"follow": ["unreachable", "unready"]}, runs=[[1, [0, 0]]])
     assert verbs(cloud.calls()) == ["create", "setup_host", "step", "start", "delete"]
+
+
+def test_state_that_gcloud_does_not_tell_for_a_while_ends_nothing(cloud):
+    down = "UNAVAILABLE: The service is currently unavailable"
+    # The queue and, where it says ACTIVE, the node: four times in a row before there are hosts, and four afterwards.
+    told = ["", *[down] * 4, "", down, "", "", down, "", down, down]
+    script = {"boots": [["PROVISIONING"]], "describe": told, "follow": ["unreachable"]}
+    cloud.play("tpu_vm.sh", *SLICE, script=script, runs=[[1, [0, 0]]])
+    assert not json.loads((cloud.home / "script.json").read_text())["describe"]
+    assert verbs(cloud.calls()) == ["create", "setup_host", "step", "start", "delete"]
+
+
+def test_state_that_gcloud_never_told_is_one_sentence(cloud):
+    text = cloud.play("tpu_vm.sh", *SLICE, code=1, script={"describe": ["UNAUTHENTICATED: Log in first"]})
+    assert text.startswith("error: gcloud cannot tell the state of tiny: (gcloud.")
+    assert text.count("\n") == 1
+    assert len(cloud.calls()) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -116,10 +136,18 @@ def test_kept_run_is_found_again(cloud):
     process.send_signal(signal.SIGINT)
     assert "its run go on, and cost" in cloud.finish(process, 75)
     before = len(cloud.calls())
-    world = {"script": {"exists": True, "follow": ["", "preempt"]}, "runs": [[1, ["hang"] * 2], [2, [0, 0]]]}
+    script = {"exists": True, "running": ["unreachable"], "follow": ["", "preempt"]}
+    world = {"script": script, "runs": [[1, ["hang"] * 2], [2, [0, 0]]]}
     assert "The run is there already" in cloud.play("tpu_vm.sh", *SLICE, **world)
     again = verbs(cloud.calls()[before:])
-    assert again == ["running", "delete", "create", "setup_host", "step", "start", "delete"]
+    assert again == ["running", "running", "delete", "create", "setup_host", "step", "start", "delete"]
+
+
+def test_slice_that_was_there_and_is_given_up_is_told_to_save(cloud):
+    for host in range(2):
+        (cloud.home / "hosts" / str(host)).mkdir(parents=True)
+    cloud.play("tpu_vm.sh", *SLICE, code=1, script={"exists": True, "running": ["unreachable"] * 5})
+    assert verbs(cloud.calls()) == [*["running"] * 5, "stop", "delete"]
 
 
 @pytest.mark.parametrize(
