@@ -54,17 +54,24 @@ parse() {
 need() {
   local key
   for key in "$@"; do [ -n "${!key}" ] || die "--${key//_/-} is missing; --help tells more"; done
+  if [[ -n ${name:-} && ! $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]]; then
+    die "--name is $name; small letters, digits and dashes are expected, a letter first"
+  fi
   "$dry_run" || command -v gcloud >/dev/null || die "gcloud is not on the PATH; install the Google Cloud CLI first"
 }
 
 # Check what every training launcher takes.
 check_run() {
-  case $restarts in *[!0-9]* | '') die "--restarts is $restarts; a number is expected" ;; esac
+  [[ $restarts =~ ^[0-9]{1,6}$ ]] || die "--restarts is $restarts; a number is expected"
+  while [[ $workdir == ?*/ && $workdir != gs:// ]]; do workdir=${workdir%/}; done
   case $workdir in
-    gs://?* | /*) ;;
+    gs://[!/]*/?* | /*) ;;
     *) die "--workdir is $workdir; all hosts share it: gs://BUCKET/... or the absolute path of a mounted file system" ;;
   esac
-  [ -f "$root/$config" ] || die "--config is $config; a file below $root is expected, such as configs/mambaout_tiny.py"
+  # Nothing else of the checkout is copied to hosts.
+  if [[ $config != configs/*.py || $config == *..* || ! -f $root/$config ]]; then
+    die "--config is $config; a file of $root/configs is expected, such as configs/mambaout_tiny.py"
+  fi
   command=(env JAX_COMPILATION_CACHE_DIR="${cache:-${workdir%/*}/compiled}" .venv/bin/python main.py
     --config="$config" --workdir="$workdir" --distributed ${pass[@]+"${pass[@]}"})
 }

@@ -39,6 +39,7 @@ need name zone topology config workdir
 check_run
 case $topology in
   *[!0-9x]* | x* | *x | *xx* | *x*x*x*) size=0 ;;
+  0* | *x0*) size=0 ;;
   *x*x*) size=$((${topology//x/*})) ;;
   *) size=0 ;;
 esac

@@ -41,14 +41,15 @@ check_run
 if [ -z "$runtime" ]; then
   # https://cloud.google.com/tpu/docs/runtimes
   case $accelerator in
+    *-*[!0-9]* | *-) ;;
     v4-*) runtime=tpu-ubuntu2204-base ;;
     v5litepod-*) runtime=v2-alpha-tpuv5-lite ;;
     v5p-*) runtime=v2-alpha-tpuv5 ;;
     v6e-*) runtime=v2-alpha-tpuv6e ;;
     tpu7x* | v7*) die "--accelerator is $accelerator, which has no queued resources; launch/gce_mig.sh trains on it" ;;
-    *) die "--accelerator is $accelerator; v4-N, v5litepod-N, v5p-N or v6e-N is expected, or name the image of its" \
-      "hosts with --runtime" ;;
   esac
+  [ -n "$runtime" ] || die "--accelerator is $accelerator; v4-N, v5litepod-N, v5p-N or v6e-N is expected, or name the" \
+    "image of its hosts with --runtime"
 fi
 what="$accelerator"
 where=(--zone="$zone" ${project:+--project="$project"})

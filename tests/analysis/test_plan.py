@@ -118,7 +118,7 @@ def test_state_is_counted_as_a_chip_keeps_it():
 
 
 def test_split_state_counts_a_part_on_each_chip():
-    config = tiny.config(**{"optim.ema_decay": 0.9, "model.dims": (64, 128)})
+    config = tiny.config(eval_batch_size=104, **{"optim.ema_decay": 0.9, "model.dims": (64, 128)})
     model = build_model(config, 10)
 
     def sizes(fsdp):

@@ -81,7 +81,7 @@ def test_quota_of_a_group_is_one_sentence(cloud):
     assert "resource-policies delete" in cloud.calls()[-1]
 
 
-@pytest.mark.parametrize("topology", ["16", "2x2", "2x2x", "2x3x1", "axbxc", "2x2x2x2", "0x4x4"])
+@pytest.mark.parametrize("topology", ["16", "2x2", "2x2x", "2x3x1", "axbxc", "2x2x2x2", "0x4x4", "08x2x2"])
 def test_topology_that_is_none_is_named(topology, cloud):
     text = cloud.play("gce_mig.sh", *GROUP, f"--topology={topology}", code=2)
     assert f"--topology is {topology}; chips along three axes" in text

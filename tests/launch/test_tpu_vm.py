@@ -155,8 +155,12 @@ def test_slice_that_was_there_and_is_given_up_is_told_to_save(cloud):
     [
         (["--accelerator=tpu7x-8"], "launch/gce_mig.sh trains on it"),
         (["--accelerator=h100"], "v4-N, v5litepod-N, v5p-N or v6e-N is expected"),
+        (["--accelerator=v5litepod-banana"], "v4-N, v5litepod-N, v5p-N or v6e-N is expected"),
         (["--workdir=runs/tiny"], "all hosts share it"),
+        (["--workdir=gs://b/"], "all hosts share it"),  # the cache beside it would lie in another bucket
         (["--config=configs/none.py"], "--config is configs/none.py"),
+        (["--config=tests/train/tiny.py"], "--config is tests/train/tiny.py"),
+        (["--name=--quiet"], "--name is --quiet; small letters"),
         (["--restarts=many"], "--restarts is many"),
         (["--zone="], "--zone is missing"),
         (["--spott"], "--spott is no option of tpu_vm.sh"),

@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 STEPS = 20
 CHANGES = {
     "batch_size": 64,
+    "eval_batch_size": 64,
     "num_epochs": 4,
     "optim.warmup_epochs": 0,
     "model.depths": (1, 2),
