@@ -51,4 +51,4 @@ marks=
 if "$fast"; then marks="${marks:+$marks and }not slow"; fi
 say "Testing"
 run cd "$root"
-run "$python" -m pytest -n auto --dist loadfile ${marks:+-m "$marks"} ${pass[@]+"${pass[@]}"}
+run "$python" -m pytest -n auto --dist loadfile --no-loadscope-reorder ${marks:+-m "$marks"} ${pass[@]+"${pass[@]}"}

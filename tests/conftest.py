@@ -32,6 +32,11 @@ jaxtyping.install_import_hook(
 LAWS = ("ops", "models", "convert", "train/test_step.py", "train/test_mixing.py")
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with whole runs: a worker that came to one at the end would keep the others waiting."""
+    items.sort(key=lambda item: item.path.parent.name != "train")
+
+
 @pytest.fixture(autouse=True)
 def quick_compilation(request):
     """Compile without most optimisations where laws are stated."""

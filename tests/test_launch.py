@@ -77,7 +77,7 @@ def test_training_keeps_what_it_compiled_beside_the_environment(launch, tmp_path
 
 
 def test_dry_run_of_tests_passes_the_rest_to_pytest(launch):
-    pytest_command = "-m pytest -n auto --dist loadfile"
+    pytest_command = "-m pytest -n auto --dist loadfile --no-loadscope-reorder"
     assert f"{pytest_command} -m 'not torch'\n" in launch("test.sh", "--dry-run")
     fast = launch("test.sh", "--dry-run", "--fast", "-k", "a b")
     assert f"{pytest_command} -m 'not torch and not slow' -k 'a b'\n" in fast
