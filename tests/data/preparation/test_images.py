@@ -98,7 +98,7 @@ def test_a_folder_of_that_version_without_metadata_is_told(insects, tmp_path):
 
 def test_a_bucket_gets_what_was_written_here(insects, tmp_path, monkeypatch):
     bucket, local = tmp_path / "bucket", tmp_path / "local"
-    monkeypatch.setattr(images.buckets, "is_remote", lambda path: path == str(bucket))
+    monkeypatch.setattr(images.buckets, "is_remote", lambda path: str(path) == str(bucket))
     monkeypatch.setattr(images, "LOCAL_DATA_DIR", str(local))
     with monkeypatch.context() as patch:
         patch.setattr(images.buckets, "upload", lambda *_: 1 / 0)
