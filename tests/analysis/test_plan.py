@@ -165,7 +165,6 @@ class TestCompiled:
         with pytest.raises(TooLargeError, match=f"{chip.memory / 2**30:g}G"):
             compile_for_tpu(jax.jit(lambda x: x + 1).lower(huge))
 
-    @pytest.mark.filterwarnings("ignore::DeprecationWarning")
     def test_memory_is_the_compilers_and_weights_are_split(self, monkeypatch):
         programs = []
 
@@ -196,7 +195,6 @@ class TestCompiled:
         assert figures["money"] == 2.0 * figures["chip_hours"] > 0
         assert 0 < figures["mfu"] < 1
 
-    @pytest.mark.filterwarnings("ignore::DeprecationWarning")
     def test_largest_batch_is_compiled(self, monkeypatch):
         chip = chip_of("v5e:1x1")
         # A chip of little memory, where small programs, which compile sooner, are large.
