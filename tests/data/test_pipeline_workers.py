@@ -1,5 +1,6 @@
 """Batches are the same whatever number of processes makes them, whole or in chunks; test_pipeline.py tries two."""
 
+import contextlib
 import functools
 import itertools
 import multiprocessing
@@ -25,8 +26,8 @@ def assert_equal(batches, others):
 
 
 def take(batches, count):
-    taken = list(itertools.islice(batches, count))
-    batches.close()
+    with contextlib.closing(batches):
+        taken = list(itertools.islice(batches, count))
     assert not multiprocessing.active_children()
     return taken
 
