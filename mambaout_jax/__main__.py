@@ -30,11 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 0  # the reader, `head` say, has what it wants
     except Exception as error:
-        from mambaout_jax.train import USER_ERRORS, WorkerDiedError
+        from mambaout_jax.train import WorkerDiedError, is_user_error
 
-        if not isinstance(error, (*USER_ERRORS, WorkerDiedError)):
+        if isinstance(error, WorkerDiedError):
+            return _complain(str(error), 1)
+        if not is_user_error(error):
             raise
-        return _complain(str(error), 1 if isinstance(error, WorkerDiedError) else 2)
+        return _complain(str(error))
     return code
 
 

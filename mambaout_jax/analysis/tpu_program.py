@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -126,9 +126,12 @@ def is_kernel(instruction: Instruction) -> bool:
 
 
 def collective_bytes(text: str) -> dict[str, int]:
-    """Count by kind the bytes that a chip gives to collectives or gets from them, whichever is more, in one run."""
+    """Count by kind the bytes that a chip gives to collectives or gets from them, whichever is more, in one run.
+
+    A collective that goes on while other things are computed stands in all their computations, under one channel.
+    """
     computations = parse(text)
-    count: Counter[str] = Counter()
+    moved: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for place, instruction, times, _ in executed(computations):
         kind = instruction.operation.removesuffix("-start")
         if kind not in COLLECTIVES:
@@ -140,7 +143,11 @@ def collective_bytes(text: str) -> dict[str, int]:
             got -= given  # what goes in is named again in what comes out
         # What every chip reduces to its own part, the compiler writes as a reduction of the whole within a fusion.
         kind = "reduce-scatter" if place.startswith("all-reduce-scatter") else kind
-        count[kind] += times * max(given, got)
+        channel = re.search(r"channel_id=\d+", instruction.rest)
+        moved[kind, channel[0] if channel else instruction.name][place] += times * max(given, got)
+    count: Counter[str] = Counter()
+    for (kind, _), places in moved.items():
+        count[kind] += max(places.values())
     return dict(count)
 
 

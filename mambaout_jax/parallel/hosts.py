@@ -91,8 +91,8 @@ def _check_place(coordinator: str, num_processes: int, process_id: int) -> None:
 
 
 def has_joined() -> bool:
-    """Tell whether there are other processes that this one has joined; until then JAX cannot be asked how many."""
-    return distributed.global_state.client is not None and jax.process_count() > 1
+    """Tell whether there are other processes that this one has joined, though it may have found no device."""
+    return distributed.global_state.client is not None and distributed.global_state.num_processes > 1
 
 
 def is_first() -> bool:
@@ -177,7 +177,7 @@ def leave_alone(error: Exception) -> None:
     longer to wait, until its heartbeat is missed and this process aborted with that for a reason.
     """
     own = not isinstance(error, jax.errors.JaxRuntimeError)
-    with contextlib.suppress(LostProcessError, jax.errors.JaxRuntimeError):
+    with contextlib.suppress(RuntimeError):  # the others are lost as well, or this one has no devices
         exchange("failing", seconds=_FAILING_SECONDS if own else HEARTBEAT_SECONDS + 10)
         if is_first():
             time.sleep(_LAST_SECONDS)
@@ -188,6 +188,9 @@ class Ticks:
 
     A process that is asked to stop asks all. Each tells how far it has come, from a thread, because its main thread
     may be waiting for the others; all go on to the furthest count, which some process may be in the middle of.
+
+    Raises:
+        LostProcessError: the processes cannot agree; from `go_on` and `over`.
     """
 
     def __init__(self) -> None:
@@ -217,8 +220,6 @@ class Ticks:
                 self._count += 1
                 return True
         self._decided.wait()
-        if self._failure:
-            raise self._failure
         if self.over():
             return False
         self._count += 1
@@ -226,6 +227,8 @@ class Ticks:
 
     def over(self) -> bool:
         """Tell whether everything that was to be done before the stop is done."""
+        if self._failure:
+            raise self._failure
         return self._decided.is_set() and self._count >= self._last
 
     def close(self) -> None:
@@ -240,7 +243,8 @@ class Ticks:
                 self._last = max(map(int, exchange("stopping together", str(self._count))))
                 self._decided.set()
         except Exception as error:  # raised where the main thread waits
-            self._failure = error
+            known = isinstance(error, LostProcessError)
+            self._failure = error if known else LostProcessError(f"agreeing to stop: {str(error).splitlines()[0]}")
             self._decided.set()
 
     def _wait_until_asked(self) -> bool:
@@ -248,7 +252,7 @@ class Ticks:
         while not self._closed.wait(_POLL_SECONDS):
             if self.reason:
                 client.key_value_set(asked, f"{self.reason} of process {jax.process_index()}", allow_overwrite=True)
-            if client.key_value_dir_get(self._place):
-                self.reason = client.blocking_key_value_get(asked, 1000)
+            if words := client.key_value_dir_get(self._place):
+                self.reason = words[0][1]
                 return True
         return False

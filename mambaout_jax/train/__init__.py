@@ -2,7 +2,7 @@
 
 from mambaout_jax.data import WorkerDiedError
 from mambaout_jax.train.config import explain_flags, read_config
-from mambaout_jax.train.errors import USER_ERRORS, DivergedError, RunError, StoppedError, tell_ending
+from mambaout_jax.train.errors import DivergedError, RunError, StoppedError, is_user_error, tell_ending
 from mambaout_jax.train.evaluation import evaluate
 from mambaout_jax.train.exchange import export_weights, import_weights
 from mambaout_jax.train.inputs import open_batches
@@ -12,7 +12,6 @@ from mambaout_jax.train.scores import format_scores
 from mambaout_jax.train.workdir import Run, load_run
 
 __all__ = [
-    "USER_ERRORS",
     "DivergedError",
     "Run",
     "RunError",
@@ -23,6 +22,7 @@ __all__ = [
     "export_weights",
     "format_scores",
     "import_weights",
+    "is_user_error",
     "load_run",
     "open_batches",
     "read_config",

@@ -25,8 +25,12 @@ class StoppedError(Exception):
     """Report that a signal stopped the run after everything worth keeping was saved."""
 
 
-# What a person typed wrong: to be told in one sentence, without a traceback.
 USER_ERRORS = (RunError, DataError, ModelError, ConvertError, parallel.ParallelError)
+
+
+def is_user_error(error: Exception) -> bool:
+    """Tell what a person typed wrong, or has no device for, and is told in one sentence without a traceback."""
+    return isinstance(error, USER_ERRORS) or str(error).startswith("Unable to initialize backend")
 
 
 def tell_ending(error: Exception, workdir: epath.PathLike) -> int:
@@ -58,7 +62,7 @@ def _tell(error: Exception, workdir: epath.PathLike) -> int:
         _exit(os.EX_TEMPFAIL)  # a compilation that was left behind in a thread would crash an orderly exit
     if isinstance(error, parallel.LostProcessError):
         return _complain(f"{error}; the same command goes on", os.EX_TEMPFAIL)
-    if isinstance(error, USER_ERRORS):
+    if is_user_error(error):
         return _complain(str(error), 2)
     if isinstance(error, DivergedError):
         return _complain(str(error), 3)

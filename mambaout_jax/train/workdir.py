@@ -112,6 +112,8 @@ def claim_workdir(path: epath.PathLike, config: ConfigDict) -> epath.Path:
     workdir = open_workdir(path)
     if fault := fault_of_writing(workdir):
         raise RunError(f"workdir {workdir} cannot be written ({fault}); name another with --workdir")
+    if (kept := workdir / "checkpoints").exists() and not kept.is_dir():
+        raise RunError(f"{kept} is no folder; move it, or name another --workdir")
     if blind := parallel.see_same_folder(workdir):
         raise RunError(
             f"process 0 does not have the workdir of process {', '.join(map(str, blind))} (here it is {workdir}); name "

@@ -119,6 +119,30 @@ def test_a_synchronous_gather_moves_what_it_gives():
     assert collective_bytes(text)["all-gather"] == 4 * 8 * 128
 
 
+PIECES = """
+%begin (p: f32[2,128]) -> f32[8,128] {
+  %p = f32[2,128]{1,0} parameter(0)
+  ROOT %all-gather.1 = f32[8,128]{1,0} all-gather(%p), channel_id=5, frontend_attributes={chain_id="1"}
+}
+
+%end (q: f32[2,128]) -> f32[8,128] {
+  %q = f32[2,128]{1,0} parameter(0)
+  ROOT %all-gather.2 = f32[8,128]{1,0} all-gather(%q), channel_id=5, frontend_attributes={chain_id="1"}
+}
+
+ENTRY %main (v: f32[2,128]) -> f32[8,128] {
+  %v = f32[2,128]{1,0} parameter(0)
+  %before = f32[8,128]{1,0} fusion(%v), calls=%begin
+  ROOT %after = f32[8,128]{1,0} fusion(%v), calls=%end
+}
+"""
+
+
+def test_a_collective_that_goes_on_while_others_compute_counts_once():
+    assert collective_bytes(PIECES) == {"all-gather": 4 * 8 * 128}
+    assert collective_bytes(PIECES.replace("channel_id=5", "channel_id=6", 1)) == {"all-gather": 2 * 4 * 8 * 128}
+
+
 def test_a_loop_that_does_not_tell_how_often_it_runs_counts_once_and_is_named():
     assert uncounted_loops(PROGRAM) == []
     for text in (PROGRAM.replace("direction=LT", "direction=NE"), PROGRAM.replace("s32[]{:T(128)} constant(3)", "x()")):

@@ -2,8 +2,11 @@
 
 import socket
 import textwrap
+import time
 
+import jax
 import pytest
+from jax._src import distributed
 
 from mambaout_jax import parallel
 from tests.processes import run_python
@@ -82,3 +85,23 @@ def test_all_stop_after_the_same_tick_though_one_was_asked_and_one_is_slow():
     assert int(done) >= 4
     assert over == "True"
     assert " ".join(reason) == "SIGTERM of process 1"
+
+
+@pytest.mark.parametrize("asked", ["go_on", "over"])
+def test_stopping_that_fails_is_no_stop(asked, monkeypatch):
+    # A process that took it for one would leave, and wait for the others to leave as well.
+    class NoAnswer:
+        def key_value_dir_get(self, _):
+            raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: no answer")
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(distributed.global_state, "client", NoAnswer())
+    ticks = parallel.Ticks()
+
+    def ask():
+        for _ in range(100):
+            getattr(ticks, asked)()
+            time.sleep(0.1)
+
+    with pytest.raises(parallel.LostProcessError, match="agreeing to stop: DEADLINE_EXCEEDED: no answer"):
+        ask()

@@ -4,13 +4,17 @@ import os
 
 import pytest
 
-from mambaout_jax.train import USER_ERRORS, DivergedError, StoppedError, WorkerDiedError, errors, tell_ending
+from mambaout_jax.train import DivergedError, StoppedError, WorkerDiedError, errors, tell_ending
+from mambaout_jax.train.errors import USER_ERRORS
+
+NO_DEVICE = "Unable to initialize backend 'tpu': NOT_FOUND: TPU initialization failed: No jellyfish device found"
 
 
 @pytest.mark.parametrize(
     ("error", "code", "sentence"),
     [
         *((kind("the sentence"), 2, "the sentence") for kind in USER_ERRORS),
+        (RuntimeError(f"{NO_DEVICE}. (more)"), 2, f"{NO_DEVICE}. (more)"),
         (DivergedError("step 3 has loss nan"), 3, "step 3 has loss nan"),
         (WorkerDiedError("worker 2 died"), 1, "worker 2 died"),
         (OSError("No space left on device"), 1, "no space is left for runs/x; make room, the same command goes on"),

@@ -196,6 +196,12 @@ def test_workdir_that_cannot_be_written_is_one_sentence_at_the_start(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+def test_checkpoints_that_are_no_folder_are_one_sentence_at_the_start(tmp_path):
+    (tmp_path / "checkpoints").write_text("")
+    with pytest.raises(RunError, match=r"checkpoints is no folder; move it, or name another --workdir"):
+        train(tiny.config(), tmp_path)
+
+
 def test_disk_without_room_is_one_sentence_at_the_start(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     with pytest.raises(RunError, match=r"0\.000954 MiB free where the checkpoints need"):
