@@ -123,7 +123,7 @@ class Checkpoints:
         if abstract.ema is not None:
             ema = {"params": items["ema_params"], "batch_stats": items.get("ema_batch_stats", {})}
         state = TrainState(
-            step=jax.device_put(np.int32(step), abstract.step.sharding),
+            step=parallel.place(np.array(step, np.int32), abstract.step.sharding),
             variables={"params": items["params"], "batch_stats": items.get("batch_stats", {})},
             ema=ema,
             opt_state=items["optimizer"],

@@ -82,7 +82,7 @@ class Evaluator:
         self._source = source
         ranked = ranked_classes(source)
         self._num_ranked = int(ranked.sum())
-        self._ranked = jax.device_put(ranked, parallel.replicated(self._sharding.mesh))
+        self._ranked = parallel.place(ranked, parallel.replicated(self._sharding.mesh))
         if source.max_labels not in self._steps:
             self._steps[source.max_labels] = self._compile(source.max_labels)
 
@@ -243,7 +243,7 @@ def _load_given(config: ConfigDict, sources: Sequence[ImageSource], mesh: Mesh) 
     for source in sources:
         _check_classes(source, pretrained.num_classes, pretrained.class_names)
     placed = parallel.shardings(parallel.abstract(model.init, jax.random.key(0), placed=mesh))
-    return model, {"raw": jax.device_put(pretrained.variables, placed)}, pretrained.origin
+    return model, {"raw": parallel.place(pretrained.variables, placed)}, pretrained.origin
 
 
 def _open_sources(config: ConfigDict) -> list[ImageSource]:

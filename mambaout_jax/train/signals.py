@@ -51,6 +51,9 @@ class StopSignals:
 
         Python handles signals between its own instructions on the main thread, so that a compilation there would
         outlast the time that a scheduler grants. The abandoned thread ends with the process.
+
+        A process that is slower may stop here while others are past it: what they do up to the next check, they do
+        without each other.
         """
         results: list[T] = []
         failures: list[BaseException] = []

@@ -65,6 +65,20 @@ def test_words_come_in_order_and_who_is_missing_is_named():
         assert missing in ([], ["saving step 5: process 1 of 3 did not come in 1 s"])
 
 
+def test_arrays_are_placed_without_the_others():
+    # One that stops earlier does not come: what a process does between its ticks, it does alone.
+    program = textwrap.dedent("""
+        import jax.numpy as jnp, numpy as np
+        mesh = parallel.make_mesh(fsdp=2)
+        described = parallel.abstract(lambda: jnp.zeros((2, 2**14)), placed=mesh)
+        if process == 0:
+            arrays = np.arange(3), np.zeros((2, 2**14), np.float32)
+            whole, split = parallel.place(arrays, (parallel.replicated(mesh), described.sharding))
+            print(np.asarray(whole.addressable_data(0)), split.shape, split.addressable_data(0).shape)
+    """)
+    assert run_python(program, 2) == ["[0 1 2] (2, 16384) (2, 8192)\n", ""]
+
+
 def test_all_stop_after_the_same_tick_though_one_was_asked_and_one_is_slow():
     # What a tick does is done together: nobody is more than one ahead.
     program = textwrap.dedent("""
