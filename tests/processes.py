@@ -32,7 +32,7 @@ def start_all(count, command, flags=lambda process: ()):
 
 def finish_all(processes, timeout=400):
     """Wait, and give exit codes and what was said."""
-    said = [process.communicate(timeout=timeout)[1] for process in processes]
+    said = [err for _, err in _communicate(processes, timeout)]
     return [process.returncode for process in processes], said
 
 
@@ -54,6 +54,14 @@ def run_python(program, count, timeout=120):
         )
         for process in range(count)
     ]
-    outputs = [process.communicate(timeout=timeout) for process in processes]
+    outputs = _communicate(processes, timeout)
     assert not any(process.returncode for process in processes), outputs
     return [out for out, _ in outputs]
+
+
+def _communicate(processes, timeout):
+    try:
+        return [process.communicate(timeout=timeout) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()

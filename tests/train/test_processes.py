@@ -3,13 +3,14 @@
 import os
 import shutil
 import signal
+import textwrap
 import time
 
 import numpy as np
 import pytest
 
 from mambaout_jax.train import load_run
-from tests.processes import finish_all, start_all
+from tests.processes import finish_all, run_python, start_all
 from tests.train import tiny
 from tests.train.runs import assert_same_weights, records
 
@@ -79,6 +80,39 @@ def test_a_signal_to_one_stops_all_at_the_same_step_and_any_number_goes_on(unbro
     codes, said = finish_all(start_all(2, command(again)))
     assert codes == [0, 0], said
     assert_same_weights(again, two_processes)
+
+
+def test_a_signal_to_one_that_still_compiles_stops_all(tmp_path):
+    # The other has compiled, and is some steps ahead of what it can finish alone: both do those steps.
+    program = textwrap.dedent(f"""
+        import os, pathlib, signal, time
+        from mambaout_jax.train import StoppedError, signals, train
+        from tests.train import tiny
+        workdir = pathlib.Path({str(tmp_path)!r})
+        compile_, check = signals.StopSignals.interruptible, signals.StopSignals.check
+        def check_and_tell(stop):
+            check(stop)
+            (workdir / "stepping").touch()
+        def compile_slowly(stop, work):
+            signals.StopSignals.interruptible = compile_
+            deadline = time.monotonic() + 40
+            while not (workdir / "stepping").exists() and time.monotonic() < deadline:
+                time.sleep(0.1)
+            signal.raise_signal(signal.SIGTERM)
+            return compile_(stop, lambda: time.sleep(2) or work())
+        if process == 0:
+            signals.StopSignals.check = check_and_tell
+        else:
+            signals.StopSignals.interruptible = compile_slowly
+        try:
+            train(tiny.config(), workdir)
+        except StoppedError as error:
+            print(error, flush=True)
+            parallel.leave()
+            os._exit(0)
+    """)
+    assert [out.splitlines()[-1] for out in run_python(program, 2)] == ["stopped by SIGTERM of process 1"] * 2
+    assert 1 <= load_run(tmp_path, "raw").step < 10
 
 
 def test_a_killed_process_ends_the_other_and_is_named(tmp_path):
