@@ -56,8 +56,8 @@ def main() -> None:
         sys.exit(f"error: the run that was left alone ended with {codes}")
     print(f"left alone: {seconds:.0f} s")
     kills = [break_once(folder / "broken", args.processes, chance, missed) for _ in range(args.kills)]
-    while any(codes := wait(start(folder / "broken", args.processes))):
-        missed.append(f"a run that nobody killed ended with {codes}")
+    if any(codes := wait(start(folder / "broken", args.processes))):
+        sys.exit(f"error: a run that nobody killed ended with {codes}; {folder} has what it left")
     if any((folder / "broken").glob("unreadable.*")):
         missed.append("checkpoints were unreadable")
     for weights in ("raw", "ema"):
@@ -91,9 +91,17 @@ def told(workdir):
     return workdir.parent / f"{workdir.name}.stderr"
 
 
-def wait(processes):
-    """Give the exit codes."""
-    return [process.wait() for process in processes]
+def wait(processes, seconds=None):
+    """Give the exit codes; what takes longer is killed."""
+    ends = None if seconds is None else time.monotonic() + seconds
+    codes = []
+    for process in processes:
+        try:
+            codes.append(process.wait(None if ends is None else max(ends - time.monotonic(), 0)))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            codes.append(process.wait())
+    return codes
 
 
 def break_once(workdir, count, chance, missed):
@@ -106,7 +114,7 @@ def break_once(workdir, count, chance, missed):
     limit = LIMIT_SECONDS + (0 if started else JOINING_SECONDS)
     processes[struck].send_signal(number)
     before = time.monotonic()
-    codes = wait(processes)
+    codes = wait(processes, 2 * limit)
     took = time.monotonic() - before
     phase = "" if started else " while it started"
     print(f"{number.name} to process {struck} after {delay:.1f} s{phase}: {codes} after {took:.1f} s", flush=True)

@@ -86,7 +86,10 @@ begin() {
 }
 
 # Run gcloud for what it changes: always shown.
-act() { run gcloud "$@" 2>"$scratch/complaints"; }
+act() {
+  rm -f "$out"/*.log
+  run gcloud "$@" 2>"$scratch/complaints"
+}
 
 # Run gcloud for what it answers: shown by --dry-run alone.
 ask() {
@@ -180,6 +183,7 @@ count_start() {
   on_hosts 0 "mambaout/launch/on_host.sh step $(quote "$workdir")" || return
   "$dry_run" && return
   step=$(sed -n 's/^mambaout-step //p' "$out/0.log")
+  [ -n "$step" ] || return
   if [ "$step" -gt "$newest" ]; then newest=$step idle=0; else idle=$((idle + 1)); fi
   [ "$idle" -le "$restarts" ] || fail "$((idle + 1)) starts brought no checkpoint after step $newest of $workdir;" \
     "look at the log above, save more often with --config.save_every_steps, or allow more with --restarts"
@@ -279,7 +283,10 @@ end() {
   trap '' INT TERM HUP
   if "$owned" && ! "$keep"; then
     say "Deleting $name"
-    delete || printf 'error: %s could not be deleted and costs money (%s)\n' "$name" "$(last_words)" >&2
+    if ! delete; then
+      printf 'error: %s could not be deleted and costs money (%s)\n' "$name" "$(last_words)" >&2
+      [ "$status" -ne 0 ] || status=1
+    fi
   elif "$owned"; then
     say "$name is kept, and costs"
   fi

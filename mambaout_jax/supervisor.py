@@ -5,6 +5,7 @@ exit code. Their parents can.
 """
 
 import collections
+import contextlib
 import os
 import re
 import signal
@@ -15,7 +16,7 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
-_MARK = "MAMBAOUT_JAX_SUPERVISOR"
+MARK = "MAMBAOUT_JAX_SUPERVISOR"
 # What JAX prints as it aborts (jaxlib 0.10 to 0.12), with the numbers of the tasks on lines of their own.
 _UNHEALTHY = re.compile(r"tasks are unhealthy[^\n]*\n((?:\d+\n)+)")
 _UNREACHABLE = "Failed to send RPC to coordination service"
@@ -28,7 +29,7 @@ def is_supervised() -> bool:
 
     Until a run listens to signals they end it at once: Python would keep them while it waits for other processes.
     """
-    parent = os.environ.get(_MARK)
+    parent = os.environ.get(MARK)
     if parent is None:
         return False
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -45,12 +46,12 @@ def _end_with(parent: int) -> None:
 def supervise(command: Sequence[str]) -> int:
     """Run a command as a child process that signals are handed on to, and give the exit code for a launcher.
 
-    A second signal ends it at once.
     That is the child's own, or 75, which means "start again", if a signal or the loss of another process ended it.
+    A second signal ends the child at once.
     """
     tail: collections.deque[str] = collections.deque(maxlen=1000)
     child = subprocess.Popen(
-        [sys.executable, *command], env={**os.environ, _MARK: str(os.getpid())}, stderr=subprocess.PIPE, text=True,
+        [sys.executable, *command], env={**os.environ, MARK: str(os.getpid())}, stderr=subprocess.PIPE, text=True,
         errors="replace", process_group=0,
     )  # fmt: skip
     received: list[int] = []
@@ -62,12 +63,14 @@ def supervise(command: Sequence[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, hand_on)
     for line in child.stderr:
-        print(line, end="", file=sys.stderr, flush=True)
         tail.append(line)
+        with contextlib.suppress(OSError):  # a full disk or a reader that went away is no reason to end a run
+            print(line, end="", file=sys.stderr, flush=True)
     code = child.wait()
     if code >= 0:
         return code
-    print(f"error: {_explain(''.join(tail), code)}; the same command goes on", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        print(f"error: {_explain(''.join(tail), code)}; the same command goes on", file=sys.stderr)
     return os.EX_TEMPFAIL
 
 

@@ -18,7 +18,7 @@ IMPORTS = {
     "supervisor": set(),
     "cli": {"analysis", "convert", "supervisor", "train"},
     "analysis": {"train", "convert"},
-    "train": {"convert", "models", "data", "parallel", "ops"},
+    "train": {"convert", "models", "data", "parallel", "ops", "supervisor"},
     "convert": {"models"},
     "models": {"ops"},
     "data": set(),

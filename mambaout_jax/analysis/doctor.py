@@ -19,9 +19,9 @@ from mambaout_jax import parallel
 from mambaout_jax.data import DataError, open_source
 from mambaout_jax.data.buckets import within_seconds
 from mambaout_jax.train.errors import RunError
-from mambaout_jax.train.workdir import fault_of_writing, open_workdir
+from mambaout_jax.train.files import fault_of_writing
+from mambaout_jax.train.workdir import PACKAGES, open_workdir
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 COLLECTIVE_SECONDS = 60
 # More than clocks that are kept by NTP differ, and than what the way of a message adds.
 MAX_SKEW_SECONDS = 2.0

@@ -116,13 +116,14 @@ def plan(
         if chip_hour_price is not None:
             figures["money"] = chip_hour_price * figures["chip_hours"]
     if find_batch:
-        known = {at_once: figures["memory"]["total"]} if "total" in figures["memory"] else {}
+        fits = "total" in figures["memory"]
+        known = {at_once: figures["memory"]["total"]} if fits else {}
 
         def memory_of(batch: int) -> int | None:
-            return _memory_at(config, model, mesh, batch, min(program.parts, 2))
+            return _memory_at(config, model, mesh, batch)
 
         figures["largest_batch_at_once"], figures["largest_batch_memory"] = largest_batch(
-            memory_of, chip.memory, known, at_once
+            memory_of, chip.memory, known, at_once if fits else at_once // 2
         )
     return figures
 
@@ -172,9 +173,13 @@ def schedule(step_seconds: float, steps: int, num_chips: int) -> dict[str, Any]:
     return {"steps": steps, "hours": hours, "chip_hours": hours * num_chips}
 
 
-def _memory_at(config: ConfigDict, model: Model, mesh: jax.sharding.Mesh, batch: int, parts: int) -> int | None:
-    """Compile the step with `batch` images on a chip at once, and tell its memory; None where there is too little."""
+def _memory_at(config: ConfigDict, model: Model, mesh: jax.sharding.Mesh, batch: int) -> int | None:
+    """Compile the step with `batch` images on a chip at once, and tell its memory; None where there is too little.
+
+    As many parts make a batch as come closest to the config's.
+    """
     config = config.copy_and_resolve_references()
+    parts = max(config.batch_size // mesh.size // batch, 1)
     config.batch_size = batch * parts * mesh.size
     config.device_batch_size = batch
     config.augment.mixup_group = math.gcd(config.augment.mixup_group, batch * parts)
@@ -219,7 +224,7 @@ def largest_batch(
     else:
         fits[other] = other_memory
         slope = (other_memory - memory) / (other - batch)
-        guess = max(_down(batch + (limit - memory) / slope), *fits)
+        guess = max(_down(batch + (limit - memory) / slope) if slope > 0 else 0, *fits)
     while guess not in fits:
         memory = memory_of(guess)
         if memory is not None and memory <= limit:

@@ -15,9 +15,9 @@ from matplotlib.ticker import LogLocator
 
 from mambaout_jax.analysis import formulas
 from mambaout_jax.train.errors import RunError
+from mambaout_jax.train.files import write_atomically
 from mambaout_jax.train.page import render
 from mambaout_jax.train.report_pictures import BLUE, GREY, INK, ORANGE, adapt_svg, restrain
-from mambaout_jax.train.workdir import write_atomically
 
 DASHED, DOTTED = (0, (4, 1.5)), (0, (1, 1.5))
 # Of the axis, unless a length lies outside: powers of four.

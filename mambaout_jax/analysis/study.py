@@ -33,8 +33,9 @@ from mambaout_jax.data.buckets import is_remote
 from mambaout_jax.models import create_model
 from mambaout_jax.train import DivergedError, RunError, train
 from mambaout_jax.train.config import FREE_TO_CHANGE, flatten_config, from_json
+from mambaout_jax.train.files import write_atomically
 from mambaout_jax.train.signals import StopSignals
-from mambaout_jax.train.workdir import LOCK, lock_workdir, open_workdir, write_atomically
+from mambaout_jax.train.workdir import LOCK, lock_workdir, open_workdir
 
 Settings = Mapping[str, Any]
 

@@ -9,8 +9,8 @@ from matplotlib.ticker import MaxNLocator
 from mambaout_jax.analysis.study_statistics import CONFIDENCE
 from mambaout_jax.analysis.study_table import COLUMNS, clip, comparison_rows, percent, points
 from mambaout_jax.train.config import flatten_config
+from mambaout_jax.train.files import write_atomically
 from mambaout_jax.train.page import render
-from mambaout_jax.train.workdir import write_atomically
 
 # Of a picture, in units of its own: it is as wide as its column of the page.
 WIDTH, MARGIN, ROW, TOP, BOTTOM = 480, 14, 44, 6, 44

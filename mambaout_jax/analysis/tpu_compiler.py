@@ -43,7 +43,7 @@ def chip_of(topology: str) -> Chip:
 
 
 def tpu_devices(topology: str) -> list[jax.Device]:
-    """Give the chips of a topology to compile for; from here on this process computes on CPUs alone.
+    """Give the chips of a topology to compile for; from here on this process computes on CPUs alone, without a cache.
 
     Raises:
         RunError: there is no such topology, or no libtpu.
@@ -52,6 +52,7 @@ def tpu_devices(topology: str) -> list[jax.Device]:
     if importlib.util.find_spec("libtpu") is None:
         raise RunError("the TPU's compiler is not installed; on Linux it comes with `pip install libtpu`")
     jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)  # what is compiled for absent chips cannot be read back
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     return topologies.get_topology_desc(platform="tpu", topology_name=topology, **chip.options).devices

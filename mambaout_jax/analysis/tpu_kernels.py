@@ -105,11 +105,11 @@ def count_bundles(code: str, original: str, programs: int) -> int:
         original: the code before it was scheduled, which tells the rounds of each loop.
         programs: of the grid.
     """
-    (grid, _), *inner = [(len(found[1]), int(found[2])) for found in re.finditer(
+    (grid, rounds), *inner = [(len(found[1]), int(found[2])) for found in re.finditer(
         r"^( *)loop: start=0, step=1, limit=(\d+)", original, re.MULTILINE
-    )] or [(0, 1)]  # fmt: skip
+    )] or [(0, programs)]  # fmt: skip
     levels = sorted({indent for indent, rounds in inner if rounds > 1 and indent > grid})
-    times = [1, programs]
+    times = [1, min(programs, rounds)]  # of two cores each runs half of the grid
     for level in levels:
         times.append(times[-1] * max(rounds for indent, rounds in inner if indent == level))
     depths = re.findall(r"^\s*(?:0x[0-9a-f]+|0)\s+(?:\w\w)?:\s*((?:>\s*)*)\{", code, re.MULTILINE)

@@ -70,7 +70,7 @@ def executed(computations: Computations) -> Iterator[tuple[str, Instruction, int
 
 
 def _trip_count(instruction: Instruction, computations: Computations) -> int | None:
-    """Tell how often a loop that counts from 0 up to the constant in its condition runs its body; None of all else."""
+    """Tell how often a loop that counts from 0 by 1 up to the constant that ends it runs; None of all else."""
     if instruction.operation != "while":
         return None
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction.rest):
@@ -80,7 +80,7 @@ def _trip_count(instruction: Instruction, computations: Computations) -> int | N
     bounds = [
         line.rest.partition(")")[0] for line in lines if (line.operation, line.shape[:5]) == ("constant", "s32[]")
     ]
-    return int(bounds[0]) if len(bounds) == 1 and any("direction=LT" in line.rest for line in lines) else None
+    return int(bounds[0]) if len(bounds) == 1 and "direction=LT" in list(lines)[-1].rest else None
 
 
 def uncounted_loops(text: str) -> list[str]:
@@ -128,7 +128,7 @@ def is_kernel(instruction: Instruction) -> bool:
 def collective_bytes(text: str) -> dict[str, int]:
     """Count by kind the bytes that a chip gives to collectives or gets from them, whichever is more, in one run.
 
-    A collective that goes on while other things are computed stands in all their computations, under one channel.
+    A collective that goes on while other things are computed stands in all their computations, as links of one chain.
     """
     computations = parse(text)
     moved: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
@@ -143,8 +143,8 @@ def collective_bytes(text: str) -> dict[str, int]:
             got -= given  # what goes in is named again in what comes out
         # What every chip reduces to its own part, the compiler writes as a reduction of the whole within a fusion.
         kind = "reduce-scatter" if place.startswith("all-reduce-scatter") else kind
-        channel = re.search(r"channel_id=\d+", instruction.rest)
-        moved[kind, channel[0] if channel else instruction.name][place] += times * max(given, got)
+        chain = re.search(r'chain_id="\d+"', instruction.rest)
+        moved[kind, chain[0] if chain else f"{place} {instruction.name}"][place] += times * max(given, got)
     count: Counter[str] = Counter()
     for (kind, _), places in moved.items():
         count[kind] += max(places.values())

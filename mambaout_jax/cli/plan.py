@@ -120,7 +120,7 @@ def _largest(figures: dict[str, Any]) -> str:
 def _speed(figures: dict[str, Any]) -> list[str]:
     traffic = ", ".join(f"{kind} {size / 2**20:,.1f} MiB" for kind, size in sorted(figures["collective_bytes"].items()))
     lines = [
-        f"traffic of a chip in a step  {traffic or 'none'}",
+        f"bytes to collectives, a step {traffic or 'none'}",
         f"cycles of a step             {figures['cycles'] / 1e6:,.1f} million at {figures['clock'] / 1e9:.2f} GHz",
         f"step                         {1e3 * figures['step_seconds']:,.1f} ms",
         f"images                       {figures['images_per_second']:,.0f} /s",

@@ -75,14 +75,18 @@ def _describe_end(error: RuntimeError) -> str:
 
 
 class WorkerStart:
-    """Prepare a worker process: Ctrl-C is its parent's to handle, and it ends when its parent is killed."""
+    """Prepare a worker process: signals to end are its parent's to handle, and it ends with its parent.
+
+    Schedulers and systems that shut down send them to all processes, and the parent needs batches until it has saved.
+    """
 
     def __init__(self, board: Board):
         self._parent = os.getpid()
         self._path = board.path
 
     def __call__(self, worker_index: int, worker_count: int) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         threading.Thread(target=self._watch, daemon=True).start()
         row = _map(self._path)[worker_index]
         row[0] = os.getpid()

@@ -170,17 +170,30 @@ def leave() -> None:
         jax.distributed.shutdown()
 
 
-def leave_alone(error: Exception) -> None:
-    """Part from the others after a failure, without waiting for those that may be waiting for this process.
+def leave_alone() -> None:
+    """Part from the others after a failure of this process, without waiting for those that wait for it.
 
-    They get a moment to fail likewise, and say why. What JAX raises may come of another process's death: then there is
-    longer to wait, until its heartbeat is missed and this process aborted with that for a reason.
+    They get a moment to fail likewise, and say why.
     """
-    own = not isinstance(error, jax.errors.JaxRuntimeError)
+    _part("failed", _FAILING_SECONDS)
+
+
+def leave_after_others() -> bool:
+    """Part from the others after a message failed, and tell whether a failure of another process was why.
+
+    Of one that was killed nothing is heard, until its heartbeat is missed and this process aborted with that for a
+    reason.
+    """
+    return "failed" in _part("", HEARTBEAT_SECONDS + 10)
+
+
+def _part(word: str, seconds: float) -> list[str]:
+    words = []
     with contextlib.suppress(RuntimeError):  # the others are lost as well, or this one has no devices
-        exchange("failing", seconds=_FAILING_SECONDS if own else HEARTBEAT_SECONDS + 10)
+        words = exchange("failing", word, seconds)
         if is_first():
             time.sleep(_LAST_SECONDS)
+    return words
 
 
 class Ticks:

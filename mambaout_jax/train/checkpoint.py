@@ -1,5 +1,6 @@
 """Checkpoints: the latest few and the best one, saved in the background, restored only if they fit exactly."""
 
+import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from mambaout_jax import parallel
 from mambaout_jax.train.errors import RunError
+from mambaout_jax.train.files import write_atomically
 from mambaout_jax.train.state import TrainState
 
 # Two, so that one is left to go back to when the newest cannot be read.
@@ -68,7 +70,7 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, state: TrainState, metadata: dict[str, Any], top1: float | None) -> float:
-        """Start to save. A step that is there already is saved again only to tell how accurate it is.
+        """Start to save; a step that is there already is only told how accurate it is.
 
         Args:
             metadata: what JSON can hold.
@@ -84,9 +86,9 @@ class Checkpoints:
         started, step = time.monotonic(), int(state.step)
         parallel.exchange(f"saving step {step}")
         if step in self._manager.all_steps():
-            if top1 is None:
-                return 0.0
-            self._manager.delete(step)
+            if top1 is not None:
+                self._score(step, metadata, top1)
+            return time.monotonic() - started
         arrays = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
         self._manager.save(
             step,
@@ -94,6 +96,17 @@ class Checkpoints:
             metrics=None if top1 is None else {"top1": top1},
         )
         return time.monotonic() - started
+
+    def _score(self, step: int, metadata: dict[str, Any], top1: float) -> None:
+        """Write beside a state how accurate it is: to save it again, it would first have to go."""
+        self._manager.wait_until_finished()
+        if parallel.is_first():
+            folder = self._directory / str(step)
+            (folder / "metrics").mkdir(exist_ok=True)
+            write_atomically(folder / "metrics" / "metrics", json.dumps({"top1": top1}))
+            write_atomically(folder / "metadata" / "metadata", json.dumps(metadata))
+        parallel.exchange(f"scoring step {step}")
+        self._manager.reload()
 
     def check(self) -> None:
         """Raise what went wrong with a save in the background."""
@@ -165,7 +178,9 @@ class Checkpoints:
         return {name: restored[name] for name in wanted}, restored["metadata"]
 
     def _newest(self, read: Callable[[int], Any], *, move_aside: bool) -> tuple[int, Any] | None:
-        steps, unreadable = self.steps(), []
+        # Hosts that look while a run saves may see different steps.
+        steps = json.loads(parallel.exchange("listing checkpoints", json.dumps(self.steps()))[0])
+        unreadable = []
         for step in reversed(steps):
             found, fault = None, ""
             try:

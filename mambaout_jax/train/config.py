@@ -157,8 +157,10 @@ def explain_flags(error: AttributeError | KeyError | OSError | SyntaxError | fla
     if isinstance(error, OSError):
         return f"--config cannot be loaded: {text.rpartition('Attempted')[2].strip()}"
     text = re.sub(r"\('Non-boolean argument to boolean flag', (.*)\)", r"True or False is expected, not \1", text)
-    # An unknown key of the config, the nearest known one included.
-    return text if isinstance(error, flags.Error) else f"the config has no key {text}"
+    if isinstance(error, flags.Error):
+        return text
+    key, near = re.search(r"\w+", text), re.search(r'mean "(\w+)"', text)  # of the keys that there are
+    return f"the config has no key {key[0]}{f'; did you mean {near[1]}?' if near else ''}"
 
 
 def evaluation_config(model: Mapping[str, Any], dataset: str | None) -> ConfigDict:

@@ -5,6 +5,7 @@ import sys
 import traceback
 from typing import NoReturn
 
+import jax
 from etils import epath
 
 from mambaout_jax import parallel
@@ -46,12 +47,14 @@ def tell_ending(error: Exception, workdir: epath.PathLike) -> int:
 
 def _end_alone(error: Exception, workdir: epath.PathLike) -> NoReturn:
     """End before the orderly end of the program, which would wait for the others."""
+    if isinstance(error, jax.errors.JaxRuntimeError) and parallel.leave_after_others():
+        _exit(_complain("another process failed, and says why; the same command goes on", os.EX_TEMPFAIL))
     try:
         code = _tell(error, workdir)
     except Exception:  # what is no known way to end: shown as Python would, since nothing may unwind further
         traceback.print_exc()
         code = 1
-    parallel.leave_alone(error)
+    parallel.leave_alone()
     _exit(code)
 
 

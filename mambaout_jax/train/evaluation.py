@@ -210,8 +210,8 @@ def _own_config(workdir: epath.Path) -> ConfigDict:
     imported = "imported_from" in load_environment(workdir)
     if imported and config.data.name is None:
         raise RunError(
-            f"{workdir} holds imported weights and names no dataset; give one, as in --config=configs/finetune.py "
-            f"--config.model.name={config.model.name} --config.data.name=NAME"
+            f"{workdir} holds imported weights and names no dataset; give the --config of an experiment that does, "
+            "with this model"
         )
     check_config(config, EVALUATION if imported else KEYS)
     return config

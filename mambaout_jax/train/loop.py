@@ -17,6 +17,7 @@ from mambaout_jax.train.checkpoint import Checkpoints
 from mambaout_jax.train.config import check_config, flatten_config
 from mambaout_jax.train.errors import RunError, StoppedError
 from mambaout_jax.train.evaluation import Evaluator
+from mambaout_jax.train.files import write_atomically
 from mambaout_jax.train.inputs import training_batches
 from mambaout_jax.train.metrics import MetricWriter, SilentWriter, StepLog
 from mambaout_jax.train.pretrained import load_start, start_variables
@@ -35,7 +36,6 @@ from mambaout_jax.train.workdir import (
     describe_program,
     lock_workdir,
     record_run,
-    write_atomically,
 )
 
 
@@ -190,7 +190,10 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
                 save()
             if isinstance(error, StoppedError) or not stop.received:
                 raise
-            raise StoppedError(f"stopped by {stop.received}") from error
+            stopped = f"stopped by {stop.received}"
+            if jax.process_count() > 1:
+                raise parallel.LostProcessError(f"{stopped}, which ended what this process reads with") from error
+            raise StoppedError(stopped) from error
 
     results = {
         **evaluator.describe(),

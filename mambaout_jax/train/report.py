@@ -12,9 +12,10 @@ from etils import epath
 
 from mambaout_jax.train.config import flatten_config
 from mambaout_jax.train.errors import RunError
+from mambaout_jax.train.files import write_atomically
 from mambaout_jax.train.page import render
 from mambaout_jax.train.report_pictures import WEIGHTS, make_confusion, make_curves, make_gallery
-from mambaout_jax.train.workdir import open_workdir, write_atomically
+from mambaout_jax.train.workdir import open_workdir
 
 
 def write_report(workdir: epath.PathLike) -> epath.Path:
@@ -92,10 +93,10 @@ def _read_metrics(workdir: epath.Path) -> tuple[list[dict], list[dict], int]:
     for line in filter(str.strip, text.split("\n")):
         try:
             record = json.loads(line)
-            kinds[record["kind"]][int(record["step"])] = record
+            kinds.setdefault(record["kind"], {})[int(record["step"])] = record
         except (ValueError, KeyError, TypeError):
             unreadable += 1
-    train, evals = ([steps[step] for step in sorted(steps)] for steps in kinds.values())
+    train, evals = ([kinds[kind][step] for step in sorted(kinds[kind])] for kind in ("train", "eval"))
     return train, evals, unreadable
 
 

@@ -1,19 +1,24 @@
 """Stop at the next safe place, on all hosts the same, when a scheduler or a person says so on one of them."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Self, TypeVar
 
-from mambaout_jax import parallel
+from mambaout_jax import parallel, supervisor
 from mambaout_jax.train.errors import StoppedError
 
 T = TypeVar("T")
 
 
 class StopSignals:
-    """Turn SIGTERM and SIGINT into a flag while the context is open; a second signal acts as usual."""
+    """Turn SIGTERM and SIGINT into a flag while the context is open; a second signal acts as usual.
+
+    Not so below a supervisor, which ends this process itself at a second signal: a system that shuts down sends one to
+    both, and the supervisor hands its own on.
+    """
 
     def __init__(self) -> None:
         self._ticks = parallel.Ticks()
@@ -30,7 +35,8 @@ class StopSignals:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._ticks.stop(signal.Signals(number).name)
-        self._restore()
+        if supervisor.MARK not in os.environ:
+            self._restore()
 
     def _restore(self) -> None:
         while self._former:

@@ -26,8 +26,13 @@ from mambaout_jax.models import Model, create_model
 from mambaout_jax.train.checkpoint import Checkpoints
 from mambaout_jax.train.config import changed_keys, flatten_config, from_json, to_json
 from mambaout_jax.train.errors import RunError
+from mambaout_jax.train.files import fault_of_writing, write_atomically
 
 LOCK = ".lock"
+# Those that decide what a run computes.
+PACKAGES = (
+    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy", "pillow",
+)  # fmt: skip
 # Reference: Cloud Storage's documentation, "About Cloud Storage buckets", on names.
 _IN_BUCKET = re.compile(r"gs://[a-z0-9][a-z0-9._-]+[a-z0-9]/.")
 
@@ -57,7 +62,9 @@ def open_workdir(path: epath.PathLike) -> epath.Path:
     if not os.fspath(path):
         raise RunError("the workdir has an empty name; a folder is expected")
     if re.match(r"\w+:/", os.fspath(path)) and not _IN_BUCKET.match(os.fspath(path)):
-        raise RunError(f"{path} is no place for a workdir; a folder or gs://BUCKET/... is expected")
+        raise RunError(
+            f"{path} is no place for a workdir; a folder or gs://BUCKET/... is expected, the bucket in small letters"
+        )
     if not is_remote(path):
         return epath.Path(path).expanduser().absolute()
     workdir = epath.Path(path)
@@ -125,31 +132,6 @@ def claim_workdir(path: epath.PathLike, config: ConfigDict) -> epath.Path:
     return workdir
 
 
-def fault_of_writing(folder: epath.Path) -> str:
-    """Make a folder if it is not there, try to write into it, and give what fails; empty if nothing does.
-
-    A bucket that does not answer is given up.
-    """
-    probe = folder / f".writable.{jax.process_index()}.{os.getpid()}"
-
-    def write() -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_text("")
-        probe.unlink()
-
-    if is_remote(folder):
-        try:
-            within_seconds(REMOTE_SECONDS, write)
-        except Exception as error:  # each client of a bucket raises types of its own
-            return explain(error)
-        return ""
-    try:
-        write()
-    except OSError as error:
-        return error.strerror or str(error)
-    return ""
-
-
 def _check_resume(workdir: epath.Path, recorded: ConfigDict, config: ConfigDict) -> None:
     if "imported_from" in load_environment(workdir):
         raise RunError(
@@ -182,16 +164,6 @@ def check_space(workdir: epath.Path, num_bytes: int) -> None:
             f"{workdir} has {free / 2**20:.3g} MiB free where the checkpoints need {num_bytes / 2**20:.3g} MiB; make "
             "room or name another place"
         )
-
-
-def write_atomically(path: epath.Path, text: str) -> None:
-    """Write a file that is there in full or not at all, as an object in a bucket always is."""
-    if is_remote(path):
-        path.write_bytes(text.encode())  # text would be in whatever encoding this machine prefers
-        return
-    draft = path.parent / f".{path.name}.{os.getpid()}"
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
 
 
 def load_config(path: epath.PathLike) -> ConfigDict:
@@ -257,12 +229,14 @@ def load_environment(workdir: epath.Path) -> dict[str, Any]:
     return environment
 
 
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
 def describe_environment(source: ImageSource) -> dict[str, Any]:
     """Tell what a run depends on beside its config: versions, devices, dataset."""
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy", "pillow")
     return {
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in packages},
+        **_versions(),
         "platform": jax.default_backend(),
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
@@ -279,10 +253,8 @@ def describe_program(config: ConfigDict) -> dict[str, str]:
     code = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
         code.update(f"{file.relative_to(package)}\0".encode() + file.read_bytes())
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
     return {
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in packages},
+        **_versions(),
         "mambaout_jax's code": code.hexdigest()[:12],
         "local devices": str(jax.local_device_count()),
         **{f"config.{key}": repr(value) for key, value in flatten_config(config).items()},

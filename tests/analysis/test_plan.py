@@ -83,6 +83,10 @@ def test_largest_batch_is_looked_for_below_a_double_that_does_not_fit():
     assert largest_batch({64: 400, 112: 900, 120: 1100}.get, 1000, {}, 64) == (112, 900)
 
 
+def test_where_memory_does_not_grow_the_largest_that_was_compiled_is_found():
+    assert largest_batch(lambda batch: 100, 1000, {8: 100}, 8) == (16, 100)
+
+
 def test_where_not_even_the_smallest_batch_fits_none_is_found():
     assert largest_batch(lambda batch: None, 1000, {}, 64) == (0, 0)
 

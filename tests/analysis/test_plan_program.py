@@ -1,5 +1,7 @@
 """A program that was compiled for a TPU is read as it will run: loops as often as they run, each byte once."""
 
+import re
+
 from mambaout_jax.analysis.tpu_chips import Chip
 from mambaout_jax.analysis.tpu_program import collective_bytes, estimated_operations, uncounted_loops
 
@@ -140,12 +142,18 @@ ENTRY %main (v: f32[2,128]) -> f32[8,128] {
 
 def test_a_collective_that_goes_on_while_others_compute_counts_once():
     assert collective_bytes(PIECES) == {"all-gather": 4 * 8 * 128}
-    assert collective_bytes(PIECES.replace("channel_id=5", "channel_id=6", 1)) == {"all-gather": 2 * 4 * 8 * 128}
+    # Others may have the same channel.
+    assert collective_bytes(re.sub(", frontend.*", "", PIECES)) == {"all-gather": 2 * 4 * 8 * 128}
 
 
 def test_a_loop_that_does_not_tell_how_often_it_runs_counts_once_and_is_named():
     assert uncounted_loops(PROGRAM) == []
-    for text in (PROGRAM.replace("direction=LT", "direction=NE"), PROGRAM.replace("s32[]{:T(128)} constant(3)", "x()")):
+    more = "compare(%n, %bound), direction=LT\n  ROOT %both = pred[]{:T(512)} and(%less, %other)"
+    for text in (
+        PROGRAM.replace("direction=LT", "direction=NE"),
+        PROGRAM.replace("s32[]{:T(128)} constant(3)", "x()"),
+        PROGRAM.replace("ROOT %less", "%less").replace("compare(%n, %bound), direction=LT", more),
+    ):
         assert uncounted_loops(text) == ["jit(step)/while"]
         assert operations(text)["twice"]["cycles"] == operations()["twice"]["cycles"] // 3
 

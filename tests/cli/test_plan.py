@@ -68,7 +68,7 @@ def test_every_figure_is_printed_with_its_unit(planned, capsys):
         "activations (temporaries) 700.0 MiB",
         "total 1,025.0 MiB",
         "of 16,128.0 MiB that a program may use of a chip's memory: 6 %",
-        "traffic of a chip in a step all-gather 9.0 MiB, all-reduce 50.0 MiB",
+        "bytes to collectives, a step all-gather 9.0 MiB, all-reduce 50.0 MiB",
         "cycles of a step 15.0 million at 1.50 GHz",
         "step 10.0 ms",
         "images 410,417 /s",

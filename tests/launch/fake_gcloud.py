@@ -1,8 +1,9 @@
 """Play gcloud by a script: two hosts that are folders, commands by ssh run in them, and a log of all calls.
 
 $FAKE_CLOUD/script.json says what happens: "boots", for each creation the states before ACTIVE; "create", the errors of
-creations ("" for none); "describe", those of each look at the state; "start", "running" and "follow", what befalls each
-of these commands ("", "preempt", "killed" on host 0, "unreachable", "unready", or "cut" after it ran).
+creations ("" for none); "delete", those of deletions; "describe", those of each look at the state; "start", "running"
+and "follow", what befalls each of these commands ("", "preempt", "killed" on host 0, "unreachable", "unready", or "cut"
+after it ran).
 """
 
 import contextlib
@@ -64,6 +65,8 @@ def answer(script, words, flags):
         return complain(words, "NOT_FOUND: Resource was not found")
     if verb == "delete":
         end_processes()
+        if error := pop(script, "delete", ""):
+            return complain(words, error)
         script["exists"] = False
         return 0
     if "error" in flags.get("--format", "") or verb == "list-errors":

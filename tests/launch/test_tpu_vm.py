@@ -82,6 +82,14 @@ def test_request_that_failed_says_why_and_is_deleted(cloud):
     assert verbs(cloud.calls()) == ["create", "delete"]
 
 
+def test_slice_that_cannot_be_deleted_is_an_error(cloud):
+    text = cloud.play(
+        "tpu_vm.sh", *SLICE, code=1, script={"delete": ["PERMISSION_DENIED: not yours"]}, runs=[[1, [0, 0]]]
+    )
+    assert "error: tiny could not be deleted and costs money" in text
+    assert "PERMISSION_DENIED: not yours)" in text
+
+
 def test_ssh_that_fails_for_good_is_one_sentence(cloud):
     world = {"script": {"start": ["cut"], "follow": ["unreachable"] * 9}, "runs": [[1, ["hang", "hang"]]]}
     text = cloud.play("tpu_vm.sh", *SLICE, code=1, **world)

@@ -34,7 +34,7 @@ CHANGES = {
     "augment.mixup_group": 8,
 }
 ERASING = {"augment.erase_rate": 0.25, "augment.rotate_degrees": 5.0}
-COLLECTIVE = re.compile(r"(?:all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)\(")
+COLLECTIVE = re.compile(r"(?:all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
 
 
 def train_steps(mesh, **changes):

@@ -15,8 +15,9 @@ import pytest
 from etils import epath
 
 from mambaout_jax.train import RunError, logs, train, workdir
+from mambaout_jax.train.files import fault_of_writing
 from mambaout_jax.train.logs import LogFolder
-from mambaout_jax.train.workdir import claim_workdir, fault_of_writing, open_workdir
+from mambaout_jax.train.workdir import claim_workdir, open_workdir
 from tests.fake_bucket import bucket
 from tests.processes import ROOT, finish_all, start_all
 from tests.train import tiny

@@ -87,6 +87,18 @@ def test_step_saved_before_its_evaluation_can_still_be_the_best(directory, state
     assert Checkpoints(directory).steps() == [2, 4, 5]
 
 
+def test_step_that_is_evaluated_later_is_never_out_of_place(directory, state, monkeypatch):
+    save(directory, state, [(1, None), (2, None)])
+    checkpoints = Checkpoints(directory)
+    monkeypatch.setattr(type(checkpoints._manager), "delete", None)
+    monkeypatch.setattr(type(checkpoints._manager), "save", None)
+    checkpoints.save(replace(state, step=jnp.int32(2)), {"note": "evaluated"}, 90.0)
+    checkpoints.close()
+    restored, metadata = Checkpoints(directory).restore_state(abstract_state(model_of()))
+    assert (int(restored.step), metadata) == (2, {"note": "evaluated"})
+    assert_same(restored, replace(state, step=jnp.int32(2)))
+
+
 def test_nothing_saved_restores_nothing(directory):
     assert Checkpoints(directory).restore_state(abstract_state(model_of())) is None
 

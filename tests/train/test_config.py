@@ -100,8 +100,12 @@ def test_documentation_has_every_key():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--config.optm.learning_rate=1"], 'Did you mean "optim" instead of "optm"'),
-        pytest.param(["--config.optim.learningrate=1"], 'Did you mean "learning_rate"', marks=pytest.mark.slow),
+        (["--config.optm.learning_rate=1"], "no key optm; did you mean optim?"),
+        pytest.param(
+            ["--config.optim.learningrate=1"],
+            "did you mean learning_rate?",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(["--config.batch_size=many"], "batch_size", marks=pytest.mark.slow),
         pytest.param(["--confg.seed=1"], "confg", marks=pytest.mark.slow),
         pytest.param(["--config.model.scan_blocks=2"], "True or False is expected, not '2'", marks=pytest.mark.slow),

@@ -1,0 +1,43 @@
+"""Files and folders that a run writes, on a disk or in a bucket."""
+
+import os
+
+import jax
+from etils import epath
+
+from mambaout_jax.data.buckets import REMOTE_SECONDS, explain, is_remote, within_seconds
+
+
+def fault_of_writing(folder: epath.Path) -> str:
+    """Make a folder if it is not there, try to write into it, and give what fails; empty if nothing does.
+
+    A bucket that does not answer is given up.
+    """
+    probe = folder / f".writable.{jax.process_index()}.{os.getpid()}"
+
+    def write() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+
+    if is_remote(folder):
+        try:
+            within_seconds(REMOTE_SECONDS, write)
+        except Exception as error:  # each client of a bucket raises types of its own
+            return explain(error)
+        return ""
+    try:
+        write()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def write_atomically(path: epath.Path, text: str) -> None:
+    """Write a file that is there in full or not at all, as an object in a bucket always is."""
+    if is_remote(path):
+        path.write_bytes(text.encode())  # text would be in whatever encoding this machine prefers
+        return
+    draft = path.parent / f".{path.name}.{os.getpid()}"
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
