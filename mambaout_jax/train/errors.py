@@ -1,5 +1,6 @@
 """How a run can end other than by finishing, and how a program tells so."""
 
+import errno
 import os
 import sys
 import traceback
@@ -26,6 +27,7 @@ class StoppedError(Exception):
     """Report that a signal stopped the run after everything worth keeping was saved."""
 
 
+_OF_THE_DISK = (errno.EACCES, errno.EIO, errno.EROFS, errno.ESTALE)
 USER_ERRORS = (RunError, DataError, ModelError, ConvertError, parallel.ParallelError)
 
 
@@ -71,6 +73,8 @@ def _tell(error: Exception, workdir: epath.PathLike) -> int:
         return _complain(str(error), 3)
     if isinstance(error, WorkerDiedError):
         return _complain(str(error), 1)
+    if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+        return _complain(f"{error.filename or workdir}: {error.strerror}; mended, the same command goes on", 1)
     if isinstance(error, OSError | ValueError) and is_full_disk(error):
         return _complain(f"no space is left for {workdir}; make room, the same command goes on", 1)
     raise error

@@ -76,6 +76,12 @@ def import_weights(
     for sentence in (_describe(source, checkpoint, identity, model), identity.assumed):
         if sentence:
             say(sentence)
+    if checkpoint.config is None:
+        spec = model.input_spec
+        say(
+            f"nothing tells how images are to be prepared: {spec.size[0]}x{spec.size[1]} pixels, crop {spec.crop_pct}, "
+            f"mean and deviation are those of {model.name}; a folder with a config.json would tell"
+        )
     class_names = checkpoint.config.class_names if checkpoint.config else None
     imagenet = official_facts().class_names
     if class_names is None and model.num_classes == len(imagenet):

@@ -86,7 +86,7 @@ def test_jobset_and_skypilot_train_as_the_other_launchers_do():
     (replicated,) = load("gke_jobset.yaml")["spec"]["replicatedJobs"]
     (container,) = replicated["template"]["spec"]["template"]["spec"]["containers"]
     words = [".venv/bin/python", "main.py", "--config=configs/mambaout_tiny.py", "--workdir=gs://b/runs/tiny"]
-    words += ["--distributed", "--config.data.data_dir=gs://b/datasets"]
+    words += ["--distributed", "--config.data.data_dir=gs://b/datasets", "--config.model.dtype=bfloat16"]
     assert container["command"] == words
     (cache,) = container["env"]
     assert cache == {"name": "JAX_COMPILATION_CACHE_DIR", "value": "gs://b/runs/compiled"}

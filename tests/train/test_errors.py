@@ -1,5 +1,6 @@
 """A run that ends before its end says why in one sentence, with the exit code that fits."""
 
+import errno
 import os
 
 import pytest
@@ -17,6 +18,11 @@ NO_DEVICE = "Unable to initialize backend 'tpu': NOT_FOUND: TPU initialization f
         (RuntimeError(f"{NO_DEVICE}. (more)"), 2, f"{NO_DEVICE}. (more)"),
         (DivergedError("step 3 has loss nan"), 3, "step 3 has loss nan"),
         (WorkerDiedError("worker 2 died"), 1, "worker 2 died"),
+        (
+            OSError(errno.EROFS, "Read-only file system", "runs/x/metrics.jsonl"),
+            1,
+            "runs/x/metrics.jsonl: Read-only file system; mended, the same command goes on",
+        ),
         (OSError("No space left on device"), 1, "no space is left for runs/x; make room, the same command goes on"),
         (ValueError("Disk quota exceeded"), 1, "no space is left for runs/x; make room, the same command goes on"),
     ],

@@ -72,6 +72,8 @@ def test_a_folder_and_back_keeps_classes_and_preparation_too(run, tmp_path):
 def test_bfloat16_rounds_and_says_what_that_costs(run, tmp_path):
     said = []
     export_weights(run[0], str(tmp_path / "half.safetensors"), dtype="bfloat16", say=said.append)
+    import_weights(str(tmp_path / "half.safetensors"), tmp_path / "bare", say=said.append)
+    assert any(sentence.startswith("nothing tells how images are to be prepared: 224x224 pixels") for sentence in said)
     (cost,) = (sentence for sentence in said if sentence.startswith("rounded to bfloat16: logits move by "))
     assert 0 < float(cost.split()[6]) < 0.1
     written = convert.read_checkpoint(tmp_path / "half.safetensors")

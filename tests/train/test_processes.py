@@ -70,6 +70,7 @@ def test_a_signal_to_one_stops_all_at_the_same_step_and_any_number_goes_on(unbro
     # As a system does that shuts down: to the process, to that which trains below it, and to its data worker.
     (child,) = Path(f"/proc/{two[1].pid}/task/{two[1].pid}/children").read_text().split()
     os.killpg(int(child), signal.SIGTERM)
+    time.sleep(0.2)
     two[1].send_signal(signal.SIGTERM)
     codes, said = finish_all(two)
     assert codes == [os.EX_TEMPFAIL] * 2, said

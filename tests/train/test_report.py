@@ -65,6 +65,12 @@ def test_unfinished_run_shows_its_last_evaluation_and_says_so(logged):
     assert "no predictions yet" in page
 
 
+def test_lines_of_a_run_that_are_not_shown_are_no_damage(logged):
+    with (logged / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "save", "step": 20, "blocked_seconds": 0.1}\n')
+    assert "cannot be read" not in words(write_and_read(logged))
+
+
 def test_run_that_has_only_a_config_gets_a_page(workdir):
     for name in ("results.json", "predictions.npz", "environment.json"):
         (workdir / name).unlink()
