@@ -60,3 +60,13 @@ def test_a_worker_killed_from_outside_is_named():
     os.kill(victim, signal.SIGKILL)
     with pytest.raises(WorkerDiedError, match=rf"data worker \d \(process {victim}\) was killed by SIGKILL"):
         list(batches)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_all_processes_get_ends_no_worker(number):
+    batches = eval_batches(NumberedSource(500), EvalTransform((8, 8), channels=1), batch_size=2, num_workers=1)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, number)
+    assert len(list(batches)) == 249
