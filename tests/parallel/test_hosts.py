@@ -65,6 +65,11 @@ def test_words_come_in_order_and_who_is_missing_is_named():
         assert missing == ([] if process == 1 else ["saving step 5: process 1 of 3 did not come in 5 s"])
 
 
+def test_who_left_after_a_failure_is_heard_of():
+    program = "print(parallel.leave_alone() if process == 1 else parallel.leave_after_others())"
+    assert run_python(program, 2) == ["True\n", "None\n"]
+
+
 def test_arrays_are_placed_without_the_others():
     # One that stops earlier does not come: what a process does between its ticks, it does alone.
     program = textwrap.dedent("""
