@@ -14,7 +14,7 @@ import fsspec
 import pytest
 from etils import epath
 
-from mambaout_jax.train import RunError, logs, train, workdir
+from mambaout_jax.train import RunError, files, logs, train, workdir
 from mambaout_jax.train.files import fault_of_writing
 from mambaout_jax.train.logs import LogFolder
 from mambaout_jax.train.workdir import claim_workdir, open_workdir
@@ -46,7 +46,8 @@ def silent(monkeypatch):
     """Have all that is remote never answer, and little patience."""
     for method in ("exists", "mkdir"):
         monkeypatch.setattr(type(epath.Path("gs://bucket")), method, lambda *_, **__: threading.Event().wait(5))
-    monkeypatch.setattr(workdir, "REMOTE_SECONDS", 0.05)
+    for module in (files, workdir):
+        monkeypatch.setattr(module, "REMOTE_SECONDS", 0.05)
 
 
 def test_logs_of_a_local_run_lie_in_its_workdir(tmp_path):
