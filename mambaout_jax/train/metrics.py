@@ -42,7 +42,7 @@ class MetricWriter:
             bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {postfix}",
         )
         self._num_steps = num_steps
-        self._clock = (time.monotonic(), first_step)
+        self._clock: tuple[float, int] | None = None  # from the first record on: before it lies the compilation
 
     def advance(self) -> None:
         """Move the bar by one step."""
@@ -55,13 +55,17 @@ class MetricWriter:
     def train(self, record: dict[str, Any]) -> None:
         """Write what was measured over the last steps."""
         self._append({"kind": "train", **record})
-        started, first_step = self._clock
-        done = record["step"] - first_step
-        left = (time.monotonic() - started) / max(done, 1) * (self._num_steps - record["step"])
+        left = ""
+        if self._clock is None:
+            self._clock = time.monotonic(), record["step"]
+        else:
+            started, first_step = self._clock
+            pace = (time.monotonic() - started) / max(record["step"] - first_step, 1)
+            left = f", {_clock(pace * (self._num_steps - record['step']))} left"
         bound = " (input bound)" if record["input_wait"] > INPUT_BOUND else ""
         text = (
             f"loss {record['loss']:.4f}, {record['images_per_second']:.0f} images/s, "
-            f"{100 * record['input_wait']:.0f} % waiting for data{bound}, {_clock(left)} left"
+            f"{100 * record['input_wait']:.0f} % waiting for data{bound}{left}"
         )
         self._bar.set_description_str(f"epoch {record['epoch']:.1f}/{self._num_epochs}", refresh=False)
         self._bar.set_postfix_str(text, refresh=False)

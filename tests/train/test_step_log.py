@@ -46,16 +46,24 @@ def record(input_wait):
 @pytest.mark.parametrize(
     ("input_wait", "words"),
     [
-        (0.04, "4 % waiting for data, "),
-        (0.06, "6 % waiting for data (input bound), "),
-        (1.0, "100 % waiting for data (input bound), "),
+        (0.04, "4 % waiting for data"),
+        (0.06, "6 % waiting for data (input bound)"),
+        (1.0, "100 % waiting for data (input bound)"),
     ],
 )
 def test_a_run_that_waits_for_data_is_called_input_bound(writer, clock, capsys, input_wait, words):
-    clock.now += 16.0
     writer.train(record(input_wait))
-    expected = f"step 20/100, epoch 2.0, loss 0.5000, 640 images/s, {words}1:04 left\n"
-    assert capsys.readouterr().err == expected
+    assert capsys.readouterr().err == f"step 20/100, epoch 2.0, loss 0.5000, 640 images/s, {words}\n"
+
+
+def test_time_left_goes_by_the_pace_since_the_first_record(writer, clock, capsys):
+    clock.now += 1000.0  # it compiles
+    writer.train(record(0.0))
+    clock.now += 16.0
+    writer.train({**record(0.0), "step": 36})
+    first, second = capsys.readouterr().err.splitlines()
+    assert "left" not in first
+    assert second.endswith(", 1:04 left")
 
 
 def test_every_record_is_a_line_of_json(writer, tmp_path):
