@@ -34,18 +34,22 @@ def main(argv: list[str]) -> int:
 
     if DISTRIBUTED.value and not supervisor.is_supervised():
         return supervisor.supervise(sys.argv)
-    from mambaout_jax import parallel, train
+    from mambaout_jax import distributed
+    from mambaout_jax.evaluate.evaluation import evaluate
+    from mambaout_jax.evaluate.scores import format_scores
+    from mambaout_jax.run.errors import tell_ending
+    from mambaout_jax.train.loop import train
 
     try:
         if DISTRIBUTED.value:
-            parallel.start(*place)
-        results = (train.train if MODE.value == "train" else train.evaluate)(CONFIG.value, WORKDIR.value)
-        if parallel.is_first():
-            print(train.format_scores(results))
+            distributed.start(*place)
+        results = (train if MODE.value == "train" else evaluate)(CONFIG.value, WORKDIR.value)
+        if distributed.is_first():
+            print(format_scores(results))
             if MODE.value == "train":
                 print(f"report: {os.path.join(WORKDIR.value, 'report.html')}")
     except Exception as error:
-        return train.tell_ending(error, WORKDIR.value)
+        return tell_ending(error, WORKDIR.value)
     return 0
 
 
@@ -62,7 +66,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
             CONFIG.value.items()  # of a file that could not be loaded, any use tells why
         return rest
     except (AttributeError, KeyError, OSError, SyntaxError, flags.Error) as error:
-        from mambaout_jax.train import explain_flags
+        from mambaout_jax.run.config import explain_flags
 
         sys.exit(_complain(explain_flags(error), 2))
 

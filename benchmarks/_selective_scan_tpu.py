@@ -15,13 +15,13 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from selective_scan import STATES, passes, temporary
 
-from mambaout_jax import parallel
-from mambaout_jax.analysis.tpu_chips import CHIPS
-from mambaout_jax.analysis.tpu_compiler import tpu_devices
-from mambaout_jax.analysis.tpu_kernels import count_bundles
-from mambaout_jax.analysis.tpu_program import estimated_operations
+from mambaout_jax import distributed
 from mambaout_jax.ops import recurrence_tpu
 from mambaout_jax.ops.recurrence import chunk_shape
+from mambaout_jax.plan.chips import CHIPS
+from mambaout_jax.plan.compiler import tpu_devices
+from mambaout_jax.plan.hlo import estimated_operations
+from mambaout_jax.plan.kernels import count_bundles
 
 BATCH, LENGTH, CHANNELS = 8, 1024, 384
 
@@ -30,7 +30,7 @@ def main() -> None:
     """Compile both forms."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
-        mesh = parallel.make_mesh(devices=tpu_devices("v5e:1x1"))
+        mesh = distributed.make_mesh(devices=tpu_devices("v5e:1x1"))
         forms = {impl: estimate(mesh, impl) for impl in ("associative", "auto")}
         for kernel in ("forward", "backward"):
             forms["auto"]["kernel_cycles"] += kernel_cycles(Path(folder), f"selective_scan_{kernel}")

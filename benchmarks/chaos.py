@@ -25,8 +25,8 @@ import jax
 import numpy as np
 from _timing import machine, write_json
 
-from mambaout_jax.parallel.hosts import JOINING_SECONDS
-from mambaout_jax.train import load_run
+from mambaout_jax.distributed.hosts import JOINING_SECONDS
+from mambaout_jax.run.workdir import load_run
 
 ROOT = Path(__file__).parent.parent
 LIMIT_SECONDS = 60

@@ -20,14 +20,15 @@ from pathlib import Path
 import jax
 from _timing import machine, write_json
 
-from mambaout_jax import parallel
-from mambaout_jax.analysis.tpu_chips import CHIPS
-from mambaout_jax.analysis.tpu_compiler import TooLargeError, compile_for_tpu, program_memory, tpu_devices
-from mambaout_jax.analysis.tpu_program import estimated_operations
-from mambaout_jax.models.blocks import REMAT
-from mambaout_jax.train import RunError, read_config
+from mambaout_jax import distributed
+from mambaout_jax.models.layers.blocks import REMAT
+from mambaout_jax.plan.chips import CHIPS
+from mambaout_jax.plan.compiler import TooLargeError, compile_for_tpu, program_memory, tpu_devices
+from mambaout_jax.plan.hlo import estimated_operations
+from mambaout_jax.run.config import read_config
+from mambaout_jax.run.errors import RunError
+from mambaout_jax.run.workdir import build_model
 from mambaout_jax.train.program import training_program
-from mambaout_jax.train.workdir import build_model
 
 CONFIG = Path(__file__).parents[1] / "configs" / "mambaout_base.py"
 # The unrolled one first: the others are held against it.
@@ -73,9 +74,9 @@ def compare(args, device, forms):
     config = read_config(args.config, [f"--config.{key}={value}" for key, value in changes.items()])
     config.device_batch_size = None
     devices = jax.devices()[:1] if device == "cpu" else tpu_devices("v5e:1x1")
-    mesh = parallel.make_mesh(devices=devices)
+    mesh = distributed.make_mesh(devices=devices)
     # What the first compilation of a process costs beside itself.
-    compile_for_tpu(jax.jit(abs).lower(jax.ShapeDtypeStruct((), "float32", sharding=parallel.replicated(mesh))))
+    compile_for_tpu(jax.jit(abs).lower(jax.ShapeDtypeStruct((), "float32", sharding=distributed.replicated(mesh))))
     print(f"\n{config.model.name}, {device}, {batch} images, {config.model.dtype}; seconds: clock (cores)")
     titles = ("trace and lower", "compile", "of unrolled", "temporaries", "program", "Mcycles")
     print(" " * 16 + "".join(f"{title:>{width}}" for title, width in zip(titles, (16, 16, 12, 14, 11, 9), strict=True)))

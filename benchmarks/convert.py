@@ -29,10 +29,10 @@ from safetensors.numpy import load_file, save_file
 
 import mambaout_jax as mo
 from mambaout_jax.data import EvalTransform
-from mambaout_jax.train import load_run
-from mambaout_jax.train.evaluation import build_view
-from mambaout_jax.train.mixing import normalize
-from mambaout_jax.train.predict import classify
+from mambaout_jax.evaluate.evaluation import build_view
+from mambaout_jax.evaluate.predict import classify
+from mambaout_jax.run.workdir import load_run
+from mambaout_jax.tasks.classification.mixing import normalize
 
 SECONDS, MEMORY, MARGIN = 15.0, 3.0, 1e-3
 BATCH = 25

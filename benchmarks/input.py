@@ -31,8 +31,8 @@ import tensorflow_datasets as tfds
 from _timing import machine, median_ratio, write_json
 from PIL import Image
 
-from mambaout_jax.analysis.input_speed import measure_input
 from mambaout_jax.data import TrainTransform, open_source, train_batches
+from mambaout_jax.data.input_speed import measure_input
 from mambaout_jax.data.workers import count_cores
 
 BATCH_SIZE = 64

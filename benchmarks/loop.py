@@ -23,12 +23,12 @@ from _timing import machine, median_ratio, write_json
 from ml_collections import ConfigDict
 
 from mambaout_jax.data import open_source
+from mambaout_jax.run.state import init_progress, init_state
+from mambaout_jax.run.workdir import build_model
+from mambaout_jax.tasks.classification.mixing import Augmentation
 from mambaout_jax.train import loop
-from mambaout_jax.train.mixing import Augmentation
 from mambaout_jax.train.program import build_optimizer
-from mambaout_jax.train.state import init_progress, init_state
 from mambaout_jax.train.step import make_train_step
-from mambaout_jax.train.workdir import build_model
 
 CONFIG = Path(__file__).parents[1] / "configs" / "digits.py"
 

@@ -23,17 +23,17 @@ import numpy as np
 from _timing import machine, write_json
 
 import mambaout_jax as mo
-from mambaout_jax import parallel
-from mambaout_jax.analysis.tpu_chips import CHIPS
-from mambaout_jax.analysis.tpu_compiler import tpu_devices
-from mambaout_jax.analysis.tpu_program import estimated_operations
-from mambaout_jax.models.layers import drop_path, per_channel
-from mambaout_jax.models.mambaout import GatedCNNBlock
+from mambaout_jax import distributed
+from mambaout_jax.models.layers.basic import drop_path, per_channel
+from mambaout_jax.models.mambaout.model import GatedCNNBlock
 from mambaout_jax.ops import depthwise_conv2d
-from mambaout_jax.train.errors import RunError
-from mambaout_jax.train.mixing import Augmentation
-from mambaout_jax.train.optim import adamw
-from mambaout_jax.train.state import init_progress, init_state
+from mambaout_jax.plan.chips import CHIPS
+from mambaout_jax.plan.compiler import tpu_devices
+from mambaout_jax.plan.hlo import estimated_operations
+from mambaout_jax.run.errors import RunError
+from mambaout_jax.run.state import init_progress, init_state
+from mambaout_jax.tasks.classification.mixing import Augmentation
+from mambaout_jax.train.optimizer import adamw
 from mambaout_jax.train.step import make_train_step
 
 TOP = 10
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--json", metavar="PATH")
     args = parser.parse_args()
     try:
-        mesh = parallel.make_mesh(devices=tpu_devices("v5e:1x1"))
+        mesh = distributed.make_mesh(devices=tpu_devices("v5e:1x1"))
     except RunError as error:
         sys.exit(f"error: {error}")
 
@@ -96,7 +96,7 @@ def estimate(mesh, batch):
 
 def compile_step(mesh, batch):
     """Compile the train step from shapes alone."""
-    replicated, sharding = parallel.replicated(mesh), parallel.batch_sharding(mesh)
+    replicated, sharding = distributed.replicated(mesh), distributed.batch_sharding(mesh)
     model = mo.create_model("mambaout_tiny", dtype="bfloat16", drop_path_rate=0.2)
 
     def schedule(step):
@@ -108,9 +108,11 @@ def compile_step(mesh, batch):
     step = make_train_step(
         model, optimizer, schedule, Augmentation(label_smoothing=0.1), accumulation_steps=1, ema_decay=None
     )
-    state = parallel.abstract(lambda key: init_state(model, optimizer, key, ema=False), jax.random.key(0), placed=mesh)
-    progress = parallel.abstract(init_progress, placed=replicated)
-    key = parallel.abstract(lambda: jax.random.key(0), placed=replicated)
+    state = distributed.abstract(
+        lambda key: init_state(model, optimizer, key, ema=False), jax.random.key(0), placed=mesh
+    )
+    progress = distributed.abstract(init_progress, placed=replicated)
+    key = distributed.abstract(lambda: jax.random.key(0), placed=replicated)
     images = {
         "image": jax.ShapeDtypeStruct((batch, *model.input_spec.size, 3), np.uint8, sharding=sharding),
         "label": jax.ShapeDtypeStruct((batch,), np.int32, sharding=sharding),

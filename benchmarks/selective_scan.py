@@ -152,8 +152,8 @@ def measure_mixer(args, missed):
     except ModuleNotFoundError as error:
         print(f"the mixer is left out: {error}")
         return None
-    from mambaout_jax.convert import mamba_block_from_torch
     from mambaout_jax.models import MambaBlock
+    from mambaout_jax.weights import mamba_block_from_torch
 
     torch.manual_seed(0)
     torch.set_num_threads(machine()["cores"])

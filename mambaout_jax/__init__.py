@@ -4,12 +4,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mambaout_jax.convert import from_torch, load_pretrained, to_torch
     from mambaout_jax.models import Model, create_model, list_models
+    from mambaout_jax.weights import from_torch, load_pretrained, to_torch
 
 _ROOMS = {
     **dict.fromkeys(("Model", "create_model", "list_models"), "models"),
-    **dict.fromkeys(("from_torch", "load_pretrained", "to_torch"), "convert"),
+    **dict.fromkeys(("from_torch", "load_pretrained", "to_torch"), "weights"),
 }
 __all__ = ["Model", "create_model", "from_torch", "list_models", "load_pretrained", "to_torch"]
 

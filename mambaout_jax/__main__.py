@@ -30,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 0  # the reader, `head` say, has what it wants
     except Exception as error:
-        from mambaout_jax.train import WorkerDiedError, is_user_error
+        from mambaout_jax.data import WorkerDiedError
+        from mambaout_jax.run.errors import is_user_error
 
         if isinstance(error, WorkerDiedError):
             return _complain(str(error), 1)

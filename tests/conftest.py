@@ -22,14 +22,14 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 jaxtyping.install_import_hook(
-    ["mambaout_jax.ops", "mambaout_jax.models", "mambaout_jax.train.losses"], "beartype.beartype"
+    ["mambaout_jax.ops", "mambaout_jax.models", "mambaout_jax.tasks.classification.losses"], "beartype.beartype"
 )
 
 
 # The tests in here state laws of mathematics, which hold however a program is compiled, and most of their time went
 # into optimising programs that run once, for milliseconds. What is about memory, compiled text or whole runs has to see
 # the program as users do: it lives elsewhere, starts a process of its own, or carries the marker `optimized`.
-LAWS = ("ops", "models", "convert", "train/test_step.py", "train/test_mixing.py")
+LAWS = ("ops", "models", "weights", "train/test_step.py", "train/test_mixing.py")
 
 
 def pytest_collection_modifyitems(items):

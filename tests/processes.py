@@ -40,8 +40,8 @@ def run_python(program, count, timeout=120):
     """Run Python text in processes that have joined; it finds its number in `process`."""
     port = free_port()
     start = (
-        "import sys; from mambaout_jax import parallel; process = int(sys.argv[1]); "
-        f"parallel.start('localhost:{port}', {count}, process)\n"
+        "import sys; from mambaout_jax import distributed; process = int(sys.argv[1]); "
+        f"distributed.start('localhost:{port}', {count}, process)\n"
     )
     processes = [
         subprocess.Popen(

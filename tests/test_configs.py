@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 import mambaout_jax as mo
-from mambaout_jax.train.config import check_config, flatten_config
-from mambaout_jax.train.errors import RunError
+from mambaout_jax.run.config import check_config, flatten_config
+from mambaout_jax.run.errors import RunError
+from mambaout_jax.run.workdir import build_model
 from mambaout_jax.train.recipe import departures
-from mambaout_jax.train.workdir import build_model
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"

@@ -22,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print a row for each stage, and where the page is if one was asked for."""
-    from mambaout_jax.analysis.ssm_need import analyze
-    from mambaout_jax.train import RunError
+    from mambaout_jax.analyze.ssm_need import analyze
+    from mambaout_jax.run.errors import RunError
 
     if args.out == "":
         raise RunError("--out has an empty name; a folder is expected, for example runs/analysis")
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     analysis = analyze(args.model, args.task, size)
     page = None
     if args.out is not None:
-        from mambaout_jax.analysis.ssm_need_page import write_page
+        from mambaout_jax.analyze.page import write_page
 
         page = write_page(analysis, args.out)
     if args.json:

@@ -18,13 +18,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the figures; 1 if they fall short of --need."""
-    from mambaout_jax import train
-    from mambaout_jax.analysis.input_speed import measure_input
+    from mambaout_jax.data.input_speed import measure_input
     from mambaout_jax.data.workers import THREADS, count_cores
+    from mambaout_jax.run.config import read_config
+    from mambaout_jax.train.inputs import open_batches
 
     changes = [] if args.workers is None else [f"--config.data.num_workers={args.workers}"]
-    config = train.read_config(args.config, [*args.config_changes, *changes])
-    with contextlib.closing(train.open_batches(config)) as batches:
+    config = read_config(args.config, [*args.config_changes, *changes])
+    with contextlib.closing(open_batches(config)) as batches:
         speed = measure_input(batches, args.seconds)
     cores = count_cores()
     hands = min(config.data.num_workers or THREADS, cores)

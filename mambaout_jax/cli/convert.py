@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _import(args: argparse.Namespace) -> None:
-    from mambaout_jax.train import import_weights
+    from mambaout_jax.export.torch import import_weights
 
     import_weights(
         args.source,
@@ -58,7 +58,7 @@ def _import(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from mambaout_jax.train import export_weights
+    from mambaout_jax.export.torch import export_weights
 
     export_weights(
         args.workdir,
@@ -74,7 +74,7 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _inspect(args: argparse.Namespace) -> None:
-    from mambaout_jax.convert import inspect_checkpoint, read_checkpoint
+    from mambaout_jax.weights import inspect_checkpoint, read_checkpoint
 
     for key, value in inspect_checkpoint(read_checkpoint(args.source), args.model).items():
         print(f"{key:<12} {value}")

@@ -30,28 +30,30 @@ def run(args: argparse.Namespace) -> int:
         return _complain("--coordinator, --num_processes and --process_id want --distributed beside them")
     if args.distributed and not supervisor.is_supervised():
         return supervisor.supervise(["-m", "mambaout_jax", *sys.argv[1:]])
-    from mambaout_jax import parallel, train
-    from mambaout_jax.analysis.doctor import COLLECTIVE_SECONDS, examine
+    from mambaout_jax import distributed
+    from mambaout_jax.run.config import read_config
+    from mambaout_jax.run.doctor import COLLECTIVE_SECONDS, examine
+    from mambaout_jax.run.errors import tell_ending
     from mambaout_jax.train.program import check_batches
 
-    config = train.read_config(args.config, args.config_changes) if args.config else None
+    config = read_config(args.config, args.config_changes) if args.config else None
     data = (config.data.name, config.data.train_split, config.data.data_dir) if config else None
     try:
         if args.distributed:
-            parallel.start(*place, seconds=COLLECTIVE_SECONDS)
+            distributed.start(*place, seconds=COLLECTIVE_SECONDS)
         if config:
-            check_batches(config, parallel.make_mesh(config.mesh.fsdp).size)
+            check_batches(config, distributed.make_mesh(config.mesh.fsdp).size)
         faults = 0
         for line in examine(data, args.workdir):
             faults += len(line.faults)
-            if parallel.is_first():
+            if distributed.is_first():
                 print(
                     "\n".join([f"{line.name:<24}{line.value}", *(f"  wrong: {fault}" for fault in line.faults)]),
                     flush=True,
                 )
     except Exception as error:
-        return train.tell_ending(error, args.workdir or "")
-    if parallel.is_first():
+        return tell_ending(error, args.workdir or "")
+    if distributed.is_first():
         print(f"\n{faults} thing{'s are' if faults > 1 else ' is'} wrong" if faults else "\nready to train")
     return 1 if faults else 0
 

@@ -29,8 +29,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _describe(name: str) -> dict[str, Any]:
-    from mambaout_jax.analysis.macs import count_model
     from mambaout_jax.models import VARIANTS
+    from mambaout_jax.models.macs import count_model
 
     params, macs = count_model(name)
     variant = VARIANTS[name]

@@ -33,9 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the figures; 1 if the step does not fit into a chip."""
-    from mambaout_jax.analysis.plan import dataset_of, plan
-    from mambaout_jax.analysis.tpu_compiler import chip_of
-    from mambaout_jax.train import read_config
+    from mambaout_jax.plan.compiler import chip_of
+    from mambaout_jax.plan.plan import dataset_of, plan
+    from mambaout_jax.run.config import read_config
 
     config = read_config(args.config, args.config_changes)
     chip_of(args.topology)  # what was typed wrong is told before datasets are opened

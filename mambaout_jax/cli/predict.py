@@ -16,8 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the likeliest classes of each file; 2 if one of them could not be read, after all others are done."""
-    from mambaout_jax.train import load_run
-    from mambaout_jax.train.predict import classify
+    from mambaout_jax.evaluate.predict import classify
+    from mambaout_jax.run.workdir import load_run
 
     answers, failed = [], False
     for answer in classify(load_run(args.workdir, weights=args.weights), args.images, args.top):

@@ -10,7 +10,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the page and print where it is."""
-    from mambaout_jax.train import write_report
+    from mambaout_jax.report.html import write_report
 
     print(write_report(args.workdir))
     return 0

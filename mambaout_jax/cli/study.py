@@ -22,16 +22,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the study and print its tables, or end with main.py's exit codes."""
-    from mambaout_jax import train
-    from mambaout_jax.analysis.study import find_experiment, run_study
+    from mambaout_jax.run.config import read_config
+    from mambaout_jax.run.errors import tell_ending
+    from mambaout_jax.study.study import find_experiment, run_study
 
     workdir = args.workdir or f"runs/study-{re.sub('[/:]+', '-', args.dataset)}"
     experiment = args.config or find_experiment(args.dataset)
-    config = train.read_config(experiment, [*args.config_changes, f"--config.data.name={args.dataset}"])
+    config = read_config(experiment, [*args.config_changes, f"--config.data.name={args.dataset}"])
     try:
         study = run_study(config.to_dict(), workdir, args.seeds)
     except Exception as error:
-        return train.tell_ending(error, workdir)
+        return tell_ending(error, workdir)
     if args.json:
         print(json.dumps(study, indent=2))
     else:
@@ -47,7 +48,7 @@ def _repeats(text: str) -> int:
 
 
 def _print(study: dict) -> None:
-    from mambaout_jax.analysis.study_table import COLUMNS, comparison_rows
+    from mambaout_jax.study.table import COLUMNS, comparison_rows
 
     print(study["answer"])
     for comparison in study["comparisons"]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mambaout_jax.data.errors import DataError
-from mambaout_jax.data.preparation.builders import parse_name
+from mambaout_jax.data.prepare.builders import parse_name
 from mambaout_jax.data.sources import ImageSource, open_source
 
 # A label costs its whole record; from a bucket the time is spent waiting.

@@ -14,7 +14,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from mambaout_jax.data.buckets import data_root
 from mambaout_jax.data.digits import Digits
 from mambaout_jax.data.errors import DataError
-from mambaout_jax.data.preparation.builders import known_datasets, parse_name, prepare_digits, unknown_dataset
+from mambaout_jax.data.prepare.builders import known_datasets, parse_name, prepare_digits, unknown_dataset
 from mambaout_jax.data.shard_check import check_shards, list_names
 
 # The features that labels are read from, and the most labels that an image may have in each.

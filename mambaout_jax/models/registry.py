@@ -9,10 +9,10 @@ from typing import Any
 
 from flax import nnx
 
+from mambaout_jax.models.api import MIN_SIZE, InputSpec, Model
 from mambaout_jax.models.errors import ModelError
-from mambaout_jax.models.mambaout import MambaOut
-from mambaout_jax.models.model import MIN_SIZE, InputSpec, Model
-from mambaout_jax.models.vit import VisionTransformer
+from mambaout_jax.models.mambaout.model import MambaOut
+from mambaout_jax.models.vit.model import VisionTransformer
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -8,8 +8,8 @@ from ml_collections import ConfigDict
 
 from mambaout_jax.data import ImageSource, TrainTransform, open_source, train_batches
 from mambaout_jax.models import Model
-from mambaout_jax.train.errors import RunError
-from mambaout_jax.train.workdir import build_model
+from mambaout_jax.run.errors import RunError
+from mambaout_jax.run.workdir import build_model
 
 
 def open_batches(config: ConfigDict) -> Iterator[dict[str, np.ndarray]]:

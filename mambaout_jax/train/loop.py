@@ -9,26 +9,21 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from mambaout_jax import parallel
+from mambaout_jax import distributed
 from mambaout_jax.data import DataError, WorkerDiedError, open_source
 from mambaout_jax.data.buckets import is_remote
-from mambaout_jax.train.batch import describe_batch
-from mambaout_jax.train.checkpoint import Checkpoints
-from mambaout_jax.train.config import check_config, flatten_config
-from mambaout_jax.train.errors import RunError, StoppedError
-from mambaout_jax.train.evaluation import Evaluator
-from mambaout_jax.train.files import write_atomically
-from mambaout_jax.train.inputs import training_batches
-from mambaout_jax.train.metrics import MetricWriter, SilentWriter, StepLog
-from mambaout_jax.train.pretrained import load_start, start_variables
-from mambaout_jax.train.program import training_program
-from mambaout_jax.train.recipe import departures
-from mambaout_jax.train.report import write_report
-from mambaout_jax.train.scores import describe_view
-from mambaout_jax.train.signals import StopSignals
-from mambaout_jax.train.state import init_progress, start_from
-from mambaout_jax.train.trace import StepTrace
-from mambaout_jax.train.workdir import (
+from mambaout_jax.evaluate.evaluation import Evaluator
+from mambaout_jax.evaluate.scores import describe_view
+from mambaout_jax.report.html import write_report
+from mambaout_jax.run.batch import describe_batch
+from mambaout_jax.run.checkpoints import Checkpoints
+from mambaout_jax.run.config import check_config, flatten_config
+from mambaout_jax.run.errors import RunError, StoppedError
+from mambaout_jax.run.files import write_atomically
+from mambaout_jax.run.pretrained import load_start, start_variables
+from mambaout_jax.run.signals import StopSignals
+from mambaout_jax.run.state import init_progress, start_from
+from mambaout_jax.run.workdir import (
     build_model,
     check_space,
     claim_workdir,
@@ -37,6 +32,11 @@ from mambaout_jax.train.workdir import (
     lock_workdir,
     record_run,
 )
+from mambaout_jax.train.inputs import training_batches
+from mambaout_jax.train.metrics import MetricWriter, SilentWriter, StepLog
+from mambaout_jax.train.program import training_program
+from mambaout_jax.train.recipe import departures
+from mambaout_jax.train.trace import StepTrace
 
 
 def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
@@ -57,12 +57,12 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
     source = open_source(config.data.name, config.data.train_split, config.data.data_dir)
     validation = open_source(config.data.name, config.data.validation_split, config.data.data_dir)
     model = build_model(config, len(source.class_names))
-    mesh = parallel.make_mesh(config.mesh.fsdp)
-    sharding, replicated = parallel.batch_sharding(mesh), parallel.replicated(mesh)
+    mesh = distributed.make_mesh(config.mesh.fsdp)
+    sharding, replicated = distributed.batch_sharding(mesh), distributed.replicated(mesh)
 
     # How a step computes.
     program = training_program(config, model, len(source), mesh)
-    placed = parallel.shardings(program.state)
+    placed = distributed.shardings(program.state)
     epoch_steps = program.epoch_steps
     num_steps = config.num_epochs * epoch_steps
     eval_every = config.eval_every_epochs * epoch_steps
@@ -72,11 +72,11 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
 
     with StopSignals() as stop, jax.set_mesh(mesh), contextlib.ExitStack() as cleanup:
         # Where it is kept, and where it goes on.
-        parallel.require_same(describe_program(config))
+        distributed.require_same(describe_program(config))
         workdir = claim_workdir(path, config)
         if config.profile.start_step is not None and is_remote(workdir):
             raise RunError("config.profile.start_step is set; a trace is written to a local --workdir only")
-        if parallel.is_first():
+        if distributed.is_first():
             cleanup.enter_context(lock_workdir(workdir))
         checkpoints = Checkpoints(workdir / "checkpoints")
         cleanup.callback(checkpoints.close)
@@ -108,12 +108,12 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
         first_step = step
         results_file = workdir / "results.json"
         if evaluated and step == num_steps and results_file.exists():
-            if parallel.is_first() and not (workdir / "report.html").exists():
+            if distributed.is_first() and not (workdir / "report.html").exists():
                 write_report(workdir)
             return json.loads(results_file.read_text())
         evaluated = evaluated and step < num_steps  # killed before its results were written
         environment = describe_environment(source)
-        if parallel.is_first():
+        if distributed.is_first():
             results_file.unlink(missing_ok=True)
             record_run(workdir, config, environment)
             writer = MetricWriter(workdir, num_steps=num_steps, first_step=step, steps_per_epoch=epoch_steps)
@@ -136,7 +136,7 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
             every=config.log_every_steps,
             started=started,
         )
-        trace_start = config.profile.start_step if parallel.is_first() else None
+        trace_start = config.profile.start_step if distributed.is_first() else None
         trace = StepTrace(workdir / "profile", trace_start, config.profile.num_steps)
         cleanup.callback(trace.close)
 
@@ -155,7 +155,7 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
             evaluator = Evaluator(config, model, validation, sharding=sharding, stop=stop)
             host_batches = training_batches(config, model, source, start_step=step)
             cleanup.callback(host_batches.close)
-            batches = parallel.prefetch(log.timed(host_batches), sharding)
+            batches = distributed.prefetch(log.timed(host_batches), sharding)
             log.restart()
             while True:
                 if due(step) and not evaluated:
@@ -166,7 +166,7 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
                     evaluated = True
                     record = log.stamp(step) | scored.scores | {"skipped": scored.skipped}
                     writer.evaluation(record, describe_view(evaluator.describe()))
-                    if scored.predictions is not None and parallel.is_first():
+                    if scored.predictions is not None and distributed.is_first():
                         scored.predictions.save(workdir / "predictions.npz")
                     save(scored.scores[best]["top1"])
                     log.restart()
@@ -192,7 +192,7 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
                 raise
             stopped = f"stopped by {stop.received}"
             if jax.process_count() > 1:
-                raise parallel.LostProcessError(f"{stopped}, which ended what this process reads with") from error
+                raise distributed.LostProcessError(f"{stopped}, which ended what this process reads with") from error
             raise StoppedError(stopped) from error
 
     results = {
@@ -203,7 +203,7 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
         "steps": num_steps,
         "train_seconds": time.monotonic() - started,
     }
-    if parallel.is_first():
+    if distributed.is_first():
         write_atomically(results_file, json.dumps(results, indent=2) + "\n")
         write_report(workdir)
     return results

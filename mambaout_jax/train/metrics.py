@@ -11,9 +11,9 @@ import jax
 from etils import epath
 from tqdm import tqdm
 
-from mambaout_jax.train.errors import DivergedError
-from mambaout_jax.train.logs import LogFolder
-from mambaout_jax.train.state import Progress
+from mambaout_jax.run.errors import DivergedError
+from mambaout_jax.run.logs import LogFolder
+from mambaout_jax.run.state import Progress
 
 # Above this share of its time the step visibly waits for the host.
 INPUT_BOUND = 0.05

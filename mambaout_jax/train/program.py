@@ -8,13 +8,13 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from mambaout_jax import parallel
+from mambaout_jax import distributed
 from mambaout_jax.models import Model
-from mambaout_jax.train.batch import accumulation_steps, check_eval_batch
+from mambaout_jax.run.batch import accumulation_steps, check_eval_batch
+from mambaout_jax.run.state import TrainState, init_progress, init_state
+from mambaout_jax.tasks.classification.mixing import Augmentation
 from mambaout_jax.train.inputs import steps_per_epoch
-from mambaout_jax.train.mixing import Augmentation
-from mambaout_jax.train.optim import Schedule, adamw, warmup_cosine
-from mambaout_jax.train.state import TrainState, init_progress, init_state
+from mambaout_jax.train.optimizer import Schedule, adamw, warmup_cosine
 from mambaout_jax.train.step import make_train_step
 
 
@@ -38,9 +38,9 @@ class TrainingProgram(NamedTuple):
     def lower(self) -> jax.stages.Lowered:
         """Trace the step for a mesh that was set, and leave its compilation to the caller."""
         replicated = self.state.step.sharding
-        progress = parallel.abstract(init_progress, placed=replicated)
-        key = parallel.abstract(lambda: jax.random.key(0), placed=replicated)
-        step = jax.jit(self.step, donate_argnums=0, out_shardings=(parallel.shardings(self.state), replicated))
+        progress = distributed.abstract(init_progress, placed=replicated)
+        key = distributed.abstract(lambda: jax.random.key(0), placed=replicated)
+        step = jax.jit(self.step, donate_argnums=0, out_shardings=(distributed.shardings(self.state), replicated))
         return step.lower(self.state, progress, self.batch, key)
 
 
@@ -53,7 +53,7 @@ def training_program(config: ConfigDict, model: Model, num_images: int, mesh: ja
     Raises:
         RunError: the batch does not fit the dataset or the devices.
     """
-    sharding = parallel.batch_sharding(mesh)
+    sharding = distributed.batch_sharding(mesh)
     parts = check_batches(config, mesh.size)
     # timm mixes bytes; what is fast leaves the sums as they are.
     augmentation = Augmentation(**config.augment, round_mixed=config.data.pipeline == "exact")
@@ -76,7 +76,7 @@ def training_program(config: ConfigDict, model: Model, num_images: int, mesh: ja
         "image": jax.ShapeDtypeStruct(batch_shape, np.uint8, sharding=sharding),
         "label": jax.ShapeDtypeStruct(batch_shape[:1], np.int32, sharding=sharding),
     }
-    state = parallel.abstract(draw_state, jax.random.key(config.seed), placed=mesh)
+    state = distributed.abstract(draw_state, jax.random.key(config.seed), placed=mesh)
     return TrainingProgram(epoch_steps, parts, draw_state, step, state, batch)
 
 

@@ -4,9 +4,9 @@ import json
 import runpy
 from pathlib import Path
 
-from mambaout_jax.analysis import study
-from mambaout_jax.analysis.study_twins import Twin
-from mambaout_jax.train import DivergedError
+from mambaout_jax.run.errors import DivergedError
+from mambaout_jax.study import study
+from mambaout_jax.study.twins import Twin
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENT = ROOT / "configs" / "study" / "digits.py"

@@ -6,8 +6,8 @@ import jax
 import pytest
 
 from mambaout_jax.__main__ import main
-from mambaout_jax.analysis import doctor
-from mambaout_jax.analysis.doctor import Finding
+from mambaout_jax.run import doctor
+from mambaout_jax.run.doctor import Finding
 from tests.processes import run_python
 from tests.train import tiny
 
@@ -53,7 +53,7 @@ def test_what_is_missing_is_told(tmp_path, monkeypatch):
 
 def test_a_clock_that_is_off_is_told(monkeypatch):
     times = iter(["1000.0", "1000.1", "1009.0"])
-    monkeypatch.setattr(doctor.parallel, "exchange", lambda name, word="": list(times) if word else [""])
+    monkeypatch.setattr(doctor.distributed, "exchange", lambda name, word="": list(times) if word else [""])
     monkeypatch.setattr(doctor.jax, "process_index", lambda: 2)
     (finding,) = doctor._clock()
     assert finding.value == "+8.90 s"
@@ -96,7 +96,7 @@ def test_a_place_that_is_none_is_told():
 def test_hosts_look_together(tmp_path):
     program = textwrap.dedent(f"""
         from etils import epath
-        from mambaout_jax.analysis import doctor
+        from mambaout_jax.run import doctor
         folder = epath.Path({str(tmp_path)!r}) / str(process)
         for line in [*doctor._together(doctor._devices), *doctor._together(doctor._collective)]:
             print(line.name, line.value, line.faults)

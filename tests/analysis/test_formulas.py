@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import pytest
 
 import mambaout_jax as mo
-from mambaout_jax.analysis import formulas
-from mambaout_jax.analysis.macs import count_macs
-from mambaout_jax.analysis.ssm_need import GATED_CNN
-from mambaout_jax.models.mamba_block import MambaBlock
+from mambaout_jax.analyze import formulas
+from mambaout_jax.analyze.ssm_need import GATED_CNN
+from mambaout_jax.models.layers.mamba_block import MambaBlock
+from mambaout_jax.models.macs import count_macs
 from mambaout_jax.ops import SCAN_ORDERS
 
 DIMS_LENGTHS = [(32, 50), (48, 7), (64, 333)]

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mambaout_jax.analysis import input_speed
-from mambaout_jax.analysis.input_speed import measure_input
+from mambaout_jax.data import input_speed
+from mambaout_jax.data.input_speed import measure_input
 
 ROWS, BYTES = 8, 8 * 4 * 5 * 3
 

@@ -6,7 +6,7 @@ import pytest
 from jax import lax
 
 import mambaout_jax as mo
-from mambaout_jax.analysis.macs import count_macs, count_model
+from mambaout_jax.models.macs import count_macs, count_model
 from tests.marks import slow_but
 
 # In millions, convolutions and matrix products alone at 224 px: timm 1.0.31's modules, counted by hooks.

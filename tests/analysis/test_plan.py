@@ -9,16 +9,16 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mambaout_jax import parallel
-from mambaout_jax.analysis import plan as planning
-from mambaout_jax.analysis.plan import Dataset, dataset_of, largest_batch, plan, schedule, speed, state_bytes
-from mambaout_jax.analysis.tpu_chips import CHIPS, Chip
-from mambaout_jax.analysis.tpu_compiler import TooLargeError, chip_of, compile_for_tpu, tpu_devices
-from mambaout_jax.analysis.tpu_program import estimated_operations
+from mambaout_jax import distributed
 from mambaout_jax.models import create_model
-from mambaout_jax.train import RunError
+from mambaout_jax.plan import plan as planning
+from mambaout_jax.plan.chips import CHIPS, Chip
+from mambaout_jax.plan.compiler import TooLargeError, chip_of, compile_for_tpu, tpu_devices
+from mambaout_jax.plan.hlo import estimated_operations
+from mambaout_jax.plan.plan import Dataset, dataset_of, largest_batch, plan, schedule, speed, state_bytes
+from mambaout_jax.run.errors import RunError
+from mambaout_jax.run.workdir import build_model
 from mambaout_jax.train.program import training_program
-from mambaout_jax.train.workdir import build_model
 from tests.train import tiny
 
 CHIP = Chip(memory=1e9, bandwidth=1e9, peak=2e12, cycle_flops=1000, shapes=("1x1",))
@@ -111,7 +111,7 @@ def test_a_dataset_of_unknown_size_has_to_be_told(name, split):
 
 def test_state_is_counted_as_a_chip_keeps_it():
     config = tiny.config(**{"optim.ema_decay": 0.9})
-    mesh = parallel.make_mesh(devices=jax.devices()[:1])
+    mesh = distributed.make_mesh(devices=jax.devices()[:1])
     model = build_model(config, 10)
     sizes = state_bytes(training_program(config, model, 1437, mesh))
     params = 4 * sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0))))
@@ -126,7 +126,7 @@ def test_split_state_counts_a_part_on_each_chip():
     model = build_model(config, 10)
 
     def sizes(fsdp):
-        mesh = parallel.make_mesh(fsdp, [Device(process_index=0, id=i) for i in range(8)])
+        mesh = distributed.make_mesh(fsdp, [Device(process_index=0, id=i) for i in range(8)])
         return state_bytes(training_program(config, model, 1437, mesh))
 
     whole, parts = sizes(1), sizes(8)
@@ -160,7 +160,7 @@ class TestCompiled:
         chip = CHIPS[name]
         devices = tpu_devices(f"{name}:{chip.shapes[1]}")
         assert len(devices) == math.prod(map(int, chip.shapes[1].split("x")))
-        whole = NamedSharding(parallel.make_mesh(devices=devices[:1]), PartitionSpec())
+        whole = NamedSharding(distributed.make_mesh(devices=devices[:1]), PartitionSpec())
         matrix = jax.ShapeDtypeStruct((8192, 8192), jnp.bfloat16, sharding=whole)
         program = compile_for_tpu(jax.jit(jnp.matmul).lower(matrix, matrix))
         cycles = sum(row["cycles"] for row in estimated_operations(program.as_text(), chip))

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mambaout_jax.analysis.tpu_kernels import count_bundles, kernel_calls
 from mambaout_jax.ops import selective_scan
+from mambaout_jax.plan.kernels import count_bundles, kernel_calls
 
 CODE = """\
      0   :  { %s1 = a  ;;  %s2 = b }

@@ -2,8 +2,8 @@
 
 import re
 
-from mambaout_jax.analysis.tpu_chips import Chip
-from mambaout_jax.analysis.tpu_program import collective_bytes, estimated_operations, uncounted_loops
+from mambaout_jax.plan.chips import Chip
+from mambaout_jax.plan.hlo import collective_bytes, estimated_operations, uncounted_loops
 
 CHIP = Chip(memory=1e9, bandwidth=1e9, peak=2e12, cycle_flops=1000, shapes=("1x1",))  # two cycles a byte
 

@@ -8,10 +8,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import mambaout_jax as mo
-from mambaout_jax.analysis import formulas, ssm_need_page
-from mambaout_jax.analysis.ssm_need import GATED_CNN, TASKS, analyze, answer, judge
+from mambaout_jax.analyze import formulas
+from mambaout_jax.analyze import page as ssm_need_page
+from mambaout_jax.analyze.ssm_need import GATED_CNN, TASKS, analyze, answer, judge
 from mambaout_jax.models import ModelError
-from mambaout_jax.train import RunError
+from mambaout_jax.run.errors import RunError
 
 
 def test_of_the_paper_s_tasks_imagenet_is_short_and_the_others_are_long_or_near():

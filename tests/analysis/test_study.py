@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mambaout_jax.analysis import study as study_module
-from mambaout_jax.analysis.study import find_experiment, percent_by_guessing, run_study, tell_shrinking
-from mambaout_jax.analysis.study_table import comparison_rows, macs, mebibytes, milliseconds, percent, points
 from mambaout_jax.data import DataError
-from mambaout_jax.train import RunError, StoppedError, open_batches
-from mambaout_jax.train.config import flatten_config
+from mambaout_jax.run.config import flatten_config
+from mambaout_jax.run.errors import RunError, StoppedError
+from mambaout_jax.study import study as study_module
+from mambaout_jax.study.study import find_experiment, percent_by_guessing, run_study, tell_shrinking
+from mambaout_jax.study.table import comparison_rows, macs, mebibytes, milliseconds, percent, points
+from mambaout_jax.train.inputs import open_batches
 from tests.analysis.study_runs import MODEL, TOP1, TWINS, Training, settings
 from tests.train.finished_run import Tags, words
 

@@ -6,9 +6,9 @@ import runpy
 
 import pytest
 
-from mambaout_jax.analysis.ssm_need import measure_first_stage
-from mambaout_jax.train.config import check_config, flatten_config
-from mambaout_jax.train.workdir import build_model
+from mambaout_jax.analyze.ssm_need import measure_first_stage
+from mambaout_jax.run.config import check_config, flatten_config
+from mambaout_jax.run.workdir import build_model
 from tests.analysis.study_runs import EXPERIMENT
 
 NAMES = sorted(path.stem for path in EXPERIMENT.parent.glob("*.py"))

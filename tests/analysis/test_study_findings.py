@@ -2,9 +2,9 @@
 
 import pytest
 
-from mambaout_jax.analysis.study_findings import Divergence, Outcome, find
-from mambaout_jax.analysis.study_statistics import detectable_difference
-from mambaout_jax.analysis.study_twins import Twin
+from mambaout_jax.study.findings import Divergence, Outcome, find
+from mambaout_jax.study.statistics import detectable_difference
+from mambaout_jax.study.twins import Twin
 
 CONV = [88.0, 90.0, 92.0]
 SSMS = ("ssm-causal", "ssm-bidirectional", "ssm-cross")

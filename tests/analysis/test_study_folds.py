@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mambaout_jax.analysis.study_folds import fold_splits
 from mambaout_jax.data import open_source
-from mambaout_jax.train import RunError
+from mambaout_jax.run.errors import RunError
+from mambaout_jax.study.folds import fold_splits
 
 
 def positions(split):

@@ -8,14 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from mambaout_jax.analysis.study_statistics import (
-    compare,
-    detectable_difference,
-    holm,
-    interval,
-    p_value,
-    standard_error,
-)
+from mambaout_jax.study.statistics import compare, detectable_difference, holm, interval, p_value, standard_error
 
 VALUES = st.lists(st.integers(0, 10_000).map(lambda n: n / 100), min_size=2, max_size=12)
 

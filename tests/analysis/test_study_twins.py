@@ -3,10 +3,10 @@
 import jax
 import pytest
 
-from mambaout_jax.analysis import study_twins
-from mambaout_jax.analysis.study_twins import COMPARISONS, MIXERS, design_twins
 from mambaout_jax.models import Model, ModelError, create_model
-from mambaout_jax.train import RunError
+from mambaout_jax.run.errors import RunError
+from mambaout_jax.study import twins as study_twins
+from mambaout_jax.study.twins import COMPARISONS, MIXERS, design_twins
 from tests.analysis.study_runs import MODEL
 
 GIVEN = {**MODEL, "dims": (16, 24), "drop_path_rate": 0.1, "drop_rate": None, "crop_pct": 0.8, "dtype": "bfloat16"}

@@ -9,11 +9,11 @@ import threading
 
 import pytest
 
-from mambaout_jax.analysis import study as study_module
-from mambaout_jax.analysis.study import percent_by_guessing, run_study
 from mambaout_jax.data import DataError
-from mambaout_jax.train import RunError, StoppedError
-from mambaout_jax.train.workdir import lock_workdir
+from mambaout_jax.run.errors import RunError, StoppedError
+from mambaout_jax.run.workdir import lock_workdir
+from mambaout_jax.study import study as study_module
+from mambaout_jax.study.study import percent_by_guessing, run_study
 from tests.analysis.study_runs import TWINS, Training, settings
 from tests.train.finished_run import Tags, words
 

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from mambaout_jax.__main__ import main
-from mambaout_jax.analysis.ssm_need import analyze
+from mambaout_jax.analyze.ssm_need import analyze
 
 
 def test_table_has_the_paper_s_numbers_without_a_model(capsys):

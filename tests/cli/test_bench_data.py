@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mambaout_jax.__main__ import main
-from mambaout_jax.analysis import input_speed
-from mambaout_jax.analysis.input_speed import InputSpeed
+from mambaout_jax.data import input_speed
+from mambaout_jax.data.input_speed import InputSpeed
 from tests.train import tiny
 
 CORES = 16
@@ -37,7 +37,7 @@ def measured(monkeypatch):
 @pytest.fixture
 def unopened(measured, monkeypatch):
     """The same without a dataset or a worker, for what follows from the number of them alone."""
-    monkeypatch.setattr("mambaout_jax.train.open_batches", lambda config: (row for row in [{}]))
+    monkeypatch.setattr("mambaout_jax.train.inputs.open_batches", lambda config: (row for row in [{}]))
 
 
 def test_figures_of_this_host_are_measured(capsys):

@@ -7,7 +7,7 @@ import pytest
 
 from mambaout_jax.__main__ import COMMANDS, main
 from mambaout_jax.cli import models
-from mambaout_jax.train.errors import USER_ERRORS
+from mambaout_jax.run.errors import USER_ERRORS
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["predict", "--help"], ["modls"], ["report"]])

@@ -6,8 +6,7 @@ import pytest
 
 import mambaout_jax as mo
 from mambaout_jax.__main__ import main
-from mambaout_jax.analysis import macs
-from mambaout_jax.models import VARIANTS
+from mambaout_jax.models import VARIANTS, macs
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from mambaout_jax.__main__ import main
-from mambaout_jax.analysis import plan as planning
-from mambaout_jax.analysis.plan import schedule, speed
-from mambaout_jax.analysis.tpu_chips import CHIPS
+from mambaout_jax.plan import plan as planning
+from mambaout_jax.plan.chips import CHIPS
+from mambaout_jax.plan.plan import schedule, speed
 from tests.train import tiny
 
 MIB = 2**20

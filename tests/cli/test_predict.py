@@ -10,9 +10,9 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 import mambaout_jax as mo
-from mambaout_jax import train
 from mambaout_jax.__main__ import main
 from mambaout_jax.models import InputSpec
+from mambaout_jax.run import workdir as workdirs
 
 CONFIG = ConfigDict({"data": {"crop_pct": None, "crop_mode": None}})
 RED, GREEN, BLUE = (250, 5, 5), (5, 250, 5), (5, 5, 250)
@@ -35,8 +35,8 @@ class TopColour:
 @pytest.fixture
 def model(monkeypatch):
     model = TopColour()
-    run = train.Run(CONFIG, model, {"scale": jnp.float32(1)}, ("red", "green", "blue"), 7, "raw")
-    monkeypatch.setattr(train, "load_run", lambda workdir, weights=None: run)
+    run = workdirs.Run(CONFIG, model, {"scale": jnp.float32(1)}, ("red", "green", "blue"), 7, "raw")
+    monkeypatch.setattr(workdirs, "load_run", lambda workdir, weights=None: run)
     return model
 
 
@@ -164,16 +164,16 @@ def test_top_that_is_no_count_is_refused(model, capsys, top):
 @pytest.mark.parametrize(("words", "expected"), [([], None), (["--weights=raw"], "raw"), (["--weights=ema"], "ema")])
 def test_weights_are_those_asked_for(model, monkeypatch, tmp_path, words, expected):
     asked = []
-    run = train.load_run("runs/x")
-    monkeypatch.setattr(train, "load_run", lambda workdir, weights=None: asked.append((workdir, weights)) or run)
+    run = workdirs.load_run("runs/x")
+    monkeypatch.setattr(workdirs, "load_run", lambda workdir, weights=None: asked.append((workdir, weights)) or run)
     Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
     assert main(["predict", "runs/x", str(tmp_path / "a.png"), *words]) == 0
     assert asked == [("runs/x", expected)]
 
 
 def test_weights_that_diverged_give_an_error_and_no_guess(model, monkeypatch, tmp_path, capsys):
-    run = train.load_run("runs/x")._replace(variables={"scale": jnp.float32(jnp.nan)})
-    monkeypatch.setattr(train, "load_run", lambda workdir, weights=None: run)
+    run = workdirs.load_run("runs/x")._replace(variables={"scale": jnp.float32(jnp.nan)})
+    monkeypatch.setattr(workdirs, "load_run", lambda workdir, weights=None: run)
     Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
     assert main(["predict", "runs/x", str(tmp_path / "a.png")]) == 2
     captured = capsys.readouterr()
@@ -188,7 +188,7 @@ def test_real_model_of_one_channel_is_given_what_its_spec_says(monkeypatch, tmp_
     variables = model.init(jax.random.key(0))
     names = tuple(f"digit {label}" for label in range(10))
     monkeypatch.setattr(
-        train, "load_run", lambda workdir, weights=None: train.Run(CONFIG, model, variables, names, 1, "raw")
+        workdirs, "load_run", lambda workdir, weights=None: workdirs.Run(CONFIG, model, variables, names, 1, "raw")
     )
     pixels = np.random.default_rng(0).integers(0, 255, (32, 32), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")

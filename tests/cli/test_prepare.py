@@ -114,7 +114,7 @@ def test_imagenet_is_prepared_from_each_form(tmp_path, kind, capsys, monkeypatch
         imagenets.write_folders(source, flat=True)
     else:
         imagenets.write_tfrecords(source)
-    monkeypatch.setattr("mambaout_jax.data.preparation.imagenet.official_facts", lambda: facts)
+    monkeypatch.setattr("mambaout_jax.data.prepare.imagenet.official_facts", lambda: facts)
     assert run("imagenet", f"--{kind}={source}", f"--data-dir={tmp_path}/out", "--workers=1") == 0
     assert capsys.readouterr().out.splitlines() == [
         f"imagenet2012 is prepared in {tmp_path}/out/imagenet2012/5.1.0",
@@ -155,7 +155,7 @@ def test_a_full_disk_is_a_failure_of_the_machine(insects, tmp_path, capsys, monk
     def fail(*_):
         raise OSError("cannot write shard 1 (No space left on device)")
 
-    monkeypatch.setattr("mambaout_jax.data.preparation.images.write_dataset", fail)
+    monkeypatch.setattr("mambaout_jax.data.prepare.images.write_dataset", fail)
     before = signal.getsignal(signal.SIGTERM)
     assert run("folder", str(insects), f"--data-dir={tmp_path}/out") == 1
     assert capsys.readouterr().err == "error: cannot write shard 1 (No space left on device)\n"

@@ -57,7 +57,7 @@ def test_a_named_config_is_used_for_the_named_dataset(training, command, tmp_pat
 def test_the_named_dataset_is_the_one_that_is_studied(monkeypatch, command, capsys):
     studied = []
     monkeypatch.setattr(
-        "mambaout_jax.analysis.study.run_study", lambda settings, *_: studied.append(settings["data"]["name"]) or {}
+        "mambaout_jax.study.study.run_study", lambda settings, *_: studied.append(settings["data"]["name"]) or {}
     )
     for name in ("pathfinder", "pathfinder/32"):
         command[2] = name
@@ -122,7 +122,7 @@ def test_a_full_disk_is_one_sentence(training, command, capsys):
 SMALL = """
 import sys
 from mambaout_jax.__main__ import main
-from mambaout_jax.analysis import study_twins
+from mambaout_jax.study import twins as study_twins
 study_twins.COMPARISONS = {"removed": ("", ("ssm-causal",)), "matched": ("", ("vit-full",))}
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -12,8 +12,8 @@ from sklearn.model_selection import train_test_split
 
 from mambaout_jax.data import DataError, digits, open_source
 from mambaout_jax.data.decode import decode_image
-from mambaout_jax.data.preparation import builders as prepare_module
-from mambaout_jax.data.preparation.builders import prepare_digits
+from mambaout_jax.data.prepare import builders as prepare_module
+from mambaout_jax.data.prepare.builders import prepare_digits
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from mambaout_jax.data.pathfinder import (
     make_pair,
     points_of,
 )
-from mambaout_jax.data.preparation import builders
+from mambaout_jax.data.prepare import builders
 
 CONFIGS = Pathfinder.builder_configs
 TRAIN, VALIDATION = 0, 1

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import mambaout_jax as mo
-from mambaout_jax.analysis.macs import count_macs
 from mambaout_jax.models import ModelError
-from mambaout_jax.models.blocks import REMAT, run_blocks
-from mambaout_jax.models.gated_cnn import GatedCNNBlock
+from mambaout_jax.models.layers.blocks import REMAT, run_blocks
+from mambaout_jax.models.macs import count_macs
+from mambaout_jax.models.mambaout.gated_cnn import GatedCNNBlock
 from tests.models.test_mambaout import noisy
 
 # Few blocks of small kernels, which compile soon.

@@ -7,9 +7,9 @@ import pytest
 from flax import nnx
 
 import mambaout_jax as mo
-from mambaout_jax.analysis.macs import count_model
 from mambaout_jax.models import VARIANTS, MambaOut
-from mambaout_jax.models.gated_cnn import GatedCNNBlock
+from mambaout_jax.models.macs import count_model
+from mambaout_jax.models.mambaout.gated_cnn import GatedCNNBlock
 from mambaout_jax.ops import SCAN_ORDERS
 from tests.marks import slow_but
 from tests.models.test_mambaout import PARAMETERS, images, logits_of, noisy, small_model

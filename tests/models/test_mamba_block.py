@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mambaout_jax.convert import ConvertError, mamba_block_from_torch, mamba_block_to_torch
 from mambaout_jax.models import MambaBlock, ModelError
+from mambaout_jax.weights import ConvertError, mamba_block_from_torch, mamba_block_to_torch
 from tests.models import golden
 
 CASES = golden.names("mamba_block__*")

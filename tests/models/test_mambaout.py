@@ -8,8 +8,8 @@ from flax import nnx
 
 import mambaout_jax as mo
 from mambaout_jax.models import VARIANTS, MambaOut, ModelError, inference_options
-from mambaout_jax.models.layers import drop_path
-from mambaout_jax.models.mambaout import GatedCNNBlock
+from mambaout_jax.models.layers.basic import drop_path
+from mambaout_jax.models.mambaout.model import GatedCNNBlock
 from tests.marks import slow_but
 from tests.models import golden
 

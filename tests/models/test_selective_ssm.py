@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mambaout_jax.models.layers import uniform_within
-from mambaout_jax.models.selective_ssm import SelectiveSSM, scan_map
+from mambaout_jax.models.layers.basic import uniform_within
+from mambaout_jax.models.layers.selective_ssm import SelectiveSSM, scan_map
 from mambaout_jax.ops import SCAN_ORDERS
 
 

@@ -8,9 +8,9 @@ from flax import nnx
 
 import mambaout_jax as mo
 from mambaout_jax.models import VARIANTS, ModelError, VisionTransformer
-from tests.convert import pytorch
 from tests.marks import slow_but
 from tests.models import golden
+from tests.weights import pytorch
 
 # Parameter counts to the last digit: timm 1.0.31.
 PARAMETERS = {"tiny": 5_717_416, "small": 22_050_664, "base": 86_567_656}

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from mambaout_jax.analysis.macs import count_macs
-from mambaout_jax.models.vit import Block
+from mambaout_jax.models.macs import count_macs
+from mambaout_jax.models.vit.model import Block
 
 
 def block(dim, num_tokens, *, causal=False):

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 
-from mambaout_jax.train.report import write_report
+from mambaout_jax.report.html import write_report
 
 COUNT = 360
 RESULTS = {

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from mambaout_jax.train import load_run
+from mambaout_jax.run.workdir import load_run
 from tests.train import tiny
 
 ROOT = Path(__file__).parents[2]

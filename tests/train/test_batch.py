@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mambaout_jax.train.batch import accumulation_steps, check_eval_batch, describe_batch
-from mambaout_jax.train.errors import RunError
+from mambaout_jax.run.batch import accumulation_steps, check_eval_batch, describe_batch
+from mambaout_jax.run.errors import RunError
 
 
 @pytest.mark.parametrize(

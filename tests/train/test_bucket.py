@@ -14,10 +14,12 @@ import fsspec
 import pytest
 from etils import epath
 
-from mambaout_jax.train import RunError, files, logs, train, workdir
-from mambaout_jax.train.files import fault_of_writing
-from mambaout_jax.train.logs import LogFolder
-from mambaout_jax.train.workdir import claim_workdir, open_workdir
+from mambaout_jax.run import files, logs, workdir
+from mambaout_jax.run.errors import RunError
+from mambaout_jax.run.files import fault_of_writing
+from mambaout_jax.run.logs import LogFolder
+from mambaout_jax.run.workdir import claim_workdir, open_workdir
+from mambaout_jax.train.loop import train
 from tests.fake_bucket import bucket
 from tests.processes import ROOT, finish_all, start_all
 from tests.train import tiny

@@ -9,10 +9,10 @@ import pytest
 from etils import epath
 
 import mambaout_jax as mo
-from mambaout_jax import parallel
-from mambaout_jax.train.checkpoint import Checkpoints
-from mambaout_jax.train.errors import RunError
-from mambaout_jax.train.state import init_state
+from mambaout_jax import distributed
+from mambaout_jax.run.checkpoints import Checkpoints
+from mambaout_jax.run.errors import RunError
+from mambaout_jax.run.state import init_state
 
 
 def model_of(**options):
@@ -24,11 +24,11 @@ def init_of(model, *, ema=True):
 
 
 def placed():
-    return parallel.replicated(parallel.make_mesh())
+    return distributed.replicated(distributed.make_mesh())
 
 
 def abstract_state(model, *, ema=True):
-    return parallel.abstract(init_of(model, ema=ema), jax.random.key(0), placed=placed())
+    return distributed.abstract(init_of(model, ema=ema), jax.random.key(0), placed=placed())
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,7 @@ def test_average_that_was_not_kept_is_refused(directory, state):
 def test_inference_restores_the_weights_that_it_names(directory, state, weights):
     save(directory, state, [(3, None)])
     model = model_of()
-    abstract = parallel.abstract(model.init, jax.random.key(0), placed=placed())
+    abstract = distributed.abstract(model.init, jax.random.key(0), placed=placed())
     step, variables = Checkpoints(directory, read_only=True).restore_variables(abstract, [weights])
     assert step == 3
     assert_same(variables[weights], state.ema if weights == "ema" else state.variables)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from mambaout_jax.train.config import KEYS, changed_keys, check_config, flatten_config, from_json, read_config, to_json
-from mambaout_jax.train.errors import RunError
-from mambaout_jax.train.workdir import build_model
+from mambaout_jax.run.config import KEYS, changed_keys, check_config, flatten_config, from_json, read_config, to_json
+from mambaout_jax.run.errors import RunError
+from mambaout_jax.run.workdir import build_model
 from tests.marks import slow_but
 from tests.train import tiny
 

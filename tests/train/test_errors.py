@@ -5,8 +5,9 @@ import os
 
 import pytest
 
-from mambaout_jax.train import DivergedError, StoppedError, WorkerDiedError, errors, tell_ending
-from mambaout_jax.train.errors import USER_ERRORS
+from mambaout_jax.data import WorkerDiedError
+from mambaout_jax.run import errors
+from mambaout_jax.run.errors import USER_ERRORS, DivergedError, StoppedError, tell_ending
 
 NO_DEVICE = "Unable to initialize backend 'tpu': NOT_FOUND: TPU initialization failed: No jellyfish device found"
 

@@ -8,11 +8,17 @@ import pytest
 from ml_dtypes import bfloat16
 
 import mambaout_jax as mo
-from mambaout_jax import convert, train
-from mambaout_jax.convert import ConvertError
-from mambaout_jax.convert.files import write_tensors
+from mambaout_jax import weights as torch_weights
 from mambaout_jax.data import digits, open_source
-from mambaout_jax.train import RunError, exchange, export_weights, import_weights, load_run
+from mambaout_jax.evaluate.evaluation import evaluate
+from mambaout_jax.export import torch as exchange
+from mambaout_jax.export.torch import export_weights, import_weights
+from mambaout_jax.report.html import write_report
+from mambaout_jax.run.errors import RunError
+from mambaout_jax.run.workdir import load_run
+from mambaout_jax.train.loop import train
+from mambaout_jax.weights import ConvertError
+from mambaout_jax.weights.files import write_tensors
 from tests.train import written_run
 
 DIGITS = tuple(map(str, range(10)))
@@ -76,7 +82,7 @@ def test_bfloat16_rounds_and_says_what_that_costs(run, tmp_path):
     assert any(sentence.startswith("nothing tells how images are to be prepared: 224x224 pixels") for sentence in said)
     (cost,) = (sentence for sentence in said if sentence.startswith("rounded to bfloat16: logits move by "))
     assert 0 < float(cost.split()[6]) < 0.1
-    written = convert.read_checkpoint(tmp_path / "half.safetensors")
+    written = torch_weights.read_checkpoint(tmp_path / "half.safetensors")
     assert set(written.dtypes.values()) == {"bfloat16"}
     rounded = jax.tree.map(lambda leaf: np.asarray(leaf).astype(bfloat16).astype("float32"), run[2]["ema"])
     assert_same(mo.from_torch(run[1], tmp_path / "half.safetensors"), rounded)
@@ -85,15 +91,15 @@ def test_bfloat16_rounds_and_says_what_that_costs(run, tmp_path):
 def test_imported_weights_are_evaluated_asked_and_fine_tuned_from(run, exported, tmp_path):
     import_weights(str(exported), tmp_path / "imported")
     config, _, _ = written_run.write(tmp_path / "twin", DIGITS)
-    scores = train.evaluate(config, run[0])["sets"][0]["ema"]
+    scores = evaluate(config, run[0])["sets"][0]["ema"]
     config.optim.ema_decay = None
-    of_imported = train.evaluate(config, tmp_path / "imported")
+    of_imported = evaluate(config, tmp_path / "imported")
     assert of_imported["sets"][0]["raw"] == scores
     assert of_imported["weights"] == f"imported from {exported}"
     # The same without a workdir, by init_from.
     for source in (exported, tmp_path / "imported"):
         config.init_from = str(source)
-        given = train.evaluate(config, tmp_path / "nothing")
+        given = evaluate(config, tmp_path / "nothing")
         assert given["sets"][0]["raw"] == scores
         assert str(source) in given["weights"]
     assert not (tmp_path / "nothing").exists()
@@ -102,12 +108,12 @@ def test_imported_weights_are_evaluated_asked_and_fine_tuned_from(run, exported,
 def test_a_checkpoint_of_the_workdir_wins_over_what_it_started_from(run, exported):
     config = load_run(run[0]).config
     config.init_from = str(exported.parent / "gone.safetensors")
-    assert train.evaluate(config, run[0])["weights"] == f"step {written_run.STEP}"
+    assert evaluate(config, run[0])["weights"] == f"step {written_run.STEP}"
 
 
 def test_weights_of_a_thousand_classes_are_imagenets(tmp_path):
     model = mo.create_model("mambaout_femto", depths=(1, 1), dims=(8, 16), img_size=32)
-    convert.write_file(tmp_path / "a.safetensors", mo.to_torch(model, model.init(jax.random.key(0))))
+    torch_weights.write_file(tmp_path / "a.safetensors", mo.to_torch(model, model.init(jax.random.key(0))))
     import_weights(str(tmp_path / "a.safetensors"), tmp_path / "imported")
     imported = load_run(tmp_path / "imported")
     assert imported.class_names[:2] == ("n01440764", "n01443537")
@@ -118,9 +124,9 @@ def test_a_run_cannot_go_on_in_a_workdir_of_imported_weights(exported, tmp_path)
     import_weights(str(exported), tmp_path / "imported")
     config, _, _ = written_run.write(tmp_path / "twin", DIGITS)
     with pytest.raises(RunError, match=r"holds imported weights.*config\.init_from="):
-        train.train(config, tmp_path / "imported")
+        train(config, tmp_path / "imported")
     with pytest.raises(RunError, match="holds imported weights"):
-        train.write_report(tmp_path / "imported")
+        write_report(tmp_path / "imported")
 
 
 def test_what_exists_is_replaced_only_if_told_and_a_run_never(run, exported, tmp_path):
@@ -144,7 +150,7 @@ def test_a_file_that_came_out_wrong_is_not_kept(run, tmp_path, monkeypatch, out)
         write_tensors(path, {**tensors, "head.norm.bias": np.roll(bias, 1)})
 
     for module in ("files", "folder"):
-        monkeypatch.setattr(f"mambaout_jax.convert.{module}.write_tensors", write)
+        monkeypatch.setattr(f"mambaout_jax.weights.{module}.write_tensors", write)
     with pytest.raises(ConvertError, match=r"read back: logits differ by .*, where at most 0\.0001 is allowed"):
         export_weights(run[0], str(tmp_path / out))
     assert left_in(tmp_path) == []

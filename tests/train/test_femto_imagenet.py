@@ -9,7 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from mambaout_jax.train import train
+from mambaout_jax.train.loop import train
 from tests.data import photos
 
 FEMTO = Path(__file__).parents[2] / "configs" / "mambaout_femto.py"

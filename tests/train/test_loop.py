@@ -12,17 +12,13 @@ import jax
 import numpy as np
 import pytest
 
-from mambaout_jax.train import (
-    DivergedError,
-    RunError,
-    StoppedError,
-    evaluate,
-    evaluation,
-    load_run,
-    train,
-    write_report,
-)
-from mambaout_jax.train.signals import StopSignals
+from mambaout_jax.evaluate import evaluation
+from mambaout_jax.evaluate.evaluation import evaluate
+from mambaout_jax.report.html import write_report
+from mambaout_jax.run.errors import DivergedError, RunError, StoppedError
+from mambaout_jax.run.signals import StopSignals
+from mambaout_jax.run.workdir import load_run
+from mambaout_jax.train.loop import train
 from tests.marks import slow_but
 from tests.train import tiny
 from tests.train.runs import assert_same_weights, main, records, start

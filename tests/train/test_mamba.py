@@ -8,7 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from mambaout_jax.train import StoppedError, evaluate, evaluation, export_weights, import_weights, load_run, train
+from mambaout_jax.evaluate import evaluation
+from mambaout_jax.evaluate.evaluation import evaluate
+from mambaout_jax.export.torch import export_weights, import_weights
+from mambaout_jax.run.errors import StoppedError
+from mambaout_jax.run.workdir import load_run
+from mambaout_jax.train.loop import train
 from tests.train import tiny
 
 CHANGES = {

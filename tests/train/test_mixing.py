@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mambaout_jax.train.losses import cross_entropy, smooth_one_hot
-from mambaout_jax.train.mixing import (
+from mambaout_jax.tasks.classification.losses import cross_entropy, smooth_one_hot
+from mambaout_jax.tasks.classification.mixing import (
     Augmentation,
     Erasure,
     Mix,

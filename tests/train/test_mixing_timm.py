@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mambaout_jax.train.losses import smooth_one_hot
-from mambaout_jax.train.mixing import Augmentation, Mix, draw_erasure, erase, mix
+from mambaout_jax.tasks.classification.losses import smooth_one_hot
+from mambaout_jax.tasks.classification.mixing import Augmentation, Mix, draw_erasure, erase, mix
 from tests.timm import load_timm
 
 pytestmark = pytest.mark.torch

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import mambaout_jax as mo
-from mambaout_jax.train.optim import adamw, decay_mask, warmup_cosine
+from mambaout_jax.train.optimizer import adamw, decay_mask, warmup_cosine
 from tests.marks import slow_but
 from tests.timm import TIMM_MODELS, load_timm
 

@@ -5,11 +5,11 @@ from importlib import resources
 import jinja2
 import pytest
 
-from mambaout_jax.train.page import STYLE, render
+from mambaout_jax.report.page import STYLE, render
 
 TEMPLATES = [
     (package, file.name)
-    for package in ("mambaout_jax.analysis", "mambaout_jax.train")
+    for package in ("mambaout_jax.analyze", "mambaout_jax.report", "mambaout_jax.study")
     for file in resources.files(package).iterdir()
     if file.name.endswith(".jinja")
 ]
@@ -34,5 +34,5 @@ def test_style_is_taken_as_it_is_and_values_are_escaped(monkeypatch, tmp_path):
     (folder / "__init__.py").write_text("")
     (folder / "page.jinja").write_text('<style>\n{% include "page.css" +%}\n</style>{{ word }}')
     monkeypatch.syspath_prepend(tmp_path)
-    style = resources.files("mambaout_jax.train").joinpath(STYLE).read_text(encoding="utf-8")
+    style = resources.files("mambaout_jax.report").joinpath(STYLE).read_text(encoding="utf-8")
     assert render("pages_of_a_test", "page.jinja", word="<b>").split("</style>") == [f"<style>\n{style}", "&lt;b&gt;"]

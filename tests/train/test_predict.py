@@ -5,8 +5,9 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+from mambaout_jax.evaluate import predict
 from mambaout_jax.models import InputSpec
-from mambaout_jax.train import Run, predict
+from mambaout_jax.run.workdir import Run
 
 COLOURS = {"red": (250, 5, 5), "green": (5, 250, 5), "blue": (5, 5, 250)}
 

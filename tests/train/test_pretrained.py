@@ -4,10 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from mambaout_jax.convert import ConvertError
-from mambaout_jax.train import RunError
-from mambaout_jax.train.pretrained import load_start, start_variables
-from mambaout_jax.train.workdir import build_model
+from mambaout_jax.run.errors import RunError
+from mambaout_jax.run.pretrained import load_start, start_variables
+from mambaout_jax.run.workdir import build_model
+from mambaout_jax.weights import ConvertError
 from tests.train import tiny, written_run
 
 NAMES = tuple(f"digit {label}" for label in range(10))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mambaout_jax.train import load_run
+from mambaout_jax.run.workdir import load_run
 from tests.processes import finish_all, run_python, start_all
 from tests.train import tiny
 from tests.train.runs import assert_same_weights, records
@@ -91,7 +91,9 @@ def test_a_signal_to_one_that_still_compiles_stops_all(tmp_path):
     # The other has compiled, and is some steps ahead of what it can finish alone: both do those steps.
     program = textwrap.dedent(f"""
         import os, pathlib, signal, time
-        from mambaout_jax.train import StoppedError, signals, train
+        from mambaout_jax.run import signals
+        from mambaout_jax.run.errors import StoppedError
+        from mambaout_jax.train.loop import train
         from tests.train import tiny
         workdir = pathlib.Path({str(tmp_path)!r})
         compile_, check = signals.StopSignals.interruptible, signals.StopSignals.check
@@ -112,7 +114,7 @@ def test_a_signal_to_one_that_still_compiles_stops_all(tmp_path):
             train(tiny.config(), workdir)
         except StoppedError as error:
             print(error, flush=True)
-            parallel.leave()
+            distributed.leave()
             os._exit(0)
     """)
     assert [out.splitlines()[-1] for out in run_python(program, 2)] == ["stopped by SIGTERM of process 1"] * 2

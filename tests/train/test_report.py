@@ -6,8 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from mambaout_jax.train.errors import RunError
-from mambaout_jax.train.report import _interval, write_report
+from mambaout_jax.report.html import _interval, write_report
+from mambaout_jax.run.errors import RunError
 from tests.train.finished_run import (
     RESULTS,
     Tags,

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from mambaout_jax.data import DataError
-from mambaout_jax.train import report_pictures
-from mambaout_jax.train.report_pictures import CSS_COLOURS, NUM_MISTAKES
+from mambaout_jax.report import pictures as report_pictures
+from mambaout_jax.report.pictures import CSS_COLOURS, NUM_MISTAKES
 from tests.train.finished_run import (
     COUNT,
     Tags,

@@ -11,7 +11,11 @@ import numpy as np
 import pytest
 
 from mambaout_jax.data import DataError
-from mambaout_jax.train import RunError, load_run, loop, open_batches, recipe, train
+from mambaout_jax.run.errors import RunError
+from mambaout_jax.run.workdir import load_run
+from mambaout_jax.train import loop, recipe
+from mambaout_jax.train.inputs import open_batches
+from mambaout_jax.train.loop import train
 from tests.marks import slow_but
 from tests.train import tiny
 from tests.train.runs import records, start

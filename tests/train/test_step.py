@@ -8,10 +8,11 @@ import optax
 import pytest
 
 import mambaout_jax as mo
-from mambaout_jax.train.mixing import Augmentation
-from mambaout_jax.train.optim import adamw
-from mambaout_jax.train.state import TrainState, init_progress
-from mambaout_jax.train.step import make_eval_step, make_train_step, rank_of_labels
+from mambaout_jax.evaluate.step import make_eval_step, rank_of_labels
+from mambaout_jax.run.state import TrainState, init_progress
+from mambaout_jax.tasks.classification.mixing import Augmentation
+from mambaout_jax.train.optimizer import adamw
+from mambaout_jax.train.step import make_train_step
 
 KEY = jax.random.key(1)
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from etils import epath
 
+from mambaout_jax.run.state import Progress
 from mambaout_jax.train import metrics
 from mambaout_jax.train.metrics import MetricWriter, SilentWriter, StepLog
-from mambaout_jax.train.state import Progress
 
 BATCH_SIZE = 8
 

@@ -6,10 +6,12 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from mambaout_jax.train import evaluate, load_run, train
-from mambaout_jax.train.predict import classify
-from tests.convert import pytorch
+from mambaout_jax.evaluate.evaluation import evaluate
+from mambaout_jax.evaluate.predict import classify
+from mambaout_jax.run.workdir import load_run
+from mambaout_jax.train.loop import train
 from tests.train import tiny
+from tests.weights import pytorch
 
 MODEL = {
     "name": "deit_tiny_patch16_224",

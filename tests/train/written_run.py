@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mambaout_jax.train.checkpoint import Checkpoints
-from mambaout_jax.train.state import TrainState
-from mambaout_jax.train.workdir import build_model, record_run
+from mambaout_jax.run.checkpoints import Checkpoints
+from mambaout_jax.run.state import TrainState
+from mambaout_jax.run.workdir import build_model, record_run
 from tests.train import tiny
 
 STEP = 7

@@ -8,8 +8,8 @@ import tarfile
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
-from mambaout_jax.data.preparation.imagenet import Facts
-from mambaout_jax.data.preparation.tfrecords import masked_crc32c
+from mambaout_jax.data.prepare.imagenet import Facts
+from mambaout_jax.data.prepare.tfrecords import masked_crc32c
 from tests.data import photos
 
 CLASS_NAMES = ("n01440764", "n02102040", "n03888257")

@@ -5,9 +5,9 @@ import pytest
 import tensorflow_datasets as tfds
 
 from mambaout_jax.data import DataError, open_source
-from mambaout_jax.data.preparation import dataset_writer
-from mambaout_jax.data.preparation.dataset_writer import Dataset, open_workspace, write_dataset
-from mambaout_jax.data.preparation.shards import Item
+from mambaout_jax.data.prepare import dataset_writer
+from mambaout_jax.data.prepare.dataset_writer import Dataset, open_workspace, write_dataset
+from mambaout_jax.data.prepare.shards import Item
 from tests.data import photos
 
 NUM_SHARDS = 4

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from mambaout_jax.data import DataError
-from mambaout_jax.data.preparation import folders
+from mambaout_jax.data.prepare import folders
 from tests.data import photos
 
 TWO = {"ant": 2, "bee": 3}

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from mambaout_jax.data import DataError, open_source
-from mambaout_jax.data.preparation import imagenet
-from mambaout_jax.data.preparation.images import prepare_imagenet
+from mambaout_jax.data.prepare import imagenet
+from mambaout_jax.data.prepare.images import prepare_imagenet
 from tests.data import photos
 from tests.data.preparation import imagenets
 from tests.data.preparation.imagenets import FACTS

@@ -4,8 +4,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from mambaout_jax.data import DataError, open_source, prepare_dataset
-from mambaout_jax.data.preparation import folders, imagenet, images
-from mambaout_jax.data.preparation.images import prepare_folder, prepare_imagenet
+from mambaout_jax.data.prepare import folders, imagenet, images
+from mambaout_jax.data.prepare.images import prepare_folder, prepare_imagenet
 from tests.data import photos
 from tests.data.preparation import imagenets
 

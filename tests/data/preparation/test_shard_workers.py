@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 NUM_IMAGES = 2000
 ROOT = Path(__file__).parents[3]
 SMALL_SHARDS = """
-from mambaout_jax.data.preparation import dataset_writer, shards
+from mambaout_jax.data.prepare import dataset_writer, shards
 dataset_writer.shard_utils.ShardConfig.calculate_number_shards = lambda size, images: 4
 from mambaout_jax.__main__ import main
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 import pytest
 from array_record.python import array_record_module
 
-from mambaout_jax.data.preparation.shards import Item, ShardJob, read_receipt, write_shard
+from mambaout_jax.data.prepare.shards import Item, ShardJob, read_receipt, write_shard
 from tests.data import photos
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from mambaout_jax.data import DataError
-from mambaout_jax.data.preparation.tfrecords import index_tfrecord, masked_crc32c
+from mambaout_jax.data.prepare.tfrecords import index_tfrecord, masked_crc32c
 from tests.data.preparation import imagenets
 
 IMAGES = {f"{number}.JPEG": bytes([number]) * length for number, length in enumerate((0, 1, 127, 128, 70_000))}

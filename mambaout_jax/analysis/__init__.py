@@ -1,1 +1,0 @@
-"""What answers a question about a model rather than trains it."""

@@ -1,0 +1,171 @@
+"""Write datasets as ArrayRecord: the only place where TensorFlow may come in, inside TFDS."""
+
+import contextlib
+import difflib
+import importlib.util
+import io
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+from etils import epath
+from tensorflow_datasets.core import naming
+
+from mambaout_jax.data.buckets import FILE_FORMAT, METADATA, data_root, is_remote
+from mambaout_jax.data.digits import Digits
+from mambaout_jax.data.errors import DataError
+from mambaout_jax.data.pathfinder import Pathfinder
+from mambaout_jax.data.prepare import imagenet
+
+
+def prepare_dataset(name: str, data_dir: str | None = None) -> str:
+    """Download a TFDS dataset, write it as ArrayRecord, and give its folder; do nothing if it is there.
+
+    Args:
+        name: "dataset", "dataset/config" or "dataset/config:version".
+        data_dir: the folder that datasets are prepared in; the default is TFDS's own.
+
+    Raises:
+        DataError: there is no such dataset, or preparing it needs something that is not here.
+        OSError: the download, or a file that is written, failed.
+    """
+    dataset, options = parse_name(name)
+    check_is_folder(data_root(data_dir))
+    if dataset == Digits.name:
+        return prepare_digits(data_dir)
+    if dataset == Pathfinder.name:
+        return _prepare_pathfinder(options, data_dir)
+    if dataset == imagenet.NAME:
+        raise DataError(
+            f"{imagenet.NAME} is made from what you have of ImageNet; "
+            "run: python -m mambaout_jax prepare imagenet with --tars DIR, --folder DIR or --tfrecord DIR"
+        )
+    needs_tensorflow = DataError(
+        f'dataset {dataset!r} needs TensorFlow to be prepared (not to be read): pip install "mambaout_jax[prepare]"'
+    )
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, file_format=FILE_FORMAT)
+        # Told before the download, not after it: most older builders list and read files through TensorFlow.
+        if not builder.is_prepared() and _uses_tensorflow(builder) and not importlib.util.find_spec("tensorflow"):
+            raise needs_tensorflow
+        _generate(builder)
+    except tfds.core.DatasetNotFoundError:
+        raise DataError(unknown_dataset(dataset)) from None
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] == "tensorflow":
+            raise needs_tensorflow from None
+        raise DataError(f"dataset {dataset!r} needs a package to be prepared: {error}") from error
+    except AssertionError as error:  # how TFDS says that a file has to be fetched by hand
+        raise DataError(f"dataset {dataset!r} cannot be prepared: {' '.join(str(error).split())}") from error
+    except tfds.download.DownloadError as error:
+        raise ConnectionError(f"downloading {dataset!r} failed: {error}") from error
+    if builder.info.file_format.value != FILE_FORMAT:
+        raise DataError(
+            f"{builder.data_dir} holds {name!r} as {builder.info.file_format.value}; "
+            "move that folder away and try again"
+        )
+    return str(builder.data_dir)
+
+
+def prepare_digits(data_dir: str | None = None) -> str:
+    """Write the digits unless they are there, and give their folder.
+
+    They are written into a folder of another name and renamed when complete: a killed run leaves nothing that
+    looks prepared, and of two runs at once the second takes what the first one wrote.
+
+    Raises:
+        DataError: `data_dir` cannot be written to.
+    """
+    return _prepare_own(Digits, None, data_dir)
+
+
+def _prepare_pathfinder(options: dict, data_dir: str | None) -> str:
+    config = options.get("config", Pathfinder.DEFAULT_BUILDER_CONFIG_NAME)
+    version = options.get("version", str(Pathfinder.VERSION))
+    if config not in Pathfinder.builder_configs or version != str(Pathfinder.VERSION):
+        known = ", ".join(f"{Pathfinder.name}/{name}" for name in Pathfinder.builder_configs)
+        raise DataError(f"there is no {Pathfinder.name}/{config}:{version}; known are {known} in {Pathfinder.VERSION}")
+    return _prepare_own(Pathfinder, config, data_dir)
+
+
+def _prepare_own(builder_class: type[tfds.core.GeneratorBasedBuilder], config: str | None, data_dir: str | None) -> str:
+    root, name = data_root(data_dir), builder_class.name
+    target = root / name / (config or "") / str(builder_class.VERSION)
+    if is_complete(target):
+        return str(target)
+    if is_remote(root):
+        raise DataError(
+            f"ArrayRecord files cannot be written to {root}: prepare {name} in a local folder, then upload it there"
+        )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        workspace = tempfile.mkdtemp(prefix=f".{name}-", dir=root)
+        try:
+            builder = builder_class(data_dir=workspace, file_format=FILE_FORMAT, config=config)
+            tfds.disable_progress_bar()
+            with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download, and there is none
+                _generate(builder)
+            os.rename(builder.data_dir, target)
+        finally:
+            shutil.rmtree(workspace, ignore_errors=True)
+    except OSError as error:
+        if not is_complete(target):
+            raise DataError(f"cannot write {name} to {root} ({error}); choose another data_dir") from error
+    return str(target)
+
+
+def is_complete(folder: epath.Path) -> bool:
+    """Tell whether a folder holds a prepared dataset: TFDS writes these two files last."""
+    return all((folder / name).exists() for name in METADATA)
+
+
+def check_is_folder(folder: os.PathLike) -> None:
+    """Refuse a folder to write to when it, or what it is to lie in, is something else.
+
+    Raises:
+        DataError: a file, or a link that leads nowhere, is in its place.
+    """
+    if is_remote(folder):
+        return
+    folder = Path(folder)
+    nearest = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), None)
+    if nearest and not os.path.isdir(nearest):
+        raise DataError(f"nothing can be written to {folder}, as {nearest} is no folder; choose another data_dir")
+
+
+def parse_name(name: str) -> tuple[str, dict]:
+    """Split "dataset/config:version" into the dataset and the rest.
+
+    Raises:
+        DataError: it has another form.
+    """
+    try:
+        dataset, options = naming.parse_builder_name_kwargs(name)
+    except (ValueError, TypeError):
+        raise DataError(f"{name!r} is no dataset name; expected dataset, dataset/config or dataset:version") from None
+    return str(dataset), options
+
+
+def known_datasets() -> list[str]:
+    """List what `prepare_dataset` takes."""
+    return sorted({*tfds.list_builders(with_community_datasets=False), Digits.name, Pathfinder.name})
+
+
+def unknown_dataset(dataset: str, others: Iterable[str] = ()) -> str:
+    """Word the error for a name that is neither TFDS's nor one of `others`."""
+    nearest = difflib.get_close_matches(dataset, [*known_datasets(), *others], n=1)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else "tensorflow.org/datasets/catalog lists the names"
+    return f"unknown dataset {dataset!r}; {hint}"
+
+
+def _generate(builder: tfds.core.DatasetBuilder) -> None:
+    # Without this TFDS asks a bucket for a copy first, which hangs where there is no network.
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+
+
+def _uses_tensorflow(builder: tfds.core.DatasetBuilder) -> bool:
+    return hasattr(sys.modules.get(type(builder).__module__), "tf")

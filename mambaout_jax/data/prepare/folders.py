@@ -1,0 +1,158 @@
+"""Images that lie in one folder a class, as most people keep their own."""
+
+import os
+import stat
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from mambaout_jax.data.errors import DataError
+from mambaout_jax.data.prepare.dataset_writer import Dataset
+from mambaout_jax.data.prepare.shards import Item
+
+VERSION = "1.0.0"
+# What people call the folder of a split -> what TFDS calls the split.
+SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+LEFT_BY_FILE_MANAGERS = {"thumbs.db", "desktop.ini"}  # hidden files are passed over as well
+
+
+class File(NamedTuple):
+    """A file's name, path and size in bytes."""
+
+    name: str
+    path: str
+    size: int
+
+
+def read_folder(folder: Path, name: str) -> Dataset:
+    """List DIR/{train,val,test}/CLASS/* or DIR/CLASS/*; the second is one split, "train".
+
+    Classes are numbered in the order of their names.
+
+    Args:
+        name: what the dataset will be called.
+
+    Raises:
+        DataError: the folder is laid out otherwise.
+    """
+    parts = _find_splits(folder)
+    listed = {split: list_classes(part) for split, part in parts.items()}
+    labels = {class_name: label for label, class_name in enumerate(sorted(listed["train"]))}
+    if len(labels) < 2:
+        raise DataError(f"{parts['train']} holds {len(labels)} class folders; expected two or more")
+    for class_name, files in listed["train"].items():
+        if not files:
+            raise DataError(f"class folder {parts['train'] / class_name} holds no images; fill it or remove it")
+    splits = {}
+    for split, classes in listed.items():
+        unknown = sorted(set(classes) - set(labels))
+        if unknown:
+            raise DataError(
+                f"{parts[split]} has the class {unknown[0]!r} that {parts['train']} lacks; "
+                "classes have to be the same, by the same names"
+            )
+        splits[split] = [
+            Item(f"{class_name}/{file.name}", labels[class_name], file.path, 0, file.size)
+            for class_name, files in classes.items()
+            for file in files
+        ]
+        if not splits[split]:
+            raise DataError(f"{parts[split]} holds no images; expected them in {parts[split]}/CLASS")
+    about = {"description": f"Images of {len(labels)} classes, from class folders."}
+    return Dataset(name, VERSION, tuple(labels), splits, about=about)
+
+
+def list_folder(folder: Path) -> tuple[list[str], list[File]]:
+    """Give the names of a folder's folders and its files, each in order, without what is hidden.
+
+    Raises:
+        DataError: it is no folder, or something in it cannot be read.
+    """
+    folders, files = [], []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") or entry.name.lower() in LEFT_BY_FILE_MANAGERS:
+                    continue
+                if _is_folder(entry):
+                    folders.append(entry.name)
+                else:
+                    files.append(File(entry.name, entry.path, entry.stat().st_size))
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{folder} is no local folder; check the path") from None
+    except OSError as error:
+        raise unreadable(error, folder) from error
+    return sorted(folders), sorted(files)
+
+
+def list_classes(folder: Path) -> dict[str, list[File]]:
+    """Give the files of each class folder.
+
+    Raises:
+        DataError: there are images beside the class folders, or folders inside them, or a name cannot be kept.
+    """
+    class_names, beside = list_folder(folder)
+    images = [file for file in beside if os.path.splitext(file.name)[1].lower() in Image.registered_extensions()]
+    if images:
+        raise DataError(
+            f"{folder} holds {len(images)} images that lie in no class folder (first: {images[0].name}); "
+            f"expected them in {folder}/CLASS"
+        )
+    classes = {}
+    for class_name in class_names:
+        _check_class_name(folder, class_name)
+        inner, classes[class_name] = list_folder(folder / class_name)
+        if inner:
+            raise DataError(f"class folder {folder / class_name} holds the folder {inner[0]!r}; expected images alone")
+        for file in classes[class_name]:
+            if not _is_utf8(file.name):
+                raise DataError(f"the name of the file {file.path!r} is not UTF-8; rename it")
+    return classes
+
+
+def unreadable(error: OSError, source: Path) -> DataError:
+    """Word the error for a source, or a part of it, that cannot be read."""
+    return DataError(f"{error.filename or source} cannot be read ({error.strerror or error}); check its permissions")
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return stat.S_ISDIR(entry.stat().st_mode)
+    except OSError as error:
+        if not entry.is_symlink() or isinstance(error, PermissionError):
+            raise unreadable(error, Path(entry.path)) from error
+        raise DataError(f"{entry.path} is a link that leads nowhere; mend or remove it") from None
+
+
+def _check_class_name(folder: Path, name: str) -> None:
+    where = f"the name of the class folder {str(folder / name)!r}"
+    if not _is_utf8(name):
+        raise DataError(f"{where} is not UTF-8; rename it")
+    if name != name.strip() or "\n" in name or "\r" in name:  # TFDS keeps them as the stripped lines of a file
+        raise DataError(f"{where} begins or ends with a blank, or has a line break; rename it")
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # how Python keeps other bytes of a file's name
+        return False
+    return True
+
+
+def _find_splits(folder: Path) -> dict[str, Path]:
+    names, _ = list_folder(folder)
+    if not names or ("train" not in names and not set(names) <= set(SPLITS)):
+        return {"train": folder}
+    others = sorted(set(names) - set(SPLITS))
+    if others:
+        if list_folder(folder / "train")[0]:
+            raise DataError(f"{folder} holds the folder {others[0]!r} beside train; expected train, val and test alone")
+        return {"train": folder}  # a class of trains
+    if "train" not in names:
+        raise DataError(f"{folder} holds {' and '.join(names)} but no train; expected train/CLASS, or classes alone")
+    parts = {SPLITS[name]: folder / name for name in names}
+    if len(parts) < len(names):
+        raise DataError(f"{folder} holds both val and validation; keep one of them")
+    return parts

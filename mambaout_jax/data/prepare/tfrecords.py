@@ -1,0 +1,112 @@
+"""Find the images inside TFRecord files of tf.train.Example, without TensorFlow and without reading the images."""
+
+import mmap
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+from google.protobuf.message import DecodeError
+from tensorflow_datasets.proto import tf_example_pb2
+
+from mambaout_jax.data.errors import DataError
+from mambaout_jax.data.prepare.shards import Item
+
+HEADER_BYTES, FOOTER_BYTES = 12, 4  # length and its checksum; the checksum of the data
+CRC_32C = 0x82F63B78  # Castagnoli's polynomial, bits reversed
+BYTES = 2  # the wire type of what carries its length
+
+
+def index_tfrecord(path: Path) -> Iterator[Item]:
+    """Give the place of each image of a file whose records hold `image`, `label` and `file_name`.
+
+    The checksums of the lengths are verified; images are verified by whoever decodes them.
+
+    References:
+        tensorflow/core/lib/io/record_writer.h (the framing), protobuf.dev/programming-guides/encoding (the records).
+
+    Raises:
+        DataError: the file is no TFRecord, is cut short, or its records hold something else.
+    """
+    if not path.stat().st_size:  # which cannot be mapped
+        raise DataError(f"{path} is empty; copy it again")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        position = 0
+        while position < len(content):
+            header = content[position : position + HEADER_BYTES]
+            if len(header) < HEADER_BYTES:
+                raise DataError(f"{path} is cut short at byte {position}; copy it again")
+            length, checksum = struct.unpack("<QI", header)
+            if checksum != masked_crc32c(header[:8]):
+                raise DataError(f"{path} is no TFRecord file, or is damaged at byte {position}; copy it again")
+            start = position + HEADER_BYTES
+            end = start + length
+            position = end + FOOTER_BYTES
+            if position > len(content):
+                raise DataError(f"{path} is cut short in the record at byte {start}; copy it again")
+            try:
+                item = _find_image(content, start, end, str(path))
+            except (ValueError, LookupError, DecodeError):
+                raise DataError(
+                    f"the record at byte {start} of {path} is no example of image, label and file_name"
+                ) from None
+            yield item
+
+
+def masked_crc32c(data: bytes) -> int:
+    """Give TFRecord's checksum: CRC-32C, rotated and shifted."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = (crc >> 8) ^ CRC_TABLE[(crc ^ byte) & 0xFF]
+    crc ^= 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def _crc_of_byte(value: int) -> int:
+    for _ in range(8):
+        value = value >> 1 ^ (CRC_32C if value & 1 else 0)
+    return value
+
+
+CRC_TABLE = tuple(map(_crc_of_byte, range(256)))
+
+
+def _find_image(content: mmap.mmap, start: int, end: int, path: str) -> Item:
+    places = {}
+    for entry in _fields(content, *_only(content, start, end, 1), 1):
+        key = _only(content, *entry, 1)
+        places[content[slice(*key)].decode()] = _only(content, *entry, 2)
+    # BytesList is field 1 of Feature, and its values field 1 of BytesList.
+    first, last = _only(content, *_only(content, *places["image"], 1), 1)
+    rest = tf_example_pb2.Example().features.feature
+    for key in ("label", "file_name"):
+        rest[key].ParseFromString(content[slice(*places[key])])
+    name, label = rest["file_name"].bytes_list.value[0], rest["label"].int64_list.value[0]
+    return Item(name.decode(), label, path, first, last - first)
+
+
+def _only(content: mmap.mmap, start: int, end: int, number: int) -> tuple[int, int]:
+    (place,) = _fields(content, start, end, number)
+    return place
+
+
+def _fields(content: mmap.mmap, start: int, end: int, number: int) -> Iterator[tuple[int, int]]:
+    """Give start and end of each field `number` of a message of which every field carries its length."""
+    while start < end:
+        tag, start = _varint(content, start)
+        length, start = _varint(content, start)
+        if tag & 7 != BYTES or start + length > end:
+            raise ValueError("not a message of this kind")
+        if tag >> 3 == number:
+            yield start, start + length
+        start += length
+
+
+def _varint(content: mmap.mmap, start: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = content[start]
+        value |= (byte & 0x7F) << shift
+        start += 1
+        if byte < 0x80:
+            return value, start
+        shift += 7

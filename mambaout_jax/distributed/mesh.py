@@ -1,0 +1,121 @@
+"""Where arrays live: the mesh, the shardings, and the way of a host's batch to the devices."""
+
+import collections
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
+
+from mambaout_jax.distributed.errors import ParallelError
+
+# Elements from which an array is worth a message of its own: below, it stays whole on every device.
+MIN_SHARDED_SIZE = 2**14
+
+
+def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Lay devices along two axes, "data" and "fsdp", those of a process side by side.
+
+    `jax.make_mesh` would take processes in turns, and with it the rows that a host has to read.
+
+    Args:
+        fsdp: over how many devices weights are split.
+        devices: all of them, unless told otherwise.
+
+    Raises:
+        ParallelError: `fsdp` does not divide them.
+    """
+    devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
+    if len(devices) % fsdp:
+        fits = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
+        raise ParallelError(
+            f"config.mesh.fsdp is {fsdp}; a divisor of the {len(devices)} devices is expected: "
+            f"{', '.join(map(str, fits))}"
+        )
+    grid = np.array(devices, dtype=object).reshape(-1, fsdp)
+    return Mesh(grid, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Place the whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Split the first axis over the devices."""
+    return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+
+
+def weight_sharding(mesh: Mesh, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+    """Split the largest axis that "fsdp" divides; small arrays are replicated."""
+    parts = mesh.shape["fsdp"]
+    axes = [axis for axis, side in enumerate(leaf.shape) if side % parts == 0]
+    if parts == 1 or math.prod(leaf.shape) < MIN_SHARDED_SIZE or not axes:
+        return replicated(mesh)
+    largest = max(axes, key=lambda axis: leaf.shape[axis])
+    return NamedSharding(mesh, PartitionSpec(*[None] * largest, "fsdp"))
+
+
+def gather(arrays: Any) -> Any:
+    """Have all of each array on every device of the mesh in use.
+
+    Without this XLA would split what is computed with weights along channels, with all-to-alls between layers, and
+    what is drawn for the whole batch along the draws, with a message each time that one of them is rejected.
+    """
+    if jax.sharding.get_abstract_mesh().size <= 1:
+        return arrays
+    return jax.lax.with_sharding_constraint(arrays, PartitionSpec())
+
+
+def abstract(function: Callable[..., Any], *args: Any, placed: Sharding | Mesh) -> Any:
+    """Describe what a function returns, without computing it: shapes, dtypes and shardings.
+
+    Args:
+        placed: where all of it lies; a mesh for weights, which are split over it.
+    """
+
+    def describe(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        sharding = weight_sharding(placed, leaf) if isinstance(placed, Mesh) else placed
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(describe, jax.eval_shape(function, *args))
+
+
+def shardings(described: Any) -> Any:
+    """Give the shardings of what `abstract` described."""
+    return jax.tree.map(lambda leaf: leaf.sharding, described)
+
+
+def place(arrays: Any, shardings: Any) -> Any:
+    """Put host arrays, which are the same in all processes, where a tree of shardings says.
+
+    `jax.device_put` would compare them in a message, which a process that stops a moment earlier does not send.
+    """
+    return jax.tree.map(
+        lambda array, sharding: jax.make_array_from_callback(array.shape, sharding, lambda part: array[part]),
+        arrays,
+        shardings,
+    )
+
+
+def prefetch(batches: Iterable[dict[str, Any]], sharding: NamedSharding, depth: int = 2) -> Iterator[dict[str, Any]]:
+    """Copy batches to the devices ahead of their use, `depth` of them at a time.
+
+    Args:
+        batches: this host's rows; arrays whose first axis is the batch.
+    """
+    rows = iter(batches)
+    queue: collections.deque[dict[str, Any]] = collections.deque()
+
+    def fill(count: int) -> None:
+        for batch in itertools.islice(rows, count):
+            queue.append({key: jax.make_array_from_process_local_data(sharding, x) for key, x in batch.items()})
+
+    fill(depth)
+    while queue:
+        batch = queue.popleft()
+        fill(1)
+        yield batch

@@ -1,0 +1,1 @@
+"""Weights of a run for other programs, and theirs for a run."""

@@ -1,0 +1,237 @@
+"""Weights between workdirs and PyTorch programs; what was written is read back and has to give the same logits."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from mambaout_jax.data import DataError, open_source
+from mambaout_jax.data.buckets import is_remote
+from mambaout_jax.data.prepare.imagenet import official_facts
+from mambaout_jax.evaluate.evaluation import build_view
+from mambaout_jax.models import Model, create_model
+from mambaout_jax.run.checkpoints import Checkpoints
+from mambaout_jax.run.config import evaluation_config
+from mambaout_jax.run.errors import RunError, is_full_disk
+from mambaout_jax.run.state import TrainState
+from mambaout_jax.run.workdir import check_space, is_workdir, load_environment, load_run, open_workdir, record_run
+from mambaout_jax.tasks.classification.mixing import normalize
+from mambaout_jax.weights import (
+    ENDINGS,
+    ConvertError,
+    Identity,
+    LogitsCheck,
+    TorchCheckpoint,
+    draft_folder,
+    from_checkpoint,
+    from_torch,
+    identify,
+    model_args,
+    put_folder,
+    random_images,
+    read_checkpoint,
+    to_torch,
+    write_file,
+    write_folder,
+)
+
+# Of random and of real images each: few, so that a check takes seconds; a single one shows a wrong layer.
+NUM_IMAGES = 4
+# What an import writes.
+_WORKDIR = ("checkpoints", "config.json", "environment.json")
+
+# Bytes that a checkpoint takes beside its arrays.
+_OVERHEAD = 2**20
+
+Say = Callable[[str], None]
+
+
+def _silent(sentence: str) -> None:
+    """Say nothing."""
+
+
+def import_weights(
+    source: str,
+    path: epath.PathLike,
+    *,
+    name: str | None = None,
+    verify_timm: bool = False,
+    force: bool = False,
+    say: Say = _silent,
+) -> None:
+    """Make a workdir of PyTorch weights, to be evaluated, asked and fine-tuned from.
+
+    Args:
+        source: what `convert.from_torch` reads.
+        name: of the variant; None for what the source tells by itself.
+        verify_timm: compare with a live timm too.
+        force: replace a workdir of imported weights.
+        say: is called with each sentence about what was found.
+
+    Raises:
+        RunError, ConvertError, ModelError: the source or the workdir does not fit, or logits differ.
+    """
+    if is_remote(path):
+        raise RunError(f"{path} lies in a bucket; import into a local folder, and copy that")
+    target = epath.Path(os.path.realpath(open_workdir(path)))
+    _check_target(target, force)
+    checkpoint = read_checkpoint(source)
+    identity = identify(checkpoint, name)
+    model = create_model(identity.name, **identity.options)
+    for sentence in (_describe(source, checkpoint, identity, model), identity.assumed):
+        if sentence:
+            say(sentence)
+    if checkpoint.config is None:
+        spec = model.input_spec
+        say(
+            f"nothing tells how images are to be prepared: {spec.size[0]}x{spec.size[1]} pixels, crop {spec.crop_pct}, "
+            f"mean and deviation are those of {model.name}; a folder with a config.json would tell"
+        )
+    class_names = checkpoint.config.class_names if checkpoint.config else None
+    imagenet = official_facts().class_names
+    if class_names is None and model.num_classes == len(imagenet):
+        class_names = imagenet
+        say(f"its {model.num_classes} classes have no names: they are taken as ImageNet's")
+    environment = {"imported_from": source, "num_classes": model.num_classes, "class_names": class_names}
+    dataset = "imagenet2012" if class_names == imagenet else None
+    config = evaluation_config({"name": model.name, **_changes(model)}, dataset)
+    build_view(config, model)  # for what it says of images that cannot be prepared so
+    variables = from_checkpoint(model, checkpoint)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{target} cannot be written ({error.strerror}); name another place") from error
+    # Beforehand, because orbax prints pages over a disk that fills up under it.
+    check_space(target.parent, _OVERHEAD + sum(leaf.nbytes for leaf in jax.tree.leaves(variables)))
+    with draft_folder(target) as drafts:
+        draft = epath.Path(drafts) / "workdir"
+        _write_workdir(draft, config, environment, variables)
+        check = LogitsCheck(model, variables, _images(config, model, say))
+        del variables  # so that a large model is not held twice
+        say(check.require("read back", load_run(draft).variables))
+        if verify_timm:
+            say(check.require_timm(source))
+        put_folder(draft, target, replace=force)
+
+
+def export_weights(
+    path: epath.PathLike,
+    out: str,
+    *,
+    dialect: str = "timm",
+    weights: str | None = None,
+    dtype: str = "float32",
+    verify_timm: bool = False,
+    force: bool = False,
+    say: Say = _silent,
+) -> None:
+    """Write the weights of a workdir for PyTorch.
+
+    Args:
+        out: a file, by its ending, or a folder that becomes one in timm's format.
+        dialect: "timm" or "mambaout".
+        weights: "ema" or "raw"; None for the average where one was kept.
+        dtype: "float32" or "bfloat16".
+        verify_timm: compare with a live timm too.
+        force: replace what is there.
+        say: is called with each sentence about what was found.
+
+    Raises:
+        RunError, ConvertError: the workdir, the dialect or the place does not fit, or logits differ.
+    """
+    is_file = out.lower().endswith(ENDINGS)
+    if dialect != "timm" and not is_file:
+        raise ConvertError(
+            f"{out} would be a folder in timm's format, which has timm's names; a file ending in one of "
+            f"{', '.join(ENDINGS)} takes the dialect {dialect!r}"
+        )
+    run = load_run(path, weights)
+    say(f"{path} holds {run.model.name}, {run.weights} weights of step {run.step}")
+    tensors = to_torch(run.model, run.variables, dialect, dtype)
+    written = jax.tree.map(lambda leaf: leaf.astype(dtype).astype(jnp.float32), run.variables)
+    check = LogitsCheck(run.model, written, _images(run.config, run.model, say))
+    if dtype != "float32":
+        say(f"rounded to {dtype}: logits move by {check.difference(run.variables):.2g} of the largest")
+
+    def check_draft(draft: os.PathLike) -> None:
+        say(check.require("read back", from_torch(run.model, draft)))
+        if verify_timm:
+            say(check.require_timm(os.fspath(draft)))
+
+    if is_file:
+        write_file(out, tensors, force=force, check=check_draft)
+    else:
+        write_folder(out, run.model, tensors, class_names=run.class_names, force=force, check=check_draft)
+
+
+def _describe(source: str, checkpoint: TorchCheckpoint, identity: Identity, model: Model) -> str:
+    entry = f", entry {checkpoint.wrapper!r}" if checkpoint.wrapper else ""
+    changes = "".join(f", {key} {value}" for key, value in model_args(model).items())
+    return (
+        f"{source}{entry} holds {model.name}{changes}, {model.num_classes} classes, in the dialect of "
+        f"{identity.table.dialect}"
+    )
+
+
+def _check_target(target: epath.Path, force: bool) -> None:
+    if not os.path.lexists(target):
+        return
+    if not force:
+        raise RunError(f"{target} exists; name another folder, or replace it with --force")
+    if (
+        not is_workdir(target)
+        or "imported_from" not in load_environment(target)
+        or {path.name for path in target.iterdir()} - set(_WORKDIR)
+    ):
+        raise RunError(
+            f"{target} is no workdir of imported weights alone and is not replaced, so that nothing is lost; name "
+            "another"
+        )
+
+
+def _changes(model: Model) -> dict[str, Any]:
+    """Give what differs from the variant's own options, as a config has it."""
+    own = create_model(model.name).input_spec
+    spec = {key: value for key, value in model.input_spec._asdict().items() if value != getattr(own, key)}
+    if "size" in spec:
+        spec["img_size"] = spec.pop("size")
+    return {**model_args(model), **spec}
+
+
+def _write_workdir(
+    workdir: epath.Path, config: ConfigDict, environment: dict[str, Any], variables: dict[str, Any]
+) -> None:
+    workdir.mkdir()
+    try:
+        checkpoints = Checkpoints(workdir / "checkpoints")
+        checkpoints.save(TrainState(jnp.zeros((), jnp.int32), variables, None, ()), {}, None)
+        checkpoints.close()
+        record_run(workdir, config, environment)
+    except (OSError, ValueError) as error:
+        if not is_full_disk(error):
+            raise
+        raise RunError(f"no space is left for {workdir.parent.parent}; make room or name another place") from error
+
+
+def _images(config: ConfigDict, model: Model, say: Say) -> np.ndarray:
+    """Give images to compare logits on: random ones, and real ones where the config's dataset is prepared."""
+    images = random_images(model, NUM_IMAGES)
+    if config.data.name is None:
+        say(f"compared on {NUM_IMAGES} random images; no dataset is known")
+        return images
+    try:
+        source = open_source(config.data.name, config.data.validation_split, config.data.data_dir)
+        view = build_view(config, model)
+        places = np.linspace(0, len(source) - 1, NUM_IMAGES).astype(int)
+        real = np.stack([view(source[index]["image"]) for index in places])
+    except DataError as error:
+        say(f"compared on {NUM_IMAGES} random images and no real ones: {error}")
+        return images
+    say(f"compared on {NUM_IMAGES} random images and {NUM_IMAGES} of {source.name}")
+    spec = model.input_spec
+    return np.concatenate([images, normalize(real, spec.mean, spec.std)])

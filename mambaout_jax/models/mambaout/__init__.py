@@ -1,0 +1,1 @@
+"""MambaOut, and MambaOut with the state space model put back."""

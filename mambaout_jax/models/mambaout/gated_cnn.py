@@ -1,0 +1,94 @@
+"""The block of MambaOut, and with a state space model that of Mamba, over maps."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from mambaout_jax.models.errors import ModelError
+from mambaout_jax.models.layers.basic import (
+    LayerNorm,
+    LayerScale,
+    Linear,
+    activation,
+    costly,
+    drop_path,
+    normal,
+    parameter,
+    per_channel,
+    zeros,
+)
+from mambaout_jax.models.layers.selective_ssm import SelectiveSSM, scan_map
+from mambaout_jax.ops import SCAN_ORDERS, depthwise_conv2d
+
+# timm builds LayerScale without the configured value, so that training starts here whatever `ls_init_value` says.
+TIMM_LAYER_SCALE_INIT = 1e-5
+
+
+class DepthwiseConv2d(nnx.Module):
+    """Convolve each channel with its own k x k kernel, stride 1, zero padding that keeps the size."""
+
+    def __init__(self, channels: int, kernel_size: int, *, dtype: jnp.dtype):
+        self.weight = parameter((kernel_size, kernel_size, 1, channels), normal)
+        self.bias = parameter((channels,), zeros)
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        y = depthwise_conv2d(x.astype(self.dtype), self.weight.astype(self.dtype))
+        return costly(y + per_channel(self.bias, y))
+
+
+class GatedCNNBlock(nnx.Module):
+    """Mix tokens by a gated depthwise convolution.
+
+    With (g, i, v) = fc1(norm(x)): x + fc2(act(g) * concat(i, conv(v))), where the parts are products of their own and
+    never lie in one array. With a scan order it is Mamba's block: SSM(SiLU(conv(v))) stands for conv(v), and the SSMs
+    of all directions add up. Reference: MambaOut, equations 8 to 11.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        expansion_ratio: float,
+        conv_ratio: float,
+        kernel_size: int,
+        act_layer: str,
+        ls_init_value: float | None,
+        scan_order: str | None = None,
+        dtype: jnp.dtype,
+    ):
+        hidden = int(expansion_ratio * dim)
+        self.conv_channels = int(conv_ratio * dim)
+        if not 0 < self.conv_channels <= hidden:
+            raise ModelError(
+                f"conv_ratio {conv_ratio} convolves {self.conv_channels} of the {hidden} hidden channels that "
+                f"expansion_ratio {expansion_ratio} gives to {dim}; it has to lie above 0 and within expansion_ratio"
+            )
+        self.norm = LayerNorm(dim)
+        self.fc1 = Linear(dim, 2 * hidden, dtype=dtype)
+        self.conv = DepthwiseConv2d(self.conv_channels, kernel_size, dtype=dtype)
+        directions = () if scan_order is None else SCAN_ORDERS[scan_order]
+        ssms = [SelectiveSSM(self.conv_channels, dtype=dtype) for _ in directions]
+        self.ssm = nnx.List(ssms) if ssms else None
+        self.scan_order = scan_order
+        self.fc2 = Linear(hidden, dim, dtype=dtype)
+        self.ls = None if ls_init_value is None else LayerScale(dim, TIMM_LAYER_SCALE_INIT)
+        self.act_layer = act_layer
+
+    def __call__(
+        self,
+        x: Float[Array, "b h w d"],
+        key: Key[Array, ""] | None = None,
+        drop_path_rate: float | Float[Array, ""] = 0.0,
+    ) -> Float[Array, "b h w d"]:
+        act = activation(self.act_layer)
+        hidden, conv = self.fc2.weight.shape[0], self.conv_channels
+        kept_gate, conv_gate, kept, value = self.fc1.split(self.norm(x), [hidden - conv, hidden, 2 * hidden - conv])
+        value = self.conv(value)
+        if self.ssm is not None:
+            value = costly(scan_map(self.ssm, jax.nn.silu(value), self.scan_order))
+        y = self.fc2.of_parts(act(kept_gate) * kept, act(conv_gate) * value)
+        if self.ls is not None:
+            y = self.ls(y)
+        return x + drop_path(y, drop_path_rate, key)

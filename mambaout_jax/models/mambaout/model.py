@@ -1,0 +1,231 @@
+"""MambaOut: a hierarchy of Gated CNN blocks, which are Mamba blocks without their state space model.
+
+Reference: Yu and Wang, MambaOut: Do We Really Need Mamba for Vision?, CVPR 2025. The options and the parameter names
+are those of timm's `mambaout.py`.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from mambaout_jax.models.errors import ModelError
+from mambaout_jax.models.layers.basic import Conv2d, LayerNorm, Linear, activation, dropout
+from mambaout_jax.models.layers.blocks import REMAT, run_blocks
+from mambaout_jax.models.mambaout.gated_cnn import GatedCNNBlock
+from mambaout_jax.models.options import DTYPES, require_choice, require_counts, require_rates
+from mambaout_jax.ops import SCAN_ORDERS
+
+
+class Stem(nnx.Module):
+    """Reduce the image to a quarter of its size by two strided convolutions."""
+
+    def __init__(self, in_chans: int, dim: int, *, mid_norm: bool, act_layer: str, dtype: jnp.dtype):
+        self.conv1 = Conv2d(in_chans, dim // 2, dtype=dtype)
+        self.norm1 = LayerNorm(dim // 2) if mid_norm else None
+        self.conv2 = Conv2d(dim // 2, dim, dtype=dtype)
+        self.norm2 = LayerNorm(dim)
+        self.act_layer = act_layer
+
+    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b ho wo d"]:
+        x = self.conv1(x)
+        if self.norm1 is not None:
+            x = self.norm1(x)
+        return self.norm2(self.conv2(activation(self.act_layer)(x)))
+
+
+class Downsample(nnx.Module):
+    """Halve a map: convolution then norm, or norm then convolution with `norm_first`."""
+
+    def __init__(self, in_dim: int, dim: int, *, norm_first: bool, dtype: jnp.dtype):
+        self.norm = LayerNorm(in_dim if norm_first else dim)
+        self.conv = Conv2d(in_dim, dim, dtype=dtype)
+        self.norm_first = norm_first
+
+    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b ho wo d"]:
+        return self.conv(self.norm(x)) if self.norm_first else self.norm(self.conv(x))
+
+
+class Stage(nnx.Module):
+    """Run blocks at one resolution, after a downsampling in all stages but the first."""
+
+    def __init__(self, downsample: Downsample | None, blocks: Sequence[GatedCNNBlock]):
+        self.downsample = downsample
+        self.blocks = nnx.List(blocks)
+
+
+class PreLogits(nnx.Module):
+    """Widen the pooled features four times; `norm` is only there in the published head."""
+
+    def __init__(self, dim: int, *, norm: bool, dtype: jnp.dtype):
+        self.fc = Linear(dim, 4 * dim, dtype=dtype)
+        self.norm = LayerNorm(4 * dim) if norm else None
+
+    def __call__(self, x: Float[Array, "b d"]) -> Float[Array, "b e"]:
+        # Exact GELU whatever `act_layer` is: timm does not hand the option to the head.
+        x = activation("gelu")(self.fc(x))
+        return x if self.norm is None else self.norm(x)
+
+
+class Head(nnx.Module):
+    """Pool, normalise, widen, drop out, classify; logits are float32."""
+
+    def __init__(self, dim: int, num_classes: int, *, head_fn: str, drop_rate: float, dtype: jnp.dtype):
+        self.norm = LayerNorm(dim)
+        self.pre_logits = PreLogits(dim, norm=head_fn == "default", dtype=dtype)
+        self.fc = Linear(4 * dim, num_classes, dtype=dtype)
+        self.drop_rate = drop_rate
+
+    def __call__(self, x: Float[Array, "b h w d"], key: Key[Array, ""] | None) -> Float[Array, "b k"]:
+        x = self.norm(x.astype(jnp.float32).mean((1, 2)))
+        x = dropout(self.pre_logits(x), self.drop_rate, key)
+        return self.fc(x).astype(jnp.float32)
+
+
+class MambaOut(nnx.Module):
+    """Build MambaOut from timm's options.
+
+    Args:
+        num_classes: width of the logits, at least 1.
+        in_chans: channels of the input.
+        depths, dims: blocks and channels of each stage.
+        act_layer: "gelu", "silu" or "relu", in stem and blocks.
+        kernel_size: of the depthwise convolution, odd.
+        conv_ratio: convolved channels over dim; int(conv_ratio * dim) at most int(expansion_ratio * dim).
+        expansion_ratio: hidden channels over dim.
+        stem_mid_norm: normalise between the stem's convolutions.
+        ls_init_value: None for no LayerScale; any number adds one that starts at 1e-5, as timm's does.
+        downsample: "conv" (norm after) or "conv_nf" (norm first).
+        head_fn: "default" or "norm_mlp" (no second norm).
+        drop_path_rate: of the last block; rises linearly from 0 over all blocks.
+        drop_rate: dropout before the classifier.
+        token_mixer: "conv", or "conv_ssm", which follows each block's convolution with the state space model that
+            MambaOut took out of Mamba's block.
+        scan_order: in which "conv_ssm" reads a map: "causal" (row by row), "bidirectional" (and back) or "cross" (and
+            the same by columns); each direction has parameters of its own. In every order the convolution before it
+            sees later places: up to 3 rows and columns further at kernel_size 7.
+        dtype: "float32" or "bfloat16", for matrix products and convolutions.
+        scan_blocks: compile one block of each stage, and run it as often as the stage has blocks.
+        remat: what of a block the backward pass computes again instead of finding it in memory: "none", "cheap" (all
+            but products, convolutions and scans) or "full".
+
+    Raises:
+        ModelError: an option is out of its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        depths: Sequence[int] = (3, 3, 9, 3),
+        dims: Sequence[int] = (96, 192, 384, 576),
+        act_layer: str = "gelu",
+        kernel_size: int = 7,
+        conv_ratio: float = 1.0,
+        expansion_ratio: float = 8 / 3,
+        stem_mid_norm: bool = True,
+        ls_init_value: float | None = None,
+        downsample: str = "conv",
+        head_fn: str = "default",
+        drop_path_rate: float = 0.0,
+        drop_rate: float = 0.0,
+        token_mixer: str = "conv",
+        scan_order: str = "causal",
+        dtype: str = "float32",
+        scan_blocks: bool = False,
+        remat: str = "none",
+    ):
+        if not all(isinstance(sizes, tuple | list) and sizes for sizes in (depths, dims)) or len(depths) != len(dims):
+            raise ModelError(f"depths {depths} and dims {dims} have to be of one length, a number a stage")
+        require_counts(num_classes=num_classes, in_chans=in_chans, depths=depths, dims=dims, kernel_size=kernel_size)
+        if kernel_size % 2 == 0:
+            raise ModelError(f"kernel_size is {kernel_size}; an odd number is expected, so that the map keeps its size")
+        require_rates(drop_path_rate=drop_path_rate, drop_rate=drop_rate)
+        require_choice("downsample", downsample, ("conv", "conv_nf"))
+        require_choice("head_fn", head_fn, ("default", "norm_mlp"))
+        require_choice("token_mixer", token_mixer, ("conv", "conv_ssm"))
+        require_choice("scan_order", scan_order, tuple(SCAN_ORDERS))
+        if token_mixer == "conv" and scan_order != "causal":
+            raise ModelError(f"scan_order is {scan_order!r} and token_mixer 'conv' scans nothing; set it to 'conv_ssm'")
+        require_choice("dtype", dtype, DTYPES)
+        require_choice("scan_blocks", scan_blocks, (False, True))
+        require_choice("remat", remat, tuple(REMAT))
+        activation(act_layer)
+        dtype = jnp.dtype(dtype)
+        self.stem = Stem(in_chans, dims[0], mid_norm=stem_mid_norm, act_layer=act_layer, dtype=dtype)
+        self.stages = nnx.List([])
+        for index, (depth, dim) in enumerate(zip(depths, dims, strict=True)):
+            blocks = [
+                GatedCNNBlock(
+                    dim,
+                    expansion_ratio=expansion_ratio,
+                    conv_ratio=conv_ratio,
+                    kernel_size=kernel_size,
+                    act_layer=act_layer,
+                    ls_init_value=ls_init_value,
+                    scan_order=scan_order if token_mixer == "conv_ssm" else None,
+                    dtype=dtype,
+                )
+                for _ in range(depth)
+            ]
+            norm_first = downsample == "conv_nf"
+            reduce = Downsample(dims[index - 1], dim, norm_first=norm_first, dtype=dtype) if index else None
+            self.stages.append(Stage(reduce, blocks))
+        self.head = Head(dims[-1], num_classes, head_fn=head_fn, drop_rate=drop_rate, dtype=dtype)
+        self.dims = tuple(dims)
+        self.drop_path_rates = tuple(np.linspace(0.0, drop_path_rate, sum(depths)).tolist())
+        self.scan_blocks = scan_blocks
+        self.remat = remat
+
+    @property
+    def first_conv(self) -> tuple[str, ...]:
+        """Give the path of the layer that sees the image."""
+        return ("stem", "conv1")
+
+    @property
+    def classifier(self) -> tuple[str, ...]:
+        """Give the path of the layer that makes logits of features."""
+        return ("head", "fc")
+
+    @property
+    def no_decay(self) -> tuple[tuple[str | int, ...], ...]:
+        """Give the paths of what the reference of the state space model keeps from weight decay."""
+        return tuple(
+            ("stages", stage, "blocks", block, "ssm", direction, name)
+            for stage in range(len(self.stages))
+            for block in range(len(self.stages[stage].blocks))
+            for direction in range(len(self.stages[stage].blocks[block].ssm or ()))
+            for name in ("A_log", "D")
+        )
+
+    @property
+    def feature_channels(self) -> tuple[int, ...]:
+        """Give the channels of each stage's map."""
+        return self.dims
+
+    @property
+    def feature_strides(self) -> tuple[int, ...]:
+        """Give the stride of each stage's map."""
+        return tuple(4 * 2**index for index in range(len(self.dims)))
+
+    def features(self, images: Float[Array, "b h w i"], key: Key[Array, ""] | None) -> list[Array]:
+        """Compute the map of every stage."""
+        x = self.stem(images)
+        maps, first = [], 0
+        for stage in self.stages:
+            if stage.downsample is not None:
+                x = stage.downsample(x)
+            rates = self.drop_path_rates[first : first + len(stage.blocks)]
+            x = run_blocks(stage.blocks, x, key, rates, first=first, scan=self.scan_blocks, remat=self.remat)
+            first += len(stage.blocks)
+            maps.append(x)
+        return maps
+
+    def logits(self, images: Float[Array, "b h w i"], key: Key[Array, ""] | None) -> Float[Array, "b k"]:
+        """Classify."""
+        num_blocks = len(self.drop_path_rates)
+        return self.head(self.features(images, key)[-1], None if key is None else jax.random.fold_in(key, num_blocks))

@@ -1,0 +1,120 @@
+"""Count the cycles of Pallas kernels, of which a compiled program has no estimate, from the schedule of their code.
+
+The compiler writes schedules down only where the environment asked for it before it was loaded, and then those of all
+that it compiles: a process of its own compiles the kernels alone.
+"""
+
+import json
+import math
+import os
+import pickle
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from ml_collections import ConfigDict
+
+from mambaout_jax import distributed
+from mambaout_jax.plan.compiler import compile_for_tpu, tpu_devices
+from mambaout_jax.run.state import init_progress
+from mambaout_jax.run.workdir import build_model
+from mambaout_jax.train.program import training_program
+
+# A kernel's name and the shapes of what it gives, as a compiled program writes them.
+Kernel = tuple[str, str]
+
+
+def kernel_calls(jaxpr: Jaxpr) -> dict[Kernel, JaxprEqn]:
+    """Find the kernels of a traced function, one call of each."""
+    calls = {}
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "pallas_call":
+            shapes = " ".join(variable.aval.str_short(short_dtypes=True) for variable in equation.outvars)
+            calls[equation.params["name"], shapes] = equation
+        for inner in _inner_jaxprs(equation.params):
+            calls |= kernel_calls(inner)
+    return calls
+
+
+def _inner_jaxprs(params: dict[str, Any]) -> Iterator[Jaxpr]:
+    for value in params.values():
+        for item in value if isinstance(value, tuple) else (value,):
+            item = item.jaxpr if isinstance(item, ClosedJaxpr) else item
+            if isinstance(item, Jaxpr):
+                yield item
+
+
+def kernel_cycles(config: ConfigDict, topology: str, num_images: int, num_classes: int) -> dict[Kernel, int]:
+    """Count the cycles of each kernel of a config's training step as it is scheduled, waiting for memory left out."""
+    with tempfile.TemporaryDirectory() as folder:
+        flags = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
+        ran = subprocess.run(
+            [sys.executable, "-m", "mambaout_jax.plan.kernels", folder],
+            input=pickle.dumps((config, topology, num_images, num_classes)),
+            env=os.environ | {"LIBTPU_INIT_ARGS": flags, "JAX_PLATFORMS": "cpu"},
+            capture_output=True,  # the compiler's own messages are of no use to anybody unless it fails
+            check=False,
+        )
+    if ran.returncode:
+        raise RuntimeError(f"the kernels could not be compiled: {ran.stderr.decode(errors='replace')[-2000:]}")
+    return {(name, shapes): cycles for name, shapes, cycles in json.loads(ran.stdout.splitlines()[-1])}
+
+
+def main() -> None:
+    """Do for `kernel_cycles` what takes a process of its own: compile the kernels one by one, read their schedules."""
+    folder, (config, topology, num_images, num_classes) = Path(sys.argv[1]), pickle.load(sys.stdin.buffer)
+    mesh = distributed.make_mesh(config.mesh.fsdp, tpu_devices(topology))
+    program = training_program(config, build_model(config, num_classes), num_images, mesh)
+    with jax.set_mesh(mesh):
+        progress, key = jax.eval_shape(init_progress), jax.eval_shape(lambda: jax.random.key(0))
+        calls = kernel_calls(jax.make_jaxpr(program.step)(program.state, progress, program.batch, key).jaxpr)
+    whole = distributed.replicated(distributed.make_mesh(devices=list(mesh.devices.flat[:1])))
+    rows = []
+    for (name, shapes), call in calls.items():
+        arguments = [jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype, sharding=whole) for x in call.invars]
+        compile_for_tpu(jax.jit(_bind(call)).lower(*arguments))
+        (code,) = (path for path in folder.glob("*-lone_kernel*-final_bundles.txt") if "analysis" not in path.name)
+        (original,) = folder.glob("*-lone_kernel*-02-original.txt")
+        programs = math.prod(call.params["grid_mapping"].grid)
+        rows.append((name, shapes, count_bundles(code.read_text(), original.read_text(), programs)))
+        for path in folder.iterdir():
+            path.unlink()
+    print(json.dumps(rows))
+
+
+def _bind(call: JaxprEqn) -> Callable[..., Any]:
+    def lone_kernel(*args: jax.Array) -> Any:
+        return call.primitive.bind(*args, **call.params)
+
+    return lone_kernel  # the compiler names its files after it
+
+
+def count_bundles(code: str, original: str, programs: int) -> int:
+    """Count the bundles that a kernel issues, one a cycle.
+
+    Each line of scheduled code bears a `>` for each loop around it, of which the outermost is that over the grid. Where
+    loops lie side by side within it, the longest one's number of rounds stands for all.
+
+    Args:
+        original: the code before it was scheduled, which tells the rounds of each loop.
+        programs: of the grid.
+    """
+    (grid, rounds), *inner = [(len(found[1]), int(found[2])) for found in re.finditer(
+        r"^( *)loop: start=0, step=1, limit=(\d+)", original, re.MULTILINE
+    )] or [(0, programs)]  # fmt: skip
+    levels = sorted({indent for indent, rounds in inner if rounds > 1 and indent > grid})
+    times = [1, min(programs, rounds)]  # of two cores each runs half of the grid
+    for level in levels:
+        times.append(times[-1] * max(rounds for indent, rounds in inner if indent == level))
+    depths = re.findall(r"^\s*(?:0x[0-9a-f]+|0)\s+(?:\w\w)?:\s*((?:>\s*)*)\{", code, re.MULTILINE)
+    return sum(times[min(depth.count(">"), len(times) - 1)] for depth in depths)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""A run on disk: config, workdir, checkpoints, logs, and how it ends."""

@@ -1,0 +1,267 @@
+"""The folder of a run: what lies in it, when it may be used again, and how to load what was trained."""
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from mambaout_jax import distributed
+from mambaout_jax.data import ImageSource
+from mambaout_jax.data.buckets import REMOTE_SECONDS, explain, is_remote, within_seconds
+from mambaout_jax.models import Model, create_model
+from mambaout_jax.run.checkpoints import Checkpoints
+from mambaout_jax.run.config import changed_keys, flatten_config, from_json, to_json
+from mambaout_jax.run.errors import RunError
+from mambaout_jax.run.files import fault_of_writing, write_atomically
+
+LOCK = ".lock"
+# Those that decide what a run computes.
+PACKAGES = (
+    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy", "pillow",
+)  # fmt: skip
+# Reference: Cloud Storage's documentation, "About Cloud Storage buckets", on names.
+_IN_BUCKET = re.compile(r"gs://[a-z0-9][a-z0-9._-]+[a-z0-9]/.")
+
+
+class Run(NamedTuple):
+    """Hold what inference needs of a trained run.
+
+    Args:
+        class_names: None where the weights were imported and nobody knows what their classes are called.
+        weights: which of them `variables` are, "ema" or "raw".
+    """
+
+    config: ConfigDict
+    model: Model
+    variables: dict[str, Any]
+    class_names: tuple[str, ...] | None
+    step: int
+    weights: str
+
+
+def open_workdir(path: epath.PathLike) -> epath.Path:
+    """Make a local path absolute, as orbax wants it, or see that a bucket answers.
+
+    Raises:
+        RunError: it is neither, or the bucket does not answer.
+    """
+    if not os.fspath(path):
+        raise RunError("the workdir has an empty name; a folder is expected")
+    if re.match(r"\w+:/", os.fspath(path)) and not _IN_BUCKET.match(os.fspath(path)):
+        raise RunError(
+            f"{path} is no place for a workdir; a folder or gs://BUCKET/... is expected, the bucket in small letters"
+        )
+    if not is_remote(path):
+        return epath.Path(path).expanduser().absolute()
+    workdir = epath.Path(path)
+    try:
+        within_seconds(REMOTE_SECONDS, workdir.exists)
+    except Exception as error:  # each client of a bucket raises types of its own
+        raise RunError(
+            f"workdir {path} cannot be reached ({explain(error)}); look at its name, your rights and the network"
+        ) from error
+    return workdir
+
+
+@contextlib.contextmanager
+def lock_workdir(workdir: epath.Path) -> Iterator[None]:
+    """Keep other processes out of a local folder while the context is open; the kernel unlocks it after any death.
+
+    Nothing keeps them out of a bucket.
+
+    Raises:
+        RunError: another process is in it.
+        OSError: it cannot be written.
+    """
+    if is_remote(workdir):
+        yield
+        return
+    with open(os.fspath(workdir / LOCK), "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(
+                f"workdir {workdir} is in use by another process; wait for its end or name another with --workdir"
+            ) from error
+        except OSError as error:  # some network file systems have no locks
+            print(
+                f"workdir {workdir} cannot be locked ({error.strerror}); let no other process use it", file=sys.stderr
+            )
+        yield
+
+
+def is_workdir(path: epath.PathLike) -> bool:
+    """Tell whether a path is the workdir of a run, rather than a file or folder of another program's weights."""
+    workdir = open_workdir(path)
+    return any((workdir / name).exists() for name in ("environment.json", "checkpoints"))
+
+
+def claim_workdir(path: epath.PathLike, config: ConfigDict) -> epath.Path:
+    """Make the workdir, or check that the run in it may go on with this config; change nothing that is there.
+
+    Raises:
+        RunError: it cannot be written, or `config.resume` does not allow to go on with what it holds.
+    """
+    workdir = open_workdir(path)
+    if fault := fault_of_writing(workdir):
+        raise RunError(f"workdir {workdir} cannot be written ({fault}); name another with --workdir")
+    if (kept := workdir / "checkpoints").exists() and not kept.is_dir():
+        raise RunError(f"{kept} is no folder; move it, or name another --workdir")
+    if blind := distributed.see_same_folder(workdir):
+        raise RunError(
+            f"process 0 does not have the workdir of process {', '.join(map(str, blind))} (here it is {workdir}); name "
+            "one that all hosts share"
+        )
+    # A run that was stopped before its first checkpoint holds nothing to be true to.
+    if (workdir / "config.json").exists() and any((workdir / "checkpoints").glob("[0-9]*")):
+        _check_resume(workdir, load_config(workdir), config)
+    return workdir
+
+
+def _check_resume(workdir: epath.Path, recorded: ConfigDict, config: ConfigDict) -> None:
+    if "imported_from" in load_environment(workdir):
+        raise RunError(
+            f"workdir {workdir} holds imported weights, which no run can go on from; name another with --workdir, and "
+            f"start from these by --config.init_from={workdir}"
+        )
+    if config.resume == "never":
+        raise RunError(f"workdir {workdir} holds a run and config.resume is 'never'; name another with --workdir")
+    if config.resume == "same" and (changes := changed_keys(config, recorded)):
+        raise RunError(
+            f"workdir {workdir} holds a run with another config: {'; '.join(changes)}. Name another --workdir, or go "
+            "on with this config by --config.resume=any"
+        )
+
+
+def check_space(workdir: epath.Path, num_bytes: int) -> None:
+    """Refuse to start a run whose checkpoints cannot be kept.
+
+    Args:
+        num_bytes: of the checkpoints that are still to come.
+
+    Raises:
+        RunError: the disk has less room.
+    """
+    if is_remote(workdir):
+        return
+    free = shutil.disk_usage(workdir).free
+    if free < num_bytes:
+        raise RunError(
+            f"{workdir} has {free / 2**20:.3g} MiB free where the checkpoints need {num_bytes / 2**20:.3g} MiB; make "
+            "room or name another place"
+        )
+
+
+def load_config(path: epath.PathLike) -> ConfigDict:
+    """Read the config of a workdir.
+
+    Raises:
+        RunError: there is none, or it cannot be read.
+    """
+    recorded = epath.Path(path) / "config.json"
+    try:
+        return from_json(recorded.read_text())
+    except OSError as error:
+        fault = error.strerror or "not found"  # errors of a bucket's client have no words of their own
+        raise RunError(f"{path} is no workdir of a run: it has no readable config.json ({fault})") from error
+    except ValueError as error:
+        raise RunError(f"{recorded} is not the JSON that a run writes ({error})") from error
+
+
+def build_model(config: ConfigDict, num_classes: int) -> Model:
+    """Build the model that a config describes; unset options are the variant's own."""
+    options = {key: value for key, value in config.model.items() if value is not None}
+    return create_model(num_classes=num_classes, **options)
+
+
+def load_run(path: epath.PathLike, weights: str | None = None) -> Run:
+    """Load the model of a workdir with the weights of its newest checkpoint.
+
+    Args:
+        weights: "ema" or "raw"; None for the average where one was kept.
+
+    Raises:
+        RunError: the workdir holds no run, no readable checkpoint, or no average.
+    """
+    workdir = open_workdir(path)
+    config = load_config(workdir)
+    environment = load_environment(workdir)
+    model = build_model(config, environment["num_classes"])
+    weights = weights or ("raw" if config.optim.ema_decay is None else "ema")
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+    abstract = distributed.abstract(
+        model.init, jax.random.key(0), placed=jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    )
+    step, variables = checkpoints.restore_variables(abstract, [weights])
+    checkpoints.close()
+    return Run(config, model, variables[weights], environment["class_names"], step, weights)
+
+
+def load_environment(workdir: epath.Path) -> dict[str, Any]:
+    """Read what `record_run` wrote: "num_classes" and "class_names" (a tuple, or None if not known), and more.
+
+    Raises:
+        RunError: it is not there or is something else.
+    """
+    try:
+        environment = json.loads((workdir / "environment.json").read_text())
+        names = environment["class_names"]
+        environment["class_names"] = None if names is None else tuple(names)
+        environment["num_classes"] = int(environment["num_classes"] if names is None else len(names))
+        if not environment["num_classes"]:
+            raise ValueError("no classes")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{workdir} has no environment.json that a run wrote ({error!r}); train there first") from error
+    return environment
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def describe_environment(source: ImageSource) -> dict[str, Any]:
+    """Tell what a run depends on beside its config: versions, devices, dataset."""
+    return {
+        **_versions(),
+        "platform": jax.default_backend(),
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "command": shlex.join(sys.argv),
+        "dataset": source.name,
+        "fingerprint": source.fingerprint,
+        "class_names": list(source.class_names),
+    }
+
+
+def describe_program(config: ConfigDict) -> dict[str, str]:
+    """Tell what has to be the same in all processes of a run: code, config and versions."""
+    package = Path(__file__).parent.parent
+    code = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        code.update(f"{file.relative_to(package)}\0".encode() + file.read_bytes())
+    return {
+        **_versions(),
+        "mambaout_jax's code": code.hexdigest()[:12],
+        "local devices": str(jax.local_device_count()),
+        **{f"config.{key}": repr(value) for key, value in flatten_config(config).items()},
+    }
+
+
+def record_run(workdir: epath.Path, config: ConfigDict, environment: dict[str, Any]) -> None:
+    """Write down what is being run, once nothing refuses it any more."""
+    write_atomically(workdir / "config.json", to_json(config))
+    write_atomically(workdir / "environment.json", json.dumps(environment, indent=2) + "\n")

@@ -1,0 +1,1 @@
+"""Train a model with and without an SSM, and compare."""

@@ -1,0 +1,234 @@
+"""What happens to a batch on the device, under jit: crop, rotate, mix, normalise, erase.
+
+Each operation is split in two: what is drawn, and what is done with the draw, which is a plain formula.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.ndimage import map_coordinates
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+
+from mambaout_jax import distributed
+from mambaout_jax.tasks.classification.losses import smooth_one_hot
+
+
+class Augmentation(NamedTuple):
+    """Hold the settings; the names and meanings are those of `config.augment`.
+
+    Args:
+        round_mixed: round the pixels of mixup, as timm does, which mixes bytes.
+    """
+
+    pad: int = 0
+    rotate_degrees: float = 0.0
+    mixup_alpha: float = 0.0
+    cutmix_alpha: float = 0.0
+    mix_rate: float = 0.0
+    switch_rate: float = 0.5
+    mixup_group: int = 1
+    erase_rate: float = 0.0
+    label_smoothing: float = 0.0
+    round_mixed: bool = False
+
+    @property
+    def mixes(self) -> bool:
+        """Tell whether images are mixed at all."""
+        return self.mix_rate > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
+
+
+def augment(
+    images: UInt8[Array, "b h w c"],
+    labels: Int[Array, "b"],
+    key: Key[Array, ""],
+    settings: Augmentation,
+    *,
+    num_classes: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> tuple[Float[Array, "b h w c"], Float[Array, "b k"]]:
+    """Turn a batch of bytes into what the model trains on: normalised images and soft targets."""
+    crop_key, rotate_key, mix_key, erase_key = jax.random.split(key, 4)
+    x = images.astype(jnp.float32)
+    targets = smooth_one_hot(labels, num_classes, settings.label_smoothing)
+    if settings.pad:
+        x = random_crop(x, crop_key, settings.pad)
+    if settings.rotate_degrees:
+        limit = jnp.deg2rad(settings.rotate_degrees)
+        x = rotate(x, jax.random.uniform(rotate_key, x.shape[:1], minval=-limit, maxval=limit))
+    if settings.mixes:
+        x, targets = mix(x, targets, draw_mix(mix_key, x.shape, settings), settings)
+    x = normalize(x, mean, std)
+    if settings.erase_rate:
+        draw_key, noise_key = jax.random.split(erase_key)
+        noise = jax.random.normal(noise_key, x.shape, x.dtype)
+        x = erase(x, noise, draw_erasure(draw_key, len(x), settings.erase_rate))
+    return x, targets
+
+
+def normalize(
+    images: Float[Array, "b h w c"] | UInt8[Array, "b h w c"], mean: tuple[float, ...], std: tuple[float, ...]
+) -> Float[Array, "b h w c"]:
+    """Compute (x / 255 - mean) / std of pixels in 0..255."""
+    mean, std = (255.0 * jnp.asarray(value).reshape(1, 1, 1, -1) for value in (mean, std))
+    return (images.astype(jnp.float32) - mean) / std
+
+
+def random_crop(x: Float[Array, "b h w c"], key: Key[Array, ""], pad: int) -> Float[Array, "b h w c"]:
+    """Shift each image by -pad to pad pixels along both axes and fill with zeros."""
+    padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    corners = jax.random.randint(key, (x.shape[0], 2), 0, 2 * pad + 1)
+    return jax.vmap(lambda image, at: jax.lax.dynamic_slice(image, (at[0], at[1], 0), x.shape[1:]))(padded, corners)
+
+
+def rotate(x: Float[Array, "b h w c"], angles: Float[Array, "b"]) -> Float[Array, "b h w c"]:
+    """Turn each image about its centre, bilinearly, and fill with zeros.
+
+    Args:
+        angles: in radians, counter-clockwise as seen on the screen.
+    """
+    h, w = x.shape[1:3]
+    rows, columns = jnp.mgrid[:h, :w].astype(jnp.float32)
+    rows, columns = rows - (h - 1) / 2, columns - (w - 1) / 2
+
+    def turn(image: Float[Array, "h w c"], angle: Float[Array, ""]) -> Float[Array, "h w c"]:
+        sine, cosine = jnp.sin(angle), jnp.cos(angle)
+        source = [
+            cosine * rows + sine * columns + (h - 1) / 2,
+            cosine * columns - sine * rows + (w - 1) / 2,
+        ]
+        return jax.vmap(lambda plane: map_coordinates(plane, source, order=1), in_axes=-1, out_axes=-1)(image)
+
+    return jax.vmap(turn)(x, angles)
+
+
+class Mix(NamedTuple):
+    """Hold one draw for each group.
+
+    `share` is what an image keeps of itself, as drawn: cutmix derives its box from it, and 1 leaves the group as it is.
+    """
+
+    cut: Bool[Array, "g"]
+    share: Float[Array, "g"]
+    row: Int[Array, "g"]
+    column: Int[Array, "g"]
+
+
+def draw_mix(key: Key[Array, ""], shape: tuple[int, int, int, int], settings: Augmentation) -> Mix:
+    """Draw mixup or cutmix for each group of `settings.mixup_group` consecutive images.
+
+    References: Zhang et al., mixup, 2018; Yun et al., CutMix, 2019: the centre of a box is uniform over the image.
+    """
+    batch, h, w, _ = shape
+    groups = (batch // settings.mixup_group,)
+    on_key, switch_key, mixup_key, cutmix_key, row_key, column_key = jax.random.split(key, 6)
+    on = jax.random.bernoulli(on_key, settings.mix_rate, groups)
+    rate = settings.switch_rate if settings.mixup_alpha else 1.0
+    cut = on & jax.random.bernoulli(switch_key, rate if settings.cutmix_alpha else 0.0, groups)
+    # A Beta of alpha 0 is not defined; the branch that it would serve is never taken.
+    mixup_share, cutmix_share = (
+        distributed.gather(jax.random.beta(key, alpha or 1.0, alpha or 1.0, groups))
+        for key, alpha in ((mixup_key, settings.mixup_alpha), (cutmix_key, settings.cutmix_alpha))
+    )
+    return Mix(
+        cut=cut,
+        share=jnp.where(on, jnp.where(cut, cutmix_share, mixup_share), 1.0),
+        row=jax.random.randint(row_key, groups, 0, h),
+        column=jax.random.randint(column_key, groups, 0, w),
+    )
+
+
+def cutmix_box(draw: Mix, h: int, w: int) -> Bool[Array, "g h w"]:
+    """Mark what cutmix takes from the partner: sides sqrt(1 - share) of the image's, clipped to it; of mixup, nothing.
+
+    Reference: timm 0.6.11, rand_bbox: half a side, rounded down, to either side of the centre. An odd side thus loses
+    a pixel, which later versions of timm give back.
+    """
+    side = jnp.sqrt(1.0 - draw.share)
+
+    def interval(centre: Int[Array, "g"], size: int) -> Bool[Array, "g size"]:
+        half = jnp.floor(side * size)[:, None] // 2
+        at = jnp.arange(size)[None] - centre[:, None]
+        return (at >= -half) & (at < half)
+
+    box = interval(draw.row, h)[:, :, None] & interval(draw.column, w)[:, None, :]
+    return box & draw.cut[:, None, None]
+
+
+def mix(
+    x: Float[Array, "b h w c"], targets: Float[Array, "b k"], draw: Mix, settings: Augmentation
+) -> tuple[Float[Array, "b h w c"], Float[Array, "b k"]]:
+    """Mix image i of a group with image group - 1 - i of it, and their targets by the same shares.
+
+    The share of cutmix's targets is what its box left of the image. Mixup's pixels are rounded if
+    `settings.round_mixed`, as where bytes are mixed.
+    """
+    h, w = x.shape[1:3]
+    box = cutmix_box(draw, h, w)
+
+    def partner(value: Array) -> tuple[Array, Array]:
+        grouped = value.reshape(-1, settings.mixup_group, *value.shape[1:])
+        return grouped, grouped[:, ::-1]
+
+    own, other = partner(x)
+    share = draw.share[:, None, None, None, None]
+    blended = share * own + (1.0 - share) * other
+    if settings.round_mixed:
+        blended = jnp.round(blended)
+    untouched = (draw.cut | (draw.share == 1.0))[:, None, None, None, None]
+    mixed = jnp.where(box[:, None, :, :, None], other, jnp.where(untouched, own, blended))
+    own_target, other_target = partner(targets)
+    share = jnp.where(draw.cut, (h * w - box.sum((1, 2))) / (h * w), draw.share)[:, None, None]
+    mixed_targets = share * own_target + (1.0 - share) * other_target
+    return mixed.reshape(x.shape), mixed_targets.reshape(targets.shape)
+
+
+class Erasure(NamedTuple):
+    """Hold one draw for each image: whether to erase, and the attempts at a rectangle.
+
+    `area` is a share of the image, `aspect` the log of height over width; `top` and `left` are where the rectangle
+    lies between its first place, 0, and its last, 1 (left out).
+    """
+
+    on: Bool[Array, "b"]
+    area: Float[Array, "b attempts"]
+    aspect: Float[Array, "b attempts"]
+    top: Float[Array, "b"]
+    left: Float[Array, "b"]
+
+
+def draw_erasure(key: Key[Array, ""], batch: int, rate: float) -> Erasure:
+    """Draw with probability `rate` a rectangle for each image.
+
+    Area U(0.02, 1/3) of the image, aspect log-uniform in (0.3, 1/0.3), 10 attempts. Reference: Zhong et al., Random
+    Erasing Data Augmentation, 2020, with timm 0.6.11's numbers.
+    """
+    on_key, area_key, aspect_key, top_key, left_key = jax.random.split(key, 5)
+    limit = jnp.log(1 / 0.3)
+    return Erasure(
+        on=jax.random.bernoulli(on_key, rate, (batch,)),
+        area=jax.random.uniform(area_key, (batch, 10), minval=0.02, maxval=1 / 3),
+        aspect=jax.random.uniform(aspect_key, (batch, 10), minval=-limit, maxval=limit),
+        top=jax.random.uniform(top_key, (batch,)),
+        left=jax.random.uniform(left_key, (batch,)),
+    )
+
+
+def erase(x: Float[Array, "b h w c"], noise: Float[Array, "b h w c"], draw: Erasure) -> Float[Array, "b h w c"]:
+    """Put noise where the first attempt lies that is smaller than the image; without one, nothing."""
+    h, w = x.shape[1:3]
+    area, aspect = draw.area * (h * w), jnp.exp(draw.aspect)
+    heights, widths = jnp.round(jnp.sqrt(area * aspect)), jnp.round(jnp.sqrt(area / aspect))
+    fits = (heights < h) & (widths < w)
+    first = jnp.argmax(fits, axis=1)[:, None]
+
+    def interval(lengths: Float[Array, "b attempts"], place: Float[Array, "b"], size: int) -> Bool[Array, "b size"]:
+        length = jnp.take_along_axis(lengths, first, axis=1)
+        start = jnp.floor(place[:, None] * (size - length + 1))
+        at = jnp.arange(size)[None]
+        return (at >= start) & (at < start + length)
+
+    box = interval(heights, draw.top, h)[:, :, None] & interval(widths, draw.left, w)[:, None, :]
+    box &= (draw.on & fits.any(1))[:, None, None]
+    return jnp.where(box[..., None], noise, x)

@@ -1,0 +1,158 @@
+"""One file of weights: safetensors, or what torch.save writes."""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mambaout_jax.weights.drafts import Check, draft_folder, give_usual_mode, put_file, sync
+from mambaout_jax.weights.errors import ConvertError
+from mambaout_jax.weights.tensors import LazyTensors, TensorFile, without_prefixes
+from mambaout_jax.weights.torch_file import read_torch, write_torch
+
+TORCH_ENDINGS = (".pth", ".pt", ".bin", ".pth.tar")
+ENDINGS = (".safetensors", *TORCH_ENDINGS)
+_METADATA = {"format": "pt"}  # what readers in PyTorch look for
+_MAX_HEADER = 100_000_000  # bytes; safetensors refuses more
+_DTYPES = {
+    **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
+    **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
+    "BF16": "bfloat16",
+    "BOOL": "bool",
+}
+
+
+def read_file(path: str | os.PathLike) -> TensorFile:
+    """Open a file of weights; what it holds decides how, not its ending.
+
+    Raises:
+        ConvertError: it cannot be read, is damaged, or holds something else.
+    """
+    path = os.fspath(path)
+    kind = _kind(path)
+    content = _read_safetensors(path) if kind == "safetensors" else read_torch(path)
+    if not content.shapes:
+        raise ConvertError(f"{path} holds no tensors; the weights of a model are expected")
+    return content
+
+
+def write_file(
+    path: str | os.PathLike,
+    tensors: Mapping[str, np.ndarray],
+    *,
+    force: bool = False,
+    check: Check | None = None,
+) -> None:
+    """Write a file of weights in the format that its ending names; it is there in full or not at all.
+
+    Args:
+        force: replace a file that exists.
+        check: reads the finished draft before it takes its place, and raises if it is not right.
+
+    Raises:
+        ConvertError: the ending is unknown, there is something already, or the file system refuses.
+    """
+    target = Path(os.path.realpath(os.path.expanduser(path)))
+    if not target.name.endswith(ENDINGS):
+        raise ConvertError(f"{path} has an unknown ending; one of {', '.join(ENDINGS)} is expected")
+    with draft_folder(target) as folder:
+        if os.path.lexists(target) and not target.is_file():
+            raise ConvertError(f"{path} is there and is no file; name another")
+        if target.exists() and not force:
+            raise ConvertError(f"{path} exists; name another file, or replace it with --force")
+        draft = folder / target.name
+        write_tensors(draft, tensors)
+        if check is not None:
+            check(draft)
+        put_file(draft, target, replace=force)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write tensors to a new file and wait until it is on the disk.
+
+    Raises:
+        ConvertError: the format has no such dtype.
+        OSError: the file system refuses.
+    """
+    # safetensors would write the memory of a transposed array as it lies, under the shape that it shows.
+    tensors = {name: np.asarray(array, order="C") for name, array in tensors.items()}
+    if path.name.endswith(TORCH_ENDINGS):
+        write_torch(path, tensors)
+    else:
+        _write_safetensors(path, tensors)
+    give_usual_mode(path)
+    sync(path)
+
+
+def _kind(path: str) -> str:
+    if not os.path.lexists(path):
+        raise ConvertError(f"{path} does not exist; a file of weights is expected")
+    if not os.path.isfile(path):
+        raise ConvertError(f"{path} is no file; a file of weights is expected")
+    try:
+        with open(path, "rb") as file:
+            head = file.read(9)
+    except OSError as error:
+        raise ConvertError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+    if not head:
+        raise ConvertError(f"{path} is empty; fetch or save it again")
+    if head.startswith(b"PK\x03\x04"):
+        return "torch"
+    if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= _MAX_HEADER:
+        return "safetensors"
+    if head[0] == 0x80 and head[1:2] in (b"\1", b"\2", b"\3", b"\4", b"\5"):  # a pickle and its protocol
+        return "torch"
+    if path.endswith(".safetensors"):
+        raise ConvertError(f"{path} is no safetensors file, or a damaged one; fetch or save it again")
+    raise ConvertError(f"{path} is neither a safetensors file nor one that torch.save writes; weights are expected")
+
+
+def _read_safetensors(path: str) -> TensorFile:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        # With "pread" what was read does not stay in memory, as pages of a mapped file would.
+        file = safe_open(path, framework="np", backend="pread")
+        stored = list(file.keys())
+        slices = {name: file.get_slice(name) for name in stored}
+        shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+        codes = {name: part.get_dtype() for name, part in slices.items()}
+    except (SafetensorError, OSError) as error:
+        reason = str(error).splitlines()[0].rpartition(": ")[2]
+        raise ConvertError(
+            f"{path} is a damaged safetensors file, or one that was cut short ({reason:.100}); fetch or save it again"
+        ) from error
+    names = without_prefixes(stored)
+    return TensorFile(
+        LazyTensors(names, lambda name: _read_tensor(file, path, name, codes[name])),
+        {name: shapes[key] for name, key in names.items()},
+        {name: _DTYPES.get(codes[key], codes[key]) for name, key in names.items()},
+    )
+
+
+def _read_tensor(file: Any, path: str, name: str, code: str) -> np.ndarray:
+    try:
+        return file.get_tensor(name)
+    except Exception as error:  # a dtype that NumPy lacks raises one type, a file that shrank another
+        raise ConvertError(
+            f"{path} holds {name!r:.80} as {code}, which could not be read; float32, float16 or bfloat16 is expected"
+        ) from error
+
+
+def _write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    try:
+        save_file(dict(tensors), path, metadata=_METADATA)
+    except SafetensorError as error:
+        if found := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
+        kinds = ", ".join(sorted({str(array.dtype) for array in tensors.values()}))
+        raise ConvertError(
+            f"{path.name} cannot hold what it was given, {kinds}; float32, float16 or bfloat16 is expected"
+        ) from error

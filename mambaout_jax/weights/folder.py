@@ -1,0 +1,113 @@
+"""Folders in timm's format: config.json beside the weights, as they lie on the Hugging Face hub."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mambaout_jax.models import Model
+from mambaout_jax.weights.drafts import Check, draft_folder, put_folder, sync
+from mambaout_jax.weights.errors import ConvertError
+from mambaout_jax.weights.files import write_tensors
+from mambaout_jax.weights.options import model_args
+from mambaout_jax.weights.timm_config import CONFIG_NAME
+
+# In timm's order of preference.
+WEIGHTS_NAMES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
+
+
+def find_weights(folder: str, origin: str) -> str:
+    """Give the path of a folder's weights.
+
+    Raises:
+        ConvertError: there are none under a name that timm knows.
+    """
+    for name in WEIGHTS_NAMES:
+        if os.path.lexists(path := os.path.join(folder, name)):
+            return path
+    raise ConvertError(f"{origin} has no weights; one of {', '.join(WEIGHTS_NAMES)} is expected in it")
+
+
+def write_folder(
+    path: str | os.PathLike,
+    model: Model,
+    tensors: Mapping[str, np.ndarray],
+    *,
+    class_names: Sequence[str] | None = None,
+    force: bool = False,
+    check: Check | None = None,
+) -> None:
+    """Write config.json and model.safetensors, which `timm.create_model("local-dir:PATH", pretrained=True)` takes.
+
+    Args:
+        tensors: the model's, under timm's names.
+        force: replace a folder that holds such files and nothing else.
+        check: reads the finished draft before it takes its place, and raises if it is not right.
+
+    Raises:
+        ConvertError: there is something already, or the file system refuses.
+    """
+    target = Path(os.path.realpath(os.path.expanduser(path)))
+    _check_place(target, path, force)
+    with draft_folder(target) as drafts:
+        draft = drafts / target.name
+        draft.mkdir()
+        config = _describe(model, class_names)
+        (draft / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        sync(draft / CONFIG_NAME)
+        write_tensors(draft / WEIGHTS_NAMES[0], tensors)
+        sync(draft)
+        if check is not None:
+            check(draft)
+        put_folder(draft, target, replace=force)
+
+
+def _describe(model: Model, class_names: Sequence[str] | None) -> dict[str, Any]:
+    args, spec = model_args(model), model.input_spec
+    return {
+        "architecture": model.name,
+        "num_classes": model.num_classes,
+        "num_features": model.feature_info[-1].channels,
+        "global_pool": model.options.get("global_pool", "avg"),  # a family without the option averages
+        **({} if class_names is None else {"label_names": list(class_names)}),
+        **({"model_args": args} if args else {}),
+        "pretrained_cfg": {
+            "custom_load": False,
+            "input_size": [model.in_chans, *spec.size],
+            "fixed_input_size": "img_size" in model.options,
+            "interpolation": spec.interpolation,
+            "crop_pct": spec.crop_pct,
+            "crop_mode": spec.crop_mode,
+            "mean": list(spec.mean),
+            "std": list(spec.std),
+            "num_classes": model.num_classes,
+            "first_conv": ".".join(map(str, model.first_conv)),
+            "classifier": ".".join(map(str, model.classifier)),
+        },
+    }
+
+
+def _check_place(target: Path, path: str | os.PathLike, force: bool) -> None:
+    if not os.path.lexists(target):
+        return
+    if not target.is_dir():
+        raise ConvertError(f"{path} is there and is no folder; name another")
+    try:
+        entries = list(os.scandir(target))
+    except OSError as error:
+        raise ConvertError(f"{path} cannot be read ({error.strerror}); name another folder") from error
+    if not entries:
+        return
+    if not force:
+        raise ConvertError(f"{path} exists; name another folder, or replace it with --force")
+    foreign = sorted(
+        entry.name
+        for entry in entries
+        if entry.name not in (CONFIG_NAME, *WEIGHTS_NAMES) or not entry.is_file(follow_symlinks=False)
+    )
+    if foreign or CONFIG_NAME not in {entry.name for entry in entries} or len(entries) == 1:
+        what = f"holds {foreign[0]!r}" if foreign else "is no folder in timm's format"
+        raise ConvertError(f"{path} {what} and is not replaced, so that nobody's files are lost; name another folder")

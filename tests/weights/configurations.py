@@ -1,0 +1,45 @@
+"""Random configurations of MambaOut, small enough to build by the hundred."""
+
+import jax
+from hypothesis import strategies as st
+
+from mambaout_jax.weights.state_dict import get_table, slots
+
+
+@st.composite
+def options(draw):
+    """Draw options that `create_model` takes, ratios at and beside the points where int(ratio * dim) jumps included."""
+    stages = draw(st.integers(1, 3))
+    dims = draw(st.lists(st.integers(2, 50), min_size=stages, max_size=stages))
+    expansion_ratio = draw(ratios(dims, 0.5, 4.0))
+    conv_ratio = draw(ratios(dims, 0.5, expansion_ratio))
+    return {
+        "depths": tuple(draw(st.lists(st.integers(1, 3), min_size=stages, max_size=stages))),
+        "dims": tuple(dims),
+        "expansion_ratio": expansion_ratio,
+        "conv_ratio": conv_ratio,
+        "kernel_size": draw(st.sampled_from([1, 3, 5, 7, 9])),
+        "act_layer": draw(st.sampled_from(["gelu", "silu", "relu"])),
+        "head_fn": draw(st.sampled_from(["default", "norm_mlp"])),
+        "ls_init_value": draw(st.sampled_from([None, 1e-6, 1.0])),
+        "stem_mid_norm": draw(st.booleans()),
+        "downsample": draw(st.sampled_from(["conv", "conv_nf"])),
+        "in_chans": draw(st.integers(1, 5)),
+        "num_classes": draw(st.integers(1, 20)),
+    }
+
+
+def ratios(dims, least, most):
+    """Draw ratios: any, and those that people write."""
+    simple = [n / d for d in (1, 2, 3, 4, 5, 7, 10, 49, *dims) for n in range(1, 4 * d + 1) if least <= n / d <= most]
+    return st.floats(least, most) | st.sampled_from(simple)
+
+
+def shapes(model, dialect="timm"):
+    """Give the shapes of a model's state dict."""
+    return {slot.key: slot.shape for slot in slots(model, get_table(model, dialect)).values()}
+
+
+def own_shapes(model):
+    """Give the shapes of a model's variables."""
+    return jax.tree.map(lambda leaf: leaf.shape, jax.eval_shape(model.init, jax.random.key(0)))

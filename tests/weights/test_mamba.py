@@ -1,0 +1,108 @@
+"""Weights of models with a state space model go out under names in timm's manner and come back as the same model."""
+
+import jax
+import numpy as np
+import pytest
+
+import mambaout_jax as mo
+from mambaout_jax.ops import SCAN_ORDERS
+from mambaout_jax.weights import ConvertError, LogitsCheck, identify, random_images, verify, write_file, write_folder
+from tests.weights import configurations, pytorch
+
+
+def mamba(scan_order="causal", **options):
+    return pytorch.small_model("mamba_femto", scan_order=scan_order, **options)
+
+
+def test_names_and_axes_are_those_of_mamba_ssm():
+    state_dict = mo.to_torch(model := mamba("cross", dims=(32, 24)), pytorch.draw(model))
+    prefix = "stages.0.blocks.0.ssm."
+    shapes = {key.removeprefix(prefix): v.shape for key, v in state_dict.items() if key.startswith(prefix)}
+    one = {
+        "x_proj.weight": (34, 32),
+        "dt_proj.weight": (32, 2),
+        "dt_proj.bias": (32,),
+        "A_log": (32, 16),
+        "D": (32,),
+    }
+    assert shapes == {f"{direction}.{key}": shape for direction in range(4) for key, shape in one.items()}
+
+
+@pytest.mark.parametrize("scan_order", SCAN_ORDERS)
+def test_round_trip_keeps_every_bit_and_the_shapes_tell_the_order(scan_order, tmp_path):
+    model = mamba(scan_order)
+    variables = pytorch.draw(model)
+    write_file(tmp_path / "mamba.safetensors", mo.to_torch(model, variables))
+    back, read = mo.load_pretrained(tmp_path / "mamba.safetensors", img_size=32)
+    pytorch.assert_equal_trees(read, variables)
+    assert back.name == "mamba_femto"
+    assert back.options == model.options
+
+
+@pytest.mark.parametrize("scan_order", SCAN_ORDERS)
+def test_a_folder_tells_its_model_by_its_config(scan_order, tmp_path):
+    model = mamba(scan_order, act_layer="silu")  # which no shape tells
+    variables = pytorch.draw(model)
+    write_folder(tmp_path / "model", model, mo.to_torch(model, variables))
+    back, read = mo.load_pretrained(tmp_path / "model")
+    pytorch.assert_equal_trees(read, variables)
+    assert (back.name, back.options, back.input_spec) == (model.name, model.options, model.input_spec)
+
+
+@pytest.mark.parametrize("name", ["mamba_femto", "mamba_base"])
+def test_a_variant_with_another_order_is_told_by_its_shapes(name):
+    model = mo.create_model(name, scan_order="bidirectional", num_classes=7)
+    identity = identify(pytorch.checkpoint_of(configurations.shapes(model)))
+    assert identity[1:3] == (name, {"scan_order": "bidirectional", "num_classes": 7})
+    assert f"act_layer 'gelu' of {name}, the nearest, is assumed" in identity.assumed
+
+
+def test_the_original_names_have_none_for_it():
+    model = mamba()
+    with pytest.raises(
+        ConvertError, match=r"^dialect 'mambaout' cannot express mamba_femto: token_mixer is 'conv_ssm'"
+    ):
+        mo.to_torch(model, pytorch.draw(model), "mambaout")
+
+
+def test_shapes_that_are_no_order_are_one_sentence():
+    shapes = configurations.shapes(mamba("cross"))
+    three = {key: shape for key, shape in shapes.items() if ".ssm.3." not in key}
+    with pytest.raises(ConvertError, match="its layers have shapes that do not go together"):
+        identify(pytorch.checkpoint_of(three))
+    gap = {key: shape for key, shape in shapes.items() if ".ssm.1." not in key}
+    with pytest.raises(ConvertError, match=r"'stages\.0\.blocks\.0\.ssm\.1' is missing"):
+        identify(pytorch.checkpoint_of(gap))
+
+
+def test_a_block_without_its_state_space_model_is_listed():
+    model = mamba()
+    state_dict = mo.to_torch(model, pytorch.draw(model))
+    del state_dict["stages.1.blocks.0.ssm.0.D"]
+    with pytest.raises(ConvertError, match=r"do not fit mamba_femto: stages\.1\.blocks\.0\.ssm\.0\.D is missing$"):
+        mo.from_torch(model, state_dict)
+    twin = pytorch.small_model("mambaout_femto")
+    with pytest.raises(ConvertError, match=r"stages\.0\.blocks\.0\.ssm\.0\.A_log is left over"):
+        mo.from_torch(twin, state_dict)
+
+
+@pytest.mark.parametrize("name", ["mamba_femto", "mambaout_femto"])
+def test_live_timm_cannot_build_it_and_that_is_said(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(verify, "_load_timm", lambda: pytest.fail("timm is not needed to say so"))
+    model = pytorch.small_model(name, token_mixer="conv_ssm")
+    variables = pytorch.draw(model)
+    write_folder(tmp_path / "model", model, mo.to_torch(model, variables))
+    check = LogitsCheck(model, variables, random_images(model, 1))
+    with pytest.raises(
+        ConvertError, match=r"^timm has no MambaOut with token_mixer 'conv_ssm'; leave --verify timm out$"
+    ):
+        check.require_timm(str(tmp_path / "model"))
+
+
+def test_logits_of_the_copy_are_those_of_the_model(tmp_path):
+    model = mamba("bidirectional")
+    variables = model.init(jax.random.key(0))
+    write_file(tmp_path / "mamba.safetensors", mo.to_torch(model, variables))
+    copy, read = mo.load_pretrained(tmp_path / "mamba.safetensors", img_size=32)
+    x = pytorch.random_images(model)
+    np.testing.assert_array_equal(pytorch.logits_of(copy, read, x), pytorch.logits_of(model, variables, x))

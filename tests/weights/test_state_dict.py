@@ -1,0 +1,276 @@
+"""What goes to PyTorch comes back bit for bit, and what does not fit exactly is refused with all that differs."""
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from flax import nnx
+
+import mambaout_jax as mo
+from mambaout_jax.models import VARIANTS
+from mambaout_jax.models.layers.basic import Linear, normal, parameter
+from mambaout_jax.models.registry import Variant
+from mambaout_jax.weights import ConvertError, identify
+from mambaout_jax.weights.key_maps import KEY_TABLES, KeyTable
+from mambaout_jax.weights.state_dict import find_table, to_ours, to_tensors, to_theirs
+from tests.weights import pytorch
+
+BOTH = [(name, "timm") for name in mo.list_models()] + [(name, "mambaout") for name in pytorch.ORIGINAL]
+
+
+@pytest.fixture
+def state_dict():
+    return mo.to_torch(model := pytorch.small_model(), pytorch.draw(model))
+
+
+def refusal(model, source):
+    with pytest.raises(ConvertError) as caught:
+        mo.from_torch(model, source)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "dialect"), BOTH)
+def test_either_round_trip_keeps_every_bit(name, dialect):
+    model = pytorch.small_model(name)
+    variables = pytorch.draw(model)
+    state_dict = mo.to_torch(model, variables, dialect)
+    assert find_table(state_dict).dialect == dialect
+    assert {value.dtype for value in state_dict.values()} == {np.dtype("float32")}
+    assert all(value.flags.c_contiguous for value in state_dict.values())
+    back = mo.from_torch(model, state_dict)
+    pytorch.assert_equal_trees(back, variables)
+    pytorch.assert_equal_state_dicts(mo.to_torch(model, back, dialect), state_dict)
+
+
+@pytest.mark.parametrize("name", mo.list_models())
+def test_every_name_of_a_full_variant_is_met_by_one_key(name):
+    model = mo.create_model(name)
+    variables = jax.eval_shape(model.init, jax.random.key(0))
+    names = [
+        jax.tree_util.keystr(path[1:], simple=True, separator=".") for path, _ in jax.tree.leaves_with_path(variables)
+    ]
+    tables = [table for table in KEY_TABLES if table.family is VARIANTS[name].family]
+    for table in tables:
+        if table.dialect == "timm" or name in pytorch.ORIGINAL:
+            keys = [to_theirs(table, name) for name in names]
+            assert len({*keys} - {None}) == len(names)
+            assert [to_ours(table, key) for key in keys] == names
+    assert [to_theirs(tables[0], name) for name in names] == names
+
+
+def test_axes_are_those_of_pytorch(state_dict):
+    model = pytorch.small_model()
+    params = mo.from_torch(model, state_dict)["params"]
+    block = params["stages"][1]["blocks"][1]
+    matrix, kernel = (state_dict[f"stages.1.blocks.1.{layer}.weight"] for layer in ("fc1", "conv"))
+    assert block["fc1"]["weight"][3, 5] == matrix[5, 3]
+    assert block["conv"]["weight"][1, 2, 0, 7] == kernel[7, 0, 1, 2]
+    assert params["stem"]["conv1"]["weight"][0, 2, 1, 6] == state_dict["stem.conv1.weight"][6, 1, 0, 2]
+
+
+def test_a_read_tree_is_of_its_own(state_dict):
+    model = pytorch.small_model()
+    variables = mo.from_torch(model, state_dict)
+    before = jax.tree.map(np.array, variables)
+    for value in state_dict.values():
+        value[...] = 0
+    pytorch.assert_equal_trees(variables, before)
+
+
+def test_special_values_keep_their_bits():
+    model = pytorch.small_model()
+    variables = pytorch.draw(model)
+    odd = np.float32([-0.0, 1e-45, -1e-45, np.finfo(np.float32).max, np.finfo(np.float32).tiny])
+    variables["params"]["head"]["fc"]["bias"] = odd
+    pytorch.assert_equal_trees(mo.from_torch(model, mo.to_torch(model, variables)), variables)
+
+
+def test_bfloat16_is_widened_without_loss(state_dict):
+    low = {key: value.astype(ml_dtypes.bfloat16) for key, value in state_dict.items()}
+    model = pytorch.small_model()
+    variables = mo.from_torch(model, low)
+    widened = {key: value.astype(np.float32) for key, value in low.items()}
+    pytorch.assert_equal_trees(variables, mo.from_torch(model, widened))
+    pytorch.assert_equal_state_dicts(to_tensors(model, variables, dtype="bfloat16"), low)
+
+
+def test_bfloat16_out_is_the_nearest_with_ties_to_even():
+    model = pytorch.small_model()
+    variables = pytorch.draw(model)
+    # A step of bfloat16 above 1 is 2**-7.
+    variables["params"]["head"]["fc"]["bias"] = np.float32(
+        [1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20, -1 - 2**-9, 1]
+    )
+    low = to_tensors(model, variables, dtype="bfloat16")
+    assert {value.dtype.name for value in low.values()} == {"bfloat16"}
+    np.testing.assert_array_equal(low["head.fc.bias"].astype(np.float32), [1, 1 + 2**-6, 1 + 2**-7, -1, 1])
+
+
+def test_a_prefix_that_a_wrapped_model_gives_is_taken_off(state_dict):
+    model = pytorch.small_model()
+    wrapped = {f"module.{key}": value for key, value in state_dict.items()}
+    pytorch.assert_equal_trees(mo.from_torch(model, wrapped), mo.from_torch(model, state_dict))
+
+
+def test_all_that_differs_is_listed_at_once(state_dict):
+    del state_dict["stem.norm1.bias"], state_dict["head.fc.weight"]
+    state_dict["stages.0.blocks.7.norm.weight"] = np.zeros(16, np.float32)
+    state_dict["optimizer.lr"] = np.zeros((), np.float32)
+    state_dict["stages.1.blocks.0.fc1.weight"] = state_dict["stages.1.blocks.0.fc1.weight"].T
+    state_dict["head.fc.bias"] = np.zeros(6, np.float32)
+    assert refusal(pytorch.small_model(), state_dict) == (
+        "the weights do not fit mambaout_femto: "
+        "head.fc.bias has shape (6,) where (5,) is expected; head.fc.weight is missing; optimizer.lr is left over; "
+        "stages.0.blocks.7.norm.weight is left over; "
+        "stages.1.blocks.0.fc1.weight has shape (24, 128) where (128, 24) is expected; stem.norm1.bias is missing"
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "words"),
+    [
+        ("head.fc.bias", None, "head.fc.bias is missing"),
+        ("stages.0.blocks.0.fc2.weight", np.transpose, r"has shape (42, 16) where (16, 42) is expected"),
+        (
+            "head.fc.bias",
+            lambda x: np.where(np.arange(5) < 2, np.nan, x),
+            "head.fc.bias holds 2 values that are not finite",
+        ),
+        ("stem.conv1.weight", lambda x: x / np.float32(0), "stem.conv1.weight holds 216 values that are not finite"),
+        ("head.fc.bias", np.float16, "head.fc.bias is float16; float32 or bfloat16 is expected"),
+        ("head.fc.bias", np.float64, "head.fc.bias is float64; float32 or bfloat16 is expected"),
+        ("head.fc.bias", np.int64, "head.fc.bias is int64; float32 or bfloat16 is expected"),
+        ("head.fc.bias", lambda x: x.tolist(), "the state dict holds a list under 'head.fc.bias'; a tensor"),
+        ("head.fc.bias", lambda x: None, "the state dict holds a NoneType under 'head.fc.bias'; a tensor"),
+        ("head.fc.bias", lambda x: x[0], "head.fc.bias has shape () where (5,) is expected"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:divide by zero")
+def test_one_fault_is_named(state_dict, key, change, words):
+    if change is None:
+        del state_dict[key]
+    else:
+        state_dict[key] = change(state_dict[key])
+    assert words in refusal(pytorch.small_model(), state_dict)
+
+
+def test_one_key_too_many_is_named(state_dict):
+    state_dict["head.fc.scale"] = np.zeros(5, np.float32)
+    assert refusal(pytorch.small_model(), state_dict).endswith(": head.fc.scale is left over")
+
+
+@pytest.mark.parametrize(
+    "key", ["stages.99999999999.blocks.0.norm.bias", "stages.0.blocks.\u0660.norm.bias", "", ".", "*", "{}"]
+)
+def test_a_name_that_no_model_has_is_left_over(state_dict, key):
+    state_dict[key] = np.zeros(16, np.float32)
+    shown = key or "''"
+    assert refusal(pytorch.small_model(), state_dict) == f"the weights do not fit mambaout_femto: {shown} is left over"
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ((), "the keys (none at all, ...)"),
+        (
+            ("stem.0.weight", "stem.1.bias", "stages.0.blocks.0.conv_dw.weight", "stages.0.blocks.0.gamma"),
+            "stem.0.weight",
+        ),
+        (("cls_token", "pos_embed", "layers.0.attn.qkv.weight", "head.weight"), "cls_token"),
+        (("weight",), "weight"),
+    ],
+)
+def test_weights_of_another_model_are_told_from_ours(keys, words):
+    told = refusal(pytorch.small_model(), {key: np.zeros(3, np.float32) for key in keys})
+    assert words in told
+    assert "those of another model; known are MambaOut as timm names it, MambaOut as mambaout names it" in told
+
+
+def test_a_key_that_is_no_name_is_told():
+    assert "holds a ndarray under 0; a tensor under its name" in refusal(pytorch.small_model(), {0: np.zeros(3)})
+
+
+def test_variables_of_another_model_are_refused_with_all_that_differs():
+    model, other = pytorch.small_model(), pytorch.small_model(depths=(1, 3), stem_mid_norm=False, num_classes=4)
+    with pytest.raises(ConvertError, match=r"^the variables do not fit mambaout_femto: ") as caught:
+        mo.to_torch(model, other.init(jax.random.key(0)))
+    words = str(caught.value)
+    assert "params.stages.1.blocks.2.fc1.weight is left over" in words
+    assert "params.stem.norm1.weight is missing" in words
+    assert "params.head.fc.weight has shape (96, 4) where (96, 5) is expected" in words
+    assert len(words.split(";")) == 8 + 2 + 2
+
+
+def test_lists_that_a_file_keeps_under_strings_are_the_same_lists():
+    model = pytorch.small_model(depths=(1, 11))
+    variables = pytorch.draw(model)
+
+    def with_strings(node):
+        return {str(key): with_strings(value) for key, value in node.items()} if isinstance(node, dict) else node
+
+    read = mo.to_torch(model, with_strings(variables))
+    pytorch.assert_equal_state_dicts(read, mo.to_torch(model, variables))
+
+
+@pytest.mark.parametrize("name", [name for name in mo.list_models() if name.endswith("_rw")] + ["test_mambaout"])
+def test_the_original_names_refuse_what_the_original_cannot_build(name):
+    model = pytorch.small_model(name)
+    with pytest.raises(ConvertError, match=f"^dialect 'mambaout' cannot express {name}: .*stem_mid_norm is False"):
+        mo.to_torch(model, pytorch.draw(model), "mambaout")
+
+
+def test_unknown_words_are_answered_with_the_known():
+    model = pytorch.small_model()
+    with pytest.raises(ConvertError, match=r"^dialect 'flax' does not name mambaout_femto; known are timm, mambaout$"):
+        mo.to_torch(model, pytorch.draw(model), "flax")
+    with pytest.raises(ConvertError, match=r"^dtype is 'float16'; float32 or bfloat16 is expected$"):
+        to_tensors(model, pytorch.draw(model), dtype="float16")
+
+
+class Toy(nnx.Module):
+    """A family that no table knew: a parameter of the model itself, a kernel of one axis, a raw matrix."""
+
+    first_conv = classifier = ("head",)
+    feature_channels = feature_strides = (1,)
+
+    def __init__(self, *, num_classes=5, in_chans=3, dtype="float32"):
+        self.cls_token = parameter((1, 1, 4), normal)
+        self.mixers = nnx.List([Mixer(), Mixer()])
+        self.head = Linear(4, num_classes, dtype=jnp.dtype(dtype))
+
+
+class Mixer(nnx.Module):
+    def __init__(self):
+        self.A_log = parameter((4, 3), normal)
+        self.conv1d = nnx.Module()
+        self.conv1d.weight = parameter((2, 1, 4), normal)
+
+
+def test_a_new_family_is_its_tables_and_the_axes_of_its_task(monkeypatch):
+    rows = {"": "", "mixers.*": "layers.*.mixer", "mixers.*.conv1d": "layers.*.mixer.conv", "head": "classifier"}
+    monkeypatch.setattr("mambaout_jax.models.registry.VARIANTS", {"toy": Variant(Toy, {})})
+    for module in ("identity", "state_dict"):
+        monkeypatch.setattr(f"mambaout_jax.weights.{module}.VARIANTS", {"toy": Variant(Toy, {})})
+    monkeypatch.setattr("mambaout_jax.weights.state_dict.KEY_TABLES", (KeyTable("toys", Toy, rows),))
+    axes = {Toy: {"num_classes": ("head.weight", 0)}}
+    monkeypatch.setattr("mambaout_jax.weights.resolve.TASK_AXES", axes)
+    model = mo.create_model("toy", num_classes=7)
+    variables = pytorch.draw(model)
+    state_dict = mo.to_torch(model, variables, dialect="toys")
+    assert pytorch.shapes_of(state_dict) == {
+        "cls_token": (1, 1, 4),
+        **{f"layers.{index}.mixer.A_log": (4, 3) for index in range(2)},
+        **{f"layers.{index}.mixer.conv.weight": (4, 1, 2) for index in range(2)},
+        "classifier.weight": (7, 4),
+        "classifier.bias": (7,),
+    }
+    pytorch.assert_equal_trees(mo.from_torch(model, state_dict), variables)
+    checkpoint = pytorch.checkpoint_of(pytorch.shapes_of(state_dict))
+    assert identify(checkpoint, "toy").options == {"num_classes": 7}
+    with pytest.raises(ConvertError, match="do not tell its variant; name it by --model"):
+        identify(checkpoint)
+    del rows["mixers.*.conv1d"]
+    with pytest.raises(ConvertError, match=r"'toys' has no name for mixers\.0\.conv1d\.weight; its table needs a row"):
+        mo.to_torch(model, variables, dialect="toys")

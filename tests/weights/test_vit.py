@@ -1,0 +1,272 @@
+"""Weights of a Vision Transformer are told by their shapes or their config.json, and go to timm and come back."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import mambaout_jax as mo
+from mambaout_jax.models import ModelError
+from mambaout_jax.weights import ConvertError, LogitsCheck, identify, random_images, read_checkpoint
+from mambaout_jax.weights.folder import write_folder
+from mambaout_jax.weights.inspection import inspect_checkpoint
+from tests.models import golden
+from tests.timm import load_timm
+from tests.weights import configurations, pytorch
+
+SMALL = {"embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 5}
+# Of the largest logit, in float32.
+TOLERANCE = 1e-4
+POOLINGS = [
+    {},
+    {"global_pool": "avg"},
+    {"global_pool": "avg", "fc_norm": False},
+    {"global_pool": "avg", "class_token": False},
+    {"global_pool": "avg", "class_token": False, "fc_norm": False},
+    {"fc_norm": True},
+]
+
+
+def small_model(name="deit_tiny_patch16_224", **options):
+    return mo.create_model(name, **{"img_size": 48, **SMALL, **options})
+
+
+def identified(model, name=None):
+    return identify(pytorch.checkpoint_of(configurations.shapes(model)), name)
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "base"])
+@pytest.mark.parametrize("task", [{}, {"img_size": (384, 384)}, {"num_classes": 7, "in_chans": 1}], ids=str)
+def test_a_variant_is_told_by_its_shapes_and_its_twin_is_named(size, task):
+    model = mo.create_model(f"vit_{size}_patch16_224", **task)
+    identity = identified(model)
+    assert identity[1:3] == (f"deit_{size}_patch16_224", task)
+    assert identity.assumed == f"vit_{size}_patch16_224 has the same shapes; name it by --model if it is meant"
+    assert identified(model, model.name)[1:3] == (
+        model.name,
+        {"num_classes": model.num_classes, "in_chans": model.in_chans, "img_size": model.input_spec.size},
+    )
+
+
+@pytest.mark.parametrize("options", [*POOLINGS[:2], *POOLINGS[3:5], {"mlp_ratio": 3.0, "patch_size": 8}], ids=str)
+def test_what_the_shapes_tell_is_the_model(options):
+    model = small_model(embed_dim=128, num_heads=2, **options)
+    identity = identified(model)
+    assert mo.create_model(identity.name, **identity.options).options == model.options
+    assert identity.assumed == (
+        f"no variant has these sizes; attention 'full' of {identity.name}, the nearest, is assumed, and num_heads 2 "
+        "after their 64 channels a head"
+    )
+
+
+@pytest.mark.parametrize(("embed_dim", "num_heads"), [(24, 1), (200, 2), (448, 7)])
+def test_heads_that_no_shape_tells_divide_the_channels(embed_dim, num_heads):
+    identity = identified(small_model(embed_dim=embed_dim, num_heads=1))
+    assert mo.create_model(identity.name, **identity.options).options["num_heads"] == num_heads
+
+
+def test_the_size_of_images_that_are_not_square_is_not_guessed():
+    model = small_model(img_size=(32, 48))
+    identity = identified(model)
+    assert "img_size" not in identity.options
+    again = mo.create_model(identity.name, **{**identity.options, "img_size": (32, 48)})
+    assert configurations.shapes(again) == configurations.shapes(model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"patch_embed.proj.weight": None}, "'patch_embed.proj.weight' is missing"),
+        ({"patch_embed.proj.weight": ()}, "shapes that do not go together"),
+        ({"patch_embed.proj.weight": (0, 0, 0, 0)}, "shapes that do not go together"),
+        ({"blocks.7.norm1.weight": (24,)}, "'blocks.2' is missing"),
+        ({"blocks.0.mlp.fc1.weight": None}, "'blocks.0.mlp.fc1.weight' is missing"),
+    ],
+)
+def test_shapes_of_no_model_are_one_sentence(changes, words):
+    shapes = {**configurations.shapes(small_model()), **changes}
+    shapes = {key: shape for key, shape in shapes.items() if shape is not None}
+    with pytest.raises(ConvertError, match=f"the weights are those of a VisionTransformer, but .*{words}") as caught:
+        identify(pytorch.checkpoint_of(shapes))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_parameter_of_the_model_itself_is_named_where_it_does_not_fit():
+    model = small_model()
+    state_dict = mo.to_torch(model, pytorch.draw(model))
+    state_dict["dist_token"] = state_dict.pop("cls_token")
+    with pytest.raises(ConvertError, match="cls_token is missing; dist_token is left over"):
+        mo.from_torch(model, state_dict)
+    other = small_model(img_size=64)
+    with pytest.raises(ConvertError, match=r"pos_embed has shape \(1, 10, 24\) where \(1, 17, 24\) is expected"):
+        mo.from_torch(other, mo.to_torch(model, pytorch.draw(model)))
+    with pytest.raises(ConvertError, match="those of a VisionTransformer; a MambaOut is expected"):
+        mo.from_torch(pytorch.small_model(), mo.to_torch(model, pytorch.draw(model)))
+
+
+@pytest.mark.parametrize("name", golden.names("vit__*"))
+def test_a_file_of_the_reference_alone_gives_its_logits(name, tmp_path):
+    case = golden.load(name)
+    save_file(case.state_dict, tmp_path / "weights.safetensors")
+    untold = {"num_heads": 3, "img_size": case.input.shape[1:3]}
+    attention = "causal" if "__causal" in name else "full"
+    model, variables = mo.load_pretrained(tmp_path / "weights.safetensors", **untold, attention=attention)
+    logits = pytorch.logits_of(model, variables, case.input)
+    np.testing.assert_allclose(logits, case.output, rtol=0, atol=case.atol)
+
+
+@pytest.mark.parametrize(
+    "options", [*POOLINGS, {"img_size": (32, 48)}, {"attention": "causal", **POOLINGS[3]}], ids=str
+)
+def test_a_folder_is_read_as_it_was_written(tmp_path, options):
+    model = small_model("vit_tiny_patch16_224", **options)
+    variables = pytorch.draw(model)
+    write_folder(tmp_path / "model", model, mo.to_torch(model, variables), class_names=list("abcde"))
+    again, back = mo.load_pretrained(tmp_path / "model")
+    assert (again.name, again.options, again.input_spec) == (model.name, model.options, model.input_spec)
+    pytorch.assert_equal_trees(back, variables)
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert config["global_pool"] == model.options["global_pool"]
+    assert config["pretrained_cfg"]["fixed_input_size"] is True
+    found = inspect_checkpoint(read_checkpoint(tmp_path / "model"))
+    assert found["differences"] == "none"
+
+
+# As timm's hub has them.
+CONFIG = {
+    "architecture": "vit_tiny_patch16_224",
+    "num_classes": 5,
+    "num_features": 192,
+    "global_pool": "token",
+    "pretrained_cfg": {"input_size": [3, 48, 48], "fixed_input_size": True, "mean": [0.5] * 3, "std": [0.5] * 3},
+}
+
+
+def read(folder, **changes):
+    model = small_model()
+    write_folder(folder / "model", model, mo.to_torch(model, pytorch.draw(model)))
+    (folder / "model" / "config.json").write_text(json.dumps({**CONFIG, **changes}))
+    return identify(read_checkpoint(folder / "model")).options
+
+
+@pytest.mark.parametrize(
+    ("changes", "options"),
+    [
+        ({}, {"global_pool": "token", "img_size": (48, 48)}),
+        ({"global_pool": "avg"}, {"global_pool": "avg"}),
+        ({"global_pool": "token", "model_args": {"global_pool": "avg", "fc_norm": None}}, {"global_pool": "avg"}),
+        ({"model_args": {"img_size": 64}}, {"img_size": 64}),
+        ({"model_args": {"img_size": [64, 32], "fc_norm": False}}, {"img_size": (64, 32), "fc_norm": False}),
+    ],
+)
+def test_a_config_says_pooling_and_size_as_timm_reads_them(tmp_path, changes, options):
+    found = read(tmp_path, **changes)
+    assert {key: found[key] for key in options} == options
+    assert mo.create_model("vit_tiny_patch16_224", **found).input_spec.mean == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model_args": {"fc_norm": 1}}, "fc_norm 1; true, false or null is expected"),
+        ({"model_args": {"img_size": [1, 2, 3]}}, r"img_size \[1, 2, 3\]; a whole number above 0, or two in a list"),
+        ({"model_args": {"class_token": None}}, "class_token None; true or false is expected"),
+        ({"model_args": {"qk_norm": True}}, "'qk_norm', which is no option of vit_tiny_patch16_224"),
+        ({"global_pool": 3}, "global_pool 3; a word is expected"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_named(tmp_path, changes, words):
+    with pytest.raises(ConvertError, match=words):
+        read(tmp_path, **changes)
+
+
+def test_a_pooling_that_is_not_there_is_refused_by_the_model(tmp_path, no_type_checks):
+    with pytest.raises(ModelError, match="global_pool is 'map'; known are token and avg"):
+        mo.create_model("vit_tiny_patch16_224", **read(tmp_path, global_pool="map"))
+
+
+def load_strictly(theirs, state_dict):
+    """Let timm take a state dict in place of zeros."""
+    _, torch = load_timm()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.zero_()
+    theirs.load_state_dict({key: torch.from_numpy(value) for key, value in state_dict.items()}, strict=True)
+
+
+def check_both_ways(name, **options):
+    ours = mo.create_model(name, **options)
+    attention = options.pop("attention", "full")
+    theirs = pytorch.noisy_timm(name, **options)
+    images = pytorch.random_images(ours, count=2)
+    _, torch = load_timm()
+
+    def their_logits():
+        with torch.inference_mode():
+            x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+            return theirs(x, is_causal=attention == "causal").numpy()
+
+    expected = their_logits()
+    variables = mo.from_torch(ours, theirs.state_dict())
+    assert pytorch.relative_difference(pytorch.logits_of(ours, variables, images), expected) < TOLERANCE
+    assert np.ptp(expected) > 0.1, "logits that are all the same prove nothing"
+    back = mo.to_torch(ours, variables)
+    pytorch.assert_equal_state_dicts(back, {key: value.numpy().copy() for key, value in theirs.state_dict().items()})
+    load_strictly(theirs, back)
+    np.testing.assert_array_equal(their_logits(), expected)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "vit_tiny_patch16_224"])
+def test_variant_at_full_width_equals_timms_both_ways(name):
+    check_both_ways(name)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    "options",
+    [
+        *POOLINGS,
+        {"img_size": (32, 80), "patch_size": 8, "mlp_ratio": 2.5, "in_chans": 1},
+        {"attention": "causal", **POOLINGS[3]},
+        {"attention": "causal", **POOLINGS[1]},
+    ],
+    ids=str,
+)
+def test_narrow_model_equals_timms_both_ways(options):
+    check_both_ways("vit_small_patch16_224", **{"img_size": 48, **SMALL, **options})
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("options", [{}, {"global_pool": "avg"}, {"img_size": (32, 48)}], ids=str)
+def test_the_live_timm_reads_file_and_folder(tmp_path, options):
+    model = small_model("vit_tiny_patch16_224", **options)
+    variables = mo.from_torch(
+        model, pytorch.noisy_timm(model.name, **{"img_size": 48, **SMALL, **options}).state_dict()
+    )
+    check = LogitsCheck(model, variables, random_images(model, 2))
+    write_folder(tmp_path / "model", model, mo.to_torch(model, variables))
+    assert "logits differ by" in check.require_timm(str(tmp_path / "model"))
+    save_file(mo.to_torch(model, variables), tmp_path / "weights.safetensors")
+    assert "logits differ by" in check.require_timm(str(tmp_path / "weights.safetensors"))
+
+
+@pytest.mark.torch
+def test_a_causal_model_is_none_that_timm_builds(tmp_path):
+    model = small_model(attention="causal", global_pool="avg")
+    check = LogitsCheck(model, variables := pytorch.draw(model), random_images(model, 1))
+    save_file(mo.to_torch(model, variables), tmp_path / "weights.safetensors")
+    with pytest.raises(ConvertError, match="timm has no VisionTransformer with attention 'causal'"):
+        check.require_timm(str(tmp_path / "weights.safetensors"))
+
+
+@pytest.mark.torch
+def test_the_live_timm_writes_what_we_read(tmp_path):
+    timm, _ = load_timm()
+    options = {"img_size": 48, **SMALL, "global_pool": "avg"}
+    theirs = pytorch.noisy_timm("vit_tiny_patch16_224", **options)
+    timm.models.save_for_hf(theirs, tmp_path / "model", model_args=options, safe_serialization=True)
+    model, variables = mo.load_pretrained(tmp_path / "model")
+    assert {key: model.options[key] for key in options} == {**options, "img_size": (48, 48)}
+    pytorch.assert_equal_trees(variables, mo.from_torch(model, theirs.state_dict()))

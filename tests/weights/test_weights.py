@@ -1,0 +1,144 @@
+"""The library's three words: from_torch, to_torch and load_pretrained."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import mambaout_jax as mo
+from mambaout_jax.models import ModelError
+from mambaout_jax.weights import ConvertError
+from tests.weights import pytorch
+
+
+@pytest.fixture(scope="module")
+def given():
+    model = pytorch.small_model()
+    variables = pytorch.draw(model)
+    return model, variables, mo.to_torch(model, variables)
+
+
+@pytest.fixture
+def file(given, tmp_path):
+    save_file(given[2], tmp_path / "weights.safetensors")
+    return tmp_path / "weights.safetensors"
+
+
+def test_import_alone_loads_nothing_heavy():
+    code = """
+import sys
+import mambaout_jax
+import mambaout_jax.weights.errors
+print(sorted({"torch", "timm", "safetensors", "huggingface_hub"} & set(sys.modules)))
+"""
+    shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60).stdout
+    assert shown == "[]\n"
+    code = (
+        'import sys, mambaout_jax; print(sorted({"jax", "numpy", "flax", "torch", "safetensors"} & set(sys.modules)))'
+    )
+    shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60).stdout
+    assert shown == "[]\n"
+
+
+def test_safetensors_are_read_without_pytorch(file):
+    code = f"""
+import sys
+sys.modules["torch"] = sys.modules["timm"] = None
+import mambaout_jax as mo
+model, variables = mo.load_pretrained({str(file)!r})
+assert len(mo.to_torch(model, variables)) > 20
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def folder(given, tmp_path):
+    save_file(given[2], tmp_path / "model.safetensors")
+    about = {
+        "architecture": "mambaout_femto",
+        "num_classes": 5,
+        "model_args": {"depths": [1, 2], "dims": [16, 24]},
+        "label_names": list("abcde"),
+        "pretrained_cfg": {
+            "input_size": [3, 64, 96],
+            "crop_pct": 0.9,
+            "crop_mode": "squash",
+            "interpolation": "bilinear",
+            "mean": [0.5, 0.4, 0.3],
+            "std": [0.1, 0.2, 0.3],
+        },
+    }
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    return tmp_path
+
+
+@pytest.mark.parametrize("kind", [str, lambda path: path], ids=["text", "path"])
+def test_a_file_and_its_state_dict_are_the_same_weights(given, file, kind):
+    model, variables, _ = given
+    pytorch.assert_equal_trees(mo.from_torch(model, kind(file)), variables)
+
+
+def test_a_file_tells_its_model(given, file):
+    model, variables, _ = given
+    loaded, read = mo.load_pretrained(file)
+    assert (loaded.name, loaded.num_classes) == ("mambaout_femto", 5)
+    assert loaded.options == model.options
+    pytorch.assert_equal_trees(read, variables)
+
+
+def test_options_change_the_model_and_not_the_weights(given, file):
+    loaded, read = mo.load_pretrained(file, img_size=(64, 96), dtype="bfloat16", drop_path_rate=0.25, act_layer="silu")
+    assert loaded.input_spec.size == (64, 96)
+    told = {key: loaded.options[key] for key in ("dtype", "drop_path_rate", "act_layer")}
+    assert told == {"dtype": "bfloat16", "drop_path_rate": 0.25, "act_layer": "silu"}
+    pytorch.assert_equal_trees(read, given[1])
+    assert {leaf.dtype.name for leaf in mo.to_torch(loaded, read).values()} == {"float32"}
+
+
+def test_a_folder_tells_model_and_preparation(given, folder):
+    model, variables, _ = given
+    loaded, read = mo.load_pretrained(folder)
+    assert loaded.options == model.options
+    assert loaded.input_spec == ((0.5, 0.4, 0.3), (0.1, 0.2, 0.3), (64, 96), 0.9, "squash", "bilinear")
+    pytorch.assert_equal_trees(read, variables)
+    pytorch.assert_equal_trees(mo.from_torch(model, folder), variables)
+    small, _ = mo.load_pretrained(folder, img_size=32, crop_pct=1.0)
+    assert small.input_spec == loaded.input_spec._replace(size=(32, 32), crop_pct=1.0)
+
+
+def test_a_folder_whose_config_is_of_another_model_is_refused(folder):
+    about = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**about, "architecture": "mambaout_kobe", "model_args": {}}))
+    with pytest.raises(ConvertError, match=r": the weights do not fit mambaout_kobe: .* is missing"):
+        mo.load_pretrained(folder)
+
+
+def test_a_fault_in_a_file_begins_with_its_name(given, tmp_path):
+    model, _, state_dict = given
+    path = tmp_path / "short.safetensors"
+    save_file({key: value for key, value in state_dict.items() if key != "stem.norm2.bias"}, path)
+    for load in (lambda: mo.from_torch(model, path), lambda: mo.load_pretrained(path)):
+        with pytest.raises(
+            ConvertError, match=r"short\.safetensors: the weights do not fit .*: stem\.norm2\.bias is missing$"
+        ):
+            load()
+    save_file({"stem.0.weight": np.zeros((4, 3, 4, 4), np.float32)}, path)
+    for load in (lambda: mo.from_torch(model, path), lambda: mo.load_pretrained(path)):
+        with pytest.raises(ConvertError, match=r"short\.safetensors: the keys .* are those of another model"):
+            load()
+
+
+def test_an_option_that_is_none_is_named_by_the_model(file):
+    with pytest.raises(ModelError, match="'image_size' is not a known option of mambaout_femto"):
+        mo.load_pretrained(file, image_size=3)
+    with pytest.raises(ModelError, match="img_size is 16"):
+        mo.load_pretrained(file, img_size=16)
+
+
+def test_an_option_that_changes_shapes_is_refused_with_what_differs(file):
+    with pytest.raises(ConvertError, match=r"head\.fc\.weight has shape \(5, 96\) where \(7, 96\) is expected"):
+        mo.load_pretrained(file, num_classes=7)
