@@ -37,19 +37,19 @@ def main(argv: list[str]) -> int:
     from mambaout_jax import distributed
     from mambaout_jax.evaluate.evaluation import evaluate
     from mambaout_jax.evaluate.scores import format_scores
-    from mambaout_jax.run.errors import tell_ending
+    from mambaout_jax.run.errors import report_error
     from mambaout_jax.train.loop import train
 
     try:
         if DISTRIBUTED.value:
-            distributed.start(*place)
+            distributed.initialize(*place)
         results = (train if MODE.value == "train" else evaluate)(CONFIG.value, WORKDIR.value)
         if distributed.is_first():
             print(format_scores(results))
             if MODE.value == "train":
                 print(f"report: {os.path.join(WORKDIR.value, 'report.html')}")
     except Exception as error:
-        return tell_ending(error, WORKDIR.value)
+        return report_error(error, WORKDIR.value)
     return 0
 
 

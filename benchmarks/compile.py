@@ -70,9 +70,9 @@ def main() -> None:
 def compare(args, device, forms):
     """Compile the forms for a device; give the figures of each."""
     batch = args.batch or BATCH[device]
-    changes = {"model.dtype": DTYPES[device], "batch_size": batch, "augment.mix_rate": 0.0}
+    changes = {"model.dtype": DTYPES[device], "batch_size": batch, "augment.mixup_prob": 0.0}
     config = read_config(args.config, [f"--config.{key}={value}" for key, value in changes.items()])
-    config.device_batch_size = None
+    config.microbatch_size = None
     devices = jax.devices()[:1] if device == "cpu" else tpu_devices("v5e:1x1")
     mesh = distributed.make_mesh(devices=devices)
     # What the first compilation of a process costs beside itself.

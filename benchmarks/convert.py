@@ -29,7 +29,7 @@ from safetensors.numpy import load_file, save_file
 
 import mambaout_jax as mo
 from mambaout_jax.data import EvalTransform
-from mambaout_jax.evaluate.evaluation import build_view
+from mambaout_jax.evaluate.evaluation import build_eval_transform
 from mambaout_jax.evaluate.predict import classify
 from mambaout_jax.run.workdir import load_run
 from mambaout_jax.tasks.classification.mixing import normalize
@@ -220,7 +220,7 @@ def logits_of(model, view, variables, files):
 def our_logits(workdir, files):
     """Give the logits of the imported workdir, and what `predict` answers."""
     run = load_run(workdir)
-    view = build_view(run.config, run.model, exif_orientation=True)
+    view = build_eval_transform(run.config, run.model, exif_orientation=True)
     answers = [answer["predictions"][0]["index"] for answer in classify(run, files, top=1)]
     return logits_of(run.model, view, run.variables, files), np.asarray(answers)
 

@@ -23,7 +23,7 @@ from _timing import machine, median_ratio, write_json
 from ml_collections import ConfigDict
 
 from mambaout_jax.data import open_source
-from mambaout_jax.run.state import init_progress, init_state
+from mambaout_jax.run.state import init_state, init_step_metrics
 from mambaout_jax.run.workdir import build_model
 from mambaout_jax.tasks.classification.mixing import Augmentation
 from mambaout_jax.train import loop
@@ -95,7 +95,7 @@ def bare_step(config: ConfigDict, epochs: int) -> Callable[[], float]:
     key, batch = jax.random.key(0), jax.device_put(random_batch(config, config.batch_size))
 
     def run(steps: int) -> float:
-        state, progress = init_state(model, optimizer, key, ema=True), init_progress()
+        state, progress = init_state(model, optimizer, key, ema=True), init_step_metrics()
         jax.block_until_ready(state)
         start = time.perf_counter()
         for _ in range(steps):

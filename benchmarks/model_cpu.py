@@ -16,7 +16,7 @@ import optax
 from _timing import machine, median_ratio, time_in_turn, write_json
 
 import mambaout_jax as mo
-from mambaout_jax.models import inference_options
+from mambaout_jax.models import cpu_compiler_options
 
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.05
 
@@ -65,7 +65,7 @@ def jax_passes(name, images, labels):
     optimizer = optax.adamw(
         LEARNING_RATE, weight_decay=WEIGHT_DECAY, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
     )
-    apply = jax.jit(model.apply, compiler_options=inference_options())
+    apply = jax.jit(model.apply, compiler_options=cpu_compiler_options())
 
     def loss(params):
         logits, _ = model.apply_train({**variables, "params": params}, images)

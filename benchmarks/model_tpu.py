@@ -31,7 +31,7 @@ from mambaout_jax.plan.chips import CHIPS
 from mambaout_jax.plan.compiler import tpu_devices
 from mambaout_jax.plan.hlo import estimated_operations
 from mambaout_jax.run.errors import RunError
-from mambaout_jax.run.state import init_progress, init_state
+from mambaout_jax.run.state import init_state, init_step_metrics
 from mambaout_jax.tasks.classification.mixing import Augmentation
 from mambaout_jax.train.optimizer import adamw
 from mambaout_jax.train.step import make_train_step
@@ -108,11 +108,11 @@ def compile_step(mesh, batch):
     step = make_train_step(
         model, optimizer, schedule, Augmentation(label_smoothing=0.1), accumulation_steps=1, ema_decay=None
     )
-    state = distributed.abstract(
+    state = distributed.sharded_shapes(
         lambda key: init_state(model, optimizer, key, ema=False), jax.random.key(0), placed=mesh
     )
-    progress = distributed.abstract(init_progress, placed=replicated)
-    key = distributed.abstract(lambda: jax.random.key(0), placed=replicated)
+    progress = distributed.sharded_shapes(init_step_metrics, placed=replicated)
+    key = distributed.sharded_shapes(lambda: jax.random.key(0), placed=replicated)
     images = {
         "image": jax.ShapeDtypeStruct((batch, *model.input_spec.size, 3), np.uint8, sharding=sharding),
         "label": jax.ShapeDtypeStruct((batch,), np.int32, sharding=sharding),

@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     config.init_head = "keep"
     config.num_epochs = 40
     config.batch_size = 64
-    config.device_batch_size = config_dict.placeholder(int)
+    config.microbatch_size = config_dict.placeholder(int)
     config.eval_batch_size = 120
     config.eval_every_epochs = 5
     config.save_every_steps = config_dict.placeholder(int)
@@ -37,13 +37,13 @@ def get_config() -> ConfigDict:
     data.crop = "resize"
     data.crop_scale = (1.0, 1.0)
     data.crop_ratio = (1.0, 1.0)
-    data.flip_rate = 0.0
+    data.hflip_prob = 0.0
     data.interpolation = "bicubic"
     data.auto_augment = config_dict.placeholder(str)
     data.crop_pct = config_dict.placeholder(float)
     data.crop_mode = config_dict.placeholder(str)
     data.num_workers = 0
-    data.bad_records = "stop"
+    data.on_bad_record = "raise"
 
     config.model = model = ConfigDict()
     model.name = "mambaout_femto"
@@ -63,10 +63,10 @@ def get_config() -> ConfigDict:
     augment.rotate_degrees = 15.0
     augment.mixup_alpha = 0.0
     augment.cutmix_alpha = 0.0
-    augment.mix_rate = 0.0
-    augment.switch_rate = 0.5
+    augment.mixup_prob = 0.0
+    augment.mixup_switch_prob = 0.5
     augment.mixup_group = 16
-    augment.erase_rate = 0.0
+    augment.random_erasing_prob = 0.0
     augment.label_smoothing = 0.1
 
     config.optim = optim = ConfigDict()

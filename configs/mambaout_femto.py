@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config.init_head = "keep"
     config.num_epochs = 310
     config.batch_size = 4096
-    config.device_batch_size = 128
+    config.microbatch_size = 128
     config.eval_batch_size = 1024
     config.eval_every_epochs = 1
     config.save_every_steps = config_dict.placeholder(int)
@@ -41,13 +41,13 @@ def get_config() -> ConfigDict:
     data.crop = "random_resized"
     data.crop_scale = (0.08, 1.0)
     data.crop_ratio = (3 / 4, 4 / 3)
-    data.flip_rate = 0.5
+    data.hflip_prob = 0.5
     data.interpolation = "random"
     data.auto_augment = "rand-m9-mstd0.5-inc1"
     data.crop_pct = 1.0
     data.crop_mode = config_dict.placeholder(str)
     data.num_workers = 32
-    data.bad_records = "stop"
+    data.on_bad_record = "raise"
 
     config.model = model = ConfigDict()
     model.name = "mambaout_femto"
@@ -63,10 +63,10 @@ def get_config() -> ConfigDict:
     augment.rotate_degrees = 0.0
     augment.mixup_alpha = 0.8
     augment.cutmix_alpha = 1.0
-    augment.mix_rate = 1.0
-    augment.switch_rate = 0.5
+    augment.mixup_prob = 1.0
+    augment.mixup_switch_prob = 0.5
     augment.mixup_group = 128
-    augment.erase_rate = 0.25
+    augment.random_erasing_prob = 0.25
     augment.label_smoothing = 0.1
 
     config.optim = optim = ConfigDict()

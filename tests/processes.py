@@ -41,7 +41,7 @@ def run_python(program, count, timeout=120):
     port = free_port()
     start = (
         "import sys; from mambaout_jax import distributed; process = int(sys.argv[1]); "
-        f"distributed.start('localhost:{port}', {count}, process)\n"
+        f"distributed.initialize('localhost:{port}', {count}, process)\n"
     )
     processes = [
         subprocess.Popen(

@@ -33,14 +33,14 @@ def run(args: argparse.Namespace) -> int:
     from mambaout_jax import distributed
     from mambaout_jax.run.config import read_config
     from mambaout_jax.run.doctor import COLLECTIVE_SECONDS, examine
-    from mambaout_jax.run.errors import tell_ending
+    from mambaout_jax.run.errors import report_error
     from mambaout_jax.train.program import check_batches
 
     config = read_config(args.config, args.config_changes) if args.config else None
     data = (config.data.name, config.data.train_split, config.data.data_dir) if config else None
     try:
         if args.distributed:
-            distributed.start(*place, seconds=COLLECTIVE_SECONDS)
+            distributed.initialize(*place, seconds=COLLECTIVE_SECONDS)
         if config:
             check_batches(config, distributed.make_mesh(config.mesh.fsdp).size)
         faults = 0
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
                     flush=True,
                 )
     except Exception as error:
-        return tell_ending(error, args.workdir or "")
+        return report_error(error, args.workdir or "")
     if distributed.is_first():
         print(f"\n{faults} thing{'s are' if faults > 1 else ' is'} wrong" if faults else "\nready to train")
     return 1 if faults else 0

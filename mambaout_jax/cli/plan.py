@@ -102,7 +102,7 @@ def _memory(figures: dict[str, Any]) -> list[str]:
     lines = [f"{name:<28}{size / 2**20:>10,.1f} MiB" for name, size in rows.items() if size]
     limit = memory["limit"] / 2**20
     if "too_large" in figures:
-        return [*lines, f"It does not fit: {figures['too_large']}. A smaller config.device_batch_size helps."]
+        return [*lines, f"It does not fit: {figures['too_large']}. A smaller config.microbatch_size helps."]
     share = f"{100 * memory['total'] / memory['limit']:.0f} %"
     return [*lines, f"{'of':<28}{limit:>10,.1f} MiB that a program may use of a chip's memory: {share}"]
 

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the study and print its tables, or end with main.py's exit codes."""
     from mambaout_jax.run.config import read_config
-    from mambaout_jax.run.errors import tell_ending
+    from mambaout_jax.run.errors import report_error
     from mambaout_jax.study.study import find_experiment, run_study
 
     workdir = args.workdir or f"runs/study-{re.sub('[/:]+', '-', args.dataset)}"
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         study = run_study(config.to_dict(), workdir, args.seeds)
     except Exception as error:
-        return tell_ending(error, workdir)
+        return report_error(error, workdir)
     if args.json:
         print(json.dumps(study, indent=2))
     else:

@@ -64,7 +64,7 @@ def open_eval_set(name: str, data_dir: str | None = None) -> ImageSource:
     return open_source(full_name, known.split, data_dir)
 
 
-def ranked_classes(source: ImageSource) -> np.ndarray:
+def class_mask_of(source: ImageSource) -> np.ndarray:
     """Tell which classes a set lets a model choose from, bool (k,): all, or those that occur in it.
 
     The latter reads every record, and decodes no image. Records that cannot be read are left to the evaluation.

@@ -41,7 +41,7 @@ def train_batches(
     num_workers: int = 0,
     host_index: int = 0,
     host_count: int = 1,
-    bad_records: str = "stop",
+    on_bad_record: str = "raise",
 ) -> Iterator[Batch]:
     """Yield this host's share of every batch from `start_step` on, without end.
 
@@ -54,12 +54,12 @@ def train_batches(
         seed: from 0 to 2**32 - 1.
         num_workers: processes that decode; 0 decodes in threads of this one.
         host_index: this host's rank in mesh order.
-        bad_records: "stop" raises for a record that does not decode; "skip" takes the next one that does.
+        on_bad_record: "raise" raises for a record that does not decode; "skip" takes the next one that does.
 
     Raises:
         DataError: an argument does not fit, or, while iterating, a record does not decode.
     """
-    _check_arguments(batch_size, num_workers, host_index, host_count, bad_records)
+    _check_arguments(batch_size, num_workers, host_index, host_count, on_bad_record)
     _check_at_least("steps_per_epoch", steps_per_epoch, 1)
     _check_at_least("start_step", start_step, 0)
     _check_at_least("seed", seed, 0)
@@ -74,7 +74,7 @@ def train_batches(
     if source.max_labels != 1:
         raise DataError(f"images of {source.name!r} have several labels each; such a dataset is for evaluation only")
     rows = _HostRows(start_step, batch_size // host_count, host_index, host_count)
-    sample = _TrainSample(source, transform, seed, used, bad_records == "skip")
+    sample = _TrainSample(source, transform, seed, used, on_bad_record == "skip")
     return _read_ahead(rows, sample, sys.maxsize // batch_size, batch_size // host_count, num_workers)
 
 
@@ -86,13 +86,13 @@ def eval_batches(
     num_workers: int = 0,
     host_index: int = 0,
     host_count: int = 1,
-    bad_records: str = "stop",
+    on_bad_record: str = "raise",
 ) -> Iterator[Batch]:
     """Yield this host's share of a pass over the split, in the split's order, every image once.
 
     All hosts get the same number of batches of the same size. Batches hold "image" uint8 (b, h, w, c), "label" int32
     (b, source.max_labels) filled up with -1, "mask" bool (b,) and "skipped" int32 (b,). "mask" is False for rows that
-    fill up the last batches, for images without a label and, under bad_records="skip", for records that do not
+    fill up the last batches, for images without a label and, under on_bad_record="skip", for records that do not
     decode; these count in "skipped".
 
     Args:
@@ -103,9 +103,9 @@ def eval_batches(
     Raises:
         DataError: an argument does not fit, or, while iterating, a record does not decode.
     """
-    _check_arguments(batch_size, num_workers, host_index, host_count, bad_records)
+    _check_arguments(batch_size, num_workers, host_index, host_count, on_bad_record)
     rows = _HostRows(0, batch_size // host_count, host_index, host_count)
-    sample = _EvalSample(source, transform, bad_records == "skip")
+    sample = _EvalSample(source, transform, on_bad_record == "skip")
     return _read_ahead(rows, sample, -(-len(source) // batch_size), batch_size // host_count, num_workers)
 
 
@@ -195,7 +195,7 @@ class _EvalSample:
 def _bad_record(source: ImageSource, index: int, error: DataError) -> DataError:
     return DataError(
         f"record {index} of split {source.split!r} of dataset {source.name!r}: {error}; prepare the dataset again, "
-        "or let bad_records='skip' pass over such records and count them"
+        "or let on_bad_record='skip' pass over such records and count them"
     )
 
 
@@ -259,7 +259,7 @@ def _iterate(dataset: grain.IterDataset, per_batch: int) -> Iterator[Batch]:
         iterator.close()
 
 
-def _check_arguments(batch_size: int, num_workers: int, host_index: int, host_count: int, bad_records: str) -> None:
+def _check_arguments(batch_size: int, num_workers: int, host_index: int, host_count: int, on_bad_record: str) -> None:
     _check_at_least("batch_size", batch_size, 1)
     _check_at_least("num_workers", num_workers, 0)
     _check_at_least("host_count", host_count, 1)
@@ -267,8 +267,8 @@ def _check_arguments(batch_size: int, num_workers: int, host_index: int, host_co
         raise DataError(f"host_index is {host_index}; expected 0 to {host_count - 1}")
     if batch_size % host_count:
         raise DataError(f"a batch of {batch_size} images does not divide among {host_count} hosts")
-    if bad_records not in ("stop", "skip"):
-        raise DataError(f"bad_records is {bad_records!r}; expected 'stop' or 'skip'")
+    if on_bad_record not in ("raise", "skip"):
+        raise DataError(f"on_bad_record is {on_bad_record!r}; expected 'raise' or 'skip'")
 
 
 def _check_at_least(name: str, value: int, least: int) -> None:

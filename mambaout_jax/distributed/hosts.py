@@ -31,7 +31,7 @@ _LAST_SECONDS = 2  # that process 0 leaves after the others, whom the loss of it
 _meetings: dict[str, "itertools.count[int]"] = collections.defaultdict(itertools.count)
 
 
-def start(
+def initialize(
     coordinator: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
@@ -90,7 +90,7 @@ def _check_place(coordinator: str, num_processes: int, process_id: int) -> None:
                 ) from error
 
 
-def has_joined() -> bool:
+def is_multi_process() -> bool:
     """Tell whether there are other processes that this one has joined, though it may have found no device."""
     return distributed.global_state.client is not None and distributed.global_state.num_processes > 1
 
@@ -100,7 +100,7 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def exchange(name: str, word: str = "", seconds: float = MEETING_SECONDS) -> list[str]:
+def allgather_strings(name: str, word: str = "", seconds: float = MEETING_SECONDS) -> list[str]:
     """Wait for all processes, and give the word of each, by its index.
 
     Args:
@@ -131,28 +131,28 @@ def exchange(name: str, word: str = "", seconds: float = MEETING_SECONDS) -> lis
     return words
 
 
-def see_same_folder(folder: epath.Path) -> list[int]:
+def check_shared_filesystem(folder: epath.Path) -> list[int]:
     """Give the processes that do not see in a folder what process 0 writes there."""
     if jax.process_count() == 1:
         return []
     probe = folder / ".shared"
     if is_first():
         probe.write_text(secrets.token_hex())
-    token = exchange("sharing a folder", probe.read_text() if is_first() else "")[0]
+    token = allgather_strings("sharing a folder", probe.read_text() if is_first() else "")[0]
     sees = probe.exists() and probe.read_text() == token
-    words = exchange("looking at a folder", "sees" if sees else "")
+    words = allgather_strings("looking at a folder", "sees" if sees else "")
     if is_first():
         probe.unlink()
     return [process for process, word in enumerate(words) if not word]
 
 
-def require_same(facts: Mapping[str, str]) -> None:
+def assert_same_on_all_hosts(facts: Mapping[str, str]) -> None:
     """Hold what this process runs against what process 0 runs.
 
     Raises:
         ParallelError: processes differ; all are named, and in what.
     """
-    all_facts = [json.loads(word) for word in exchange("comparing what is run", json.dumps(dict(facts)))]
+    all_facts = [json.loads(word) for word in allgather_strings("comparing what is run", json.dumps(dict(facts)))]
     first = all_facts[0]
     faults = [
         f"process {process} has {name} {theirs.get(name)!r} where process 0 has {first[name]!r}"
@@ -164,13 +164,13 @@ def require_same(facts: Mapping[str, str]) -> None:
         raise ParallelError(f"the processes do not run the same: {'; '.join(faults)}; make them equal")
 
 
-def leave() -> None:
+def shutdown() -> None:
     """Part from the other processes, all together, before this one exits."""
     if jax.process_count() > 1:
         jax.distributed.shutdown()
 
 
-def leave_alone() -> None:
+def shutdown_after_local_failure() -> None:
     """Part from the others after a failure of this process, without waiting for those that wait for it.
 
     They get a moment to fail likewise, and say why.
@@ -178,7 +178,7 @@ def leave_alone() -> None:
     _part("failed", _FAILING_SECONDS)
 
 
-def leave_after_others() -> bool:
+def shutdown_after_remote_failure() -> bool:
     """Part from the others after a message failed, and tell whether a failure of another process was why.
 
     Of one that was killed nothing is heard, until its heartbeat is missed and this process aborted with that for a
@@ -190,13 +190,13 @@ def leave_after_others() -> bool:
 def _part(word: str, seconds: float) -> list[str]:
     words = []
     with contextlib.suppress(RuntimeError):  # the others are lost as well, or this one has no devices
-        words = exchange("failing", word, seconds)
+        words = allgather_strings("failing", word, seconds)
         if is_first():
             time.sleep(_LAST_SECONDS)
     return words
 
 
-class Ticks:
+class StopCoordinator:
     """Count what all processes do together, and let them stop after the same count.
 
     A process that is asked to stop asks all. Each tells how far it has come, from a thread, because its main thread
@@ -253,7 +253,7 @@ class Ticks:
             if self._wait_until_asked():
                 with self._lock:
                     self._told = True
-                self._last = max(map(int, exchange("stopping together", str(self._count))))
+                self._last = max(map(int, allgather_strings("stopping together", str(self._count))))
                 self._decided.set()
         except Exception as error:  # raised where the main thread waits
             known = isinstance(error, LostProcessError)

@@ -59,7 +59,7 @@ def weight_sharding(mesh: Mesh, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * largest, "fsdp"))
 
 
-def gather(arrays: Any) -> Any:
+def replicate(arrays: Any) -> Any:
     """Have all of each array on every device of the mesh in use.
 
     Without this XLA would split what is computed with weights along channels, with all-to-alls between layers, and
@@ -70,7 +70,7 @@ def gather(arrays: Any) -> Any:
     return jax.lax.with_sharding_constraint(arrays, PartitionSpec())
 
 
-def abstract(function: Callable[..., Any], *args: Any, placed: Sharding | Mesh) -> Any:
+def sharded_shapes(function: Callable[..., Any], *args: Any, placed: Sharding | Mesh) -> Any:
     """Describe what a function returns, without computing it: shapes, dtypes and shardings.
 
     Args:
@@ -89,7 +89,7 @@ def shardings(described: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.sharding, described)
 
 
-def place(arrays: Any, shardings: Any) -> Any:
+def put_global(arrays: Any, shardings: Any) -> Any:
     """Put host arrays, which are the same in all processes, where a tree of shardings says.
 
     `jax.device_put` would compare them in a message, which a process that stops a moment earlier does not send.

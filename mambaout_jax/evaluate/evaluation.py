@@ -12,22 +12,22 @@ from ml_collections import ConfigDict
 
 from mambaout_jax import distributed
 from mambaout_jax.data import EvalTransform, ImageSource, eval_batches, open_source
-from mambaout_jax.data.eval_sets import open_eval_set, ranked_classes
+from mambaout_jax.data.eval_sets import class_mask_of, open_eval_set
 from mambaout_jax.evaluate.predictions import Predictions, join_hosts, top_classes
 from mambaout_jax.evaluate.step import make_eval_step
-from mambaout_jax.models import Model, inference_options
+from mambaout_jax.models import Model, cpu_compiler_options
 from mambaout_jax.run.batch import check_eval_batch
 from mambaout_jax.run.checkpoints import Checkpoints
 from mambaout_jax.run.config import EVALUATION, KEYS, check_config
 from mambaout_jax.run.errors import RunError
-from mambaout_jax.run.pretrained import load_start
+from mambaout_jax.run.pretrained import load_pretrained_for
 from mambaout_jax.run.signals import StopSignals
 from mambaout_jax.run.workdir import build_model, is_workdir, load_config, load_environment, open_workdir
 
 Scores = dict[str, float]
 
 
-def build_view(config: ConfigDict, model: Model, *, exif_orientation: bool = False) -> EvalTransform:
+def build_eval_transform(config: ConfigDict, model: Model, *, exif_orientation: bool = False) -> EvalTransform:
     """Build what is done to an image that is evaluated: what the model wants, unless the config wants another crop."""
     spec = model.input_spec
     crop_pct, crop_mode = config.data.crop_pct, config.data.crop_mode
@@ -66,7 +66,7 @@ class Evaluator:
         check_eval_batch(config.eval_batch_size, sharding.mesh.size)
         self._config = config
         self._model = model
-        self._view = build_view(config, model)
+        self._view = build_eval_transform(config, model)
         self._sharding = sharding
         self._stop = stop
         self._steps: dict[int, Callable[..., Any]] = {}
@@ -80,22 +80,22 @@ class Evaluator:
 
     def _take(self, source: ImageSource) -> None:
         self._source = source
-        ranked = ranked_classes(source)
+        ranked = class_mask_of(source)
         self._num_ranked = int(ranked.sum())
-        self._ranked = distributed.place(ranked, distributed.replicated(self._sharding.mesh))
+        self._ranked = distributed.put_global(ranked, distributed.replicated(self._sharding.mesh))
         if source.max_labels not in self._steps:
             self._steps[source.max_labels] = self._compile(source.max_labels)
 
     def _compile(self, max_labels: int) -> Callable[..., Any]:
         model, batch_size, sharding = self._model, self._config.eval_batch_size, self._sharding
-        variables = distributed.abstract(model.init, jax.random.key(0), placed=sharding.mesh)
+        variables = distributed.sharded_shapes(model.init, jax.random.key(0), placed=sharding.mesh)
         batch = {
             "image": jax.ShapeDtypeStruct((batch_size, *self._view.size, model.in_chans), np.uint8, sharding=sharding),
             "label": jax.ShapeDtypeStruct((batch_size, max_labels), np.int32, sharding=sharding),
             "mask": jax.ShapeDtypeStruct((batch_size,), np.bool_, sharding=sharding),
         }
         placed = distributed.replicated(sharding.mesh), sharding
-        step = jax.jit(make_eval_step(model), out_shardings=placed, compiler_options=inference_options())
+        step = jax.jit(make_eval_step(model), out_shardings=placed, compiler_options=cpu_compiler_options())
         return self._stop.interruptible(step.lower(variables, batch, self._ranked).compile)
 
     def describe(self) -> dict[str, Any]:
@@ -107,7 +107,7 @@ class Evaluator:
             "crop_pct": self._view.crop_pct,
             "crop_mode": self._view.crop_mode,
             "num_classes": self._model.num_classes,
-            "ranked_classes": self._num_ranked,
+            "class_mask_of": self._num_ranked,
         }
 
     def __call__(self, weights: dict[str, Any], predict: str | None = None) -> Evaluation:
@@ -135,7 +135,7 @@ class Evaluator:
                     kept.append(top_classes(batch, logits))
         scores = {name: _scores(jax.device_get(batches)) for name, batches in sums.items()}
         left_out = len(self._source) - next(iter(scores.values()))["count"]
-        skipped = sum(map(int, distributed.exchange("counting skipped records", str(sum(skipped)))))
+        skipped = sum(map(int, distributed.allgather_strings("counting skipped records", str(sum(skipped)))))
         whole = kept and not left_out
         return Evaluation(
             scores,
@@ -150,7 +150,7 @@ class Evaluator:
             self._view,
             batch_size=self._config.eval_batch_size,
             num_workers=self._config.data.num_workers,
-            bad_records=self._config.data.bad_records,
+            on_bad_record=self._config.data.on_bad_record,
             host_index=jax.process_index(),
             host_count=jax.process_count(),
         )
@@ -227,7 +227,7 @@ def _restore(
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     imported = environment.get("imported_from")
     kept = ["raw"] if imported or config.optim.ema_decay is None else ["raw", "ema"]
-    abstract = distributed.abstract(model.init, jax.random.key(0), placed=mesh)
+    abstract = distributed.sharded_shapes(model.init, jax.random.key(0), placed=mesh)
     step, weights = checkpoints.restore_variables(abstract, kept)
     checkpoints.close()
     return model, weights, f"imported from {imported}" if imported else f"step {step}"
@@ -239,11 +239,11 @@ def _load_given(config: ConfigDict, sources: Sequence[ImageSource], mesh: Mesh) 
             "config.init_head is 'new', and a new classifier has learnt nothing to evaluate; set it to 'keep'"
         )
     model = build_model(config, len(sources[0].class_names))
-    pretrained = load_start(config.init_from, model)
+    pretrained = load_pretrained_for(config.init_from, model)
     for source in sources:
         _check_classes(source, pretrained.num_classes, pretrained.class_names)
-    placed = distributed.shardings(distributed.abstract(model.init, jax.random.key(0), placed=mesh))
-    return model, {"raw": distributed.place(pretrained.variables, placed)}, pretrained.origin
+    placed = distributed.shardings(distributed.sharded_shapes(model.init, jax.random.key(0), placed=mesh))
+    return model, {"raw": distributed.put_global(pretrained.variables, placed)}, pretrained.origin
 
 
 def _open_sources(config: ConfigDict) -> list[ImageSource]:

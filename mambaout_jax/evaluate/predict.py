@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from mambaout_jax.data import DataError
-from mambaout_jax.evaluate.evaluation import build_view
-from mambaout_jax.models import inference_options
+from mambaout_jax.evaluate.evaluation import build_eval_transform
+from mambaout_jax.models import cpu_compiler_options
 from mambaout_jax.run.workdir import Run
 from mambaout_jax.tasks.classification.mixing import normalize
 
@@ -30,9 +30,9 @@ def classify(run: Run, files: Sequence[str], top: int) -> Iterator[dict[str, Any
         {"file", "predictions": a list of {"class", "index", "probability"}} or {"file", "error"}.
     """
     spec = run.model.input_spec
-    view = build_view(run.config, run.model, exif_orientation=True)
+    view = build_eval_transform(run.config, run.model, exif_orientation=True)
 
-    @partial(jax.jit, compiler_options=inference_options())
+    @partial(jax.jit, compiler_options=cpu_compiler_options())
     def probabilities_of(variables, images):
         return jax.nn.softmax(run.model.apply(variables, normalize(images, spec.mean, spec.std)))
 

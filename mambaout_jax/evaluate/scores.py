@@ -18,7 +18,7 @@ def format_scores(record: dict[str, Any]) -> str:
             "dataset": scored["dataset"],
             "split": scored["split"],
             "weights": weights,
-            "input": describe_view(scored),
+            "input": describe_eval_transform(scored),
             "top-1 %": f"{row['top1']:.2f}",
             "top-5 %": f"{row['top5']:.2f}",
             "loss": f"{row['loss']:.4f}",
@@ -42,7 +42,7 @@ def format_scores(record: dict[str, Any]) -> str:
     return "\n".join([*lines, *origin, *(line for scored in sets for line in _remarks(scored))])
 
 
-def describe_view(scored: dict[str, Any]) -> str:
+def describe_eval_transform(scored: dict[str, Any]) -> str:
     """Say at what input size and crop an image is evaluated."""
     return f"{'x'.join(map(str, scored['input_size']))}, crop {scored['crop_pct']} {scored['crop_mode']}"
 
@@ -53,5 +53,5 @@ def _remarks(scored: dict[str, Any]) -> Iterable[str]:
         yield f"{name}: left out for want of a label: {scored['unlabelled']:,}"
     if scored["skipped"]:
         yield f"{name}: left out because they do not decode: {scored['skipped']:,}"
-    if scored["ranked_classes"] < scored["num_classes"]:
-        yield f"{name}: ranked among the {scored['ranked_classes']} of {scored['num_classes']} classes that occur in it"
+    if scored["class_mask_of"] < scored["num_classes"]:
+        yield f"{name}: ranked among the {scored['class_mask_of']} of {scored['num_classes']} classes that occur in it"

@@ -26,7 +26,7 @@ def make_eval_step(
 
     def eval_step(variables: dict[str, Any], batch: Batch, ranked: Bool[Array, "k"]):
         images = normalize(batch["image"], model.input_spec.mean, model.input_spec.std)
-        logits = jnp.where(ranked, model.apply(distributed.gather(variables), images), -jnp.inf)
+        logits = jnp.where(ranked, model.apply(distributed.replicate(variables), images), -jnp.inf)
         mask, labels = batch["mask"], batch["label"]
         rank = rank_of_labels(logits, labels)
         log_odds = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.maximum(labels, 0), axis=1)

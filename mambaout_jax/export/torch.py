@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from mambaout_jax.data import DataError, open_source
 from mambaout_jax.data.buckets import is_remote
 from mambaout_jax.data.prepare.imagenet import official_facts
-from mambaout_jax.evaluate.evaluation import build_view
+from mambaout_jax.evaluate.evaluation import build_eval_transform
 from mambaout_jax.models import Model, create_model
 from mambaout_jax.run.checkpoints import Checkpoints
 from mambaout_jax.run.config import evaluation_config
@@ -100,7 +100,7 @@ def import_weights(
     environment = {"imported_from": source, "num_classes": model.num_classes, "class_names": class_names}
     dataset = "imagenet2012" if class_names == imagenet else None
     config = evaluation_config({"name": model.name, **_changes(model)}, dataset)
-    build_view(config, model)  # for what it says of images that cannot be prepared so
+    build_eval_transform(config, model)  # for what it says of images that cannot be prepared so
     variables = from_checkpoint(model, checkpoint)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -226,7 +226,7 @@ def _images(config: ConfigDict, model: Model, say: Say) -> np.ndarray:
         return images
     try:
         source = open_source(config.data.name, config.data.validation_split, config.data.data_dir)
-        view = build_view(config, model)
+        view = build_eval_transform(config, model)
         places = np.linspace(0, len(source) - 1, NUM_IMAGES).astype(int)
         real = np.stack([view(source[index]["image"]) for index in places])
     except DataError as error:

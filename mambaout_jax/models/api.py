@@ -17,10 +17,10 @@ Output = Literal["logits", "features"]
 MIN_SIZE = 32
 
 
-def inference_options() -> dict[str, str] | None:
+def cpu_compiler_options() -> dict[str, str] | None:
     """Give what XLA is to be told when it compiles a model's forward pass, as `jax.jit(compiler_options=)` takes it.
 
-    By default its CPU backend cuts the weights of all layers into parts (see `Linear.split`) before the first one
+    By default its CPU backend cuts the weights of all layers into parts (see `Linear.apply_split`) before the first one
     runs, which needs memory for a second copy of the weights. A step of training takes as long with it.
     """
     if jax.default_backend() != "cpu":

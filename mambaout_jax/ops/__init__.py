@@ -2,8 +2,8 @@
 
 from mambaout_jax.ops.activations import gelu
 from mambaout_jax.ops.depthwise import depthwise_conv2d
+from mambaout_jax.ops.matmul import matmul
 from mambaout_jax.ops.norm import layer_norm
-from mambaout_jax.ops.product import product
 from mambaout_jax.ops.scan_order import SCAN_ORDERS, flatten_map, unflatten_map
 from mambaout_jax.ops.selective_scan import selective_scan, selective_scan_step
 from mambaout_jax.ops.strided import strided_conv2d
@@ -14,7 +14,7 @@ __all__ = [
     "flatten_map",
     "gelu",
     "layer_norm",
-    "product",
+    "matmul",
     "selective_scan",
     "selective_scan_step",
     "strided_conv2d",

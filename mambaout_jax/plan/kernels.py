@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from mambaout_jax import distributed
 from mambaout_jax.plan.compiler import compile_for_tpu, tpu_devices
-from mambaout_jax.run.state import init_progress
+from mambaout_jax.run.state import init_step_metrics
 from mambaout_jax.run.workdir import build_model
 from mambaout_jax.train.program import training_program
 
@@ -72,7 +72,7 @@ def main() -> None:
     mesh = distributed.make_mesh(config.mesh.fsdp, tpu_devices(topology))
     program = training_program(config, build_model(config, num_classes), num_images, mesh)
     with jax.set_mesh(mesh):
-        progress, key = jax.eval_shape(init_progress), jax.eval_shape(lambda: jax.random.key(0))
+        progress, key = jax.eval_shape(init_step_metrics), jax.eval_shape(lambda: jax.random.key(0))
         calls = kernel_calls(jax.make_jaxpr(program.step)(program.state, progress, program.batch, key).jaxpr)
     whole = distributed.replicated(distributed.make_mesh(devices=list(mesh.devices.flat[:1])))
     rows = []

@@ -181,7 +181,7 @@ def _memory_at(config: ConfigDict, model: Model, mesh: jax.sharding.Mesh, batch:
     config = config.copy_and_resolve_references()
     parts = max(config.batch_size // mesh.size // batch, 1)
     config.batch_size = batch * parts * mesh.size
-    config.device_batch_size = batch
+    config.microbatch_size = batch
     config.augment.mixup_group = math.gcd(config.augment.mixup_group, batch * parts)
     program = training_program(config, model, config.batch_size, mesh)
     try:

@@ -3,12 +3,12 @@
 from mambaout_jax.run.errors import RunError
 
 
-def accumulation_steps(batch_size: int, num_devices: int, device_batch_size: int | None, mixup_group: int) -> int:
+def accumulation_steps(batch_size: int, num_devices: int, microbatch_size: int | None, mixup_group: int) -> int:
     """Find the least number of equal parts of a batch that no device computes too many images at once of.
 
     Args:
         batch_size: images of a step, over all devices.
-        device_batch_size: most images that a device computes at once; None for any number.
+        microbatch_size: most images that a device computes at once; None for any number.
         mixup_group: images that mix among themselves; 1 where nothing is mixed.
 
     Raises:
@@ -30,7 +30,7 @@ def accumulation_steps(batch_size: int, num_devices: int, device_batch_size: int
             f"config.augment.mixup_group is {mixup_group}; a divisor of the {share} images of a device is expected, so "
             f"that mixing stays on it: set it to {fits}, or config.batch_size to {near}"
         )
-    limit = device_batch_size or share
+    limit = microbatch_size or share
     return next(parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= limit)
 
 

@@ -84,7 +84,7 @@ class Checkpoints:
             Exception: what went wrong with an earlier save in the background.
         """
         started, step = time.monotonic(), int(state.step)
-        distributed.exchange(f"saving step {step}")
+        distributed.allgather_strings(f"saving step {step}")
         if step in self._manager.all_steps():
             if top1 is not None:
                 self._score(step, metadata, top1)
@@ -105,7 +105,7 @@ class Checkpoints:
             (folder / "metrics").mkdir(exist_ok=True)
             write_atomically(folder / "metrics" / "metrics", json.dumps({"top1": top1}))
             write_atomically(folder / "metadata" / "metadata", json.dumps(metadata))
-        distributed.exchange(f"scoring step {step}")
+        distributed.allgather_strings(f"scoring step {step}")
         self._manager.reload()
 
     def check(self) -> None:
@@ -136,7 +136,7 @@ class Checkpoints:
         if abstract.ema is not None:
             ema = {"params": items["ema_params"], "batch_stats": items.get("ema_batch_stats", {})}
         state = TrainState(
-            step=distributed.place(np.array(step, np.int32), abstract.step.sharding),
+            step=distributed.put_global(np.array(step, np.int32), abstract.step.sharding),
             variables={"params": items["params"], "batch_stats": items.get("batch_stats", {})},
             ema=ema,
             opt_state=items["optimizer"],
@@ -179,7 +179,7 @@ class Checkpoints:
 
     def _newest(self, read: Callable[[int], Any], *, move_aside: bool) -> tuple[int, Any] | None:
         # Hosts that look while a run saves may see different steps.
-        steps = json.loads(distributed.exchange("listing checkpoints", json.dumps(self.steps()))[0])
+        steps = json.loads(distributed.allgather_strings("listing checkpoints", json.dumps(self.steps()))[0])
         unreadable = []
         for step in reversed(steps):
             found, fault = None, ""
@@ -191,7 +191,7 @@ class Checkpoints:
             except Exception as error:
                 fault = _first_line(error)
             # One that a single process cannot read is no checkpoint for any.
-            if fault := next(filter(None, distributed.exchange(f"reading step {step}", fault)), ""):
+            if fault := next(filter(None, distributed.allgather_strings(f"reading step {step}", fault)), ""):
                 logging.warning("checkpoint %s cannot be read (%s)", self._directory / str(step), fault)
                 unreadable.append(step)
                 continue
@@ -199,7 +199,7 @@ class Checkpoints:
                 if distributed.is_first():
                     for other in unreadable:
                         self._move_aside(other)
-                distributed.exchange("moving unreadable checkpoints aside")
+                distributed.allgather_strings("moving unreadable checkpoints aside")
                 self._manager.reload()
             return found
         if steps:

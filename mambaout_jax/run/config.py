@@ -43,7 +43,7 @@ KEYS: Mapping[str, Key] = {
     "init_head": Key(str, ("keep", "new"), "whether the classifier comes with those weights or is drawn afresh"),
     "num_epochs": Key(int, "1..", "length of the run, warm-up and cooldown included"),
     "batch_size": Key(int, "1..", "images in an optimizer step, over all devices"),
-    "device_batch_size": Key(int, "1..", "most images that a device computes at once: a batch is computed in as few "
+    "microbatch_size": Key(int, "1..", "most images that a device computes at once: a batch is computed in as few "
                              "equal parts as that allows; in one if unset", optional=True),
     "eval_batch_size": Key(int, "1..", "images in an evaluation step, over all devices"),
     "eval_every_epochs": Key(int, "1..", "epochs between evaluations; each one saves a checkpoint too"),
@@ -62,7 +62,7 @@ KEYS: Mapping[str, Key] = {
     "data.crop": Key(str, ("resize", "random_resized"), "how a training image comes to the model's size"),
     "data.crop_scale": Key(tuple, "0..1", "smallest and largest area of a random crop, as a share of the image"),
     "data.crop_ratio": Key(tuple, "0..", "smallest and largest width over height of a random crop"),
-    "data.flip_rate": Key(float, "0..1", "probability of a horizontal flip"),
+    "data.hflip_prob": Key(float, "0..1", "probability of a horizontal flip"),
     "data.interpolation": Key(str, ("bilinear", "bicubic", "random"), "filter that resizes training images"),
     "data.auto_augment": Key(str, None, "RandAugment in timm's words, such as rand-m9-mstd0.5-inc1; none if unset",
                              optional=True),
@@ -71,17 +71,17 @@ KEYS: Mapping[str, Key] = {
     "data.crop_mode": Key(str, ("center", "squash", "border"), "how an evaluated image is cut; the model's if unset",
                           optional=True),
     "data.num_workers": Key(int, "0..", "processes that decode; 0 decodes in threads"),
-    "data.bad_records": Key(str, ("stop", "skip"), "what a record that does not decode does: ends the run, or is "
+    "data.on_bad_record": Key(str, ("raise", "skip"), "what a record that does not decode does: ends the run, or is "
                             "replaced by another (in evaluation: left out) and counted"),
     "model.name": Key(str, None, "one of `python -m mambaout_jax models`"),
     "augment.pad": Key(int, "0..", "pixels of zeros around an image before it is cropped to its size at random"),
     "augment.rotate_degrees": Key(float, "0..180", "largest rotation to either side"),
     "augment.mixup_alpha": Key(float, "0..", "of the Beta that mixup draws its share from; 0 for no mixup"),
     "augment.cutmix_alpha": Key(float, "0..", "of the Beta that cutmix draws its share from; 0 for no cutmix"),
-    "augment.mix_rate": Key(float, "0..1", "probability that a group of images is mixed at all"),
-    "augment.switch_rate": Key(float, "0..1", "probability of cutmix where both are on"),
+    "augment.mixup_prob": Key(float, "0..1", "probability that a group of images is mixed at all"),
+    "augment.mixup_switch_prob": Key(float, "0..1", "probability of cutmix where both are on"),
     "augment.mixup_group": Key(int, "1..", "images that share a draw and mix among themselves"),
-    "augment.erase_rate": Key(float, "0..1", "probability that a rectangle of an image is replaced by noise"),
+    "augment.random_erasing_prob": Key(float, "0..1", "probability that a rectangle of an image is replaced by noise"),
     "augment.label_smoothing": Key(float, "0..1", "mass of a target that is spread over all classes"),
     "optim.learning_rate": Key(float, "0..", "peak of the schedule"),
     "optim.warmup_learning_rate": Key(float, "0..", "where the warm-up starts"),
@@ -119,7 +119,7 @@ EVALUATION: Mapping[str, Any] = {
     "data.crop_pct": None,
     "data.crop_mode": None,
     "data.num_workers": 0,
-    "data.bad_records": "stop",
+    "data.on_bad_record": "raise",
     "optim.ema_decay": None,
 }
 
@@ -276,9 +276,35 @@ def from_json(text: str) -> ConfigDict:
         isinstance(config.get(name), dict) for name in ("data", "model", "optim")
     ):
         raise ValueError("it holds something else")
-    if isinstance(remat := config["model"].get("remat"), bool):  # before what is computed again had names
-        config["model"]["remat"] = "full" if remat else "none"
-    return ConfigDict(tuples(config))
+    return ConfigDict(tuples(_with_todays_names(config)))
+
+
+# Keys and values of workdirs that were written before they had the names of today.
+_FORMER_KEYS = {
+    "device_batch_size": "microbatch_size",
+    "augment.mix_rate": "augment.mixup_prob",
+    "augment.switch_rate": "augment.mixup_switch_prob",
+    "augment.erase_rate": "augment.random_erasing_prob",
+    "data.flip_rate": "data.hflip_prob",
+    "data.bad_records": "data.on_bad_record",
+}
+_FORMER_VALUES = {
+    "data.on_bad_record": {"stop": "raise"},
+    "model.remat": {False: "none", True: "full", "cheap": "save_matmuls"},
+}
+
+
+def _with_todays_names(config: dict[str, Any]) -> dict[str, Any]:
+    for former, name in _FORMER_KEYS.items():
+        section, _, key = former.rpartition(".")
+        values = config.get(section, {}) if section else config
+        if key in values:
+            values[name.rpartition(".")[2]] = values.pop(key)
+    for name, todays in _FORMER_VALUES.items():
+        section, _, key = name.rpartition(".")
+        if config[section].get(key) in todays:
+            config[section][key] = todays[config[section][key]]
+    return config
 
 
 def changed_keys(config: ConfigDict, other: ConfigDict) -> list[str]:

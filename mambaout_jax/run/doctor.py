@@ -30,7 +30,7 @@ READ_SECONDS = 2.0
 _TPU_FILES = ("/dev/accel0", "/dev/vfio/0")
 
 
-class Finding(NamedTuple):
+class Check(NamedTuple):
     """Hold one line of a host.
 
     Args:
@@ -46,7 +46,7 @@ class Finding(NamedTuple):
     alike: bool = False
 
 
-class Diagnosis(NamedTuple):
+class CheckResult(NamedTuple):
     """Hold a line for all hosts: the value that most have, and a fault for each that something is wrong with."""
 
     name: str
@@ -54,14 +54,14 @@ class Diagnosis(NamedTuple):
     faults: tuple[str, ...]
 
 
-def examine(data: tuple[str, str, str | None] | None, workdir: epath.PathLike | None) -> Iterator[Diagnosis]:
+def examine(data: tuple[str, str, str | None] | None, workdir: epath.PathLike | None) -> Iterator[CheckResult]:
     """Look at this host and the others, one thing after another; all hosts have to do it together.
 
     Args:
         data: name, split and folder of a prepared dataset; None not to look at any.
         workdir: None not to look at one.
     """
-    looks: list[Callable[[], list[Finding]]] = [_versions, _devices, _cache, _collective, _clock]
+    looks: list[Callable[[], list[Check]]] = [_versions, _devices, _cache, _collective, _clock]
     if data is not None:
         looks.append(lambda: _data(*data))
     if workdir is not None:
@@ -70,13 +70,13 @@ def examine(data: tuple[str, str, str | None] | None, workdir: epath.PathLike | 
         yield from _together(look)
 
 
-def _together(look: Callable[[], list[Finding]]) -> list[Diagnosis]:
-    words = distributed.exchange("comparing what the hosts are like", json.dumps(look()))
-    hosts = [[Finding(*finding) for finding in json.loads(word)] for word in words]
+def _together(look: Callable[[], list[Check]]) -> list[CheckResult]:
+    words = distributed.allgather_strings("comparing what the hosts are like", json.dumps(look()))
+    hosts = [[Check(*finding) for finding in json.loads(word)] for word in words]
     return [_compare(findings) for findings in zip(*hosts, strict=True)]
 
 
-def _compare(findings: Sequence[Finding]) -> Diagnosis:
+def _compare(findings: Sequence[Check]) -> CheckResult:
     """Join what the hosts found, and name those that are unlike most."""
     most = collections.Counter(finding.value for finding in findings).most_common(1)[0][0]
     faults = []
@@ -88,19 +88,19 @@ def _compare(findings: Sequence[Finding]) -> Diagnosis:
             faults.append(f"{where}{finding.value} where most have {most}; make them equal")
     values = [finding.value for finding in findings]
     shown = most if findings[0].alike or len(set(values)) == 1 else ", ".join(values)
-    return Diagnosis(findings[0].name, shown, tuple(faults))
+    return CheckResult(findings[0].name, shown, tuple(faults))
 
 
-def _versions() -> list[Finding]:
+def _versions() -> list[Check]:
     versions = {"Python": platform.python_version()}
     for name in (*PACKAGES, "libtpu"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     versions.setdefault("libtpu", "none")
-    return [Finding(name, version, alike=True) for name, version in versions.items()]
+    return [Check(name, version, alike=True) for name, version in versions.items()]
 
 
-def _devices() -> list[Finding]:
+def _devices() -> list[Check]:
     platform_name, kind = jax.default_backend(), jax.local_devices()[0].device_kind
     fault = ""
     if platform_name != "tpu" and any(map(os.path.exists, _TPU_FILES)):
@@ -109,13 +109,13 @@ def _devices() -> list[Finding]:
     seen = jax.process_count()
     missing = "" if seen >= expected else f"{seen} of {expected} hosts take part; give --distributed on every host"
     return [
-        Finding("hosts", f"{seen} of {max(expected, seen)}", missing, alike=True),
-        Finding("chips of a host", f"{jax.local_device_count()} x {kind}", fault, alike=True),
-        Finding("chips", str(jax.device_count()), alike=True),
+        Check("hosts", f"{seen} of {max(expected, seen)}", missing, alike=True),
+        Check("chips of a host", f"{jax.local_device_count()} x {kind}", fault, alike=True),
+        Check("chips", str(jax.device_count()), alike=True),
     ]
 
 
-def _collective() -> list[Finding]:
+def _collective() -> list[Check]:
     """Add up ones over all devices, with a time limit."""
 
     def add_up() -> tuple[float, float]:
@@ -133,30 +133,30 @@ def _collective() -> list[Finding]:
         value, seconds = within_seconds(COLLECTIVE_SECONDS, add_up)
     except TimeoutError:
         fault = f"a sum over all devices did not come back in {COLLECTIVE_SECONDS} s; look at the network between hosts"
-        return [Finding("collective", "none", fault)]
+        return [Check("collective", "none", fault)]
     right = value == jax.device_count()
     fault = "" if right else f"a sum of ones over {jax.device_count()} devices gave {value:g}"
-    return [Finding("collective", f"{1e3 * seconds:.1f} ms", fault)]
+    return [Check("collective", f"{1e3 * seconds:.1f} ms", fault)]
 
 
-def _clock() -> list[Finding]:
-    distributed.exchange("setting out to compare clocks")
-    times = [float(word) for word in distributed.exchange("comparing clocks", repr(time.time()))]
+def _clock() -> list[Check]:
+    distributed.allgather_strings("setting out to compare clocks")
+    times = [float(word) for word in distributed.allgather_strings("comparing clocks", repr(time.time()))]
     skew = times[jax.process_index()] - sorted(times)[len(times) // 2]
     fault = "" if abs(skew) < MAX_SKEW_SECONDS else f"its clock is {skew:+.1f} s from the others'; keep it by NTP"
-    return [Finding("clock", f"{skew:+.2f} s", fault)]
+    return [Check("clock", f"{skew:+.2f} s", fault)]
 
 
-def _cache() -> list[Finding]:
+def _cache() -> list[Check]:
     place = jax.config.jax_compilation_cache_dir
     if place is None:
-        return [Finding("compilation cache", "none; JAX_COMPILATION_CACHE_DIR names one", alike=True)]
+        return [Check("compilation cache", "none; JAX_COMPILATION_CACHE_DIR names one", alike=True)]
     if fault := _fault(epath.Path(place)):
         jax.config.update("jax_enable_compilation_cache", False)  # what is looked at next would wait for it
-    return [Finding("compilation cache", place, fault, alike=True)]
+    return [Check("compilation cache", place, fault, alike=True)]
 
 
-def _data(name: str, split: str, data_dir: str | None) -> list[Finding]:
+def _data(name: str, split: str, data_dir: str | None) -> list[Check]:
     try:
         source = open_source(name, split, data_dir)
         count, size, started = 0, 0, time.perf_counter()
@@ -166,24 +166,24 @@ def _data(name: str, split: str, data_dir: str | None) -> list[Finding]:
             count += 1
         seconds = time.perf_counter() - started
     except (DataError, OSError) as error:
-        return [Finding("data", "none", str(error)), Finding("reading", "none")]
+        return [Check("data", "none", str(error)), Check("reading", "none")]
     return [
-        Finding("data", f"{len(source):,} records of {source.name}", alike=True),
-        Finding("reading", f"{count / seconds:,.0f} records/s, {size / seconds / 2**20:.1f} MiB/s"),
+        Check("data", f"{len(source):,} records of {source.name}", alike=True),
+        Check("reading", f"{count / seconds:,.0f} records/s, {size / seconds / 2**20:.1f} MiB/s"),
     ]
 
 
-def _workdir(path: epath.PathLike) -> list[Finding]:
+def _workdir(path: epath.PathLike) -> list[Check]:
     try:
         workdir = open_workdir(path)
         fault = _fault(workdir)
     except RunError as error:
         fault = str(error)
     # All hosts look whether they see the same folder, or none does: they have to meet for it.
-    faults = distributed.exchange("trying to write into the workdir", fault)
-    if not any(faults) and (blind := distributed.see_same_folder(workdir)):
+    faults = distributed.allgather_strings("trying to write into the workdir", fault)
+    if not any(faults) and (blind := distributed.check_shared_filesystem(workdir)):
         fault = f"it is not the same folder on process {', '.join(map(str, blind))}; name one that all hosts share"
-    return [Finding("workdir", str(path), fault, alike=True)]
+    return [Check("workdir", str(path), fault, alike=True)]
 
 
 def _fault(folder: epath.Path) -> str:

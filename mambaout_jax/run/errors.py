@@ -36,34 +36,34 @@ def is_user_error(error: Exception) -> bool:
     return isinstance(error, USER_ERRORS) or str(error).startswith("Unable to initialize backend")
 
 
-def tell_ending(error: Exception, workdir: epath.PathLike) -> int:
+def report_error(error: Exception, workdir: epath.PathLike) -> int:
     """Tell in one sentence why a run ended before its end, and give the exit code that says so.
 
     After a signal, and where other processes wait for this one, the process ends here. What is no known way to end is
     raised again.
     """
-    if distributed.has_joined() and not isinstance(error, StoppedError):
+    if distributed.is_multi_process() and not isinstance(error, StoppedError):
         return _end_alone(error, workdir)
     return _tell(error, workdir)
 
 
 def _end_alone(error: Exception, workdir: epath.PathLike) -> NoReturn:
     """End before the orderly end of the program, which would wait for the others."""
-    if isinstance(error, jax.errors.JaxRuntimeError) and distributed.leave_after_others():
+    if isinstance(error, jax.errors.JaxRuntimeError) and distributed.shutdown_after_remote_failure():
         _exit(_complain("another process failed, and says why; the same command goes on", os.EX_TEMPFAIL))
     try:
         code = _tell(error, workdir)
     except Exception:  # what is no known way to end: shown as Python would, since nothing may unwind further
         traceback.print_exc()
         code = 1
-    distributed.leave_alone()
+    distributed.shutdown_after_local_failure()
     _exit(code)
 
 
 def _tell(error: Exception, workdir: epath.PathLike) -> int:
     if isinstance(error, StoppedError):
         _complain(f"{error}; everything is saved, the same command goes on", os.EX_TEMPFAIL)
-        distributed.leave()
+        distributed.shutdown()
         _exit(os.EX_TEMPFAIL)  # a compilation that was left behind in a thread would crash an orderly exit
     if isinstance(error, distributed.LostProcessError):
         return _complain(f"{error}; the same command goes on", os.EX_TEMPFAIL)

@@ -28,7 +28,7 @@ class Pretrained(NamedTuple):
     origin: str
 
 
-def load_start(source: epath.PathLike, model: Model) -> Pretrained:
+def load_pretrained_for(source: epath.PathLike, model: Model) -> Pretrained:
     """Load weights for a model; the input size may be another than the one that they were trained at.
 
     Args:
@@ -74,7 +74,7 @@ def _other_preparation(theirs: Model, ours: Model) -> str:
     return f" (which were trained on images of {' and '.join(told)})" if told else ""
 
 
-def start_variables(
+def merge_pretrained(
     pretrained: Pretrained, model: Model, fresh: dict[str, Any], *, init_head: str, class_names: Sequence[str]
 ) -> tuple[dict[str, Any], str]:
     """Take the weights that a run starts from.

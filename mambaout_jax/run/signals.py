@@ -21,7 +21,7 @@ class StopSignals:
     """
 
     def __init__(self) -> None:
-        self._ticks = distributed.Ticks()
+        self._ticks = distributed.StopCoordinator()
         self._former: dict[int, object] = {}
 
     def __enter__(self) -> Self:

@@ -38,17 +38,18 @@ class Progress:
         steps: how many.
         loss_sum: of their losses.
         learning_rate, grad_norm: of the last one.
-        bad_step: the first step whose loss or gradient was not finite, or -1; with its rate, loss and gradient norm.
+        first_nonfinite_step: the first step whose loss or gradient was not finite, or -1.
+        nonfinite_learning_rate, nonfinite_loss, nonfinite_grad_norm: those of that step.
     """
 
     steps: Int[Array, ""]
     loss_sum: Float[Array, ""]
     learning_rate: Float[Array, ""]
     grad_norm: Float[Array, ""]
-    bad_step: Int[Array, ""]
-    bad_learning_rate: Float[Array, ""]
-    bad_loss: Float[Array, ""]
-    bad_grad_norm: Float[Array, ""]
+    first_nonfinite_step: Int[Array, ""]
+    nonfinite_learning_rate: Float[Array, ""]
+    nonfinite_loss: Float[Array, ""]
+    nonfinite_grad_norm: Float[Array, ""]
 
 
 def init_state(model: Model, optimizer: optax.GradientTransformation, key: Key[Array, ""], *, ema: bool) -> TrainState:
@@ -62,13 +63,13 @@ def init_state(model: Model, optimizer: optax.GradientTransformation, key: Key[A
     )
 
 
-def start_from(state: TrainState, variables: dict[str, Any]) -> TrainState:
+def with_variables(state: TrainState, variables: dict[str, Any]) -> TrainState:
     """Put given weights in the place of drawn ones, in the average too; they are copied."""
     copies = [jax.tree.map(jnp.copy, variables) for _ in range(2)]
     return replace(state, variables=copies[0], ema=None if state.ema is None else copies[1])
 
 
-def init_progress() -> Progress:
+def init_step_metrics() -> Progress:
     """Start a new sum."""
     zero, none = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
     return Progress(none, zero, zero, zero, none - 1, zero, zero, zero)

@@ -121,7 +121,7 @@ def claim_workdir(path: epath.PathLike, config: ConfigDict) -> epath.Path:
         raise RunError(f"workdir {workdir} cannot be written ({fault}); name another with --workdir")
     if (kept := workdir / "checkpoints").exists() and not kept.is_dir():
         raise RunError(f"{kept} is no folder; move it, or name another --workdir")
-    if blind := distributed.see_same_folder(workdir):
+    if blind := distributed.check_shared_filesystem(workdir):
         raise RunError(
             f"process 0 does not have the workdir of process {', '.join(map(str, blind))} (here it is {workdir}); name "
             "one that all hosts share"
@@ -203,7 +203,7 @@ def load_run(path: epath.PathLike, weights: str | None = None) -> Run:
     model = build_model(config, environment["num_classes"])
     weights = weights or ("raw" if config.optim.ema_decay is None else "ema")
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
-    abstract = distributed.abstract(
+    abstract = distributed.sharded_shapes(
         model.init, jax.random.key(0), placed=jax.sharding.SingleDeviceSharding(jax.devices()[0])
     )
     step, variables = checkpoints.restore_variables(abstract, [weights])

@@ -135,7 +135,7 @@ def percent_by_guessing(source: ImageSource) -> float:
     for index in indices.tolist():
         try:
             labels[source[index]["label"]] += 1
-        except DataError as error:  # what config.data.bad_records is for
+        except DataError as error:  # what config.data.on_bad_record is for
             failure = error
     if not labels:
         raise RunError(f"none of {len(indices):,} training records can be read ({failure}); prepare the dataset again")

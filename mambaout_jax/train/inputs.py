@@ -38,7 +38,7 @@ def training_batches(
             crop=config.data.crop,
             scale=config.data.crop_scale,
             ratio=config.data.crop_ratio,
-            flip=config.data.flip_rate,
+            flip=config.data.hflip_prob,
             interpolation=config.data.interpolation,
             auto_augment=config.data.auto_augment,
             pipeline=config.data.pipeline,
@@ -50,7 +50,7 @@ def training_batches(
         num_workers=config.data.num_workers,
         host_index=jax.process_index(),
         host_count=jax.process_count(),
-        bad_records=config.data.bad_records,
+        on_bad_record=config.data.on_bad_record,
     )
 
 

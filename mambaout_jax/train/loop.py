@@ -13,16 +13,16 @@ from mambaout_jax import distributed
 from mambaout_jax.data import DataError, WorkerDiedError, open_source
 from mambaout_jax.data.buckets import is_remote
 from mambaout_jax.evaluate.evaluation import Evaluator
-from mambaout_jax.evaluate.scores import describe_view
+from mambaout_jax.evaluate.scores import describe_eval_transform
 from mambaout_jax.report.html import write_report
 from mambaout_jax.run.batch import describe_batch
 from mambaout_jax.run.checkpoints import Checkpoints
 from mambaout_jax.run.config import check_config, flatten_config
 from mambaout_jax.run.errors import RunError, StoppedError
 from mambaout_jax.run.files import write_atomically
-from mambaout_jax.run.pretrained import load_start, start_variables
+from mambaout_jax.run.pretrained import load_pretrained_for, merge_pretrained
 from mambaout_jax.run.signals import StopSignals
-from mambaout_jax.run.state import init_progress, start_from
+from mambaout_jax.run.state import init_step_metrics, with_variables
 from mambaout_jax.run.workdir import (
     build_model,
     check_space,
@@ -72,7 +72,7 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
 
     with StopSignals() as stop, jax.set_mesh(mesh), contextlib.ExitStack() as cleanup:
         # Where it is kept, and where it goes on.
-        distributed.require_same(describe_program(config))
+        distributed.assert_same_on_all_hosts(describe_program(config))
         workdir = claim_workdir(path, config)
         if config.profile.start_step is not None and is_remote(workdir):
             raise RunError("config.profile.start_step is set; a trace is written to a local --workdir only")
@@ -89,14 +89,14 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
             step, evaluated = 0, False
             origin = ""
             if config.init_from is not None:
-                variables, origin = start_variables(
-                    load_start(config.init_from, model),
+                variables, origin = merge_pretrained(
+                    load_pretrained_for(config.init_from, model),
                     model,
                     state.variables,
                     init_head=config.init_head,
                     class_names=source.class_names,
                 )
-                state = jax.jit(start_from, out_shardings=placed)(state, variables)
+                state = jax.jit(with_variables, out_shardings=placed)(state, variables)
         else:
             state, metadata = restored
             _check_dataset(config, metadata, source.fingerprint)
@@ -130,7 +130,7 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
             writer.say(f"not the published recipe: {sentence}")
         log = StepLog(
             writer,
-            jax.jit(init_progress, out_shardings=replicated)(),
+            jax.jit(init_step_metrics, out_shardings=replicated)(),
             batch_size=config.batch_size,
             steps_per_epoch=epoch_steps,
             every=config.log_every_steps,
@@ -165,7 +165,7 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
                     scored = evaluator(weights, predict=best)
                     evaluated = True
                     record = log.stamp(step) | scored.scores | {"skipped": scored.skipped}
-                    writer.evaluation(record, describe_view(evaluator.describe()))
+                    writer.evaluation(record, describe_eval_transform(evaluator.describe()))
                     if scored.predictions is not None and distributed.is_first():
                         scored.predictions.save(workdir / "predictions.npz")
                     save(scored.scores[best]["top1"])

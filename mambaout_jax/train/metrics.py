@@ -206,11 +206,12 @@ class StepLog:
             "skipped": self.skipped,
         }
         self._writer.train(record)
-        if held.bad_step >= 0:
+        if held.first_nonfinite_step >= 0:
             raise DivergedError(
-                f"step {int(held.bad_step) + 1} has loss {held.bad_loss:g} and gradient norm {held.bad_grad_norm:g} at "
-                f"learning rate {held.bad_learning_rate:g}; the last checkpoint is from before. Lower "
-                "config.optim.learning_rate, lengthen config.optim.warmup_epochs or set config.optim.clip_grad_norm"
+                f"step {int(held.first_nonfinite_step) + 1} has loss {held.nonfinite_loss:g} and gradient norm "
+                f"{held.nonfinite_grad_norm:g} at learning rate {held.nonfinite_learning_rate:g}; the last checkpoint "
+                "is from before. Lower config.optim.learning_rate, lengthen config.optim.warmup_epochs or set "
+                "config.optim.clip_grad_norm"
             )
         self.restart()
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from mambaout_jax import distributed
 from mambaout_jax.models import Model
 from mambaout_jax.run.batch import accumulation_steps, check_eval_batch
-from mambaout_jax.run.state import TrainState, init_progress, init_state
+from mambaout_jax.run.state import TrainState, init_state, init_step_metrics
 from mambaout_jax.tasks.classification.mixing import Augmentation
 from mambaout_jax.train.inputs import steps_per_epoch
 from mambaout_jax.train.optimizer import Schedule, adamw, warmup_cosine
@@ -38,8 +38,8 @@ class TrainingProgram(NamedTuple):
     def lower(self) -> jax.stages.Lowered:
         """Trace the step for a mesh that was set, and leave its compilation to the caller."""
         replicated = self.state.step.sharding
-        progress = distributed.abstract(init_progress, placed=replicated)
-        key = distributed.abstract(lambda: jax.random.key(0), placed=replicated)
+        progress = distributed.sharded_shapes(init_step_metrics, placed=replicated)
+        key = distributed.sharded_shapes(lambda: jax.random.key(0), placed=replicated)
         step = jax.jit(self.step, donate_argnums=0, out_shardings=(distributed.shardings(self.state), replicated))
         return step.lower(self.state, progress, self.batch, key)
 
@@ -76,7 +76,7 @@ def training_program(config: ConfigDict, model: Model, num_images: int, mesh: ja
         "image": jax.ShapeDtypeStruct(batch_shape, np.uint8, sharding=sharding),
         "label": jax.ShapeDtypeStruct(batch_shape[:1], np.int32, sharding=sharding),
     }
-    state = distributed.abstract(draw_state, jax.random.key(config.seed), placed=mesh)
+    state = distributed.sharded_shapes(draw_state, jax.random.key(config.seed), placed=mesh)
     return TrainingProgram(epoch_steps, parts, draw_state, step, state, batch)
 
 
@@ -88,7 +88,7 @@ def check_batches(config: ConfigDict, num_devices: int) -> int:
     """
     check_eval_batch(config.eval_batch_size, num_devices)
     mixing_group = config.augment.mixup_group if Augmentation(**config.augment).mixes else 1
-    return accumulation_steps(config.batch_size, num_devices, config.device_batch_size, mixing_group)
+    return accumulation_steps(config.batch_size, num_devices, config.microbatch_size, mixing_group)
 
 
 def build_optimizer(

@@ -35,7 +35,7 @@ def make_train_step(
     spec = model.input_spec
 
     def loss_fn(params: Any, batch_stats: Any, images: Array, targets: Array, key: Key[Array, ""]):
-        variables = {"params": distributed.gather(params), "batch_stats": batch_stats}
+        variables = {"params": distributed.replicate(params), "batch_stats": batch_stats}
         logits, batch_stats = model.apply_train(variables, images, key=key)
         return cross_entropy(logits, targets).mean(), batch_stats
 
@@ -63,8 +63,8 @@ def make_train_step(
             "params": optax.apply_updates(state.variables["params"], updates),
             "batch_stats": batch_stats,
         }
-        progress = _advance(progress, state.step, loss, optax.tree.norm(gradient), schedule(state.step))
-        ema = None if ema_decay is None else _average(state.ema, variables, ema_decay, state.step)
+        progress = _accumulate_metrics(progress, state.step, loss, optax.tree.norm(gradient), schedule(state.step))
+        ema = None if ema_decay is None else _update_ema(state.ema, variables, ema_decay, state.step)
         return TrainState(state.step + 1, variables, ema, opt_state), progress
 
     return train_step
@@ -96,7 +96,7 @@ def _accumulate(grad_fn, variables, images, targets, key, parts: int):
     return gradient, loss, batch_stats
 
 
-def _average(ema: Any, variables: Any, decay: float, step: Int[Array, ""]) -> Any:
+def _update_ema(ema: Any, variables: Any, decay: float, step: Int[Array, ""]) -> Any:
     """Move the average; early on it forgets faster, so that it does not remember the initial values.
 
     Reference: TensorFlow's ExponentialMovingAverage with num_updates, min(decay, (1 + n) / (10 + n)).
@@ -105,17 +105,19 @@ def _average(ema: Any, variables: Any, decay: float, step: Int[Array, ""]) -> An
     return jax.tree.map(lambda old, new: old + (1.0 - decay) * (new - old), ema, variables)
 
 
-def _advance(progress: Progress, step: Array, loss: Array, grad_norm: Array, learning_rate: Array) -> Progress:
+def _accumulate_metrics(
+    progress: Progress, step: Array, loss: Array, grad_norm: Array, learning_rate: Array
+) -> Progress:
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    first_bad = ~finite & (progress.bad_step < 0)
+    first_bad = ~finite & (progress.first_nonfinite_step < 0)
     return replace(
         progress,
         steps=progress.steps + 1,
         loss_sum=progress.loss_sum + loss,
         learning_rate=learning_rate,
         grad_norm=grad_norm,
-        bad_step=jnp.where(first_bad, step, progress.bad_step),
-        bad_learning_rate=jnp.where(first_bad, learning_rate, progress.bad_learning_rate),
-        bad_loss=jnp.where(first_bad, loss, progress.bad_loss),
-        bad_grad_norm=jnp.where(first_bad, grad_norm, progress.bad_grad_norm),
+        first_nonfinite_step=jnp.where(first_bad, step, progress.first_nonfinite_step),
+        nonfinite_learning_rate=jnp.where(first_bad, learning_rate, progress.nonfinite_learning_rate),
+        nonfinite_loss=jnp.where(first_bad, loss, progress.nonfinite_loss),
+        nonfinite_grad_norm=jnp.where(first_bad, grad_norm, progress.nonfinite_grad_norm),
     )

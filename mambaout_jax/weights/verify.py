@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from mambaout_jax.models import VARIANTS, Model, create_model, inference_options
+from mambaout_jax.models import VARIANTS, Model, cpu_compiler_options, create_model
 from mambaout_jax.weights.errors import ConvertError
 from mambaout_jax.weights.hub import PREFIXES
 from mambaout_jax.weights.key_maps import BUILT_BY_TIMM
@@ -39,7 +39,7 @@ class LogitsCheck:
         )
         # A TPU would compute float32 products from bfloat16 passes otherwise.
         with jax.default_matmul_precision("highest"):
-            self._apply = jax.jit(exact.apply, compiler_options=inference_options()).lower(*shapes).compile()
+            self._apply = jax.jit(exact.apply, compiler_options=cpu_compiler_options()).lower(*shapes).compile()
         self._expected = self._logits(reference)
 
     def _logits(self, variables: dict[str, Any]) -> np.ndarray:

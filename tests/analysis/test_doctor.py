@@ -7,11 +7,11 @@ import pytest
 
 from mambaout_jax.__main__ import main
 from mambaout_jax.run import doctor
-from mambaout_jax.run.doctor import Finding
+from mambaout_jax.run.doctor import Check
 from tests.processes import run_python
 from tests.train import tiny
 
-MIXED = [f"--config={tiny.DIGITS}", "--config.augment.mixup_alpha=1.0", "--config.augment.mix_rate=1.0"]
+MIXED = [f"--config={tiny.DIGITS}", "--config.augment.mixup_alpha=1.0", "--config.augment.mixup_prob=1.0"]
 
 
 def look(data=None, workdir=None):
@@ -31,14 +31,14 @@ def test_a_sound_host_has_no_faults(tmp_path):
 
 
 def test_the_odd_one_is_named():
-    findings = [Finding("jax", version, alike=True) for version in ("0.12", "0.10", "0.12")]
+    findings = [Check("jax", version, alike=True) for version in ("0.12", "0.10", "0.12")]
     line = doctor._compare(findings)
     assert line.value == "0.12"
     assert line.faults == ("process 1: 0.10 where most have 0.12; make them equal",)
 
 
 def test_hosts_that_may_differ_are_all_shown():
-    line = doctor._compare([Finding("reading", "5 records/s"), Finding("reading", "7 records/s")])
+    line = doctor._compare([Check("reading", "5 records/s"), Check("reading", "7 records/s")])
     assert line == ("reading", "5 records/s, 7 records/s", ())
 
 

@@ -4,7 +4,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from mambaout_jax.data import DataError
-from mambaout_jax.data.eval_sets import EVAL_SETS, open_eval_set, ranked_classes
+from mambaout_jax.data.eval_sets import EVAL_SETS, class_mask_of, open_eval_set
 from mambaout_jax.data.sources import LABEL_FEATURES
 from tests.data import small_eval_sets
 
@@ -54,7 +54,7 @@ def test_v2_is_matched_frequency_unless_another_is_named(sets_dir, name, labels)
 
 
 def test_only_the_classes_that_occur_in_a_and_r_are_ranked(sets_dir):
-    ranked = {name: ranked_classes(open_eval_set(name, sets_dir)) for name in EVAL_SETS}
+    ranked = {name: class_mask_of(open_eval_set(name, sets_dir)) for name in EVAL_SETS}
     assert {name: mask.nonzero()[0].tolist() for name, mask in ranked.items() if not mask.all()} == {
         "imagenet_a": [5, 7, 999],
         "imagenet_r": [0, 3],

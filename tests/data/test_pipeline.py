@@ -246,7 +246,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
 def test_skipping_trains_on_the_next_record_that_decodes_and_counts():
     good = take(train_batches(NumberedSource(10), RESIZE, batch_size=5, steps_per_epoch=2, seed=0), 2)
     source = NumberedSource(10, bad=(8, 9), unreadable=(3,))
-    batches = take(train_batches(source, RESIZE, batch_size=5, steps_per_epoch=2, seed=0, bad_records="skip"), 2)
+    batches = take(train_batches(source, RESIZE, batch_size=5, steps_per_epoch=2, seed=0, on_bad_record="skip"), 2)
     substitutes = {8: (0, 2), 9: (0, 1), 3: (4, 1)}
     for whole, skipped in zip(good, batches, strict=True):
         expected = [substitutes.get(label, (label, 0)) for label in whole["label"].tolist()]
@@ -256,21 +256,21 @@ def test_skipping_trains_on_the_next_record_that_decodes_and_counts():
 
 def test_skipping_in_evaluation_masks_the_row_and_counts():
     source = NumberedSource(5, bad=(1,), unreadable=(4,))
-    batches = list(eval_batches(source, EVAL, batch_size=4, bad_records="skip"))
+    batches = list(eval_batches(source, EVAL, batch_size=4, on_bad_record="skip"))
     assert np.concatenate([b["mask"] for b in batches]).tolist() == [True, False, True, True] + [False] * 4
     assert np.concatenate([b["skipped"] for b in batches]).tolist() == [0, 1, 0, 0, 1, 0, 0, 0]
 
 
 def test_skipping_ends_when_nothing_decodes():
     source = NumberedSource(6, bad=tuple(range(6)))
-    batches = train_batches(source, RESIZE, batch_size=2, steps_per_epoch=3, seed=0, bad_records="skip")
+    batches = train_batches(source, RESIZE, batch_size=2, steps_per_epoch=3, seed=0, on_bad_record="skip")
     with pytest.raises(DataError, match="nor do the 5 before it"):
         next(batches)
 
 
 def test_real_broken_files_are_found(data_dir):
     source = open_source("photos/broken", "train", data_dir)
-    batches = list(eval_batches(source, EVAL, batch_size=8, bad_records="skip"))
+    batches = list(eval_batches(source, EVAL, batch_size=8, on_bad_record="skip"))
     assert sum(int(batch["skipped"].sum()) for batch in batches) == 5
     with pytest.raises(DataError, match="of dataset 'photos/broken': not an image that Pillow decodes"):
         list(eval_batches(source, EVAL, batch_size=8))
@@ -290,7 +290,7 @@ def test_real_broken_files_are_found(data_dir):
         ({"seed": -1}, "seed is -1"),
         ({"seed": 2**32}, "seed is 4294967296"),
         ({"host_index": 1}, "host_index is 1; expected 0 to 0"),
-        ({"bad_records": "ignore"}, "bad_records is 'ignore'; expected 'stop' or 'skip'"),
+        ({"on_bad_record": "ignore"}, "on_bad_record is 'ignore'; expected 'raise' or 'skip'"),
     ],
 )
 def test_arguments_that_do_not_fit_are_named_before_anything_is_read(options, words):

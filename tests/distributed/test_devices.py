@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mambaout_jax import distributed
-from mambaout_jax.run.state import init_progress
+from mambaout_jax.run.state import init_step_metrics
 from mambaout_jax.run.workdir import build_model
 from mambaout_jax.tasks.classification.mixing import Augmentation, augment
 from mambaout_jax.train.program import training_program
@@ -30,10 +30,10 @@ CHANGES = {
     "model.dims": (32, 64),
     "augment.mixup_alpha": 0.8,
     "augment.cutmix_alpha": 1.0,
-    "augment.mix_rate": 1.0,
+    "augment.mixup_prob": 1.0,
     "augment.mixup_group": 8,
 }
-ERASING = {"augment.erase_rate": 0.25, "augment.rotate_degrees": 5.0}
+ERASING = {"augment.random_erasing_prob": 0.25, "augment.rotate_degrees": 5.0}
 COLLECTIVE = re.compile(r"(?:all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
 
 
@@ -47,7 +47,7 @@ def train_steps(mesh, **changes):
     with jax.set_mesh(mesh):
         step = program.lower().compile()
         draw = jax.jit(lambda: program.draw_state(jax.random.key(0)), out_shardings=placed)
-        state, progress, key = draw(), jax.jit(init_progress, out_shardings=replicated)(), jax.random.key(1)
+        state, progress, key = draw(), jax.jit(init_step_metrics, out_shardings=replicated)(), jax.random.key(1)
         key = jax.device_put(key, replicated)
         for number in range(STEPS):
             images = rng.integers(0, 256, (64, 32, 32, 1), np.uint8)

@@ -6,14 +6,15 @@ import time
 
 import jax
 import pytest
+from jax._src import distributed as jax_distributed
 
 from mambaout_jax import distributed
 from tests.processes import run_python
 
 
 def test_alone_there_is_nobody_to_wait_for():
-    assert distributed.exchange("somewhere", "word") == ["word"]
-    distributed.require_same({"python": "3"})
+    assert distributed.allgather_strings("somewhere", "word") == ["word"]
+    distributed.assert_same_on_all_hosts({"python": "3"})
     assert distributed.is_first()
 
 
@@ -29,7 +30,7 @@ def test_alone_there_is_nobody_to_wait_for():
 )
 def test_a_place_that_does_not_fit_is_named(arguments, sentence):
     with pytest.raises(distributed.ParallelError, match=sentence):
-        distributed.start(*arguments)
+        distributed.initialize(*arguments)
 
 
 def test_a_port_in_use_is_named():
@@ -38,20 +39,20 @@ def test_a_port_in_use_is_named():
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(distributed.ParallelError, match=f"port {port} of --coordinator cannot be had"):
-            distributed.start(f"localhost:{port}", 2, 0)
+            distributed.initialize(f"localhost:{port}", 2, 0)
 
 
 def test_words_come_in_order_and_who_is_missing_is_named():
     program = textwrap.dedent("""
         import time
-        print(distributed.exchange("greeting", f"from {process}"), distributed.exchange("greeting"))
+        print(distributed.allgather_strings("greeting", f"from {process}"), distributed.allgather_strings("greeting"))
         try:
-            distributed.require_same({"jax": "1" if process == 1 else "2", "python": "3"})
+            distributed.assert_same_on_all_hosts({"jax": "1" if process == 1 else "2", "python": "3"})
         except distributed.ParallelError as error:
             print(error)
         if process != 1:
             try:
-                distributed.exchange("saving step 5", seconds=5)
+                distributed.allgather_strings("saving step 5", seconds=5)
             except distributed.LostProcessError as error:
                 print(error)
     """)
@@ -65,7 +66,10 @@ def test_words_come_in_order_and_who_is_missing_is_named():
 
 
 def test_who_left_after_a_failure_is_heard_of():
-    program = "print(distributed.leave_alone() if process == 1 else distributed.leave_after_others())"
+    program = (
+        "print(distributed.shutdown_after_local_failure() if process == 1 "
+        "else distributed.shutdown_after_remote_failure())"
+    )
     assert run_python(program, 2) == ["True\n", "None\n"]
 
 
@@ -74,10 +78,10 @@ def test_arrays_are_placed_without_the_others():
     program = textwrap.dedent("""
         import jax.numpy as jnp, numpy as np
         mesh = distributed.make_mesh(fsdp=2)
-        described = distributed.abstract(lambda: jnp.zeros((2, 2**14)), placed=mesh)
+        described = distributed.sharded_shapes(lambda: jnp.zeros((2, 2**14)), placed=mesh)
         if process == 0:
             arrays = np.arange(3), np.zeros((2, 2**14), np.float32)
-            whole, split = distributed.place(arrays, (distributed.replicated(mesh), described.sharding))
+            whole, split = distributed.put_global(arrays, (distributed.replicated(mesh), described.sharding))
             print(np.asarray(whole.addressable_data(0)), split.shape, split.addressable_data(0).shape)
     """)
     assert run_python(program, 2) == ["[0 1 2] (2, 16384) (2, 8192)\n", ""]
@@ -87,13 +91,13 @@ def test_all_stop_after_the_same_tick_though_one_was_asked_and_one_is_slow():
     # What a tick does is done together: nobody is more than one ahead.
     program = textwrap.dedent("""
         import time
-        ticks = distributed.Ticks()
+        ticks = distributed.StopCoordinator()
         done = 0
         while ticks.go_on():
             done += 1
             if process == 1 and done == 4:
                 ticks.stop("SIGTERM")
-            distributed.exchange("a step")
+            distributed.allgather_strings("a step")
             time.sleep(0.05 * process)
         print(done, ticks.over(), ticks.reason)
     """)
@@ -114,7 +118,7 @@ def test_stopping_that_fails_is_no_stop(asked, monkeypatch):
 
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(jax_distributed.global_state, "client", NoAnswer())
-    ticks = distributed.Ticks()
+    ticks = distributed.StopCoordinator()
 
     def ask():
         for _ in range(100):

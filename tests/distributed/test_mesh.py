@@ -57,6 +57,6 @@ def test_a_split_that_does_not_fit_the_devices_is_refused():
 
 def test_on_one_device_nothing_is_gathered():
     weights = {"w": jnp.ones((2, 2))}
-    assert distributed.gather(weights) is weights
+    assert distributed.replicate(weights) is weights
     with jax.set_mesh(distributed.make_mesh()):
-        assert distributed.gather(weights) is weights
+        assert distributed.replicate(weights) is weights

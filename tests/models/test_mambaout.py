@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 import mambaout_jax as mo
-from mambaout_jax.models import VARIANTS, MambaOut, ModelError, inference_options
+from mambaout_jax.models import VARIANTS, MambaOut, ModelError, cpu_compiler_options
 from mambaout_jax.models.layers.basic import drop_path
 from mambaout_jax.models.mambaout.model import GatedCNNBlock
 from tests.marks import slow_but
@@ -210,7 +210,7 @@ def test_a_program_for_cpus_does_not_hold_the_weights_twice():
     model = mo.create_model("mambaout_base", depths=(1, 1, 1, 6))
     variables = jax.eval_shape(model.init, jax.random.key(0))
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    program = jax.jit(model.apply, compiler_options=inference_options()).lower(variables, images).compile()
+    program = jax.jit(model.apply, compiler_options=cpu_compiler_options()).lower(variables, images).compile()
     memory = program.memory_analysis()
     assert memory.temp_size_in_bytes < memory.argument_size_in_bytes / 4
 

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from mambaout_jax.models.layers.basic import uniform_within
-from mambaout_jax.models.layers.selective_ssm import SelectiveSSM, scan_map
+from mambaout_jax.models.layers.selective_ssm import SelectiveSSM, scan_2d
 from mambaout_jax.ops import SCAN_ORDERS
 
 
@@ -132,7 +132,7 @@ def reached(scan_order, size=(3, 4)):
     x = jax.random.normal(jax.random.key(4), (1, *size, 2))
 
     def outputs(x):
-        return scan_map([merge(p) for p in params], x, scan_order).sum((0, 3)).reshape(-1)
+        return scan_2d([merge(p) for p in params], x, scan_order).sum((0, 3)).reshape(-1)
 
     return np.abs(jax.jit(jax.jacrev(outputs))(x)).sum((1, -1)).reshape(size[0] * size[1], -1) > 0
 
@@ -152,7 +152,7 @@ def test_cross_order_treats_a_map_and_its_transpose_alike():
     x = jax.random.normal(jax.random.key(4), (1, 3, 5, 2))
 
     def run(x, order):
-        return scan_map([merge(params[index]) for index in order], x, "cross")
+        return scan_2d([merge(params[index]) for index in order], x, "cross")
 
     plain, turned = jax.jit(lambda x: (run(x, (0, 1, 2, 3)), run(x.swapaxes(1, 2), (2, 3, 0, 1))))(x)
     np.testing.assert_allclose(plain, turned.swapaxes(1, 2), rtol=1e-5, atol=1e-6)

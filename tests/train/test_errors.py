@@ -7,7 +7,7 @@ import pytest
 
 from mambaout_jax.data import WorkerDiedError
 from mambaout_jax.run import errors
-from mambaout_jax.run.errors import USER_ERRORS, DivergedError, StoppedError, tell_ending
+from mambaout_jax.run.errors import USER_ERRORS, DivergedError, StoppedError, report_error
 
 NO_DEVICE = "Unable to initialize backend 'tpu': NOT_FOUND: TPU initialization failed: No jellyfish device found"
 
@@ -29,7 +29,7 @@ NO_DEVICE = "Unable to initialize backend 'tpu': NOT_FOUND: TPU initialization f
     ],
 )
 def test_known_endings_are_a_sentence_and_a_code(capsys, error, code, sentence):
-    assert tell_ending(error, "runs/x") == code
+    assert report_error(error, "runs/x") == code
     assert capsys.readouterr() == ("", f"error: {sentence}\n")
 
 
@@ -39,7 +39,7 @@ def test_a_signal_ends_the_process_at_once(monkeypatch, capsys):
 
     monkeypatch.setattr(errors.os, "_exit", leave)
     with pytest.raises(SystemExit) as ending:
-        tell_ending(StoppedError("stopped by SIGTERM"), "runs/x")
+        report_error(StoppedError("stopped by SIGTERM"), "runs/x")
     assert ending.value.code == os.EX_TEMPFAIL
     assert capsys.readouterr().err == "error: stopped by SIGTERM; everything is saved, the same command goes on\n"
 
@@ -47,5 +47,5 @@ def test_a_signal_ends_the_process_at_once(monkeypatch, capsys):
 @pytest.mark.parametrize("error", [ValueError("the sum"), OSError("no such file"), ZeroDivisionError()])
 def test_a_failure_of_the_program_is_not_hidden(error):
     with pytest.raises(type(error)) as raised:
-        tell_ending(error, "runs/x")
+        report_error(error, "runs/x")
     assert raised.value is error

@@ -18,7 +18,7 @@ SMALL = {
     "data.name": "thousand",
     "num_epochs": 4,
     "batch_size": 64,
-    "device_batch_size": 32,
+    "microbatch_size": 32,
     "eval_batch_size": 32,
     "eval_every_epochs": 4,
     "log_every_steps": 1,

@@ -116,7 +116,7 @@ def draws(settings, groups=4000, h=20, w=30):
 
 
 def test_mixup_and_cutmix_are_drawn_at_the_switch_rate():
-    draw = draws(Augmentation(mixup_alpha=0.8, cutmix_alpha=1.0, mix_rate=0.9, switch_rate=0.3, mixup_group=2))
+    draw = draws(Augmentation(mixup_alpha=0.8, cutmix_alpha=1.0, mixup_prob=0.9, mixup_switch_prob=0.3, mixup_group=2))
     cut, on = np.asarray(draw.cut), np.asarray(draw.share) < 1
     assert not (cut & ~on).any()
     assert abs(on.mean() - 0.9) < 0.02
@@ -124,12 +124,12 @@ def test_mixup_and_cutmix_are_drawn_at_the_switch_rate():
 
 
 def test_every_group_is_cut_without_mixup_and_none_without_cutmix():
-    assert draws(Augmentation(cutmix_alpha=1.0, mix_rate=1.0)).cut.all()
-    assert not draws(Augmentation(mixup_alpha=1.0, mix_rate=1.0)).cut.any()
+    assert draws(Augmentation(cutmix_alpha=1.0, mixup_prob=1.0)).cut.all()
+    assert not draws(Augmentation(mixup_alpha=1.0, mixup_prob=1.0)).cut.any()
 
 
 def test_cutmix_share_is_corrected_to_the_clipped_box():
-    draw = draws(Augmentation(cutmix_alpha=1.0, mix_rate=1.0), groups=400)
+    draw = draws(Augmentation(cutmix_alpha=1.0, mixup_prob=1.0), groups=400)
     area = np.asarray(cutmix_box(draw, 20, 30)).sum((1, 2)) / (20 * 30)
     # The partner of an image that is alone in its group is itself: groups of two show the share.
     pairs = Mix(*(value[:200] for value in draw))
@@ -140,9 +140,9 @@ def test_cutmix_share_is_corrected_to_the_clipped_box():
 
 
 def test_shares_follow_their_betas_and_centres_are_uniform():
-    blended = draws(Augmentation(mixup_alpha=0.8, mix_rate=1.0))
+    blended = draws(Augmentation(mixup_alpha=0.8, mixup_prob=1.0))
     assert stats.kstest(np.asarray(blended.share), stats.beta(0.8, 0.8).cdf).pvalue > 1e-3
-    cut = draws(Augmentation(cutmix_alpha=1.0, mix_rate=1.0))
+    cut = draws(Augmentation(cutmix_alpha=1.0, mixup_prob=1.0))
     assert stats.kstest(np.asarray(cut.share), stats.uniform.cdf).pvalue > 1e-3
     for centre, size in ((cut.row, 20), (cut.column, 30)):
         assert stats.chisquare(np.bincount(np.asarray(centre), minlength=size)).pvalue > 1e-3
@@ -151,7 +151,7 @@ def test_shares_follow_their_betas_and_centres_are_uniform():
 @pytest.mark.optimized
 def test_a_compiler_that_fuses_the_sum_moves_next_to_no_rounded_pixel():
     images = jnp.asarray(np.random.default_rng(5).integers(0, 256, (64, 48, 48, 3)), jnp.float32)
-    draw = draws(Augmentation(mixup_alpha=0.8, mix_rate=1.0), groups=32)
+    draw = draws(Augmentation(mixup_alpha=0.8, mixup_prob=1.0), groups=32)
     settings = Augmentation(mixup_group=2, round_mixed=True)
     plain, compiled = (f(images, jnp.eye(64), draw, settings)[0] for f in (mix, jax.jit(mix, static_argnums=3)))
     apart = np.abs(np.asarray(plain - compiled))
@@ -223,13 +223,13 @@ def test_rectangles_reach_every_border():
 
 def test_erasing_follows_mixing_and_normalisation_and_leaves_targets():
     images = jnp.asarray(np.random.default_rng(2).integers(0, 256, (128, 24, 24, 3), np.uint8))
-    settings = Augmentation(mixup_alpha=0.8, cutmix_alpha=1.0, mix_rate=1.0, mixup_group=4, label_smoothing=0.1)
+    settings = Augmentation(mixup_alpha=0.8, cutmix_alpha=1.0, mixup_prob=1.0, mixup_group=4, label_smoothing=0.1)
     (mixed, targets), (x, erased_targets) = (
         augment(
             images,
             jnp.arange(128) % 10,
             KEY,
-            settings._replace(erase_rate=rate),
+            settings._replace(random_erasing_prob=rate),
             num_classes=10,
             mean=(0.4, 0.5, 0.6),
             std=(0.1, 0.2, 0.3),

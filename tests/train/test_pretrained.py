@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mambaout_jax.run.errors import RunError
-from mambaout_jax.run.pretrained import load_start, start_variables
+from mambaout_jax.run.pretrained import load_pretrained_for, merge_pretrained
 from mambaout_jax.run.workdir import build_model
 from mambaout_jax.weights import ConvertError
 from tests.train import tiny, written_run
@@ -23,8 +23,8 @@ def run(tmp_path_factory):
 def load(workdir, names=NAMES, init_head="keep", **changes):
     model = build_model(tiny.config(**changes), len(names))
     fresh = model.init(jax.random.key(9))
-    variables, sentence = start_variables(
-        load_start(workdir, model), model, fresh, init_head=init_head, class_names=names
+    variables, sentence = merge_pretrained(
+        load_pretrained_for(workdir, model), model, fresh, init_head=init_head, class_names=names
     )
     return variables, sentence, fresh
 

@@ -114,7 +114,7 @@ def test_a_signal_to_one_that_still_compiles_stops_all(tmp_path):
             train(tiny.config(), workdir)
         except StoppedError as error:
             print(error, flush=True)
-            distributed.leave()
+            distributed.shutdown()
             os._exit(0)
     """)
     assert [out.splitlines()[-1] for out in run_python(program, 2)] == ["stopped by SIGTERM of process 1"] * 2

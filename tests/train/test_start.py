@@ -67,7 +67,7 @@ def test_weights_of_another_model_are_refused_before_anything_runs(trained, tmp_
 @pytest.mark.slow
 def test_run_says_how_its_batch_is_computed_and_how_it_departs_from_the_recipe(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(recipe, "DATASET", "digits")
-    train(tiny.config(num_epochs=1, device_batch_size=100), tmp_path / "run")
+    train(tiny.config(num_epochs=1, microbatch_size=100), tmp_path / "run")
     said = capfd.readouterr().err
     assert "a step takes 256 images, on one device, accumulated over 4 parts of 64" in said
     assert re.search(

@@ -9,7 +9,7 @@ import pytest
 
 import mambaout_jax as mo
 from mambaout_jax.evaluate.step import make_eval_step, rank_of_labels
-from mambaout_jax.run.state import TrainState, init_progress
+from mambaout_jax.run.state import TrainState, init_step_metrics
 from mambaout_jax.tasks.classification.mixing import Augmentation
 from mambaout_jax.train.optimizer import adamw
 from mambaout_jax.train.step import make_train_step
@@ -64,7 +64,7 @@ def plain(model):
 def gradient_of(model, **options):
     """Recover the gradient from a step of plain descent at rate 1."""
     step, state = step_of(model, optax.sgd(1.0), **options)
-    after, progress = step(state, init_progress(), batch(), KEY)
+    after, progress = step(state, init_step_metrics(), batch(), KEY)
     return jax.tree.map(np.subtract, state.variables["params"], after.variables["params"]), progress
 
 
@@ -82,7 +82,7 @@ def test_steps_lower_the_loss_and_are_counted(plain):
     step, state = plain
     losses = []
     for _ in range(12):
-        state, progress = step(state, init_progress(), batch(), KEY)
+        state, progress = step(state, init_step_metrics(), batch(), KEY)
         losses.append(float(progress.loss_sum))
     assert losses[-1] < 0.85 * losses[0]
     assert int(state.step) == 12
@@ -90,25 +90,25 @@ def test_steps_lower_the_loss_and_are_counted(plain):
 
 def test_progress_sums_the_steps(plain):
     step, state = plain
-    progress, losses = init_progress(), []
+    progress, losses = init_step_metrics(), []
     for _ in range(3):
-        _, alone = step(state, init_progress(), batch(), KEY)
+        _, alone = step(state, init_step_metrics(), batch(), KEY)
         state, progress = step(state, progress, batch(), KEY)
         losses.append(float(alone.loss_sum))
     assert int(progress.steps) == 3
     np.testing.assert_allclose(progress.loss_sum, sum(losses), rtol=1e-6)
-    assert int(progress.bad_step) == -1
+    assert int(progress.first_nonfinite_step) == -1
 
 
 def test_first_step_that_is_not_finite_is_remembered(plain):
     step, state = plain
-    state, progress = step(state, init_progress(), batch(), KEY)
+    state, progress = step(state, init_step_metrics(), batch(), KEY)
     state.variables["params"]["head"]["fc"]["bias"] = jnp.full(4, jnp.nan, jnp.float32)
     for _ in range(3):
         state, progress = step(state, progress, batch(), KEY)
-    assert int(progress.bad_step) == 1
-    np.testing.assert_allclose(progress.bad_learning_rate, 1e-2)
-    assert np.isnan(progress.bad_loss)
+    assert int(progress.first_nonfinite_step) == 1
+    np.testing.assert_allclose(progress.nonfinite_learning_rate, 1e-2)
+    assert np.isnan(progress.nonfinite_loss)
 
 
 def test_average_follows_its_formula(model):
@@ -119,20 +119,20 @@ def test_average_follows_its_formula(model):
 
     expected = leaf(state.variables)
     for n in range(6):
-        state, _ = step(state, init_progress(), batch(seed=n), KEY)
+        state, _ = step(state, init_step_metrics(), batch(seed=n), KEY)
         decay = min(0.5, (1 + n) / (10 + n))
         expected = decay * expected + (1 - decay) * leaf(state.variables)
     np.testing.assert_allclose(leaf(state.ema), expected, rtol=1e-5, atol=1e-7)
 
 
 def test_steps_draw_anew_and_runs_draw_alike(model):
-    step, state = step_of(model, augmentation=Augmentation(pad=4, mixup_alpha=0.8, mix_rate=1.0, mixup_group=4))
-    first, again = (step(state, init_progress(), batch(), KEY)[1].loss_sum for _ in range(2))
+    step, state = step_of(model, augmentation=Augmentation(pad=4, mixup_alpha=0.8, mixup_prob=1.0, mixup_group=4))
+    first, again = (step(state, init_step_metrics(), batch(), KEY)[1].loss_sum for _ in range(2))
     assert first == again
     later = jax.tree.map(lambda x: x, state)
     later = type(state)(state.step + 1, later.variables, later.ema, later.opt_state)
-    assert step(later, init_progress(), batch(), KEY)[1].loss_sum != first
-    assert step(state, init_progress(), batch(), jax.random.key(2))[1].loss_sum != first
+    assert step(later, init_step_metrics(), batch(), KEY)[1].loss_sum != first
+    assert step(state, init_step_metrics(), batch(), jax.random.key(2))[1].loss_sum != first
 
 
 def ragged_labels(rng, rows, num_classes, most):

@@ -16,13 +16,13 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Key
 
 from mambaout_jax.models.errors import ModelError
-from mambaout_jax.ops import gelu, layer_norm, product, strided_conv2d
+from mambaout_jax.ops import gelu, layer_norm, matmul, strided_conv2d
 
 # An initializer maps standard normal noise of the parameter's shape to its values. `Model.init` draws the noise of all
 # parameters at once: a draw each would take the compiler half a second each.
 Initializer = Callable[[Float[Array, "..."]], Float[Array, "..."]]
 
-COSTLY = "costly"
+SAVEABLE = "saveable"
 
 ACTIVATIONS = {
     "gelu": gelu,
@@ -71,9 +71,9 @@ def per_channel(value: Float[Array, " d"] | nnx.Param, x: Float[Array, "*batch d
     return value.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
 
 
-def costly(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+def saveable(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Mark what the backward pass should find rather than compute again, where it does not find everything."""
-    return checkpoint_name(x, COSTLY)
+    return checkpoint_name(x, SAVEABLE)
 
 
 def activation(name: str) -> Callable[[Float[Array, "..."]], Float[Array, "..."]]:
@@ -105,23 +105,23 @@ class Linear(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
-        return self.split(x, [])[0]
+        return self.apply_split(x, [])[0]
 
-    def split(self, x: Float[Array, "*batch i"], at: Sequence[int]) -> list[Float[Array, "*batch _"]]:
+    def apply_split(self, x: Float[Array, "*batch i"], at: Sequence[int]) -> list[Float[Array, "*batch _"]]:
         """Compute the outputs in the parts that `jnp.split` would cut, a product each: nothing is cut or copied."""
         x = x.astype(self.dtype)
         bounds = [0, *at, self.weight.shape[1]]
         return [self._product(x, slice(*pair)) for pair in itertools.pairwise(bounds)]
 
     def _product(self, x, outputs):
-        y = product(x, self.weight[:, outputs].astype(self.dtype))
-        return costly(y if self.bias is None else y + per_channel(self.bias[outputs], y))
+        y = matmul(x, self.weight[:, outputs].astype(self.dtype))
+        return saveable(y if self.bias is None else y + per_channel(self.bias[outputs], y))
 
-    def of_parts(self, *parts: Float[Array, "*batch _"]) -> Float[Array, "*batch o"]:
+    def apply_concat(self, *parts: Float[Array, "*batch _"]) -> Float[Array, "*batch o"]:
         """Apply to the concatenation of parts, a product each, without concatenating them."""
         weights = jnp.split(self.weight.astype(self.dtype), np.cumsum([part.shape[-1] for part in parts[:-1]]))
-        y = sum(product(part.astype(self.dtype), weight) for part, weight in zip(parts, weights, strict=True))
-        return costly(y if self.bias is None else y + per_channel(self.bias, y))
+        y = sum(matmul(part.astype(self.dtype), weight) for part, weight in zip(parts, weights, strict=True))
+        return saveable(y if self.bias is None else y + per_channel(self.bias, y))
 
 
 class Conv2d(nnx.Module):

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from mambaout_jax.models.layers.basic import COSTLY
+from mambaout_jax.models.layers.basic import SAVEABLE
 
-# What the backward pass computes again. "cheap" is all between what `layers.costly` marks: norms, activations, gates.
+# What the backward pass computes again; "save_matmuls": all but what `saveable` marks, so norms, activations and gates.
 REMAT: Mapping[str, Callable[..., Any] | None] = MappingProxyType(
     {
         "none": None,
-        "cheap": jax.checkpoint_policies.save_only_these_names(COSTLY),
+        "save_matmuls": jax.checkpoint_policies.save_only_these_names(SAVEABLE),
         "full": jax.checkpoint_policies.nothing_saveable,
     }
 )

@@ -193,4 +193,4 @@ class _Block(nnx.Module):
         return self.out_proj(y), BlockState(window, ssm)
 
     def _split(self, x):
-        return self.in_proj.split(x, [self.out_proj.weight.shape[0]])
+        return self.in_proj.apply_split(x, [self.out_proj.weight.shape[0]])

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from mambaout_jax.models.layers.basic import Linear, costly, ones, parameter, uniform, uniform_within
-from mambaout_jax.ops import SCAN_ORDERS, flatten_map, product, selective_scan, selective_scan_step, unflatten_map
+from mambaout_jax.models.layers.basic import Linear, ones, parameter, saveable, uniform, uniform_within
+from mambaout_jax.ops import SCAN_ORDERS, flatten_map, matmul, selective_scan, selective_scan_step, unflatten_map
 
 # Step sizes start log-uniform between these, and nowhere below the floor.
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
@@ -60,7 +60,7 @@ class SelectiveSSM(nnx.Module):
         rank, (_, d_state) = self.dt_proj.weight.shape[0], self.A_log.shape
         dt, B, C = jnp.split(self.x_proj(x), [rank, rank + d_state], axis=-1)
         # Without its bias, which the scan adds in float32.
-        return costly(product(dt, self.dt_proj.weight.astype(self.dtype))), B, C
+        return saveable(matmul(dt, self.dt_proj.weight.astype(self.dtype))), B, C
 
     def _decay(self):
         return -jnp.exp(self.A_log[...])
@@ -69,7 +69,7 @@ class SelectiveSSM(nnx.Module):
         return {"delta_bias": self.dt_proj.bias[...], "delta_softplus": True}
 
 
-def scan_map(ssms: Sequence[SelectiveSSM], x: Float[Array, "b h w c"], scan_order: str) -> Float[Array, "b h w c"]:
+def scan_2d(ssms: Sequence[SelectiveSSM], x: Float[Array, "b h w c"], scan_order: str) -> Float[Array, "b h w c"]:
     """Scan a map along each direction of an order, by a layer each, and add the results."""
     _, h, w, _ = x.shape
     lines = [

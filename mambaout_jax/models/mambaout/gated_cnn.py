@@ -11,14 +11,14 @@ from mambaout_jax.models.layers.basic import (
     LayerScale,
     Linear,
     activation,
-    costly,
     drop_path,
     normal,
     parameter,
     per_channel,
+    saveable,
     zeros,
 )
-from mambaout_jax.models.layers.selective_ssm import SelectiveSSM, scan_map
+from mambaout_jax.models.layers.selective_ssm import SelectiveSSM, scan_2d
 from mambaout_jax.ops import SCAN_ORDERS, depthwise_conv2d
 
 # timm builds LayerScale without the configured value, so that training starts here whatever `ls_init_value` says.
@@ -35,7 +35,7 @@ class DepthwiseConv2d(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         y = depthwise_conv2d(x.astype(self.dtype), self.weight.astype(self.dtype))
-        return costly(y + per_channel(self.bias, y))
+        return saveable(y + per_channel(self.bias, y))
 
 
 class GatedCNNBlock(nnx.Module):
@@ -84,11 +84,13 @@ class GatedCNNBlock(nnx.Module):
     ) -> Float[Array, "b h w d"]:
         act = activation(self.act_layer)
         hidden, conv = self.fc2.weight.shape[0], self.conv_channels
-        kept_gate, conv_gate, kept, value = self.fc1.split(self.norm(x), [hidden - conv, hidden, 2 * hidden - conv])
+        kept_gate, conv_gate, kept, value = self.fc1.apply_split(
+            self.norm(x), [hidden - conv, hidden, 2 * hidden - conv]
+        )
         value = self.conv(value)
         if self.ssm is not None:
-            value = costly(scan_map(self.ssm, jax.nn.silu(value), self.scan_order))
-        y = self.fc2.of_parts(act(kept_gate) * kept, act(conv_gate) * value)
+            value = saveable(scan_2d(self.ssm, jax.nn.silu(value), self.scan_order))
+        y = self.fc2.apply_concat(act(kept_gate) * kept, act(conv_gate) * value)
         if self.ls is not None:
             y = self.ls(y)
         return x + drop_path(y, drop_path_rate, key)

@@ -109,8 +109,8 @@ class MambaOut(nnx.Module):
             sees later places: up to 3 rows and columns further at kernel_size 7.
         dtype: "float32" or "bfloat16", for matrix products and convolutions.
         scan_blocks: compile one block of each stage, and run it as often as the stage has blocks.
-        remat: what of a block the backward pass computes again instead of finding it in memory: "none", "cheap" (all
-            but products, convolutions and scans) or "full".
+        remat: what the backward pass recomputes of a block instead of storing it: "none", "save_matmuls" (all but
+            matrix products, convolutions and scans) or "full".
 
     Raises:
         ModelError: an option is out of its range.

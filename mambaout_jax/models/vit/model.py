@@ -18,17 +18,17 @@ from mambaout_jax.models.layers.basic import (
     LayerNorm,
     Linear,
     activation,
-    costly,
     drop_path,
     dropout,
     normal,
     parameter,
     per_channel,
+    saveable,
     uniform_within,
 )
 from mambaout_jax.models.layers.blocks import REMAT, run_blocks
 from mambaout_jax.models.options import DTYPES, require_choice, require_counts, require_rates, require_ratio
-from mambaout_jax.ops import product
+from mambaout_jax.ops import matmul
 
 
 def _almost_zero(noise: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -49,7 +49,7 @@ class PatchConv(nnx.Module):
         (b, h, w, i), (p, _, _, d) = x.shape, self.weight.shape
         patches = x.astype(self.dtype).reshape(b, h // p, p, w // p, p, i).swapaxes(2, 3)
         weight = self.weight.astype(self.dtype).reshape(-1, d)
-        tokens = product(patches.reshape(b, (h // p) * (w // p), p * p * i), weight)
+        tokens = matmul(patches.reshape(b, (h // p) * (w // p), p * p * i), weight)
         return tokens + per_channel(self.bias, tokens)
 
 
@@ -74,10 +74,10 @@ class Attention(nnx.Module):
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         d = x.shape[-1]
-        heads = (part.reshape(*x.shape[:2], self.num_heads, -1) for part in self.qkv.split(x, [d, 2 * d]))
+        heads = (part.reshape(*x.shape[:2], self.num_heads, -1) for part in self.qkv.apply_split(x, [d, 2 * d]))
         # The products' sums and the softmax are float32 whatever x is.
         y = jax.nn.dot_product_attention(*heads, is_causal=self.causal)
-        return self.proj(costly(y.reshape(x.shape)))
+        return self.proj(saveable(y.reshape(x.shape)))
 
 
 class Mlp(nnx.Module):
@@ -132,8 +132,8 @@ class VisionTransformer(nnx.Module):
         drop_rate: dropout before the classifier.
         dtype: "float32" or "bfloat16", for matrix products; the softmax is float32.
         scan_blocks: compile one block, and run it as often as there are blocks.
-        remat: what of a block the backward pass computes again instead of finding it in memory: "none", "cheap" (all
-            but products with weights, and attention's results) or "full".
+        remat: what the backward pass recomputes of a block instead of storing it: "none", "save_matmuls" (all but
+            matrix products and attention outputs) or "full".
 
     Raises:
         ModelError: an option is out of its range, or the logits could not depend on the image.

@@ -25,17 +25,17 @@ class Augmentation(NamedTuple):
     rotate_degrees: float = 0.0
     mixup_alpha: float = 0.0
     cutmix_alpha: float = 0.0
-    mix_rate: float = 0.0
-    switch_rate: float = 0.5
+    mixup_prob: float = 0.0
+    mixup_switch_prob: float = 0.5
     mixup_group: int = 1
-    erase_rate: float = 0.0
+    random_erasing_prob: float = 0.0
     label_smoothing: float = 0.0
     round_mixed: bool = False
 
     @property
     def mixes(self) -> bool:
         """Tell whether images are mixed at all."""
-        return self.mix_rate > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
+        return self.mixup_prob > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
 
 
 def augment(
@@ -60,10 +60,10 @@ def augment(
     if settings.mixes:
         x, targets = mix(x, targets, draw_mix(mix_key, x.shape, settings), settings)
     x = normalize(x, mean, std)
-    if settings.erase_rate:
+    if settings.random_erasing_prob:
         draw_key, noise_key = jax.random.split(erase_key)
         noise = jax.random.normal(noise_key, x.shape, x.dtype)
-        x = erase(x, noise, draw_erasure(draw_key, len(x), settings.erase_rate))
+        x = erase(x, noise, draw_erasure(draw_key, len(x), settings.random_erasing_prob))
     return x, targets
 
 
@@ -123,12 +123,12 @@ def draw_mix(key: Key[Array, ""], shape: tuple[int, int, int, int], settings: Au
     batch, h, w, _ = shape
     groups = (batch // settings.mixup_group,)
     on_key, switch_key, mixup_key, cutmix_key, row_key, column_key = jax.random.split(key, 6)
-    on = jax.random.bernoulli(on_key, settings.mix_rate, groups)
-    rate = settings.switch_rate if settings.mixup_alpha else 1.0
+    on = jax.random.bernoulli(on_key, settings.mixup_prob, groups)
+    rate = settings.mixup_switch_prob if settings.mixup_alpha else 1.0
     cut = on & jax.random.bernoulli(switch_key, rate if settings.cutmix_alpha else 0.0, groups)
     # A Beta of alpha 0 is not defined; the branch that it would serve is never taken.
     mixup_share, cutmix_share = (
-        distributed.gather(jax.random.beta(key, alpha or 1.0, alpha or 1.0, groups))
+        distributed.replicate(jax.random.beta(key, alpha or 1.0, alpha or 1.0, groups))
         for key, alpha in ((mixup_key, settings.mixup_alpha), (cutmix_key, settings.cutmix_alpha))
     )
     return Mix(

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 
 @jax.custom_vjp
-def product(x: Float[Array, "*batch i"], weight: Float[Array, "i o"]) -> Float[Array, "*batch o"]:
+def matmul(x: Float[Array, "*batch i"], weight: Float[Array, "i o"]) -> Float[Array, "*batch o"]:
     """Multiply the last axis by a matrix.
 
     In a program lowered for CPU the gradient of the weight is one product of two matrices: contracted over
@@ -19,7 +19,7 @@ def product(x: Float[Array, "*batch i"], weight: Float[Array, "i o"]) -> Float[A
 
 
 def _fwd(x, weight):
-    return product(x, weight), (x, weight)
+    return matmul(x, weight), (x, weight)
 
 
 def _bwd(residuals, dy):
@@ -27,7 +27,7 @@ def _bwd(residuals, dy):
     return dy @ weight.T, lax.platform_dependent(x, dy, cpu=_flat_gradient, default=_gradient)
 
 
-product.defvjp(_fwd, _bwd)
+matmul.defvjp(_fwd, _bwd)
 
 
 def _gradient(x, dy):

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mambaout_jax.ops import product
+from mambaout_jax.ops import matmul
 
 
 @pytest.mark.parametrize("shape", [(5,), (3, 5), (2, 3, 4, 5), (0, 5), (2, 3, 0)])
@@ -16,7 +16,7 @@ def test_product_and_gradient_are_those_of_a_plain_product(shape, dtype):
     @jax.jit
     def run(x, weight, dy):
         results = []
-        for function in (product, lambda x, w: x @ w):
+        for function in (matmul, lambda x, w: x @ w):
             y, vjp = jax.vjp(function, x, weight)
             results.append((y, *vjp(dy)))
         return results
@@ -33,7 +33,7 @@ def test_gradient_on_an_accelerator_contracts_the_map_as_it_is():
     x, dy = jax.ShapeDtypeStruct((2, 3, 4, 5), "float32"), jax.ShapeDtypeStruct((2, 3, 4, 7), "float32")
 
     def gradient(x, dy):
-        return jax.vjp(lambda w: product(x, w), jnp.zeros((5, 7)))[1](dy)
+        return jax.vjp(lambda w: matmul(x, w), jnp.zeros((5, 7)))[1](dy)
 
     lowered = {
         platform: jax.jit(gradient).trace(x, dy).lower(lowering_platforms=(platform,)).as_text()
