@@ -4,7 +4,6 @@ Exit codes: 0 finished; 1 the program or the machine failed; 2 something typed d
 75 a signal stopped the run, or another process of it was lost: start it again.
 """
 
-import os
 import sys
 
 from absl import app, flags, logging
@@ -37,17 +36,20 @@ def main(argv: list[str]) -> int:
     from mambaout_jax import distributed
     from mambaout_jax.evaluate.evaluation import evaluate
     from mambaout_jax.evaluate.scores import format_scores
+    from mambaout_jax.report.html import write_report
+    from mambaout_jax.run.config import parse_config
     from mambaout_jax.run.errors import report_error
     from mambaout_jax.train.loop import train
 
     try:
         if DISTRIBUTED.value:
             distributed.initialize(*place)
-        results = (train if MODE.value == "train" else evaluate)(CONFIG.value, WORKDIR.value)
+        config = None if CONFIG.value is None else parse_config(CONFIG.value)
+        results = (train if MODE.value == "train" else evaluate)(config, WORKDIR.value)
         if distributed.is_first():
             print(format_scores(results))
             if MODE.value == "train":
-                print(f"report: {os.path.join(WORKDIR.value, 'report.html')}")
+                print(f"report: {write_report(WORKDIR.value)}")
     except Exception as error:
         return report_error(error, WORKDIR.value)
     return 0

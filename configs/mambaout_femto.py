@@ -16,6 +16,8 @@ from ml_collections import ConfigDict, config_dict
 def get_config() -> ConfigDict:
     """Return the experiment; docs/config.md tells what each key means."""
     config = ConfigDict()
+    config.task = "classification"
+    config.plugins = ()
     config.seed = 42
     config.resume = "same"
     config.init_from = config_dict.placeholder(str)

@@ -1,4 +1,4 @@
-"""Classify image files with the model that a training run left in its workdir."""
+"""Predict image files with the weights of a run."""
 
 import argparse
 import json
@@ -10,25 +10,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("workdir", help="folder of a training run")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="JPEG, PNG, WebP, GIF or what else Pillow reads")
     parser.add_argument("--weights", choices=("ema", "raw"), help="default: ema, the moving average, if one was kept")
-    parser.add_argument("--top", type=_positive, default=5, metavar="N", help="classes to print (default: 5)")
+    parser.add_argument("--top", type=_positive, default=5, metavar="N", help="parts of a prediction to print, the most certain first (default: 5)")
     parser.add_argument("--json", action="store_true", help="print a JSON list with an entry for each file")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the likeliest classes of each file; 2 if one of them could not be read, after all others are done."""
-    from mambaout_jax.evaluate.predict import classify
+    """Print what is predicted for each file; 2 if one of them could not be read, after all others are done."""
+    from mambaout_jax.evaluate.predict import predict_files
     from mambaout_jax.run.workdir import load_run
 
     answers, failed = [], False
-    for answer in classify(load_run(args.workdir, weights=args.weights), args.images, args.top):
-        if "error" in answer:
+    for found in predict_files(load_run(args.workdir, weights=args.weights), args.images):
+        if found.error:
             failed = True
-            print(f"error: {answer['file']}: {answer['error']}", file=sys.stderr)
-        elif not args.json:
-            print(answer["file"])
-            for guess in answer["predictions"]:
-                print(f"  {100 * guess['probability']:5.1f} %  {guess['class']}", flush=True)
-        answers.append(answer)
+            print(f"error: {found.file}: {found.error}", file=sys.stderr)
+            answers.append({"file": found.file, "error": found.error})
+            continue
+        answers.append({"file": found.file, "predictions": found.prediction.to_json(args.top)})
+        if not args.json:
+            print("\n".join([found.file, *(f"  {line}" for line in found.prediction.describe(args.top))]), flush=True)
     if args.json:
         print(json.dumps(answers, indent=2))
     return 2 if failed else 0
@@ -36,5 +36,5 @@ def run(args: argparse.Namespace) -> int:
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of classes; 1 or more is expected")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return int(text)

@@ -3,6 +3,7 @@
 from mambaout_jax.distributed.errors import LostProcessError, ParallelError
 from mambaout_jax.distributed.hosts import (
     StopCoordinator,
+    allgather_objects,
     allgather_strings,
     assert_same_on_all_hosts,
     check_shared_filesystem,
@@ -14,7 +15,9 @@ from mambaout_jax.distributed.hosts import (
     shutdown_after_remote_failure,
 )
 from mambaout_jax.distributed.mesh import (
+    batch_shapes,
     batch_sharding,
+    local_rows,
     make_mesh,
     prefetch,
     put_global,
@@ -28,9 +31,12 @@ __all__ = [
     "LostProcessError",
     "ParallelError",
     "StopCoordinator",
+    "allgather_objects",
     "allgather_strings",
     "assert_same_on_all_hosts",
+    "batch_shapes",
     "batch_sharding",
+    "local_rows",
     "check_shared_filesystem",
     "initialize",
     "is_first",

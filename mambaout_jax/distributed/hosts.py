@@ -8,15 +8,19 @@ import collections
 import contextlib
 import itertools
 import json
+import pickle
 import secrets
 import socket
 import threading
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from jax._src import distributed  # JAX has no public door to its key-value store
+from jax.experimental import multihost_utils
 
 from mambaout_jax.distributed.errors import LostProcessError, ParallelError
 
@@ -129,6 +133,18 @@ def allgather_strings(name: str, word: str = "", seconds: float = MEETING_SECOND
                 f"{name}: process {', '.join(map(str, absent))} of {jax.process_count()} did not come in {seconds:g} s"
             ) from error
     return words
+
+
+def allgather_objects(value: Any) -> list[Any]:
+    """Return the value of each process, by its index. Values of any size are sent as pickles over the devices."""
+    if jax.process_count() == 1:
+        return [value]
+    data = np.frombuffer(pickle.dumps(value), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(data.size))
+    padded = np.zeros(sizes.max(), np.uint8)
+    padded[: data.size] = data
+    gathered = multihost_utils.process_allgather(padded)
+    return [pickle.loads(row[:size].tobytes()) for row, size in zip(gathered, sizes.tolist(), strict=True)]
 
 
 def check_shared_filesystem(folder: epath.Path) -> list[int]:

@@ -101,21 +101,46 @@ def put_global(arrays: Any, shardings: Any) -> Any:
     )
 
 
-def prefetch(batches: Iterable[dict[str, Any]], sharding: NamedSharding, depth: int = 2) -> Iterator[dict[str, Any]]:
+def batch_shapes(example: Any, batch_size: int, mesh: Mesh) -> Any:
+    """Return shapes, dtypes and shardings of a batch.
+
+    Args:
+        example: a tree of arrays, one row of the batch.
+    """
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((batch_size, *np.shape(x)), np.asarray(x).dtype, sharding=sharding), example
+    )
+
+
+def local_rows(array: jax.Array) -> np.ndarray:
+    """Return the rows of a batch that this process has, in order."""
+    rows = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(rows[start]) for start in sorted(rows)])
+
+
+def prefetch(
+    batches: Iterable[dict[str, Any]], sharding: NamedSharding, depth: int = 2, host_keys: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
     """Copy batches to the devices ahead of their use, `depth` of them at a time.
 
     Args:
-        batches: this host's rows; arrays whose first axis is the batch.
+        batches: rows of this host; trees of arrays whose first axis is the batch.
+        host_keys: entries that stay on the host.
     """
     rows = iter(batches)
     queue: collections.deque[dict[str, Any]] = collections.deque()
 
-    def fill(count: int) -> None:
-        for batch in itertools.islice(rows, count):
-            queue.append({key: jax.make_array_from_process_local_data(sharding, x) for key, x in batch.items()})
+    def put(batch: dict[str, Any]) -> dict[str, Any]:
+        return {
+            key: value
+            if key in host_keys
+            else jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), value)
+            for key, value in batch.items()
+        }
 
-    fill(depth)
+    queue.extend(map(put, itertools.islice(rows, depth)))
     while queue:
         batch = queue.popleft()
-        fill(1)
+        queue.extend(map(put, itertools.islice(rows, 1)))
         yield batch

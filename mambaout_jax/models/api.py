@@ -7,9 +7,10 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, UInt8
 
 from mambaout_jax.models.errors import ModelError
+from mambaout_jax.ops import normalize
 
 Variables = dict[str, Any]
 Output = Literal["logits", "features"]
@@ -44,6 +45,10 @@ class InputSpec(NamedTuple):
     crop_pct: float
     crop_mode: str
     interpolation: str
+
+    def normalize(self, images: Float[Array, "b h w c"] | UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Return pixels in 0..255 as a model takes them."""
+        return normalize(images, self.mean, self.std)
 
 
 class Model:

@@ -4,6 +4,7 @@ from mambaout_jax.ops.activations import gelu
 from mambaout_jax.ops.depthwise import depthwise_conv2d
 from mambaout_jax.ops.matmul import matmul
 from mambaout_jax.ops.norm import layer_norm
+from mambaout_jax.ops.normalize import normalize
 from mambaout_jax.ops.scan_order import SCAN_ORDERS, flatten_map, unflatten_map
 from mambaout_jax.ops.selective_scan import selective_scan, selective_scan_step
 from mambaout_jax.ops.strided import strided_conv2d
@@ -15,6 +16,7 @@ __all__ = [
     "gelu",
     "layer_norm",
     "matmul",
+    "normalize",
     "selective_scan",
     "selective_scan_step",
     "strided_conv2d",

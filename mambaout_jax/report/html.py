@@ -1,30 +1,28 @@
-"""The report: one self-contained HTML page made from the files of a workdir alone."""
+"""The report of a run: one self-contained HTML page made from the files of a workdir alone."""
 
-import io
 import json
 import math
 import statistics
-import zipfile
 from typing import Any
 
-import numpy as np
 from etils import epath
 
-from mambaout_jax.report.page import render
-from mambaout_jax.report.pictures import WEIGHTS, make_confusion, make_curves, make_gallery
-from mambaout_jax.run.config import flatten_config
+from mambaout_jax.pages.render import render
+from mambaout_jax.report.curves import WEIGHTS, make_curves
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.files import write_atomically
-from mambaout_jax.run.workdir import open_workdir
+from mambaout_jax.run.workdir import load_config, load_environment, open_workdir
+from mambaout_jax.tasks.api import Labels, Section, Task
+from mambaout_jax.tasks.errors import TaskError
 
 
 def write_report(workdir: epath.PathLike) -> epath.Path:
-    """Write `report.html` into a workdir, whole or not at all, and give its path.
+    """Write `report.html` into a workdir, atomically, and return its path.
 
     A run that is unfinished, was resumed or diverged gets a page that says so.
 
     Raises:
-        RunError: the workdir holds no run, one of its files is damaged, or the page cannot be written.
+        RunError: the workdir has no run, one of its files is damaged, or the page cannot be written.
     """
     workdir = open_workdir(workdir)
     page = _render(workdir)
@@ -37,35 +35,43 @@ def write_report(workdir: epath.PathLike) -> epath.Path:
 
 
 def _render(workdir: epath.Path) -> str:
-    config = _read_json(workdir, "config.json")
-    if config is None:
+    if not (workdir / "config.json").exists():
         what = "has no config.json" if workdir.exists() else "does not exist"
-        raise RunError(f"{workdir} holds no run: it {what}; name the --workdir of a training run")
-    environment = _read_json(workdir, "environment.json") or {}
+        raise RunError(f"{workdir} is not the workdir of a run: it {what}; name the --workdir of a training run")
+    config, environment = load_config(workdir), {"labels": {}}
+    if (workdir / "environment.json").exists():
+        environment = load_environment(workdir)
     if "imported_from" in environment:
-        raise RunError(f"{workdir} holds imported weights, and no run to report on; evaluate them by --mode=evaluate")
+        raise RunError(f"{workdir} has imported weights, and no run to report on; evaluate them by --mode=evaluate")
     results = _read_json(workdir, "results.json")
     train, evals, unreadable = _read_metrics(workdir)
-    predictions = _read_predictions(workdir)
-    names = [str(name) for name in environment.get("class_names", ())]
-    data = config.get("data", {})
+    task, split = config.build_task(), config.data.validation_split
+    scores = results or (evals[-1] if evals else {})
+    not_shown = ("labels", "command")
     return render(
         __package__,
         "report.html.jinja",
-        model=config.get("model", {}).get("name", "A model"),
-        dataset=data.get("name", environment.get("dataset", "an unnamed dataset")),
-        split=data.get("validation_split", "validation"),
+        model=config.model["name"],
+        dataset=config.data.name,
+        split=split,
         workdir=str(workdir),
         facts=_facts(results, train, environment),
-        scores=_scores(results or (evals[-1] if evals else {})),
+        headline=_headline(task, scores),
+        scores=_scores(task, scores, split),
         notices=_notices(results, train, evals, unreadable),
-        curves=make_curves(train, evals),
-        gallery=make_gallery(predictions, names, data),
-        confusion=make_confusion(predictions, names),
-        config={key: _show(value) for key, value in flatten_config(config).items()},
-        environment={key: _show(value) for key, value in environment.items() if key not in ("class_names", "command")},
+        curves=make_curves(train, evals, task.metrics),
+        sections=_sections(task, workdir, environment["labels"], split),
+        config={key: _show(value) for key, value in config.values.items()},
+        environment={key: _show(value) for key, value in environment.items() if key not in not_shown},
         command=environment.get("command"),
     )
+
+
+def _sections(task: Task, workdir: epath.Path, labels: Labels, split: str) -> list[Section]:
+    try:
+        return task.report_sections(workdir, labels, split)
+    except TaskError as error:
+        raise RunError(str(error)) from None
 
 
 def _read_json(workdir: epath.Path, name: str) -> dict[str, Any] | None:
@@ -76,12 +82,12 @@ def _read_json(workdir: epath.Path, name: str) -> dict[str, Any] | None:
     except (OSError, ValueError) as error:
         raise RunError(f"{workdir / name} cannot be read ({error}); restore it or train again") from None
     if not isinstance(content, dict):
-        raise RunError(f"{workdir / name} holds no JSON object; restore it or train again")
+        raise RunError(f"{workdir / name} is not a JSON object; restore it or train again")
     return content
 
 
 def _read_metrics(workdir: epath.Path) -> tuple[list[dict], list[dict], int]:
-    """Give the train and eval lines, rising in step, the later of two with one step; and how many cannot be read."""
+    """Return the train and eval lines in order of steps, the later of two with one step, and how many are damaged."""
     try:
         text = (workdir / "metrics.jsonl").read_bytes().decode(errors="replace")
     except FileNotFoundError:
@@ -98,21 +104,6 @@ def _read_metrics(workdir: epath.Path) -> tuple[list[dict], list[dict], int]:
             unreadable += 1
     train, evals = ([kinds[kind][step] for step in sorted(kinds[kind])] for kind in ("train", "eval"))
     return train, evals, unreadable
-
-
-def _read_predictions(workdir: epath.Path) -> dict[str, np.ndarray] | None:
-    path = workdir / "predictions.npz"
-    try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-            predictions = {name: arrays[name] for name in ("labels", "classes", "probabilities")}
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise RunError(f"{path} cannot be read ({error}); evaluate the workdir again") from None
-    labels, classes, probabilities = predictions.values()
-    if labels.ndim != 1 or classes.shape != probabilities.shape or classes.shape[:1] != labels.shape:
-        raise RunError(f"{path} holds arrays that do not belong together; evaluate the workdir again")
-    return predictions if labels.size else None
 
 
 def _number(value: Any) -> float:
@@ -151,35 +142,20 @@ def _facts(results: dict | None, train: list[dict], environment: dict) -> dict[s
     return facts
 
 
-def _scores(record: dict) -> list[dict[str, str]]:
-    """Make the rows of the table of results; the first one is the headline."""
-    return [_score(WEIGHTS[weights], record[weights]) for weights in WEIGHTS if isinstance(record.get(weights), dict)]
+def _headline(task: Task, scores: dict) -> dict[str, str]:
+    """Return the headline metric of the best weights."""
+    metric = task.metrics[0]
+    best = next((scores[weights] for weights in WEIGHTS if isinstance(scores.get(weights), dict)), {})
+    return {"value": metric.format(_number(best.get(metric.key))), "title": f"{metric.unit} {metric.label}".strip()}
 
 
-def _score(weights: str, score: dict) -> dict[str, str]:
-    top1, count = _number(score.get("top1")), int(score.get("count", 0))
-    return {
-        "weights": weights,
-        "top1": f"{top1:.2f}",
-        "interval": _interval(top1, count),
-        "top5": f"{_number(score.get('top5')):.2f}",
-        "loss": f"{_number(score.get('loss')):.4f}",
-        "count": f"{count:,}",
-        "wrong": f"{round(count * (1 - top1 / 100)):,}" if math.isfinite(top1) else "unknown",
-    }
-
-
-def _interval(percent: float, count: int) -> str:
-    """Give the 95 % interval of an accuracy that was measured on `count` images.
-
-    Reference: Wilson, "Probable inference, the law of succession, and statistical inference" (1927).
-    """
-    if not count or not math.isfinite(percent):
-        return "unknown"
-    p, z = percent / 100, 1.96
-    middle = (p + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return f"{100 * (middle - half):.2f} to {100 * (middle + half):.2f}"
+def _scores(task: Task, scores: dict, split: str) -> list[dict[str, Any]]:
+    """Return the rows of the table of results; the first one is the headline."""
+    return [
+        {"weights": label, "text": task.score_text(scores[weights], split)}
+        for weights, label in WEIGHTS.items()
+        if isinstance(scores.get(weights), dict)
+    ]
 
 
 def _notices(results: dict | None, train: list[dict], evals: list[dict], unreadable: int) -> list[str]:
@@ -188,7 +164,7 @@ def _notices(results: dict | None, train: list[dict], evals: list[dict], unreada
     if bad:
         rate, norm = (f"{_number(bad[0].get(key)):g}" for key in ("learning_rate", "grad_norm"))
         notices.append(
-            f"This run diverged: at step {bad[0]['step']:,} the loss was no finite number (learning rate {rate}, "
+            f"This run diverged: at step {bad[0]['step']:,} the loss was not finite (learning rate {rate}, "
             f"gradient norm {norm})."
         )
     if results is None:

@@ -1,53 +1,59 @@
-"""How the batch of a step is spread over devices, and over parts that are computed one after another."""
+"""How the batch of a step is split over devices, and over microbatches that are computed one after another."""
 
 from mambaout_jax.run.errors import RunError
+from mambaout_jax.tasks.api import RowGroup
 
 
-def accumulation_steps(batch_size: int, num_devices: int, microbatch_size: int | None, mixup_group: int) -> int:
-    """Find the least number of equal parts of a batch that no device computes too many images at once of.
+def grad_accum_steps(batch_size: int, num_devices: int, microbatch_size: int | None, group: RowGroup) -> int:
+    """Compute the smallest number of equal microbatches of which none is too large for a device.
 
     Args:
         batch_size: images of a step, over all devices.
         microbatch_size: most images that a device computes at once; None for any number.
-        mixup_group: images that mix among themselves; 1 where nothing is mixed.
+        group: images that stay on one device.
 
     Raises:
-        RunError: the batch is not a multiple of the devices, or a device's share of it not one of `mixup_group`.
+        RunError: the batch is not a multiple of the devices, or the share of a device not one of the group.
     """
     share, rest = divmod(batch_size, num_devices)
-    unit = num_devices * mixup_group
-    below = batch_size // unit * unit
-    near = " or ".join(str(size) for size in (below, below + unit) if size)
+    near = _nearest_multiples(batch_size, num_devices * group.size)
     if rest:
-        groups = f" in groups of config.augment.mixup_group {mixup_group}" if mixup_group > 1 else ""
+        groups = f" in groups of config.{group.key} {group.size}" if group.size > 1 else ""
         raise RunError(
             f"config.batch_size is {batch_size}; equal shares for {num_devices} devices{groups} are expected: "
             f"the nearest size is {near}"
         )
-    if share % mixup_group:
-        fits = max(group for group in range(1, mixup_group) if share % group == 0)
+    if share % group.size:
+        fits = max(size for size in range(1, group.size) if share % size == 0)
         raise RunError(
-            f"config.augment.mixup_group is {mixup_group}; a divisor of the {share} images of a device is expected, so "
-            f"that mixing stays on it: set it to {fits}, or config.batch_size to {near}"
+            f"config.{group.key} is {group.size}; a divisor of the {share} images of a device is expected, so that a "
+            f"group stays on it: set it to {fits}, or config.batch_size to {near}"
         )
     limit = microbatch_size or share
-    return next(parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= limit)
+    return next(steps for steps in range(1, share + 1) if share % steps == 0 and share // steps <= limit)
 
 
 def check_eval_batch(batch_size: int, num_devices: int) -> None:
-    """Raise RunError unless the devices take equal shares of a batch that is evaluated."""
+    """Check that devices get equal shares of an evaluation batch.
+
+    Raises:
+        RunError: they do not.
+    """
     if batch_size % num_devices:
-        below = batch_size // num_devices * num_devices
-        near = " or ".join(str(size) for size in (below, below + num_devices) if size)
         raise RunError(
             f"config.eval_batch_size is {batch_size}; a multiple of the {num_devices} devices is expected: the nearest "
-            f"size is {near}"
+            f"size is {_nearest_multiples(batch_size, num_devices)}"
         )
 
 
-def describe_batch(batch_size: int, num_devices: int, parts: int) -> str:
-    """Say how a batch of a step is spread over devices, and over the parts that are computed one after another."""
+def _nearest_multiples(size: int, unit: int) -> str:
+    below = size // unit * unit
+    return " or ".join(str(multiple) for multiple in (below, below + unit) if multiple)
+
+
+def describe_batch(batch_size: int, num_devices: int, steps: int) -> str:
+    """Return in words how a batch is split over devices and microbatches."""
     share = batch_size // num_devices
     where = f"{share:,} on each of {num_devices:,} devices" if num_devices > 1 else "on one device"
-    how = f"accumulated over {parts:,} parts of {share // parts:,}" if parts > 1 else "computed at once"
-    return f"a step takes {batch_size:,} images, {where}, {how}"
+    how = f"accumulated over {steps:,} microbatches of {share // steps:,}" if steps > 1 else "computed at once"
+    return f"{batch_size:,} images a step, {where}, {how}"

@@ -16,6 +16,7 @@ from mambaout_jax import distributed
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.files import write_atomically
 from mambaout_jax.run.state import TrainState
+from mambaout_jax.tasks.api import Metric
 
 # Two, so that one is left to go back to when the newest cannot be read.
 _NUM_LATEST = 2
@@ -28,19 +29,23 @@ _ARRAY_ITEMS = ("params", "batch_stats", "ema_params", "ema_batch_stats", "optim
 
 
 class Checkpoints:
-    """Save and restore a run's states under `directory`, one folder a step.
+    """The saved states of a run under `directory`, one folder a step.
 
     A checkpoint has the items `params`, `batch_stats`, `ema_params`, `ema_batch_stats`, `optimizer` (each only if it
-    holds arrays) and `metadata`.
+    has arrays) and `metadata`.
+
+    Args:
+        headline: the metric that the best checkpoint is chosen by; None for a directory where nothing is evaluated.
 
     Raises:
         RunError: nothing was saved there, and `read_only` says that nothing will be.
     """
 
-    def __init__(self, directory: epath.Path, *, read_only: bool = False):
+    def __init__(self, directory: epath.Path, headline: Metric | None = None, *, read_only: bool = False):
         if read_only and not directory.exists():
-            raise RunError(f"{directory.parent} holds no checkpoint; train first, or name another workdir")
+            raise RunError(f"{directory.parent} has no checkpoint; train first, or name another workdir")
         self._directory = directory
+        self._headline = headline
         self._manager = ocp.CheckpointManager(
             directory,
             # Named here, because a manager that has not saved yet cannot tell what an item is made of.
@@ -49,12 +54,12 @@ class Checkpoints:
                 **{name: ocp.StandardCheckpointHandler() for name in _ARRAY_ITEMS},
             },
             options=ocp.CheckpointManagerOptions(
-                best_fn=_top1,  # without it orbax does not write the metrics down, and forgets the best at a restart
+                best_fn=self._rank,  # without it orbax does not write the metrics down, and forgets the best at a restart
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(
                     [
                         checkpoint_managers.LatestN(_NUM_LATEST),
                         checkpoint_managers.BestN(
-                            get_metric_fn=_top1,
+                            get_metric_fn=self._rank,
                             n=1,
                             keep_checkpoints_without_metrics=False,
                         ),
@@ -69,15 +74,22 @@ class Checkpoints:
         """List the saved steps, rising."""
         return sorted(self._manager.all_steps())
 
-    def save(self, state: TrainState, metadata: dict[str, Any], top1: float | None) -> float:
-        """Start to save; a step that is there already is only told how accurate it is.
+    def _rank(self, metrics: dict[str, float]) -> float:
+        """Return a number that is higher for a better checkpoint."""
+        if self._headline is None:
+            return 0.0
+        score = metrics[self._headline.key]
+        return score if self._headline.higher_is_better else -score
+
+    def save(self, state: TrainState, metadata: dict[str, Any], score: float | None = None) -> float:
+        """Start to save; of a step that is there already only the score is written.
 
         Args:
-            metadata: what JSON can hold.
-            top1: the accuracy that the best checkpoint is chosen by, if this state was evaluated.
+            metadata: JSON values.
+            score: the headline metric, if this state was evaluated.
 
         Returns:
-            For how many seconds the caller was kept waiting.
+            Seconds that the caller waited.
 
         Raises:
             LostProcessError: another process does not save.
@@ -86,34 +98,34 @@ class Checkpoints:
         started, step = time.monotonic(), int(state.step)
         distributed.allgather_strings(f"saving step {step}")
         if step in self._manager.all_steps():
-            if top1 is not None:
-                self._score(step, metadata, top1)
+            if score is not None:
+                self._write_score(step, metadata, score)
             return time.monotonic() - started
         arrays = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
         self._manager.save(
             step,
             args=ocp.args.Composite(metadata=ocp.args.JsonSave(metadata), **arrays),
-            metrics=None if top1 is None else {"top1": top1},
+            metrics=None if score is None else {self._headline.key: score},
         )
         return time.monotonic() - started
 
-    def _score(self, step: int, metadata: dict[str, Any], top1: float) -> None:
-        """Write beside a state how accurate it is: to save it again, it would first have to go."""
+    def _write_score(self, step: int, metadata: dict[str, Any], score: float) -> None:
+        """Write the score next to a state: to save it again, orbax would delete it first."""
         self._manager.wait_until_finished()
         if distributed.is_first():
             folder = self._directory / str(step)
             (folder / "metrics").mkdir(exist_ok=True)
-            write_atomically(folder / "metrics" / "metrics", json.dumps({"top1": top1}))
+            write_atomically(folder / "metrics" / "metrics", json.dumps({self._headline.key: score}))
             write_atomically(folder / "metadata" / "metadata", json.dumps(metadata))
         distributed.allgather_strings(f"scoring step {step}")
         self._manager.reload()
 
     def check(self) -> None:
-        """Raise what went wrong with a save in the background."""
+        """Raise an error of a save in the background."""
         self._manager.check_for_errors()
 
     def close(self) -> None:
-        """Wait, then let go of threads and files."""
+        """Wait for saves in the background, then close threads and files."""
         self._manager.close()
 
     def restore_state(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
@@ -161,7 +173,7 @@ class Checkpoints:
         }
         restored = self._newest(lambda step: self._restore(step, wanted), move_aside=False)
         if restored is None:
-            raise RunError(f"{self._directory} holds no checkpoint; train first, or name another workdir")
+            raise RunError(f"{self._directory} has no checkpoint; train first, or name another workdir")
         step, (items, _) = restored
         return step, {of: {name: items.get(_PREFIX[of] + name, {}) for name in abstract} for of in weights}
 
@@ -169,7 +181,7 @@ class Checkpoints:
         saved = self._manager.item_metadata(step)
         for name, tree in wanted.items():
             if name.startswith("ema_") and name not in saved and "params" in saved:
-                raise RunError(f"checkpoint {self._directory / str(step)} has no {name!r}; it holds {_names(saved)}")
+                raise RunError(f"checkpoint {self._directory / str(step)} has no {name!r}; it has {_names(saved)}")
             if saved.get(name) is None:  # lost to a kill during a deletion, or truncated
                 raise OSError(f"{name!r} is missing or cannot be described")
             _check_fit(self._directory / str(step) / name, saved[name], tree)
@@ -213,10 +225,6 @@ class Checkpoints:
         (self._directory / str(step)).rename(self._directory.parent / (f"{aside}.{taken}" if taken else aside))
 
 
-def _top1(metrics: dict[str, float]) -> float:
-    return metrics["top1"]
-
-
 def _items(state: TrainState) -> dict[str, Any]:
     items = {**state.variables, "optimizer": state.opt_state}
     if state.ema is not None:
@@ -226,7 +234,7 @@ def _items(state: TrainState) -> dict[str, Any]:
 
 
 def _check_fit(where: epath.Path, saved: Any, wanted: Any) -> None:
-    """Compare paths, shapes and dtypes: orbax itself would cast a dtype without a word."""
+    """Compare paths, shapes and dtypes: orbax casts a dtype silently."""
     theirs, ours = _shapes(saved), _shapes(wanted)
     faults = [f"{name} is missing" for name in ours.keys() - theirs.keys()]
     faults += [f"{name} is left over" for name in theirs.keys() - ours.keys()]

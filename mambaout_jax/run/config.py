@@ -1,50 +1,40 @@
-"""Every key of an experiment's config: its type, its range and what it means.
+"""The config of a run: its keys, and the one place where a ConfigDict is read.
 
-The table is the one place that knows the keys: `check_config` holds a config against it, and a test holds
-docs/config.md to it.
+`parse_config` turns a ConfigDict, or the plain dicts of a config.json, into a `RunConfig` of plain values. Nothing else
+of the package sees a ConfigDict.
 """
 
-import difflib
+import dataclasses
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from mambaout_jax import plugins
+from mambaout_jax.checks import Key, find_fault, nearest
 from mambaout_jax.run.errors import RunError
+from mambaout_jax.tasks.api import Task, TaskConfig
+from mambaout_jax.tasks.registry import DEFAULT, get_task
 
-
-class Key(NamedTuple):
-    """Describe a key: its type, the values it takes and its meaning.
-
-    Args:
-        kind: of a set value.
-        accept: a range "low..high" (a bound may be left out), or the tuple of accepted strings; None for any.
-        about: what it means, with its unit.
-        optional: whether it may be unset (`config_dict.placeholder`).
-    """
-
-    kind: type
-    accept: str | tuple[str, ...] | None
-    about: str
-    optional: bool = False
-
-
-# `model` has more keys than these: every option of the model's class, checked by `create_model`.
+# Keys of every run. A task adds its own, and `model` has more keys than these: every option of the model's family,
+# checked by `create_model`.
 KEYS: Mapping[str, Key] = {
-    "seed": Key(int, "0..4294967295", "of initialisation, shuffling and augmentation"),
-    "resume": Key(str, ("same", "any", "never"), "what a workdir that holds a run is for: continue it if its config "
-                  "is the same, continue it whatever its config was, or refuse it"),
+    "task": Key(str, None, "what is learned: the name of a task"),
+    "plugins": Key(tuple, None, "modules with families or tasks of other packages"),
+    "seed": Key(int, "0..4294967295", "of initialization, shuffling and augmentation"),
+    "resume": Key(str, ("same", "any", "never"), "what a workdir with a run is for: continue it if its config is the "
+                  "same, continue it with any config, or refuse it"),
     "init_from": Key(str, None, "weights that a new run starts from: the workdir of a run, a PyTorch file, a Hugging "
-                     "Face folder or hub id (docs/convert.md); drawn afresh if unset", optional=True),
-    "init_head": Key(str, ("keep", "new"), "whether the classifier comes with those weights or is drawn afresh"),
+                     "Face folder or hub id (docs/convert.md); random if unset", optional=True),
+    "init_head": Key(str, ("keep", "new"), "whether the last layer comes with those weights or is random"),
     "num_epochs": Key(int, "1..", "length of the run, warm-up and cooldown included"),
     "batch_size": Key(int, "1..", "images in an optimizer step, over all devices"),
-    "microbatch_size": Key(int, "1..", "most images that a device computes at once: a batch is computed in as few "
-                             "equal parts as that allows; in one if unset", optional=True),
+    "microbatch_size": Key(int, "1..", "most images that a device computes at once: gradients are accumulated over as "
+                           "few equal microbatches as that allows; one if unset", optional=True),
     "eval_batch_size": Key(int, "1..", "images in an evaluation step, over all devices"),
     "eval_every_epochs": Key(int, "1..", "epochs between evaluations; each one saves a checkpoint too"),
     "save_every_steps": Key(int, "1..", "steps between further checkpoints", optional=True),
@@ -55,34 +45,10 @@ KEYS: Mapping[str, Key] = {
     "data.data_dir": Key(str, None, "where datasets are prepared; TFDS's own folder if unset", optional=True),
     "data.train_split": Key(str, None, "split to train on"),
     "data.validation_split": Key(str, None, "split to evaluate on"),
-    "data.eval_sets": Key(str, None, "TFDS datasets, separated by commas, that --mode=evaluate scores as well",
-                          optional=True),
-    "data.pipeline": Key(str, ("exact", "fast"), "training images by Pillow, pixel for pixel as timm's, or by "
-                         "simplejpeg and OpenCV"),
-    "data.crop": Key(str, ("resize", "random_resized"), "how a training image comes to the model's size"),
-    "data.crop_scale": Key(tuple, "0..1", "smallest and largest area of a random crop, as a share of the image"),
-    "data.crop_ratio": Key(tuple, "0..", "smallest and largest width over height of a random crop"),
-    "data.hflip_prob": Key(float, "0..1", "probability of a horizontal flip"),
-    "data.interpolation": Key(str, ("bilinear", "bicubic", "random"), "filter that resizes training images"),
-    "data.auto_augment": Key(str, None, "RandAugment in timm's words, such as rand-m9-mstd0.5-inc1; none if unset",
-                             optional=True),
-    "data.crop_pct": Key(float, "0.1..1", "share of the resized side that an evaluated crop keeps; the model's if "
-                         "unset", optional=True),
-    "data.crop_mode": Key(str, ("center", "squash", "border"), "how an evaluated image is cut; the model's if unset",
-                          optional=True),
     "data.num_workers": Key(int, "0..", "processes that decode; 0 decodes in threads"),
-    "data.on_bad_record": Key(str, ("raise", "skip"), "what a record that does not decode does: ends the run, or is "
-                            "replaced by another (in evaluation: left out) and counted"),
+    "data.on_bad_record": Key(str, ("raise", "skip"), "what happens with a record that does not decode: it ends the "
+                              "run, or it is replaced by another (in evaluation: left out) and counted"),
     "model.name": Key(str, None, "one of `python -m mambaout_jax models`"),
-    "augment.pad": Key(int, "0..", "pixels of zeros around an image before it is cropped to its size at random"),
-    "augment.rotate_degrees": Key(float, "0..180", "largest rotation to either side"),
-    "augment.mixup_alpha": Key(float, "0..", "of the Beta that mixup draws its share from; 0 for no mixup"),
-    "augment.cutmix_alpha": Key(float, "0..", "of the Beta that cutmix draws its share from; 0 for no cutmix"),
-    "augment.mixup_prob": Key(float, "0..1", "probability that a group of images is mixed at all"),
-    "augment.mixup_switch_prob": Key(float, "0..1", "probability of cutmix where both are on"),
-    "augment.mixup_group": Key(int, "1..", "images that share a draw and mix among themselves"),
-    "augment.random_erasing_prob": Key(float, "0..1", "probability that a rectangle of an image is replaced by noise"),
-    "augment.label_smoothing": Key(float, "0..1", "mass of a target that is spread over all classes"),
     "optim.learning_rate": Key(float, "0..", "peak of the schedule"),
     "optim.warmup_learning_rate": Key(float, "0..", "where the warm-up starts"),
     "optim.min_learning_rate": Key(float, "0..", "where the cosine ends"),
@@ -100,116 +66,179 @@ KEYS: Mapping[str, Key] = {
     "profile.num_steps": Key(int, "1..", "steps of the trace"),
 }  # fmt: skip
 
-# Keys that do not change what a step computes, so that a resumed run may set them otherwise.
-FREE_TO_CHANGE = (
-    "resume", "eval_every_epochs", "eval_batch_size", "save_every_steps", "log_every_steps", "mesh.fsdp",
-    "data.data_dir", "data.num_workers", "data.eval_sets", "model.scan_blocks", "model.remat", "profile.start_step",
-    "profile.num_steps",
+# Keys that do not change what a step computes, so that a resumed run may change them. A task adds its own.
+FREE_KEYS = (
+    "resume", "plugins", "eval_every_epochs", "eval_batch_size", "save_every_steps", "log_every_steps", "mesh.fsdp",
+    "data.data_dir", "data.num_workers", "model.scan_blocks", "model.remat", "profile.start_step", "profile.num_steps",
 )  # fmt: skip
 
-
-# What an evaluation reads, `model` aside: all that the config of imported weights has, which were trained elsewhere.
+# What an evaluation reads besides the task's own keys: all that the config of imported weights has.
 EVALUATION: Mapping[str, Any] = {
+    "plugins": (),
     "eval_batch_size": 64,
     "mesh.fsdp": 1,
     "data.name": None,
     "data.data_dir": None,
     "data.validation_split": "validation",
-    "data.eval_sets": None,
-    "data.crop_pct": None,
-    "data.crop_mode": None,
     "data.num_workers": 0,
     "data.on_bad_record": "raise",
     "optim.ema_decay": None,
 }
 
 
-def read_config(file: str, changes: Sequence[str] = ()) -> ConfigDict:
-    """Load an experiment.
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The section `data`, without the keys of a task."""
+
+    name: str | None
+    data_dir: str | None
+    train_split: str
+    validation_split: str
+    num_workers: int
+    on_bad_record: str
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """The section `optim`."""
+
+    learning_rate: float
+    warmup_learning_rate: float
+    min_learning_rate: float
+    warmup_epochs: int
+    cooldown_epochs: int
+    schedule: str
+    weight_decay: float
+    b1: float
+    b2: float
+    eps: float
+    clip_grad_norm: float | None
+    ema_decay: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class ProfileConfig:
+    """The section `profile`."""
+
+    start_step: int | None
+    num_steps: int
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """A config as plain values; the meaning of each is in `KEYS`.
+
+    The config of imported weights, or of a workdir from an earlier version, has None for keys that it lacks.
 
     Args:
-        file: whose `get_config` gives it.
-        changes: "--config.KEY=VALUE" each.
+        task: the class of the task.
+        fsdp: `mesh.fsdp`.
+        model: the section `model`, without the options that are unset.
+        task_options: values of the task's own keys, by dotted name.
+        values: all keys by dotted name, as they were given.
+    """
+
+    task: type[Task]
+    plugins: tuple[str, ...]
+    seed: int
+    resume: str
+    init_from: str | None
+    init_head: str
+    num_epochs: int
+    batch_size: int
+    microbatch_size: int | None
+    eval_batch_size: int
+    eval_every_epochs: int
+    save_every_steps: int | None
+    log_every_steps: int
+    fsdp: int
+    data: DataConfig
+    model: Mapping[str, Any]
+    optim: OptimConfig
+    profile: ProfileConfig
+    task_options: Mapping[str, Any]
+    values: Mapping[str, Any]
+
+    def build_task(self) -> Task:
+        """Build the task of the run.
+
+        Raises:
+            TaskError: its values do not fit together.
+        """
+        return self.task.from_config(
+            TaskConfig(self.data.name, self.data.data_dir, self.model, self.task_options)
+        )
+
+    def replace(self, **changes: Any) -> "RunConfig":
+        """Return the config with other values.
+
+        Args:
+            changes: by dotted name, with "__" for each dot.
+
+        Raises:
+            RunError: a value does not fit.
+        """
+        return parse_config(nest({**self.values, **{name.replace("__", "."): v for name, v in changes.items()}}))
+
+    def to_json(self) -> str:
+        """Return the config as JSON text; `from_json` reads it."""
+        return json.dumps(nest(self.values), indent=2, sort_keys=True) + "\n"
+
+
+def parse_config(config: ConfigDict | Mapping[str, Any], *, complete: bool = True) -> RunConfig:
+    """Check a config and turn it into plain values.
+
+    Args:
+        complete: every key has to be there. Otherwise those that are missing are None.
 
     Raises:
-        RunError: the file cannot be loaded, or a change does not fit.
-    """
-    values = flags.FlagValues()
-    arguments = ["", f"--config={file}", *changes]
-    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
-    try:
-        values(arguments)
-        holder.value.items()  # of a file that could not be loaded, any use tells why
-    except (AttributeError, KeyError, OSError, SyntaxError, flags.Error) as error:
-        raise RunError(explain_flags(error)) from None
-    check_config(holder.value)
-    return holder.value
-
-
-def explain_flags(error: AttributeError | KeyError | OSError | SyntaxError | flags.Error) -> str:
-    """Word in one sentence what ml_collections or absl raised over the flags of a config."""
-    if "Traceback (most recent call last)" in str(error):
-        return f"--config cannot be run: {str(error).strip().splitlines()[-1]}"
-    # The text of a KeyError is the repr of its message.
-    text = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
-    if isinstance(error, SyntaxError):
-        return f"--config is no Python file: {text}"
-    if isinstance(error, OSError):
-        return f"--config cannot be loaded: {text.rpartition('Attempted')[2].strip()}"
-    text = re.sub(r"\('Non-boolean argument to boolean flag', (.*)\)", r"True or False is expected, not \1", text)
-    if isinstance(error, flags.Error):
-        return text
-    key, near = re.search(r"\w+", text), re.search(r'mean "(\w+)"', text)  # of the keys that there are
-    return f"the config has no key {key[0]}{f'; did you mean {near[1]}?' if near else ''}"
-
-
-def evaluation_config(model: Mapping[str, Any], dataset: str | None) -> ConfigDict:
-    """Build the config of imported weights.
-
-    Args:
-        model: the name and what differs from the variant's own options.
-    """
-    config = ConfigDict({"mesh": {}, "data": {}, "model": model, "optim": {}})
-    for name, value in {**EVALUATION, "data.name": dataset}.items():
-        section, _, key = name.rpartition(".")
-        (config[section] if section else config)[key] = value
-    return config
-
-
-def flatten_config(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Give a config as a flat dict with dotted keys and lists as tuples."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, ConfigDict | Mapping):
-            flat |= flatten_config(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = tuple(value) if isinstance(value, list) else value
-    return flat
-
-
-def check_config(config: ConfigDict, required: Iterable[str] = KEYS) -> None:
-    """Hold a config against the table.
-
-    Args:
-        required: keys that have to be there.
-
-    Raises:
-        RunError: keys are unknown (the nearest known one is named) or missing, or a value has another type or lies
-            out of its range.
+        RunError: keys are unknown (the nearest known one is named) or missing, or a value has another type or is out
+            of its range.
+        TaskError, PluginError: there is no such task or plugin.
     """
     flat = flatten_config(config)
-    for name in flat:
-        if name not in KEYS and not name.startswith("model."):
-            near = difflib.get_close_matches(name, KEYS, n=1, cutoff=0.0)[0]
-            raise RunError(f"config.{name} is not a known key; did you mean config.{near}?")
-    if missing := [name for name in required if name not in flat]:
-        raise RunError(f"the config lacks {', '.join(f'config.{name}' for name in missing)}; configs/digits.py has all")
-    for name, key in KEYS.items():
+    for name in ("task", "plugins"):
         if name in flat:
-            _check_value(name, key, flat[name])
+            _check(name, KEYS[name], flat[name])
+    plugins.load(flat.get("plugins", ()))
+    task = get_task(flat.get("task", DEFAULT))
+    keys = {**KEYS, **task.keys}
+    for name in flat:
+        if name not in keys and not name.startswith(("model.", "study.")):
+            raise RunError(f"config.{name} is not a known key; did you mean config.{nearest(name, keys)}?")
+    if complete and (missing := [name for name in keys if name not in flat]):
+        raise RunError(f"the config lacks {', '.join(f'config.{name}' for name in missing)}; configs/digits.py has all")
+    for name, key in keys.items():
+        if name in flat:
+            _check(name, key, flat[name])
+    _check_together(flat)
+    values = {name: flat.get(name) for name in keys}
+
+    def section(kind: type, name: str) -> Any:
+        return kind(**{field.name: values[f"{name}.{field.name}"] for field in dataclasses.fields(kind)})
+
+    model = {name.removeprefix("model."): value for name, value in flat.items() if name.startswith("model.")}
+    return RunConfig(
+        **{name: values[name] for name in KEYS if "." not in name} | {"task": task},
+        fsdp=values["mesh.fsdp"],
+        data=section(DataConfig, "data"),
+        model={name: value for name, value in model.items() if value is not None},
+        optim=section(OptimConfig, "optim"),
+        profile=section(ProfileConfig, "profile"),
+        task_options={name: values[name] for name in task.keys},
+        values=flat,
+    )
+
+
+def _check(name: str, key: Key, value: Any) -> None:
+    if fault := find_fault(f"config.{name}", key, value):
+        raise RunError(fault)
+
+
+def _check_together(flat: Mapping[str, Any]) -> None:
     if flat.get("init_head") == "new" and flat.get("init_from") is None:
         raise RunError(
-            "config.init_head is 'new', a new classifier on given weights, and config.init_from is unset; the workdir "
+            "config.init_head is 'new', a new last layer on given weights, and config.init_from is unset; the workdir "
             "of a run or a file of weights is expected there"
         )
     warmup, cooldown = flat.get("optim.warmup_epochs", 0), flat.get("optim.cooldown_epochs", 0)
@@ -220,66 +249,93 @@ def check_config(config: ConfigDict, required: Iterable[str] = KEYS) -> None:
         )
 
 
-def _check_value(name: str, key: Key, value: Any) -> None:
-    if value is None:
-        if key.optional:
-            return
-        raise RunError(f"config.{name} is unset; {_expected(key)} is expected")
-    number = key.kind is float and isinstance(value, int)
-    if (not isinstance(value, key.kind) and not number) or isinstance(value, bool):
-        raise RunError(f"config.{name} is {value!r}; {_expected(key)} is expected")
-    if isinstance(key.accept, tuple):
-        inside = value in key.accept
-    elif isinstance(key.accept, str):
-        low, high = (float(bound) if bound else None for bound in key.accept.split(".."))
-        values = value if isinstance(value, tuple) else (value,)
-        # Written so that NaN lies outside.
-        inside = all(
-            isinstance(v, int | float) and (low is None or v >= low) and (v < math.inf if high is None else v <= high)
-            for v in values
-        ) and (not isinstance(value, tuple) or (len(value) == 2 and 0 < value[0] <= value[1]))
-    else:
-        inside = True
-    if not inside:
-        raise RunError(f"config.{name} is {value!r}; {_expected(key)} is expected")
+def read_config(file: str, changes: Sequence[str] = ()) -> RunConfig:
+    """Load an experiment.
+
+    Args:
+        file: whose `get_config` returns it.
+        changes: "--config.KEY=VALUE" each.
+
+    Raises:
+        RunError: the file cannot be loaded, or a change does not fit.
+    """
+    values = flags.FlagValues()
+    arguments = ["", f"--config={file}", *changes]
+    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
+    try:
+        values(arguments)
+        holder.value.items()  # of a file that could not be loaded, any use raises why
+    except (AttributeError, KeyError, OSError, SyntaxError, flags.Error) as error:
+        raise RunError(explain_flags(error)) from None
+    return parse_config(holder.value)
 
 
-def _expected(key: Key) -> str:
-    kind = {int: "an integer", float: "a number", str: "a string", tuple: "a pair of rising numbers"}[key.kind]
-    if isinstance(key.accept, tuple):
-        return " or ".join(map(repr, key.accept))
-    if key.accept is None:
-        return kind
-    low, _, high = key.accept.partition("..")
-    return f"{kind} of {low} {f'to {high}' if high else 'or more'}"
+def explain_flags(error: AttributeError | KeyError | OSError | SyntaxError | flags.Error) -> str:
+    """Return in one sentence what ml_collections or absl raised about the flags of a config."""
+    if "Traceback (most recent call last)" in str(error):
+        return f"--config cannot be run: {str(error).strip().splitlines()[-1]}"
+    # The text of a KeyError is the repr of its message.
+    text = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
+    if isinstance(error, SyntaxError):
+        return f"--config is not a Python file: {text}"
+    if isinstance(error, OSError):
+        return f"--config cannot be loaded: {text.rpartition('Attempted')[2].strip()}"
+    text = re.sub(r"\('Non-boolean argument to boolean flag', (.*)\)", r"True or False is expected, not \1", text)
+    if isinstance(error, flags.Error):
+        return text
+    key, near = re.search(r"\w+", text), re.search(r'mean "(\w+)"', text)
+    return f"the config has no key {key[0]}{f'; did you mean {near[1]}?' if near else ''}"
 
 
-def to_json(config: ConfigDict) -> str:
-    """Write a config as JSON; `from_json` reads it back."""
-    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+def evaluation_config(task: type[Task], model: Mapping[str, Any], dataset: str | None) -> RunConfig:
+    """Build the config of imported weights.
+
+    Args:
+        model: the name, and the options that differ from the variant's own.
+    """
+    values = {"task": task.name, **EVALUATION, **dict.fromkeys(task.evaluation_keys), "data.name": dataset}
+    return parse_config(nest({**values, **{f"model.{name}": value for name, value in model.items()}}), complete=False)
 
 
-def from_json(text: str) -> ConfigDict:
-    """Read what `to_json` wrote; lists come back as the tuples that they were.
+def flatten_config(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a config as a flat dict with dotted keys, and lists as tuples."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict | Mapping):
+            flat |= flatten_config(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = tuple(value) if isinstance(value, list) else value
+    return flat
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a flat dict with dotted keys as a dict of sections."""
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        *sections, key = name.split(".")
+        place = nested
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[key] = value
+    return nested
+
+
+def from_json(text: str) -> RunConfig:
+    """Read what `RunConfig.to_json` wrote, in this version or an earlier one, which may have had fewer keys.
 
     Raises:
         ValueError: the text is something else.
+        RunError: a key or a value does not fit.
     """
-
-    def tuples(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: tuples(item) for key, item in value.items()}
-        return tuple(value) if isinstance(value, list) else value
-
     config = json.loads(text)
     if not isinstance(config, dict) or not all(
         isinstance(config.get(name), dict) for name in ("data", "model", "optim")
     ):
-        raise ValueError("it holds something else")
-    return ConfigDict(tuples(_with_todays_names(config)))
+        raise ValueError("it is not a config")
+    return parse_config(nest(_with_current_names(flatten_config(config))), complete=False)
 
 
-# Keys and values of workdirs that were written before they had the names of today.
+# Keys and values of workdirs that were written before they had their current names.
 _FORMER_KEYS = {
     "device_batch_size": "microbatch_size",
     "augment.mix_rate": "augment.mixup_prob",
@@ -294,24 +350,20 @@ _FORMER_VALUES = {
 }
 
 
-def _with_todays_names(config: dict[str, Any]) -> dict[str, Any]:
-    for former, name in _FORMER_KEYS.items():
-        section, _, key = former.rpartition(".")
-        values = config.get(section, {}) if section else config
-        if key in values:
-            values[name.rpartition(".")[2]] = values.pop(key)
-    for name, todays in _FORMER_VALUES.items():
-        section, _, key = name.rpartition(".")
-        if config[section].get(key) in todays:
-            config[section][key] = todays[config[section][key]]
-    return config
+def _with_current_names(flat: Mapping[str, Any]) -> dict[str, Any]:
+    named = {"task": DEFAULT, **EVALUATION, **{_FORMER_KEYS.get(name, name): value for name, value in flat.items()}}
+    for name, values in _FORMER_VALUES.items():
+        if name in named:
+            named[name] = values.get(named[name], named[name])
+    return named
 
 
-def changed_keys(config: ConfigDict, other: ConfigDict) -> list[str]:
-    """List in words the keys that differ and matter to what a step computes."""
-    ours, theirs = flatten_config(config), flatten_config(other)
+def changed_keys(config: RunConfig, other: RunConfig) -> list[str]:
+    """Return in words the keys that differ and matter to what a step computes."""
+    ours, theirs = config.values, other.values
+    free = {*FREE_KEYS, *config.task.free_keys}
     return [
         f"config.{name} was {theirs.get(name)!r}, is {ours.get(name)!r}"
-        for name in sorted(ours | theirs)
-        if ours.get(name) != theirs.get(name) and name not in FREE_TO_CHANGE
+        for name in sorted({*ours, *theirs})
+        if ours.get(name) != theirs.get(name) and name not in free
     ]

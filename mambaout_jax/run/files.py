@@ -1,8 +1,10 @@
 """Files and folders that a run writes, on a disk or in a bucket."""
 
 import os
+from collections.abc import Mapping
 
 import jax
+import numpy as np
 from etils import epath
 
 from mambaout_jax.data.buckets import REMOTE_SECONDS, explain, is_remote, within_seconds
@@ -41,3 +43,9 @@ def write_atomically(path: epath.Path, text: str) -> None:
     draft = path.parent / f".{path.name}.{os.getpid()}"
     draft.write_text(text, encoding="utf-8")
     draft.replace(path)
+
+
+def write_arrays(path: epath.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays by name as an npz file."""
+    with path.open("wb") as file:
+        np.savez(file, **arrays)

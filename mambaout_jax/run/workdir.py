@@ -17,16 +17,16 @@ from typing import Any, NamedTuple
 
 import jax
 from etils import epath
-from ml_collections import ConfigDict
 
 from mambaout_jax import distributed
-from mambaout_jax.data import ImageSource
+from mambaout_jax.data import Source
 from mambaout_jax.data.buckets import REMOTE_SECONDS, explain, is_remote, within_seconds
-from mambaout_jax.models import Model, create_model
+from mambaout_jax.models import Model
 from mambaout_jax.run.checkpoints import Checkpoints
-from mambaout_jax.run.config import changed_keys, flatten_config, from_json, to_json
-from mambaout_jax.run.errors import RunError
+from mambaout_jax.run.config import RunConfig, changed_keys, from_json
+from mambaout_jax.run.errors import USER_ERRORS, RunError
 from mambaout_jax.run.files import fault_of_writing, write_atomically
+from mambaout_jax.tasks.api import Labels, Task
 
 LOCK = ".lock"
 # Those that decide what a run computes.
@@ -38,17 +38,18 @@ _IN_BUCKET = re.compile(r"gs://[a-z0-9][a-z0-9._-]+[a-z0-9]/.")
 
 
 class Run(NamedTuple):
-    """Hold what inference needs of a trained run.
+    """What inference needs of a trained run.
 
     Args:
-        class_names: None where the weights were imported and nobody knows what their classes are called.
+        labels: what the outputs mean, as the task wrote it down.
         weights: which of them `variables` are, "ema" or "raw".
     """
 
-    config: ConfigDict
+    config: RunConfig
+    task: Task
     model: Model
     variables: dict[str, Any]
-    class_names: tuple[str, ...] | None
+    labels: Labels
     step: int
     weights: str
 
@@ -110,7 +111,7 @@ def is_workdir(path: epath.PathLike) -> bool:
     return any((workdir / name).exists() for name in ("environment.json", "checkpoints"))
 
 
-def claim_workdir(path: epath.PathLike, config: ConfigDict) -> epath.Path:
+def claim_workdir(path: epath.PathLike, config: RunConfig) -> epath.Path:
     """Make the workdir, or check that the run in it may go on with this config; change nothing that is there.
 
     Raises:
@@ -132,11 +133,16 @@ def claim_workdir(path: epath.PathLike, config: ConfigDict) -> epath.Path:
     return workdir
 
 
-def _check_resume(workdir: epath.Path, recorded: ConfigDict, config: ConfigDict) -> None:
+def _check_resume(workdir: epath.Path, recorded: RunConfig, config: RunConfig) -> None:
     if "imported_from" in load_environment(workdir):
         raise RunError(
             f"workdir {workdir} holds imported weights, which no run can go on from; name another with --workdir, and "
             f"start from these by --config.init_from={workdir}"
+        )
+    if recorded.task is not config.task:
+        raise RunError(
+            f"workdir {workdir} holds a run of the task {recorded.task.name!r} and config.task is {config.task.name!r}; "
+            "name another with --workdir"
         )
     if config.resume == "never":
         raise RunError(f"workdir {workdir} holds a run and config.resume is 'never'; name another with --workdir")
@@ -166,26 +172,31 @@ def check_space(workdir: epath.Path, num_bytes: int) -> None:
         )
 
 
-def load_config(path: epath.PathLike) -> ConfigDict:
-    """Read the config of a workdir.
+def load_config(path: epath.PathLike) -> RunConfig:
+    """Read the config of a workdir; that of imported weights has what an evaluation needs.
 
     Raises:
         RunError: there is none, or it cannot be read.
     """
-    recorded = epath.Path(path) / "config.json"
+    workdir = epath.Path(path)
+    recorded = workdir / "config.json"
     try:
         return from_json(recorded.read_text())
     except OSError as error:
         fault = error.strerror or "not found"  # errors of a bucket's client have no words of their own
-        raise RunError(f"{path} is no workdir of a run: it has no readable config.json ({fault})") from error
+        raise RunError(f"{path} is not the workdir of a run: it has no readable config.json ({fault})") from error
     except ValueError as error:
+        if isinstance(error, USER_ERRORS):
+            raise RunError(f"{recorded}: {error}") from error
         raise RunError(f"{recorded} is not the JSON that a run writes ({error})") from error
 
 
-def build_model(config: ConfigDict, num_classes: int) -> Model:
-    """Build the model that a config describes; unset options are the variant's own."""
-    options = {key: value for key, value in config.model.items() if value is not None}
-    return create_model(num_classes=num_classes, **options)
+def is_imported(workdir: epath.Path) -> bool:
+    """Check whether a workdir has imported weights rather than a run."""
+    try:
+        return "imported_from" in json.loads((workdir / "environment.json").read_text())
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def load_run(path: epath.PathLike, weights: str | None = None) -> Run:
@@ -195,12 +206,13 @@ def load_run(path: epath.PathLike, weights: str | None = None) -> Run:
         weights: "ema" or "raw"; None for the average where one was kept.
 
     Raises:
-        RunError: the workdir holds no run, no readable checkpoint, or no average.
+        RunError: the workdir has no run, no readable checkpoint, or no average.
     """
     workdir = open_workdir(path)
     config = load_config(workdir)
-    environment = load_environment(workdir)
-    model = build_model(config, environment["num_classes"])
+    labels = load_environment(workdir)["labels"]
+    task = config.build_task()
+    model = task.build_model(labels)
     weights = weights or ("raw" if config.optim.ema_decay is None else "ema")
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     abstract = distributed.sharded_shapes(
@@ -208,24 +220,25 @@ def load_run(path: epath.PathLike, weights: str | None = None) -> Run:
     )
     step, variables = checkpoints.restore_variables(abstract, [weights])
     checkpoints.close()
-    return Run(config, model, variables[weights], environment["class_names"], step, weights)
+    return Run(config, task, model, variables[weights], labels, step, weights)
 
 
 def load_environment(workdir: epath.Path) -> dict[str, Any]:
-    """Read what `record_run` wrote: "num_classes" and "class_names" (a tuple, or None if not known), and more.
+    """Read what `record_run` wrote: "labels", what the outputs of the model mean, and more.
 
     Raises:
         RunError: it is not there or is something else.
     """
     try:
         environment = json.loads((workdir / "environment.json").read_text())
-        names = environment["class_names"]
-        environment["class_names"] = None if names is None else tuple(names)
-        environment["num_classes"] = int(environment["num_classes"] if names is None else len(names))
-        if not environment["num_classes"]:
-            raise ValueError("no classes")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{workdir} has no environment.json that a run wrote ({error!r}); train there first") from error
+        if "labels" not in environment:  # of a run from before labels had a key of their own
+            environment["labels"] = {
+                name: environment.pop(name) for name in ("num_classes", "class_names") if name in environment
+            }
+        if not any(environment["labels"].values()):
+            raise ValueError("no labels")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{workdir / 'environment.json'} is not what a run writes ({error!r}); train there first") from error
     return environment
 
 
@@ -233,8 +246,8 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
-def describe_environment(source: ImageSource) -> dict[str, Any]:
-    """Tell what a run depends on beside its config: versions, devices, dataset."""
+def describe_environment(source: Source) -> dict[str, Any]:
+    """Return what a run depends on besides its config: versions, devices, dataset."""
     return {
         **_versions(),
         "platform": jax.default_backend(),
@@ -243,11 +256,11 @@ def describe_environment(source: ImageSource) -> dict[str, Any]:
         "command": shlex.join(sys.argv),
         "dataset": source.name,
         "fingerprint": source.fingerprint,
-        "class_names": list(source.class_names),
+        "labels": dict(source.labels),
     }
 
 
-def describe_program(config: ConfigDict) -> dict[str, str]:
+def describe_program(config: RunConfig) -> dict[str, str]:
     """Tell what has to be the same in all processes of a run: code, config and versions."""
     package = Path(__file__).parent.parent
     code = hashlib.sha256()
@@ -257,11 +270,11 @@ def describe_program(config: ConfigDict) -> dict[str, str]:
         **_versions(),
         "mambaout_jax's code": code.hexdigest()[:12],
         "local devices": str(jax.local_device_count()),
-        **{f"config.{key}": repr(value) for key, value in flatten_config(config).items()},
+        **{f"config.{key}": repr(value) for key, value in config.values.items()},
     }
 
 
-def record_run(workdir: epath.Path, config: ConfigDict, environment: dict[str, Any]) -> None:
+def record_run(workdir: epath.Path, config: RunConfig, environment: dict[str, Any]) -> None:
     """Write down what is being run, once nothing refuses it any more."""
-    write_atomically(workdir / "config.json", to_json(config))
+    write_atomically(workdir / "config.json", config.to_json())
     write_atomically(workdir / "environment.json", json.dumps(environment, indent=2) + "\n")

@@ -1,48 +1,41 @@
 """The training batches that a config describes."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import jax
-import numpy as np
-from ml_collections import ConfigDict
 
-from mambaout_jax.data import ImageSource, TrainTransform, open_source, train_batches
+from mambaout_jax.data import Source, train_batches
+from mambaout_jax.data.prepare import ensure_prepared
 from mambaout_jax.models import Model
+from mambaout_jax.run.config import RunConfig
 from mambaout_jax.run.errors import RunError
-from mambaout_jax.run.workdir import build_model
+from mambaout_jax.tasks.api import Batch, Task
 
 
-def open_batches(config: ConfigDict) -> Iterator[dict[str, np.ndarray]]:
+def open_batches(config: RunConfig) -> Iterator[Batch]:
     """Open the training split of a config and yield its batches from the first on, without end.
 
     Raises:
-        RunError, DataError, ModelError: the config, the dataset or the model does not fit.
+        RunError, TaskError, DataError, ModelError: the config, the dataset or the model does not fit.
     """
-    source = open_source(config.data.name, config.data.train_split, config.data.data_dir)
-    return training_batches(config, build_model(config, len(source.class_names)), source)
+    task = config.build_task()
+    ensure_prepared(config.data.name, config.data.data_dir)
+    source = task.open_source(config.data.train_split)
+    return training_batches(config, task, task.build_model(source.labels), source)
 
 
 def training_batches(
-    config: ConfigDict, model: Model, source: ImageSource, start_step: int = 0
-) -> Iterator[dict[str, np.ndarray]]:
+    config: RunConfig, task: Task, model: Model, source: Source, start_step: int = 0
+) -> Iterator[dict[str, Any]]:
     """Yield the batches of a run from `start_step` on, without end.
 
     Raises:
-        RunError, DataError: the config does not fit.
+        RunError, DataError: the config or the dataset does not fit.
     """
     return train_batches(
         source,
-        TrainTransform(
-            size=model.input_spec.size,
-            channels=model.in_chans,
-            crop=config.data.crop,
-            scale=config.data.crop_scale,
-            ratio=config.data.crop_ratio,
-            flip=config.data.hflip_prob,
-            interpolation=config.data.interpolation,
-            auto_augment=config.data.auto_augment,
-            pipeline=config.data.pipeline,
-        ),
+        task.train_transform(model, source),
         batch_size=config.batch_size,
         steps_per_epoch=steps_per_epoch(config, len(source)),
         seed=config.seed,
@@ -54,8 +47,8 @@ def training_batches(
     )
 
 
-def steps_per_epoch(config: ConfigDict, num_images: int) -> int:
-    """Count the whole batches of an epoch.
+def steps_per_epoch(config: RunConfig, num_images: int) -> int:
+    """Return the number of whole batches of an epoch.
 
     Raises:
         RunError: there is none.

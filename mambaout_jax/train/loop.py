@@ -1,30 +1,28 @@
-"""The run, from a config to trained weights, as one story."""
+"""The training loop: prepare, restore or initialize, loop, finish."""
 
 import contextlib
 import json
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from etils import epath
-from ml_collections import ConfigDict
 
 from mambaout_jax import distributed
-from mambaout_jax.data import DataError, WorkerDiedError, open_source
+from mambaout_jax.data import DataError, Source, WorkerDiedError
 from mambaout_jax.data.buckets import is_remote
-from mambaout_jax.evaluate.evaluation import Evaluator
-from mambaout_jax.evaluate.scores import describe_eval_transform
-from mambaout_jax.report.html import write_report
+from mambaout_jax.data.prepare import ensure_prepared
+from mambaout_jax.evaluate.evaluation import Evaluation, Evaluator
+from mambaout_jax.models import Model
 from mambaout_jax.run.batch import describe_batch
 from mambaout_jax.run.checkpoints import Checkpoints
-from mambaout_jax.run.config import check_config, flatten_config
+from mambaout_jax.run.config import RunConfig, nest
 from mambaout_jax.run.errors import RunError, StoppedError
-from mambaout_jax.run.files import write_atomically
+from mambaout_jax.run.files import write_arrays, write_atomically
 from mambaout_jax.run.pretrained import load_pretrained_for, merge_pretrained
 from mambaout_jax.run.signals import StopSignals
-from mambaout_jax.run.state import init_step_metrics, with_variables
+from mambaout_jax.run.state import TrainState, with_variables
 from mambaout_jax.run.workdir import (
-    build_model,
     check_space,
     claim_workdir,
     describe_environment,
@@ -32,186 +30,278 @@ from mambaout_jax.run.workdir import (
     lock_workdir,
     record_run,
 )
+from mambaout_jax.tasks.api import Task
 from mambaout_jax.train.inputs import training_batches
 from mambaout_jax.train.metrics import MetricWriter, SilentWriter, StepLog
-from mambaout_jax.train.program import training_program
+from mambaout_jax.train.program import TrainingProgram, training_program
 from mambaout_jax.train.recipe import departures
 from mambaout_jax.train.trace import StepTrace
 
 
-def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
-    """Train as the config says, or go on where the last run in the workdir stopped.
+def train(config: RunConfig, path: epath.PathLike) -> dict[str, Any]:
+    """Train as the config says, or resume where the last run in the workdir stopped.
 
     Returns:
-        What results.json holds.
+        The content of results.json.
 
     Raises:
-        RunError, DataError, ModelError: the config, the workdir, the dataset or the model does not fit.
+        RunError, TaskError, DataError, ModelError: the config, the workdir, the dataset or the model does not fit.
         DivergedError: a loss or gradient was not finite; the last checkpoint is from before.
         StoppedError: a signal came; everything is saved.
     """
     started = time.monotonic()
-    check_config(config)
-
-    # What is trained, on what, where.
-    source = open_source(config.data.name, config.data.train_split, config.data.data_dir)
-    validation = open_source(config.data.name, config.data.validation_split, config.data.data_dir)
-    model = build_model(config, len(source.class_names))
-    mesh = distributed.make_mesh(config.mesh.fsdp)
-    sharding, replicated = distributed.batch_sharding(mesh), distributed.replicated(mesh)
-
-    # How a step computes.
-    program = training_program(config, model, len(source), mesh)
-    placed = distributed.shardings(program.state)
-    epoch_steps = program.epoch_steps
-    num_steps = config.num_epochs * epoch_steps
-    eval_every = config.eval_every_epochs * epoch_steps
-    init_key, step_key = jax.jit(
-        lambda: tuple(jax.random.split(jax.random.key(config.seed))), out_shardings=replicated
-    )()
-
-    with StopSignals() as stop, jax.set_mesh(mesh), contextlib.ExitStack() as cleanup:
-        # Where it is kept, and where it goes on.
-        distributed.assert_same_on_all_hosts(describe_program(config))
-        workdir = claim_workdir(path, config)
-        if config.profile.start_step is not None and is_remote(workdir):
-            raise RunError("config.profile.start_step is set; a trace is written to a local --workdir only")
-        if distributed.is_first():
-            cleanup.enter_context(lock_workdir(workdir))
-        checkpoints = Checkpoints(workdir / "checkpoints")
-        cleanup.callback(checkpoints.close)
-        state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(program.state))
-        # Four at a time: the latest two, the best, and one that is being written.
-        check_space(workdir, state_bytes * max(4 - len(checkpoints.steps()), 1))
-        restored = checkpoints.restore_state(program.state)
-        if restored is None:
-            state = jax.jit(program.draw_state, out_shardings=placed)(init_key)
-            step, evaluated = 0, False
-            origin = ""
-            if config.init_from is not None:
-                variables, origin = merge_pretrained(
-                    load_pretrained_for(config.init_from, model),
-                    model,
-                    state.variables,
-                    init_head=config.init_head,
-                    class_names=source.class_names,
-                )
-                state = jax.jit(with_variables, out_shardings=placed)(state, variables)
-        else:
-            state, metadata = restored
-            _check_dataset(config, metadata, source.fingerprint)
-            step, evaluated = int(state.step), metadata["evaluated"]
-            origin = f"goes on after step {step}"
-            started -= metadata["seconds"]
-        if step > num_steps:
-            raise RunError(f"workdir {workdir} is at step {step}, after the {num_steps} of config.num_epochs")
-        first_step = step
+    setup = _prepare(config)
+    with StopSignals() as stop, jax.set_mesh(setup.mesh), contextlib.ExitStack() as cleanup:
+        workdir, checkpoints = _open_workdir(config, path, setup, cleanup)
+        start = _restore_or_initialize(config, setup, workdir, checkpoints)
+        state, step, evaluated = start.state, start.step, start.evaluated
         results_file = workdir / "results.json"
-        if evaluated and step == num_steps and results_file.exists():
-            if distributed.is_first() and not (workdir / "report.html").exists():
-                write_report(workdir)
-            return json.loads(results_file.read_text())
-        evaluated = evaluated and step < num_steps  # killed before its results were written
-        environment = describe_environment(source)
-        if distributed.is_first():
-            results_file.unlink(missing_ok=True)
-            record_run(workdir, config, environment)
-            writer = MetricWriter(workdir, num_steps=num_steps, first_step=step, steps_per_epoch=epoch_steps)
-        else:
-            writer = SilentWriter()
-        cleanup.callback(writer.close)
-        how = describe_batch(config.batch_size, mesh.size, program.parts)
-        writer.say(
-            f"{model.name}, {model.num_params:,} parameters, on {mesh.size} x {jax.devices()[0].device_kind}; "
-            f"{len(source):,} training and {len(validation):,} validation images of {source.name}; "
-            f"{config.num_epochs} epochs of {epoch_steps} steps; {'; '.join(filter(None, (how, origin)))}"
-        )
-        for sentence in departures(flatten_config(config)):
-            writer.say(f"not the published recipe: {sentence}")
+        if evaluated and step == setup.num_steps:
+            if results_file.exists():
+                return json.loads(results_file.read_text())
+            evaluated = False  # killed before the results were written
+        environment = describe_environment(setup.train_source)
+        writer = _open_writer(config, setup, workdir, start, environment, cleanup)
         log = StepLog(
             writer,
-            jax.jit(init_step_metrics, out_shardings=replicated)(),
+            jax.jit(setup.program.init_metrics, out_shardings=distributed.replicated(setup.mesh))(),
             batch_size=config.batch_size,
-            steps_per_epoch=epoch_steps,
+            steps_per_epoch=setup.program.steps_per_epoch,
             every=config.log_every_steps,
-            started=started,
+            started=started - start.seconds,
         )
-        trace_start = config.profile.start_step if distributed.is_first() else None
-        trace = StepTrace(workdir / "profile", trace_start, config.profile.num_steps)
+        metrics = log.fresh
+        trace = StepTrace(
+            workdir / "profile",
+            config.profile.start_step if distributed.is_first() else None,
+            config.profile.num_steps,
+        )
         cleanup.callback(trace.close)
 
-        def due(step: int) -> bool:
-            return step == num_steps or (step > 0 and step % eval_every == 0)
-
-        def save(top1: float | None = None) -> None:
-            log.flush(step)
-            progress = {"seconds": time.monotonic() - started, "evaluated": evaluated}
-            blocked = checkpoints.save(state, {**progress, "config": config.to_dict(), **environment}, top1)
+        def save(score: float | None = None) -> None:
+            progress = {"seconds": log.stamp(step)["seconds"], "evaluated": evaluated}
+            blocked = checkpoints.save(state, {**progress, "config": nest(config.values), **environment}, score)
             writer.saved(log.stamp(step) | {"blocked_seconds": blocked})
 
         try:
-            # Ahead of time, so that there is one program each for training and for evaluation.
-            run_step = stop.interruptible(program.lower().compile)
-            evaluator = Evaluator(config, model, validation, sharding=sharding, stop=stop)
-            host_batches = training_batches(config, model, source, start_step=step)
+            run_step = stop.interruptible(setup.program.lower().compile)
+            evaluator = Evaluator(config, setup.task, setup.model, mesh=setup.mesh, stop=stop)
+            host_batches = training_batches(config, setup.task, setup.model, setup.train_source, start_step=step)
             cleanup.callback(host_batches.close)
-            batches = distributed.prefetch(log.timed(host_batches), sharding)
+            batches = distributed.prefetch(log.timed(host_batches), distributed.batch_sharding(setup.mesh))
             log.restart()
             while True:
-                if due(step) and not evaluated:
-                    log.flush(step)
-                    weights = {"raw": state.variables} | ({} if state.ema is None else {"ema": state.ema})
-                    best = list(weights)[-1]
-                    scored = evaluator(weights, predict=best)
+                if setup.evaluates_at(step) and not evaluated:
+                    metrics = log.flush(step, metrics)
+                    scored = _evaluate(evaluator, setup.validation, state, workdir, writer, log.stamp(step))
                     evaluated = True
-                    record = log.stamp(step) | scored.scores | {"skipped": scored.skipped}
-                    writer.evaluation(record, describe_eval_transform(evaluator.describe()))
-                    if scored.predictions is not None and distributed.is_first():
-                        scored.predictions.save(workdir / "predictions.npz")
-                    save(scored.scores[best]["top1"])
+                    save(scored.scores[state.best_weights][setup.task.metrics[0].key])
                     log.restart()
-                if step == num_steps:
+                if step == setup.num_steps:
                     break
                 stop.check()
                 checkpoints.check()
                 trace.before(step)
                 batch = next(batches)
                 with jax.transfer_guard("disallow"):
-                    state, log.progress = run_step(state, log.progress, batch, step_key)
+                    state, metrics = run_step(state, metrics, batch, start.step_key)
                 step, evaluated = step + 1, False
-                log.stepped(step)
-                if config.save_every_steps and step % config.save_every_steps == 0 and not due(step):
+                metrics = log.stepped(step, metrics)
+                if setup.saves_at(step):
+                    metrics = log.flush(step, metrics)
                     save()
         except (StoppedError, DataError, WorkerDiedError) as error:
-            # A record or a worker that fails takes no finished step with it; but of many hosts the others wait for this
-            # one's share of a step, and cannot save with it. A scheduler that signals the whole process group ends the
-            # workers too, and reading from them then fails.
-            if step > first_step and (isinstance(error, StoppedError) or jax.process_count() == 1):
+            # A record or a worker that fails takes no finished step with it. But with many hosts the others wait for
+            # this one's share of a step, and cannot save with it.
+            if step > start.step and (isinstance(error, StoppedError) or jax.process_count() == 1):
+                metrics = log.flush(step, metrics)
                 save()
-            if isinstance(error, StoppedError) or not stop.received:
-                raise
-            stopped = f"stopped by {stop.received}"
-            if jax.process_count() > 1:
-                raise distributed.LostProcessError(f"{stopped}, which ended what this process reads with") from error
-            raise StoppedError(stopped) from error
+            _raise_stop(error, stop)
+            raise
+    return _finish(evaluator.describe(setup.validation), scored, setup.num_steps, log.stamp(step), results_file)
 
+
+class _Setup(NamedTuple):
+    """What is trained, on what, and how a step computes."""
+
+    config: RunConfig
+    task: Task
+    train_source: Source
+    validation: Source
+    model: Model
+    mesh: jax.sharding.Mesh
+    program: TrainingProgram
+
+    @property
+    def num_steps(self) -> int:
+        return self.config.num_epochs * self.program.steps_per_epoch
+
+    def evaluates_at(self, step: int) -> bool:
+        every = self.config.eval_every_epochs * self.program.steps_per_epoch
+        return step == self.num_steps or (step > 0 and step % every == 0)
+
+    def saves_at(self, step: int) -> bool:
+        """Check whether a checkpoint is due without an evaluation, which saves one of its own."""
+        every = self.config.save_every_steps
+        return bool(every) and step % every == 0 and not self.evaluates_at(step)
+
+
+def _prepare(config: RunConfig) -> _Setup:
+    task = config.build_task()
+    ensure_prepared(config.data.name, config.data.data_dir)
+    train_source = task.open_source(config.data.train_split)
+    validation = task.open_source(config.data.validation_split)
+    model = task.build_model(train_source.labels)
+    mesh = distributed.make_mesh(config.fsdp)
+    example = task.train_transform(model, train_source).empty()
+    program = training_program(config, task, model, example, len(train_source), mesh)
+    return _Setup(config, task, train_source, validation, model, mesh, program)
+
+
+def _open_workdir(
+    config: RunConfig, path: epath.PathLike, setup: _Setup, cleanup: contextlib.ExitStack
+) -> tuple[epath.Path, Checkpoints]:
+    distributed.assert_same_on_all_hosts(describe_program(config))
+    workdir = claim_workdir(path, config)
+    if config.profile.start_step is not None and is_remote(workdir):
+        raise RunError("config.profile.start_step is set; a trace is written to a local --workdir only")
+    if distributed.is_first():
+        cleanup.enter_context(lock_workdir(workdir))
+    checkpoints = Checkpoints(workdir / "checkpoints", setup.task.metrics[0])
+    cleanup.callback(checkpoints.close)
+    state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(setup.program.state))
+    # Four at a time: the latest two, the best, and one that is being written.
+    check_space(workdir, state_bytes * max(4 - len(checkpoints.steps()), 1))
+    return workdir, checkpoints
+
+
+class _Start(NamedTuple):
+    """Where a run begins.
+
+    Args:
+        seconds: that earlier parts of the run took.
+        step_key: of all steps, which fold it with their number.
+        description: of the weights, in words; empty for a fresh initialization.
+    """
+
+    state: TrainState
+    step: int
+    evaluated: bool
+    seconds: float
+    step_key: jax.Array
+    description: str
+
+
+def _restore_or_initialize(
+    config: RunConfig, setup: _Setup, workdir: epath.Path, checkpoints: Checkpoints
+) -> _Start:
+    placed = distributed.shardings(setup.program.state)
+    init_key, step_key = jax.jit(
+        lambda: tuple(jax.random.split(jax.random.key(config.seed))), out_shardings=distributed.replicated(setup.mesh)
+    )()
+    restored = checkpoints.restore_state(setup.program.state)
+    if restored is not None:
+        state, metadata = restored
+        step = int(state.step)
+        if metadata["fingerprint"] != setup.train_source.fingerprint and config.resume != "any":
+            raise RunError(
+                f"the run was trained on other records of {metadata['dataset']} than config.data has now; resume with "
+                "these by --config.resume=any"
+            )
+        if step > setup.num_steps:
+            raise RunError(f"workdir {workdir} is at step {step}, after the {setup.num_steps} of config.num_epochs")
+        seconds = metadata["seconds"]
+        return _Start(state, step, metadata["evaluated"], seconds, step_key, f"resumed from step {step}")
+    state = jax.jit(setup.program.init_state, out_shardings=placed)(init_key)
+    description = ""
+    if config.init_from is not None:
+        pretrained = load_pretrained_for(config.init_from, setup.model)
+        variables, description = merge_pretrained(
+            pretrained,
+            setup.model,
+            state.variables,
+            init_head=config.init_head,
+            labels=setup.train_source.labels,
+        )
+        state = jax.jit(with_variables, out_shardings=placed)(state, variables)
+    return _Start(state, 0, False, 0.0, step_key, description)
+
+
+def _open_writer(
+    config: RunConfig,
+    setup: _Setup,
+    workdir: epath.Path,
+    start: _Start,
+    environment: dict[str, Any],
+    cleanup: contextlib.ExitStack,
+) -> MetricWriter | SilentWriter:
+    """Open the logs, record the run, and print what is trained."""
+    if not distributed.is_first():
+        return SilentWriter()
+    (workdir / "results.json").unlink(missing_ok=True)
+    record_run(workdir, config, environment)
+    program, model = setup.program, setup.model
+    writer = MetricWriter(
+        workdir,
+        num_steps=setup.num_steps,
+        first_step=start.step,
+        steps_per_epoch=program.steps_per_epoch,
+        metrics=setup.task.metrics,
+    )
+    cleanup.callback(writer.close)
+    batch = describe_batch(config.batch_size, setup.mesh.size, program.grad_accum_steps)
+    writer.say(
+        f"{model.name}, {model.num_params:,} parameters, on {setup.mesh.size} x {jax.devices()[0].device_kind}; "
+        f"{len(setup.train_source):,} training and {len(setup.validation):,} validation images of "
+        f"{setup.train_source.name}; {config.num_epochs} epochs of {program.steps_per_epoch} steps; "
+        f"{'; '.join(filter(None, (batch, start.description)))}"
+    )
+    for sentence in departures(model.family.recipe, config.values):
+        writer.say(f"not the published recipe: {sentence}")
+    return writer
+
+
+def _evaluate(
+    evaluator: Evaluator,
+    validation: Source,
+    state: TrainState,
+    workdir: epath.Path,
+    writer: MetricWriter | SilentWriter,
+    stamp: dict[str, float],
+) -> Evaluation:
+    """Score the weights of a state, and write scores and predictions."""
+    scored = evaluator(validation, state.weights, predict=state.best_weights)
+    writer.evaluation(stamp | scored.scores | {"skipped": scored.skipped}, evaluator.describe_input(validation))
+    if scored.predictions is not None and distributed.is_first():
+        write_arrays(workdir / "predictions.npz", scored.predictions)
+    return scored
+
+
+def _raise_stop(error: Exception, stop: StopSignals) -> None:
+    """Raise that the run was stopped, if a signal came and reading failed because of it.
+
+    A scheduler that signals the whole process group ends the data workers too.
+    """
+    if isinstance(error, StoppedError) or not stop.received:
+        return
+    stopped = f"stopped by {stop.received}"
+    if jax.process_count() > 1:
+        raise distributed.LostProcessError(f"{stopped}, which ended what this process reads with") from error
+    raise StoppedError(stopped) from error
+
+
+def _finish(
+    evaluated: dict[str, Any], scored: Evaluation, num_steps: int, stamp: dict[str, float], results_file: epath.Path
+) -> dict[str, Any]:
+    """Write the results of a run that is complete."""
     results = {
-        **evaluator.describe(),
+        **evaluated,
         **scored.scores,
         "skipped": scored.skipped,
         "unlabelled": scored.unlabelled,
         "steps": num_steps,
-        "train_seconds": time.monotonic() - started,
+        "train_seconds": stamp["seconds"],
     }
     if distributed.is_first():
         write_atomically(results_file, json.dumps(results, indent=2) + "\n")
-        write_report(workdir)
     return results
-
-
-def _check_dataset(config: ConfigDict, metadata: dict[str, Any], fingerprint: str) -> None:
-    if metadata["fingerprint"] != fingerprint and config.resume != "any":
-        raise RunError(
-            f"the run was trained on other records of {metadata['dataset']} than config.data gives now; go on with "
-            "these by --config.resume=any"
-        )

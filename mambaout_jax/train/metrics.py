@@ -1,10 +1,10 @@
-"""Where the numbers of a run come from and go to: the console, metrics.jsonl and TensorBoard."""
+"""The numbers of a run: measured on the way, and written to the console, metrics.jsonl and TensorBoard."""
 
 import json
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 import jax
@@ -13,20 +13,32 @@ from tqdm import tqdm
 
 from mambaout_jax.run.errors import DivergedError
 from mambaout_jax.run.logs import LogFolder
-from mambaout_jax.run.state import Progress
+from mambaout_jax.tasks.api import Metric
+from mambaout_jax.train.step import StepMetrics
 
-# Above this share of its time the step visibly waits for the host.
+# A run that waits for data for more than this share of its time is limited by its input.
 INPUT_BOUND = 0.05
 
 
 class MetricWriter:
-    """Append records to metrics.jsonl and their scalars to TensorBoard, and show them on the console.
+    """A writer of records to metrics.jsonl, TensorBoard and the console.
 
-    On a terminal a bar shows where the run is; elsewhere every record is a line.
+    On a terminal a bar shows the progress of the run; elsewhere every record is a line.
+
+    Args:
+        metrics: that an evaluation gives.
     """
 
-    def __init__(self, workdir: epath.Path, *, num_steps: int, first_step: int, steps_per_epoch: int):
-        from tensorboardX import SummaryWriter  # brings PyTorch along where that is installed: a second and 200 MB
+    def __init__(
+        self,
+        workdir: epath.Path,
+        *,
+        num_steps: int,
+        first_step: int,
+        steps_per_epoch: int,
+        metrics: Sequence[Metric],
+    ):
+        from tensorboardX import SummaryWriter  # imports PyTorch where that is installed: a second and 200 MB
 
         self._logs = LogFolder(workdir, "metrics.jsonl")
         self._file = _open_whole_lines(self._logs.path / "metrics.jsonl")
@@ -42,7 +54,8 @@ class MetricWriter:
             bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {postfix}",
         )
         self._num_steps = num_steps
-        self._clock: tuple[float, int] | None = None  # from the first record on: before it lies the compilation
+        self._metrics = metrics
+        self._clock: tuple[float, int] | None = None  # from the first record on, which comes after compilation
 
     def advance(self) -> None:
         """Move the bar by one step."""
@@ -72,18 +85,27 @@ class MetricWriter:
         if self._bar.disable:
             self.say(f"step {record['step']}/{self._num_steps}, epoch {record['epoch']:.1f}, {text}")
 
-    def evaluation(self, record: dict[str, Any], view: str) -> None:
-        """Write the scores of one evaluation, and say at what size and crop."""
+    def evaluation(self, record: Mapping[str, Any], view: str) -> None:
+        """Write the scores of one evaluation.
+
+        Args:
+            view: how images were evaluated, in words.
+        """
         self._append({"kind": "eval", **record})
         scores = ", ".join(
-            f"{name} top-1 {record[name]['top1']:.2f} % top-5 {record[name]['top5']:.2f} %"
-            for name in ("raw", "ema")
-            if name in record
+            f"{name} {self._describe(record[name])}" for name in ("raw", "ema") if name in record
         )
         self.say(f"step {record['step']}, epoch {record['epoch']:.1f}: {scores} ({view})")
 
+    def _describe(self, scores: Mapping[str, float]) -> str:
+        """Return the scores of one set of weights in words; the loss is in the lines of training."""
+        shown = [metric for metric in self._metrics if metric.key in scores and metric.key != "loss"]
+        return " ".join(
+            f"{metric.label} {metric.format(scores[metric.key])} {metric.unit}".strip() for metric in shown
+        )
+
     def saved(self, record: dict[str, Any]) -> None:
-        """Write for how long a checkpoint kept the run waiting, and copy the logs to where checkpoints are."""
+        """Write how long a checkpoint blocked the run, and copy the logs to where checkpoints are."""
         self._append({"kind": "save", **record})
         self._logs.copy()
 
@@ -103,7 +125,7 @@ class MetricWriter:
 
 
 class SilentWriter:
-    """Take the place of a MetricWriter where another process writes."""
+    """The MetricWriter of processes that write nothing."""
 
     def _ignore(self, *_: Any) -> None:
         pass
@@ -112,10 +134,12 @@ class SilentWriter:
 
 
 class StepLog:
-    """Sum up steps, and read the sum only after the next step was dispatched, so that the device never waits.
+    """The measurements of a run between records.
+
+    A sum is read only after the next step was dispatched, so that the device never waits.
 
     Args:
-        fresh: a sum of nothing, on the devices.
+        fresh: metrics of no steps, on the devices.
         batch_size: images in a step.
         every: steps between records.
         started: on the monotonic clock, when the run started; earlier if it was resumed.
@@ -124,22 +148,21 @@ class StepLog:
     def __init__(
         self,
         writer: MetricWriter | SilentWriter,
-        fresh: Progress,
+        fresh: StepMetrics,
         *,
         batch_size: int,
         steps_per_epoch: int,
         every: int,
         started: float,
     ):
-        self.progress = fresh
         self.skipped = 0
+        self.fresh = fresh
         self._writer = writer
-        self._fresh = fresh
         self._batch_size = batch_size
         self._steps_per_epoch = steps_per_epoch
         self._every = every
         self._started = started
-        self._held: tuple[int, Progress] | None = None
+        self._pending: tuple[int, StepMetrics] | None = None
         self.restart()
 
     def restart(self) -> None:
@@ -147,10 +170,10 @@ class StepLog:
         self._since, self._waited = time.monotonic(), 0.0
 
     def timed(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Pass host batches on without their "skipped", and keep count of it and of the time spent waiting."""
+        """Yield host batches without their "skipped", which is counted, and measure the time spent waiting."""
         rows = iter(batches)
         batch = next(rows, None)
-        self.restart()  # the start of the workers is not the pipeline's pace
+        self.restart()  # starting the workers is not the pace of the pipeline
         while batch is not None:
             self.skipped += int(batch.pop("skipped").sum())
             yield batch
@@ -158,31 +181,38 @@ class StepLog:
             batch = next(rows, None)
             self._waited += time.monotonic() - before
 
-    def stepped(self, step: int) -> None:
-        """Follow the dispatch of a step: read what was held before it, and hold its sum if a record is due.
+    def stepped(self, step: int, metrics: StepMetrics) -> StepMetrics:
+        """Read the pending metrics after a step was dispatched, and make its own pending if a record is due.
+
+        Returns:
+            The metrics for the next step: fresh ones after a record.
 
         Raises:
             DivergedError: a loss or gradient among those read was not finite.
         """
         self._writer.advance()
         self._settle()
-        if step % self._every == 0:
-            self._held = step, self.progress
-            self.progress = self._fresh
+        if step % self._every:
+            return metrics
+        self._pending = step, metrics
+        return self.fresh
 
-    def flush(self, step: int) -> None:
+    def flush(self, step: int, metrics: StepMetrics) -> StepMetrics:
         """Read everything up to a step, and wait for it.
+
+        Returns:
+            Fresh metrics.
 
         Raises:
             DivergedError: a loss or gradient among those read was not finite.
         """
         self._settle()
-        self._held = step, self.progress
-        self.progress = self._fresh
+        self._pending = step, metrics
         self._settle()
+        return self.fresh
 
     def stamp(self, step: int) -> dict[str, float]:
-        """Give the fields that every record starts with; `seconds` are those since the start of the run."""
+        """Return the fields that every record starts with; `seconds` are those since the start of the run."""
         return {
             "step": step,
             "epoch": step / self._steps_per_epoch,
@@ -190,26 +220,27 @@ class StepLog:
         }
 
     def _settle(self) -> None:
-        if self._held is None:
+        if self._pending is None:
             return
-        (step, held), self._held = self._held, None
-        held = jax.device_get(held)
-        if held.steps == 0:
+        (step, pending), self._pending = self._pending, None
+        read = jax.device_get(pending)
+        if read.steps == 0:
             return
         elapsed = time.monotonic() - self._since
         record = self.stamp(step) | {
-            "loss": float(held.loss_sum / held.steps),
-            "learning_rate": float(held.learning_rate),
-            "grad_norm": float(held.grad_norm),
-            "images_per_second": float(held.steps * self._batch_size / elapsed),
+            "loss": float(read.loss / read.steps),
+            **{f"loss/{name}": float(total / read.steps) for name, total in read.loss_terms.items()},
+            "learning_rate": float(read.learning_rate),
+            "grad_norm": float(read.grad_norm),
+            "images_per_second": float(read.steps * self._batch_size / elapsed),
             "input_wait": min(self._waited / elapsed, 1.0),
             "skipped": self.skipped,
         }
         self._writer.train(record)
-        if held.first_nonfinite_step >= 0:
+        if read.first_nonfinite_step >= 0:
             raise DivergedError(
-                f"step {int(held.first_nonfinite_step) + 1} has loss {held.nonfinite_loss:g} and gradient norm "
-                f"{held.nonfinite_grad_norm:g} at learning rate {held.nonfinite_learning_rate:g}; the last checkpoint "
+                f"step {int(read.first_nonfinite_step) + 1} has loss {read.nonfinite_loss:g} and gradient norm "
+                f"{read.nonfinite_grad_norm:g} at learning rate {read.nonfinite_learning_rate:g}; the last checkpoint "
                 "is from before. Lower config.optim.learning_rate, lengthen config.optim.warmup_epochs or set "
                 "config.optim.clip_grad_norm"
             )
@@ -217,7 +248,7 @@ class StepLog:
 
 
 def _open_whole_lines(path: epath.Path) -> IO[str]:
-    """Open to append; a line that a kill cut off is closed first, so that it takes no other line with it."""
+    """Open to append; a line that a kill cut off is ended first, so that it does not spoil the next."""
     file = path.open("a")
     if path.exists() and path.read_bytes()[-1:] not in (b"", b"\n"):
         file.write("\n")
@@ -225,7 +256,7 @@ def _open_whole_lines(path: epath.Path) -> IO[str]:
 
 
 def _finite(value: Any) -> Any:
-    """Replace what is no finite number by None: JSON has no word for it."""
+    """Replace numbers that are not finite by None: JSON has none."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

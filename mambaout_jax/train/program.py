@@ -1,98 +1,95 @@
-"""The program that a config trains with, up to its compilation: the same for a run and for what plans one."""
+"""The program that a config trains with, up to its compilation: the same for a run and for a plan."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import optax
-from ml_collections import ConfigDict
 
 from mambaout_jax import distributed
 from mambaout_jax.models import Model
-from mambaout_jax.run.batch import accumulation_steps, check_eval_batch
-from mambaout_jax.run.state import TrainState, init_state, init_step_metrics
-from mambaout_jax.tasks.classification.mixing import Augmentation
+from mambaout_jax.run.batch import check_eval_batch, grad_accum_steps
+from mambaout_jax.run.config import RunConfig
+from mambaout_jax.run.state import TrainState, init_state
+from mambaout_jax.tasks.api import Example, Task
 from mambaout_jax.train.inputs import steps_per_epoch
 from mambaout_jax.train.optimizer import Schedule, adamw, warmup_cosine
-from mambaout_jax.train.step import make_train_step
+from mambaout_jax.train.step import StepMetrics, init_step_metrics, make_train_step
 
 
 class TrainingProgram(NamedTuple):
-    """Hold how a step computes, and on what.
+    """How a step computes, and on what.
 
     Args:
-        epoch_steps: whole batches of an epoch.
-        parts: that a batch is computed in.
-        draw_state: gives the first state of a key.
+        steps_per_epoch: whole batches of an epoch.
+        grad_accum_steps: microbatches of a batch.
+        init_state: returns the initial state for a key.
+        init_metrics: returns the metrics of no steps.
+        step: of `make_train_step`.
         state, batch: shapes, types and shardings of what a step takes.
     """
 
-    epoch_steps: int
-    parts: int
-    draw_state: Callable[[jax.Array], TrainState]
+    steps_per_epoch: int
+    grad_accum_steps: int
+    init_state: Callable[[jax.Array], TrainState]
+    init_metrics: Callable[[], StepMetrics]
     step: Callable[..., Any]
     state: TrainState
-    batch: dict[str, jax.ShapeDtypeStruct]
+    batch: dict[str, Any]
 
     def lower(self) -> jax.stages.Lowered:
-        """Trace the step for a mesh that was set, and leave its compilation to the caller."""
+        """Trace the step for the mesh in use, and leave its compilation to the caller."""
         replicated = self.state.step.sharding
-        progress = distributed.sharded_shapes(init_step_metrics, placed=replicated)
+        metrics = distributed.sharded_shapes(self.init_metrics, placed=replicated)
         key = distributed.sharded_shapes(lambda: jax.random.key(0), placed=replicated)
         step = jax.jit(self.step, donate_argnums=0, out_shardings=(distributed.shardings(self.state), replicated))
-        return step.lower(self.state, progress, self.batch, key)
+        return step.lower(self.state, metrics, self.batch, key)
 
 
-def training_program(config: ConfigDict, model: Model, num_images: int, mesh: jax.sharding.Mesh) -> TrainingProgram:
-    """Put together what a config trains with.
+def training_program(
+    config: RunConfig, task: Task, model: Model, example: Example, num_images: int, mesh: jax.sharding.Mesh
+) -> TrainingProgram:
+    """Build what a config trains with.
 
     Args:
+        example: what the host transform returns for a record.
         num_images: of the training split.
 
     Raises:
         RunError: the batch does not fit the dataset or the devices.
     """
-    sharding = distributed.batch_sharding(mesh)
-    parts = check_batches(config, mesh.size)
-    # timm mixes bytes; what is fast leaves the sums as they are.
-    augmentation = Augmentation(**config.augment, round_mixed=config.data.pipeline == "exact")
+    accum_steps = check_batches(config, task, mesh.size)
     epoch_steps = steps_per_epoch(config, num_images)
     schedule, optimizer = build_optimizer(config, model, epoch_steps)
 
-    def draw_state(key: jax.Array) -> TrainState:
+    def initial_state(key: jax.Array) -> TrainState:
         return init_state(model, optimizer, key, ema=config.optim.ema_decay is not None)
 
-    step = make_train_step(
-        model,
-        optimizer,
-        schedule,
-        augmentation,
-        accumulation_steps=parts,
-        ema_decay=config.optim.ema_decay,
+    return TrainingProgram(
+        epoch_steps,
+        accum_steps,
+        initial_state,
+        lambda: init_step_metrics(task.loss_terms),
+        make_train_step(
+            task, model, optimizer, schedule, grad_accum_steps=accum_steps, ema_decay=config.optim.ema_decay
+        ),
+        distributed.sharded_shapes(initial_state, jax.random.key(0), placed=mesh),
+        distributed.batch_shapes(example, config.batch_size, mesh),
     )
-    batch_shape = (config.batch_size, *model.input_spec.size, model.in_chans)
-    batch = {
-        "image": jax.ShapeDtypeStruct(batch_shape, np.uint8, sharding=sharding),
-        "label": jax.ShapeDtypeStruct(batch_shape[:1], np.int32, sharding=sharding),
-    }
-    state = distributed.sharded_shapes(draw_state, jax.random.key(config.seed), placed=mesh)
-    return TrainingProgram(epoch_steps, parts, draw_state, step, state, batch)
 
 
-def check_batches(config: ConfigDict, num_devices: int) -> int:
-    """Give in how many parts a batch is computed.
+def check_batches(config: RunConfig, task: Task, num_devices: int) -> int:
+    """Return how many microbatches a batch is computed in.
 
     Raises:
-        RunError: devices cannot take equal shares of what is trained on, or evaluated.
+        RunError: devices cannot take equal shares of a training or evaluation batch.
     """
     check_eval_batch(config.eval_batch_size, num_devices)
-    mixing_group = config.augment.mixup_group if Augmentation(**config.augment).mixes else 1
-    return accumulation_steps(config.batch_size, num_devices, config.microbatch_size, mixing_group)
+    return grad_accum_steps(config.batch_size, num_devices, config.microbatch_size, task.row_group())
 
 
 def build_optimizer(
-    config: ConfigDict, model: Model, steps_per_epoch: int
+    config: RunConfig, model: Model, steps_per_epoch: int
 ) -> tuple[Schedule, optax.GradientTransformation]:
     """Build the schedule and the optimizer that a config describes."""
     optim = config.optim

@@ -1,103 +1,177 @@
 """One training step, as a pure function to be jitted."""
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from mambaout_jax import distributed
 from mambaout_jax.models import Model
-from mambaout_jax.run.state import Progress, TrainState
-from mambaout_jax.tasks.classification.losses import cross_entropy
-from mambaout_jax.tasks.classification.mixing import Augmentation, augment
+from mambaout_jax.run.state import TrainState
+from mambaout_jax.tasks.api import Batch, LossTerm, Task
 from mambaout_jax.train.optimizer import Schedule
 
-Batch = dict[str, Array]
+Denominators = Mapping[str, Any]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class StepMetrics:
+    """Sums over the steps since the last record, on the device, so that no step waits for the host.
+
+    Args:
+        steps: how many.
+        loss: sum of their losses.
+        loss_terms: sums of the terms, by name; empty for a loss of one term.
+        learning_rate, grad_norm: of the last step.
+        first_nonfinite_step: the first step whose loss or gradient was not finite, or -1.
+        nonfinite_learning_rate, nonfinite_loss, nonfinite_grad_norm: those of that step.
+    """
+
+    steps: Int[Array, ""]
+    loss: Float[Array, ""]
+    loss_terms: dict[str, Float[Array, ""]]
+    learning_rate: Float[Array, ""]
+    grad_norm: Float[Array, ""]
+    first_nonfinite_step: Int[Array, ""]
+    nonfinite_learning_rate: Float[Array, ""]
+    nonfinite_loss: Float[Array, ""]
+    nonfinite_grad_norm: Float[Array, ""]
+
+
+def init_step_metrics(loss_terms: tuple[str, ...] = ()) -> StepMetrics:
+    """Return the sums of no steps.
+
+    Args:
+        loss_terms: names of the terms of the loss.
+    """
+    zero, none = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
+    terms = dict.fromkeys(loss_terms, zero) if len(loss_terms) > 1 else {}
+    return StepMetrics(none, zero, terms, zero, zero, none - 1, zero, zero, zero)
 
 
 def make_train_step(
+    task: Task,
     model: Model,
     optimizer: optax.GradientTransformation,
     schedule: Schedule,
-    augmentation: Augmentation,
     *,
-    accumulation_steps: int,
+    grad_accum_steps: int,
     ema_decay: float | None,
-) -> Callable[[TrainState, Progress, Batch, Key[Array, ""]], tuple[TrainState, Progress]]:
-    """Build the function (state, progress, batch, key) -> (state, progress).
+) -> Callable[[TrainState, StepMetrics, Batch, Key[Array, ""]], tuple[TrainState, StepMetrics]]:
+    """Build the function (state, metrics, batch, key) -> (state, metrics).
 
-    The batch holds uint8 `image` and int32 `label`; `key` is the run's, and is folded with the step.
+    The batch is as it came from the host. The key is that of the run, and is folded with the step.
+
+    Args:
+        grad_accum_steps: microbatches of a batch, computed one after another.
     """
-    spec = model.input_spec
 
-    def loss_fn(params: Any, batch_stats: Any, images: Array, targets: Array, key: Key[Array, ""]):
-        variables = {"params": distributed.replicate(params), "batch_stats": batch_stats}
-        logits, batch_stats = model.apply_train(variables, images, key=key)
-        return cross_entropy(logits, targets).mean(), batch_stats
-
-    def train_step(state: TrainState, progress: Progress, batch: Batch, key: Key[Array, ""]):
-        augment_key, model_key = jax.random.split(jax.random.fold_in(key, state.step))
-        images, targets = augment(
-            batch["image"],
-            batch["label"],
-            augment_key,
-            augmentation,
-            num_classes=model.num_classes,
-            mean=spec.mean,
-            std=spec.std,
-        )
-        gradient, loss, batch_stats = _accumulate(
-            jax.value_and_grad(loss_fn, has_aux=True),
-            state.variables,
-            images,
-            targets,
-            model_key,
-            accumulation_steps,
-        )
+    def train_step(
+        state: TrainState, metrics: StepMetrics, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[TrainState, StepMetrics]:
+        prepare_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
+        batch = task.prepare_batch(model, batch, prepare_key)
+        gradient, loss, terms, batch_stats = _gradient(task, model, state.variables, batch, loss_key, grad_accum_steps)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.variables["params"])
         variables = {
             "params": optax.apply_updates(state.variables["params"], updates),
             "batch_stats": batch_stats,
         }
-        progress = _accumulate_metrics(progress, state.step, loss, optax.tree.norm(gradient), schedule(state.step))
+        metrics = _accumulate(metrics, state.step, loss, terms, optax.tree.norm(gradient), schedule(state.step))
         ema = None if ema_decay is None else _update_ema(state.ema, variables, ema_decay, state.step)
-        return TrainState(state.step + 1, variables, ema, opt_state), progress
+        return TrainState(state.step + 1, variables, ema, opt_state), metrics
 
     return train_step
 
 
-def _accumulate(grad_fn, variables, images, targets, key, parts: int):
-    """Average loss and gradient over `parts` parts of a batch, one after another.
+def _gradient(
+    task: Task, model: Model, variables: Any, batch: Batch, key: Key[Array, ""], grad_accum_steps: int
+) -> tuple[Any, Array, dict[str, Array], Any]:
+    """Compute the gradient of a batch, its loss, the terms of the loss, and the batch statistics after it.
 
-    Part i takes the rows i, i + parts, ...: a device's rows stay on it.
+    The loss is the sum over terms of numerator / denominator, each summed over all microbatches and devices first.
+    Under jit a sum over a batch is one over all devices.
     """
+
+    def loss_fn(params: Any, batch_stats: Any, batch: Batch, key: Key[Array, ""], denominators: Denominators | None):
+        replicated = {"params": distributed.replicate(params), "batch_stats": batch_stats}
+        terms, batch_stats = task.train_loss(model, replicated, batch, key)
+        if denominators is None:
+            denominators = {name: _nonzero(term.denominator) for name, term in terms.items()}
+        values = {name: term.numerator / denominators[name] for name, term in terms.items()}
+        return sum(values.values()), (values, batch_stats)
+
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     params, batch_stats = variables["params"], variables["batch_stats"]
-    if parts == 1:
-        (loss, batch_stats), gradient = grad_fn(params, batch_stats, images, targets, key)
-        return gradient, loss, batch_stats
+    if grad_accum_steps == 1:
+        (loss, (terms, batch_stats)), gradient = grad_fn(params, batch_stats, batch, key, None)
+        return gradient, loss, terms, batch_stats
 
+    # Microbatch i has the rows i, i + n, ...: the rows of a device stay on it.
     def split(x: Array) -> Array:
-        return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+        return x.reshape(-1, grad_accum_steps, *x.shape[1:]).swapaxes(0, 1)
 
-    def body(carry, part):
-        gradient, loss, batch_stats = carry
-        (part_loss, batch_stats), part_gradient = grad_fn(params, batch_stats, *part)
-        gradient = jax.tree.map(lambda total, x: total + x / parts, gradient, part_gradient)
-        return (gradient, loss + part_loss / parts, batch_stats), None
-
-    start = (jax.tree.map(jnp.zeros_like, params), jnp.zeros((), jnp.float32), batch_stats)
-    (gradient, loss, batch_stats), _ = jax.lax.scan(
-        body, start, (split(images), split(targets), jax.random.split(key, parts))
+    microbatches = jax.tree.map(split, batch), jax.random.split(key, grad_accum_steps)
+    denominators = _sum_denominators(
+        lambda batch, key: task.train_loss(model, variables, batch, key)[0], microbatches, grad_accum_steps
     )
-    return gradient, loss, batch_stats
+
+    def body(carry: Any, microbatch: Any) -> tuple[Any, None]:
+        gradient, loss, terms, batch_stats = carry
+        (more_loss, (more_terms, batch_stats)), more_gradient = grad_fn(
+            params, batch_stats, *microbatch, denominators
+        )
+        gradient, loss, terms = jax.tree.map(jnp.add, (gradient, loss, terms), (more_gradient, more_loss, more_terms))
+        return (gradient, loss, terms, batch_stats), None
+
+    zero = jnp.zeros((), jnp.float32)
+    start = (jax.tree.map(jnp.zeros_like, params), zero, dict.fromkeys(denominators, zero), batch_stats)
+    (gradient, loss, terms, batch_stats), _ = jax.lax.scan(body, start, microbatches)
+    return gradient, loss, terms, batch_stats
+
+
+def _sum_denominators(
+    loss_terms: Callable[[Batch, Key[Array, ""]], Mapping[str, LossTerm]], microbatches: Any, grad_accum_steps: int
+) -> Denominators:
+    """Sum up the denominators over microbatches before any gradient is computed.
+
+    Plain numbers need no pass over the batch. For others the terms are computed with the keys of the gradient; the
+    compiler removes what the denominators do not depend on, which is all of the model where they depend on targets.
+    """
+    plain: dict[str, float] = {}
+
+    def denominators(batch: Batch, key: Key[Array, ""]) -> dict[str, Array]:
+        found = {name: term.denominator for name, term in loss_terms(batch, key).items()}
+        plain.update({name: value for name, value in found.items() if not isinstance(value, jax.Array)})
+        return {name: value for name, value in found.items() if name not in plain}
+
+    first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), microbatches)
+    shapes = jax.eval_shape(denominators, *first)
+    totals: dict[str, Any] = {name: value * grad_accum_steps for name, value in plain.items()}
+    if shapes:
+
+        def body(total: dict[str, Array], microbatch: Any) -> tuple[dict[str, Array], None]:
+            return jax.tree.map(jnp.add, total, denominators(*microbatch)), None
+
+        zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+        totals |= jax.lax.scan(body, zeros, microbatches)[0]
+    return {name: _nonzero(total) for name, total in totals.items()}
+
+
+def _nonzero(denominator: Array | float) -> Array | float:
+    """Return 1 for 0: a term that nothing counts for is 0 / 1."""
+    if isinstance(denominator, jax.Array):
+        return jnp.where(denominator == 0, jnp.ones_like(denominator), denominator)
+    return denominator or 1
 
 
 def _update_ema(ema: Any, variables: Any, decay: float, step: Int[Array, ""]) -> Any:
-    """Move the average; early on it forgets faster, so that it does not remember the initial values.
+    """Compute the moving average; its decay starts low, so that it does not remember the initial values.
 
     Reference: TensorFlow's ExponentialMovingAverage with num_updates, min(decay, (1 + n) / (10 + n)).
     """
@@ -105,19 +179,19 @@ def _update_ema(ema: Any, variables: Any, decay: float, step: Int[Array, ""]) ->
     return jax.tree.map(lambda old, new: old + (1.0 - decay) * (new - old), ema, variables)
 
 
-def _accumulate_metrics(
-    progress: Progress, step: Array, loss: Array, grad_norm: Array, learning_rate: Array
-) -> Progress:
-    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    first_bad = ~finite & (progress.first_nonfinite_step < 0)
-    return replace(
-        progress,
-        steps=progress.steps + 1,
-        loss_sum=progress.loss_sum + loss,
+def _accumulate(
+    metrics: StepMetrics, step: Array, loss: Array, terms: Mapping[str, Array], grad_norm: Array, learning_rate: Array
+) -> StepMetrics:
+    """Add a step to the sums."""
+    nonfinite = ~(jnp.isfinite(loss) & jnp.isfinite(grad_norm)) & (metrics.first_nonfinite_step < 0)
+    return StepMetrics(
+        steps=metrics.steps + 1,
+        loss=metrics.loss + loss,
+        loss_terms={name: total + terms[name] for name, total in metrics.loss_terms.items()},
         learning_rate=learning_rate,
         grad_norm=grad_norm,
-        first_nonfinite_step=jnp.where(first_bad, step, progress.first_nonfinite_step),
-        nonfinite_learning_rate=jnp.where(first_bad, learning_rate, progress.nonfinite_learning_rate),
-        nonfinite_loss=jnp.where(first_bad, loss, progress.nonfinite_loss),
-        nonfinite_grad_norm=jnp.where(first_bad, grad_norm, progress.nonfinite_grad_norm),
+        first_nonfinite_step=jnp.where(nonfinite, step, metrics.first_nonfinite_step),
+        nonfinite_learning_rate=jnp.where(nonfinite, learning_rate, metrics.nonfinite_learning_rate),
+        nonfinite_loss=jnp.where(nonfinite, loss, metrics.nonfinite_loss),
+        nonfinite_grad_norm=jnp.where(nonfinite, grad_norm, metrics.nonfinite_grad_norm),
     )

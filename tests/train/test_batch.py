@@ -2,8 +2,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mambaout_jax.run.batch import accumulation_steps, check_eval_batch, describe_batch
+from mambaout_jax.run.batch import check_eval_batch, describe_batch, grad_accum_steps
 from mambaout_jax.run.errors import RunError
+from mambaout_jax.tasks.api import RowGroup
+
+
+def steps_of(batch_size, num_devices, limit, group):
+    return grad_accum_steps(batch_size, num_devices, limit, RowGroup(group, "augment.mixup_group"))
 
 
 @pytest.mark.parametrize(
@@ -20,12 +25,12 @@ from mambaout_jax.run.errors import RunError
     ],
 )
 def test_a_batch_is_computed_in_as_few_parts_as_a_device_allows(batch_size, num_devices, limit, group, parts):
-    assert accumulation_steps(batch_size, num_devices, limit, group) == parts
+    assert steps_of(batch_size, num_devices, limit, group) == parts
 
 
 @given(share=st.integers(1, 300), num_devices=st.integers(1, 64), limit=st.integers(1, 300))
 def test_parts_are_equal_small_enough_and_fewest(share, num_devices, limit):
-    parts = accumulation_steps(share * num_devices, num_devices, limit, 1)
+    parts = steps_of(share * num_devices, num_devices, limit, 1)
     assert share % parts == 0
     assert share // parts <= limit
     assert not any(share % fewer == 0 and share // fewer <= limit for fewer in range(1, parts))
@@ -48,16 +53,16 @@ def test_parts_are_equal_small_enough_and_fewest(share, num_devices, limit):
 )
 def test_a_batch_that_does_not_divide_names_the_nearest_that_do(batch_size, num_devices, group, words):
     with pytest.raises(RunError, match=words) as caught:
-        accumulation_steps(batch_size, num_devices, None, group)
+        steps_of(batch_size, num_devices, None, group)
     for size in (int(word) for word in caught.value.args[0].split("size")[-1].split() if word.isdigit()):
-        assert accumulation_steps(size, num_devices, None, group) == 1
+        assert steps_of(size, num_devices, None, group) == 1
 
 
 def test_a_batch_is_described_in_words():
     assert describe_batch(4096, 8, 4) == (
-        "a step takes 4,096 images, 512 on each of 8 devices, accumulated over 4 parts of 128"
+        "4,096 images a step, 512 on each of 8 devices, accumulated over 4 microbatches of 128"
     )
-    assert describe_batch(64, 1, 1) == "a step takes 64 images, on one device, computed at once"
+    assert describe_batch(64, 1, 1) == "64 images a step, on one device, computed at once"
 
 
 def test_an_evaluated_batch_that_devices_cannot_share_is_refused():

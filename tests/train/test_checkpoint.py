@@ -13,6 +13,9 @@ from mambaout_jax import distributed
 from mambaout_jax.run.checkpoints import Checkpoints
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.state import init_state
+from mambaout_jax.tasks.api import Metric
+
+HEADLINE = Metric("top1", "top-1", "%")
 
 
 def model_of(**options):
@@ -43,8 +46,8 @@ def directory(tmp_path):
     return epath.Path(tmp_path / "checkpoints")
 
 
-def save(directory, state, steps):
-    checkpoints = Checkpoints(directory)
+def save(directory, state, steps, headline=HEADLINE):
+    checkpoints = Checkpoints(directory, headline)
     for step, top1 in steps:
         checkpoints.save(replace(state, step=jnp.int32(step)), {"note": step}, top1)
     checkpoints.close()
@@ -75,6 +78,12 @@ def test_latest_two_and_best_are_kept(directory, state):
     assert Checkpoints(directory).steps() == [2, 4, 5]
 
 
+def test_best_of_a_metric_that_falls_is_the_lowest(directory, state):
+    falling = Metric("error", "error", higher_is_better=False)
+    save(directory, state, [(1, 50.0), (2, 10.0), (3, 80.0), (4, None), (5, 15.0)], falling)
+    assert Checkpoints(directory).steps() == [2, 4, 5]
+
+
 def test_best_is_remembered_over_restarts(directory, state):
     save(directory, state, [(1, 50.0), (2, 90.0), (3, 80.0)])
     save(directory, state, [(4, 85.0), (5, None), (6, None)])
@@ -89,7 +98,7 @@ def test_step_saved_before_its_evaluation_can_still_be_the_best(directory, state
 
 def test_step_that_is_evaluated_later_is_never_out_of_place(directory, state, monkeypatch):
     save(directory, state, [(1, None), (2, None)])
-    checkpoints = Checkpoints(directory)
+    checkpoints = Checkpoints(directory, HEADLINE)
     monkeypatch.setattr(type(checkpoints._manager), "delete", None)
     monkeypatch.setattr(type(checkpoints._manager), "save", None)
     checkpoints.save(replace(state, step=jnp.int32(2)), {"note": "evaluated"}, 90.0)

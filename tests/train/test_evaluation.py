@@ -104,7 +104,7 @@ def test_subsets_are_easier_than_all_classes(run, scored, sets_dir):
     of_all = score_by_hand(run, open_eval_set("imagenet_a", sets_dir))
     assert scored[0]["imagenet_a"]["ema"]["loss"] < of_all["loss"]
     assert scored[0]["imagenet_a"]["ema"]["top5"] > of_all["top5"]
-    assert (scored[0]["imagenet_a"]["class_mask_of"], scored[0]["imagenet_v2"]["class_mask_of"]) == (8, 1000)
+    assert (scored[0]["imagenet_a"]["ranked_classes"], scored[0]["imagenet_v2"]["ranked_classes"]) == (8, 1000)
 
 
 def test_every_image_is_counted_once_or_told_to_be_left_out(scored):
@@ -171,7 +171,7 @@ def test_sets_with_equally_many_labels_share_a_program(run, monkeypatch):
 def test_scores_of_training_are_laid_out_too():
     scores = {"top1": 50.0, "top5": 75.0, "loss": 1.25, "count": 4}
     view = {"input_size": [32, 48], "crop_pct": 0.9, "crop_mode": "center"}
-    counts = {"num_classes": 10, "class_mask_of": 10, "skipped": 0, "unlabelled": 0}
+    counts = {"num_classes": 10, "ranked_classes": 10, "skipped": 0, "unlabelled": 0}
     table = format_scores({"dataset": "d", "split": "test", **view, **counts, "raw": scores, "steps": 10}).splitlines()
     assert table == [
         "dataset  split  weights  input                   top-1 %  top-5 %    loss  images",

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from etils import epath
 
-from mambaout_jax.run.state import Progress
 from mambaout_jax.train import metrics
+from mambaout_jax.tasks.classification.task import Classification
 from mambaout_jax.train.metrics import MetricWriter, SilentWriter, StepLog
+from mambaout_jax.train.step import StepMetrics
 
 BATCH_SIZE = 8
 
@@ -24,7 +25,9 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def writer(tmp_path, clock):
-    writer = MetricWriter(epath.Path(tmp_path), num_steps=100, first_step=0, steps_per_epoch=10)
+    writer = MetricWriter(
+        epath.Path(tmp_path), num_steps=100, first_step=0, steps_per_epoch=10, metrics=Classification.metrics
+    )
     yield writer
     writer.close()
 
@@ -83,9 +86,9 @@ class Records(list):
         self.append(record)
 
 
-def progress(steps):
+def metrics_of(steps, **terms):
     count, number = jnp.int32(steps), jnp.float32(steps)
-    return Progress(count, number, number, number, jnp.int32(-1), number, number, number)
+    return StepMetrics(count, number, terms, number, number, jnp.int32(-1), number, number, number)
 
 
 def run(clock, waits, *, step_seconds=0.25, every):
@@ -97,14 +100,14 @@ def run(clock, waits, *, step_seconds=0.25, every):
             clock.now += wait
             yield {"label": np.zeros(BATCH_SIZE, np.int32), "skipped": np.array([0, 1, 2])}
 
-    log = StepLog(records, progress(0), batch_size=BATCH_SIZE, steps_per_epoch=10, every=every, started=clock.now)
+    log = StepLog(records, metrics_of(0), batch_size=BATCH_SIZE, steps_per_epoch=10, every=every, started=clock.now)
+    metrics = log.fresh
     for step, batch in enumerate(log.timed(batches()), 1):
         assert list(batch) == ["label"]
         clock.now += step_seconds
-        log.progress = progress(int(log.progress.steps) + 1)
-        log.stepped(step)
+        metrics = log.stepped(step, metrics_of(int(metrics.steps) + 1))
     clock.now += step_seconds  # for the device to finish the last step
-    log.flush(len(waits))
+    log.flush(len(waits), metrics)
     return records
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from mambaout_jax.run.config import RunConfig, parse_config
+
 DIGITS = Path(__file__).parents[2] / "configs" / "digits.py"
 
 OVERRIDES = {
@@ -21,13 +23,19 @@ OVERRIDES = {
 STEPS_PER_EPOCH = 5  # of 256 of the 1,437 images
 
 
-def config(**changes) -> ConfigDict:
+def config(**changes) -> RunConfig:
     """Build the experiment; changes are dotted keys."""
+    return parse_config(config_dict(**changes))
+
+
+def config_dict(**changes) -> ConfigDict:
+    """Build what a config file returns; changes are dotted keys."""
     spec = importlib.util.spec_from_file_location("digits", DIGITS)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config()
-    config.update_from_flattened_dict({**OVERRIDES, **changes})
+    with config.ignore_type():
+        config.update_from_flattened_dict({**OVERRIDES, **changes})
     return config
 
 

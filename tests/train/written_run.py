@@ -7,7 +7,7 @@ import optax
 
 from mambaout_jax.run.checkpoints import Checkpoints
 from mambaout_jax.run.state import TrainState
-from mambaout_jax.run.workdir import build_model, record_run
+from mambaout_jax.run.workdir import record_run
 from tests.train import tiny
 
 STEP = 7
@@ -21,13 +21,14 @@ def write(workdir, class_names, *, favourites=(), **changes):
         changes: of the config, as dotted keys.
     """
     config = tiny.config(**changes)
-    model = build_model(config, len(class_names))
+    labels = {"class_names": list(class_names)}
+    model = config.build_task().build_model(labels)
     raw, ema = (_draw(model, seed, favourites) for seed in (1, 2))
     workdir.mkdir(parents=True, exist_ok=True)
-    record_run(workdir, config, {"class_names": list(class_names)})
+    record_run(workdir, config, {"labels": labels})
     checkpoints = Checkpoints(workdir / "checkpoints")
     average = None if config.optim.ema_decay is None else ema
-    checkpoints.save(TrainState(jnp.int32(STEP), raw, average, optax.sgd(1.0).init(raw["params"])), {}, None)
+    checkpoints.save(TrainState(jnp.int32(STEP), raw, average, optax.sgd(1.0).init(raw["params"])), {})
     checkpoints.close()
     return config, model, {"raw": raw, "ema": ema}
 

@@ -11,6 +11,7 @@ from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from mambaout_jax import distributed
+from mambaout_jax.ops import normalize
 from mambaout_jax.tasks.classification.losses import smooth_one_hot
 
 
@@ -65,14 +66,6 @@ def augment(
         noise = jax.random.normal(noise_key, x.shape, x.dtype)
         x = erase(x, noise, draw_erasure(draw_key, len(x), settings.random_erasing_prob))
     return x, targets
-
-
-def normalize(
-    images: Float[Array, "b h w c"] | UInt8[Array, "b h w c"], mean: tuple[float, ...], std: tuple[float, ...]
-) -> Float[Array, "b h w c"]:
-    """Compute (x / 255 - mean) / std of pixels in 0..255."""
-    mean, std = (255.0 * jnp.asarray(value).reshape(1, 1, 1, -1) for value in (mean, std))
-    return (images.astype(jnp.float32) - mean) / std
 
 
 def random_crop(x: Float[Array, "b h w c"], key: Key[Array, ""], pad: int) -> Float[Array, "b h w c"]:

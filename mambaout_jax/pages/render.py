@@ -1,15 +1,15 @@
-"""Pages as one file each: templates of jinja2, and the one look of them all."""
+"""Pages as one file each: jinja2 templates with one style sheet."""
 
 from importlib import resources
 from typing import Any
 
 import jinja2
 
-STYLE = "page.css"  # what a template includes, wherever it lies
+STYLE = "page.css"  # a template of any package includes it by this name
 
 
 def render(package: str, template: str, **values: Any) -> str:
-    """Fill in a template that lies in a package; what it names and is not given is an error."""
+    """Fill in a template of a package; a value that the template names and that is not given is an error."""
 
     def load(name: str) -> str:
         home = resources.files(__package__ if name == STYLE else package)

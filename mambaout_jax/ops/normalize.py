@@ -1,0 +1,18 @@
+"""From pixels to what a model takes."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
+
+
+def normalize(
+    images: Float[Array, "b h w c"] | UInt8[Array, "b h w c"], mean: Sequence[float], std: Sequence[float]
+) -> Float[Array, "b h w c"]:
+    """Compute (x / 255 - mean) / std of pixels in 0..255.
+
+    Args:
+        mean, std: of each channel of images in 0..1.
+    """
+    mean, std = (255.0 * jnp.asarray(value).reshape(1, 1, 1, -1) for value in (mean, std))
+    return (images.astype(jnp.float32) - mean) / std

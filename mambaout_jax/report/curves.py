@@ -1,0 +1,109 @@
+"""The curves of a run: losses, metrics, learning rate and throughput over epochs."""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from mambaout_jax.pages.figures import BLUE, GREY, INK, ORANGE, adapt_svg, restrain
+from mambaout_jax.tasks.api import Metric
+
+WEIGHTS = {"ema": "EMA", "raw": "raw"}
+MAX_POINTS = 300
+STYLES: Mapping[str, Mapping[str, Any]] = {
+    "training": {"color": GREY, "linewidth": 1.2},
+    "raw": {"color": ORANGE, "linewidth": 1.5, "linestyle": (0, (4, 1.5))},
+    "ema": {"color": BLUE, "linewidth": 2},
+    "alone": {"color": BLUE, "linewidth": 1.5},
+}
+
+
+class Series(NamedTuple):
+    """One line of a plot: `epochs` rise and `values` are finite."""
+
+    label: str
+    style: str
+    epochs: np.ndarray
+    values: np.ndarray
+
+
+def make_curves(train: list[dict], evals: list[dict], metrics: Sequence[Metric]) -> list[dict[str, Any]]:
+    """Draw the metrics of a run, as far as there are any.
+
+    Args:
+        train, evals: the lines of metrics.jsonl of each kind, in order of their steps.
+        metrics: of the task; the headline gets a plot, and "loss" is drawn with the training loss.
+
+    Returns:
+        For each plot its title, unit, whether it is wide, a description in words and the SVG.
+    """
+    waiting = [line | {"percent": 100 * _number(line.get("input_wait"))} for line in train]
+
+    def tested(metric: str) -> list[Series]:
+        return [
+            _series(f"test, {label}", weights, [line | line[weights] for line in evals if weights in line], metric)
+            for weights, label in WEIGHTS.items()
+        ]
+
+    headline = metrics[0]
+    plots = [
+        ("Loss", "", [_series("training", "training", train, "loss"), *tested("loss")]),
+        (headline.label.capitalize(), headline.unit, tested(headline.key)),
+        ("Learning rate", "of the optimizer", [_series("learning rate", "alone", train, "learning_rate")]),
+        ("Throughput", "images per second", [_series("throughput", "alone", train, "images_per_second")]),
+        ("Waiting for data", "% of the time", [_series("waiting", "alone", waiting, "percent")]),
+    ]
+    curves = []
+    for number, (title, unit, lines) in enumerate(plots):
+        if lines := [line for line in lines if line.epochs.size]:
+            wide = number < 2
+            ranges = "; ".join(
+                f"{line.label} from {line.values[0]:.4g} at epoch {line.epochs[0]:.4g} "
+                f"to {line.values[-1]:.4g} at epoch {line.epochs[-1]:.4g}"
+                for line in lines
+            )
+            about = f"{', '.join(filter(None, (title, unit)))}: {ranges}"
+            svg = _draw(lines, title, (5.2, 3.0) if wide else (3.5, 2.3))
+            curves.append({"title": title, "unit": unit, "wide": wide, "about": about, "svg": svg})
+    return curves
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _series(label: str, style: str, lines: list[dict], key: str) -> Series:
+    """Return the finite values; of more than `MAX_POINTS`, the means of neighbours."""
+    points = np.array([(_number(line.get("epoch")), _number(line.get(key))) for line in lines]).reshape(-1, 2)
+    points = points[np.isfinite(points).all(1)]
+    if len(points) > MAX_POINTS:
+        points = np.array([part.mean(0) for part in np.array_split(points, MAX_POINTS)])
+    return Series(label, style, points[:, 0], points[:, 1])
+
+
+def _draw(lines: list[Series], name: str, size: tuple[float, float]) -> Markup:
+    # Text stays text, in the page's own font, and ids are the same for the same run.
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9}):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.add_subplot()
+        for line in lines:
+            marker = "o" if len(line.epochs) == 1 else None
+            label = f"{line.label}  {line.values[-1]:#.4g}"
+            axes.plot(line.epochs, line.values, label=label, marker=marker, **STYLES[line.style])
+        restrain(axes, "epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.get_offset_text().set_color(GREY)
+        if lines[0].style == "alone":
+            axes.set_ylim(bottom=0)
+        if len(lines) > 1:
+            axes.legend(frameon=False, labelcolor=INK, handlelength=2.2)
+        svg = io.StringIO()
+        figure.savefig(svg, format="svg", transparent=True)
+    return adapt_svg(svg.getvalue(), name.lower().replace(" ", "-"))

@@ -1,0 +1,193 @@
+"""The part of a report that knows classes: accuracies, a gallery of predictions, the confusion matrix."""
+
+import base64
+import io
+import math
+import zipfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+from markupsafe import Markup
+from PIL import Image
+
+from mambaout_jax.data import DataError, EvalTransform
+from mambaout_jax.pages.render import render
+from mambaout_jax.tasks.api import Labels, ScoreText, Section
+from mambaout_jax.tasks.classification.source import ImageSource
+from mambaout_jax.tasks.errors import TaskError
+
+NUM_MISTAKES, NUM_CORRECT = 32, 16
+MAX_CONFUSION_CLASSES = 50
+THUMBNAIL_SIDE = 112
+
+
+def sections(workdir: epath.Path, labels: Labels, open_split: Callable[[], ImageSource]) -> list[Section]:
+    """Render the gallery and the confusion matrix.
+
+    Args:
+        open_split: opens what was evaluated.
+
+    Raises:
+        TaskError: predictions.npz is damaged.
+    """
+    predictions = _read_predictions(workdir)
+    names = [str(name) for name in labels.get("class_names") or ()]
+    gallery = make_gallery(predictions, names, open_split)
+    found = [Section("Predictions", Markup(render(__package__, "gallery.html.jinja", gallery=gallery)))]
+    if confusion := make_confusion(predictions, names):
+        found.append(Section("Confusion", Markup(render(__package__, "confusion.html.jinja", confusion=confusion))))
+    return found
+
+
+def score_text(score: Mapping[str, Any], split: str) -> ScoreText:
+    """Return accuracies, the interval of top-1, the loss and how many images are wrong."""
+    top1, count = _number(score.get("top1")), int(score.get("count", 0))
+    wrong = f"{round(count * (1 - top1 / 100)):,}" if math.isfinite(top1) else "unknown"
+    return ScoreText(
+        f"{wrong} of {count:,} images of {split} wrong",
+        {
+            "top-1, %": f"{top1:.2f}",
+            "95 % interval": _interval(top1, count),
+            "top-5, %": f"{_number(score.get('top5')):.2f}",
+            "loss": f"{_number(score.get('loss')):.4f}",
+            "images": f"{count:,}",
+        },
+        f"Every image of {split} is counted once. The interval is what the number of images alone leaves open of top-1.",
+    )
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _interval(percent: float, count: int) -> str:
+    """Return the 95 % interval of an accuracy that was measured on `count` images.
+
+    Reference: Wilson, "Probable inference, the law of succession, and statistical inference" (1927).
+    """
+    if not count or not math.isfinite(percent):
+        return "unknown"
+    p, z = percent / 100, 1.96
+    middle = (p + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+    return f"{100 * (middle - half):.2f} to {100 * (middle + half):.2f}"
+
+
+def _read_predictions(workdir: epath.Path) -> dict[str, np.ndarray] | None:
+    path = workdir / "predictions.npz"
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+            predictions = {name: arrays[name] for name in ("labels", "classes", "probabilities")}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise TaskError(f"{path} cannot be read ({error}); evaluate the workdir again") from None
+    labels, classes, probabilities = predictions.values()
+    if labels.ndim != 1 or classes.shape != probabilities.shape or classes.shape[:1] != labels.shape:
+        raise TaskError(f"{path} has arrays that do not belong together; evaluate the workdir again")
+    return predictions if labels.size else None
+
+
+def make_gallery(
+    predictions: Mapping[str, np.ndarray] | None, names: list[str], open_split: Callable[[], ImageSource]
+) -> dict[str, Any]:
+    """Choose test images to show: the most confident mistakes, then correct ones from all over the split.
+
+    Args:
+        predictions: what predictions.npz holds; row i belongs to image i of the validation split.
+        open_split: opens the dataset; images are shown only if its labels are those that were evaluated.
+
+    Returns:
+        The number of mistakes and of images, the cards to show of each kind, and why there are no pictures.
+    """
+    if predictions is None:
+        return {"missing": "There are no predictions yet: they are written when a run ends."}
+    labels, classes, probabilities = (predictions[key] for key in ("labels", "classes", "probabilities"))
+    wrong = np.flatnonzero(classes[:, 0] != labels)
+    right = np.flatnonzero(classes[:, 0] == labels)
+    surest = wrong[np.argsort(-probabilities[wrong, 0], kind="stable")][:NUM_MISTAKES]
+    spread = right[np.unique(np.linspace(0, len(right) - 1, min(NUM_CORRECT, len(right))).round().astype(int))]
+    try:
+        source, missing = _open_same(open_split, labels, np.concatenate([surest, spread])), None
+    except (DataError, OSError) as error:
+        source, missing = None, f"The pictures cannot be shown: {error}."
+
+    def card(index: int) -> dict[str, Any]:
+        first = int(classes[index, 0])
+        of_truth = probabilities[index][classes[index] == labels[index]]
+        return {
+            "index": int(index),
+            "picture": None if source is None else _thumbnail(source, index),
+            "predicted": _name(names, first),
+            "label": _name(names, int(labels[index])),
+            "correct": first == labels[index],
+            "probability": _percent(probabilities[index, 0]),
+            "of_truth": _percent(of_truth[0]) if of_truth.size else None,
+        }
+
+    return {
+        "missing": missing,
+        "count": len(labels),
+        "num_mistakes": len(wrong),
+        "mistakes": [card(index) for index in surest],
+        "correct": [card(index) for index in spread],
+    }
+
+
+def _open_same(open_split: Callable[[], ImageSource], labels: np.ndarray, shown: np.ndarray) -> ImageSource:
+    source = open_split()
+    if len(source) != len(labels) or any(source[int(index)]["label"] != labels[index] for index in shown):
+        raise DataError("the dataset that is prepared here is not the one that was evaluated")
+    return source
+
+
+def _name(names: list[str], index: int) -> str:
+    return names[index] if 0 <= index < len(names) else str(index)
+
+
+def _percent(probability: float) -> str:
+    percent = 100 * float(probability)
+    return f"{percent:.1f} %" if percent < 99.95 else "100 %"
+
+
+def _thumbnail(source: Any, index: int) -> dict[str, Any] | None:
+    """Return the data URI of an image, and whether it is so small that its pixels should stay visible."""
+    try:
+        image = Image.open(io.BytesIO(source[int(index)]["image"]))
+        side = min(THUMBNAIL_SIDE, *image.size)
+        channels = 1 if image.mode == "L" else 3
+        pixels = EvalTransform((side, side), channels=channels)(image)
+    except (DataError, OSError, Image.DecompressionBombError):
+        return None
+    image = Image.fromarray(pixels.squeeze(-1) if channels == 1 else pixels)
+    small = side < THUMBNAIL_SIDE // 2
+    file = io.BytesIO()
+    image.save(file, "PNG" if small else "JPEG", optimize=True, **({} if small else {"quality": 80}))
+    kind = "png" if small else "jpeg"
+    return {"uri": f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}", "small": small}
+
+
+def make_confusion(predictions: Mapping[str, np.ndarray] | None, names: list[str]) -> dict[str, Any] | None:
+    """Count how often each class was predicted for each; None for too many classes to look at.
+
+    Returns:
+        The class names and, for each true class, its cells: count, share of the class's images, whether correct.
+    """
+    if predictions is None:
+        return None
+    labels, first = predictions["labels"], predictions["classes"][:, 0]
+    size = max(len(names), int(labels.max()) + 1, int(first.max()) + 1)
+    if size > MAX_CONFUSION_CLASSES or min(labels.min(), first.min()) < 0:
+        return None
+    counts = np.zeros((size, size), int)
+    np.add.at(counts, (labels, first), 1)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    return {
+        "names": [_name(names, index) for index in range(size)],
+        "short": max(map(len, (_name(names, index) for index in range(size)))) <= 2,
+        "rows": [
+            [(int(counts[i, j]), round(float(shares[i, j]), 3), i == j) for j in range(size)] for i in range(size)
+        ],
+    }

@@ -1,0 +1,313 @@
+"""Image classification: a label is one class, or for evaluation a set of classes."""
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jaxtyping import Array, Key
+
+from mambaout_jax.checks import Key as ConfigKey
+from mambaout_jax.data import DataError, EvalTransform, TrainTransform
+from mambaout_jax.models import Model, create_model
+from mambaout_jax.tasks.api import (
+    Batch,
+    EvalOutput,
+    ImportedLabels,
+    Labels,
+    LossTerm,
+    Metric,
+    RowGroup,
+    Scores,
+    ScoreText,
+    Section,
+    TaskConfig,
+)
+from mambaout_jax.data.imagenet_classes import imagenet_class_names
+from mambaout_jax.tasks.classification import report
+from mambaout_jax.tasks.classification.eval_sets import class_mask, open_eval_set
+from mambaout_jax.tasks.classification.losses import cross_entropy
+from mambaout_jax.tasks.classification.metrics import hits_and_loss, top_classes
+from mambaout_jax.tasks.classification.mixing import Augmentation, augment
+from mambaout_jax.tasks.classification.predictor import ImagePredictor
+from mambaout_jax.tasks.classification.source import ImageSource, open_source
+from mambaout_jax.tasks.classification.transforms import EvalExample, TrainExample
+from mambaout_jax.tasks.errors import TaskError
+
+IMAGENET = "imagenet2012"
+# Records whose label is read for the majority baseline, at most.
+MOST_LABELS = 2000
+
+_DATA_KEYS: Mapping[str, ConfigKey] = {
+    "data.eval_sets": ConfigKey(str, None, "TFDS datasets, separated by commas, that --mode=evaluate scores as well",
+                                optional=True),
+    "data.pipeline": ConfigKey(str, ("exact", "fast"), "training images by Pillow, pixel for pixel as timm's, or by "
+                               "simplejpeg and OpenCV"),
+    "data.crop": ConfigKey(str, ("resize", "random_resized"), "how a training image comes to the model's size"),
+    "data.crop_scale": ConfigKey(tuple, "0..1", "smallest and largest area of a random crop, as a share of the image"),
+    "data.crop_ratio": ConfigKey(tuple, "0..", "smallest and largest width over height of a random crop"),
+    "data.hflip_prob": ConfigKey(float, "0..1", "probability of a horizontal flip"),
+    "data.interpolation": ConfigKey(str, ("bilinear", "bicubic", "random"), "filter that resizes training images"),
+    "data.auto_augment": ConfigKey(str, None, "RandAugment in timm's notation, such as rand-m9-mstd0.5-inc1; none if "
+                                   "unset", optional=True),
+    "data.crop_pct": ConfigKey(float, "0.1..1", "share of the resized side that an evaluated crop keeps; the model's "
+                               "if unset", optional=True),
+    "data.crop_mode": ConfigKey(str, ("center", "squash", "border"), "how an evaluated image is cut; the model's if "
+                                "unset", optional=True),
+}  # fmt: skip
+_AUGMENT_KEYS: Mapping[str, ConfigKey] = {
+    "augment.pad": ConfigKey(int, "0..", "pixels of zeros around an image before it is cropped to its size at random"),
+    "augment.rotate_degrees": ConfigKey(float, "0..180", "largest rotation to either side"),
+    "augment.mixup_alpha": ConfigKey(float, "0..", "of the Beta that mixup draws its share from; 0 for no mixup"),
+    "augment.cutmix_alpha": ConfigKey(float, "0..", "of the Beta that cutmix draws its share from; 0 for no cutmix"),
+    "augment.mixup_prob": ConfigKey(float, "0..1", "probability that a group of images is mixed at all"),
+    "augment.mixup_switch_prob": ConfigKey(float, "0..1", "probability of cutmix where both are on"),
+    "augment.mixup_group": ConfigKey(int, "1..", "images that share a draw and mix among themselves"),
+    "augment.random_erasing_prob": ConfigKey(float, "0..1", "probability that a rectangle of an image is replaced by "
+                                             "noise"),
+    "augment.label_smoothing": ConfigKey(float, "0..1", "mass of a target that is spread over all classes"),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification:
+    """Image classification with soft targets, mixup, cutmix and random erasing.
+
+    Labels are {"class_names": list}, or {"num_classes": int} for weights without class names.
+
+    Args:
+        config: what the task is built from.
+        mixup_group: images that share a draw and mix among themselves.
+    """
+
+    config: TaskConfig
+    mixup_group: int | None = None
+
+    name: ClassVar[str] = "classification"
+    keys: ClassVar[Mapping[str, ConfigKey]] = {**_DATA_KEYS, **_AUGMENT_KEYS}
+    evaluation_keys: ClassVar[tuple[str, ...]] = ("data.eval_sets", "data.crop_pct", "data.crop_mode")
+    free_keys: ClassVar[tuple[str, ...]] = ("data.eval_sets",)
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("top1", "top-1", "%"),
+        Metric("top5", "top-5", "%"),
+        Metric("loss", "loss", digits=4, higher_is_better=False),
+    )
+    loss_terms: ClassVar[tuple[str, ...]] = ("cross_entropy",)
+    scores_from_rows: ClassVar[bool] = False
+
+    @classmethod
+    def from_config(cls, config: TaskConfig) -> Self:
+        """Build the task."""
+        return cls(config, config.options["augment.mixup_group"])
+
+    def open_source(self, split: str) -> ImageSource:
+        """Open a split of the dataset."""
+        return open_source(self.config.dataset, split, self.config.data_dir)
+
+    def open_eval_sources(self) -> list[ImageSource]:
+        """Open the sets that `data.eval_sets` names."""
+        names = (self.config.options["data.eval_sets"] or "").split(",")
+        return [open_eval_set(name, self.config.data_dir) for name in filter(None, map(str.strip, names))]
+
+    def check_source(self, source: ImageSource, labels: Labels) -> None:
+        """Check that the classes of a source are those of a model; without names only their number is compared."""
+        num_classes, names = _num_classes(labels), labels.get("class_names") or source.class_names
+        if len(source.class_names) != num_classes:
+            raise TaskError(
+                f"dataset {source.name!r} has {len(source.class_names)} classes where the model has {num_classes}; "
+                "a set with the model's own classes is expected"
+            )
+        for index, (theirs, ours) in enumerate(zip(source.class_names, names, strict=True)):
+            if theirs != ours:
+                raise TaskError(
+                    f"class {index} of dataset {source.name!r} is {theirs!r} where the model has {ours!r}; a set with "
+                    "the model's own classes is expected"
+                )
+
+    def imported_labels(self, model: Model, labels: Labels) -> ImportedLabels:
+        """Return the class names of imported weights, ImageNet's where there are none and their number fits."""
+        names, official, remark = labels.get("class_names"), imagenet_class_names(), ""
+        if names is None and model.num_classes == len(official):
+            names = official
+            remark = f"No names of the {model.num_classes} classes in the weights; assuming ImageNet-1k."
+        if names is None:
+            return ImportedLabels({"num_classes": model.num_classes, "class_names": None}, None, remark)
+        dataset = IMAGENET if tuple(names) == official else None
+        return ImportedLabels({"class_names": list(names)}, dataset, remark)
+
+    def train_transform(self, model: Model, source: ImageSource | None = None) -> TrainExample:
+        """Return the random view of an image at the model's size, with its label."""
+        if source is not None:
+            source.check_trainable()
+        options = self.config.options
+        return TrainExample(
+            TrainTransform(
+                size=model.input_spec.size,
+                channels=model.in_chans,
+                crop=options["data.crop"],
+                scale=options["data.crop_scale"],
+                ratio=options["data.crop_ratio"],
+                flip=options["data.hflip_prob"],
+                interpolation=options["data.interpolation"],
+                auto_augment=options["data.auto_augment"],
+                pipeline=options["data.pipeline"],
+            )
+        )
+
+    def eval_transform(self, model: Model, source: ImageSource | None = None) -> EvalExample:
+        """Return the crop that a model is evaluated on, with all labels of an image."""
+        return EvalExample(self._eval_image_transform(model), 1 if source is None else source.max_labels)
+
+    def _eval_image_transform(self, model: Model, *, exif_orientation: bool = False) -> EvalTransform:
+        """Return the model's own crop, unless the config has another one."""
+        spec, options = model.input_spec, self.config.options
+        crop_pct, crop_mode = options["data.crop_pct"], options["data.crop_mode"]
+        return EvalTransform(
+            size=spec.size,
+            channels=model.in_chans,
+            crop_pct=spec.crop_pct if crop_pct is None else crop_pct,
+            crop_mode=spec.crop_mode if crop_mode is None else crop_mode,
+            interpolation=spec.interpolation,
+            exif_orientation=exif_orientation,
+        )
+
+    def build_model(self, labels: Labels) -> Model:
+        """Build the model that the config describes, with an output for each class."""
+        return create_model(num_classes=_num_classes(labels), **self.config.model)
+
+    def _augmentation(self) -> Augmentation:
+        options = self.config.options
+        values = {name.removeprefix("augment."): options[name] for name in _AUGMENT_KEYS}
+        # timm mixes bytes; the fast pipeline does not round.
+        return Augmentation(
+            **values | {"mixup_group": self.mixup_group}, round_mixed=options["data.pipeline"] == "exact"
+        )
+
+    def row_group(self) -> RowGroup:
+        """Return the group of images that mix among themselves."""
+        augmentation = self._augmentation()
+        return RowGroup(augmentation.mixup_group, "augment.mixup_group") if augmentation.mixes else RowGroup()
+
+    def with_row_group(self, rows: int) -> Self:
+        """Return the same task with groups that divide `rows`."""
+        return dataclasses.replace(self, mixup_group=math.gcd(self.mixup_group, rows))
+
+    def prepare_batch(self, model: Model, batch: Batch, key: Key[Array, ""]) -> Batch:
+        """Augment, mix and normalize images (b, h, w, c), and make soft targets (b, k) of labels (b,)."""
+        images, targets = augment(
+            batch["image"],
+            batch["label"],
+            key,
+            self._augmentation(),
+            num_classes=model.num_classes,
+            mean=model.input_spec.mean,
+            std=model.input_spec.std,
+        )
+        return {"image": images, "target": targets}
+
+    def train_loss(
+        self, model: Model, variables: dict[str, Any], batch: Batch, key: Key[Array, ""]
+    ) -> tuple[dict[str, LossTerm], Any]:
+        """Compute the cross-entropy, a mean over images."""
+        logits, batch_stats = model.apply_train(variables, batch["image"], key=key)
+        losses = cross_entropy(logits, batch["target"])
+        return {"cross_entropy": LossTerm(losses.sum(), len(losses))}, batch_stats
+
+    def eval_context(self, source: ImageSource) -> np.ndarray:
+        """Return which classes are ranked, bool (k,)."""
+        return class_mask(source)
+
+    def evaluate_batch(self, model: Model, variables: dict[str, Any], batch: Batch, context: Array) -> EvalOutput:
+        """Compute hits and losses of a batch.
+
+        Classes that `context` leaves out have a logit of -inf.
+        """
+        logits = model.apply(variables, model.input_spec.normalize(batch["image"]))
+        logits = jnp.where(context, logits, -jnp.inf)
+        counted = batch["mask"] & (batch["label"] >= 0).any(axis=1)
+        totals = hits_and_loss(logits, batch["label"], counted)
+        return EvalOutput(totals, {"label": batch["label"], "logits": logits})
+
+    def collect(self, rows: dict[str, np.ndarray], index: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Keep the five likeliest classes of each image."""
+        return index, rows["label"][:, 0].astype(np.int32), *top_classes(rows["logits"])
+
+    def score(self, totals: Mapping[str, float], collected: list[Any], source: ImageSource) -> Scores:
+        """Compute top-1 and top-5 in percent, the mean loss, and how many images were scored."""
+        count = int(totals["count"])
+        return {
+            "top1": 100.0 * totals["top1"] / max(count, 1),
+            "top5": 100.0 * totals["top5"] / max(count, 1),
+            "loss": totals["loss"] / max(count, 1),
+            "count": count,
+        }
+
+    def join_predictions(self, collected: list[tuple[np.ndarray, ...]]) -> dict[str, np.ndarray]:
+        """Return labels (n,), classes and probabilities (n, 5) of the likeliest ones, in the source's order."""
+        index, *arrays = (np.concatenate(parts) for parts in zip(*collected, strict=True))
+        order = np.argsort(index, kind="stable")
+        return dict(zip(("labels", "classes", "probabilities"), (array[order] for array in arrays), strict=True))
+
+    def baseline_score(self, source: ImageSource) -> float:
+        """Compute the top-1 of naming the largest class always, from at most 2,000 records spread evenly.
+
+        Raises:
+            TaskError: none of these can be read.
+        """
+        indices = np.linspace(0, len(source) - 1, min(len(source), MOST_LABELS)).astype(int)
+        labels, failure = Counter(), None
+        for index in indices.tolist():
+            try:
+                labels[source[index]["label"]] += 1
+            except DataError as error:  # what config.data.on_bad_record is for
+                failure = error
+        if not labels:
+            raise TaskError(
+                f"none of {len(indices):,} training records can be read ({failure}); prepare the dataset again"
+            )
+        return 100 * max(labels.values()) / labels.total()
+
+    def describe_evaluation(self, model: Model, source: ImageSource) -> dict[str, Any]:
+        """Return input size, crop, and how many of the classes are ranked."""
+        view = self._eval_image_transform(model)
+        return {
+            "input_size": list(view.size),
+            "crop_pct": view.crop_pct,
+            "crop_mode": view.crop_mode,
+            "num_classes": model.num_classes,
+            "ranked_classes": int(self.eval_context(source).sum()),
+        }
+
+    @staticmethod
+    def describe_input(record: Mapping[str, Any]) -> str:
+        """Return the input size and the crop."""
+        return f"{'x'.join(map(str, record['input_size']))}, crop {record['crop_pct']} {record['crop_mode']}"
+
+    @staticmethod
+    def remarks(record: Mapping[str, Any]) -> Iterable[str]:
+        """Return which classes were ranked, if not all."""
+        if record["ranked_classes"] < record["num_classes"]:
+            yield f"ranked among the {record['ranked_classes']} of {record['num_classes']} classes that occur in it"
+
+    @staticmethod
+    def score_text(scores: Mapping[str, Any], split: str) -> ScoreText:
+        """Return accuracies with the interval that the number of images allows."""
+        return report.score_text(scores, split)
+
+    def predictor(self, model: Model, labels: Labels) -> ImagePredictor:
+        """Return what classifies image files; photographs are turned upright by their EXIF orientation."""
+        return ImagePredictor(model, self._eval_image_transform(model, exif_orientation=True), labels)
+
+    def report_sections(self, workdir: epath.Path, labels: Labels, split: str) -> list[Section]:
+        """Return a gallery of predictions and, for few classes, the confusion matrix."""
+        return report.sections(workdir, labels, lambda: self.open_source(split))
+
+
+def _num_classes(labels: Labels) -> int:
+    names = labels.get("class_names")
+    return int(labels["num_classes"]) if names is None else len(names)

@@ -1,0 +1,39 @@
+"""The tasks, and how one is found by name."""
+
+from mambaout_jax import plugins
+from mambaout_jax.checks import nearest
+from mambaout_jax.tasks.api import Task, TaskConfig
+from mambaout_jax.tasks.classification.task import Classification
+from mambaout_jax.tasks.errors import TaskError
+
+BUILT_IN: tuple[type[Task], ...] = (Classification,)
+
+# The task of a config that names none: what was written before there was a choice.
+DEFAULT = BUILT_IN[0].name
+
+
+def get_task(name: str) -> type[Task]:
+    """Return the task of a name, built in or from a plugin that was loaded.
+
+    Raises:
+        TaskError: there is none (the nearest name is suggested), or there are two.
+    """
+    known: dict[str, type[Task]] = {}
+    for task in (*BUILT_IN, *plugins.provided("TASKS")):
+        if known.setdefault(task.name, task) is not task:
+            raise TaskError(f"there are two tasks {task.name!r}: {known[task.name].__module__} and {task.__module__}")
+    if name not in known:
+        raise TaskError(
+            f"config.task is {name!r}; did you mean {nearest(name, known)!r}? Known are {', '.join(sorted(known))}; "
+            "others come with config.plugins"
+        )
+    return known[name]
+
+
+def build_task(name: str, config: TaskConfig) -> Task:
+    """Build a task by name.
+
+    Raises:
+        TaskError: there is none of that name, or the config does not fit it.
+    """
+    return get_task(name).from_config(config)

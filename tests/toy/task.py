@@ -1,0 +1,193 @@
+"""Find spots: propose cells of a map, sample some of them with a key, and refine those that hold a target."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mambaout_jax.checks import Key
+from mambaout_jax.data import DataError
+from mambaout_jax.models import create_model
+from mambaout_jax.tasks.api import EvalOutput, ImportedLabels, LossTerm, Metric, RowGroup, ScoreText, Section
+from tests.toy.records import SIDE, SpotSource, SpotTransform
+
+CELL = 4  # pixels
+GRID = SIDE // CELL
+THRESHOLD = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Spots:
+    """See the module."""
+
+    config: object
+
+    name = "spots"
+    keys = {"spots.negatives": Key(float, "0..1", "share of empty cells that the loss samples"),
+            "spots.flip_prob": Key(float, "0..1", "probability of a horizontal flip")}  # fmt: skip
+    evaluation_keys = ()
+    free_keys = ()
+    metrics = (
+        Metric("error", "count error", digits=3, higher_is_better=False),
+        Metric("recall", "recall", "%"),
+    )
+    loss_terms = ("proposal", "place")
+    scores_from_rows = True
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(config)
+
+    def open_source(self, split):
+        return SpotSource(self.config.dataset, split, self.config.data_dir)
+
+    def open_eval_sources(self):
+        return []
+
+    def check_source(self, source, labels):
+        assert source.labels == labels
+
+    def imported_labels(self, model, labels):
+        return ImportedLabels({"kinds": ["spot"]}, None, "")
+
+    def train_transform(self, model, source=None):
+        return SpotTransform(self.config.options["spots.flip_prob"])
+
+    def eval_transform(self, model, source=None):
+        return SpotTransform(0.0)
+
+    def build_model(self, labels):
+        return create_model(num_classes=len(labels["kinds"]), **self.config.model)
+
+    def row_group(self):
+        return RowGroup()
+
+    def with_row_group(self, rows):
+        return self
+
+    def prepare_batch(self, model, batch, key):
+        return {"image": model.input_spec.normalize(batch["image"]), "spots": batch["spots"]}
+
+    def train_loss(self, model, variables, batch, key):
+        """The first stage scores cells; the second refines the cells of the targets, with noise from the key."""
+        sample_key, noise_key, model_key = jax.random.split(key, 3)
+        maps, batch_stats = model.apply_train(variables, batch["image"], key=model_key, output="features")
+        scores = model.call(variables, "propose", maps[-1])
+        place, valid = batch["spots"]["place"], batch["spots"]["valid"]
+        cell = jnp.clip((place * GRID).astype(jnp.int32), 0, GRID - 1)
+        rows = jnp.arange(len(place))[:, None]
+        truth = jnp.zeros(scores.shape).at[rows, cell[..., 0], cell[..., 1]].max(valid.astype(jnp.float32))
+        drawn = jax.random.bernoulli(sample_key, self.config.options["spots.negatives"], scores.shape)
+        sampled = (truth > 0) | drawn
+        entropy = jnp.logaddexp(0.0, scores) - scores * truth
+        taken = maps[-1][rows, cell[..., 0], cell[..., 1]].astype(jnp.float32)
+        taken = taken + 0.1 * jax.random.normal(noise_key, taken.shape)
+        offset = model.call(variables, "refine", taken) - (place * GRID - cell)
+        return {
+            "proposal": LossTerm(jnp.where(sampled, entropy, 0.0).sum(), sampled.sum().astype(jnp.float32)),
+            "place": LossTerm(jnp.where(valid[..., None], jnp.abs(offset), 0.0).sum(), valid.sum().astype(jnp.float32)),
+        }, batch_stats
+
+    def eval_context(self, source):
+        return {}
+
+    def evaluate_batch(self, model, variables, batch, context):
+        """Two passes over each image: as it is and mirrored."""
+        images = model.input_spec.normalize(batch["image"])
+
+        def scores_of(images):
+            maps = model.apply(variables, images, output="features")
+            return jax.nn.sigmoid(model.call(variables, "propose", maps[-1]))
+
+        scores = (scores_of(images) + scores_of(images[:, :, ::-1])[:, :, ::-1]) / 2
+        return EvalOutput({"images": batch["mask"].sum()}, {"scores": scores, "spots": batch["spots"]})
+
+    def collect(self, rows, index):
+        return [
+            {"index": int(i), "found": _peaks(scores), "truth": place[valid]}
+            for i, scores, place, valid in zip(
+                index, rows["scores"], rows["spots"]["place"], rows["spots"]["valid"], strict=True
+            )
+        ]
+
+    def score(self, totals, collected, source):
+        images = [image for part in collected for image in part]
+        assert sorted(image["index"] for image in images) == list(range(len(source)))
+        errors = [abs(len(image["found"]) - len(image["truth"])) for image in images]
+        hits = [
+            bool((np.abs(image["found"][:, :2] - spot).max(axis=1) < 1 / GRID).any()) if len(image["found"]) else False
+            for image in images
+            for spot in image["truth"]
+        ]
+        return {"error": float(np.mean(errors)), "recall": 100 * float(np.mean(hits)), "count": int(totals["images"])}
+
+    def join_predictions(self, collected):
+        images = sorted((image for part in collected for image in part), key=lambda image: image["index"])
+        return {
+            "found": np.concatenate([image["found"] for image in images]),
+            "counts": np.array([len(image["found"]) for image in images]),
+        }
+
+    def baseline_score(self, source):
+        counts = [len(source[index]["spots"]) for index in range(100)]
+        return float(np.mean(np.abs(np.subtract(counts, np.median(counts)))))
+
+    def describe_evaluation(self, model, source):
+        return {"passes": 2}
+
+    @staticmethod
+    def describe_input(record):
+        return f"{record['passes']} passes"
+
+    @staticmethod
+    def remarks(record):
+        yield "images are seen mirrored too"
+
+    @staticmethod
+    def score_text(scores, split):
+        return ScoreText(f"recall {scores['recall']:.1f} %", {"count error": f"{scores['error']:.3f}"})
+
+    def predictor(self, model, labels):
+        return SpotPredictor(model)
+
+    def report_sections(self, workdir, labels, split):
+        with np.load(workdir / "predictions.npz") as arrays:
+            return [Section("Spots", f"<p>{arrays['counts'].sum()} spots of kind {labels['kinds'][0]}</p>")]
+
+
+def _peaks(scores):
+    """List the cells above the threshold: row, column in 0..1 and score."""
+    cells = np.argwhere(scores > THRESHOLD)
+    return np.concatenate([(cells + 0.5) / GRID, scores[scores > THRESHOLD][:, None]], axis=1).astype(np.float32)
+
+
+class SpotPrediction:
+    def __init__(self, found):
+        self.found = found[np.argsort(-found[:, 2], kind="stable")]
+
+    def to_json(self, limit):
+        return [dict(zip(("row", "column", "score"), map(float, spot), strict=True)) for spot in self.found[:limit]]
+
+    def describe(self, limit):
+        return [f"row {row:.2f} column {column:.2f} score {score:.2f}" for row, column, score in self.found[:limit]]
+
+
+class SpotPredictor:
+    def __init__(self, model):
+        self._model, self._transform = model, SpotTransform(0.0)
+
+    def prepare(self, image):
+        try:
+            return {"image": self._transform({"image": image, "spots": np.zeros((0, 2))})["image"]}
+        except OSError as error:
+            raise DataError(str(error)) from error
+
+    def empty(self):
+        return {"image": self._transform.empty()["image"]}
+
+    def __call__(self, variables, batch):
+        images = self._model.input_spec.normalize(batch["image"])
+        maps = self._model.apply(variables, images, output="features")
+        scores = np.asarray(jax.nn.sigmoid(self._model.call(variables, "propose", maps[-1])))
+        return [SpotPrediction(_peaks(row)) for row in scores]
