@@ -11,8 +11,8 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from mambaout_jax import distributed
-from mambaout_jax.data import EvalTransform, ImageSource, eval_batches, open_source
-from mambaout_jax.data.eval_sets import class_mask_of, open_eval_set
+from mambaout_jax.data import EvalTransform, eval_batches
+from mambaout_jax.data.prepare import ensure_prepared
 from mambaout_jax.evaluate.predictions import Predictions, join_hosts, top_classes
 from mambaout_jax.evaluate.step import make_eval_step
 from mambaout_jax.models import Model, cpu_compiler_options
@@ -23,6 +23,9 @@ from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.pretrained import load_pretrained_for
 from mambaout_jax.run.signals import StopSignals
 from mambaout_jax.run.workdir import build_model, is_workdir, load_config, load_environment, open_workdir
+from mambaout_jax.tasks.classification.eval_sets import class_mask, open_eval_set
+from mambaout_jax.tasks.classification.source import ImageSource, open_source
+from mambaout_jax.tasks.classification.transforms import EvalExample
 
 Scores = dict[str, float]
 
@@ -80,7 +83,7 @@ class Evaluator:
 
     def _take(self, source: ImageSource) -> None:
         self._source = source
-        ranked = class_mask_of(source)
+        ranked = class_mask(source)
         self._num_ranked = int(ranked.sum())
         self._ranked = distributed.put_global(ranked, distributed.replicated(self._sharding.mesh))
         if source.max_labels not in self._steps:
@@ -147,7 +150,7 @@ class Evaluator:
     def _host_batches(self, skipped: list[int]) -> Iterable[dict[str, Any]]:
         batches = eval_batches(
             self._source,
-            self._view,
+            EvalExample(self._view, self._source.max_labels),
             batch_size=self._config.eval_batch_size,
             num_workers=self._config.data.num_workers,
             on_bad_record=self._config.data.on_bad_record,
@@ -156,6 +159,8 @@ class Evaluator:
         )
         for batch in batches:
             skipped.append(int(batch.pop("skipped").sum()))
+            del batch["index"]
+            batch["mask"] &= (batch["label"] >= 0).any(1)
             yield batch
 
 
@@ -248,6 +253,7 @@ def _load_given(config: ConfigDict, sources: Sequence[ImageSource], mesh: Mesh) 
 
 def _open_sources(config: ConfigDict) -> list[ImageSource]:
     data = config.data
+    ensure_prepared(data.name, data.data_dir)
     names = filter(None, map(str.strip, (data.eval_sets or "").split(",")))
     sources = [
         open_source(data.name, data.validation_split, data.data_dir),

@@ -15,7 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from mambaout_jax.data import DataError, EvalTransform, open_source
+from mambaout_jax.data import DataError, EvalTransform
+from mambaout_jax.data.prepare import ensure_prepared
+from mambaout_jax.tasks.classification.source import open_source
 
 WEIGHTS = {"ema": "EMA", "raw": "raw"}
 NUM_MISTAKES, NUM_CORRECT = 32, 16
@@ -190,6 +192,7 @@ def make_gallery(
 def _open_same(data: Mapping[str, Any], labels: np.ndarray, shown: np.ndarray):
     if not data.get("name") or not data.get("validation_split"):
         raise DataError("the config names no dataset")
+    ensure_prepared(data["name"], data.get("data_dir"))
     source = open_source(data["name"], data["validation_split"], data.get("data_dir"))
     if len(source) != len(labels) or any(source[int(index)]["label"] != labels[index] for index in shown):
         raise DataError("the dataset that is prepared here is not the one that was evaluated")

@@ -20,7 +20,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from mambaout_jax import distributed
-from mambaout_jax.data import ImageSource
+from mambaout_jax.data import Source
 from mambaout_jax.data.buckets import REMOTE_SECONDS, explain, is_remote, within_seconds
 from mambaout_jax.models import Model, create_model
 from mambaout_jax.run.checkpoints import Checkpoints
@@ -233,7 +233,7 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
-def describe_environment(source: ImageSource) -> dict[str, Any]:
+def describe_environment(source: Source) -> dict[str, Any]:
     """Tell what a run depends on beside its config: versions, devices, dataset."""
     return {
         **_versions(),
@@ -243,7 +243,7 @@ def describe_environment(source: ImageSource) -> dict[str, Any]:
         "command": shlex.join(sys.argv),
         "dataset": source.name,
         "fingerprint": source.fingerprint,
-        "class_names": list(source.class_names),
+        **source.labels,
     }
 
 

@@ -6,10 +6,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from mambaout_jax.data import ImageSource, TrainTransform, open_source, train_batches
+from mambaout_jax.data import TrainTransform, train_batches
+from mambaout_jax.data.prepare import ensure_prepared
 from mambaout_jax.models import Model
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.workdir import build_model
+from mambaout_jax.tasks.classification.source import ImageSource, open_source
+from mambaout_jax.tasks.classification.transforms import TrainExample
 
 
 def open_batches(config: ConfigDict) -> Iterator[dict[str, np.ndarray]]:
@@ -18,6 +21,7 @@ def open_batches(config: ConfigDict) -> Iterator[dict[str, np.ndarray]]:
     Raises:
         RunError, DataError, ModelError: the config, the dataset or the model does not fit.
     """
+    ensure_prepared(config.data.name, config.data.data_dir)
     source = open_source(config.data.name, config.data.train_split, config.data.data_dir)
     return training_batches(config, build_model(config, len(source.class_names)), source)
 
@@ -30,19 +34,21 @@ def training_batches(
     Raises:
         RunError, DataError: the config does not fit.
     """
+    source.check_trainable()
+    image_transform = TrainTransform(
+        size=model.input_spec.size,
+        channels=model.in_chans,
+        crop=config.data.crop,
+        scale=config.data.crop_scale,
+        ratio=config.data.crop_ratio,
+        flip=config.data.hflip_prob,
+        interpolation=config.data.interpolation,
+        auto_augment=config.data.auto_augment,
+        pipeline=config.data.pipeline,
+    )
     return train_batches(
         source,
-        TrainTransform(
-            size=model.input_spec.size,
-            channels=model.in_chans,
-            crop=config.data.crop,
-            scale=config.data.crop_scale,
-            ratio=config.data.crop_ratio,
-            flip=config.data.hflip_prob,
-            interpolation=config.data.interpolation,
-            auto_augment=config.data.auto_augment,
-            pipeline=config.data.pipeline,
-        ),
+        TrainExample(image_transform),
         batch_size=config.batch_size,
         steps_per_epoch=steps_per_epoch(config, len(source)),
         seed=config.seed,

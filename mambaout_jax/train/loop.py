@@ -10,8 +10,9 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from mambaout_jax import distributed
-from mambaout_jax.data import DataError, WorkerDiedError, open_source
+from mambaout_jax.data import DataError, WorkerDiedError
 from mambaout_jax.data.buckets import is_remote
+from mambaout_jax.data.prepare import ensure_prepared
 from mambaout_jax.evaluate.evaluation import Evaluator
 from mambaout_jax.evaluate.scores import describe_eval_transform
 from mambaout_jax.report.html import write_report
@@ -32,6 +33,7 @@ from mambaout_jax.run.workdir import (
     lock_workdir,
     record_run,
 )
+from mambaout_jax.tasks.classification.source import open_source
 from mambaout_jax.train.inputs import training_batches
 from mambaout_jax.train.metrics import MetricWriter, SilentWriter, StepLog
 from mambaout_jax.train.program import training_program
@@ -54,6 +56,7 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
     check_config(config)
 
     # What is trained, on what, where.
+    ensure_prepared(config.data.name, config.data.data_dir)
     source = open_source(config.data.name, config.data.train_split, config.data.data_dir)
     validation = open_source(config.data.name, config.data.validation_split, config.data.data_dir)
     model = build_model(config, len(source.class_names))
