@@ -31,9 +31,11 @@ import tensorflow_datasets as tfds
 from _timing import machine, median_ratio, write_json
 from PIL import Image
 
-from mambaout_jax.data import TrainTransform, open_source, train_batches
+from mambaout_jax.data import TrainTransform, train_batches
 from mambaout_jax.data.input_speed import measure_input
 from mambaout_jax.data.workers import count_cores
+from mambaout_jax.tasks.classification.source import open_source
+from mambaout_jax.tasks.classification.transforms import TrainExample
 
 BATCH_SIZE = 64
 SIZE = 224
@@ -170,7 +172,7 @@ def ours(source, args: argparse.Namespace, workers: int = 0, **options: str) -> 
     """Time this package's pipeline, by threads unless worker processes are asked for; images a second."""
     batches = train_batches(
         source,
-        transform_of(**options),
+        TrainExample(transform_of(**options)),
         batch_size=BATCH_SIZE,
         steps_per_epoch=len(source) // BATCH_SIZE,
         seed=0,

@@ -22,10 +22,11 @@ import numpy as np
 from _timing import machine, median_ratio, write_json
 from ml_collections import ConfigDict
 
-from mambaout_jax.data import open_source
+from mambaout_jax.data.prepare import ensure_prepared
 from mambaout_jax.run.state import init_state, init_step_metrics
 from mambaout_jax.run.workdir import build_model
 from mambaout_jax.tasks.classification.mixing import Augmentation
+from mambaout_jax.tasks.classification.source import open_source
 from mambaout_jax.train import loop
 from mambaout_jax.train.program import build_optimizer
 from mambaout_jax.train.step import make_train_step
@@ -79,6 +80,7 @@ def random_batch(config: ConfigDict, rows: int) -> dict[str, np.ndarray]:
 def bare_step(config: ConfigDict, epochs: int) -> Callable[[], float]:
     """Build a call that times the jitted step on one batch on the device; it gives seconds a step."""
     model = build_model(config, 10)
+    ensure_prepared(config.data.name)
     steps_per_epoch = len(open_source(config.data.name, config.data.train_split)) // config.batch_size
     schedule, optimizer = build_optimizer(config, model, steps_per_epoch)
     step = jax.jit(

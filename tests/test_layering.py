@@ -104,6 +104,15 @@ def imports_run_one_way(root):
                 yield f"{path}:{line} imports {name}"
 
 
+def reading_imports_nothing_that_writes_datasets(root):
+    for path, tree in sources(root, "mambaout_jax/data/**/*.py", "mambaout_jax/tasks/**/*.py"):
+        if path.startswith("mambaout_jax/data/prepare/"):
+            continue
+        for _, name, line, _ in imported(path, tree):
+            if f"{name}.".startswith("mambaout_jax.data.prepare."):
+                yield f"{path}:{line} imports {name}"
+
+
 def configs_import_ml_collections_alone(root):
     for path, tree in sources(root, "configs/**/*.py"):
         for _, name, line, _ in imported(path, tree):
@@ -198,6 +207,12 @@ LAWS = {
             ("mambaout_jax/weights/timm.py", "from mambaout_jax import data"),
             ("mambaout_jax/helpers/text.py", ""),
             ("main.py", "from mambaout_jax.cli import predict"),
+        ),
+        (
+            reading_imports_nothing_that_writes_datasets,
+            ("mambaout_jax/data/sources.py", "from mambaout_jax.data.prepare.builders import prepare_digits"),
+            ("mambaout_jax/data/names.py", "def f():\n    from mambaout_jax.data import prepare"),
+            ("mambaout_jax/tasks/classification/source.py", "from ...data.prepare import ensure_prepared"),
         ),
         (configs_import_ml_collections_alone, ("configs/digits.py", "import jax")),
         (

@@ -36,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prepare the dataset and print where it is; a failed download, a failed upload or a full disk gives 1."""
-    from mambaout_jax.data import DataError, prepare_dataset, prepare_folder, prepare_imagenet
+    from mambaout_jax.data import DataError
+    from mambaout_jax.data.prepare import prepare_dataset, prepare_folder, prepare_imagenet
     from mambaout_jax.data.workers import count_cores
 
     kinds = [kind for kind in KINDS if getattr(args, kind) is not None]

@@ -1,9 +1,9 @@
-"""What a caller of the data room can get wrong, or find broken."""
+"""The errors of data/."""
 
 
 class DataError(ValueError):
-    """Report a dataset, record, image or argument that does not fit, in one sentence."""
+    """A dataset, record, image or argument that does not fit, in one sentence."""
 
 
 class WorkerDiedError(RuntimeError):
-    """Report a worker process that ended without a word, and what it was reading, in one sentence."""
+    """A worker process that was killed or exited, and the record it was reading, in one sentence."""

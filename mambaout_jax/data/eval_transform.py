@@ -60,6 +60,10 @@ class EvalTransform:
         image = image.resize((width, height), INTERPOLATIONS[self.interpolation])
         return to_array(self._cut_centre(image))
 
+    def empty(self) -> np.ndarray:
+        """Return a black view, uint8 (h, w, c)."""
+        return np.zeros((*self.size, self.channels), np.uint8)
+
     def _resized_size(self, width: int, height: int) -> tuple[int, int]:
         target_height, target_width = (math.floor(side / self.crop_pct) for side in self.size)
         if self.crop_mode == "squash":

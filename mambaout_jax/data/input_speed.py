@@ -1,4 +1,4 @@
-"""How fast batches come, as nobody but the loop would take them."""
+"""How fast the input pipeline makes batches when nothing else slows it down."""
 
 import time
 from collections.abc import Iterator
@@ -6,17 +6,19 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mambaout_jax.data.pipeline import Batch, count_bytes
+
 MIN_BATCHES = 3
 
 
 class InputSpeed(NamedTuple):
-    """Hold what was measured.
+    """The speed of an input pipeline.
 
     Args:
-        start_seconds: until the first batch, workers and all; left out of the rest.
+        start_seconds: until the first batch, with the start of workers; excluded from the other figures.
         images_per_second: of the batches after it.
-        batch_seconds: the median and the 99th percentile of the time that a batch was waited for.
-        bytes_per_second: of pixels.
+        batch_seconds: the median and the 99th percentile of the wait for a batch.
+        bytes_per_second: of all arrays of the batches.
         num_batches: how many were timed.
     """
 
@@ -27,14 +29,14 @@ class InputSpeed(NamedTuple):
     num_batches: int
 
 
-def measure_input(batches: Iterator[dict[str, np.ndarray]], seconds: float) -> InputSpeed:
-    """Take batches as fast as they come.
+def measure_input(batches: Iterator[Batch], seconds: float) -> InputSpeed:
+    """Measure how fast batches come.
 
-    What was read ahead while the first batch was waited for comes in a burst, so that batches are timed only after
-    as long a time as it took, `seconds` at most.
+    The batches that were read ahead during the wait for the first one come in a burst, so timing starts only after
+    another wait as long, `seconds` at most.
 
     Args:
-        batches: endless, with "image" (b, h, w, c) in each.
+        batches: endless, as `train_batches` yields them.
         seconds: how long to measure; at least three batches are taken.
     """
     started = time.monotonic()
@@ -52,8 +54,8 @@ def measure_input(batches: Iterator[dict[str, np.ndarray]], seconds: float) -> I
     median, late = np.percentile(waits, (50, 99))
     return InputSpeed(
         start_seconds,
-        images_per_second=len(waits) * len(batch["image"]) / elapsed,
+        images_per_second=len(waits) * len(batch["skipped"]) / elapsed,
         batch_seconds=(float(median), float(late)),
-        bytes_per_second=len(waits) * batch["image"].nbytes / elapsed,
+        bytes_per_second=len(waits) * count_bytes(batch) / elapsed,
         num_batches=len(waits),
     )

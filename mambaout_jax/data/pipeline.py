@@ -1,38 +1,61 @@
 """Batches for training and evaluation, read ahead by Grain.
 
-The global batch at step k is a function of (seed, k) alone, row for row, whatever the number of hosts and of
-workers and wherever the run started. No iterator state exists: a run resumes at `start_step`.
+The global batch at step k is a function of (seed, k) alone, row for row, for any number of hosts and workers and any
+first step. There is no iterator state: a run resumes at `start_step`.
+
+An example is one record after its transform: a nested dict of NumPy arrays, image and targets together. A batch is the
+same dict of the stacked arrays of its rows.
 """
 
 import functools
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import grain
 import numpy as np
 from absl import flags
 
 from mambaout_jax.data.errors import DataError
-from mambaout_jax.data.eval_transform import EvalTransform
-from mambaout_jax.data.sources import ImageSource
-from mambaout_jax.data.train_transform import TrainTransform
-from mambaout_jax.data.workers import THREADS, Board, WorkerStart, died, note
+from mambaout_jax.data.sources import Source
+from mambaout_jax.data.workers import THREADS, WorkerInit, WorkerStatus, is_worker_death, set_current_record
 
-Batch = dict[str, np.ndarray]
+Example = dict[str, Any]
+Batch = dict[str, Any]
 
 # More threads (see workers.py) or a longer queue compete with the training step for the cores and made small steps
 # slower.
 READ_AHEAD_CHUNKS = 16
 READ_AHEAD_BYTES = 2**28
-# Workers make parts of a batch, so that all of them work on the one that is waited for and none holds a whole one.
+# Workers make parts of a batch, so that all of them work on the next one and none keeps a whole one in memory.
 MIN_CHUNK_ROWS, MAX_CHUNK_ROWS = 16, 64
 MAX_BAD_IN_A_ROW = 100
 
 
+class TrainExampleTransform(Protocol):
+    """A function from a record to a random example; it pickles, as it goes to the workers."""
+
+    def __call__(self, record: Any, rng: np.random.Generator) -> Example:
+        """Return an example; equal generators give equal ones. Raises DataError for a record that does not decode."""
+
+    def empty(self) -> Example:
+        """Return an example of the same structure, shapes and dtypes, made without a record."""
+
+
+class EvalExampleTransform(Protocol):
+    """A function from a record to its example; it pickles, as it goes to the workers."""
+
+    def __call__(self, record: Any) -> Example:
+        """Return the example. Raises DataError for a record that does not decode."""
+
+    def empty(self) -> Example:
+        """Return an example of the same structure, shapes and dtypes, made without a record: the filler row."""
+
+
 def train_batches(
-    source: ImageSource,
-    transform: TrainTransform,
+    source: Source,
+    transform: TrainExampleTransform,
     *,
     batch_size: int,
     steps_per_epoch: int,
@@ -46,11 +69,11 @@ def train_batches(
     """Yield this host's share of every batch from `start_step` on, without end.
 
     An epoch is a new shuffle of the records of which the first steps_per_epoch * batch_size are used, each once.
-    The global batch is the hosts' batches one after the other. Batches hold "image" uint8 (b, h, w, c), "label"
-    int32 (b,) and "skipped" int32 (b,): how many records did not decode in this row's place.
+    The global batch is the hosts' batches one after the other. Batches have the stacked arrays of `transform`, and
+    "skipped" int32 (b,): how many records did not decode in this row's place.
 
     Args:
-        batch_size: images in a global batch, over all hosts.
+        batch_size: rows of a global batch, over all hosts.
         seed: from 0 to 2**32 - 1.
         num_workers: processes that decode; 0 decodes in threads of this one.
         host_index: this host's rank in mesh order.
@@ -71,16 +94,14 @@ def train_batches(
             f"{steps_per_epoch} steps of {batch_size} images need {used} images and split {source.split!r} of "
             f"{source.name!r} has {len(source)}; use fewer steps per epoch or a smaller batch"
         )
-    if source.max_labels != 1:
-        raise DataError(f"images of {source.name!r} have several labels each; such a dataset is for evaluation only")
     rows = _HostRows(start_step, batch_size // host_count, host_index, host_count)
     sample = _TrainSample(source, transform, seed, used, on_bad_record == "skip")
     return _read_ahead(rows, sample, sys.maxsize // batch_size, batch_size // host_count, num_workers)
 
 
 def eval_batches(
-    source: ImageSource,
-    transform: EvalTransform,
+    source: Source,
+    transform: EvalExampleTransform,
     *,
     batch_size: int,
     num_workers: int = 0,
@@ -88,17 +109,20 @@ def eval_batches(
     host_count: int = 1,
     on_bad_record: str = "raise",
 ) -> Iterator[Batch]:
-    """Yield this host's share of a pass over the split, in the split's order, every image once.
+    """Yield this host's share of a pass over the split, in the split's order, every record once.
 
-    All hosts get the same number of batches of the same size. Batches hold "image" uint8 (b, h, w, c), "label" int32
-    (b, source.max_labels) filled up with -1, "mask" bool (b,) and "skipped" int32 (b,). "mask" is False for rows that
-    fill up the last batches, for images without a label and, under on_bad_record="skip", for records that do not
-    decode; these count in "skipped".
+    All hosts get the same number of batches of the same size. Batches have the stacked arrays of `transform`, and
+
+    * "mask" bool (b,): False for the filler rows of the last batches and, under on_bad_record="skip", for records that
+      do not decode; these rows are `transform.empty()`,
+    * "index" int32 (b,): which record of the split a row is, -1 for a filler row,
+    * "skipped" int32 (b,): 1 for a record that does not decode.
 
     Args:
-        batch_size: images in a global batch, over all hosts.
+        batch_size: rows of a global batch, over all hosts.
         num_workers: processes that decode; 0 decodes in threads of this one.
         host_index: this host's rank in mesh order.
+        on_bad_record: "raise" raises for a record that does not decode; "skip" masks its row.
 
     Raises:
         DataError: an argument does not fit, or, while iterating, a record does not decode.
@@ -110,48 +134,47 @@ def eval_batches(
 
 
 class _HostRows:
-    """Give the row of the run, over all hosts, that stands at a place in one host's share.
+    """A function from a position in one host's share to the row of the run, over all hosts.
 
-    Hosts take their parts of each batch, not each nth row: the global batch stays the same whatever their number.
+    Hosts take contiguous parts of each batch, not each nth row: the global batch is the same for any number of hosts.
     """
 
     def __init__(self, first_batch: int, rows: int, host_index: int, host_count: int):
         self._first_batch, self._rows = first_batch, rows
         self._host_index, self._host_count = host_index, host_count
 
-    def __call__(self, place: int) -> int:
-        batch, row = divmod(place, self._rows)
+    def __call__(self, position: int) -> int:
+        batch, row = divmod(position, self._rows)
         return ((self._first_batch + batch) * self._host_count + self._host_index) * self._rows + row
 
 
 class _TrainSample:
-    """Read, decode and augment the record that a row of the run stands for.
+    """A function from a row of the run to its example.
 
-    Row r is the record at place r % used in epoch r // used. A permutation an epoch, four bytes a record, is drawn
+    Row r is the record at position r % used in epoch r // used. A permutation an epoch, four bytes a record, is drawn
     here because Grain's index shuffle costs as much as decoding does on small datasets.
     """
 
-    def __init__(self, source: ImageSource, transform: TrainTransform, seed: int, used: int, skip: bool):
+    def __init__(self, source: Source, transform: TrainExampleTransform, seed: int, used: int, skip: bool):
         self.source = source
         self.transform = transform
         self._seed = seed
         self._used = used
         self._attempts = min(MAX_BAD_IN_A_ROW, len(source)) if skip else 1
 
-    def __call__(self, row: int) -> Batch:
+    def __call__(self, row: int) -> Example:
         rng = np.random.Generator(np.random.Philox(key=[self._seed, row]))
-        epoch, place = divmod(row, self._used)
-        first = int(_permutation(len(self.source), self._seed, epoch)[place])
+        epoch, position = divmod(row, self._used)
+        first = int(_permutation(len(self.source), self._seed, epoch)[position])
         for skipped in range(self._attempts):
             index = (first + skipped) % len(self.source)
-            note(index)
+            set_current_record(index)
             try:
-                record = self.source[index]
-                image = self.transform(record["image"], rng)
+                example = self.transform(self.source[index], rng)
             except DataError as error:
                 failure = error
                 continue
-            return {"image": image, "label": np.int32(record["label"]), "skipped": np.int32(skipped)}
+            return {**example, "skipped": np.int32(skipped)}
         if self._attempts > 1:
             failure = DataError(f"{failure}, nor do the {self._attempts - 1} before it")
         raise _bad_record(self.source, index, failure)
@@ -163,52 +186,64 @@ def _permutation(length: int, seed: int, epoch: int) -> np.ndarray:
 
 
 class _EvalSample:
-    """Read, decode and resize the record at an index, or fill a row past the last one."""
+    """A function from an index to the example of that record, or to a filler row past the last one."""
 
-    def __init__(self, source: ImageSource, transform: EvalTransform, skip: bool):
+    def __init__(self, source: Source, transform: EvalExampleTransform, skip: bool):
         self.source = source
         self.transform = transform
         self._skip = skip
 
-    def __call__(self, index: int) -> Batch:
+    def __call__(self, index: int) -> Example:
         if index >= len(self.source):
-            return self._empty(skipped=0)
-        note(index)
+            return self._row(None, index=-1, skipped=0)
+        set_current_record(index)
         try:
-            record = self.source[index]
-            image = self.transform(record["image"])
+            return self._row(self.transform(self.source[index]), index=index, skipped=0)
         except DataError as error:
             if self._skip:
-                return self._empty(skipped=1)
+                return self._row(None, index=index, skipped=1)
             raise _bad_record(self.source, index, error) from error
-        labels = np.full(self.source.max_labels, -1, np.int32)
-        given = np.atleast_1d(record["label"])
-        labels[: len(given)] = given
-        return {"image": image, "label": labels, "mask": np.bool_(len(given)), "skipped": np.int32(0)}
 
-    def _empty(self, skipped: int) -> Batch:
-        image = np.zeros((*self.transform.size, self.transform.channels), np.uint8)
-        labels = np.full(self.source.max_labels, -1, np.int32)
-        return {"image": image, "label": labels, "mask": np.bool_(False), "skipped": np.int32(skipped)}
+    def _row(self, example: Example | None, index: int, skipped: int) -> Example:
+        return {
+            **(self.transform.empty() if example is None else example),
+            "mask": np.bool_(example is not None),
+            "index": np.int32(index),
+            "skipped": np.int32(skipped),
+        }
 
 
-def _bad_record(source: ImageSource, index: int, error: DataError) -> DataError:
+def _bad_record(source: Source, index: int, error: DataError) -> DataError:
     return DataError(
         f"record {index} of split {source.split!r} of dataset {source.name!r}: {error}; prepare the dataset again, "
-        "or let on_bad_record='skip' pass over such records and count them"
+        "or skip and count such records with on_bad_record='skip'"
     )
 
 
+def _map_arrays(function: Callable[[list[Any]], np.ndarray], trees: list[Any]) -> Any:
+    """Apply `function` to the list of arrays at each place of equal nested dicts.
+
+    `jax.tree.map` does the same; nothing in data/ depends on JAX.
+    """
+    if isinstance(trees[0], dict):
+        return {key: _map_arrays(function, [tree[key] for tree in trees]) for key in trees[0]}
+    return function(trees)
+
+
+def count_bytes(tree: Any) -> int:
+    """Count the bytes of the arrays in a nested dict."""
+    return sum(map(count_bytes, tree.values())) if isinstance(tree, dict) else tree.nbytes
+
+
 class _Chunk:
-    """Make the rows of one part of a batch, in one call: handing rows over one by one costs Grain's price for each."""
+    """A function from a number to the rows of one part of a batch, in one call: Grain has a price for each call."""
 
     def __init__(self, rows: _HostRows, sample: _TrainSample | _EvalSample, size: int):
         self._rows, self._sample, self._size = rows, sample, size
 
     def __call__(self, number: int) -> Batch:
-        places = range(number * self._size, (number + 1) * self._size)
-        samples = [self._sample(self._rows(place)) for place in places]
-        return {key: np.stack([sample[key] for sample in samples]) for key in samples[0]}
+        positions = range(number * self._size, (number + 1) * self._size)
+        return _map_arrays(np.stack, [self._sample(self._rows(position)) for position in positions])
 
 
 def _read_ahead(
@@ -218,7 +253,7 @@ def _read_ahead(
         flags.FLAGS.mark_as_parsed()
     chunk = _chunk_rows(batch_rows)
     per_batch = batch_rows // chunk
-    chunk_bytes = chunk * sample.transform.size[0] * sample.transform.size[1] * sample.transform.channels
+    chunk_bytes = chunk * count_bytes(sample.transform.empty())
     buffer_size = max(2, min(READ_AHEAD_CHUNKS, READ_AHEAD_BYTES // chunk_bytes))
     options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=buffer_size)
     chunks = grain.MapDataset.range(num_batches * per_batch).map(_Chunk(rows, sample, chunk)).to_iter_dataset(options)
@@ -232,27 +267,25 @@ def _chunk_rows(rows: int) -> int:
     return chunk if chunk >= MIN_CHUNK_ROWS else rows  # a prime number of rows, say
 
 
-def _iterate_workers(
-    chunks: grain.IterDataset, per_batch: int, source: ImageSource, num_workers: int
-) -> Iterator[Batch]:
-    board = Board(num_workers)
+def _iterate_workers(chunks: grain.IterDataset, per_batch: int, source: Source, num_workers: int) -> Iterator[Batch]:
+    status = WorkerStatus(num_workers)
     try:
         options = grain.MultiprocessingOptions(num_workers=num_workers)
-        yield from _iterate(chunks.mp_prefetch(options, worker_init_fn=WorkerStart(board)), per_batch)
+        yield from _iterate(chunks.mp_prefetch(options, worker_init_fn=WorkerInit(status)), per_batch)
     except RuntimeError as error:
-        if not died(error):
+        if not is_worker_death(error):
             raise
-        raise board.explain(error, f"split {source.split!r} of dataset {source.name!r}") from None
+        raise status.explain(error, f"split {source.split!r} of dataset {source.name!r}") from None
     finally:
-        board.close()
+        status.close()
 
 
 def _iterate(dataset: grain.IterDataset, per_batch: int) -> Iterator[Batch]:
-    """Join chunks to batches; a copy even of a single one, since a worker's lies in memory that goes with it."""
+    """Join chunks to batches, by a copy even of a single one: a worker's chunk is in shared memory that is freed."""
     iterator = iter(dataset)
     try:
         while parts := list(itertools.islice(iterator, per_batch)):
-            yield {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+            yield _map_arrays(np.concatenate, parts)
     except DataError as error:
         raise DataError(str(error)) from None  # without the trace of a thread or a worker
     finally:
@@ -266,7 +299,7 @@ def _check_arguments(batch_size: int, num_workers: int, host_index: int, host_co
     if not 0 <= host_index < host_count:
         raise DataError(f"host_index is {host_index}; expected 0 to {host_count - 1}")
     if batch_size % host_count:
-        raise DataError(f"a batch of {batch_size} images does not divide among {host_count} hosts")
+        raise DataError(f"a batch of {batch_size} images cannot be split equally among {host_count} hosts")
     if on_bad_record not in ("raise", "skip"):
         raise DataError(f"on_bad_record is {on_bad_record!r}; expected 'raise' or 'skip'")
 

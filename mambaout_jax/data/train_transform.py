@@ -115,6 +115,10 @@ class TrainTransform:
                 view = apply(view, operation, affine_opencv if fast else affine_pillow)
         return view
 
+    def empty(self) -> np.ndarray:
+        """Return a black view, uint8 (h, w, c)."""
+        return np.zeros((*self.size, self.channels), np.uint8)
+
     @functools.cached_property
     def _rand_augment(self) -> RandAugment | None:
         return None if self.auto_augment is None else RandAugment.parse(self.auto_augment)

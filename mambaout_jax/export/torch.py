@@ -10,9 +10,10 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from mambaout_jax.data import DataError, open_source
+from mambaout_jax.data import DataError
 from mambaout_jax.data.buckets import is_remote
-from mambaout_jax.data.prepare.imagenet import official_facts
+from mambaout_jax.data.imagenet_classes import imagenet_class_names
+from mambaout_jax.data.prepare import ensure_prepared
 from mambaout_jax.evaluate.evaluation import build_eval_transform
 from mambaout_jax.models import Model, create_model
 from mambaout_jax.run.checkpoints import Checkpoints
@@ -21,6 +22,7 @@ from mambaout_jax.run.errors import RunError, is_full_disk
 from mambaout_jax.run.state import TrainState
 from mambaout_jax.run.workdir import check_space, is_workdir, load_environment, load_run, open_workdir, record_run
 from mambaout_jax.tasks.classification.mixing import normalize
+from mambaout_jax.tasks.classification.source import open_source
 from mambaout_jax.weights import (
     ENDINGS,
     ConvertError,
@@ -93,7 +95,7 @@ def import_weights(
             f"mean and deviation are those of {model.name}; a folder with a config.json would tell"
         )
     class_names = checkpoint.config.class_names if checkpoint.config else None
-    imagenet = official_facts().class_names
+    imagenet = imagenet_class_names()
     if class_names is None and model.num_classes == len(imagenet):
         class_names = imagenet
         say(f"its {model.num_classes} classes have no names: they are taken as ImageNet's")
@@ -225,6 +227,7 @@ def _images(config: ConfigDict, model: Model, say: Say) -> np.ndarray:
         say(f"compared on {NUM_IMAGES} random images; no dataset is known")
         return images
     try:
+        ensure_prepared(config.data.name, config.data.data_dir)
         source = open_source(config.data.name, config.data.validation_split, config.data.data_dir)
         view = build_eval_transform(config, model)
         places = np.linspace(0, len(source) - 1, NUM_IMAGES).astype(int)

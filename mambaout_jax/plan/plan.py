@@ -9,7 +9,8 @@ import jax
 from ml_collections import ConfigDict
 
 from mambaout_jax import distributed
-from mambaout_jax.data import DataError, open_source
+from mambaout_jax.data import DataError
+from mambaout_jax.data.prepare import ensure_prepared
 from mambaout_jax.models import Model
 from mambaout_jax.models.macs import count_macs
 from mambaout_jax.plan.chips import Chip
@@ -18,6 +19,7 @@ from mambaout_jax.plan.hlo import collective_bytes, estimated_operations, uncoun
 from mambaout_jax.plan.kernels import kernel_cycles
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.workdir import build_model
+from mambaout_jax.tasks.classification.source import open_source
 from mambaout_jax.train.program import TrainingProgram, training_program
 
 TOP = 10
@@ -50,6 +52,7 @@ def dataset_of(data: Any, num_images: int | None = None, num_classes: int | None
     if num_images is not None and num_classes is not None:
         return Dataset(num_images, num_classes)
     try:
+        ensure_prepared(data.name, data.data_dir)
         source = open_source(data.name, data.train_split, data.data_dir)
         size = Dataset(len(source), len(source.class_names))
     except DataError as error:

@@ -16,8 +16,9 @@ import numpy as np
 from etils import epath
 
 from mambaout_jax import distributed
-from mambaout_jax.data import DataError, open_source
+from mambaout_jax.data import DataError, open_records
 from mambaout_jax.data.buckets import within_seconds
+from mambaout_jax.data.prepare import ensure_prepared
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.files import fault_of_writing
 from mambaout_jax.run.workdir import PACKAGES, open_workdir
@@ -158,11 +159,12 @@ def _cache() -> list[Check]:
 
 def _data(name: str, split: str, data_dir: str | None) -> list[Check]:
     try:
-        source = open_source(name, split, data_dir)
+        ensure_prepared(name, data_dir)
+        source = open_records(name, split, data_dir)
         count, size, started = 0, 0, time.perf_counter()
         # From all over the split, as training reads: a stride that has no factor in common with most lengths.
         while count < len(source) and time.perf_counter() - started < READ_SECONDS:
-            size += len(source[count * 7919 % len(source)]["image"])
+            size += sum(feature.ByteSize() for feature in source[count * 7919 % len(source)].values())
             count += 1
         seconds = time.perf_counter() - started
     except (DataError, OSError) as error:

@@ -5,8 +5,8 @@ from typing import Any
 import jax
 
 from mambaout_jax import distributed
-from mambaout_jax.data import open_source
 from mambaout_jax.run.workdir import build_model
+from mambaout_jax.tasks.classification.source import open_source
 from mambaout_jax.train.program import training_program
 
 

@@ -16,8 +16,9 @@ from etils import epath
 from PIL import Image
 
 from mambaout_jax.analyze.ssm_need import measure_first_stage
-from mambaout_jax.data import DataError, ImageSource, open_source
+from mambaout_jax.data import DataError
 from mambaout_jax.data.buckets import is_remote
+from mambaout_jax.data.prepare import ensure_prepared
 from mambaout_jax.models import create_model
 from mambaout_jax.run.config import FREE_TO_CHANGE, flatten_config, from_json
 from mambaout_jax.run.errors import DivergedError, RunError
@@ -29,6 +30,7 @@ from mambaout_jax.study.folds import fold_splits
 from mambaout_jax.study.memory import step_memory
 from mambaout_jax.study.page import write_page
 from mambaout_jax.study.twins import Twin, design_twins
+from mambaout_jax.tasks.classification.source import ImageSource, open_source
 from mambaout_jax.train.loop import train
 
 Settings = Mapping[str, Any]
@@ -82,6 +84,7 @@ def run_study(settings: Settings, path: epath.PathLike, num_repeats: int) -> dic
         if settings["init_from"] is not None:
             raise RunError("config.init_from is set; the twins of a study all start afresh, so leave it unset")
         data = settings["data"]
+        ensure_prepared(data["name"], data["data_dir"])
         source = open_source(data["name"], data["train_split"], data["data_dir"])
         folds = fold_splits(data["train_split"], len(source), num_repeats)
         twins = stop.interruptible(partial(design_twins, settings["model"], len(source.class_names)))

@@ -9,7 +9,7 @@ import pytest
 from mambaout_jax.data import input_speed
 from mambaout_jax.data.input_speed import measure_input
 
-ROWS, BYTES = 8, 8 * 4 * 5 * 3
+ROWS, BYTES = 8, 8 * (4 * 5 * 3 + 4)
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def pipeline(monkeypatch):
             for wait in waits:
                 self.now += wait
                 self.taken += 1
-                yield {"image": np.zeros((ROWS, 4, 5, 3), np.uint8), "label": np.zeros(ROWS, np.int32)}
+                yield {"a": {"b": np.zeros((ROWS, 4, 5, 3), np.uint8)}, "skipped": np.zeros(ROWS, np.int32)}
 
     pipeline = Pipeline()
     monkeypatch.setattr(input_speed, "time", SimpleNamespace(monotonic=lambda: pipeline.now))

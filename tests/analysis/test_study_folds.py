@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mambaout_jax.data import open_source
+from mambaout_jax.data.prepare import ensure_prepared
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.study.folds import fold_splits
+from mambaout_jax.tasks.classification.source import open_source
 
 
 def positions(split):
@@ -32,6 +33,7 @@ def test_folds_are_disjoint_cover_and_leave_the_rest(num_folds, more, start):
 @pytest.mark.parametrize("split", ["train", "train[:90%]", "train[100:]", "train[7:500]"])
 def test_a_dataset_gives_each_image_to_one_fold(tmp_path_factory, split):
     data_dir = str(tmp_path_factory.getbasetemp() / "datasets")
+    ensure_prepared("digits", data_dir)
 
     def images(split):
         source = open_source("digits", split, data_dir)

@@ -47,7 +47,7 @@ def test_figures_of_this_host_are_measured(capsys):
     assert figures["start_seconds"] > 0
     assert figures["images_per_second"] > 0
     assert 0 < figures["batch_seconds_p50"] <= figures["batch_seconds_p99"]
-    assert figures["bytes_per_second"] == pytest.approx(figures["images_per_second"] * 32 * 32)
+    assert figures["bytes_per_second"] == pytest.approx(figures["images_per_second"] * (32 * 32 + 4 + 4))
 
 
 def test_figures_are_printed_with_what_they_are_of(measured, capsys):

@@ -5,7 +5,9 @@ import signal
 import pytest
 
 from mambaout_jax.cli import prepare
-from mambaout_jax.data import DataError, open_source, prepare_dataset
+from mambaout_jax.data import DataError
+from mambaout_jax.data.prepare import prepare_dataset
+from mambaout_jax.tasks.classification.source import open_source
 from tests.data import photos
 from tests.data.preparation import imagenets
 

@@ -82,7 +82,8 @@ def write(builder_class, data_dir, file_format="array_record", **options) -> Non
 class NumberedSource:
     """Hold `length` grey images; the label of each is its index, and so is its brightness. Some may be broken."""
 
-    name, split, max_labels = "numbered", "train", 1
+    name, split, fingerprint = "numbered", "train", "numbered"
+    labels: ClassVar = {}
 
     def __init__(self, length: int, bad: tuple[int, ...] = (), unreadable: tuple[int, ...] = ()):
         self.length, self.bad, self.unreadable = length, bad, unreadable

@@ -1,7 +1,8 @@
 import pytest
 from etils import epath
 
-from mambaout_jax.data import DataError, buckets, open_source
+from mambaout_jax.data import DataError, buckets
+from mambaout_jax.tasks.classification.source import open_source
 
 
 @pytest.fixture

@@ -10,16 +10,17 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from mambaout_jax.data import DataError, digits, open_source
+from mambaout_jax.data import DataError
 from mambaout_jax.data.decode import decode_image
-from mambaout_jax.data.prepare import builders as prepare_module
+from mambaout_jax.data.prepare import builders, digits, ensure_prepared
 from mambaout_jax.data.prepare.builders import prepare_digits
+from mambaout_jax.tasks.classification.source import open_source
 
 
 @pytest.fixture(scope="module")
 def digits_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("digits")
-    prepare_digits(str(folder))
+    ensure_prepared("digits", str(folder))
     return str(folder)
 
 
@@ -43,19 +44,21 @@ def test_first_use_prepares_without_a_network_and_in_silence(tmp_path, monkeypat
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     folder = tmp_path / "not" / "there" / "yet"
+    ensure_prepared("digits", str(folder))
     assert len(open_source("digits", "train", str(folder))) == 1437
     assert [path.name for path in folder.iterdir()] == ["digits"]
     assert capsys.readouterr() == ("", "")
 
 
 def test_second_use_writes_nothing(digits_dir, monkeypatch):
-    monkeypatch.setattr(prepare_module, "_generate", None)
+    monkeypatch.setattr(builders, "_generate", None)
     before = {file: file.stat().st_mtime_ns for file in Path(digits_dir).rglob("*")}
-    assert len(open_source("digits", "train", digits_dir)) == 1437
+    ensure_prepared("digits", digits_dir)
     assert {file: file.stat().st_mtime_ns for file in Path(digits_dir).rglob("*")} == before
 
 
 def test_equal_data_prepared_elsewhere_has_the_same_fingerprint(digits_dir, tmp_path):
+    ensure_prepared("digits", str(tmp_path))
     one, other = (open_source("digits", "train", folder) for folder in (digits_dir, str(tmp_path)))
     assert one.fingerprint == other.fingerprint
     assert one.fingerprint != open_source("digits", "validation", digits_dir).fingerprint
@@ -63,14 +66,14 @@ def test_equal_data_prepared_elsewhere_has_the_same_fingerprint(digits_dir, tmp_
 
 
 def test_of_two_processes_at_once_the_second_takes_what_the_first_wrote(tmp_path, monkeypatch):
-    generate, written = prepare_module._generate, []
+    generate, written = builders._generate, []
 
     def be_overtaken(builder):
-        monkeypatch.setattr(prepare_module, "_generate", generate)
+        monkeypatch.setattr(builders, "_generate", generate)
         written.append(prepare_digits(str(tmp_path)))
         generate(builder)
 
-    monkeypatch.setattr(prepare_module, "_generate", be_overtaken)
+    monkeypatch.setattr(builders, "_generate", be_overtaken)
     assert prepare_digits(str(tmp_path)) == written[0]
     assert len(open_source("digits", "train", str(tmp_path))) == 1437
     assert [path.name for path in tmp_path.iterdir()] == ["digits"]
@@ -78,14 +81,14 @@ def test_of_two_processes_at_once_the_second_takes_what_the_first_wrote(tmp_path
 
 KILLED = """
 import os, signal, sys
-from mambaout_jax.data import digits, open_source
+from mambaout_jax.data.prepare import digits, ensure_prepared
 def encode(pixels, count=[0]):
     count[0] += 1
     if count[0] == int(sys.argv[2]):
         os.kill(os.getpid(), signal.SIGKILL)
     return whole(pixels)
 whole, digits.encode_digit = digits.encode_digit, encode
-open_source("digits", "train", sys.argv[1])
+ensure_prepared("digits", sys.argv[1])
 """
 
 
@@ -94,6 +97,7 @@ def test_preparation_killed_half_way_is_done_again(tmp_path, record):
     killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), str(record)], check=False)
     assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "digits" / "1.0.0").exists()
+    ensure_prepared("digits", str(tmp_path))
     assert len(open_source("digits", "train", str(tmp_path))) == 1437
 
 
@@ -101,11 +105,23 @@ def test_folder_that_cannot_be_written_is_named(tmp_path):
     file = tmp_path / "file"
     file.write_text("")
     with pytest.raises(DataError, match=f"{file}/x .*choose another data_dir"):
-        open_source("digits", "train", str(file / "x"))
+        ensure_prepared("digits", str(file / "x"))
+
+
+def test_opening_digits_that_are_not_prepared_names_the_command_and_writes_nothing(tmp_path):
+    with pytest.raises(DataError, match=f"'digits' is not prepared .*; run: .* prepare digits --data-dir={tmp_path}"):
+        open_source("digits", "train", str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("name", "folder"), [("pathfinder", None), ("imagenet2012", None), ("digits", "gs://bucket")])
+def test_other_datasets_and_buckets_are_left_to_the_command(name, folder, tmp_path):
+    ensure_prepared(name, folder or str(tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 def test_digits_are_not_written_to_a_bucket(monkeypatch):
-    monkeypatch.setattr(prepare_module, "is_complete", lambda folder: False)
+    monkeypatch.setattr(builders, "is_complete", lambda folder: False)
     with pytest.raises(DataError, match="prepare digits in a local folder, then upload it"):
         prepare_digits("gs://bucket/datasets")
 
@@ -117,8 +133,12 @@ def test_encoded_digits_do_not_depend_on_a_compressor():
 WITHOUT_TENSORFLOW = """
 import sys
 from mambaout_jax import data
-source = data.open_source("digits", "train", sys.argv[1])
-transform = data.TrainTransform((32, 32))
+from mambaout_jax.data.prepare import ensure_prepared
+from mambaout_jax.tasks.classification.source import open_source
+from mambaout_jax.tasks.classification.transforms import TrainExample
+ensure_prepared("digits", sys.argv[1])
+source = open_source("digits", "train", sys.argv[1])
+transform = TrainExample(data.TrainTransform((32, 32)))
 batch = next(data.train_batches(source, transform, batch_size=8, steps_per_epoch=2, seed=0))
 assert batch["image"].shape == (8, 32, 32, 3)
 assert "tensorflow" not in sys.modules

@@ -4,8 +4,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from mambaout_jax.data import DataError
-from mambaout_jax.data.eval_sets import EVAL_SETS, class_mask_of, open_eval_set
-from mambaout_jax.data.sources import LABEL_FEATURES
+from mambaout_jax.tasks.classification.eval_sets import EVAL_SETS, class_mask, open_eval_set
+from mambaout_jax.tasks.classification.source import LABEL_FEATURES
 from tests.data import small_eval_sets
 
 
@@ -54,7 +54,7 @@ def test_v2_is_matched_frequency_unless_another_is_named(sets_dir, name, labels)
 
 
 def test_only_the_classes_that_occur_in_a_and_r_are_ranked(sets_dir):
-    ranked = {name: class_mask_of(open_eval_set(name, sets_dir)) for name in EVAL_SETS}
+    ranked = {name: class_mask(open_eval_set(name, sets_dir)) for name in EVAL_SETS}
     assert {name: mask.nonzero()[0].tolist() for name, mask in ranked.items() if not mask.all()} == {
         "imagenet_a": [5, 7, 999],
         "imagenet_r": [0, 3],
@@ -63,7 +63,8 @@ def test_only_the_classes_that_occur_in_a_and_r_are_ranked(sets_dir):
 
 
 def test_a_set_that_is_none_of_the_known_is_answered_with_them(sets_dir):
-    with pytest.raises(DataError, match=f"'imagenette' is no set to evaluate on; known are {', '.join(EVAL_SETS)}"):
+    known = ", ".join(EVAL_SETS)
+    with pytest.raises(DataError, match=f"'imagenette' is not a set to evaluate on; expected one of {known}"):
         open_eval_set("imagenette", sets_dir)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mambaout_jax.data import TrainTransform, train_batches
+from mambaout_jax.tasks.classification.transforms import TrainExample
 from tests.data.photos import NumberedSource
 
 
@@ -32,7 +33,7 @@ def size(segment: Path) -> int:
 def test_memory_is_flat_over_ten_thousand_batches(workers):
     batches = train_batches(
         NumberedSource(512),
-        TrainTransform((32, 32), flip=0.5),
+        TrainExample(TrainTransform((32, 32), flip=0.5)),
         batch_size=2,
         steps_per_epoch=64,
         seed=0,

@@ -18,9 +18,10 @@ from sklearn.model_selection import GroupKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mambaout_jax.data import DataError, open_source, prepare_dataset
+from mambaout_jax.data import DataError
 from mambaout_jax.data.decode import decode_image
-from mambaout_jax.data.pathfinder import (
+from mambaout_jax.data.prepare import builders, prepare_dataset
+from mambaout_jax.data.prepare.pathfinder import (
     UNIT,
     Pathfinder,
     PathfinderConfig,
@@ -29,7 +30,7 @@ from mambaout_jax.data.pathfinder import (
     make_pair,
     points_of,
 )
-from mambaout_jax.data.prepare import builders
+from mambaout_jax.tasks.classification.source import open_source
 
 CONFIGS = Pathfinder.builder_configs
 TRAIN, VALIDATION = 0, 1
@@ -246,7 +247,7 @@ def test_prepared_twice_nothing_is_written(small, tmp_path, monkeypatch):
 
 KILLED = """
 import os, signal, sys
-from mambaout_jax.data import pathfinder, prepare_dataset
+from mambaout_jax.data.prepare import pathfinder, prepare_dataset
 config = pathfinder.Pathfinder.builder_configs["32"]
 config.num_train = config.num_validation = 4
 def encode(pixels, count=[0]):

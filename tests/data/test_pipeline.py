@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import multiprocessing
 import os
@@ -8,12 +9,14 @@ import time
 import numpy as np
 import pytest
 
-from mambaout_jax.data import DataError, EvalTransform, TrainTransform, eval_batches, open_source, train_batches
+from mambaout_jax.data import DataError, EvalTransform, TrainTransform, eval_batches, train_batches
+from mambaout_jax.tasks.classification.source import open_source
+from mambaout_jax.tasks.classification.transforms import EvalExample, TrainExample
 from tests.data.photos import NUM_VALIDATION, NumberedSource
 
-RESIZE = TrainTransform((4, 5), channels=1)
-RANDOM = TrainTransform((12, 16), crop="random_resized", flip=0.5, interpolation="random")
-EVAL = EvalTransform((4, 5), channels=1)
+RESIZE = TrainExample(TrainTransform((4, 5), channels=1))
+RANDOM = TrainExample(TrainTransform((12, 16), crop="random_resized", flip=0.5, interpolation="random"))
+EVAL = EvalExample(EvalTransform((4, 5), channels=1), max_labels=1)
 
 
 def take(batches, count):
@@ -60,6 +63,7 @@ def test_batches_have_the_promised_shapes_and_types(photos):
         "image": ((4, 4, 5, 1), "uint8"),
         "label": ((4, 1), "int32"),
         "mask": ((4,), "bool"),
+        "index": ((4,), "int32"),
         "skipped": ((4,), "int32"),
     }
 
@@ -122,7 +126,7 @@ def test_views_are_new_in_every_epoch(photos):
 
 def open_first(source):
     class First:
-        name, split, max_labels = source.name, source.split, 1
+        name, split = source.name, source.split
 
         def __len__(self):
             return 1
@@ -144,6 +148,7 @@ def test_evaluation_sees_every_image_once_and_hosts_take_equally_many_batches(le
     joined = join([part for parts in zip(*shares, strict=True) for part in parts])
     np.testing.assert_array_equal(joined["mask"], np.arange(len(joined["mask"])) < length)
     np.testing.assert_array_equal(joined["label"][joined["mask"]][:, 0], np.arange(length))
+    np.testing.assert_array_equal(joined["index"], np.where(joined["mask"], np.arange(len(joined["mask"])), -1))
     np.testing.assert_array_equal(joined["image"][:length, 0, 0, 0], np.arange(length))
     assert not joined["image"][length:].any()
     assert not joined["skipped"].any()
@@ -158,21 +163,17 @@ def test_evaluation_does_not_depend_on_the_number_of_workers(data_dir):
 
 
 class ManyLabels(NumberedSource):
-    """Record i has i labels, of three at most."""
-
-    max_labels = 3
+    """A source whose record i has i labels, of three at most."""
 
     def __getitem__(self, index):
         return super().__getitem__(index) | {"label": tuple(range(index))}
 
 
-def test_several_labels_are_filled_up_and_images_without_any_are_masked():
-    (batch,) = eval_batches(ManyLabels(4), EVAL, batch_size=5)
+def test_several_labels_are_padded_and_filler_rows_have_none():
+    (batch,) = eval_batches(ManyLabels(4), dataclasses.replace(EVAL, max_labels=3), batch_size=5)
     expected = [[-1, -1, -1], [0, -1, -1], [0, 1, -1], [0, 1, 2], [-1, -1, -1]]
     np.testing.assert_array_equal(batch["label"], expected)
-    assert batch["mask"].tolist() == [False, True, True, True, False]
-    with pytest.raises(DataError, match="several labels each"):
-        train_batches(ManyLabels(4), RESIZE, batch_size=2, steps_per_epoch=1, seed=0)
+    assert batch["mask"].tolist() == [True, True, True, True, False]
 
 
 @pytest.mark.parametrize("hosts", [1, 2])
@@ -210,10 +211,11 @@ def test_a_bad_record_stops_the_run_and_is_named(kind, workers):
 ORPHANS = """
 import multiprocessing, time
 from mambaout_jax.data import TrainTransform, train_batches
+from mambaout_jax.tasks.classification.transforms import TrainExample
 from tests.data.photos import NumberedSource
 if __name__ == "__main__":
     options = {"batch_size": 8, "steps_per_epoch": 4, "seed": 0, "num_workers": 1}
-    batches = train_batches(NumberedSource(100), TrainTransform((8, 8)), **options)
+    batches = train_batches(NumberedSource(100), TrainExample(TrainTransform((8, 8))), **options)
     next(batches)
     print(multiprocessing.active_children()[0].pid, flush=True)
     time.sleep(60)
@@ -259,6 +261,7 @@ def test_skipping_in_evaluation_masks_the_row_and_counts():
     batches = list(eval_batches(source, EVAL, batch_size=4, on_bad_record="skip"))
     assert np.concatenate([b["mask"] for b in batches]).tolist() == [True, False, True, True] + [False] * 4
     assert np.concatenate([b["skipped"] for b in batches]).tolist() == [0, 1, 0, 0, 1, 0, 0, 0]
+    assert np.concatenate([b["index"] for b in batches]).tolist() == [0, 1, 2, 3, 4, -1, -1, -1]
 
 
 def test_skipping_ends_when_nothing_decodes():
@@ -279,7 +282,7 @@ def test_real_broken_files_are_found(data_dir):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"batch_size": 6, "host_count": 4}, "6 images does not divide among 4 hosts"),
+        ({"batch_size": 6, "host_count": 4}, "6 images cannot be split equally among 4 hosts"),
         ({"batch_size": 24}, "need 24 images .* has 23"),
         ({"steps_per_epoch": 6}, "need 24 images .* has 23"),
         ({"batch_size": 0}, "batch_size is 0"),

@@ -8,12 +8,14 @@ import multiprocessing
 import numpy as np
 import pytest
 
-from mambaout_jax.data import EvalTransform, TrainTransform, eval_batches, open_source, pipeline, train_batches
+from mambaout_jax.data import EvalTransform, TrainTransform, eval_batches, pipeline, train_batches
+from mambaout_jax.tasks.classification.source import open_source
+from mambaout_jax.tasks.classification.transforms import EvalExample, TrainExample
 from tests.data.photos import NumberedSource
 
-VIEW = TrainTransform((12, 16), crop="random_resized", flip=0.5, interpolation="random")
-NUMBERED = TrainTransform((4, 5), channels=1)
-EVAL = EvalTransform((4, 5), channels=1)
+VIEW = TrainExample(TrainTransform((12, 16), crop="random_resized", flip=0.5, interpolation="random"))
+NUMBERED = TrainExample(TrainTransform((4, 5), channels=1))
+EVAL = EvalExample(EvalTransform((4, 5), channels=1), max_labels=1)
 MANY_ROWS = 160  # four chunks of 40
 
 

@@ -9,7 +9,8 @@ import pytest
 import tensorflow_datasets as tfds
 from etils import epath
 
-from mambaout_jax.data import DataError, open_source, shard_check
+from mambaout_jax.data import DataError, shard_check
+from mambaout_jax.tasks.classification.source import open_source
 from tests.data import photos
 
 

@@ -9,8 +9,9 @@ import time
 import pytest
 from tensorflow_datasets.proto import tf_example_pb2
 
-from mambaout_jax.data import DataError, ImageSource, open_source, shard_check
+from mambaout_jax.data import DataError, shard_check
 from mambaout_jax.data.decode import decode_image
+from mambaout_jax.tasks.classification.source import ImageSource, open_source
 from tests.data import photos
 
 
@@ -67,7 +68,7 @@ def test_a_source_survives_pickling(data_dir):
 
 def test_the_code_that_generated_a_dataset_is_not_needed_to_read_it(data_dir):
     program = (
-        "import sys; from mambaout_jax.data import open_source;"
+        "import sys; from mambaout_jax.tasks.classification.source import open_source;"
         "print(len(open_source('photos', 'train', sys.argv[1])), 'tests' in sys.modules)"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -102,9 +103,9 @@ def test_an_index_outside_the_split_is_an_error(data_dir, index):
         ("imagenete", "train", "unknown dataset 'imagenete'; did you mean 'imagenette'"),
         ("digit", "train", "unknown dataset 'digit'; did you mean 'digits'"),
         ("zzzzzz", "train", "unknown dataset 'zzzzzz'; tensorflow.org"),
-        ("my photos", "train", "'my photos' is no dataset name"),
-        ("", "train", "'' is no dataset name"),
-        ("photos", "test", r"no split 'test'; it has train \(23 images\), validation \(7 images\)"),
+        ("my photos", "train", "'my photos' is not a dataset name"),
+        ("", "train", "'' is not a dataset name"),
+        ("photos", "test", r"no split 'test'; it has train \(23 records\), validation \(7 records\)"),
         ("photos", "train[", r"no split 'train\['"),
         ("photos", "train[:0]", r"no split 'train\[:0\]'"),
     ],
@@ -157,7 +158,7 @@ def test_a_label_that_is_no_class_is_named(label, accepted):
     if accepted:
         assert source[0]["label"] == label
     else:
-        with pytest.raises(DataError, match=f"its label is {label}; 0 to 2 is expected"):
+        with pytest.raises(DataError, match=f"its label is {label}; expected 0 to 2"):
             source[0]
 
 
@@ -173,16 +174,16 @@ def test_images_of_several_labels_have_them_in_a_tuple():
         source = source_of({"real_label": labels, "original_label": [1]}, feature="real_label")
         assert source[0]["label"] == tuple(labels)
         assert source.max_labels == 9
-    with pytest.raises(DataError, match="its label is 3; 0 to 2 is expected"):
+    with pytest.raises(DataError, match="its label is 3; expected 0 to 2"):
         source_of({"real_label": [1, 3]}, feature="real_label")[0]
-    with pytest.raises(DataError, match="it has 10 labels; 0 to 9 is expected"):
+    with pytest.raises(DataError, match="it has 10 labels; expected 0 to 9"):
         source_of({"real_label": [1] * 10}, feature="real_label")[0]
 
 
 @pytest.mark.parametrize("labels", [[], [1, 2]])
 def test_images_of_one_label_have_it_and_no_more(labels):
     assert source_of({"label": [1]}).max_labels == 1
-    with pytest.raises(DataError, match=f"it has {len(labels)} labels; 1 is expected"):
+    with pytest.raises(DataError, match=f"it has {len(labels)} labels; expected 1"):
         source_of({"label": labels})[0]
 
 
@@ -193,7 +194,7 @@ def source_of(labels, feature="label"):
     for name, values in labels.items():
         record.features.feature[name].int64_list.value.extend(values)
     return ImageSource(
-        [record.SerializeToString()],
+        [record.features.feature],
         name="one",
         split="test",
         class_names=photos.CLASS_NAMES,

@@ -8,11 +8,12 @@ import time
 
 import pytest
 
-from mambaout_jax.data import TrainTransform, WorkerDiedError, eval_batches, train_batches
-from mambaout_jax.data.eval_transform import EvalTransform
+from mambaout_jax.data import EvalTransform, TrainTransform, WorkerDiedError, eval_batches, train_batches
+from mambaout_jax.tasks.classification.transforms import EvalExample, TrainExample
 from tests.data.photos import NumberedSource
 
 DEADLY = 11
+EVAL = EvalExample(EvalTransform((8, 8), channels=1), max_labels=1)
 
 
 class DeadlySource(NumberedSource):
@@ -35,7 +36,7 @@ class DeadlySource(NumberedSource):
 def test_a_worker_that_dies_ends_the_run_with_its_name_and_the_record(end, words):
     batches = train_batches(
         DeadlySource(64, end),
-        TrainTransform((8, 8), channels=1),
+        TrainExample(TrainTransform((8, 8), channels=1)),
         batch_size=2,
         steps_per_epoch=32,
         seed=0,
@@ -53,7 +54,7 @@ def test_a_worker_that_dies_ends_the_run_with_its_name_and_the_record(end, words
 
 @pytest.mark.slow
 def test_a_worker_killed_from_outside_is_named():
-    batches = eval_batches(NumberedSource(5000), EvalTransform((8, 8), channels=1), batch_size=2, num_workers=2)
+    batches = eval_batches(NumberedSource(5000), EVAL, batch_size=2, num_workers=2)
     for _ in range(4):  # from either worker, which is sure to be at work then
         next(batches)
     victim = multiprocessing.active_children()[0].pid
@@ -65,7 +66,7 @@ def test_a_worker_killed_from_outside_is_named():
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_that_all_processes_get_ends_no_worker(number):
-    batches = eval_batches(NumberedSource(500), EvalTransform((8, 8), channels=1), batch_size=2, num_workers=1)
+    batches = eval_batches(NumberedSource(500), EVAL, batch_size=2, num_workers=1)
     next(batches)
     (worker,) = multiprocessing.active_children()
     os.kill(worker.pid, number)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from mambaout_jax.data import open_source
+from mambaout_jax.data.prepare import ensure_prepared
+from mambaout_jax.tasks.classification.source import open_source
 from tests.train.finished_run import COUNT, RESULTS, eval_line, train_line, write_json, write_metrics, write_predictions
 from tests.train.runs import main
 
@@ -23,6 +24,7 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def digits(data_dir):
+    ensure_prepared("digits", data_dir)
     return open_source("digits", "validation", data_dir)
 
 

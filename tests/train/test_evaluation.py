@@ -7,11 +7,11 @@ import pytest
 import tensorflow_datasets as tfds
 
 from mambaout_jax.data import DataError, EvalTransform
-from mambaout_jax.data.eval_sets import EVAL_SETS, open_eval_set
 from mambaout_jax.evaluate import evaluation
 from mambaout_jax.evaluate.evaluation import evaluate
 from mambaout_jax.evaluate.scores import format_scores
 from mambaout_jax.run.errors import RunError
+from mambaout_jax.tasks.classification.eval_sets import EVAL_SETS, open_eval_set
 from mambaout_jax.tasks.classification.mixing import normalize
 from tests.data import small_eval_sets
 from tests.train import written_run

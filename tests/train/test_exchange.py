@@ -9,13 +9,14 @@ from ml_dtypes import bfloat16
 
 import mambaout_jax as mo
 from mambaout_jax import weights as torch_weights
-from mambaout_jax.data import digits, open_source
+from mambaout_jax.data.prepare import ensure_prepared
 from mambaout_jax.evaluate.evaluation import evaluate
 from mambaout_jax.export import torch as exchange
 from mambaout_jax.export.torch import export_weights, import_weights
 from mambaout_jax.report.html import write_report
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.workdir import load_run
+from mambaout_jax.tasks.classification.source import open_source
 from mambaout_jax.train.loop import train
 from mambaout_jax.weights import ConvertError
 from mambaout_jax.weights.files import write_tensors
@@ -193,5 +194,6 @@ def test_environment_tells_where_weights_are_from(exported, tmp_path):
     import_weights(str(exported), tmp_path / "imported")
     environment = json.loads((tmp_path / "imported" / "environment.json").read_text())
     assert environment == {"imported_from": str(exported), "num_classes": 10, "class_names": None}
-    source = open_source(digits.Digits.name, "validation")
+    ensure_prepared("digits")
+    source = open_source("digits", "validation")
     assert source.class_names == DIGITS  # what a set is called is not held against weights whose classes have no names

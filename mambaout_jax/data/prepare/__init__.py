@@ -1,6 +1,6 @@
-"""Write datasets as ArrayRecord: those of TFDS, ImageNet, and folders of one's own images."""
+"""Write datasets as ArrayRecord: those of TFDS, ImageNet, and folders of images."""
 
-from mambaout_jax.data.prepare.builders import prepare_dataset
+from mambaout_jax.data.prepare.builders import ensure_prepared, prepare_dataset
 from mambaout_jax.data.prepare.images import Prepared, prepare_folder, prepare_imagenet
 
-__all__ = ["Prepared", "prepare_dataset", "prepare_folder", "prepare_imagenet"]
+__all__ = ["Prepared", "ensure_prepared", "prepare_dataset", "prepare_folder", "prepare_imagenet"]

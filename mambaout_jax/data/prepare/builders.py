@@ -1,25 +1,22 @@
 """Write datasets as ArrayRecord: the only place where TensorFlow may come in, inside TFDS."""
 
 import contextlib
-import difflib
 import importlib.util
 import io
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 
 import tensorflow_datasets as tfds
 from etils import epath
-from tensorflow_datasets.core import naming
 
 from mambaout_jax.data.buckets import FILE_FORMAT, METADATA, data_root, is_remote
-from mambaout_jax.data.digits import Digits
 from mambaout_jax.data.errors import DataError
-from mambaout_jax.data.pathfinder import Pathfinder
-from mambaout_jax.data.prepare import imagenet
+from mambaout_jax.data.names import DIGITS, IMAGENET, PATHFINDER, parse_name, unknown_dataset
+from mambaout_jax.data.prepare.digits import Digits
+from mambaout_jax.data.prepare.pathfinder import Pathfinder
 
 
 def prepare_dataset(name: str, data_dir: str | None = None) -> str:
@@ -35,13 +32,13 @@ def prepare_dataset(name: str, data_dir: str | None = None) -> str:
     """
     dataset, options = parse_name(name)
     check_is_folder(data_root(data_dir))
-    if dataset == Digits.name:
+    if dataset == DIGITS:
         return prepare_digits(data_dir)
-    if dataset == Pathfinder.name:
+    if dataset == PATHFINDER:
         return _prepare_pathfinder(options, data_dir)
-    if dataset == imagenet.NAME:
+    if dataset == IMAGENET:
         raise DataError(
-            f"{imagenet.NAME} is made from what you have of ImageNet; "
+            f"{IMAGENET} is made from your own copy of ImageNet; "
             "run: python -m mambaout_jax prepare imagenet with --tars DIR, --folder DIR or --tfrecord DIR"
         )
     needs_tensorflow = DataError(
@@ -71,11 +68,27 @@ def prepare_dataset(name: str, data_dir: str | None = None) -> str:
     return str(builder.data_dir)
 
 
-def prepare_digits(data_dir: str | None = None) -> str:
-    """Write the digits unless they are there, and give their folder.
+def ensure_prepared(name: str, data_dir: str | None = None) -> None:
+    """Write `digits`, which needs no download, unless it is there; do nothing for other datasets, or for a bucket.
 
-    They are written into a folder of another name and renamed when complete: a killed run leaves nothing that
-    looks prepared, and of two runs at once the second takes what the first one wrote.
+    Programs that open a dataset call this first, so that the smallest experiment needs no preparation.
+
+    Args:
+        name: "dataset", "dataset/config" or "dataset/config:version".
+        data_dir: the folder that datasets are prepared in; the default is that of TFDS.
+
+    Raises:
+        DataError: the name has another form, or `data_dir` cannot be written to.
+    """
+    if parse_name(name)[0] == DIGITS and not is_remote(data_root(data_dir)):
+        prepare_digits(data_dir)
+
+
+def prepare_digits(data_dir: str | None = None) -> str:
+    """Write `digits` unless it is there, and return its folder.
+
+    The dataset is written to a temporary folder and renamed when complete: a killed run leaves nothing that looks
+    prepared, and of two runs at once the second uses the files of the first.
 
     Raises:
         DataError: `data_dir` cannot be written to.
@@ -135,31 +148,6 @@ def check_is_folder(folder: os.PathLike) -> None:
     nearest = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), None)
     if nearest and not os.path.isdir(nearest):
         raise DataError(f"nothing can be written to {folder}, as {nearest} is no folder; choose another data_dir")
-
-
-def parse_name(name: str) -> tuple[str, dict]:
-    """Split "dataset/config:version" into the dataset and the rest.
-
-    Raises:
-        DataError: it has another form.
-    """
-    try:
-        dataset, options = naming.parse_builder_name_kwargs(name)
-    except (ValueError, TypeError):
-        raise DataError(f"{name!r} is no dataset name; expected dataset, dataset/config or dataset:version") from None
-    return str(dataset), options
-
-
-def known_datasets() -> list[str]:
-    """List what `prepare_dataset` takes."""
-    return sorted({*tfds.list_builders(with_community_datasets=False), Digits.name, Pathfinder.name})
-
-
-def unknown_dataset(dataset: str, others: Iterable[str] = ()) -> str:
-    """Word the error for a name that is neither TFDS's nor one of `others`."""
-    nearest = difflib.get_close_matches(dataset, [*known_datasets(), *others], n=1)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else "tensorflow.org/datasets/catalog lists the names"
-    return f"unknown dataset {dataset!r}; {hint}"
 
 
 def _generate(builder: tfds.core.DatasetBuilder) -> None:

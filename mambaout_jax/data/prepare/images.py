@@ -10,8 +10,9 @@ from etils import epath
 
 from mambaout_jax.data import buckets
 from mambaout_jax.data.errors import DataError
+from mambaout_jax.data.names import known_datasets
 from mambaout_jax.data.prepare import folders, imagenet
-from mambaout_jax.data.prepare.builders import check_is_folder, is_complete, known_datasets
+from mambaout_jax.data.prepare.builders import check_is_folder, is_complete
 from mambaout_jax.data.prepare.dataset_writer import Dataset, open_workspace, read_info, write_dataset
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")

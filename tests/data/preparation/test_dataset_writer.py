@@ -4,10 +4,11 @@ import random
 import pytest
 import tensorflow_datasets as tfds
 
-from mambaout_jax.data import DataError, open_source
+from mambaout_jax.data import DataError
 from mambaout_jax.data.prepare import dataset_writer
 from mambaout_jax.data.prepare.dataset_writer import Dataset, open_workspace, write_dataset
 from mambaout_jax.data.prepare.shards import Item
+from mambaout_jax.tasks.classification.source import open_source
 from tests.data import photos
 
 NUM_SHARDS = 4

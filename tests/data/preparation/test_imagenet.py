@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mambaout_jax.data import DataError, open_source
+from mambaout_jax.data import DataError
 from mambaout_jax.data.prepare import imagenet
 from mambaout_jax.data.prepare.images import prepare_imagenet
+from mambaout_jax.tasks.classification.source import open_source
 from tests.data import photos
 from tests.data.preparation import imagenets
 from tests.data.preparation.imagenets import FACTS

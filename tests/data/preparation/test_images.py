@@ -3,9 +3,10 @@ import json
 import pytest
 import tensorflow_datasets as tfds
 
-from mambaout_jax.data import DataError, open_source, prepare_dataset
-from mambaout_jax.data.prepare import folders, imagenet, images
+from mambaout_jax.data import DataError
+from mambaout_jax.data.prepare import folders, imagenet, images, prepare_dataset
 from mambaout_jax.data.prepare.images import prepare_folder, prepare_imagenet
+from mambaout_jax.tasks.classification.source import open_source
 from tests.data import photos
 from tests.data.preparation import imagenets
 

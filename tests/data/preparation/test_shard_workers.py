@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mambaout_jax.data import open_source
+from mambaout_jax.tasks.classification.source import open_source
 from tests.data import photos
 
 pytestmark = pytest.mark.slow

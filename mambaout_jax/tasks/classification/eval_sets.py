@@ -1,4 +1,4 @@
-"""The sets that ImageNet models are tested on, by their TFDS names."""
+"""The test sets that ImageNet models are evaluated on, by their TFDS names."""
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -7,21 +7,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mambaout_jax.data.errors import DataError
-from mambaout_jax.data.prepare.builders import parse_name
-from mambaout_jax.data.sources import ImageSource, open_source
+from mambaout_jax.data import DataError
+from mambaout_jax.data.names import join_name, parse_name
+from mambaout_jax.tasks.classification.source import ImageSource, open_source
 
-# A label costs its whole record; from a bucket the time is spent waiting.
+# A label costs its whole record; from a bucket, reading is mostly waiting.
 READ_THREADS = 32
 
 
 class EvalSet(NamedTuple):
-    """Say how a set is read and scored.
+    """How a test set is read and scored.
 
     Args:
-        split: that is scored.
-        subset: whether only the classes that occur in the set are ranked.
-        config: of TFDS, where the name states none.
+        split: the split that is scored.
+        subset: whether models choose only among the classes that occur in the set.
+        config: the TFDS config, where the name states none.
     """
 
     split: str
@@ -46,38 +46,34 @@ EVAL_SETS: Mapping[str, EvalSet] = MappingProxyType(
 
 
 def open_eval_set(name: str, data_dir: str | None = None) -> ImageSource:
-    """Open the split of a known set that is scored.
+    """Open the split of a known test set that is scored.
 
     Args:
         name: "dataset", "dataset/config" or "dataset/config:version".
 
     Raises:
-        DataError: it is none of `EVAL_SETS`, or it cannot be opened.
+        DataError: the set is not one of `EVAL_SETS`, or cannot be opened.
     """
     dataset, options = parse_name(name)
     if dataset not in EVAL_SETS:
-        raise DataError(f"{name!r} is no set to evaluate on; known are {', '.join(EVAL_SETS)}")
+        raise DataError(f"{name!r} is not a set to evaluate on; expected one of {', '.join(EVAL_SETS)}")
     known = EVAL_SETS[dataset]
-    config = options.get("config") or known.config
-    version = options.get("version")
-    full_name = dataset + (f"/{config}" if config else "") + (f":{version}" if version else "")
-    return open_source(full_name, known.split, data_dir)
+    return open_source(join_name(dataset, {"config": known.config, **options}), known.split, data_dir)
 
 
-def class_mask_of(source: ImageSource) -> np.ndarray:
-    """Tell which classes a set lets a model choose from, bool (k,): all, or those that occur in it.
+def class_mask(source: ImageSource) -> np.ndarray:
+    """Compute which classes a model may choose from, bool (k,): all, or those that occur in the set.
 
     The latter reads every record, and decodes no image. Records that cannot be read are left to the evaluation.
     """
-    ranked = np.ones(len(source.class_names), bool)
     known = EVAL_SETS.get(source.name.partition("/")[0])
     if known is None or not known.subset:
-        return ranked
+        return np.ones(len(source.class_names), bool)
     with ThreadPoolExecutor(READ_THREADS) as threads:
         occurring = set(threads.map(lambda index: _label(source, index), range(len(source)))) - {None}
-    ranked[:] = False
-    ranked[list(occurring)] = True
-    return ranked
+    mask = np.zeros(len(source.class_names), bool)
+    mask[list(occurring)] = True
+    return mask
 
 
 def _label(source: ImageSource, index: int) -> int | None:

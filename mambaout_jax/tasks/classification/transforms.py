@@ -1,0 +1,55 @@
+"""From a record of `ImageSource` to one example, on the host: the image and its label together."""
+
+import dataclasses
+
+import numpy as np
+
+from mambaout_jax.data import EvalTransform, TrainTransform
+
+Example = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainExample:
+    """A random view of an image, with its label."""
+
+    image_transform: TrainTransform
+
+    def __call__(self, record: dict, rng: np.random.Generator) -> Example:
+        """Return {"image": uint8 (h, w, c), "label": int32 ()}; equal generators give equal examples.
+
+        Raises:
+            DataError: the image does not decode.
+        """
+        return {"image": self.image_transform(record["image"], rng), "label": np.int32(record["label"])}
+
+    def empty(self) -> Example:
+        """Return an example of the same shapes and dtypes: a black image of class 0."""
+        return {"image": self.image_transform.empty(), "label": np.int32(0)}
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalExample:
+    """The view of an image that is evaluated, with its labels.
+
+    Args:
+        max_labels: the most labels that an image of the source may have.
+    """
+
+    image_transform: EvalTransform
+    max_labels: int
+
+    def __call__(self, record: dict) -> Example:
+        """Return {"image": uint8 (h, w, c), "label": int32 (max_labels,)}, labels padded with -1.
+
+        Raises:
+            DataError: the image does not decode or cannot be resized.
+        """
+        labels = np.full(self.max_labels, -1, np.int32)
+        given = np.atleast_1d(record["label"])
+        labels[: len(given)] = given
+        return {"image": self.image_transform(record["image"]), "label": labels}
+
+    def empty(self) -> Example:
+        """Return an example of the same shapes and dtypes: a black image without a label."""
+        return {"image": self.image_transform.empty(), "label": np.full(self.max_labels, -1, np.int32)}
