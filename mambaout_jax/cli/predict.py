@@ -10,7 +10,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("workdir", help="folder of a training run")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="JPEG, PNG, WebP, GIF or what else Pillow reads")
     parser.add_argument("--weights", choices=("ema", "raw"), help="default: ema, the moving average, if one was kept")
-    parser.add_argument("--top", type=_positive, default=5, metavar="N", help="parts of a prediction to print, the most certain first (default: 5)")
+    parser.add_argument(
+        "--top",
+        type=_positive,
+        default=5,
+        metavar="N",
+        help="parts of a prediction to print, the most certain first (default: 5)",
+    )
     parser.add_argument("--json", action="store_true", help="print a JSON list with an entry for each file")
 
 

@@ -1,14 +1,9 @@
 """Matplotlib figures as SVG in the colours and fonts of a page."""
 
-import io
 import re
-from collections.abc import Mapping
-from typing import Any
 
-import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 # Matplotlib draws with these colours; the style sheet of the page has a value for each in light, dark and print.
 # Blue and orange stay apart for every kind of colour vision, and no two lines differ by colour alone.

@@ -54,7 +54,7 @@ class Checkpoints:
                 **{name: ocp.StandardCheckpointHandler() for name in _ARRAY_ITEMS},
             },
             options=ocp.CheckpointManagerOptions(
-                best_fn=self._rank,  # without it orbax does not write the metrics down, and forgets the best at a restart
+                best_fn=self._rank,  # without it orbax does not write metrics, and forgets the best at a restart
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(
                     [
                         checkpoint_managers.LatestN(_NUM_LATEST),

@@ -165,9 +165,7 @@ class RunConfig:
         Raises:
             TaskError: its values do not fit together.
         """
-        return self.task.from_config(
-            TaskConfig(self.data.name, self.data.data_dir, self.model, self.task_options)
-        )
+        return self.task.from_config(TaskConfig(self.data.name, self.data.data_dir, self.model, self.task_options))
 
     def replace(self, **changes: Any) -> "RunConfig":
         """Return the config with other values.

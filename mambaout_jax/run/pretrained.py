@@ -1,6 +1,6 @@
 """Weights that a run starts from, or that are evaluated: of another run, or of a PyTorch program."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -18,14 +18,13 @@ class Pretrained(NamedTuple):
     """Hold weights of a model that differs from the wanted one in the classifier at most.
 
     Args:
-        class_names: None where they are not known.
-        origin: what the weights are, in words.
+        labels: what the outputs mean, as far as it is known.
+        description: what the weights are, in words.
     """
 
     variables: dict[str, Any]
-    num_classes: int
-    class_names: tuple[str, ...] | None
-    origin: str
+    labels: Mapping[str, Any]
+    description: str
 
 
 def load_pretrained_for(source: epath.PathLike, model: Model) -> Pretrained:
@@ -49,7 +48,7 @@ def load_pretrained_for(source: epath.PathLike, model: Model) -> Pretrained:
         )
     averaged = "averaged " if run.weights == "ema" else ""
     origin = f"the {averaged}weights of step {run.step} in {source}"
-    return Pretrained(run.variables, run.model.num_classes, run.class_names, origin)
+    return Pretrained(run.variables, run.labels, origin)
 
 
 def _load_torch(source: epath.PathLike, model: Model) -> Pretrained:
@@ -63,8 +62,9 @@ def _load_torch(source: epath.PathLike, model: Model) -> Pretrained:
     same_but_classes = create_model(model.name, **{**model.options, "num_classes": num_classes})
     variables = from_checkpoint(same_but_classes, checkpoint)
     names = checkpoint.config.class_names if checkpoint.config else None
+    labels = {"num_classes": num_classes, "class_names": names}
     origin = f"the weights in {source}{_other_preparation(theirs, model)}"
-    return Pretrained(variables, num_classes, names, origin)
+    return Pretrained(variables, labels, origin)
 
 
 def _other_preparation(theirs: Model, ours: Model) -> str:
@@ -75,14 +75,14 @@ def _other_preparation(theirs: Model, ours: Model) -> str:
 
 
 def merge_pretrained(
-    pretrained: Pretrained, model: Model, fresh: dict[str, Any], *, init_head: str, class_names: Sequence[str]
+    pretrained: Pretrained, model: Model, fresh: dict[str, Any], *, init_head: str, labels: Mapping[str, Any]
 ) -> tuple[dict[str, Any], str]:
     """Take the weights that a run starts from.
 
     Args:
         fresh: the model's variables as drawn, which the classifier comes from where it is new.
         init_head: "keep" or "new", for the classifier.
-        class_names: of the dataset that the model is for.
+        labels: of the dataset that the model is for.
 
     Returns:
         Variables on the host, and what they are in a sentence.
@@ -93,7 +93,7 @@ def merge_pretrained(
     faults = _differences(pretrained.variables, model)
     if faults and init_head == "keep":
         raise RunError(
-            f"the classifier of {pretrained.origin} does not fit {len(class_names)} classes: "
+            f"the last layer of {pretrained.description} does not fit the dataset: "
             f"{'; '.join(faults.values())}; set config.init_head=new to start with a fresh one"
         )
     theirs = _flatten(pretrained.variables)
@@ -103,11 +103,11 @@ def merge_pretrained(
     variables = jax.tree.unflatten(jax.tree.structure(fresh), jax.device_get(taken))
     if init_head == "new":
         classifier = "a new classifier"
-    elif pretrained.class_names in (None, tuple(class_names)):
+    elif all(value in (None, labels.get(name, value)) for name, value in pretrained.labels.items()):
         classifier = "their classifier"
     else:
         classifier = "their classifier, which was trained for classes of other names"
-    return variables, f"starts from {pretrained.origin}, with {classifier}"
+    return variables, f"starts from {pretrained.description}, with {classifier}"
 
 
 def _in_head(path: LeafPath, model: Model) -> bool:

@@ -141,8 +141,8 @@ def _check_resume(workdir: epath.Path, recorded: RunConfig, config: RunConfig) -
         )
     if recorded.task is not config.task:
         raise RunError(
-            f"workdir {workdir} holds a run of the task {recorded.task.name!r} and config.task is {config.task.name!r}; "
-            "name another with --workdir"
+            f"workdir {workdir} holds a run of the task {recorded.task.name!r} and config.task is "
+            f"{config.task.name!r}; name another with --workdir"
         )
     if config.resume == "never":
         raise RunError(f"workdir {workdir} holds a run and config.resume is 'never'; name another with --workdir")
@@ -238,7 +238,9 @@ def load_environment(workdir: epath.Path) -> dict[str, Any]:
         if not any(environment["labels"].values()):
             raise ValueError("no labels")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{workdir / 'environment.json'} is not what a run writes ({error!r}); train there first") from error
+        raise RunError(
+            f"{workdir / 'environment.json'} is not what a run writes ({error!r}); train there first"
+        ) from error
     return environment
 
 

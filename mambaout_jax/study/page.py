@@ -6,7 +6,7 @@ from typing import Any
 from etils import epath
 from matplotlib.ticker import MaxNLocator
 
-from mambaout_jax.report.page import render
+from mambaout_jax.pages.render import render
 from mambaout_jax.run.config import flatten_config
 from mambaout_jax.run.files import write_atomically
 from mambaout_jax.study.statistics import CONFIDENCE

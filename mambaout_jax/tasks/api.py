@@ -14,11 +14,9 @@ from jaxtyping import Array, Key
 
 from mambaout_jax.checks import Key as ConfigKey
 from mambaout_jax.data import Source
+from mambaout_jax.data.pipeline import Batch, EvalExampleTransform, Example, TrainExampleTransform
 from mambaout_jax.models import Model
 
-# Nested dicts of arrays. A batch has one example a row; "image" is uint8 (b, h, w, c) in every task.
-Batch = dict[str, Any]
-Example = dict[str, Any]
 Labels = Mapping[str, Any]
 Scores = dict[str, float]
 
@@ -100,20 +98,6 @@ class TaskConfig(NamedTuple):
     data_dir: str | None
     model: Mapping[str, Any]
     options: Mapping[str, Any]
-
-
-class TrainTransform(Protocol):
-    """Host transform of a record for training; picklable."""
-
-    def __call__(self, record: Any, rng: np.random.Generator) -> Example: ...
-    def empty(self) -> Example: ...
-
-
-class EvalTransform(Protocol):
-    """Host transform of a record for evaluation; picklable."""
-
-    def __call__(self, record: Any) -> Example: ...
-    def empty(self) -> Example: ...
 
 
 class Prediction(Protocol):
@@ -215,14 +199,14 @@ class Task(Protocol):
             labels: what their file tells of it.
         """
 
-    def train_transform(self, model: Model, source: Source | None = None) -> TrainTransform:
+    def train_transform(self, model: Model, source: Source | None = None) -> TrainExampleTransform:
         """Return the transform of records for training; image and targets go through it together.
 
         Raises:
             DataError: the source cannot be trained on.
         """
 
-    def eval_transform(self, model: Model, source: Source | None = None) -> EvalTransform:
+    def eval_transform(self, model: Model, source: Source | None = None) -> EvalExampleTransform:
         """Return the transform of records for evaluation; without a source, for images of any."""
 
     # Learning, on the devices.

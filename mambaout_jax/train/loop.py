@@ -192,9 +192,7 @@ class _Start(NamedTuple):
     description: str
 
 
-def _restore_or_initialize(
-    config: RunConfig, setup: _Setup, workdir: epath.Path, checkpoints: Checkpoints
-) -> _Start:
+def _restore_or_initialize(config: RunConfig, setup: _Setup, workdir: epath.Path, checkpoints: Checkpoints) -> _Start:
     placed = distributed.shardings(setup.program.state)
     init_key, step_key = jax.jit(
         lambda: tuple(jax.random.split(jax.random.key(config.seed))), out_shardings=distributed.replicated(setup.mesh)
@@ -256,7 +254,7 @@ def _open_writer(
         f"{setup.train_source.name}; {config.num_epochs} epochs of {program.steps_per_epoch} steps; "
         f"{'; '.join(filter(None, (batch, start.description)))}"
     )
-    for sentence in departures(model.family.recipe, config.values):
+    for sentence in departures(config.values):
         writer.say(f"not the published recipe: {sentence}")
     return writer
 

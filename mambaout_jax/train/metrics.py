@@ -92,17 +92,13 @@ class MetricWriter:
             view: how images were evaluated, in words.
         """
         self._append({"kind": "eval", **record})
-        scores = ", ".join(
-            f"{name} {self._describe(record[name])}" for name in ("raw", "ema") if name in record
-        )
+        scores = ", ".join(f"{name} {self._describe(record[name])}" for name in ("raw", "ema") if name in record)
         self.say(f"step {record['step']}, epoch {record['epoch']:.1f}: {scores} ({view})")
 
     def _describe(self, scores: Mapping[str, float]) -> str:
         """Return the scores of one set of weights in words; the loss is in the lines of training."""
         shown = [metric for metric in self._metrics if metric.key in scores and metric.key != "loss"]
-        return " ".join(
-            f"{metric.label} {metric.format(scores[metric.key])} {metric.unit}".strip() for metric in shown
-        )
+        return " ".join(f"{metric.label} {metric.format(scores[metric.key])} {metric.unit}".strip() for metric in shown)
 
     def saved(self, record: dict[str, Any]) -> None:
         """Write how long a checkpoint blocked the run, and copy the logs to where checkpoints are."""

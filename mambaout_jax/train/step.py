@@ -123,9 +123,7 @@ def _gradient(
 
     def body(carry: Any, microbatch: Any) -> tuple[Any, None]:
         gradient, loss, terms, batch_stats = carry
-        (more_loss, (more_terms, batch_stats)), more_gradient = grad_fn(
-            params, batch_stats, *microbatch, denominators
-        )
+        (more_loss, (more_terms, batch_stats)), more_gradient = grad_fn(params, batch_stats, *microbatch, denominators)
         gradient, loss, terms = jax.tree.map(jnp.add, (gradient, loss, terms), (more_gradient, more_loss, more_terms))
         return (gradient, loss, terms, batch_stats), None
 

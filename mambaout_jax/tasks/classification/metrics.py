@@ -31,7 +31,8 @@ def hits_and_loss(
 def rank_of_labels(logits: Float[Array, "b k"], labels: Int[Array, "b m"]) -> Int[Array, "b"]:
     """Count the classes that come before the best label in a stable sort by falling logit.
 
-    Labels of -1 are padding. A logit that is not a number comes before all others, so it is never a hit. Counting\n    keeps rows on their device, where `top_k` would gather them.
+    Labels of -1 are padding. A logit that is not a number comes before all others, so it is never a hit. Counting
+    keeps rows on their device, where `top_k` would gather them.
     """
     num_classes = logits.shape[1]
     given = jnp.where(labels >= 0, jnp.take_along_axis(logits, jnp.maximum(labels, 0), axis=1), -jnp.inf)

@@ -54,7 +54,7 @@ def score_text(score: Mapping[str, Any], split: str) -> ScoreText:
             "loss": f"{_number(score.get('loss')):.4f}",
             "images": f"{count:,}",
         },
-        f"Every image of {split} is counted once. The interval is what the number of images alone leaves open of top-1.",
+        f"Every image of {split} is counted once. The 95 % interval reflects the number of images alone.",
     )
 
 

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Self
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
@@ -14,6 +13,7 @@ from jaxtyping import Array, Key
 
 from mambaout_jax.checks import Key as ConfigKey
 from mambaout_jax.data import DataError, EvalTransform, TrainTransform
+from mambaout_jax.data.imagenet_classes import imagenet_class_names
 from mambaout_jax.models import Model, create_model
 from mambaout_jax.tasks.api import (
     Batch,
@@ -28,7 +28,6 @@ from mambaout_jax.tasks.api import (
     Section,
     TaskConfig,
 )
-from mambaout_jax.data.imagenet_classes import imagenet_class_names
 from mambaout_jax.tasks.classification import report
 from mambaout_jax.tasks.classification.eval_sets import class_mask, open_eval_set
 from mambaout_jax.tasks.classification.losses import cross_entropy
