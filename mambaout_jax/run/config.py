@@ -167,16 +167,13 @@ class RunConfig:
         """
         return self.task.from_config(TaskConfig(self.data.name, self.data.data_dir, self.model, self.task_options))
 
-    def replace(self, **changes: Any) -> "RunConfig":
-        """Return the config with other values.
-
-        Args:
-            changes: by dotted name, with "__" for each dot.
+    def replace(self, changes: Mapping[str, Any]) -> "RunConfig":
+        """Return the config with other values, by dotted name.
 
         Raises:
             RunError: a value does not fit.
         """
-        return parse_config(nest({**self.values, **{name.replace("__", "."): v for name, v in changes.items()}}))
+        return parse_config(nest({**self.values, **changes}), complete=False)
 
     def to_json(self) -> str:
         """Return the config as JSON text; `from_json` reads it."""

@@ -1,12 +1,15 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from mambaout_jax.run.config import KEYS, changed_keys, check_config, flatten_config, from_json, read_config, to_json
+from mambaout_jax.plugins import PluginError
+from mambaout_jax.run.config import KEYS, changed_keys, from_json, nest, parse_config, read_config
 from mambaout_jax.run.errors import RunError
-from mambaout_jax.run.workdir import build_model
+from mambaout_jax.tasks.errors import TaskError
+from mambaout_jax.tasks.registry import get_task
 from tests.marks import slow_but
 from tests.train import tiny
 
@@ -15,19 +18,24 @@ ROOT = Path(__file__).parents[2]
 
 def test_config_survives_json():
     config = tiny.config()
-    assert flatten_config(from_json(to_json(config))) == flatten_config(config)
-    check_config(from_json(to_json(config)))
+    assert from_json(config.to_json()) == config
+    assert parse_config(nest(config.values)) == config
 
 
-@pytest.mark.parametrize(("recorded", "remat"), [(False, "none"), (True, "full")])
-def test_a_run_of_before_remat_had_names_goes_on(recorded, remat):
-    older = tiny.config()
-    with older.ignore_type():
-        older.model.remat = recorded
-    del older.model.scan_blocks
-    config = from_json(to_json(older))
-    assert config.model.remat == remat
-    assert build_model(config, 10).options["remat"] == remat
+@pytest.mark.parametrize(("recorded", "remat"), [(False, "none"), (True, "full"), ("cheap", "save_matmuls")])
+def test_a_run_of_before_keys_had_their_names_goes_on(recorded, remat):
+    older = json.loads(tiny.config().to_json())
+    older["model"]["remat"] = recorded
+    older["data"]["bad_records"] = {"raise": "stop"}[older["data"].pop("on_bad_record")]
+    older["data"]["flip_rate"] = older["data"].pop("hflip_prob")
+    older["device_batch_size"] = older.pop("microbatch_size")
+    for former, name in (("mix_rate", "mixup_prob"), ("switch_rate", "mixup_switch_prob"), ("erase_rate", "random_erasing_prob")):
+        older["augment"][former] = older["augment"].pop(name)
+    for section, key in (("model", "scan_blocks"), (None, "task"), (None, "plugins"), (None, "mesh")):
+        del (older[section] if section else older)[key]
+    config = from_json(json.dumps(older))
+    assert config.model["remat"] == remat
+    assert config.build_task().build_model({"num_classes": 10}).options["remat"] == remat
     assert changed_keys(tiny.config(**{"model.scan_blocks": True}), config) == []
 
 
@@ -54,33 +62,36 @@ def test_a_run_of_before_remat_had_names_goes_on(recorded, remat):
     ],
 )
 def test_value_that_does_not_fit_is_named(key, value, words):
-    config = tiny.config()
-    section, _, leaf = key.rpartition(".")
-    with config.ignore_type():
-        (config[section] if section else config)[leaf] = value
     with pytest.raises(RunError, match=words):
-        check_config(config)
+        tiny.config(**{key: value})
 
 
 def test_integer_serves_as_number():
-    config = tiny.config()
-    with config.ignore_type():
-        config.optim.learning_rate = 1
-    check_config(config)
+    assert tiny.config(**{"optim.learning_rate": 1}).optim.learning_rate == 1
 
 
 def test_unknown_key_suggests_the_nearest():
-    config = tiny.config()
+    config = tiny.config_dict()
     config.optim.learningrate = 0.1
     with pytest.raises(RunError, match=r"config.optim.learningrate.*did you mean config.optim.learning_rate"):
-        check_config(config)
+        parse_config(config)
+
+
+def test_unknown_task_suggests_the_nearest():
+    with pytest.raises(TaskError, match=r"config.task is 'clasification'; did you mean 'classification'?"):
+        tiny.config(task="clasification")
+
+
+def test_plugin_that_is_not_there_is_one_sentence():
+    with pytest.raises(PluginError, match="'no_such_package.tasks' cannot be imported"):
+        tiny.config(plugins=("no_such_package.tasks",))
 
 
 def test_missing_keys_are_all_listed():
-    config = tiny.config()
+    config = tiny.config_dict()
     del config.optim["b1"], config["seed"]
     with pytest.raises(RunError, match=r"config.seed, config.optim.b1"):
-        check_config(config)
+        parse_config(config)
 
 
 def test_only_what_changes_a_step_counts_as_a_change():
@@ -92,7 +103,7 @@ def test_only_what_changes_a_step_counts_as_a_change():
 
 def test_documentation_has_every_key():
     text = (ROOT / "docs" / "config.md").read_text()
-    for name, key in KEYS.items():
+    for name, key in {**KEYS, **get_task("classification").keys}.items():
         assert f"`{name}`" in text, name
         assert key.about in text, name
 

@@ -10,9 +10,10 @@ from mambaout_jax.data import DataError, EvalTransform
 from mambaout_jax.evaluate import evaluation
 from mambaout_jax.evaluate.evaluation import evaluate
 from mambaout_jax.evaluate.scores import format_scores
-from mambaout_jax.run.errors import RunError
 from mambaout_jax.tasks.classification.eval_sets import EVAL_SETS, open_eval_set
-from mambaout_jax.tasks.classification.mixing import normalize
+from mambaout_jax.ops import normalize
+from mambaout_jax.tasks.classification.task import Classification
+from mambaout_jax.tasks.errors import TaskError
 from tests.data import small_eval_sets
 from tests.train import written_run
 
@@ -25,6 +26,7 @@ LABELS = {
     "imagenet_sketch": [4, 5, 6, 7, 8],
 }
 ALL = ",".join(LABELS)
+TASK = Classification.name
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +55,7 @@ def run(tmp_path_factory, sets_dir):
 
 
 def config_of(run, **changes):
-    config = run[1].copy_and_resolve_references()
-    config.update_from_flattened_dict(changes)
-    return config
+    return run[1].replace(changes)
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def test_table_says_of_every_number_what_it_was_measured_on(scored):
     assert len({line.index("32x32") for line in rows}) == 1
     assert lines[13:] == [
         f"weights: step {written_run.STEP}",
-        "imagenet2012_real: left out for want of a label: 2",
+        "imagenet2012_real: left out because they have no label: 2",
         "imagenet_a: ranked among the 8 of 1000 classes that occur in it",
         "imagenet_r: ranked among the 2 of 1000 classes that occur in it",
         "imagenet_sketch: left out because they do not decode: 1",
@@ -162,8 +162,10 @@ def test_crop_of_the_config_is_what_is_scored_and_printed(run, scored, sets_dir)
 
 def test_sets_with_equally_many_labels_share_a_program(run, monkeypatch):
     built = []
-    make = evaluation.make_eval_step
-    monkeypatch.setattr(evaluation, "make_eval_step", lambda model: built.append(model) or make(model))
+    compile_ = evaluation.Evaluator._compile
+    monkeypatch.setattr(
+        evaluation.Evaluator, "_compile", lambda self, *shapes: built.append(shapes) or compile_(self, *shapes)
+    )
     evaluate(config_of(run, **{"data.eval_sets": ALL}), run[0])
     assert len(built) == 2, "one for single labels, one for several"
 
@@ -172,7 +174,7 @@ def test_scores_of_training_are_laid_out_too():
     scores = {"top1": 50.0, "top5": 75.0, "loss": 1.25, "count": 4}
     view = {"input_size": [32, 48], "crop_pct": 0.9, "crop_mode": "center"}
     counts = {"num_classes": 10, "ranked_classes": 10, "skipped": 0, "unlabelled": 0}
-    table = format_scores({"dataset": "d", "split": "test", **view, **counts, "raw": scores, "steps": 10}).splitlines()
+    table = format_scores({"task": TASK, "dataset": "d", "split": "test", **view, **counts, "raw": scores, "steps": 10}).splitlines()
     assert table == [
         "dataset  split  weights  input                   top-1 %  top-5 %    loss  images",
         "d        test   raw      32x48, crop 0.9 center    50.00    75.00  1.2500       4",
@@ -208,5 +210,5 @@ def test_sets_that_are_not_there_are_told_before_anything_is_scored(run, monkeyp
 def test_a_set_of_other_classes_is_refused(run, sets_dir, tmp_path, names, words):
     small_eval_sets.write("imagenet2012", tmp_path, LABELS["imagenet2012"])
     small_eval_sets.write("imagenet_r", tmp_path, [0, 3], names=names)
-    with pytest.raises(RunError, match=words):
+    with pytest.raises(TaskError, match=words):
         evaluate(config_of(run, **{"data.eval_sets": "imagenet_r", "data.data_dir": str(tmp_path)}), run[0])

@@ -12,12 +12,12 @@ import jax
 import numpy as np
 import pytest
 
-from mambaout_jax.evaluate import evaluation
 from mambaout_jax.evaluate.evaluation import evaluate
 from mambaout_jax.report.html import write_report
 from mambaout_jax.run.errors import DivergedError, RunError, StoppedError
 from mambaout_jax.run.signals import StopSignals
 from mambaout_jax.run.workdir import load_run
+from mambaout_jax.tasks.classification import task
 from mambaout_jax.train.loop import train
 from tests.marks import slow_but
 from tests.train import tiny
@@ -144,7 +144,7 @@ def test_work_keeps_its_result_and_its_error():
 
 @pytest.mark.slow
 def test_signal_in_evaluation_saves_and_resumes_to_the_same_bits(unbroken, tmp_path, monkeypatch):
-    top_classes, calls = evaluation.top_classes, []
+    top_classes, calls = task.top_classes, []
 
     def interrupted(*arrays):
         calls.append(None)
@@ -152,7 +152,7 @@ def test_signal_in_evaluation_saves_and_resumes_to_the_same_bits(unbroken, tmp_p
             os.kill(os.getpid(), signal.SIGTERM)
         return top_classes(*arrays)
 
-    monkeypatch.setattr(evaluation, "top_classes", interrupted)
+    monkeypatch.setattr(task, "top_classes", interrupted)
     with pytest.raises(StoppedError):
         train(tiny.config(), tmp_path / "run")
     assert not records(tmp_path / "run", "eval")

@@ -5,7 +5,7 @@ from importlib import resources
 import jinja2
 import pytest
 
-from mambaout_jax.report.page import STYLE, render
+from mambaout_jax.pages.render import STYLE, render
 
 TEMPLATES = [
     (package, file.name)
@@ -34,5 +34,5 @@ def test_style_is_taken_as_it_is_and_values_are_escaped(monkeypatch, tmp_path):
     (folder / "__init__.py").write_text("")
     (folder / "page.jinja").write_text('<style>\n{% include "page.css" +%}\n</style>{{ word }}')
     monkeypatch.syspath_prepend(tmp_path)
-    style = resources.files("mambaout_jax.report").joinpath(STYLE).read_text(encoding="utf-8")
+    style = resources.files("mambaout_jax.pages").joinpath(STYLE).read_text(encoding="utf-8")
     assert render("pages_of_a_test", "page.jinja", word="<b>").split("</style>") == [f"<style>\n{style}", "&lt;b&gt;"]

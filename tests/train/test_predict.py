@@ -2,12 +2,12 @@
 
 import jax.numpy as jnp
 import pytest
-from ml_collections import ConfigDict
 from PIL import Image
 
 from mambaout_jax.evaluate import predict
 from mambaout_jax.models import InputSpec
 from mambaout_jax.run.workdir import Run
+from tests.train import tiny
 
 COLOURS = {"red": (250, 5, 5), "green": (5, 250, 5), "blue": (5, 5, 250)}
 
@@ -26,10 +26,11 @@ class MeanColour:
         return variables * images.mean((1, 2))
 
 
-def classify(model, files, **data):
-    data = {"crop_pct": None, "crop_mode": None, **data}
-    run = Run(ConfigDict({"data": data}), model, jnp.float32(1), tuple(COLOURS), 1, "raw")
-    return list(predict.classify(run, list(map(str, files)), top=3))
+def classify(model, files, **changes):
+    config = tiny.config(**{"model.in_chans": 3, **changes})
+    run = Run(config, config.build_task(), model, jnp.float32(1), {"class_names": list(COLOURS)}, 1, "raw")
+    answers = predict.predict_files(run, list(map(str, files)))
+    return [answer.prediction.to_json(3) for answer in answers]
 
 
 @pytest.mark.parametrize("count", [1, 5, 9])
@@ -40,7 +41,7 @@ def test_any_number_of_images_is_one_compile_and_the_same_answers(tmp_path, monk
     for file, name in zip(files, names, strict=True):
         Image.new("RGB", (40, 40), COLOURS[name]).save(file)
     model = MeanColour()
-    assert [answer["predictions"][0]["class"] for answer in classify(model, files)] == names
+    assert [answer[0]["class"] for answer in classify(model, files)] == names
     assert model.shapes == [(min(count, 4), 32, 48, 3)]
 
 
@@ -49,7 +50,7 @@ def test_crop_of_the_config_is_what_the_model_sees(tmp_path):
     image.paste(COLOURS["blue"], (24, 16, 72, 48))
     image.save(tmp_path / "frame.png")
     seen = {
-        crop_pct: classify(MeanColour(), [tmp_path / "frame.png"], crop_pct=crop_pct)[0]["predictions"][0]["class"]
+        crop_pct: classify(MeanColour(), [tmp_path / "frame.png"], **{"data.crop_pct": crop_pct})[0][0]["class"]
         for crop_pct in (None, 1.0, 0.5)
     }
     assert seen == {None: "red", 1.0: "red", 0.5: "blue"}

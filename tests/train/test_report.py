@@ -6,8 +6,9 @@ import re
 import numpy as np
 import pytest
 
-from mambaout_jax.report.html import _interval, write_report
+from mambaout_jax.report.html import write_report
 from mambaout_jax.run.errors import RunError
+from mambaout_jax.tasks.classification.report import _interval
 from tests.train.finished_run import (
     RESULTS,
     Tags,
@@ -97,7 +98,7 @@ def test_diverged_run_names_the_first_bad_step_and_is_drawn_up_to_it(workdir, va
         workdir, [train_line(1), train_line(2), train_line(3, loss=value, grad_norm=value), train_line(4, loss=value)]
     )
     page = write_and_read(workdir)
-    assert "diverged: at step 3 the loss was no finite number (learning rate 0.1" in words(page)
+    assert "diverged: at step 3 the loss was not finite (learning rate 0.1" in words(page)
     assert "training from 1 at epoch 0.5 to 0.5 at epoch 1" in page
 
 
@@ -118,7 +119,7 @@ def test_run_without_moving_average_is_headed_by_its_weights(workdir):
 
 def test_markup_in_any_text_is_shown_and_not_obeyed(workdir):
     evil = "<script>alert(1)</script>&\"'"
-    edit_json(workdir, "environment.json", class_names=[evil] * 10, jax=evil, command=evil)
+    edit_json(workdir, "environment.json", labels={"class_names": [evil] * 10}, jax=evil, command=evil)
     edit_json(workdir, "config.json", model={"name": evil, evil: evil})
     page = write_and_read(workdir)
     assert "<script" not in page

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from mambaout_jax.data import DataError
-from mambaout_jax.report import pictures as report_pictures
-from mambaout_jax.report.pictures import CSS_COLOURS, NUM_MISTAKES
+from mambaout_jax.pages.figures import CSS_COLOURS
+from mambaout_jax.tasks.classification import task
+from mambaout_jax.tasks.classification.report import NUM_MISTAKES
 from tests.train.finished_run import (
     COUNT,
     Tags,
@@ -110,7 +111,7 @@ class Photographs:
 
 
 def test_photographs_are_shown_small_and_a_broken_record_leaves_a_gap(workdir, monkeypatch):
-    monkeypatch.setattr(report_pictures, "open_source", lambda *_: Photographs())
+    monkeypatch.setattr(task, "open_source", lambda *_: Photographs())
     write_predictions(workdir, [3, 4], {1: 0.6})
     page = write_and_read(workdir)
     uris = re.findall(r"data:image/jpeg;base64,([^\"]*)", page)
@@ -123,7 +124,7 @@ def test_unprepared_dataset_is_a_reason_and_no_failure(workdir, monkeypatch):
     def refuse(*_):
         raise DataError("it is not prepared")
 
-    monkeypatch.setattr(report_pictures, "open_source", refuse)
+    monkeypatch.setattr(task, "open_source", refuse)
     assert "The pictures cannot be shown: it is not prepared." in write_and_read(workdir)
 
 
@@ -142,5 +143,5 @@ def test_confusion_counts_every_image_in_its_row_and_column(workdir, digits):
 
 @pytest.mark.parametrize(("classes", "shown"), [(50, True), (51, False)])
 def test_confusion_is_shown_up_to_fifty_classes(workdir, classes, shown):
-    edit_json(workdir, "environment.json", class_names=[str(label) for label in range(classes)])
+    edit_json(workdir, "environment.json", labels={"class_names": [str(label) for label in range(classes)]})
     assert ('class="confusion"' in write_and_read(workdir)) == shown

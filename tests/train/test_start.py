@@ -69,7 +69,7 @@ def test_run_says_how_its_batch_is_computed_and_how_it_departs_from_the_recipe(t
     monkeypatch.setattr(recipe, "DATASET", "digits")
     train(tiny.config(num_epochs=1, microbatch_size=100), tmp_path / "run")
     said = capfd.readouterr().err
-    assert "a step takes 256 images, on one device, accumulated over 4 parts of 64" in said
+    assert "256 images a step, on one device, accumulated over 4 microbatches of 64" in said
     assert re.search(
         r"not the published recipe: config.batch_size is 256, the recipe's is 4096; the linear rule gives "
         r"config.optim.learning_rate 0.00025, the config has 0.002\n",
@@ -78,7 +78,7 @@ def test_run_says_how_its_batch_is_computed_and_how_it_departs_from_the_recipe(t
 
 
 def test_record_that_ends_a_run_takes_no_finished_step_with_it(tmp_path, monkeypatch):
-    def three_batches(config, model, source, start_step):
+    def three_batches(config, *_, start_step):
         batches = open_batches(config)
         yield from (next(batches) for _ in range(3))
         raise DataError("record 7 does not decode")

@@ -1,5 +1,4 @@
 import functools
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +7,12 @@ import optax
 import pytest
 
 import mambaout_jax as mo
-from mambaout_jax.evaluate.step import make_eval_step, rank_of_labels
-from mambaout_jax.run.state import TrainState, init_step_metrics
-from mambaout_jax.tasks.classification.mixing import Augmentation
+from mambaout_jax.models import InputSpec
+from mambaout_jax.run.state import TrainState
+from mambaout_jax.tasks.classification.metrics import rank_of_labels
 from mambaout_jax.train.optimizer import adamw
-from mambaout_jax.train.step import make_train_step
+from mambaout_jax.train.step import init_step_metrics, make_train_step
+from tests.train import tiny
 
 KEY = jax.random.key(1)
 
@@ -35,7 +35,14 @@ def initial(model):
     return jax.jit(model.init)(KEY)
 
 
-def step_of(model, optimizer=None, *, accumulation_steps=1, ema_decay=None, augmentation=None):
+PLAIN = {"augment.pad": 0, "augment.rotate_degrees": 0.0, "augment.label_smoothing": 0.0}
+
+
+def task_of(**changes):
+    return tiny.config(**PLAIN | changes).build_task()
+
+
+def step_of(model, optimizer=None, *, grad_accum_steps=1, ema_decay=None, augmentation=None):
 
     def rate(step):
         return jnp.float32(1e-2)
@@ -43,13 +50,9 @@ def step_of(model, optimizer=None, *, accumulation_steps=1, ema_decay=None, augm
     optimizer = optimizer or adamw(
         rate, weight_decay=0.05, b1=0.9, b2=0.999, eps=1e-8, clip_grad_norm=None, no_decay=frozenset()
     )
+    task = task_of(**augmentation or {})
     step = make_train_step(
-        model,
-        optimizer,
-        rate,
-        augmentation or Augmentation(),
-        accumulation_steps=accumulation_steps,
-        ema_decay=ema_decay,
+        task, model, optimizer, rate, grad_accum_steps=grad_accum_steps, ema_decay=ema_decay
     )
     variables = initial(model)
     average = None if ema_decay is None else variables
@@ -64,51 +67,51 @@ def plain(model):
 def gradient_of(model, **options):
     """Recover the gradient from a step of plain descent at rate 1."""
     step, state = step_of(model, optax.sgd(1.0), **options)
-    after, progress = step(state, init_step_metrics(), batch(), KEY)
-    return jax.tree.map(np.subtract, state.variables["params"], after.variables["params"]), progress
+    after, metrics = step(state, init_step_metrics(), batch(), KEY)
+    return jax.tree.map(np.subtract, state.variables["params"], after.variables["params"]), metrics
 
 
 def test_accumulation_equals_the_batch_at_once(model):
-    whole, progress = gradient_of(model)
+    whole, metrics = gradient_of(model)
     for parts in (2, 4):
-        split, split_progress = gradient_of(model, accumulation_steps=parts)
+        split, split_metrics = gradient_of(model, grad_accum_steps=parts)
         for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(split), strict=True):
             # Both were recovered by a subtraction from parameters of up to 1.
             np.testing.assert_allclose(b, a, rtol=0, atol=1e-5 * np.abs(a).max() + 1e-7)
-        np.testing.assert_allclose(split_progress.loss_sum, progress.loss_sum, rtol=1e-6)
+        np.testing.assert_allclose(split_metrics.loss, metrics.loss, rtol=1e-6)
 
 
 def test_steps_lower_the_loss_and_are_counted(plain):
     step, state = plain
     losses = []
     for _ in range(12):
-        state, progress = step(state, init_step_metrics(), batch(), KEY)
-        losses.append(float(progress.loss_sum))
+        state, metrics = step(state, init_step_metrics(), batch(), KEY)
+        losses.append(float(metrics.loss))
     assert losses[-1] < 0.85 * losses[0]
     assert int(state.step) == 12
 
 
-def test_progress_sums_the_steps(plain):
+def test_metrics_sum_the_steps(plain):
     step, state = plain
-    progress, losses = init_step_metrics(), []
+    metrics, losses = init_step_metrics(), []
     for _ in range(3):
         _, alone = step(state, init_step_metrics(), batch(), KEY)
-        state, progress = step(state, progress, batch(), KEY)
-        losses.append(float(alone.loss_sum))
-    assert int(progress.steps) == 3
-    np.testing.assert_allclose(progress.loss_sum, sum(losses), rtol=1e-6)
-    assert int(progress.first_nonfinite_step) == -1
+        state, metrics = step(state, metrics, batch(), KEY)
+        losses.append(float(alone.loss))
+    assert int(metrics.steps) == 3
+    np.testing.assert_allclose(metrics.loss, sum(losses), rtol=1e-6)
+    assert int(metrics.first_nonfinite_step) == -1
 
 
 def test_first_step_that_is_not_finite_is_remembered(plain):
     step, state = plain
-    state, progress = step(state, init_step_metrics(), batch(), KEY)
+    state, metrics = step(state, init_step_metrics(), batch(), KEY)
     state.variables["params"]["head"]["fc"]["bias"] = jnp.full(4, jnp.nan, jnp.float32)
     for _ in range(3):
-        state, progress = step(state, progress, batch(), KEY)
-    assert int(progress.first_nonfinite_step) == 1
-    np.testing.assert_allclose(progress.nonfinite_learning_rate, 1e-2)
-    assert np.isnan(progress.nonfinite_loss)
+        state, metrics = step(state, metrics, batch(), KEY)
+    assert int(metrics.first_nonfinite_step) == 1
+    np.testing.assert_allclose(metrics.nonfinite_learning_rate, 1e-2)
+    assert np.isnan(metrics.nonfinite_loss)
 
 
 def test_average_follows_its_formula(model):
@@ -125,14 +128,22 @@ def test_average_follows_its_formula(model):
     np.testing.assert_allclose(leaf(state.ema), expected, rtol=1e-5, atol=1e-7)
 
 
+MIXED = {
+    "augment.pad": 4,
+    "augment.mixup_alpha": 0.8,
+    "augment.mixup_prob": 1.0,
+    "augment.mixup_group": 4,
+}
+
+
 def test_steps_draw_anew_and_runs_draw_alike(model):
-    step, state = step_of(model, augmentation=Augmentation(pad=4, mixup_alpha=0.8, mixup_prob=1.0, mixup_group=4))
-    first, again = (step(state, init_step_metrics(), batch(), KEY)[1].loss_sum for _ in range(2))
+    step, state = step_of(model, augmentation=MIXED)
+    first, again = (step(state, init_step_metrics(), batch(), KEY)[1].loss for _ in range(2))
     assert first == again
     later = jax.tree.map(lambda x: x, state)
     later = type(state)(state.step + 1, later.variables, later.ema, later.opt_state)
-    assert step(later, init_step_metrics(), batch(), KEY)[1].loss_sum != first
-    assert step(state, init_step_metrics(), batch(), jax.random.key(2))[1].loss_sum != first
+    assert step(later, init_step_metrics(), batch(), KEY)[1].loss != first
+    assert step(state, init_step_metrics(), batch(), jax.random.key(2))[1].loss != first
 
 
 def ragged_labels(rng, rows, num_classes, most):
@@ -167,11 +178,12 @@ def test_evaluation_counts_masked_rows_not_at_all(model):
     variables = initial(model)
     images = batch(6)
     images["label"] = images["label"][:, None]
-    step, ranked = jax.jit(make_eval_step(model)), jnp.ones(4, bool)
-    full, logits = step(variables, {**images, "mask": jnp.ones(6, bool)}, ranked)
+    task, ranked = task_of(), jnp.ones(4, bool)
+    step = jax.jit(lambda variables, batch: task.evaluate_batch(model, variables, batch, ranked))
+    full, rows = step(variables, {**images, "mask": jnp.ones(6, bool)})
     mask = jnp.asarray([True, False, True, True, False, False])
-    some, _ = step(variables, {**images, "mask": mask}, ranked)
-    hits = np.asarray(logits).argmax(1) == np.asarray(images["label"])[:, 0]
+    some, _ = step(variables, {**images, "mask": mask})
+    hits = np.asarray(rows["logits"]).argmax(1) == np.asarray(images["label"])[:, 0]
     assert int(full["top1"]) == hits.sum()
     assert int(some["top1"]) == hits[np.asarray(mask)].sum()
     assert (int(full["count"]), int(some["count"])) == (6, 3)
@@ -181,7 +193,7 @@ def test_evaluation_counts_masked_rows_not_at_all(model):
 class Identity:
     """A model whose logits are the pixels of a row."""
 
-    input_spec = SimpleNamespace(mean=(0.0,), std=(1 / 255,))
+    input_spec = InputSpec((0.0,), (1 / 255,), (1, 20), 1.0, "center", "bicubic")
 
     def apply(self, variables, images):
         return images[:, 0, :, 0]
@@ -194,12 +206,14 @@ def test_hits_and_loss_of_several_labels_equal_a_loop_among_the_ranked_classes(s
     classes = np.arange(20) if subset is None else np.asarray(subset)
     labels = ragged_labels(rng, 300, len(classes), 3)
     labels = np.where(labels >= 0, classes[labels], -1)
-    mask = (labels >= 0).any(1) & (rng.random(300) < 0.8)
-    sums, _ = make_eval_step(Identity())(
+    mask = rng.random(300) < 0.8
+    sums, _ = task_of().evaluate_batch(
+        Identity(),
         {},
         {"image": jnp.asarray(pixels), "label": jnp.asarray(labels), "mask": jnp.asarray(mask)},
         jnp.asarray(np.isin(np.arange(20), classes)),
     )
+    mask &= (labels >= 0).any(1)
     top1 = top5 = loss = 0
     for row, given in zip(pixels[mask, 0, :, 0].astype(np.float64), labels[mask], strict=True):
         given = set(given.tolist()) - {-1}
