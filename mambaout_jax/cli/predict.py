@@ -1,4 +1,4 @@
-"""Classify image files with the model that a training run left in its workdir."""
+"""Classify image files with the model of a training run."""
 
 import argparse
 import json
@@ -6,16 +6,20 @@ import sys
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what the command takes."""
+    """Add the command's arguments."""
     parser.add_argument("workdir", help="folder of a training run")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="JPEG, PNG, WebP, GIF or what else Pillow reads")
-    parser.add_argument("--weights", choices=("ema", "raw"), help="default: ema, the moving average, if one was kept")
-    parser.add_argument("--top", type=_positive, default=5, metavar="N", help="classes to print (default: 5)")
-    parser.add_argument("--json", action="store_true", help="print a JSON list with an entry for each file")
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="JPEG, PNG, WebP, GIF or any other file that Pillow reads"
+    )
+    parser.add_argument(
+        "--weights", choices=("ema", "raw"), help="default: ema, the moving average, if the run has one"
+    )
+    parser.add_argument("--top", type=_positive, default=5, metavar="N", help="number of classes to print (default: 5)")
+    parser.add_argument("--json", action="store_true", help="print a JSON list with an entry per file")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the likeliest classes of each file; 2 if one of them could not be read, after all others are done."""
+    """Print the most likely classes of each file; return 2 at the end if a file could not be read."""
     from mambaout_jax.evaluate.predict import classify
     from mambaout_jax.run.workdir import load_run
 
@@ -36,5 +40,5 @@ def run(args: argparse.Namespace) -> int:
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of classes; 1 or more is expected")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of classes; 1 or more is expected")
     return int(text)

@@ -1,10 +1,11 @@
-"""Many devices and many processes: where arrays live, and what the processes tell each other."""
+"""Devices and processes: meshes, shardings, and communication between processes outside of XLA."""
 
 from mambaout_jax.distributed.errors import LostProcessError, ParallelError
 from mambaout_jax.distributed.hosts import (
     StopCoordinator,
     allgather_strings,
     assert_same_on_all_hosts,
+    barrier,
     check_shared_filesystem,
     initialize,
     is_first,
@@ -30,6 +31,7 @@ __all__ = [
     "StopCoordinator",
     "allgather_strings",
     "assert_same_on_all_hosts",
+    "barrier",
     "batch_sharding",
     "check_shared_filesystem",
     "initialize",

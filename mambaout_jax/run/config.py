@@ -33,7 +33,8 @@ class Key(NamedTuple):
     optional: bool = False
 
 
-# `model` has more keys than these: every option of the model's class, checked by `create_model`.
+# `model` has more keys than these: every option of the model's class, checked by `create_model`. `study` is a section
+# that only studies have and check.
 KEYS: Mapping[str, Key] = {
     "seed": Key(int, "0..4294967295", "of initialisation, shuffling and augmentation"),
     "resume": Key(str, ("same", "any", "never"), "what a workdir that holds a run is for: continue it if its config "
@@ -199,7 +200,7 @@ def check_config(config: ConfigDict, required: Iterable[str] = KEYS) -> None:
     """
     flat = flatten_config(config)
     for name in flat:
-        if name not in KEYS and not name.startswith("model."):
+        if name not in KEYS and not name.startswith(("model.", "study.")):
             near = difflib.get_close_matches(name, KEYS, n=1, cutoff=0.0)[0]
             raise RunError(f"config.{name} is not a known key; did you mean config.{near}?")
     if missing := [name for name in required if name not in flat]:

@@ -1,4 +1,4 @@
-"""What a training step needs of a device's memory, by the compiler."""
+"""The memory of a training step, as planned by the compiler."""
 
 from typing import Any
 
@@ -11,16 +11,15 @@ from mambaout_jax.train.program import training_program
 
 
 def step_memory(config: Any) -> int:
-    """Count the bytes of one device that the training step of a config takes: its arguments and its temporaries.
+    """Return the bytes on one device for the arguments and temporaries of a config's training step.
 
-    That is the compiler's own plan, the same for every run and every state of the process, where the peak of a process
-    would hold what else it does.
+    This is the compiler's plan, which is the same for every run; the peak of a process would include its other work.
 
     Args:
         config: of a run, a ConfigDict.
 
     Raises:
-        RunError, DataError, ModelError: the config or the dataset does not fit.
+        RunError, DataError, ModelError: the config or the dataset is invalid.
     """
     source = open_source(config.data.name, config.data.train_split, config.data.data_dir)
     mesh = distributed.make_mesh()
