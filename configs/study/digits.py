@@ -1,9 +1,9 @@
-"""Ask whether scikit-learn's handwritten digits need an SSM: short sequences, of 64 tokens and fewer.
+"""Test whether scikit-learn's handwritten digits need an SSM: short sequences, of 64 tokens and fewer.
 
 python -m mambaout_jax study --dataset digits --seeds 3
 
-The twins train in turn, for equally many steps on equal batches; what is written here is the one without an SSM, which
-also trains alone: python main.py --config=configs/study/digits.py --workdir=runs/study-digits-conv
+All variants train for the same number of steps on the same batches. The model of this config is the baseline, without an
+SSM; to train it alone: python main.py --config=configs/study/digits.py --workdir=runs/study-digits-conv
 
 Cost and result: docs/study.md.
 """

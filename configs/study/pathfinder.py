@@ -1,15 +1,15 @@
-"""Ask whether Pathfinder needs an SSM: are two dots joined by one of several dashed curves?
+"""Test whether Pathfinder needs an SSM: are two dots joined by one of several dashed curves?
 
 python -m mambaout_jax prepare pathfinder
 python -m mambaout_jax study --dataset pathfinder --seeds 3
 
-64 px are 256 tokens in the first stage: long beside 6 D = 144 of its 24 channels, as docs/analyze.md measures.
-32 px, --dataset pathfinder/32 --config.model.img_size=32, are 64 tokens: short, and only for a quick look at whether
-the task can be learnt. With an accelerator take 1,024 tokens and more steps: --dataset pathfinder/128
---config.model.img_size=128 --config.num_epochs=100. The model without an SSM alone:
+64 px are 256 tokens in the first stage: long, as 6 D = 144 for its 24 channels (docs/analyze.md). 32 px, --dataset
+pathfinder/32 --config.model.img_size=32, are 64 tokens: short, and only for a quick check whether the task can be
+learned. With an accelerator use 1,024 tokens and more steps: --dataset pathfinder/128 --config.model.img_size=128
+--config.num_epochs=100. The baseline alone:
 python main.py --config=configs/study/pathfinder.py --workdir=runs/study-pathfinder-conv
 
-Cost and result: docs/study.md, as far as it was run.
+Cost and result: docs/study.md, incomplete.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -43,7 +43,7 @@ def get_config() -> ConfigDict:
     data.crop = "resize"
     data.crop_scale = (1.0, 1.0)
     data.crop_ratio = (1.0, 1.0)
-    data.hflip_prob = 0.5  # joined stays joined
+    data.hflip_prob = 0.5  # a flip does not change the label
     data.interpolation = "bicubic"
     data.auto_augment = config_dict.placeholder(str)
     data.crop_pct = config_dict.placeholder(float)

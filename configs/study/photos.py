@@ -1,12 +1,12 @@
-"""Ask whether photographs need an SSM: twins of MambaOut-Femto at 96 px, on a folder of one's own or a set of TFDS.
+"""Test whether photographs need an SSM: variants of MambaOut-Femto at 96 px, on your own folder or a TFDS dataset.
 
 python -m mambaout_jax prepare folder photos
 python -m mambaout_jax study --dataset photos --config=configs/study/photos.py --config.num_epochs=100
 
-For larger images and models change config.model.img_size, dims and depths; all twins follow. The model without an SSM
-alone: python main.py --config=configs/study/photos.py --workdir=runs/study-photos-conv --config.data.name=photos
+For larger images and models change config.model.img_size, dims and depths; all variants follow. The baseline alone:
+python main.py --config=configs/study/photos.py --workdir=runs/study-photos-conv --config.data.name=photos
 
-Cost and result: those of the images; nothing was measured here.
+Cost and result: they depend on the images; nothing was measured here.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
     mesh.fsdp = 1
 
     config.data = data = ConfigDict()
-    data.name = config_dict.placeholder(str)  # to be given
+    data.name = config_dict.placeholder(str)  # required
     data.data_dir = config_dict.placeholder(str)
     data.train_split = "train"
     data.validation_split = "validation"
