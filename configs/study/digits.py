@@ -2,8 +2,8 @@
 
 python -m mambaout_jax study --dataset digits --seeds 3
 
-All variants train for the same number of steps on the same batches. The model of this config is the baseline, without an
-SSM; to train it alone: python main.py --config=configs/study/digits.py --workdir=runs/study-digits-conv
+All variants train for the same number of steps on the same batches. The model of this config is the baseline, without
+an SSM; to train it alone: python main.py --config=configs/study/digits.py --workdir=runs/study-digits-conv
 
 Cost and result: docs/study.md.
 """

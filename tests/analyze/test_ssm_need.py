@@ -143,7 +143,7 @@ def test_totals_are_sums_of_the_formulas_terms():
     [
         ({"dataset": "imagnet"}, RunError, "'imagnet' is not a known dataset; did you mean 'imagenet'"),
         ({"dataset": "coco", "size": (1, 1)}, RunError, "are both given; give only one"),
-        ({"size": (0, 5)}, RunError, "the size is 0x5"),
+        ({"size": (0, 5)}, RunError, "--size is 0x5"),
         ({"model": "mambaout_tinny"}, ModelError, "did you mean 'mambaout_tiny'"),
     ],
 )
