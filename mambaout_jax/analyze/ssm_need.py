@@ -117,7 +117,7 @@ def answer(verdicts: Sequence[str]) -> str:
     length, advice = VERDICTS[strongest]
     if set(verdicts) == {strongest}:
         return f"{length.capitalize()}: {advice}."
-    return f"{length.capitalize()} in some stages: {advice} there."
+    return f"{length.capitalize()} in some cases: {advice} there."
 
 
 def measure_length(dim: int, tokens: int) -> dict[str, Any]:

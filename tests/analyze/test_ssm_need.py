@@ -49,9 +49,9 @@ def test_a_model_has_a_row_for_each_stage_at_its_own_size():
         (["short"], "Short: no SSM needed."),
         (["near", "near"], "Near the threshold: worth exploring."),
         (["long"], "Long: an SSM is worth exploring."),
-        (["near", "short"], "Near the threshold in some stages: worth exploring there."),
-        (["short", "long", "near"], "Long in some stages: an SSM is worth exploring there."),
-        (["long", "short"], "Long in some stages: an SSM is worth exploring there."),
+        (["near", "short"], "Near the threshold in some cases: worth exploring there."),
+        (["short", "long", "near"], "Long in some cases: an SSM is worth exploring there."),
+        (["long", "short"], "Long in some cases: an SSM is worth exploring there."),
     ],
 )
 def test_strongest_verdict_decides_the_answer(verdicts, sentence):
@@ -165,7 +165,7 @@ def test_page_is_one_file_with_every_row_and_a_picture_of_each_kind_for_each_wid
     assert text.count("<svg") == 2 * 4
     ids = re.findall(r'\bid="([^"]+)"', text)
     assert len(ids) == len(set(ids))
-    assert "Long in some stages" in text
+    assert "Long in some cases" in text
     assert "The paper considers whole ViTs of one width" in text
 
 
@@ -182,7 +182,7 @@ def test_page_is_the_same_each_time_and_shows_lengths_beyond_its_usual_axis(tmp_
     [
         ({"dataset": "imagenet"}, "Short: no SSM needed."),
         ({"size": (4096, 4096)}, "Long: an SSM is worth exploring."),
-        ({"model": "mambaout_femto", "size": (64, 64)}, "Near the threshold in some stages: worth exploring there."),
+        ({"model": "mambaout_femto", "size": (64, 64)}, "Near the threshold in some cases: worth exploring there."),
     ],
 )
 def test_page_answers_first(tmp_path, arguments, answer):
