@@ -1,11 +1,11 @@
 # shellcheck shell=bash
-# Sourced by the launchers of Google Cloud: run a command on hosts that come and go, until it is done. A launcher sets
-# `command` and `what`, the hosts in words, and brings what differs between services:
-#   read_state           set `state`: ABSENT, WAITING, ACTIVE, LOST (delete it and make it again) or FAILED;
-#                        fail where gcloud does not tell
-#   create, delete       make the hosts, and give them back
-#   copy FILE            put a file into the home of every host
-#   on_hosts WHO COMMAND run COMMAND on host 0 or on all; what host N says, and ssh about it, lies in $out/N.log
+# Sourced by the launchers of Google Cloud: run a command on preemptible hosts until it is done. A launcher sets
+# `command` and `what`, a description of the hosts, and defines the functions that differ between services:
+#   read_state           set `state`: ABSENT, WAITING, ACTIVE, LOST (delete and create it again) or FAILED;
+#                        fail if gcloud does not print it
+#   create, delete       create and delete the hosts
+#   copy FILE            copy a file to the home directory of every host
+#   on_hosts WHO COMMAND run COMMAND on host 0 or on all; the output of host N and of its ssh is in $out/N.log
 
 # shellcheck source=launch/shell.sh
 . "$(dirname "${BASH_SOURCE[0]}")/shell.sh"
@@ -13,20 +13,20 @@
 # Options.
 # shellcheck disable=SC2034  # project is for the launchers
 name='' zone='' project='' config='' workdir='' cache='' restarts=10 keep=false
-# What the launcher sets.
+# Set by the launcher.
 what='' state='' ssh_by_hand='' command=() setup=''
-# What became of it.
-owned=false     # whether there may be something to delete
-found=true      # whether hosts were there before the launcher, which may have a run
-deployed=false  # whether they have the program
-started=false   # whether they run it
-told=''         # the state that was printed last
-newest=-2       # the newest checkpoint when the run was last started; -1 where there was none
-idle=0          # starts since then that brought no other
-troubles=0      # commands that failed while hosts were there or may have been, in a row
+# State.
+owned=false     # whether there may be hosts to delete
+found=true      # whether hosts existed before the launcher; they may have a run
+deployed=false  # whether the hosts have the program
+started=false   # whether they run the command
+told=''         # the last printed state
+newest=-2       # the newest checkpoint when the run was last started; -1 for none
+idle=0          # starts since then without a new checkpoint
+troubles=0      # consecutive failed commands while hosts existed or may have existed
 pass=()         # --config.KEY=VALUE
 
-# What is needed on a host; nothing else of the checkout leaves this machine.
+# The files that hosts need; no others are copied.
 code_files=(main.py configs launch mambaout_jax pyproject.toml requirements.txt README.md LICENSE)
 
 fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
@@ -44,8 +44,8 @@ parse() {
     key=${1#--}
     key=${key//-/_}
     case " $switches " in *" $1 "*) printf -v "$key" true; shift; continue ;; esac
-    case " $options " in *" $1 "*) ;; *) die "$1 is no option of ${0##*/}; --help tells which there are" ;; esac
-    [ $# -gt 1 ] || die "$1 lacks its value; --help tells more"
+    case " $options " in *" $1 "*) ;; *) die "$1 is not an option of ${0##*/}; see --help" ;; esac
+    [ $# -gt 1 ] || die "$1 requires a value; see --help"
     printf -v "$key" %s "$2"
     shift 2
   done
@@ -60,7 +60,7 @@ need() {
   "$dry_run" || command -v gcloud >/dev/null || die "gcloud is not on the PATH; install the Google Cloud CLI first"
 }
 
-# Check what every training launcher takes.
+# Check the options of every training launcher.
 check_run() {
   [[ $restarts =~ ^[0-9]{1,6}$ ]] || die "--restarts is $restarts; a number is expected"
   while [[ $workdir == ?*/ && $workdir != gs:// ]]; do workdir=${workdir%/}; done
@@ -68,7 +68,7 @@ check_run() {
     gs://[!/]*/?* | /*) ;;
     *) die "--workdir is $workdir; all hosts share it: gs://BUCKET/... or the absolute path of a mounted file system" ;;
   esac
-  # Nothing else of the checkout is copied to hosts.
+  # No other files of the checkout are copied to hosts.
   if [[ $config != configs/*.py || $config == *..* || ! -f $root/$config ]]; then
     die "--config is $config; a file of $root/configs is expected, such as configs/mambaout_tiny.py"
   fi
@@ -85,18 +85,18 @@ begin() {
   trap interrupted INT TERM HUP
 }
 
-# Run gcloud for what it changes: always shown.
+# Run a gcloud command that changes something; always printed.
 act() {
   rm -f "$out"/*.log
   run gcloud "$@" 2>"$scratch/complaints"
 }
 
-# Run gcloud for what it answers: shown by --dry-run alone.
+# Run a gcloud query; printed only by --dry-run.
 ask() {
   if "$dry_run"; then run gcloud "$@" >&3; else gcloud "$@" 2>"$scratch/complaints"; fi
 }
 
-# Print what went wrong in a line: the last one of a host, or else gcloud's first error.
+# Print one line about a failure: the last line of a host, or gcloud's first error.
 last_words() {
   local words
   words=$(cat "$out"/*.log 2>/dev/null | grep -v '^ *$' | tail -n 1 || true)
@@ -105,7 +105,7 @@ last_words() {
   printf '%s' "${words#ERROR: }"
 }
 
-# Sleep so that a signal is heard at once.
+# Sleep so that signals are handled immediately.
 pause() {
   "$dry_run" || { sleep "${MAMBAOUT_POLL_SECONDS:-30}" & wait $!; }
 }
@@ -117,18 +117,18 @@ refuse() {
   case ${words:=gcloud gives no reason} in
     *[Qq]uota*) fail "the project's quota does not allow $what in $zone ($words); ask for more on the console's page" \
       "IAM & Admin > Quotas, or choose another zone or size" ;;
-    *) fail "$what in $zone cannot be had: $words" ;;
+    *) fail "$what in $zone is not available: $words" ;;
   esac
 }
 
-# Have a run that may be there save what it has.
+# Stop a run, if there is one, so that it saves a checkpoint.
 save() {
   "$owned" && { "$deployed" || "$found"; } || return 0
-  say "Stopping: the run saves what it has"
+  say "Stopping; the run saves a checkpoint"
   on_hosts all "mambaout/launch/on_host.sh stop" || true
 }
 
-# Count what failed in a row, and give up the fifth time. $*: what to say then.
+# Count consecutive failures, and fail the fifth time with the message $*.
 trouble() {
   troubles=$((troubles + 1))
   if [ "$troubles" -lt 5 ]; then pause; return; fi
@@ -136,7 +136,7 @@ trouble() {
   fail "$@"
 }
 
-# Read the state. That gcloud does not tell it says nothing about the hosts.
+# Read the state. A failing gcloud says nothing about the hosts.
 look() {
   local words
   rm -f "$out"/*.log
@@ -147,7 +147,7 @@ look() {
   return 1
 }
 
-# Wait until the hosts are there, and make them where they are not or were taken away.
+# Wait for the hosts, and create them if they are missing or were preempted.
 await_hosts() {
   while :; do
     look || continue
@@ -157,7 +157,7 @@ await_hosts() {
     case $state in
       ACTIVE) return ;;
       ABSENT) create || refuse; pause ;;
-      LOST) delete || fail "$name was taken away and cannot be deleted: $(last_words)" ;;
+      LOST) delete || fail "$name was preempted and cannot be deleted: $(last_words)" ;;
       FAILED) refuse ;;
       *) pause ;;
     esac
@@ -175,8 +175,8 @@ deploy() {
   deployed=true
 }
 
-# Ask for the newest checkpoint, and give up where starts bring no new one. Host 0 is asked, because the workdir may be
-# a folder that this machine does not see.
+# Read the newest checkpoint on host 0, as the workdir may not be visible to this machine; fail after too many starts
+# without a new one.
 count_start() {
   local step
   [ -n "$workdir" ] || return 0
@@ -196,21 +196,20 @@ start() {
   on_hosts all "mambaout/launch/on_host.sh start$line"
 }
 
-# Find the run again that a launcher left, by --keep or because its own machine was lost. A host without the program has
-# none.
+# Find the run of an earlier launcher, after --keep or the loss of its machine. A host without the program has no run.
 find_run() {
   local script=mambaout/launch/on_host.sh
   on_hosts all "if [ -e $script ]; then $script running; else echo mambaout-running no; fi" || return
   case $(sed -n 's/^mambaout-running //p' "$out"/*.log | sort -u) in
-    *yes) say "The run is there already"; deployed=true started=true ;;
+    *yes) say "Found the run"; deployed=true started=true ;;
     no) ;;
     *) return 1 ;;
   esac
   found=false
 }
 
-# Print what the hosts said since the last time, and set `code`: running, or the run's exit code. A host that failed
-# tells more than those that lost it (75).
+# Print new output of the hosts, and set `code`: running, or the run's exit code. The code of a host that failed is
+# preferred to those of the hosts that lost it (75).
 relay() {
   local host=0 prefix='' answer
   code=0
@@ -229,7 +228,7 @@ relay() {
 
 # Follow the run until it has ended on every host.
 follow() {
-  say "Following its log"
+  say "Following the log"
   while :; do
     on_hosts all "mambaout/launch/on_host.sh follow" || return
     if "$dry_run"; then code=0; else relay || return; fi
@@ -239,7 +238,7 @@ follow() {
   done
 }
 
-# Look why a command on the hosts failed. Where they are gone, await_hosts makes them again.
+# Find out why a command on the hosts failed. If they are gone, await_hosts creates them again.
 recover() {
   local words
   words=$(last_words)
@@ -260,9 +259,9 @@ run_until_done() {
     started=false
     case $code in
       0) say "Done"; return ;;
-      75) say "The run was stopped, or lost a process: starting it again" ;;
+      75) say "The run was stopped or lost a process; restarting it" ;;
       *)
-        printf 'error: the run ended with exit code %s; docs/config.md tells what it means\n' "$code" >&2
+        printf 'error: the run ended with exit code %s; see docs/config.md\n' "$code" >&2
         exit "$code" ;;
     esac
   done
@@ -271,7 +270,7 @@ run_until_done() {
 interrupted() {
   trap '' INT TERM HUP
   if "$keep"; then
-    say "$name and its run go on, and cost; the same command follows the run again"
+    say "$name and its run continue and cost money; rerun the same command to follow the run"
   else
     save
   fi
@@ -288,7 +287,7 @@ end() {
       [ "$status" -ne 0 ] || status=1
     fi
   elif "$owned"; then
-    say "$name is kept, and costs"
+    say "$name is kept and costs money"
   fi
   rm -rf "$scratch"
   exit "$status"

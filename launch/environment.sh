@@ -1,11 +1,11 @@
 # shellcheck shell=bash
-# Sourced by the launchers of this machine: find a Python, make the virtual environment, install. It sets `python`.
+# Sourced by the launchers of this machine: find a Python, create the virtual environment, install. It sets `python`.
 
 # shellcheck source=launch/shell.sh
 . "$(dirname "${BASH_SOURCE[0]}")/shell.sh"
 base_python=''
 
-# Tell whether $1 starts (a pyenv shim exists even when its version does not) and lies in [$2, $3).
+# Check that $1 starts (a pyenv shim exists even when its version does not) and its version is in [$2, $3).
 python_between() {
   "$1" -c "import sys; sys.exit(not $2 <= sys.version_info < $3)" >/dev/null 2>&1
 }
@@ -31,8 +31,8 @@ check_python() {
   esac
 }
 
-# Make the environment, with the Python that --python named, and install, unless the last call did just that.
-#   install NAME PIP_ARGUMENT...    NAME tells apart what different launchers install
+# Create the environment with the Python of --python, and install, unless the last call did the same.
+#   install NAME PIP_ARGUMENT...    NAME identifies the requirements of a launcher
 install() {
   local name=$1 base=$base_python low='(3, 11)' high='(4,)' stamp want quiet=()
   shift
@@ -54,7 +54,7 @@ install() {
         "'sudo apt install python3 python3-venv' or 'brew install python@3.13', or name one with --python"
       check_python "$base"
     fi
-    say "Making a virtual environment in $(show "$venv")"
+    say "Creating a virtual environment in $(show "$venv")"
     run "$base" -m venv --clear "$venv"
   fi
   stamp=$venv/installed-$name

@@ -1,34 +1,34 @@
 #!/usr/bin/env bash
-# Train on TPU7x, which Compute Engine serves in managed instance groups: see the text of --help.
+# Train on TPU7x, which Compute Engine serves in managed instance groups: see --help.
 set -euo pipefail
 # shellcheck source=launch/cloud.sh
 . "$(dirname "${BASH_SOURCE[0]}")/cloud.sh"
 
 help() {
   cat <<'TEXT'
-Make a TPU7x slice of Compute Engine machines (a workload policy, an instance template, a managed instance group),
-install this checkout on all of them, train, follow the log, and start again whatever is taken away, until the run is
+Create a TPU7x slice of Compute Engine machines (a workload policy, an instance template, a managed instance group),
+install this checkout on all of them, train, follow the log, and restart after preemptions until the run is
 done. Then delete all three.
 
-usage: launch/gce_mig.sh --name NAME --zone ZONE --topology AxBxC --config FILE --workdir PLACE [option...]
+usage: launch/gce_mig.sh --name NAME --zone ZONE --topology AxBxC --config FILE --workdir PATH [option...]
 
-  --name NAME         of policy, template and group; the same name finds a slice that is there already
+  --name NAME         of policy, template and group; the same name finds an existing slice
   --zone ZONE         for example us-central1-c
-  --topology AxBxC    chips along each axis, four a host: 2x2x1 is one host, 2x2x2 two, 4x4x4 sixteen
+  --topology AxBxC    chips along each axis, four per host: 2x2x1 is one host, 2x2x2 two, 4x4x4 sixteen
   --config FILE       the experiment, below this checkout, such as configs/mambaout_tiny.py
-  --workdir PLACE     of the run, shared by all hosts: gs://BUCKET/... or the absolute path of a mounted file system
-  --cache PLACE       of compiled programs (default: `compiled` beside the workdir); a bucket's outlives the slice
+  --workdir PATH      of the run, shared by all hosts: gs://BUCKET/... or the absolute path of a mounted file system
+  --cache PATH        of compiled programs (default: `compiled` next to workdir); a bucket survives the slice
   --project ID        (default: gcloud's)
-  --spot              take spare capacity, cheaper, which may be taken away at any moment
-  --reservation NAME  take what was reserved under this name
-  --restarts N        how many starts in a row may bring no new checkpoint (default: 10)
+  --spot              use spot capacity, which is cheaper and may be preempted at any time
+  --reservation NAME  use this reservation
+  --restarts N        allowed number of consecutive starts without a new checkpoint (default: 10)
   --keep              leave the slice when the launcher ends, and the run when it is interrupted
-  --dry-run           print the commands and run none
+  --dry-run           print the commands without running them
   --help              print this
-  --config.KEY=VALUE  goes to main.py, such as --config.data.data_dir=gs://BUCKET/datasets
+  --config.KEY=VALUE  passed to main.py, such as --config.data.data_dir=gs://BUCKET/datasets
 
-MAMBAOUT_POLL_SECONDS is the time between two looks at the slice and its log (30). Ctrl-C has the run save and deletes
-the slice. Exit codes: 0 done, 1 failed, 2 typed wrong, 75 interrupted (start again), others as of main.py.
+MAMBAOUT_POLL_SECONDS is the polling interval for the slice and its log (30). After Ctrl-C the run saves a checkpoint
+and the slice is deleted. Exit codes: 0 done, 1 failed, 2 invalid input, 75 interrupted (rerun), others as of main.py.
 TEXT
 }
 
@@ -44,12 +44,12 @@ case $topology in
   *) size=0 ;;
 esac
 if [ "$size" -lt 4 ] || [ $((size % 4)) -ne 0 ]; then
-  die "--topology is $topology; chips along three axes are expected, four a host: 2x2x1, 2x2x2, 2x4x4, 4x4x4, ..."
+  die "--topology is $topology; chips along three axes are expected, four per host: 2x2x1, 2x2x2, 2x4x4, 4x4x4, ..."
 fi
 if "$spot" && [ -n "$reservation" ]; then die "--spot and --reservation exclude each other"; fi
 size=$((size / 4))
 
-# The policy is named in full: gcloud takes a bare name for a malformed address.
+# The full name of the policy: gcloud rejects a bare name as a malformed address.
 if [ -z "$project" ]; then
   if "$dry_run"; then project=PROJECT; else project=$(gcloud config get-value project 2>/dev/null || true); fi
   [ -n "$project" ] || die "--project is missing, and gcloud has none of its own"
@@ -81,7 +81,7 @@ read_state() {
   ssh_by_hand="gcloud compute ssh ${hosts[0]-HOST} ${where[*]}"
   if [ "$state" = ACTIVE ] && [ "${#hosts[@]}" -lt "$size" ]; then state=WAITING; fi
   [ "$state" = WAITING ] || return 0
-  # A group asks again for ever for what the quota does not allow.
+  # A group retries forever if the quota is too small.
   ask compute instance-groups managed list-errors "$name" "${where[@]}" --format='value(error.message)' --limit=1 \
     >"$scratch/answer" || true
   if grep -qi quota "$scratch/answer"; then
@@ -90,7 +90,7 @@ read_state() {
   fi
 }
 
-# Name the hosts of a group that --dry-run does not make.
+# Names of the hosts of a group that --dry-run does not create.
 pretend() {
   local host
   if ! "$owned"; then state=ABSENT; return; fi
@@ -104,7 +104,7 @@ create() {
     tier=(--provisioning-model=RESERVATION_BOUND --instance-termination-action=DELETE
       --reservation-affinity=specific --reservation="$reservation")
   fi
-  # One host has nobody to be wired to.
+  # A single host needs no topology.
   if [ "$size" -gt 1 ]; then
     act compute resource-policies create workload-policy "$name" --region="$region" --project="$project" \
       --type=HIGH_THROUGHPUT --accelerator-topology="$topology" --accelerator-topology-mode=AUTO_CONNECT || return

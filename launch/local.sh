@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train MambaOut on handwritten digits, on this machine, from nothing: see the text of --help.
+# Train MambaOut on handwritten digits, on this machine, from nothing: see --help.
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
@@ -10,15 +10,15 @@ Train MambaOut on 1,437 handwritten digits and test it on 360 others: a few minu
 
 usage: launch/local.sh [option...] [--config.KEY=VALUE...]
 
-  --workdir DIR     where the run lives; an unfinished one goes on, a finished one says so (default: runs/digits)
-  --jax KIND        install jax for cpu, cuda12, cuda13 or tpu (default: for what this machine has)
+  --workdir DIR     folder of the run; an unfinished run is resumed (default: runs/digits)
+  --jax KIND        install jax for cpu, cuda12, cuda13 or tpu (default: detected)
   --python PATH     use this Python, 3.11 or newer, and .venv-VERSION (default: the first one found)
-  --dry-run         print the commands and run none
+  --dry-run         print the commands without running them
   --help            print this
-  anything else     goes to main.py, for example --config.seed=1
+  anything else     passed to main.py, for example --config.seed=1
 
-The virtual environment is .venv in the repository, or $MAMBAOUT_VENV; it is made once and updated when the
-requirements change. Exit codes: 0 done, 1 failed, 2 typed wrong, 3 diverged, 75 stopped and saved (start again).
+The virtual environment is .venv in the repository, or $MAMBAOUT_VENV; it is created once and updated when the
+requirements change. Exit codes: 0 done, 1 failed, 2 invalid input, 3 diverged, 75 stopped and saved (rerun).
 TEXT
 }
 
@@ -46,7 +46,7 @@ while [ $# -gt 0 ]; do
     --help | -h) help; exit ;;
     --dry-run) dry_run=true ;;
     --workdir | --jax | --python)
-      [ $# -gt 1 ] || die "$1 lacks its value; launch/local.sh --help tells more"
+      [ $# -gt 1 ] || die "$1 requires a value; see launch/local.sh --help"
       case $1 in --workdir) workdir=$2 ;; --jax) kind=$2 ;; --python) base_python=$2 ;; esac
       shift ;;
     --workdir=*) workdir=${1#*=} ;;
@@ -67,7 +67,7 @@ install "run-$kind" --editable "$root" ${jax[@]+"${jax[@]}"}
 
 # Buffers of gigabytes cost a quarter of a step in 4 KiB pages; glibc 2.35 or newer asks Linux for larger ones.
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
-# What a run compiled, the next start need not.
+# Later starts reuse compiled programs.
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$venv/compiled}
 
 say "Training on handwritten digits ($kind)"
@@ -75,7 +75,7 @@ code=0
 run "$python" "$root/main.py" --config="$root/configs/digits.py" --workdir="$workdir" ${pass[@]+"${pass[@]}"} || code=$?
 case $code in
   0) ;;
-  75) say "Stopped and saved. The same command goes on from there."; exit 75 ;;
+  75) say "Stopped and saved. Rerun the same command to resume."; exit 75 ;;
   *) exit "$code" ;;
 esac
 
@@ -96,8 +96,8 @@ data = config["data"]
 source = open_source(data["name"], data["validation_split"], data.get("data_dir"))
 example.write_bytes(source[0]["image"])
 PYTHON
-say "What to look at"
+say "Results"
 echo "  report        $(show "$workdir/report.html")"
 echo "  TensorBoard   $(show "$workdir/tensorboard")"
-say "What to try next: let it read a digit of the test set"
+say "Next, classify a digit of the test set"
 echo "  $(show "$python") -m mambaout_jax predict $(show "$workdir") $(show "$example")"

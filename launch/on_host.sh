@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What the launchers of Google Cloud do on a host, by ssh: see the text of --help.
+# Commands of the Google Cloud launchers on a host, by ssh: see --help.
 set -euo pipefail
 # shellcheck source=launch/shell.sh
 . "$(dirname "${BASH_SOURCE[0]}")/shell.sh"
@@ -7,18 +7,18 @@ cd "$root"
 
 help() {
   cat <<'TEXT'
-Hold a run on a host that outlives the connection. Its log, process and exit code are files of the checkout.
+Run a command on a host independently of the connection. Its log, process and exit code are files in the checkout.
 
-usage: launch/on_host.sh start COMMAND...   start a run, unless one is there
-       launch/on_host.sh follow             print what it said since the last time, then "mambaout-code", and its exit
-                                            code, "running", or 75 where it is gone and left no code
+usage: launch/on_host.sh start COMMAND...   start a run, unless there is one
+       launch/on_host.sh follow             print new log output, then "mambaout-code" and its exit code,
+                                            "running", or 75 if it has ended without one
        launch/on_host.sh running            print "mambaout-running", and "yes" or "no"
-       launch/on_host.sh stop               have it save and end, within two minutes
+       launch/on_host.sh stop               stop it within two minutes, after it has saved a checkpoint
        launch/on_host.sh step WORKDIR       print "mambaout-step" and the newest checkpoint of a workdir (-1: none)
 TEXT
 }
 
-# Set `run`, the pid of the run, and succeed while it or what waits for its code lives. A reboot gives pids to others.
+# Set `run`, the pid of the run, and succeed while it or the process that waits for it lives. A reboot reuses pids.
 lives() {
   local keeper boot
   if [ -e run.code ] || [ ! -s run.pid ]; then return 1; fi
@@ -26,7 +26,7 @@ lives() {
   [ "$boot" = "$(</proc/sys/kernel/random/boot_id)" ] && kill -0 "$run" "$keeper" 2>/dev/null
 }
 
-# What waits for the run writes the code before it ends, and the log is read last: both are whole.
+# The waiting process writes the code before it ends, and the log is read last, so both are complete.
 follow() {
   local code=running seen size
   lives || code=75
@@ -46,7 +46,7 @@ start() {
   # shellcheck disable=SC2016  # for the shell that is started
   setsid nohup bash -c '"$@" & echo "$! $$ $(</proc/sys/kernel/random/boot_id)" >run.pid
     wait $!; echo $? >run.part; mv run.part run.code' run "$@" >run.log 2>&1 </dev/null &
-  # Without the pid the next look would find no run.
+  # Without the pid the next call would find no run.
   while [ ! -s run.pid ] && kill -0 $! 2>/dev/null; do sleep 0.05; done
   [ -s run.pid ]
 }
@@ -67,7 +67,7 @@ case ${1-} in
   running) if lives; then echo "mambaout-running yes"; else echo "mambaout-running no"; fi ;;
   stop) stop ;;
   step)
-    # A bucket that does not answer would hang for ever.
+    # A bucket that does not answer would block forever.
     timeout 120 .venv/bin/python - "$2" <<'PYTHON'
 import sys
 

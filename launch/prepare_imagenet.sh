@@ -1,35 +1,35 @@
 #!/usr/bin/env bash
-# Prepare ImageNet for training, from a bucket into a bucket, on a machine without accelerator: see the text of --help.
+# Prepare ImageNet for training, from a bucket into a bucket, on a machine without accelerator: see --help.
 set -euo pipefail
 # shellcheck source=launch/cloud.sh
 . "$(dirname "${BASH_SOURCE[0]}")/cloud.sh"
 
 help() {
   cat <<'TEXT'
-Make a machine, copy ImageNet's two official tars to it, check them, write the dataset with
+Create a machine, copy ImageNet's two official tars to it, check them, write the dataset with
 `python -m mambaout_jax prepare imagenet`, upload it, and delete the machine.
 
-usage: launch/prepare_imagenet.sh --name NAME --zone ZONE --tars PLACE --data-dir PLACE [option...]
+usage: launch/prepare_imagenet.sh --name NAME --zone ZONE --tars PATH --data-dir PATH [option...]
 
-  --name NAME       of the machine; the same name finds one that is there already, and goes on
+  --name NAME       of the machine; the same name finds an existing one and resumes
   --zone ZONE       near the bucket, for example us-west4-a
-  --tars PLACE      holds ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar: gs://BUCKET/imagenet
-  --data-dir PLACE  where the dataset is to be: gs://BUCKET/datasets
+  --tars PATH       folder with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar: gs://BUCKET/imagenet
+  --data-dir PATH   output folder: gs://BUCKET/datasets
   --machine TYPE    (default: n2-standard-16)
   --project ID      (default: gcloud's)
   --keep            leave the machine when the launcher ends, and its work when it is interrupted
-  --dry-run         print the commands and run none
+  --dry-run         print the commands without running them
   --help            print this
 
-MAMBAOUT_POLL_SECONDS is the time between two looks at the machine and its log (30). Exit codes: 0 done, 1 failed,
-2 typed wrong, 75 interrupted (start again).
+MAMBAOUT_POLL_SECONDS is the polling interval for the machine and its log (30). Exit codes: 0 done, 1 failed, 2 invalid
+input, 75 interrupted (rerun).
 TEXT
 }
 
 tars='' data_dir='' machine=n2-standard-16
 parse "--keep --dry-run" "--name --zone --tars --data-dir --machine --project" "$@"
 need name zone tars data_dir
-[ "${#pass[@]}" -eq 0 ] || die "${pass[0]} is a key of a training run; this prepares a dataset"
+[ "${#pass[@]}" -eq 0 ] || die "${pass[0]} is an option of training runs, not of preparing a dataset"
 case $tars in gs://?*) ;; *) die "--tars is $tars; gs://BUCKET/FOLDER is expected" ;; esac
 case $data_dir in gs://?*) ;; *) die "--data-dir is $data_dir; gs://BUCKET/FOLDER is expected" ;; esac
 

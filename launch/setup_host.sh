@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install the program and the tested versions of all that it needs on a host: see the text of --help.
+# Install the program and the tested versions of its requirements on a host: see --help.
 set -euo pipefail
 # shellcheck source=launch/shell.sh
 . "$(dirname "${BASH_SOURCE[0]}")/shell.sh"
@@ -8,16 +8,16 @@ uv_version=0.13.9
 
 help() {
   cat <<TEXT
-Make .venv in this checkout with Python 3.12 and the versions of launch/constraints.txt, and print them. The images of
-TPU hosts carry Python 3.10, for which pip takes an old jax in silence; uv brings a Python of its own.
+Create .venv in this checkout with Python 3.12 and the versions in launch/constraints.txt, and print them. The images of
+TPU hosts have Python 3.10, for which pip silently installs an old jax; uv installs its own Python.
 
 usage: launch/setup_host.sh [option...]
 
   --jax KIND   tpu or cpu (default: tpu)
-  --dry-run    print the commands and run none
+  --dry-run    print the commands without running them
   --help       print this
 
-uv is taken from the PATH or ~/.local/bin; where there is none, version $uv_version is installed into ~/.local/bin.
+uv is searched in PATH and ~/.local/bin; if it is missing, version $uv_version is installed into ~/.local/bin.
 TEXT
 }
 
@@ -27,11 +27,11 @@ while [ $# -gt 0 ]; do
     --help | -h) help; exit ;;
     --dry-run) dry_run=true ;;
     --jax)
-      [ $# -gt 1 ] || die "--jax lacks its value; launch/setup_host.sh --help tells more"
+      [ $# -gt 1 ] || die "--jax requires a value; see launch/setup_host.sh --help"
       kind=$2
       shift ;;
     --jax=*) kind=${1#*=} ;;
-    *) die "$1 is no option of setup_host.sh; --help tells which there are" ;;
+    *) die "$1 is not an option of setup_host.sh; see --help" ;;
   esac
   shift
 done
@@ -55,7 +55,7 @@ run uv venv --quiet --python=3.12 --allow-existing "$root/.venv"
 run uv pip install --quiet --python="$root/.venv" --constraint="$root/launch/constraints.txt" --editable "$root" \
   "$jax" 'etils[epath-gcs]'
 
-# Without importing jax: another program may hold the devices.
+# Without importing jax: another program may use the devices.
 names="jax jaxlib flax orbax-checkpoint grain numpy mambaout_jax"
 [ "$kind" = cpu ] || names="libtpu $names"
 run "$root/.venv/bin/python" -c "import platform; from importlib.metadata import version; \

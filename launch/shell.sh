@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by every launcher: say what is done, and do it. It sets `root`, the repository.
+# Sourced by every launcher: print commands and run them. It sets `root`, the repository.
 
 # shellcheck disable=SC2034  # for those who source this
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
@@ -16,7 +16,7 @@ quote() {
   esac
 }
 
-# Quote a word for a shell, with a path below the caller's folder made relative, so that it can be pasted there.
+# Quote a word for a shell, with paths below the caller's folder made relative.
 show() {
   local word=$1
   case $word in

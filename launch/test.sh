@@ -1,25 +1,25 @@
 #!/usr/bin/env bash
-# Run the tests, on this machine, from nothing: see the text of --help.
+# Run the tests, on this machine, from nothing: see --help.
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 help() {
   cat <<'TEXT'
-Make a virtual environment, install what the tests need, run them.
+Create a virtual environment, install the requirements of the tests, and run them.
 
 usage: launch/test.sh [option...] [pytest argument...]
 
   --torch           also install PyTorch and timm, and run the tests that compare with them
-  --fast            leave out the tests marked slow
+  --fast            skip the tests marked slow
   --python PATH     use this Python, 3.11 or newer, and .venv-VERSION (default: the first one found)
-  --dry-run         print the commands and run none
+  --dry-run         print the commands without running them
   --help            print this
-  anything else     goes to pytest, for example -k conv or tests/ops (the default is every test)
+  anything else     passed to pytest, for example -k conv or tests/ops (default: all tests)
 
 The virtual environment is .venv in the repository, or $MAMBAOUT_VENV, and is shared with launch/local.sh.
-On Linux pip's PyTorch brings CUDA, some gigabytes; with PIP_EXTRA_INDEX_URL set to PyTorch's index of builds
-for the CPU, pip takes a small one.
+On Linux the default PyTorch includes CUDA, some gigabytes; set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU
+builds for a small one.
 TEXT
 }
 
@@ -31,7 +31,7 @@ while [ $# -gt 0 ]; do
     --torch) torch=true ;;
     --fast) fast=true ;;
     --python)
-      [ $# -gt 1 ] || die "--python lacks its value; launch/test.sh --help tells more"
+      [ $# -gt 1 ] || die "--python requires a value; see launch/test.sh --help"
       base_python=$2
       shift ;;
     --python=*) base_python=${1#*=} ;;

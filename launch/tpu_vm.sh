@@ -1,34 +1,34 @@
 #!/usr/bin/env bash
-# Train on a Cloud TPU slice from the first request to the end of the run: see the text of --help.
+# Train on a Cloud TPU slice from the first request to the end of the run: see --help.
 set -euo pipefail
 # shellcheck source=launch/cloud.sh
 . "$(dirname "${BASH_SOURCE[0]}")/cloud.sh"
 
 help() {
   cat <<'TEXT'
-Request a Cloud TPU slice, wait for it, install this checkout on all its hosts, train, follow the log, and start again
-whatever is taken away, until the run is done. Then delete the slice.
+Request a Cloud TPU slice, wait for it, install this checkout on all its hosts, train, follow the log, and restart
+after preemptions until the run is done. Then delete the slice.
 
-usage: launch/tpu_vm.sh --name NAME --zone ZONE --accelerator TYPE --config FILE --workdir PLACE [option...]
+usage: launch/tpu_vm.sh --name NAME --zone ZONE --accelerator TYPE --config FILE --workdir PATH [option...]
 
-  --name NAME         of the queued resource and of its TPU; the same name finds a slice that is there already
+  --name NAME         of the queued resource and of its TPU; the same name finds an existing slice
   --zone ZONE         for example us-west4-a
-  --accelerator TYPE  v4-32, v5litepod-16, v5p-32, v6e-16, ...: the number counts chips for v5litepod and v6e, and
-                      cores, two a chip, for v4 and v5p; TPU7x: launch/gce_mig.sh
+  --accelerator TYPE  v4-32, v5litepod-16, v5p-32, v6e-16, ...: the number is that of chips for v5litepod and v6e, and
+                      of cores, two per chip, for v4 and v5p; TPU7x: launch/gce_mig.sh
   --config FILE       the experiment, below this checkout, such as configs/mambaout_tiny.py
-  --workdir PLACE     of the run, shared by all hosts: gs://BUCKET/... or the absolute path of a mounted file system
-  --cache PLACE       of compiled programs (default: `compiled` beside the workdir); a bucket's outlives the slice
+  --workdir PATH      of the run, shared by all hosts: gs://BUCKET/... or the absolute path of a mounted file system
+  --cache PATH        of compiled programs (default: `compiled` next to workdir); a bucket survives the slice
   --project ID        (default: gcloud's)
   --runtime VERSION   of the hosts' image (default: the one for this accelerator)
-  --spot              take spare capacity, cheaper, which may be taken away at any moment
-  --restarts N        how many starts in a row may bring no new checkpoint (default: 10)
+  --spot              use spot capacity, which is cheaper and may be preempted at any time
+  --restarts N        allowed number of consecutive starts without a new checkpoint (default: 10)
   --keep              leave the slice when the launcher ends, and the run when it is interrupted
-  --dry-run           print the commands and run none
+  --dry-run           print the commands without running them
   --help              print this
-  --config.KEY=VALUE  goes to main.py, such as --config.data.data_dir=gs://BUCKET/datasets
+  --config.KEY=VALUE  passed to main.py, such as --config.data.data_dir=gs://BUCKET/datasets
 
-MAMBAOUT_POLL_SECONDS is the time between two looks at the slice and its log (30). Ctrl-C has the run save and deletes
-the slice. Exit codes: 0 done, 1 failed, 2 typed wrong, 75 interrupted (start again), others as of main.py.
+MAMBAOUT_POLL_SECONDS is the polling interval for the slice and its log (30). After Ctrl-C the run saves a checkpoint
+and the slice is deleted. Exit codes: 0 done, 1 failed, 2 invalid input, 75 interrupted (rerun), others as of main.py.
 TEXT
 }
 
@@ -78,7 +78,7 @@ read_state() {
   esac
 }
 
-# What was taken away may be ACTIVE in the queue for a while.
+# A preempted slice may stay ACTIVE in the queue for a while.
 read_node() {
   ask compute tpus tpu-vm describe "$name" "${where[@]}" --format='value(state)' >"$scratch/answer" ||
     grep -q NOT_FOUND "$scratch/complaints" || return

@@ -1,4 +1,4 @@
-"""Run one of the commands: `python -m mambaout_jax COMMAND`."""
+"""The entry point of all commands: `python -m mambaout_jax COMMAND`."""
 
 import argparse
 import ast
@@ -9,35 +9,35 @@ from collections.abc import Sequence
 from importlib import resources
 
 COMMANDS = ("analyze", "bench-data", "convert", "doctor", "models", "plan", "predict", "prepare", "report", "study")
-CONFIG_HELP = "the experiment; --config.KEY=VALUE changes a key"
+CONFIG_HELP = "file of the experiment; --config.KEY=VALUE changes a key"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command that `argv` names and give the process's exit code.
+    """Run the command in `argv` and return the exit code of the process.
 
-    Only that command's module is imported, and a command imports what is heavy when it runs: help comes at once.
+    Only that command's module is imported, and commands import heavy packages when they run, so help is fast.
 
     Returns:
-        0 when done, 1 when the machine falls short or fails in a known way, 2 when something was typed wrong, 130
-        after Ctrl-C. Any other failure is raised.
+        0 on success, 1 if a check fails or for known failures of the machine, 2 for invalid input, 130 after Ctrl-C.
+        Any other failure is raised.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         code = _run(argv)
-        sys.stdout.flush()  # here, where a reader that went away is known, and not at exit
+        sys.stdout.flush()  # a closed pipe raises here and not at exit
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        return 0  # the reader, `head` say, has what it wants
+        return 0  # the reader, such as `head`, closed the pipe
     except Exception as error:
         from mambaout_jax.data import WorkerDiedError
         from mambaout_jax.run.errors import is_user_error
 
         if isinstance(error, WorkerDiedError):
-            return _complain(str(error), 1)
+            return _fail(str(error), 1)
         if not is_user_error(error):
             raise
-        return _complain(str(error))
+        return _fail(str(error))
     return code
 
 
@@ -45,7 +45,7 @@ def _run(argv: list[str]) -> int:
     name = argv[0] if argv else None
     if name is not None and name not in COMMANDS and not name.startswith("-"):
         near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.0)[0]
-        return _complain(f"{name!r} is no command; did you mean {near!r}? Commands are {', '.join(COMMANDS)}")
+        return _fail(f"{name!r} is not a command; did you mean {near!r}? Commands are {', '.join(COMMANDS)}")
     parser = argparse.ArgumentParser(prog="python -m mambaout_jax", description="MambaOut in JAX.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     changes: list[str] = []
@@ -60,9 +60,9 @@ def _run(argv: list[str]) -> int:
             if takes := getattr(module, "TAKES_CONFIG", None):
                 required = takes == "required"
                 subparser.add_argument("--config", metavar="FILE", required=required, help=CONFIG_HELP)
-                changes = [word for word in argv if word.startswith("--config.")]
+                changes = [argument for argument in argv if argument.startswith("--config.")]
                 subparser.set_defaults(config_changes=changes)
-    args = parser.parse_args([word for word in argv if word not in changes])
+    args = parser.parse_args([argument for argument in argv if argument not in changes])
     return args.run(args)
 
 
@@ -71,7 +71,7 @@ def _first_line(module_name: str) -> str:
     return ast.get_docstring(ast.parse(source)).splitlines()[0].replace("%", "%%")
 
 
-def _complain(message: str, code: int = 2) -> int:
+def _fail(message: str, code: int = 2) -> int:
     print(f"error: {message}", file=sys.stderr)
     return code
 

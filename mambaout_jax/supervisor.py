@@ -1,7 +1,7 @@
-"""Watch over a process of a run of many, and say what happened if another one takes it along.
+"""A parent process that maps the abort of a distributed JAX process to a message and an exit code.
 
-Where a process of a distributed run dies, JAX aborts the others from C++, where no Python can tell why or choose the
-exit code. Their parents can.
+If a process of a distributed run dies, JAX aborts the others from C++, where Python can neither print the reason nor
+choose the exit code. Their parent processes can.
 """
 
 import collections
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 MARK = "MAMBAOUT_JAX_SUPERVISOR"
-# What JAX prints as it aborts (jaxlib 0.10 to 0.12), with the numbers of the tasks on lines of their own.
+# Messages of JAX when it aborts (jaxlib 0.10 to 0.12); the numbers of the tasks follow on separate lines.
 _UNHEALTHY = re.compile(r"tasks are unhealthy[^\n]*\n((?:\d+\n)+)")
 _UNREACHABLE = "Failed to send RPC to coordination service"
 _TWICE = "different incarnation"
@@ -25,9 +25,10 @@ _NOT_COMPLETE = "CoordinationService/RegisterTask"
 
 
 def is_supervised() -> bool:
-    """Tell whether this process was started by `supervise`; if so, see that it ends with its parent.
+    """Return whether this process was started by `supervise`; if so, start a thread that ends it with its parent.
 
-    Until a run listens to signals they end it at once: Python would keep them while it waits for other processes.
+    SIGINT ends the process immediately until a run installs its handlers, as Python would defer it while the process
+    waits for others.
     """
     parent = os.environ.get(MARK)
     if parent is None:
@@ -44,10 +45,10 @@ def _end_with(parent: int) -> None:
 
 
 def supervise(command: Sequence[str]) -> int:
-    """Run a command as a child process that signals are handed on to, and give the exit code for a launcher.
+    """Run a command as a child process, forward signals to it, and return the exit code for a launcher.
 
-    That is the child's own, or 75, which means "start again", if a signal or the loss of another process ended it.
-    A second signal ends the child at once.
+    The exit code is the child's, or 75, "start again", if a signal or the loss of another process ended it. A second
+    signal kills the child.
     """
     tail: collections.deque[str] = collections.deque(maxlen=1000)
     child = subprocess.Popen(
@@ -56,31 +57,31 @@ def supervise(command: Sequence[str]) -> int:
     )  # fmt: skip
     received: list[int] = []
 
-    def hand_on(number: int, _: FrameType | None) -> None:
+    def forward(number: int, _: FrameType | None) -> None:
         child.send_signal(signal.SIGKILL if received else number)
         received.append(number)
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, hand_on)
+        signal.signal(number, forward)
     for line in child.stderr:
         tail.append(line)
-        with contextlib.suppress(OSError):  # a full disk or a reader that went away is no reason to end a run
+        with contextlib.suppress(OSError):  # a full disk or a closed pipe does not end a run
             print(line, end="", file=sys.stderr, flush=True)
     code = child.wait()
     if code >= 0:
         return code
     with contextlib.suppress(OSError):
-        print(f"error: {_explain(''.join(tail), code)}; the same command goes on", file=sys.stderr)
+        print(f"error: {_explain(''.join(tail), code)}; rerun the same command to resume", file=sys.stderr)
     return os.EX_TEMPFAIL
 
 
 def _explain(text: str, code: int) -> str:
     if lost := _UNHEALTHY.search(text):
-        return f"process {', '.join(lost[1].split())} was lost, and its heartbeat with it"
+        return f"process {', '.join(lost[1].split())} was lost: its heartbeat stopped"
     if _NOT_COMPLETE in text:
-        return "not all processes came in time; look at --coordinator, --num_processes and the hosts that are missing"
+        return "not all processes joined in time; check --coordinator, --num_processes and the missing hosts"
     if _TWICE in text:
-        return "a process joined twice: --process_id is given to two, or one was started again before the others ended"
+        return "a process joined twice: two have the same --process_id, or one was restarted before the others ended"
     if _UNREACHABLE in text:
-        return "process 0 was lost, or cannot be reached any more"
+        return "process 0 was lost or cannot be reached"
     return f"the process was ended by {signal.Signals(-code).name}"

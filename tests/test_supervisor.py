@@ -1,4 +1,4 @@
-"""A parent tells why its child ended, and how a launcher is to take it."""
+"""A supervisor prints why its child ended, and returns an exit code for the launcher."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ def supervise(child):
 
 
 def alive(process):
-    """Tell whether a process that is no child of ours runs; as an orphan it is waited for by another."""
+    """Return whether a process that is not a child of this one runs."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -44,7 +44,7 @@ def test_exit_codes_are_the_childs(code):
     [
         (LOST, "process 1 was lost"),
         (COORDINATOR_LOST, "process 0 was lost"),
-        (NEVER_CAME, "not all processes came in time"),
+        (NEVER_CAME, "not all processes joined in time"),
         ("", "the process was ended by SIGABRT"),
     ],
 )
@@ -52,7 +52,7 @@ def test_an_abort_is_explained_and_means_start_again(said, sentence):
     parent = supervise(f"import os, sys; print({said!r}, file=sys.stderr, flush=True); os.abort()")
     told = parent.communicate(timeout=30)[1]
     assert sentence in told.splitlines()[-1]
-    assert "the same command goes on" in told
+    assert "rerun the same command to resume" in told
     assert parent.returncode == os.EX_TEMPFAIL
 
 

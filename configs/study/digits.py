@@ -1,9 +1,9 @@
-"""Ask whether scikit-learn's handwritten digits need an SSM: short sequences, of 64 tokens and fewer.
+"""Test whether scikit-learn's handwritten digits need an SSM: short sequences, of 64 tokens and fewer.
 
 python -m mambaout_jax study --dataset digits --seeds 3
 
-The twins train in turn, for equally many steps on equal batches; what is written here is the one without an SSM, which
-also trains alone: python main.py --config=configs/study/digits.py --workdir=runs/study-digits-conv
+All variants train for the same number of steps on the same batches. The model of this config is the baseline, without
+an SSM; to train it alone: python main.py --config=configs/study/digits.py --workdir=runs/study-digits-conv
 
 Cost and result: docs/study.md.
 """
@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, config_dict
 
 
 def get_config() -> ConfigDict:
-    """Return the experiment; docs/config.md tells what each key means."""
+    """Return the experiment; docs/config.md has the meaning of each key."""
     config = ConfigDict()
     config.task = "classification"
     config.plugins = ()
@@ -87,7 +87,48 @@ def get_config() -> ConfigDict:
     optim.clip_grad_norm = 1.0
     optim.ema_decay = 0.98
 
+    config.study = get_study()
+
     config.profile = profile = ConfigDict()
     profile.start_step = config_dict.placeholder(int)
     profile.num_steps = 5
     return config
+
+
+def get_study() -> ConfigDict:
+    """Return the variants and the comparisons that they are in; docs/study.md has the meaning of each key."""
+    study = ConfigDict()
+    study.baseline = "conv"
+    study.removed = ("ssm-causal", "ssm-bidirectional", "ssm-cross")
+    study.matched = (*study.removed, "vit-full", "vit-causal")
+    study.variants = variants = ConfigDict()
+    variants.conv = {
+        "title": "convolution alone",
+        "has_ssm": False,
+        "model": {"token_mixer": "conv", "scan_order": "causal"},
+        "width": "dims",
+    }
+    for order in ("causal", "bidirectional", "cross"):
+        variants[f"ssm-{order}"] = {
+            "title": f"SSM ({order})",
+            "has_ssm": True,
+            "model": {"token_mixer": "conv_ssm", "scan_order": order},
+            "width": "dims",
+        }
+    for attention in ("full", "causal"):
+        variants[f"vit-{attention}"] = {
+            "title": f"ViT ({attention})",
+            "has_ssm": False,
+            "model": {
+                "name": "vit_tiny_patch16_224",
+                "attention": attention,
+                "num_heads": 4,
+                "class_token": False,
+                "global_pool": "avg",
+            },
+            "width": "embed_dim",
+            "multiple_of": "num_heads",
+            "fill": "mlp_ratio",
+            "derived": {"patch_size": "first_stride", "depth": "num_blocks"},
+        }
+    return study

@@ -1,22 +1,22 @@
-"""Ask whether Pathfinder needs an SSM: are two dots joined by one of several dashed curves?
+"""Test whether Pathfinder needs an SSM: are two dots joined by one of several dashed curves?
 
 python -m mambaout_jax prepare pathfinder
 python -m mambaout_jax study --dataset pathfinder --seeds 3
 
-64 px are 256 tokens in the first stage: long beside 6 D = 144 of its 24 channels, as docs/analyze.md measures.
-32 px, --dataset pathfinder/32 --config.model.img_size=32, are 64 tokens: short, and only for a quick look at whether
-the task can be learnt. With an accelerator take 1,024 tokens and more steps: --dataset pathfinder/128
---config.model.img_size=128 --config.num_epochs=100. The model without an SSM alone:
+64 px are 256 tokens in the first stage: long, as 6 D = 144 for its 24 channels (docs/analyze.md). 32 px, --dataset
+pathfinder/32 --config.model.img_size=32, are 64 tokens: short, and only for a quick check whether the task can be
+learned. With an accelerator use 1,024 tokens and more steps: --dataset pathfinder/128 --config.model.img_size=128
+--config.num_epochs=100. The baseline alone:
 python main.py --config=configs/study/pathfinder.py --workdir=runs/study-pathfinder-conv
 
-Cost and result: docs/study.md, as far as it was run.
+Cost and result: docs/study.md, incomplete.
 """
 
 from ml_collections import ConfigDict, config_dict
 
 
 def get_config() -> ConfigDict:
-    """Return the experiment; docs/config.md tells what each key means."""
+    """Return the experiment; docs/config.md has the meaning of each key."""
     config = ConfigDict()
     config.task = "classification"
     config.plugins = ()
@@ -45,7 +45,7 @@ def get_config() -> ConfigDict:
     data.crop = "resize"
     data.crop_scale = (1.0, 1.0)
     data.crop_ratio = (1.0, 1.0)
-    data.hflip_prob = 0.5  # joined stays joined
+    data.hflip_prob = 0.5  # a flip does not change the label
     data.interpolation = "bicubic"
     data.auto_augment = config_dict.placeholder(str)
     data.crop_pct = config_dict.placeholder(float)
@@ -91,7 +91,48 @@ def get_config() -> ConfigDict:
     optim.clip_grad_norm = 1.0
     optim.ema_decay = 0.99
 
+    config.study = get_study()
+
     config.profile = profile = ConfigDict()
     profile.start_step = config_dict.placeholder(int)
     profile.num_steps = 5
     return config
+
+
+def get_study() -> ConfigDict:
+    """Return the variants and the comparisons that they are in; docs/study.md has the meaning of each key."""
+    study = ConfigDict()
+    study.baseline = "conv"
+    study.removed = ("ssm-causal", "ssm-bidirectional", "ssm-cross")
+    study.matched = (*study.removed, "vit-full", "vit-causal")
+    study.variants = variants = ConfigDict()
+    variants.conv = {
+        "title": "convolution alone",
+        "has_ssm": False,
+        "model": {"token_mixer": "conv", "scan_order": "causal"},
+        "width": "dims",
+    }
+    for order in ("causal", "bidirectional", "cross"):
+        variants[f"ssm-{order}"] = {
+            "title": f"SSM ({order})",
+            "has_ssm": True,
+            "model": {"token_mixer": "conv_ssm", "scan_order": order},
+            "width": "dims",
+        }
+    for attention in ("full", "causal"):
+        variants[f"vit-{attention}"] = {
+            "title": f"ViT ({attention})",
+            "has_ssm": False,
+            "model": {
+                "name": "vit_tiny_patch16_224",
+                "attention": attention,
+                "num_heads": 4,
+                "class_token": False,
+                "global_pool": "avg",
+            },
+            "width": "embed_dim",
+            "multiple_of": "num_heads",
+            "fill": "mlp_ratio",
+            "derived": {"patch_size": "first_stride", "depth": "num_blocks"},
+        }
+    return study

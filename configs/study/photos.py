@@ -1,19 +1,19 @@
-"""Ask whether photographs need an SSM: twins of MambaOut-Femto at 96 px, on a folder of one's own or a set of TFDS.
+"""Test whether photographs need an SSM: variants of MambaOut-Femto at 96 px, on your own folder or a TFDS dataset.
 
 python -m mambaout_jax prepare folder photos
 python -m mambaout_jax study --dataset photos --config=configs/study/photos.py --config.num_epochs=100
 
-For larger images and models change config.model.img_size, dims and depths; all twins follow. The model without an SSM
-alone: python main.py --config=configs/study/photos.py --workdir=runs/study-photos-conv --config.data.name=photos
+For larger images and models change config.model.img_size, dims and depths; all variants follow. The baseline alone:
+python main.py --config=configs/study/photos.py --workdir=runs/study-photos-conv --config.data.name=photos
 
-Cost and result: those of the images; nothing was measured here.
+Cost and result: they depend on the images; nothing was measured here.
 """
 
 from ml_collections import ConfigDict, config_dict
 
 
 def get_config() -> ConfigDict:
-    """Return the experiment; docs/config.md tells what each key means."""
+    """Return the experiment; docs/config.md has the meaning of each key."""
     config = ConfigDict()
     config.task = "classification"
     config.plugins = ()
@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
     mesh.fsdp = 1
 
     config.data = data = ConfigDict()
-    data.name = config_dict.placeholder(str)  # to be given
+    data.name = config_dict.placeholder(str)  # required
     data.data_dir = config_dict.placeholder(str)
     data.train_split = "train"
     data.validation_split = "validation"
@@ -86,7 +86,48 @@ def get_config() -> ConfigDict:
     optim.clip_grad_norm = 1.0
     optim.ema_decay = 0.999
 
+    config.study = get_study()
+
     config.profile = profile = ConfigDict()
     profile.start_step = config_dict.placeholder(int)
     profile.num_steps = 5
     return config
+
+
+def get_study() -> ConfigDict:
+    """Return the variants and the comparisons that they are in; docs/study.md has the meaning of each key."""
+    study = ConfigDict()
+    study.baseline = "conv"
+    study.removed = ("ssm-causal", "ssm-bidirectional", "ssm-cross")
+    study.matched = (*study.removed, "vit-full", "vit-causal")
+    study.variants = variants = ConfigDict()
+    variants.conv = {
+        "title": "convolution alone",
+        "has_ssm": False,
+        "model": {"token_mixer": "conv", "scan_order": "causal"},
+        "width": "dims",
+    }
+    for order in ("causal", "bidirectional", "cross"):
+        variants[f"ssm-{order}"] = {
+            "title": f"SSM ({order})",
+            "has_ssm": True,
+            "model": {"token_mixer": "conv_ssm", "scan_order": order},
+            "width": "dims",
+        }
+    for attention in ("full", "causal"):
+        variants[f"vit-{attention}"] = {
+            "title": f"ViT ({attention})",
+            "has_ssm": False,
+            "model": {
+                "name": "vit_tiny_patch16_224",
+                "attention": attention,
+                "num_heads": 4,
+                "class_token": False,
+                "global_pool": "avg",
+            },
+            "width": "embed_dim",
+            "multiple_of": "num_heads",
+            "fill": "mlp_ratio",
+            "derived": {"patch_size": "first_stride", "depth": "num_blocks"},
+        }
+    return study

@@ -1,1 +1,1 @@
-"""Tokens, FLOPs and memory of a model at the size of a task's images."""
+"""Tokens, FLOPs and memory of a model at the image size of a dataset."""

@@ -1,4 +1,4 @@
-"""The page of `analyze`: its table, and FLOPs and memory as the sequence grows, as one file and as PNGs."""
+"""The page of `analyze`: a table, and plots of FLOPs and memory by sequence length, as one HTML file and as PNGs."""
 
 import io
 import math
@@ -20,15 +20,15 @@ from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.files import write_atomically
 
 DASHED, DOTTED = (0, (4, 1.5)), (0, (1, 1.5))
-# Of the axis, unless a length lies outside: powers of four.
+# Range of the axis in powers of four, extended for lengths outside of it.
 SHORTEST, LONGEST = 3, 8
 
 
 def write_page(analysis: dict[str, Any], folder: epath.PathLike) -> epath.Path:
-    """Write analyze.html and, for each width, flops_D.png and memory_D.png into a folder; give the page's path.
+    """Write analyze.html and, for each width, flops_D.png and memory_D.png into a folder; return the page's path.
 
     Raises:
-        RunError: something cannot be written.
+        RunError: a file cannot be written.
     """
     folder = epath.Path(folder)
     flops = partial(_draw_flops, analysis["gated cnn"], analysis["directions"])
@@ -47,7 +47,7 @@ def write_page(analysis: dict[str, Any], folder: epath.PathLike) -> epath.Path:
 
 
 def _render(analysis: dict[str, Any], pictures: list) -> str:
-    images = list(dict.fromkeys((row["task"], row["height"], row["width"]) for row in analysis["rows"]))
+    images = list(dict.fromkeys((row["dataset"], row["height"], row["width"]) for row in analysis["rows"]))
     return render(
         __package__,
         "page.html.jinja",
@@ -64,7 +64,7 @@ def _render(analysis: dict[str, Any], pictures: list) -> str:
 def _picture(
     kind: str, draw: Callable[[Axes, int, list[int]], str], dim: int, rows: list[dict[str, Any]], folder: epath.Path
 ) -> dict[str, Any]:
-    """Draw one picture twice, as a PNG that stands alone and as SVG in the page's colours."""
+    """Draw one plot twice: as a PNG file, and as SVG in the colors of the page."""
     name = f"{kind}_{dim}"
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9}):
         figure = Figure(figsize=(5.2, 3.4), layout="constrained")
@@ -87,7 +87,7 @@ def _picture(
 
 
 def _powers(lengths: list[int]) -> range:
-    """Give the powers of four that the axis shows."""
+    """Return the powers of four on the axis."""
     first, last = (math.log(length, 4) for length in (min(lengths), max(lengths)))
     return range(min(SHORTEST, math.floor(first)), max(LONGEST, math.ceil(last)) + 1)
 
@@ -105,30 +105,30 @@ def _draw_flops(gated_cnn: Mapping[str, Any], directions: int, axes: Axes, dim: 
     for label, colour, line, count in lines:
         values = [sum(count(dim, length).values()) / length for length in lengths]
         axes.plot(lengths, values, color=colour, linestyle=line, label=label, linewidth=1.8)
-    axes.set_ylabel("FLOPs a token", color=GREY)
-    return "FLOPs of a block for each token"
+    axes.set_ylabel("FLOPs per token", color=GREY)
+    return "FLOPs of a block per token"
 
 
 def _draw_memory(axes: Axes, dim: int, lengths: list[int]) -> str:
     for label, colour, line, values in (
-        ("L² of full attention, a head", GREY, "-", map(formulas.attention_matrix_numbers, lengths)),
+        ("L² of full attention, per head", GREY, "-", map(formulas.attention_matrix_numbers, lengths)),
         ("cache of causal attention", ORANGE, "-", [formulas.cache_numbers(dim, length) for length in lengths]),
         ("state of a Mamba block", BLUE, "-", [formulas.state_numbers(dim)] * len(lengths)),
     ):
         axes.plot(lengths, list(values), color=colour, linestyle=line, label=label, linewidth=1.8)
-    axes.set_ylabel("numbers kept", color=GREY)
+    axes.set_ylabel("numbers in memory", color=GREY)
     return "Memory of a block"
 
 
 def _mark_lengths(axes: Axes, dim: int, rows: list[dict[str, Any]]) -> None:
-    """Mark the threshold, and the lengths that rows have."""
+    """Mark the threshold and the lengths of the rows."""
     bottom, top = axes.get_ylim()
     axes.set_ylim(bottom, top)
     threshold = formulas.length_threshold(dim)
     axes.axvline(threshold, color=INK, linewidth=1, linestyle=DOTTED)
     axes.annotate(
         f"6D = {threshold:,} ", (threshold, top), va="top", ha="right", color=INK, fontsize=8
-    )  # left of it, where no line is as high
+    )  # left of it, where all lines are lower
     lengths = sorted({row["tokens"] for row in rows})
     axes.plot(lengths, [bottom] * len(lengths), "^", color=INK, clip_on=False, zorder=5, markersize=6)
 

@@ -1,7 +1,8 @@
-"""Does a task need an SSM? The paper's criterion for a model's stages, at the size of a task's images.
+"""The paper's criterion for whether a dataset needs an SSM, for each stage of a model.
 
-The paper takes whole ViTs of one width. To ask each stage of a hierarchy is an extension of this program, which can
-call a stage long in a model and a task that by the paper's first hypothesis need no SSM: stage 1 of MambaOut at 224 px.
+The paper considers whole ViTs of one width. Applying its criterion to each stage of a hierarchical model is an
+extension of this program. It can call a stage long although the paper's first hypothesis is that the dataset needs no
+SSM: stage 1 of MambaOut at 224 px.
 
 Reference: Yu and Wang, MambaOut: Do We Really Need Mamba for Vision?, CVPR 2025, sections 3.3 and 3.4.
 """
@@ -17,17 +18,17 @@ from mambaout_jax.models import Model, create_model
 from mambaout_jax.ops import SCAN_ORDERS
 from mambaout_jax.run.errors import RunError
 
-# Height and width of the images, as the paper takes them.
-TASKS: Mapping[str, tuple[int, int]] = MappingProxyType(
+# Height and width of the images in the paper, in pixels.
+DATASETS: Mapping[str, tuple[int, int]] = MappingProxyType(
     {"imagenet": (224, 224), "coco": (800, 1280), "ade20k": (512, 2048)}
 )
 PATCH = 16
-MAX_SIDE = 100_000  # of an image, in pixels: more is a typing error, and no column holds its tokens
-WIDTHS = MappingProxyType({"small, patch 16": 384, "base, patch 16": 768})  # those of the ViTs that the paper takes
-# The paper calls 4,000 and 4,096 tokens about 4,608; this is how far around 1 the ratio counts as that.
+MAX_SIDE = 100_000  # of an image, in pixels; the columns of the table fit its tokens
+WIDTHS = MappingProxyType({"small, patch 16": 384, "base, patch 16": 768})  # the ViTs of the paper
+# The largest ratio that counts as near the threshold; the paper calls 4,000 and 4,096 tokens close to 4,608.
 NEAR = 4 / 3
 
-# From the weakest on: what a length is called, and what follows from it.
+# Verdict: its name and what follows from it, from the shortest to the longest.
 VERDICTS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "short": ("short", "no SSM needed"),
@@ -39,42 +40,46 @@ GATED_CNN = MappingProxyType({"kernel_size": 7, "expansion_ratio": 8 / 3, "conv_
 
 
 class Place(NamedTuple):
-    """Hold where blocks work: their channels, and how many pixels a token spans in height and width."""
+    """A group of equal blocks: its channels, and the pixels per token in height and width."""
 
     name: str
     channels: int
     stride: int
 
 
-def analyze(model: str | None = None, task: str | None = None, size: tuple[int, int] | None = None) -> dict[str, Any]:
-    """Compute every number for a model's stages, or for the paper's two widths.
+def analyze(
+    model: str | None = None, dataset: str | None = None, size: tuple[int, int] | None = None
+) -> dict[str, Any]:
+    """Compute all numbers for the stages of a model, or for the paper's two widths.
 
     Args:
-        model: a name that `create_model` takes.
-        task: one of `TASKS`.
-        size: height and width. With neither task nor size a model is taken at its own, and the paper's widths at each
-            task's.
+        model: a name for `create_model`.
+        dataset: one of `DATASETS`, for its image size.
+        size: height and width. Without dataset and size, the default is the model's own size, and for the paper's
+            widths that of each dataset.
 
     Returns:
-        The model, the answer in words, the options of its Gated CNN blocks (the published ones where it has none), the
-        directions in which an SSM in them reads the map (0 without one), and a list of rows. FLOPs are those of one
-        block, by term; memory is in numbers, of any bytes each.
+        The model, the answer as a sentence, the options of its Gated CNN blocks (the published ones if it has none),
+        the number of directions in which their SSM reads the map (0 without an SSM), and a list of rows. FLOPs are
+        those of one block, by term; memory is a count of numbers.
 
     Raises:
-        ModelError: there is no such model.
-        RunError: there is no such task, task and size are both given, or the size is not positive.
+        ModelError: the model is unknown.
+        RunError: the dataset is unknown, dataset and size are both given, or the size is not positive.
     """
-    if task is not None and size is not None:
-        raise RunError(f"task {task} has images of a size of its own; give either --task or --size")
+    if dataset is not None and size is not None:
+        raise RunError(f"--dataset {dataset} and --size are both given; give only one of them")
     if size is not None and not all(1 <= side <= MAX_SIDE for side in size):
-        raise RunError(f"the size is {size[0]}x{size[1]}; a height and a width of 1 to {MAX_SIDE:,} px are expected")
-    if task is not None and task not in TASKS:
-        near = "".join(f"; did you mean {other!r}?" for other in difflib.get_close_matches(task, TASKS, n=1))
-        raise RunError(f"{task!r} is no task{near or '.'} Known are {', '.join(TASKS)}; or give a --size")
+        raise RunError(f"--size is {size[0]}x{size[1]}; a height and a width of 1 to {MAX_SIDE:,} px are expected")
+    if dataset is not None and dataset not in DATASETS:
+        near = "".join(f"; did you mean {other!r}?" for other in difflib.get_close_matches(dataset, DATASETS, n=1))
+        raise RunError(
+            f"{dataset!r} is not a known dataset{near or '.'} Known are {', '.join(DATASETS)}; or give a --size"
+        )
     gated_cnn, directions = dict(GATED_CNN), 0
     if model is None:
         places = [Place(name, channels, PATCH) for name, channels in WIDTHS.items()]
-        sizes = TASKS
+        sizes = DATASETS
     else:
         built = create_model(model)
         stages = built.feature_info
@@ -84,11 +89,11 @@ def analyze(model: str | None = None, task: str | None = None, size: tuple[int, 
         gated_cnn |= {option: built.options[option] for option in GATED_CNN if option in built.options}
         if built.options.get("token_mixer") == "conv_ssm":
             directions = len(SCAN_ORDERS[built.options["scan_order"]])
-    if task is not None:
-        sizes = {task: TASKS[task]}
+    if dataset is not None:
+        sizes = {dataset: DATASETS[dataset]}
     elif size is not None:
         sizes = {"": size}
-    rows = [_row(task, size, place, gated_cnn, directions) for task, size in sizes.items() for place in places]
+    rows = [_row(dataset, size, place, gated_cnn, directions) for dataset, size in sizes.items() for place in places]
     return {
         "model": model,
         "answer": answer([row["verdict"] for row in rows]),
@@ -99,7 +104,7 @@ def analyze(model: str | None = None, task: str | None = None, size: tuple[int, 
 
 
 def judge(dim: int, tokens: int) -> str:
-    """Say "short", "near" or "long": the tokens beside the threshold of 6 D."""
+    """Return "short", "near" or "long", by the ratio of the tokens to the threshold of 6 D."""
     ratio = formulas.length_ratio(dim, tokens)
     if 1 / NEAR <= ratio <= NEAR:
         return "near"
@@ -107,16 +112,16 @@ def judge(dim: int, tokens: int) -> str:
 
 
 def answer(verdicts: Sequence[str]) -> str:
-    """Sum up the verdicts of all places in a sentence, by the strongest one."""
+    """Return a sentence that summarizes the verdicts of all stages by the longest."""
     strongest = max(verdicts, key=list(VERDICTS).index)
     length, advice = VERDICTS[strongest]
     if set(verdicts) == {strongest}:
         return f"{length.capitalize()}: {advice}."
-    return f"{length.capitalize()} in some places: {advice} there."
+    return f"{length.capitalize()} in some cases: {advice} there."
 
 
 def measure_length(dim: int, tokens: int) -> dict[str, Any]:
-    """Give the tokens, the threshold, their ratio and the verdict, in a word and in words."""
+    """Return the tokens, the threshold, their ratio and the verdict, as a key and in words."""
     verdict = judge(dim, tokens)
     return {
         "tokens": tokens,
@@ -128,16 +133,16 @@ def measure_length(dim: int, tokens: int) -> dict[str, Any]:
 
 
 def measure_first_stage(model: Model) -> dict[str, Any]:
-    """Measure the longest sequence in a model, that of its first blocks, at its own size.
+    """Compute the length of the longest sequence in a model, in its first stage, at the model's image size.
 
-    For a hierarchy this is not the paper's verdict, which is about whole ViTs.
+    For a hierarchical model this is an extension of the paper's criterion, which is for whole ViTs.
     """
     first = model.feature_info[0]
     return measure_length(first.channels, formulas.count_tokens(model.input_spec.size, first.stride))
 
 
 def _row(
-    task: str, size: tuple[int, int], place: Place, gated_cnn: Mapping[str, Any], directions: int
+    dataset: str, size: tuple[int, int], place: Place, gated_cnn: Mapping[str, Any], directions: int
 ) -> dict[str, Any]:
     dim, tokens = place.channels, formulas.count_tokens(size, place.stride)
     cnn = partial(formulas.gated_cnn_block_flops, dim, tokens, **gated_cnn)
@@ -149,7 +154,7 @@ def _row(
         "mamba": formulas.mamba_block_flops(dim, tokens),
     }
     return {
-        "task": task or None,
+        "dataset": dataset or None,
         "height": size[0],
         "width": size[1],
         "place": place.name,

@@ -1,4 +1,4 @@
-"""Say whether a task is long enough to need an SSM: tokens, threshold, FLOPs and memory for each stage of a model."""
+"""Check whether sequences are long enough to need an SSM: tokens, threshold, FLOPs and memory per stage of a model."""
 
 import argparse
 import json
@@ -6,31 +6,36 @@ from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what the command takes."""
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="default: the paper's two ViT widths at patch 16")
+    """Add the command's arguments."""
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="name of a model (default: the paper's two ViT widths with patch size 16)",
+    )
     parser.add_argument(
         "--size",
         nargs="+",
         type=int,
         metavar="PX",
-        help="side, or height and width, of the images (default: the model's)",
+        help="side, or height and width, of the images (default: the model's image size)",
     )
-    parser.add_argument("--task", metavar="TASK", help="imagenet, coco or ade20k, for the size of its images")
-    parser.add_argument("--out", metavar="DIR", help="write plots as PNG and one HTML page, analyze.html, into DIR")
-    parser.add_argument("--json", action="store_true", help="print JSON with every number instead of a table")
+    parser.add_argument("--dataset", metavar="NAME", help="imagenet, coco or ade20k: use its image size")
+    parser.add_argument("--out", metavar="DIR", help="write one HTML page, analyze.html, and its plots as PNG into DIR")
+    parser.add_argument("--json", action="store_true", help="print all numbers as JSON instead of a table")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print a row for each stage, and where the page is if one was asked for."""
+    """Print a row per stage, and the path of the page if one was requested."""
     from mambaout_jax.analyze.ssm_need import analyze
     from mambaout_jax.run.errors import RunError
 
     if args.out == "":
-        raise RunError("--out has an empty name; a folder is expected, for example runs/analysis")
+        raise RunError("--out is empty; a folder is expected, for example runs/analysis")
     if args.size is not None and len(args.size) > 2:
-        raise RunError(f"--size takes a side, or height and width; {len(args.size)} numbers were given")
+        raise RunError(f"--size has {len(args.size)} numbers; a side, or a height and a width, is expected")
     size = None if args.size is None else (args.size[0], args.size[-1])
-    analysis = analyze(args.model, args.task, size)
+    analysis = analyze(args.model, args.dataset, size)
     page = None
     if args.out is not None:
         from mambaout_jax.analyze.page import write_page
@@ -45,8 +50,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-HEADS = f"{'':<16}{'D':>5}{'stride':>8}{'tokens L':>11}{'tau = 6D':>10}{'L/6D':>8}   GFLOPs of a block for one image"
-# Of the blocks that are shown, by their names in the analysis: what their column is called, and how wide it is.
+HEADS = f"{'':<16}{'D':>5}{'stride':>8}{'tokens L':>11}{'tau = 6D':>10}{'L/6D':>8}   GFLOPs per block and image"
+# Heading and width of the column of each block, by its name in the analysis.
 COLUMNS = {"transformer": ("Transformer", 11), "gated cnn": ("Gated CNN", 11), "gated cnn + ssm": ("+ SSM", 9),
            "mamba": ("Mamba", 9)}  # fmt: skip
 
@@ -56,10 +61,10 @@ def _print(analysis: dict[str, Any]) -> None:
     columns = {block: column for block, column in COLUMNS.items() if block in analysis["rows"][0]["flops"]}
     names = "".join(f"{name:>{width}}" for name, width in columns.values())
     for row in analysis["rows"]:
-        image = row["task"], row["height"], row["width"]
+        image = row["dataset"], row["height"], row["width"]
         if image != former:
-            gap, task = "" if former is None else "\n", f"{row['task']}, " if row["task"] else ""
-            print(f"{gap}{task}images of {row['height']}x{row['width']} px", HEADS, f"{'':<58}   {names}", sep="\n")
+            gap, dataset = "" if former is None else "\n", f"{row['dataset']}, " if row["dataset"] else ""
+            print(f"{gap}{dataset}images of {row['height']}x{row['width']} px", HEADS, f"{'':<58}   {names}", sep="\n")
         former = image
         flops = "".join(f"{row['flops'][block]['total'] / 1e9:>{width}.3f}" for block, (_, width) in columns.items())
         print(

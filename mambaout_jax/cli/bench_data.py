@@ -1,4 +1,4 @@
-"""Measure how many training images a second the input pipeline of a config gives on this host."""
+"""Measure the throughput of a config's input pipeline on this host, in training images per second."""
 
 import argparse
 import contextlib
@@ -9,15 +9,19 @@ TAKES_CONFIG = "required"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what the command takes."""
-    parser.add_argument("--workers", type=int, metavar="N", help="processes that decode (default: the config's)")
-    parser.add_argument("--seconds", type=_positive, default=20.0, metavar="S", help="time to measure (default: 20)")
-    parser.add_argument("--need", type=_positive, metavar="N", help="images a second that the accelerators take")
-    parser.add_argument("--json", action="store_true", help="print a JSON object instead of lines")
+    """Add the command's arguments."""
+    parser.add_argument("--workers", type=int, metavar="N", help="number of decoding processes (default: the config's)")
+    parser.add_argument(
+        "--seconds", type=_positive, default=20.0, metavar="S", help="duration of the measurement (default: 20)"
+    )
+    parser.add_argument(
+        "--need", type=_positive, metavar="N", help="required images per second; exit code 1 if not reached"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the figures; 1 if they fall short of --need."""
+    """Print the results; return 1 if they are below --need."""
     from mambaout_jax.data.input_speed import measure_input
     from mambaout_jax.data.workers import THREADS, count_cores
     from mambaout_jax.run.config import read_config
@@ -28,17 +32,16 @@ def run(args: argparse.Namespace) -> int:
     with contextlib.closing(open_batches(config)) as batches:
         speed = measure_input(batches, args.seconds)
     cores = count_cores()
-    hands = min(config.data.num_workers or THREADS, cores)
+    active = min(config.data.num_workers or THREADS, cores)
     figures = {
         "dataset": config.data.name,
-        "pipeline": config.data.pipeline,
         "workers": config.data.num_workers,
         "cores": cores,
         "batch_size": config.batch_size,
         "batches": speed.num_batches,
         "start_seconds": speed.start_seconds,
         "images_per_second": speed.images_per_second,
-        "images_per_second_per_core": speed.images_per_second / hands,
+        "images_per_second_per_core": speed.images_per_second / active,
         "batch_seconds_p50": speed.batch_seconds[0],
         "batch_seconds_p99": speed.batch_seconds[1],
         "bytes_per_second": speed.bytes_per_second,
@@ -49,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(_describe(figures))
         if args.need is not None:
-            print(_judge(speed.images_per_second, args.need, hands))
+            print(_judge(speed.images_per_second, args.need, active))
     return 0 if enough else 1
 
 
@@ -59,31 +62,31 @@ def _positive(text: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return value
 
 
 def _describe(figures: dict) -> str:
-    hands = f"{figures['workers']} worker processes" if figures["workers"] else "threads of one process"
+    workers = f"{figures['workers']} worker processes" if figures["workers"] else "threads of one process"
     return "\n".join(
         [
-            f"{figures['dataset']}, pipeline {figures['pipeline']}, {hands} on {figures['cores']} cores, batches of "
+            f"{figures['dataset']}, pipeline {figures['pipeline']}, {workers} on {figures['cores']} cores, batch size "
             f"{figures['batch_size']}",
             f"first batch      {figures['start_seconds']:8.1f} s",
             f"images           {figures['images_per_second']:8.0f} /s, {figures['images_per_second_per_core']:.0f} /s "
-            "a core that works",
-            f"wait for a batch {1e3 * figures['batch_seconds_p50']:8.1f} ms median, "
+            "per active core",
+            f"wait per batch   {1e3 * figures['batch_seconds_p50']:8.1f} ms median, "
             f"{1e3 * figures['batch_seconds_p99']:.1f} ms 99th percentile, over {figures['batches']} batches",
             f"pixels           {figures['bytes_per_second'] / 2**20:8.1f} MiB/s",
         ]
     )
 
 
-def _judge(has: float, need: float, hands: int) -> str:
+def _judge(has: float, need: float, active: int) -> str:
     if has >= need:
-        return f"It can feed {need:g} images a second, and {100 * (has / need - 1):.0f} % more."
-    more = math.ceil(need / has * hands)
+        return f"Enough for {need:g} images/s, with {100 * (has / need - 1):.0f} % to spare."
+    more = math.ceil(need / has * active)
     return (
-        f"It cannot feed {need:g} images a second: it gives {100 * has / need:.0f} % of them. At this rate a core, "
-        f"{more} cores could; --config.data.pipeline=fast or more --workers may help."
+        f"Not enough for {need:g} images/s: {100 * has / need:.0f} % of them. At this rate per core, {more} cores are "
+        "needed; --config.data.pipeline=fast or more --workers may help."
     )

@@ -1,33 +1,35 @@
-"""Look whether this host, or with --distributed all hosts of a run, can train: one line each, then a verdict."""
+"""Check whether this host, or with --distributed all hosts of a run, can train."""
 
 import argparse
 import sys
 
 TAKES_CONFIG = "optional"
 EPILOG = """\
-With --config the dataset is looked at too, and whether the devices take equal shares of its batches. On many hosts the
-command runs on each of them, with --distributed; process 0 prints."""
+With --config the dataset is checked too, and whether its batches divide evenly over the devices. For several hosts, run
+the command on each of them with --distributed; process 0 prints the results."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what the command takes."""
+    """Add the command's arguments."""
     parser.epilog = EPILOG
-    parser.add_argument("--workdir", metavar="DIR", help="look whether it can be written, and is shared by the hosts")
+    parser.add_argument(
+        "--workdir", metavar="DIR", help="check that this folder can be written and is shared by the hosts"
+    )
     parser.add_argument("--distributed", action="store_true", help="join the same command on other hosts")
-    parser.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, where no TPU tells")
-    parser.add_argument("--num_processes", type=int, metavar="N", help="how many there are, where no TPU tells")
-    parser.add_argument("--process_id", type=int, metavar="I", help="which one this is, where no TPU tells")
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0; not needed on a TPU")
+    parser.add_argument("--num_processes", type=int, metavar="N", help="number of processes; not needed on a TPU")
+    parser.add_argument("--process_id", type=int, metavar="I", help="index of this process; not needed on a TPU")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what was found; 1 if something is wrong, or main.py's exit codes."""
+    """Print a line per check; return 1 if something is wrong, otherwise an exit code of main.py."""
     from mambaout_jax import supervisor
 
-    place = args.coordinator, args.num_processes, args.process_id
+    address = args.coordinator, args.num_processes, args.process_id
     if args.config_changes and args.config is None:
-        return _complain(f"{args.config_changes[0]} changes a config, and none is named; add --config=FILE")
-    if any(value is not None for value in place) and not args.distributed:
-        return _complain("--coordinator, --num_processes and --process_id want --distributed beside them")
+        return _fail(f"{args.config_changes[0]} changes a config, and --config is missing; add --config=FILE")
+    if any(value is not None for value in address) and not args.distributed:
+        return _fail("--coordinator, --num_processes and --process_id require --distributed")
     if args.distributed and not supervisor.is_supervised():
         return supervisor.supervise(["-m", "mambaout_jax", *sys.argv[1:]])
     from mambaout_jax import distributed
@@ -40,24 +42,24 @@ def run(args: argparse.Namespace) -> int:
     data = (config.data.name, config.data.train_split, config.data.data_dir) if config else None
     try:
         if args.distributed:
-            distributed.initialize(*place, seconds=COLLECTIVE_SECONDS)
+            distributed.initialize(*address, seconds=COLLECTIVE_SECONDS)
         if config:
-            check_batches(config, distributed.make_mesh(config.mesh.fsdp).size)
+            check_batches(config, config.build_task(), distributed.make_mesh(config.fsdp).size)
         faults = 0
-        for line in examine(data, args.workdir):
-            faults += len(line.faults)
+        for result in examine(data, args.workdir):
+            faults += len(result.faults)
             if distributed.is_first():
                 print(
-                    "\n".join([f"{line.name:<24}{line.value}", *(f"  wrong: {fault}" for fault in line.faults)]),
+                    "\n".join([f"{result.name:<24}{result.value}", *(f"  wrong: {fault}" for fault in result.faults)]),
                     flush=True,
                 )
     except Exception as error:
         return report_error(error, args.workdir or "")
     if distributed.is_first():
-        print(f"\n{faults} thing{'s are' if faults > 1 else ' is'} wrong" if faults else "\nready to train")
+        print(f"\n{faults} problem{'s' if faults > 1 else ''} found" if faults else "\nready to train")
     return 1 if faults else 0
 
 
-def _complain(sentence: str) -> int:
-    print(f"error: {sentence}", file=sys.stderr)
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
     return 2

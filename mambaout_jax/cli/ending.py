@@ -1,4 +1,4 @@
-"""End a command in order when it is told to end."""
+"""Orderly termination of a command by a signal."""
 
 import signal
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def orderly_ending() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP unwind the program, so that drafts are removed, with the exit code that a shell gives."""
+    """Raise SystemExit on SIGTERM and SIGHUP, so that drafts are removed, with the exit code 128 + signal."""
     former = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield

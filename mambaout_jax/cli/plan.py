@@ -1,4 +1,4 @@
-"""Tell what a run would need of TPUs before they are paid for: memory, traffic, step time, hours, money."""
+"""Estimate the memory, traffic, step time, hours and cost of a run on TPUs, without a TPU."""
 
 import argparse
 import json
@@ -8,46 +8,53 @@ from typing import Any
 
 TAKES_CONFIG = "required"
 WARNING = (
-    "These are the compiler's estimates, not measurements. Time is that of the chips' own work: what they wait for "
-    "each other, for the hosts' images, in evaluations and at starts comes on top."
+    "These are the compiler's estimates, not measurements. Time is the chips' own work and does not include waiting "
+    "for other chips, waiting for images, evaluations and startup."
 )
 KERNELS = (
-    "Of Pallas kernels the compiler has no estimate. They count as the larger of their scheduled instructions "
-    "({schedule:.1f} million cycles, where those are more) and their bytes over the memory's bandwidth ({bytes:.1f} "
-    "million)."
+    "The compiler has no estimates for Pallas kernels. They count as the larger of their scheduled "
+    "instructions ({schedule:.1f} million cycles in total) and their bytes over the memory bandwidth "
+    "({bytes:.1f} million)."
 )
-UNCOUNTED = "Loops that do not tell how often they run count once, {} of them: {}."
+UNCOUNTED = "{} loops of unknown length are counted once: {}."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what the command takes."""
-    parser.add_argument("--topology", required=True, metavar="TPU:SHAPE", help="the slice, such as v5e:4x4")
-    parser.add_argument("--hours-price", type=_price, metavar="X", help="price of one chip for an hour, for the money")
+    """Add the command's arguments."""
+    parser.add_argument("--topology", required=True, metavar="TPU:SHAPE", help="TPU slice, such as v5e:4x4")
     parser.add_argument(
-        "--find-batch", action="store_true", help="find the most images that a chip can compute at once"
+        "--hours-price", type=_price, metavar="X", help="price per chip hour, to print the cost of the run"
     )
-    parser.add_argument("--num-images", type=_count, metavar="N", help="of the training split, where it is not known")
-    parser.add_argument("--num-classes", type=_count, metavar="N", help="likewise")
-    parser.add_argument("--json", action="store_true", help="print a JSON object instead of lines")
+    parser.add_argument(
+        "--find-batch", action="store_true", help="find the largest microbatch that fits into the memory of a chip"
+    )
+    parser.add_argument(
+        "--num-images", type=_count, metavar="N", help="size of the training split, if the dataset is not prepared here"
+    )
+    parser.add_argument(
+        "--num-classes", type=_count, metavar="N", help="number of classes, if the dataset is not prepared here"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the figures; 1 if the step does not fit into a chip."""
+    """Print the figures; return 1 if the step does not fit into the memory of a chip."""
     from mambaout_jax.plan.compiler import chip_of
-    from mambaout_jax.plan.plan import dataset_of, plan
+    from mambaout_jax.plan.plan import plan
+    from mambaout_jax.plan.program import dataset_of
     from mambaout_jax.run.config import read_config
 
     config = read_config(args.config, args.config_changes)
-    chip_of(args.topology)  # what was typed wrong is told before datasets are opened
-    dataset = dataset_of(config.data, args.num_images, args.num_classes)
-    print(f"compiling {config.model.name} for {args.topology}, which takes minutes", file=sys.stderr)
+    chip_of(args.topology)  # report an invalid topology before datasets are opened
+    labels = None if args.num_classes is None else {"num_classes": args.num_classes}
+    dataset = dataset_of(config, args.num_images, labels)
+    model = config.model["name"]
+    print(f"Compiling {model} for {args.topology}, which takes minutes.", file=sys.stderr)
     figures = plan(config, args.topology, dataset, chip_hour_price=args.hours_price, find_batch=args.find_batch)
     if args.json:
-        print(
-            json.dumps({"config": args.config, "model": config.model.name} | figures | {"warning": WARNING}, indent=2)
-        )
+        print(json.dumps({"config": args.config, "model": model} | figures | {"warning": WARNING}, indent=2))
     else:
-        print("\n".join(describe(config.model.name, config.model.dtype, figures)))
+        print("\n".join(describe(model, config.model.get("dtype", "float32"), figures)))
     return 0 if figures["fits"] else 1
 
 
@@ -57,26 +64,27 @@ def _price(text: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no price; a number from 0 is expected")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a price; a number of 0 or more is expected")
     return value
 
 
 def _count(text: str) -> int:
     if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive whole number")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
     return int(text)
 
 
 def describe(model: str, dtype: str, figures: dict[str, Any]) -> list[str]:
-    """Word the figures of a plan."""
-    parts = f" in {figures['parts']} parts" if figures["parts"] > 1 else ""
+    """Format the figures of a plan as lines of text."""
+    steps = figures["grad_accum_steps"]
+    accumulation = f" in {steps} accumulation steps" if steps > 1 else ""
     lines = [
         f"{model} in {dtype} on {figures['topology']}: {figures['chips']} chips, batch {figures['batch_size']}, "
-        f"{figures['batch_per_chip']} a chip{parts}, fsdp {figures['fsdp']}",
+        f"{figures['batch_per_chip']} per chip{accumulation}, fsdp {figures['fsdp']}",
         "",
         *_memory(figures),
     ]
-    if "largest_batch_at_once" in figures:
+    if "largest_microbatch" in figures:
         lines += ["", _largest(figures)]
     if "cycles" in figures:
         lines += ["", *_speed(figures), "", *_top(figures)]
@@ -90,7 +98,7 @@ def describe(model: str, dtype: str, figures: dict[str, Any]) -> list[str]:
 
 def _memory(figures: dict[str, Any]) -> list[str]:
     memory = figures["memory"]
-    rows = {"parameters": memory["parameters"], "optimizer": memory["optimizer"], "their average (EMA)": memory["ema"]}
+    rows = {"parameters": memory["parameters"], "optimizer": memory["optimizer"], "average (EMA)": memory["ema"]}
     rows["batch"] = memory["batch"]
     if "total" in memory:
         rows |= {
@@ -102,35 +110,32 @@ def _memory(figures: dict[str, Any]) -> list[str]:
     lines = [f"{name:<28}{size / 2**20:>10,.1f} MiB" for name, size in rows.items() if size]
     limit = memory["limit"] / 2**20
     if "too_large" in figures:
-        return [*lines, f"It does not fit: {figures['too_large']}. A smaller config.microbatch_size helps."]
+        return [*lines, f"Does not fit: {figures['too_large']}. Use a smaller config.microbatch_size."]
     share = f"{100 * memory['total'] / memory['limit']:.0f} %"
-    return [*lines, f"{'of':<28}{limit:>10,.1f} MiB that a program may use of a chip's memory: {share}"]
+    return [*lines, f"{'available on a chip':<28}{limit:>10,.1f} MiB: {share} used"]
 
 
 def _largest(figures: dict[str, Any]) -> str:
-    if not figures["largest_batch_at_once"]:
-        return "No batch fits into a chip, not even of 8 images."
-    gib = figures["largest_batch_memory"] / 2**30
-    return (
-        f"Most images that a chip computes at once: {figures['largest_batch_at_once']}, which take {gib:.2f} GiB; "
-        "compiled to check."
-    )
+    if not figures["largest_microbatch"]:
+        return "Not even a microbatch of 8 images fits into the memory of a chip."
+    gib = figures["largest_microbatch_memory"] / 2**30
+    return f"Largest microbatch per chip: {figures['largest_microbatch']} images, {gib:.2f} GiB (checked by compiling)."
 
 
 def _speed(figures: dict[str, Any]) -> list[str]:
     traffic = ", ".join(f"{kind} {size / 2**20:,.1f} MiB" for kind, size in sorted(figures["collective_bytes"].items()))
     lines = [
-        f"bytes to collectives, a step {traffic or 'none'}",
-        f"cycles of a step             {figures['cycles'] / 1e6:,.1f} million at {figures['clock'] / 1e9:.2f} GHz",
+        f"collectives per step         {traffic or 'none'}",
+        f"cycles per step              {figures['cycles'] / 1e6:,.1f} million at {figures['clock'] / 1e9:.2f} GHz",
         f"step                         {1e3 * figures['step_seconds']:,.1f} ms",
         f"images                       {figures['images_per_second']:,.0f} /s",
-        f"MFU                          {100 * figures['mfu']:.1f} % of the peak in bfloat16, "
-        f"{figures['flops_per_image'] / 1e9:.2f} GFLOPs an image",
+        f"MFU                          {100 * figures['mfu']:.1f} % of the bfloat16 peak, "
+        f"{figures['flops_per_image'] / 1e9:.2f} GFLOPs per image",
         f"whole schedule               {figures['steps']:,} steps, {figures['hours']:,.2f} hours, "
         f"{figures['chip_hours']:,.1f} chip hours",
     ]
-    if "money" in figures:
-        lines.append(f"price                        {figures['money']:,.2f}")
+    if "cost" in figures:
+        lines.append(f"cost                         {figures['cost']:,.2f}")
     return lines
 
 

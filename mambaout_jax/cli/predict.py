@@ -6,7 +6,7 @@ import sys
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what the command takes."""
+    """Add the command's arguments."""
     parser.add_argument("workdir", help="folder of a training run")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="JPEG, PNG, WebP, GIF or what else Pillow reads")
     parser.add_argument("--weights", choices=("ema", "raw"), help="default: ema, the moving average, if one was kept")

@@ -1,4 +1,4 @@
-"""Write a dataset as ArrayRecord, the format that training reads: one of TFDS, ImageNet, or your own images."""
+"""Write a dataset as ArrayRecord, the format for training: from TFDS, ImageNet, or your own images."""
 
 import argparse
 import shlex
@@ -9,33 +9,35 @@ from mambaout_jax.cli.ending import orderly_ending
 
 EPILOG = """\
   prepare NAME                      a TFDS dataset (NAME, NAME/CONFIG or NAME/CONFIG:VERSION), or digits
-  prepare pathfinder[/32|/64|/128]  are two dots joined by a dashed curve? Drawn here, in minutes
+  prepare pathfinder[/32|/64|/128]  are two dots joined by a dashed curve? Generated in minutes
   prepare imagenet --tars DIR       ImageNet from ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar
   prepare imagenet --folder DIR     ImageNet from DIR/train/n01440764/*.JPEG and DIR/val
   prepare imagenet --tfrecord DIR   ImageNet from TFRecords that TFDS prepared
   prepare folder DIR                images in DIR/{train,val,test}/CLASS, or in DIR/CLASS
 
-A run that was stopped goes on when the same command is given again."""
+Rerun the same command to resume after it was stopped."""
 KINDS = ("tars", "folder", "tfrecord")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what the command takes."""
+    """Add the command's arguments."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.add_argument("name", metavar="NAME", help="imagenet, folder, or a dataset's name")
     parser.add_argument("source", metavar="DIR", nargs="?", help="class folders of images (with `folder`)")
     for kind in KINDS:
-        parser.add_argument(f"--{kind}", metavar="DIR", help="where ImageNet is, and in which form (with `imagenet`)")
-    parser.add_argument("--name", dest="called", metavar="NAME", help="what the dataset is called (with `folder`)")
-    parser.add_argument("--data-dir", help="folder or bucket that datasets are prepared in (default: TFDS's own)")
+        parser.add_argument(f"--{kind}", metavar="DIR", help="location and format of ImageNet (with `imagenet`)")
+    parser.add_argument("--name", dest="called", metavar="NAME", help="name of the dataset (with `folder`)")
+    parser.add_argument("--data-dir", help="folder or bucket for prepared datasets (default: that of TFDS)")
     parser.add_argument(
-        "--workers", type=_positive, help="processes that write (with `imagenet` and `folder`; default: one a core)"
+        "--workers",
+        type=_positive,
+        help="number of writing processes (with `imagenet` and `folder`; default: one per core)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prepare the dataset and print where it is; a failed download, a failed upload or a full disk gives 1."""
+    """Prepare the dataset and print its path; return 1 after a failed download or upload, or for a full disk."""
     from mambaout_jax.data import DataError
     from mambaout_jax.data.prepare import prepare_dataset, prepare_folder, prepare_imagenet
     from mambaout_jax.data.workers import count_cores
@@ -45,9 +47,9 @@ def run(args: argparse.Namespace) -> int:
     if args.name == "imagenet" and (len(kinds) != 1 or args.source or args.called):
         raise DataError("prepare imagenet takes one of --tars DIR, --folder DIR and --tfrecord DIR")
     if args.name == "folder" and (kinds or not args.source):
-        raise DataError("prepare folder takes the folder that holds the images: prepare folder DIR [--name NAME]")
+        raise DataError("prepare folder takes the folder of the images: prepare folder DIR [--name NAME]")
     if not own and (kinds or args.source or args.called or args.workers):
-        raise DataError(f"prepare {args.name} takes --data-dir alone; for images that you have, see prepare --help")
+        raise DataError(f"prepare {args.name} takes only --data-dir; for your own images, see prepare --help")
     workers = args.workers or count_cores()
     try:
         with orderly_ending():
@@ -65,22 +67,22 @@ def run(args: argparse.Namespace) -> int:
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of processes")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes")
     return int(text)
 
 
 def _report(prepared) -> None:
     print(f"{prepared.name} is prepared {'' if prepared.images_per_class else 'already '}in {prepared.folder}")
     if not prepared.images_per_class:
-        print("  by its numbers and classes; move that folder away to write it anew")
+        print("  with the same numbers of images and the same classes; move that folder away to write it again")
     for split, count in prepared.num_images.items():
         line = f"  {split}: {count:,} images of {prepared.num_classes:,} classes"
         if prepared.images_per_class:
             counts = prepared.images_per_class[split]
-            line += f"; a class has {min(counts):,} to {max(counts):,}, in the median {statistics.median(counts):,.0f}"
+            line += f"; {min(counts):,} to {max(counts):,} images per class, median {statistics.median(counts):,.0f}"
         print(line)
     if prepared.num_converted:
-        print(f"  {prepared.num_converted:,} of them were no grey or RGB JPEG and are stored as one")
+        print(f"  {prepared.num_converted:,} of them were not grayscale or RGB JPEGs and were converted")
     train, validation = "train", next((name for name in ("validation", "test") if name in prepared.num_images), None)
     if validation is None:
         count = prepared.num_images["train"]
@@ -88,7 +90,7 @@ def _report(prepared) -> None:
             train, validation = "train[:90%]", "train[90%:]"
         else:
             validation = "train"
-            print(f"  {count} are too few images to hold some back: what is trained on is validated on")
+            print(f"  {count} images are too few for a validation split; the training images are used for it")
     flags = {"name": prepared.name, "data_dir": prepared.data_dir, "train_split": train, "validation_split": validation}
     print("Use it with:")
     print(" ", shlex.join(f"--config.data.{key}={value}" for key, value in flags.items()))

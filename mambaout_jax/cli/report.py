@@ -1,15 +1,15 @@
-"""Write report.html, the page that shows a run, into its workdir."""
+"""Write report.html, the page of a training run, into its workdir."""
 
 import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what the command takes."""
+    """Add the command's arguments."""
     parser.add_argument("workdir", help="folder of a training run, finished or not")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the page and print where it is."""
+    """Write the page and print its path."""
     from mambaout_jax.report.html import write_report
 
     print(write_report(args.workdir))

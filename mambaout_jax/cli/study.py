@@ -1,4 +1,4 @@
-"""Ask whether a dataset needs an SSM: train twins with and without one on it, and show what they differ in."""
+"""Test whether a dataset needs an SSM: train variants of a model with and without one, and compare them."""
 
 import argparse
 import json
@@ -7,21 +7,23 @@ import re
 
 TAKES_CONFIG = "optional"
 EPILOG = """\
-The experiment that the twins share is configs/study/DATASET.py where there is one; for another dataset, name one by
---config. A study that was stopped goes on when the same command is given again."""
+The experiment is configs/study/DATASET.py by default; for other datasets, name one with --config. Rerun the same
+command to resume a study that was stopped."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what the command takes."""
+    """Add the command's arguments."""
     parser.epilog = EPILOG
-    parser.add_argument("--dataset", required=True, metavar="NAME", help="a prepared dataset, such as digits")
-    parser.add_argument("--seeds", type=_repeats, default=3, metavar="N", help="folds, each with a seed (default: 3)")
-    parser.add_argument("--workdir", metavar="DIR", help="where everything is kept (default: runs/study-DATASET)")
-    parser.add_argument("--json", action="store_true", help="print what study.json holds instead of tables")
+    parser.add_argument("--dataset", required=True, metavar="NAME", help="name of a prepared dataset, such as digits")
+    parser.add_argument(
+        "--seeds", type=_repeats, default=3, metavar="N", help="number of folds, each with its own seed (default: 3)"
+    )
+    parser.add_argument("--workdir", metavar="DIR", help="output folder (default: runs/study-DATASET)")
+    parser.add_argument("--json", action="store_true", help="print the content of study.json instead of tables")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the study and print its tables, or end with main.py's exit codes."""
+    """Run the study and print its tables; the exit codes are those of main.py."""
     from mambaout_jax.run.config import read_config
     from mambaout_jax.run.errors import report_error
     from mambaout_jax.study.study import find_experiment, run_study
@@ -30,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     experiment = args.config or find_experiment(args.dataset)
     config = read_config(experiment, [*args.config_changes, f"--config.data.name={args.dataset}"])
     try:
-        study = run_study(config.to_dict(), workdir, args.seeds)
+        study = run_study(config, workdir, args.seeds)
     except Exception as error:
         return report_error(error, workdir)
     if args.json:
@@ -43,18 +45,18 @@ def run(args: argparse.Namespace) -> int:
 
 def _repeats(text: str) -> int:
     if not text.isdecimal() or int(text) < 2:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seeds; 2 or more are expected, to see any spread")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a valid number of seeds; 2 or more are expected")
     return int(text)
 
 
 def _print(study: dict) -> None:
-    from mambaout_jax.study.table import COLUMNS, comparison_rows
+    from mambaout_jax.study.table import columns, comparison_rows
 
     print(study["answer"])
     for comparison in study["comparisons"]:
-        rows = [COLUMNS, *comparison_rows(study, comparison)]
+        rows = [columns(study), *comparison_rows(study, comparison)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        print(f"\n{comparison['about']}. {comparison['verdict']}")
+        print(f"\n{comparison['title']}. {comparison['verdict']}")
         for first, *others in rows:
-            cells = [word.rjust(width) for word, width in zip(others, widths[1:], strict=True)]
+            cells = [text.rjust(width) for text, width in zip(others, widths[1:], strict=True)]
             print("  ".join([first.ljust(widths[0]), *cells]).rstrip())

@@ -1,4 +1,4 @@
-"""Many devices and many processes: where arrays live, and what the processes tell each other."""
+"""Devices and processes: meshes, shardings, and communication between processes outside of XLA."""
 
 from mambaout_jax.distributed.errors import LostProcessError, ParallelError
 from mambaout_jax.distributed.hosts import (
@@ -6,6 +6,7 @@ from mambaout_jax.distributed.hosts import (
     allgather_objects,
     allgather_strings,
     assert_same_on_all_hosts,
+    barrier,
     check_shared_filesystem,
     initialize,
     is_first,
@@ -35,6 +36,7 @@ __all__ = [
     "allgather_strings",
     "assert_same_on_all_hosts",
     "batch_shapes",
+    "barrier",
     "batch_sharding",
     "check_shared_filesystem",
     "initialize",

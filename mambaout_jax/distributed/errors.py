@@ -1,9 +1,9 @@
-"""What can be wrong with devices and processes."""
+"""Errors of devices and processes."""
 
 
 class ParallelError(ValueError):
-    """Report devices or processes that do not fit what was asked of them, in one sentence."""
+    """An invalid setup of devices or processes, described in one sentence."""
 
 
 class LostProcessError(RuntimeError):
-    """Report processes that did not come to where all have to meet."""
+    """Processes that did not reach a barrier in time."""

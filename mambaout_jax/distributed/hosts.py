@@ -1,7 +1,7 @@
-"""How the processes of a run find each other, meet, and agree.
+"""Communication between the processes of a run: joining, barriers, named allgathers, and stopping together.
 
-They talk through the coordination service that process 0 runs for `jax.distributed`. Each does the same things in the
-same order, so that the n-th use of a name is the same meeting for all.
+It uses the coordination service that process 0 runs for `jax.distributed`. All processes make the same calls in the
+same order, so the n-th call with a name matches the n-th call in all others.
 """
 
 import collections
@@ -24,15 +24,15 @@ from jax.experimental import multihost_utils
 
 from mambaout_jax.distributed.errors import LostProcessError, ParallelError
 
-# Jax's own default, 100 s, would keep the survivors waiting longer than a minute.
+# JAX's default of 100 s would keep the surviving processes waiting for more than a minute.
 HEARTBEAT_SECONDS = 30
 JOINING_SECONDS = 300
-MEETING_SECONDS = 600
+BARRIER_SECONDS = 600
 _POLL_SECONDS = 0.2
-_FAILING_SECONDS = 5
-_LAST_SECONDS = 2  # that process 0 leaves after the others, whom the loss of its service would abort
+_FAILURE_SECONDS = 5
+_SERVICE_SECONDS = 2  # process 0 exits this much later, as the loss of its service would abort the others
 
-_meetings: dict[str, "itertools.count[int]"] = collections.defaultdict(itertools.count)
+_calls: dict[str, "itertools.count[int]"] = collections.defaultdict(itertools.count)
 
 
 def initialize(
@@ -41,22 +41,22 @@ def initialize(
     process_id: int | None = None,
     seconds: int = JOINING_SECONDS,
 ) -> None:
-    """Join the other processes; all three arguments may be left to the environment of a TPU or a cluster.
+    """Join the other processes; on a TPU or a cluster all three arguments may come from the environment.
 
     Args:
         coordinator: "host:port" of process 0.
-        seconds: to wait for all of them. After that, as when a process is lost later on, the program is aborted.
+        seconds: to wait for all processes. After that, or if a process is lost later, the program is aborted.
 
     Raises:
-        ParallelError: an argument is missing or does not fit, or process 0 cannot have the port.
+        ParallelError: an argument is missing or invalid, or the port is not available to process 0.
     """
     given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
     missing = [f"--{name}" for name, value in given.items() if value is None]
     if 0 < len(missing) < len(given):
-        raise ParallelError(f"{' and '.join(missing)} is missing; give all three of them, or none on a TPU's hosts")
+        raise ParallelError(f"{' and '.join(missing)} missing; give all three options, or none on a TPU")
     if not missing:
-        _check_place(coordinator, num_processes, process_id)
-    # It would take SIGTERM for itself.
+        _check_address(coordinator, num_processes, process_id)
+    # The service would handle SIGTERM itself.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -68,12 +68,12 @@ def initialize(
         )
     except (ValueError, RuntimeError) as error:
         raise ParallelError(
-            f"the other processes cannot be found ({str(error).strip().splitlines()[0]}); where no TPU tells, name "
-            "them by --coordinator=HOST:PORT --num_processes=N --process_id=I"
+            f"the other processes cannot be found ({str(error).strip().splitlines()[0]}); outside of a TPU, give "
+            "--coordinator=HOST:PORT --num_processes=N --process_id=I"
         ) from error
 
 
-def _check_place(coordinator: str, num_processes: int, process_id: int) -> None:
+def _check_address(coordinator: str, num_processes: int, process_id: int) -> None:
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise ParallelError(f"--coordinator is {coordinator!r}; HOST:PORT of process 0 is expected")
@@ -90,49 +90,62 @@ def _check_place(coordinator: str, num_processes: int, process_id: int) -> None:
                 probe.bind(("", int(port)))
             except OSError as error:
                 raise ParallelError(
-                    f"port {port} of --coordinator cannot be had ({error.strerror}); name another, to all processes"
+                    f"port {port} of --coordinator is not available ({error.strerror}); give all processes another"
                 ) from error
 
 
 def is_multi_process() -> bool:
-    """Tell whether there are other processes that this one has joined, though it may have found no device."""
+    """Return whether this process has joined others; it may not have found a device yet."""
     return distributed.global_state.client is not None and distributed.global_state.num_processes > 1
 
 
 def is_first() -> bool:
-    """Tell whether this is the process that writes logs and reports."""
+    """Return whether this is process 0, which writes logs and reports."""
     return jax.process_index() == 0
 
 
-def allgather_strings(name: str, word: str = "", seconds: float = MEETING_SECONDS) -> list[str]:
-    """Wait for all processes, and give the word of each, by its index.
+def barrier(name: str, seconds: float = BARRIER_SECONDS) -> None:
+    """Wait until all processes have made this call.
 
     Args:
-        name: of the meeting, for the sentence that says who is missing.
+        name: for the error message.
 
     Raises:
-        LostProcessError: a process did not come in time.
+        LostProcessError: a process did not arrive in time.
+    """
+    allgather_strings(name, "", seconds)
+
+
+def allgather_strings(name: str, value: str, seconds: float = BARRIER_SECONDS) -> list[str]:
+    """Wait for all processes and return the value of each, by process index.
+
+    Args:
+        name: for the error message.
+
+    Raises:
+        LostProcessError: a process did not arrive in time.
     """
     if jax.process_count() == 1:
-        return [word]
+        return [value]
     client = distributed.global_state.client
-    place = f"mambaout_jax/{name}/{next(_meetings[name])}/"
-    client.key_value_set(f"{place}{jax.process_index()}", f"={word}")  # a value of no length is refused
+    prefix = f"mambaout_jax/{name}/{next(_calls[name])}/"
+    client.key_value_set(f"{prefix}{jax.process_index()}", f"={value}")  # an empty value is refused
     deadline = time.monotonic() + seconds
-    words = []
+    values = []
     for process in range(jax.process_count()):
         left = max(deadline - time.monotonic(), 0.001)
         try:
-            words.append(client.blocking_key_value_get(f"{place}{process}", int(1000 * left) or 1).removeprefix("="))
+            values.append(client.blocking_key_value_get(f"{prefix}{process}", int(1000 * left) or 1).removeprefix("="))
         except jax.errors.JaxRuntimeError as error:
             if "DEADLINE_EXCEEDED" not in str(error):
                 raise
-            came = {int(key.rpartition("/")[2]) for key, _ in client.key_value_dir_get(place)}
-            absent = sorted(set(range(jax.process_count())) - came)
+            present = {int(key.rpartition("/")[2]) for key, _ in client.key_value_dir_get(prefix)}
+            absent = sorted(set(range(jax.process_count())) - present)
             raise LostProcessError(
-                f"{name}: process {', '.join(map(str, absent))} of {jax.process_count()} did not come in {seconds:g} s"
+                f"{name}: process {', '.join(map(str, absent))} of {jax.process_count()} did not arrive within "
+                f"{seconds:g} s"
             ) from error
-    return words
+    return values
 
 
 def allgather_objects(value: Any) -> list[Any]:
@@ -148,7 +161,7 @@ def allgather_objects(value: Any) -> list[Any]:
 
 
 def check_shared_filesystem(folder: epath.Path) -> list[int]:
-    """Give the processes that do not see in a folder what process 0 writes there."""
+    """Return the processes that cannot see a file that process 0 writes into the folder."""
     if jax.process_count() == 1:
         return []
     probe = folder / ".shared"
@@ -156,119 +169,118 @@ def check_shared_filesystem(folder: epath.Path) -> list[int]:
         probe.write_text(secrets.token_hex())
     token = allgather_strings("sharing a folder", probe.read_text() if is_first() else "")[0]
     sees = probe.exists() and probe.read_text() == token
-    words = allgather_strings("looking at a folder", "sees" if sees else "")
+    seen = allgather_strings("checking a shared folder", "yes" if sees else "")
     if is_first():
         probe.unlink()
-    return [process for process, word in enumerate(words) if not word]
+    return [process for process, value in enumerate(seen) if not value]
 
 
-def assert_same_on_all_hosts(facts: Mapping[str, str]) -> None:
-    """Hold what this process runs against what process 0 runs.
+def assert_same_on_all_hosts(values: Mapping[str, str]) -> None:
+    """Compare named values of this process with those of process 0.
 
     Raises:
-        ParallelError: processes differ; all are named, and in what.
+        ParallelError: values differ; the message lists all differences of all processes.
     """
-    all_facts = [json.loads(word) for word in allgather_strings("comparing what is run", json.dumps(dict(facts)))]
-    first = all_facts[0]
+    gathered = [json.loads(text) for text in allgather_strings("comparing processes", json.dumps(dict(values)))]
+    first = gathered[0]
     faults = [
         f"process {process} has {name} {theirs.get(name)!r} where process 0 has {first[name]!r}"
-        for process, theirs in enumerate(all_facts)
+        for process, theirs in enumerate(gathered)
         for name in first
         if theirs.get(name) != first[name]
     ]
     if faults:
-        raise ParallelError(f"the processes do not run the same: {'; '.join(faults)}; make them equal")
+        raise ParallelError(f"the processes differ: {'; '.join(faults)}; make them equal")
 
 
 def shutdown() -> None:
-    """Part from the other processes, all together, before this one exits."""
+    """Disconnect from the other processes, all at the same time, before this one exits."""
     if jax.process_count() > 1:
         jax.distributed.shutdown()
 
 
 def shutdown_after_local_failure() -> None:
-    """Part from the others after a failure of this process, without waiting for those that wait for it.
+    """Disconnect after a failure of this process, without waiting for processes that wait for this one.
 
-    They get a moment to fail likewise, and say why.
+    They get a few seconds to fail as well and to print why.
     """
-    _part("failed", _FAILING_SECONDS)
+    _leave("failed", _FAILURE_SECONDS)
 
 
 def shutdown_after_remote_failure() -> bool:
-    """Part from the others after a message failed, and tell whether a failure of another process was why.
+    """Disconnect after communication failed; return whether another process reported a failure of its own.
 
-    Of one that was killed nothing is heard, until its heartbeat is missed and this process aborted with that for a
-    reason.
+    A process that was killed reports nothing; this process is aborted once its heartbeat is missed.
     """
-    return "failed" in _part("", HEARTBEAT_SECONDS + 10)
+    return "failed" in _leave("", HEARTBEAT_SECONDS + 10)
 
 
-def _part(word: str, seconds: float) -> list[str]:
-    words = []
+def _leave(status: str, seconds: float) -> list[str]:
+    statuses = []
     with contextlib.suppress(RuntimeError):  # the others are lost as well, or this one has no devices
-        words = allgather_strings("failing", word, seconds)
+        statuses = allgather_strings("shutting down after a failure", status, seconds)
         if is_first():
-            time.sleep(_LAST_SECONDS)
-    return words
+            time.sleep(_SERVICE_SECONDS)
+    return statuses
 
 
 class StopCoordinator:
-    """Count what all processes do together, and let them stop after the same count.
+    """An agreement between all processes on the number of collective operations after which they stop.
 
-    A process that is asked to stop asks all. Each tells how far it has come, from a thread, because its main thread
-    may be waiting for the others; all go on to the furthest count, which some process may be in the middle of.
+    A stop request in one process reaches all of them. Each then publishes its count from a thread, because its main
+    thread may be waiting for the others; all continue to the largest count, an operation that has started somewhere.
 
     Raises:
-        LostProcessError: the processes cannot agree; from `go_on` and `over`.
+        LostProcessError: the processes cannot agree; from `should_continue` and `finished`.
     """
 
     def __init__(self) -> None:
         self.reason = ""
         self._count = 0
         self._lock = threading.Lock()
-        self._told = False  # how far this process has come; then it must not go on before all have told
+        self._published = False  # from then on this process waits until all have published their counts
         self._last = 0
         self._failure: Exception | None = None
         self._decided = threading.Event()
         self._closed = threading.Event()
-        self._place = f"mambaout_jax/stop/{next(_meetings['stop'])}/"
+        self._prefix = f"mambaout_jax/stop/{next(_calls['stop'])}/"
         if jax.process_count() > 1:
             threading.Thread(target=self._watch, daemon=True).start()
 
-    def stop(self, reason: str) -> None:
-        """Ask all processes to stop; safe in a signal handler."""
+    def request_stop(self, reason: str) -> None:
+        """Request all processes to stop; safe in a signal handler."""
         self.reason = self.reason or reason
         if jax.process_count() == 1:
             self._last = self._count
             self._decided.set()
 
-    def go_on(self) -> bool:
-        """Count what comes next, or tell that it is not to be done any more."""
+    def should_continue(self) -> bool:
+        """Return whether to start another collective operation, and count it."""
         with self._lock:
-            if not self._told and not self._decided.is_set():
+            if not self._published and not self._decided.is_set():
                 self._count += 1
                 return True
         self._decided.wait()
-        if self.over():
+        if self.finished():
             return False
         self._count += 1
         return True
 
-    def over(self) -> bool:
-        """Tell whether everything that was to be done before the stop is done."""
+    def finished(self) -> bool:
+        """Return whether a stop was requested and all operations before it have started."""
         if self._failure:
             raise self._failure
         return self._decided.is_set() and self._count >= self._last
 
     def close(self) -> None:
-        """Let go of the thread."""
+        """End the thread."""
         self._closed.set()
 
     def _watch(self) -> None:
         try:
-            if self._wait_until_asked():
+            if self._wait_for_request():
                 with self._lock:
-                    self._told = True
+                    self._published = True
                 self._last = max(map(int, allgather_strings("stopping together", str(self._count))))
                 self._decided.set()
         except Exception as error:  # raised where the main thread waits
@@ -276,12 +288,12 @@ class StopCoordinator:
             self._failure = error if known else LostProcessError(f"agreeing to stop: {str(error).splitlines()[0]}")
             self._decided.set()
 
-    def _wait_until_asked(self) -> bool:
-        client, asked = distributed.global_state.client, f"{self._place}asked"
+    def _wait_for_request(self) -> bool:
+        client, key = distributed.global_state.client, f"{self._prefix}request"
         while not self._closed.wait(_POLL_SECONDS):
             if self.reason:
-                client.key_value_set(asked, f"{self.reason} of process {jax.process_index()}", allow_overwrite=True)
-            if words := client.key_value_dir_get(self._place):
-                self.reason = words[0][1]
+                client.key_value_set(key, f"{self.reason} of process {jax.process_index()}", allow_overwrite=True)
+            if requests := client.key_value_dir_get(self._prefix):
+                self.reason = requests[0][1]
                 return True
         return False

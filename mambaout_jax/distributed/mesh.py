@@ -1,4 +1,4 @@
-"""Where arrays live: the mesh, the shardings, and the way of a host's batch to the devices."""
+"""The mesh, shardings, and the transfer of batches from a host to its devices."""
 
 import collections
 import itertools
@@ -12,21 +12,21 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from mambaout_jax.distributed.errors import ParallelError
 
-# Elements from which an array is worth a message of its own: below, it stays whole on every device.
+# Number of elements below which an array is replicated, as a collective of its own would cost more than it saves.
 MIN_SHARDED_SIZE = 2**14
 
 
 def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Lay devices along two axes, "data" and "fsdp", those of a process side by side.
+    """Build a mesh with the axes "data" and "fsdp" in which the devices of a process are contiguous.
 
-    `jax.make_mesh` would take processes in turns, and with it the rows that a host has to read.
+    `jax.make_mesh` may interleave processes, and with them the rows of a batch that a host has to read.
 
     Args:
-        fsdp: over how many devices weights are split.
-        devices: all of them, unless told otherwise.
+        fsdp: number of devices over which weights are split.
+        devices: default: all.
 
     Raises:
-        ParallelError: `fsdp` does not divide them.
+        ParallelError: `fsdp` does not divide the number of devices.
     """
     devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
     if len(devices) % fsdp:
@@ -40,30 +40,30 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Place the whole array on every device."""
+    """Return the sharding that replicates an array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Split the first axis over the devices."""
+    """Return the sharding that splits the first axis over all devices."""
     return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
 
 def weight_sharding(mesh: Mesh, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-    """Split the largest axis that "fsdp" divides; small arrays are replicated."""
-    parts = mesh.shape["fsdp"]
-    axes = [axis for axis, side in enumerate(leaf.shape) if side % parts == 0]
-    if parts == 1 or math.prod(leaf.shape) < MIN_SHARDED_SIZE or not axes:
+    """Return the sharding that splits the largest axis that "fsdp" divides; small arrays are replicated."""
+    fsdp = mesh.shape["fsdp"]
+    axes = [axis for axis, side in enumerate(leaf.shape) if side % fsdp == 0]
+    if fsdp == 1 or math.prod(leaf.shape) < MIN_SHARDED_SIZE or not axes:
         return replicated(mesh)
     largest = max(axes, key=lambda axis: leaf.shape[axis])
     return NamedSharding(mesh, PartitionSpec(*[None] * largest, "fsdp"))
 
 
 def replicate(arrays: Any) -> Any:
-    """Have all of each array on every device of the mesh in use.
+    """Constrain arrays to be replicated on every device of the current mesh.
 
-    Without this XLA would split what is computed with weights along channels, with all-to-alls between layers, and
-    what is drawn for the whole batch along the draws, with a message each time that one of them is rejected.
+    Without this XLA would split computations with weights along channels, with all-to-alls between layers, and random
+    draws for the whole batch along the draws, with a collective for each rejected one.
     """
     if jax.sharding.get_abstract_mesh().size <= 1:
         return arrays
@@ -71,10 +71,10 @@ def replicate(arrays: Any) -> Any:
 
 
 def sharded_shapes(function: Callable[..., Any], *args: Any, placed: Sharding | Mesh) -> Any:
-    """Describe what a function returns, without computing it: shapes, dtypes and shardings.
+    """Return the shapes, dtypes and shardings of a function's results without computing them.
 
     Args:
-        placed: where all of it lies; a mesh for weights, which are split over it.
+        placed: the sharding of all results, or a mesh for weights, which are split over its "fsdp" axis.
     """
 
     def describe(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -85,17 +85,17 @@ def sharded_shapes(function: Callable[..., Any], *args: Any, placed: Sharding | 
 
 
 def shardings(described: Any) -> Any:
-    """Give the shardings of what `abstract` described."""
+    """Return the shardings of a tree of shapes from `sharded_shapes`."""
     return jax.tree.map(lambda leaf: leaf.sharding, described)
 
 
 def put_global(arrays: Any, shardings: Any) -> Any:
-    """Put host arrays, which are the same in all processes, where a tree of shardings says.
+    """Place host arrays, which are equal in all processes, by a tree of shardings.
 
-    `jax.device_put` would compare them in a message, which a process that stops a moment earlier does not send.
+    `jax.device_put` would compare them in a collective, in which a process that stops earlier does not take part.
     """
     return jax.tree.map(
-        lambda array, sharding: jax.make_array_from_callback(array.shape, sharding, lambda part: array[part]),
+        lambda array, sharding: jax.make_array_from_callback(array.shape, sharding, lambda index: array[index]),
         arrays,
         shardings,
     )

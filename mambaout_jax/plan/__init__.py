@@ -1,1 +1,1 @@
-"""Memory, traffic, time and cost of a run on TPUs, estimated by their compiler."""
+"""Memory, traffic, time and cost of a run on TPUs, estimated by the TPU compiler."""

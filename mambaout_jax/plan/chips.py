@@ -1,9 +1,9 @@
-"""What TPUs there are: their chips, and the shapes that slices of them come in.
+"""Generations of TPUs: their chips, and the shapes of their slices.
 
 Reference: the pages "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e" of Cloud TPU's documentation,
-docs.cloud.google.com/tpu, for peak rates, bandwidths and shapes. libtpu 0.0.51 for the memory that a program may use,
-which it names when one does not fit, and for the FLOPs of a cycle: its estimate of a large bfloat16 product has seven
-tenths of them or more.
+docs.cloud.google.com/tpu, for peak rates, bandwidths and shapes. libtpu 0.0.51 for the memory available to a program,
+from its error message for programs that do not fit, and for the FLOPs per cycle: its estimate of a large bfloat16
+product reaches 70 % of them or more.
 """
 
 import itertools
@@ -16,21 +16,21 @@ _SMALL_DEEP = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
 
 
 def _deep(most_chips: int) -> tuple[str, ...]:
-    """List the shapes of a generation whose chips lie in three dimensions: the larger ones are made of cubes of 4."""
+    """Return the slice shapes of a generation with a three-dimensional topology, in cubes of 4 from 64 chips on."""
     cubes = itertools.combinations_with_replacement(range(1, most_chips // 64 + 1), 3)
     return (*_SMALL_DEEP, *(f"{4 * a}x{4 * b}x{4 * c}" for a, b, c in cubes if 64 * a * b * c <= most_chips))
 
 
 class Chip(NamedTuple):
-    """Hold what a chip can do, both of its cores together where it has two.
+    """The specification of a chip, both cores together if it has two.
 
     Args:
-        memory: bytes that a program may use; a part of the chip's is kept back.
-        bandwidth: bytes a second of that memory.
-        peak: FLOPs a second, in bfloat16.
-        cycle_flops: FLOPs a cycle at most, in bfloat16.
+        memory: bytes available to a program; part of the chip's memory is reserved.
+        bandwidth: of that memory, in bytes per second.
+        peak: FLOPs per second in bfloat16.
+        cycle_flops: peak FLOPs per cycle in bfloat16.
         shapes: of its slices.
-        options: that the compiler needs, for a chip to be one device.
+        options: of the compiler, for a chip to be one device.
     """
 
     memory: float
@@ -42,11 +42,11 @@ class Chip(NamedTuple):
 
     @property
     def clock(self) -> float:
-        """Give the cycles of a second."""
+        """The clock rate in Hz."""
         return self.peak / self.cycle_flops
 
 
-# FLOPs a cycle: two for each cell of the matrix units, 4 to a core; they are 128x128, those of v6e 256x256.
+# FLOPs per cycle: two per cell of the matrix units, of which a core has 4; they are 128x128, and 256x256 in v6e.
 CHIPS: Mapping[str, Chip] = MappingProxyType(
     {
         "v4": Chip(30.75 * 2**30, 1200e9, 275e12, 2 * 8 * 128**2, _deep(4096), {"chip_config_name": "megacore"}),

@@ -1,4 +1,4 @@
-"""Read a program that was compiled for a TPU: what runs how often, the cycles and the traffic between chips."""
+"""Analysis of a program compiled for a TPU: execution counts, cycles, and traffic between chips."""
 
 import math
 import re
@@ -15,7 +15,7 @@ _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 
 
 class Instruction(NamedTuple):
-    """Hold a line of a program: `shape` is what it gives, as text, `rest` all behind the name of what it does."""
+    """An instruction: `shape` is that of its result, as text; `rest` is the text after the name of the operation."""
 
     name: str
     shape: str
@@ -24,13 +24,13 @@ class Instruction(NamedTuple):
 
     @property
     def cycles(self) -> int:
-        """Give the compiler's estimate, or 0 where it has none."""
+        """The compiler's estimate, or 0 without one."""
         found = re.search(r'"estimated_cycles":"?(\d+)', self.rest)
         return int(found[1]) if found else 0
 
     @property
     def source(self) -> str:
-        """Give the place in the traced function that it comes from."""
+        """The location in the traced function."""
         found = re.search(r'op_name="([^"]*)"', self.rest)
         return found[1] if found else ""
 
@@ -39,7 +39,7 @@ Computations = Mapping[str, Mapping[str, Instruction]]
 
 
 def parse(text: str) -> Computations:
-    """Cut a program into computations, by name, each of them instructions by name; that which starts it is "ENTRY"."""
+    """Parse a program into computations by name, each with its instructions by name; the entry point is "ENTRY"."""
     computations: dict[str, dict[str, Instruction]] = {}
     instructions: dict[str, Instruction] = {}
     for line in text.splitlines():
@@ -51,10 +51,10 @@ def parse(text: str) -> Computations:
 
 
 def executed(computations: Computations) -> Iterator[tuple[str, Instruction, int, bool]]:
-    """Yield (computation, instruction, how often it runs, whether its estimate is within that of another).
+    """Yield (computation, instruction, execution count, whether another instruction's estimate includes it).
 
-    Of a choice between branches the first is taken. A loop that ends when something has happened, as where draws are
-    rejected, counts as one run of its body.
+    Conditionals count as their first branch. A loop whose length depends on data, such as rejection sampling, counts
+    as one run of its body.
     """
 
     def walk(name: str, times: int, within: bool) -> Iterator[tuple[str, Instruction, int, bool]]:
@@ -70,7 +70,7 @@ def executed(computations: Computations) -> Iterator[tuple[str, Instruction, int
 
 
 def _trip_count(instruction: Instruction, computations: Computations) -> int | None:
-    """Tell how often a loop that counts from 0 by 1 up to the constant that ends it runs; None of all else."""
+    """Return the trip count of a loop from 0 in steps of 1 to a constant; None for other loops and instructions."""
     if instruction.operation != "while":
         return None
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction.rest):
@@ -84,7 +84,7 @@ def _trip_count(instruction: Instruction, computations: Computations) -> int | N
 
 
 def uncounted_loops(text: str) -> list[str]:
-    """Name the sources of the loops that do not tell how often they run."""
+    """Return the sources of the loops whose trip count is unknown."""
     computations = parse(text)
     return [
         loop.source
@@ -96,13 +96,13 @@ def uncounted_loops(text: str) -> list[str]:
 def estimated_operations(
     text: str, chip: Chip, schedules: Mapping[tuple[str, str], int] = MappingProxyType({})
 ) -> list[dict[str, Any]]:
-    """List the operations of a program with their cycles, each loop's as often as the loop runs.
+    """Return the operations of a program with their cycles, multiplied by the trip counts of the loops around them.
 
-    "rule" tells where the cycles come from: "compiler", or for Pallas kernels, of which the compiler has no estimate,
-    the larger of "bytes", the time that inputs and outputs take to and from memory, and "schedule".
+    "rule" is the source of the cycles: "compiler", or for Pallas kernels, which the compiler does not estimate, the
+    larger of "bytes", the transfer of inputs and outputs from and to memory, and "schedule".
 
     Args:
-        schedules: the cycles of kernels by name and shapes, as `kernel_cycles` counts them.
+        schedules: cycles of kernels by name and shapes, from `kernel_cycles`.
     """
     operations = []
     for _, instruction, times, within in executed(parse(text)):
@@ -121,14 +121,14 @@ def estimated_operations(
 
 
 def is_kernel(instruction: Instruction) -> bool:
-    """Tell whether an instruction is a Pallas kernel."""
+    """Return whether an instruction is a Pallas kernel."""
     return 'custom_call_target="tpu_custom_call"' in instruction.rest
 
 
 def collective_bytes(text: str) -> dict[str, int]:
-    """Count by kind the bytes that a chip gives to collectives or gets from them, whichever is more, in one run.
+    """Count the bytes per chip and run that go into or out of collectives, the larger of both, by kind.
 
-    A collective that goes on while other things are computed stands in all their computations, as links of one chain.
+    An asynchronous collective appears in all computations that it overlaps with, linked by a chain id.
     """
     computations = parse(text)
     moved: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
@@ -137,14 +137,14 @@ def collective_bytes(text: str) -> dict[str, int]:
         if kind not in COLLECTIVES:
             continue
         names = re.findall(r"%([\w.-]+)", instruction.rest.partition(")")[0])
-        given = sum(_size(computations[place][name].shape) for name in names)
-        got = _size(instruction.shape)
+        sent = sum(_size(computations[place][name].shape) for name in names)
+        received = _size(instruction.shape)
         if instruction.operation in ("all-gather-start", "collective-permute-start"):
-            got -= given  # what goes in is named again in what comes out
-        # What every chip reduces to its own part, the compiler writes as a reduction of the whole within a fusion.
+            received -= sent  # the result includes the operands
+        # The compiler writes a reduce-scatter as an all-reduce within a fusion of this name.
         kind = "reduce-scatter" if place.startswith("all-reduce-scatter") else kind
         chain = re.search(r'chain_id="\d+"', instruction.rest)
-        moved[kind, chain[0] if chain else f"{place} {instruction.name}"][place] += times * max(given, got)
+        moved[kind, chain[0] if chain else f"{place} {instruction.name}"][place] += times * max(sent, received)
     count: Counter[str] = Counter()
     for (kind, _), places in moved.items():
         count[kind] += max(places.values())
@@ -152,7 +152,7 @@ def collective_bytes(text: str) -> dict[str, int]:
 
 
 def _size(shape: str) -> int:
-    """Count the bytes of all arrays that a text names."""
+    """Count the bytes of all arrays in a text of shapes."""
     total = 0
     for dtype, sides in _SHAPE.findall(shape):
         bits = re.search(r"\d+", dtype)

@@ -1,7 +1,7 @@
-"""Count the cycles of Pallas kernels, of which a compiled program has no estimate, from the schedule of their code.
+"""Cycles of Pallas kernels from the schedules of their code, as compiled programs contain no estimates for them.
 
-The compiler writes schedules down only where the environment asked for it before it was loaded, and then those of all
-that it compiles: a process of its own compiles the kernels alone.
+The compiler dumps schedules only if the environment requests it before libtpu is loaded, and then for everything that
+it compiles, so a separate process compiles only the kernels.
 """
 
 import json
@@ -18,20 +18,18 @@ from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
-from ml_collections import ConfigDict
 
 from mambaout_jax import distributed
 from mambaout_jax.plan.compiler import compile_for_tpu, tpu_devices
-from mambaout_jax.run.state import init_step_metrics
-from mambaout_jax.run.workdir import build_model
-from mambaout_jax.train.program import training_program
+from mambaout_jax.plan.program import Dataset, config_program
+from mambaout_jax.run.config import RunConfig
 
-# A kernel's name and the shapes of what it gives, as a compiled program writes them.
+# A kernel's name and the shapes of its results, in the syntax of a compiled program.
 Kernel = tuple[str, str]
 
 
 def kernel_calls(jaxpr: Jaxpr) -> dict[Kernel, JaxprEqn]:
-    """Find the kernels of a traced function, one call of each."""
+    """Return the kernels of a traced function, with one call of each."""
     calls = {}
     for equation in jaxpr.eqns:
         if equation.primitive.name == "pallas_call":
@@ -50,15 +48,15 @@ def _inner_jaxprs(params: dict[str, Any]) -> Iterator[Jaxpr]:
                 yield item
 
 
-def kernel_cycles(config: ConfigDict, topology: str, num_images: int, num_classes: int) -> dict[Kernel, int]:
-    """Count the cycles of each kernel of a config's training step as it is scheduled, waiting for memory left out."""
+def kernel_cycles(config: RunConfig, topology: str, dataset: Dataset) -> dict[Kernel, int]:
+    """Count the scheduled cycles of each kernel in a config's training step, without waiting for memory."""
     with tempfile.TemporaryDirectory() as folder:
         flags = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
         ran = subprocess.run(
             [sys.executable, "-m", "mambaout_jax.plan.kernels", folder],
-            input=pickle.dumps((config, topology, num_images, num_classes)),
+            input=pickle.dumps((config, topology, dataset)),
             env=os.environ | {"LIBTPU_INIT_ARGS": flags, "JAX_PLATFORMS": "cpu"},
-            capture_output=True,  # the compiler's own messages are of no use to anybody unless it fails
+            capture_output=True,  # the compiler's messages matter only if it fails
             check=False,
         )
     if ran.returncode:
@@ -67,13 +65,13 @@ def kernel_cycles(config: ConfigDict, topology: str, num_images: int, num_classe
 
 
 def main() -> None:
-    """Do for `kernel_cycles` what takes a process of its own: compile the kernels one by one, read their schedules."""
-    folder, (config, topology, num_images, num_classes) = Path(sys.argv[1]), pickle.load(sys.stdin.buffer)
-    mesh = distributed.make_mesh(config.mesh.fsdp, tpu_devices(topology))
-    program = training_program(config, build_model(config, num_classes), num_images, mesh)
+    """Compile the kernels one by one and print their scheduled cycles; the subprocess of `kernel_cycles`."""
+    folder, (config, topology, dataset) = Path(sys.argv[1]), pickle.load(sys.stdin.buffer)
+    mesh = distributed.make_mesh(config.fsdp, tpu_devices(topology))
+    _, program = config_program(config, dataset, mesh)
     with jax.set_mesh(mesh):
-        progress, key = jax.eval_shape(init_step_metrics), jax.eval_shape(lambda: jax.random.key(0))
-        calls = kernel_calls(jax.make_jaxpr(program.step)(program.state, progress, program.batch, key).jaxpr)
+        metrics, key = jax.eval_shape(program.init_metrics), jax.eval_shape(lambda: jax.random.key(0))
+        calls = kernel_calls(jax.make_jaxpr(program.step)(program.state, metrics, program.batch, key).jaxpr)
     whole = distributed.replicated(distributed.make_mesh(devices=list(mesh.devices.flat[:1])))
     rows = []
     for (name, shapes), call in calls.items():
@@ -96,20 +94,21 @@ def _bind(call: JaxprEqn) -> Callable[..., Any]:
 
 
 def count_bundles(code: str, original: str, programs: int) -> int:
-    """Count the bundles that a kernel issues, one a cycle.
+    """Count the bundles that a kernel issues, one per cycle.
 
-    Each line of scheduled code bears a `>` for each loop around it, of which the outermost is that over the grid. Where
-    loops lie side by side within it, the longest one's number of rounds stands for all.
+    Each line of scheduled code has a `>` for each loop around it; the outermost loop is over the grid. Loops at the
+    same depth all count with the longest trip count among them.
 
     Args:
-        original: the code before it was scheduled, which tells the rounds of each loop.
-        programs: of the grid.
+        code: the scheduled code.
+        original: the code before scheduling, which contains the trip counts.
+        programs: number of programs in the grid.
     """
     (grid, rounds), *inner = [(len(found[1]), int(found[2])) for found in re.finditer(
         r"^( *)loop: start=0, step=1, limit=(\d+)", original, re.MULTILINE
     )] or [(0, programs)]  # fmt: skip
     levels = sorted({indent for indent, rounds in inner if rounds > 1 and indent > grid})
-    times = [1, min(programs, rounds)]  # of two cores each runs half of the grid
+    times = [1, min(programs, rounds)]  # with two cores each runs half of the grid
     for level in levels:
         times.append(times[-1] * max(rounds for indent, rounds in inner if indent == level))
     depths = re.findall(r"^\s*(?:0x[0-9a-f]+|0)\s+(?:\w\w)?:\s*((?:>\s*)*)\{", code, re.MULTILINE)

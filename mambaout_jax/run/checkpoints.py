@@ -96,7 +96,7 @@ class Checkpoints:
             Exception: what went wrong with an earlier save in the background.
         """
         started, step = time.monotonic(), int(state.step)
-        distributed.allgather_strings(f"saving step {step}")
+        distributed.barrier(f"saving step {step}")
         if step in self._manager.all_steps():
             if score is not None:
                 self._write_score(step, metadata, score)
@@ -117,7 +117,7 @@ class Checkpoints:
             (folder / "metrics").mkdir(exist_ok=True)
             write_atomically(folder / "metrics" / "metrics", json.dumps({self._headline.key: score}))
             write_atomically(folder / "metadata" / "metadata", json.dumps(metadata))
-        distributed.allgather_strings(f"scoring step {step}")
+        distributed.barrier(f"scoring step {step}")
         self._manager.reload()
 
     def check(self) -> None:
@@ -211,7 +211,7 @@ class Checkpoints:
                 if distributed.is_first():
                     for other in unreadable:
                         self._move_aside(other)
-                distributed.allgather_strings("moving unreadable checkpoints aside")
+                distributed.barrier("moving unreadable checkpoints aside")
                 self._manager.reload()
             return found
         if steps:

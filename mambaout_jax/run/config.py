@@ -175,6 +175,15 @@ class RunConfig:
         """
         return parse_config(nest({**self.values, **changes}), complete=False)
 
+    def with_model(self, model: Mapping[str, Any]) -> "RunConfig":
+        """Return the config of a run with another model, which is no study any more.
+
+        Raises:
+            RunError: a value does not fit.
+        """
+        others = {name: value for name, value in self.values.items() if not name.startswith(("model.", "study."))}
+        return parse_config(nest({**others, **{f"model.{name}": value for name, value in model.items()}}), complete=False)
+
     def to_json(self) -> str:
         """Return the config as JSON text; `from_json` reads it."""
         return json.dumps(nest(self.values), indent=2, sort_keys=True) + "\n"

@@ -1,4 +1,4 @@
-"""Files and folders that a run writes, on a disk or in a bucket."""
+"""Writing the files of a run, on a disk or in a bucket."""
 
 import os
 from collections.abc import Mapping
@@ -11,9 +11,9 @@ from mambaout_jax.data.buckets import REMOTE_SECONDS, explain, is_remote, within
 
 
 def fault_of_writing(folder: epath.Path) -> str:
-    """Make a folder if it is not there, try to write into it, and give what fails; empty if nothing does.
+    """Create a folder if it is missing and try to write into it; return the error message, empty without an error.
 
-    A bucket that does not answer is given up.
+    A bucket that does not answer in time counts as an error.
     """
     probe = folder / f".writable.{jax.process_index()}.{os.getpid()}"
 
@@ -25,7 +25,7 @@ def fault_of_writing(folder: epath.Path) -> str:
     if is_remote(folder):
         try:
             within_seconds(REMOTE_SECONDS, write)
-        except Exception as error:  # each client of a bucket raises types of its own
+        except Exception as error:  # each client of a bucket raises its own types
             return explain(error)
         return ""
     try:
@@ -36,9 +36,9 @@ def fault_of_writing(folder: epath.Path) -> str:
 
 
 def write_atomically(path: epath.Path, text: str) -> None:
-    """Write a file that is there in full or not at all, as an object in a bucket always is."""
+    """Write a file atomically, as objects in a bucket always are."""
     if is_remote(path):
-        path.write_bytes(text.encode())  # text would be in whatever encoding this machine prefers
+        path.write_bytes(text.encode())  # write_text would use the machine's default encoding
         return
     draft = path.parent / f".{path.name}.{os.getpid()}"
     draft.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Stop at the next safe place, on all hosts the same, when a scheduler or a person says so on one of them."""
+"""Stopping all hosts at the same point after a signal to one of them."""
 
 import os
 import signal
@@ -14,14 +14,14 @@ T = TypeVar("T")
 
 
 class StopSignals:
-    """Turn SIGTERM and SIGINT into a flag while the context is open; a second signal acts as usual.
+    """A context in which SIGTERM and SIGINT request a stop; a second signal has its usual effect.
 
-    Not so below a supervisor, which ends this process itself at a second signal: a system that shuts down sends one to
-    both, and the supervisor hands its own on.
+    Under a supervisor a second signal has no effect, as a system that shuts down signals both processes and the
+    supervisor forwards its own; it kills this process itself if it receives two.
     """
 
     def __init__(self) -> None:
-        self._ticks = distributed.StopCoordinator()
+        self._coordinator = distributed.StopCoordinator()
         self._former: dict[int, object] = {}
 
     def __enter__(self) -> Self:
@@ -31,10 +31,10 @@ class StopSignals:
 
     def __exit__(self, *_: object) -> None:
         self._restore()
-        self._ticks.close()
+        self._coordinator.close()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self._ticks.stop(signal.Signals(number).name)
+        self._coordinator.request_stop(signal.Signals(number).name)
         if supervisor.MARK not in os.environ:
             self._restore()
 
@@ -44,22 +44,22 @@ class StopSignals:
 
     @property
     def received(self) -> str:
-        """What stops the run, in words; empty as long as nothing does."""
-        return self._ticks.reason
+        """The reason for the stop, or an empty string if none was requested."""
+        return self._coordinator.reason
 
     def check(self) -> None:
-        """Raise StoppedError if a signal came; to be called before everything that the hosts do together."""
-        if not self._ticks.go_on():
+        """Raise StoppedError after a stop request; call it before each collective operation."""
+        if not self._coordinator.should_continue():
             raise StoppedError(f"stopped by {self.received}")
 
     def interruptible(self, work: Callable[[], T]) -> T:
-        """Run work that may take minutes without returning to Python, and leave it behind if a signal comes.
+        """Run work that may take minutes outside of Python in a thread, and abandon it after a stop request.
 
-        Python handles signals between its own instructions on the main thread, so that a compilation there would
-        outlast the time that a scheduler grants. The abandoned thread ends with the process.
+        Python handles signals between its own instructions on the main thread, so a compilation there could outlast
+        the grace period of a scheduler. The abandoned thread ends with the process.
 
-        A process that is slower may stop here while others are past it: what they do up to the next check, they do
-        without each other.
+        A slower process may stop here when others have passed this point, so they must not depend on it until their
+        next check.
         """
         results: list[T] = []
         failures: list[BaseException] = []
@@ -74,7 +74,7 @@ class StopSignals:
         thread.start()
         while thread.is_alive():
             thread.join(0.1)
-            if self._ticks.over():
+            if self._coordinator.finished():
                 raise StoppedError(f"stopped by {self.received}")
         if failures:
             raise failures[0]

@@ -1,1 +1,1 @@
-"""Train a model with and without an SSM, and compare."""
+"""Training a model with and without an SSM, and comparing the results."""

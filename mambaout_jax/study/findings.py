@@ -1,4 +1,4 @@
-"""What the runs of a study found, in numbers and in words that say no more than these."""
+"""The results of a study: numbers from its runs, and sentences that claim no more than these support."""
 
 import json
 import statistics
@@ -9,59 +9,60 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from mambaout_jax.run.errors import RunError
-from mambaout_jax.study.statistics import compare, detectable_difference, holm, interval, p_value
-from mambaout_jax.study.twins import COMPARISONS, MIXERS, Twin
+from mambaout_jax.study.statistics import holm, interval, is_significant, minimum_detectable_effect, p_value
+from mambaout_jax.study.variants import COMPARISONS, StudyVariant
+from mambaout_jax.tasks.api import Metric
 
-# How many parameters the twins of a comparison have; the one that says more comes first.
-SIZES: Mapping[str, str] = MappingProxyType({"matched": "with as many parameters", "removed": "with as many channels"})
+# How the answer refers to each comparison, in order of importance.
+SIZES: Mapping[str, str] = MappingProxyType({"matched": "at equal parameters", "removed": "at equal widths"})
 DIVERGED = "diverged.json"
-LEFT_OUT = "Left out, as a run of it diverged:"
+LEFT_OUT = "Excluded because a run diverged:"
 
 
 class Divergence(NamedTuple):
-    """Hold why a twin is left out: the repeat whose run diverged, and what that run said."""
+    """The reason why a variant is excluded: the repeat whose run diverged, and the run's error message."""
 
     repeat: int
     reason: str
 
 
 class Outcome(NamedTuple):
-    """Hold what a run gave.
+    """The result of one run.
 
     Args:
-        top1: percent, at the last step, of the averaged weights where an average is kept.
-        step_seconds: a time per step for each record of its metrics, waiting for data included.
+        score: the headline metric at the last step, of the averaged weights if an average is kept.
+        step_seconds: time per step in each record of the run's metrics, waiting for data included.
     """
 
-    top1: float
+    score: float
     steps: int
     step_seconds: tuple[float, ...]
 
 
-def read_outcome(folder: epath.Path, batch_size: int) -> Outcome:
-    """Read what a finished run wrote.
+def read_outcome(folder: epath.Path, headline: str, batch_size: int) -> Outcome:
+    """Read the result of a finished run.
 
     Raises:
-        RunError: its files are not there, or are something else.
+        RunError: its files are missing or invalid.
     """
     try:
         results = json.loads((folder / "results.json").read_text())
         lines = (folder / "metrics.jsonl").read_text().splitlines()
-        records = [json.loads(line) for line in lines if line.endswith("}")]  # a kill may have cut one
+        records = [json.loads(line) for line in lines if line.endswith("}")]  # a kill may have truncated one
         seconds = [batch_size / line["images_per_second"] for line in records if line["kind"] == "train"]
-        top1 = results["ema" if "ema" in results else "raw"]["top1"]
-        return Outcome(top1, results["steps"], tuple(seconds))
+        score = results["ema" if "ema" in results else "raw"][headline]
+        return Outcome(score, results["steps"], tuple(seconds))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(
-            f"{folder} does not hold what a finished run writes ({error!r}); remove it, the same command trains again"
+            f"{folder} does not contain the files of a finished run ({error!r}); remove it and rerun the same command"
         ) from error
 
 
 def read_divergence(folder: epath.Path, repeat: int) -> Divergence | None:
-    """Read what was written down when a run diverged; None if it did not.
+    """Read the record of a run that diverged; None if there is none.
 
     Raises:
-        RunError: it is something else.
+        RunError: the record is invalid.
     """
     record = folder / DIVERGED
     if not record.exists():
@@ -69,161 +70,199 @@ def read_divergence(folder: epath.Path, repeat: int) -> Divergence | None:
     try:
         return Divergence(repeat, str(json.loads(record.read_text())["reason"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{record} is not what a study writes ({error!r}); remove {folder} to train again") from error
+        raise RunError(
+            f"{record} is not a valid record of a divergence ({error!r}); remove {folder} to train it again"
+        ) from error
 
 
-def find(
-    twins: Sequence[Twin],
+def summarize(
+    variants: Sequence[StudyVariant],
     outcomes: Mapping[str, Sequence[Outcome]],
     memory: Mapping[str, int],
-    chance: float,
+    majority_baseline: float,
     diverged: Mapping[str, Divergence],
+    metric: Metric,
 ) -> dict[str, Any]:
-    """Put together what study.json holds beside what was asked.
+    """Compute the results in study.json.
 
     Args:
-        twins: the one without an SSM first, which did not diverge.
-        outcomes: by the twins' names, one for each repeat; of those that diverged none is read.
-        memory: bytes, by the twins' names.
-        chance: top-1 of guessing, in percent.
-        diverged: by the names of the twins that are to be left out.
+        variants: the baseline first, which did not diverge.
+        outcomes: by name of the variant, one per repeat; not needed for variants that diverged.
+        memory: bytes, by name of the variant.
+        majority_baseline: the score of a model that ignores the image.
+        diverged: by name of the variants to exclude.
+        metric: that variants are compared by.
     """
-    left_out = [_leave_out(twin, diverged[twin.name]) for twin in twins if twin.name in diverged]
-    twins = [twin for twin in twins if twin.name not in diverged]
-    baseline, *_ = twins
-    top1 = {twin.name: [outcome.top1 for outcome in outcomes[twin.name]] for twin in twins}
+    excluded = [_exclude(variant, diverged[variant.name]) for variant in variants if variant.name in diverged]
+    variants = [variant for variant in variants if variant.name not in diverged]
+    baseline, *_ = variants
+    scores = {variant.name: [outcome.score for outcome in outcomes[variant.name]] for variant in variants}
     comparisons = []
-    for name, (about, _) in COMPARISONS.items():
+    for name, title in COMPARISONS.items():
         differences = [
-            _difference(twin, [own - base for own, base in zip(top1[twin.name], top1[baseline.name], strict=True)])
-            for twin in twins[1:]
-            if name in twin.comparisons
+            _difference(
+                variant,
+                [a - b for a, b in zip(scores[variant.name], scores[baseline.name], strict=True)],
+                metric,
+            )
+            for variant in variants[1:]
+            if name in variant.comparisons
         ]
-        verdict = _sum_up(differences, [twin for twin in left_out if name in twin["comparisons"]])
-        comparisons.append({"name": name, "about": about, "verdict": verdict, "differences": differences})
+        missing = [variant for variant in excluded if name in variant["comparisons"]]
+        verdict = _verdict(baseline.title, differences, missing)
+        comparisons.append({"name": name, "title": title, "verdict": verdict, "differences": differences})
     tested = [
         difference for comparison in comparisons for difference in comparison["differences"] if difference["has_ssm"]
     ]
-    holding = holm([p_value(difference["values"]) for difference in tested])
-    held = [difference["twin"] for difference, holds in zip(tested, holding, strict=True) if holds]
+    rejected = holm([p_value(difference["values"]) for difference in tested])
+    significant = [difference["variant"] for difference, reject in zip(tested, rejected, strict=True) if reject]
     described = [
         {
-            "name": twin.name,
-            "title": MIXERS[twin.mixer].title,
-            "comparisons": list(twin.comparisons),
-            "model": twin.model,
-            "top1": top1[twin.name],
-            "accuracy": interval(top1[twin.name])._asdict(),
-            "params": twin.params,
-            "macs": twin.macs,
-            "step_seconds": statistics.median(s for outcome in outcomes[twin.name] for s in outcome.step_seconds),
-            "memory_bytes": memory[twin.name],
+            "name": variant.name,
+            "title": variant.title,
+            "comparisons": list(variant.comparisons),
+            "model": variant.model,
+            "scores": scores[variant.name],
+            "interval": interval(scores[variant.name])._asdict(),
+            "params": variant.params,
+            "macs": variant.macs,
+            "step_seconds": statistics.median(s for outcome in outcomes[variant.name] for s in outcome.step_seconds),
+            "memory_bytes": memory[variant.name],
         }
-        for twin in twins
+        for variant in variants
     ]
-    missing = [f"{twin['title']} {SIZES[name]}" for twin in left_out if twin["has_ssm"] for name in twin["comparisons"]]
-    answer = _answer(described, comparisons, held, chance)
+    missing = [
+        f"{variant['title']} {SIZES[name]}"
+        for variant in excluded
+        if variant["has_ssm"]
+        for name in variant["comparisons"]
+    ]
+    answer = _answer(described, comparisons, significant, majority_baseline, metric)
     return {
+        "metric": metric._asdict(),
         "answer": f"{answer} {LEFT_OUT} {', '.join(missing)}." if tested and missing else answer,
-        "held": held,
-        "twins": described,
+        "significant_after_holm": significant,
+        "variants": described,
         "comparisons": comparisons,
-        "diverged": left_out,
+        "diverged": excluded,
     }
 
 
-def _leave_out(twin: Twin, divergence: Divergence) -> dict[str, Any]:
+def _exclude(variant: StudyVariant, divergence: Divergence) -> dict[str, Any]:
     return {
-        "twin": twin.name,
-        "title": MIXERS[twin.mixer].title,
-        "has_ssm": MIXERS[twin.mixer].has_ssm,
-        "comparisons": list(twin.comparisons),
-        "model": twin.model,
+        "variant": variant.name,
+        "title": variant.title,
+        "has_ssm": variant.has_ssm,
+        "comparisons": list(variant.comparisons),
+        "model": variant.model,
         **divergence._asdict(),
     }
 
 
-def _difference(twin: Twin, values: list[float]) -> dict[str, Any]:
+def _difference(variant: StudyVariant, values: list[float], metric: Metric) -> dict[str, Any]:
+    found = interval(values)
     return {
-        "twin": twin.name,
-        "title": MIXERS[twin.mixer].title,
-        "has_ssm": MIXERS[twin.mixer].has_ssm,
+        "variant": variant.name,
+        "title": variant.title,
+        "has_ssm": variant.has_ssm,
         "values": values,
-        **interval(values)._asdict(),
-        "detectable": detectable_difference(values),
-        "told_apart": compare(values),
+        **found._asdict(),
+        "improves": (found.mean > 0) == metric.higher_is_better,
+        "minimum_detectable_effect": minimum_detectable_effect(values),
+        "significant": is_significant(values),
     }
 
 
-def _sum_up(differences: Sequence[Mapping[str, Any]], left_out: Sequence[Mapping[str, Any]]) -> str:
-    words = {1: "Better than", -1: "Worse than", 0: "Not told apart from"}
+def _direction(difference: Mapping[str, Any]) -> int:
+    """Return 1 for a significant improvement, -1 for the opposite, and 0 for a difference that is not significant."""
+    if not difference["significant"]:
+        return 0
+    return 1 if difference["improves"] else -1
+
+
+def _verdict(baseline: str, differences: Sequence[Mapping[str, Any]], excluded: Sequence[Mapping[str, Any]]) -> str:
+    phrases = {1: "Better than", -1: "Worse than", 0: "Not significantly different from"}
     sentences = [
-        f"{word} convolution alone: {', '.join(titles)}."
-        for told, word in words.items()
-        if (titles := [difference["title"] for difference in differences if difference["told_apart"] == told])
+        f"{phrase} {baseline}: {', '.join(titles)}."
+        for direction, phrase in phrases.items()
+        if (titles := [difference["title"] for difference in differences if _direction(difference) == direction])
     ]
-    if left_out:
-        missing = [f"{twin['title']}, in repeat {twin['repeat']}" for twin in left_out]
-        sentences.append(f"{LEFT_OUT} {'; '.join(missing)}.")
+    if excluded:
+        missing = [f"{variant['title']} (repeat {variant['repeat']})" for variant in excluded]
+        sentences.append(f"{LEFT_OUT} {', '.join(missing)}.")
     return " ".join(sentences)
 
 
 def _answer(
-    twins: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]], held: Sequence[str], chance: float
+    variants: Sequence[Mapping[str, Any]],
+    comparisons: Sequence[Mapping[str, Any]],
+    significant: Sequence[str],
+    majority_baseline: float,
+    metric: Metric,
 ) -> str:
-    """Answer whether the data need an SSM: in words of what holds over all tests, and of what could have."""
+    """Return the answer to whether the data need an SSM, corrected for all tests, with the power of these tests."""
     with_ssm = {
         comparison["name"]: [difference for difference in comparison["differences"] if difference["has_ssm"]]
         for comparison in comparisons
     }
+    baseline = variants[0]["title"]
     tested = [difference for differences in with_ssm.values() for difference in differences]
     if not tested:
-        return "Every SSM diverged; nothing can be said of it."
-    if all(twin["accuracy"]["low"] <= chance for twin in twins):
+        return "Every SSM diverged, so the study has no answer."
+    if not any(_beats(variant["interval"], majority_baseline, metric) for variant in variants):
         return (
-            f"No twin is told apart from guessing, which gives {chance:.2f} %, with {len(twins[0]['top1'])} repeats; "
-            "take more seeds. Nothing can be said of the SSM."
+            f"No variant is significantly better than the majority baseline of {majority_baseline:.2f} {metric.unit} "
+            f"with {len(variants[0]['scores'])} repeats, so the study has no answer; use more seeds."
         )
-    better, worse = (_name_held(with_ssm, held, told) for told in (1, -1))
-    others = [difference for difference in tested if difference["twin"] not in held]
-    own = {difference["told_apart"] for difference in others}
+    better, worse = (_name_significant(with_ssm, significant, direction) for direction in (1, -1))
+    others = [difference for difference in tested if difference["variant"] not in significant]
+    uncorrected = {_direction(difference) for difference in others}
     sentences = []
     if better:
-        sentences.append(f"Better than convolution alone {better}.")
-        matched = [difference for difference in with_ssm["matched"] if difference["told_apart"] > 0]
+        sentences.append(f"Better than {baseline} {better}.")
+        matched = [difference for difference in with_ssm["matched"] if _direction(difference) > 0]
         if not matched:
-            sentences.append("With as many parameters, no SSM is told apart from convolution alone as better.")
-        elif not any(difference["twin"] in held for difference in matched):
-            sentences.append(f"With as many parameters, none holds over all {len(tested)} tests.")
+            sentences.append(f"At equal parameters, no SSM is significantly better than {baseline}.")
+        elif not any(difference["variant"] in significant for difference in matched):
+            sentences.append(f"At equal parameters, none is significant after correction for {len(tested)} tests.")
     elif others:
-        sentences.append("No SSM did better than convolution alone by more than chance explains.")
+        sentences.append(f"No SSM is significantly better than {baseline}.")
     if worse:
-        sentences.append(f"Worse than convolution alone {worse}.")
-    if words := " or ".join(word for told, word in ((1, "better"), (-1, "worse")) if told in own):
+        sentences.append(f"Worse than {baseline} {worse}.")
+    if words := " or ".join(word for sign, word in ((1, "better"), (-1, "worse")) if sign in uncorrected):
         sentences.append(
-            f"An SSM that is called {words} below and not here is so by a test of its own, of which there are "
-            f"{len(tested)}."
+            f"An SSM that is {words} below but not here is significant in a single test, and not after correction for "
+            f"{len(tested)} tests."
         )
     if others and not better:
-        sentences.append(_bound(others, len(tested), "none of the others" if worse else "none"))
+        sentences.append(_power(others, len(tested), "the others do not help" if worse else "an SSM does not help"))
     return " ".join(sentences)
 
 
-def _name_held(with_ssm: Mapping[str, Sequence[Mapping[str, Any]]], held: Sequence[str], told: int) -> str:
-    parts = [
-        f"{size}: {', '.join(titles)}"
-        for name, size in SIZES.items()
-        if (titles := [own["title"] for own in with_ssm[name] if own["told_apart"] == told and own["twin"] in held])
-    ]
+def _beats(interval: Mapping[str, float], majority_baseline: float, metric: Metric) -> bool:
+    """Check whether all of an interval is better than the baseline."""
+    if metric.higher_is_better:
+        return interval["low"] > majority_baseline
+    return interval["high"] < majority_baseline
+
+
+def _name_significant(
+    with_ssm: Mapping[str, Sequence[Mapping[str, Any]]], significant: Sequence[str], direction: int
+) -> str:
+    parts = []
+    for name, size in SIZES.items():
+        found = [one for one in with_ssm[name] if one["variant"] in significant and _direction(one) == direction]
+        if found:
+            parts.append(f"{size}: {', '.join(one['title'] for one in found)}")
     return "; ".join(parts)
 
 
-def _bound(differences: Sequence[Mapping[str, Any]], tests: int, who: str) -> str:
-    """Say how large a difference may be that did not show, over all tests."""
-    bounds = [detectable_difference(difference["values"], tests) for difference in differences]
-    if not any(bounds):
-        return f"That does not show that {who} could: there is no spread to judge by."
+def _power(differences: Sequence[Mapping[str, Any]], tests: int, claim: str) -> str:
+    """Describe the smallest effect that the tests could have found, corrected for their number."""
+    effects = [minimum_detectable_effect(difference["values"], tests) for difference in differences]
+    if not any(effects):
+        return f"This does not show that {claim}: the repeats have no spread, so the tests have no known power."
     return (
-        f"That does not show that {who} could: over {tests} tests, a true difference below "
-        f"{max(filter(None, bounds)):.2f} points might well go unseen here."
+        f"This does not show that {claim}: with {tests} tests, the minimum detectable effect is "
+        f"{max(filter(None, effects)):.2f} points."
     )

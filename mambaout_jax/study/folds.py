@@ -1,37 +1,35 @@
-"""Cut a split into the folds of a cross-validation, as slices that TFDS understands."""
+"""The folds of a cross-validation, as slices of a split in the syntax of TFDS."""
 
 import itertools
 import re
 
 from mambaout_jax.run.errors import RunError
 
-# A split's name, alone or with a slice whose start is an index: 1 the name, 2 the start.
+# Group 1 is the name of a split, group 2 the start of its slice, which has to be an index.
 _SPLIT = re.compile(r"([\w-]+)(?:\[(\d*):-?\d*%?\])?")
 
 
 def fold_splits(split: str, num_images: int, num_folds: int) -> list[tuple[str, str]]:
-    """Give the training and the validation split of each fold.
+    """Return the training and the validation split of each fold.
 
-    The validation splits are disjoint, cover everything and have equally many images, or one more; what is trained on
-    is all the rest. Records lie in an order that was shuffled when the dataset was prepared.
+    The validation splits are disjoint, cover the whole split, and differ in size by at most one image; the training
+    split of a fold is the rest. The order of the records was shuffled when the dataset was prepared.
 
     Args:
-        split: what is cut, such as "train" or "train[:5000]".
-        num_images: that it has.
+        split: to divide, such as "train" or "train[:5000]".
+        num_images: in the split.
 
     Raises:
-        RunError: it cannot be cut.
+        RunError: the split cannot be divided.
     """
     match = _SPLIT.fullmatch(split)
     if not match:
         raise RunError(
-            f"config.data.train_split is {split!r}; a study cuts it into folds itself, so that a split's name or its "
-            "first part is expected, such as 'train' or 'train[:5000]'"
+            f"config.data.train_split is {split!r}; a study divides it into folds, so the name of a split or one slice "
+            "from an index is expected, such as 'train' or 'train[:5000]'"
         )
     if num_images < num_folds:
-        raise RunError(
-            f"split {split!r} has {num_images} images; at least one for each of {num_folds} folds is expected"
-        )
+        raise RunError(f"split {split!r} has {num_images} images; at least one per fold, {num_folds}, is expected")
     name, start = match[1], int(match[2] or 0)
     edges = [start + fold * num_images // num_folds for fold in range(num_folds + 1)]
 

@@ -1,4 +1,4 @@
-"""The page of a study: one self-contained HTML file that holds every number of study.json."""
+"""The page of a study: one self-contained HTML file with every number of study.json."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,30 +10,30 @@ from mambaout_jax.pages.render import render
 from mambaout_jax.run.config import flatten_config
 from mambaout_jax.run.files import write_atomically
 from mambaout_jax.study.statistics import CONFIDENCE
-from mambaout_jax.study.table import COLUMNS, clip, comparison_rows, percent, points
+from mambaout_jax.study.table import clip, columns, comparison_rows, percent, points
 
-# Of a picture, in units of its own: it is as wide as its column of the page.
+# Of a figure, in SVG units; it is scaled to the width of its column.
 WIDTH, MARGIN, ROW, TOP, BOTTOM = 480, 14, 44, 6, 44
 
 
 def write_page(workdir: epath.Path, study: Mapping[str, Any]) -> epath.Path:
-    """Write study.html into a workdir, whole or not at all, and give its path."""
+    """Write study.html into a workdir atomically and return its path."""
     num_differences = sum(len(comparison["differences"]) for comparison in study["comparisons"])
     page = render(
         __package__,
         "page.html.jinja",
         study=study,
         workdir=str(workdir),
-        columns=COLUMNS,
+        columns=columns(study),
         comparisons=[_show(study, comparison) for comparison in study["comparisons"]],
         num_differences=num_differences,
-        by_chance=round(100 * (1 - CONFIDENCE**num_differences)),
+        false_positive_rate=round(100 * (1 - CONFIDENCE**num_differences)),
         percent=percent,
         points=points,
         models={
-            twin[key]: _words(twin["model"])
-            for key, twins in (("name", study["twins"]), ("twin", study["diverged"]))
-            for twin in twins
+            variant[key]: _format_options(variant["model"])
+            for key, variants in (("name", study["variants"]), ("variant", study["diverged"]))
+            for variant in variants
         },
     )
     path = workdir / "study.html"
@@ -41,30 +41,33 @@ def write_page(workdir: epath.Path, study: Mapping[str, Any]) -> epath.Path:
     return path
 
 
-def _words(model: Mapping[str, Any]) -> str:
+def _format_options(model: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in flatten_config(model).items())
 
 
 def _show(study: Mapping[str, Any], comparison: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the rows of the table and the two pictures of a comparison."""
-    twins = {twin["name"]: twin for twin in study["twins"]}
-    shown = [study["twins"][0], *(twins[difference["twin"]] for difference in comparison["differences"])]
-    accuracy = [{"title": twin["title"], "values": twin["top1"], **clip(twin["accuracy"])} for twin in shown]
+    """Return a comparison with the rows of its table and its two figures."""
+    variants = {variant["name"]: variant for variant in study["variants"]}
+    shown = [study["variants"][0], *(variants[difference["variant"]] for difference in comparison["differences"])]
+    scores = [
+        {"title": variant["title"], "values": variant["scores"], **clip(variant["interval"], study["metric"])}
+        for variant in shown
+    ]
     return {
         **comparison,
         "rows": comparison_rows(study, comparison),
-        "accuracy": place(accuracy, percent),
-        "difference": place(comparison["differences"], points, origin=0.0),
+        "interval": lay_out(scores, percent),
+        "difference": lay_out(comparison["differences"], points, origin=0.0),
     }
 
 
-def place(lines: Sequence[Mapping[str, Any]], write: Any, origin: float | None = None) -> dict[str, Any]:
-    """Lay out a picture: for each line its interval, its mean and a dot for each value, over one scale.
+def lay_out(lines: Sequence[Mapping[str, Any]], format_value: Any, origin: float | None = None) -> dict[str, Any]:
+    """Compute the layout of a figure: for each line its interval, its mean and a dot per value, on one scale.
 
     Args:
         lines: with title, values, mean, low and high.
-        write: how a number is written.
-        origin: a value to mark, inside the scale.
+        format_value: formats a number as text.
+        origin: a value to mark; the scale includes it.
     """
     edges = [edge for line in lines for edge in (line["low"], line["high"], *line["values"])]
     edges += [] if origin is None else [origin]
@@ -83,7 +86,7 @@ def place(lines: Sequence[Mapping[str, Any]], write: Any, origin: float | None =
         "lines": [
             {
                 "title": line["title"],
-                "text": write(line["mean"]),
+                "text": format_value(line["mean"]),
                 "top": TOP + ROW * index + 15,
                 "y": TOP + ROW * index + 29,
                 "low": x(line["low"]),
@@ -93,8 +96,10 @@ def place(lines: Sequence[Mapping[str, Any]], write: Any, origin: float | None =
             }
             for index, line in enumerate(lines)
         ],
-        "about": "; ".join(
-            f"{line['title']} {write(line['mean'])}, interval {write(line['low'])} to {write(line['high'])}"
+        "description": "; ".join(
+            "{} {}, interval {} to {}".format(
+                line["title"], *(format_value(line[key]) for key in ("mean", "low", "high"))
+            )
             for line in lines
         ),
     }

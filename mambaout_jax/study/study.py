@@ -1,219 +1,204 @@
-"""A study: does this data need an SSM? Twins are trained for equal steps on equal data and held against each other."""
+"""A study trains variants of a model with and without an SSM on the same data for the same steps, and compares them."""
 
 import contextlib
 import io
 import json
 import re
 import sys
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 from PIL import Image
 
 from mambaout_jax.analyze.ssm_need import measure_first_stage
-from mambaout_jax.data import DataError
+from mambaout_jax.data import DataError, Source
 from mambaout_jax.data.buckets import is_remote
 from mambaout_jax.data.prepare import ensure_prepared
-from mambaout_jax.models import create_model
-from mambaout_jax.run.config import FREE_TO_CHANGE, flatten_config, from_json
+from mambaout_jax.models import Model
+from mambaout_jax.report.html import write_report
+from mambaout_jax.run.config import FREE_KEYS, RunConfig, flatten_config, nest
 from mambaout_jax.run.errors import DivergedError, RunError
 from mambaout_jax.run.files import write_atomically
 from mambaout_jax.run.signals import StopSignals
 from mambaout_jax.run.workdir import LOCK, lock_workdir, open_workdir
-from mambaout_jax.study.findings import DIVERGED, Divergence, Outcome, find, read_divergence, read_outcome
+from mambaout_jax.study.findings import DIVERGED, Divergence, Outcome, read_divergence, read_outcome, summarize
 from mambaout_jax.study.folds import fold_splits
 from mambaout_jax.study.memory import step_memory
 from mambaout_jax.study.page import write_page
-from mambaout_jax.study.twins import Twin, design_twins
-from mambaout_jax.tasks.classification.source import ImageSource, open_source
+from mambaout_jax.study.variants import StudyVariant, design_variants
 from mambaout_jax.train.loop import train
 
-Settings = Mapping[str, Any]
-
-MOST_LABELS = 2000
-# What a run writes when nothing is left to do, in this order.
+# The files that a run writes last, in this order.
 LAST_FILES = ("results.json", "report.html")
 EXPERIMENTS = epath.Path(__file__).parents[2] / "configs" / "study"
 
 
 def find_experiment(dataset: str) -> str:
-    """Give the file of the experiment that comes with the program for a dataset.
+    """Return the path of the experiment in configs/study for a dataset.
 
     Raises:
         RunError: there is none.
     """
     if not EXPERIMENTS.is_dir():
         raise RunError(
-            f"the experiments in configs/study are not part of what is installed; to study dataset {dataset!r}, run "
-            "from a checkout or name an experiment with --config"
+            f"configs/study is not part of an installed package; to study dataset {dataset!r}, run from a checkout or "
+            "name an experiment with --config"
         )
     file = EXPERIMENTS / f"{re.split('[/:]', dataset)[0]}.py"
     if not file.exists():
         raise RunError(
-            f"there is no configs/study/{file.name} that says how to train on dataset {dataset!r}; name an experiment "
-            "whose images are like these, such as --config=configs/study/photos.py, or write one"
+            f"there is no experiment configs/study/{file.name} for dataset {dataset!r}; write one, or name an "
+            "experiment with similar images, such as --config=configs/study/photos.py"
         )
     return str(file)
 
 
-def run_study(settings: Settings, path: epath.PathLike, num_repeats: int) -> dict[str, Any]:
-    """Train all twins on all folds, or go on where the study in the workdir stopped, and write its page.
+def run_study(config: RunConfig, path: epath.PathLike, num_repeats: int) -> dict[str, Any]:
+    """Train all variants on all folds, or continue the study in the workdir, and write its page.
 
-    Repeat r has the config's seed plus r and is tested on fold r of its training split, for every twin the same. The
-    validation split is not looked at: it stays for the model that is chosen in the end.
+    Repeat r uses the config's seed plus r and fold r of the training split as its test set, for every variant. The
+    validation split is not used: it remains for the final model.
 
     Args:
-        settings: of the experiment that the twins share, sections in dicts. Its model is the twin without an SSM.
-        path: the workdir; each run has one of its own below it.
+        config: of the experiment. `model` is the baseline, `study` the variants.
+        path: the workdir; each run has its own below it.
         num_repeats: folds and seeds, two or more.
 
     Returns:
-        What study.json holds.
+        The content of study.json.
 
     Raises:
-        RunError, DataError, ModelError: the settings, the workdir or the dataset does not fit.
-        DivergedError: the loss of the model without an SSM was not finite. Another twin is left out then.
-        StoppedError: a signal came; everything is saved.
+        RunError, TaskError, DataError, ModelError: the config, the workdir or the dataset is invalid.
+        DivergedError: the baseline diverged. Any other variant that diverges is excluded.
+        StoppedError: a signal was received; everything is saved.
     """
     with StopSignals() as stop, contextlib.ExitStack() as cleanup:
-        if settings["init_from"] is not None:
-            raise RunError("config.init_from is set; the twins of a study all start afresh, so leave it unset")
-        data = settings["data"]
-        ensure_prepared(data["name"], data["data_dir"])
-        source = open_source(data["name"], data["train_split"], data["data_dir"])
-        folds = fold_splits(data["train_split"], len(source), num_repeats)
-        twins = stop.interruptible(partial(design_twins, settings["model"], len(source.class_names)))
+        if config.init_from is not None:
+            raise RunError("config.init_from is set; all variants of a study start from random weights, so unset it")
+        settings, task = nest(config.values), config.build_task()
+        ensure_prepared(config.data.name, config.data.data_dir)
+        source = task.open_source(config.data.train_split)
+        folds = fold_splits(config.data.train_split, len(source), num_repeats)
+
+        def build(options: Mapping[str, Any]) -> Model:
+            return config.with_model(options).build_task().build_model(source.labels)
+
+        variants = stop.interruptible(partial(design_variants, config.model, settings.get("study"), build))
         plan = {
             "seeds": num_repeats,
             "fingerprint": source.fingerprint,
             "config": settings,
-            "twins": {twin.name: twin.model for twin in twins},
+            "variants": {variant.name: variant.model for variant in variants},
         }
-        baseline = create_model(num_classes=len(source.class_names), **twins[0].model)
-        chance = percent_by_guessing(source)
-        tell_shrinking(source, baseline.input_spec.size)
+        baseline = build(variants[0].model)
+        majority = task.baseline_score(source)
+        warn_about_shrinking(source, baseline.input_spec.size)
         workdir = cleanup.enter_context(_claimed(path, plan))
         if jax.config.jax_compilation_cache_dir is None:
-            # The repeats of a twin, and what is started again, compile once.
+            # All repeats of a variant, and restarts, share one compilation.
             jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
 
-        diverged = _train_twins(workdir, settings, twins, folds, stop)
-        finished = [twin for twin in twins if twin.name not in diverged]
+        diverged = _train_variants(workdir, config, variants, folds, stop)
+        finished = [variant for variant in variants if variant.name not in diverged]
         memory = {}
-        for twin in finished:
-            config = _config(settings, twin, 0, folds[0])
-            memory[twin.name] = stop.interruptible(partial(step_memory, config))
+        for variant in finished:
+            memory[variant.name] = stop.interruptible(partial(step_memory, _config(config, variant, 0, folds[0])))
             jax.clear_caches()
         stop.check()
-        outcomes = _outcomes(workdir, settings, finished, num_repeats)
+        outcomes = _outcomes(workdir, config, finished, num_repeats)
         study = {
-            **_describe(settings, source, folds, [outcome.steps for outcome in outcomes[twins[0].name]]),
-            "chance": chance,
+            **_describe(config, source, folds, [outcome.steps for outcome in outcomes[variants[0].name]]),
+            "majority_baseline": majority,
             "first_stage": measure_first_stage(baseline),
-            **find(twins, outcomes, memory, chance, diverged),
+            **summarize(variants, outcomes, memory, majority, diverged, config.task.metrics[0]),
         }
         write_atomically(workdir / "study.json", json.dumps(study, indent=2) + "\n")
         write_page(workdir, study)
         return study
 
 
-def run_folder(workdir: epath.Path, twin: Twin, repeat: int) -> epath.Path:
-    """Give the workdir of one training run."""
-    return workdir / "runs" / twin.name / str(repeat)
+def run_folder(workdir: epath.Path, variant: StudyVariant, repeat: int) -> epath.Path:
+    """Return the workdir of one training run."""
+    return workdir / "runs" / variant.name / str(repeat)
 
 
-def percent_by_guessing(source: ImageSource) -> float:
-    """Give the top-1 of naming the largest class for every image, counted in at most 2,000 spread evenly.
-
-    Raises:
-        RunError: none of these can be read.
-    """
-    indices = np.linspace(0, len(source) - 1, min(len(source), MOST_LABELS)).astype(int)
-    labels, failure = Counter(), None
-    for index in indices.tolist():
-        try:
-            labels[source[index]["label"]] += 1
-        except DataError as error:  # what config.data.on_bad_record is for
-            failure = error
-    if not labels:
-        raise RunError(f"none of {len(indices):,} training records can be read ({failure}); prepare the dataset again")
-    return 100 * max(labels.values()) / labels.total()
-
-
-def tell_shrinking(source: ImageSource, size: tuple[int, int]) -> None:
-    """Say so if the first image is larger than what the twins see; what cannot be read, training tells."""
+def warn_about_shrinking(source: Source, size: tuple[int, int]) -> None:
+    """Print a warning if the first image is larger than the models' input; unreadable images are left to training."""
     with contextlib.suppress(DataError, OSError, Image.DecompressionBombError):
         width, height = Image.open(io.BytesIO(source[0]["image"])).size
         if height > size[0] or width > size[1]:
             print(
-                f"the first image has {height}x{width} px; the twins see it at {size[0]}x{size[1]}, "
-                "config.model.img_size",
+                f"The first image has {height}x{width} px and is resized to {size[0]}x{size[1]} "
+                "(config.model.img_size).",
                 file=sys.stderr,
             )
 
 
-def _config(settings: Settings, twin: Twin, repeat: int, splits: tuple[str, str]) -> Any:
+def _config(config: RunConfig, variant: StudyVariant, repeat: int, splits: tuple[str, str]) -> RunConfig:
     train_split, validation_split = splits
-    data = {**settings["data"], "train_split": train_split, "validation_split": validation_split, "eval_sets": None}
-    own = {"seed": settings["seed"] + repeat, "resume": "same", "data": data, "model": twin.model}
-    return from_json(json.dumps({**settings, **own}))
+    changes = {"seed": config.seed + repeat, "resume": "same"}
+    changes |= {"data.train_split": train_split, "data.validation_split": validation_split}
+    return config.with_model(variant.model).replace(changes)
 
 
-def _train_twins(
-    workdir: epath.Path, settings: Settings, twins: Sequence[Twin], folds: Sequence[tuple[str, str]], stop: StopSignals
+def _train_variants(
+    workdir: epath.Path,
+    config: RunConfig,
+    variants: Sequence[StudyVariant],
+    folds: Sequence[tuple[str, str]],
+    stop: StopSignals,
 ) -> dict[str, Divergence]:
-    """Train each run that is not finished, and give the twins that diverged; these are not repeated."""
+    """Train each run that is not finished; return the variants that diverged, which are not repeated."""
     diverged: dict[str, Divergence] = {}
-    runs = [(repeat, twin) for repeat in range(len(folds)) for twin in twins]
-    for number, (repeat, twin) in enumerate(runs, 1):
+    runs = [(repeat, variant) for repeat in range(len(folds)) for variant in variants]
+    for number, (repeat, variant) in enumerate(runs, 1):
         stop.check()
-        folder = run_folder(workdir, twin, repeat)
-        if twin.name in diverged or all((folder / name).exists() for name in LAST_FILES):
+        folder = run_folder(workdir, variant, repeat)
+        if variant.name in diverged or all((folder / name).exists() for name in LAST_FILES):
             continue
         divergence = read_divergence(folder, repeat)
         if divergence is None:
-            print(f"run {number} of {len(runs)}: {twin.name}, repeat {repeat}", file=sys.stderr)
+            print(f"Run {number} of {len(runs)}: {variant.name}, repeat {repeat}.", file=sys.stderr)
             try:
-                train(_config(settings, twin, repeat, folds[repeat]), folder)
+                train(_config(config, variant, repeat, folds[repeat]), folder)
+                write_report(folder)
             except DivergedError as error:
-                # Written down, as the same run with the same seed would diverge again.
+                # Recorded, as the same run with the same seed would diverge again.
                 divergence = Divergence(repeat, str(error))
                 write_atomically(folder / DIVERGED, json.dumps({"reason": divergence.reason}) + "\n")
             jax.clear_caches()
         if divergence is not None:
-            diverged[twin.name] = divergence
-            if twin is twins[0]:
+            diverged[variant.name] = divergence
+            if variant is variants[0]:
                 raise DivergedError(
-                    f"{twin.name}, repeat {repeat}: {divergence.reason}. All twins are held against this one: change "
-                    f"that in another --workdir, or remove {folder} to train it again"
+                    f"{variant.name}, repeat {repeat}: {divergence.reason}. This is the baseline of all comparisons: "
+                    f"change the config and use another --workdir, or remove {folder} to train it again"
                 )
-            print(f"{twin.name} is left out; repeat {repeat} diverged: {divergence.reason}", file=sys.stderr)
+            print(f"{variant.name} is excluded; repeat {repeat} diverged: {divergence.reason}", file=sys.stderr)
     return diverged
 
 
 @contextlib.contextmanager
 def _claimed(path: epath.PathLike, plan: dict[str, Any]) -> Iterator[epath.Path]:
-    """Make the workdir, or check that the study in it is the same one, and keep others out of it."""
+    """Create and lock the workdir, or check that it contains the same study."""
     if is_remote(path):
-        raise RunError(f"{path} lies in a bucket; a local folder is expected for a study")
+        raise RunError(f"workdir {path} is in a bucket; a local folder is expected for a study")
     workdir = open_workdir(path)
     file = workdir / "plan.json"
     with contextlib.ExitStack() as cleanup:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            # A kill may have left a draft of the plan.
+            # A kill may have left a partly written plan.
             others = [
                 item.name
                 for item in workdir.iterdir()
                 if item.name != LOCK and not item.name.startswith(f".{file.name}.")
             ]
             if others and not file.exists():
-                raise RunError(f"workdir {workdir} holds something else than a study; name another with --workdir")
+                raise RunError(f"workdir {workdir} contains files that are not a study's; name another with --workdir")
             cleanup.enter_context(lock_workdir(workdir))
             if file.exists():
                 _check_plan(workdir, plan, json.loads(file.read_text()))
@@ -226,45 +211,52 @@ def _claimed(path: epath.PathLike, plan: dict[str, Any]) -> Iterator[epath.Path]
         except ValueError as error:
             if isinstance(error, RunError):
                 raise
-            raise RunError(f"{file} is not the JSON that a study writes ({error}); name another --workdir") from error
+            raise RunError(f"{file} is not the plan of a study ({error}); name another --workdir") from error
         yield workdir
 
 
 def _check_plan(workdir: epath.Path, plan: dict[str, Any], recorded: Any) -> None:
     if not isinstance(recorded, dict):
-        raise ValueError(f"no object, but {recorded!r:.40}")
+        raise ValueError(f"{recorded!r:.40} is not an object")
+    if recorded.keys() != plan.keys():
+        raise RunError(
+            f"workdir {workdir} contains a study of another version of this program; name another with --workdir"
+        )
     ours, theirs = flatten_config(plan), flatten_config(recorded)
     changes = [
         f"{key} was {theirs.get(key)!r}, is {ours.get(key)!r}"
         for key in sorted(ours | theirs)
-        if ours.get(key) != theirs.get(key) and key.removeprefix("config.") not in FREE_TO_CHANGE
+        if ours.get(key) != theirs.get(key) and key.removeprefix("config.") not in FREE_KEYS
     ]
     if changes:
         raise RunError(
-            f"workdir {workdir} holds a study with other settings: {'; '.join(changes)}; name another with --workdir"
+            f"workdir {workdir} contains a study with other settings: {'; '.join(changes)}; name another with --workdir"
         )
 
 
 def _outcomes(
-    workdir: epath.Path, settings: Settings, twins: Sequence[Twin], num_repeats: int
+    workdir: epath.Path, config: RunConfig, variants: Sequence[StudyVariant], num_repeats: int
 ) -> dict[str, list[Outcome]]:
-    folders = {twin.name: [run_folder(workdir, twin, repeat) for repeat in range(num_repeats)] for twin in twins}
-    return {name: [read_outcome(folder, settings["batch_size"]) for folder in own] for name, own in folders.items()}
+    folders = {
+        variant.name: [run_folder(workdir, variant, repeat) for repeat in range(num_repeats)] for variant in variants
+    }
+    headline = config.task.metrics[0].key
+    return {name: [read_outcome(folder, headline, config.batch_size) for folder in own] for name, own in folders.items()}
 
 
 def _describe(
-    settings: Settings, source: ImageSource, folds: Sequence[tuple[str, str]], steps: Sequence[int]
+    config: RunConfig, source: Source, folds: Sequence[tuple[str, str]], steps: Sequence[int]
 ) -> dict[str, Any]:
     return {
         "dataset": source.name,
         "fingerprint": source.fingerprint,
         "num_images": len(source),
-        "num_classes": len(source.class_names),
-        "num_epochs": settings["num_epochs"],
-        "batch_size": settings["batch_size"],
+        "labels": dict(source.labels),
+        "num_epochs": config.num_epochs,
+        "batch_size": config.batch_size,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "repeats": [
-            {"seed": settings["seed"] + repeat, "train": splits[0], "test": splits[1], "steps": steps[repeat]}
+            {"seed": config.seed + repeat, "train": splits[0], "test": splits[1], "steps": steps[repeat]}
             for repeat, splits in enumerate(folds)
         ],
     }

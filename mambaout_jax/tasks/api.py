@@ -182,6 +182,9 @@ class Task(Protocol):
             DataError: it is not there or is of another kind.
         """
 
+    def known_size(self, split: str) -> tuple[int, Labels] | None:
+        """Return images and labels of a split of a well-known dataset, which need not be prepared."""
+
     def open_eval_sources(self) -> list[Source]:
         """Open what an evaluation scores besides the validation split."""
 

@@ -1,4 +1,4 @@
-"""The table of `analyze` says what its JSON says."""
+"""The table and the JSON of `analyze` have the same numbers."""
 
 import json
 import re
@@ -41,7 +41,7 @@ def test_a_model_with_an_ssm_has_a_column_for_its_block(capsys):
         (["test_mambaout"], {"model": "test_mambaout"}),
         (["test_mambaout", "--size", "64"], {"model": "test_mambaout", "size": (64, 64)}),
         (["--size", "64", "96"], {"size": (64, 96)}),
-        (["--task=coco"], {"task": "coco"}),
+        (["--dataset=coco"], {"dataset": "coco"}),
     ],
 )
 def test_json_holds_every_number(words, arguments, capsys):
@@ -50,7 +50,7 @@ def test_json_holds_every_number(words, arguments, capsys):
 
 
 def test_page_is_written_where_asked_and_its_path_is_told(tmp_path, capsys):
-    assert main(["analyze", "--task=imagenet", "--out", str(tmp_path / "out")]) == 0
+    assert main(["analyze", "--dataset=imagenet", "--out", str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out.endswith(f"\npage: {tmp_path}/out/analyze.html\n")
     names = ["analyze.html", "flops_384.png", "flops_768.png", "memory_384.png", "memory_768.png"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
@@ -59,9 +59,9 @@ def test_page_is_written_where_asked_and_its_path_is_told(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--task", "cocoa"], "'cocoa' is no task; did you mean 'coco'?"),
+        (["--dataset", "cocoa"], "'cocoa' is not a known dataset; did you mean 'coco'?"),
         (["mamba_tinny"], "'mamba_tinny' is not a known model; did you mean 'mamba_tiny'?"),
-        (["--size", "1", "2", "3"], "--size takes a side, or height and width; 3 numbers were given"),
+        (["--size", "1", "2", "3"], "--size has 3 numbers; a side, or a height and a width, is expected"),
     ],
 )
 def test_what_is_typed_wrong_is_one_sentence(words, message, capsys):

@@ -53,10 +53,10 @@ def test_figures_of_this_host_are_measured(capsys):
 def test_figures_are_printed_with_what_they_are_of(measured, capsys):
     assert bench() == 0
     assert [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()] == [
-        "digits, pipeline exact, threads of one process on 16 cores, batches of 64",
+        "digits, pipeline exact, threads of one process on 16 cores, batch size 64",
         "first batch 1.5 s",
-        "images 1000 /s, 500 /s a core that works",
-        "wait for a batch 64.0 ms median, 128.0 ms 99th percentile, over 30 batches",
+        "images 1000 /s, 500 /s per active core",
+        "wait per batch 64.0 ms median, 128.0 ms 99th percentile, over 30 batches",
         "pixels 2.0 MiB/s",
     ]
 
@@ -81,31 +81,29 @@ def test_json_holds_every_figure_and_nothing_else_is_printed(unopened, capsys):
     assert not captured.err
 
 
-@pytest.mark.parametrize(("workers", "hands"), [(0, 2), (1, 1), (4, 4), (16, 16), (40, 16)])
-def test_rate_of_a_core_is_shared_by_those_that_work(unopened, capsys, workers, hands):
+@pytest.mark.parametrize(("workers", "active"), [(0, 2), (1, 1), (4, 4), (16, 16), (40, 16)])
+def test_rate_of_a_core_is_shared_by_those_that_work(unopened, capsys, workers, active):
     assert bench("--json", f"--workers={workers}") == 0
-    assert json.loads(capsys.readouterr().out)["images_per_second_per_core"] == 1000 / hands
+    assert json.loads(capsys.readouterr().out)["images_per_second_per_core"] == 1000 / active
 
 
-@pytest.mark.parametrize(
-    ("need", "words"), [("800", "800 images a second, and 25 %"), ("1000", "1000 images a second")]
-)
+@pytest.mark.parametrize(("need", "words"), [("800", "800 images/s, with 25 %"), ("1000", "1000 images/s")])
 def test_a_host_that_can_feed_as_much_as_is_needed_is_told_so(unopened, capsys, need, words):
     assert bench("--need", need) == 0
-    assert f"It can feed {words}" in capsys.readouterr().out.splitlines()[-1]
+    assert f"Enough for {words}" in capsys.readouterr().out.splitlines()[-1]
 
 
 @pytest.mark.parametrize(("workers", "cores"), [(0, 8), (4, 16), (5, 20), (16, 64)])
 def test_a_host_that_cannot_is_a_failure_and_told_how_many_cores_could(unopened, capsys, workers, cores):
     assert bench("--need=4000", f"--workers={workers}") == 1
     sentence = capsys.readouterr().out.splitlines()[-1]
-    assert sentence.startswith("It cannot feed 4000 images a second: it gives 25 % of them.")
-    assert f" {cores} cores could" in sentence
+    assert sentence.startswith("Not enough for 4000 images/s: 25 % of them.")
+    assert f" {cores} cores are needed" in sentence
 
 
 def test_a_part_of_a_core_counts_as_one(unopened, capsys):
     assert bench("--need=1001", "--workers=4") == 1
-    assert " 5 cores could" in capsys.readouterr().out
+    assert " 5 cores are needed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("need", "enough"), [(800, True), (4000, False)])
@@ -149,5 +147,5 @@ def test_what_was_typed_wrong_is_one_sentence(measured, capsys, words, sentence)
 def test_a_time_and_a_rate_have_to_be_positive_numbers(measured, capsys, flag, number):
     with pytest.raises(SystemExit, match="2"):
         bench(f"{flag}={number}")
-    assert capsys.readouterr().err.endswith(f"argument {flag}: '{number}' is no positive number\n")
+    assert capsys.readouterr().err.endswith(f"argument {flag}: '{number}' is not a positive number\n")
     assert not measured

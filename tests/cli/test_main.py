@@ -40,7 +40,7 @@ def test_help_lists_each_command_with_what_it_does(capsys):
 def test_unknown_command_is_answered_with_the_nearest(capsys, typed, meant):
     assert main([typed, "x"]) == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith(f"error: {typed!r} is no command; did you mean {meant!r}?")
+    assert captured.err.startswith(f"error: {typed!r} is not a command; did you mean {meant!r}?")
     assert not captured.out
 
 

@@ -32,7 +32,14 @@ def figures(**changes):
         "program": 20 * MIB,
         "total": 1025 * MIB,
     }
-    result = {"topology": "v5e:4x4", "chips": 16, "batch_size": 4096, "batch_per_chip": 256, "parts": 2, "fsdp": 1}
+    result = {
+        "topology": "v5e:4x4",
+        "chips": 16,
+        "batch_size": 4096,
+        "batch_per_chip": 256,
+        "grad_accum_steps": 2,
+        "fsdp": 1,
+    }
     result |= {"memory": memory, "fits": True, "collective_bytes": {"all-reduce": 50 * MIB, "all-gather": 9 * MIB}}
     result["uncounted_loops"] = []
     result |= speed(ROWS, CHIPS["v5e"], 4096, 16, 10**9)
@@ -62,27 +69,27 @@ def test_every_figure_is_printed_with_its_unit(planned, capsys):
     assert command() == 0
     text = capsys.readouterr().out
     for line in (
-        "mambaout_femto in float32 on v5e:4x4: 16 chips, batch 4096, 256 a chip in 2 parts, fsdp 1",
+        "mambaout_femto in float32 on v5e:4x4: 16 chips, batch 4096, 256 per chip in 2 accumulation steps, fsdp 1",
         "parameters 100.0 MiB",
         "padding, counters 4.0 MiB",
         "activations (temporaries) 700.0 MiB",
         "total 1,025.0 MiB",
-        "of 16,128.0 MiB that a program may use of a chip's memory: 6 %",
-        "bytes to collectives, a step all-gather 9.0 MiB, all-reduce 50.0 MiB",
-        "cycles of a step 15.0 million at 1.50 GHz",
+        "available on a chip 16,128.0 MiB: 6 % used",
+        "collectives per step all-gather 9.0 MiB, all-reduce 50.0 MiB",
+        "cycles per step 15.0 million at 1.50 GHz",
         "step 10.0 ms",
         "images 410,417 /s",
-        "MFU 13.0 % of the peak in bfloat16, 1.00 GFLOPs an image",
+        "MFU 13.0 % of the bfloat16 peak, 1.00 GFLOPs per image",
         "whole schedule 36,000 steps, 0.10 hours, 1.6 chip hours",
         "12.00 fusion.1 f32[8,128] jit(step)/dot",
         "3.00 scan.2 f32[4] jit(step)/scan (by bytes)",
     ):
         assert line in [" ".join(row.split()) for row in text.splitlines()], line
-    assert "scheduled instructions (0.0 million cycles, where those are more) and their bytes" in text
+    assert "scheduled instructions (0.0 million cycles in total) and their bytes" in text
     assert "(3.0 million)." in text
     assert text.splitlines()[-1].startswith("These are the compiler's estimates, not measurements.")
     assert "EMA" not in text
-    assert "price" not in text
+    assert "cost" not in text
 
 
 def test_options_reach_the_plan(planned, capsys):
@@ -91,17 +98,17 @@ def test_options_reach_the_plan(planned, capsys):
 
 
 def test_price_and_largest_batch_are_printed_where_asked_for(planned, capsys):
-    planned[0].result = figures(money=1234.5, largest_batch_at_once=184, largest_batch_memory=15 * 2**30)
+    planned[0].result = figures(cost=1234.5, largest_microbatch=184, largest_microbatch_memory=15 * 2**30)
     assert command() == 0
     text = capsys.readouterr().out
-    assert "price                        1,234.50" in text
-    assert "at once: 184, which take 15.00 GiB" in text
+    assert "cost                         1,234.50" in text
+    assert "Largest microbatch per chip: 184 images, 15.00 GiB" in text
 
 
 def test_loops_of_unknown_length_are_named(planned, capsys):
     planned[0].result = figures(uncounted_loops=["jit(step)/beta", "jit(step)/alpha", "jit(step)/beta"])
     assert command() == 0
-    assert "count once, 3 of them: jit(step)/alpha, jit(step)/beta." in capsys.readouterr().out
+    assert "3 loops of unknown length are counted once: jit(step)/alpha, jit(step)/beta." in capsys.readouterr().out
 
 
 def test_json_holds_every_figure_and_the_warning(planned, capsys):
@@ -113,12 +120,16 @@ def test_json_holds_every_figure_and_the_warning(planned, capsys):
 
 def test_a_step_that_does_not_fit_is_a_failure_and_told_why(planned, capsys):
     kept = {key: value for key, value in figures().items() if key in ("topology", "chips", "batch_size", "fsdp")}
-    planned[0].result = kept | {"batch_per_chip": 256, "parts": 1, "memory": MEMORY, "fits": False}
-    planned[0].result |= {"too_large": "Used 20G of 15.75G hbm", "largest_batch_at_once": 0, "largest_batch_memory": 0}
+    planned[0].result = kept | {"batch_per_chip": 256, "grad_accum_steps": 1, "memory": MEMORY, "fits": False}
+    planned[0].result |= {
+        "too_large": "Used 20G of 15.75G hbm",
+        "largest_microbatch": 0,
+        "largest_microbatch_memory": 0,
+    }
     assert command() == 1
     text = capsys.readouterr().out
-    assert "It does not fit: Used 20G of 15.75G hbm." in text
-    assert "No batch fits" in text
+    assert "Does not fit: Used 20G of 15.75G hbm." in text
+    assert "Not even a microbatch of 8 images fits" in text
     assert "MFU" not in text
 
 

@@ -90,7 +90,7 @@ def test_a_folder_of_images_is_prepared_and_the_flags_that_use_it_are_told(insec
     printed = capsys.readouterr().out
     assert printed.splitlines()[:3] == [
         f"insects is prepared in {out}/insects/1.0.0",
-        "  train: 40 images of 2 classes; a class has 10 to 30, in the median 20",
+        "  train: 40 images of 2 classes; 10 to 30 images per class, median 20",
         "Use it with:",
     ]
     flags = dict(word.removeprefix("--config.data.").split("=", 1) for word in shlex.split(printed.splitlines()[3]))
@@ -102,7 +102,7 @@ def test_a_folder_of_images_is_prepared_and_the_flags_that_use_it_are_told(insec
     assert run("folder", str(insects), "--data-dir", str(out)) == 0
     assert capsys.readouterr().out.splitlines()[:3] == [
         f"insects is prepared already in {out}/insects/1.0.0",
-        "  by its numbers and classes; move that folder away to write it anew",
+        "  with the same numbers of images and the same classes; move that folder away to write it again",
         "  train: 40 images of 2 classes",
     ]
 
@@ -120,9 +120,9 @@ def test_imagenet_is_prepared_from_each_form(tmp_path, kind, capsys, monkeypatch
     assert run("imagenet", f"--{kind}={source}", f"--data-dir={tmp_path}/out", "--workers=1") == 0
     assert capsys.readouterr().out.splitlines() == [
         f"imagenet2012 is prepared in {tmp_path}/out/imagenet2012/5.1.0",
-        "  train: 15 images of 3 classes; a class has 5 to 5, in the median 5",
-        "  validation: 6 images of 3 classes; a class has 2 to 2, in the median 2",
-        "  2 of them were no grey or RGB JPEG and are stored as one",
+        "  train: 15 images of 3 classes; 5 to 5 images per class, median 5",
+        "  validation: 6 images of 3 classes; 2 to 2 images per class, median 2",
+        "  2 of them were not grayscale or RGB JPEGs and were converted",
         "Use it with:",
         f"  --config.data.name=imagenet2012 --config.data.data_dir={tmp_path}/out --config.data.train_split=train "
         "--config.data.validation_split=validation",
@@ -135,10 +135,10 @@ def test_imagenet_is_prepared_from_each_form(tmp_path, kind, capsys, monkeypatch
         (("imagenet",), "takes one of --tars DIR, --folder DIR and --tfrecord DIR"),
         (("imagenet", "--tars=a", "--folder=b"), "takes one of --tars DIR"),
         (("imagenet", "--tars=a", "--name=b"), "takes one of --tars DIR"),
-        (("folder",), "takes the folder that holds the images"),
-        (("folder", "a", "--tars=b"), "takes the folder that holds the images"),
-        (("digits", "a"), "prepare digits takes --data-dir alone"),
-        (("digits", "--workers=2"), "prepare digits takes --data-dir alone"),
+        (("folder",), "takes the folder of the images"),
+        (("folder", "a", "--tars=b"), "takes the folder of the images"),
+        (("digits", "a"), "prepare digits takes only --data-dir"),
+        (("digits", "--workers=2"), "prepare digits takes only --data-dir"),
     ],
 )
 def test_words_that_do_not_go_together_are_told(words, message):
@@ -150,7 +150,7 @@ def test_words_that_do_not_go_together_are_told(words, message):
 def test_a_number_of_workers_has_to_be_one(number, capsys):
     with pytest.raises(SystemExit):
         run("folder", "a", f"--workers={number}")
-    assert f"'{number}' is no number of processes" in capsys.readouterr().err
+    assert f"'{number}' is not a number of processes" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_a_failure_of_the_machine(insects, tmp_path, capsys, monkeypatch):
@@ -174,7 +174,7 @@ def test_too_few_images_to_hold_some_back_are_told(tmp_path, capsys, count):
     lines = capsys.readouterr().out.splitlines()
     flags = dict(word.removeprefix("--config.data.").split("=", 1) for word in shlex.split(lines[-1]))
     parts = [len(open_source("few", flags[f"{split}_split"], f"{tmp_path}/out")) for split in ("train", "validation")]
-    told = f"  {count} are too few images to hold some back: what is trained on is validated on"
+    told = f"  {count} images are too few for a validation split; the training images are used for it"
     if told in lines:
         assert parts == [count, count]
         assert (flags["train_split"], flags["validation_split"]) == ("train", "train")

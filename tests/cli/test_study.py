@@ -1,4 +1,4 @@
-"""`study` takes a dataset, prints what was found and ends with the exit code that fits."""
+"""`study` takes a dataset, prints its results and returns the right exit code."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import time
 import pytest
 
 from mambaout_jax.__main__ import main
-from tests.analysis.study_runs import EXPERIMENT, ROOT, Training
+from tests.study.study_runs import EXPERIMENT, ROOT, Training
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_the_named_dataset_is_the_one_that_is_studied(monkeypatch, command, caps
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--dataset", "beans"], "no configs/study/beans.py"),
+        (["--dataset", "beans"], "no experiment configs/study/beans.py"),
         (["--dataset", "digits", "--config.batch_sise=3"], "batch_sise"),
         (["--dataset", "digits", "--config=nowhere.py"], "nowhere.py"),
         (["--dataset", "digits", "--config.model.name=vit_tiny_patch16_224"], "vit_tiny_patch16_224"),
@@ -89,17 +89,17 @@ def test_what_was_typed_wrong_is_one_sentence(monkeypatch, tmp_path, capsys, wor
 def test_fewer_than_two_seeds_show_no_spread_and_are_refused(capsys, seeds):
     with pytest.raises(SystemExit, match="2"):
         main(["study", "--dataset", "digits", f"--seeds={seeds}"])
-    assert f"'{seeds}' is no number of seeds; 2 or more" in capsys.readouterr().err
+    assert f"'{seeds}' is not a valid number of seeds; 2 or more" in capsys.readouterr().err
 
 
-def test_a_twin_that_diverges_is_left_out_of_the_tables(training, command, capsys):
+def test_a_variant_that_diverges_is_left_out_of_the_tables(training, command, capsys):
     training.diverging = {("matched-ssm-causal", 0)}
     assert main(command) == 0
     captured = capsys.readouterr()
-    assert "matched-ssm-causal is left out; repeat 0 diverged: step 3 has loss nan" in captured.err
+    assert "matched-ssm-causal is excluded; repeat 0 diverged: step 3 has loss nan" in captured.err
     tables = [line.split("  ")[0] for line in captured.out.splitlines() if line.startswith(("conv", "SSM", "ViT"))]
     assert tables == ["convolution alone", "SSM (causal)", "convolution alone", "ViT (full)"]
-    assert "Left out, as a run of it diverged: SSM (causal), in repeat 0." in captured.out
+    assert "Excluded because a run diverged: SSM (causal) (repeat 0)." in captured.out
 
 
 def test_a_diverging_model_without_an_ssm_ends_the_study_with_a_remedy(training, command, tmp_path, capsys):
@@ -108,8 +108,8 @@ def test_a_diverging_model_without_an_ssm_ends_the_study_with_a_remedy(training,
     for _ in range(2):
         assert main(command) == 3
         assert capsys.readouterr().err.splitlines()[-1] == (
-            "error: conv, repeat 1: step 3 has loss nan. All twins are held against this one: change that in another "
-            f"--workdir, or remove {folder} to train it again"
+            "error: conv, repeat 1: step 3 has loss nan. This is the baseline of all comparisons: change the config "
+            f"and use another --workdir, or remove {folder} to train it again"
         )
 
 
@@ -119,24 +119,14 @@ def test_a_full_disk_is_one_sentence(training, command, capsys):
     assert "no space is left" in capsys.readouterr().err
 
 
-SMALL = """
-import sys
-from mambaout_jax.__main__ import main
-from mambaout_jax.study import twins as study_twins
-study_twins.COMPARISONS = {"removed": ("", ("ssm-causal",)), "matched": ("", ("vit-full",))}
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
-"""
-
-
 @pytest.mark.slow
-def test_a_killed_study_goes_on_where_it_was_and_compiles_a_twin_once(tmp_path):
-    (tmp_path / "small.py").write_text(SMALL)
+def test_a_killed_study_goes_on_where_it_was_and_compiles_a_variant_once(tmp_path):
     environment = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"}
     environment["PYTHONPATH"] = str(ROOT)
     changes = {
         "num_epochs": 2, "eval_every_epochs": 2, "optim.warmup_epochs": 1, "batch_size": 128, "log_every_steps": 2,
         "model.depths": (1, 1), "model.dims": (16, 24), "data.data_dir": tmp_path,
+        "study.removed": ("ssm-causal",), "study.matched": ("vit-full",),
     }  # fmt: skip
 
     workdir = tmp_path / "study"
@@ -144,7 +134,7 @@ def test_a_killed_study_goes_on_where_it_was_and_compiles_a_twin_once(tmp_path):
     def start():
         command = ["--dataset=digits", "--seeds=2", f"--workdir={workdir}", "--json"]
         flags = [f"--config.{key}={value}" for key, value in changes.items()]
-        arguments = [sys.executable, str(tmp_path / "small.py"), "study", *command, *flags]
+        arguments = [sys.executable, "-m", "mambaout_jax", "study", *command, *flags]
         return subprocess.Popen(
             arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
         )
@@ -157,7 +147,7 @@ def test_a_killed_study_goes_on_where_it_was_and_compiles_a_twin_once(tmp_path):
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=120)
     assert process.returncode == os.EX_TEMPFAIL, error
-    assert error.endswith("error: stopped by SIGTERM; everything is saved, the same command goes on\n")
+    assert error.splitlines()[-1].startswith("error: stopped by SIGTERM; everything is saved")
     assert not (workdir / "study.json").exists()
     finished = {path: path.stat().st_mtime_ns for path in workdir.glob("runs/*/*/results.json")}
 
@@ -166,10 +156,10 @@ def test_a_killed_study_goes_on_where_it_was_and_compiles_a_twin_once(tmp_path):
     assert process.returncode == 0, error
     assert finished == {path: path.stat().st_mtime_ns for path in finished}
     study = json.loads(output)
-    assert [twin["name"] for twin in study["twins"]] == ["conv", "removed-ssm-causal", "matched-vit-full"]
-    for twin in study["twins"]:
-        assert twin["step_seconds"] > 0
-        assert twin["memory_bytes"] > 2**20
-    # Both repeats of a twin, and what measures its memory, share one program.
+    assert [variant["name"] for variant in study["variants"]] == ["conv", "removed-ssm-causal", "matched-vit-full"]
+    for variant in study["variants"]:
+        assert variant["step_seconds"] > 0
+        assert variant["memory_bytes"] > 2**20
+    # Both repeats of a variant, and what measures its memory, share one program.
     assert len(list((workdir / "compiled").glob("jit_train_step-*-cache"))) == 3
     assert len(list(workdir.glob("runs/*/*/report.html"))) == 6

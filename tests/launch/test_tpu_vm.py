@@ -78,7 +78,7 @@ def test_quota_is_one_sentence(cloud):
 
 def test_request_that_failed_says_why_and_is_deleted(cloud):
     text = cloud.play("tpu_vm.sh", *SLICE, code=1, script={"boots": [["FAILED"]], "error": "no such image"})
-    assert "error: v5litepod-16 in us-west4-a cannot be had: no such image" in text
+    assert "error: v5litepod-16 in us-west4-a is not available: no such image" in text
     assert verbs(cloud.calls()) == ["create", "delete"]
 
 
@@ -130,7 +130,7 @@ def test_signal_has_the_run_save_and_deletes_the_slice(number, cloud):
     cloud.wait_for("command-1-0.json")
     process.send_signal(number)
     text = cloud.finish(process, 75)
-    assert "Stopping: the run saves what it has" in text
+    assert "Stopping; the run saves a checkpoint" in text
     assert verbs(cloud.calls())[-2:] == ["stop", "delete"]
     for host in range(2):
         checkout = cloud.home / "hosts" / str(host) / "mambaout"
@@ -146,7 +146,7 @@ def test_kept_run_is_found_again(cloud):
     before = len(cloud.calls())
     script = {"exists": True, "running": ["unreachable"], "follow": ["", "preempt"]}
     world = {"script": script, "runs": [[1, ["hang"] * 2], [2, [0, 0]]]}
-    assert "The run is there already" in cloud.play("tpu_vm.sh", *SLICE, **world)
+    assert "Found the run" in cloud.play("tpu_vm.sh", *SLICE, **world)
     again = verbs(cloud.calls()[before:])
     assert again == ["running", "running", "delete", "create", "setup_host", "step", "start", "delete"]
 
@@ -171,8 +171,8 @@ def test_slice_that_was_there_and_is_given_up_is_told_to_save(cloud):
         (["--name=--quiet"], "--name is --quiet; small letters"),
         (["--restarts=many"], "--restarts is many"),
         (["--zone="], "--zone is missing"),
-        (["--spott"], "--spott is no option of tpu_vm.sh"),
-        (["--name"], "--name lacks its value"),
+        (["--spott"], "--spott is not an option of tpu_vm.sh"),
+        (["--name"], "--name requires a value"),
     ],
 )
 def test_what_is_typed_wrong_is_one_sentence(change, sentence, cloud):

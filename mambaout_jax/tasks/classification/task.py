@@ -108,6 +108,12 @@ class Classification:
         """Open a split of the dataset."""
         return open_source(self.config.dataset, split, self.config.data_dir)
 
+    def known_size(self, split: str) -> tuple[int, Labels] | None:
+        """Return the size of ImageNet-1k's training split, 1,281,167 images (Russakovsky et al., 2015, table 2)."""
+        if split != "train" or self.config.dataset.partition(":")[0] != IMAGENET:
+            return None
+        return 1_281_167, {"class_names": list(imagenet_class_names())}
+
     def open_eval_sources(self) -> list[ImageSource]:
         """Open the sets that `data.eval_sets` names."""
         names = (self.config.options["data.eval_sets"] or "").split(",")

@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from mambaout_jax.study.statistics import compare, detectable_difference, holm, interval, p_value, standard_error
+from mambaout_jax.study.statistics import (
+    holm,
+    interval,
+    is_significant,
+    minimum_detectable_effect,
+    p_value,
+    standard_error,
+)
 
 VALUES = st.lists(st.integers(0, 10_000).map(lambda n: n / 100), min_size=2, max_size=12)
 
@@ -22,9 +29,9 @@ def test_interval_is_the_one_computed_by_hand():
 
 def test_detectable_difference_is_the_one_computed_by_hand():
     # t of 97.5 % with 2 degrees 4.302653, of 80 % 1.060660.
-    assert detectable_difference([1, 2, 6]) == pytest.approx((4.302653 + 1.060660) * math.sqrt(7 * 5 / 6), rel=1e-6)
+    assert minimum_detectable_effect([1, 2, 6]) == pytest.approx((4.302653 + 1.060660) * math.sqrt(7 * 5 / 6), rel=1e-6)
     # Of six tests the first has to hold at 1 - 0.05 / 12: 10.885867.
-    assert detectable_difference([1, 2, 6], tests=6) == pytest.approx(
+    assert minimum_detectable_effect([1, 2, 6], tests=6) == pytest.approx(
         (10.885867 + 1.060660) * math.sqrt(7 * 5 / 6), rel=1e-6
     )
 
@@ -43,7 +50,7 @@ def test_interval_is_scipys_but_for_what_folds_share(values):
 @given(VALUES.filter(lambda values: len(set(values)) > 1))
 def test_a_detectable_difference_lies_outside_the_interval_around_none(values):
     mean, low, _ = interval(values)
-    assert detectable_difference(values) >= mean - low
+    assert minimum_detectable_effect(values) >= mean - low
 
 
 @pytest.mark.parametrize("tests", [1, 6])
@@ -51,7 +58,7 @@ def test_a_study_of_independent_repeats_shows_the_detectable_difference_four_tim
     n, studies = 8, 4000
     rng = np.random.default_rng(0)
     # Independent repeats have a standard error of 1 / sqrt(n); what folds share is added to theirs.
-    effect = detectable_difference([*[-1.0] * (n // 2), *[1.0] * (n // 2)], tests) * math.sqrt((n - 1) / n)
+    effect = minimum_detectable_effect([*[-1.0] * (n // 2), *[1.0] * (n // 2)], tests) * math.sqrt((n - 1) / n)
     values = effect + rng.normal(0, math.sqrt(1 / (n - 1)), (studies, 1)) + rng.normal(0, 1, (studies, n))
     # As Holm's procedure meets it: the others have nothing to show.
     t = values.mean(1) / (values.std(1, ddof=1) * math.sqrt(1 / n + 1 / (n - 1)))
@@ -63,34 +70,34 @@ def test_a_study_finds_a_difference_where_there_is_none_once_in_twenty():
     n, studies = 3, 4000
     rng = np.random.default_rng(1)
     shared = rng.normal(0, math.sqrt(1 / (n - 1)), (studies, 1))
-    found = [compare(row) for row in (shared + rng.normal(0, 1, (studies, n))).tolist()]
-    assert np.mean(np.abs(found)) == pytest.approx(0.05, abs=0.012)
+    found = [is_significant(row) for row in (shared + rng.normal(0, 1, (studies, n))).tolist()]
+    assert np.mean(found) == pytest.approx(0.05, abs=0.012)
 
 
 @pytest.mark.parametrize(
-    ("differences", "told"),
+    ("differences", "significant"),
     [
-        ([1.0, 1.1, 0.9], 1),
-        ([-1.0, -1.1, -0.9], -1),
-        ([1.0, 0.0, 3.0], 0),
-        ([1.0, 1.0], 0),
-        ([0.3, 0.1 + 0.2], 0),
+        ([1.0, 1.1, 0.9], True),
+        ([-1.0, -1.1, -0.9], True),
+        ([1.0, 0.0, 3.0], False),
+        ([1.0, 1.0], False),
+        ([0.3, 0.1 + 0.2], False),
     ],
 )
-def test_only_what_lies_outside_its_interval_is_told_apart(differences, told):
-    assert compare(differences) == told
+def test_a_difference_is_significant_if_its_interval_excludes_zero(differences, significant):
+    assert is_significant(differences) == significant
 
 
 @pytest.mark.parametrize("differences", [[1.0, 1.0], [0.0, 0.0, 0.0], [0.3, 0.1 + 0.2]])
 def test_without_spread_nothing_can_be_judged(differences):
-    assert detectable_difference(differences) is None
+    assert minimum_detectable_effect(differences) is None
     assert p_value(differences) == 1
 
 
 @given(VALUES.filter(lambda values: len(set(values)) > 1))
 def test_p_is_small_where_the_interval_leaves_zero_out(values):
     differences = [value - 50 for value in values]
-    assert (p_value(differences) < 0.05) == (compare(differences) != 0)
+    assert (p_value(differences) < 0.05) == is_significant(differences)
     assert p_value(differences) == pytest.approx(p_value([-difference for difference in differences]))
 
 

@@ -1,4 +1,4 @@
-"""A study trains twins on equal data, goes on where it stopped, and shows what it found and no more."""
+"""A study trains variants on equal data, resumes where it stopped, and claims no more than the data show."""
 
 import io
 import json
@@ -12,10 +12,10 @@ from mambaout_jax.data import DataError
 from mambaout_jax.run.config import flatten_config
 from mambaout_jax.run.errors import RunError, StoppedError
 from mambaout_jax.study import study as study_module
-from mambaout_jax.study.study import find_experiment, percent_by_guessing, run_study, tell_shrinking
+from mambaout_jax.study.study import find_experiment, majority_baseline, run_study, warn_about_shrinking
 from mambaout_jax.study.table import comparison_rows, macs, mebibytes, milliseconds, percent, points
 from mambaout_jax.train.inputs import open_batches
-from tests.analysis.study_runs import MODEL, TOP1, TWINS, Training, settings
+from tests.study.study_runs import MODEL, TOP1, VARIANTS, Training, settings
 from tests.train.finished_run import Tags, words
 
 
@@ -39,18 +39,18 @@ def study(training, experiment, tmp_path):
     return run_study(experiment, tmp_path / "study", 3)
 
 
-def test_twins_of_a_repeat_differ_in_nothing_but_their_model(study, training):
-    assert set(training.configs) == {(twin.name, repeat) for twin in TWINS for repeat in range(3)}
-    for twin in TWINS:
+def test_variants_of_a_repeat_differ_in_nothing_but_their_model(study, training):
+    assert set(training.configs) == {(variant.name, repeat) for variant in VARIANTS for repeat in range(3)}
+    for variant in VARIANTS:
         for repeat in range(3):
-            config = flatten_config(training.configs[twin.name, repeat])
+            config = flatten_config(training.configs[variant.name, repeat])
             model = {key.removeprefix("model."): config.pop(key) for key in list(config) if key.startswith("model.")}
-            assert model == twin.model
+            assert model == variant.model
             base = flatten_config(training.configs["conv", repeat])
             assert config == {key: value for key, value in base.items() if not key.startswith("model.")}
 
 
-def test_twins_see_the_same_batches_and_repeats_others(study, training):
+def test_variants_see_the_same_batches_and_repeats_others(study, training):
     def first(name, repeat):
         batch = next(open_batches(training.configs[name, repeat]))
         return batch["image"], batch["label"]
@@ -79,7 +79,7 @@ def test_a_stopped_study_goes_on_and_repeats_no_run(training, experiment, tmp_pa
         run_study(experiment, tmp_path / "study", 3)
     training.stop_after = None
     free = {**experiment, "log_every_steps": 3, "resume": "any"}
-    assert run_study(free, tmp_path / "study", 3)["twins"][0]["top1"] == TOP1["conv"]
+    assert run_study(free, tmp_path / "study", 3)["variants"][0]["top1"] == TOP1["conv"]
     assert len(training.configs) == 12
 
 
@@ -93,17 +93,17 @@ def test_a_stopped_study_goes_on_and_repeats_no_run(training, experiment, tmp_pa
     ],
 )
 def test_other_settings_in_the_same_workdir_are_refused(study, training, data_dir, tmp_path, changes, seeds, told):
-    with pytest.raises(RunError, match=f"study holds a study with other settings: .*{told}.*; name another"):
+    with pytest.raises(RunError, match=f"study contains a study with other settings: .*{told}.*; name another"):
         run_study(settings(data_dir, **changes), tmp_path / "study", seeds)
     assert len(training.configs) == 12
 
 
 def test_a_folder_of_something_else_is_refused(training, experiment, tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(RunError, match="holds something else than a study"):
+    with pytest.raises(RunError, match="contains files that are not a study's"):
         run_study(experiment, tmp_path, 3)
     (tmp_path / "plan.json").write_text("{")
-    with pytest.raises(RunError, match=r"plan.json is not the JSON that a study writes"):
+    with pytest.raises(RunError, match=r"plan.json is not the plan of a study"):
         run_study(experiment, tmp_path, 3)
     with pytest.raises(RunError, match=r"cannot be written .*; name another with --workdir"):
         run_study(experiment, tmp_path / "plan.json", 3)
@@ -111,7 +111,7 @@ def test_a_folder_of_something_else_is_refused(training, experiment, tmp_path):
 
 
 def test_given_weights_are_refused(training, experiment, tmp_path):
-    with pytest.raises(RunError, match=r"config.init_from is set; .* leave it unset"):
+    with pytest.raises(RunError, match=r"config.init_from is set; .* unset it"):
         run_study({**experiment, "init_from": "runs/x"}, tmp_path / "study", 3)
     assert not (tmp_path / "study").exists()
 
@@ -119,7 +119,7 @@ def test_given_weights_are_refused(training, experiment, tmp_path):
 def test_a_dataset_without_an_experiment_is_told_what_to_do():
     assert find_experiment("digits").endswith("configs/study/digits.py")
     assert find_experiment("pathfinder/32").endswith("configs/study/pathfinder.py")
-    with pytest.raises(RunError, match=r"no configs/study/beans.py .*'beans'.*--config="):
+    with pytest.raises(RunError, match=r"no experiment configs/study/beans.py .*'beans'.*--config="):
         find_experiment("beans")
 
 
@@ -130,13 +130,13 @@ def test_without_a_checkout_an_experiment_has_to_be_named(monkeypatch, tmp_path)
 
 
 def test_findings_are_those_of_the_runs(study):
-    conv, removed, _, vit = study["twins"]
+    conv, removed, _, vit = study["variants"]
     assert conv["top1"] == TOP1["conv"]
     assert conv["accuracy"]["mean"] == pytest.approx(91.5)
     assert conv["step_seconds"] == pytest.approx(0.25)  # the median of 0.125, 0.25 and 9
     assert (vit["params"], vit["macs"], vit["memory_bytes"]) == (5_444, 7_654_321, 10_000_009)
     difference = study["comparisons"][0]["differences"][0]
-    assert difference["twin"] == removed["name"]
+    assert difference["variant"] == removed["name"]
     assert difference["values"] == [2.0, 2.125, 1.875]
     # Mean 2, sd 0.125; t of 97.5 % with 2 degrees 4.302653; 1/3 + 1/2.
     half = 4.302653 * 0.125 * (5 / 6) ** 0.5
@@ -148,11 +148,11 @@ def test_words_say_what_is_told_apart_and_what_is_not(study):
     removed, matched = study["comparisons"]
     assert removed["verdict"] == "Better than convolution alone: SSM (causal)."
     assert matched["verdict"] == (
-        "Worse than convolution alone: ViT (full). Not told apart from convolution alone: SSM (causal)."
+        "Worse than convolution alone: ViT (full). Not significantly different from convolution alone: SSM (causal)."
     )
     assert study["answer"] == (
-        "Better than convolution alone with as many channels: SSM (causal). With as many parameters, no SSM is told "
-        "apart from convolution alone as better."
+        "Better than convolution alone at equal widths: SSM (causal). At equal parameters, no SSM is significantly "
+        "better than convolution alone."
     )
 
 
@@ -161,26 +161,29 @@ def test_words_say_what_is_told_apart_and_what_is_not(study):
     [
         (
             {"removed-ssm-causal": [90.5, 91.5, 92.5]},
-            r"No SSM did better .* below \d+.\d\d points might well go unseen",
+            r"No SSM is significantly better .* minimum detectable effect is \d+.\d\d points",
         ),
         (
             {"matched-ssm-causal": [95.25, 96.5, 97.875]},
-            r"^Better than .* with as many parameters: SSM \(causal\); with as many channels: SSM \(causal\).$",
+            r"^Better than .* at equal parameters: SSM \(causal\); at equal widths: SSM \(causal\).$",
         ),
         (
             {name: [9.0, 10.0, 11.5] for name in TOP1},
-            r"^No twin is told apart from guessing, which gives 10\.\d\d %, with 3 repeats; take more seeds\. ",
+            r"^No variant is significantly better than the majority baseline of 10\.\d\d % .* use more seeds\.$",
         ),
-        # Differences of 2, 2.5 and 1.5 have p = 0.049, which holds alone and not as one of two.
+        # Differences of 2, 2.5 and 1.5 have p = 0.049, significant in a single test and not as one of two.
         (
             {"removed-ssm-causal": [92.25, 94.0, 94.25]},
-            r"No SSM did better .* below and not here is so by a test of its own, of which there are 2\. .*might well",
+            r"No SSM is significantly better .* better below but not here .* for 2 tests\. .*detectable",
         ),
         (
             {"removed-ssm-causal": TOP1["conv"], "matched-ssm-causal": [91.25, 92.5, 93.75]},
-            r"No SSM did better .* there is no spread to judge by\.$",
+            r"No SSM is significantly better .* the repeats have no spread, so the tests have no known power\.$",
         ),
-        ({"matched-vit-full": [95.25, 96.5, 97.875], "removed-ssm-causal": TOP1["conv"]}, "No SSM did better"),
+        (
+            {"matched-vit-full": [95.25, 96.5, 97.875], "removed-ssm-causal": TOP1["conv"]},
+            "No SSM is significantly better",
+        ),
     ],
 )
 def test_the_answer_is_about_the_ssm_and_no_more_than_the_data_show(monkeypatch, experiment, tmp_path, top1, answer):
@@ -189,8 +192,8 @@ def test_the_answer_is_about_the_ssm_and_no_more_than_the_data_show(monkeypatch,
 
 
 WRITTEN = {
-    "top1": percent, "low": percent, "high": percent, "mean": percent, "detectable": percent, "values": points,
-    "chance": percent, "ratio": percent,
+    "top1": percent, "low": percent, "high": percent, "mean": percent, "values": points,
+    "minimum_detectable_effect": percent, "majority_baseline": percent, "ratio": percent,
     "macs": macs, "memory_bytes": mebibytes, "step_seconds": milliseconds,
 }  # fmt: skip
 
@@ -199,11 +202,11 @@ def numbers(content, key=None, differs=False):
     """Yield each number of study.json as it is written for a person."""
     if isinstance(content, dict):
         for name, item in content.items():
-            yield from numbers(item, name, differs or "detectable" in content)
+            yield from numbers(item, name, differs or "minimum_detectable_effect" in content)
     elif isinstance(content, list):
         for item in content:
             yield from numbers(item, key, differs)
-    elif isinstance(content, int | float) and key not in ("told_apart", "has_ssm"):
+    elif isinstance(content, int | float) and key not in ("significant", "has_ssm"):
         write = points if differs and key in ("mean", "low", "high") else WRITTEN.get(key)
         yield write(content) if write else f"{content:,}"
 
@@ -224,10 +227,10 @@ def test_page_holds_every_number_and_every_word(study, tmp_path):
 def test_what_guessing_gives_is_the_largest_class(monkeypatch):
     labels = [0] * 30 + [1] * 50 + [2] * 20
     source = [{"label": label} for label in labels]
-    assert percent_by_guessing(source) == 50
+    assert majority_baseline(source) == 50
     many = [{"label": int(index % 7 < 2)} for index in range(10_000)]
     reads = []
-    monkeypatch.setattr(study_module, "MOST_LABELS", 1_000)
+    monkeypatch.setattr(study_module, "MAX_LABELS", 1_000)
 
     class Source(list):
         def __getitem__(self, index):
@@ -236,7 +239,7 @@ def test_what_guessing_gives_is_the_largest_class(monkeypatch):
                 raise DataError("damaged")
             return super().__getitem__(index)
 
-    assert percent_by_guessing(Source(many)) == pytest.approx(100 * 5 / 7, abs=2)
+    assert majority_baseline(Source(many)) == pytest.approx(100 * 5 / 7, abs=2)
     assert len(reads) == 1_000
 
 
@@ -249,28 +252,28 @@ def test_length_of_the_first_stage_is_measured(study):
 @pytest.mark.parametrize(
     ("size", "told"),
     [
-        ((32, 32), "the first image has 40x64 px; the twins see it at 32x32, config.model.img_size\n"),
-        ((40, 48), "the first image has 40x64 px; the twins see it at 40x48, config.model.img_size\n"),
+        ((32, 32), "The first image has 40x64 px and is resized to 32x32 (config.model.img_size).\n"),
+        ((40, 48), "The first image has 40x64 px and is resized to 40x48 (config.model.img_size).\n"),
         ((40, 64), ""),
         ((96, 96), ""),
     ],
 )
-def test_images_larger_than_the_twins_see_are_told(capsys, size, told):
+def test_images_larger_than_the_variants_see_are_told(capsys, size, told):
     file = io.BytesIO()
     Image.new("L", (64, 40)).save(file, "PNG")
-    tell_shrinking([{"image": file.getvalue()}], size)
+    warn_about_shrinking([{"image": file.getvalue()}], size)
     assert capsys.readouterr().err == told
 
 
 def test_an_image_that_cannot_be_read_is_left_to_training(capsys):
-    tell_shrinking([{"image": b"damaged"}], (32, 32))
+    warn_about_shrinking([{"image": b"damaged"}], (32, 32))
     assert not capsys.readouterr().err
 
 
 def test_intervals_are_shown_where_accuracies_can_lie(monkeypatch, experiment, tmp_path):
     Training(monkeypatch, {**TOP1, "conv": [93.0, 96.0, 99.0], "matched-vit-full": [1.0, 4.0, 7.0]})
     found = run_study(experiment, tmp_path / "study", 3)
-    assert found["twins"][0]["accuracy"]["high"] > 100
+    assert found["variants"][0]["accuracy"]["high"] > 100
     rows = comparison_rows(found, found["comparisons"][1])
     assert rows[0][2].endswith(" to 100.00")
     assert rows[-1][2].startswith("0.00 to ")

@@ -15,7 +15,7 @@ from mambaout_jax.plan import plan as planning
 from mambaout_jax.plan.chips import CHIPS, Chip
 from mambaout_jax.plan.compiler import TooLargeError, chip_of, compile_for_tpu, tpu_devices
 from mambaout_jax.plan.hlo import estimated_operations
-from mambaout_jax.plan.plan import Dataset, dataset_of, largest_batch, plan, schedule, speed, state_bytes
+from mambaout_jax.plan.plan import Dataset, dataset_of, largest_microbatch, plan, schedule, speed, state_bytes
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.workdir import build_model
 from mambaout_jax.train.program import training_program
@@ -68,7 +68,7 @@ def test_largest_batch_is_that_of_the_line_and_was_compiled(start, known):
         asked.append(batch)
         return 100 + 7 * batch if 100 + 7 * batch <= 1000 else None
 
-    found = largest_batch(memory_of, 1000, {start: 100 + 7 * start} if known else {}, start)
+    found = largest_microbatch(memory_of, 1000, {start: 100 + 7 * start} if known else {}, start)
     assert found == (128, 100 + 7 * 128)
     assert 128 in asked
     assert len(asked) <= (2 if known else 3)
@@ -76,19 +76,19 @@ def test_largest_batch_is_that_of_the_line_and_was_compiled(start, known):
 
 def test_largest_batch_is_not_believed_where_the_line_bends():
     sizes = {8: 100, 16: 200, 64: 850, 72: 950, 80: 1100}
-    assert largest_batch(sizes.get, 1000, {8: 100}, 8) == (72, 950)
+    assert largest_microbatch(sizes.get, 1000, {8: 100}, 8) == (72, 950)
 
 
 def test_largest_batch_is_looked_for_below_a_double_that_does_not_fit():
-    assert largest_batch({64: 400, 112: 900, 120: 1100}.get, 1000, {}, 64) == (112, 900)
+    assert largest_microbatch({64: 400, 112: 900, 120: 1100}.get, 1000, {}, 64) == (112, 900)
 
 
 def test_where_memory_does_not_grow_the_largest_that_was_compiled_is_found():
-    assert largest_batch(lambda batch: 100, 1000, {8: 100}, 8) == (16, 100)
+    assert largest_microbatch(lambda batch: 100, 1000, {8: 100}, 8) == (16, 100)
 
 
 def test_where_not_even_the_smallest_batch_fits_none_is_found():
-    assert largest_batch(lambda batch: None, 1000, {}, 64) == (0, 0)
+    assert largest_microbatch(lambda batch: None, 1000, {}, 64) == (0, 0)
 
 
 def test_a_dataset_is_as_given_as_prepared_or_as_known():
@@ -196,7 +196,7 @@ class TestCompiled:
         assert sum(figures["cycles_by_rule"].values()) == figures["cycles"]
         assert {"all-gather", "all-reduce"} <= set(figures["collective_bytes"])
         assert "all-to-all" not in figures["collective_bytes"]
-        assert figures["money"] == 2.0 * figures["chip_hours"] > 0
+        assert figures["cost"] == 2.0 * figures["chip_hours"] > 0
         assert 0 < figures["mfu"] < 1
 
     def test_largest_batch_is_compiled(self, monkeypatch):
@@ -205,5 +205,5 @@ class TestCompiled:
         monkeypatch.setattr(planning, "chip_of", lambda topology: chip._replace(memory=24 * 2**20))
         config = tiny.config(batch_size=64, eval_batch_size=64)
         figures = plan(config, "v5e:1x1", Dataset(1437, 10), find_batch=True)
-        assert figures["largest_batch_at_once"] % 8 == 0
-        assert 0 < figures["largest_batch_memory"] <= 24 * 2**20
+        assert figures["largest_microbatch"] % 8 == 0
+        assert 0 < figures["largest_microbatch_memory"] <= 24 * 2**20

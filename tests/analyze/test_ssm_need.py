@@ -1,4 +1,4 @@
-"""The criterion says of the paper's tasks what the paper says, and the page holds every row."""
+"""The criterion agrees with the paper on its datasets, and the page contains every row."""
 
 import math
 import re
@@ -10,14 +10,14 @@ from PIL import Image
 import mambaout_jax as mo
 from mambaout_jax.analyze import formulas
 from mambaout_jax.analyze import page as ssm_need_page
-from mambaout_jax.analyze.ssm_need import GATED_CNN, TASKS, analyze, answer, judge
+from mambaout_jax.analyze.ssm_need import DATASETS, GATED_CNN, analyze, answer, judge
 from mambaout_jax.models import ModelError
 from mambaout_jax.run.errors import RunError
 
 
-def test_of_the_paper_s_tasks_imagenet_is_short_and_the_others_are_long_or_near():
+def test_of_the_papers_datasets_imagenet_is_short_and_the_others_are_long_or_near():
     rows = analyze()["rows"]
-    found = [(row["task"], row["channels"], row["tokens"], row["threshold"], row["verdict"]) for row in rows]
+    found = [(row["dataset"], row["channels"], row["tokens"], row["threshold"], row["verdict"]) for row in rows]
     assert found == [
         ("imagenet", 384, 196, 2304, "short"),
         ("imagenet", 768, 196, 4608, "short"),
@@ -39,7 +39,7 @@ def test_verdict_turns_at_three_quarters_and_four_thirds_of_the_threshold(tokens
 def test_a_model_has_a_row_for_each_stage_at_its_own_size():
     model, analysis = mo.create_model("test_mambaout"), analyze("test_mambaout")
     assert [(row["channels"], row["stride"]) for row in analysis["rows"]] == list(map(tuple, model.feature_info))
-    assert {(row["height"], row["width"], row["task"]) for row in analysis["rows"]} == {(160, 160, None)}
+    assert {(row["height"], row["width"], row["dataset"]) for row in analysis["rows"]} == {(160, 160, None)}
     assert [row["tokens"] for row in analysis["rows"]] == [1600, 400, 100, 25]
 
 
@@ -49,9 +49,9 @@ def test_a_model_has_a_row_for_each_stage_at_its_own_size():
         (["short"], "Short: no SSM needed."),
         (["near", "near"], "Near the threshold: worth exploring."),
         (["long"], "Long: an SSM is worth exploring."),
-        (["near", "short"], "Near the threshold in some places: worth exploring there."),
-        (["short", "long", "near"], "Long in some places: an SSM is worth exploring there."),
-        (["long", "short"], "Long in some places: an SSM is worth exploring there."),
+        (["near", "short"], "Near the threshold in some cases: worth exploring there."),
+        (["short", "long", "near"], "Long in some cases: an SSM is worth exploring there."),
+        (["long", "short"], "Long in some cases: an SSM is worth exploring there."),
     ],
 )
 def test_strongest_verdict_decides_the_answer(verdicts, sentence):
@@ -122,10 +122,10 @@ def test_page_tells_and_draws_the_gated_cnn_of_the_model(tmp_path):
     assert (wide.parent / "flops_128.png").read_bytes() != (plain.parent / "flops_128.png").read_bytes()
 
 
-def test_size_and_task_set_the_images():
+def test_size_and_dataset_set_the_images():
     assert [row["tokens"] for row in analyze("test_mambaout", size=(32, 70))["rows"]] == [8 * 18, 4 * 9, 2 * 5, 3]
-    for task, size in TASKS.items():
-        assert {(row["height"], row["width"]) for row in analyze("test_mambaout", task=task)["rows"]} == {size}
+    for dataset, size in DATASETS.items():
+        assert {(row["height"], row["width"]) for row in analyze("test_mambaout", dataset=dataset)["rows"]} == {size}
 
 
 def test_totals_are_sums_of_the_formulas_terms():
@@ -141,9 +141,9 @@ def test_totals_are_sums_of_the_formulas_terms():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"task": "imagnet"}, RunError, "'imagnet' is no task; did you mean 'imagenet'"),
-        ({"task": "coco", "size": (1, 1)}, RunError, "give either --task or --size"),
-        ({"size": (0, 5)}, RunError, "the size is 0x5"),
+        ({"dataset": "imagnet"}, RunError, "'imagnet' is not a known dataset; did you mean 'imagenet'"),
+        ({"dataset": "coco", "size": (1, 1)}, RunError, "are both given; give only one"),
+        ({"size": (0, 5)}, RunError, "--size is 0x5"),
         ({"model": "mambaout_tinny"}, ModelError, "did you mean 'mambaout_tiny'"),
     ],
 )
@@ -165,8 +165,8 @@ def test_page_is_one_file_with_every_row_and_a_picture_of_each_kind_for_each_wid
     assert text.count("<svg") == 2 * 4
     ids = re.findall(r'\bid="([^"]+)"', text)
     assert len(ids) == len(set(ids))
-    assert "Long in some places" in text
-    assert "The paper takes whole ViTs of one width" in text
+    assert "Long in some cases" in text
+    assert "The paper considers whole ViTs of one width" in text
 
 
 def test_page_is_the_same_each_time_and_shows_lengths_beyond_its_usual_axis(tmp_path):
@@ -180,9 +180,9 @@ def test_page_is_the_same_each_time_and_shows_lengths_beyond_its_usual_axis(tmp_
 @pytest.mark.parametrize(
     ("arguments", "answer"),
     [
-        ({"task": "imagenet"}, "Short: no SSM needed."),
+        ({"dataset": "imagenet"}, "Short: no SSM needed."),
         ({"size": (4096, 4096)}, "Long: an SSM is worth exploring."),
-        ({"model": "mambaout_femto", "size": (64, 64)}, "Near the threshold in some places: worth exploring there."),
+        ({"model": "mambaout_femto", "size": (64, 64)}, "Near the threshold in some cases: worth exploring there."),
     ],
 )
 def test_page_answers_first(tmp_path, arguments, answer):
@@ -192,4 +192,4 @@ def test_page_answers_first(tmp_path, arguments, answer):
 def test_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=f"{tmp_path}/file/x cannot be written to .*--out"):
-        ssm_need_page.write_page(analyze(task="imagenet"), tmp_path / "file" / "x")
+        ssm_need_page.write_page(analyze(dataset="imagenet"), tmp_path / "file" / "x")

@@ -1,4 +1,4 @@
-"""The doctor names what is wrong, and the host that is unlike the others."""
+"""The doctor names what is wrong, and the host that differs from the others."""
 
 import textwrap
 
@@ -23,7 +23,7 @@ def test_a_sound_host_has_no_faults(tmp_path):
     assert not any(line.faults for line in lines.values())
     assert lines["jax"].value == jax.__version__
     assert lines["hosts"].value == "1 of 1"
-    assert lines["chips of a host"].value == "1 x cpu"
+    assert lines["chips per host"].value == "1 x cpu"
     assert lines["collective"].value.endswith(" ms")
     assert lines["data"].value == "1,437 records of digits"
     assert "records/s" in lines["reading"].value
@@ -31,10 +31,10 @@ def test_a_sound_host_has_no_faults(tmp_path):
 
 
 def test_the_odd_one_is_named():
-    findings = [Check("jax", version, alike=True) for version in ("0.12", "0.10", "0.12")]
+    findings = [Check("jax", version, must_match=True) for version in ("0.12", "0.10", "0.12")]
     line = doctor._compare(findings)
     assert line.value == "0.12"
-    assert line.faults == ("process 1: 0.10 where most have 0.12; make them equal",)
+    assert line.faults == ("process 1: 0.10 differs from 0.12 on most hosts; make them equal",)
 
 
 def test_hosts_that_may_differ_are_all_shown():
@@ -48,16 +48,16 @@ def test_what_is_missing_is_told(tmp_path, monkeypatch):
     lines = look(("digitz", "train", None), tmp_path / "file")
     assert "did you mean 'digits'" in lines["data"].faults[0]
     assert "it cannot be written" in lines["workdir"].faults[0]
-    assert lines["hosts"].faults == ("1 of 4 hosts take part; give --distributed on every host",)
+    assert lines["hosts"].faults == ("1 of 4 hosts joined; give --distributed on every host",)
 
 
 def test_a_clock_that_is_off_is_told(monkeypatch):
     times = iter(["1000.0", "1000.1", "1009.0"])
-    monkeypatch.setattr(doctor.distributed, "exchange", lambda name, word="": list(times) if word else [""])
+    monkeypatch.setattr(doctor.distributed, "allgather_strings", lambda name, value: list(times))
     monkeypatch.setattr(doctor.jax, "process_index", lambda: 2)
     (finding,) = doctor._clock()
     assert finding.value == "+8.90 s"
-    assert "its clock is +8.9 s from the others'" in finding.fault
+    assert "its clock differs by +8.9 s from the others" in finding.fault
 
 
 def test_the_command_ends_with_a_verdict(tmp_path, capsys):
@@ -66,15 +66,15 @@ def test_the_command_ends_with_a_verdict(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["doctor", "--workdir", str(tmp_path / "file")]) == 1
     out = capsys.readouterr().out
-    assert out.endswith("\n1 thing is wrong\n")
+    assert out.endswith("\n1 problem found\n")
     assert "  wrong: it cannot be written" in out
 
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--config.seed=1"], "--config.seed=1 changes a config, and none is named; add --config=FILE"),
-        (["--process_id=0"], "want --distributed beside them"),
+        (["--config.seed=1"], "--config.seed=1 changes a config, and --config is missing; add --config=FILE"),
+        (["--process_id=0"], "require --distributed"),
         ([f"--config={tiny.DIGITS}", "--config.mesh.fsdp=3"], "config.mesh.fsdp is 3; a divisor of the 1 devices"),
         ([*MIXED, "--config.augment.mixup_group=7"], "mixup_group is 7; a divisor of the 64 images of a device"),
     ],
@@ -98,14 +98,14 @@ def test_hosts_look_together(tmp_path):
         from etils import epath
         from mambaout_jax.run import doctor
         folder = epath.Path({str(tmp_path)!r}) / str(process)
-        for line in [*doctor._together(doctor._devices), *doctor._together(doctor._collective)]:
+        for line in [*doctor._on_all_hosts(doctor._devices), *doctor._on_all_hosts(doctor._collective)]:
             print(line.name, line.value, line.faults)
-        print(doctor._together(lambda: doctor._workdir(folder)))
+        print(doctor._on_all_hosts(lambda: doctor._workdir(folder)))
         folder = folder if process else epath.Path("/dev/null/run")
-        print(doctor._together(lambda: doctor._workdir(folder)))
+        print(doctor._on_all_hosts(lambda: doctor._workdir(folder)))
     """)
     for out in run_python(program, 2):
         assert "hosts 2 of 2 ()" in out
         assert "chips 2 ()" in out
-        assert "it is not the same folder on process 1" in out
+        assert "it is another folder on process 1" in out
         assert "process 0: it cannot be written (Not a directory)" in out

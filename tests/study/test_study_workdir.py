@@ -13,8 +13,8 @@ from mambaout_jax.data import DataError
 from mambaout_jax.run.errors import RunError, StoppedError
 from mambaout_jax.run.workdir import lock_workdir
 from mambaout_jax.study import study as study_module
-from mambaout_jax.study.study import percent_by_guessing, run_study
-from tests.analysis.study_runs import TWINS, Training, settings
+from mambaout_jax.study.study import majority_baseline, run_study
+from tests.study.study_runs import VARIANTS, Training, settings
 from tests.train.finished_run import Tags, words
 
 
@@ -55,13 +55,13 @@ def test_a_kill_before_the_plan_was_written_leaves_a_folder_of_a_study(training,
 def test_a_plan_that_is_no_object_is_one_sentence(training, experiment, workdir, content):
     workdir.mkdir()
     (workdir / "plan.json").write_text(content)
-    with pytest.raises(RunError, match=r"plan.json is not the JSON that a study writes"):
+    with pytest.raises(RunError, match=r"plan.json is not the plan of a study"):
         run_study(experiment, workdir, 2)
 
 
 def test_a_folder_of_something_else_is_left_as_it_is(training, experiment, tmp_path):
     (tmp_path / "photo.png").write_text("")
-    with pytest.raises(RunError, match="something else"):
+    with pytest.raises(RunError, match="files that are not a study's"):
         run_study(experiment, tmp_path, 2)
     assert {path.name for path in tmp_path.iterdir()} <= {"photo.png", "datasets"}
 
@@ -72,13 +72,13 @@ def test_unreadable_records_alone_are_one_sentence():
             raise DataError("record is damaged")
 
     with pytest.raises(RunError, match=r"none of 3 training records can be read \(record is damaged\)"):
-        percent_by_guessing(Source([0] * 3))
+        majority_baseline(Source([0] * 3))
 
 
 def test_a_run_whose_files_are_damaged_is_named(training, experiment, workdir):
     run_study(experiment, workdir, 2)
     (workdir / "runs" / "conv" / "1" / "metrics.jsonl").unlink()
-    with pytest.raises(RunError, match=r"conv/1 does not hold what a finished run writes .*remove it"):
+    with pytest.raises(RunError, match=r"conv/1 does not contain the files of a finished run .*remove it"):
         run_study(experiment, workdir, 2)
 
 
@@ -114,7 +114,7 @@ def test_a_folder_without_locks_is_told_and_used(tmp_path, monkeypatch, capsys):
         assert "cannot be locked (Function not implemented)" in capsys.readouterr().err
 
 
-def test_a_diverged_twin_is_left_out_once_and_for_all(training, experiment, workdir):
+def test_a_diverged_variant_is_left_out_once_and_for_all(training, experiment, workdir):
     training.diverging = {("matched-ssm-causal", 1), ("matched-vit-full", 0)}
     found = run_study(experiment, workdir, 3)
     # Of repeats after the one that diverged nothing would come.
@@ -122,23 +122,23 @@ def test_a_diverged_twin_is_left_out_once_and_for_all(training, experiment, work
     assert set(training.configs) == expected | {
         ("matched-ssm-causal", 0), ("matched-ssm-causal", 1), ("matched-vit-full", 0),
     }  # fmt: skip
-    assert [twin["name"] for twin in found["twins"]] == ["conv", "removed-ssm-causal"]
-    assert [(twin["twin"], twin["repeat"]) for twin in found["diverged"]] == [
+    assert [variant["name"] for variant in found["variants"]] == ["conv", "removed-ssm-causal"]
+    assert [(variant["variant"], variant["repeat"]) for variant in found["diverged"]] == [
         ("matched-ssm-causal", 1), ("matched-vit-full", 0),
     ]  # fmt: skip
     page = (workdir / "study.html").read_text()
     assert not Tags(page).open
-    for twin in found["diverged"]:
-        assert f"{twin['twin']}, repeat {twin['repeat']}: {twin['reason']}" in words(page)
+    for variant in found["diverged"]:
+        assert f"{variant['variant']}, repeat {variant['repeat']}: {variant['reason']}" in words(page)
     assert found["comparisons"][1]["verdict"] in words(page)
     assert json.loads((workdir / "study.json").read_text())["diverged"] == json.loads(json.dumps(found["diverged"]))
     # The assertion of the stand-in tells that no run is trained twice.
     assert run_study(experiment, workdir, 3) == found
 
     training.diverging.clear()
-    for twin in found["diverged"]:
-        shutil.rmtree(workdir / "runs" / twin["twin"] / str(twin["repeat"]))
-        del training.configs[twin["twin"], twin["repeat"]]
+    for variant in found["diverged"]:
+        shutil.rmtree(workdir / "runs" / variant["variant"] / str(variant["repeat"]))
+        del training.configs[variant["variant"], variant["repeat"]]
     assert not run_study(experiment, workdir, 3)["diverged"]
 
 
@@ -146,20 +146,29 @@ def test_a_damaged_record_of_a_divergence_is_one_sentence(training, experiment, 
     training.diverging = {("matched-vit-full", 0)}
     run_study(experiment, workdir, 2)
     (workdir / "runs" / "matched-vit-full" / "0" / "diverged.json").write_text("[]")
-    with pytest.raises(RunError, match=r"diverged.json is not what a study writes .*remove"):
+    with pytest.raises(RunError, match=r"diverged.json is not a valid record of a divergence .*remove"):
         run_study(experiment, workdir, 2)
 
 
-def test_a_signal_does_not_wait_for_the_design_of_the_twins(training, experiment, workdir, monkeypatch):
+def test_a_signal_does_not_wait_for_the_design_of_the_variants(training, experiment, workdir, monkeypatch):
     done = threading.Event()
 
-    def design(model, num_classes):
+    def design(model, study, num_classes):
         os.kill(os.getpid(), signal.SIGTERM)
         done.wait(5)
-        return TWINS
+        return VARIANTS
 
-    monkeypatch.setattr(study_module, "design_twins", design)
+    monkeypatch.setattr(study_module, "design_variants", design)
     with pytest.raises(StoppedError):
         run_study(experiment, workdir, 2)
     done.set()
     assert not workdir.exists()
+
+
+def test_a_study_of_an_earlier_version_is_refused(training, experiment, workdir):
+    run_study(experiment, workdir, 2)
+    plan = json.loads((workdir / "plan.json").read_text())
+    plan["twins"] = plan.pop("variants")
+    (workdir / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(RunError, match=r"contains a study of another version of this program; name another"):
+        run_study(experiment, workdir, 2)

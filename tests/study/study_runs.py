@@ -1,4 +1,4 @@
-"""Studies without their training: twins and what runs leave behind, written by hand."""
+"""Studies without training: variants and the files of finished runs, written by hand."""
 
 import json
 import runpy
@@ -6,18 +6,21 @@ from pathlib import Path
 
 from mambaout_jax.run.errors import DivergedError
 from mambaout_jax.study import study
-from mambaout_jax.study.twins import Twin
+from mambaout_jax.study.variants import StudyVariant
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENT = ROOT / "configs" / "study" / "digits.py"
 MODEL = {"name": "mambaout_femto", "img_size": 32, "in_chans": 1, "depths": (1, 1), "dims": (8, 16), "kernel_size": 3}
-TWINS = [
-    Twin("conv", "conv", ("removed", "matched"), {**MODEL, "token_mixer": "conv"}, 5_432, 123_456),
-    Twin("removed-ssm-causal", "ssm-causal", ("removed",), {**MODEL, "token_mixer": "conv_ssm"}, 6_543, 234_567),
-    Twin("matched-ssm-causal", "ssm-causal", ("matched",), {**MODEL, "dims": (7, 15)}, 5_421, 122_333),
-    Twin("matched-vit-full", "vit-full", ("matched",), {**MODEL, "dims": (9, 9)}, 5_444, 7_654_321),
+CONV = "convolution alone"
+VARIANTS = [
+    StudyVariant("conv", CONV, False, ("removed", "matched"), {**MODEL, "token_mixer": "conv"}, 5_432, 123_456),
+    StudyVariant(
+        "removed-ssm-causal", "SSM (causal)", True, ("removed",), {**MODEL, "token_mixer": "conv_ssm"}, 6_543, 234_567
+    ),
+    StudyVariant("matched-ssm-causal", "SSM (causal)", True, ("matched",), {**MODEL, "dims": (7, 15)}, 5_421, 122_333),
+    StudyVariant("matched-vit-full", "ViT (full)", False, ("matched",), {**MODEL, "dims": (9, 9)}, 5_444, 7_654_321),
 ]
-# By twin, of three repeats.
+# By variant, one value per repeat.
 TOP1 = {
     "conv": [90.25, 91.5, 92.75],
     "removed-ssm-causal": [92.25, 93.625, 94.625],
@@ -37,7 +40,7 @@ class Training:
     """Stand in for `train`: keep the configs, and write what a run writes.
 
     Args:
-        top1: by twin, of each repeat.
+        top1: by variant, one value per repeat.
 
     Attributes:
         stop_after: runs, before the next one raises `error`.
@@ -48,7 +51,7 @@ class Training:
         self.configs, self.top1 = {}, top1 or TOP1
         self.stop_after, self.error, self.diverging = None, None, set()
         monkeypatch.setattr(study, "train", self)
-        monkeypatch.setattr(study, "design_twins", lambda model, num_classes: TWINS)
+        monkeypatch.setattr(study, "design_variants", lambda model, study, num_classes: VARIANTS)
         monkeypatch.setattr(study, "step_memory", lambda config: 10_000_000 + config.model["dims"][0])
 
     def __call__(self, config, folder):

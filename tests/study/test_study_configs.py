@@ -1,4 +1,4 @@
-"""Every experiment of a study is whole, says how it is run, and can be turned into twins."""
+"""Every experiment of a study is complete, documents its command, and has the same variants."""
 
 import ast
 import re
@@ -9,7 +9,7 @@ import pytest
 from mambaout_jax.analyze.ssm_need import measure_first_stage
 from mambaout_jax.run.config import check_config, flatten_config
 from mambaout_jax.run.workdir import build_model
-from tests.analysis.study_runs import EXPERIMENT
+from tests.study.study_runs import EXPERIMENT
 
 NAMES = sorted(path.stem for path in EXPERIMENT.parent.glob("*.py"))
 
@@ -51,3 +51,8 @@ def test_every_experiment_evaluates_at_its_end(name):
     config = load(name)
     assert config.num_epochs % config.eval_every_epochs == 0
     assert config.init_from is None
+
+
+def test_all_experiments_have_the_same_variants():
+    first, *others = (load(name).study for name in NAMES)
+    assert all(other == first for other in others)

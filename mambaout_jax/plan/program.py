@@ -1,0 +1,61 @@
+"""The training program of a config for a dataset that need not be prepared."""
+
+from typing import NamedTuple
+
+import jax
+
+from mambaout_jax.data import DataError
+from mambaout_jax.data.prepare import ensure_prepared
+from mambaout_jax.models import Model
+from mambaout_jax.run.config import RunConfig
+from mambaout_jax.run.errors import RunError
+from mambaout_jax.tasks.api import Labels, Task
+from mambaout_jax.train.program import TrainingProgram, training_program
+
+
+class Dataset(NamedTuple):
+    """The properties of a dataset that a program depends on.
+
+    Args:
+        num_images: in the training split.
+        labels: of the task.
+    """
+
+    num_images: int
+    labels: Labels
+
+
+def dataset_of(config: RunConfig, num_images: int | None = None, labels: Labels | None = None) -> Dataset:
+    """Return the size of a config's dataset: as given, as prepared on this machine, or as the task knows it.
+
+    Raises:
+        RunError: the size is unknown.
+    """
+    if num_images is not None and labels is not None:
+        return Dataset(num_images, labels)
+    task, data = config.build_task(), config.data
+    try:
+        ensure_prepared(data.name, data.data_dir)
+        source = task.open_source(data.train_split)
+        known = len(source), source.labels
+    except DataError as error:
+        known = task.known_size(data.train_split)
+        if known is None:
+            raise RunError(
+                f"split {data.train_split!r} of {data.name} is not prepared here, and its size is not known; give "
+                "--num-images and --num-classes"
+            ) from error
+    return Dataset(num_images or known[0], labels or known[1])
+
+
+def config_program(config: RunConfig, dataset: Dataset, mesh: jax.sharding.Mesh) -> tuple[Model, TrainingProgram]:
+    """Build the model of a config and the program that trains it."""
+    return task_program(config, config.build_task(), dataset, mesh)
+
+
+def task_program(
+    config: RunConfig, task: Task, dataset: Dataset, mesh: jax.sharding.Mesh
+) -> tuple[Model, TrainingProgram]:
+    """Build the model of a task and the program that trains it."""
+    model = task.build_model(dataset.labels)
+    return model, training_program(config, task, model, task.train_transform(model).empty(), dataset.num_images, mesh)

@@ -1,0 +1,221 @@
+"""The variants of a study: models that differ in how they mix tokens and in as little else as possible.
+
+Which ones there are is data, the section `study` of an experiment (docs/study.md, configs/study/).
+"""
+
+import bisect
+import sys
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mambaout_jax.models import Model, create_model
+from mambaout_jax.models.macs import count_macs
+from mambaout_jax.run.errors import RunError
+
+TOLERANCE = 0.02  # of the baseline's parameters
+# Each is a key of `config.study` that lists variants.
+COMPARISONS: Mapping[str, str] = MappingProxyType(
+    {"removed": "The SSM removed, all widths unchanged", "matched": "Equal numbers of parameters"}
+)
+
+Options = dict[str, Any]
+Neighbours = tuple[Options, Options]
+
+
+class VariantSpec(NamedTuple):
+    """An entry of `config.study.variants`.
+
+    Args:
+        title: for tables and pages.
+        has_ssm: whether the study asks about this variant.
+        model: options on top of `config.model`. With a "name" it is another model, which takes from `config.model`
+            the options that both have, and the preparation of images.
+        width: the option that is scaled to match parameters: a tuple by thousandths, a number over multiples of the
+            option `multiple_of`.
+        multiple_of: required where `width` is a number.
+        fill: an option that multiplies `width`, for the parameters that the widest multiple leaves.
+        derived: options computed from the baseline, by name: "first_stride", pixels per token in its first stage, or
+            "num_blocks", the sum of its `depths`.
+    """
+
+    title: str
+    has_ssm: bool
+    model: Mapping[str, Any]
+    width: str
+    multiple_of: str | None = None
+    fill: str | None = None
+    derived: Mapping[str, str] = MappingProxyType({})
+
+
+class StudyVariant(NamedTuple):
+    """A model of a study.
+
+    Args:
+        name: of its runs: the baseline's own, otherwise the comparison and the entry of `config.study.variants`.
+        comparisons: of which it is part.
+        model: the section of the config.
+        params: number of parameters.
+        macs: multiply-adds per image.
+    """
+
+    name: str
+    title: str
+    has_ssm: bool
+    comparisons: tuple[str, ...]
+    model: Options
+    params: int
+    macs: int
+
+
+def design_variants(
+    model: Mapping[str, Any], study: Mapping[str, Any] | None, build: Callable[[Options], Model]
+) -> list[StudyVariant]:
+    """Build the models that a study compares, the baseline first.
+
+    Args:
+        model: the section of the config. Its widths are those of the baseline and of the comparison "removed"; in
+            "matched" they are scaled until the parameters are equal.
+        study: the section of the config, whose keys are `baseline`, the names in `COMPARISONS`, and `variants`.
+        build: builds a model from its section of a config.
+
+    Raises:
+        RunError: the section `study` is missing or invalid, it does not fit the model, or a variant cannot be brought
+            to within 2 % of the baseline's parameters.
+        ModelError: an option is invalid.
+    """
+    specs = _read_specs(study)
+    given = {key: value for key, value in model.items() if value is not None}
+    base = specs[study["baseline"]]
+    options = create_model(given["name"]).options
+    if unknown := [option for option in (*base.model, base.width) if option not in options]:
+        raise RunError(
+            f"config.model.name is {given['name']!r}, which has no {' and no '.join(unknown)}; a model with the "
+            f"options of config.study.variants.{study['baseline']} is expected"
+        )
+    own = build(given)
+    print(
+        f"Searching for widths at which the variants of {own.name} have equal numbers of parameters.", file=sys.stderr
+    )
+    baseline = _build(study["baseline"], base, tuple(COMPARISONS), given | dict(base.model), build)
+    variants = [baseline]
+    for comparison in COMPARISONS:
+        for name in study[comparison]:
+            options = _variant_options(name, specs[name], given, own)
+            if comparison == "matched":
+                options = _match(name, specs[name], base.width, options, build, baseline.params)
+            variants.append(_build(f"{comparison}-{name}", specs[name], (comparison,), options, build))
+    return variants
+
+
+def _read_specs(study: Mapping[str, Any] | None) -> dict[str, VariantSpec]:
+    expected = ("baseline", *COMPARISONS, "variants")
+    if study is None or sorted(study) != sorted(expected):
+        found = "missing" if study is None else f"made of {', '.join(study)}"
+        raise RunError(f"config.study is {found}; {', '.join(expected)} are expected, as in configs/study/digits.py")
+    specs = {}
+    for name, entry in study["variants"].items():
+        try:
+            specs[name] = VariantSpec(**entry)
+        except TypeError as error:
+            raise RunError(
+                f"config.study.variants.{name} is invalid ({error}); {', '.join(VariantSpec._fields)} are expected"
+            ) from error
+    for name in (study["baseline"], *(name for comparison in COMPARISONS for name in study[comparison])):
+        if name not in specs:
+            raise RunError(f"config.study names {name!r}; one of config.study.variants is expected: {', '.join(specs)}")
+    return specs
+
+
+def _build(
+    name: str, spec: VariantSpec, comparisons: tuple[str, ...], options: Options, build: Callable[[Options], Model]
+) -> StudyVariant:
+    model = build(options)
+    variables = jax.eval_shape(model.init, jax.random.key(0))
+    image = jax.ShapeDtypeStruct((1, *model.input_spec.size, model.in_chans), jnp.float32)
+    macs = count_macs(model.apply, variables, image)
+    return StudyVariant(name, spec.title, spec.has_ssm, comparisons, options, model.num_params, macs)
+
+
+def _variant_options(name: str, spec: VariantSpec, given: Options, own: Model) -> Options:
+    if "name" not in spec.model:
+        return given | dict(spec.model)
+    known = create_model(spec.model["name"]).options
+    preparation = own.input_spec._asdict()
+    quantities = {"first_stride": own.feature_info[0].stride, "num_blocks": sum(own.options.get("depths", ()))}
+    for option, quantity in spec.derived.items():
+        if quantity not in quantities:
+            raise RunError(
+                f"config.study.variants.{name}.derived.{option} is {quantity!r}; one of {', '.join(quantities)} is "
+                "expected"
+            )
+    return {
+        **{option: value for option, value in given.items() if option in known},
+        "img_size": preparation.pop("size"),
+        **preparation,
+        **{option: quantities[quantity] for option, quantity in spec.derived.items()},
+        **spec.model,
+    }
+
+
+def _match(
+    name: str,
+    spec: VariantSpec,
+    base_width: str,
+    options: Options,
+    build: Callable[[Options], Model],
+    target: int,
+) -> Options:
+    def count(options: Options) -> int:
+        return build(options).num_params
+
+    start = build(options).options
+    if isinstance(start[spec.width], tuple):
+        near = _match_scaled(spec.width, start[spec.width], options, count, target)
+    else:
+        near = _match_multiples(spec, start[spec.multiple_of], options, count, target)
+    counted = [(options, count(options)) for options in near]
+    nearest, params = min(counted, key=lambda found: abs(found[1] - target))
+    if abs(params - target) > TOLERANCE * target:
+        raise RunError(
+            f"variant {name} has {params:,} parameters at its nearest width, and the baseline {target:,}; at most "
+            f"{100 * TOLERANCE:g} % apart is expected, which larger config.model.{base_width} allow"
+        )
+    return nearest
+
+
+def _match_scaled(
+    width: str, sizes: tuple[int, ...], options: Options, count: Callable[[Options], int], target: int
+) -> Neighbours:
+    def scale(thousandths: int) -> Options:
+        return options | {width: tuple(max(2, round(size * thousandths / 1000)) for size in sizes)}
+
+    return _around(range(100, 2001), scale, count, target)
+
+
+def _match_multiples(
+    spec: VariantSpec, unit: int, options: Options, count: Callable[[Options], int], target: int
+) -> Neighbours:
+    """Find the largest multiple that has no more parameters than the target, then the values of `fill` around it."""
+
+    def widen(units: int) -> Options:
+        return options | {spec.width: unit * units}
+
+    options, above = _around(range(1, 1025), widen, count, target)
+    if spec.fill is None:
+        return options, above
+    width = options[spec.width]
+
+    def fill(hidden: int) -> Options:
+        return options | {spec.fill: hidden / width}
+
+    return _around(range(1, 8 * width), fill, count, target)
+
+
+def _around(values: range, make: Callable[[int], Options], count: Callable[[Options], int], target: int) -> Neighbours:
+    """Find two neighbouring values between which the number of parameters, which rises with them, passes the target."""
+    above = bisect.bisect_right(values, target, key=lambda value: count(make(value)))
+    return make(values[max(above - 1, 0)]), make(values[min(above, len(values) - 1)])

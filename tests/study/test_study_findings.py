@@ -1,0 +1,121 @@
+"""The answer names what is significant after correction, better and worse, and states the power of its tests."""
+
+import pytest
+
+from mambaout_jax.study.findings import Divergence, Outcome, summarize
+from mambaout_jax.study.statistics import minimum_detectable_effect
+from mambaout_jax.study.variants import StudyVariant
+
+CONV = [88.0, 90.0, 92.0]
+ORDERS = ("causal", "bidirectional", "cross")
+ALIKE, ABOVE, BELOW = [0.5, -0.25, 0.125], [1.9, 2.0, 2.1], [-8.1, -8.0, -7.9]
+OWN = [3.0, 3.8, 4.6]  # p is 0.035: significant in a single test, and not as one of six
+
+
+def study(diverged=(), **differences):
+    """Summarize given differences to convolution alone; those that are not named are not significant.
+
+    Args:
+        diverged: names of variants.
+        differences: by comparison, or comparison and mixer, with underscores for dashes.
+    """
+    variants = [StudyVariant("conv", "convolution alone", False, ("removed", "matched"), {}, 1, 1)]
+    variants += [
+        StudyVariant(f"{place}-ssm-{order}", f"SSM ({order})", True, (place,), {}, 1, 1)
+        for place in ("removed", "matched")
+        for order in ORDERS
+    ]
+    top1 = {"conv": CONV}
+    for variant in variants[1:]:
+        named = [differences.get(key.replace("-", "_")) for key in (variant.name, variant.comparisons[0])]
+        values = next(filter(None, named), ALIKE)
+        top1[variant.name] = [base + value for base, value in zip(CONV, values, strict=True)]
+    outcomes = {name: [Outcome(value, 9, (1.0,)) for value in values] for name, values in top1.items()}
+    memory = dict.fromkeys(top1, 1)
+    left_out = {name: Divergence(1, "step 3 has loss nan") for name in diverged}
+    return summarize(variants, outcomes, memory, 10.0, left_out)
+
+
+def test_the_bound_is_that_of_all_tests():
+    answer = study(removed_ssm_cross=[2.0, -2.0, 0.0])["answer"]
+    bound = minimum_detectable_effect([2.0, -2.0, 0.0], tests=6)
+    assert answer == (
+        "No SSM is significantly better than convolution alone. This does not show that an SSM does not help: with 6 "
+        f"tests, the minimum detectable effect is {bound:.2f} points."
+    )
+    table = study(removed_ssm_cross=[2.0, -2.0, 0.0])["comparisons"][0]["differences"][2]["minimum_detectable_effect"]
+    assert bound > 2 * table == 2 * minimum_detectable_effect([2.0, -2.0, 0.0])
+
+
+def test_what_is_better_by_a_test_of_its_own_is_not_called_alike():
+    found = study(removed_ssm_causal=ABOVE, matched_ssm_causal=OWN)
+    assert found["significant_after_holm"] == ["removed-ssm-causal"]
+    assert found["answer"] == (
+        "Better than convolution alone at equal widths: SSM (causal). At equal parameters, none is significant after "
+        "correction for 6 tests. An SSM that is better below but not here is significant in a single test, and not "
+        "after correction for 6 tests."
+    )
+    assert found["comparisons"][1]["verdict"].startswith("Better than convolution alone: SSM (causal).")
+
+
+def test_both_comparisons_are_in_the_answer():
+    answer = study(removed=ABOVE, matched_ssm_cross=ABOVE)["answer"]
+    assert answer == (
+        "Better than convolution alone at equal parameters: SSM (cross); at equal widths: SSM (causal), SSM "
+        "(bidirectional), SSM (cross)."
+    )
+
+
+def test_where_all_are_worse_the_answer_says_so_and_nothing_is_unseen():
+    titles = "SSM (causal), SSM (bidirectional), SSM (cross)"
+    assert study(removed=BELOW, matched=BELOW)["answer"] == (
+        f"Worse than convolution alone at equal parameters: {titles}; at equal widths: {titles}."
+    )
+
+
+def test_the_bound_is_of_those_that_are_not_told_apart():
+    wide = [-28.0, -30.0, -32.0]
+    answer = study(removed=BELOW, matched_ssm_causal=wide)["answer"]
+    bound = minimum_detectable_effect(ALIKE, tests=6)
+    assert answer.startswith("No SSM is significantly better than convolution alone. Worse than ")
+    assert "at equal parameters: SSM (causal); at equal widths: SSM (causal), SSM (b" in answer
+    assert answer.endswith(
+        f"the others do not help: with 6 tests, the minimum detectable effect is {bound:.2f} points."
+    )
+
+
+def test_what_is_worse_by_a_test_of_its_own_is_told():
+    answer = study(matched_ssm_causal=[-value for value in OWN], removed_ssm_cross=OWN)["answer"]
+    assert "An SSM that is better or worse below but not here is significant in a single test" in answer
+    assert "Worse than convolution" not in answer
+
+
+def test_a_variant_that_diverged_is_left_out_and_told():
+    found = study(diverged=["matched-ssm-cross"], matched_ssm_causal=OWN)
+    assert [variant["name"] for variant in found["variants"]] == [
+        "conv", "removed-ssm-causal", "removed-ssm-bidirectional", "removed-ssm-cross", "matched-ssm-causal",
+        "matched-ssm-bidirectional",
+    ]  # fmt: skip
+    removed, matched = found["comparisons"]
+    assert [difference["variant"] for difference in matched["differences"]] == [
+        "matched-ssm-causal", "matched-ssm-bidirectional",
+    ]  # fmt: skip
+    assert matched["verdict"].endswith(" Excluded because a run diverged: SSM (cross) (repeat 1).")
+    assert "diverged" not in removed["verdict"]
+    assert "with 5 tests" in found["answer"]
+    assert found["answer"].endswith(" Excluded because a run diverged: SSM (cross) at equal parameters.")
+    assert found["diverged"] == [
+        {
+            "variant": "matched-ssm-cross", "title": "SSM (cross)", "comparisons": ["matched"], "repeat": 1,
+            "reason": "step 3 has loss nan", "model": {}, "has_ssm": True,
+        }
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("size", ["matched", "removed"])
+def test_without_an_ssm_that_trained_nothing_is_said_of_it(size):
+    every = [f"{place}-ssm-{order}" for place in ("removed", "matched") for order in ORDERS]
+    assert study(diverged=every)["answer"] == "Every SSM diverged, so the study has no answer."
+    answer = study(diverged=[name for name in every if name.startswith(size)])["answer"]
+    assert answer.startswith("No SSM is significantly better")
+    assert "with 3 tests" in answer
