@@ -1,30 +1,30 @@
-"""What both transforms take, and the sentences for what they do not."""
+"""The arguments that both image transforms share, and their checks."""
 
 from PIL import Image
 
 from mambaout_jax.data.errors import DataError
 
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-FILL = {1: (117,), 3: (124, 116, 104)}  # by channels: ImageNet's mean colour, and its luma
+FILL = {1: (117,), 3: (124, 116, 104)}  # by channels: the mean color of ImageNet, and its luma
 
 
 def check_size_and_channels(size: tuple[int, int], channels: int) -> None:
-    """Refuse a size that is not (height, width) in whole pixels, and channels that are neither grey nor RGB.
+    """Check that `size` is (height, width) in whole pixels, and that `channels` is 1 (gray) or 3 (RGB).
 
     Raises:
-        DataError: one of the two does not fit.
+        DataError: one of the two is not.
     """
     if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
         raise DataError(f"size is {size}; expected (height, width) in pixels, both positive")
     if channels not in (1, 3):
-        raise DataError(f"channels is {channels}; expected 1 (grey) or 3 (RGB)")
+        raise DataError(f"channels is {channels}; expected 1 (gray) or 3 (RGB)")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse a value that is not one of the choices.
+    """Check that a value is one of the choices.
 
     Raises:
-        DataError: the sentence lists the choices.
+        DataError: it is not; the message lists the choices.
     """
     if value not in choices:
         raise DataError(f"{name} is {value!r}; expected one of {', '.join(choices)}")

@@ -1,4 +1,4 @@
-"""Buckets: ask them with a time limit, say what is wrong with them, and put prepared datasets into them."""
+"""Access to buckets: time limits, error messages, and the upload of prepared datasets."""
 
 import logging
 import os
@@ -16,46 +16,45 @@ T = TypeVar("T")
 
 REMOTE_SECONDS = 30
 FILE_FORMAT = "array_record"
-METADATA = (constants.FEATURES_FILENAME, constants.DATASET_INFO_FILENAME)  # the last, as TFDS takes them for the whole
+# Written last: TFDS takes a folder that has both for complete.
+METADATA = (constants.FEATURES_FILENAME, constants.DATASET_INFO_FILENAME)
 
-# They log with every request, some with a traceback, what they raise as well or can do without.
+# With every request they log errors that they also raise or recover from, some with a traceback.
 for _name in ("gcsfs", "google.auth"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
 def data_root(data_dir: str | None) -> epath.Path:
-    """Give the folder that datasets are prepared in; None for TFDS's own.
+    """Return the folder that datasets are prepared in; `data_dir=None` is the default folder of TFDS.
 
     Raises:
-        DataError: it is in a kind of storage that is not known.
+        DataError: the kind of storage is unknown.
     """
     try:
         return epath.Path(data_dir or constants.DATA_DIR).expanduser()
     except KeyError as error:
-        raise DataError(
-            f"data_dir {data_dir} begins with {error}; a local folder, gs:// or s3:// is expected"
-        ) from None
+        raise DataError(f"data_dir {data_dir} begins with {error}; expected a local folder, gs:// or s3://") from None
 
 
 def is_remote(path: epath.PathLike) -> bool:
-    """Tell a bucket, where files cannot grow, nor be locked, from a path of this machine."""
+    """Check whether a path is in a bucket, where files can neither be appended to nor locked, not on this machine."""
     return "://" in os.fspath(path)
 
 
 def explain(error: Exception) -> str:
-    """Say in one line, of what any client of a bucket raised, what is wrong, and what helps where that is plain."""
+    """Return one line for an error of any bucket client: what is wrong, and the remedy where it is known."""
     if isinstance(error, ImportError):
         return "its client is not installed: pip install 'etils[epath-gcs]'"
-    if isinstance(error, FileNotFoundError):  # an empty one is found with that right alone
-        return "there is no such bucket, or no right to look at it, storage.buckets.get"
+    if isinstance(error, FileNotFoundError):  # that permission is enough to find an empty bucket
+        return "the bucket does not exist, or the permission storage.buckets.get is missing"
     words = " ".join(str(error).split()) or type(error).__name__
     return f"{words}: gcloud auth application-default login" if getattr(error, "code", None) == 401 else words
 
 
 def upload(folder: epath.Path, target: epath.Path) -> None:
-    """Copy a prepared dataset file by file, what makes it look prepared last; files that are there are left alone.
+    """Copy a prepared dataset file by file, its metadata last; files that are already there are not copied again.
 
-    Objects of a bucket appear when they are complete, so that one of the same size is the same.
+    Objects in a bucket appear when they are complete, so that one of the same size is the same.
 
     Raises:
         OSError: the bucket cannot be written to.
@@ -72,11 +71,11 @@ def upload(folder: epath.Path, target: epath.Path) -> None:
                     file.copy(copy, overwrite=True)
                 bar.update(size)
     except Exception as error:  # each kind of bucket raises types of its own
-        raise OSError(f"uploading {folder} to {target} stopped ({error}); the same command goes on with it") from error
+        raise OSError(f"uploading {folder} to {target} failed ({error}); rerun the same command to resume") from error
 
 
 def within_seconds(seconds: float, function: Callable[[], T]) -> T:
-    """Call `function` with a time limit: an unreachable bucket would hang for ever.
+    """Call `function` with a time limit: an unreachable bucket would block forever.
 
     Raises:
         TimeoutError: there was no answer in time.

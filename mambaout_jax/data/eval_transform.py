@@ -1,7 +1,7 @@
-"""From an encoded image to the one view that it is evaluated on.
+"""The transform of an encoded image to the view that it is evaluated on.
 
-Pillow resizes with antialiasing, the reference that published accuracies were measured with. Values stay uint8:
-normalisation happens on the device.
+Pillow resizes with antialiasing, as in the pipelines that published accuracies were measured with. Values stay uint8:
+normalization happens on the device.
 """
 
 import dataclasses
@@ -19,17 +19,17 @@ MAX_ELONGATION = 200
 
 @dataclasses.dataclass(frozen=True)
 class EvalTransform:
-    """Turn an image into the one view that it is evaluated on, uint8 (h, w, c), pixel for pixel as timm does.
+    """The transform of an image to the view that it is evaluated on, uint8 (h, w, c), pixel for pixel as in timm.
 
-    The resized image would be floor(size / crop_pct); from it the centre is cut out. "center" scales the shorter
-    side to that and keeps the aspect ratio, "squash" scales both sides, "border" scales the longer side and
-    fills what is missing with ImageNet's mean colour.
+    The image is resized to floor(size / crop_pct), and its center is cropped. `crop_mode="center"` scales the shorter
+    side to that and keeps the aspect ratio, "squash" scales both sides, "border" scales the longer side and pads with
+    the mean color of ImageNet.
 
     Args:
         size: (height, width) in pixels.
-        channels: 1 (grey) or 3 (RGB).
+        channels: 1 (gray) or 3 (RGB).
         crop_pct: share of the resized side that the crop keeps, above 0 and at most 1.
-        exif_orientation: turn photographs upright (see `decode_image`).
+        exif_orientation: rotate photographs upright (see `decode_image`).
 
     Raises:
         DataError: a value is outside its range.
@@ -50,15 +50,15 @@ class EvalTransform:
             raise DataError(f"crop_pct is {self.crop_pct}; expected a share above 0 and at most 1")
 
     def __call__(self, image: bytes | Image.Image) -> np.ndarray:
-        """Resize and cut out the centre.
+        """Return the view, uint8 (h, w, c).
 
         Raises:
-            DataError: the image does not decode, or is too elongated to be resized by its shorter side.
+            DataError: the image does not decode, or is too elongated to resize by its shorter side.
         """
         image = decode_image(image, self.channels, exif_orientation=self.exif_orientation)
         width, height = self._resized_size(*image.size)
         image = image.resize((width, height), INTERPOLATIONS[self.interpolation])
-        return to_array(self._cut_centre(image))
+        return to_array(self._crop_center(image))
 
     def empty(self) -> np.ndarray:
         """Return a black view, uint8 (h, w, c)."""
@@ -83,9 +83,9 @@ class EvalTransform:
             return target_width, int(target_width * height / width)
         return int(target_height * width / height), target_height
 
-    def _cut_centre(self, image: Image.Image) -> Image.Image:
+    def _crop_center(self, image: Image.Image) -> Image.Image:
         height, width = self.size
-        left, top = _centre_offset(image.width, width), _centre_offset(image.height, height)
+        left, top = _center_offset(image.width, width), _center_offset(image.height, height)
         if image.width >= width and image.height >= height:
             return image.crop((left, top, left + width, top + height))
         canvas = Image.new("RGB", (width, height), FILL[3]).convert(image.mode)
@@ -93,6 +93,6 @@ class EvalTransform:
         return canvas
 
 
-def _centre_offset(extent: int, crop: int) -> int:
-    # An odd margin goes where torchvision puts it: rounded to even when cropping, to the far side when padding.
+def _center_offset(extent: int, crop: int) -> int:
+    # An odd margin is placed as in torchvision: rounded to even when cropping, on the far side when padding.
     return round((extent - crop) / 2) if extent >= crop else -((crop - extent) // 2)

@@ -1,10 +1,11 @@
 """RandAugment on uint8 arrays (h, w, c), c = 1 or 3: fifteen operations, two drawn for each image.
 
-The operations that look at values give the pixels that Pillow gives, most of them through tables of 256 entries.
-The ones that move pixels go through Pillow itself (`affine_pillow`) or through OpenCV (`affine_opencv`, which is
-faster). What to do is drawn first and done afterwards, so that a level and a sign can be set by hand.
+The operations on values give the same pixels as Pillow, most of them through tables of 256 entries. The operations
+that move pixels use Pillow itself (`affine_pillow`) or OpenCV (`affine_opencv`, which is faster). Operations are drawn
+first and applied afterwards, so that tests can set level and sign.
 
-Reference: Cubuk et al., "RandAugment" (2019), with the levels of timm 0.6.11, whose operations grow with them ("inc1").
+Reference: Cubuk et al., "RandAugment" (2019), with the levels of timm 0.6.11, where every operation increases with
+the level ("inc1").
 """
 
 import dataclasses
@@ -19,15 +20,15 @@ from PIL import Image
 from mambaout_jax.data.arguments import FILL, INTERPOLATIONS
 from mambaout_jax.data.errors import DataError
 
-# Whoever decodes runs one process a core; threads of OpenCV's own inside them only take turns. Every worker process
-# imports this module, through its transform, and so this line reaches it.
+# Decoding already runs in one process a core, where threads of OpenCV would only compete. Every worker process imports
+# this module, through its transform.
 cv2.setNumThreads(0)
 
 MAX_LEVEL = 10.0
-LUMA = np.array([[19595, 38470, 7471, 2**15]], np.float32) / 2**16  # Pillow's, with the half that rounds
-SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13  # Pillow's filter of that name
+LUMA = np.array([[19595, 38470, 7471, 2**15]], np.float32) / 2**16  # of Pillow, with the half that rounds
+SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13  # ImageFilter.SMOOTH
 LINEAR_AND_CUBIC = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
-PARTS = {  # name -> field, type, least, most, and the last three in words
+PARTS = {  # name -> field, type, min, max, and the last three in words
     "m": ("magnitude", int, 0, 10, "a whole number from 0 to 10"),
     "n": ("num_ops", int, 1, 15, "a whole number from 1 to 15"),
     "p": ("rate", float, 0, 1, "from 0 to 1"),
@@ -41,7 +42,7 @@ Affine = Callable[[np.ndarray, Matrix, str, tuple[int, ...]], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """Name one thing to do to an image.
+    """One operation on an image.
 
     Args:
         level: strength from 0 to 10, negative for the other direction where an operation has two.
@@ -55,7 +56,7 @@ class Operation:
 
 @dataclasses.dataclass(frozen=True)
 class RandAugment:
-    """Draw operations with replacement, each done with probability `rate` at a level of its own.
+    """A distribution of operations, drawn with replacement, each applied with probability `rate` at its own level.
 
     Args:
         magnitude: mean level, from 0 to 10.
@@ -69,32 +70,32 @@ class RandAugment:
 
     @classmethod
     def parse(cls, text: str) -> "RandAugment":
-        """Read timm's notation, such as "rand-m9-mstd0.5-inc1"; m, n, p and mstd may be left out.
+        """Build it from the notation of timm, such as "rand-m9-mstd0.5-inc1"; m, n, p and mstd are optional.
 
         Raises:
-            DataError: a part is unknown, twice there or missing, or its number does not fit.
+            DataError: a part is unknown, repeated or missing, or its number is out of range.
         """
         first, *parts = text.split("-")
         if first != "rand":
-            raise _misfit(text, f"it begins with {first!r}, not 'rand'")
+            raise _misfit(text, f"it starts with {first!r}, not 'rand'")
         numbers = {}
         for part in parts:
             match = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?)", part)
             if match is None or match[1] not in PARTS:
                 raise _misfit(text, f"part {part!r} is unknown")
             name, number = match.groups()
-            field, kind, least, most, words = PARTS[name]
-            if (kind is int and "." in number) or not least <= float(number) <= most:
-                raise _misfit(text, f"{name} is {number}, which is not {words}")
+            field, kind, low, high, words = PARTS[name]
+            if (kind is int and "." in number) or not low <= float(number) <= high:
+                raise _misfit(text, f"{name} is {number}; expected {words}")
             if field in numbers:
-                raise _misfit(text, f"{name} is there twice")
+                raise _misfit(text, f"{name} is repeated")
             numbers[field] = kind(number)
         if numbers.pop(None, None) is None:
             raise _misfit(text, "inc1 is missing")
         return cls(**numbers)
 
     def draw(self, rng: np.random.Generator) -> list[Operation]:
-        """Draw what happens to one image; the number of draws does not depend on their outcome."""
+        """Draw the operations for one image; the number of draws does not depend on their outcome."""
         operations = []
         for _ in range(self.num_ops):
             name = OPERATIONS[rng.integers(len(OPERATIONS))]
@@ -106,7 +107,7 @@ class RandAugment:
 
 
 def apply(image: np.ndarray, operation: Operation, affine: Affine) -> np.ndarray:
-    """Do one operation to a uint8 image (h, w, c).
+    """Apply one operation to a uint8 image (h, w, c).
 
     Args:
         affine: `affine_pillow` or `affine_opencv`.
@@ -119,30 +120,30 @@ def apply(image: np.ndarray, operation: Operation, affine: Affine) -> np.ndarray
 
 
 def affine_pillow(image: np.ndarray, matrix: Matrix, interpolation: str, fill: tuple[int, ...]) -> np.ndarray:
-    """Move pixels as Pillow does: the output at (x, y) is the input at (a x + b y + c, d x + e y + f).
+    """Move pixels with Pillow: the output at (x, y) is the input at (a x + b y + c, d x + e y + f).
 
-    Coordinates are those of pixel corners, so that the first pixel's centre lies at (0.5, 0.5).
+    Coordinates are those of pixel corners: the center of the first pixel is at (0.5, 0.5).
     """
     height, width, channels = image.shape
     picture = Image.fromarray(image if channels == 3 else image[..., 0])
-    colour = fill if channels == 3 else fill[0]
+    color = fill if channels == 3 else fill[0]
     kind = Image.Transform.AFFINE
-    moved = picture.transform((width, height), kind, matrix, INTERPOLATIONS[interpolation], fillcolor=colour)
+    moved = picture.transform((width, height), kind, matrix, INTERPOLATIONS[interpolation], fillcolor=color)
     return np.asarray(moved).reshape(image.shape)
 
 
 def affine_opencv(image: np.ndarray, matrix: Matrix, interpolation: str, fill: tuple[int, ...]) -> np.ndarray:
-    """Move pixels as `affine_pillow` does, to within 1 where it interpolates linearly.
+    """Move pixels with OpenCV, equal to `affine_pillow` within 1 for bilinear interpolation.
 
-    Pillow cuts fractions off and OpenCV rounds them. Their cubic filters differ: the free parameter is -0.75 here and
-    -1 there, which shows as a few grey levels at edges and in grain.
+    Pillow truncates fractions and OpenCV rounds them. Their cubic filters differ: the free parameter is -0.75 in OpenCV
+    and -1 in Pillow, a difference of a few gray levels at edges and in noise.
     """
     height, width, _ = image.shape
     a, b, c, d, e, f = matrix
     centres = np.array([[a, b, c + (a + b - 1) / 2], [d, e, f + (d + e - 1) / 2]])
     flags = LINEAR_AND_CUBIC[interpolation] | cv2.WARP_INVERSE_MAP
     moved = cv2.warpAffine(image, centres, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
-    # Filled afterwards: a constant border would be blended into the pixels beside it, which Pillow does not do.
+    # Filled afterwards: a constant border would be blended into its neighbors, which Pillow does not do.
     x, y = np.arange(width, dtype=np.float32) + 0.5, np.arange(height, dtype=np.float32)[:, None] + 0.5
     u, v = a * x + (b * y + c), d * x + (e * y + f)
     outside = (u < 0) | (u >= width) | (v < 0) | (v >= height)
@@ -152,11 +153,13 @@ def affine_opencv(image: np.ndarray, matrix: Matrix, interpolation: str, fill: t
 
 def _misfit(text: str, what: str) -> DataError:
     known = ", ".join(f"{name} ({words})" for name, (*_, words) in PARTS.items())
-    return DataError(f"auto_augment is {text!r}: {what}; expected such as 'rand-m9-mstd0.5-inc1', of the parts {known}")
+    return DataError(
+        f"auto_augment is {text!r}: {what}; expected a string such as 'rand-m9-mstd0.5-inc1', with the parts {known}"
+    )
 
 
 def _rotation(share: float, width: int, height: int) -> Matrix:
-    # Turned about the centre, in the steps and with the rounding of Pillow's own rotate.
+    # About the center, with the steps and the rounding of Image.rotate.
     angle = -math.radians((share * 30.0) % 360.0)
     cos, sin = round(math.cos(angle), 15), round(math.sin(angle), 15)
     x, y = width / 2, height / 2
@@ -180,7 +183,7 @@ def _look_up(image: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 
 def _blend(base: np.ndarray, values: np.ndarray, factor: float) -> np.ndarray:
-    # Pillow extrapolates in float32 and cuts the fraction off.
+    # Pillow extrapolates in float32 and truncates.
     base, mixed = base.astype(np.float32), values.astype(np.float32)
     mixed -= base
     mixed *= np.float32(factor)
@@ -192,7 +195,7 @@ def _factor(level: float) -> float:
     return max(0.1, 1.0 + level / MAX_LEVEL * 0.9)
 
 
-def _grey(image: np.ndarray) -> np.ndarray:
+def _gray(image: np.ndarray) -> np.ndarray:
     # Exact in float32: every term is a multiple of 2**-16 and the sum stays below 2**8.
     return image[..., 0] if image.shape[-1] == 1 else cv2.transform(image.astype(np.float32), LUMA).astype(np.uint8)
 
@@ -217,7 +220,7 @@ def _equalize(image: np.ndarray, level: float) -> np.ndarray:
 
 
 def _posterize(image: np.ndarray, level: float) -> np.ndarray:
-    bits = 4 - int(abs(level) / MAX_LEVEL * 4)  # none at the highest level: black
+    bits = 4 - int(abs(level) / MAX_LEVEL * 4)  # 0 at the highest level: black
     return image & np.uint8(256 - 2 ** (8 - bits))
 
 
@@ -234,12 +237,12 @@ def _solarize_add(image: np.ndarray, level: float) -> np.ndarray:
 
 
 def _color(image: np.ndarray, level: float) -> np.ndarray:
-    return image if image.shape[-1] == 1 else _blend(cv2.merge([_grey(image)] * 3), image, _factor(level))
+    return image if image.shape[-1] == 1 else _blend(cv2.merge([_gray(image)] * 3), image, _factor(level))
 
 
 def _contrast(image: np.ndarray, level: float) -> np.ndarray:
-    grey = _grey(image)
-    mean = int(cv2.sumElems(grey)[0] / grey.size + 0.5)
+    gray = _gray(image)
+    mean = int(cv2.sumElems(gray)[0] / gray.size + 0.5)
     return _look_up(image, _blend(np.uint8(mean), np.arange(256), _factor(level)))
 
 
@@ -248,7 +251,7 @@ def _brightness(image: np.ndarray, level: float) -> np.ndarray:
 
 
 def _sharpness(image: np.ndarray, level: float) -> np.ndarray:
-    smooth = image.copy()  # the edges stay: they lack neighbours to be smoothed with
+    smooth = image.copy()  # edges are not smoothed
     smooth[1:-1, 1:-1] = cv2.filter2D(image, -1, SMOOTH).reshape(image.shape)[1:-1, 1:-1]
     return _blend(smooth, image, _factor(level))
 

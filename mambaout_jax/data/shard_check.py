@@ -1,4 +1,4 @@
-"""Look at the files of a prepared dataset before anything is read from them."""
+"""Checks of the files of a prepared dataset before anything is read from them."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,12 +11,12 @@ from mambaout_jax.data.buckets import REMOTE_SECONDS, is_remote, within_seconds
 from mambaout_jax.data.errors import DataError
 
 THREADS = 16
-# Without these a reader takes 16 MiB and reads ahead, where the end of the file is all that is asked for.
+# Without these a reader takes 16 MiB and reads ahead, although only the end of the file is needed.
 READER_OPTIONS = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 32768}
 
 
 def list_names(folder: epath.Path) -> list[str] | None:
-    """List what a folder holds; None if it does not exist.
+    """Return the names of the files in a folder; None if it does not exist.
 
     Raises:
         DataError: it cannot be read, or does not answer in time.
@@ -28,18 +28,18 @@ def list_names(folder: epath.Path) -> list[str] | None:
 
 
 def check_shards(what: str, folder: epath.Path, shards: Sequence[Any], command: str) -> None:
-    """Hold the files of a split against what dataset_info.json says of them.
+    """Check the files of a split against dataset_info.json.
 
-    Of local files the number of records is read, which a file that was cut short does not tell. In a bucket it would
-    cost a request a file, so there they only have to exist.
+    In local files the number of records is read, which fails for truncated ones. In a bucket that would cost a request
+    a file, so there they only have to exist.
 
     Args:
-        what: the split, in words.
+        what: the split, for messages.
         shards: TFDS's file instructions.
-        command: what prepares the dataset again.
+        command: the command that prepares the dataset again.
 
     Raises:
-        DataError: files are missing, cut short or of another length.
+        DataError: files are missing, truncated or of another length.
     """
     present = set(list_names(folder) or ())
     expected = {epath.Path(shard.filename).name: shard.examples_in_shard for shard in shards}
@@ -60,8 +60,8 @@ def _fault(file: epath.Path, expected: int) -> str | None:
         found = reader.num_records()
         reader.close()
     except Exception as error:  # ArrayRecord raises types of its own
-        return f"{file.name} is cut short or damaged: {str(error).partition(';')[0] or 'it has no footer'}"
-    return None if found == expected else f"{file.name} holds {found} records where {expected} are expected"
+        return f"{file.name} is truncated or damaged: {str(error).partition(';')[0] or 'it has no footer'}"
+    return None if found == expected else f"{file.name} has {found} records; expected {expected}"
 
 
 def _list_names(folder: epath.Path) -> list[str] | None:

@@ -1,7 +1,7 @@
-"""From an encoded image to one random view of it, uint8, as it crosses to the device.
+"""The transform of an encoded image to a random view, uint8, as it is copied to the device.
 
-Both pipelines make the same draws in the same order: one seed shows the same view in both, up to the filters.
-Mixing, normalisation and erasing happen on the device.
+Both pipelines make the same draws in the same order: a seed gives the same view in both, up to the filters.
+Mixing, normalization and erasing happen on the device.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ def random_crop_box(
 ) -> Box:
     """Draw (left, top, right, bottom): area uniform in `scale`, aspect ratio log-uniform in `ratio`.
 
-    After ten draws that do not fit, the largest centred box with an aspect ratio inside `ratio`.
+    After ten draws that do not fit, the result is the largest centered box with an aspect ratio inside `ratio`.
 
     Args:
         scale: share of the image's area.
@@ -55,23 +55,23 @@ def random_crop_box(
 
 @dataclasses.dataclass(frozen=True)
 class TrainTransform:
-    """Turn an encoded image into one random view of it, contiguous uint8 (h, w, c).
+    """The transform of an encoded image to a random view, contiguous uint8 (h, w, c).
 
-    In this order: a box is cut out and resized, mirrored, and augmented. `crop="resize"` takes the whole image for
-    the box, "random_resized" a random one.
+    A box is cropped and resized, then flipped, then augmented. With `crop="resize"` the box is the whole image, with
+    "random_resized" a random one.
 
-    `pipeline="exact"` resizes on Pillow, which filters what it shrinks (antialiasing): pixel for pixel what timm
-    shows a model. "fast" lets the JPEG decoder shrink a box by two, four or eight where it is that many times too
-    large, and interpolates the rest with OpenCV, not antialiased below a factor of two.
+    `pipeline="exact"` resizes with Pillow, with antialiasing: pixel for pixel the views of timm. With "fast" the JPEG
+    decoder reduces a box that is at least two, four or eight times too large by that factor, and OpenCV interpolates
+    the rest, without antialiasing below a factor of two.
 
     Args:
         size: (height, width) in pixels.
-        channels: 1 (grey) or 3 (RGB).
+        channels: 1 (gray) or 3 (RGB).
         scale: share of the area that the random box covers.
         ratio: width / height of the random box.
         flip: probability of a horizontal flip.
-        interpolation: "bicubic", "bilinear", or "random", which draws one of the two for each image.
-        auto_augment: RandAugment in timm's notation, such as "rand-m9-mstd0.5-inc1"; None for none.
+        interpolation: "bicubic", "bilinear", or "random" for one of the two, drawn for each image.
+        auto_augment: RandAugment in the notation of timm, such as "rand-m9-mstd0.5-inc1"; None for none.
 
     Raises:
         DataError: a value is outside its range.
@@ -101,13 +101,13 @@ class TrainTransform:
         _ = self._rand_augment
 
     def __call__(self, image: bytes | Image.Image, rng: np.random.Generator) -> np.ndarray:
-        """Draw one view; equal generators give equal views.
+        """Return a random view, uint8 (h, w, c); equal generators give equal views.
 
         Raises:
             DataError: the image does not decode.
         """
         fast = self.pipeline == "fast"
-        view = self._cut_fast(image, rng) if fast else self._cut_exact(image, rng)
+        view = self._crop_fast(image, rng) if fast else self._crop_exact(image, rng)
         if self.flip and rng.random() < self.flip:
             view = cv2.flip(view, 1).reshape(view.shape)
         if self._rand_augment is not None:
@@ -131,13 +131,13 @@ class TrainTransform:
             return box, "bilinear" if rng.random() < 0.5 else "bicubic"
         return box, self.interpolation
 
-    def _cut_exact(self, image: bytes | Image.Image, rng: np.random.Generator) -> np.ndarray:
+    def _crop_exact(self, image: bytes | Image.Image, rng: np.random.Generator) -> np.ndarray:
         image = decode_image(image, self.channels)
         box, interpolation = self._draw(*image.size, rng)
-        # Cropping first keeps the filter from reading pixels outside the box, as torchvision does.
+        # Cropping first keeps the filter from reading pixels outside the box, as in torchvision.
         return to_array(image.crop(box).resize(self.size[::-1], INTERPOLATIONS[interpolation]))
 
-    def _cut_fast(self, image: bytes | Image.Image, rng: np.random.Generator) -> np.ndarray:
+    def _crop_fast(self, image: bytes | Image.Image, rng: np.random.Generator) -> np.ndarray:
         size = jpeg_size(image) if isinstance(image, bytes) else None
         if size is None:
             pixels = to_array(decode_image(image, self.channels))
@@ -145,11 +145,11 @@ class TrainTransform:
             box, interpolation = self._draw(*size, rng)
         else:
             box, interpolation = self._draw(*size, rng)
-            # The least whole image whose part in the box is as large as the view.
-            least_height = math.ceil(size[1] * self.size[0] / (box[3] - box[1]))
-            least_width = math.ceil(size[0] * self.size[1] / (box[2] - box[0]))
-            pixels = decode_fast(image, self.channels, least_height, least_width, rows=box[3])
-        # What the decoder divided both sides by, rounding up: 1, 2, 4 or 8.
+            # The smallest whole image whose part in the box is as large as the view.
+            min_height = math.ceil(size[1] * self.size[0] / (box[3] - box[1]))
+            min_width = math.ceil(size[0] * self.size[1] / (box[2] - box[0]))
+            pixels = decode_fast(image, self.channels, min_height, min_width, rows=box[3])
+        # The factor by which the decoder reduced both sides, rounding up: 1, 2, 4 or 8.
         reduction = 1 << (-(-size[0] // pixels.shape[1]) - 1).bit_length()
         left, right = _scale_interval(box[0], box[2], reduction, pixels.shape[1])
         top, bottom = _scale_interval(box[1], box[3], reduction, pixels.shape[0])
@@ -163,8 +163,8 @@ def _scale_interval(first: int, last: int, reduction: int, scaled_extent: int) -
 
 def _resize(image: np.ndarray, size: tuple[int, int], interpolation: str) -> np.ndarray:
     (height, width, channels), (to_height, to_width) = image.shape, size
-    # What the decoder did not shrink, because it is no JPEG or the box is longish, is averaged down to below twice
-    # the size: the interpolation reads two or four neighbours and would leave out the rest.
+    # Images that the decoder did not reduce, because they are not JPEGs or the box is elongated, are averaged down to
+    # below twice the size: the interpolation reads only two or four neighbors.
     by_height, by_width = power_of_two_within(height / to_height), power_of_two_within(width / to_width)
     if max(by_height, by_width) > 1:
         image = cv2.resize(image, (width // by_width, height // by_height), interpolation=cv2.INTER_AREA)

@@ -44,7 +44,7 @@ def test_the_name_that_tfds_has_for_imagenet_leads_to_the_command_that_makes_it(
 
 def test_the_need_for_tensorflow_is_told_before_anything_is_downloaded(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(DataError, match=r'needs TensorFlow to be prepared .*pip install "mambaout_jax\[prepare\]"'):
+    with pytest.raises(DataError, match=r'requires TensorFlow to prepare it .*pip install "mambaout_jax\[prepare\]"'):
         run("imagenette/160px-v2", "--data-dir", str(tmp_path))
     assert not list(tmp_path.rglob("*.tgz"))
 
@@ -52,8 +52,8 @@ def test_the_need_for_tensorflow_is_told_before_anything_is_downloaded(tmp_path,
 @pytest.mark.parametrize(
     ("raised", "expected", "words"),
     [
-        (ModuleNotFoundError("No module named 'tensorflow'", name="tensorflow"), DataError, "needs TensorFlow"),
-        (ModuleNotFoundError("No module named 'mwxml'", name="mwxml"), DataError, "needs a package .*mwxml"),
+        (ModuleNotFoundError("No module named 'tensorflow'", name="tensorflow"), DataError, "requires TensorFlow"),
+        (ModuleNotFoundError("No module named 'mwxml'", name="mwxml"), DataError, "requires another package .*mwxml"),
         (AssertionError("fetch\n  it by hand"), DataError, "cannot be prepared: fetch it by hand"),
     ],
 )
@@ -109,14 +109,14 @@ def test_a_folder_of_images_is_prepared_and_the_flags_that_use_it_are_told(insec
 
 @pytest.mark.parametrize("kind", ["tars", "folder", "tfrecord"])
 def test_imagenet_is_prepared_from_each_form(tmp_path, kind, capsys, monkeypatch):
-    facts, source = imagenets.FACTS, tmp_path / "source"
+    metadata, source = imagenets.METADATA, tmp_path / "source"
     if kind == "tars":
-        facts = imagenets.write_tars(source)
+        metadata = imagenets.write_tars(source)
     elif kind == "folder":
         imagenets.write_folders(source, flat=True)
     else:
         imagenets.write_tfrecords(source)
-    monkeypatch.setattr("mambaout_jax.data.prepare.imagenet.official_facts", lambda: facts)
+    monkeypatch.setattr("mambaout_jax.data.prepare.imagenet.official_metadata", lambda: metadata)
     assert run("imagenet", f"--{kind}={source}", f"--data-dir={tmp_path}/out", "--workers=1") == 0
     assert capsys.readouterr().out.splitlines() == [
         f"imagenet2012 is prepared in {tmp_path}/out/imagenet2012/5.1.0",

@@ -40,7 +40,7 @@ def test_an_upload_that_stopped_is_told_and_goes_on(folder, tmp_path, monkeypatc
     target = epath.Path(tmp_path / "bucket")
     with monkeypatch.context() as patch:
         record_copies(patch, folder, fail_at="dataset_info.json")
-        with pytest.raises(OSError, match=r"uploading .* stopped .403 forbidden.; the same command goes on"):
+        with pytest.raises(OSError, match=r"uploading .* failed .403 forbidden.; rerun the same command to resume"):
             buckets.upload(folder, target)
     assert not (target / "features.json").exists()
     (target / "label.labels.txt").write_text("cut")
@@ -57,7 +57,9 @@ def test_the_address_of_a_bucket_is_told_from_a_path():
 
 
 def test_a_kind_of_storage_that_is_not_known_is_named():
-    with pytest.raises(DataError, match=r"data_dir foo://bar begins with 'foo://'; a local folder, gs:// or s3://"):
+    with pytest.raises(
+        DataError, match=r"data_dir foo://bar begins with 'foo://'; expected a local folder, gs:// or s3://"
+    ):
         open_source("digits", "train", "foo://bar")
 
 

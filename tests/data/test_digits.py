@@ -1,4 +1,6 @@
+import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,6 +17,13 @@ from mambaout_jax.data.decode import decode_image
 from mambaout_jax.data.prepare import builders, digits, ensure_prepared
 from mambaout_jax.data.prepare.builders import prepare_digits
 from mambaout_jax.tasks.classification.source import open_source
+
+# As earlier versions of the program computed them: runs are resumed on the data that they were started on.
+FINGERPRINTS = {
+    "train": "digits/1.0.0:train:1437:b45273d94b604e2b",
+    "validation": "digits/1.0.0:validation:360:52fd7064b93419de",
+    "train[:50%]": "digits/1.0.0:train[:50%]:718:b5bbf94804d9d526",
+}
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +72,17 @@ def test_equal_data_prepared_elsewhere_has_the_same_fingerprint(digits_dir, tmp_
     assert one.fingerprint == other.fingerprint
     assert one.fingerprint != open_source("digits", "validation", digits_dir).fingerprint
     assert one.fingerprint != open_source("digits", "train[:50%]", digits_dir).fingerprint
+
+
+def test_digits_prepared_by_earlier_versions_are_read_and_have_the_same_fingerprint(digits_dir, tmp_path):
+    shutil.copytree(Path(digits_dir) / "digits", tmp_path / "digits")
+    (info,) = tmp_path.glob("digits/*/dataset_info.json")
+    written = json.loads(info.read_text())
+    assert written["moduleName"] == "mambaout_jax.data.prepare.digits"
+    info.write_text(json.dumps(written | {"moduleName": "mambaout_jax.data.digits"}))  # where the builder used to be
+    splits = {split: open_source("digits", split, str(tmp_path)) for split in FINGERPRINTS}
+    assert {split: source.fingerprint for split, source in splits.items()} == FINGERPRINTS
+    assert sorted({record["label"] for record in splits["validation"]}) == list(range(10))
 
 
 def test_of_two_processes_at_once_the_second_takes_what_the_first_wrote(tmp_path, monkeypatch):

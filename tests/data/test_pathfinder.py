@@ -237,6 +237,24 @@ def test_the_middle_size_is_meant_where_none_is_named(small, tmp_path):
     assert open_source("pathfinder", "train", str(tmp_path)).name == "pathfinder/64"
 
 
+READ = """
+import sys
+from mambaout_jax.tasks.classification.source import open_source
+source = open_source("pathfinder", "train", sys.argv[1])
+assert not [name for name in sys.modules if "prepare" in name or "pathfinder" in name]
+print(source.name, len(source))
+"""
+
+
+def test_the_middle_size_is_meant_where_the_builder_is_not_imported(small, tmp_path):
+    prepare_dataset("pathfinder", str(tmp_path))
+    (info,) = tmp_path.glob("pathfinder/64/*/dataset_info.json")
+    moved = info.read_text().replace("mambaout_jax.data.prepare.pathfinder", "mambaout_jax.data.pathfinder")
+    info.write_text(moved)  # as earlier versions wrote it
+    done = subprocess.run([sys.executable, "-c", READ, str(tmp_path)], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["pathfinder/64", "12"]
+
+
 def test_prepared_twice_nothing_is_written(small, tmp_path, monkeypatch):
     folder = prepare_dataset("pathfinder/32", str(tmp_path))
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
@@ -272,7 +290,7 @@ def test_preparation_killed_half_way_leaves_nothing_that_looks_prepared(small, t
 
 @pytest.mark.parametrize("name", ["pathfinder/48", "pathfinder/32:9.9.9"])
 def test_a_size_that_is_not_drawn_is_told_with_those_that_are(name, tmp_path):
-    with pytest.raises(DataError, match=r"known are pathfinder/32, pathfinder/64, pathfinder/128 in 2\.0\.0"):
+    with pytest.raises(DataError, match=r"one of pathfinder/32, pathfinder/64, pathfinder/128, in version 2\.0\.0"):
         prepare_dataset(name, str(tmp_path))
 
 

@@ -208,6 +208,76 @@ def test_a_bad_record_stops_the_run_and_is_named(kind, workers):
     assert not multiprocessing.active_children()
 
 
+class Nested:
+    """A transform to an example of nested dicts, whose arrays are functions of the record's index."""
+
+    def __call__(self, record, rng=None):
+        index = np.int32(record["label"])
+        return {"image": np.full((2, 3), index, np.uint8), "boxes": {"corners": np.arange(4.0) + index, "count": index}}
+
+    def empty(self):
+        return {"image": np.zeros((2, 3), np.uint8), "boxes": {"corners": np.zeros(4), "count": np.int32(-7)}}
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("batch_size", [4, 96])  # in one chunk; in 2 of 48
+def test_nested_examples_are_stacked_place_by_place(batch_size, num_workers):
+    source, options = NumberedSource(100), {"batch_size": batch_size, "num_workers": num_workers}
+    (train,) = take(train_batches(source, Nested(), steps_per_epoch=1, seed=0, **options), 1)
+    *_, evaluated = take(eval_batches(source, Nested(), **options), None)
+    for batch in (train, evaluated):
+        count = batch["boxes"]["count"]
+        assert (count.shape, count.dtype) == ((batch_size,), np.int32)
+        number = np.where(count < 0, 0, count)
+        np.testing.assert_array_equal(batch["image"], np.broadcast_to(number[:, None, None], (batch_size, 2, 3)))
+        whole = batch["boxes"]["corners"][count >= 0]
+        np.testing.assert_array_equal(whole, np.arange(4.0) + count[count >= 0, None])
+    np.testing.assert_array_equal(evaluated["boxes"]["count"] == -7, ~evaluated["mask"])
+    assert evaluated["boxes"]["count"][evaluated["mask"]].tolist() == evaluated["index"][evaluated["mask"]].tolist()
+
+
+PLUGIN = """
+import sys
+import numpy as np
+class Source:
+    name, split, fingerprint, labels = "mine", "train", "1", {}
+    def __len__(self):
+        return 40
+    def __getitem__(self, index):
+        return index
+class Transform:
+    def __call__(self, record, rng=None):
+        alien = [name for name in sys.modules if name.partition(".")[0] in ("flax", "torch", "tensorflow")]
+        ours = [name for name in sys.modules if name.startswith(("mambaout_jax.models", "mambaout_jax.data.prepare"))]
+        assert not alien + ours, alien + ours
+        return {"target": {"number": np.int32(record)}}
+    def empty(self):
+        return {"target": {"number": np.int32(0)}}
+"""
+USER = """
+import multiprocessing
+import my_plugin
+from mambaout_jax.data import eval_batches, train_batches
+if __name__ == "__main__":
+    source, transform = my_plugin.Source(), my_plugin.Transform()
+    batches = train_batches(source, transform, batch_size=40, steps_per_epoch=1, seed=0, num_workers=1)
+    assert sorted(next(batches)["target"]["number"]) == list(range(40))
+    assert multiprocessing.active_children()
+    batches.close()
+    (batch,) = eval_batches(source, transform, batch_size=40, num_workers=1)
+    assert batch["target"]["number"].tolist() == batch["index"].tolist() == list(range(40))
+"""
+
+
+def test_workers_read_sources_of_other_packages_and_import_no_models(tmp_path):
+    for name, content in (("my_plugin.py", PLUGIN), ("user.py", USER)):
+        (tmp_path / name).write_text(content)
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    program = [sys.executable, str(tmp_path / "user.py")]
+    done = subprocess.run(program, check=False, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
+    assert done.returncode == 0, done.stderr
+
+
 ORPHANS = """
 import multiprocessing, time
 from mambaout_jax.data import TrainTransform, train_batches

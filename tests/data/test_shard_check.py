@@ -27,7 +27,7 @@ def test_a_shard_that_is_cut_short_is_an_error(data_dir, tmp_path, keep):
     cut(shard, keep)
     with pytest.raises(
         DataError,
-        match=r"split 'train' of dataset 'photos' has 1 of 1 files .*cut short or .*; copy .* move that folder away and"
+        match=r"split 'train' of dataset 'photos' has 1 of 1 files .*truncated or .*; copy .* move that folder away and"
         " run: ",
     ):
         open_source("photos", "train", str(tmp_path))
@@ -41,7 +41,7 @@ def test_every_shard_of_a_split_is_looked_at_and_no_other(tmp_path):
     shards = sorted(tmp_path.glob("photos/whole/*/photos-train*"))
     assert len(shards) == 4
     cut(shards[3], 0.5)
-    with pytest.raises(DataError, match=f"1 of 4 files .*first: {re.escape(shards[3].name)} is cut short"):
+    with pytest.raises(DataError, match=f"1 of 4 files .*first: {re.escape(shards[3].name)} is truncated"):
         open_source("photos", "train", str(tmp_path))
     assert len(open_source("photos", "train[:25%]", str(tmp_path))) == 6
     assert len(open_source("photos", "validation", str(tmp_path))) == photos.NUM_VALIDATION
@@ -51,7 +51,7 @@ def test_a_shard_of_another_length_is_named(data_dir, tmp_path):
     (shard,) = copied_shards(data_dir, tmp_path)
     (other,) = shard.parent.glob("photos-validation*")
     shutil.copy(other, shard)
-    with pytest.raises(DataError, match=f"{re.escape(shard.name)} holds 7 records where 23 are expected"):
+    with pytest.raises(DataError, match=f"{re.escape(shard.name)} has 7 records; expected 23"):
         open_source("photos", "train", str(tmp_path))
 
 

@@ -1,3 +1,4 @@
+import json
 import os
 import pickle
 import re
@@ -9,7 +10,7 @@ import time
 import pytest
 from tensorflow_datasets.proto import tf_example_pb2
 
-from mambaout_jax.data import DataError, shard_check
+from mambaout_jax.data import DataError, open_records, shard_check
 from mambaout_jax.data.decode import decode_image
 from mambaout_jax.tasks.classification.source import ImageSource, open_source
 from tests.data import photos
@@ -169,6 +170,12 @@ def test_a_split_without_labels_is_refused(tmp_path, monkeypatch):
         open_source("photos", "train", str(tmp_path))
 
 
+def test_images_of_several_labels_are_not_for_training():
+    source_of({"label": [1]}).check_trainable()
+    with pytest.raises(DataError, match="images of 'one' have several labels each; such a dataset is for evaluation"):
+        source_of({"real_label": [1]}, feature="real_label").check_trainable()
+
+
 def test_images_of_several_labels_have_them_in_a_tuple():
     for labels in ([], [2], [2, 0]):
         source = source_of({"real_label": labels, "original_label": [1]}, feature="real_label")
@@ -201,6 +208,18 @@ def source_of(labels, feature="label"):
         fingerprint="",
         feature=feature,
     )
+
+
+def test_records_are_read_without_a_word_about_labels(odd_dir):
+    records = open_records("texts", "train", odd_dir)
+    assert [record["text"].bytes_list.value[0] for record in pickle.loads(pickle.dumps(records))] == [b"a"]
+    assert (records.name, records.split, list(records.features)) == ("texts", "train", ["text"])
+    assert records.fingerprint(["a"]) != records.fingerprint(["b"])
+
+
+def test_labels_of_a_source_are_json(data_dir):
+    labels = open_source("photos", "train", data_dir).labels
+    assert json.loads(json.dumps(labels)) == labels == {"class_names": list(photos.CLASS_NAMES)}
 
 
 def copy_photos(data_dir, folder):

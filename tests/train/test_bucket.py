@@ -110,8 +110,8 @@ def test_a_bucket_that_does_not_answer_is_given_up(silent):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("missing", "cannot be written (there is no such bucket, or no right to look at it, storage.buckets.get)"),
-        ("unseen", "cannot be written (there is no such bucket, or no right to look at it, storage.buckets.get)"),
+        ("missing", "cannot be written (the bucket does not exist, or the permission storage.buckets.get is missing)"),
+        ("unseen", "cannot be written (the bucket does not exist, or the permission storage.buckets.get is missing)"),
         ("forbidden", "cannot be reached (Forbidden: b/forbidden/o someone does not have storage.objects.list access"),
         ("private", "401: gcloud auth application-default login); look at its name"),
     ],

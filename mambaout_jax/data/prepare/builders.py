@@ -1,4 +1,4 @@
-"""Write datasets as ArrayRecord: the only place where TensorFlow may come in, inside TFDS."""
+"""Write datasets of TFDS and generated ones as ArrayRecord; the only module where TFDS may import TensorFlow."""
 
 import contextlib
 import importlib.util
@@ -20,15 +20,15 @@ from mambaout_jax.data.prepare.pathfinder import Pathfinder
 
 
 def prepare_dataset(name: str, data_dir: str | None = None) -> str:
-    """Download a TFDS dataset, write it as ArrayRecord, and give its folder; do nothing if it is there.
+    """Download a TFDS dataset, write it as ArrayRecord, and return its folder; do nothing if it is there.
 
     Args:
         name: "dataset", "dataset/config" or "dataset/config:version".
-        data_dir: the folder that datasets are prepared in; the default is TFDS's own.
+        data_dir: the folder that datasets are prepared in; the default is that of TFDS.
 
     Raises:
-        DataError: there is no such dataset, or preparing it needs something that is not here.
-        OSError: the download, or a file that is written, failed.
+        DataError: there is no such dataset, or a package or file that its preparation needs is missing.
+        OSError: the download failed, or writing a file.
     """
     dataset, options = parse_name(name)
     check_is_folder(data_root(data_dir))
@@ -42,11 +42,11 @@ def prepare_dataset(name: str, data_dir: str | None = None) -> str:
             "run: python -m mambaout_jax prepare imagenet with --tars DIR, --folder DIR or --tfrecord DIR"
         )
     needs_tensorflow = DataError(
-        f'dataset {dataset!r} needs TensorFlow to be prepared (not to be read): pip install "mambaout_jax[prepare]"'
+        f'dataset {dataset!r} requires TensorFlow to prepare it (not to read it): pip install "mambaout_jax[prepare]"'
     )
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format=FILE_FORMAT)
-        # Told before the download, not after it: most older builders list and read files through TensorFlow.
+        # Checked before the download: most older builders list and read files through TensorFlow.
         if not builder.is_prepared() and _uses_tensorflow(builder) and not importlib.util.find_spec("tensorflow"):
             raise needs_tensorflow
         _generate(builder)
@@ -55,15 +55,15 @@ def prepare_dataset(name: str, data_dir: str | None = None) -> str:
     except ImportError as error:
         if (error.name or "").partition(".")[0] == "tensorflow":
             raise needs_tensorflow from None
-        raise DataError(f"dataset {dataset!r} needs a package to be prepared: {error}") from error
-    except AssertionError as error:  # how TFDS says that a file has to be fetched by hand
+        raise DataError(f"dataset {dataset!r} requires another package to prepare it: {error}") from error
+    except AssertionError as error:  # raised by TFDS for a file that has to be downloaded by hand
         raise DataError(f"dataset {dataset!r} cannot be prepared: {' '.join(str(error).split())}") from error
     except tfds.download.DownloadError as error:
         raise ConnectionError(f"downloading {dataset!r} failed: {error}") from error
     if builder.info.file_format.value != FILE_FORMAT:
         raise DataError(
-            f"{builder.data_dir} holds {name!r} as {builder.info.file_format.value}; "
-            "move that folder away and try again"
+            f"{builder.data_dir} has {name!r} as {builder.info.file_format.value}; "
+            "move that folder away and rerun the command"
         )
     return str(builder.data_dir)
 
@@ -101,7 +101,10 @@ def _prepare_pathfinder(options: dict, data_dir: str | None) -> str:
     version = options.get("version", str(Pathfinder.VERSION))
     if config not in Pathfinder.builder_configs or version != str(Pathfinder.VERSION):
         known = ", ".join(f"{Pathfinder.name}/{name}" for name in Pathfinder.builder_configs)
-        raise DataError(f"there is no {Pathfinder.name}/{config}:{version}; known are {known} in {Pathfinder.VERSION}")
+        raise DataError(
+            f"unknown dataset {Pathfinder.name}/{config}:{version}; expected one of {known}, in version "
+            f"{Pathfinder.VERSION}"
+        )
     return _prepare_own(Pathfinder, config, data_dir)
 
 
@@ -120,7 +123,7 @@ def _prepare_own(builder_class: type[tfds.core.GeneratorBasedBuilder], config: s
         try:
             builder = builder_class(data_dir=workspace, file_format=FILE_FORMAT, config=config)
             tfds.disable_progress_bar()
-            with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download, and there is none
+            with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download that does not happen
                 _generate(builder)
             os.rename(builder.data_dir, target)
         finally:
@@ -132,26 +135,26 @@ def _prepare_own(builder_class: type[tfds.core.GeneratorBasedBuilder], config: s
 
 
 def is_complete(folder: epath.Path) -> bool:
-    """Tell whether a folder holds a prepared dataset: TFDS writes these two files last."""
+    """Check whether a folder has a complete dataset: TFDS writes its two metadata files last."""
     return all((folder / name).exists() for name in METADATA)
 
 
 def check_is_folder(folder: os.PathLike) -> None:
-    """Refuse a folder to write to when it, or what it is to lie in, is something else.
+    """Check that a folder to write to exists or can be created.
 
     Raises:
-        DataError: a file, or a link that leads nowhere, is in its place.
+        DataError: it, or a parent of it, is a file or a dangling link.
     """
     if is_remote(folder):
         return
     folder = Path(folder)
     nearest = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), None)
     if nearest and not os.path.isdir(nearest):
-        raise DataError(f"nothing can be written to {folder}, as {nearest} is no folder; choose another data_dir")
+        raise DataError(f"cannot write to {folder}: {nearest} is not a directory; choose another data_dir")
 
 
 def _generate(builder: tfds.core.DatasetBuilder) -> None:
-    # Without this TFDS asks a bucket for a copy first, which hangs where there is no network.
+    # By default TFDS first looks for a copy in a bucket, which blocks without a network.
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
 
 

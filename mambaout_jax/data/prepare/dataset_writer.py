@@ -1,7 +1,7 @@
-"""Write encoded images as a TFDS dataset of ArrayRecord, shard by shard, in processes of their own.
+"""Write encoded images as a TFDS dataset of ArrayRecord, shard by shard, in several processes.
 
-A run that was stopped goes on where it was, and the dataset gets its name by one rename when every shard and the
-metadata are there.
+A stopped run resumes with the unfinished shards, and one rename publishes the dataset when every shard and the metadata
+are there.
 """
 
 import collections
@@ -25,17 +25,17 @@ from tqdm import tqdm
 from mambaout_jax.data.buckets import FILE_FORMAT
 from mambaout_jax.data.errors import DataError
 from mambaout_jax.data.prepare.shard_workers import run_jobs
-from mambaout_jax.data.prepare.shards import Item, ShardJob, read_receipt, write_shard
+from mambaout_jax.data.prepare.shards import Item, ShardJob, read_manifest, write_shard
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Hold what is to be written.
+    """A dataset to write.
 
     Attributes:
-        encoding: "jpeg" when every image is one, None when they are of any kind.
-        convert: gives the bytes to be stored from an image's bytes and the image that Pillow decoded from them; a
-            function of a module, as it goes to other processes. Unset, bytes are stored as they are.
+        encoding: "jpeg" when every image is one, None for any mix of formats.
+        convert: a function from an image's bytes and the image that Pillow decoded from them to the bytes to store; a
+            function of a module, as it is sent to other processes. By default bytes are stored as they are.
         about: further arguments of `tfds.core.DatasetInfo`.
     """
 
@@ -49,7 +49,7 @@ class Dataset:
 
 
 class Written(NamedTuple):
-    """Tell what the files of a dataset hold, as read back from them."""
+    """The content of the files of a dataset, as read back from them."""
 
     images_per_class: dict[str, list[int]]
     num_converted: int
@@ -60,13 +60,13 @@ def read_info(folder: str | os.PathLike) -> tfds.core.DatasetInfo:
 
     Raises:
         DataError: TFDS cannot read it.
-        PermissionError: nobody may.
+        PermissionError: this user may not read it.
     """
     try:
         return tfds.builder_from_directory(folder).info
     except PermissionError:
         raise
-    except Exception as error:  # of protobuf, json and TFDS: they raise a dozen types on damaged metadata
+    except Exception as error:  # protobuf, json and TFDS raise a dozen types on damaged metadata
         reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200)
         raise DataError(
             f"the metadata of the dataset in {folder} is damaged, or of another version of TFDS ({reason}); "
@@ -76,12 +76,12 @@ def read_info(folder: str | os.PathLike) -> tfds.core.DatasetInfo:
 
 @contextlib.contextmanager
 def open_workspace(target: Path) -> Iterator[Path]:
-    """Give the folder in which the dataset `target` is made, for one run at a time.
+    """Yield the folder in which the dataset `target` is written, locked for one run at a time.
 
-    It stays when the run does not finish, and goes when the dataset is whole or nothing was written.
+    It stays when the run does not finish, and is removed when the dataset is complete or nothing was written.
 
     Raises:
-        DataError: another run has it.
+        DataError: another run has locked it.
     """
     folder = target.with_name(f"{target.name}.incomplete")
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,58 +91,58 @@ def open_workspace(target: Path) -> Iterator[Path]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
                 raise FileNotFoundError(lock)
-        except (BlockingIOError, FileNotFoundError):  # held, or removed by a run that ended a moment ago
-            raise DataError(f"another run is preparing {target}; wait for its end and try again") from None
+        except (BlockingIOError, FileNotFoundError):  # locked, or removed by a run that just ended
+            raise DataError(f"another run is preparing {target}; wait until it ends and rerun the command") from None
         try:
             yield folder
         finally:
             if target.exists() or not any(path.is_file() and path != lock for path in folder.rglob("*")):
                 shutil.rmtree(folder)
-                with contextlib.suppress(OSError):  # other versions are there
+                with contextlib.suppress(OSError):  # not empty: other versions
                     target.parent.rmdir()
 
 
 def write_dataset(dataset: Dataset, workspace: Path, target: Path, workers: int) -> Written:
     """Write a dataset below `workspace`, read it back, and rename it to `target`.
 
-    The order is that of the names' hashes: a slice of a split is a fair sample of it, and equal images prepared
-    anywhere are equal file for file. Every image is decoded once.
+    Images are sorted by the hashes of their names: a slice of a split is a fair sample of it, and equal images prepared
+    anywhere give equal files. Every image is decoded once.
 
     Args:
-        workers: processes that write shards; one is this process.
+        workers: processes that write shards; with 1, this process writes them.
 
     Raises:
         DataError: images are empty or cannot be decoded, or the disk is too small.
         OSError: writing failed.
     """
     everything = [item for items in dataset.splits.values() for item in items]
-    _refuse("empty", [(item.file_name, "0 bytes") for item in everything if not item.size], len(everything))
+    _check_none("empty", [(item.file_name, "0 bytes") for item in everything if not item.size], len(everything))
     jobs = list(_plan(dataset, workspace))
-    receipts = {job.file: receipt for job in jobs if (receipt := read_receipt(job))}
-    _sweep(workspace, jobs, receipts)
-    missing = [job for job in jobs if job.file not in receipts]
+    manifests = {job.file: manifest for job in jobs if (manifest := read_manifest(job))}
+    _sweep(workspace, jobs, manifests)
+    missing = [job for job in jobs if job.file not in manifests]
     _check_space(workspace, missing)
-    if receipts:
-        tqdm.write(f"{len(receipts)} of {len(jobs)} files are there from an earlier run", file=sys.stderr)
-    num_done = sum(receipt["records"] for receipt in receipts.values())
+    if manifests:
+        tqdm.write(f"{len(manifests)} of {len(jobs)} shards are there from an earlier run", file=sys.stderr)
+    num_done = sum(manifest["records"] for manifest in manifests.values())
     with tqdm(total=len(everything), initial=num_done, unit=" images", desc=dataset.name) as bar:
-        receipts |= dict(zip([job.file for job in missing], run_jobs(write_shard, missing, workers, bar), strict=True))
-    unreadable = [tuple(bad) for job in jobs for bad in receipts[job.file]["unreadable"]]
-    _refuse("not images that Pillow decodes", unreadable, len(everything))
-    _write_metadata(dataset, jobs, receipts)
+        manifests |= dict(zip([job.file for job in missing], run_jobs(write_shard, missing, workers, bar), strict=True))
+    unreadable = [tuple(bad) for job in jobs for bad in manifests[job.file]["unreadable"]]
+    _check_none("not images that Pillow decodes", unreadable, len(everything))
+    _write_metadata(dataset, jobs, manifests)
     os.rename(jobs[0].file.parent, target)
     histograms = {split: collections.Counter() for split in dataset.splits}
     for job in jobs:
-        histograms[job.split].update({int(label): count for label, count in receipts[job.file]["labels"].items()})
+        histograms[job.split].update({int(label): count for label, count in manifests[job.file]["labels"].items()})
     return Written(
         {split: [counts[label] for label in range(len(dataset.class_names))] for split, counts in histograms.items()},
-        sum(receipt["converted"] for receipt in receipts.values()),
+        sum(manifest["converted"] for manifest in manifests.values()),
     )
 
 
 def _plan(dataset: Dataset, workspace: Path) -> Iterator[ShardJob]:
-    data, receipts = workspace / "data", workspace / "receipts"
-    for folder in (data, receipts):
+    data, manifests = workspace / "data", workspace / "manifests"
+    for folder in (data, manifests):
         folder.mkdir(exist_ok=True)
     for split, items in dataset.splits.items():
         template = tfds.core.ShardedFileTemplate(
@@ -153,12 +153,12 @@ def _plan(dataset: Dataset, workspace: Path) -> Iterator[ShardJob]:
         ends = shard_utils.get_shard_boundaries(len(items), num_shards)
         for index, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
             file = Path(template.sharded_filepath(shard_index=index, num_shards=num_shards))
-            yield ShardJob(split, file, receipts / f"{file.name}.json", tuple(items[start:end]), dataset.convert)
+            yield ShardJob(split, file, manifests / f"{file.name}.json", tuple(items[start:end]), dataset.convert)
 
 
-def _sweep(workspace: Path, jobs: Sequence[ShardJob], receipts: dict) -> None:
-    keep = {path for job in jobs if job.file in receipts for path in (job.file, job.receipt)}
-    for folder in ("data", "receipts"):
+def _sweep(workspace: Path, jobs: Sequence[ShardJob], manifests: dict) -> None:
+    keep = {path for job in jobs if job.file in manifests for path in (job.file, job.manifest)}
+    for folder in ("data", "manifests"):
         for path in (workspace / folder).iterdir():
             if path not in keep:
                 path.unlink()
@@ -170,21 +170,21 @@ def _check_space(workspace: Path, jobs: Sequence[ShardJob]) -> None:
     if needed > free:
         raise DataError(
             f"{workspace.parent} needs {needed / 1e9:.1f} GB and its disk has {free / 1e9:.1f} GB free; "
-            "make room, or name another folder with --data-dir"
+            "free some space, or name another folder with --data-dir"
         )
 
 
-def _write_metadata(dataset: Dataset, jobs: Sequence[ShardJob], receipts: dict) -> None:
+def _write_metadata(dataset: Dataset, jobs: Sequence[ShardJob], manifests: dict) -> None:
     data = jobs[0].file.parent
     template = tfds.core.ShardedFileTemplate(data_dir=data, dataset_name=dataset.name, filetype_suffix=FILE_FORMAT)
     splits = []
     for split in dataset.splits:
-        own = [receipts[job.file] for job in jobs if job.split == split]
+        own = [manifests[job.file] for job in jobs if job.split == split]
         splits.append(
             tfds.core.SplitInfo(
                 name=split,
-                shard_lengths=[receipt["records"] for receipt in own],
-                num_bytes=sum(receipt["bytes"] for receipt in own),
+                shard_lengths=[manifest["records"] for manifest in own],
+                num_bytes=sum(manifest["bytes"] for manifest in own),
                 filename_template=template.replace(split=split),
             )
         )
@@ -203,9 +203,10 @@ def _write_metadata(dataset: Dataset, jobs: Sequence[ShardJob], receipts: dict) 
     )
 
 
-def _refuse(fault: str, bad: Sequence[tuple[str, str]], total: int) -> None:
+def _check_none(fault: str, bad: Sequence[tuple[str, str]], total: int) -> None:
     if bad:
         name, reason = bad[0]
         raise DataError(
-            f"{len(bad)} of {total} files are {fault} (first: {name}: {reason}); replace or remove them and run again"
+            f"{len(bad)} of {total} files are {fault} (first: {name}: {reason}); replace or remove them and rerun the "
+            "command"
         )

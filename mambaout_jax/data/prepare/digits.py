@@ -1,4 +1,4 @@
-"""The 1,797 handwritten digits that scikit-learn's package carries, as a TFDS dataset."""
+"""The 1,797 handwritten digits in the scikit-learn package, as a TFDS dataset."""
 
 import io
 
@@ -10,24 +10,24 @@ NUM_VALIDATION = 360
 
 
 def encode_digit(pixels: np.ndarray) -> bytes:
-    """Encode one digit as a grey PNG.
+    """Encode one digit as a gray PNG.
 
-    The PNG is stored, not compressed, so its bytes do not depend on the zlib at hand.
+    The PNG is stored, not compressed, so its bytes do not depend on the version of zlib.
 
     Args:
         pixels: (8, 8) values from 0 to 16.
     """
-    grey = np.round(pixels * (255 / 16)).astype(np.uint8)
+    gray = np.round(pixels * (255 / 16)).astype(np.uint8)
     file = io.BytesIO()
-    Image.fromarray(grey).save(file, format="PNG", compress_level=0)
+    Image.fromarray(gray).save(file, format="PNG", compress_level=0)
     return file.getvalue()
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-    """Build `digits`: ten classes of 8x8 grey images, 1,437 to train on and 360 to validate with.
+    """The dataset `digits`: ten classes of 8x8 gray images, 1,437 for training and 360 for validation.
 
-    The split is scikit-learn's `train_test_split(test_size=360, stratify=labels, random_state=0)`, so results
-    compare with everybody who splits that way. Nothing is downloaded.
+    The split is scikit-learn's `train_test_split(test_size=360, stratify=labels, random_state=0)`, a common one, so
+    that results are comparable. Nothing is downloaded.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -47,7 +47,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager):
-        from sklearn import datasets, model_selection  # a second to import, and needed only once
+        from sklearn import datasets, model_selection  # the import takes a second, and only preparation needs it
 
         digits = datasets.load_digits()
         train, validation = model_selection.train_test_split(

@@ -1,4 +1,4 @@
-"""Images that lie in one folder a class, as most people keep their own."""
+"""Image datasets that have one folder for each class."""
 
 import os
 import stat
@@ -12,9 +12,9 @@ from mambaout_jax.data.prepare.dataset_writer import Dataset
 from mambaout_jax.data.prepare.shards import Item
 
 VERSION = "1.0.0"
-# What people call the folder of a split -> what TFDS calls the split.
+# Usual names of a split's folder -> its name in TFDS.
 SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
-LEFT_BY_FILE_MANAGERS = {"thumbs.db", "desktop.ini"}  # hidden files are passed over as well
+FILE_MANAGER_FILES = {"thumbs.db", "desktop.ini"}  # ignored, as are hidden files
 
 
 class File(NamedTuple):
@@ -31,26 +31,26 @@ def read_folder(folder: Path, name: str) -> Dataset:
     Classes are numbered in the order of their names.
 
     Args:
-        name: what the dataset will be called.
+        name: of the dataset.
 
     Raises:
-        DataError: the folder is laid out otherwise.
+        DataError: the folder has another layout.
     """
     parts = _find_splits(folder)
     listed = {split: list_classes(part) for split, part in parts.items()}
     labels = {class_name: label for label, class_name in enumerate(sorted(listed["train"]))}
     if len(labels) < 2:
-        raise DataError(f"{parts['train']} holds {len(labels)} class folders; expected two or more")
+        raise DataError(f"{parts['train']} has {len(labels)} class folders; expected two or more")
     for class_name, files in listed["train"].items():
         if not files:
-            raise DataError(f"class folder {parts['train'] / class_name} holds no images; fill it or remove it")
+            raise DataError(f"class folder {parts['train'] / class_name} has no images; fill it or remove it")
     splits = {}
     for split, classes in listed.items():
         unknown = sorted(set(classes) - set(labels))
         if unknown:
             raise DataError(
-                f"{parts[split]} has the class {unknown[0]!r} that {parts['train']} lacks; "
-                "classes have to be the same, by the same names"
+                f"{parts[split]} has the class {unknown[0]!r}, which {parts['train']} does not have; "
+                "all splits need the same class folders"
             )
         splits[split] = [
             Item(f"{class_name}/{file.name}", labels[class_name], file.path, 0, file.size)
@@ -58,45 +58,45 @@ def read_folder(folder: Path, name: str) -> Dataset:
             for file in files
         ]
         if not splits[split]:
-            raise DataError(f"{parts[split]} holds no images; expected them in {parts[split]}/CLASS")
+            raise DataError(f"{parts[split]} has no images; expected them in {parts[split]}/CLASS")
     about = {"description": f"Images of {len(labels)} classes, from class folders."}
     return Dataset(name, VERSION, tuple(labels), splits, about=about)
 
 
 def list_folder(folder: Path) -> tuple[list[str], list[File]]:
-    """Give the names of a folder's folders and its files, each in order, without what is hidden.
+    """Return the names of the folders in a folder, and its files, both sorted, without hidden ones.
 
     Raises:
-        DataError: it is no folder, or something in it cannot be read.
+        DataError: it is not a folder, or something in it cannot be read.
     """
     folders, files = [], []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name.startswith(".") or entry.name.lower() in LEFT_BY_FILE_MANAGERS:
+                if entry.name.startswith(".") or entry.name.lower() in FILE_MANAGER_FILES:
                     continue
                 if _is_folder(entry):
                     folders.append(entry.name)
                 else:
                     files.append(File(entry.name, entry.path, entry.stat().st_size))
     except (FileNotFoundError, NotADirectoryError):
-        raise DataError(f"{folder} is no local folder; check the path") from None
+        raise DataError(f"{folder} is not a local directory; check the path") from None
     except OSError as error:
         raise unreadable(error, folder) from error
     return sorted(folders), sorted(files)
 
 
 def list_classes(folder: Path) -> dict[str, list[File]]:
-    """Give the files of each class folder.
+    """Return the files of each class folder.
 
     Raises:
-        DataError: there are images beside the class folders, or folders inside them, or a name cannot be kept.
+        DataError: there are images next to the class folders, or folders inside them, or a name is not allowed.
     """
-    class_names, beside = list_folder(folder)
-    images = [file for file in beside if os.path.splitext(file.name)[1].lower() in Image.registered_extensions()]
+    class_names, others = list_folder(folder)
+    images = [file for file in others if os.path.splitext(file.name)[1].lower() in Image.registered_extensions()]
     if images:
         raise DataError(
-            f"{folder} holds {len(images)} images that lie in no class folder (first: {images[0].name}); "
+            f"{folder} has {len(images)} images outside of class folders (first: {images[0].name}); "
             f"expected them in {folder}/CLASS"
         )
     classes = {}
@@ -104,7 +104,7 @@ def list_classes(folder: Path) -> dict[str, list[File]]:
         _check_class_name(folder, class_name)
         inner, classes[class_name] = list_folder(folder / class_name)
         if inner:
-            raise DataError(f"class folder {folder / class_name} holds the folder {inner[0]!r}; expected images alone")
+            raise DataError(f"class folder {folder / class_name} has the folder {inner[0]!r}; expected only images")
         for file in classes[class_name]:
             if not _is_utf8(file.name):
                 raise DataError(f"the name of the file {file.path!r} is not UTF-8; rename it")
@@ -112,7 +112,7 @@ def list_classes(folder: Path) -> dict[str, list[File]]:
 
 
 def unreadable(error: OSError, source: Path) -> DataError:
-    """Word the error for a source, or a part of it, that cannot be read."""
+    """Return the error for a source, or a part of it, that cannot be read."""
     return DataError(f"{error.filename or source} cannot be read ({error.strerror or error}); check its permissions")
 
 
@@ -122,21 +122,21 @@ def _is_folder(entry: os.DirEntry) -> bool:
     except OSError as error:
         if not entry.is_symlink() or isinstance(error, PermissionError):
             raise unreadable(error, Path(entry.path)) from error
-        raise DataError(f"{entry.path} is a link that leads nowhere; mend or remove it") from None
+        raise DataError(f"{entry.path} is a dangling link; fix or remove it") from None
 
 
 def _check_class_name(folder: Path, name: str) -> None:
     where = f"the name of the class folder {str(folder / name)!r}"
     if not _is_utf8(name):
         raise DataError(f"{where} is not UTF-8; rename it")
-    if name != name.strip() or "\n" in name or "\r" in name:  # TFDS keeps them as the stripped lines of a file
-        raise DataError(f"{where} begins or ends with a blank, or has a line break; rename it")
+    if name != name.strip() or "\n" in name or "\r" in name:  # TFDS stores names as lines of a file, stripped
+        raise DataError(f"{where} starts or ends with a space, or has a line break; rename it")
 
 
 def _is_utf8(name: str) -> bool:
     try:
         name.encode()
-    except UnicodeEncodeError:  # how Python keeps other bytes of a file's name
+    except UnicodeEncodeError:  # raised for surrogates, which stand for other bytes in a file name
         return False
     return True
 
@@ -148,11 +148,11 @@ def _find_splits(folder: Path) -> dict[str, Path]:
     others = sorted(set(names) - set(SPLITS))
     if others:
         if list_folder(folder / "train")[0]:
-            raise DataError(f"{folder} holds the folder {others[0]!r} beside train; expected train, val and test alone")
-        return {"train": folder}  # a class of trains
+            raise DataError(f"{folder} has the folder {others[0]!r} next to train; expected only train, val and test")
+        return {"train": folder}  # a class of locomotives
     if "train" not in names:
-        raise DataError(f"{folder} holds {' and '.join(names)} but no train; expected train/CLASS, or classes alone")
+        raise DataError(f"{folder} has {' and '.join(names)} but no train; expected train/CLASS, or only class folders")
     parts = {SPLITS[name]: folder / name for name in names}
     if len(parts) < len(names):
-        raise DataError(f"{folder} holds both val and validation; keep one of them")
+        raise DataError(f"{folder} has both val and validation; keep one of them")
     return parts

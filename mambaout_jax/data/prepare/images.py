@@ -1,4 +1,4 @@
-"""Prepare images that a person has: ImageNet, or class folders of their own."""
+"""Prepare the user's own images: ImageNet, or class folders."""
 
 import os
 import re
@@ -10,24 +10,24 @@ from etils import epath
 
 from mambaout_jax.data import buckets
 from mambaout_jax.data.errors import DataError
-from mambaout_jax.data.names import known_datasets
+from mambaout_jax.data.names import IMAGENET, known_datasets
 from mambaout_jax.data.prepare import folders, imagenet
 from mambaout_jax.data.prepare.builders import check_is_folder, is_complete
 from mambaout_jax.data.prepare.dataset_writer import Dataset, open_workspace, read_info, write_dataset
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
-LOCAL_DATA_DIR = "~/tensorflow_datasets"  # TFDS's default, where what goes to a bucket is made
+LOCAL_DATA_DIR = "~/tensorflow_datasets"  # the default of TFDS; datasets for a bucket are written there first
 
 
 class Prepared(NamedTuple):
-    """Tell what a prepared dataset holds.
+    """A prepared dataset.
 
     Attributes:
-        folder: where the dataset is.
-        data_dir: the folder that it was prepared in, which a config names.
+        folder: of the dataset.
+        data_dir: the folder that it was prepared in, for `config.data.data_dir`.
         num_images: the records of each split.
         images_per_class: the same, class by class; None for a dataset that was there before.
-        num_converted: how many images were stored as others than they were.
+        num_converted: how many images were converted.
     """
 
     name: str
@@ -40,32 +40,37 @@ class Prepared(NamedTuple):
 
 
 def prepare_imagenet(
-    kind: str, source: str, data_dir: str | None = None, workers: int = 1, facts: imagenet.Facts | None = None
+    kind: str,
+    source: str,
+    data_dir: str | None = None,
+    workers: int = 1,
+    metadata: imagenet.ImageNetMetadata | None = None,
 ) -> Prepared:
-    """Write ImageNet as TFDS's `imagenet2012`, from what a person has of it; do nothing if it is there.
+    """Write ImageNet as the dataset `imagenet2012` of TFDS; do nothing if it is there.
 
     Args:
-        kind: what `source` holds: "tars", "folder" or "tfrecord".
-        data_dir: the folder or bucket that datasets are prepared in; the default is TFDS's own.
+        kind: the form of `source`: "tars", "folder" or "tfrecord".
+        source: the folder of the user's copy.
+        data_dir: the folder or bucket that datasets are prepared in; the default is that of TFDS.
         workers: processes that write.
-        facts: what ImageNet should be; the default is the official one.
+        metadata: what is expected; the default is that of ILSVRC 2012.
 
     Raises:
-        DataError: the source is not ImageNet, not whole or damaged, or another run is preparing it.
+        DataError: the source is not ImageNet, is incomplete or damaged, or another run is preparing it.
         OSError: writing failed.
     """
-    facts = facts or imagenet.official_facts()
+    metadata = metadata or imagenet.official_metadata()
 
     def read(workspace: Path) -> Dataset:
         folder = Path(source).expanduser()
         try:
             if kind == "tars":
-                return imagenet.read_tars(folder, facts, workspace / "checked.json")
-            return {"folder": imagenet.read_folders, "tfrecord": imagenet.read_tfrecords}[kind](folder, facts)
+                return imagenet.read_tars(folder, metadata, workspace / "checked.json")
+            return {"folder": imagenet.read_folders, "tfrecord": imagenet.read_tfrecords}[kind](folder, metadata)
         except PermissionError as error:
             raise folders.unreadable(error, folder) from error
 
-    return _prepare(imagenet.NAME, imagenet.VERSION, facts.num_images, facts.class_names, read, data_dir, workers)
+    return _prepare(IMAGENET, imagenet.VERSION, metadata.num_images, metadata.class_names, read, data_dir, workers)
 
 
 def prepare_folder(source: str, name: str | None = None, data_dir: str | None = None, workers: int = 1) -> Prepared:
@@ -73,13 +78,13 @@ def prepare_folder(source: str, name: str | None = None, data_dir: str | None = 
 
     Args:
         source: a folder with {train,val,test}/CLASS/* or CLASS/*.
-        name: what the dataset is called; the default is the folder's name.
-        data_dir: the folder or bucket that datasets are prepared in; the default is TFDS's own.
+        name: of the dataset; the default is the folder's name.
+        data_dir: the folder or bucket that datasets are prepared in; the default is that of TFDS.
         workers: processes that write.
 
     Raises:
-        DataError: the folder is laid out otherwise, a file is no image, the name will not do, or the dataset would lie
-            among the images.
+        DataError: the folder has another layout, a file is not an image, the name is not allowed, or the dataset would
+            be written among the images.
         OSError: writing failed.
     """
     folder = Path(source).expanduser()
@@ -88,7 +93,7 @@ def prepare_folder(source: str, name: str | None = None, data_dir: str | None = 
     _check_name(name)
     target = _local_folder(buckets.data_root(data_dir), name, folders.VERSION)
     if Path(os.path.realpath(target)).is_relative_to(real):
-        raise DataError(f"{target} would lie among the images in {folder}; name another folder with --data-dir")
+        raise DataError(f"{target} is among the images in {folder}; name another folder with --data-dir")
     dataset = folders.read_folder(folder, name)
     num_images = {split: len(items) for split, items in dataset.splits.items()}
     return _prepare(name, dataset.version, num_images, dataset.class_names, lambda _: dataset, data_dir, workers)
@@ -108,10 +113,10 @@ def _prepare(
     prepared = Prepared(name, str(target), str(root), num_images, len(class_names))
     remote = buckets.is_remote(root)
     try:
-        whole = buckets.within_seconds(buckets.REMOTE_SECONDS, lambda: is_complete(target))
+        complete = buckets.within_seconds(buckets.REMOTE_SECONDS, lambda: is_complete(target))
     except Exception as error:  # each kind of bucket raises types of its own
         raise DataError(f"data_dir {root} cannot be read ({error})") from error
-    if whole:
+    if complete:
         _check_prepared(target, prepared, class_names)
         return prepared
     local = _local_folder(root, name, version)
@@ -120,7 +125,7 @@ def _prepare(
         with open_workspace(local) as workspace:
             if not is_complete(epath.Path(local)):
                 if local.exists():
-                    raise DataError(f"{local} is there without the metadata of a dataset; move it away")
+                    raise DataError(f"{local} exists without the metadata of a dataset; move it away")
                 written = write_dataset(read(workspace), workspace, local, workers)
                 prepared = prepared._replace(**written._asdict())
             elif remote:
@@ -146,8 +151,8 @@ def _check_prepared(folder: epath.Path, expected: Prepared, class_names: tuple[s
         or tuple(info.features["label"].names) != class_names
     ):
         raise DataError(
-            f"{folder} holds {expected.name} already, as {form}, with {counted}, but what is to be prepared has "
-            f"{expected.num_images}, or other classes; move that folder away, or choose another name or data_dir"
+            f"{folder} already has {expected.name}, as {form} with {counted}; expected {buckets.FILE_FORMAT} with "
+            f"{expected.num_images} and the same classes; move that folder away, or choose another name or data_dir"
         )
 
 
@@ -155,8 +160,8 @@ def _check_name(name: str) -> None:
     if not NAME.fullmatch(name):
         proposal = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
         raise DataError(
-            f"{name!r} cannot be a dataset's name; use lower-case letters, digits and underscores, "
+            f"{name!r} is not allowed as a dataset name; use lower-case letters, digits and underscores, "
             f"such as --name {proposal if NAME.fullmatch(proposal) else 'my_images'}"
         )
     if name in known_datasets():
-        raise DataError(f"TFDS has a dataset {name!r} of its own; choose another --name")
+        raise DataError(f"{name!r} is the name of another dataset; choose another --name")

@@ -1,19 +1,20 @@
-"""Pathfinder, drawn here from nothing: are two dots joined by one of several dashed curves?
+"""The dataset `pathfinder`, which is drawn here: are two dots joined by one of several dashed curves?
 
 Reference: Linsley et al., Learning long-range spatial dependencies with horizontal gated recurrent units, 2018; in 32
-to 128 px, Tay et al., Long Range Arena, 2020. This is the same question in drawings of our own.
+to 128 px, Tay et al., Long Range Arena, 2020. The question is the same; the drawings are not.
 
-Images come in pairs. Both of a pair have the same four ends, left in the same directions, and dots on the same two of
-them; "joined" has one curve between the two dots and one between the other ends, "apart" a curve from each dot to one
-of the other ends. The four are drawn alike, so that the curves are alike in both classes too. A curve between the dots
-would lie otherwise to the line through them than curves that leave them: a pair is taken only if both of its images can
-be drawn, and if its two main curves are as long in both, and weigh as much by where they lie in the dots' frame.
+Images come in pairs. Both of a pair have the same four ends, which curves leave in the same directions, and dots on the
+same two of them; "joined" has one curve between the two dots and one between the other ends, "apart" a curve from each
+dot to one of the other ends. All four curves have the same distribution, and so do the curves of both classes. A curve
+between the dots would have another position relative to the line through them than curves that leave them. A pair is
+therefore used only if both of its images can be drawn, and if its two main curves are as long in both and have the same
+weight by their positions in the dots' frame.
 
-Linear rules on the ink in 6 x 6 and 12 x 12 squares of that frame, measured on pairs that they had not seen, still tell
-at most 56 % at 32 px (1,200 pairs), 54 % at 64 (1,500) and 53 % at 128 (600), where guessing tells 50 %.
+Linear classifiers on the ink in 6 x 6 and 12 x 12 squares of that frame, measured on held-out pairs, still reach at
+most 56 % at 32 px (1,200 pairs), 54 % at 64 (1,500) and 53 % at 128 (600), where chance is 50 %.
 
-All arithmetic is on integers and the random numbers are raw words of Philox, a stream that NumPy promises to keep, so
-that an image has the same bytes everywhere.
+All arithmetic is on integers and the random numbers are raw words of Philox, a stream that NumPy guarantees not to
+change, so that an image has the same bytes on every machine.
 """
 
 import struct
@@ -28,27 +29,27 @@ import tensorflow_datasets as tfds
 CLASSES = ("apart", "joined")
 UNIT = 256  # of length, in a pixel
 FINE = 4  # parts of a pixel, for smooth edges
-NUM_CANDIDATES, NUM_OTHERS = 2048, 256  # drawn at once: pairs and further curves
-NUM_POINTS = 20  # of a curve, to take distances between
+NUM_CANDIDATES, NUM_OTHERS = 2048, 256  # drawn at once: pairs, and distractor curves
+NUM_POINTS = 20  # of a curve, to compute distances between
 PAIRINGS = ([(0, 2), (1, 3)], [(0, 1), (2, 3)])  # of the ends 0 to 3, of which 0 and 1 have the dots: apart, joined
 DOTTED = [(0, 1, 2, 3), (2, 3, 0, 1), (0, 2, 1, 3), (1, 3, 0, 2)]  # the ends in orders of the same curves
 INK, DOT_INK = 170, 255
-# What a curve's length weighs by its place around the middle between the dots: rows go along the line through them,
-# columns away from it, in quarters of their distance. The weights are of a logistic regression, fitted to tell
-# candidates of all three sizes: what it cannot tell, no other rule that is linear in this can.
+# The weight of a curve's length by its position relative to the midpoint between the dots: rows along the line through
+# them, columns away from it, in quarters of their distance. The weights are those of a logistic regression, fitted to
+# classify candidates of all three sizes: no other linear function of these lengths separates the classes better.
 PLACES = np.array([[5, 0, 0, -1], [-3, -4, -2, -1], [-18, -9, -4, -2], [-32, -13, -6, -3]])
 
 
 @dataclass
 class PathfinderConfig(tfds.core.BuilderConfig):
-    """Say what the images of one size hold; lengths are in pixels.
+    """The parameters of the images of one size; lengths are in pixels.
 
     Args:
-        num_curves: fewest and most.
-        gap: that curves keep from each other.
-        dash: on and off.
+        num_curves: minimum and maximum.
+        gap: the minimum distance between curves.
+        dash: length on and off.
         thickness: of a dash.
-        dot: the radius.
+        dot: its radius.
     """
 
     side: int = 64
@@ -63,11 +64,11 @@ class PathfinderConfig(tfds.core.BuilderConfig):
 
 @dataclass(frozen=True)
 class Scene:
-    """Hold a drawing before it is drawn, in units of 1/256 px.
+    """The geometry of one image, in units of 1/256 px.
 
     Args:
-        curves: the cubic Bezier curves' control points, (k, 4, 2), in x and y.
-        dots: (2, 2); each lies on the first or the last point of a curve.
+        curves: the control points of the cubic Bezier curves, (k, 4, 2), in x and y.
+        dots: (2, 2); each is the first or the last point of a curve.
     """
 
     curves: np.ndarray
@@ -75,47 +76,47 @@ class Scene:
 
 
 class Draws:
-    """Give random integers that are a function of the key alone."""
+    """A stream of random integers that is a function of the key alone."""
 
     def __init__(self, *key: int):
         self._words = np.random.Philox(key=np.array(key, np.uint64))
 
     def below(self, bound: int, *shape: int) -> np.ndarray:
-        """Draw from 0 up to, not including, `bound`."""
+        """Draw integers from 0 up to, not including, `bound`."""
         return (self._words.random_raw(int(np.prod(shape))) % np.uint64(bound)).astype(np.int64).reshape(shape)
 
 
 def make_pair(config: PathfinderConfig, split: int, pair: int) -> tuple[Scene, Scene]:
-    """Make the two scenes, apart and joined, of one pair of a split."""
+    """Draw the two scenes, apart and joined, of one pair of a split."""
     draws = Draws(config.side << 8 | split, pair)
-    fewest, most = config.num_curves
-    num_others = fewest - 2 + int(draws.below(most - fewest + 1, 1)[0])
+    low, high = config.num_curves
+    num_others = low - 2 + int(draws.below(high - low + 1, 1)[0])
     while True:
         ends = _draw_ends(draws, config, NUM_CANDIDATES, 4)
-        ends = ends[_form_a_ring(ends, config)]
+        ends = ends[_are_convex(ends, config)]
         directions = _draw_directions(draws, config, *ends.shape[:2])
         fit = np.ones(len(ends), bool)
         for pairing in PAIRINGS:
             fit[fit] = _fits(_connect(ends[fit], directions[fit], pairing), config)
-        # Any two ends that a curve joins in one of the scenes may have the dots.
+        # The dots may be on any two ends that a curve joins in one of the scenes.
         ends, directions = (x[fit][:, DOTTED].reshape(-1, 4, 2) for x in (ends, directions))
-        for index in np.flatnonzero(_look_alike(ends, directions, config)):
-            ways = [_connect(ends[[index]], directions[[index]], pairing)[0] for pairing in PAIRINGS]
-            if (apart := _add_others(draws, config, ways[0], num_others)) is None:
+        for index in np.flatnonzero(_have_equal_weights(ends, directions, config)):
+            pair_curves = [_connect(ends[[index]], directions[[index]], pairing)[0] for pairing in PAIRINGS]
+            if (apart := _add_others(draws, config, pair_curves[0], num_others)) is None:
                 continue
-            if (joined := _add_others(draws, config, ways[1], num_others)) is None:
+            if (joined := _add_others(draws, config, pair_curves[1], num_others)) is None:
                 continue
             return Scene(apart, ends[index, :2]), Scene(joined, ends[index, :2])
 
 
 def draw_scene(scene: Scene, config: PathfinderConfig) -> np.ndarray:
-    """Draw a scene: uint8 (side, side), white on black."""
+    """Render a scene: uint8 (side, side), white on black."""
     fine_side = config.side * FINE
     lines, dots = (np.zeros((fine_side, fine_side), bool) for _ in range(2))
     on, off = (int(length * UNIT) for length in config.dash)
     for curve in points_of(scene.curves, 4 * config.side):
         along = np.concatenate([[0], np.cumsum(_lengths(np.diff(curve, axis=0)))])
-        # Half a dash first, and as much last: the dashes' lengths are stretched to fill the curve.
+        # A curve starts and ends with half a dash; dashes are stretched to fill it.
         periods = max(1, int(along[-1]) // (on + off))
         phase = (along * periods * (on + off) // along[-1] + on // 2) % (on + off)
         _stamp(lines, curve[phase < on], config.thickness / 2)
@@ -126,9 +127,9 @@ def draw_scene(scene: Scene, config: PathfinderConfig) -> np.ndarray:
 
 
 def encode_grey(pixels: np.ndarray) -> bytes:
-    """Encode a grey image of less than 64 KiB as a PNG that is stored, not compressed.
+    """Encode a gray image of less than 64 KiB as a PNG that is stored, not compressed.
 
-    It is put together here as libraries cut even what they store in different ways.
+    The file is built here because libraries split even stored data differently.
     """
     height, width = pixels.shape
     rows = np.pad(pixels, ((0, 0), (1, 0))).tobytes()  # each row begins with its filter, which is none
@@ -141,15 +142,15 @@ def encode_grey(pixels: np.ndarray) -> bytes:
 
 
 def points_of(curves: np.ndarray, num: int) -> np.ndarray:
-    """Give `num` + 1 points of each curve: (..., 4, 2) to (..., num + 1, 2)."""
+    """Compute `num` + 1 points of each curve: (..., 4, 2) to (..., num + 1, 2)."""
     t = np.arange(num + 1)
     weights = np.stack([(num - t) ** 3, 3 * (num - t) ** 2 * t, 3 * (num - t) * t**2, t**3], -1)
-    # Products of matrices are fast in float64, and exact: these integers stay below 2^53.
+    # Matrix products are fast in float64, and exact: these integers stay below 2^53.
     return (weights.astype(np.float64) @ curves.astype(np.float64)).astype(np.int64) // num**3
 
 
 class Pathfinder(tfds.core.GeneratorBasedBuilder):
-    """Build `pathfinder`: two dots and several dashed curves; joined, if one curve has both dots on its ends."""
+    """The dataset `pathfinder`: two dots and several dashed curves; joined if one curve has both dots on its ends."""
 
     VERSION = tfds.core.Version("2.0.0")
     BUILDER_CONFIGS: ClassVar = [
@@ -192,13 +193,13 @@ def _draw_ends(draws: Draws, config: PathfinderConfig, *shape: int) -> np.ndarra
 
 
 def _draw_directions(draws: Draws, config: PathfinderConfig, *shape: int) -> np.ndarray:
-    """Draw where to, and how far straight, a curve leaves an end."""
+    """Draw the vector from an end to the adjacent control point of its curve."""
     reach = config.side * UNIT * 2 // 5
     return draws.below(2 * reach, *shape, 2) - reach
 
 
-def _form_a_ring(ends: np.ndarray, config: PathfinderConfig) -> np.ndarray:
-    """Tell which ends lie so that neither pairing crosses itself when drawn straight; curves seldom fit others."""
+def _are_convex(ends: np.ndarray, config: PathfinderConfig) -> np.ndarray:
+    """Check which ends (n, 4, 2) are convex and far apart, so that neither pairing crosses when drawn straight."""
     sides = [((ends[:, a] - ends[:, b]) ** 2).sum(-1) for pairing in PAIRINGS for a, b in pairing]
     # The ring is 0, 1, 3, 2; it is convex if it turns the same way at each corner.
     ring = ends[:, [0, 1, 3, 2]]
@@ -209,19 +210,19 @@ def _form_a_ring(ends: np.ndarray, config: PathfinderConfig) -> np.ndarray:
 
 
 def _connect(ends: np.ndarray, directions: np.ndarray, pairing: list[tuple[int, int]]) -> np.ndarray:
-    """Lay curves between ends: (n, k, 4, 2)."""
+    """Build the curves between ends: (n, k, 4, 2)."""
     controls = ends + directions
     return np.stack([np.stack([ends[:, a], controls[:, a], controls[:, b], ends[:, b]], 1) for a, b in pairing], axis=1)
 
 
 def _lengths(vectors: np.ndarray) -> np.ndarray:
-    # A square root is rounded the same way everywhere, and these integers are exact as float64.
+    # A square root is rounded the same way on every machine, and these integers are exact as float64.
     x, y = vectors[..., 0], vectors[..., 1]
     return np.sqrt((x * x + y * y).astype(np.float64)).astype(np.int64)
 
 
 def _fits(curves: np.ndarray, config: PathfinderConfig) -> np.ndarray:
-    """Tell which of n pairs of curves (n, 2, 4, 2) can be drawn: each well shaped, and a gap between them."""
+    """Check which of n pairs of curves (n, 2, 4, 2) can be drawn: each well shaped, and a gap between them."""
     points = points_of(curves, NUM_POINTS)
     fit = np.ones(len(curves), bool)
     for curve in (0, 1):
@@ -230,37 +231,37 @@ def _fits(curves: np.ndarray, config: PathfinderConfig) -> np.ndarray:
     return fit
 
 
-def _look_alike(ends: np.ndarray, directions: np.ndarray, config: PathfinderConfig) -> np.ndarray:
-    """Tell in which of n pairs of scenes curves weigh alike around the dots, the first two of the ends (n, 4, 2)."""
+def _have_equal_weights(ends: np.ndarray, directions: np.ndarray, config: PathfinderConfig) -> np.ndarray:
+    """Check in which of n pairs of scenes the curves have equal weights around the dots, ends 0 and 1 of (n, 4, 2)."""
     between = (ends[:, 1] - ends[:, 0])[:, None, None]
     squared = (between**2).sum(-1)
     totals = []
     for pairing in PAIRINGS:
         points = points_of(_connect(ends, directions, pairing), NUM_POINTS)
-        # Twice the way from the first dot to the middle of each part of a curve.
-        ways = points[:, :, 1:] + points[:, :, :-1] - 2 * ends[:, 0][:, None, None]
-        along = np.abs((ways * between).sum(-1) - squared) * 2 // squared
-        away = np.abs(ways[..., 0] * between[..., 1] - ways[..., 1] * between[..., 0]) * 2 // squared
+        # Twice the vector from the first dot to the middle of each segment of a curve.
+        vectors = points[:, :, 1:] + points[:, :, :-1] - 2 * ends[:, 0][:, None, None]
+        along = np.abs((vectors * between).sum(-1) - squared) * 2 // squared
+        away = np.abs(vectors[..., 0] * between[..., 1] - vectors[..., 1] * between[..., 0]) * 2 // squared
         last = len(PLACES) - 1
         near = (along <= last) & (away <= last)
         weights = PLACES[np.minimum(along, last), np.minimum(away, last)] * near
         lengths = _lengths(np.diff(points, axis=2))
         totals.append(np.stack([(weights * lengths).sum((1, 2)), 2 * lengths.sum((1, 2))]))
-    # As much for dots that lie far apart as for others: in parts of their distance, joined curves would be the longer.
+    # An absolute bound, the same for all distances of the dots: relative to it, joined curves would be longer.
     return (np.abs(totals[1] - totals[0]) <= config.side * UNIT // 6).all(0)
 
 
 def _well_shaped(points: np.ndarray, config: PathfinderConfig) -> np.ndarray:
-    """Tell which curves (n, p, 2) stay inside, are neither short nor long, and keep away from themselves."""
+    """Check which curves (n, p, 2) stay inside, are neither short nor long, and do not approach themselves."""
     side, margin, gap = config.side * UNIT, config.side * UNIT // 12, int(config.gap * UNIT)
     along = np.cumsum(_lengths(np.diff(points, axis=-2)), -1)
     length = along[..., -1]
     fit = ((points >= margin) & (points <= side - margin)).all((-2, -1))
     fit &= (length >= side * 2 // 5) & (length <= side * 9 // 8)
     along = np.concatenate([np.zeros_like(along[..., :1]), along], -1)[fit]
-    # Neither does a curve turn sharply nor come back to itself.
-    least = np.minimum(np.abs(along[:, :, None] - along[:, None]), 3 * gap) // 2
-    fit[fit] = (_squared_distances(points[fit], points[fit]) >= least**2).all((1, 2))
+    # A curve neither turns sharply nor returns to itself.
+    min_distance = np.minimum(np.abs(along[:, :, None] - along[:, None]), 3 * gap) // 2
+    fit[fit] = (_squared_distances(points[fit], points[fit]) >= min_distance**2).all((1, 2))
     return fit
 
 
@@ -269,13 +270,13 @@ def _clear(points: np.ndarray, others: np.ndarray, config: PathfinderConfig) -> 
 
 
 def _squared_distances(points: np.ndarray, others: np.ndarray) -> np.ndarray:
-    # By x and y apart: sums over an axis of two are slow.
+    # x and y separately: sums over an axis of two are slow.
     x, y = (points[:, :, None, axis] - others[:, None, :, axis] for axis in (0, 1))
     return x * x + y * y
 
 
 def _add_others(draws: Draws, config: PathfinderConfig, curves: np.ndarray, count: int) -> np.ndarray | None:
-    """Add `count` curves at free places, or give None where there seem to be none."""
+    """Add `count` curves at free places; None where none is found."""
     for _ in range(count):
         ends = _draw_ends(draws, config, NUM_OTHERS, 2)
         candidates = _connect(ends, _draw_directions(draws, config, NUM_OTHERS, 2), [(0, 1)])[:, 0]
@@ -290,7 +291,7 @@ def _add_others(draws: Draws, config: PathfinderConfig, curves: np.ndarray, coun
 
 
 def _stamp(canvas: np.ndarray, points: np.ndarray, radius: float) -> None:
-    """Set the fine pixels whose centres lie within `radius` pixels of a point."""
+    """Set the fine pixels whose centers are within `radius` pixels of a point."""
     cell, reach = UNIT // FINE, int(radius * UNIT)
     offsets = np.arange(-(reach // cell) - 1, reach // cell + 2)
     x, y = (points[:, axis, None] // cell + offsets for axis in (0, 1))

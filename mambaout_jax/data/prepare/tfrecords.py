@@ -1,4 +1,4 @@
-"""Find the images inside TFRecord files of tf.train.Example, without TensorFlow and without reading the images."""
+"""The byte ranges of images in TFRecord files of tf.train.Example, without TensorFlow and without reading images."""
 
 import mmap
 import struct
@@ -13,47 +13,47 @@ from mambaout_jax.data.prepare.shards import Item
 
 HEADER_BYTES, FOOTER_BYTES = 12, 4  # length and its checksum; the checksum of the data
 CRC_32C = 0x82F63B78  # Castagnoli's polynomial, bits reversed
-BYTES = 2  # the wire type of what carries its length
+BYTES = 2  # the wire type of length-delimited fields
 
 
 def index_tfrecord(path: Path) -> Iterator[Item]:
-    """Give the place of each image of a file whose records hold `image`, `label` and `file_name`.
+    """Yield an item with the byte range of each image of a file whose records have `image`, `label` and `file_name`.
 
-    The checksums of the lengths are verified; images are verified by whoever decodes them.
+    The checksums of the lengths are verified; images are verified when they are decoded.
 
     References:
         tensorflow/core/lib/io/record_writer.h (the framing), protobuf.dev/programming-guides/encoding (the records).
 
     Raises:
-        DataError: the file is no TFRecord, is cut short, or its records hold something else.
+        DataError: the file is not a TFRecord file, is truncated, or its records have other features.
     """
-    if not path.stat().st_size:  # which cannot be mapped
+    if not path.stat().st_size:  # mmap refuses empty files
         raise DataError(f"{path} is empty; copy it again")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         position = 0
         while position < len(content):
             header = content[position : position + HEADER_BYTES]
             if len(header) < HEADER_BYTES:
-                raise DataError(f"{path} is cut short at byte {position}; copy it again")
+                raise DataError(f"{path} is truncated at byte {position}; copy it again")
             length, checksum = struct.unpack("<QI", header)
             if checksum != masked_crc32c(header[:8]):
-                raise DataError(f"{path} is no TFRecord file, or is damaged at byte {position}; copy it again")
+                raise DataError(f"{path} is not a TFRecord file, or is damaged at byte {position}; copy it again")
             start = position + HEADER_BYTES
             end = start + length
             position = end + FOOTER_BYTES
             if position > len(content):
-                raise DataError(f"{path} is cut short in the record at byte {start}; copy it again")
+                raise DataError(f"{path} is truncated in the record at byte {start}; copy it again")
             try:
                 item = _find_image(content, start, end, str(path))
             except (ValueError, LookupError, DecodeError):
                 raise DataError(
-                    f"the record at byte {start} of {path} is no example of image, label and file_name"
+                    f"the record at byte {start} of {path} is not an example with image, label and file_name"
                 ) from None
             yield item
 
 
 def masked_crc32c(data: bytes) -> int:
-    """Give TFRecord's checksum: CRC-32C, rotated and shifted."""
+    """Compute the checksum of TFRecord: CRC-32C, rotated, plus a constant."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc = (crc >> 8) ^ CRC_TABLE[(crc ^ byte) & 0xFF]
@@ -71,26 +71,26 @@ CRC_TABLE = tuple(map(_crc_of_byte, range(256)))
 
 
 def _find_image(content: mmap.mmap, start: int, end: int, path: str) -> Item:
-    places = {}
+    ranges = {}
     for entry in _fields(content, *_only(content, start, end, 1), 1):
         key = _only(content, *entry, 1)
-        places[content[slice(*key)].decode()] = _only(content, *entry, 2)
+        ranges[content[slice(*key)].decode()] = _only(content, *entry, 2)
     # BytesList is field 1 of Feature, and its values field 1 of BytesList.
-    first, last = _only(content, *_only(content, *places["image"], 1), 1)
+    first, last = _only(content, *_only(content, *ranges["image"], 1), 1)
     rest = tf_example_pb2.Example().features.feature
     for key in ("label", "file_name"):
-        rest[key].ParseFromString(content[slice(*places[key])])
+        rest[key].ParseFromString(content[slice(*ranges[key])])
     name, label = rest["file_name"].bytes_list.value[0], rest["label"].int64_list.value[0]
     return Item(name.decode(), label, path, first, last - first)
 
 
 def _only(content: mmap.mmap, start: int, end: int, number: int) -> tuple[int, int]:
-    (place,) = _fields(content, start, end, number)
-    return place
+    (field,) = _fields(content, start, end, number)
+    return field
 
 
 def _fields(content: mmap.mmap, start: int, end: int, number: int) -> Iterator[tuple[int, int]]:
-    """Give start and end of each field `number` of a message of which every field carries its length."""
+    """Yield start and end of each field `number` of a message whose fields are all length-delimited."""
     while start < end:
         tag, start = _varint(content, start)
         length, start = _varint(content, start)

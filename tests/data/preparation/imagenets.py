@@ -8,7 +8,7 @@ import tarfile
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
-from mambaout_jax.data.prepare.imagenet import Facts
+from mambaout_jax.data.prepare.imagenet import ImageNetMetadata
 from mambaout_jax.data.prepare.tfrecords import masked_crc32c
 from tests.data import photos
 
@@ -16,7 +16,7 @@ CLASS_NAMES = ("n01440764", "n02102040", "n03888257")
 VALIDATION_LABELS = ("n03888257", "n01440764", "n02102040", "n01440764", "n03888257", "n02102040")
 PNG, CMYK = "n01440764_0.JPEG", "n02102040_6.JPEG"
 NUM_IMAGES = {"train": 15, "validation": 6}
-FACTS = Facts(CLASS_NAMES, VALIDATION_LABELS, NUM_IMAGES, {})
+METADATA = ImageNetMetadata(CLASS_NAMES, VALIDATION_LABELS, NUM_IMAGES, {})
 
 
 def train_images():
@@ -51,7 +51,7 @@ def pack(files):
 
 
 def write_tars(folder, **changes):
-    """Write both tars, with other bytes where `changes` has them, and give the facts that they fulfil."""
+    """Write both tars, with other bytes where `changes` has them, and give the metadata that they fulfil."""
     images = train_images()
     inner = {
         f"{name}.tar": pack({file: data for file, data in images.items() if file.startswith(name)})
@@ -59,12 +59,12 @@ def write_tars(folder, **changes):
     }
     tars = {"train": pack(inner), "val": pack(validation_images())} | changes
     folder.mkdir(exist_ok=True)
-    facts = {}
+    metadata = {}
     for split, content in tars.items():
         name = f"ILSVRC2012_img_{split}.tar"
         (folder / name).write_bytes(content)
-        facts[name] = (len(content), hashlib.sha256(content).hexdigest())
-    return Facts(CLASS_NAMES, VALIDATION_LABELS, NUM_IMAGES, facts)
+        metadata[name] = (len(content), hashlib.sha256(content).hexdigest())
+    return ImageNetMetadata(CLASS_NAMES, VALIDATION_LABELS, NUM_IMAGES, metadata)
 
 
 def write_folders(folder, *, flat):

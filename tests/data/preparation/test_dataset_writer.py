@@ -108,20 +108,20 @@ def test_a_stopped_run_goes_on_and_ends_as_an_unbroken_one(insects, tmp_path, mo
     finished = {path.name: path.stat().st_ino for path in data.iterdir()}
     assert sorted(finished) == [f"insects-train.array_record-0000{index}-of-00004" for index in range(2)]
     write(insects, tmp_path / "stopped")
-    assert "2 of 8 files are there from an earlier run" in capfd.readouterr().err
+    assert "2 of 8 shards are there from an earlier run" in capfd.readouterr().err
     assert {name: (target / name).stat().st_ino for name in finished} == finished
     assert files(tmp_path / "stopped") == files(tmp_path / "unbroken")
 
 
-@pytest.mark.parametrize("change", ["shorter file", "other label", "other size", "no receipt"])
+@pytest.mark.parametrize("change", ["shorter file", "other label", "other size", "no manifest"])
 def test_a_shard_that_is_not_what_it_should_be_is_written_again(insects, tmp_path, monkeypatch, capfd, change):
     stop_after_shard_two(insects, tmp_path / "out", monkeypatch)
     workspace = tmp_path / "out" / "insects" / "1.0.0.incomplete"
     first = min((workspace / "data").iterdir())
     if change == "shorter file":
         first.write_bytes(first.read_bytes()[:-1])
-    elif change == "no receipt":
-        (workspace / "receipts" / f"{first.name}.json").unlink()
+    elif change == "no manifest":
+        (workspace / "manifests" / f"{first.name}.json").unlink()
     else:
         items = insects.splits["train"]
         shard = sorted(items, key=lambda item: dataset_writer.hashlib.sha256(item.file_name.encode()).digest())[:6]
@@ -132,7 +132,7 @@ def test_a_shard_that_is_not_what_it_should_be_is_written_again(insects, tmp_pat
         }
         items[index] = items[index]._replace(**changed[change])
     write(insects, tmp_path / "out")
-    assert "1 of 8 files are there" in capfd.readouterr().err
+    assert "1 of 8 shards are there" in capfd.readouterr().err
     write(insects, tmp_path / "again")
     assert files(tmp_path / "out") == files(tmp_path / "again")
 
@@ -164,7 +164,7 @@ def test_images_that_cannot_be_decoded_are_counted_and_the_first_is_named(insect
     [
         (lambda item: item._replace(size=0), "1 of 29 files are empty .first: 0/0.jpg: 0 bytes"),
         (lambda item: item._replace(size=item.size - 100), "first: 0/0.jpg: OSError: .*truncated"),
-        (lambda item: item._replace(offset=10**9), "first: 0/0.jpg: 0 of [0-9]+ bytes are there"),
+        (lambda item: item._replace(offset=10**9), "first: 0/0.jpg: the file has 0 of [0-9]+ bytes"),
         (lambda item: item._replace(path="/nowhere/x.jpg"), "first: 0/0.jpg: FileNotFoundError"),
     ],
 )
@@ -179,7 +179,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(insects, tm
     monkeypatch.setattr(
         dataset_writer.shutil, "disk_usage", lambda path: dataset_writer.shutil._ntuple_diskusage(9, 8, 1)
     )
-    with pytest.raises(DataError, match=r"insects needs 0.0 GB and its disk has 0.0 GB free; make room"):
+    with pytest.raises(DataError, match=r"insects needs 0.0 GB and its disk has 0.0 GB free; free some space"):
         write(insects, tmp_path)
     assert not (tmp_path / "insects").exists()
 
@@ -209,7 +209,7 @@ def as_png(data, image):
     return photos.encode(image, "PNG")
 
 
-def test_receipts_and_locks_do_not_come_along(insects, tmp_path):
+def test_manifests_and_locks_do_not_come_along(insects, tmp_path):
     write(insects, tmp_path)
     names = sorted(path.name for path in (tmp_path / "insects" / "1.0.0").iterdir())
     assert [name for name in names if "array_record" not in name] == [

@@ -62,17 +62,17 @@ def test_hidden_files_and_licences_are_passed_over(tmp_path):
 @pytest.mark.parametrize(
     ("classes", "words"),
     [
-        ({}, "holds 0 class folders; expected two or more"),
-        ({"ant": 1}, "holds 1 class folders; expected two or more"),
-        ({"ant": 1, "bee": 0}, "class folder .*/bee holds no images; fill it or remove it"),
-        ({"ant/small": 1, "bee": 1}, "class folder .*/ant holds the folder 'small'; expected images alone"),
-        ({"ant": 1, "bee": 1, ".": 2}, "holds 2 images that lie in no class folder .first: 0.png"),
-        ({"val/ant": 1, "test/ant": 1}, "holds test and val but no train"),
-        ({"train/ant": 1, "train/bee": 1, "val/cow": 1}, "val has the class 'cow' that .*/train lacks"),
-        ({"train/ant": 1, "train/bee": 1, "val": 0}, "val holds no images; expected them in"),
-        ({"train/ant": 1, "train/bee": 1, "val/ant": 1, "validation/ant": 1}, "holds both val and validation"),
-        ({"train/ant": 1, "train/bee": 1, "extra/ant": 1}, "holds the folder 'extra' beside train"),
-        ({"train": 2}, "holds 2 images that lie in no class folder"),
+        ({}, "has 0 class folders; expected two or more"),
+        ({"ant": 1}, "has 1 class folders; expected two or more"),
+        ({"ant": 1, "bee": 0}, "class folder .*/bee has no images; fill it or remove it"),
+        ({"ant/small": 1, "bee": 1}, "class folder .*/ant has the folder 'small'; expected only images"),
+        ({"ant": 1, "bee": 1, ".": 2}, "has 2 images outside of class folders .first: 0.png"),
+        ({"val/ant": 1, "test/ant": 1}, "has test and val but no train"),
+        ({"train/ant": 1, "train/bee": 1, "val/cow": 1}, "val has the class 'cow', which .*/train does not have"),
+        ({"train/ant": 1, "train/bee": 1, "val": 0}, "val has no images; expected them in"),
+        ({"train/ant": 1, "train/bee": 1, "val/ant": 1, "validation/ant": 1}, "has both val and validation"),
+        ({"train/ant": 1, "train/bee": 1, "extra/ant": 1}, "has the folder 'extra' next to train"),
+        ({"train": 2}, "has 2 images outside of class folders"),
     ],
 )
 def test_another_layout_is_told(tmp_path, classes, words):
@@ -83,13 +83,13 @@ def test_another_layout_is_told(tmp_path, classes, words):
 def test_a_folder_that_is_not_there_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     for name in ("file", "nowhere"):
-        with pytest.raises(DataError, match=f"{name} is no local folder"):
+        with pytest.raises(DataError, match=f"{name} is not a local directory"):
             folders.read_folder(tmp_path / name, "insects")
 
 
 @pytest.mark.parametrize("name", [" ant", "ant ", "a\nnt", "a\rnt", " ", "ant\x1c"])
 def test_a_class_name_that_tfds_would_not_read_back_is_told(tmp_path, name):
-    with pytest.raises(DataError, match=r"class folder .* begins or ends with a blank, or has a line break") as told:
+    with pytest.raises(DataError, match=r"class folder .* starts or ends with a space, or has a line break") as told:
         folders.read_folder(write(tmp_path, {name: 1, "bee": 1}), "insects")
     assert repr(str(tmp_path / name)) in str(told.value)
     assert "\n" not in str(told.value)
@@ -111,7 +111,7 @@ def test_names_that_are_not_utf8_are_told(tmp_path):
 def test_a_link_that_leads_nowhere_is_told(tmp_path, leads_to):
     write(tmp_path, TWO)
     (tmp_path / "ant" / "link.png").symlink_to(leads_to)
-    with pytest.raises(DataError, match=r"ant/link.png is a link that leads nowhere; mend or remove it"):
+    with pytest.raises(DataError, match=r"ant/link.png is a dangling link; fix or remove it"):
         folders.read_folder(tmp_path, "insects")
 
 

@@ -12,7 +12,7 @@ from mambaout_jax.data.prepare.images import prepare_imagenet
 from mambaout_jax.tasks.classification.source import open_source
 from tests.data import photos
 from tests.data.preparation import imagenets
-from tests.data.preparation.imagenets import FACTS
+from tests.data.preparation.imagenets import METADATA
 
 
 @pytest.fixture
@@ -31,8 +31,8 @@ def tfrecords(tmp_path):
     return imagenets.write_tfrecords(tmp_path / "tfrecords")
 
 
-def prepare(kind, source, data_dir, facts=FACTS):
-    prepared = prepare_imagenet(kind, str(source), str(data_dir), facts=facts)
+def prepare(kind, source, data_dir, metadata=METADATA):
+    prepared = prepare_imagenet(kind, str(source), str(data_dir), metadata=metadata)
     return prepared, [open_source("imagenet2012", split, str(data_dir)) for split in ("train", "validation")]
 
 
@@ -44,14 +44,14 @@ def test_tars_folders_and_tfrecords_give_the_same_dataset(tmp_path, tars, unpack
     imagenets.write_folders(tmp_path / "nested", flat=False)
     sources = [
         ("tars", *tars),
-        ("folder", unpacked, FACTS),
-        ("folder", tmp_path / "nested", FACTS),
-        ("tfrecord", tfrecords, FACTS),
-        ("tfrecord", tmp_path / "tfrecords", FACTS),
+        ("folder", unpacked, METADATA),
+        ("folder", tmp_path / "nested", METADATA),
+        ("tfrecord", tfrecords, METADATA),
+        ("tfrecord", tmp_path / "tfrecords", METADATA),
     ]
     datasets = []
-    for number, (kind, source, facts) in enumerate(sources):
-        prepared, splits = prepare(kind, source, tmp_path / f"out{number}", facts)
+    for number, (kind, source, metadata) in enumerate(sources):
+        prepared, splits = prepare(kind, source, tmp_path / f"out{number}", metadata)
         assert prepared.num_converted == 2
         assert prepared.images_per_class == {"train": [5, 5, 5], "validation": [2, 2, 2]}
         datasets.append([(split.fingerprint, contents(split)) for split in splits])
@@ -88,93 +88,93 @@ def test_grey_and_rgb_jpegs_keep_their_bytes(mode):
     assert imagenet.as_rgb_jpeg(data, Image.open(io.BytesIO(data))) is data
 
 
-def test_the_official_facts_are_those_of_ilsvrc_2012():
-    facts = imagenet.official_facts()
-    assert facts.num_images == {"train": 1281167, "validation": 50000}
-    assert len(facts.class_names) == 1000
-    assert facts.class_names == tuple(sorted(facts.class_names))
-    assert facts.class_names[:2] == ("n01440764", "n01443537")
-    assert all(facts.validation_labels.count(name) == 50 for name in facts.class_names)
-    assert facts.tars["ILSVRC2012_img_train.tar"][0] == 147897477120
-    assert facts.tars["ILSVRC2012_img_val.tar"][0] == 6744924160
+def test_the_official_metadata_is_those_of_ilsvrc_2012():
+    metadata = imagenet.official_metadata()
+    assert metadata.num_images == {"train": 1281167, "validation": 50000}
+    assert len(metadata.class_names) == 1000
+    assert metadata.class_names == tuple(sorted(metadata.class_names))
+    assert metadata.class_names[:2] == ("n01440764", "n01443537")
+    assert all(metadata.validation_labels.count(name) == 50 for name in metadata.class_names)
+    assert metadata.tars["ILSVRC2012_img_train.tar"][0] == 147897477120
+    assert metadata.tars["ILSVRC2012_img_val.tar"][0] == 6744924160
 
 
-def assert_refused(tmp_path, kind, source, words, facts=FACTS):
+def assert_refused(tmp_path, kind, source, words, metadata=METADATA):
     with pytest.raises(DataError, match=words):
-        prepare_imagenet(kind, str(source), str(tmp_path / "out"), facts=facts)
+        prepare_imagenet(kind, str(source), str(tmp_path / "out"), metadata=metadata)
     assert not (tmp_path / "out" / "imagenet2012" / "5.1.0").exists()
 
 
 @pytest.mark.parametrize("kind", ["tars", "folder", "tfrecord"])
 def test_a_source_that_is_not_there_is_told(tmp_path, kind):
-    assert_refused(tmp_path, kind, tmp_path / "nowhere", "nowhere (is no local folder|holds no imagenet2012)")
+    assert_refused(tmp_path, kind, tmp_path / "nowhere", "nowhere (is not a local directory|has no imagenet2012)")
     assert not (tmp_path / "out" / "imagenet2012").exists()
 
 
 def test_wrong_tars_are_told_before_they_are_read(tmp_path, tars, monkeypatch):
-    folder, facts = tars
+    folder, metadata = tars
     name = "ILSVRC2012_img_train.tar"
     content = (folder / name).read_bytes()
     (folder / name).write_bytes(content[:-512])
     with monkeypatch.context() as patch:
         patch.setattr(imagenet, "_sha256", lambda path: pytest.fail("read before the sizes were checked"))
-        sizes = f"has {len(content) - 512:,} bytes and the official one {len(content):,}: it is cut short"
-        assert_refused(tmp_path, "tars", folder, sizes, facts)
+        sizes = f"has {len(content) - 512:,} bytes; expected {len(content):,}: it is truncated"
+        assert_refused(tmp_path, "tars", folder, sizes, metadata)
         (folder / name).rename(folder / "train.tar")
-        assert_refused(tmp_path, "tars", folder, f"lacks {name} .it holds ILSVRC2012_img_val.tar, train.tar", facts)
+        assert_refused(tmp_path, "tars", folder, f"has no {name} .it has ILSVRC2012_img_val.tar, train.tar", metadata)
     (folder / name).write_bytes(content[:2000] + b"\0" + content[2001:])
     assert_refused(
-        tmp_path, "tars", folder, "another SHA-256 than the official one: .* packed again.* use --folder", facts
+        tmp_path, "tars", folder, "another SHA-256 than the official one: .* repacked.* use --folder", metadata
     )
 
 
 def test_tars_are_checked_once(tmp_path, tars, monkeypatch):
-    folder, facts = tars
+    folder, metadata = tars
     with monkeypatch.context() as patch:
         patch.setattr(imagenet, "_list_train_tar", lambda path: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            prepare("tars", folder, tmp_path, facts)
+            prepare("tars", folder, tmp_path, metadata)
     monkeypatch.setattr(imagenet, "_sha256", lambda path: pytest.fail("read again"))
-    assert prepare("tars", folder, tmp_path, facts)[0].num_images == imagenets.NUM_IMAGES
+    assert prepare("tars", folder, tmp_path, metadata)[0].num_images == imagenets.NUM_IMAGES
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"no tar at all" * 100, "is no tar, or is damaged near byte 0"),
+        (b"no tar at all" * 100, "is not a tar, or is damaged near byte 0"),
         (imagenets.pack({"n00000001.tar": imagenets.pack({"n00000001_1.JPEG": b"1"})}), "has the class 'n00000001'"),
-        (imagenets.pack({"n01440764.tar": imagenets.pack({"x.JPEG": b"1"})}), "holds 'x.JPEG'; expected n01440764_"),
-        (imagenets.pack({"n01440764.tar": b"x" * 1000}), "is no tar, or is damaged near byte 512"),
+        (imagenets.pack({"n01440764.tar": imagenets.pack({"x.JPEG": b"1"})}), "has 'x.JPEG'; expected n01440764_"),
+        (imagenets.pack({"n01440764.tar": b"x" * 1000}), "is not a tar, or is damaged near byte 512"),
         (
             imagenets.pack({"n01440764.tar": imagenets.pack({"n01440764_1.JPEG": b"1" * 9000})[:2048]}),
-            "holds 'n01440764_1.JPEG', which is no whole file",
+            "has 'n01440764_1.JPEG', which is not a complete file",
         ),
         (
             imagenets.pack({"n01440764.tar": imagenets.pack({"n01440764_1.JPEG": b"1"})}),
-            "holds 1 images for train; expected 15",
+            "has 1 images for train; expected 15",
         ),
     ],
 )
 def test_tars_with_other_contents_are_told(tmp_path, content, words):
-    facts = imagenets.write_tars(tmp_path / "tars", train=content)
-    assert_refused(tmp_path, "tars", tmp_path / "tars", words, facts)
+    metadata = imagenets.write_tars(tmp_path / "tars", train=content)
+    assert_refused(tmp_path, "tars", tmp_path / "tars", words, metadata)
 
 
 def test_folders_that_are_not_imagenet_are_told(tmp_path, unpacked):
     image = unpacked / "val" / "ILSVRC2012_val_00000004.JPEG"
     data = image.read_bytes()
     image.unlink()
-    assert_refused(tmp_path, "folder", unpacked, "holds 5 images for validation; expected 6")
+    assert_refused(tmp_path, "folder", unpacked, "has 5 images for validation; expected 6")
     (unpacked / "val" / "4.JPEG").write_bytes(data)
-    assert_refused(tmp_path, "folder", unpacked, "val holds '4.JPEG'; expected ILSVRC2012_val_00000001.JPEG")
+    assert_refused(tmp_path, "folder", unpacked, "val has '4.JPEG'; expected ILSVRC2012_val_00000001.JPEG")
     (unpacked / "val" / "4.JPEG").rename(unpacked / "val" / "ILSVRC2012_val_00000007.JPEG")
     assert_refused(
         tmp_path, "folder", unpacked, "expected ILSVRC2012_val_00000001.JPEG to ILSVRC2012_val_00000006.JPEG"
     )
     (unpacked / "train" / "n00000001").mkdir()
-    assert_refused(tmp_path, "folder", unpacked, "train has the class 'n00000001', which is none of ImageNet's")
+    assert_refused(tmp_path, "folder", unpacked, "train has the class 'n00000001', which is not one of the")
     (unpacked / "val").rename(unpacked / "rest")
-    assert_refused(tmp_path, "folder", unpacked, "lacks the folder 'val'")
+    assert_refused(tmp_path, "folder", unpacked, "has no folder 'val'")
 
 
 def test_validation_images_in_a_wrong_class_folder_are_told(tmp_path):
@@ -188,11 +188,11 @@ def test_tfrecords_that_are_not_whole_are_told(tmp_path, tfrecords):
     first, second = sorted(tfrecords.glob("imagenet2012-train*"))
     content = first.read_bytes()
     first.write_bytes(content[:-100])
-    assert_refused(tmp_path, "tfrecord", tfrecords, "train.tfrecord-00000-of-00002 is cut short in the record")
+    assert_refused(tmp_path, "tfrecord", tfrecords, "train.tfrecord-00000-of-00002 is truncated in the record")
     first.write_bytes(content)
     images = list(imagenets.train_images().items())
     imagenets.write_tfrecord(second, [imagenets.serialise(*images[0], label=0)])
-    assert_refused(tmp_path, "tfrecord", tfrecords, "holds 1 records and 7 were written to it")
+    assert_refused(tmp_path, "tfrecord", tfrecords, "has 1 records; expected 7")
     imagenets.write_tfrecord(second, [imagenets.serialise(*image, label=3) for image in images[:7]])
     assert_refused(tmp_path, "tfrecord", tfrecords, "n01440764_0.JPEG in .* has the label 3; expected 0 to 2")
     second.unlink()
@@ -201,16 +201,16 @@ def test_tfrecords_that_are_not_whole_are_told(tmp_path, tfrecords):
 
 def test_tfrecords_of_another_dataset_are_told(tmp_path, tfrecords):
     other = imagenets.write_tfrecords(tmp_path / "other", name="imagenet_v2")
-    assert_refused(tmp_path, "tfrecord", other, "holds imagenet_v2 as tfrecord; expected imagenet2012 as tfrecord")
+    assert_refused(tmp_path, "tfrecord", other, "has imagenet_v2 as tfrecord; expected imagenet2012 as tfrecord")
     assert_refused(
         tmp_path,
         "tfrecord",
         tfrecords,
         "expected imagenet2012 as tfrecord, with its classes",
-        imagenet.official_facts(),
+        imagenet.official_metadata(),
     )
-    facts = dataclasses.replace(FACTS, num_images={"train": 15, "validation": 6, "test": 1})
-    assert_refused(tmp_path, "tfrecord", tfrecords, "has no split 'test'", facts)
+    metadata = dataclasses.replace(METADATA, num_images={"train": 15, "validation": 6, "test": 1})
+    assert_refused(tmp_path, "tfrecord", tfrecords, "has no split 'test'", metadata)
 
 
 def test_a_truncated_image_is_named(tmp_path, unpacked):
@@ -240,11 +240,11 @@ def test_a_source_that_cannot_be_read_is_not_told_as_the_folder_to_write_to(tmp_
     def refuse(path, *_):
         raise PermissionError(13, "Permission denied", str(path))
 
-    folder, facts = tars
+    folder, metadata = tars
     with monkeypatch.context() as patch:
         patch.setattr(imagenet, "_sha256", refuse)
         assert_refused(
-            tmp_path, "tars", folder, "train.tar cannot be read .Permission denied.; check its permissions", facts
+            tmp_path, "tars", folder, "train.tar cannot be read .Permission denied.; check its permissions", metadata
         )
     real = os.scandir
     monkeypatch.setattr(os, "scandir", lambda path=".": refuse(path) if path == unpacked else real(path))

@@ -51,14 +51,14 @@ def start(command):
     return process, pids
 
 
-def receipts_of(command):
+def manifests_of(command):
     """List what tells of finished shards."""
-    return list(Path(command[-1].partition("=")[2]).glob("insects/1.0.0.incomplete/receipts/*.json"))
+    return list(Path(command[-1].partition("=")[2]).glob("insects/1.0.0.incomplete/manifests/*.json"))
 
 
-def await_receipt(process, command):
+def await_manifest(process, command):
     """Wait until a shard is finished."""
-    while not receipts_of(command):
+    while not manifests_of(command):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
 
@@ -84,7 +84,7 @@ def await_end(pids):
 def test_a_stopped_command_leaves_no_workers_and_nothing_that_looks_prepared(command, tmp_path, number, group, code):
     process, pids = start(command)
     if number == signal.SIGTERM:
-        await_receipt(process, command)
+        await_manifest(process, command)
     else:
         time.sleep(0.3)  # Ctrl-C comes while the workers are still importing
     (os.killpg if group else os.kill)(process.pid, number)
@@ -92,25 +92,25 @@ def test_a_stopped_command_leaves_no_workers_and_nothing_that_looks_prepared(com
     assert process.returncode == code
     assert "Traceback" not in errors
     await_end(pids)
-    assert len(receipts_of(command)) <= 2, "the workers went on after the signal"
+    assert len(manifests_of(command)) <= 2, "the workers went on after the signal"
     assert not (tmp_path / "out" / "insects" / "1.0.0").exists()
 
 
 def test_a_killed_command_goes_on(command, tmp_path):
     process, pids = start(command)
-    await_receipt(process, command)
+    await_manifest(process, command)
     process.kill()
     process.communicate(timeout=60)
     await_end(pids)
     command[5] = "--workers=1"
     again = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
-    assert "of 4 files are there from an earlier run" in again.stderr
+    assert "of 4 shards are there from an earlier run" in again.stderr
     assert len(open_source("insects", "train", str(tmp_path / "out"))) == NUM_IMAGES
 
 
 def test_a_killed_worker_ends_the_command_with_a_sentence(command):
     process, pids = start(command)
-    await_receipt(process, command)
+    await_manifest(process, command)
     os.kill(pids[0], signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1

@@ -1,7 +1,7 @@
 import pytest
 from array_record.python import array_record_module
 
-from mambaout_jax.data.prepare.shards import Item, ShardJob, read_receipt, write_shard
+from mambaout_jax.data.prepare.shards import Item, ShardJob, read_manifest, write_shard
 from tests.data import photos
 
 
@@ -12,25 +12,28 @@ def job(tmp_path):
         path = tmp_path / f"{number}.jpg"
         path.write_bytes(photos.encode(photos.make_photo(10 + number)))
         items.append(Item(path.name, number, str(path), 0, path.stat().st_size))
-    return ShardJob("train", tmp_path / "shard", tmp_path / "receipt", tuple(items), None)
+    return ShardJob("train", tmp_path / "shard", tmp_path / "manifest", tuple(items), None)
 
 
-def test_a_shard_leaves_a_receipt_of_what_it_holds(job):
-    assert read_receipt(job) is None
-    ticks = []
-    receipt = write_shard(job, lambda: ticks.append(1))
-    assert len(ticks) == 3
-    assert receipt["labels"] == {0: 1, 1: 1, 2: 1}
-    assert receipt["records"] == 3
-    assert receipt["bytes"] > sum(item.size for item in job.items)
-    assert read_receipt(job)["bytes"] == receipt["bytes"]
+def test_a_shard_leaves_a_manifest_of_what_it_holds(job):
+    assert read_manifest(job) is None
+    calls = []
+    manifest = write_shard(job, lambda: calls.append(1))
+    assert len(calls) == 3
+    assert manifest["labels"] == {0: 1, 1: 1, 2: 1}
+    assert manifest["records"] == 3
+    assert manifest["bytes"] > sum(item.size for item in job.items)
+    assert read_manifest(job)["bytes"] == manifest["bytes"]
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda records: [records[0], records[1], records[2][:-1] + b"x"], "record 2 of .* is not what was written"),
-        (lambda records: records[:2], "holds 2 records of 3; check the disk"),
+        (
+            lambda records: [records[0], records[1], records[2][:-1] + b"x"],
+            "record 2 of .* differs from what was",
+        ),
+        (lambda records: records[:2], "has 2 of 3 records; check the disk"),
     ],
 )
 def test_a_shard_that_is_not_what_was_written_is_told(job, monkeypatch, change, words):
@@ -52,7 +55,7 @@ def test_a_shard_that_is_not_what_was_written_is_told(job, monkeypatch, change, 
     with pytest.raises(OSError, match=words):
         write_shard(job, lambda: None)
     assert not job.file.exists()
-    assert read_receipt(job) is None
+    assert read_manifest(job) is None
 
 
 def test_a_failure_to_write_names_the_file_and_leaves_nothing(job, tmp_path, monkeypatch):

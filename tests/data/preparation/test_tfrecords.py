@@ -31,10 +31,10 @@ def test_each_image_is_found_where_it_lies(records):
     ("damage", "words"),
     [
         (lambda content: b"", "is empty"),
-        (lambda content: content[:-1], "is cut short in the record at byte"),
-        (lambda content: content + b"12345", "is cut short at byte"),
-        (lambda content: content[:5] + b"\1" + content[6:], "is no TFRecord file, or is damaged at byte 0"),
-        (lambda content: content[:13] + b"\1" + content[14:], "the record at byte 12 of .* is no example of image"),
+        (lambda content: content[:-1], "is truncated in the record at byte"),
+        (lambda content: content + b"12345", "is truncated at byte"),
+        (lambda content: content[:5] + b"\1" + content[6:], "is not a TFRecord file, or is damaged at byte 0"),
+        (lambda content: content[:13] + b"\1" + content[14:], "the record at byte 12 of .* is not an example of image"),
     ],
 )
 def test_a_damaged_file_is_told_by_its_place(records, damage, words):
@@ -46,7 +46,7 @@ def test_a_damaged_file_is_told_by_its_place(records, damage, words):
 def test_records_of_something_else_are_told(tmp_path):
     for record in (b"", b"text that is no message", bytes(range(256)), b"\x0a\x00", b"\xff" * 40):
         imagenets.write_tfrecord(tmp_path / "other", [record])
-        with pytest.raises(DataError, match="is no example of image, label and file_name"):
+        with pytest.raises(DataError, match="is not an example with image, label and file_name"):
             list(index_tfrecord(tmp_path / "other"))
 
 
@@ -54,5 +54,5 @@ def test_a_record_does_not_reach_into_the_next(tmp_path):
     for number in range(20):  # what follows the record, its checksum, looks like a label in every other case
         record = imagenets.serialise(f"{number}.JPEG", b"image", 3)
         imagenets.write_tfrecord(tmp_path / "cut", [record[:-1], record])
-        with pytest.raises(DataError, match=r"the record at byte 12 of .* is no example"):
+        with pytest.raises(DataError, match=r"the record at byte 12 of .* is not an example"):
             list(index_tfrecord(tmp_path / "cut"))
