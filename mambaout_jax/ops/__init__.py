@@ -1,4 +1,4 @@
-"""Pure functions on arrays."""
+"""Functions of arrays."""
 
 from mambaout_jax.ops.activations import gelu
 from mambaout_jax.ops.depthwise import depthwise_conv2d

@@ -41,9 +41,10 @@ def resample_position_embedding(
         )
     if old_grid == tuple(grid):
         return embedding
-    prefix, patches = np.split(np.asarray(embedding), [num_prefix_tokens], axis=1)
+    prefix, patches = np.split(embedding, [num_prefix_tokens], axis=1)
     rows, columns = (_bicubic_matrix(*sizes, antialias) for sizes in zip(old_grid, grid, strict=True))
-    patches = np.einsum("yh,xw,hwd->yxd", rows, columns, patches[0].reshape(*old_grid, -1), optimize=True)
+    patches = patches[0].astype(np.float64).reshape(*old_grid, -1)
+    patches = np.einsum("yh,xw,hwd->yxd", rows, columns, patches, optimize=True)
     return np.concatenate([prefix, patches.reshape(1, math.prod(grid), -1).astype(prefix.dtype)], axis=1)
 
 

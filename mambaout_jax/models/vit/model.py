@@ -187,7 +187,7 @@ class VisionTransformer(nnx.Module):
         if embedding is None or (img_size is None and embedding.shape == self.pos_embed.shape):
             return dict(params)
         resampled = resample_position_embedding(
-            embedding,
+            np.asarray(embedding),
             self._grid(self.img_size),
             old_grid=None if img_size is None else self._grid(img_size),
             num_prefix_tokens=num_prefix_tokens,
