@@ -41,8 +41,8 @@ class Along(NamedTuple):
 State = Float[Array, "b n d"]
 # A function that runs over the first axis of `along` and returns the last state and y (l, b, d).
 Run = Callable[[Fixed, State, Along], tuple[State, Array]]
-# A function that returns (u, delta, A, B, C, state) in one dtype: u and delta (b, l, d), A (d, n), B and C (b, l, g, n) or (d, n), state
-# (b, d, n).
+# A function that returns (u, delta, A, B, C, state) in one dtype: u and delta (b, l, d), A (d, n), B and C (b, l, g, n)
+# or (d, n), state (b, d, n).
 Prepare = Callable[..., tuple[Array, Array, Array, Array, Array, Array]]
 
 
