@@ -32,7 +32,7 @@ from mambaout_jax.data import EvalTransform
 from mambaout_jax.evaluate.evaluation import build_eval_transform
 from mambaout_jax.evaluate.predict import classify
 from mambaout_jax.run.workdir import load_run
-from mambaout_jax.tasks.classification.mixing import normalize
+from mambaout_jax.ops import normalize_images
 
 SECONDS, MEMORY, MARGIN = 15.0, 3.0, 1e-3
 BATCH = 25
@@ -207,7 +207,7 @@ def build_eval_view(model):
 def logits_of(model, view, variables, files):
     """Compute our logits of files."""
     spec = model.input_spec
-    apply = jax.jit(lambda variables, images: model.apply(variables, normalize(images, spec.mean, spec.std)))
+    apply = jax.jit(lambda variables, images: model.apply(variables, normalize_images(images, spec.mean, spec.std)))
     logits = []
     for start in range(0, len(files), BATCH):
         batch = np.zeros((BATCH, *spec.size, 3), np.uint8)

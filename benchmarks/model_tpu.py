@@ -24,7 +24,8 @@ from _timing import machine, write_json
 
 import mambaout_jax as mo
 from mambaout_jax import distributed
-from mambaout_jax.models.layers.basic import drop_path, per_channel
+from mambaout_jax.models.layers.drop import drop_path
+from mambaout_jax.models.layers.parameters import per_channel
 from mambaout_jax.models.mambaout.model import GatedCNNBlock
 from mambaout_jax.ops import depthwise_conv2d
 from mambaout_jax.plan.chips import CHIPS

@@ -152,13 +152,13 @@ def measure_mixer(args, missed):
     except ModuleNotFoundError as error:
         print(f"the mixer is left out: {error}")
         return None
-    from mambaout_jax.models import MambaBlock
+    from mambaout_jax.models import Functional, MambaBlock
     from mambaout_jax.weights import mamba_block_from_torch
 
     torch.manual_seed(0)
     torch.set_num_threads(machine()["cores"])
     mixer = MambaMixer(transformers.MambaConfig(hidden_size=192, state_size=STATES), layer_idx=0)
-    block = MambaBlock(192)
+    block = Functional(MambaBlock(192))
     variables = mamba_block_from_torch(block, {key: x.detach().numpy() for key, x in mixer.state_dict().items()})
     x = np.random.default_rng(0).normal(size=(2, 1024, 192)).astype("float32")
     ours, theirs = jax.device_put(x), torch.from_numpy(x)

@@ -35,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
     active = min(config.data.num_workers or THREADS, cores)
     figures = {
         "dataset": config.data.name,
+        "pipeline": config.values.get("data.pipeline"),
         "workers": config.data.num_workers,
         "cores": cores,
         "batch_size": config.batch_size,

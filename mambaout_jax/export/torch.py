@@ -21,7 +21,7 @@ from mambaout_jax.run.config import evaluation_config
 from mambaout_jax.run.errors import RunError, is_full_disk
 from mambaout_jax.run.state import TrainState
 from mambaout_jax.run.workdir import check_space, is_workdir, load_environment, load_run, open_workdir, record_run
-from mambaout_jax.tasks.classification.mixing import normalize
+from mambaout_jax.ops import normalize_images
 from mambaout_jax.tasks.classification.source import open_source
 from mambaout_jax.weights import (
     ENDINGS,
@@ -237,4 +237,4 @@ def _images(config: ConfigDict, model: Model, say: Say) -> np.ndarray:
         return images
     say(f"compared on {NUM_IMAGES} random images and {NUM_IMAGES} of {source.name}")
     spec = model.input_spec
-    return np.concatenate([images, normalize(real, spec.mean, spec.std)])
+    return np.concatenate([images, normalize_images(real, spec.mean, spec.std)])

@@ -1,6 +1,6 @@
-"""Networks by name, as plain functions of nested dicts."""
+"""Models by name, as plain functions of nested dicts."""
 
-from mambaout_jax.models.api import FeatureInfo, InputSpec, Model, cpu_compiler_options
+from mambaout_jax.models.api import FeatureInfo, Functional, InputSpec, Model, cpu_compiler_options
 from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.layers.mamba_block import BlockState, MambaBlock
 from mambaout_jax.models.mambaout.model import MambaOut
@@ -11,6 +11,7 @@ __all__ = [
     "VARIANTS",
     "BlockState",
     "FeatureInfo",
+    "Functional",
     "InputSpec",
     "MambaBlock",
     "MambaOut",

@@ -1,28 +1,29 @@
-"""The seam: a model as plain functions of nested dicts, with nothing of flax outside this folder."""
+"""Modules and models as plain functions of nested dicts. Code outside of models/ does not use flax."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key, UInt8
 
 from mambaout_jax.models.errors import ModelError
-from mambaout_jax.ops import normalize
+from mambaout_jax.models.layers.parameters import draw_state
+from mambaout_jax.ops import normalize_images
 
 Variables = dict[str, Any]
+ParamPath = tuple[str | int, ...]
 Output = Literal["logits", "features"]
 
 MIN_SIZE = 32
 
 
 def cpu_compiler_options() -> dict[str, str] | None:
-    """Give what XLA is to be told when it compiles a model's forward pass, as `jax.jit(compiler_options=)` takes it.
+    """Return the options for compiling a model's forward pass on this backend, for `jax.jit(compiler_options=)`.
 
-    By default its CPU backend cuts the weights of all layers into parts (see `Linear.apply_split`) before the first one
-    runs, which needs memory for a second copy of the weights. A step of training takes as long with it.
+    By default XLA's CPU backend splits the weights of all layers (see `Linear.apply_split`) before the first one runs,
+    which needs memory for a second copy of the weights. A training step takes as long with the options as without.
     """
     if jax.default_backend() != "cpu":
         return None
@@ -30,14 +31,14 @@ def cpu_compiler_options() -> dict[str, str] | None:
 
 
 class FeatureInfo(NamedTuple):
-    """Describe one feature map: its channels and how many input pixels one of its pixels spans."""
+    """Channels of a feature map, and its stride in input pixels."""
 
     channels: int
     stride: int
 
 
 class InputSpec(NamedTuple):
-    """Say how images have to be prepared: statistics of RGB in [0, 1], size in pixels, evaluation crop."""
+    """Preparation of images: statistics of RGB in [0, 1], (height, width) in pixels, evaluation crop."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -48,41 +49,62 @@ class InputSpec(NamedTuple):
 
     def normalize(self, images: Float[Array, "b h w c"] | UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Return pixels in 0..255 as a model takes them."""
-        return normalize(images, self.mean, self.std)
+        return normalize_images(images, self.mean, self.std)
 
 
-class Model:
-    """Hold a network's structure; its numbers are in the `variables` that every method takes.
+class Functional:
+    """A module as functions of its `variables`, {"params": nested dict, "batch_stats": nested dict}.
 
-    `variables` is {"params": nested dict, "batch_stats": nested dict}; dict paths are timm's state-dict names with
-    integers for the positions in a list. A model is stochastic if and only if it is given a key.
+    Paths in the dicts are those of the module's attributes, with integers for the positions in a list.
     """
 
-    def __init__(self, module: nnx.Module, *, name: str, input_spec: InputSpec, options: Mapping[str, Any]):
-        self.name = name
-        self.input_spec = input_spec
-        # Every option of the family with its value.
-        self.options = MappingProxyType(dict(options))
-        self.num_classes: int = options["num_classes"]
-        self.in_chans: int = options["in_chans"]
-        self.feature_info = tuple(map(FeatureInfo, module.feature_channels, module.feature_strides))
-        # Path of the first layer, which alone depends on the input's channels, and of the last, on the classes.
-        self.first_conv: tuple[str | int, ...] = tuple(module.first_conv)
-        self.classifier: tuple[str | int, ...] = tuple(module.classifier)
-        self.no_decay: frozenset[tuple[str | int, ...]] = frozenset(getattr(module, "no_decay", ()))
+    def __init__(self, module: nnx.Module, *, name: str | None = None):
+        self.name = type(module).__name__ if name is None else name
+        # Paths of the parameters without weight decay, vectors aside.
+        self.no_decay: frozenset[ParamPath] = frozenset(getattr(module, "no_decay", ()))
         self._graphdef, self._params, self._batch_stats = nnx.split(module, nnx.Param, nnx.BatchStat)
+        # Compiled here, so that a stream of calls outside of jit is traced once.
+        self._call = jax.jit(
+            lambda method, variables, args: getattr(self._merge(variables), method)(*args), static_argnums=0
+        )
 
     @property
     def num_params(self) -> int:
-        """Count the parameters, without drawing them."""
+        """Return the number of parameters, without drawing them."""
         return sum(leaf.size for leaf in jax.tree.leaves(self._params))
 
     def init(self, key: Key[Array, ""]) -> Variables:
         """Draw all variables."""
         return jax.jit(self._draw)(key)
 
+    def apply(self, variables: Variables, *args: Any, method: str = "__call__") -> Any:
+        """Return what a method of the module computes for inference."""
+        return self._call(method, variables, args)
+
     def _draw(self, key: Key[Array, ""]) -> Variables:
         return {"params": draw_state(self._params, key), "batch_stats": draw_state(self._batch_stats, key)}
+
+    def _merge(self, variables: Variables) -> nnx.Module:
+        return nnx.merge(self._graphdef, variables["params"], variables["batch_stats"])
+
+
+class Model(Functional):
+    """A network's structure, as functions of its `variables`; their dict paths are timm's state-dict names.
+
+    A model is stochastic if and only if it is given a key.
+    """
+
+    def __init__(self, module: nnx.Module, *, name: str, input_spec: InputSpec, options: Mapping[str, Any]):
+        super().__init__(module, name=name)
+        self.input_spec = input_spec
+        self.options = MappingProxyType(dict(options))
+        self.num_classes: int = options["num_classes"]
+        self.in_chans: int = options["in_chans"]
+        self.feature_info = tuple(map(FeatureInfo, module.feature_channels, module.feature_strides))
+        # Paths of the first layer, the only one that depends on in_chans, and of the last, on num_classes.
+        self.first_conv: ParamPath = tuple(module.first_conv)
+        self.classifier: ParamPath = tuple(module.classifier)
+        self._resample_params = getattr(module, "resample_params", None)
 
     def apply(
         self, variables: Variables, images: Float[Array, "b h w i"], output: Output = "logits"
@@ -90,7 +112,7 @@ class Model:
         """Compute logits, or the list of stage maps, for inference.
 
         Args:
-            images: normalised by `input_spec`, at least 32 px high and wide.
+            images: normalized by `input_spec`, at least 32 px high and wide.
 
         Raises:
             ModelError: the images have another rank or channel count or are too small, or `output` is unknown.
@@ -106,19 +128,53 @@ class Model:
         update_stats: bool = True,
         output: Output = "logits",
     ) -> tuple[Any, Variables]:
-        """Compute what `apply` does, with dropout and stochastic depth drawn from `key`; also the batch statistics.
+        """Compute what `apply` does, in training: with dropout, stochastic depth and statistics of the batch.
 
         Args:
-            update_stats: return statistics moved by this batch, instead of those that came in.
+            key: for dropout and stochastic depth; without one nothing is dropped.
+            update_stats: False to return the running statistics that were passed.
+
+        Returns:
+            The result, and the running statistics, updated by this batch.
         """
         module = self._merge(variables)
+        module.train()
         result = self._run(module, images, key, output)
         if not update_stats:
             return result, variables["batch_stats"]
         return result, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
 
-    def _merge(self, variables: Variables) -> nnx.Module:
-        return nnx.merge(self._graphdef, variables["params"], variables["batch_stats"])
+    def call(self, variables: Variables, method: str, *args: Any, train: bool = False) -> tuple[Any, Variables]:
+        """Compute what a method of the module does, for tasks whose models have more than one stage.
+
+        Args:
+            train: use statistics of the batch.
+
+        Returns:
+            The result, and the running statistics, updated if `train`.
+        """
+        module = self._merge(variables)
+        if train:
+            module.train()
+        result = getattr(module, method)(*args)
+        return result, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
+
+    def resample_params(
+        self, params: Mapping[ParamPath, Any], img_size: tuple[int, int] | None = None
+    ) -> dict[ParamPath, Any]:
+        """Return parameters for images of this model's size, from those for images of another size.
+
+        Position embeddings are resampled by timm's rule, in NumPy; all other parameters are returned as they are.
+
+        Args:
+            params: arrays by path in `variables["params"]`: all parameters or some of them.
+            img_size: (height, width) that they were trained at; None if unknown: then position embeddings of another
+                length are taken to be those of square images.
+
+        Raises:
+            ModelError: position embeddings are not those of `img_size`, or of no square.
+        """
+        return dict(params) if self._resample_params is None else self._resample_params(params, img_size)
 
     def _run(self, module: nnx.Module, images: Array, key: Key[Array, ""] | None, output: Output) -> Any:
         if output not in ("logits", "features"):
@@ -128,14 +184,3 @@ class Model:
         if min(images.shape[1:3]) < MIN_SIZE:
             raise ModelError(f"images are {images.shape[1]}x{images.shape[2]}; at least {MIN_SIZE} px is expected")
         return module.features(images, key) if output == "features" else module.logits(images, key)
-
-
-def draw_state(state: Any, key: Key[Array, ""]) -> Variables:
-    """Draw what a state of nnx describes, as a nested dict."""
-    flat = dict(nnx.to_flat_state(state))
-    noise = jax.random.normal(key, (sum(variable.size for variable in flat.values()),), jnp.float32)
-    drawn, start = {}, 0
-    for path, variable in flat.items():
-        drawn[path] = variable.initializer(noise[start : start + variable.size].reshape(variable.shape))
-        start += variable.size
-    return nnx.traversals.unflatten_mapping(drawn)

@@ -1,22 +1,25 @@
-"""Pure functions on arrays."""
+"""Functions of arrays."""
 
 from mambaout_jax.ops.activations import gelu
 from mambaout_jax.ops.depthwise import depthwise_conv2d
 from mambaout_jax.ops.matmul import matmul
-from mambaout_jax.ops.norm import layer_norm
-from mambaout_jax.ops.normalize import normalize
+from mambaout_jax.ops.images import normalize_images
+from mambaout_jax.ops.norm import batch_norm, layer_norm, normalize, rms_norm
 from mambaout_jax.ops.scan_order import SCAN_ORDERS, flatten_map, unflatten_map
 from mambaout_jax.ops.selective_scan import selective_scan, selective_scan_step
 from mambaout_jax.ops.strided import strided_conv2d
 
 __all__ = [
     "SCAN_ORDERS",
+    "batch_norm",
     "depthwise_conv2d",
     "flatten_map",
     "gelu",
     "layer_norm",
     "matmul",
     "normalize",
+    "normalize_images",
+    "rms_norm",
     "selective_scan",
     "selective_scan_step",
     "strided_conv2d",

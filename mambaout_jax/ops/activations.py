@@ -1,4 +1,4 @@
-"""Activations in the form that is exact and cheap."""
+"""Exact GELU with a small gradient."""
 
 import math
 
@@ -12,8 +12,8 @@ from jaxtyping import Array, Float
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Compute x * P(a standard normal is below x): exact, not the tanh approximation.
 
-    By the error function as in PyTorch, in float32, rounded once. `jax.nn.gelu(approximate=False)` takes `erfc`, for
-    the relative precision of values below 1e-6, and longer on CPU. Only x is kept for the gradient.
+    By the error function as in PyTorch, in float32, rounded once. `jax.nn.gelu(approximate=False)` uses `erfc`, for
+    the relative precision of values below 1e-6, and is slower on CPU. The gradient stores x only.
 
     Reference: Hendrycks and Gimpel, Gaussian Error Linear Units, 2016.
     """

@@ -1,8 +1,8 @@
-"""Depthwise convolution with a form for each kind of hardware.
+"""Depthwise convolution with one implementation for CPUs and one for accelerators.
 
 XLA's CPU backend runs a grouped convolution as scalar loops. The same sum written out, one multiply-add for
-each weight of the kernel over a shifted view of the map, becomes a single vectorised loop there. Compilers
-for accelerators know the convolution and do worse with the sum.
+each weight of the kernel over a shifted view of the map, becomes a single vectorized loop there. Compilers
+for accelerators have a good convolution and do worse with the sum.
 """
 
 from functools import partial
@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 # XLA's CPU backend fuses a slice into its reader unless the reader would evaluate it more than 15 times over.
-# Inside a loop over channels the offset of a dynamic slice is a load, which keeps LLVM from vectorising it.
+# Inside a loop over channels the offset of a dynamic slice is a load, which keeps LLVM from vectorizing it.
 _READS_UNFUSED = 16
 
 
@@ -31,8 +31,8 @@ def depthwise_conv2d(
     Args:
         kernel: kh and kw are odd; any size against the map's.
         impl: "lax" is the grouped convolution; "shift" the sum of shifted maps, accumulated in float32;
-            "auto" is "shift" in a program lowered for CPU and "lax" in every other. The last two have a VJP
-            of their own, and with it no forward-mode derivative.
+            "auto" is "shift" in a program lowered for CPU and "lax" in every other. The last two have a custom
+            VJP, and no forward-mode derivative.
 
     Raises:
         ValueError: the kernel has an even side, or `impl` is unknown.
@@ -49,8 +49,8 @@ def depthwise_conv2d(
     raise ValueError(f"impl is {impl!r}; 'auto', 'lax' or 'shift' is expected")
 
 
-# The choice of platform stands inside the VJP, not the VJP inside the choice: a choice that is differentiated
-# keeps the residuals of all its branches.
+# The VJP contains the choice of platform, not the choice the VJP: a choice that is differentiated stores the residuals
+# of all its branches.
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _with_vjp(x, kernel, forward, vjp):
     return forward(x, kernel)
@@ -106,7 +106,7 @@ def _shift_vjp(x, kernel, dy):
 
 
 def _shift_kernel_gradient(x, kernel, dy):
-    """Sum as the forward pass does, with dy as the kernel and the kernel's window as the map.
+    """Compute the same sum as the forward pass, with dy as the kernel and the kernel's window as the map.
 
     A step of the loop adds whole rows of dy, one multiply-add over (b, kh, kw, c) for each of their pixels.
     The batch is summed last, outside the loop, where a sharded batch costs one all-reduce.

@@ -1,4 +1,4 @@
-"""Matrix product of a map, with a gradient that XLA's CPU backend computes without transposing."""
+"""Matrix product whose gradient needs no transposed copies on XLA's CPU backend."""
 
 import math
 
@@ -12,8 +12,8 @@ from jaxtyping import Array, Float
 def matmul(x: Float[Array, "*batch i"], weight: Float[Array, "i o"]) -> Float[Array, "*batch o"]:
     """Multiply the last axis by a matrix.
 
-    In a program lowered for CPU the gradient of the weight is one product of two matrices: contracted over
-    (b, h, w), as autodiff has it, XLA's CPU backend transposes copies of both operands first.
+    In a program lowered for CPU the gradient of the weight is one product of two matrices: for the contraction
+    over (b, h, w) that autodiff writes, XLA's CPU backend first transposes copies of both operands.
     """
     return x @ weight
 

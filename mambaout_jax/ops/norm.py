@@ -1,4 +1,8 @@
-"""Normalisation with a gradient that keeps little."""
+"""Normalization with gradients that store little.
+
+All compute in float32 and round once to the dtype of x. The variance is that of the centered values: E[x^2] - E[x]^2
+loses its digits where the variance is small against the mean.
+"""
 
 from functools import partial
 
@@ -14,22 +18,20 @@ def layer_norm(
 ) -> Float[Array, "*batch d"]:
     """Compute (x - mean) / sqrt(variance + eps) * weight + bias over the last axis.
 
-    In float32, rounded once to the dtype of x. For the gradient x, the mean and the deviation are kept; autodiff
-    keeps three arrays of the size of x.
+    The gradient stores x, the mean and the scale; autodiff would store three arrays of the size of x.
     """
-    return _fwd(x, weight, bias, eps)[0]
+    return _layer_norm_fwd(x, weight, bias, eps)[0]
 
 
-def _fwd(x, weight, bias, eps):
+def _layer_norm_fwd(x, weight, bias, eps):
     x32 = x.astype(jnp.float32)
     mean = x32.mean(-1, keepdims=True)
-    # Of the centred values, not E[x^2] - E[x]^2, which loses its digits when the variance is small.
     scale = lax.rsqrt(jnp.square(x32 - mean).mean(-1, keepdims=True) + eps)
     y = (x32 - mean) * scale * _row(weight, x) + _row(bias, x)
     return y.astype(x.dtype), (x, mean, scale, weight, bias)
 
 
-def _bwd(eps, residuals, dy):
+def _layer_norm_bwd(eps, residuals, dy):
     x, mean, scale, weight, bias = residuals
     dy = dy.astype(jnp.float32)
     normal = (x.astype(jnp.float32) - mean) * scale
@@ -40,7 +42,89 @@ def _bwd(eps, residuals, dy):
     return dx.astype(x.dtype), dweight.astype(weight.dtype), dbias.astype(bias.dtype)
 
 
-layer_norm.defvjp(_fwd, _bwd)
+layer_norm.defvjp(_layer_norm_fwd, _layer_norm_bwd)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def rms_norm(x: Float[Array, "*batch d"], weight: Float[Array, " d"], eps: float) -> Float[Array, "*batch d"]:
+    """Compute x / sqrt(mean(x^2) + eps) * weight over the last axis.
+
+    The gradient stores x and the scale. Reference: Zhang and Sennrich, Root Mean Square Layer Normalization, 2019.
+    """
+    return _rms_norm_fwd(x, weight, eps)[0]
+
+
+def _rms_norm_fwd(x, weight, eps):
+    x32 = x.astype(jnp.float32)
+    scale = lax.rsqrt(jnp.square(x32).mean(-1, keepdims=True) + eps)
+    return (x32 * scale * _row(weight, x)).astype(x.dtype), (x, scale, weight)
+
+
+def _rms_norm_bwd(eps, residuals, dy):
+    x, scale, weight = residuals
+    dy = dy.astype(jnp.float32)
+    normal = x.astype(jnp.float32) * scale
+    pull = dy * _row(weight, x)
+    dx = scale * (pull - normal * (pull * normal).mean(-1, keepdims=True))
+    dweight = (dy * normal).sum(tuple(range(x.ndim - 1)))
+    return dx.astype(x.dtype), dweight.astype(weight.dtype)
+
+
+rms_norm.defvjp(_rms_norm_fwd, _rms_norm_bwd)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def batch_norm(
+    x: Float[Array, "*batch d"], weight: Float[Array, " d"], bias: Float[Array, " d"], eps: float
+) -> tuple[Float[Array, "*batch d"], Float[Array, " d"], Float[Array, " d"]]:
+    """Compute (x - mean) / sqrt(variance + eps) * weight + bias, with the statistics of each channel over all else.
+
+    Where the batch is sharded, the statistics are those of the batch on all devices. The gradient stores x, the mean
+    and the scale.
+
+    Returns:
+        The result, the mean, and the biased variance. The statistics are float32 and constants to autodiff.
+
+    Reference: Ioffe and Szegedy, Batch Normalization, 2015.
+    """
+    return _batch_norm_fwd(x, weight, bias, eps)[0]
+
+
+def _batch_norm_fwd(x, weight, bias, eps):
+    batch = tuple(range(x.ndim - 1))
+    x32 = x.astype(jnp.float32)
+    mean = x32.mean(batch, keepdims=True)
+    variance = jnp.square(x32 - mean).mean(batch, keepdims=True)
+    scale = lax.rsqrt(variance + eps)
+    y = (x32 - mean) * scale * _row(weight, x) + _row(bias, x)
+    return (y.astype(x.dtype), mean.reshape(-1), variance.reshape(-1)), (x, mean, scale, weight, bias)
+
+
+def _batch_norm_bwd(eps, residuals, cotangents):
+    x, mean, scale, weight, bias = residuals
+    batch = tuple(range(x.ndim - 1))
+    dy = cotangents[0].astype(jnp.float32)
+    normal = (x.astype(jnp.float32) - mean) * scale
+    dweight, dbias = (dy * normal).sum(batch, keepdims=True), dy.sum(batch, keepdims=True)
+    count = x.size // x.shape[-1]
+    dx = _row(weight, x) * scale * (dy - dbias / count - normal * (dweight / count))
+    return dx.astype(x.dtype), dweight.reshape(-1).astype(weight.dtype), dbias.reshape(-1).astype(bias.dtype)
+
+
+batch_norm.defvjp(_batch_norm_fwd, _batch_norm_bwd)
+
+
+def normalize(
+    x: Float[Array, "*batch d"],
+    mean: Float[Array, " d"],
+    variance: Float[Array, " d"],
+    weight: Float[Array, " d"],
+    bias: Float[Array, " d"],
+    eps: float,
+) -> Float[Array, "*batch d"]:
+    """Compute (x - mean) / sqrt(variance + eps) * weight + bias with statistics that are given."""
+    scale = _row(lax.rsqrt(variance.astype(jnp.float32) + eps) * weight.astype(jnp.float32), x)
+    return ((x.astype(jnp.float32) - _row(mean, x)) * scale + _row(bias, x)).astype(x.dtype)
 
 
 def _row(vector, x):

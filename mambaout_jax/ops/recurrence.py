@@ -1,8 +1,8 @@
-"""The recurrence inside the selective scan, in forms for each kind of hardware.
+"""The recurrence inside the selective scan, with implementations for each kind of hardware.
 
 h_t = exp(delta_t A) h_(t-1) + delta_t B_t u_t and y_t = C_t h_t, where A is diagonal. All states of a sequence at once
-are n times the size of its input: only `associative` and the gradient of `sequential` hold them. The others cut the
-sequence in chunks, save the states at their borders and compute the rest again in the backward pass.
+are n times the size of its input: only `associative` and the gradient of `sequential` store them. The others split the
+sequence into chunks, store the states at their borders and recompute the rest in the backward pass.
 """
 
 from collections.abc import Callable
@@ -16,12 +16,12 @@ from jaxtyping import Array, Float
 
 from mambaout_jax.ops import recurrence_tpu
 
-# Steps up to which `auto` is the plain loop: cutting and padding would cost more than the recurrence itself.
+# Steps up to which `auto` is the plain loop: chunks and padding would cost more than the recurrence itself.
 _SHORT = 4
 
 
 class Fixed(NamedTuple):
-    """Hold what is the same at every step."""
+    """Inputs that are the same at every step; B or C is None where it varies."""
 
     A: Float[Array, "1 n d"]
     B: Float[Array, "1 n d"] | None
@@ -29,7 +29,7 @@ class Fixed(NamedTuple):
 
 
 class Along(NamedTuple):
-    """Hold what moves along the sequence, the axis of time first; B or C is None where it is fixed."""
+    """Inputs that vary along the sequence, the axis of time first; B or C is None where it is constant."""
 
     u: Float[Array, "l b d"]
     delta: Float[Array, "l b d"]
@@ -39,22 +39,22 @@ class Along(NamedTuple):
 
 # Channels last: y sums over an axis that is not along the vectors of the hardware.
 State = Float[Array, "b n d"]
-# Runs over the first axis of `along` and gives the last state and y (l, b, d).
+# A function that runs over the first axis of `along` and returns the last state and y (l, b, d).
 Run = Callable[[Fixed, State, Along], tuple[State, Array]]
-# Gives (u, delta, A, B, C, state) in one dtype: u and delta (b, l, d), A (d, n), B and C (b, l, g, n) or (d, n), state
-# (b, d, n).
+# A function that returns (u, delta, A, B, C, state) in one dtype: u and delta (b, l, d), A (d, n), B and C (b, l, g, n)
+# or (d, n), state (b, d, n).
 Prepare = Callable[..., tuple[Array, Array, Array, Array, Array, Array]]
 
 
 def recurrence(
     prepare: Prepare, *arguments: Array | None, impl: str
 ) -> tuple[Float[Array, "b l d"], Float[Array, "b d n"]]:
-    """Compute y and the last state of what `prepare` makes of the arguments.
+    """Compute y and the last state from the inputs that `prepare` computes from the arguments.
 
     Args:
-        prepare: called again in the backward pass of "auto", which saves the arguments and not what is made of them.
+        prepare: called again in the backward pass of "auto", which stores the arguments, not its results.
         arguments: of `prepare`; the first is u (b, l, d).
-        impl: as `selective_scan` has it.
+        impl: of `selective_scan`.
     """
     if impl == "auto":
         if arguments[0].shape[1] > _SHORT:
@@ -70,7 +70,7 @@ def recurrence(
 
 
 def _step(fixed: Fixed, state: State, now: Along) -> tuple[State, Array]:
-    """Take one step; the arrays of `now` have no axis of time."""
+    """Compute one step; the arrays of `now` have no axis of time."""
     B, C = (_spread(*pair, fixed.A) for pair in ((fixed.B, now.B), (fixed.C, now.C)))
     state = jnp.exp(now.delta[:, None] * fixed.A) * state + (now.delta * now.u)[:, None] * B
     return state, (state * C).sum(1)
@@ -81,7 +81,7 @@ def _sequential(fixed: Fixed, state: State, along: Along) -> tuple[State, Array]
 
 
 def _associative(fixed: Fixed, state: State, along: Along) -> tuple[State, Array]:
-    """Compose all steps, each a pair (a, x) that maps h to a h + x, in a tree."""
+    """Compute all steps as a tree of compositions; a step is a pair (a, x) that maps h to a h + x."""
     A, *constants = (None if x is None else x[None] for x in fixed)
     B, C = (_spread(*pair, A) for pair in zip(constants, (along.B, along.C), strict=True))
     a = jnp.exp(along.delta[:, :, None] * A)
@@ -92,7 +92,7 @@ def _associative(fixed: Fixed, state: State, along: Along) -> tuple[State, Array
 
 
 def _spread(constant: Array | None, groups: Float[Array, "... g"] | None, like: Float[Array, "... d"]) -> Array:
-    """Give B or C an axis that broadcasts with the channels of `like`."""
+    """Return B or C with an axis that broadcasts with the channels of `like`."""
     if groups is None:
         return constant
     g, d = groups.shape[-1], like.shape[-1]
@@ -100,14 +100,14 @@ def _spread(constant: Array | None, groups: Float[Array, "... g"] | None, like: 
 
 
 def compose(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:
-    """Give the step that does `first` and then `second`: an associative operation."""
+    """Return the composition of two steps, `first` and then `second`: an associative operation."""
     (a1, x1), (a2, x2) = first, second
     return a2 * a1, a2 * x1 + x2
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def scan_recomputed(run: Run, fixed: Any, state: Any, along: Any) -> tuple[Any, Any]:
-    """Scan `run(fixed, state, slice of along) -> (state, y)`; its gradient saves only the states between slices.
+    """Scan `run(fixed, state, slice of along) -> (state, y)`; its gradient stores only the states between slices.
 
     The backward pass runs `run` once more for each slice, from its last to its first.
     """
@@ -145,7 +145,7 @@ def _loop(fixed: Fixed, state: State, along: Along) -> tuple[State, Array]:
     return scan_recomputed(_step, fixed, state, along)
 
 
-# As in `depthwise_conv2d`, the choice of platform stands inside the VJP: a choice that is differentiated keeps the
+# As in `depthwise_conv2d`, the VJP contains the choice of platform: a choice that is differentiated stores the
 # residuals of all its branches.
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _auto(prepare, *arguments):
@@ -168,7 +168,7 @@ _auto.defvjp(_auto_fwd, _auto_bwd)
 
 
 def _by_platform(inputs, others, general, kernels):
-    """Run the form of the platform that the program is lowered for; kernels take float32, and no constant B or C."""
+    """Run the implementation for the lowered platform; kernels need float32 and varying B and C."""
     u, _, A, B, C, _ = inputs
     forms = {"cpu": partial(general, _loop), "default": partial(general, _associative)}
     if u.size and B.ndim == C.ndim == 4 and u.dtype == jnp.float32 and recurrence_tpu.fits(A.shape[1]):
@@ -201,14 +201,14 @@ def _chunks(*inputs) -> tuple[Fixed, State, Along]:
 
 
 def _cut(x: Float[Array, "l ..."]) -> Float[Array, "chunks steps ..."]:
-    """Cut the time axis in chunks; steps of zeros at the end, where delta is 0 as well, leave the state as it is."""
+    """Split the time axis into chunks; padded steps, where delta is 0, do not change the state."""
     count, length = chunk_shape(len(x))
     x = jnp.pad(x, [(0, count * length - len(x))] + [(0, 0)] * (x.ndim - 1))
     return x.reshape(count, length, *x.shape[1:])
 
 
 def chunk_shape(length: int) -> tuple[int, int]:
-    """Give the number of chunks of a sequence, and their length, for which the TPU's registers set the measure."""
+    """Return the number of chunks of a sequence and their length, which fit the registers of a TPU."""
     count = -(-length // recurrence_tpu.LANES)
     return count, -(-length // (count * recurrence_tpu.ROWS)) * recurrence_tpu.ROWS
 

@@ -1,9 +1,9 @@
 """The recurrence of `ops.recurrence` as Pallas kernels for TPUs: states stay in registers and VMEM.
 
-A program of the grid runs one chunk of one block of channels, with the state (n, channels) in registers: channels lie
-along lanes, states along sublanes. The chunks of a sequence follow each other and hand the state on in VMEM. B and C
-come as columns, a lane a step, that are broadcast along lanes. No array has an axis for steps, states and channels but
-the scratch in which the backward kernel keeps the states of its chunk.
+A program of the grid computes one chunk of one block of channels, with the state (n, channels) in registers: channels
+along lanes, states along sublanes. The chunks of a sequence run in order and pass the state in VMEM. B and C are
+columns, one lane per step, and are broadcast along lanes. The only array with axes for steps, states and channels is
+the scratch for the states of a chunk in the backward kernel.
 """
 
 import math
@@ -19,13 +19,13 @@ from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float
 
 LANES, ROWS = 128, 8
-# States times channels of a block, wished and at most: in float32 a chunk of such states takes 3 and 6 MiB of the 16
-# that a kernel may use.
+# States times channels of a block, preferred and largest: in float32 a chunk of such states is 3 and 6 MiB, of the
+# 16 MiB that a kernel may use.
 _BLOCK, _LARGEST = 6144, 12288
 
 
 class Sizes(NamedTuple):
-    """Hold the sizes of a kernel: of `steps` in a chunk, and of `channels` in a group and `states`, both padded."""
+    """Sizes of a kernel: `steps` of a chunk, `channels` of a group and `states`, the latter two padded."""
 
     batch: int
     groups: int
@@ -36,23 +36,23 @@ class Sizes(NamedTuple):
 
     @property
     def length(self) -> int:
-        """Give the steps of all chunks."""
+        """Return the number of steps of all chunks."""
         return self.chunks * self.steps
 
     @property
     def block(self) -> int:
-        """Give the channels of a program: the widest block that fits and divides a group."""
+        """Return the channels of a program: the widest block that fits and divides a group."""
         blocks = range(LANES, max(_BLOCK // self.states, LANES) + 1, LANES)
         return max(block for block in blocks if self.channels % block == 0)
 
     @property
     def grid(self) -> tuple[int, int, int, int]:
-        """Give the programs of a kernel: sequences, groups, blocks of channels, chunks in order."""
+        """Return the grid of a kernel: sequences, groups, blocks of channels, chunks in order."""
         return self.batch, self.groups, self.channels // self.block, self.chunks
 
 
 def fits(num_states: int) -> bool:
-    """Tell whether kernels can run: so many states a channel fit, and no axis of the mesh is of explicit sharding."""
+    """Return whether kernels can run: the states of a channel fit, and no axis of the mesh has explicit sharding."""
     kinds = jax.sharding.get_abstract_mesh().axis_types
     return num_states * LANES <= _LARGEST and AxisType.Explicit not in kinds
 
@@ -67,7 +67,7 @@ def forward(u, delta, A, B, C, state, *, shape: tuple[int, int], interpret: bool
     """Compute y (b, l, d), the last state (b, d, n) and the states before chunks (chunks, b, n, d).
 
     Args:
-        u, delta, A, B, C, state: as `recurrence` takes them; B and C move along the sequence.
+        u, delta, A, B, C, state: those of `recurrence`; B and C vary along the sequence.
         shape: the number of chunks, and their length.
     """
     sizes = kernel_sizes(len(u), *shape, u.shape[2], B.shape[2], A.shape[1])
@@ -80,7 +80,7 @@ def forward(u, delta, A, B, C, state, *, shape: tuple[int, int], interpret: bool
 
 
 def backward(u, delta, A, B, C, state, borders, dy, dlast, *, shape: tuple[int, int], interpret: bool = False):
-    """Compute the gradients of what `forward` takes from those of y and the last state."""
+    """Compute the gradients of the arguments of `forward` from those of y and the last state."""
     sizes = kernel_sizes(len(u), *shape, u.shape[2], B.shape[2], A.shape[1])
     inputs, to_inputs = jax.vjp(partial(_layout, sizes=sizes), u, delta, A, B, C, state)
     borders = _wide(jnp.moveaxis(borders, 0, 1), sizes, rows=sizes.states)
@@ -120,7 +120,7 @@ def _states_first(state: Float[Array, "b d n"], sizes: Sizes) -> Float[Array, "b
 
 
 def _columns(x: Float[Array, "b l g n"], sizes: Sizes) -> Float[Array, "b g states lanes"]:
-    """Give each step of each chunk a lane; a chunk has all lanes of a register."""
+    """Return one lane per step of each chunk; a chunk has all lanes of a register."""
     batch, length, groups, n = x.shape
     x = jnp.pad(x, ((0, 0), (0, sizes.length - length), (0, 0), (0, sizes.states - n)))
     x = x.reshape(batch, sizes.chunks, sizes.steps, groups, sizes.states)
@@ -129,7 +129,7 @@ def _columns(x: Float[Array, "b l g n"], sizes: Sizes) -> Float[Array, "b g stat
 
 
 def _for_each_device(run, batch: int):
-    """Run a kernel on each device's sequences: XLA cannot cut a kernel as it cuts its own operations."""
+    """Return a kernel that runs on the sequences of each device: XLA cannot partition a kernel."""
     mesh = jax.sharding.get_abstract_mesh()
     axes = tuple(name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto)
     if not axes:
@@ -148,7 +148,7 @@ def _for_each_device(run, batch: int):
 
 
 def _specs(sizes: Sizes, chunk):
-    """Give the blocks of u, A, B, a state, the states before chunks and a gradient of B; `chunk` counts chunks."""
+    """Return the blocks of u, A, B, a state, the states before chunks, a gradient of B; `chunk` maps the grid index."""
     block, blocks, n = sizes.block, sizes.grid[2], sizes.states
 
     def channels(group, k):
@@ -216,7 +216,7 @@ def _forward_kernel(u, delta, A, B, C, start, y, last, border, state):
 
 
 def _turned(columns, index):
-    """Rotate the lanes so that those of these rows come first."""
+    """Return the columns, their lanes rotated so that those of these rows come first."""
     return pltpu.roll(columns[0, 0], (LANES - index * ROWS) % LANES, 1)
 
 

@@ -1,7 +1,7 @@
 """Orders in which a sequence model reads a map.
 
-A direction reads the rows of a map, or its columns, one after the other, forwards or backwards. Columns are a
-transpose, and backwards is left to the scan (`selective_scan(reverse=True)`): nothing is gathered.
+A direction is row by row or column by column, forwards or backwards. Columns are a transpose, backwards is
+`selective_scan(reverse=True)`: nothing is gathered.
 
 Reference: row by row in both directions, Zhu et al., Vision Mamba, 2024; in all four, Liu et al., VMamba, 2024.
 """
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 
 class Direction(NamedTuple):
-    """Say how a map is read: by columns instead of rows, and from its last pixel to its first."""
+    """Direction of a scan: by columns instead of rows, and from the last pixel to the first."""
 
     columns: bool
     reverse: bool
@@ -29,12 +29,12 @@ SCAN_ORDERS: Mapping[str, tuple[Direction, ...]] = MappingProxyType(
 
 
 def flatten_map(x: Float[Array, "b h w c"], *, columns: bool) -> Float[Array, "b l c"]:
-    """Lay the rows of a map, or its columns, end to end."""
+    """Return the rows of a map, or its columns, as one sequence."""
     b, h, w, c = x.shape
     return (x.swapaxes(1, 2) if columns else x).reshape(b, h * w, c)
 
 
 def unflatten_map(y: Float[Array, "b l c"], height: int, width: int, *, columns: bool) -> Float[Array, "b h w c"]:
-    """Undo `flatten_map`."""
+    """Return the map of a sequence: the inverse of `flatten_map`."""
     b, _, c = y.shape
     return y.reshape(b, width, height, c).swapaxes(1, 2) if columns else y.reshape(b, height, width, c)

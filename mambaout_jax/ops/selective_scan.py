@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from mambaout_jax.ops.recurrence import recurrence
 
 IMPLS = ("auto", "sequential", "associative", "chunked")
-# Arrays A that were seen to hold no positive value, as long as they live.
+# Arrays A that were checked to have no positive value, while they exist.
 _CHECKED = weakref.WeakValueDictionary()
 
 
@@ -36,28 +36,28 @@ def selective_scan(
     return_last_state: bool = False,
     impl: str = "auto",
 ) -> Float[Array, "b l d"] | tuple[Float[Array, "b l d"], Float[Array, "b d n"]]:
-    """Run h_t = exp(delta_t A) h_(t-1) + delta_t B_t u_t and give y_t = (C_t h_t + D u_t) SiLU(z_t).
+    """Compute h_t = exp(delta_t A) h_(t-1) + delta_t B_t u_t and return y_t = (C_t h_t + D u_t) SiLU(z_t).
 
-    The state and all that leads to it are float32 (float64 for inputs of that); the result has the dtype of `u`.
-    Nothing is divided by a product of decays, so that no decay is too strong.
+    The state and the decay are float32 (float64 for float64 inputs); the result has the dtype of `u`. Nothing is
+    divided by a product of decays, so that no decay is too strong.
 
     Args:
-        delta: step sizes, before `delta_bias` and softplus where these are given.
-        A: negative: the decay of each state is exp(delta A).
+        delta: step sizes, before `delta_bias` and softplus if these are used.
+        A: negative; the decay of each state is exp(delta A).
         B, C: one of each for all channels, or for each of g groups of d / g neighbouring channels, or constant.
         reverse: run from the last step to the first.
         initial_state: h before the first step that is run; zero by default.
-        return_last_state: give (y, h after the last step that is run).
+        return_last_state: return (y, h after the last step that is run).
         impl: "sequential" is a loop over steps; "associative" composes all steps in a tree, with (b, l, d, n) in
-            memory; "chunked" does so inside of chunks and loops over them, with a VJP that computes the states inside
-            of chunks again. "auto" has such a VJP in every program: in one for a TPU kernels run the chunks, for a CPU
-            loops do, for others it is "chunked". The last two have no forward-mode derivative.
+            memory; "chunked" does so inside of chunks and loops over them, with a VJP that recomputes the states inside
+            of chunks. "auto" has such a VJP on every platform: chunks run as kernels on TPUs, as loops on CPUs, and as
+            "chunked" on others. The last two have no forward-mode derivative.
 
     Raises:
         ValueError: an argument's type or shape does not fit, the sequence is empty, `A` is positive (where it is known
             when the program is traced), or `impl` is unknown.
-        Exception: under `jax.debug_nans(True)`, which costs a look at all values: `delta` is not finite or `A`
-            positive. Which one depends on what runs the program.
+        Exception: under `jax.debug_nans(True)`, which checks all values: `delta` is not finite or `A` positive. The
+            type depends on the backend.
     """
     if impl not in IMPLS:
         raise ValueError(f"impl is {impl!r}; {', '.join(map(repr, IMPLS))} is expected")
@@ -81,11 +81,11 @@ def selective_scan_step(
     delta_bias: Float[Array, " d"] | None = None,
     delta_softplus: bool = False,
 ) -> tuple[Float[Array, "b d"], Float[Array, "b d n"]]:
-    """Take one step of `selective_scan` and give y and the state after it: a stream, in memory that does not grow.
+    """Compute one step of `selective_scan`: y and the state after it, for streams in constant memory.
 
     Args:
-        B, C: at this step, an axis of two being (b, n) always; constant ones of (d, n) are those of d groups, (1, d, n)
-            broadcast to (b, d, n).
+        B, C: at this step; two axes are (b, n). Constant ones of (d, n) are those of d groups, (1, d, n) broadcast to
+            (b, d, n).
 
     Raises:
         ValueError: as for `selective_scan`.
@@ -95,14 +95,14 @@ def selective_scan_step(
     return _run_step(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus=delta_softplus)
 
 
-# Compiled here, so that calls outside of jit meet the program of the last one: the loops and the choice of platform
-# inside are traced anew wherever they stand by themselves. (Inlined, gradients would not meet it.)
+# Compiled here, so that calls outside of jit reuse the program of the last call: loops and the choice of platform are
+# traced again at every call outside of jit. (With inline=True gradients would not reuse it.)
 @partial(jax.jit, static_argnames=("delta_softplus", "reverse", "impl"))
 def _run(u, delta, A, B, C, D, z, delta_bias, state, *, delta_softplus, reverse, impl):
     B, C = (x[:, :, None] if x.ndim == 3 else x for x in (B, C))
     prepare = partial(_prepare, delta_softplus=delta_softplus, reverse=reverse)
     y, last = recurrence(prepare, u, delta, A, B, C, delta_bias, state, impl=impl)
-    # Checkpointed, so that for the backward pass the arguments are kept, and not each array on the way from them.
+    # Checkpointed: the backward pass stores the arguments, not the intermediate arrays.
     return jax.checkpoint(_output)(jnp.flip(y, 1) if reverse else y, u, D, z), last
 
 
@@ -115,10 +115,10 @@ def _run_step(state, u, delta, A, B, C, D, z, delta_bias, *, delta_softplus):
 
 
 def _prepare(u, delta, A, B, C, delta_bias, state, *, delta_softplus, reverse):
-    """Give what `recurrence` runs, in the order in which it runs it."""
+    """Return the inputs of `recurrence`, in the order of its steps."""
     dtype = jnp.dtype("float64" if u.dtype == jnp.float64 else "float32")
     u, delta, A, B, C = (x.astype(dtype) for x in (u, delta, A, B, C))
-    # Zeros of the product, so that they are distributed over devices as it is.
+    # Zeros like the product, for the same sharding.
     state = jnp.zeros_like(u[:, 0, :, None] * A[None]) if state is None else state.astype(dtype)
     if delta_bias is not None:
         delta = delta + delta_bias.astype(dtype)[None, None]
@@ -139,7 +139,7 @@ def _output(y, u, D, z):
 
 
 def _check(given: Mapping[str, Array | None], *, step: bool) -> None:
-    """Refuse what does not fit u and A; the state comes last."""
+    """Check that all arguments fit u and A; the state is the last one."""
     for name, x in given.items():
         if x is not None and not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(f"{name} is {x.dtype}; real numbers of a floating-point type are expected")
@@ -161,7 +161,7 @@ def _check(given: Mapping[str, Array | None], *, step: bool) -> None:
 
 
 def _check_projection(name: str, x: Array, shape: tuple[int, ...], states: int, *, constant: bool) -> int | None:
-    """Give the groups of B or C, or None where it is constant."""
+    """Return the number of groups of B or C, or None if it is constant."""
     *rows, channels = shape
     if constant and x.ndim == 2:
         _check_shapes({name: (x, (channels, states))})
@@ -187,7 +187,7 @@ def _check_shapes(arguments: Mapping[str, tuple[Array | None, tuple[int, ...]]])
 
 
 def _check_values(A: Array, delta: Array) -> None:
-    # Looking at an array waits for the device: once for each, as those of JAX do not change.
+    # Reading an array waits for the device: done once per array, because those of JAX do not change.
     if not isinstance(A, jax.core.Tracer) and _CHECKED.get(id(A)) is not A:
         _check_decay(A)
         if isinstance(A, jax.Array):

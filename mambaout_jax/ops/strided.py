@@ -1,4 +1,4 @@
-"""Convolution that reduces a map, with a gradient that XLA's CPU backend computes by matrix products."""
+"""Strided convolution whose gradient is a matrix product on XLA's CPU backend."""
 
 from functools import partial
 
@@ -12,11 +12,10 @@ from jaxtyping import Array, Float
 def strided_conv2d(
     x: Float[Array, "b h w i"], kernel: Float[Array, "kh kw i o"], stride: int
 ) -> Float[Array, "b ho wo o"]:
-    """Convolve with kh // 2 and kw // 2 zeros on each side of the map, as PyTorch's padding=k // 2 does.
+    """Convolve with kh // 2 and kw // 2 zeros on each side of the map, as in PyTorch with padding=k // 2.
 
-    ho = (h - 1) // stride + 1. In a program lowered for CPU the gradient is that of the same sum written as one
-    product of patches and kernel: there XLA's own gradient of a strided convolution is slower, though its convolution
-    is not.
+    ho = (h - 1) // stride + 1. In a program lowered for CPU the gradient is that of the same sum as one product
+    of patches and kernel: XLA's gradient of a strided convolution is slower there, its convolution is not.
 
     Args:
         kernel: kh and kw are odd.

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 import mambaout_jax as mo
 from mambaout_jax.analyze import formulas
 from mambaout_jax.analyze.ssm_need import GATED_CNN
-from mambaout_jax.models.layers.mamba_block import MambaBlock
+from mambaout_jax.models import Functional, MambaBlock
 from mambaout_jax.models.macs import count_macs
 from mambaout_jax.ops import SCAN_ORDERS
 
@@ -87,13 +88,14 @@ def test_gated_cnn_block_counts_what_a_model_does_for_one_block_more(
 
 @pytest.mark.parametrize(("dim", "length"), DIMS_LENGTHS)
 def test_mamba_block_counts_the_products_of_the_block(dim, length):
-    block = MambaBlock(dim)
+    block = Functional(MambaBlock(dim))
     variables = jax.eval_shape(block.init, jax.random.key(0))
     terms = formulas.mamba_block_flops(dim, length)
     products = sum(terms[name] for name in ("in_proj", "x_proj", "dt_proj", "out_proj"))
     # Step by step, the only matrix products are those with weights.
-    state = jax.eval_shape(lambda: block.initial_state(1))
-    assert products == 2 * length * count_macs(block.step, variables, state, spec(1, dim))
+    state = jax.eval_shape(lambda: MambaBlock(dim).initial_state(1))
+    step = partial(block.apply, method="step")
+    assert products == 2 * length * count_macs(step, variables, state, spec(1, dim))
     shapes = jax.tree.map(lambda leaf: leaf.shape, variables["params"])
     assert products == 2 * length * sum(
         math.prod(shape)

@@ -139,7 +139,7 @@ def test_a_loop_computes_in_bfloat16(family):
 def test_blocks_that_differ_are_not_scanned():
     options = {"expansion_ratio": 2.0, "conv_ratio": 1.0, "kernel_size": 3, "ls_init_value": None}
     blocks = [GatedCNNBlock(8, act_layer=name, dtype=jnp.dtype("float32"), **options) for name in ("gelu", "silu")]
-    with pytest.raises(ValueError, match="have to be equal"):
+    with pytest.raises(ValueError, match="the blocks to scan differ"):
         run_blocks(blocks, jnp.zeros((1, 4, 4, 8)), None, (0.0, 0.0), first=0, scan=True, remat="none")
 
 

@@ -8,7 +8,7 @@ from flax import nnx
 
 import mambaout_jax as mo
 from mambaout_jax.models import VARIANTS, MambaOut, ModelError, cpu_compiler_options
-from mambaout_jax.models.layers.basic import drop_path
+from mambaout_jax.models.layers.drop import drop_path
 from mambaout_jax.models.mambaout.model import GatedCNNBlock
 from tests.marks import slow_but
 from tests.models import golden
@@ -258,7 +258,7 @@ def test_layer_scale_starts_where_timm_starts_it():
         ({"downsample": "pool"}, "downsample"),
         ({"head_fn": "mlp"}, "head_fn"),
         ({"token_mixer": "ssm"}, "token_mixer is 'ssm'; known are conv and conv_ssm"),
-        ({"scan_order": "cross"}, "scan_order is 'cross' and token_mixer 'conv' scans nothing"),
+        ({"scan_order": "cross"}, "scan_order is 'cross' and token_mixer 'conv', without scan"),
         ({"scan_order": "zigzag"}, "scan_order is 'zigzag'; known are causal, bidirectional and cross"),
         ({"dtype": "float16"}, "dtype"),
         ({"img_size": 16}, "img_size"),

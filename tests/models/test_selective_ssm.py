@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mambaout_jax.models.layers.basic import uniform_within
+from mambaout_jax.models.layers.parameters import uniform_within
 from mambaout_jax.models.layers.selective_ssm import SelectiveSSM, scan_2d
 from mambaout_jax.ops import SCAN_ORDERS
 

@@ -128,7 +128,7 @@ def test_a_class_token_that_comes_first_sees_itself_alone():
 
     assert change(small_model(attention="causal", global_pool="avg")) == 0
     assert change(small_model(global_pool="avg")) > 1e-3
-    with pytest.raises(ModelError, match="sees itself alone, so that the logits would ignore the image: set global_po"):
+    with pytest.raises(ModelError, match="so that the logits would ignore the image: set global_pool='avg'"):
         small_model(attention="causal")
 
 
@@ -249,7 +249,7 @@ def test_initial_values_follow_the_recipe():
         ({"num_classes": 0}, "num_classes"),
         ({"depth": 1.5}, "depth"),
         ({"embed_dim": "wide"}, "embed_dim"),
-        ({"num_heads": 5}, "embed_dim 24 cannot be shared by num_heads 5"),
+        ({"num_heads": 5}, "embed_dim is 24; a multiple of num_heads 5 is expected"),
         ({"patch_size": 7}, "multiples of patch_size 7"),
         ({"mlp_ratio": 0.0}, "mlp_ratio"),
         ({"class_token": False}, "set global_pool='avg'"),

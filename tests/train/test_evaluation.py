@@ -11,7 +11,7 @@ from mambaout_jax.evaluate import evaluation
 from mambaout_jax.evaluate.evaluation import evaluate
 from mambaout_jax.evaluate.scores import format_scores
 from mambaout_jax.tasks.classification.eval_sets import EVAL_SETS, open_eval_set
-from mambaout_jax.ops import normalize
+from mambaout_jax.ops import normalize_images
 from mambaout_jax.tasks.classification.task import Classification
 from mambaout_jax.tasks.errors import TaskError
 from tests.data import small_eval_sets
@@ -70,7 +70,7 @@ def score_by_hand(run, source, view=None, classes=range(1000)):
     _, _, model, weights = run
     view = view or EvalTransform(size=(32, 32))
     classes, hits, losses = np.asarray(classes), [], []
-    apply = jax.jit(lambda image: model.apply(weights["ema"], normalize(image, *model.input_spec[:2])))
+    apply = jax.jit(lambda image: model.apply(weights["ema"], normalize_images(image, *model.input_spec[:2])))
     for record in source:
         labels = set(np.atleast_1d(record["label"]).astype(int).tolist())
         try:

@@ -9,7 +9,8 @@ from flax import nnx
 
 import mambaout_jax as mo
 from mambaout_jax.models import VARIANTS
-from mambaout_jax.models.layers.basic import Linear, normal, parameter
+from mambaout_jax.models.layers.linear import Linear
+from mambaout_jax.models.layers.parameters import normal, parameter
 from mambaout_jax.models.registry import Variant
 from mambaout_jax.weights import ConvertError, identify
 from mambaout_jax.weights.key_maps import KEY_TABLES, KeyTable

@@ -1,4 +1,4 @@
-"""The state space model of Mamba as a layer: step size, input and output projections are made from the input.
+"""The state space model of Mamba as a layer: step size, input and output projections depend on the input.
 
 Reference: Gu and Dao, Mamba: Linear-Time Sequence Modeling with Selective State Spaces, 2023. Parameter names and
 initial values are those of github.com/state-spaces/mamba at e9594ce1, mamba_simple.py.
@@ -11,15 +11,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from mambaout_jax.models.layers.basic import Linear, ones, parameter, saveable, uniform, uniform_within
+from mambaout_jax.models.layers.linear import Linear
+from mambaout_jax.models.layers.parameters import ones, parameter, saveable, uniform, uniform_within
 from mambaout_jax.ops import SCAN_ORDERS, flatten_map, matmul, selective_scan, selective_scan_step, unflatten_map
 
-# Step sizes start log-uniform between these, and nowhere below the floor.
+# Initial step sizes are log-uniform between these, and not below the floor.
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
 
 
 class SelectiveSSM(nnx.Module):
-    """Scan a sequence: h_t = exp(delta_t A) h_(t-1) + delta_t B_t x_t, y_t = C_t h_t + D x_t, gated by SiLU(z_t).
+    """A scan of a sequence: h_t = exp(delta_t A) h_(t-1) + delta_t B_t x_t, y_t = C_t h_t + D x_t, gated by SiLU(z_t).
 
     (dt, B, C) = x_proj(x); delta = softplus(dt_proj(dt)); A = -exp(A_log). States and decay are float32.
 
@@ -48,7 +49,7 @@ class SelectiveSSM(nnx.Module):
     def step(
         self, state: Float[Array, "b d n"], x: Float[Array, "b d"], z: Float[Array, "b d"] | None = None
     ) -> tuple[Float[Array, "b d"], Float[Array, "b d n"]]:
-        """Compute the output of the next place in a sequence, and the state after it."""
+        """Compute the output at the next position of a sequence, and the state after it."""
         x = x.astype(self.dtype)
         delta, B, C = self.project(x)
         return selective_scan_step(state, x, delta, self._decay(), B, C, self.D[...], z, **self._step_size())
@@ -56,7 +57,7 @@ class SelectiveSSM(nnx.Module):
     def project(
         self, x: Float[Array, "*batch d"]
     ) -> tuple[Float[Array, "*batch d"], Float[Array, "*batch n"], Float[Array, "*batch n"]]:
-        """Make delta, before its bias and softplus, B and C of the input."""
+        """Compute delta, before its bias and softplus, B and C of the input."""
         rank, (_, d_state) = self.dt_proj.weight.shape[0], self.A_log.shape
         dt, B, C = jnp.split(self.x_proj(x), [rank, rank + d_state], axis=-1)
         # Without its bias, which the scan adds in float32.
@@ -70,7 +71,7 @@ class SelectiveSSM(nnx.Module):
 
 
 def scan_2d(ssms: Sequence[SelectiveSSM], x: Float[Array, "b h w c"], scan_order: str) -> Float[Array, "b h w c"]:
-    """Scan a map along each direction of an order, by a layer each, and add the results."""
+    """Compute the sum of the scans of a map along each direction of an order, with one layer per direction."""
     _, h, w, _ = x.shape
     lines = [
         (ssm(flatten_map(x, columns=direction.columns), reverse=direction.reverse), direction.columns)
@@ -80,12 +81,12 @@ def scan_2d(ssms: Sequence[SelectiveSSM], x: Float[Array, "b h w c"], scan_order
 
 
 def _initial_decay(noise):
-    """Give ln(1), ..., ln(n) for each channel, whatever the noise."""
+    """Return ln(1), ..., ln(n) for each channel."""
     return jnp.broadcast_to(jnp.log(jnp.arange(1, noise.shape[1] + 1, dtype=noise.dtype)), noise.shape)
 
 
 def _initial_dt_bias(noise):
-    """Give the bias of which softplus is a step size, log-uniform between DT_MIN and DT_MAX."""
+    """Return the bias whose softplus is a step size, log-uniform between DT_MIN and DT_MAX."""
     low, high = math.log(DT_MIN), math.log(DT_MAX)
     dt = jnp.maximum(jnp.exp(low + (high - low) * uniform(noise)), DT_FLOOR)
     return dt + jnp.log(-jnp.expm1(-dt))

@@ -1,4 +1,4 @@
-"""The block of MambaOut, and with a state space model that of Mamba, over maps."""
+"""The block of MambaOut, and with a state space model that of Mamba, on maps."""
 
 import jax
 import jax.numpy as jnp
@@ -6,44 +6,24 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from mambaout_jax.models.errors import ModelError
-from mambaout_jax.models.layers.basic import (
-    LayerNorm,
-    LayerScale,
-    Linear,
-    activation,
-    drop_path,
-    normal,
-    parameter,
-    per_channel,
-    saveable,
-    zeros,
-)
+from mambaout_jax.models.layers.conv import Conv2d
+from mambaout_jax.models.layers.drop import drop_path
+from mambaout_jax.models.layers.linear import Linear, activation
+from mambaout_jax.models.layers.norm import LayerNorm, LayerScale
+from mambaout_jax.models.layers.parameters import saveable
 from mambaout_jax.models.layers.selective_ssm import SelectiveSSM, scan_2d
-from mambaout_jax.ops import SCAN_ORDERS, depthwise_conv2d
+from mambaout_jax.ops import SCAN_ORDERS
 
-# timm builds LayerScale without the configured value, so that training starts here whatever `ls_init_value` says.
+# timm builds LayerScale without the configured value: training starts here for every `ls_init_value`.
 TIMM_LAYER_SCALE_INIT = 1e-5
 
 
-class DepthwiseConv2d(nnx.Module):
-    """Convolve each channel with its own k x k kernel, stride 1, zero padding that keeps the size."""
-
-    def __init__(self, channels: int, kernel_size: int, *, dtype: jnp.dtype):
-        self.weight = parameter((kernel_size, kernel_size, 1, channels), normal)
-        self.bias = parameter((channels,), zeros)
-        self.dtype = dtype
-
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        y = depthwise_conv2d(x.astype(self.dtype), self.weight.astype(self.dtype))
-        return saveable(y + per_channel(self.bias, y))
-
-
 class GatedCNNBlock(nnx.Module):
-    """Mix tokens by a gated depthwise convolution.
+    """One block of MambaOut, a gated depthwise convolution.
 
-    With (g, i, v) = fc1(norm(x)): x + fc2(act(g) * concat(i, conv(v))), where the parts are products of their own and
-    never lie in one array. With a scan order it is Mamba's block: SSM(SiLU(conv(v))) stands for conv(v), and the SSMs
-    of all directions add up. Reference: MambaOut, equations 8 to 11.
+    With (g, i, v) = fc1(norm(x)): x + fc2(act(g) * concat(i, conv(v))), where each part is a matrix product of its own
+    and the concatenation is never in memory. With a scan order it is Mamba's block: conv(v) becomes the sum of
+    SSM(SiLU(conv(v))) over all directions. Reference: MambaOut, equations 8 to 11.
     """
 
     def __init__(
@@ -62,12 +42,13 @@ class GatedCNNBlock(nnx.Module):
         self.conv_channels = int(conv_ratio * dim)
         if not 0 < self.conv_channels <= hidden:
             raise ModelError(
-                f"conv_ratio {conv_ratio} convolves {self.conv_channels} of the {hidden} hidden channels that "
-                f"expansion_ratio {expansion_ratio} gives to {dim}; it has to lie above 0 and within expansion_ratio"
+                f"conv_ratio {conv_ratio} convolves {self.conv_channels} of {hidden} hidden channels (expansion_ratio "
+                f"{expansion_ratio} of {dim}); more than 0, at most expansion_ratio, is expected"
             )
         self.norm = LayerNorm(dim)
         self.fc1 = Linear(dim, 2 * hidden, dtype=dtype)
-        self.conv = DepthwiseConv2d(self.conv_channels, kernel_size, dtype=dtype)
+        channels = self.conv_channels
+        self.conv = Conv2d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels, dtype=dtype)
         directions = () if scan_order is None else SCAN_ORDERS[scan_order]
         ssms = [SelectiveSSM(self.conv_channels, dtype=dtype) for _ in directions]
         self.ssm = nnx.List(ssms) if ssms else None

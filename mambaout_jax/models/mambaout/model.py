@@ -1,4 +1,4 @@
-"""MambaOut: a hierarchy of Gated CNN blocks, which are Mamba blocks without their state space model.
+"""MambaOut: four stages of Gated CNN blocks, which are Mamba blocks without their state space model.
 
 Reference: Yu and Wang, MambaOut: Do We Really Need Mamba for Vision?, CVPR 2025. The options and the parameter names
 are those of timm's `mambaout.py`.
@@ -13,20 +13,23 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from mambaout_jax.models.errors import ModelError
-from mambaout_jax.models.layers.basic import Conv2d, LayerNorm, Linear, activation, dropout
 from mambaout_jax.models.layers.blocks import REMAT, run_blocks
+from mambaout_jax.models.layers.conv import Conv2d
+from mambaout_jax.models.layers.drop import dropout
+from mambaout_jax.models.layers.linear import Linear, activation
+from mambaout_jax.models.layers.norm import LayerNorm
 from mambaout_jax.models.mambaout.gated_cnn import GatedCNNBlock
 from mambaout_jax.models.options import DTYPES, require_choice, require_counts, require_rates
 from mambaout_jax.ops import SCAN_ORDERS
 
 
 class Stem(nnx.Module):
-    """Reduce the image to a quarter of its size by two strided convolutions."""
+    """Two strided convolutions, from an image to a map of a quarter of its size."""
 
     def __init__(self, in_chans: int, dim: int, *, mid_norm: bool, act_layer: str, dtype: jnp.dtype):
-        self.conv1 = Conv2d(in_chans, dim // 2, dtype=dtype)
+        self.conv1 = Conv2d(in_chans, dim // 2, 3, stride=2, padding=1, dtype=dtype)
         self.norm1 = LayerNorm(dim // 2) if mid_norm else None
-        self.conv2 = Conv2d(dim // 2, dim, dtype=dtype)
+        self.conv2 = Conv2d(dim // 2, dim, 3, stride=2, padding=1, dtype=dtype)
         self.norm2 = LayerNorm(dim)
         self.act_layer = act_layer
 
@@ -38,11 +41,11 @@ class Stem(nnx.Module):
 
 
 class Downsample(nnx.Module):
-    """Halve a map: convolution then norm, or norm then convolution with `norm_first`."""
+    """A strided convolution with a norm after it, or before it with `norm_first`; the map is halved."""
 
     def __init__(self, in_dim: int, dim: int, *, norm_first: bool, dtype: jnp.dtype):
         self.norm = LayerNorm(in_dim if norm_first else dim)
-        self.conv = Conv2d(in_dim, dim, dtype=dtype)
+        self.conv = Conv2d(in_dim, dim, 3, stride=2, padding=1, dtype=dtype)
         self.norm_first = norm_first
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b ho wo d"]:
@@ -50,7 +53,7 @@ class Downsample(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Run blocks at one resolution, after a downsampling in all stages but the first."""
+    """Blocks of one resolution, after a downsampling in all stages but the first."""
 
     def __init__(self, downsample: Downsample | None, blocks: Sequence[GatedCNNBlock]):
         self.downsample = downsample
@@ -58,20 +61,20 @@ class Stage(nnx.Module):
 
 
 class PreLogits(nnx.Module):
-    """Widen the pooled features four times; `norm` is only there in the published head."""
+    """A hidden layer of four times the width; only the published head has its `norm`."""
 
     def __init__(self, dim: int, *, norm: bool, dtype: jnp.dtype):
         self.fc = Linear(dim, 4 * dim, dtype=dtype)
         self.norm = LayerNorm(4 * dim) if norm else None
 
     def __call__(self, x: Float[Array, "b d"]) -> Float[Array, "b e"]:
-        # Exact GELU whatever `act_layer` is: timm does not hand the option to the head.
+        # Exact GELU for every `act_layer`: timm does not pass the option to the head.
         x = activation("gelu")(self.fc(x))
         return x if self.norm is None else self.norm(x)
 
 
 class Head(nnx.Module):
-    """Pool, normalise, widen, drop out, classify; logits are float32."""
+    """The classifier: pooling, norm, hidden layer, dropout, linear layer; logits are float32."""
 
     def __init__(self, dim: int, num_classes: int, *, head_fn: str, drop_rate: float, dtype: jnp.dtype):
         self.norm = LayerNorm(dim)
@@ -86,29 +89,28 @@ class Head(nnx.Module):
 
 
 class MambaOut(nnx.Module):
-    """Build MambaOut from timm's options.
+    """MambaOut, with timm's options.
 
     Args:
         num_classes: width of the logits, at least 1.
         in_chans: channels of the input.
         depths, dims: blocks and channels of each stage.
-        act_layer: "gelu", "silu" or "relu", in stem and blocks.
+        act_layer: "gelu" (exact), "gelu_tanh", "silu" or "relu", in stem and blocks.
         kernel_size: of the depthwise convolution, odd.
         conv_ratio: convolved channels over dim; int(conv_ratio * dim) at most int(expansion_ratio * dim).
         expansion_ratio: hidden channels over dim.
-        stem_mid_norm: normalise between the stem's convolutions.
-        ls_init_value: None for no LayerScale; any number adds one that starts at 1e-5, as timm's does.
+        stem_mid_norm: normalize between the stem's convolutions.
+        ls_init_value: None for no LayerScale; any number adds one with initial value 1e-5, as in timm.
         downsample: "conv" (norm after) or "conv_nf" (norm first).
         head_fn: "default" or "norm_mlp" (no second norm).
         drop_path_rate: of the last block; rises linearly from 0 over all blocks.
         drop_rate: dropout before the classifier.
-        token_mixer: "conv", or "conv_ssm", which follows each block's convolution with the state space model that
-            MambaOut took out of Mamba's block.
-        scan_order: in which "conv_ssm" reads a map: "causal" (row by row), "bidirectional" (and back) or "cross" (and
-            the same by columns); each direction has parameters of its own. In every order the convolution before it
-            sees later places: up to 3 rows and columns further at kernel_size 7.
+        token_mixer: "conv", or "conv_ssm": the state space model of Mamba's block after each block's convolution.
+        scan_order: of "conv_ssm" on a map: "causal" (row by row), "bidirectional" (and back) or "cross" (and the same
+            by columns); each direction has parameters of its own. In every order the convolution before it sees later
+            positions: up to 3 rows and columns further at kernel_size 7.
         dtype: "float32" or "bfloat16", for matrix products and convolutions.
-        scan_blocks: compile one block of each stage, and run it as often as the stage has blocks.
+        scan_blocks: compile one block of each stage, as the body of a loop over the stage's blocks.
         remat: what the backward pass recomputes of a block instead of storing it: "none", "save_matmuls" (all but
             matrix products, convolutions and scans) or "full".
 
@@ -140,7 +142,7 @@ class MambaOut(nnx.Module):
         remat: str = "none",
     ):
         if not all(isinstance(sizes, tuple | list) and sizes for sizes in (depths, dims)) or len(depths) != len(dims):
-            raise ModelError(f"depths {depths} and dims {dims} have to be of one length, a number a stage")
+            raise ModelError(f"depths is {depths} and dims {dims}; lists of one length are expected")
         require_counts(num_classes=num_classes, in_chans=in_chans, depths=depths, dims=dims, kernel_size=kernel_size)
         if kernel_size % 2 == 0:
             raise ModelError(f"kernel_size is {kernel_size}; an odd number is expected, so that the map keeps its size")
@@ -150,7 +152,9 @@ class MambaOut(nnx.Module):
         require_choice("token_mixer", token_mixer, ("conv", "conv_ssm"))
         require_choice("scan_order", scan_order, tuple(SCAN_ORDERS))
         if token_mixer == "conv" and scan_order != "causal":
-            raise ModelError(f"scan_order is {scan_order!r} and token_mixer 'conv' scans nothing; set it to 'conv_ssm'")
+            raise ModelError(
+                f"scan_order is {scan_order!r} and token_mixer 'conv', without scan; set token_mixer='conv_ssm'"
+            )
         require_choice("dtype", dtype, DTYPES)
         require_choice("scan_blocks", scan_blocks, (False, True))
         require_choice("remat", remat, tuple(REMAT))
@@ -183,17 +187,17 @@ class MambaOut(nnx.Module):
 
     @property
     def first_conv(self) -> tuple[str, ...]:
-        """Give the path of the layer that sees the image."""
+        """Return the path of the first layer."""
         return ("stem", "conv1")
 
     @property
     def classifier(self) -> tuple[str, ...]:
-        """Give the path of the layer that makes logits of features."""
+        """Return the path of the last layer."""
         return ("head", "fc")
 
     @property
     def no_decay(self) -> tuple[tuple[str | int, ...], ...]:
-        """Give the paths of what the reference of the state space model keeps from weight decay."""
+        """Return the paths of the parameters without weight decay, vectors aside: those of the SSM's reference."""
         return tuple(
             ("stages", stage, "blocks", block, "ssm", direction, name)
             for stage in range(len(self.stages))
@@ -204,12 +208,12 @@ class MambaOut(nnx.Module):
 
     @property
     def feature_channels(self) -> tuple[int, ...]:
-        """Give the channels of each stage's map."""
+        """Return the channels of each stage's map."""
         return self.dims
 
     @property
     def feature_strides(self) -> tuple[int, ...]:
-        """Give the stride of each stage's map."""
+        """Return the stride of each stage's map, in pixels."""
         return tuple(4 * 2**index for index in range(len(self.dims)))
 
     def features(self, images: Float[Array, "b h w i"], key: Key[Array, ""] | None) -> list[Array]:
@@ -226,6 +230,6 @@ class MambaOut(nnx.Module):
         return maps
 
     def logits(self, images: Float[Array, "b h w i"], key: Key[Array, ""] | None) -> Float[Array, "b k"]:
-        """Classify."""
+        """Compute the logits."""
         num_blocks = len(self.drop_path_rates)
         return self.head(self.features(images, key)[-1], None if key is None else jax.random.fold_in(key, num_blocks))

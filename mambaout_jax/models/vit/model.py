@@ -1,4 +1,4 @@
-"""The Vision Transformer, with attention that sees all tokens or, as in a causal language model, those before alone.
+"""The Vision Transformer, with full attention or causal attention as in a language model.
 
 References: Dosovitskiy et al., An Image is Worth 16x16 Words, 2021; Touvron et al., Training data-efficient image
 transformers, 2021; for causal attention, Yu and Wang, MambaOut, 2025, figure 3. The options and the parameter names are
@@ -6,6 +6,8 @@ those of timm's `vision_transformer.py`.
 """
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,91 +16,31 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from mambaout_jax.models.errors import ModelError
-from mambaout_jax.models.layers.basic import (
-    LayerNorm,
-    Linear,
-    activation,
-    drop_path,
-    dropout,
-    normal,
-    parameter,
-    per_channel,
-    saveable,
-    uniform_within,
-)
+from mambaout_jax.models.layers.attention import Attention
 from mambaout_jax.models.layers.blocks import REMAT, run_blocks
+from mambaout_jax.models.layers.drop import drop_path, dropout
+from mambaout_jax.models.layers.linear import Linear, Mlp
+from mambaout_jax.models.layers.norm import LayerNorm
+from mambaout_jax.models.layers.parameters import normal, parameter
+from mambaout_jax.models.layers.patch_embed import PatchEmbed
+from mambaout_jax.models.layers.position import resample_position_embedding
 from mambaout_jax.models.options import DTYPES, require_choice, require_counts, require_rates, require_ratio
-from mambaout_jax.ops import matmul
+
+ParamPath = tuple[str | int, ...]
 
 
 def _almost_zero(noise: Float[Array, "..."]) -> Float[Array, "..."]:
     return 1e-6 * noise
 
 
-class PatchConv(nnx.Module):
-    """Convolve p x p with stride p, which is one product of patches and `weight` (p, p, in, out)."""
-
-    def __init__(self, in_chans: int, dim: int, patch_size: int, *, dtype: jnp.dtype):
-        # PyTorch's own start of a convolution, which timm leaves as it is.
-        initializer = uniform_within(1 / math.sqrt(patch_size**2 * in_chans))
-        self.weight = parameter((patch_size, patch_size, in_chans, dim), initializer)
-        self.bias = parameter((dim,), initializer)
-        self.dtype = dtype
-
-    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b l d"]:
-        (b, h, w, i), (p, _, _, d) = x.shape, self.weight.shape
-        patches = x.astype(self.dtype).reshape(b, h // p, p, w // p, p, i).swapaxes(2, 3)
-        weight = self.weight.astype(self.dtype).reshape(-1, d)
-        tokens = matmul(patches.reshape(b, (h // p) * (w // p), p * p * i), weight)
-        return tokens + per_channel(self.bias, tokens)
-
-
-class PatchEmbed(nnx.Module):
-    """Make a token of each patch of the image, row by row."""
-
-    def __init__(self, in_chans: int, dim: int, patch_size: int, *, dtype: jnp.dtype):
-        self.proj = PatchConv(in_chans, dim, patch_size, dtype=dtype)
-
-    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b l d"]:
-        return self.proj(x)
-
-
-class Attention(nnx.Module):
-    """Mix tokens by softmax(q k^T / sqrt(d / heads)) v in each head; `qkv` holds the three, then heads, packed."""
-
-    def __init__(self, dim: int, num_heads: int, *, causal: bool, dtype: jnp.dtype):
-        self.qkv = Linear(dim, 3 * dim, dtype=dtype)
-        self.proj = Linear(dim, dim, dtype=dtype)
-        self.num_heads = num_heads
-        self.causal = causal
-
-    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
-        d = x.shape[-1]
-        heads = (part.reshape(*x.shape[:2], self.num_heads, -1) for part in self.qkv.apply_split(x, [d, 2 * d]))
-        # The products' sums and the softmax are float32 whatever x is.
-        y = jax.nn.dot_product_attention(*heads, is_causal=self.causal)
-        return self.proj(saveable(y.reshape(x.shape)))
-
-
-class Mlp(nnx.Module):
-    """Widen each token, apply GELU, and narrow it again."""
-
-    def __init__(self, dim: int, hidden: int, *, dtype: jnp.dtype):
-        self.fc1 = Linear(dim, hidden, dtype=dtype)
-        self.fc2 = Linear(hidden, dim, dtype=dtype)
-
-    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
-        return self.fc2(activation("gelu")(self.fc1(x)))
-
-
 class Block(nnx.Module):
-    """Compute y = x + attn(norm1(x)), then y + mlp(norm2(y)); each branch is dropped by itself."""
+    """One block: y = x + attn(norm1(x)), then y + mlp(norm2(y)); drop path applies to each branch separately."""
 
     def __init__(self, dim: int, num_heads: int, *, mlp_ratio: float, causal: bool, dtype: jnp.dtype):
         self.norm1 = LayerNorm(dim)
         self.attn = Attention(dim, num_heads, causal=causal, dtype=dtype)
         self.norm2 = LayerNorm(dim)
-        self.mlp = Mlp(dim, int(mlp_ratio * dim), dtype=dtype)
+        self.mlp = Mlp(dim, ratio=mlp_ratio, dtype=dtype)
 
     def __call__(
         self,
@@ -112,26 +54,26 @@ class Block(nnx.Module):
 
 
 class VisionTransformer(nnx.Module):
-    """Build a Vision Transformer from timm's options.
+    """The Vision Transformer, with timm's options.
 
-    Its one feature map holds the patches as the last block leaves them, before any norm and without the class token:
-    what timm's `forward_intermediates` gives by default.
+    Its one feature map is the output of the last block, before any norm and without the class token, as in timm's
+    `forward_intermediates` by default.
 
     Args:
-        img_size: side or (height, width) of the images, a multiple of patch_size; no other size is taken.
+        img_size: side or (height, width) of the images, a multiple of patch_size; the only size that is accepted.
         patch_size: side of a patch, in pixels.
         embed_dim: channels of a token, a multiple of num_heads.
         mlp_ratio: hidden channels over embed_dim.
-        class_token: put a learned token before the patches.
-        global_pool: what is classified, "token" (the class token) or "avg" (the mean of the patches).
-        fc_norm: normalise after pooling, not before; None for what timm does, after "avg" alone.
-        attention: "full", or "causal": a token sees itself and those before it.
+        class_token: a learned token before the patches.
+        global_pool: the input of the classifier, "token" (the class token) or "avg" (the mean of the patches).
+        fc_norm: normalize after pooling, not before; None for timm's rule, after "avg" only.
+        attention: "full", or "causal": a token attends to itself and those before it.
         num_classes: width of the logits, at least 1.
         in_chans: channels of the input.
         drop_path_rate: of the last block's branches; rises linearly from 0 over all blocks.
         drop_rate: dropout before the classifier.
         dtype: "float32" or "bfloat16", for matrix products; the softmax is float32.
-        scan_blocks: compile one block, and run it as often as there are blocks.
+        scan_blocks: compile one block, as the body of a loop over all.
         remat: what the backward pass recomputes of a block instead of storing it: "none", "save_matmuls" (all but
             matrix products and attention outputs) or "full".
 
@@ -182,7 +124,7 @@ class VisionTransformer(nnx.Module):
         if any(side % patch_size for side in self.img_size):
             raise ModelError(f"img_size is {img_size}; multiples of patch_size {patch_size} are expected")
         if embed_dim % num_heads:
-            raise ModelError(f"embed_dim {embed_dim} cannot be shared by num_heads {num_heads}; a multiple is expected")
+            raise ModelError(f"embed_dim is {embed_dim}; a multiple of num_heads {num_heads} is expected")
         dtype = jnp.dtype(dtype)
         self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size, dtype=dtype)
         self.cls_token = parameter((1, 1, embed_dim), _almost_zero) if class_token else None
@@ -205,37 +147,60 @@ class VisionTransformer(nnx.Module):
 
     @property
     def first_conv(self) -> tuple[str, ...]:
-        """Give the path of the layer that sees the image."""
+        """Return the path of the first layer."""
         return ("patch_embed", "proj")
 
     @property
     def classifier(self) -> tuple[str, ...]:
-        """Give the path of the layer that makes logits of features."""
+        """Return the path of the last layer."""
         return ("head",)
 
     @property
     def feature_channels(self) -> tuple[int, ...]:
-        """Give the channels of the one map."""
+        """Return the channels of the one map."""
         return (self.pos_embed.shape[-1],)
 
     @property
     def feature_strides(self) -> tuple[int, ...]:
-        """Give the stride of the one map."""
+        """Return the stride of the one map, in pixels."""
         return (self.patch_size,)
 
     @property
     def no_decay(self) -> tuple[tuple[str, ...], ...]:
-        """Give the paths that weight decay leaves alone beside the vectors."""
+        """Return the paths of the parameters without weight decay, vectors aside."""
         return (("pos_embed",),) if self.cls_token is None else (("pos_embed",), ("cls_token",))
+
+    def resample_params(
+        self, params: Mapping[ParamPath, Any], img_size: tuple[int, int] | None = None
+    ) -> dict[ParamPath, Any]:
+        """Return parameters for images of this model's size, from those for images of another size.
+
+        The position embeddings are resampled by timm's rule; all others are returned as they are.
+
+        Args:
+            params: arrays by path: all parameters or some of them.
+            img_size: (height, width) that they were trained at; None if unknown: then embeddings of another length
+                are taken to be those of square images.
+        """
+        embedding = params.get(("pos_embed",))
+        num_prefix_tokens = 0 if self.cls_token is None else 1
+        if embedding is None or (img_size is None and embedding.shape == self.pos_embed.shape):
+            return dict(params)
+        resampled = resample_position_embedding(
+            np.asarray(embedding),
+            self._grid(self.img_size),
+            old_grid=None if img_size is None else self._grid(img_size),
+            num_prefix_tokens=num_prefix_tokens,
+        )
+        return {**params, ("pos_embed",): resampled}
 
     def features(self, images: Float[Array, "b h w i"], key: Key[Array, ""] | None) -> list[Array]:
         """Compute the one map."""
         patches = self._patches(self._tokens(images, key))
-        rows, columns = (side // self.patch_size for side in self.img_size)
-        return [patches.reshape(patches.shape[0], rows, columns, patches.shape[2])]
+        return [patches.reshape(patches.shape[0], *self._grid(self.img_size), patches.shape[2])]
 
     def logits(self, images: Float[Array, "b h w i"], key: Key[Array, ""] | None) -> Float[Array, "b k"]:
-        """Classify."""
+        """Compute the logits."""
         x = self._tokens(images, key)
         if self.norm is not None:
             x = self.norm(x)
@@ -249,7 +214,7 @@ class VisionTransformer(nnx.Module):
         if images.shape[1:3] != self.img_size:
             raise ModelError(
                 f"images are {images.shape[1]}x{images.shape[2]}; {self.img_size[0]}x{self.img_size[1]} is expected, "
-                "the img_size that the model was created for and has position embeddings of"
+                "the img_size of the model and its position embeddings"
             )
         x = self.patch_embed(images)
         if self.cls_token is not None:
@@ -258,15 +223,18 @@ class VisionTransformer(nnx.Module):
         x = x + self.pos_embed.astype(x.dtype)
         return run_blocks(self.blocks, x, key, self.drop_path_rates, first=0, scan=self.scan_blocks, remat=self.remat)
 
+    def _grid(self, img_size):
+        return tuple(side // self.patch_size for side in img_size)
+
     def _patches(self, x):
         return x if self.cls_token is None else x[:, 1:]
 
 
 def _check_tokens(class_token, global_pool, attention):
     if global_pool == "token" and not class_token:
-        raise ModelError("global_pool is 'token' and class_token is False; there is none: set global_pool='avg'")
+        raise ModelError("global_pool is 'token' and class_token is False; set global_pool='avg'")
     if global_pool == "token" and attention == "causal":
         raise ModelError(
-            "attention is 'causal' and global_pool is 'token'; the class token comes first and sees itself alone, so "
-            "that the logits would ignore the image: set global_pool='avg'"
+            "attention is 'causal' and global_pool is 'token'; the class token comes first and attends to itself only, "
+            "so that the logits would ignore the image: set global_pool='avg'"
         )

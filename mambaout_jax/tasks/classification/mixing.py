@@ -11,7 +11,7 @@ from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from mambaout_jax import distributed
-from mambaout_jax.ops import normalize
+from mambaout_jax.ops import normalize_images
 from mambaout_jax.tasks.classification.losses import smooth_one_hot
 
 
@@ -60,7 +60,7 @@ def augment(
         x = rotate(x, jax.random.uniform(rotate_key, x.shape[:1], minval=-limit, maxval=limit))
     if settings.mixes:
         x, targets = mix(x, targets, draw_mix(mix_key, x.shape, settings), settings)
-    x = normalize(x, mean, std)
+    x = normalize_images(x, mean, std)
     if settings.random_erasing_prob:
         draw_key, noise_key = jax.random.split(erase_key)
         noise = jax.random.normal(noise_key, x.shape, x.dtype)

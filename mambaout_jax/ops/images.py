@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
 
-def normalize(
+def normalize_images(
     images: Float[Array, "b h w c"] | UInt8[Array, "b h w c"], mean: Sequence[float], std: Sequence[float]
 ) -> Float[Array, "b h w c"]:
     """Compute (x / 255 - mean) / std of pixels in 0..255.

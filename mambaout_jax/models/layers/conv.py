@@ -1,0 +1,115 @@
+"""Convolutions with PyTorch's padding, and the patch embedding."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float
+
+from mambaout_jax.models.layers.parameters import (
+    Initializer,
+    normal,
+    parameter,
+    per_channel,
+    saveable,
+    uniform_within,
+    zeros,
+)
+from mambaout_jax.ops import depthwise_conv2d, matmul, strided_conv2d
+
+Pair = int | tuple[int, int]
+
+
+class Conv2d(nnx.Module):
+    """A 2-D convolution plus a bias; `weight` is (kh, kw, in / groups, out).
+
+    Args:
+        kernel_size, stride: a number, or one for rows and one for columns.
+        padding: zeros on both sides of rows and of columns, as in PyTorch. (XLA's "SAME" pads even maps at stride 2
+            on the far side only.)
+        groups: of channels that are convolved separately.
+    """
+
+    def __init__(
+        self,
+        in_chans: int,
+        out_chans: int,
+        kernel_size: Pair,
+        *,
+        stride: Pair = 1,
+        padding: Pair = 0,
+        groups: int = 1,
+        bias: bool = True,
+        initializer: Initializer = normal,
+        bias_initializer: Initializer = zeros,
+        dtype: jnp.dtype,
+    ):
+        self.weight = parameter((*_pair(kernel_size), in_chans // groups, out_chans), initializer)
+        self.bias = parameter((out_chans,), bias_initializer) if bias else None
+        self.stride = _pair(stride)
+        self.padding = _pair(padding)
+        self.groups = groups
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b ho wo o"]:
+        y = self._convolve(x.astype(self.dtype), self.weight.astype(self.dtype))
+        return saveable(y if self.bias is None else y + per_channel(self.bias, y))
+
+    def _convolve(self, x, weight):
+        """Compute the convolution by the fastest of the forms that express it."""
+        kernel, channels = weight.shape[:2], x.shape[-1]
+        keeps_size = self.padding == tuple(side // 2 for side in kernel) and all(side % 2 for side in kernel)
+        if keeps_size and self.stride == (1, 1) and self.groups == channels == weight.shape[3]:
+            return depthwise_conv2d(x, weight)
+        if keeps_size and self.stride[0] == self.stride[1] > 1 and self.groups == 1:
+            return strided_conv2d(x, weight, self.stride[0])
+        if kernel == self.stride and self.padding == (0, 0) and self.groups == 1:
+            return _multiply_patches(x, weight)
+        return lax.conv_general_dilated(
+            x,
+            weight,
+            window_strides=self.stride,
+            padding=[(side, side) for side in self.padding],
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=self.groups,
+        )
+
+
+def _pair(value: Pair) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else value
+
+
+def _multiply_patches(x, weight):
+    """Compute a convolution whose patches do not overlap as one matrix product; what is left of the map is unused."""
+    (b, h, w, i), (ph, pw, _, o) = x.shape, weight.shape
+    rows, columns = h // ph, w // pw
+    x = x[:, : rows * ph, : columns * pw]
+    patches = x.reshape(b, rows, ph, columns, pw, i).swapaxes(2, 3).reshape(b, rows, columns, ph * pw * i)
+    return matmul(patches, weight.reshape(-1, o))
+
+
+class CausalConv1d(nnx.Module):
+    """A causal depthwise convolution of k taps along a sequence; `weight` is (k, 1, d), its last tap the present."""
+
+    def __init__(self, channels: int, kernel_size: int, *, bias: bool, dtype: jnp.dtype):
+        initializer = uniform_within(kernel_size**-0.5)
+        self.weight = parameter((kernel_size, 1, channels), initializer)
+        self.bias = parameter((channels,), initializer) if bias else None
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        before, length = self.weight.shape[0] - 1, x.shape[1]
+        padded = jnp.pad(x, ((0, 0), (before, 0), (0, 0)))
+        return self._sum(padded, length)
+
+    def step(
+        self, window: Float[Array, "b k d"], x: Float[Array, "b d"]
+    ) -> tuple[Float[Array, "b d"], Float[Array, "b k d"]]:
+        """Compute the output at the next position, and the window of inputs after it."""
+        window = jnp.concatenate([window, x[:, None].astype(window.dtype)], axis=1)
+        return self._sum(window, 1)[:, 0], window[:, 1:]
+
+    def _sum(self, x, length):
+        x = x.astype(self.dtype).astype(jnp.float32)
+        y = sum(x[:, tap : tap + length] * self.weight[tap : tap + 1] for tap in range(self.weight.shape[0]))
+        y = y if self.bias is None else y + self.bias[None, None, :]
+        return y.astype(self.dtype)

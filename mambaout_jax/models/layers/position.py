@@ -1,0 +1,75 @@
+"""Resampling of position embeddings to another size of the input."""
+
+import math
+
+import numpy as np
+from jaxtyping import Float
+
+from mambaout_jax.models.errors import ModelError
+
+
+def resample_position_embedding(
+    embedding: Float[np.ndarray, "1 l d"],
+    grid: tuple[int, int],
+    *,
+    old_grid: tuple[int, int] | None = None,
+    num_prefix_tokens: int = 0,
+    antialias: bool = True,
+) -> Float[np.ndarray, "1 m d"]:
+    """Interpolate learned position embeddings to another grid of patches; those of prefix tokens are kept.
+
+    Bicubic with half-pixel centers, as `torch.nn.functional.interpolate(mode="bicubic", antialias=...)`.
+    `antialias=True` is the rule of timm 1.0.31, `resample_abs_pos_embed`.
+
+    Args:
+        embedding: of the prefix tokens, then of the patches row by row.
+        grid: rows and columns of patches to resample to.
+        old_grid: those of `embedding`; None for a square.
+        num_prefix_tokens: class tokens and the like before the patches.
+        antialias: widen the kernel when shrinking.
+
+    Raises:
+        ModelError: the number of patches is not that of the old grid.
+    """
+    num_patches = embedding.shape[1] - num_prefix_tokens
+    if old_grid is None:
+        old_grid = (math.isqrt(max(num_patches, 0)),) * 2
+    if math.prod(old_grid) != num_patches:
+        raise ModelError(
+            f"position embeddings have {num_patches} patches; {old_grid[0]}x{old_grid[1]} is expected, the grid of the "
+            "images that they were trained on"
+        )
+    if old_grid == tuple(grid):
+        return embedding
+    prefix, patches = np.split(embedding, [num_prefix_tokens], axis=1)
+    rows, columns = (_bicubic_matrix(*sizes, antialias) for sizes in zip(old_grid, grid, strict=True))
+    patches = patches[0].astype(np.float64).reshape(*old_grid, -1)
+    patches = np.einsum("yh,xw,hwd->yxd", rows, columns, patches, optimize=True)
+    return np.concatenate([prefix, patches.reshape(1, math.prod(grid), -1).astype(prefix.dtype)], axis=1)
+
+
+def _bicubic_matrix(old_size: int, new_size: int, antialias: bool) -> Float[np.ndarray, "m n"]:
+    """Build the matrix that interpolates one axis.
+
+    PyTorch has two kernels: a = -0.75 with the edge repeated; with antialiasing Pillow's, a = -0.5, widened by the
+    factor of shrinking, cut off at the edge and normalized.
+    """
+    scale = old_size / new_size
+    center = (np.arange(new_size)[:, None] + 0.5) * scale
+    if antialias:
+        widening = max(scale, 1.0)
+        weights = _cubic((np.arange(old_size) + 0.5 - center) / widening, -0.5)
+        return weights / weights.sum(1, keepdims=True)
+    # Two taps beyond either edge, whose weights are added to those of the edge.
+    weights = _cubic(np.arange(-2, old_size + 2) + 0.5 - center, -0.75)
+    weights[:, 2] += weights[:, :2].sum(1)
+    weights[:, -3] += weights[:, -2:].sum(1)
+    return weights[:, 2:-2]
+
+
+def _cubic(x: Float[np.ndarray, "m n"], a: float) -> Float[np.ndarray, "m n"]:
+    """Compute the cubic convolution kernel. Reference: Keys, 1981."""
+    x = np.abs(x)
+    near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+    far = a * (x**3 - 5 * x**2 + 8 * x - 4)
+    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))

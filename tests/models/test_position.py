@@ -1,0 +1,125 @@
+"""Position embeddings are resampled as PyTorch and timm do it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mambaout_jax as mo
+from mambaout_jax.models import ModelError
+from mambaout_jax.models.layers.position import resample_position_embedding
+from tests.timm import load_timm
+from tests.weights import pytorch
+
+GRIDS = [((14, 14), (24, 24)), ((14, 14), (7, 9)), ((3, 5), (5, 3)), ((16, 4), (5, 11)), ((2, 2), (7, 1))]
+SMALL = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 5}
+
+
+def embedding(grid, num_prefix_tokens=1):
+    length = num_prefix_tokens + grid[0] * grid[1]
+    return np.random.default_rng(0).normal(size=(1, length, 6)).astype(np.float32)
+
+
+def small_model(size, **options):
+    return mo.create_model("deit_tiny_patch16_224", img_size=size, **{**SMALL, **options})
+
+
+def flat(params):
+    return {tuple(key.key for key in path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
+
+
+# Of torch 2.13: F.interpolate(torch.arange(9.).reshape(1, 1, 3, 3) ** 2, size, mode="bicubic", antialias=...).
+TORCH_VALUES = {
+    ((2, 4), True): [[1.91647, 3.51665, 6.93863, 10.03712], [26.33132, 32.97417, 43.74115, 51.88231]],
+    ((2, 4), False): [[0.93563, 2.00833, 4.96921, 7.68448], [29.34854, 36.25828, 48.34427, 56.89657]],
+}
+
+
+@pytest.mark.parametrize(("grid", "antialias"), TORCH_VALUES)
+def test_values_are_pytorchs(grid, antialias):
+    squares = np.arange(9, dtype=np.float32).reshape(1, 9, 1) ** 2
+    actual = resample_position_embedding(squares, grid, antialias=antialias)
+    np.testing.assert_allclose(actual.reshape(grid), TORCH_VALUES[grid, antialias], rtol=0, atol=2e-4)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("num_prefix_tokens", [0, 1, 2])
+@pytest.mark.parametrize(("old_grid", "grid"), GRIDS)
+def test_resampling_equals_timms(old_grid, grid, num_prefix_tokens, antialias):
+    _, torch = load_timm()
+    from timm.layers import resample_abs_pos_embed
+
+    values = embedding(old_grid, num_prefix_tokens)
+    expected = resample_abs_pos_embed(
+        torch.from_numpy(values), list(grid), list(old_grid), num_prefix_tokens, antialias=antialias
+    )
+    actual = resample_position_embedding(
+        values, grid, old_grid=old_grid, num_prefix_tokens=num_prefix_tokens, antialias=antialias
+    )
+    assert actual.dtype == np.float32
+    np.testing.assert_allclose(actual, expected.numpy(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("options", [{}, {"class_token": False, "global_pool": "avg"}], ids=str)
+def test_a_vit_at_another_size_equals_timms(options):
+    _, torch = load_timm()
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    name = "vit_tiny_patch16_224"
+    source = pytorch.noisy_timm(name, **{"img_size": 48, **SMALL, **options})
+    theirs = pytorch.noisy_timm(name, seed=1, **{"img_size": (80, 64), **SMALL, **options})
+    theirs.load_state_dict(checkpoint_filter_fn(source.state_dict(), theirs))
+    images = np.random.default_rng(1).normal(size=(2, 80, 64, 3)).astype(np.float32)
+    with torch.inference_mode():
+        expected = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+    ours = small_model((80, 64), **options)
+    variables = mo.from_torch(small_model(48, **options), source.state_dict())
+    params = ours.resample_params(flat(variables["params"]), (48, 48))
+    variables["params"] = jax.tree.unflatten(jax.tree.structure(variables["params"]), list(params.values()))
+    logits = pytorch.logits_of(ours, variables, images)
+    assert pytorch.relative_difference(logits, expected) < 1e-5
+
+
+def test_a_constant_stays_constant_and_the_same_grid_is_returned():
+    ones = np.ones((1, 12, 3), np.float32)
+    np.testing.assert_allclose(resample_position_embedding(ones, (5, 2), old_grid=(3, 4)), 1.0, rtol=1e-6)
+    assert resample_position_embedding(ones, (3, 4), old_grid=(3, 4)) is ones
+
+
+@pytest.mark.parametrize("num_prefix_tokens", [0, 1, 3])
+def test_prefix_tokens_are_kept(num_prefix_tokens):
+    values = embedding((4, 4), num_prefix_tokens)
+    actual = resample_position_embedding(values, (3, 6), num_prefix_tokens=num_prefix_tokens)
+    assert actual.shape == (1, num_prefix_tokens + 18, 6)
+    np.testing.assert_array_equal(actual[:, :num_prefix_tokens], values[:, :num_prefix_tokens])
+
+
+def test_a_model_resamples_its_position_embeddings_only():
+    source, model = small_model((32, 48)), small_model((64, 64))
+    params = flat(jax.jit(source.init)(jax.random.key(0))["params"])
+    resampled = model.resample_params(params, (32, 48))
+    expected = flat(jax.eval_shape(model.init, jax.random.key(0))["params"])
+    assert {path: leaf.shape for path, leaf in resampled.items()} == {
+        path: leaf.shape for path, leaf in expected.items()
+    }
+    assert [path for path in params if resampled[path] is not params[path]] == [("pos_embed",)]
+    assert model.resample_params({}) == {}
+
+
+def test_the_old_grid_is_square_where_no_size_says_otherwise():
+    model = small_model((64, 64))
+    square = model.resample_params({("pos_embed",): embedding((4, 4))})[("pos_embed",)]
+    known = model.resample_params({("pos_embed",): embedding((4, 4))}, (32, 32))[("pos_embed",)]
+    np.testing.assert_array_equal(square, known)
+    own = embedding((8, 8))
+    assert model.resample_params({("pos_embed",): own})[("pos_embed",)].shape == own.shape
+    with pytest.raises(ModelError, match="have 24 patches; 4x4 is expected, the grid of the images"):
+        model.resample_params({("pos_embed",): embedding((4, 6))})
+
+
+def test_models_without_position_embeddings_return_what_they_get():
+    model = mo.create_model("mambaout_femto", depths=(1,), dims=(8,))
+    params = {("stem", "conv1", "weight"): jnp.zeros(3)}
+    assert model.resample_params(params, (32, 32)) == params
