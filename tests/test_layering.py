@@ -9,17 +9,20 @@ from pathlib import Path
 
 import pytest
 
+from mambaout_jax.models import families
+
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("mambaout_jax", "configs", "benchmarks", "tests")
 
 # Package -> the packages that it may import; what those may import it may import as well. A line may name earlier ones
 # alone, so that there are no cycles.
 IMPORTS = {
+    "plugins": set(),
     "ops": set(),
     "data": set(),
     "distributed": set(),
     "supervisor": set(),
-    "models": {"ops"},
+    "models": {"ops", "plugins"},
     "weights": {"models"},
     "tasks": {"weights", "data", "distributed"},
     "run": {"weights", "data", "distributed", "supervisor"},
@@ -56,6 +59,9 @@ CONFIG_READERS = {
     "mambaout_jax/export/torch.py",
 }
 TORCH = {"timm", "torch", "torchvision"}
+# Names of families and of their models, which nothing but their own folder and the registry may know.
+NAMES_FAMILIES = {"mambaout_jax/models/registry.py", "mambaout_jax/study/twins.py"}
+FAMILIES = {family.name: set(family.variants) for family in families()}
 LONG_FUNCTIONS = {"mambaout_jax/train/loop.py": {"train"}}
 
 
@@ -157,6 +163,37 @@ def nothing_banned_is_used(root):
                     yield f"{path}:{line} uses {banned}: {reason}"
 
 
+def strings_and_identifiers(tree):
+    """Yield (text, line) of every string literal, identifier and part of an imported module's name."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Constant(value=str(text)) | ast.Name(id=text) | ast.Attribute(attr=text):
+                yield text, node.lineno
+            case ast.FunctionDef(name=text) | ast.ClassDef(name=text) | ast.arg(arg=text):
+                yield text, node.lineno
+            case ast.keyword(arg=str(text)):
+                yield text, node.value.lineno
+            case ast.alias(name=name, asname=bound):
+                yield from ((text, node.lineno) for text in (*name.split("."), bound))
+            case ast.ImportFrom(module=str(name)):
+                yield from ((text, node.lineno) for text in name.split("."))
+
+
+def families_are_named_by_themselves_and_the_registry_alone(root):
+    for path, tree in sources(root, "mambaout_jax/**/*.py"):
+        if path in NAMES_FAMILIES:
+            continue
+        foreign = {
+            name
+            for family, models in FAMILIES.items()
+            if not path.startswith(f"mambaout_jax/models/{family}/")
+            for name in (family, *models)
+        }
+        for text, line in strings_and_identifiers(tree):
+            if text in foreign:
+                yield f"{path}:{line} names {text}"
+
+
 def there_is_no_utils(root):
     for pattern in ("utils.py", *(f"{folder}/**/utils.py" for folder in FOLDERS)):
         yield from (path.relative_to(root).as_posix() for path in root.glob(pattern))
@@ -230,6 +267,20 @@ LAWS = {
                 "import jax.numpy as jnp\nfrom jax.experimental import shard_map",
             ),
             ("mambaout_jax/ops/f.py", "import jax.numpy\njax.pmap"),
+        ),
+        (
+            families_are_named_by_themselves_and_the_registry_alone,
+            ("mambaout_jax/models/api.py", "from mambaout_jax.models.vit.model import VisionTransformer"),
+            ("mambaout_jax/models/__init__.py", "from mambaout_jax.models import mambaout"),
+            ("mambaout_jax/models/mambaout/model.py", "import mambaout_jax.models.vit.model"),
+            ("mambaout_jax/models/vit/variants.py", "TWIN = 'mambaout_tiny'"),
+            ("mambaout_jax/cli/convert.py", "FORMATS = ('timm', 'mambaout')"),
+            ("mambaout_jax/plan/a.py", "create_model('vit_tiny_patch16_224')"),
+            ("mambaout_jax/plan/b.py", "def f(vit): ..."),
+            ("mambaout_jax/plan/c.py", "f(mamba_tiny=1)"),
+            ("mambaout_jax/plan/d.py", "x.mambaout"),
+            ("mambaout_jax/plan/e.py", "class vit: ..."),
+            ("mambaout_jax/plan/f.py", "def mambaout(): ..."),
         ),
         (there_is_no_utils, ("mambaout_jax/train/utils.py", ""), ("tests/utils.py", "")),
         (functions_are_short, ("mambaout_jax/train/loop.py", "def evaluate():\n" + "    x = 1\n" * 80)),

@@ -243,7 +243,7 @@ def _load_given(config: ConfigDict, sources: Sequence[ImageSource], mesh: Mesh) 
     for source in sources:
         _check_classes(source, pretrained.num_classes, pretrained.class_names)
     placed = distributed.shardings(distributed.sharded_shapes(model.init, jax.random.key(0), placed=mesh))
-    return model, {"raw": distributed.put_global(pretrained.variables, placed)}, pretrained.origin
+    return model, {"raw": distributed.put_global(pretrained.variables, placed)}, pretrained.description
 
 
 def _open_sources(config: ConfigDict) -> list[ImageSource]:

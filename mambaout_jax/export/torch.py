@@ -1,4 +1,4 @@
-"""Weights between workdirs and PyTorch programs; what was written is read back and has to give the same logits."""
+"""Weights between workdirs and PyTorch programs; what was written is read back and compared by its logits."""
 
 import os
 from collections.abc import Callable
@@ -24,17 +24,17 @@ from mambaout_jax.tasks.classification.mixing import normalize
 from mambaout_jax.weights import (
     ENDINGS,
     ConvertError,
-    Identity,
     LogitsCheck,
+    ResolvedModel,
     TorchCheckpoint,
-    draft_folder,
+    atomic_dir,
+    commit_folder,
     from_checkpoint,
     from_torch,
-    identify,
     model_args,
-    put_folder,
     random_images,
     read_checkpoint,
+    resolve_model,
     to_torch,
     write_file,
     write_folder,
@@ -81,16 +81,16 @@ def import_weights(
     target = epath.Path(os.path.realpath(open_workdir(path)))
     _check_target(target, force)
     checkpoint = read_checkpoint(source)
-    identity = identify(checkpoint, name)
-    model = create_model(identity.name, **identity.options)
-    for sentence in (_describe(source, checkpoint, identity, model), identity.assumed):
+    resolved = resolve_model(checkpoint, name)
+    model = create_model(resolved.name, **resolved.options)
+    for sentence in (_describe(source, checkpoint, resolved, model), resolved.note):
         if sentence:
             say(sentence)
     if checkpoint.config is None:
         spec = model.input_spec
         say(
-            f"nothing tells how images are to be prepared: {spec.size[0]}x{spec.size[1]} pixels, crop {spec.crop_pct}, "
-            f"mean and deviation are those of {model.name}; a folder with a config.json would tell"
+            f"{source} does not say how images are prepared: {spec.size[0]}x{spec.size[1]} pixels, crop "
+            f"{spec.crop_pct}, mean and deviation of {model.name} are assumed; a folder has them in its config.json"
         )
     class_names = checkpoint.config.class_names if checkpoint.config else None
     imagenet = official_facts().class_names
@@ -108,7 +108,7 @@ def import_weights(
         raise RunError(f"{target} cannot be written ({error.strerror}); name another place") from error
     # Beforehand, because orbax prints pages over a disk that fills up under it.
     check_space(target.parent, _OVERHEAD + sum(leaf.nbytes for leaf in jax.tree.leaves(variables)))
-    with draft_folder(target) as drafts:
+    with atomic_dir(target) as drafts:
         draft = epath.Path(drafts) / "workdir"
         _write_workdir(draft, config, environment, variables)
         check = LogitsCheck(model, variables, _images(config, model, say))
@@ -116,14 +116,14 @@ def import_weights(
         say(check.require("read back", load_run(draft).variables))
         if verify_timm:
             say(check.require_timm(source))
-        put_folder(draft, target, replace=force)
+        commit_folder(draft, target, replace=force)
 
 
 def export_weights(
     path: epath.PathLike,
     out: str,
     *,
-    dialect: str = "timm",
+    key_format: str | None = None,
     weights: str | None = None,
     dtype: str = "float32",
     verify_timm: bool = False,
@@ -134,7 +134,7 @@ def export_weights(
 
     Args:
         out: a file, by its ending, or a folder that becomes one in timm's format.
-        dialect: "timm" or "mambaout".
+        key_format: of a file, one of `model.family.key_formats`; None for the first, which a folder always has.
         weights: "ema" or "raw"; None for the average where one was kept.
         dtype: "float32" or "bfloat16".
         verify_timm: compare with a live timm too.
@@ -142,17 +142,18 @@ def export_weights(
         say: is called with each sentence about what was found.
 
     Raises:
-        RunError, ConvertError: the workdir, the dialect or the place does not fit, or logits differ.
+        RunError, ConvertError: the workdir, the key format or the place does not fit, or logits differ.
     """
     is_file = out.lower().endswith(ENDINGS)
-    if dialect != "timm" and not is_file:
-        raise ConvertError(
-            f"{out} would be a folder in timm's format, which has timm's names; a file ending in one of "
-            f"{', '.join(ENDINGS)} takes the dialect {dialect!r}"
-        )
     run = load_run(path, weights)
+    default = run.model.family.key_formats[0].name
+    if key_format not in (None, default) and not is_file:
+        raise ConvertError(
+            f"{out} would be a folder in timm's format, which takes key format {default!r}; a file ending in one of "
+            f"{', '.join(ENDINGS)} takes {key_format!r}"
+        )
     say(f"{path} holds {run.model.name}, {run.weights} weights of step {run.step}")
-    tensors = to_torch(run.model, run.variables, dialect, dtype)
+    tensors = to_torch(run.model, run.variables, key_format, dtype)
     written = jax.tree.map(lambda leaf: leaf.astype(dtype).astype(jnp.float32), run.variables)
     check = LogitsCheck(run.model, written, _images(run.config, run.model, say))
     if dtype != "float32":
@@ -169,12 +170,12 @@ def export_weights(
         write_folder(out, run.model, tensors, class_names=run.class_names, force=force, check=check_draft)
 
 
-def _describe(source: str, checkpoint: TorchCheckpoint, identity: Identity, model: Model) -> str:
+def _describe(source: str, checkpoint: TorchCheckpoint, resolved: ResolvedModel, model: Model) -> str:
     entry = f", entry {checkpoint.wrapper!r}" if checkpoint.wrapper else ""
     changes = "".join(f", {key} {value}" for key, value in model_args(model).items())
     return (
-        f"{source}{entry} holds {model.name}{changes}, {model.num_classes} classes, in the dialect of "
-        f"{identity.table.dialect}"
+        f"{source}{entry} holds {model.name}{changes}, {model.num_classes} classes, in key format "
+        f"{resolved.key_format.name}"
     )
 
 

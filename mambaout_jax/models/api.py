@@ -1,4 +1,4 @@
-"""The seam: a model as plain functions of nested dicts, with nothing of flax outside this folder."""
+"""A model as plain functions of nested dicts; flax is not used outside this package."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from mambaout_jax.models.errors import ModelError
+from mambaout_jax.models.family import Family
 
 Variables = dict[str, Any]
 Output = Literal["logits", "features"]
@@ -18,9 +19,9 @@ MIN_SIZE = 32
 
 
 def cpu_compiler_options() -> dict[str, str] | None:
-    """Give what XLA is to be told when it compiles a model's forward pass, as `jax.jit(compiler_options=)` takes it.
+    """Return the XLA options for compiling a model's forward pass, as `jax.jit(compiler_options=)` takes them.
 
-    By default its CPU backend cuts the weights of all layers into parts (see `Linear.apply_split`) before the first one
+    By default the CPU backend cuts the weights of all layers into parts (see `Linear.apply_split`) before the first one
     runs, which needs memory for a second copy of the weights. A step of training takes as long with it.
     """
     if jax.default_backend() != "cpu":
@@ -29,14 +30,14 @@ def cpu_compiler_options() -> dict[str, str] | None:
 
 
 class FeatureInfo(NamedTuple):
-    """Describe one feature map: its channels and how many input pixels one of its pixels spans."""
+    """One feature map: its channels and how many input pixels one of its pixels spans."""
 
     channels: int
     stride: int
 
 
 class InputSpec(NamedTuple):
-    """Say how images have to be prepared: statistics of RGB in [0, 1], size in pixels, evaluation crop."""
+    """How images have to be prepared: statistics of RGB in [0, 1], size in pixels, evaluation crop."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -47,14 +48,17 @@ class InputSpec(NamedTuple):
 
 
 class Model:
-    """Hold a network's structure; its numbers are in the `variables` that every method takes.
+    """The structure of a network; its numbers are in the `variables` that every method takes.
 
     `variables` is {"params": nested dict, "batch_stats": nested dict}; dict paths are timm's state-dict names with
     integers for the positions in a list. A model is stochastic if and only if it is given a key.
     """
 
-    def __init__(self, module: nnx.Module, *, name: str, input_spec: InputSpec, options: Mapping[str, Any]):
+    def __init__(
+        self, module: nnx.Module, *, name: str, family: Family, input_spec: InputSpec, options: Mapping[str, Any]
+    ):
         self.name = name
+        self.family = family
         self.input_spec = input_spec
         # Every option of the family with its value.
         self.options = MappingProxyType(dict(options))
@@ -71,6 +75,11 @@ class Model:
     def num_params(self) -> int:
         """Count the parameters, without drawing them."""
         return sum(leaf.size for leaf in jax.tree.leaves(self._params))
+
+    @property
+    def shapes(self) -> Variables:
+        """Variables of `jax.ShapeDtypeStruct`, without tracing `init`."""
+        return {"params": state_shapes(self._params), "batch_stats": state_shapes(self._batch_stats)}
 
     def init(self, key: Key[Array, ""]) -> Variables:
         """Draw all variables."""
@@ -123,6 +132,12 @@ class Model:
         if min(images.shape[1:3]) < MIN_SIZE:
             raise ModelError(f"images are {images.shape[1]}x{images.shape[2]}; at least {MIN_SIZE} px is expected")
         return module.features(images, key) if output == "features" else module.logits(images, key)
+
+
+def state_shapes(state: Any) -> Variables:
+    """Return the shapes that a state of nnx describes, as a nested dict."""
+    flat = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in nnx.to_flat_state(state)}
+    return nnx.traversals.unflatten_mapping(flat)
 
 
 def draw_state(state: Any, key: Key[Array, ""]) -> Variables:

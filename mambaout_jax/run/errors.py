@@ -12,6 +12,7 @@ from etils import epath
 from mambaout_jax import distributed
 from mambaout_jax.data import DataError, WorkerDiedError
 from mambaout_jax.models import ModelError
+from mambaout_jax.plugins import PluginError
 from mambaout_jax.weights import ConvertError
 
 
@@ -28,7 +29,7 @@ class StoppedError(Exception):
 
 
 _OF_THE_DISK = (errno.EACCES, errno.EIO, errno.EROFS, errno.ESTALE)
-USER_ERRORS = (RunError, DataError, ModelError, ConvertError, distributed.ParallelError)
+USER_ERRORS = (RunError, DataError, ModelError, ConvertError, PluginError, distributed.ParallelError)
 
 
 def is_user_error(error: Exception) -> bool:

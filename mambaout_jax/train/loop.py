@@ -126,7 +126,7 @@ def train(config: ConfigDict, path: epath.PathLike) -> dict[str, Any]:
             f"{len(source):,} training and {len(validation):,} validation images of {source.name}; "
             f"{config.num_epochs} epochs of {epoch_steps} steps; {'; '.join(filter(None, (how, origin)))}"
         )
-        for sentence in departures(flatten_config(config)):
+        for sentence in departures(model.family.recipe, flatten_config(config)):
             writer.say(f"not the published recipe: {sentence}")
         log = StepLog(
             writer,

@@ -1,0 +1,67 @@
+"""Families and tasks from other packages: modules found by entry point or named by a config.
+
+A plugin is a module, or any object that an entry point names, with the attributes `FAMILIES` or `TASKS`: tuples of what
+it adds. Nothing of this package is imported here, so that data workers load plugins without loading the models.
+"""
+
+import functools
+import importlib
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+ENTRY_POINTS = "mambaout_jax.plugins"
+
+# Modules by the name that `load` was called with, in that order, for the rest of the process.
+_loaded: dict[str, Any] = {}
+
+
+class PluginError(ValueError):
+    """A plugin that cannot be used, in one sentence."""
+
+
+def load(names: Sequence[str]) -> None:
+    """Import plugin modules; a module that was loaded before is left alone.
+
+    Args:
+        names: dotted names of modules, as `config.plugins` lists them.
+
+    Raises:
+        PluginError: a name cannot be imported.
+    """
+    for name in names:
+        if name not in _loaded:
+            try:
+                _loaded[name] = importlib.import_module(name)
+            except Exception as error:  # a plugin is foreign code, which may raise anything
+                raise PluginError(
+                    f"plugin {name!r} cannot be imported ({type(error).__name__}: {error}); the dotted name of a "
+                    "module on the Python path is expected"
+                ) from error
+
+
+def provided(attribute: str) -> tuple[Any, ...]:
+    """Return what all plugins have under an attribute, without duplicates, entry points first.
+
+    Args:
+        attribute: "FAMILIES" or "TASKS".
+
+    Raises:
+        PluginError: an entry point cannot be loaded.
+    """
+    objects = [item for plugin in (*_entry_points(), *_loaded.values()) for item in getattr(plugin, attribute, ())]
+    return tuple({id(item): item for item in objects}.values())
+
+
+@functools.cache
+def _entry_points() -> tuple[Any, ...]:
+    plugins = []
+    for entry in metadata.entry_points(group=ENTRY_POINTS):
+        try:
+            plugins.append(entry.load())
+        except Exception as error:
+            raise PluginError(
+                f"the plugin {entry.name!r} ({entry.value}) cannot be loaded ({type(error).__name__}: {error}); "
+                "reinstall or uninstall the package that provides it"
+            ) from error
+    return tuple(plugins)
