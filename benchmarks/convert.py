@@ -31,8 +31,8 @@ import mambaout_jax as mo
 from mambaout_jax.data import EvalTransform
 from mambaout_jax.evaluate.evaluation import build_eval_transform
 from mambaout_jax.evaluate.predict import classify
-from mambaout_jax.run.workdir import load_run
 from mambaout_jax.ops import normalize_images
+from mambaout_jax.run.workdir import load_run
 
 SECONDS, MEMORY, MARGIN = 15.0, 3.0, 1e-3
 BATCH = 25

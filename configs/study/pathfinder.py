@@ -15,6 +15,7 @@ Cost and result: docs/study.md, incomplete.
 from ml_collections import ConfigDict, config_dict
 
 
+# One key a line.
 def get_config() -> ConfigDict:
     """Return the experiment; docs/config.md has the meaning of each key."""
     config = ConfigDict()

@@ -12,6 +12,7 @@ Cost and result: they depend on the images; nothing was measured here.
 from ml_collections import ConfigDict, config_dict
 
 
+# One key a line.
 def get_config() -> ConfigDict:
     """Return the experiment; docs/config.md has the meaning of each key."""
     config = ConfigDict()

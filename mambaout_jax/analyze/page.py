@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from mambaout_jax.analyze import formulas
-from mambaout_jax.pages.render import render
 from mambaout_jax.pages.figures import BLUE, GREY, INK, ORANGE, adapt_svg, restrain
+from mambaout_jax.pages.render import render
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.files import write_atomically
 

@@ -1,4 +1,4 @@
-"""Bring weights from PyTorch into a workdir, or take them there, and compare logits after it."""
+"""Convert weights from PyTorch to a workdir or back, and compare logits."""
 
 import argparse
 import os
@@ -7,37 +7,44 @@ from mambaout_jax.cli.ending import orderly_ending
 
 EPILOG = """\
 A source is a .safetensors, .pth, .pt or .bin file, a Hugging Face folder in timm's format, or hf-hub:ORG/NAME; the
-names in it may be timm's or the original repository's."""
+names in it may be those of timm or of the original repository."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what the command takes."""
+    """Declare the command's arguments."""
     parser.epilog = EPILOG
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
-    take = actions.add_parser("import", help="make a workdir of PyTorch weights", epilog=EPILOG)
-    take.add_argument("source", metavar="FILE_OR_ID", help="where the weights are")
-    take.add_argument("--out", metavar="WORKDIR", required=True, help="folder to make")
-    take.add_argument("--model", metavar="NAME", help="the variant (default: told by config.json or the shapes)")
+    importing = actions.add_parser("import", help="make a workdir of PyTorch weights", epilog=EPILOG)
+    importing.add_argument("source", metavar="FILE_OR_ID", help="of the weights")
+    importing.add_argument("--out", metavar="WORKDIR", required=True, help="folder to make")
+    importing.add_argument("--model", metavar="NAME", help="the variant (default: by config.json or the shapes)")
 
-    give = actions.add_parser("export", help="write the weights of a workdir for PyTorch")
-    give.add_argument("workdir", metavar="WORKDIR", help="folder of a run, or of imported weights")
-    give.add_argument("--out", metavar="FILE_OR_DIR", required=True, help="a file, or a folder as timm takes it")
-    give.add_argument("--dialect", choices=("timm", "mambaout"), default="timm", help="whose names (default: timm)")
-    give.add_argument("--weights", choices=("ema", "raw"), help="default: ema, the moving average, if one was kept")
-    give.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
+    exporting = actions.add_parser("export", help="write the weights of a workdir for PyTorch")
+    exporting.add_argument("workdir", metavar="WORKDIR", help="folder of a run, or of imported weights")
+    exporting.add_argument("--out", metavar="FILE_OR_DIR", required=True, help="a file, or a folder as timm takes it")
+    exporting.add_argument(
+        "--key-format",
+        metavar="NAME",
+        help="whose names a file has: timm, or another format of the model's family (default: the family's first, "
+        "timm's for models that timm has)",
+    )
+    exporting.add_argument(
+        "--weights", choices=("ema", "raw"), help="default: ema, the moving average, if there is one"
+    )
+    exporting.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
 
-    for action in (take, give):
+    for action in (importing, exporting):
         action.add_argument("--verify", choices=("timm",), help="compare with a live timm too")
         action.add_argument("--force", action="store_true", help="replace what an earlier conversion wrote")
 
-    look = actions.add_parser("inspect", help="tell what a source holds", epilog=EPILOG)
-    look.add_argument("source", metavar="FILE_OR_ID", help="where the weights are")
-    look.add_argument("--model", metavar="NAME", help="the variant to compare with (default: the one they are of)")
+    inspecting = actions.add_parser("inspect", help="describe the weights of a source", epilog=EPILOG)
+    inspecting.add_argument("source", metavar="FILE_OR_ID", help="of the weights")
+    inspecting.add_argument("--model", metavar="NAME", help="variant to compare with (default: the one that fits)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert or inspect, and say what was found."""
+    """Convert or inspect, and print the result."""
     with orderly_ending():
         {"import": _import, "export": _export, "inspect": _inspect}[args.action](args)
     return 0
@@ -63,7 +70,7 @@ def _export(args: argparse.Namespace) -> None:
     export_weights(
         args.workdir,
         args.out,
-        dialect=args.dialect,
+        key_format=args.key_format,
         weights=args.weights,
         dtype=args.dtype,
         verify_timm=args.verify == "timm",

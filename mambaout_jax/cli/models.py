@@ -6,12 +6,12 @@ from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what the command takes."""
+    """Declare the command's arguments."""
     parser.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print a row for each model, made from the model itself and from the registry, as soon as it is known."""
+    """Print a row for each model as soon as it is computed from the model and its variant."""
     from mambaout_jax.models import list_models
 
     names = list_models()
@@ -29,10 +29,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _describe(name: str) -> dict[str, Any]:
-    from mambaout_jax.models import VARIANTS
+    from mambaout_jax.models import find_family
     from mambaout_jax.models.macs import count_model
 
     params, macs = count_model(name)
-    variant = VARIANTS[name]
+    variant = find_family(name).variants[name]
     top1 = {str(size): percent for size, percent in sorted(variant.top1.items())}
     return {"name": name, "params": params, "macs": macs, "size": variant.size, "top1": top1}

@@ -1,42 +1,40 @@
-"""Weights between workdirs and PyTorch programs; what was written is read back and has to give the same logits."""
+"""Weights between workdirs and PyTorch programs; what was written is read back and compared by its logits."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from ml_collections import ConfigDict
 
 from mambaout_jax.data import DataError
 from mambaout_jax.data.buckets import is_remote
-from mambaout_jax.data.imagenet_classes import imagenet_class_names
 from mambaout_jax.data.prepare import ensure_prepared
-from mambaout_jax.evaluate.evaluation import build_eval_transform
 from mambaout_jax.models import Model, create_model
+from mambaout_jax.plugins import load as load_plugins
 from mambaout_jax.run.checkpoints import Checkpoints
-from mambaout_jax.run.config import evaluation_config
+from mambaout_jax.run.config import RunConfig, evaluation_config
 from mambaout_jax.run.errors import RunError, is_full_disk
 from mambaout_jax.run.state import TrainState
 from mambaout_jax.run.workdir import check_space, is_workdir, load_environment, load_run, open_workdir, record_run
-from mambaout_jax.ops import normalize_images
-from mambaout_jax.tasks.classification.source import open_source
+from mambaout_jax.tasks.api import Task
+from mambaout_jax.tasks.registry import DEFAULT, get_task
 from mambaout_jax.weights import (
     ENDINGS,
     ConvertError,
-    Identity,
     LogitsCheck,
+    ResolvedModel,
     TorchCheckpoint,
-    draft_folder,
+    atomic_dir,
+    commit_folder,
     from_checkpoint,
     from_torch,
-    identify,
     model_args,
-    put_folder,
     random_images,
     read_checkpoint,
+    resolve_model,
     to_torch,
     write_file,
     write_folder,
@@ -54,7 +52,7 @@ Say = Callable[[str], None]
 
 
 def _silent(sentence: str) -> None:
-    """Say nothing."""
+    """Print nothing."""
 
 
 def import_weights(
@@ -62,47 +60,52 @@ def import_weights(
     path: epath.PathLike,
     *,
     name: str | None = None,
+    task: str = DEFAULT,
+    plugins: Sequence[str] = (),
     verify_timm: bool = False,
     force: bool = False,
     say: Say = _silent,
 ) -> None:
-    """Make a workdir of PyTorch weights, to be evaluated, asked and fine-tuned from.
+    """Make a workdir of PyTorch weights, to evaluate, predict with and fine-tune from.
 
     Args:
-        source: what `convert.from_torch` reads.
-        name: of the variant; None for what the source tells by itself.
+        source: what `weights.from_torch` reads.
+        name: of the variant; None for the one that the source names or fits.
+        task: what the weights were trained for.
+        plugins: modules with families or tasks of other packages.
         verify_timm: compare with a live timm too.
         force: replace a workdir of imported weights.
         say: is called with each sentence about what was found.
 
     Raises:
-        RunError, ConvertError, ModelError: the source or the workdir does not fit, or logits differ.
+        RunError, TaskError, ConvertError, ModelError: the source or the workdir does not fit, or logits differ.
     """
     if is_remote(path):
-        raise RunError(f"{path} lies in a bucket; import into a local folder, and copy that")
+        raise RunError(f"{path} is in a bucket; import into a local folder, and copy that")
+    load_plugins(plugins)
+    kind = get_task(task)
     target = epath.Path(os.path.realpath(open_workdir(path)))
     _check_target(target, force)
     checkpoint = read_checkpoint(source)
-    identity = identify(checkpoint, name)
-    model = create_model(identity.name, **identity.options)
-    for sentence in (_describe(source, checkpoint, identity, model), identity.assumed):
+    resolved = resolve_model(checkpoint, name)
+    model = create_model(resolved.name, **resolved.options)
+    for sentence in (_describe(source, checkpoint, resolved, model), resolved.note):
         if sentence:
             say(sentence)
     if checkpoint.config is None:
         spec = model.input_spec
         say(
-            f"nothing tells how images are to be prepared: {spec.size[0]}x{spec.size[1]} pixels, crop {spec.crop_pct}, "
-            f"mean and deviation are those of {model.name}; a folder with a config.json would tell"
+            f"{source} does not say how images are prepared: {spec.size[0]}x{spec.size[1]} pixels, crop "
+            f"{spec.crop_pct}, mean and deviation of {model.name} are assumed; a folder has them in its config.json"
         )
-    class_names = checkpoint.config.class_names if checkpoint.config else None
-    imagenet = imagenet_class_names()
-    if class_names is None and model.num_classes == len(imagenet):
-        class_names = imagenet
-        say(f"its {model.num_classes} classes have no names: they are taken as ImageNet's")
-    environment = {"imported_from": source, "num_classes": model.num_classes, "class_names": class_names}
-    dataset = "imagenet2012" if class_names == imagenet else None
-    config = evaluation_config({"name": model.name, **_changes(model)}, dataset)
-    build_eval_transform(config, model)  # for what it says of images that cannot be prepared so
+    found = {"class_names": checkpoint.config.class_names if checkpoint.config else None}
+    config = evaluation_config(kind, {"name": model.name, **_changes(model)}, None, plugins)
+    imported = config.build_task().imported_labels(model, found)
+    if imported.remark:
+        say(imported.remark)
+    config = config.replace({"data.name": imported.dataset})
+    environment = {"imported_from": source, "labels": imported.labels}
+    config.build_task().eval_transform(model)  # raises what it has to say about the preparation of images
     variables = from_checkpoint(model, checkpoint)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -110,22 +113,22 @@ def import_weights(
         raise RunError(f"{target} cannot be written ({error.strerror}); name another place") from error
     # Beforehand, because orbax prints pages over a disk that fills up under it.
     check_space(target.parent, _OVERHEAD + sum(leaf.nbytes for leaf in jax.tree.leaves(variables)))
-    with draft_folder(target) as drafts:
+    with atomic_dir(target) as drafts:
         draft = epath.Path(drafts) / "workdir"
         _write_workdir(draft, config, environment, variables)
         check = LogitsCheck(model, variables, _images(config, model, say))
-        del variables  # so that a large model is not held twice
+        del variables  # so that a large model is not in memory twice
         say(check.require("read back", load_run(draft).variables))
         if verify_timm:
             say(check.require_timm(source))
-        put_folder(draft, target, replace=force)
+        commit_folder(draft, target, replace=force)
 
 
 def export_weights(
     path: epath.PathLike,
     out: str,
     *,
-    dialect: str = "timm",
+    key_format: str | None = None,
     weights: str | None = None,
     dtype: str = "float32",
     verify_timm: bool = False,
@@ -136,7 +139,7 @@ def export_weights(
 
     Args:
         out: a file, by its ending, or a folder that becomes one in timm's format.
-        dialect: "timm" or "mambaout".
+        key_format: of a file, one of `model.family.key_formats`; None for the first, which a folder always has.
         weights: "ema" or "raw"; None for the average where one was kept.
         dtype: "float32" or "bfloat16".
         verify_timm: compare with a live timm too.
@@ -144,17 +147,18 @@ def export_weights(
         say: is called with each sentence about what was found.
 
     Raises:
-        RunError, ConvertError: the workdir, the dialect or the place does not fit, or logits differ.
+        RunError, ConvertError: the workdir, the key format or the place does not fit, or logits differ.
     """
     is_file = out.lower().endswith(ENDINGS)
-    if dialect != "timm" and not is_file:
-        raise ConvertError(
-            f"{out} would be a folder in timm's format, which has timm's names; a file ending in one of "
-            f"{', '.join(ENDINGS)} takes the dialect {dialect!r}"
-        )
     run = load_run(path, weights)
+    default = run.model.family.key_formats[0].name
+    if key_format not in (None, default) and not is_file:
+        raise ConvertError(
+            f"{out} would be a folder in timm's format, which takes key format {default!r}; a file ending in one of "
+            f"{', '.join(ENDINGS)} takes {key_format!r}"
+        )
     say(f"{path} holds {run.model.name}, {run.weights} weights of step {run.step}")
-    tensors = to_torch(run.model, run.variables, dialect, dtype)
+    tensors = to_torch(run.model, run.variables, key_format, dtype)
     written = jax.tree.map(lambda leaf: leaf.astype(dtype).astype(jnp.float32), run.variables)
     check = LogitsCheck(run.model, written, _images(run.config, run.model, say))
     if dtype != "float32":
@@ -168,15 +172,15 @@ def export_weights(
     if is_file:
         write_file(out, tensors, force=force, check=check_draft)
     else:
-        write_folder(out, run.model, tensors, class_names=run.class_names, force=force, check=check_draft)
+        write_folder(out, run.model, tensors, class_names=run.labels.get("class_names"), force=force, check=check_draft)
 
 
-def _describe(source: str, checkpoint: TorchCheckpoint, identity: Identity, model: Model) -> str:
+def _describe(source: str, checkpoint: TorchCheckpoint, resolved: ResolvedModel, model: Model) -> str:
     entry = f", entry {checkpoint.wrapper!r}" if checkpoint.wrapper else ""
     changes = "".join(f", {key} {value}" for key, value in model_args(model).items())
     return (
-        f"{source}{entry} holds {model.name}{changes}, {model.num_classes} classes, in the dialect of "
-        f"{identity.table.dialect}"
+        f"{source}{entry} holds {model.name}{changes}, {model.num_classes} classes, in key format "
+        f"{resolved.key_format.name}"
     )
 
 
@@ -190,10 +194,7 @@ def _check_target(target: epath.Path, force: bool) -> None:
         or "imported_from" not in load_environment(target)
         or {path.name for path in target.iterdir()} - set(_WORKDIR)
     ):
-        raise RunError(
-            f"{target} is no workdir of imported weights alone and is not replaced, so that nothing is lost; name "
-            "another"
-        )
+        raise RunError(f"{target} is not a workdir of imported weights alone and is not replaced; name another")
 
 
 def _changes(model: Model) -> dict[str, Any]:
@@ -206,12 +207,12 @@ def _changes(model: Model) -> dict[str, Any]:
 
 
 def _write_workdir(
-    workdir: epath.Path, config: ConfigDict, environment: dict[str, Any], variables: dict[str, Any]
+    workdir: epath.Path, config: RunConfig, environment: dict[str, Any], variables: dict[str, Any]
 ) -> None:
     workdir.mkdir()
     try:
         checkpoints = Checkpoints(workdir / "checkpoints")
-        checkpoints.save(TrainState(jnp.zeros((), jnp.int32), variables, None, ()), {}, None)
+        checkpoints.save(TrainState(jnp.zeros((), jnp.int32), variables, None, ()), {})
         checkpoints.close()
         record_run(workdir, config, environment)
     except (OSError, ValueError) as error:
@@ -220,21 +221,21 @@ def _write_workdir(
         raise RunError(f"no space is left for {workdir.parent.parent}; make room or name another place") from error
 
 
-def _images(config: ConfigDict, model: Model, say: Say) -> np.ndarray:
-    """Give images to compare logits on: random ones, and real ones where the config's dataset is prepared."""
+def _images(config: RunConfig, model: Model, say: Say) -> np.ndarray:
+    """Return images to compare logits on: random ones, and real ones if the config's dataset is prepared."""
     images = random_images(model, NUM_IMAGES)
     if config.data.name is None:
         say(f"compared on {NUM_IMAGES} random images; no dataset is known")
         return images
+    task: Task = config.build_task()
     try:
         ensure_prepared(config.data.name, config.data.data_dir)
-        source = open_source(config.data.name, config.data.validation_split, config.data.data_dir)
-        view = build_eval_transform(config, model)
-        places = np.linspace(0, len(source) - 1, NUM_IMAGES).astype(int)
-        real = np.stack([view(source[index]["image"]) for index in places])
+        source = task.open_source(config.data.validation_split)
+        transform = task.eval_transform(model, source)
+        indices = np.linspace(0, len(source) - 1, NUM_IMAGES).astype(int)
+        real = np.stack([transform(source[index])["image"] for index in indices])
     except DataError as error:
         say(f"compared on {NUM_IMAGES} random images and no real ones: {error}")
         return images
     say(f"compared on {NUM_IMAGES} random images and {NUM_IMAGES} of {source.name}")
-    spec = model.input_spec
-    return np.concatenate([images, normalize_images(real, spec.mean, spec.std)])
+    return np.concatenate([images, model.input_spec.normalize(real)])

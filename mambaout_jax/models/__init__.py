@@ -2,23 +2,25 @@
 
 from mambaout_jax.models.api import FeatureInfo, Functional, InputSpec, Model, cpu_compiler_options
 from mambaout_jax.models.errors import ModelError
+from mambaout_jax.models.family import Family, Recipe, Variant
 from mambaout_jax.models.layers.mamba_block import BlockState, MambaBlock
-from mambaout_jax.models.mambaout.model import MambaOut
-from mambaout_jax.models.registry import VARIANTS, create_model, list_models
-from mambaout_jax.models.vit.model import VisionTransformer
+from mambaout_jax.models.registry import create_model, families, find_family, list_models, variant_options
 
 __all__ = [
-    "VARIANTS",
     "BlockState",
+    "Family",
     "FeatureInfo",
     "Functional",
     "InputSpec",
     "MambaBlock",
-    "MambaOut",
     "Model",
     "ModelError",
-    "VisionTransformer",
+    "Recipe",
+    "Variant",
     "cpu_compiler_options",
     "create_model",
+    "families",
+    "find_family",
     "list_models",
+    "variant_options",
 ]

@@ -9,7 +9,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Key, UInt8
 
 from mambaout_jax.models.errors import ModelError
-from mambaout_jax.models.layers.parameters import draw_state
+from mambaout_jax.models.family import Family
+from mambaout_jax.models.layers.parameters import draw_state, state_shapes
 from mambaout_jax.ops import normalize_images
 
 Variables = dict[str, Any]
@@ -73,6 +74,11 @@ class Functional:
         """Return the number of parameters, without drawing them."""
         return sum(leaf.size for leaf in jax.tree.leaves(self._params))
 
+    @property
+    def shapes(self) -> Variables:
+        """Variables of `jax.ShapeDtypeStruct`, without tracing `init`."""
+        return {"params": state_shapes(self._params), "batch_stats": state_shapes(self._batch_stats)}
+
     def init(self, key: Key[Array, ""]) -> Variables:
         """Draw all variables."""
         return jax.jit(self._draw)(key)
@@ -94,8 +100,11 @@ class Model(Functional):
     A model is stochastic if and only if it is given a key.
     """
 
-    def __init__(self, module: nnx.Module, *, name: str, input_spec: InputSpec, options: Mapping[str, Any]):
+    def __init__(
+        self, module: nnx.Module, *, name: str, family: Family, input_spec: InputSpec, options: Mapping[str, Any]
+    ):
         super().__init__(module, name=name)
+        self.family = family
         self.input_spec = input_spec
         self.options = MappingProxyType(dict(options))
         self.num_classes: int = options["num_classes"]

@@ -1,5 +1,5 @@
-"""What a caller of the models can get wrong."""
+"""Errors of users of the models."""
 
 
 class ModelError(ValueError):
-    """Report a model name, option or input that does not fit, in one sentence."""
+    """A model name, option or input that does not fit, in one sentence."""

@@ -1,139 +1,65 @@
-"""The named variants: options, input preparation and published accuracy of each."""
+"""The list of families, and models of all of them by name."""
 
 import difflib
-import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flax import nnx
-
+from mambaout_jax import plugins
+from mambaout_jax.models import mambaout, vit
 from mambaout_jax.models.api import MIN_SIZE, InputSpec, Model
 from mambaout_jax.models.errors import ModelError
-from mambaout_jax.models.mambaout.model import MambaOut
-from mambaout_jax.models.vit.model import VisionTransformer
+from mambaout_jax.models.family import Family, Variant
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+BUILT_IN: tuple[Family, ...] = (mambaout.FAMILY, vit.FAMILY)
 
-
-@dataclass(frozen=True)
-class Variant:
-    """Describe a named model.
-
-    Args:
-        family: the module class; its keyword arguments are the model's options.
-        options: what the variant sets of them.
-        size: side of the training images, in pixels.
-        mean, std: of the training images, for each of R, G, B in [0, 1].
-        crop_pct: share of the resized image that the evaluation crop keeps.
-        top1: published ImageNet-1k top-1 in percent, by side of the evaluation image.
-    """
-
-    family: type[nnx.Module]
-    options: Mapping[str, Any]
-    size: int = 224
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
-    crop_pct: float = 1.0
-    top1: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
-
-
-_NARROW = {"dims": (48, 96, 192, 288)}
-_MIDDLE = {"dims": (96, 192, 384, 576)}
-_WIDE = {"dims": (128, 256, 512, 768)}
-_MAMBA = {"token_mixer": "conv_ssm", "scan_order": "causal"}
-_VIT_TINY = {"embed_dim": 192, "num_heads": 3}
-_VIT_SMALL = {"embed_dim": 384, "num_heads": 6}
-_VIT_BASE = {"embed_dim": 768, "num_heads": 12}
-# What Google's own weights, which go by these names, were trained on.
-_VIT_INPUT = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "crop_pct": 0.9}
-_RW = {"stem_mid_norm": False, "downsample": "conv_nf", "ls_init_value": 1e-6, "head_fn": "norm_mlp"}
-
-# Options and accuracies: timm 1.0.31, mambaout.py and results-imagenet.csv.
-VARIANTS: Mapping[str, Variant] = MappingProxyType(
-    {
-        "mambaout_femto": Variant(MambaOut, {"depths": (3, 3, 9, 3), **_NARROW}, top1={224: 78.880, 288: 79.912}),
-        "mambaout_kobe": Variant(MambaOut, {"depths": (3, 3, 15, 3), **_NARROW}, top1={224: 79.986, 288: 81.064}),
-        "mambaout_tiny": Variant(MambaOut, {"depths": (3, 3, 9, 3), **_MIDDLE}, top1={224: 82.742, 288: 83.452}),
-        "mambaout_small": Variant(MambaOut, {"depths": (3, 4, 27, 3), **_MIDDLE}, top1={224: 84.094, 288: 84.512}),
-        "mambaout_base": Variant(MambaOut, {"depths": (3, 4, 27, 3), **_WIDE}, top1={224: 84.194, 288: 84.730}),
-        "mamba_femto": Variant(MambaOut, {"depths": (3, 3, 9, 3), **_NARROW, **_MAMBA}),
-        "mamba_kobe": Variant(MambaOut, {"depths": (3, 3, 15, 3), **_NARROW, **_MAMBA}),
-        "mamba_tiny": Variant(MambaOut, {"depths": (3, 3, 9, 3), **_MIDDLE, **_MAMBA}),
-        "mamba_small": Variant(MambaOut, {"depths": (3, 4, 27, 3), **_MIDDLE, **_MAMBA}),
-        "mamba_base": Variant(MambaOut, {"depths": (3, 4, 27, 3), **_WIDE, **_MAMBA}),
-        "mambaout_small_rw": Variant(
-            MambaOut, {"depths": (3, 4, 27, 3), **_MIDDLE, **_RW}, top1={224: 84.040, 288: 84.604}
-        ),
-        "mambaout_base_short_rw": Variant(
-            MambaOut,
-            {"depths": (3, 3, 25, 3), **_WIDE, **_RW, "expansion_ratio": 3.0, "conv_ratio": 1.25},
-            crop_pct=0.95,
-            top1={224: 84.364, 288: 84.842},
-        ),
-        "mambaout_base_tall_rw": Variant(
-            MambaOut,
-            {"depths": (3, 4, 30, 3), **_WIDE, **_RW, "expansion_ratio": 2.5, "conv_ratio": 1.25},
-            crop_pct=0.95,
-            top1={224: 84.436, 288: 84.988},
-        ),
-        "mambaout_base_wide_rw": Variant(
-            MambaOut,
-            {
-                "depths": (3, 4, 27, 3),
-                **_WIDE,
-                **_RW,
-                "expansion_ratio": 3.0,
-                "conv_ratio": 1.5,
-                "act_layer": "silu",
-            },
-            crop_pct=0.95,
-            top1={224: 84.448, 288: 84.966},
-        ),
-        "mambaout_base_plus_rw": Variant(
-            MambaOut,
-            {
-                "depths": (3, 4, 30, 3),
-                **_WIDE,
-                **_RW,
-                "expansion_ratio": 3.0,
-                "conv_ratio": 1.5,
-                "act_layer": "silu",
-            },
-            top1={224: 86.642, 288: 86.916},
-        ),
-        "test_mambaout": Variant(
-            MambaOut,
-            {
-                "depths": (1, 1, 3, 1),
-                "dims": (16, 32, 48, 64),
-                **_RW,
-                "expansion_ratio": 3.0,
-                "act_layer": "silu",
-            },
-            size=160,
-        ),
-        # timm 1.0.31, deit.py and vision_transformer.py. Weights without a name are taken for the first of two variants
-        # that have the same shapes: DeiT's are published as such files.
-        "deit_tiny_patch16_224": Variant(VisionTransformer, _VIT_TINY, crop_pct=0.9, top1={224: 72.2}),
-        "deit_small_patch16_224": Variant(VisionTransformer, _VIT_SMALL, crop_pct=0.9, top1={224: 79.8}),
-        "deit_base_patch16_224": Variant(VisionTransformer, _VIT_BASE, crop_pct=0.9, top1={224: 81.8}),
-        "vit_tiny_patch16_224": Variant(VisionTransformer, _VIT_TINY, **_VIT_INPUT),
-        "vit_small_patch16_224": Variant(VisionTransformer, _VIT_SMALL, **_VIT_INPUT),
-        "vit_base_patch16_224": Variant(VisionTransformer, _VIT_BASE, **_VIT_INPUT),
-    }
-)
-
-
-# What a model's own way of preparing images may be changed in, beside the size.
+# What can be changed of a variant's input preparation, besides the size.
 _PREPARATION = ("mean", "std", "crop_pct", "crop_mode", "interpolation")
+
+
+def families() -> tuple[Family, ...]:
+    """Return all families: the built-in ones, then those of plugins.
+
+    Raises:
+        ModelError: two families or two variants have one name.
+        PluginError: a plugin cannot be loaded.
+    """
+    found = (*BUILT_IN, *plugins.provided("FAMILIES"))
+    for kind, names in (
+        ("families", [family.name for family in found]),
+        ("models", [name for family in found for name in family.variants]),
+    ):
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise ModelError(f"two {kind} have the name {twice[0]!r}; remove one of the plugins or rename its {kind}")
+    return found
+
+
+def find_family(model_name: str) -> Family:
+    """Return the family that a variant belongs to.
+
+    Raises:
+        ModelError: the name is unknown; the message has the nearest known one.
+    """
+    owners = {name: family for family in families() for name in family.variants}
+    _require_known(model_name, owners, "model")
+    return owners[model_name]
 
 
 def list_models() -> list[str]:
     """List the names that `create_model` takes, sorted."""
-    return sorted(VARIANTS)
+    return sorted(name for family in families() for name in family.variants)
+
+
+def variant_options(name: str) -> dict[str, Any]:
+    """Return every option of a variant with its value.
+
+    Raises:
+        ModelError: the name is unknown.
+    """
+    family = find_family(name)
+    variant = family.variants[name]
+    options = {option: parameter.default for option, parameter in family.options.items()} | dict(variant.options)
+    return options | ({"img_size": (variant.size, variant.size)} if "img_size" in options else {})
 
 
 def create_model(name: str, *, img_size: int | tuple[int, int] | None = None, **options: Any) -> Model:
@@ -142,31 +68,23 @@ def create_model(name: str, *, img_size: int | tuple[int, int] | None = None, **
     Args:
         name: one of `list_models()`.
         img_size: side or (height, width) of the images, 32 px and up; None for the variant's own.
-        options: what to change of the variant, by the names that its family's class takes, and of its `input_spec`:
-            mean, std, crop_pct, crop_mode, interpolation.
+        options: what to change of the variant, by its family's names, and of its `input_spec`: mean, std, crop_pct,
+            crop_mode, interpolation.
 
     Raises:
-        ModelError: the name or an option is unknown (the nearest known one is named), or a value is out of range.
+        ModelError: the name or an option is unknown (the message has the nearest one), or a value is out of range.
     """
-    variant = _named(name, VARIANTS, "model")
-    defaults = {
-        option: parameter.default
-        for option, parameter in inspect.signature(variant.family.__init__).parameters.items()
-        if option != "self"
-    }
+    family = find_family(name)
+    variant = family.variants[name]
+    own = variant_options(name)
     for option in options:
-        _named(option, dict.fromkeys((*defaults, *_PREPARATION)), f"option of {name}")
+        _require_known(option, (*own, *_PREPARATION), f"option of {name}")
     preparation = {option: options.pop(option) for option in _PREPARATION if option in options}
-    options = {**defaults, **variant.options, **options}
+    options = {**own, **options}
     spec = _input_spec(variant, img_size, options["in_chans"], preparation)
-    if "img_size" in defaults:  # a family whose parameters depend on it
+    if "img_size" in own:  # the family's parameters depend on it
         options["img_size"] = spec.size
-    return Model(
-        variant.family(**options),
-        name=name,
-        options=options,
-        input_spec=spec,
-    )
+    return Model(family.module(**options), name=name, family=family, options=options, input_spec=spec)
 
 
 def _input_spec(
@@ -192,8 +110,8 @@ def _input_spec(
     return spec._replace(**preparation)
 
 
-def _named(name: str, known: Mapping[str, Any], what: str) -> Any:
-    if name in known:
-        return known[name]
-    near = "".join(f"; did you mean {other!r}?" for other in difflib.get_close_matches(name, known, n=1))
-    raise ModelError(f"{name!r} is not a known {what}{near or '.'} Known are {', '.join(sorted(known))}")
+def _require_known(name: str, known: Iterable[str], what: str) -> None:
+    known = sorted(known)
+    if name not in known:
+        near = "".join(f"; did you mean {other!r}?" for other in difflib.get_close_matches(name, known, n=1))
+        raise ModelError(f"{name!r} is not a known {what}{near or '.'} Known are {', '.join(known)}")

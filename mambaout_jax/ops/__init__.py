@@ -2,8 +2,8 @@
 
 from mambaout_jax.ops.activations import gelu
 from mambaout_jax.ops.depthwise import depthwise_conv2d
-from mambaout_jax.ops.matmul import matmul
 from mambaout_jax.ops.images import normalize_images
+from mambaout_jax.ops.matmul import matmul
 from mambaout_jax.ops.norm import batch_norm, layer_norm, normalize, rms_norm
 from mambaout_jax.ops.scan_order import SCAN_ORDERS, flatten_map, unflatten_map
 from mambaout_jax.ops.selective_scan import selective_scan, selective_scan_step

@@ -14,8 +14,8 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from mambaout_jax import plugins
 from mambaout_jax.checks import Key, find_fault, nearest
+from mambaout_jax.plugins import load as load_plugins
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.tasks.api import Task, TaskConfig
 from mambaout_jax.tasks.registry import DEFAULT, get_task
@@ -182,7 +182,9 @@ class RunConfig:
             RunError: a value does not fit.
         """
         others = {name: value for name, value in self.values.items() if not name.startswith(("model.", "study."))}
-        return parse_config(nest({**others, **{f"model.{name}": value for name, value in model.items()}}), complete=False)
+        return parse_config(
+            nest({**others, **{f"model.{name}": value for name, value in model.items()}}), complete=False
+        )
 
     def to_json(self) -> str:
         """Return the config as JSON text; `from_json` reads it."""
@@ -204,7 +206,7 @@ def parse_config(config: ConfigDict | Mapping[str, Any], *, complete: bool = Tru
     for name in ("task", "plugins"):
         if name in flat:
             _check(name, KEYS[name], flat[name])
-    plugins.load(flat.get("plugins", ()))
+    load_plugins(flat.get("plugins", ()))
     task = get_task(flat.get("task", DEFAULT))
     keys = {**KEYS, **task.keys}
     for name in flat:
@@ -291,14 +293,21 @@ def explain_flags(error: AttributeError | KeyError | OSError | SyntaxError | fla
     return f"the config has no key {key[0]}{f'; did you mean {near[1]}?' if near else ''}"
 
 
-def evaluation_config(task: type[Task], model: Mapping[str, Any], dataset: str | None) -> RunConfig:
+def evaluation_config(
+    task: type[Task], model: Mapping[str, Any], dataset: str | None, plugins: Sequence[str] = ()
+) -> RunConfig:
     """Build the config of imported weights.
 
     Args:
         model: the name, and the options that differ from the variant's own.
     """
-    values = {"task": task.name, **EVALUATION, **dict.fromkeys(task.evaluation_keys), "data.name": dataset}
-    return parse_config(nest({**values, **{f"model.{name}": value for name, value in model.items()}}), complete=False)
+    values = {"task": task.name, **EVALUATION, **dict.fromkeys(task.evaluation_keys)}
+    values |= {"plugins": tuple(plugins), "data.name": dataset}
+    return parse_config(nest({**values, **_section("model", model)}), complete=False)
+
+
+def _section(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{name}.{key}": value for key, value in values.items()}
 
 
 def flatten_config(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

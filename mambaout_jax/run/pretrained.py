@@ -1,4 +1,4 @@
-"""Weights that a run starts from, or that are evaluated: of another run, or of a PyTorch program."""
+"""Pretrained weights, of another run or of a PyTorch program, to start a run from or to evaluate."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -9,13 +9,13 @@ from etils import epath
 from mambaout_jax.models import Model, create_model
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.workdir import is_workdir, load_run
-from mambaout_jax.weights import differences, from_checkpoint, identify, other_options, read_checkpoint
+from mambaout_jax.weights import differences, from_checkpoint, other_options, read_checkpoint, resolve_model
 
 LeafPath = tuple[str | int, ...]
 
 
 class Pretrained(NamedTuple):
-    """Hold weights of a model that differs from the wanted one in the classifier at most.
+    """Weights of a model that differs from the one to be trained in the classifier at most.
 
     Args:
         labels: what the outputs mean, as far as it is known.
@@ -28,11 +28,11 @@ class Pretrained(NamedTuple):
 
 
 def load_pretrained_for(source: epath.PathLike, model: Model) -> Pretrained:
-    """Load weights for a model; the input size may be another than the one that they were trained at.
+    """Load weights for a model; the input size may differ from that of their training.
 
     Args:
-        source: the workdir of a run, whose averaged weights are taken where they were kept, or what
-            `convert.from_torch` reads.
+        source: the workdir of a run, of which the averaged weights are taken if it has any, or what
+            `weights.from_torch` reads.
 
     Raises:
         RunError, ConvertError: it cannot be read, or parameters outside the classifier are missing, left over or of
@@ -47,15 +47,15 @@ def load_pretrained_for(source: epath.PathLike, model: Model) -> Pretrained:
             f"{'; '.join(faults)}; the same model is expected"
         )
     averaged = "averaged " if run.weights == "ema" else ""
-    origin = f"the {averaged}weights of step {run.step} in {source}"
-    return Pretrained(run.variables, run.labels, origin)
+    description = f"the {averaged}weights of step {run.step} in {source}"
+    return Pretrained(run.variables, run.labels, description)
 
 
 def _load_torch(source: epath.PathLike, model: Model) -> Pretrained:
     checkpoint = read_checkpoint(source)
-    identity = identify(checkpoint, name=None if checkpoint.config else model.name)
-    num_classes = identity.options.get("num_classes", model.num_classes)
-    theirs = create_model(identity.name, **identity.options) if checkpoint.config else model
+    resolved = resolve_model(checkpoint, name=None if checkpoint.config else model.name)
+    num_classes = resolved.options.get("num_classes", model.num_classes)
+    theirs = create_model(resolved.name, **resolved.options) if checkpoint.config else model
     if keys := other_options(theirs.options, model.options):
         faults = [f"{key} {model.options.get(key)!r}, not {theirs.options.get(key)!r}" for key in keys]
         raise RunError(f"the weights in {source} are those of {theirs.name}; config.model has {'; '.join(faults)}")
@@ -63,32 +63,34 @@ def _load_torch(source: epath.PathLike, model: Model) -> Pretrained:
     variables = from_checkpoint(same_but_classes, checkpoint)
     names = checkpoint.config.class_names if checkpoint.config else None
     labels = {"num_classes": num_classes, "class_names": names}
-    origin = f"the weights in {source}{_other_preparation(theirs, model)}"
-    return Pretrained(variables, labels, origin)
+    description = f"the weights in {source}{_other_preparation(theirs, model)}"
+    return Pretrained(variables, labels, description)
 
 
 def _other_preparation(theirs: Model, ours: Model) -> str:
-    """Tell what else their images look like; size and crop are the config's to choose."""
+    """Return how the images that they were trained on differ; size and crop are chosen by the config."""
     pairs = [(field, getattr(theirs.input_spec, field), getattr(ours.input_spec, field)) for field in ("mean", "std")]
-    told = [f"{field} {tuple(wanted)}, not {given}" for field, wanted, given in pairs if tuple(wanted) != tuple(given)]
-    return f" (which were trained on images of {' and '.join(told)})" if told else ""
+    differing = [
+        f"{field} {tuple(wanted)}, not {given}" for field, wanted, given in pairs if tuple(wanted) != tuple(given)
+    ]
+    return f" (which were trained on images of {' and '.join(differing)})" if differing else ""
 
 
 def merge_pretrained(
     pretrained: Pretrained, model: Model, fresh: dict[str, Any], *, init_head: str, labels: Mapping[str, Any]
 ) -> tuple[dict[str, Any], str]:
-    """Take the weights that a run starts from.
+    """Combine pretrained weights and freshly drawn ones to those that a run starts from.
 
     Args:
-        fresh: the model's variables as drawn, which the classifier comes from where it is new.
+        fresh: the model's variables as drawn, which a new classifier is taken from.
         init_head: "keep" or "new", for the classifier.
         labels: of the dataset that the model is for.
 
     Returns:
-        Variables on the host, and what they are in a sentence.
+        Variables on the host, and a sentence on where they come from.
 
     Raises:
-        RunError: the classifier is to be kept, and is one for another number of classes.
+        RunError: the classifier is to be kept, and has another number of classes.
     """
     faults = _differences(pretrained.variables, model)
     if faults and init_head == "keep":
@@ -115,13 +117,13 @@ def _in_head(path: LeafPath, model: Model) -> bool:
 
 
 def _flatten(variables: dict[str, Any]) -> dict[LeafPath, Any]:
-    """Give leaves by path, in the order of `jax.tree.leaves`."""
+    """Return leaves by path, in the order of `jax.tree.leaves`."""
     flat, _ = jax.tree.flatten_with_path(variables)
     return {tuple(key.key for key in path): leaf for path, leaf in flat}
 
 
 def _differences(variables: dict[str, Any], model: Model) -> dict[LeafPath, str]:
-    theirs, ours = _flatten(variables), _flatten(jax.eval_shape(model.init, jax.random.key(0)))
+    theirs, ours = _flatten(variables), _flatten(model.shapes)
     names = {".".join(map(str, path[1:])): path for path in theirs.keys() | ours.keys()}
     faults = differences(_shapes(theirs), _shapes(ours))
     return {names[name]: f"{name} {fault}" for name, fault in faults.items()}

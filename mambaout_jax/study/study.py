@@ -241,7 +241,9 @@ def _outcomes(
         variant.name: [run_folder(workdir, variant, repeat) for repeat in range(num_repeats)] for variant in variants
     }
     headline = config.task.metrics[0].key
-    return {name: [read_outcome(folder, headline, config.batch_size) for folder in own] for name, own in folders.items()}
+    return {
+        name: [read_outcome(folder, headline, config.batch_size) for folder in own] for name, own in folders.items()
+    }
 
 
 def _describe(

@@ -24,7 +24,10 @@ def columns(study: Mapping[str, Any]) -> list[str]:
 
 def comparison_rows(study: Mapping[str, Any], comparison: Mapping[str, Any]) -> list[list[str]]:
     """Return a row of text per model of a comparison, the baseline first, with a cell for each of `columns`."""
-    variants = {variant["name"]: variant | {"interval": clip(variant["interval"], study["metric"])} for variant in study["variants"]}
+    variants = {
+        variant["name"]: variant | {"interval": clip(variant["interval"], study["metric"])}
+        for variant in study["variants"]
+    }
     differences = {difference["variant"]: difference for difference in comparison["differences"]}
     baseline = study["variants"][0]["name"]
     rows = []

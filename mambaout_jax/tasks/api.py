@@ -111,14 +111,18 @@ class Prediction(Protocol):
 
 
 class Predictor(Protocol):
-    """A model that takes image files.
+    """A model that takes image files."""
 
-    Raises:
-        DataError: from `prepare`, the image does not decode or does not fit.
-    """
+    def prepare(self, image: bytes) -> Example:
+        """Return the example of an encoded image.
 
-    def prepare(self, image: bytes) -> Example: ...
-    def empty(self) -> Example: ...
+        Raises:
+            DataError: it does not decode or does not fit.
+        """
+
+    def empty(self) -> Example:
+        """Return an example of the same structure, to fill up a batch."""
+
     def __call__(self, variables: dict[str, Any], batch: Batch) -> list[Prediction | str]:
         """Return a prediction for each row, or a sentence about why there is none."""
 

@@ -56,10 +56,9 @@ def train(config: RunConfig, path: epath.PathLike) -> dict[str, Any]:
         start = _restore_or_initialize(config, setup, workdir, checkpoints)
         state, step, evaluated = start.state, start.step, start.evaluated
         results_file = workdir / "results.json"
-        if evaluated and step == setup.num_steps:
-            if results_file.exists():
-                return json.loads(results_file.read_text())
-            evaluated = False  # killed before the results were written
+        if evaluated and step == setup.num_steps and results_file.exists():
+            return json.loads(results_file.read_text())
+        evaluated = evaluated and step < setup.num_steps  # otherwise killed before the results were written
         environment = describe_environment(setup.train_source)
         writer = _open_writer(config, setup, workdir, start, environment, cleanup)
         log = StepLog(
@@ -254,7 +253,7 @@ def _open_writer(
         f"{setup.train_source.name}; {config.num_epochs} epochs of {program.steps_per_epoch} steps; "
         f"{'; '.join(filter(None, (batch, start.description)))}"
     )
-    for sentence in departures(config.values):
+    for sentence in departures(model.family.recipe, config.values):
         writer.say(f"not the published recipe: {sentence}")
     return writer
 

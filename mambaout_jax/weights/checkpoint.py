@@ -1,4 +1,4 @@
-"""Read PyTorch weights from wherever they lie."""
+"""PyTorch weights from a file, a folder or the hub."""
 
 import os
 from collections.abc import Mapping
@@ -12,17 +12,17 @@ from mambaout_jax.weights.folder import find_weights
 from mambaout_jax.weights.hub import PREFIXES, download
 from mambaout_jax.weights.timm_config import CONFIG_NAME, TimmConfig, read_config
 
-_LOCAL_PREFIX = "local-dir:"  # timm's word for a folder
+_LOCAL_PREFIX = "local-dir:"  # of a folder, in timm
 
 
 class TorchCheckpoint(NamedTuple):
-    """Hold the weights that a PyTorch file, folder or hub id has, under the names that it gives them.
+    """The weights of a PyTorch file, folder or hub id, under its own names.
 
     Args:
         origin: as the user typed it.
-        tensors: one is read when it is asked for, and not kept; bfloat16 is ml_dtypes.bfloat16.
+        tensors: one is read at each access and not kept; bfloat16 is ml_dtypes.bfloat16.
         shapes, dtypes: known without reading.
-        wrapper: the entry that was taken of a file that holds more, "model_ema" say.
+        wrapper: the entry of a file with several, for example "model_ema".
         config: of a folder or hub id.
     """
 
@@ -37,10 +37,10 @@ class TorchCheckpoint(NamedTuple):
 def read_checkpoint(source: str | os.PathLike) -> TorchCheckpoint:
     """Open weights: a file, a folder in timm's format, or hf-hub:ORG/NAME[@REVISION].
 
-    Nothing that a file holds is run.
+    Code in a file is not run.
 
     Raises:
-        ConvertError: there is nothing, it cannot be had, it is damaged, or it is something else.
+        ConvertError: it does not exist, cannot be fetched, is damaged, or is something else.
     """
     origin = os.fspath(source)
     if origin.startswith(PREFIXES):
@@ -52,7 +52,7 @@ def read_checkpoint(source: str | os.PathLike) -> TorchCheckpoint:
         config = read_config(os.path.join(folder, CONFIG_NAME), origin)
         weights = find_weights(folder, origin)
     elif origin.startswith(_LOCAL_PREFIX):
-        raise ConvertError(f"{origin} is no folder; one in timm's format, {CONFIG_NAME} and weights, is expected")
+        raise ConvertError(f"{origin} is not a folder; one in timm's format, {CONFIG_NAME} and weights, is expected")
     elif not os.path.lexists(folder):
         raise ConvertError(f"{origin} does not exist; a file of weights, a folder or hf-hub:ORG/NAME is expected")
     else:

@@ -1,5 +1,5 @@
-"""What can be wrong with weights that come from elsewhere or go there."""
+"""Errors of weights that are read or written."""
 
 
 class ConvertError(ValueError):
-    """Report weights, a file or a folder that do not fit, in one sentence."""
+    """Weights, a file or a folder that do not fit, in one sentence."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mambaout_jax.weights.drafts import Check, draft_folder, give_usual_mode, put_file, sync
+from mambaout_jax.weights.atomic import Check, atomic_dir, commit_file, set_default_mode, sync
 from mambaout_jax.weights.errors import ConvertError
 from mambaout_jax.weights.tensors import LazyTensors, TensorFile, without_prefixes
 from mambaout_jax.weights.torch_file import read_torch, write_torch
@@ -27,16 +27,16 @@ _DTYPES = {
 
 
 def read_file(path: str | os.PathLike) -> TensorFile:
-    """Open a file of weights; what it holds decides how, not its ending.
+    """Open a file of weights; its contents decide the format, not its ending.
 
     Raises:
-        ConvertError: it cannot be read, is damaged, or holds something else.
+        ConvertError: it cannot be read, is damaged, or contains something else.
     """
     path = os.fspath(path)
     kind = _kind(path)
     content = _read_safetensors(path) if kind == "safetensors" else read_torch(path)
     if not content.shapes:
-        raise ConvertError(f"{path} holds no tensors; the weights of a model are expected")
+        raise ConvertError(f"{path} contains no tensors; the weights of a model are expected")
     return content
 
 
@@ -47,28 +47,28 @@ def write_file(
     force: bool = False,
     check: Check | None = None,
 ) -> None:
-    """Write a file of weights in the format that its ending names; it is there in full or not at all.
+    """Write a file of weights atomically, in the format of its ending.
 
     Args:
-        force: replace a file that exists.
-        check: reads the finished draft before it takes its place, and raises if it is not right.
+        force: replace an existing file.
+        check: reads the finished draft before it is moved to its place, and raises if it is wrong.
 
     Raises:
-        ConvertError: the ending is unknown, there is something already, or the file system refuses.
+        ConvertError: the ending is unknown, the place is taken, or the file system refuses.
     """
     target = Path(os.path.realpath(os.path.expanduser(path)))
     if not target.name.endswith(ENDINGS):
         raise ConvertError(f"{path} has an unknown ending; one of {', '.join(ENDINGS)} is expected")
-    with draft_folder(target) as folder:
+    with atomic_dir(target) as folder:
         if os.path.lexists(target) and not target.is_file():
-            raise ConvertError(f"{path} is there and is no file; name another")
+            raise ConvertError(f"{path} exists and is not a file; name another")
         if target.exists() and not force:
             raise ConvertError(f"{path} exists; name another file, or replace it with --force")
         draft = folder / target.name
         write_tensors(draft, tensors)
         if check is not None:
             check(draft)
-        put_file(draft, target, replace=force)
+        commit_file(draft, target, replace=force)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -78,13 +78,13 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         ConvertError: the format has no such dtype.
         OSError: the file system refuses.
     """
-    # safetensors would write the memory of a transposed array as it lies, under the shape that it shows.
+    # safetensors would write the memory of a transposed array under its transposed shape.
     tensors = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     if path.name.endswith(TORCH_ENDINGS):
         write_torch(path, tensors)
     else:
         _write_safetensors(path, tensors)
-    give_usual_mode(path)
+    set_default_mode(path)
     sync(path)
 
 
@@ -92,7 +92,7 @@ def _kind(path: str) -> str:
     if not os.path.lexists(path):
         raise ConvertError(f"{path} does not exist; a file of weights is expected")
     if not os.path.isfile(path):
-        raise ConvertError(f"{path} is no file; a file of weights is expected")
+        raise ConvertError(f"{path} is not a file; a file of weights is expected")
     try:
         with open(path, "rb") as file:
             head = file.read(9)
@@ -107,15 +107,15 @@ def _kind(path: str) -> str:
     if head[0] == 0x80 and head[1:2] in (b"\1", b"\2", b"\3", b"\4", b"\5"):  # a pickle and its protocol
         return "torch"
     if path.endswith(".safetensors"):
-        raise ConvertError(f"{path} is no safetensors file, or a damaged one; fetch or save it again")
-    raise ConvertError(f"{path} is neither a safetensors file nor one that torch.save writes; weights are expected")
+        raise ConvertError(f"{path} is not a safetensors file, or a damaged one; fetch or save it again")
+    raise ConvertError(f"{path} is neither a safetensors file nor one of torch.save; weights are expected")
 
 
 def _read_safetensors(path: str) -> TensorFile:
     from safetensors import SafetensorError, safe_open
 
     try:
-        # With "pread" what was read does not stay in memory, as pages of a mapped file would.
+        # With "pread", what was read does not stay in memory as the pages of a mapped file would.
         file = safe_open(path, framework="np", backend="pread")
         stored = list(file.keys())
         slices = {name: file.get_slice(name) for name in stored}
@@ -139,7 +139,7 @@ def _read_tensor(file: Any, path: str, name: str, code: str) -> np.ndarray:
         return file.get_tensor(name)
     except Exception as error:  # a dtype that NumPy lacks raises one type, a file that shrank another
         raise ConvertError(
-            f"{path} holds {name!r:.80} as {code}, which could not be read; float32, float16 or bfloat16 is expected"
+            f"{path} has {name!r:.80} as {code}, which could not be read; float32, float16 or bfloat16 is expected"
         ) from error
 
 
@@ -153,6 +153,4 @@ def _write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         if found := re.search(r"os error (\d+)", str(error)):
             raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
         kinds = ", ".join(sorted({str(array.dtype) for array in tensors.values()}))
-        raise ConvertError(
-            f"{path.name} cannot hold what it was given, {kinds}; float32, float16 or bfloat16 is expected"
-        ) from error
+        raise ConvertError(f"{path.name} cannot store {kinds}; float32, float16 or bfloat16 is expected") from error

@@ -1,4 +1,4 @@
-"""Folders in timm's format: config.json beside the weights, as they lie on the Hugging Face hub."""
+"""Folders in timm's format: config.json and weights, as on the Hugging Face hub."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mambaout_jax.models import Model
-from mambaout_jax.weights.drafts import Check, draft_folder, put_folder, sync
+from mambaout_jax.weights.atomic import Check, atomic_dir, commit_folder, sync
 from mambaout_jax.weights.errors import ConvertError
 from mambaout_jax.weights.files import write_tensors
 from mambaout_jax.weights.options import model_args
@@ -20,10 +20,10 @@ WEIGHTS_NAMES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", 
 
 
 def find_weights(folder: str, origin: str) -> str:
-    """Give the path of a folder's weights.
+    """Return the path of a folder's weights.
 
     Raises:
-        ConvertError: there are none under a name that timm knows.
+        ConvertError: none has a name that timm knows.
     """
     for name in WEIGHTS_NAMES:
         if os.path.lexists(path := os.path.join(folder, name)):
@@ -43,17 +43,17 @@ def write_folder(
     """Write config.json and model.safetensors, which `timm.create_model("local-dir:PATH", pretrained=True)` takes.
 
     Args:
-        tensors: the model's, under timm's names.
-        force: replace a folder that holds such files and nothing else.
-        check: reads the finished draft before it takes its place, and raises if it is not right.
+        tensors: of the model, in the first key format of its family.
+        force: replace a folder of such files and nothing else.
+        check: reads the finished draft before it is moved to its place, and raises if it is wrong.
 
     Raises:
-        ConvertError: there is something already, or the file system refuses.
+        ConvertError: the place is taken, or the file system refuses.
     """
     target = Path(os.path.realpath(os.path.expanduser(path)))
     _check_place(target, path, force)
-    with draft_folder(target) as drafts:
-        draft = drafts / target.name
+    with atomic_dir(target) as parent:
+        draft = parent / target.name
         draft.mkdir()
         config = _describe(model, class_names)
         (draft / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -62,7 +62,7 @@ def write_folder(
         sync(draft)
         if check is not None:
             check(draft)
-        put_folder(draft, target, replace=force)
+        commit_folder(draft, target, replace=force)
 
 
 def _describe(model: Model, class_names: Sequence[str] | None) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def _describe(model: Model, class_names: Sequence[str] | None) -> dict[str, Any]
         "architecture": model.name,
         "num_classes": model.num_classes,
         "num_features": model.feature_info[-1].channels,
-        "global_pool": model.options.get("global_pool", "avg"),  # a family without the option averages
+        "global_pool": model.options.get("global_pool", "avg"),  # families without the option average
         **({} if class_names is None else {"label_names": list(class_names)}),
         **({"model_args": args} if args else {}),
         "pretrained_cfg": {
@@ -94,7 +94,7 @@ def _check_place(target: Path, path: str | os.PathLike, force: bool) -> None:
     if not os.path.lexists(target):
         return
     if not target.is_dir():
-        raise ConvertError(f"{path} is there and is no folder; name another")
+        raise ConvertError(f"{path} exists and is not a folder; name another")
     try:
         entries = list(os.scandir(target))
     except OSError as error:
@@ -109,5 +109,5 @@ def _check_place(target: Path, path: str | os.PathLike, force: bool) -> None:
         if entry.name not in (CONFIG_NAME, *WEIGHTS_NAMES) or not entry.is_file(follow_symlinks=False)
     )
     if foreign or CONFIG_NAME not in {entry.name for entry in entries} or len(entries) == 1:
-        what = f"holds {foreign[0]!r}" if foreign else "is no folder in timm's format"
-        raise ConvertError(f"{path} {what} and is not replaced, so that nobody's files are lost; name another folder")
+        what = f"contains {foreign[0]!r}" if foreign else "is not a folder in timm's format"
+        raise ConvertError(f"{path} {what} and is not replaced, so that no files are lost; name another folder")

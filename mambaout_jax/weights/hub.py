@@ -8,28 +8,28 @@ from mambaout_jax.weights.timm_config import CONFIG_NAME
 
 PREFIXES = ("hf-hub:", "hf_hub:")
 _ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([^@\s]+))?", re.ASCII)
-_SECONDS = 5  # that the hub may take to say what it has; HF_HUB_ETAG_TIMEOUT changes it
+_SECONDS = 5  # that the hub may take to answer; HF_HUB_ETAG_TIMEOUT changes it
 
 
 class _AbsentError(ConvertError):
-    """Report one file that is not there, where another may be."""
+    """One file that is absent, where another may exist."""
 
 
 def download(source: str) -> tuple[str, str]:
-    """Give paths of config.json and the weights in the client's cache, where they are fetched to if they are new.
+    """Fetch config.json and the weights into the client's cache if they are new, and return their paths.
 
-    Where nobody answers, or HF_HUB_OFFLINE is set, what the cache has is taken.
+    The cache is used if the hub does not answer or HF_HUB_OFFLINE is set.
 
     Args:
         source: hf-hub:ORG/NAME, with @REVISION for a branch, a tag or a commit.
 
     Raises:
-        ConvertError: the id is malformed, there is no such thing or no right to it, or nobody answers and the cache
-            does not have it.
+        ConvertError: the id is malformed, does not exist or may not be read, or the hub does not answer and the
+            cache does not have it.
     """
     match = _ID.fullmatch(source.partition(":")[2])
     if match is None:
-        raise ConvertError(f"{source} is no hub id; hf-hub:ORG/NAME or hf-hub:ORG/NAME@REVISION is expected")
+        raise ConvertError(f"{source} is not a hub id; hf-hub:ORG/NAME or hf-hub:ORG/NAME@REVISION is expected")
     repository = _Repository(source, *match.groups())
     config = repository.fetch(CONFIG_NAME)
     absent = []
@@ -42,16 +42,16 @@ def download(source: str) -> tuple[str, str]:
 
 
 class _Repository:
-    """Fetch files of one revision."""
+    """The files of one revision."""
 
     def __init__(self, source: str, repo_id: str, revision: str | None):
         self.source = source
         self.repo_id = repo_id
         self.revision = revision
-        self.trouble: str | None = None  # why the hub is not to be asked any more
+        self.trouble: str | None = None  # why the hub is not asked any more
 
     def fetch(self, name: str) -> str:
-        """Give the path of a file in the cache."""
+        """Return the path of a file in the cache."""
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -62,16 +62,16 @@ class _Repository:
             )
         except LocalEntryNotFoundError:
             raise _AbsentError(
-                f"{self.source}: {name} is not in the cache, and {self.trouble or 'it is gone'}"
+                f"{self.source}: {name} is not in the cache, and {self.trouble or 'it was removed'}"
             ) from None
-        except Exception as error:  # each way of fetching raises types of its own
+        except Exception as error:  # each transport raises its own types
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise ConvertError(f"{self.source}: fetching {name} stopped ({reason[0]:.200}); try again") from error
 
     def _ask(self, name: str) -> str | None:
-        """Make sure that the hub has a file and lets us read it; give the reason where it cannot be asked.
+        """Check that the hub has a file and that it may be read; return the reason if the hub does not answer.
 
-        The client's own download tries again for half a minute when nobody answers, before it looks into its cache.
+        The client's own download would retry for half a minute before it looks into its cache.
         """
         from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_url
 
@@ -81,9 +81,9 @@ class _Repository:
             url = hf_hub_url(self.repo_id, name, revision=self.revision)
             get_hf_file_metadata(url, timeout=_SECONDS if chosen == constants.DEFAULT_ETAG_TIMEOUT else chosen)
         except errors.OfflineModeIsEnabled:
-            return "HF_HUB_OFFLINE forbids to fetch it"
+            return "HF_HUB_OFFLINE is set"
         except errors.HFValidationError as error:
-            raise ConvertError(f"{self.source} is no hub id ({str(error).splitlines()[0]:.200})") from error
+            raise ConvertError(f"{self.source} is not a hub id ({str(error).splitlines()[0]:.200})") from error
         except errors.GatedRepoError:
             raise ConvertError(f"{self.source} is gated; accept its terms on the hub and {log_in}") from None
         except errors.RepositoryNotFoundError:
@@ -101,7 +101,7 @@ class _Repository:
             if status in (401, 403):
                 raise ConvertError(f"{self.source} may not be read (status {status}); {log_in}") from None
             return f"{constants.ENDPOINT} answers with status {status}; try again later"
-        except Exception as error:  # each kind of network raises types of its own
+        except Exception as error:  # each network stack raises its own types
             reason = str(error).strip().splitlines() or [type(error).__name__]
             return f"{constants.ENDPOINT} cannot be reached ({reason[0]:.200}); check the network"
         return None

@@ -1,14 +1,14 @@
-"""Tell what weights are, without loading them."""
+"""A description of weights, without loading them."""
 
 import math
 from collections import Counter
 
 from mambaout_jax.models import Model, create_model
 from mambaout_jax.weights.checkpoint import TorchCheckpoint
-from mambaout_jax.weights.errors import ConvertError
+from mambaout_jax.weights.key_map import expected_shapes, matching_formats, tensor_specs, without_ignored
 from mambaout_jax.weights.options import model_args
-from mambaout_jax.weights.resolve import identify
-from mambaout_jax.weights.state_dict import differences, expected_shapes, find_table, get_table
+from mambaout_jax.weights.resolve import resolve_model
+from mambaout_jax.weights.state_dict import differences, get_format
 
 
 def inspect_checkpoint(checkpoint: TorchCheckpoint, name: str | None = None) -> dict[str, str]:
@@ -18,20 +18,21 @@ def inspect_checkpoint(checkpoint: TorchCheckpoint, name: str | None = None) -> 
         name: of the variant to compare with; None for the one that they are of.
 
     Returns:
-        dialect, variant, parameters, dtype, differences, and entry for a file that holds more; in words.
+        "key format", "variant", "parameters", "dtype", "differences", and "entry" for a file with several; in words.
 
     Raises:
-        ConvertError: they are of no known family, in a dialect that cannot express the variant, or, without a name,
-            too much is missing to tell which it is.
+        ConvertError: they are of no known family, in a key format that cannot express the variant, or, without a name,
+            no variant has exactly their shapes.
         ModelError: the name is unknown.
     """
-    model = _model(checkpoint, name)
-    table = get_table(model, find_table(checkpoint.shapes).dialect)
+    model = _build_model(checkpoint, name)
+    _, key_format = matching_formats(checkpoint.shapes, prefer=model.family)[0]
+    expected = expected_shapes(tensor_specs(model.shapes, get_format(model, key_format.name)))
     options = {"num_classes": model.num_classes, **model_args(model)}
-    faults = differences(checkpoint.shapes, expected_shapes(model, table))
+    faults = differences(without_ignored(key_format, checkpoint.shapes), expected)
     kinds = Counter(checkpoint.dtypes.values())
     return {
-        "dialect": table.dialect,
+        "key format": key_format.name,
         "variant": ", ".join([model.name, *(f"{key} {value}" for key, value in options.items())]),
         "parameters": f"{sum(map(math.prod, checkpoint.shapes.values())):,} in {len(checkpoint.shapes)} tensors",
         "dtype": ", ".join(f"{kind} ({count} tensors)" if len(kinds) > 1 else kind for kind, count in kinds.items()),
@@ -40,12 +41,8 @@ def inspect_checkpoint(checkpoint: TorchCheckpoint, name: str | None = None) -> 
     }
 
 
-def _model(checkpoint: TorchCheckpoint, name: str | None) -> Model:
-    if name is None:
-        identity = identify(checkpoint)
-        return create_model(identity.name, **identity.options)
-    try:
-        options = identify(checkpoint._replace(config=None), name).options
-    except ConvertError:
-        options = {}  # what tells the classes is missing: that is one of the differences
-    return create_model(name, **options)
+def _build_model(checkpoint: TorchCheckpoint, name: str | None) -> Model:
+    if name is not None:
+        checkpoint = checkpoint._replace(config=None)
+    resolved = resolve_model(checkpoint, name)
+    return create_model(resolved.name, **resolved.options)

@@ -1,216 +1,177 @@
-"""Which model weights belong to, by the names and shapes of its parameters."""
+"""The model that weights belong to, found by their config.json or by the names and shapes of their tensors."""
 
-import itertools
+import bisect
+import functools
 import math
-from collections.abc import Iterable, Mapping
-from fractions import Fraction
-from types import MappingProxyType
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from mambaout_jax.models import VARIANTS, MambaOut, VisionTransformer
-from mambaout_jax.ops import SCAN_ORDERS
+import numpy as np
+
+from mambaout_jax.models import Family, Model, create_model, find_family, variant_options
+from mambaout_jax.models.api import MIN_SIZE
+from mambaout_jax.models.key_format import KeyFormat
 from mambaout_jax.weights.checkpoint import TorchCheckpoint
 from mambaout_jax.weights.errors import ConvertError
-from mambaout_jax.weights.key_maps import TASK_AXES, KeyTable
-from mambaout_jax.weights.options import OF_TRAINING, own_options, same
-from mambaout_jax.weights.state_dict import Shape, find_table, to_ours
+from mambaout_jax.weights.key_map import (
+    Shape,
+    TensorSpec,
+    expected_shapes,
+    matching_formats,
+    tensor_specs,
+    without_ignored,
+)
+from mambaout_jax.weights.state_dict import differences
 
-# Options that a variant has another value of for every dataset.
-_OF_THE_TASK = ("num_classes", "in_chans", "img_size")
+# Largest side of square images that shapes are compared with, in pixels.
+_MAX_SIZE = 2048
+# Of a tensor, so that NumPy can represent an array of its shape.
+_MAX_ELEMENTS = 2**40
 
 
-class Identity(NamedTuple):
-    """Name what weights belong to.
+class ResolvedModel(NamedTuple):
+    """The model that weights belong to.
 
     Args:
-        table: of the dialect that they are in.
+        key_format: that the weights are in.
         name: for `create_model`.
-        options: for `create_model`, as far as they are not the variant's own.
-        assumed: what the shapes cannot tell, in words; empty for a registered variant whose shapes no other has.
+        options: for `create_model`.
+        note: a sentence on what the shapes leave open, or "".
     """
 
-    table: KeyTable
+    key_format: KeyFormat
     name: str
     options: dict[str, Any]
-    assumed: str
+    note: str
 
 
-def identify(checkpoint: TorchCheckpoint, name: str | None = None) -> Identity:
-    """Find the model that weights belong to: by their config.json, or else by their shapes.
+def resolve_model(checkpoint: TorchCheckpoint, name: str | None = None) -> ResolvedModel:
+    """Find the model that weights belong to: by their config.json, or else by comparing shapes with every variant.
 
     Args:
-        name: of the variant, where it is known; only the classes and the input's channels are then read from shapes.
+        name: of the variant, if it is known; then only classes, channels and size of the input are read from shapes.
 
     Raises:
-        ConvertError: the keys are those of no known family, layers that tell an option are missing, or config.json
-            names another variant.
+        ConvertError: the keys are those of no known family, no variant has exactly these shapes, or config.json names
+            another variant.
     """
     try:
-        return _identify(checkpoint, name)
+        return _resolve(checkpoint, name)
     except ConvertError as error:
         raise ConvertError(f"{checkpoint.origin}: {error}") from error
 
 
-def _identify(checkpoint: TorchCheckpoint, name: str | None) -> Identity:
-    table = find_table(checkpoint.shapes)
+def _resolve(checkpoint: TorchCheckpoint, name: str | None) -> ResolvedModel:
+    formats = matching_formats(checkpoint.shapes, prefer=None if name is None else find_family(name))
+    _, key_format = formats[0]
     config = checkpoint.config
     if config is not None:
         if name not in (None, config.architecture):
             raise ConvertError(f"config.json says that this is {config.architecture}; {name} was asked for")
-        return Identity(table, config.architecture, {**config.options, **config.preparation}, "")
-    shapes = {ours: shape for key, shape in checkpoint.shapes.items() if (ours := to_ours(table, key)) is not None}
-    task = _task_options(table, shapes)
+        return ResolvedModel(key_format, config.architecture, {**config.options, **config.preparation}, "")
     if name is not None:
-        return Identity(table, name, task, "")
-    options = {**_read_options(table, shapes), **table.fixed, **task}
-    name, changes = _nearest(table.family, options)
-    return Identity(table, name, changes, _assumptions(name, options, changes))
+        return ResolvedModel(key_format, name, _data_options(name, key_format, checkpoint.shapes), "")
+    fits, faults = [], {}
+    for family, key_format in formats:
+        for variant in family.variants:
+            options, num_faults = _compare(variant, key_format, without_ignored(key_format, checkpoint.shapes))
+            faults[variant] = min(num_faults, faults.get(variant, num_faults))
+            if not num_faults:
+                fits.append(ResolvedModel(key_format, variant, options, ""))
+    if not fits:
+        nearest = min(faults, key=faults.__getitem__)
+        raise ConvertError(
+            f"no variant has exactly these tensors, the nearest, {nearest}, differs in {faults[nearest]}; name the "
+            "variant by --model, give a folder with a config.json, or list the differences by convert inspect FILE "
+            "--model NAME"
+        )
+    first, *others = fits
+    names = " and ".join(other.name for other in others)
+    verb = "has" if len(others) == 1 else "have"
+    return first._replace(note=f"{names} {verb} the same shapes; choose another one by --model" if others else "")
 
 
-def _task_options(table: KeyTable, shapes: Mapping[str, Shape]) -> dict[str, int]:
-    places = TASK_AXES[table.family].items()
-    options = {option: shapes[layer][axis] for option, (layer, axis) in places if len(shapes.get(layer, ())) > axis}
-    return {**options, **_IMAGE_SIZES.get(table.family, lambda shapes: {})(shapes)}
+def _compare(name: str, key_format: KeyFormat, shapes: Mapping[str, Shape]) -> tuple[dict[str, Any], int]:
+    """Return the options by which a variant comes nearest to the shapes, and how many tensors still differ."""
+    family, own = find_family(name), variant_options(name)
+    if not _can_express(family, own, key_format):
+        return {}, len(shapes)
+    found = differences(shapes, _shapes(family, name, key_format))
+    if num_faults := len(found.keys() - _keys_of_data(family, name, key_format)):
+        return {}, num_faults
+    options = _data_options(name, key_format, shapes)
+    options = {key: value for key, value in options.items() if value != own[key]}
+    return options, len(differences(shapes, _shapes(family, name, key_format, **options)))
 
 
-def _assumptions(name: str, options: dict[str, Any], changes: dict[str, Any]) -> str:
-    """Say what no shape tells: what the nearest variant gave, or which other variants have these shapes."""
-    unread = {
-        key: value
-        for key, value in own_options(name).items()
-        if key not in options and key not in (*OF_TRAINING, *_OF_THE_TASK)
-    }
-    if not changes.keys() - set(_OF_THE_TASK):
-        twins = [other for other in _variants_of(VARIANTS[name].family) if own_options(other) == own_options(name)]
-        twins.remove(name)
-        return f"{' and '.join(twins)} has the same shapes; name it by --model if it is meant" if twins else ""
-    if not unread:
-        return ""
-    told = " and ".join(f"{key} {value!r}" for key, value in unread.items())
-    verb = "is" if len(unread) == 1 else "are"
-    guess = _GUESSES.get(VARIANTS[name].family, "").format(**options)
-    return f"no variant has these sizes; {told} of {name}, the nearest, {verb} assumed{guess}"
-
-
-def _read_options(table: KeyTable, shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    if table.family not in _READERS:
-        raise ConvertError(f"the shapes of a {table.family.__name__} do not tell its variant; name it by --model")
-    try:
-        return _READERS[table.family](shapes)
-    except KeyError as error:
-        fault = f"{error} is missing"
-    except (ValueError, IndexError, ZeroDivisionError):
-        fault = "its layers have shapes that do not go together"
-    raise ConvertError(
-        f"the weights are those of a {table.family.__name__}, but {fault}; compare them with a variant by convert "
-        "inspect FILE --model NAME"
-    )
-
-
-def _variants_of(family: type) -> list[str]:
-    return [name for name, variant in VARIANTS.items() if variant.family is family]
-
-
-def _nearest(family: type, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Choose the variant that the fewest options differ from, and give those."""
-    changes = {}
-    for name in _variants_of(family):
-        own = own_options(name)
-        changes[name] = {key: value for key, value in options.items() if not same(key, value, own[key])}
-    name = min(changes, key=lambda name: len(changes[name]))
-    return name, changes[name]
-
-
-def _mambaout_options(shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    depths = tuple(_length(shapes, f"stages.{stage}.blocks.") for stage in range(_length(shapes, "stages.")))
-    first = [f"stages.{stage}.blocks.0" for stage in range(len(depths))]
-    dims, hidden = zip(*(shapes[f"{block}.fc2.weight"] for block in first), strict=True)
-    convolved = [shapes[f"{block}.conv.weight"][0] for block in first]
-    options = {
-        "depths": depths,
-        "dims": dims,
-        "kernel_size": shapes[f"{first[0]}.conv.weight"][-1],
-        "expansion_ratio": _ratio(hidden, dims, usual=8 / 3),
-        "conv_ratio": _ratio(convolved, dims, usual=1.0),
-        "stem_mid_norm": "stem.norm1.weight" in shapes,
-        "ls_init_value": 1e-6 if f"{first[0]}.ls.gamma" in shapes else None,
-        "head_fn": "default" if "head.pre_logits.norm.weight" in shapes else "norm_mlp",
-        **_token_mixer(shapes, f"{first[0]}.ssm."),
-    }
-    # Norm and convolution have the same shapes in either order where a stage is as wide as the one before it.
-    if widened := [stage for stage in range(1, len(dims)) if dims[stage] != dims[stage - 1]]:
-        after = shapes[f"stages.{widened[0]}.downsample.norm.weight"] == (dims[widened[0]],)
-        options["downsample"] = "conv" if after else "conv_nf"
-    elif len(dims) == 1:
-        options["downsample"] = "conv"  # of which there is none
+def _data_options(name: str, key_format: KeyFormat, shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    """Read the options that depend on the data: num_classes, in_chans, and img_size if parameters depend on it."""
+    family, own = find_family(name), variant_options(name)
+    if not _can_express(family, own, key_format):
+        return {}  # which the conversion itself reports
+    model, options = _build(family, name), {}
+    # A weight of ours is (..., in, out).
+    for option, layer, axis in (("num_classes", model.classifier, -1), ("in_chans", model.first_conv, -2)):
+        for spec in _specs(family, name, key_format):
+            shape = shapes.get(spec.keys[0], ())
+            is_weight = spec.paths[0][1:] == (*layer, "weight") and len(shape) == len(spec.shape)
+            if is_weight and 0 < math.prod(shape) < _MAX_ELEMENTS:
+                options[option] = spec.transform.from_torch(np.broadcast_to(np.zeros(()), shape)).shape[axis]
+    for key, axis in _sized_axes(family, name, key_format).items():
+        if len(shapes.get(key, ())) > axis and (size := _image_size(family, name, key_format, key, axis, shapes[key])):
+            options["img_size"] = (size, size)
     return options
 
 
-def _token_mixer(shapes: Iterable[str], prefix: str) -> dict[str, str]:
-    """Tell from a block's state space models, one for each direction, whether it has any and how they read a map."""
-    if not any(name.startswith(prefix) for name in shapes):
-        return {"token_mixer": "conv", "scan_order": "causal"}
-    directions = _length(shapes, prefix)
-    orders = [order for order in SCAN_ORDERS if len(SCAN_ORDERS[order]) == directions]
-    if not orders:
-        raise ValueError(f"{directions} directions")
-    return {"token_mixer": "conv_ssm", "scan_order": orders[0]}
+def _image_size(family: Family, name: str, key_format: KeyFormat, key: str, axis: int, shape: Shape) -> int | None:
+    """Return the side of square images, in pixels, at which a tensor has the length of `shape` along an axis."""
+    stride = _build(family, name).feature_info[-1].stride
+    sides = range(-(-MIN_SIZE // stride) * stride, _MAX_SIZE + 1, stride)
+
+    def length(side: int) -> int:
+        return _shapes(family, name, key_format, img_size=(side, side))[key][axis]
+
+    index = bisect.bisect_left(sides, shape[axis], key=length)
+    return sides[index] if index < len(sides) and length(sides[index]) == shape[axis] else None
 
 
-def _vit_options(shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    dim, hidden = shapes["patch_embed.proj.weight"][0], shapes["blocks.0.mlp.fc1.weight"][0]
-    class_token, norm_first = "cls_token" in shapes, "norm.weight" in shapes
-    token = class_token and norm_first  # of what has these parameters too, a mean of normalised patches is rare
+def _can_express(family: Family, options: Mapping[str, Any], key_format: KeyFormat) -> bool:
+    return key_format in family.key_formats and all(options[key] == value for key, value in key_format.fixed.items())
+
+
+def _keys_of_data(family: Family, name: str, key_format: KeyFormat) -> set[str]:
+    """Return the keys of tensors whose shapes depend on the classes, channels or size of the input."""
+    model = _build(family, name)
+    layers = (model.first_conv, model.classifier)
+    keys = {key for spec in _specs(family, name, key_format) if spec.paths[0][1:-1] in layers for key in spec.keys}
+    return keys | _sized_axes(family, name, key_format).keys()
+
+
+@functools.cache
+def _sized_axes(family: Family, name: str, key_format: KeyFormat) -> dict[str, int]:
+    """Return the keys of tensors whose shapes depend on the size of the input, and the axis that does."""
+    if "img_size" not in family.options:
+        return {}
+    model = _build(family, name)
+    larger = tuple(side + model.feature_info[-1].stride for side in model.input_spec.size)
+    before, after = _shapes(family, name, key_format), _shapes(family, name, key_format, img_size=larger)
     return {
-        "patch_size": shapes["patch_embed.proj.weight"][-1],
-        "embed_dim": dim,
-        "depth": _length(shapes, "blocks."),
-        "num_heads": next(heads for heads in range(max(1, dim // 64), 0, -1) if dim % heads == 0),
-        "mlp_ratio": _ratio([hidden], [dim], usual=4.0),
-        "class_token": class_token,
-        "global_pool": "token" if token else "avg",
-        "fc_norm": False if norm_first and not token else None,
+        key: next(axis for axis, (x, y) in enumerate(zip(shape, after[key], strict=True)) if x != y)
+        for key, shape in before.items()
+        if shape != after[key]
     }
 
 
-def _vit_image_size(shapes: Mapping[str, Shape]) -> dict[str, tuple[int, int]]:
-    """Tell the side of square images from the number of tokens; that of others no shape tells."""
-    match shapes.get("pos_embed"), shapes.get("patch_embed.proj.weight"):
-        case (_, length, _), (_, _, _, patch_size):
-            num_patches = length - ("cls_token" in shapes)
-            side = math.isqrt(max(num_patches, 0))
-            if side and side**2 == num_patches:
-                return {"img_size": (side * patch_size,) * 2}
-    return {}
+# Building all variants of a family takes a second: each is built once.
+@functools.cache
+def _build(family: Family, name: str, **options: Any) -> Model:
+    return create_model(name, **options)
 
 
-def _length(shapes: Iterable[str], prefix: str) -> int:
-    """Count the members of a list, which their places in names tell."""
-    places = {int(name.removeprefix(prefix).partition(".")[0]) for name in shapes if name.startswith(prefix)}
-    length = next(place for place in itertools.count() if place not in places)
-    if length != max(len(places), 1):
-        raise KeyError(f"{prefix}{length}")
-    return length
+@functools.cache
+def _specs(family: Family, name: str, key_format: KeyFormat, **options: Any) -> list[TensorSpec]:
+    return tensor_specs(_build(family, name, **options).shapes, key_format)
 
 
-def _ratio(widths: Iterable[int], dims: Iterable[int], usual: float) -> float:
-    """Find r with int(r * dim) == width for every pair: the usual one, or else the simplest fraction."""
-    pairs = list(zip(widths, dims, strict=True))
-    least = max(Fraction(width, dim) for width, dim in pairs)
-    # The least float that reaches every width is always enough; int(1 / 49 * 49) is 0.
-    last = float(least)
-    while any(int(last * dim) < width for width, dim in pairs):
-        last = math.nextafter(last, math.inf)
-    simple = (math.ceil(least * denominator) / denominator for denominator in range(1, 100))
-    for ratio in (usual, *simple, last):
-        if all(int(ratio * dim) == width for width, dim in pairs):
-            return ratio
-    raise ValueError(f"no ratio makes {[width for width, _ in pairs]} of {[dim for _, dim in pairs]}")
-
-
-# How the options of a family are read from the shapes that its parameters have in PyTorch, under our names.
-_READERS = MappingProxyType({MambaOut: _mambaout_options, VisionTransformer: _vit_options})
-# How the size of the images is read, of a family that has it as an option.
-_IMAGE_SIZES = MappingProxyType({VisionTransformer: _vit_image_size})
-# What a reader takes for granted, in words.
-_GUESSES = MappingProxyType({VisionTransformer: ", and num_heads {num_heads} after their 64 channels a head"})
+def _shapes(family: Family, name: str, key_format: KeyFormat, **options: Any) -> dict[str, Shape]:
+    return expected_shapes(_specs(family, name, key_format, **options))

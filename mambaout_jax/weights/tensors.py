@@ -1,19 +1,21 @@
-"""Tensors by name, read when they are asked for."""
+"""Tensors by name, read on access."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from mambaout_jax.weights.errors import ConvertError
 
 _PREFIXES = ("module.", "_orig_mod.")  # of distributed and of compiled models, in either order
 
 
 class TensorFile(NamedTuple):
-    """Hold what a file of weights has.
+    """The contents of a file of weights.
 
     Args:
-        tensors: bfloat16 is ml_dtypes.bfloat16; nothing is read before it is asked for, and nothing is kept.
-        wrapper: the entry that they were taken from; None where the file holds nothing else.
+        tensors: bfloat16 is ml_dtypes.bfloat16; a tensor is read at each access and not kept.
+        wrapper: the entry that they were taken from; None for a file of nothing else.
     """
 
     tensors: Mapping[str, np.ndarray]
@@ -23,7 +25,7 @@ class TensorFile(NamedTuple):
 
 
 class LazyTensors(Mapping[str, np.ndarray]):
-    """Map a name to what `read` gives for the name that the file has for it."""
+    """A mapping from names to the tensors that `read` returns for the file's own names."""
 
     def __init__(self, names: Mapping[str, str], read: Callable[[str], np.ndarray]):
         self._names = names
@@ -43,8 +45,23 @@ class LazyTensors(Mapping[str, np.ndarray]):
 
 
 def without_prefixes(names: list[str]) -> dict[str, str]:
-    """Map each name, without the prefixes that wrapping a model gave to all of them, to the name as it is."""
+    """Return the full name of each tensor by its name without the prefixes of wrapped models, which all must have."""
     cleaned = names
     while prefix := next((p for p in _PREFIXES if cleaned and all(name.startswith(p) for name in cleaned)), None):
         cleaned = [name.removeprefix(prefix) for name in cleaned]
     return dict(zip(cleaned, names, strict=True))
+
+
+def open_state_dict(state_dict: Mapping[str, Any]) -> tuple[LazyTensors, dict[str, tuple[int, ...]]]:
+    """Return the tensors and shapes of a state dict, without the prefixes of wrapped models.
+
+    Raises:
+        ConvertError: a key is not a string or a value is not a tensor.
+    """
+    for key, value in state_dict.items():
+        if not isinstance(key, str) or not hasattr(value, "shape"):
+            kind = type(value).__name__
+            raise ConvertError(f"the state dict has a {kind} under {key!r}; a tensor under its name is expected")
+    names = without_prefixes(list(state_dict))
+    shapes = {name: tuple(state_dict[key].shape) for name, key in names.items()}
+    return LazyTensors(names, state_dict.__getitem__), shapes

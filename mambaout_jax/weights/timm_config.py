@@ -1,26 +1,25 @@
-"""Read timm's config.json: which model a folder holds, and how its images are prepared."""
+"""timm's config.json: the model of a folder, and how its images are prepared."""
 
 import difflib
-import inspect
 import json
 import os
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mambaout_jax.models import VARIANTS
+from mambaout_jax.models import find_family, list_models
 from mambaout_jax.weights.errors import ConvertError
 
 CONFIG_NAME = "config.json"
 
 
 class TimmConfig(NamedTuple):
-    """Say what timm's config.json says of a model.
+    """The contents of timm's config.json.
 
     Args:
         architecture: a variant of ours, without the tag of its weights.
         options: what `create_model` takes to build it.
-        preparation: what `create_model` takes for its `input_spec`, as far as it is said.
+        preparation: what `create_model` takes for its `input_spec`, as far as it is there.
     """
 
     architecture: str
@@ -30,7 +29,7 @@ class TimmConfig(NamedTuple):
 
 
 class _Kind(NamedTuple):
-    """Say what a value has to be, in words and as a test."""
+    """What a value has to be, in words and as a test."""
 
     words: str
     fits: Callable[[Any], bool]
@@ -56,9 +55,10 @@ _SIZE = _Kind("[channels, height, width]", _are(_is_count, 3))
 _SHARE = _Kind("a number above 0", lambda value: _is_number(value) and value > 0)
 _CROP = _Kind("a number from 0.1 to 1", lambda value: _is_number(value) and 0.1 <= value <= 1)
 _OBJECT = _Kind("a JSON object", lambda value: isinstance(value, dict))
-# Of a family that has no option for it.
+# Of a family without the option.
 _AVERAGE = _Kind("'avg', the pooling that the models have,", lambda value: value == "avg")
-# By the type that an option is annotated with.
+_ANY = _Kind("a value", lambda value: True)
+# By the annotation of an option.
 _OPTION_KINDS = {
     bool: _Kind("true or false", lambda value: isinstance(value, bool)),
     bool | None: _Kind("true, false or null", lambda value: value is None or isinstance(value, bool)),
@@ -74,15 +74,15 @@ _OPTION_KINDS = {
 
 
 def read_config(path: str, origin: str) -> TimmConfig:
-    """Read a config.json of timm, of today's form or the flat one of old.
+    """Read a config.json of timm, in its present form or the old flat one.
 
-    What does not concern the model or its input is left alone.
+    What does not concern the model or its input is ignored.
 
     Args:
-        origin: what the user named; it begins every message.
+        origin: of the folder, as the user typed it; begins every message.
 
     Raises:
-        ConvertError: it is damaged, or says something that does not fit a model of ours.
+        ConvertError: it is damaged, or something in it does not fit a model of ours.
     """
     config = _load(path, origin)
     inner = _get(config, "pretrained_cfg", _OBJECT, origin)
@@ -127,7 +127,7 @@ def _load(path: str, origin: str) -> dict[str, Any]:
         reason = str(error).splitlines()[0]
         raise ConvertError(f"{origin}: {CONFIG_NAME} is not the JSON that timm writes ({reason:.100})") from error
     if not isinstance(config, dict):
-        raise ConvertError(f"{origin}: {CONFIG_NAME} holds {_short(config)}; a JSON object is expected")
+        raise ConvertError(f"{origin}: {CONFIG_NAME} contains {_short(config)}; a JSON object is expected")
     return config
 
 
@@ -140,7 +140,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _get(part: Mapping[str, Any], key: str, kind: _Kind, origin: str) -> Any:
-    """Give a value that fits, or None where there is none."""
+    """Return a value that fits, or None if there is none."""
     value = part.get(key)
     if value is not None and not kind.fits(value):
         raise ConvertError(f"{origin}: {CONFIG_NAME} has {key} {_short(value)}; {kind.words} is expected")
@@ -155,13 +155,14 @@ def _short(value: Any) -> str:
 
 def _architecture(value: str | None, origin: str) -> str:
     if value is None:
-        raise ConvertError(f"{origin}: {CONFIG_NAME} names no architecture; one that timm wrote is expected")
+        raise ConvertError(f"{origin}: {CONFIG_NAME} has no architecture; one that timm wrote is expected")
     name = value.split(".")[0]  # what follows names the weights
-    if name not in VARIANTS:
-        near = difflib.get_close_matches(name[:100], VARIANTS, n=1, cutoff=0.0)[0]
+    known = list_models()
+    if name not in known:
+        near = difflib.get_close_matches(name[:100], known, n=1, cutoff=0.0)[0]
         raise ConvertError(
-            f"{origin}: {CONFIG_NAME} has architecture {_short(value)}, which is no model that is known; the nearest "
-            f"is {near!r}; all are listed by python -m mambaout_jax models"
+            f"{origin}: {CONFIG_NAME} has architecture {_short(value)}, which is not a known model; the nearest is "
+            f"{near!r}; python -m mambaout_jax models lists all"
         )
     return name
 
@@ -175,10 +176,10 @@ def _options(model_args: Mapping[str, Any], architecture: str, origin: str) -> d
             continue
         if name not in annotations:
             raise ConvertError(
-                f"{origin}: model_args in {CONFIG_NAME} has {_short(name)}, which is no option of {architecture}; "
+                f"{origin}: model_args in {CONFIG_NAME} has {_short(name)}, which is not an option of {architecture}; "
                 f"known are {', '.join(sorted(annotations))}"
             )
-        kind = _OPTION_KINDS[annotations[name]]
+        kind = _OPTION_KINDS.get(annotations[name], _ANY)
         if not kind.fits(value):
             raise ConvertError(
                 f"{origin}: model_args in {CONFIG_NAME} has {name} {_short(value)}; {kind.words} is expected"
@@ -188,9 +189,8 @@ def _options(model_args: Mapping[str, Any], architecture: str, origin: str) -> d
 
 
 def _annotations(architecture: str) -> dict[str, Any]:
-    """Give the options of a variant's family, and what each is annotated with."""
-    parameters = inspect.signature(VARIANTS[architecture].family.__init__).parameters
-    return {name: parameter.annotation for name, parameter in parameters.items() if name != "self"}
+    """Return the options of a variant's family with their annotations."""
+    return {name: parameter.annotation for name, parameter in find_family(architecture).options.items()}
 
 
 def _preparation(

@@ -1,4 +1,4 @@
-"""What torch.save writes. PyTorch is imported when such a file is met, and no earlier."""
+"""Files of torch.save; PyTorch is imported only to read or write one."""
 
 import argparse
 import pickle
@@ -21,10 +21,10 @@ WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 
 
 def read_torch(path: str) -> TensorFile:
-    """Read a state dict without running anything that the file holds.
+    """Read a state dict without running code in the file.
 
     Raises:
-        ConvertError: PyTorch is not installed, or the file is damaged or holds anything but tensors by name.
+        ConvertError: PyTorch is not installed, or the file is damaged or contains anything but tensors by name.
     """
     torch = _import_torch(path)
     loaded = _load(torch, path)
@@ -34,11 +34,12 @@ def read_torch(path: str) -> TensorFile:
     weights = loaded if wrapper is None else loaded[wrapper]
     where = path if wrapper is None else f"{path}, entry {wrapper!r},"
     if not isinstance(weights, Mapping):
-        raise ConvertError(f"{path} holds a {type(weights).__name__}; a state dict, tensors by name, is expected")
+        raise ConvertError(f"{path} contains a {type(weights).__name__}; a state dict, tensors by name, is expected")
     for name, value in weights.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise ConvertError(
-                f"{where} holds a {type(value).__name__} under {name!r:.80}; a state dict, tensors by name, is expected"
+                f"{where} contains a {type(value).__name__} under {name!r:.80}; a state dict, tensors by name, is "
+                "expected"
             )
     names = without_prefixes(list(weights))
     return TensorFile(
@@ -58,7 +59,7 @@ def write_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """
     torch = _import_torch(path.name)
     state_dict = {name: _to_torch(torch, name, array) for name, array in tensors.items()}
-    # A file that Python writes raises OSError where PyTorch's own writer raises words about its insides.
+    # Python's own file raises OSError where PyTorch's writer raises an internal error.
     with path.open("wb") as file:
         try:
             torch.save(state_dict, file)
@@ -80,23 +81,23 @@ def _import_torch(path: str) -> ModuleType:
 
 def _load(torch: ModuleType, path: str) -> Any:
     is_zip = False
-    # timm's training writes its arguments beside the weights; a Namespace is plain data.
+    # timm's training writes its arguments into the file; a Namespace is plain data.
     harmless = torch.serialization.safe_globals([argparse.Namespace])
     try:
         with warnings.catch_warnings(), harmless, open(path, "rb") as file:
-            warnings.simplefilter("ignore")  # about formats of old, which are read all the same
+            warnings.simplefilter("ignore")  # about old formats, which are read anyway
             is_zip = file.read(2) == b"PK"
             file.seek(0)
-            # Of a path that ends so, torch.load goes by the ending.
+            # torch.load goes by this ending of a path.
             mapped = is_zip and not path.endswith(".safetensors") and _is_stored(path)
             return torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # damaged pickles raise whatever their bytes happen to mean
+    except Exception as error:  # damaged pickles raise errors of all types
         if isinstance(error, pickle.UnpicklingError):
             code = re.search(r"GLOBAL (\S+)", str(error))
-            what = f"holds code ({code[1]:.100})" if code else "is damaged, or holds something"
+            what = f"contains code ({code[1]:.100})" if code else "is damaged, or contains something"
             raise ConvertError(
                 f"{path} {what} besides tensors, which was not run; save model.state_dict() alone where it was "
-                "made, or safetensors"
+                "written, or safetensors"
             ) from error
         if is_zip and "TorchScript" in str(error):
             raise ConvertError(
@@ -109,7 +110,7 @@ def _load(torch: ModuleType, path: str) -> Any:
 
 
 def _is_stored(path: str) -> bool:
-    """Tell whether a zip may be mapped into memory: not one that was packed again with compression."""
+    """Return whether a zip can be mapped into memory: not one that was compressed."""
     with zipfile.ZipFile(path) as archive:
         return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
 
@@ -121,8 +122,8 @@ def _to_numpy(torch: ModuleType, path: str, name: str, tensor: Any) -> np.ndarra
         return tensor.detach().numpy()
     except (RuntimeError, TypeError) as error:
         raise ConvertError(
-            f"{path} holds {name!r:.80} as {tensor.dtype} in a {tensor.layout} layout, which NumPy has no word for; "
-            "a plain tensor is expected"
+            f"{path} has {name!r:.80} as {tensor.dtype} in a {tensor.layout} layout, which NumPy lacks; a plain "
+            "tensor is expected"
         ) from error
 
 
@@ -130,7 +131,7 @@ def _to_torch(torch: ModuleType, name: str, array: np.ndarray) -> Any:
     is_bfloat16 = array.dtype == ml_dtypes.bfloat16
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about arrays that must not be written to, and are not
+            warnings.simplefilter("ignore")  # about read-only arrays, which are not written to
             tensor = torch.from_numpy(array.view(np.int16) if is_bfloat16 else array)
     except TypeError:
         raise ConvertError(

@@ -1,4 +1,4 @@
-"""Proof that weights mean the same on both sides: equal logits on equal images, in float32 at the highest precision."""
+"""Proof that weights mean the same on both sides: equal logits of equal images, in float32 at the highest precision."""
 
 import functools
 import os
@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from mambaout_jax.models import VARIANTS, Model, cpu_compiler_options, create_model
+from mambaout_jax.models import Model, cpu_compiler_options, create_model
 from mambaout_jax.weights.errors import ConvertError
 from mambaout_jax.weights.hub import PREFIXES
-from mambaout_jax.weights.key_maps import BUILT_BY_TIMM
 from mambaout_jax.weights.options import model_args
 
 # Largest difference of two logits, over the largest logit. Sums of some thousand float32 products in another order
@@ -22,7 +21,7 @@ TOLERANCE = 1e-4
 
 
 class LogitsCheck:
-    """Compare the logits that weights give with those that a reference gives.
+    """A comparison of the logits of weights with those of a reference.
 
     Args:
         reference: variables of the model.
@@ -47,14 +46,14 @@ class LogitsCheck:
         return np.concatenate([self._apply(variables, image[None]) for image in self._images])
 
     def difference(self, variables: dict[str, Any]) -> float:
-        """Give the largest difference as a share of the largest logit; infinite where a logit is not finite."""
+        """Compute the largest difference as a share of the largest logit; infinite where a logit is not finite."""
         return difference(self._logits(variables), self._expected)
 
     def require(self, what: str, variables: dict[str, Any]) -> str:
-        """Say how far the weights are from the reference.
+        """Check that the weights agree with the reference, and return a sentence on the difference.
 
         Args:
-            what: they are, to begin the sentence with.
+            what: the weights are; begins the sentence.
 
         Raises:
             ConvertError: they are further than `TOLERANCE`.
@@ -62,7 +61,7 @@ class LogitsCheck:
         return _judge(what, self.difference(variables))
 
     def require_timm(self, source: str) -> str:
-        """Say how far the live timm, which reads `source` by itself, is from the reference.
+        """Check that a live timm, which reads `source` by itself, agrees with the reference, and return a sentence.
 
         Raises:
             ConvertError: it is further than `TOLERANCE`, is not installed, or does not take the weights.
@@ -72,13 +71,13 @@ class LogitsCheck:
 
 
 def random_images(model: Model, count: int) -> Float[np.ndarray, "b h w c"]:
-    """Draw images as they look after normalisation, the same each time."""
+    """Draw images as they are after normalisation, the same each time."""
     shape = (count, *model.input_spec.size, model.in_chans)
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
 def difference(logits: Float[np.ndarray, "b k"], expected: Float[np.ndarray, "b k"]) -> float:
-    """Give the largest difference as a share of the largest logit; infinite where some are not finite or missing."""
+    """Compute the largest difference as a share of the largest logit; infinite if some are not finite or missing."""
     if logits.shape != expected.shape or not (np.isfinite(logits).all() and np.isfinite(expected).all()):
         return float("inf")
     return float(np.abs(logits - expected).max() / max(np.abs(expected).max(), np.finfo(np.float32).tiny))
@@ -97,15 +96,17 @@ def timm_logits(model: Model, source: str, images: Float[np.ndarray, "b h w c"])
     """Compute logits by the live timm, which reads the weights by itself and takes them with `strict=True`.
 
     Args:
-        source: a file in either dialect, or a folder or hub id in timm's.
+        source: a file in any key format that timm converts, or a folder or hub id in timm's.
 
     Raises:
         ConvertError: timm has no such model, timm or PyTorch is not installed, or timm does not take the weights.
     """
-    family = VARIANTS[model.name].family
-    built = BUILT_BY_TIMM.get(family, {})
-    if others := [f"{key} {model.options[key]!r}" for key, value in built.items() if model.options[key] != value]:
-        raise ConvertError(f"timm has no {family.__name__} with {' and '.join(others)}; leave --verify timm out")
+    family, title = model.family, model.family.module.__name__
+    if family.timm_options is None:
+        raise ConvertError(f"timm has no {title}; leave --verify timm out")
+    built = family.timm_options.items()
+    if others := [f"{key} {model.options[key]!r}" for key, value in built if model.options[key] != value]:
+        raise ConvertError(f"timm has no {title} with {' and '.join(others)}; leave --verify timm out")
     timm, torch = _load_timm()
     source = os.path.expanduser(source)
     source = f"local-dir:{source}" if os.path.isdir(source) else source
@@ -114,7 +115,7 @@ def timm_logits(model: Model, source: str, images: Float[np.ndarray, "b h w c"])
             theirs = timm.create_model(source, pretrained=True)
         else:
             theirs = timm.create_model(model.name, num_classes=model.num_classes, **model_args(model))
-            renamed = sys.modules[type(theirs).__module__].checkpoint_filter_fn  # timm's own, from other dialects
+            renamed = sys.modules[type(theirs).__module__].checkpoint_filter_fn  # timm's own, from other formats
             theirs.load_state_dict(renamed(timm.models.load_state_dict(source), theirs), strict=True)
     except Exception as error:  # files, dtypes and shapes that timm does not take raise types of all kinds
         raise ConvertError(f"timm {timm.__version__} does not take {source}: {' '.join(str(error).split())}") from error

@@ -1,6 +1,7 @@
 """The command converts in both directions, says what it found, and ends bad input with one sentence and code 2."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,6 +32,13 @@ def file(workdir):
     return path
 
 
+@pytest.fixture(scope="module")
+def folder(workdir):
+    path = workdir.parent / "digits"
+    assert main(["convert", "export", str(workdir), "--out", str(path)]) == 0
+    return path
+
+
 def refusal(capsys, *argv):
     """Run a command that has to be refused, and give its sentence."""
     capsys.readouterr()
@@ -41,13 +49,11 @@ def refusal(capsys, *argv):
     return captured.err
 
 
-def changed(file, path, **changes):
-    """Write the weights of a file with other tensors in some places; None takes one out."""
-    tensors = load_file(file)
-    for key, value in changes.items():
-        tensors[key] = value
-    save_file({key: np.ascontiguousarray(value) for key, value in tensors.items() if value is not None}, path)
-    return path
+def change(folder, **changes):
+    """Write other tensors to some places of a folder's weights; None removes one."""
+    tensors = {**load_file(folder / "model.safetensors"), **changes}
+    kept = {key: np.ascontiguousarray(value) for key, value in tensors.items() if value is not None}
+    save_file(kept, folder / "model.safetensors")
 
 
 def test_there_and_back_says_what_it_found(workdir, file, tmp_path, capsys):
@@ -70,10 +76,10 @@ def test_there_and_back_says_what_it_found(workdir, file, tmp_path, capsys):
     assert answers[0] == answers[1]
 
 
-def test_inspect_tells_dialect_variant_size_and_differences(file, capsys):
-    assert main(["convert", "inspect", str(file)]) == 0
+def test_inspect_prints_key_format_variant_size_and_differences(folder, file, capsys):
+    assert main(["convert", "inspect", str(folder)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["dialect", "timm"]
+    assert lines[0].split() == ["key", "format", "timm"]
     assert lines[1].startswith("variant      mambaout_femto, num_classes 10, depths (1, 1)")
     assert lines[2].startswith("parameters   ")
     assert lines[2].endswith(" tensors")
@@ -99,28 +105,29 @@ CONVNEXT = {
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda file, path: path.write_bytes(file.read_bytes()[:-100]), "damaged safetensors file"),
-        (lambda file, path: save_file(CONVNEXT, path), "are those of another model; known are MambaOut"),
-        (lambda file, path: changed(file, path, **{"head.norm.bias": None}), "head.norm.bias is missing"),
-        (lambda file, path: changed(file, path, extra=np.zeros(3, np.float32)), "extra is left over"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-100]), "damaged safetensors file"),
+        (lambda path: save_file(CONVNEXT, path), "are those of another model; known are MambaOut"),
+        (lambda path: change(path.parent, **{"head.norm.bias": None}), "head.norm.bias is missing"),
+        (lambda path: change(path.parent, extra=np.zeros(3, np.float32)), "extra is left over"),
         (
-            lambda file, path: changed(file, path, **{"head.pre_logits.fc.weight": np.zeros((16, 64), np.float32)}),
+            lambda path: change(path.parent, **{"head.pre_logits.fc.weight": np.zeros((16, 64), np.float32)}),
             r"head.pre_logits.fc.weight has shape (16, 64) where (64, 16) is expected",
         ),
         (
-            lambda file, path: changed(file, path, **{"head.fc.bias": np.full(10, np.nan, np.float32)}),
-            "head.fc.bias holds 10 values that are not finite",
+            lambda path: change(path.parent, **{"head.fc.bias": np.full(10, np.nan, np.float32)}),
+            "head.fc.bias has 10 values that are not finite",
         ),
         (
-            lambda file, path: changed(file, path, **{"head.fc.bias": np.zeros(10, np.float16)}),
+            lambda path: change(path.parent, **{"head.fc.bias": np.zeros(10, np.float16)}),
             "head.fc.bias is float16; float32 or bfloat16 is expected",
         ),
-        (lambda file, path: None, "does not exist"),
+        (lambda path: shutil.rmtree(path.parent), "does not exist"),
     ],
 )
-def test_weights_that_do_not_fit_are_refused_and_nothing_is_left(file, tmp_path, capsys, spoil, words):
-    path = tmp_path / "spoilt.safetensors"
-    spoil(file, path)
+def test_weights_that_do_not_fit_are_refused_and_nothing_is_left(folder, tmp_path, capsys, spoil, words):
+    path = tmp_path / "spoilt"
+    shutil.copytree(folder, path)
+    spoil(path / "model.safetensors")
     before = sorted(tmp_path.iterdir())
     sentence = refusal(capsys, "import", path, "--out", tmp_path / "imported")
     assert words in sentence
@@ -128,23 +135,35 @@ def test_weights_that_do_not_fit_are_refused_and_nothing_is_left(file, tmp_path,
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_wrong_place_or_name_is_refused(workdir, file, tmp_path, capsys):
+def test_a_file_of_no_variant_asks_for_the_model(file, tmp_path, capsys):
+    words = refusal(capsys, "import", file, "--out", tmp_path / "imported")
+    assert "no variant has exactly these tensors, the nearest, mamba" in words
+    assert "--model" in words
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_key_format_is_one_of_the_family(workdir, tmp_path, capsys):
+    words = refusal(capsys, "export", workdir, "--out", tmp_path / "x.safetensors", "--key-format", "flax")
+    assert words == "error: key format 'flax' does not name mambaout_femto; known are timm, mambaout\n"
+
+
+def test_a_wrong_place_or_name_is_refused(workdir, file, folder, tmp_path, capsys):
     out = ("--out", tmp_path / "x")
     assert "did you mean 'mambaout_femto'" in refusal(capsys, "import", file, *out, "--model", "mambaout_femo")
     assert "do not fit mambaout_tiny" in refusal(capsys, "import", file, *out, "--model", "mambaout_tiny")
     assert "is no workdir of a run" in refusal(capsys, "export", tmp_path / "none", "--out", tmp_path / "x.safetensors")
     assert "exists" in refusal(capsys, "export", workdir, "--out", file)
     assert "cannot be written" in refusal(capsys, "export", workdir, "--out", file / "x.safetensors")
-    assert "cannot be written" in refusal(capsys, "import", file, "--out", file / "x")
+    assert "cannot be written" in refusal(capsys, "import", folder, "--out", file / "x")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("action", ["import", "export"])
-def test_a_full_disk_is_one_sentence_and_leaves_nothing(workdir, file, tmp_path, action):
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(workdir, folder, tmp_path, action):
     mount = f"mount -t tmpfs -o size=12k none {tmp_path}"
     if subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True, check=False).returncode:
         pytest.skip("no small disk may be mounted here")
-    source, out = (file, tmp_path / "imported") if action == "import" else (workdir, tmp_path / "a.safetensors")
+    source, out = (folder, tmp_path / "imported") if action == "import" else (workdir, tmp_path / "a.safetensors")
     command = [sys.executable, "-m", "mambaout_jax", "convert", action, source, "--out", out]
     inside = f'{mount} && {{ "$@"; echo "code $?"; ls -A {tmp_path}; }}'
     ended = subprocess.run(
@@ -157,8 +176,8 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(workdir, file, tmp_path,
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_command_that_is_told_to_end_leaves_nothing(file, tmp_path, number):
-    command = [sys.executable, "-m", "mambaout_jax", "convert", "import", file, "--out", tmp_path / "imported"]
+def test_a_command_that_is_told_to_end_leaves_nothing(folder, tmp_path, number):
+    command = [sys.executable, "-m", "mambaout_jax", "convert", "import", folder, "--out", tmp_path / "imported"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while not any(tmp_path.glob(".imported.*")):
             assert process.poll() is None

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 import mambaout_jax as mo
-from mambaout_jax.models import VARIANTS, MambaOut
+from mambaout_jax.models import find_family
 from mambaout_jax.models.macs import count_model
 from mambaout_jax.models.mambaout.gated_cnn import GatedCNNBlock
 from mambaout_jax.ops import SCAN_ORDERS
@@ -40,11 +40,11 @@ def ssm_sizes(channels, states=16):
 
 
 def test_mamba_is_mambaout_with_a_state_space_model_and_nothing_else():
-    names = {name for name in VARIANTS if name.startswith("mamba_")}
+    variants = find_family("mamba_femto").variants
+    names = {name for name in mo.list_models() if name.startswith("mamba_")}
     assert names == MAMBA_PARAMETERS.keys()
     for name in names:
-        variant, twin = VARIANTS[name], VARIANTS[name.replace("mamba_", "mambaout_")]
-        assert variant.family is twin.family is MambaOut
+        variant, twin = variants[name], variants[name.replace("mamba_", "mambaout_")]
         assert variant.options == {**twin.options, "token_mixer": "conv_ssm", "scan_order": "causal"}
         assert (variant.size, variant.crop_pct, dict(variant.top1)) == (twin.size, twin.crop_pct, {})
 
@@ -52,7 +52,7 @@ def test_mamba_is_mambaout_with_a_state_space_model_and_nothing_else():
 @pytest.mark.parametrize("name", slow_but(["mamba_femto"], MAMBA_PARAMETERS))
 def test_counts_are_those_of_the_twin_and_of_a_state_space_model_in_each_block(name):
     twin = name.replace("mamba_", "mambaout_")
-    options = VARIANTS[name].options
+    options = find_family(name).variants[name].options
     pairs = zip(options["depths"], options["dims"], strict=True)
     stages = [(depth, dim, (56 // 2**index) ** 2) for index, (depth, dim) in enumerate(pairs)]
     parameters, macs = count_model(name)

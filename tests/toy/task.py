@@ -1,6 +1,7 @@
 """Find spots: propose cells of a map, sample some of them with a key, and refine those that hold a target."""
 
 import dataclasses
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +25,12 @@ class Spots:
     config: object
 
     name = "spots"
-    keys = {"spots.negatives": Key(float, "0..1", "share of empty cells that the loss samples"),
-            "spots.flip_prob": Key(float, "0..1", "probability of a horizontal flip")}  # fmt: skip
+    keys = MappingProxyType(
+        {
+            "spots.negatives": Key(float, "0..1", "share of empty cells that the loss samples"),
+            "spots.flip_prob": Key(float, "0..1", "probability of a horizontal flip"),
+        }
+    )
     evaluation_keys = ()
     free_keys = ()
     metrics = (

@@ -29,7 +29,11 @@ def test_a_run_of_before_keys_had_their_names_goes_on(recorded, remat):
     older["data"]["bad_records"] = {"raise": "stop"}[older["data"].pop("on_bad_record")]
     older["data"]["flip_rate"] = older["data"].pop("hflip_prob")
     older["device_batch_size"] = older.pop("microbatch_size")
-    for former, name in (("mix_rate", "mixup_prob"), ("switch_rate", "mixup_switch_prob"), ("erase_rate", "random_erasing_prob")):
+    for former, name in (
+        ("mix_rate", "mixup_prob"),
+        ("switch_rate", "mixup_switch_prob"),
+        ("erase_rate", "random_erasing_prob"),
+    ):
         older["augment"][former] = older["augment"].pop(name)
     for section, key in (("model", "scan_blocks"), (None, "task"), (None, "plugins"), (None, "mesh")):
         del (older[section] if section else older)[key]
@@ -83,7 +87,7 @@ def test_unknown_task_suggests_the_nearest():
 
 
 def test_plugin_that_is_not_there_is_one_sentence():
-    with pytest.raises(PluginError, match="'no_such_package.tasks' cannot be imported"):
+    with pytest.raises(PluginError, match=r"'no_such_package\.tasks' cannot be imported"):
         tiny.config(plugins=("no_such_package.tasks",))
 
 

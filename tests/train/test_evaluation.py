@@ -10,8 +10,8 @@ from mambaout_jax.data import DataError, EvalTransform
 from mambaout_jax.evaluate import evaluation
 from mambaout_jax.evaluate.evaluation import evaluate
 from mambaout_jax.evaluate.scores import format_scores
-from mambaout_jax.tasks.classification.eval_sets import EVAL_SETS, open_eval_set
 from mambaout_jax.ops import normalize_images
+from mambaout_jax.tasks.classification.eval_sets import EVAL_SETS, open_eval_set
 from mambaout_jax.tasks.classification.task import Classification
 from mambaout_jax.tasks.errors import TaskError
 from tests.data import small_eval_sets
@@ -174,7 +174,9 @@ def test_scores_of_training_are_laid_out_too():
     scores = {"top1": 50.0, "top5": 75.0, "loss": 1.25, "count": 4}
     view = {"input_size": [32, 48], "crop_pct": 0.9, "crop_mode": "center"}
     counts = {"num_classes": 10, "ranked_classes": 10, "skipped": 0, "unlabelled": 0}
-    table = format_scores({"task": TASK, "dataset": "d", "split": "test", **view, **counts, "raw": scores, "steps": 10}).splitlines()
+    table = format_scores(
+        {"task": TASK, "dataset": "d", "split": "test", **view, **counts, "raw": scores, "steps": 10}
+    ).splitlines()
     assert table == [
         "dataset  split  weights  input                   top-1 %  top-5 %    loss  images",
         "d        test   raw      32x48, crop 0.9 center    50.00    75.00  1.2500       4",

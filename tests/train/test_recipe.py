@@ -1,6 +1,10 @@
 import pytest
 
+import mambaout_jax as mo
+from mambaout_jax.models import find_family
 from mambaout_jax.train.recipe import departures, linear_rule
+
+PUBLISHED = find_family("mambaout_femto").recipe
 
 RECIPE = {
     "data.name": "imagenet2012",
@@ -16,7 +20,7 @@ RECIPE = {
 
 
 def test_the_recipe_departs_in_nothing():
-    assert departures(RECIPE) == []
+    assert departures(PUBLISHED, RECIPE) == []
 
 
 @pytest.mark.parametrize(
@@ -42,18 +46,18 @@ def test_the_recipe_departs_in_nothing():
         ({"optim.cooldown_epochs": 0}, "config.optim.cooldown_epochs is 0, the recipe's is 10"),
         (
             {"augment.mixup_group": 16},
-            "config.augment.mixup_group is 16, the recipe's is 128; a step draws 256 times how to mix, the recipe's 32 "
-            "times",
+            "config.augment.mixup_group is 16, the recipe's is 128; a step draws mixup or cutmix 256 times, the "
+            "recipe's 32 times",
         ),
     ],
 )
 def test_each_departure_is_a_sentence(changes, sentence):
-    assert departures({**RECIPE, **changes}) == [sentence]
+    assert departures(PUBLISHED, {**RECIPE, **changes}) == [sentence]
 
 
 def test_departures_add_up():
     changes = {"batch_size": 512, "optim.learning_rate": 1e-3, "num_epochs": 30, "optim.warmup_epochs": 0}
-    assert [sentence.split(" is ")[0] for sentence in departures({**RECIPE, **changes})] == [
+    assert [sentence.split(" is ")[0] for sentence in departures(PUBLISHED, {**RECIPE, **changes})] == [
         "config.batch_size",
         "config.optim.warmup_epochs",
         "config.num_epochs",
@@ -62,14 +66,19 @@ def test_departures_add_up():
 
 @pytest.mark.parametrize("name", ["imagenet2012:5.1.0", "imagenet2012/small:1.0.0"])
 def test_a_version_of_imagenet_is_imagenet(name):
-    assert departures({**RECIPE, "data.name": name, "num_epochs": 100})
+    assert departures(PUBLISHED, {**RECIPE, "data.name": name, "num_epochs": 100})
 
 
 @pytest.mark.parametrize("changes", [{"data.name": "imagenet2012_real"}, {"init_from": "runs/femto"}])
 def test_the_recipe_speaks_of_imagenet_from_nothing_alone(changes):
-    assert departures({**RECIPE, "batch_size": 64, **changes}) == []
+    assert departures(PUBLISHED, {**RECIPE, "batch_size": 64, **changes}) == []
+
+
+def test_a_family_without_a_recipe_departs_from_none():
+    recipe = mo.create_model("deit_tiny_patch16_224").family.recipe
+    assert departures(recipe, {**RECIPE, "batch_size": 1024, "num_epochs": 300}) == []
 
 
 def test_linear_rule_keeps_the_ratio_of_learning_rate_and_batch():
-    assert linear_rule(4096) == 4e-3
-    assert linear_rule(1024) == pytest.approx(1e-3, rel=1e-12)
+    assert linear_rule(PUBLISHED, 4096) == 4e-3
+    assert linear_rule(PUBLISHED, 1024) == pytest.approx(1e-3, rel=1e-12)

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -13,9 +14,10 @@ import pytest
 from mambaout_jax.data import DataError
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.workdir import load_run
-from mambaout_jax.train import loop, recipe
+from mambaout_jax.train import loop
 from mambaout_jax.train.inputs import open_batches
 from mambaout_jax.train.loop import train
+from mambaout_jax.train.recipe import departures
 from tests.marks import slow_but
 from tests.train import tiny
 from tests.train.runs import records, start
@@ -66,7 +68,9 @@ def test_weights_of_another_model_are_refused_before_anything_runs(trained, tmp_
 
 @pytest.mark.slow
 def test_run_says_how_its_batch_is_computed_and_how_it_departs_from_the_recipe(tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(recipe, "DATASET", "digits")
+    monkeypatch.setattr(
+        loop, "departures", lambda recipe, values: departures(replace(recipe, dataset="digits"), values)
+    )
     train(tiny.config(num_epochs=1, microbatch_size=100), tmp_path / "run")
     said = capfd.readouterr().err
     assert "256 images a step, on one device, accumulated over 4 microbatches of 64" in said

@@ -51,9 +51,7 @@ def step_of(model, optimizer=None, *, grad_accum_steps=1, ema_decay=None, augmen
         rate, weight_decay=0.05, b1=0.9, b2=0.999, eps=1e-8, clip_grad_norm=None, no_decay=frozenset()
     )
     task = task_of(**augmentation or {})
-    step = make_train_step(
-        task, model, optimizer, rate, grad_accum_steps=grad_accum_steps, ema_decay=ema_decay
-    )
+    step = make_train_step(task, model, optimizer, rate, grad_accum_steps=grad_accum_steps, ema_decay=ema_decay)
     variables = initial(model)
     average = None if ema_decay is None else variables
     return jax.jit(step), TrainState(jnp.int32(0), variables, average, optimizer.init(variables["params"]))

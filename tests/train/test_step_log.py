@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from etils import epath
 
-from mambaout_jax.train import metrics
 from mambaout_jax.tasks.classification.task import Classification
+from mambaout_jax.train import metrics
 from mambaout_jax.train.metrics import MetricWriter, SilentWriter, StepLog
 from mambaout_jax.train.step import StepMetrics
 

@@ -1,9 +1,9 @@
 """Random configurations of MambaOut, small enough to build by the hundred."""
 
-import jax
 from hypothesis import strategies as st
 
-from mambaout_jax.weights.state_dict import get_table, slots
+from mambaout_jax.weights.key_map import expected_shapes, tensor_specs
+from mambaout_jax.weights.state_dict import get_format
 
 
 @st.composite
@@ -35,11 +35,6 @@ def ratios(dims, least, most):
     return st.floats(least, most) | st.sampled_from(simple)
 
 
-def shapes(model, dialect="timm"):
-    """Give the shapes of a model's state dict."""
-    return {slot.key: slot.shape for slot in slots(model, get_table(model, dialect)).values()}
-
-
-def own_shapes(model):
-    """Give the shapes of a model's variables."""
-    return jax.tree.map(lambda leaf: leaf.shape, jax.eval_shape(model.init, jax.random.key(0)))
+def shapes(model, key_format=None):
+    """Return the shapes of a model's state dict."""
+    return expected_shapes(tensor_specs(model.shapes, get_format(model, key_format)))

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 import mambaout_jax as mo
-from mambaout_jax.models import VARIANTS, VisionTransformer
+from mambaout_jax.models import find_family
 from mambaout_jax.weights import TorchCheckpoint
 from tests.timm import load_timm
 
@@ -60,7 +60,7 @@ def relative_difference(logits, expected):
 @functools.cache
 def small_model(name="mambaout_femto", **options):
     """Build a variant at small depths and widths."""
-    shallow = SHALLOW_VIT if VARIANTS[name].family is VisionTransformer else SHALLOW
+    shallow = {"mambaout": SHALLOW, "vit": SHALLOW_VIT}[find_family(name).name]
     return mo.create_model(name, img_size=32, **{**shallow, **options})
 
 

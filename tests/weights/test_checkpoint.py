@@ -50,9 +50,9 @@ def test_what_is_not_there_is_named(tmp_path):
     assert_refused(tmp_path / ("x" * 300), "does not exist")
     assert_refused("timm/mambaout_tiny.in1k", "does not exist; .* hf-hub:ORG/NAME")
     assert_refused("", "does not exist")
-    assert_refused(f"local-dir:{tmp_path}/none", "is no folder; one in timm's format, config.json and weights")
+    assert_refused(f"local-dir:{tmp_path}/none", "is not a folder; one in timm's format, config.json and weights")
     write_file(tmp_path / "a.safetensors", TENSORS)
-    assert_refused(f"local-dir:{tmp_path}/a.safetensors", "is no folder")
+    assert_refused(f"local-dir:{tmp_path}/a.safetensors", "is not a folder")
 
 
 CASES = [

@@ -144,16 +144,16 @@ def test_a_text_is_refused(tmp_path, name, content):
 def test_what_is_no_file_of_weights_is_named(tmp_path):
     assert_refused(tmp_path / "a.pth", "does not exist")
     (tmp_path / "b.pth").mkdir()
-    assert_refused(tmp_path / "b.pth", "is no file")
+    assert_refused(tmp_path / "b.pth", "is not a file")
     os.mkfifo(tmp_path / "c.pth")
-    assert_refused(tmp_path / "c.pth", "is no file")
-    assert_refused("/dev/null", "is no file")
+    assert_refused(tmp_path / "c.pth", "is not a file")
+    assert_refused("/dev/null", "is not a file")
     (tmp_path / "d.pth").touch()
     assert_refused(tmp_path / "d.pth", "is empty")
     (tmp_path / "e.pth").symlink_to("nowhere")
-    assert_refused(tmp_path / "e.pth", "is no file")
+    assert_refused(tmp_path / "e.pth", "is not a file")
     write_file(tmp_path / "f.safetensors", {})
-    assert_refused(tmp_path / "f.safetensors", "holds no tensors")
+    assert_refused(tmp_path / "f.safetensors", "contains no tensors")
 
 
 def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
@@ -171,7 +171,7 @@ def test_a_file_that_shrank_while_it_was_read_is_named(tmp_path):
     write_file(path, TENSORS)
     content = read_file(path)
     os.truncate(path, 100)
-    with pytest.raises(ConvertError, match=f"{path} holds 'stem.weight' as F32, which could not be read"):
+    with pytest.raises(ConvertError, match=f"{path} has 'stem.weight' as F32, which could not be read"):
         content.tensors["stem.weight"]
 
 
@@ -199,7 +199,7 @@ def test_only_a_file_is_ever_replaced(tmp_path):
     (tmp_path / "a.safetensors").mkdir()
     os.mkfifo(tmp_path / "b.safetensors")
     for name in ("a", "b"):
-        with pytest.raises(ConvertError, match="is there and is no file"):
+        with pytest.raises(ConvertError, match="exists and is not a file"):
             write_file(tmp_path / f"{name}.safetensors", TENSORS, force=True)
     assert sorted(os.listdir(tmp_path)) == ["a.safetensors", "b.safetensors"]
 

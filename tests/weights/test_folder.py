@@ -117,8 +117,8 @@ BAD_TEXT = [
     (b"\xff\xfe{}", "is not the JSON"),
     ("[" * 100_000, "is nested too deeply"),
     ('{"architecture": ' + "9" * 5000 + "}", "is not the JSON"),
-    ("[1]", r"holds \[1\]; a JSON object is expected"),
-    ("null", "holds None; a JSON object"),
+    ("[1]", r"contains \[1\]; a JSON object is expected"),
+    ("null", "contains None; a JSON object"),
     ('{"architecture": "mambaout_tiny", "architecture": "mambaout_base"}', "'architecture' stands there twice"),
     ("{}", "names no architecture"),
 ]
@@ -142,10 +142,10 @@ BAD_VALUES = [
     ({**CONFIG, "architecture": 3}, "architecture 3; a word is expected"),
     (
         {**CONFIG, "architecture": "convnext_tiny"},
-        "architecture 'convnext_tiny', which is no .*; all are listed by python -m mambaout_jax models",
+        "architecture 'convnext_tiny', which is not a known model; .*; python -m mambaout_jax models lists all",
     ),
     ({**CONFIG, "architecture": "mambaout_tinny.in1k"}, "the nearest is 'mambaout_tiny'"),
-    ({**CONFIG, "architecture": "x\n" * 9999}, "which is no model that is known"),
+    ({**CONFIG, "architecture": "x\n" * 9999}, "which is not a known model"),
     ({**CONFIG, "pretrained_cfg": []}, r"pretrained_cfg \[\]; a JSON object is expected"),
     ({**CONFIG, "num_classes": "3"}, "num_classes '3'; a whole number above 0"),
     ({**CONFIG, "num_classes": 0}, "num_classes 0; a whole number above 0"),
@@ -156,8 +156,8 @@ BAD_VALUES = [
     ({**CONFIG, "label_names": ["a", "b\n", "c"]}, "a list of words"),
     ({**CONFIG, "model_args": [1]}, r"model_args \[1\]; a JSON object"),
     (with_args(num_classes=4), "has num_classes 3 and, in model_args, 4; one number is expected"),
-    (with_args(depth=[1]), "has 'depth', which is no option of mambaout_femto; known are act_layer, conv_ratio"),
-    (with_args(img_size=64), "has 'img_size', which is no option"),
+    (with_args(depth=[1]), "has 'depth', which is not an option of mambaout_femto; known are act_layer, conv_ratio"),
+    (with_args(img_size=64), "has 'img_size', which is not an option"),
     (with_args(depths=3), "depths 3; a list of whole numbers above 0"),
     (with_args(depths=[1, 0]), r"depths \[1, 0\]; a list of whole numbers above 0"),
     (with_args(dims=[1.5]), r"dims \[1.5\]; a list"),
@@ -194,7 +194,7 @@ def test_a_folder_that_lacks_something_is_named(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     assert_refused(tmp_path, r"has no weights; one of model.safetensors, pytorch_model.bin, .* is expected in it")
     (tmp_path / "model.safetensors").mkdir()
-    assert_refused(tmp_path, "is no file")
+    assert_refused(tmp_path, "is not a file")
     (tmp_path / "config.json").unlink()
     os.mkfifo(tmp_path / "config.json")
     assert_refused(tmp_path, "has no file config.json")
@@ -207,7 +207,7 @@ def test_what_exists_is_replaced_only_on_demand_and_only_if_it_is_a_models(tmp_p
     write_folder(place, MODEL, TENSORS, class_names=NAMES, force=True)
     assert "label_names" in json.loads((place / "config.json").read_text())
     (place / "notes.txt").write_text("precious")
-    with pytest.raises(ConvertError, match=r"holds 'notes.txt' and is not replaced, so that nobody's files are lost"):
+    with pytest.raises(ConvertError, match=r"contains 'notes.txt' and is not replaced, so that no files are lost"):
         write_folder(place, MODEL, TENSORS, force=True)
     assert (place / "notes.txt").read_text() == "precious"
     assert os.listdir(tmp_path) == ["model"]
@@ -237,7 +237,7 @@ def test_an_empty_folder_is_filled_and_a_file_never_replaced(tmp_path):
     write_folder(tmp_path / "empty", MODEL, TENSORS)
     assert_same(read_checkpoint(tmp_path / "empty").tensors, TENSORS)
     (tmp_path / "file").write_text("precious")
-    with pytest.raises(ConvertError, match="is there and is no folder"):
+    with pytest.raises(ConvertError, match="exists and is not a folder"):
         write_folder(tmp_path / "file", MODEL, TENSORS, force=True)
     assert (tmp_path / "file").read_text() == "precious"
     with pytest.raises(ConvertError, match=r"cannot be written \(No such file or directory\)"):

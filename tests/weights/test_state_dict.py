@@ -1,20 +1,14 @@
 """What goes to PyTorch comes back bit for bit, and what does not fit exactly is refused with all that differs."""
 
 import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from flax import nnx
 
 import mambaout_jax as mo
-from mambaout_jax.models import VARIANTS
-from mambaout_jax.models.layers.linear import Linear
-from mambaout_jax.models.layers.parameters import normal, parameter
-from mambaout_jax.models.registry import Variant
-from mambaout_jax.weights import ConvertError, identify
-from mambaout_jax.weights.key_maps import KEY_TABLES, KeyTable
-from mambaout_jax.weights.state_dict import find_table, to_ours, to_tensors, to_theirs
+from mambaout_jax.weights import ConvertError
+from mambaout_jax.weights.key_map import from_torch_key, matching_formats, to_torch_key
+from mambaout_jax.weights.state_dict import to_tensors
 from tests.weights import pytorch
 
 BOTH = [(name, "timm") for name in mo.list_models()] + [(name, "mambaout") for name in pytorch.ORIGINAL]
@@ -32,33 +26,31 @@ def refusal(model, source):
     return str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "dialect"), BOTH)
-def test_either_round_trip_keeps_every_bit(name, dialect):
+@pytest.mark.parametrize(("name", "key_format"), BOTH)
+def test_either_round_trip_keeps_every_bit(name, key_format):
     model = pytorch.small_model(name)
     variables = pytorch.draw(model)
-    state_dict = mo.to_torch(model, variables, dialect)
-    assert find_table(state_dict).dialect == dialect
+    state_dict = mo.to_torch(model, variables, key_format)
+    assert matching_formats(state_dict)[0][1].name == key_format
     assert {value.dtype for value in state_dict.values()} == {np.dtype("float32")}
     assert all(value.flags.c_contiguous for value in state_dict.values())
     back = mo.from_torch(model, state_dict)
     pytorch.assert_equal_trees(back, variables)
-    pytorch.assert_equal_state_dicts(mo.to_torch(model, back, dialect), state_dict)
+    pytorch.assert_equal_state_dicts(mo.to_torch(model, back, key_format), state_dict)
 
 
 @pytest.mark.parametrize("name", mo.list_models())
-def test_every_name_of_a_full_variant_is_met_by_one_key(name):
+def test_every_name_of_a_full_variant_has_one_key_and_comes_back(name):
     model = mo.create_model(name)
-    variables = jax.eval_shape(model.init, jax.random.key(0))
     names = [
-        jax.tree_util.keystr(path[1:], simple=True, separator=".") for path, _ in jax.tree.leaves_with_path(variables)
+        jax.tree_util.keystr(path[1:], simple=True, separator=".")
+        for path, _ in jax.tree.leaves_with_path(model.shapes)
     ]
-    tables = [table for table in KEY_TABLES if table.family is VARIANTS[name].family]
-    for table in tables:
-        if table.dialect == "timm" or name in pytorch.ORIGINAL:
-            keys = [to_theirs(table, name) for name in names]
+    for key_format in model.family.key_formats:
+        if all(model.options[key] == value for key, value in key_format.fixed.items()):
+            keys = [to_torch_key(key_format, name) for name in names]
             assert len({*keys} - {None}) == len(names)
-            assert [to_ours(table, key) for key in keys] == names
-    assert [to_theirs(tables[0], name) for name in names] == names
+            assert [from_torch_key(key_format, key) for key in keys] == names
 
 
 def test_axes_are_those_of_pytorch(state_dict):
@@ -137,14 +129,14 @@ def test_all_that_differs_is_listed_at_once(state_dict):
         (
             "head.fc.bias",
             lambda x: np.where(np.arange(5) < 2, np.nan, x),
-            "head.fc.bias holds 2 values that are not finite",
+            "head.fc.bias has 2 values that are not finite",
         ),
-        ("stem.conv1.weight", lambda x: x / np.float32(0), "stem.conv1.weight holds 216 values that are not finite"),
+        ("stem.conv1.weight", lambda x: x / np.float32(0), "stem.conv1.weight has 216 values that are not finite"),
         ("head.fc.bias", np.float16, "head.fc.bias is float16; float32 or bfloat16 is expected"),
         ("head.fc.bias", np.float64, "head.fc.bias is float64; float32 or bfloat16 is expected"),
         ("head.fc.bias", np.int64, "head.fc.bias is int64; float32 or bfloat16 is expected"),
-        ("head.fc.bias", lambda x: x.tolist(), "the state dict holds a list under 'head.fc.bias'; a tensor"),
-        ("head.fc.bias", lambda x: None, "the state dict holds a NoneType under 'head.fc.bias'; a tensor"),
+        ("head.fc.bias", lambda x: x.tolist(), "the state dict has a list under 'head.fc.bias'; a tensor"),
+        ("head.fc.bias", lambda x: None, "the state dict has a NoneType under 'head.fc.bias'; a tensor"),
         ("head.fc.bias", lambda x: x[0], "head.fc.bias has shape () where (5,) is expected"),
     ],
 )
@@ -186,11 +178,11 @@ def test_a_name_that_no_model_has_is_left_over(state_dict, key):
 def test_weights_of_another_model_are_told_from_ours(keys, words):
     told = refusal(pytorch.small_model(), {key: np.zeros(3, np.float32) for key in keys})
     assert words in told
-    assert "those of another model; known are MambaOut as timm names it, MambaOut as mambaout names it" in told
+    assert "those of another model; known are MambaOut in key format timm, MambaOut in key format mambaout" in told
 
 
 def test_a_key_that_is_no_name_is_told():
-    assert "holds a ndarray under 0; a tensor under its name" in refusal(pytorch.small_model(), {0: np.zeros(3)})
+    assert "has a ndarray under 0; a tensor under its name" in refusal(pytorch.small_model(), {0: np.zeros(3)})
 
 
 def test_variables_of_another_model_are_refused_with_all_that_differs():
@@ -218,60 +210,15 @@ def test_lists_that_a_file_keeps_under_strings_are_the_same_lists():
 @pytest.mark.parametrize("name", [name for name in mo.list_models() if name.endswith("_rw")] + ["test_mambaout"])
 def test_the_original_names_refuse_what_the_original_cannot_build(name):
     model = pytorch.small_model(name)
-    with pytest.raises(ConvertError, match=f"^dialect 'mambaout' cannot express {name}: .*stem_mid_norm is False"):
+    with pytest.raises(ConvertError, match=f"^key format 'mambaout' cannot express {name}: .*stem_mid_norm is False"):
         mo.to_torch(model, pytorch.draw(model), "mambaout")
 
 
 def test_unknown_words_are_answered_with_the_known():
     model = pytorch.small_model()
-    with pytest.raises(ConvertError, match=r"^dialect 'flax' does not name mambaout_femto; known are timm, mambaout$"):
+    with pytest.raises(
+        ConvertError, match=r"^key format 'flax' does not name mambaout_femto; known are timm, mambaout$"
+    ):
         mo.to_torch(model, pytorch.draw(model), "flax")
     with pytest.raises(ConvertError, match=r"^dtype is 'float16'; float32 or bfloat16 is expected$"):
         to_tensors(model, pytorch.draw(model), dtype="float16")
-
-
-class Toy(nnx.Module):
-    """A family that no table knew: a parameter of the model itself, a kernel of one axis, a raw matrix."""
-
-    first_conv = classifier = ("head",)
-    feature_channels = feature_strides = (1,)
-
-    def __init__(self, *, num_classes=5, in_chans=3, dtype="float32"):
-        self.cls_token = parameter((1, 1, 4), normal)
-        self.mixers = nnx.List([Mixer(), Mixer()])
-        self.head = Linear(4, num_classes, dtype=jnp.dtype(dtype))
-
-
-class Mixer(nnx.Module):
-    def __init__(self):
-        self.A_log = parameter((4, 3), normal)
-        self.conv1d = nnx.Module()
-        self.conv1d.weight = parameter((2, 1, 4), normal)
-
-
-def test_a_new_family_is_its_tables_and_the_axes_of_its_task(monkeypatch):
-    rows = {"": "", "mixers.*": "layers.*.mixer", "mixers.*.conv1d": "layers.*.mixer.conv", "head": "classifier"}
-    monkeypatch.setattr("mambaout_jax.models.registry.VARIANTS", {"toy": Variant(Toy, {})})
-    for module in ("identity", "state_dict"):
-        monkeypatch.setattr(f"mambaout_jax.weights.{module}.VARIANTS", {"toy": Variant(Toy, {})})
-    monkeypatch.setattr("mambaout_jax.weights.state_dict.KEY_TABLES", (KeyTable("toys", Toy, rows),))
-    axes = {Toy: {"num_classes": ("head.weight", 0)}}
-    monkeypatch.setattr("mambaout_jax.weights.resolve.TASK_AXES", axes)
-    model = mo.create_model("toy", num_classes=7)
-    variables = pytorch.draw(model)
-    state_dict = mo.to_torch(model, variables, dialect="toys")
-    assert pytorch.shapes_of(state_dict) == {
-        "cls_token": (1, 1, 4),
-        **{f"layers.{index}.mixer.A_log": (4, 3) for index in range(2)},
-        **{f"layers.{index}.mixer.conv.weight": (4, 1, 2) for index in range(2)},
-        "classifier.weight": (7, 4),
-        "classifier.bias": (7,),
-    }
-    pytorch.assert_equal_trees(mo.from_torch(model, state_dict), variables)
-    checkpoint = pytorch.checkpoint_of(pytorch.shapes_of(state_dict))
-    assert identify(checkpoint, "toy").options == {"num_classes": 7}
-    with pytest.raises(ConvertError, match="do not tell its variant; name it by --model"):
-        identify(checkpoint)
-    del rows["mixers.*.conv1d"]
-    with pytest.raises(ConvertError, match=r"'toys' has no name for mixers\.0\.conv1d\.weight; its table needs a row"):
-        mo.to_torch(model, variables, dialect="toys")

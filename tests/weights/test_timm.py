@@ -1,4 +1,4 @@
-"""A live timm and we give the same logits from the same weights, in both directions and both dialects."""
+"""A live timm and we give the same logits from the same weights, in both directions and both key formats."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def check_both_ways(name, sizes, **options):
     pytorch.assert_equal_state_dicts(back, state_dict)
     load_strictly(theirs, back)
     if name in pytorch.ORIGINAL:
-        original = mo.to_torch(ours, variables, dialect="mambaout")
+        original = mo.to_torch(ours, variables, key_format="mambaout")
         load_strictly(theirs, original)
         pytorch.assert_equal_trees(mo.from_torch(ours, original), variables)
     np.testing.assert_array_equal(pytorch.timm_logits(theirs, pytorch.random_images(ours, sizes[-1])), expected[-1])
@@ -141,13 +141,13 @@ def test_other_models_of_timm_are_no_mambaout(name):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("dialect", ["timm", "mambaout"])
-def test_the_live_timm_judges_a_file(dialect, tmp_path):
+@pytest.mark.parametrize("key_format", ["timm", "mambaout"])
+def test_the_live_timm_judges_a_file(key_format, tmp_path):
     model, other = pytorch.small_model("mambaout_tiny"), pytorch.small_model("mambaout_tiny", num_classes=4)
     variables = mo.from_torch(model, pytorch.noisy_timm("mambaout_tiny", **pytorch.SHALLOW).state_dict())
     images = random_images(model, 2)
     path = tmp_path / "weights.safetensors"
-    save_file(mo.to_torch(model, variables, dialect), path)
+    save_file(mo.to_torch(model, variables, key_format), path)
     check = LogitsCheck(model, variables, images)
     assert check.require_timm(str(path)).startswith(f"timm {load_timm()[0].__version__}: logits differ by ")
     with pytest.raises(

@@ -123,13 +123,13 @@ def test_a_pickle_of_another_program_is_not_run(tmp_path, protocol):
     [
         (torch.nn.Linear(2, 2), r"code \(torch.nn.modules.linear.Linear\) besides tensors, which was not run"),
         ({"p": pathlib.PurePosixPath("x")}, r"code \(pathlib.PurePosixPath\)"),
-        ([torch.ones(1)], "holds a list; a state dict, tensors by name, is expected"),
-        (torch.ones(1), "holds a Tensor; a state dict"),
-        ({"a": torch.ones(1), "epoch": 3}, "holds a int under 'epoch'; a state dict"),
-        ({"model": {"a": [1]}}, "a.pth, entry 'model', holds a list under 'a'"),
-        ({0: torch.ones(1)}, "holds a Tensor under 0;"),
-        ({}, "holds no tensors"),
-        ({"model": {}}, "holds a dict under 'model'"),
+        ([torch.ones(1)], "contains a list; a state dict, tensors by name, is expected"),
+        (torch.ones(1), "contains a Tensor; a state dict"),
+        ({"a": torch.ones(1), "epoch": 3}, "contains a int under 'epoch'; a state dict"),
+        ({"model": {"a": [1]}}, "a.pth, entry 'model', contains a list under 'a'"),
+        ({0: torch.ones(1)}, "contains a Tensor under 0;"),
+        ({}, "contains no tensors"),
+        ({"model": {}}, "contains a dict under 'model'"),
     ],
 )
 def test_what_is_no_state_dict_is_named(tmp_path, value, words):
@@ -141,7 +141,7 @@ def test_what_is_no_state_dict_is_named(tmp_path, value, words):
 def test_a_tensor_that_numpy_cannot_hold_is_named(tmp_path, odd):
     content = read(tmp_path, {"odd": odd, "fine": torch.ones(1)})
     assert content.tensors["fine"].tolist() == [1]
-    with pytest.raises(ConvertError, match=r"a.pth holds 'odd' as torch.float.*NumPy has no word for"):
+    with pytest.raises(ConvertError, match=r"a.pth has 'odd' as torch.float.*which NumPy lacks"):
         content.tensors["odd"]
 
 

@@ -1,4 +1,4 @@
-"""Weights of a Vision Transformer are told by their shapes or their config.json, and go to timm and come back."""
+"""Weights of a Vision Transformer are converted to timm and back, alone or with their config.json."""
 
 import json
 
@@ -8,12 +8,12 @@ from safetensors.numpy import save_file
 
 import mambaout_jax as mo
 from mambaout_jax.models import ModelError
-from mambaout_jax.weights import ConvertError, LogitsCheck, identify, random_images, read_checkpoint
+from mambaout_jax.weights import ConvertError, LogitsCheck, random_images, read_checkpoint, resolve_model
 from mambaout_jax.weights.folder import write_folder
 from mambaout_jax.weights.inspection import inspect_checkpoint
 from tests.models import golden
 from tests.timm import load_timm
-from tests.weights import configurations, pytorch
+from tests.weights import pytorch
 
 SMALL = {"embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 5}
 # Of the largest logit, in float32.
@@ -32,66 +32,6 @@ def small_model(name="deit_tiny_patch16_224", **options):
     return mo.create_model(name, **{"img_size": 48, **SMALL, **options})
 
 
-def identified(model, name=None):
-    return identify(pytorch.checkpoint_of(configurations.shapes(model)), name)
-
-
-@pytest.mark.parametrize("size", ["tiny", "small", "base"])
-@pytest.mark.parametrize("task", [{}, {"img_size": (384, 384)}, {"num_classes": 7, "in_chans": 1}], ids=str)
-def test_a_variant_is_told_by_its_shapes_and_its_twin_is_named(size, task):
-    model = mo.create_model(f"vit_{size}_patch16_224", **task)
-    identity = identified(model)
-    assert identity[1:3] == (f"deit_{size}_patch16_224", task)
-    assert identity.assumed == f"vit_{size}_patch16_224 has the same shapes; name it by --model if it is meant"
-    assert identified(model, model.name)[1:3] == (
-        model.name,
-        {"num_classes": model.num_classes, "in_chans": model.in_chans, "img_size": model.input_spec.size},
-    )
-
-
-@pytest.mark.parametrize("options", [*POOLINGS[:2], *POOLINGS[3:5], {"mlp_ratio": 3.0, "patch_size": 8}], ids=str)
-def test_what_the_shapes_tell_is_the_model(options):
-    model = small_model(embed_dim=128, num_heads=2, **options)
-    identity = identified(model)
-    assert mo.create_model(identity.name, **identity.options).options == model.options
-    assert identity.assumed == (
-        f"no variant has these sizes; attention 'full' of {identity.name}, the nearest, is assumed, and num_heads 2 "
-        "after their 64 channels a head"
-    )
-
-
-@pytest.mark.parametrize(("embed_dim", "num_heads"), [(24, 1), (200, 2), (448, 7)])
-def test_heads_that_no_shape_tells_divide_the_channels(embed_dim, num_heads):
-    identity = identified(small_model(embed_dim=embed_dim, num_heads=1))
-    assert mo.create_model(identity.name, **identity.options).options["num_heads"] == num_heads
-
-
-def test_the_size_of_images_that_are_not_square_is_not_guessed():
-    model = small_model(img_size=(32, 48))
-    identity = identified(model)
-    assert "img_size" not in identity.options
-    again = mo.create_model(identity.name, **{**identity.options, "img_size": (32, 48)})
-    assert configurations.shapes(again) == configurations.shapes(model)
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"patch_embed.proj.weight": None}, "'patch_embed.proj.weight' is missing"),
-        ({"patch_embed.proj.weight": ()}, "shapes that do not go together"),
-        ({"patch_embed.proj.weight": (0, 0, 0, 0)}, "shapes that do not go together"),
-        ({"blocks.7.norm1.weight": (24,)}, "'blocks.2' is missing"),
-        ({"blocks.0.mlp.fc1.weight": None}, "'blocks.0.mlp.fc1.weight' is missing"),
-    ],
-)
-def test_shapes_of_no_model_are_one_sentence(changes, words):
-    shapes = {**configurations.shapes(small_model()), **changes}
-    shapes = {key: shape for key, shape in shapes.items() if shape is not None}
-    with pytest.raises(ConvertError, match=f"the weights are those of a VisionTransformer, but .*{words}") as caught:
-        identify(pytorch.checkpoint_of(shapes))
-    assert "\n" not in str(caught.value)
-
-
 def test_a_parameter_of_the_model_itself_is_named_where_it_does_not_fit():
     model = small_model()
     state_dict = mo.to_torch(model, pytorch.draw(model))
@@ -106,12 +46,12 @@ def test_a_parameter_of_the_model_itself_is_named_where_it_does_not_fit():
 
 
 @pytest.mark.parametrize("name", golden.names("vit__*"))
-def test_a_file_of_the_reference_alone_gives_its_logits(name, tmp_path):
+def test_a_file_of_the_reference_gives_its_logits(name, tmp_path):
     case = golden.load(name)
     save_file(case.state_dict, tmp_path / "weights.safetensors")
-    untold = {"num_heads": 3, "img_size": case.input.shape[1:3]}
     attention = "causal" if "__causal" in name else "full"
-    model, variables = mo.load_pretrained(tmp_path / "weights.safetensors", **untold, attention=attention)
+    model = mo.create_model("vit_tiny_patch16_224", **case.options, attention=attention)
+    variables = mo.from_torch(model, tmp_path / "weights.safetensors")
     logits = pytorch.logits_of(model, variables, case.input)
     np.testing.assert_allclose(logits, case.output, rtol=0, atol=case.atol)
 
@@ -147,7 +87,7 @@ def read(folder, **changes):
     model = small_model()
     write_folder(folder / "model", model, mo.to_torch(model, pytorch.draw(model)))
     (folder / "model" / "config.json").write_text(json.dumps({**CONFIG, **changes}))
-    return identify(read_checkpoint(folder / "model")).options
+    return resolve_model(read_checkpoint(folder / "model")).options
 
 
 @pytest.mark.parametrize(

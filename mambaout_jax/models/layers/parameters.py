@@ -61,6 +61,12 @@ def statistic(shape: tuple[int, ...], initializer: Initializer) -> nnx.BatchStat
     return nnx.BatchStat(jax.ShapeDtypeStruct(shape, jnp.float32), initializer=initializer)
 
 
+def state_shapes(state: Any) -> dict[str, Any]:
+    """Return the shapes that a state of nnx describes, as a nested dict."""
+    flat = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in nnx.to_flat_state(state)}
+    return nnx.traversals.unflatten_mapping(flat)
+
+
 def draw_state(state: Any, key: Key[Array, ""]) -> dict[str, Any]:
     """Draw all values that a state of nnx describes.
 

@@ -1,4 +1,4 @@
-"""Write what is there in full or not at all."""
+"""Atomic writes: a file or folder is there in full or not at all."""
 
 import os
 import shutil
@@ -13,13 +13,14 @@ Check = Callable[[Path], None]
 
 
 @contextmanager
-def draft_folder(target: Path) -> Iterator[Path]:
-    """Lend a hidden folder beside `target` to write in; it goes again, whatever happens.
+def atomic_dir(target: Path) -> Iterator[Path]:
+    """Create a hidden folder next to `target` to write in, and remove it at the end in any case.
 
-    What is finished is moved out of it. Temporary files that libraries make beside their output lie in it too.
+    What is finished is moved out of it by `commit_file` or `commit_folder`. Temporary files that libraries write next
+    to their output are in it too.
 
     Raises:
-        ConvertError: what is done inside meets a full disk or another trouble of the file system.
+        ConvertError: the disk is full or the file system refuses.
     """
     try:
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name[:100]}.", dir=target.parent))
@@ -34,7 +35,7 @@ def draft_folder(target: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file or a folder's list of names is on the disk."""
+    """Wait until a file, or the list of names of a folder, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -42,19 +43,19 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def give_usual_mode(path: Path) -> None:
-    """Give a file the permissions that any new file has; some libraries keep theirs to the owner."""
+def set_default_mode(path: Path) -> None:
+    """Set the permissions that any new file has; some libraries keep theirs to the owner."""
     probe = path.with_name(".mode")
     probe.touch()
     path.chmod(probe.stat().st_mode & 0o777)
     probe.unlink()
 
 
-def put_file(draft: Path, target: Path, *, replace: bool) -> None:
+def commit_file(draft: Path, target: Path, *, replace: bool) -> None:
     """Move a finished file to its place.
 
     Args:
-        replace: what is there; otherwise what came there meanwhile is an error.
+        replace: an existing file; otherwise one that appeared in the meantime is an error.
     """
     if not replace:
         try:
@@ -62,24 +63,24 @@ def put_file(draft: Path, target: Path, *, replace: bool) -> None:
         except FileExistsError:
             raise
         except OSError:
-            replace = True  # a file system without links; what is there was looked for before
+            replace = True  # a file system without links; existing files were checked before
     if replace:
         draft.replace(target)
     sync(target.parent)
 
 
-def put_folder(draft: Path, target: Path, *, replace: bool) -> None:
+def commit_folder(draft: Path, target: Path, *, replace: bool) -> None:
     """Move a finished folder to its place.
 
     Args:
-        replace: the folder that is there, which comes back if that fails; a kill in between leaves it in the draft
-            folder, whose name begins with a dot, beside the place. Otherwise what came there meanwhile is an error.
+        replace: an existing folder, which comes back if that fails; a kill in between leaves it in the hidden folder
+            next to the place. Otherwise one that appeared in the meantime is an error.
     """
     old = draft.with_name(f"{draft.name}.old")
     if replace and target.exists():
         target.rename(old)
     try:
-        draft.rename(target)  # which nothing but an empty folder gives way to
+        draft.rename(target)  # which replaces nothing but an empty folder
     except BaseException:
         if old.exists():
             old.rename(target)

@@ -1,0 +1,77 @@
+"""What a family of models is: its modules, named variants, key formats and published recipe."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from flax import nnx
+
+from mambaout_jax.models.key_format import KeyFormat
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A named model of a family.
+
+    Args:
+        options: keyword arguments of the family's module that the variant sets.
+        size: side of the training images, in pixels.
+        mean, std: of the training images, for each of R, G, B in [0, 1].
+        crop_pct: share of the resized image that the evaluation crop keeps.
+        top1: published ImageNet-1k top-1 in percent, by side of the evaluation image.
+    """
+
+    options: Mapping[str, Any]
+    size: int = 224
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    crop_pct: float = 1.0
+    top1: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The training recipe that a family was published with.
+
+    Args:
+        dataset: name of the dataset that it was published for.
+        values: by dotted config key; a run that has another value reports it.
+        reference: of the values.
+    """
+
+    dataset: str
+    values: Mapping[str, Any]
+    reference: str
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """A family of models: everything that the rest of the program needs to know of it.
+
+    Args:
+        name: of the family.
+        module: its keyword arguments are the options of every variant.
+        variants: by the name that `create_model` takes. Weights without a name are taken for the first of several
+            variants that have the same shapes.
+        key_formats: names of its parameters in PyTorch programs; the first is the default for export.
+        timm_options: options that timm has one value for; None if timm does not have the family.
+        recipe: None if none is published.
+    """
+
+    name: str
+    module: type[nnx.Module]
+    variants: Mapping[str, Variant]
+    key_formats: tuple[KeyFormat, ...]
+    timm_options: Mapping[str, Any] | None = None
+    recipe: Recipe | None = None
+
+    @property
+    def options(self) -> dict[str, inspect.Parameter]:
+        """The options of every variant by name, with annotation and default."""
+        parameters = inspect.signature(self.module.__init__).parameters
+        return {name: parameter for name, parameter in parameters.items() if name != "self"}

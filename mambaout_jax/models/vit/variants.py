@@ -1,0 +1,24 @@
+"""The named Vision Transformers. Options and accuracies: timm 1.0.31, deit.py and vision_transformer.py."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from mambaout_jax.models.family import Variant
+
+_TINY = {"embed_dim": 192, "num_heads": 3}
+_SMALL = {"embed_dim": 384, "num_heads": 6}
+_BASE = {"embed_dim": 768, "num_heads": 12}
+# The images that Google's own weights, which have these names, were trained on.
+_GOOGLE = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "crop_pct": 0.9}
+
+# DeiT comes first: its weights are published as files without a name.
+VARIANTS: Mapping[str, Variant] = MappingProxyType(
+    {
+        "deit_tiny_patch16_224": Variant(_TINY, crop_pct=0.9, top1={224: 72.2}),
+        "deit_small_patch16_224": Variant(_SMALL, crop_pct=0.9, top1={224: 79.8}),
+        "deit_base_patch16_224": Variant(_BASE, crop_pct=0.9, top1={224: 81.8}),
+        "vit_tiny_patch16_224": Variant(_TINY, **_GOOGLE),
+        "vit_small_patch16_224": Variant(_SMALL, **_GOOGLE),
+        "vit_base_patch16_224": Variant(_BASE, **_GOOGLE),
+    }
+)

@@ -1,0 +1,191 @@
+"""The rules of a key format, applied: which tensors of a state dict are which variables of a model."""
+
+import functools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from mambaout_jax.models import Family, families
+from mambaout_jax.models.key_format import KeyFormat, Rule, Transform, default_transform
+from mambaout_jax.weights.errors import ConvertError
+
+Shape = tuple[int, ...]
+Path = tuple[Any, ...]
+
+_WILDCARDS = {"**": ".+", "*": r"([A-Za-z_]\w*)", "#": "([0-9]+)", "@": "(?P<part>[0-9]+|@)"}
+
+
+class TensorSpec(NamedTuple):
+    """One tensor of a state dict, and the variables in it.
+
+    Args:
+        keys: in the state dict; several are tied tensors.
+        shape: in the state dict.
+        paths: of the variables, in their order in the tensor.
+        rule: that pairs them.
+        transform: of each variable.
+    """
+
+    keys: tuple[str, ...]
+    shape: Shape
+    paths: tuple[Path, ...]
+    rule: Rule
+    transform: Transform
+
+    def from_torch(self, tensor: np.ndarray) -> Sequence[np.ndarray]:
+        """Return the values of the variables."""
+        match self.rule.join:
+            case "stack":
+                parts = list(tensor)
+            case "concatenate":
+                parts = np.split(tensor, len(self.paths))
+            case _:
+                parts = [tensor]
+        return [self.transform.from_torch(part) for part in parts]
+
+    def to_torch(self, values: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the tensor."""
+        parts = [self.transform.to_torch(value) for value in values]
+        match self.rule.join:
+            case "stack":
+                return np.stack(parts)
+            case "concatenate":
+                return np.concatenate(parts)
+            case _:
+                return parts[0]
+
+
+def to_torch_key(key_format: KeyFormat, path: str) -> str | None:
+    """Return the state dict's key for our dotted path; None if no rule matches.
+
+    Args:
+        path: without its collection. Of tied tensors, the first is returned.
+    """
+    found = _find_rule(key_format, path)
+    return None if found is None else found[1][0]
+
+
+def from_torch_key(key_format: KeyFormat, key: str) -> str | None:
+    """Return our dotted path for a state dict's key; None if no rule matches.
+
+    The path of a tensor of several variables has `@` for their position.
+    """
+    for rule in key_format.rules:
+        for pattern in rule.keys:
+            if match := _compile(pattern).fullmatch(key):
+                return _fill(rule.path, match)
+    return None
+
+
+def is_ignored(key_format: KeyFormat, key: str) -> bool:
+    """Return whether a key is not a parameter's."""
+    return any(_compile(pattern).fullmatch(key) for pattern in key_format.ignored)
+
+
+def matching_formats(keys: Iterable[str], prefer: Family | None = None) -> list[tuple[Family, KeyFormat]]:
+    """Return the key formats that know at least half of a state dict's keys, those that know most first.
+
+    Args:
+        prefer: a family whose formats come before others that know as many keys.
+
+    Raises:
+        ConvertError: there is none.
+    """
+    # Names of the model itself, without a dot, say little: any model may have them.
+    keys = list(keys)
+    known = {
+        (family, key_format.name): sum(
+            "." in key and (from_torch_key(key_format, key) is not None or is_ignored(key_format, key)) for key in keys
+        )
+        for family in families()
+        for key_format in family.key_formats
+    }
+    formats = [(family, key_format) for family in families() for key_format in family.key_formats]
+    found = [pair for pair in formats if 2 * known[pair[0], pair[1].name] >= max(len(keys), 1)]
+    if not found:
+        some = ", ".join(sorted(keys)[:3]) or "none at all"
+        names = ", ".join(f"{family.module.__name__} in key format {key_format.name}" for family, key_format in formats)
+        raise ConvertError(f"the keys ({some}, ...) are those of another model; known are {names}")
+    return sorted(found, key=lambda pair: (-known[pair[0], pair[1].name], pair[0] is not prefer))
+
+
+def tensor_specs(variables: Any, key_format: KeyFormat) -> list[TensorSpec]:
+    """Return the tensors that the state dict of a model has, in the order of its variables.
+
+    Args:
+        variables: arrays or `jax.ShapeDtypeStruct`s, {"params": ..., "batch_stats": ...}.
+
+    Raises:
+        ConvertError: a variable has no rule, or two variables have one key.
+    """
+    groups: dict[tuple[str, ...], tuple[Rule, dict[int, tuple[Path, Shape]]]] = {}
+    for key_path, leaf in jax.tree.leaves_with_path(variables):
+        path = tuple(entry.key for entry in key_path)
+        # The first entry of a path is the collection, which PyTorch does not distinguish.
+        name = ".".join(map(str, path[1:]))
+        found = _find_rule(key_format, name)
+        if found is None:
+            raise ConvertError(f"key format {key_format.name!r} has no rule for {name}; add one to its rules")
+        rule, keys, part = found
+        _, parts = groups.setdefault(keys, (rule, {}))
+        if part in parts:
+            raise ConvertError(
+                f"key format {key_format.name!r} has the key {keys[0]} for two variables, one of them {name}; add a "
+                "rule that separates them"
+            )
+        parts[part] = path, tuple(leaf.shape)
+    return [_tensor_spec(keys, rule, [parts[part] for part in sorted(parts)]) for keys, (rule, parts) in groups.items()]
+
+
+def _tensor_spec(keys: tuple[str, ...], rule: Rule, parts: list[tuple[Path, Shape]]) -> TensorSpec:
+    paths, shapes = zip(*parts, strict=True)
+    transform = rule.transform or default_transform(paths[0][-1], len(shapes[0]))
+    spec = TensorSpec(keys, (), paths, rule, transform)
+    if len(set(shapes)) > 1:
+        raise ConvertError(f"the variables that {keys[0]} joins have shapes {shapes}; equal ones are expected")
+    # One value, seen as an array of the whole shape, takes no memory.
+    (first, *_), value = shapes, np.zeros((), np.float32)
+    inner = transform.to_torch(np.broadcast_to(value, first)).shape
+    match rule.join:
+        case "stack":
+            shape = (len(paths), *inner)
+        case "concatenate":
+            shape = (len(paths) * inner[0], *inner[1:])
+        case _:
+            shape = inner
+    return spec._replace(shape=shape)
+
+
+def expected_shapes(specs: Iterable[TensorSpec]) -> dict[str, Shape]:
+    """Return the shapes of a state dict by key."""
+    return {key: spec.shape for spec in specs for key in spec.keys}
+
+
+def without_ignored(key_format: KeyFormat, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Return the shapes of the tensors of parameters."""
+    return {key: shape for key, shape in shapes.items() if not is_ignored(key_format, key)}
+
+
+def _find_rule(key_format: KeyFormat, path: str) -> tuple[Rule, tuple[str, ...], int] | None:
+    """Return the first rule for a path, its keys, and the variable's position among those that a tensor joins."""
+    for rule in key_format.rules:
+        if match := _compile(rule.path).fullmatch(path):
+            part = match.groupdict().get("part", "0")
+            return rule, tuple(_fill(key, match) for key in rule.keys), -1 if part == "@" else int(part)
+    return None
+
+
+@functools.cache
+def _compile(pattern: str) -> re.Pattern[str]:
+    tokens = re.split(r"(\*\*|[*#@])", pattern)
+    return re.compile("".join(_WILDCARDS.get(token, re.escape(token)) for token in tokens))
+
+
+def _fill(pattern: str, match: re.Match[str]) -> str:
+    """Replace the wildcards of a pattern, in order, with what those of another one matched."""
+    part = match.re.groupindex.get("part")
+    values = iter([value for index, value in enumerate(match.groups(), 1) if index != part])
+    return re.sub("[*#]", lambda _: next(values), pattern)

@@ -1,0 +1,120 @@
+"""The shapes of a file name its variant exactly, or one sentence names the nearest one."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mambaout_jax as mo
+from mambaout_jax.weights import ConvertError, resolve_model
+from tests.marks import slow_but
+from tests.weights import configurations, pytorch
+
+TASK = {"num_classes": 12, "in_chans": 1}
+
+
+def resolved(shapes, name=None):
+    return resolve_model(pytorch.checkpoint_of(shapes), name)
+
+
+def refusal(shapes, name=None):
+    with pytest.raises(ConvertError) as caught:
+        resolved(shapes, name)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("weights.safetensors: ")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("options", [{}, TASK], ids=["own", "other"])
+@pytest.mark.parametrize("name", slow_but(["mambaout_femto", "mamba_femto", "test_mambaout"], mo.list_models()))
+def test_the_shapes_of_a_variant_name_it_in_every_key_format(name, options):
+    model = mo.create_model(name, **options)
+    for key_format in model.family.key_formats:
+        if any(model.options[key] != value for key, value in key_format.fixed.items()):
+            continue
+        found = resolved(configurations.shapes(model, key_format.name))
+        same = mo.create_model(found.name, **found.options)
+        assert found.key_format is key_format
+        assert found.options == options
+        assert configurations.shapes(same, key_format.name) == configurations.shapes(model, key_format.name)
+        assert found.name == name or f"{name} has the same shapes" in found.note
+
+
+@pytest.mark.parametrize("size", slow_but(["tiny"], ["tiny", "small", "base"]))
+@pytest.mark.parametrize("options", [{}, {"img_size": (384, 384)}, {"img_size": (96, 96), **TASK}], ids=str)
+def test_the_first_of_several_variants_with_these_shapes_is_taken_and_the_others_are_named(size, options):
+    model = mo.create_model(f"vit_{size}_patch16_224", **options)
+    found = resolved(configurations.shapes(model))
+    assert found[1:] == (
+        f"deit_{size}_patch16_224",
+        options,
+        f"vit_{size}_patch16_224 has the same shapes; choose another one by --model",
+    )
+
+
+def test_a_size_that_is_not_square_is_not_guessed():
+    shapes = configurations.shapes(mo.create_model("vit_tiny_patch16_224", img_size=(32, 64)))
+    assert "the nearest, deit_tiny_patch16_224, differs in 1;" in refusal(shapes)
+    assert "img_size" not in resolved(shapes, "vit_tiny_patch16_224").options
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        ({"head_fn": "norm_mlp"}, 2),
+        ({"depths": (3, 3, 10, 3)}, 8),
+        ({"kernel_size": 5, "num_classes": 7}, 18),
+        ({"dims": (8, 16), "depths": (1, 1)}, None),
+    ],
+    ids=str,
+)
+def test_sizes_that_no_variant_has_name_the_nearest_variant_and_ask_for_the_model(options, count):
+    words = refusal(configurations.shapes(mo.create_model("mambaout_femto", **options)))
+    assert "no variant has exactly these tensors, the nearest, " in words
+    assert "name the variant by --model, give a folder with a config.json" in words
+    if count is not None:
+        assert f"the nearest, mambaout_femto, differs in {count};" in words
+
+
+def test_a_name_leaves_the_classes_and_channels_to_the_shapes():
+    shapes = configurations.shapes(mo.create_model("mambaout_kobe", num_classes=7, in_chans=1))
+    assert resolved(shapes, "mambaout_femto")[1:] == ("mambaout_femto", {"num_classes": 7, "in_chans": 1}, "")
+    del shapes["stages.0.blocks.0.norm.weight"], shapes["head.fc.weight"]
+    assert resolved(shapes, "mambaout_kobe").options == {"in_chans": 1}
+
+
+def test_a_name_leaves_the_size_of_the_images_to_the_shapes():
+    shapes = configurations.shapes(mo.create_model("deit_tiny_patch16_224", img_size=384))
+    options = {"num_classes": 1000, "in_chans": 3, "img_size": (384, 384)}
+    assert resolved(shapes, "vit_tiny_patch16_224")[1:] == ("vit_tiny_patch16_224", options, "")
+
+
+def test_weights_of_another_family_than_the_named_one_are_refused_by_the_conversion():
+    model = pytorch.small_model()
+    checkpoint = pytorch.checkpoint_of(configurations.shapes(model))
+    assert resolve_model(checkpoint, "vit_tiny_patch16_224").options == {}
+    with pytest.raises(ConvertError, match="those of a MambaOut; a VisionTransformer is expected"):
+        mo.from_torch(mo.create_model("vit_tiny_patch16_224"), mo.to_torch(model, pytorch.draw(model)))
+
+
+FEMTO = configurations.shapes(mo.create_model("mambaout_femto"))
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from([*FEMTO, "stages.99999999999.blocks.0.norm.bias", f"stages.{'9' * 5000}.blocks.0.norm.bias"]),
+        st.none() | st.lists(st.integers(0, 10**40), max_size=5).map(tuple),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_any_shapes_are_the_variant_or_one_sentence(changes):
+    shapes = {key: shape for key, shape in {**FEMTO, **changes}.items() if shape is not None}
+    try:
+        found = resolved(shapes)
+    except ConvertError as error:
+        words = str(error)
+    else:
+        assert configurations.shapes(mo.create_model(found.name, **found.options)) == shapes
+        return
+    assert "\n" not in words
