@@ -36,7 +36,7 @@ def test_each_image_is_found_where_it_lies(records):
         (lambda content: content[:5] + b"\1" + content[6:], "is not a TFRecord file, or is damaged at byte 0"),
         (
             lambda content: content[:13] + b"\1" + content[14:],
-            "the record at byte 12 of .* is not an example with image",
+            "the record at byte 12 of .* is not an example",
         ),
     ],
 )
