@@ -186,7 +186,7 @@ def test_scores_of_training_are_laid_out_too():
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        ("imagenet_v3", f"'imagenet_v3' is no set to evaluate on; known are {', '.join(EVAL_SETS)}"),
+        ("imagenet_v3", f"'imagenet_v3' is not a set to evaluate on; expected one of {', '.join(EVAL_SETS)}"),
         ("imagenet_v2/topimages", "'imagenet_v2/topimages' is not prepared .* run: python -m mambaout_jax prepare"),
     ],
 )

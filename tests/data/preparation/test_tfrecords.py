@@ -34,7 +34,10 @@ def test_each_image_is_found_where_it_lies(records):
         (lambda content: content[:-1], "is truncated in the record at byte"),
         (lambda content: content + b"12345", "is truncated at byte"),
         (lambda content: content[:5] + b"\1" + content[6:], "is not a TFRecord file, or is damaged at byte 0"),
-        (lambda content: content[:13] + b"\1" + content[14:], "the record at byte 12 of .* is not an example of image"),
+        (
+            lambda content: content[:13] + b"\1" + content[14:],
+            "the record at byte 12 of .* is not an example",
+        ),
     ],
 )
 def test_a_damaged_file_is_told_by_its_place(records, damage, words):
