@@ -121,7 +121,7 @@ def test_dry_run_of_the_preparation_is_the_golden_one(cloud):
     [
         (["--tars=/data"], "--tars is /data; gs://BUCKET/FOLDER is expected"),
         (["--data-dir=datasets"], "--data-dir is datasets"),
-        (["--config.seed=1"], "--config.seed=1 is a key of a training run"),
+        (["--config.seed=1"], "--config.seed=1 is an option of training runs"),
     ],
 )
 def test_preparation_that_is_typed_wrong_is_one_sentence(change, sentence, cloud):

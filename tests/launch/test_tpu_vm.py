@@ -142,7 +142,7 @@ def test_kept_run_is_found_again(cloud):
     process = cloud.start("tpu_vm.sh", *SLICE, "--keep", runs=[[1, ["hang", "hang"]]])
     cloud.wait_for("command-1-0.json")
     process.send_signal(signal.SIGINT)
-    assert "its run go on, and cost" in cloud.finish(process, 75)
+    assert "its run continue and cost money" in cloud.finish(process, 75)
     before = len(cloud.calls())
     script = {"exists": True, "running": ["unreachable"], "follow": ["", "preempt"]}
     world = {"script": script, "runs": [[1, ["hang"] * 2], [2, [0, 0]]]}
