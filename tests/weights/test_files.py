@@ -126,7 +126,7 @@ def test_a_safetensors_file_cut_short_is_refused(tmp_path, length):
 def test_a_header_longer_than_any_file_is_refused(tmp_path):
     path = tmp_path / "a.safetensors"
     path.write_bytes((2**60).to_bytes(8, "little") + b"{" * 100)
-    assert_refused(path, "no safetensors file, or a damaged one")
+    assert_refused(path, "not a safetensors file, or a damaged one")
 
 
 def test_the_content_decides_and_not_the_ending(tmp_path):
@@ -138,7 +138,7 @@ def test_the_content_decides_and_not_the_ending(tmp_path):
 @pytest.mark.parametrize(("name", "content"), [("a.pth", b"hello"), ("config", b"config\nfoo\nbar\n"), ("b.pt", b"c")])
 def test_a_text_is_refused(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    assert_refused(tmp_path / name, "neither a safetensors file nor one that torch.save writes")
+    assert_refused(tmp_path / name, "neither a safetensors file nor one of torch.save")
 
 
 def test_what_is_no_file_of_weights_is_named(tmp_path):

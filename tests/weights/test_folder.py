@@ -120,7 +120,7 @@ BAD_TEXT = [
     ("[1]", r"contains \[1\]; a JSON object is expected"),
     ("null", "contains None; a JSON object"),
     ('{"architecture": "mambaout_tiny", "architecture": "mambaout_base"}', "'architecture' stands there twice"),
-    ("{}", "names no architecture"),
+    ("{}", "has no architecture"),
 ]
 
 
@@ -226,7 +226,7 @@ def test_a_folder_of_another_kind_is_never_replaced(tmp_path, inside):
     else:
         (place / inside).write_text("precious")
     before = sorted(os.listdir(place))
-    with pytest.raises(ConvertError, match="is not replaced, so that nobody's files are lost"):
+    with pytest.raises(ConvertError, match="is not replaced, so that no files are lost"):
         write_folder(place, MODEL, TENSORS, force=True)
     assert sorted(os.listdir(place)) == before
     assert os.listdir(tmp_path) == ["model"]

@@ -112,7 +112,7 @@ def test_a_config_says_pooling_and_size_as_timm_reads_them(tmp_path, changes, op
         ({"model_args": {"fc_norm": 1}}, "fc_norm 1; true, false or null is expected"),
         ({"model_args": {"img_size": [1, 2, 3]}}, r"img_size \[1, 2, 3\]; a whole number above 0, or two in a list"),
         ({"model_args": {"class_token": None}}, "class_token None; true or false is expected"),
-        ({"model_args": {"qk_norm": True}}, "'qk_norm', which is no option of vit_tiny_patch16_224"),
+        ({"model_args": {"qk_norm": True}}, "'qk_norm', which is not an option of vit_tiny_patch16_224"),
         ({"global_pool": 3}, "global_pool 3; a word is expected"),
     ],
 )
