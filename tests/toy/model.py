@@ -35,7 +35,7 @@ class Spotter(nnx.Module):
         require_rates(drop_rate=drop_rate)
         require_choice("dtype", dtype, DTYPES)
         dtype, initializer = jnp.dtype(dtype), uniform_within(0.3)
-        self.stem = Conv2d(in_chans, dim, CELL, stride=CELL, initializer=initializer, dtype=dtype)
+        self.stem = Conv2d(in_chans, dim, CELL, stride=CELL, bias=False, initializer=initializer, dtype=dtype)
         self.norm = BatchNorm(dim)
         self.proposal = Conv2d(dim, dim, 3, padding=1, bias=False, initializer=initializer, dtype=dtype)
         self.proposal_norm = BatchNorm(dim)
