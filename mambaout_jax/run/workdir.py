@@ -1,7 +1,6 @@
 """The folder of a run: what lies in it, when it may be used again, and how to load what was trained."""
 
 import contextlib
-import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -20,8 +19,9 @@ from etils import epath
 
 from mambaout_jax import distributed
 from mambaout_jax.data import Source
-from mambaout_jax.data.buckets import REMOTE_SECONDS, explain, is_remote, within_seconds
+from mambaout_jax.data.buckets import REMOTE_SECONDS, explain, is_remote
 from mambaout_jax.models import Model
+from mambaout_jax.process import lock, within_seconds
 from mambaout_jax.run.checkpoints import Checkpoints
 from mambaout_jax.run.config import RunConfig, changed_keys, from_json
 from mambaout_jax.run.errors import USER_ERRORS, RunError
@@ -93,7 +93,7 @@ def lock_workdir(workdir: epath.Path) -> Iterator[None]:
         return
     with open(os.fspath(workdir / LOCK), "a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file)
         except BlockingIOError as error:
             raise RunError(
                 f"workdir {workdir} is in use by another process; wait for its end or name another with --workdir"
