@@ -37,12 +37,17 @@ def test_handlers_are_restored_once_and_for_all():
 
 def test_a_signal_unwinds_with_the_exit_code_of_a_shell():
     unwound = []
-    with pytest.raises(SystemExit) as end, process.exiting_on(signal.SIGUSR1):
-        try:
-            os.kill(os.getpid(), signal.SIGUSR1)
-            time.sleep(5)
-        finally:
-            unwound.append(True)
+
+    def wait():
+        with process.exiting_on(signal.SIGUSR1):
+            try:
+                os.kill(os.getpid(), signal.SIGUSR1)
+                time.sleep(5)
+            finally:
+                unwound.append(True)
+
+    with pytest.raises(SystemExit) as end:
+        wait()
     assert end.value.code == 128 + signal.SIGUSR1
     assert unwound
 

@@ -198,7 +198,7 @@ def _check_target(target: epath.Path, force: bool) -> None:
 
 
 def _changes(model: Model) -> dict[str, Any]:
-    """Give what differs from the variant's own options, as a config has it."""
+    """Return the options that differ from the variant's own, as a config has them."""
     own = create_model(model.name).input_spec
     spec = {key: value for key, value in model.input_spec._asdict().items() if value != getattr(own, key)}
     if "size" in spec:
