@@ -3,9 +3,9 @@
     python benchmarks/mutants.py [--only NAME ...] [--list]
 
 Each mutant is a small change of the source that breaks one invariant of the project: numerics, randomness, data,
-resume, devices, errors. It is applied to a copy of the checkout in a temporary folder, where the named tests have to fail; on
-the unchanged copy the same tests have to pass. Prints a table, and exits with 1 if a mutant survives or a test fails
-without one. Cost: about a minute a mutant on two CPU cores.
+resume, devices, errors. It is applied to a copy of the checkout in a temporary folder, where the named tests have to
+fail; on the unchanged copy the same tests have to pass. Prints a table, and exits with 1 if a mutant survives or a test
+fails without one. Cost: about a minute a mutant on two CPU cores.
 """
 
 import argparse
