@@ -126,7 +126,7 @@ def test_a_bucket_that_cannot_be_used_is_one_sentence(served, name, words, caplo
 
 @pytest.mark.parametrize("name", ["s3://bucket/run", "gs:/bucket/run", "gs://", "gs://bucket", "gs://two words/run"])
 def test_what_is_neither_a_folder_nor_a_bucket_is_refused(name):
-    with pytest.raises(RunError, match=f"{name} is no place for a workdir; a folder or gs://BUCKET/"):
+    with pytest.raises(RunError, match=f"{name} is not a workdir; a folder or gs://BUCKET/"):
         open_workdir(name)
 
 
@@ -161,7 +161,7 @@ def test_a_run_that_is_stopped_damaged_and_killed_ends_as_a_local_one(served, tm
     for name in [name for name in served if name.startswith(f"run/checkpoints/{newest}/params/")]:
         del served[name]
     killed = start()
-    said = "".join(itertools.takewhile(lambda line: "goes on after step" not in line, killed.stderr))
+    said = "".join(itertools.takewhile(lambda line: "resumed from step" not in line, killed.stderr))
     assert f"gs://bucket/run/checkpoints/{newest} cannot be read" in said
     while not any(name.startswith(f"run/checkpoints/{newest}/") for name in served):
         assert killed.poll() is None, killed.communicate()
