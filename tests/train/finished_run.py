@@ -15,6 +15,8 @@ RESULTS = {
     "steps": 1320,
     "train_seconds": 55.2,
     "input_size": [32, 32],
+    "crop_pct": 1.0,
+    "crop_mode": "center",
 }
 
 
