@@ -3,6 +3,7 @@
 They are in tests/toy. The package finds them by `config.plugins` or by an entry point; nothing of it is patched.
 """
 
+import functools
 import inspect
 import json
 import os
@@ -258,6 +259,7 @@ PARTS = 4
 KEY = jax.random.key(3)
 
 
+@functools.cache
 def spots_and_model():
     config = read_config(CONFIG, ["--config.spots.negatives=0.3"])
     task = config.build_task()
@@ -309,7 +311,6 @@ def step_of_loop(parts):
     batch = task.prepare_batch(model, jax.tree.map(jnp.asarray, random_batch()), prepare_key)
     keys = [loss_key] if parts == 1 else list(jax.random.split(loss_key, parts))
 
-    @jax.jit
     def loss(params):
         stats, every = variables["batch_stats"], []
         for part, key in enumerate(keys):
@@ -323,7 +324,8 @@ def step_of_loop(parts):
         denominators = {name: [terms[name].denominator for terms in every] for name in task.loss_terms}
         return sum(values.values()), (values, stats, denominators)
 
-    (total, (values, stats, denominators)), gradient = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+    grad_fn = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (total, (values, stats, denominators)), gradient = grad_fn(variables["params"])
     return jax.device_get((total, values, gradient, stats)), jax.device_get(denominators)
 
 
