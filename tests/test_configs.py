@@ -1,4 +1,4 @@
-"""Every experiment is whole, and those of the published recipe hold its numbers."""
+"""Every experiment is complete, and those of the published recipe have its numbers."""
 
 import ast
 import re
@@ -9,9 +9,8 @@ import pytest
 
 import mambaout_jax as mo
 from mambaout_jax.models import find_family
-from mambaout_jax.run.config import check_config, flatten_config
+from mambaout_jax.run.config import flatten_config, parse_config
 from mambaout_jax.run.errors import RunError
-from mambaout_jax.run.workdir import build_model
 from mambaout_jax.train.recipe import departures
 
 ROOT = Path(__file__).parent.parent
@@ -81,9 +80,8 @@ def load(name, **changes):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_config_is_whole_and_builds_its_model(name):
-    config = load(name)
-    check_config(config)
-    assert build_model(config, 10).num_classes == 10
+    task = parse_config(load(name)).build_task()
+    assert task.build_model({"num_classes": 10}).num_classes == 10
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -121,12 +119,12 @@ def test_published_experiments_take_312_steps_an_epoch(name):
 
 def test_fine_tuning_needs_a_dataset():
     with pytest.raises(RunError, match=r"config.data.name is unset"):
-        check_config(load("finetune", **{"data.name": None}))
+        parse_config(load("finetune", **{"data.name": None}))
 
 
 def test_fine_tuning_needs_weights():
     with pytest.raises(RunError, match=r"config.init_head is 'new'.*config.init_from"):
-        check_config(load("finetune", init_from=None))
+        parse_config(load("finetune", init_from=None))
 
 
 def test_the_page_on_the_recipe_gives_the_numbers_of_the_configs():

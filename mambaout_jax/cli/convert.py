@@ -12,35 +12,44 @@ names in it may be those of timm or of the original repository."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
+    """Add the command's arguments."""
     parser.epilog = EPILOG
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
-    importing = actions.add_parser("import", help="make a workdir of PyTorch weights", epilog=EPILOG)
-    importing.add_argument("source", metavar="FILE_OR_ID", help="of the weights")
-    importing.add_argument("--out", metavar="WORKDIR", required=True, help="folder to make")
+    importing = actions.add_parser("import", help="write a workdir with PyTorch weights", epilog=EPILOG)
+    importing.add_argument("source", metavar="FILE_OR_ID", help="the weights")
+    importing.add_argument("--out", metavar="WORKDIR", required=True, help="output folder")
     importing.add_argument("--model", metavar="NAME", help="the variant (default: by config.json or the shapes)")
+    importing.add_argument(
+        "--task", metavar="NAME", help="what the weights were trained for (default: that of a config without task)"
+    )
+    importing.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="module with families or tasks of another package; may be repeated",
+    )
 
     exporting = actions.add_parser("export", help="write the weights of a workdir for PyTorch")
-    exporting.add_argument("workdir", metavar="WORKDIR", help="folder of a run, or of imported weights")
-    exporting.add_argument("--out", metavar="FILE_OR_DIR", required=True, help="a file, or a folder as timm takes it")
+    exporting.add_argument("workdir", metavar="WORKDIR", help="folder of a run or of imported weights")
+    exporting.add_argument("--out", metavar="FILE_OR_DIR", required=True, help="a file, or a folder in timm's format")
     exporting.add_argument(
         "--key-format",
         metavar="NAME",
-        help="whose names a file has: timm, or another format of the model's family (default: the family's first, "
-        "timm's for models that timm has)",
+        help="key format of a file, one of the model's family (default: the first; that of timm for models in timm)",
     )
     exporting.add_argument(
-        "--weights", choices=("ema", "raw"), help="default: ema, the moving average, if there is one"
+        "--weights", choices=("ema", "raw"), help="default: ema, the moving average, if the run has one"
     )
     exporting.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
 
     for action in (importing, exporting):
-        action.add_argument("--verify", choices=("timm",), help="compare with a live timm too")
-        action.add_argument("--force", action="store_true", help="replace what an earlier conversion wrote")
+        action.add_argument("--verify", choices=("timm",), help="compare logits with timm's model too")
+        action.add_argument("--force", action="store_true", help="replace the output of an earlier conversion")
 
     inspecting = actions.add_parser("inspect", help="describe the weights of a source", epilog=EPILOG)
-    inspecting.add_argument("source", metavar="FILE_OR_ID", help="of the weights")
+    inspecting.add_argument("source", metavar="FILE_OR_ID", help="the weights")
     inspecting.add_argument("--model", metavar="NAME", help="variant to compare with (default: the one that fits)")
 
 
@@ -53,11 +62,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _import(args: argparse.Namespace) -> None:
     from mambaout_jax.export.torch import import_weights
+    from mambaout_jax.tasks.registry import DEFAULT
 
     import_weights(
         args.source,
         args.out,
         name=args.model,
+        task=args.task or DEFAULT,
+        plugins=args.plugin,
         verify_timm=args.verify == "timm",
         force=args.force,
         say=lambda sentence: print(sentence, flush=True),

@@ -238,4 +238,4 @@ def _images(config: RunConfig, model: Model, say: Say) -> np.ndarray:
         say(f"compared on {NUM_IMAGES} random images and no real ones: {error}")
         return images
     say(f"compared on {NUM_IMAGES} random images and {NUM_IMAGES} of {source.name}")
-    return np.concatenate([images, model.input_spec.normalize(real)])
+    return np.concatenate([images, model.input_spec.normalize(jnp.asarray(real))])

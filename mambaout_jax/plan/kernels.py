@@ -21,7 +21,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from mambaout_jax import distributed
 from mambaout_jax.plan.compiler import compile_for_tpu, tpu_devices
-from mambaout_jax.plan.program import Dataset, config_program
+from mambaout_jax.plan.program import Dataset, planned_program
+from mambaout_jax.plugins import load as load_plugins
 from mambaout_jax.run.config import RunConfig
 
 # A kernel's name and the shapes of its results, in the syntax of a compiled program.
@@ -68,7 +69,8 @@ def main() -> None:
     """Compile the kernels one by one and print their scheduled cycles; the subprocess of `kernel_cycles`."""
     folder, (config, topology, dataset) = Path(sys.argv[1]), pickle.load(sys.stdin.buffer)
     mesh = distributed.make_mesh(config.fsdp, tpu_devices(topology))
-    _, program = config_program(config, dataset, mesh)
+    load_plugins(config.plugins)
+    _, program = planned_program(config, config.build_task(), dataset, mesh)
     with jax.set_mesh(mesh):
         metrics, key = jax.eval_shape(program.init_metrics), jax.eval_shape(lambda: jax.random.key(0))
         calls = kernel_calls(jax.make_jaxpr(program.step)(program.state, metrics, program.batch, key).jaxpr)

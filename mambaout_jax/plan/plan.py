@@ -13,7 +13,7 @@ from mambaout_jax.plan.chips import Chip
 from mambaout_jax.plan.compiler import TooLargeError, chip_of, compile_for_tpu, program_memory, tpu_devices
 from mambaout_jax.plan.hlo import collective_bytes, estimated_operations, uncounted_loops
 from mambaout_jax.plan.kernels import kernel_cycles
-from mambaout_jax.plan.program import Dataset, config_program, task_program
+from mambaout_jax.plan.program import Dataset, planned_program
 from mambaout_jax.run.config import RunConfig
 from mambaout_jax.train.program import TrainingProgram
 
@@ -47,7 +47,7 @@ def plan(
     """
     chip, devices = chip_of(topology), tpu_devices(topology)
     mesh = distributed.make_mesh(config.fsdp, devices)
-    model, program = config_program(config, dataset, mesh)
+    model, program = planned_program(config, config.build_task(), dataset, mesh)
     microbatch = config.batch_size // mesh.size // program.grad_accum_steps
     figures: dict[str, Any] = {
         "topology": topology,
@@ -143,7 +143,7 @@ def _memory_at(config: RunConfig, dataset: Dataset, mesh: jax.sharding.Mesh, mic
     batch_size = microbatch * grad_accum_steps * mesh.size
     config = config.replace({"batch_size": batch_size, "microbatch_size": microbatch})
     task = config.build_task().with_row_group(microbatch * grad_accum_steps)
-    _, program = task_program(config, task, Dataset(batch_size, dataset.labels), mesh)
+    _, program = planned_program(config, task, Dataset(batch_size, dataset.labels), mesh)
     try:
         with jax.set_mesh(mesh):
             return program_memory(compile_for_tpu(program.lower()))["total"]

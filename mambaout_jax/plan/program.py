@@ -48,14 +48,13 @@ def dataset_of(config: RunConfig, num_images: int | None = None, labels: Labels 
     return Dataset(num_images or known[0], labels or known[1])
 
 
-def config_program(config: RunConfig, dataset: Dataset, mesh: jax.sharding.Mesh) -> tuple[Model, TrainingProgram]:
-    """Build the model of a config and the program that trains it."""
-    return task_program(config, config.build_task(), dataset, mesh)
-
-
-def task_program(
+def planned_program(
     config: RunConfig, task: Task, dataset: Dataset, mesh: jax.sharding.Mesh
 ) -> tuple[Model, TrainingProgram]:
-    """Build the model of a task and the program that trains it."""
+    """Build the model of a task and the program that trains it as a config says.
+
+    Raises:
+        RunError, ModelError: the config does not fit the dataset or the devices.
+    """
     model = task.build_model(dataset.labels)
     return model, training_program(config, task, model, task.train_transform(model).empty(), dataset.num_images, mesh)

@@ -210,8 +210,9 @@ def _answer(
     if not tested:
         return "Every SSM diverged, so the study has no answer."
     if not any(_beats(variant["interval"], majority_baseline, metric) for variant in variants):
+        score = f"{majority_baseline:.2f} {metric.unit}".strip()
         return (
-            f"No variant is significantly better than the majority baseline of {majority_baseline:.2f} {metric.unit} "
+            f"No variant is significantly better than the majority baseline of {score} "
             f"with {len(variants[0]['scores'])} repeats, so the study has no answer; use more seeds."
         )
     better, worse = (_name_significant(with_ssm, significant, direction) for direction in (1, -1))

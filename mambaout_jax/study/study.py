@@ -96,7 +96,7 @@ def run_study(config: RunConfig, path: epath.PathLike, num_repeats: int) -> dict
         baseline = build(variants[0].model)
         majority = task.baseline_score(source)
         warn_about_shrinking(source, baseline.input_spec.size)
-        workdir = cleanup.enter_context(_claimed(path, plan))
+        workdir = cleanup.enter_context(_claimed(path, plan, (*FREE_KEYS, *config.task.free_keys)))
         if jax.config.jax_compilation_cache_dir is None:
             # All repeats of a variant, and restarts, share one compilation.
             jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
@@ -182,8 +182,8 @@ def _train_variants(
 
 
 @contextlib.contextmanager
-def _claimed(path: epath.PathLike, plan: dict[str, Any]) -> Iterator[epath.Path]:
-    """Create and lock the workdir, or check that it contains the same study."""
+def _claimed(path: epath.PathLike, plan: dict[str, Any], free_keys: Sequence[str]) -> Iterator[epath.Path]:
+    """Create and lock the workdir, or check that it contains the same study but for `free_keys` of its config."""
     if is_remote(path):
         raise RunError(f"workdir {path} is in a bucket; a local folder is expected for a study")
     workdir = open_workdir(path)
@@ -201,7 +201,7 @@ def _claimed(path: epath.PathLike, plan: dict[str, Any]) -> Iterator[epath.Path]
                 raise RunError(f"workdir {workdir} contains files that are not a study's; name another with --workdir")
             cleanup.enter_context(lock_workdir(workdir))
             if file.exists():
-                _check_plan(workdir, plan, json.loads(file.read_text()))
+                _check_plan(workdir, plan, json.loads(file.read_text()), free_keys)
             else:
                 write_atomically(file, json.dumps(plan, indent=2) + "\n")
         except OSError as error:
@@ -215,7 +215,7 @@ def _claimed(path: epath.PathLike, plan: dict[str, Any]) -> Iterator[epath.Path]
         yield workdir
 
 
-def _check_plan(workdir: epath.Path, plan: dict[str, Any], recorded: Any) -> None:
+def _check_plan(workdir: epath.Path, plan: dict[str, Any], recorded: Any, free_keys: Sequence[str]) -> None:
     if not isinstance(recorded, dict):
         raise ValueError(f"{recorded!r:.40} is not an object")
     if recorded.keys() != plan.keys():
@@ -226,7 +226,7 @@ def _check_plan(workdir: epath.Path, plan: dict[str, Any], recorded: Any) -> Non
     changes = [
         f"{key} was {theirs.get(key)!r}, is {ours.get(key)!r}"
         for key in sorted(ours | theirs)
-        if ours.get(key) != theirs.get(key) and key.removeprefix("config.") not in FREE_KEYS
+        if ours.get(key) != theirs.get(key) and key.removeprefix("config.") not in free_keys
     ]
     if changes:
         raise RunError(

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from mambaout_jax.__main__ import main
+from mambaout_jax.export import torch as exchange
 from tests.train import written_run
 
 NAMES = tuple(f"digit {label}" for label in range(10))
@@ -145,6 +146,24 @@ def test_a_file_of_no_variant_asks_for_the_model(file, tmp_path, capsys):
 def test_a_key_format_is_one_of_the_family(workdir, tmp_path, capsys):
     words = refusal(capsys, "export", workdir, "--out", tmp_path / "x.safetensors", "--key-format", "flax")
     assert words == "error: key format 'flax' does not name mambaout_femto; known are timm, mambaout\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "task", "plugins"),
+    [([], "classification", []), (["--task=toy", "--plugin=a.b", "--plugin=c"], "toy", ["a.b", "c"])],
+)
+def test_task_and_plugins_reach_the_import(monkeypatch, words, task, plugins):
+    asked = []
+    monkeypatch.setattr(exchange, "import_weights", lambda *_, **options: asked.append(options))
+    assert main(["convert", "import", "x.pth", "--out", "y", *words]) == 0
+    assert [(options["task"], list(options["plugins"])) for options in asked] == [(task, plugins)]
+
+
+def test_an_unknown_task_or_plugin_is_refused(file, tmp_path, capsys):
+    out = ("--out", tmp_path / "x")
+    assert "did you mean 'classification'" in refusal(capsys, "import", file, *out, "--task", "clasification")
+    assert "'nowhere.toy' cannot be imported" in refusal(capsys, "import", file, *out, "--plugin", "nowhere.toy")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_wrong_place_or_name_is_refused(workdir, file, folder, tmp_path, capsys):

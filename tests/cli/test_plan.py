@@ -94,7 +94,7 @@ def test_every_figure_is_printed_with_its_unit(planned, capsys):
 
 def test_options_reach_the_plan(planned, capsys):
     assert command("--hours-price=1.2", "--find-batch", "--num-images=9000", "--num-classes=3") == 0
-    assert planned[1] == ("v5e:4x4", (9000, 3), {"chip_hour_price": 1.2, "find_batch": True})
+    assert planned[1] == ("v5e:4x4", (9000, {"num_classes": 3}), {"chip_hour_price": 1.2, "find_batch": True})
 
 
 def test_price_and_largest_batch_are_printed_where_asked_for(planned, capsys):

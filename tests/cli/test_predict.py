@@ -6,15 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from PIL import Image
 
 import mambaout_jax as mo
 from mambaout_jax.__main__ import main
 from mambaout_jax.models import InputSpec
 from mambaout_jax.run import workdir as workdirs
+from tests.train import tiny
 
-CONFIG = ConfigDict({"data": {"crop_pct": None, "crop_mode": None}})
+CONFIG = tiny.config()
+TASK = CONFIG.build_task()
 RED, GREEN, BLUE = (250, 5, 5), (5, 250, 5), (5, 5, 250)
 
 
@@ -35,7 +36,8 @@ class TopColour:
 @pytest.fixture
 def model(monkeypatch):
     model = TopColour()
-    run = workdirs.Run(CONFIG, model, {"scale": jnp.float32(1)}, ("red", "green", "blue"), 7, "raw")
+    labels = {"class_names": ["red", "green", "blue"]}
+    run = workdirs.Run(CONFIG, TASK, model, {"scale": jnp.float32(1)}, labels, 7, "raw")
     monkeypatch.setattr(workdirs, "load_run", lambda workdir, weights=None: run)
     return model
 
@@ -158,7 +160,7 @@ def test_top_classes_fall_in_probability(model, tmp_path, capsys, top, expected)
 def test_top_that_is_no_count_is_refused(model, capsys, top):
     with pytest.raises(SystemExit, match="2"):
         main(["predict", "runs/x", "a.png", f"--top={top}"])
-    assert "1 or more is expected" in capsys.readouterr().err
+    assert "is not a positive number" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("words", "expected"), [([], None), (["--weights=raw"], "raw"), (["--weights=ema"], "ema")])
@@ -186,10 +188,9 @@ def test_real_model_of_one_channel_is_given_what_its_spec_says(monkeypatch, tmp_
         "mambaout_femto", img_size=32, in_chans=1, num_classes=10, depths=(1, 1, 1, 1), dims=(8, 8, 8, 8)
     )
     variables = model.init(jax.random.key(0))
-    names = tuple(f"digit {label}" for label in range(10))
-    monkeypatch.setattr(
-        workdirs, "load_run", lambda workdir, weights=None: workdirs.Run(CONFIG, model, variables, names, 1, "raw")
-    )
+    labels = {"class_names": [f"digit {label}" for label in range(10)]}
+    run = workdirs.Run(CONFIG, TASK, model, variables, labels, 1, "raw")
+    monkeypatch.setattr(workdirs, "load_run", lambda workdir, weights=None: run)
     pixels = np.random.default_rng(0).integers(0, 255, (32, 32), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     (answer,) = classify(capsys, tmp_path / "a.png")

@@ -56,9 +56,7 @@ def test_a_named_config_is_used_for_the_named_dataset(training, command, tmp_pat
 
 def test_the_named_dataset_is_the_one_that_is_studied(monkeypatch, command, capsys):
     studied = []
-    monkeypatch.setattr(
-        "mambaout_jax.study.study.run_study", lambda settings, *_: studied.append(settings["data"]["name"]) or {}
-    )
+    monkeypatch.setattr("mambaout_jax.study.study.run_study", lambda config, *_: studied.append(config.data.name) or {})
     for name in ("pathfinder", "pathfinder/32"):
         command[2] = name
         with pytest.raises(KeyError):  # nothing to print

@@ -1,4 +1,4 @@
-"""A plan is arithmetic on what the compiler says, and says no more than that."""
+"""A plan is arithmetic on the estimates of the compiler."""
 
 import importlib.util
 import math
@@ -15,13 +15,13 @@ from mambaout_jax.plan import plan as planning
 from mambaout_jax.plan.chips import CHIPS, Chip
 from mambaout_jax.plan.compiler import TooLargeError, chip_of, compile_for_tpu, tpu_devices
 from mambaout_jax.plan.hlo import estimated_operations
-from mambaout_jax.plan.plan import Dataset, dataset_of, largest_microbatch, plan, schedule, speed, state_bytes
+from mambaout_jax.plan.plan import largest_microbatch, plan, schedule, speed, state_bytes
+from mambaout_jax.plan.program import Dataset, dataset_of, planned_program
 from mambaout_jax.run.errors import RunError
-from mambaout_jax.run.workdir import build_model
-from mambaout_jax.train.program import training_program
 from tests.train import tiny
 
 CHIP = Chip(memory=1e9, bandwidth=1e9, peak=2e12, cycle_flops=1000, shapes=("1x1",))
+DIGITS = Dataset(1437, {"num_classes": 10})
 needs_compiler = [
     pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the TPU's compiler, libtpu"),
@@ -92,28 +92,29 @@ def test_where_not_even_the_smallest_batch_fits_none_is_found():
 
 
 def test_a_dataset_is_as_given_as_prepared_or_as_known():
-    config = tiny.config()
-    assert dataset_of(config.data) == (1437, 10)
-    assert dataset_of(config.data, 7, 3) == (7, 3)
-    assert dataset_of(config.data, num_images=7) == (7, 10)
-    config.data.name = "imagenet2012:5.1.0"
-    assert dataset_of(config.data) == (1_281_167, 1000)
-    assert dataset_of(config.data, num_classes=21_000) == (1_281_167, 21_000)
+    config, three = tiny.config(), {"num_classes": 3}
+    digits = dataset_of(config)
+    assert (digits.num_images, len(digits.labels["class_names"])) == (1437, 10)
+    assert dataset_of(config, 7, three) == (7, three)
+    assert dataset_of(config, num_images=7) == (7, digits.labels)
+    config = tiny.config(**{"data.name": "imagenet2012:5.1.0"})
+    imagenet = dataset_of(config)
+    assert (imagenet.num_images, len(imagenet.labels["class_names"])) == (1_281_167, 1000)
+    assert dataset_of(config, labels=three) == (1_281_167, three)
 
 
 @pytest.mark.parametrize(("name", "split"), [("imagenet2012", "train[:10%]"), ("flowers", "train")])
 def test_a_dataset_of_unknown_size_has_to_be_told(name, split):
-    config = tiny.config()
-    config.data.name, config.data.train_split = name, split
+    config = tiny.config(**{"data.name": name, "data.train_split": split})
     with pytest.raises(RunError, match="--num-images and --num-classes"):
-        dataset_of(config.data)
+        dataset_of(config)
 
 
 def test_state_is_counted_as_a_chip_keeps_it():
     config = tiny.config(**{"optim.ema_decay": 0.9})
     mesh = distributed.make_mesh(devices=jax.devices()[:1])
-    model = build_model(config, 10)
-    sizes = state_bytes(training_program(config, model, 1437, mesh))
+    model, program = planned_program(config, config.build_task(), DIGITS, mesh)
+    sizes = state_bytes(program)
     params = 4 * sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0))))
     height, width = model.input_spec.size
     assert sizes["parameters"] == sizes["ema"] == params
@@ -123,11 +124,10 @@ def test_state_is_counted_as_a_chip_keeps_it():
 
 def test_split_state_counts_a_part_on_each_chip():
     config = tiny.config(eval_batch_size=104, **{"optim.ema_decay": 0.9, "model.dims": (64, 128)})
-    model = build_model(config, 10)
 
     def sizes(fsdp):
         mesh = distributed.make_mesh(fsdp, [Device(process_index=0, id=i) for i in range(8)])
-        return state_bytes(training_program(config, model, 1437, mesh))
+        return state_bytes(planned_program(config, config.build_task(), DIGITS, mesh)[1])
 
     whole, parts = sizes(1), sizes(8)
     assert parts["batch"] == whole["batch"]
@@ -181,7 +181,7 @@ class TestCompiled:
         figures = plan(
             tiny.config(**changes, **{"mesh.fsdp": 4}),
             "v5e:2x2",
-            Dataset(1437, 10),
+            DIGITS,
             chip_hour_price=2.0,
             find_batch=False,
         )
@@ -204,6 +204,6 @@ class TestCompiled:
         # A chip of little memory, where small programs, which compile sooner, are large.
         monkeypatch.setattr(planning, "chip_of", lambda topology: chip._replace(memory=24 * 2**20))
         config = tiny.config(batch_size=64, eval_batch_size=64)
-        figures = plan(config, "v5e:1x1", Dataset(1437, 10), find_batch=True)
+        figures = plan(config, "v5e:1x1", DIGITS, find_batch=True)
         assert figures["largest_microbatch"] % 8 == 0
         assert 0 < figures["largest_microbatch_memory"] <= 24 * 2**20

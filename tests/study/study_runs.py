@@ -4,6 +4,7 @@ import json
 import runpy
 from pathlib import Path
 
+from mambaout_jax.run.config import RunConfig, parse_config
 from mambaout_jax.run.errors import DivergedError
 from mambaout_jax.study import study
 from mambaout_jax.study.variants import StudyVariant
@@ -21,7 +22,7 @@ VARIANTS = [
     StudyVariant("matched-vit-full", "ViT (full)", False, ("matched",), {**MODEL, "dims": (9, 9)}, 5_444, 7_654_321),
 ]
 # By variant, one value per repeat.
-TOP1 = {
+SCORES = {
     "conv": [90.25, 91.5, 92.75],
     "removed-ssm-causal": [92.25, 93.625, 94.625],
     "matched-ssm-causal": [90.125, 92.0, 92.5],
@@ -29,29 +30,30 @@ TOP1 = {
 }
 
 
-def settings(data_dir, **changes):
-    """Build a study's experiment as plain dicts; changes are dotted keys."""
+def settings(data_dir, **changes) -> RunConfig:
+    """Build a study's experiment; changes are dotted keys."""
     config = runpy.run_path(str(EXPERIMENT))["get_config"]()
     config.update_from_flattened_dict({"data.data_dir": str(data_dir), **changes})
-    return {**config.to_dict(), "model": MODEL}
+    return parse_config({**config.to_dict(), "model": MODEL})
 
 
 class Training:
-    """Stand in for `train`: keep the configs, and write what a run writes.
+    """Stand-in for `train` that keeps the configs and writes what a run writes.
 
     Args:
-        top1: by variant, one value per repeat.
+        scores: by variant, one value per repeat.
 
     Attributes:
         stop_after: runs, before the next one raises `error`.
         diverging: names and repeats of runs that diverge, each time that they are trained.
     """
 
-    def __init__(self, monkeypatch, top1=None):
-        self.configs, self.top1 = {}, top1 or TOP1
+    def __init__(self, monkeypatch, scores=None):
+        self.configs, self.scores = {}, scores or SCORES
         self.stop_after, self.error, self.diverging = None, None, set()
         monkeypatch.setattr(study, "train", self)
-        monkeypatch.setattr(study, "design_variants", lambda model, study, num_classes: VARIANTS)
+        monkeypatch.setattr(study, "write_report", lambda folder: (folder / "report.html").write_text(""))
+        monkeypatch.setattr(study, "design_variants", lambda model, study, build: VARIANTS)
         monkeypatch.setattr(study, "step_memory", lambda config: 10_000_000 + config.model["dims"][0])
 
     def __call__(self, config, folder):
@@ -63,9 +65,8 @@ class Training:
         folder.mkdir(parents=True)
         if (name, repeat) in self.diverging:
             raise DivergedError("step 3 has loss nan")
-        score = {"top1": self.top1[name][repeat]}
+        score = {"top1": self.scores[name][repeat]}
         (folder / "results.json").write_text(json.dumps({"raw": {"top1": 1.0}, "ema": score, "steps": 210}))
         lines = [{"kind": "train", "images_per_second": 64 / seconds} for seconds in (0.25, 0.125, 9.0)]
         lines.append({"kind": "eval"})
-        (folder / "report.html").write_text("")
         (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines) + '{"kind": "tra')

@@ -12,10 +12,13 @@ from mambaout_jax.data import DataError
 from mambaout_jax.run.config import flatten_config
 from mambaout_jax.run.errors import RunError, StoppedError
 from mambaout_jax.study import study as study_module
-from mambaout_jax.study.study import find_experiment, majority_baseline, run_study, warn_about_shrinking
+from mambaout_jax.study.study import find_experiment, run_study, warn_about_shrinking
 from mambaout_jax.study.table import comparison_rows, macs, mebibytes, milliseconds, percent, points
+from mambaout_jax.tasks.classification import task as classification
+from mambaout_jax.tasks.errors import TaskError
 from mambaout_jax.train.inputs import open_batches
-from tests.study.study_runs import MODEL, TOP1, VARIANTS, Training, settings
+from tests.study.study_runs import MODEL, SCORES, VARIANTS, Training, settings
+from tests.train import tiny
 from tests.train.finished_run import Tags, words
 
 
@@ -43,10 +46,10 @@ def test_variants_of_a_repeat_differ_in_nothing_but_their_model(study, training)
     assert set(training.configs) == {(variant.name, repeat) for variant in VARIANTS for repeat in range(3)}
     for variant in VARIANTS:
         for repeat in range(3):
-            config = flatten_config(training.configs[variant.name, repeat])
+            config = dict(training.configs[variant.name, repeat].values)
             model = {key.removeprefix("model."): config.pop(key) for key in list(config) if key.startswith("model.")}
             assert model == variant.model
-            base = flatten_config(training.configs["conv", repeat])
+            base = training.configs["conv", repeat].values
             assert config == {key: value for key, value in base.items() if not key.startswith("model.")}
 
 
@@ -78,8 +81,8 @@ def test_a_stopped_study_goes_on_and_repeats_no_run(training, experiment, tmp_pa
     with pytest.raises(StoppedError):
         run_study(experiment, tmp_path / "study", 3)
     training.stop_after = None
-    free = {**experiment, "log_every_steps": 3, "resume": "any"}
-    assert run_study(free, tmp_path / "study", 3)["variants"][0]["top1"] == TOP1["conv"]
+    free = experiment.replace({"log_every_steps": 3, "resume": "any", "data.eval_sets": "digits"})
+    assert run_study(free, tmp_path / "study", 3)["variants"][0]["scores"] == SCORES["conv"]
     assert len(training.configs) == 12
 
 
@@ -112,7 +115,7 @@ def test_a_folder_of_something_else_is_refused(training, experiment, tmp_path):
 
 def test_given_weights_are_refused(training, experiment, tmp_path):
     with pytest.raises(RunError, match=r"config.init_from is set; .* unset it"):
-        run_study({**experiment, "init_from": "runs/x"}, tmp_path / "study", 3)
+        run_study(experiment.replace({"init_from": "runs/x"}), tmp_path / "study", 3)
     assert not (tmp_path / "study").exists()
 
 
@@ -131,8 +134,8 @@ def test_without_a_checkout_an_experiment_has_to_be_named(monkeypatch, tmp_path)
 
 def test_findings_are_those_of_the_runs(study):
     conv, removed, _, vit = study["variants"]
-    assert conv["top1"] == TOP1["conv"]
-    assert conv["accuracy"]["mean"] == pytest.approx(91.5)
+    assert conv["scores"] == SCORES["conv"]
+    assert conv["interval"]["mean"] == pytest.approx(91.5)
     assert conv["step_seconds"] == pytest.approx(0.25)  # the median of 0.125, 0.25 and 9
     assert (vit["params"], vit["macs"], vit["memory_bytes"]) == (5_444, 7_654_321, 10_000_009)
     difference = study["comparisons"][0]["differences"][0]
@@ -157,7 +160,7 @@ def test_words_say_what_is_told_apart_and_what_is_not(study):
 
 
 @pytest.mark.parametrize(
-    ("top1", "answer"),
+    ("scores", "answer"),
     [
         (
             {"removed-ssm-causal": [90.5, 91.5, 92.5]},
@@ -168,7 +171,7 @@ def test_words_say_what_is_told_apart_and_what_is_not(study):
             r"^Better than .* at equal parameters: SSM \(causal\); at equal widths: SSM \(causal\).$",
         ),
         (
-            {name: [9.0, 10.0, 11.5] for name in TOP1},
+            {name: [9.0, 10.0, 11.5] for name in SCORES},
             r"^No variant is significantly better than the majority baseline of 10\.\d\d % .* use more seeds\.$",
         ),
         # Differences of 2, 2.5 and 1.5 have p = 0.049, significant in a single test and not as one of two.
@@ -177,22 +180,22 @@ def test_words_say_what_is_told_apart_and_what_is_not(study):
             r"No SSM is significantly better .* better below but not here .* for 2 tests\. .*detectable",
         ),
         (
-            {"removed-ssm-causal": TOP1["conv"], "matched-ssm-causal": [91.25, 92.5, 93.75]},
+            {"removed-ssm-causal": SCORES["conv"], "matched-ssm-causal": [91.25, 92.5, 93.75]},
             r"No SSM is significantly better .* the repeats have no spread, so the tests have no known power\.$",
         ),
         (
-            {"matched-vit-full": [95.25, 96.5, 97.875], "removed-ssm-causal": TOP1["conv"]},
+            {"matched-vit-full": [95.25, 96.5, 97.875], "removed-ssm-causal": SCORES["conv"]},
             "No SSM is significantly better",
         ),
     ],
 )
-def test_the_answer_is_about_the_ssm_and_no_more_than_the_data_show(monkeypatch, experiment, tmp_path, top1, answer):
-    Training(monkeypatch, {**TOP1, **top1})
+def test_the_answer_is_about_the_ssm_and_no_more_than_the_data_show(monkeypatch, experiment, tmp_path, scores, answer):
+    Training(monkeypatch, {**SCORES, **scores})
     assert re.search(answer, run_study(experiment, tmp_path / "study", 3)["answer"])
 
 
 WRITTEN = {
-    "top1": percent, "low": percent, "high": percent, "mean": percent, "values": points,
+    "scores": percent, "low": percent, "high": percent, "mean": percent, "values": points,
     "minimum_detectable_effect": percent, "majority_baseline": percent, "ratio": percent,
     "macs": macs, "memory_bytes": mebibytes, "step_seconds": milliseconds,
 }  # fmt: skip
@@ -206,7 +209,7 @@ def numbers(content, key=None, differs=False):
     elif isinstance(content, list):
         for item in content:
             yield from numbers(item, key, differs)
-    elif isinstance(content, int | float) and key not in ("significant", "has_ssm"):
+    elif isinstance(content, int | float) and key not in ("significant", "has_ssm", "improves"):
         write = points if differs and key in ("mean", "low", "high") else WRITTEN.get(key)
         yield write(content) if write else f"{content:,}"
 
@@ -215,7 +218,7 @@ def test_page_holds_every_number_and_every_word(study, tmp_path):
     assert json.loads((tmp_path / "study" / "study.json").read_text()) == json.loads(json.dumps(study))
     page = (tmp_path / "study" / "study.html").read_text()
     text = words(page)
-    found = list(numbers(study))
+    found = list(numbers({**study, "metric": None}))
     assert len(found) > 70
     assert not [number for number in found if not re.search(rf"(?<![\d.,]){re.escape(number)}(?![\d])", text)]
     for sentence in (study["answer"], *(comparison["verdict"] for comparison in study["comparisons"])):
@@ -224,13 +227,13 @@ def test_page_holds_every_number_and_every_word(study, tmp_path):
         assert f"{option} {value}" in text
 
 
-def test_what_guessing_gives_is_the_largest_class(monkeypatch):
+def test_the_majority_baseline_is_the_largest_class(monkeypatch):
+    task = tiny.config().build_task()
     labels = [0] * 30 + [1] * 50 + [2] * 20
-    source = [{"label": label} for label in labels]
-    assert majority_baseline(source) == 50
+    assert task.baseline_score([{"label": label} for label in labels]) == 50
     many = [{"label": int(index % 7 < 2)} for index in range(10_000)]
     reads = []
-    monkeypatch.setattr(study_module, "MAX_LABELS", 1_000)
+    monkeypatch.setattr(classification, "MOST_LABELS", 1_000)
 
     class Source(list):
         def __getitem__(self, index):
@@ -239,8 +242,17 @@ def test_what_guessing_gives_is_the_largest_class(monkeypatch):
                 raise DataError("damaged")
             return super().__getitem__(index)
 
-    assert majority_baseline(Source(many)) == pytest.approx(100 * 5 / 7, abs=2)
+    assert task.baseline_score(Source(many)) == pytest.approx(100 * 5 / 7, abs=2)
     assert len(reads) == 1_000
+
+
+def test_unreadable_records_alone_are_one_sentence():
+    class Source(list):
+        def __getitem__(self, index):
+            raise DataError("record is damaged")
+
+    with pytest.raises(TaskError, match=r"none of 3 training records can be read \(record is damaged\)"):
+        tiny.config().build_task().baseline_score(Source([0] * 3))
 
 
 def test_length_of_the_first_stage_is_measured(study):
@@ -271,9 +283,9 @@ def test_an_image_that_cannot_be_read_is_left_to_training(capsys):
 
 
 def test_intervals_are_shown_where_accuracies_can_lie(monkeypatch, experiment, tmp_path):
-    Training(monkeypatch, {**TOP1, "conv": [93.0, 96.0, 99.0], "matched-vit-full": [1.0, 4.0, 7.0]})
+    Training(monkeypatch, {**SCORES, "conv": [93.0, 96.0, 99.0], "matched-vit-full": [1.0, 4.0, 7.0]})
     found = run_study(experiment, tmp_path / "study", 3)
-    assert found["variants"][0]["accuracy"]["high"] > 100
+    assert found["variants"][0]["interval"]["high"] > 100
     rows = comparison_rows(found, found["comparisons"][1])
     assert rows[0][2].endswith(" to 100.00")
     assert rows[-1][2].startswith("0.00 to ")

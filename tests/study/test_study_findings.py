@@ -5,18 +5,21 @@ import pytest
 from mambaout_jax.study.findings import Divergence, Outcome, summarize
 from mambaout_jax.study.statistics import minimum_detectable_effect
 from mambaout_jax.study.variants import StudyVariant
+from mambaout_jax.tasks.api import Metric
 
 CONV = [88.0, 90.0, 92.0]
 ORDERS = ("causal", "bidirectional", "cross")
 ALIKE, ABOVE, BELOW = [0.5, -0.25, 0.125], [1.9, 2.0, 2.1], [-8.1, -8.0, -7.9]
+METRIC = Metric("top1", "top-1", "%")
 OWN = [3.0, 3.8, 4.6]  # p is 0.035: significant in a single test, and not as one of six
 
 
-def study(diverged=(), **differences):
+def study(diverged=(), metric=METRIC, **differences):
     """Summarize given differences to convolution alone; those that are not named are not significant.
 
     Args:
         diverged: names of variants.
+        metric: that the differences are of.
         differences: by comparison, or comparison and mixer, with underscores for dashes.
     """
     variants = [StudyVariant("conv", "convolution alone", False, ("removed", "matched"), {}, 1, 1)]
@@ -25,15 +28,15 @@ def study(diverged=(), **differences):
         for place in ("removed", "matched")
         for order in ORDERS
     ]
-    top1 = {"conv": CONV}
+    scores = {"conv": CONV}
     for variant in variants[1:]:
         named = [differences.get(key.replace("-", "_")) for key in (variant.name, variant.comparisons[0])]
         values = next(filter(None, named), ALIKE)
-        top1[variant.name] = [base + value for base, value in zip(CONV, values, strict=True)]
-    outcomes = {name: [Outcome(value, 9, (1.0,)) for value in values] for name, values in top1.items()}
-    memory = dict.fromkeys(top1, 1)
+        scores[variant.name] = [base + value for base, value in zip(CONV, values, strict=True)]
+    outcomes = {name: [Outcome(value, 9, (1.0,)) for value in values] for name, values in scores.items()}
+    memory = dict.fromkeys(scores, 1)
     left_out = {name: Divergence(1, "step 3 has loss nan") for name in diverged}
-    return summarize(variants, outcomes, memory, 10.0, left_out)
+    return summarize(variants, outcomes, memory, 10.0, left_out, metric)
 
 
 def test_the_bound_is_that_of_all_tests():
@@ -119,3 +122,15 @@ def test_without_an_ssm_that_trained_nothing_is_said_of_it(size):
     answer = study(diverged=[name for name in every if name.startswith(size)])["answer"]
     assert answer.startswith("No SSM is significantly better")
     assert "with 3 tests" in answer
+
+
+def test_lower_is_better_for_a_metric_that_falls():
+    loss = Metric("loss", "loss", higher_is_better=False)
+    found = study(metric=loss, removed_ssm_causal=[-value for value in ABOVE], matched_ssm_causal=BELOW)
+    assert found["answer"].startswith("No variant is significantly better than the majority baseline of 10.00 with 3 ")
+    assert [comparison["verdict"].split(". ")[0] for comparison in found["comparisons"]] == [
+        "Better than convolution alone: SSM (causal)"
+    ] * 2
+    worse = study(metric=loss, removed_ssm_causal=ABOVE)["comparisons"][0]
+    assert worse["verdict"].startswith("Worse than convolution alone: SSM (causal).")
+    assert worse["differences"][0]["improves"] is False

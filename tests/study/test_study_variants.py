@@ -16,13 +16,17 @@ STUDY = runpy.run_path(str(EXPERIMENT))["get_study"]().to_dict()
 GIVEN = {**MODEL, "dims": (16, 24), "drop_path_rate": 0.1, "drop_rate": None, "crop_pct": 0.8, "dtype": "bfloat16"}
 
 
-@pytest.fixture(scope="module")
-def variants():
-    return {variant.name: variant for variant in design_variants(GIVEN, STUDY, 10)}
+def create(options):
+    return create_model(num_classes=10, **options)
 
 
 def build(variant):
-    return create_model(num_classes=10, **variant.model)
+    return create(variant.model)
+
+
+@pytest.fixture(scope="module")
+def variants():
+    return {variant.name: variant for variant in design_variants(GIVEN, STUDY, create)}
 
 
 def test_every_entry_has_its_place_in_each_comparison(variants):
@@ -48,7 +52,7 @@ def test_widths_are_searched_for_without_drawing_a_model(monkeypatch, variants):
     draw = Model.init
     monkeypatch.setattr(Model, "init", lambda self, key: drawn.append(self.name) or draw(self, key))
     monkeypatch.setattr(study_variants, "count_macs", lambda *_: 1)
-    found = design_variants(GIVEN, STUDY, 10)
+    found = design_variants(GIVEN, STUDY, create)
     assert [variant.params for variant in found] == [variant.params for variant in variants.values()]
     assert len(drawn) == len(found)  # for the multiply-adds
 
@@ -88,17 +92,17 @@ def test_a_vit_has_the_tokens_of_the_first_stage_and_as_many_blocks(variants):
 
 def test_widths_that_cannot_match_are_one_sentence():
     with pytest.raises(RunError, match=r"variant ssm-causal has .* parameters .*larger config.model.dims"):
-        design_variants({**MODEL, "depths": (1,), "dims": (4,)}, STUDY, 2)
+        design_variants({**MODEL, "depths": (1,), "dims": (4,)}, STUDY, create)
 
 
 def test_what_has_no_ssm_to_take_out_is_refused():
     with pytest.raises(RunError, match=r"config.model.name is 'vit_tiny_patch16_224', which has no .*token_mixer"):
-        design_variants({"name": "vit_tiny_patch16_224"}, STUDY, 10)
+        design_variants({"name": "vit_tiny_patch16_224"}, STUDY, create)
 
 
 def test_an_unknown_option_is_the_models_own_sentence():
     with pytest.raises(ModelError, match="depth"):
-        design_variants({**MODEL, "deppths": (1, 1)}, STUDY, 10)
+        design_variants({**MODEL, "deppths": (1, 1)}, STUDY, create)
 
 
 @pytest.mark.parametrize(
@@ -123,9 +127,9 @@ def test_an_invalid_section_is_one_sentence(path, value, sentence):
         section = section[folder]
     section[key] = value
     with pytest.raises(RunError, match=sentence):
-        design_variants(GIVEN, study, 10)
+        design_variants(GIVEN, study, create)
 
 
 def test_a_config_without_the_section_is_one_sentence():
     with pytest.raises(RunError, match=r"config.study is missing; .*configs/study/digits.py"):
-        design_variants(GIVEN, None, 10)
+        design_variants(GIVEN, None, create)

@@ -9,11 +9,10 @@ import threading
 
 import pytest
 
-from mambaout_jax.data import DataError
 from mambaout_jax.run.errors import RunError, StoppedError
 from mambaout_jax.run.workdir import lock_workdir
 from mambaout_jax.study import study as study_module
-from mambaout_jax.study.study import majority_baseline, run_study
+from mambaout_jax.study.study import run_study
 from tests.study.study_runs import VARIANTS, Training, settings
 from tests.train.finished_run import Tags, words
 
@@ -64,15 +63,6 @@ def test_a_folder_of_something_else_is_left_as_it_is(training, experiment, tmp_p
     with pytest.raises(RunError, match="files that are not a study's"):
         run_study(experiment, tmp_path, 2)
     assert {path.name for path in tmp_path.iterdir()} <= {"photo.png", "datasets"}
-
-
-def test_unreadable_records_alone_are_one_sentence():
-    class Source(list):
-        def __getitem__(self, index):
-            raise DataError("record is damaged")
-
-    with pytest.raises(RunError, match=r"none of 3 training records can be read \(record is damaged\)"):
-        majority_baseline(Source([0] * 3))
 
 
 def test_a_run_whose_files_are_damaged_is_named(training, experiment, workdir):
@@ -153,7 +143,7 @@ def test_a_damaged_record_of_a_divergence_is_one_sentence(training, experiment, 
 def test_a_signal_does_not_wait_for_the_design_of_the_variants(training, experiment, workdir, monkeypatch):
     done = threading.Event()
 
-    def design(model, study, num_classes):
+    def design(model, study, build):
         os.kill(os.getpid(), signal.SIGTERM)
         done.wait(5)
         return VARIANTS
