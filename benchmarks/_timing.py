@@ -50,6 +50,6 @@ def machine() -> dict[str, Any]:
 
 
 def write_json(path: str | None, results: Mapping[str, Any]) -> None:
-    """Write the results with the machine beside them; without a path do nothing."""
+    """Write the results and the machine as JSON; without a path do nothing."""
     if path:
         Path(path).write_text(json.dumps({"machine": machine(), **results}, indent=2) + "\n")

@@ -14,6 +14,7 @@ import fsspec
 import pytest
 from etils import epath
 
+from mambaout_jax.report.html import write_report
 from mambaout_jax.run import files, logs, workdir
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.files import fault_of_writing
@@ -161,7 +162,7 @@ def test_a_run_that_is_stopped_damaged_and_killed_ends_as_a_local_one(served, tm
     for name in [name for name in served if name.startswith(f"run/checkpoints/{newest}/params/")]:
         del served[name]
     killed = start()
-    said = "".join(itertools.takewhile(lambda line: "goes on after step" not in line, killed.stderr))
+    said = "".join(itertools.takewhile(lambda line: "resumed from step" not in line, killed.stderr))
     assert f"gs://bucket/run/checkpoints/{newest} cannot be read" in said
     while not any(name.startswith(f"run/checkpoints/{newest}/") for name in served):
         assert killed.poll() is None, killed.communicate()
@@ -177,6 +178,7 @@ def test_a_run_that_is_stopped_damaged_and_killed_ends_as_a_local_one(served, tm
     assert served == before
 
     train(tiny.config(), tmp_path / "local")
+    write_report(tmp_path / "local")
     for name, (_, content) in served.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)

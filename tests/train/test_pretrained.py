@@ -6,7 +6,6 @@ import pytest
 
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.pretrained import load_pretrained_for, merge_pretrained
-from mambaout_jax.run.workdir import build_model
 from mambaout_jax.weights import ConvertError
 from tests.train import tiny, written_run
 
@@ -21,11 +20,11 @@ def run(tmp_path_factory):
 
 
 def load(workdir, names=NAMES, init_head="keep", **changes):
-    model = build_model(tiny.config(**changes), len(names))
+    labels = {"class_names": list(names)}
+    model = tiny.config(**changes).build_task().build_model(labels)
     fresh = model.init(jax.random.key(9))
-    variables, sentence = merge_pretrained(
-        load_pretrained_for(workdir, model), model, fresh, init_head=init_head, class_names=names
-    )
+    pretrained = load_pretrained_for(workdir, model)
+    variables, sentence = merge_pretrained(pretrained, model, fresh, init_head=init_head, labels=labels)
     return variables, sentence, fresh
 
 
@@ -64,7 +63,7 @@ def test_raw_weights_are_taken_where_no_average_was_kept(tmp_path):
 def test_a_classifier_of_other_classes_is_refused_with_the_key_to_set(run):
     with pytest.raises(
         RunError,
-        match=r"classifier of .* does not fit 3 classes: head.fc.bias has shape \(10,\) where \(3,\) is expected; "
+        match=r"last layer of .* does not fit the dataset: head.fc.bias has shape \(10,\) where \(3,\) is expected; "
         r"head.fc.weight has shape .*; set config.init_head=new",
     ):
         load(run[0], NAMES[:3])
