@@ -6,6 +6,7 @@ import pytest
 
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.pretrained import load_pretrained_for, merge_pretrained
+from mambaout_jax.run.workdir import build_model
 from mambaout_jax.weights import ConvertError
 from tests.train import tiny, written_run
 
@@ -20,11 +21,11 @@ def run(tmp_path_factory):
 
 
 def load(workdir, names=NAMES, init_head="keep", **changes):
-    labels = {"class_names": list(names)}
-    model = tiny.config(**changes).build_task().build_model(labels)
+    model = build_model(tiny.config(**changes), len(names))
     fresh = model.init(jax.random.key(9))
-    pretrained = load_pretrained_for(workdir, model)
-    variables, sentence = merge_pretrained(pretrained, model, fresh, init_head=init_head, labels=labels)
+    variables, sentence = merge_pretrained(
+        load_pretrained_for(workdir, model), model, fresh, init_head=init_head, class_names=names
+    )
     return variables, sentence, fresh
 
 
@@ -63,7 +64,7 @@ def test_raw_weights_are_taken_where_no_average_was_kept(tmp_path):
 def test_a_classifier_of_other_classes_is_refused_with_the_key_to_set(run):
     with pytest.raises(
         RunError,
-        match=r"last layer of .* does not fit the dataset: head.fc.bias has shape \(10,\) where \(3,\) is expected; "
+        match=r"classifier of .* does not fit 3 classes: head.fc.bias has shape \(10,\) where \(3,\) is expected; "
         r"head.fc.weight has shape .*; set config.init_head=new",
     ):
         load(run[0], NAMES[:3])
