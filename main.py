@@ -12,24 +12,24 @@ from ml_collections import config_flags
 CONFIG = config_flags.DEFINE_config_file("config", help_string="The experiment; --config.KEY=VALUE changes a key.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; the same one resumes it.", required=True)
 MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the same program on other hosts; a TPU tells which.")
-COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where no TPU tells.")
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many there are, where no TPU tells.")
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0, where no TPU tells.")
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the same program on other hosts; a TPU knows which.")
+COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where there is no TPU.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes, where there is no TPU.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this one, from 0, where there is no TPU.")
 
 
 def main(argv: list[str]) -> int:
-    """Run, and tell failures apart by exit code."""
+    """Train or evaluate, and return the exit code."""
     if not WORKDIR.value:
-        return _complain("--workdir is empty; a folder is expected, for example runs/digits", 2)
+        return _print_error("--workdir is empty; a folder is expected, for example runs/digits", 2)
     if len(argv) > 1:
-        return _complain(f"{argv[1]!r} is no flag; flags start with --", 2)
+        return _print_error(f"{argv[1]!r} is not a flag; flags start with --", 2)
     if MODE.value == "train" and CONFIG.value is None:
-        return _complain("--config names no experiment; try --config=configs/digits.py", 2)
-    place = COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
-    if any(value is not None for value in place) and not DISTRIBUTED.value:
-        return _complain("--coordinator, --num_processes and --process_id want --distributed beside them", 2)
-    from mambaout_jax import supervisor  # after the flags, so that a mistyped one is told at once
+        return _print_error("--config is missing; try --config=configs/digits.py", 2)
+    address = COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
+    if any(value is not None for value in address) and not DISTRIBUTED.value:
+        return _print_error("--coordinator, --num_processes and --process_id require --distributed", 2)
+    from mambaout_jax import supervisor  # after the flags, so that a mistyped one is reported at once
 
     if DISTRIBUTED.value and not supervisor.is_supervised():
         return supervisor.supervise(sys.argv)
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
 
     try:
         if DISTRIBUTED.value:
-            distributed.initialize(*place)
+            distributed.initialize(*address)
         config = None if CONFIG.value is None else parse_config(CONFIG.value)
         results = (train if MODE.value == "train" else evaluate)(config, WORKDIR.value)
         if distributed.is_first():
@@ -55,22 +55,22 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _complain(sentence: str, code: int) -> int:
+def _print_error(sentence: str, code: int) -> int:
     print(f"error: {sentence}", file=sys.stderr)
     return code
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
     try:
-        # Warnings only, unless told otherwise: absl's app would show every step of a checkpoint.
+        # Warnings only by default: absl's app would show every step of a checkpoint.
         rest = flags.FLAGS([argv[0], f"--verbosity={logging.WARNING}", *argv[1:]])
         if CONFIG.value is not None:
-            CONFIG.value.items()  # of a file that could not be loaded, any use tells why
+            CONFIG.value.items()  # of a file that could not be loaded, any use raises why
         return rest
     except (AttributeError, KeyError, OSError, SyntaxError, flags.Error) as error:
         from mambaout_jax.run.config import explain_flags
 
-        sys.exit(_complain(explain_flags(error), 2))
+        sys.exit(_print_error(explain_flags(error), 2))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ has in another shape or dtype, differs infinitely. If anything differs or a run 
 
 --keep DIR keeps what a run gave, by the commit of a checkout without changes, the case, the versions of the libraries
 and the processor: a baseline need not be run again. Two checkouts of one commit are both run all the same, for they
-tell whether a run repeats itself. Cost: 6 to 10 minutes a checkout on two CPU cores.
+tell whether a run repeats itself. Cost: 14 minutes of processor time a checkout, nearly all to compile and to start.
 """
 
 import argparse

@@ -2,11 +2,12 @@
 
 import argparse
 import ast
-import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 from importlib import resources
+
+from mambaout_jax.checks import nearest
 
 COMMANDS = ("analyze", "bench-data", "convert", "doctor", "models", "plan", "predict", "prepare", "report", "study")
 CONFIG_HELP = "file of the experiment; --config.KEY=VALUE changes a key"
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: list[str]) -> int:
     name = argv[0] if argv else None
     if name is not None and name not in COMMANDS and not name.startswith("-"):
-        near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.0)[0]
+        near = nearest(name, COMMANDS)
         return _fail(f"{name!r} is not a command; did you mean {near!r}? Commands are {', '.join(COMMANDS)}")
     parser = argparse.ArgumentParser(prog="python -m mambaout_jax", description="MambaOut in JAX.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)

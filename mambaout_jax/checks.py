@@ -1,8 +1,9 @@
-"""Checks of plain values: config keys with their ranges, and names that should be known."""
+"""Checks of plain values: config keys with their ranges, arguments, and names that should be known."""
 
 import difflib
 import math
-from collections.abc import Iterable
+import numbers
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 
@@ -20,6 +21,56 @@ class Key(NamedTuple):
     accept: str | tuple[str, ...] | None
     about: str
     optional: bool = False
+
+
+class Require:
+    """Checks of arguments that raise one type of error, in one sentence.
+
+    Args:
+        error: the type.
+    """
+
+    def __init__(self, error: type[Exception]):
+        self._error = error
+
+    def counts(self, **values: Any) -> None:
+        """Check that values are whole numbers of 1 and above, or lists of them."""
+        for name, value in values.items():
+            items = value if isinstance(value, tuple | list) else (value,)
+            if not all(is_real(item) and isinstance(item, int) and item >= 1 for item in items):
+                raise self._error(f"{name} is {value!r}; whole numbers of 1 and above are expected")
+
+    def rates(self, **values: Any) -> None:
+        """Check that values are probabilities below 1."""
+        for name, value in values.items():
+            if not is_real(value) or not 0.0 <= value < 1.0:
+                raise self._error(f"{name} is {value!r}; a probability from 0 up to, not including, 1 is expected")
+
+    def ratio(self, name: str, value: Any, width: int) -> None:
+        """Check that a value is a number that leaves at least one channel of a width."""
+        if not is_real(value) or not math.isfinite(value) or int(value * width) < 1:
+            raise self._error(f"{name} is {value!r}; a number that leaves a channel of {width} is expected")
+
+    def choice(self, name: str, value: Any, choices: Sequence[Any]) -> None:
+        """Check that a value is one of several."""
+        # To Python, 1 is in (True, False).
+        if not any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in choices):
+            raise self._error(f"{name} is {value!r}; expected one of {', '.join(map(str, choices))}")
+
+    def at_least(self, name: str, value: Any, least: int) -> None:
+        """Check that a value is a whole number of a size."""
+        if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
+            raise self._error(f"{name} is {value!r}; expected an integer of at least {least}")
+
+
+def is_real(value: Any) -> bool:
+    """Return whether a value is a number; to Python, True and False are."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return "; did you mean ...?" with the known name that is spelled like `name`, or nothing if there is none."""
+    return "".join(f"; did you mean {other!r}?" for other in difflib.get_close_matches(name, list(known), n=1))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

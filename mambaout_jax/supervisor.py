@@ -11,10 +11,10 @@ import re
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Sequence
 from types import FrameType
+
+from mambaout_jax.process import SignalHandlers, exit_with_parent
 
 MARK = "MAMBAOUT_JAX_SUPERVISOR"
 # Messages of JAX when it aborts (jaxlib 0.10 to 0.12); the numbers of the tasks follow on separate lines.
@@ -34,14 +34,8 @@ def is_supervised() -> bool:
     if parent is None:
         return False
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
+    exit_with_parent(int(parent), os.EX_TEMPFAIL)
     return True
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(os.EX_TEMPFAIL)
 
 
 def supervise(command: Sequence[str]) -> int:
@@ -61,8 +55,7 @@ def supervise(command: Sequence[str]) -> int:
         child.send_signal(signal.SIGKILL if received else number)
         received.append(number)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, forward)
+    SignalHandlers((signal.SIGTERM, signal.SIGINT), forward).install()
     for line in child.stderr:
         tail.append(line)
         with contextlib.suppress(OSError):  # a full disk or a closed pipe does not end a run

@@ -19,14 +19,15 @@ FOLDERS = ("mambaout_jax", "configs", "benchmarks", "tests")
 # alone, so that there are no cycles.
 IMPORTS = {
     "checks": set(),
+    "process": set(),
     "plugins": set(),
-    "supervisor": set(),
+    "supervisor": {"process"},
     "pages": set(),
     "ops": set(),
-    "data": set(),
+    "data": {"process", "checks"},
     "distributed": set(),
-    "models": {"ops", "plugins"},
-    "weights": {"models"},
+    "models": {"ops", "plugins", "checks"},
+    "weights": {"models", "process"},
     "tasks": {"models", "data", "distributed", "pages", "checks"},
     "run": {"tasks", "weights", "supervisor"},
     "evaluate": {"run"},
@@ -39,7 +40,7 @@ IMPORTS = {
     "cli": {"study", "plan", "export"},
     "main": {"train", "report"},
     "__init__": {"weights"},
-    "__main__": {"cli"},
+    "__main__": {"cli", "checks"},
 }
 BANNED = {
     "flax.nnx.Optimizer": "it costs ten times the dispatch of jax.jit on plain dicts",

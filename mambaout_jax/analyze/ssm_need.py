@@ -7,13 +7,13 @@ SSM: stage 1 of MambaOut at 224 px.
 Reference: Yu and Wang, MambaOut: Do We Really Need Mamba for Vision?, CVPR 2025, sections 3.3 and 3.4.
 """
 
-import difflib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from mambaout_jax.analyze import formulas
+from mambaout_jax.checks import suggest
 from mambaout_jax.models import Model, create_model
 from mambaout_jax.ops import SCAN_ORDERS
 from mambaout_jax.run.errors import RunError
@@ -72,7 +72,7 @@ def analyze(
     if size is not None and not all(1 <= side <= MAX_SIDE for side in size):
         raise RunError(f"--size is {size[0]}x{size[1]}; a height and a width of 1 to {MAX_SIDE:,} px are expected")
     if dataset is not None and dataset not in DATASETS:
-        near = "".join(f"; did you mean {other!r}?" for other in difflib.get_close_matches(dataset, DATASETS, n=1))
+        near = suggest(dataset, DATASETS)
         raise RunError(
             f"{dataset!r} is not a known dataset{near or '.'} Known are {', '.join(DATASETS)}; or give a --size"
         )

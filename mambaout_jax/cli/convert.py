@@ -2,8 +2,9 @@
 
 import argparse
 import os
+import signal
 
-from mambaout_jax.cli.ending import orderly_ending
+from mambaout_jax.process import exiting_on
 
 EPILOG = """\
 A source is a .safetensors, .pth, .pt or .bin file, a Hugging Face folder in timm's format, or hf-hub:ORG/NAME; the
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert or inspect, and print the result."""
-    with orderly_ending():
+    with exiting_on(signal.SIGTERM, signal.SIGHUP):
         {"import": _import, "export": _export, "inspect": _inspect}[args.action](args)
     return 0
 

@@ -2,10 +2,11 @@
 
 import argparse
 import shlex
+import signal
 import statistics
 import sys
 
-from mambaout_jax.cli.ending import orderly_ending
+from mambaout_jax.process import exiting_on
 
 EPILOG = """\
   prepare NAME                      a TFDS dataset (NAME, NAME/CONFIG or NAME/CONFIG:VERSION), or digits
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         raise DataError(f"prepare {args.name} takes only --data-dir; for your own images, see prepare --help")
     workers = args.workers or count_cores()
     try:
-        with orderly_ending():
+        with exiting_on(signal.SIGTERM, signal.SIGHUP):
             if args.name == "imagenet":
                 _report(prepare_imagenet(kinds[0], getattr(args, kinds[0]), args.data_dir, workers))
             elif args.name == "folder":

@@ -2,7 +2,10 @@
 
 from PIL import Image
 
+from mambaout_jax.checks import Require
 from mambaout_jax.data.errors import DataError
+
+require = Require(DataError)
 
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 FILL = {1: (117,), 3: (124, 116, 104)}  # by channels: the mean color of ImageNet, and its luma
@@ -18,13 +21,3 @@ def check_size_and_channels(size: tuple[int, int], channels: int) -> None:
         raise DataError(f"size is {size}; expected (height, width) in pixels, both positive")
     if channels not in (1, 3):
         raise DataError(f"channels is {channels}; expected 1 (gray) or 3 (RGB)")
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Check that a value is one of the choices.
-
-    Raises:
-        DataError: it is not; the message lists the choices.
-    """
-    if value not in choices:
-        raise DataError(f"{name} is {value!r}; expected one of {', '.join(choices)}")

@@ -2,17 +2,12 @@
 
 import logging
 import os
-import threading
-from collections.abc import Callable
-from typing import TypeVar
 
 from etils import epath
 from tensorflow_datasets.core import constants
 from tqdm import tqdm
 
 from mambaout_jax.data.errors import DataError
-
-T = TypeVar("T")
 
 REMOTE_SECONDS = 30
 FILE_FORMAT = "array_record"
@@ -72,28 +67,3 @@ def upload(folder: epath.Path, target: epath.Path) -> None:
                 bar.update(size)
     except Exception as error:  # each kind of bucket raises types of its own
         raise OSError(f"uploading {folder} to {target} failed ({error}); rerun the same command to resume") from error
-
-
-def within_seconds(seconds: float, function: Callable[[], T]) -> T:
-    """Call `function` with a time limit: an unreachable bucket would block forever.
-
-    Raises:
-        TimeoutError: there was no answer in time.
-    """
-    outcome = []
-
-    def call():
-        try:
-            outcome.append((function(), None))
-        except BaseException as error:
-            outcome.append((None, error))
-
-    thread = threading.Thread(target=call, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not outcome:
-        raise TimeoutError(f"no answer within {seconds:g} s")
-    value, error = outcome[0]
-    if error is not None:
-        raise error
-    return value

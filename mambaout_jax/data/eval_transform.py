@@ -10,7 +10,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from mambaout_jax.data.arguments import FILL, INTERPOLATIONS, check_choice, check_size_and_channels
+from mambaout_jax.data.arguments import FILL, INTERPOLATIONS, check_size_and_channels, require
 from mambaout_jax.data.decode import decode_image, to_array
 from mambaout_jax.data.errors import DataError
 
@@ -44,8 +44,8 @@ class EvalTransform:
 
     def __post_init__(self):
         check_size_and_channels(self.size, self.channels)
-        check_choice("crop_mode", self.crop_mode, ("center", "squash", "border"))
-        check_choice("interpolation", self.interpolation, tuple(INTERPOLATIONS))
+        require.choice("crop_mode", self.crop_mode, ("center", "squash", "border"))
+        require.choice("interpolation", self.interpolation, tuple(INTERPOLATIONS))
         if not 0 < self.crop_pct <= 1:
             raise DataError(f"crop_pct is {self.crop_pct}; expected a share above 0 and at most 1")
 

@@ -17,6 +17,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from mambaout_jax.data.arguments import require
 from mambaout_jax.data.errors import DataError
 from mambaout_jax.data.sources import Source
 from mambaout_jax.data.workers import THREADS, WorkerInit, WorkerStatus, is_worker_death, set_current_record
@@ -83,9 +84,9 @@ def train_batches(
         DataError: an argument does not fit, or, while iterating, a record does not decode.
     """
     _check_arguments(batch_size, num_workers, host_index, host_count, on_bad_record)
-    _check_at_least("steps_per_epoch", steps_per_epoch, 1)
-    _check_at_least("start_step", start_step, 0)
-    _check_at_least("seed", seed, 0)
+    require.at_least("steps_per_epoch", steps_per_epoch, 1)
+    require.at_least("start_step", start_step, 0)
+    require.at_least("seed", seed, 0)
     if seed >= 2**32:
         raise DataError(f"seed is {seed}; expected less than 2**32")
     used = steps_per_epoch * batch_size
@@ -293,17 +294,11 @@ def _iterate(dataset: grain.IterDataset, per_batch: int) -> Iterator[Batch]:
 
 
 def _check_arguments(batch_size: int, num_workers: int, host_index: int, host_count: int, on_bad_record: str) -> None:
-    _check_at_least("batch_size", batch_size, 1)
-    _check_at_least("num_workers", num_workers, 0)
-    _check_at_least("host_count", host_count, 1)
+    require.at_least("batch_size", batch_size, 1)
+    require.at_least("num_workers", num_workers, 0)
+    require.at_least("host_count", host_count, 1)
     if not 0 <= host_index < host_count:
         raise DataError(f"host_index is {host_index}; expected 0 to {host_count - 1}")
     if batch_size % host_count:
         raise DataError(f"a batch of {batch_size} images cannot be split equally among {host_count} hosts")
-    if on_bad_record not in ("raise", "skip"):
-        raise DataError(f"on_bad_record is {on_bad_record!r}; expected 'raise' or 'skip'")
-
-
-def _check_at_least(name: str, value: int, least: int) -> None:
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
-        raise DataError(f"{name} is {value!r}; expected an integer of at least {least}")
+    require.choice("on_bad_record", on_bad_record, ("raise", "skip"))

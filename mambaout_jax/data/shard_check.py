@@ -7,8 +7,9 @@ from typing import Any
 from array_record.python import array_record_module
 from etils import epath
 
-from mambaout_jax.data.buckets import REMOTE_SECONDS, is_remote, within_seconds
+from mambaout_jax.data.buckets import REMOTE_SECONDS, is_remote
 from mambaout_jax.data.errors import DataError
+from mambaout_jax.process import within_seconds
 
 THREADS = 16
 # Without these a reader takes 16 MiB and reads ahead, although only the end of the file is needed.

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from mambaout_jax.data.arguments import INTERPOLATIONS, check_choice, check_size_and_channels
+from mambaout_jax.data.arguments import INTERPOLATIONS, check_size_and_channels, require
 from mambaout_jax.data.decode import decode_fast, decode_image, jpeg_size, power_of_two_within, to_array
 from mambaout_jax.data.errors import DataError
 from mambaout_jax.data.randaugment import LINEAR_AND_CUBIC, RandAugment, affine_opencv, affine_pillow, apply
@@ -89,9 +89,9 @@ class TrainTransform:
 
     def __post_init__(self):
         check_size_and_channels(self.size, self.channels)
-        check_choice("crop", self.crop, ("resize", "random_resized"))
-        check_choice("interpolation", self.interpolation, (*INTERPOLATIONS, "random"))
-        check_choice("pipeline", self.pipeline, ("exact", "fast"))
+        require.choice("crop", self.crop, ("resize", "random_resized"))
+        require.choice("interpolation", self.interpolation, (*INTERPOLATIONS, "random"))
+        require.choice("pipeline", self.pipeline, ("exact", "fast"))
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise DataError(f"scale is {self.scale}; expected (low, high) with 0 < low <= high <= 1")
         if not 0 < self.ratio[0] <= self.ratio[1]:

@@ -8,11 +8,11 @@ import re
 import signal
 import tempfile
 import threading
-import time
 
 import numpy as np
 
 from mambaout_jax.data.errors import WorkerDiedError
+from mambaout_jax.process import exit_with_parent
 
 THREADS = 2
 NO_RECORD = -1
@@ -85,16 +85,11 @@ class WorkerInit:
     def __call__(self, worker_index: int, worker_count: int) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
-        threading.Thread(target=self._exit_with_parent, daemon=True).start()
+        exit_with_parent(self._parent, 0)
         row = _map(self._path)[worker_index]
         row[0] = os.getpid()
         multiprocessing.util.Finalize(None, operator.setitem, (row, 0, -os.getpid()), exitpriority=0)
         _CurrentRecord.shared = row[1:]
-
-    def _exit_with_parent(self) -> None:
-        while os.getppid() == self._parent:
-            time.sleep(1)
-        os._exit(0)
 
 
 class _CurrentRecord(threading.local):

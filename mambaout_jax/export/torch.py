@@ -14,6 +14,7 @@ from mambaout_jax.data.buckets import is_remote
 from mambaout_jax.data.prepare import ensure_prepared
 from mambaout_jax.models import Model, create_model
 from mambaout_jax.plugins import load as load_plugins
+from mambaout_jax.process import commit_folder, scratch_folder
 from mambaout_jax.run.checkpoints import Checkpoints
 from mambaout_jax.run.config import RunConfig, evaluation_config
 from mambaout_jax.run.errors import RunError, is_full_disk
@@ -27,8 +28,7 @@ from mambaout_jax.weights import (
     LogitsCheck,
     ResolvedModel,
     TorchCheckpoint,
-    atomic_dir,
-    commit_folder,
+    converting_file_errors,
     from_checkpoint,
     from_torch,
     model_args,
@@ -113,7 +113,7 @@ def import_weights(
         raise RunError(f"{target} cannot be written ({error.strerror}); name another place") from error
     # Beforehand, because orbax prints pages over a disk that fills up under it.
     check_space(target.parent, _OVERHEAD + sum(leaf.nbytes for leaf in jax.tree.leaves(variables)))
-    with atomic_dir(target) as drafts:
+    with converting_file_errors(target), scratch_folder(target) as drafts:
         draft = epath.Path(drafts) / "workdir"
         _write_workdir(draft, config, environment, variables)
         check = LogitsCheck(model, variables, _images(config, model, say))
@@ -198,7 +198,7 @@ def _check_target(target: epath.Path, force: bool) -> None:
 
 
 def _changes(model: Model) -> dict[str, Any]:
-    """Give what differs from the variant's own options, as a config has it."""
+    """Return the options that differ from the variant's own, as a config has them."""
     own = create_model(model.name).input_spec
     spec = {key: value for key, value in model.input_spec._asdict().items() if value != getattr(own, key)}
     if "size" in spec:

@@ -1,11 +1,11 @@
 """The list of families, and models of all of them by name."""
 
-import difflib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mambaout_jax import plugins
+from mambaout_jax.checks import suggest
 from mambaout_jax.models import mambaout, vit
 from mambaout_jax.models.api import MIN_SIZE, InputSpec, Model
 from mambaout_jax.models.errors import ModelError
@@ -113,5 +113,5 @@ def _input_spec(
 def _require_known(name: str, known: Iterable[str], what: str) -> None:
     known = sorted(known)
     if name not in known:
-        near = "".join(f"; did you mean {other!r}?" for other in difflib.get_close_matches(name, known, n=1))
+        near = suggest(name, known)
         raise ModelError(f"{name!r} is not a known {what}{near or '.'} Known are {', '.join(known)}")

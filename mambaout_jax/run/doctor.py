@@ -17,8 +17,8 @@ from etils import epath
 
 from mambaout_jax import distributed
 from mambaout_jax.data import DataError, open_records
-from mambaout_jax.data.buckets import within_seconds
 from mambaout_jax.data.prepare import ensure_prepared
+from mambaout_jax.process import within_seconds
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.files import fault_of_writing
 from mambaout_jax.run.workdir import PACKAGES, open_workdir

@@ -1,4 +1,4 @@
-"""How a run can end other than by finishing, and how a program tells so."""
+"""How a run can end other than by finishing, its exit codes, and their messages."""
 
 import errno
 import os
@@ -18,67 +18,68 @@ from mambaout_jax.weights import ConvertError
 
 
 class RunError(ValueError):
-    """Report a config, a workdir or a checkpoint that does not fit, in one sentence."""
+    """A config, a workdir or a checkpoint that does not fit, in one sentence."""
 
 
 class DivergedError(RuntimeError):
-    """Report the first step whose loss or gradient was not finite."""
+    """The first step whose loss or gradient was not finite."""
 
 
 class StoppedError(Exception):
-    """Report that a signal stopped the run after everything worth keeping was saved."""
+    """The end of a run by a signal, after everything worth keeping was saved."""
 
 
+RERUN = "rerun the same command to resume"
 _OF_THE_DISK = (errno.EACCES, errno.EIO, errno.EROFS, errno.ESTALE)
 USER_ERRORS = (RunError, TaskError, DataError, ModelError, ConvertError, PluginError, distributed.ParallelError)
 
 
 def is_user_error(error: Exception) -> bool:
-    """Tell what a person typed wrong, or has no device for, and is told in one sentence without a traceback."""
+    """Check whether an error is about something that was typed or a missing device, and needs no traceback."""
     return isinstance(error, USER_ERRORS) or str(error).startswith("Unable to initialize backend")
 
 
 def report_error(error: Exception, workdir: epath.PathLike) -> int:
-    """Tell in one sentence why a run ended before its end, and give the exit code that says so.
+    """Print in one sentence why a run ended early, and return its exit code.
 
-    After a signal, and where other processes wait for this one, the process ends here. What is no known way to end is
-    raised again.
+    After a signal, and where other processes wait for this one, the process exits here. An unknown error is raised
+    again.
     """
     if distributed.is_multi_process() and not isinstance(error, StoppedError):
-        return _end_alone(error, workdir)
-    return _tell(error, workdir)
+        return _exit_alone(error, workdir)
+    return _report(error, workdir)
 
 
-def _end_alone(error: Exception, workdir: epath.PathLike) -> NoReturn:
-    """End before the orderly end of the program, which would wait for the others."""
+def _exit_alone(error: Exception, workdir: epath.PathLike) -> NoReturn:
+    """Exit without the orderly shutdown of the program, which would wait for the other processes."""
     if isinstance(error, jax.errors.JaxRuntimeError) and distributed.shutdown_after_remote_failure():
-        _exit(_complain("another process failed, and says why; the same command goes on", os.EX_TEMPFAIL))
+        _exit(_print_error(f"another process failed, and printed why; {RERUN}", os.EX_TEMPFAIL))
     try:
-        code = _tell(error, workdir)
-    except Exception:  # what is no known way to end: shown as Python would, since nothing may unwind further
+        code = _report(error, workdir)
+    except Exception:  # an unknown error is shown as Python would, since nothing may unwind further
         traceback.print_exc()
         code = 1
     distributed.shutdown_after_local_failure()
     _exit(code)
 
 
-def _tell(error: Exception, workdir: epath.PathLike) -> int:
+def _report(error: Exception, workdir: epath.PathLike) -> int:
     if isinstance(error, StoppedError):
-        _complain(f"{error}; everything is saved, the same command goes on", os.EX_TEMPFAIL)
+        _print_error(f"{error}; everything is saved, {RERUN}", os.EX_TEMPFAIL)
         distributed.shutdown()
-        _exit(os.EX_TEMPFAIL)  # a compilation that was left behind in a thread would crash an orderly exit
+        _exit(os.EX_TEMPFAIL)  # a compilation that was abandoned in a thread would crash an orderly exit
     if isinstance(error, distributed.LostProcessError):
-        return _complain(f"{error}; the same command goes on", os.EX_TEMPFAIL)
+        return _print_error(f"{error}; {RERUN}", os.EX_TEMPFAIL)
     if is_user_error(error):
-        return _complain(str(error), 2)
+        return _print_error(str(error), 2)
     if isinstance(error, DivergedError):
-        return _complain(str(error), 3)
+        return _print_error(str(error), 3)
     if isinstance(error, WorkerDiedError):
-        return _complain(str(error), 1)
+        return _print_error(str(error), 1)
     if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
-        return _complain(f"{error.filename or workdir}: {error.strerror}; mended, the same command goes on", 1)
+        return _print_error(f"{error.filename or workdir}: {error.strerror}; when that is fixed, {RERUN}", 1)
     if isinstance(error, OSError | ValueError) and is_full_disk(error):
-        return _complain(f"no space is left for {workdir}; make room, the same command goes on", 1)
+        return _print_error(f"no space is left for {workdir}; make room, then {RERUN}", 1)
     raise error
 
 
@@ -89,10 +90,10 @@ def _exit(code: int) -> NoReturn:
 
 
 def is_full_disk(error: Exception) -> bool:
-    """Tell whether what was raised means that no space is left: by the words, since tensorstore has no errno."""
+    """Check whether an error means that no space is left: by its text, since tensorstore sets no errno."""
     return any(words in str(error) for words in ("No space left on device", "Disk quota exceeded"))
 
 
-def _complain(sentence: str, code: int) -> int:
+def _print_error(sentence: str, code: int) -> int:
     print(f"error: {sentence}", file=sys.stderr)
     return code

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 from etils import epath
 
-from mambaout_jax.data.buckets import REMOTE_SECONDS, explain, is_remote, within_seconds
+from mambaout_jax.data.buckets import REMOTE_SECONDS, explain, is_remote
+from mambaout_jax.process import within_seconds, write_text_atomically
 
 
 def fault_of_writing(folder: epath.Path) -> str:
@@ -40,9 +41,7 @@ def write_atomically(path: epath.Path, text: str) -> None:
     if is_remote(path):
         path.write_bytes(text.encode())  # write_text would use the machine's default encoding
         return
-    draft = path.parent / f".{path.name}.{os.getpid()}"
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    write_text_atomically(path, text)
 
 
 def write_arrays(path: epath.Path, arrays: Mapping[str, np.ndarray]) -> None:

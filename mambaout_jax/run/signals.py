@@ -2,12 +2,12 @@
 
 import os
 import signal
-import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Self, TypeVar
 
 from mambaout_jax import distributed, supervisor
+from mambaout_jax.process import BackgroundCall, SignalHandlers
 from mambaout_jax.run.errors import StoppedError
 
 T = TypeVar("T")
@@ -22,25 +22,20 @@ class StopSignals:
 
     def __init__(self) -> None:
         self._coordinator = distributed.StopCoordinator()
-        self._former: dict[int, object] = {}
+        self._handlers = SignalHandlers((signal.SIGTERM, signal.SIGINT), self._receive)
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._former[number] = signal.signal(number, self._receive)
+        self._handlers.install()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._restore()
+        self._handlers.restore()
         self._coordinator.close()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._coordinator.request_stop(signal.Signals(number).name)
         if supervisor.MARK not in os.environ:
-            self._restore()
-
-    def _restore(self) -> None:
-        while self._former:
-            signal.signal(*self._former.popitem())
+            self._handlers.restore()
 
     @property
     def received(self) -> str:
@@ -61,21 +56,8 @@ class StopSignals:
         A slower process may stop here when others have passed this point, so they must not depend on it until their
         next check.
         """
-        results: list[T] = []
-        failures: list[BaseException] = []
-
-        def run() -> None:
-            try:
-                results.append(work())
-            except BaseException as error:
-                failures.append(error)
-
-        thread = threading.Thread(target=run, daemon=True)
-        thread.start()
-        while thread.is_alive():
-            thread.join(0.1)
+        call = BackgroundCall(work)
+        while not call.is_done(0.1):
             if self._coordinator.finished():
                 raise StoppedError(f"stopped by {self.received}")
-        if failures:
-            raise failures[0]
-        return results[0]
+        return call.result()

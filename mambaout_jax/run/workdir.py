@@ -1,7 +1,6 @@
-"""The folder of a run: what lies in it, when it may be used again, and how to load what was trained."""
+"""The folder of a run: its files, when it may be used again, and how to load what was trained."""
 
 import contextlib
-import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -20,8 +19,9 @@ from etils import epath
 
 from mambaout_jax import distributed
 from mambaout_jax.data import Source
-from mambaout_jax.data.buckets import REMOTE_SECONDS, explain, is_remote, within_seconds
+from mambaout_jax.data.buckets import REMOTE_SECONDS, explain, is_remote
 from mambaout_jax.models import Model
+from mambaout_jax.process import lock, within_seconds
 from mambaout_jax.run.checkpoints import Checkpoints
 from mambaout_jax.run.config import RunConfig, changed_keys, from_json
 from mambaout_jax.run.errors import USER_ERRORS, RunError
@@ -55,7 +55,7 @@ class Run(NamedTuple):
 
 
 def open_workdir(path: epath.PathLike) -> epath.Path:
-    """Make a local path absolute, as orbax wants it, or see that a bucket answers.
+    """Return an absolute local path, which orbax requires, or check that a bucket answers.
 
     Raises:
         RunError: it is neither, or the bucket does not answer.
@@ -63,9 +63,7 @@ def open_workdir(path: epath.PathLike) -> epath.Path:
     if not os.fspath(path):
         raise RunError("the workdir has an empty name; a folder is expected")
     if re.match(r"\w+:/", os.fspath(path)) and not _IN_BUCKET.match(os.fspath(path)):
-        raise RunError(
-            f"{path} is no place for a workdir; a folder or gs://BUCKET/... is expected, the bucket in small letters"
-        )
+        raise RunError(f"{path} is not a workdir; a folder or gs://BUCKET/... is expected, the bucket in lower case")
     if not is_remote(path):
         return epath.Path(path).expanduser().absolute()
     workdir = epath.Path(path)
@@ -80,12 +78,12 @@ def open_workdir(path: epath.PathLike) -> epath.Path:
 
 @contextlib.contextmanager
 def lock_workdir(workdir: epath.Path) -> Iterator[None]:
-    """Keep other processes out of a local folder while the context is open; the kernel unlocks it after any death.
+    """Lock a local folder for this process while the context is open; the kernel unlocks it if the process dies.
 
-    Nothing keeps them out of a bucket.
+    A bucket is not locked.
 
     Raises:
-        RunError: another process is in it.
+        RunError: another process has locked it.
         OSError: it cannot be written.
     """
     if is_remote(workdir):
@@ -93,7 +91,7 @@ def lock_workdir(workdir: epath.Path) -> Iterator[None]:
         return
     with open(os.fspath(workdir / LOCK), "a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file)
         except BlockingIOError as error:
             raise RunError(
                 f"workdir {workdir} is in use by another process; wait for its end or name another with --workdir"
@@ -106,28 +104,28 @@ def lock_workdir(workdir: epath.Path) -> Iterator[None]:
 
 
 def is_workdir(path: epath.PathLike) -> bool:
-    """Tell whether a path is the workdir of a run, rather than a file or folder of another program's weights."""
+    """Check whether a path is the workdir of a run, not a file or folder of another program's weights."""
     workdir = open_workdir(path)
     return any((workdir / name).exists() for name in ("environment.json", "checkpoints"))
 
 
 def claim_workdir(path: epath.PathLike, config: RunConfig) -> epath.Path:
-    """Make the workdir, or check that the run in it may go on with this config; change nothing that is there.
+    """Create the workdir, or check that the run in it may be resumed with this config; existing files are not changed.
 
     Raises:
-        RunError: it cannot be written, or `config.resume` does not allow to go on with what it holds.
+        RunError: it cannot be written, or `config.resume` does not allow to resume its run.
     """
     workdir = open_workdir(path)
     if fault := fault_of_writing(workdir):
         raise RunError(f"workdir {workdir} cannot be written ({fault}); name another with --workdir")
     if (kept := workdir / "checkpoints").exists() and not kept.is_dir():
-        raise RunError(f"{kept} is no folder; move it, or name another --workdir")
+        raise RunError(f"{kept} is not a directory; move it, or name another --workdir")
     if blind := distributed.check_shared_filesystem(workdir):
         raise RunError(
             f"process 0 does not have the workdir of process {', '.join(map(str, blind))} (here it is {workdir}); name "
             "one that all hosts share"
         )
-    # A run that was stopped before its first checkpoint holds nothing to be true to.
+    # A run that was stopped before its first checkpoint has nothing to resume.
     if (workdir / "config.json").exists() and any((workdir / "checkpoints").glob("[0-9]*")):
         _check_resume(workdir, load_config(workdir), config)
     return workdir
@@ -136,28 +134,28 @@ def claim_workdir(path: epath.PathLike, config: RunConfig) -> epath.Path:
 def _check_resume(workdir: epath.Path, recorded: RunConfig, config: RunConfig) -> None:
     if "imported_from" in load_environment(workdir):
         raise RunError(
-            f"workdir {workdir} holds imported weights, which no run can go on from; name another with --workdir, and "
+            f"workdir {workdir} has imported weights, which no run can resume from; name another with --workdir, and "
             f"start from these by --config.init_from={workdir}"
         )
     if recorded.task is not config.task:
         raise RunError(
-            f"workdir {workdir} holds a run of the task {recorded.task.name!r} and config.task is "
+            f"workdir {workdir} has a run of the task {recorded.task.name!r} and config.task is "
             f"{config.task.name!r}; name another with --workdir"
         )
     if config.resume == "never":
-        raise RunError(f"workdir {workdir} holds a run and config.resume is 'never'; name another with --workdir")
+        raise RunError(f"workdir {workdir} has a run and config.resume is 'never'; name another with --workdir")
     if config.resume == "same" and (changes := changed_keys(config, recorded)):
         raise RunError(
-            f"workdir {workdir} holds a run with another config: {'; '.join(changes)}. Name another --workdir, or go "
-            "on with this config by --config.resume=any"
+            f"workdir {workdir} has a run with another config: {'; '.join(changes)}. Name another --workdir, or "
+            "resume with this config by --config.resume=any"
         )
 
 
 def check_space(workdir: epath.Path, num_bytes: int) -> None:
-    """Refuse to start a run whose checkpoints cannot be kept.
+    """Check that the disk has room for the checkpoints of a run.
 
     Args:
-        num_bytes: of the checkpoints that are still to come.
+        num_bytes: of the checkpoints that are still to be written.
 
     Raises:
         RunError: the disk has less room.
@@ -263,7 +261,7 @@ def describe_environment(source: Source) -> dict[str, Any]:
 
 
 def describe_program(config: RunConfig) -> dict[str, str]:
-    """Tell what has to be the same in all processes of a run: code, config and versions."""
+    """Return what has to be the same in all processes of a run: code, config and versions."""
     package = Path(__file__).parent.parent
     code = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
@@ -277,6 +275,6 @@ def describe_program(config: RunConfig) -> dict[str, str]:
 
 
 def record_run(workdir: epath.Path, config: RunConfig, environment: dict[str, Any]) -> None:
-    """Write down what is being run, once nothing refuses it any more."""
+    """Write the config and the environment of a run, once all checks have passed."""
     write_atomically(workdir / "config.json", config.to_json())
     write_atomically(workdir / "environment.json", json.dumps(environment, indent=2) + "\n")

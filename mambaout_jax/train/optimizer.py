@@ -22,13 +22,13 @@ def warmup_cosine(
     steps_per_epoch: int,
     per_epoch: bool,
 ) -> Schedule:
-    """Rise linearly, then fall as a cosine whose clock started with the warm-up, then rest.
+    """Build the schedule: linear warm-up, then a cosine whose clock started with the warm-up, then a constant.
 
     At epoch t: warm + t (peak - warm) / W for t < W; min + (peak - min) (1 + cos(pi t / T)) / 2 for t < T; then min;
     with T = num_epochs - cooldown_epochs.
 
     Args:
-        per_epoch: hold the value of the epoch's first step, as the published recipe does, instead of a smooth curve.
+        per_epoch: keep the value of an epoch's first step, as the published recipe does, instead of a smooth curve.
 
     Reference: timm 0.6.11, CosineLRScheduler with warmup_prefix=False.
     """
@@ -48,7 +48,7 @@ def warmup_cosine(
 
 
 def decay_mask(params: Any, no_decay: frozenset[tuple[str | int, ...]]) -> Any:
-    """Tell for each parameter whether weight decay touches it: more than one axis, and not in `no_decay`."""
+    """Return for each parameter whether it gets weight decay: if it has more than one axis and is not in `no_decay`."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf.ndim > 1 and tuple(entry.key for entry in path) not in no_decay, params
     )

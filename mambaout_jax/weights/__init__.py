@@ -1,6 +1,5 @@
 """Weights from PyTorch programs and for PyTorch programs."""
 
-from mambaout_jax.weights.atomic import atomic_dir, commit_folder
 from mambaout_jax.weights.checkpoint import TorchCheckpoint, read_checkpoint
 from mambaout_jax.weights.convert import (
     from_checkpoint,
@@ -8,7 +7,7 @@ from mambaout_jax.weights.convert import (
     load_pretrained,
     to_torch,
 )
-from mambaout_jax.weights.errors import ConvertError
+from mambaout_jax.weights.errors import ConvertError, converting_file_errors
 from mambaout_jax.weights.files import ENDINGS, write_file
 from mambaout_jax.weights.folder import write_folder
 from mambaout_jax.weights.inspection import inspect_checkpoint
@@ -24,8 +23,7 @@ __all__ = [
     "LogitsCheck",
     "ResolvedModel",
     "TorchCheckpoint",
-    "atomic_dir",
-    "commit_folder",
+    "converting_file_errors",
     "differences",
     "from_checkpoint",
     "from_torch",

@@ -2,14 +2,14 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mambaout_jax.weights.atomic import Check, atomic_dir, commit_file, set_default_mode, sync
-from mambaout_jax.weights.errors import ConvertError
+from mambaout_jax.process import commit_file, scratch_folder, set_default_mode, sync
+from mambaout_jax.weights.errors import ConvertError, converting_file_errors
 from mambaout_jax.weights.tensors import LazyTensors, TensorFile, without_prefixes
 from mambaout_jax.weights.torch_file import read_torch, write_torch
 
@@ -45,7 +45,7 @@ def write_file(
     tensors: Mapping[str, np.ndarray],
     *,
     force: bool = False,
-    check: Check | None = None,
+    check: Callable[[Path], None] | None = None,
 ) -> None:
     """Write a file of weights atomically, in the format of its ending.
 
@@ -59,7 +59,7 @@ def write_file(
     target = Path(os.path.realpath(os.path.expanduser(path)))
     if not target.name.endswith(ENDINGS):
         raise ConvertError(f"{path} has an unknown ending; one of {', '.join(ENDINGS)} is expected")
-    with atomic_dir(target) as folder:
+    with converting_file_errors(target), scratch_folder(target) as folder:
         if os.path.lexists(target) and not target.is_file():
             raise ConvertError(f"{path} exists and is not a file; name another")
         if target.exists() and not force:

@@ -2,15 +2,15 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mambaout_jax.models import Model
-from mambaout_jax.weights.atomic import Check, atomic_dir, commit_folder, sync
-from mambaout_jax.weights.errors import ConvertError
+from mambaout_jax.process import commit_folder, scratch_folder, sync
+from mambaout_jax.weights.errors import ConvertError, converting_file_errors
 from mambaout_jax.weights.files import write_tensors
 from mambaout_jax.weights.options import model_args
 from mambaout_jax.weights.timm_config import CONFIG_NAME
@@ -38,7 +38,7 @@ def write_folder(
     *,
     class_names: Sequence[str] | None = None,
     force: bool = False,
-    check: Check | None = None,
+    check: Callable[[Path], None] | None = None,
 ) -> None:
     """Write config.json and model.safetensors, which `timm.create_model("local-dir:PATH", pretrained=True)` takes.
 
@@ -52,7 +52,7 @@ def write_folder(
     """
     target = Path(os.path.realpath(os.path.expanduser(path)))
     _check_place(target, path, force)
-    with atomic_dir(target) as parent:
+    with converting_file_errors(target), scratch_folder(target) as parent:
         draft = parent / target.name
         draft.mkdir()
         config = _describe(model, class_names)

@@ -1,12 +1,12 @@
 """timm's config.json: the model of a folder, and how its images are prepared."""
 
-import difflib
 import json
 import os
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from mambaout_jax.checks import nearest
 from mambaout_jax.models import find_family, list_models
 from mambaout_jax.weights.errors import ConvertError
 
@@ -159,7 +159,7 @@ def _architecture(value: str | None, origin: str) -> str:
     name = value.split(".")[0]  # what follows names the weights
     known = list_models()
     if name not in known:
-        near = difflib.get_close_matches(name[:100], known, n=1, cutoff=0.0)[0]
+        near = nearest(name[:100], known)
         raise ConvertError(
             f"{origin}: {CONFIG_NAME} has architecture {_short(value)}, which is not a known model; the nearest is "
             f"{near!r}; python -m mambaout_jax models lists all"

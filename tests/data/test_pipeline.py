@@ -363,7 +363,7 @@ def test_real_broken_files_are_found(data_dir):
         ({"seed": -1}, "seed is -1"),
         ({"seed": 2**32}, "seed is 4294967296"),
         ({"host_index": 1}, "host_index is 1; expected 0 to 0"),
-        ({"on_bad_record": "ignore"}, "on_bad_record is 'ignore'; expected 'raise' or 'skip'"),
+        ({"on_bad_record": "ignore"}, "on_bad_record is 'ignore'; expected one of raise, skip"),
     ],
 )
 def test_arguments_that_do_not_fit_are_named_before_anything_is_read(options, words):

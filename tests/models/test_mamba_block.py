@@ -174,7 +174,7 @@ def test_no_decay_names_parameters_that_are_there():
         ({"dt_rank": 0}, "dt_rank is 0"),
         ({"expand": 0.01}, "expand is 0.01; a number that leaves a channel of 8 is expected"),
         ({"expand": True}, "expand is True; a number"),
-        ({"dtype": "float16"}, "dtype is 'float16'; known are float32 and bfloat16"),
+        ({"dtype": "float16"}, "dtype is 'float16'; expected one of float32, bfloat16"),
     ],
 )
 def test_option_out_of_range_is_named(options, words, no_type_checks):

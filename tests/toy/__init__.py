@@ -1,10 +1,4 @@
 """A family and a task of another package, as hard as detection: a model of two stages that finds bright spots.
 
-`config.plugins = ("tests.toy",)` is all that the program is told of them.
+The plugin is `tests.toy.plugin`, so that data workers import `tests.toy.records` without JAX.
 """
-
-from tests.toy.model import FAMILY
-from tests.toy.task import Spots
-
-FAMILIES = (FAMILY,)
-TASKS = (Spots,)

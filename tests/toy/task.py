@@ -1,7 +1,8 @@
-"""Find spots: propose cells of a map, sample some of them with a key, and refine those that hold a target."""
+"""Find spots: score the cells of a map, sample some of them with a key, and refine those that have a target."""
 
 import dataclasses
 from types import MappingProxyType
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,19 +11,33 @@ import numpy as np
 from mambaout_jax.checks import Key
 from mambaout_jax.data import DataError
 from mambaout_jax.models import create_model
-from mambaout_jax.tasks.api import EvalOutput, ImportedLabels, LossTerm, Metric, RowGroup, ScoreText, Section
+from mambaout_jax.tasks.api import (
+    EvalOutput,
+    ImportedLabels,
+    LossTerm,
+    Metric,
+    RowGroup,
+    ScoreText,
+    Section,
+    TaskConfig,
+)
+from mambaout_jax.tasks.errors import TaskError
+from tests.toy.model import CELL
 from tests.toy.records import SIDE, SpotSource, SpotTransform
 
-CELL = 4  # pixels
 GRID = SIDE // CELL
 THRESHOLD = 0.5
+PLACE_WEIGHT = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Spots:
-    """See the module."""
+    """See the module.
 
-    config: object
+    Labels are {"kinds": list of names}; there is one kind.
+    """
+
+    config: TaskConfig
 
     name = "spots"
     keys = MappingProxyType(
@@ -47,11 +62,15 @@ class Spots:
     def open_source(self, split):
         return SpotSource(self.config.dataset, split, self.config.data_dir)
 
+    def known_size(self, split):
+        return None
+
     def open_eval_sources(self):
         return []
 
     def check_source(self, source, labels):
-        assert source.labels == labels
+        if source.labels != labels:
+            raise TaskError(f"dataset {source.name!r} has {source.labels} where the model has {labels}")
 
     def imported_labels(self, model, labels):
         return ImportedLabels({"kinds": ["spot"]}, None, "")
@@ -78,50 +97,45 @@ class Spots:
         """The first stage scores cells; the second refines the cells of the targets, with noise from the key."""
         sample_key, noise_key, model_key = jax.random.split(key, 3)
         maps, batch_stats = model.apply_train(variables, batch["image"], key=model_key, output="features")
-        scores = model.call(variables, "propose", maps[-1])
+        variables = {**variables, "batch_stats": batch_stats}
+        scores, batch_stats = model.call(variables, "propose", maps[-1], train=True)
+        scores = scores[..., 0]
         place, valid = batch["spots"]["place"], batch["spots"]["valid"]
         cell = jnp.clip((place * GRID).astype(jnp.int32), 0, GRID - 1)
-        rows = jnp.arange(len(place))[:, None]
-        truth = jnp.zeros(scores.shape).at[rows, cell[..., 0], cell[..., 1]].max(valid.astype(jnp.float32))
+        rows, columns = cell[..., 0], cell[..., 1]
+        images = jnp.arange(len(place))[:, None]
+        truth = jnp.zeros(scores.shape).at[images, rows, columns].max(valid.astype(jnp.float32))
         drawn = jax.random.bernoulli(sample_key, self.config.options["spots.negatives"], scores.shape)
         sampled = (truth > 0) | drawn
         entropy = jnp.logaddexp(0.0, scores) - scores * truth
-        taken = maps[-1][rows, cell[..., 0], cell[..., 1]].astype(jnp.float32)
+        taken = maps[-1][images, rows, columns]
         taken = taken + 0.1 * jax.random.normal(noise_key, taken.shape)
-        offset = model.call(variables, "refine", taken) - (place * GRID - cell)
+        offset, _ = model.call(variables, "refine", taken)
+        distance = jnp.abs(offset - (place * GRID - cell)).sum(-1)
         return {
             "proposal": LossTerm(jnp.where(sampled, entropy, 0.0).sum(), sampled.sum().astype(jnp.float32)),
-            "place": LossTerm(jnp.where(valid[..., None], jnp.abs(offset), 0.0).sum(), valid.sum().astype(jnp.float32)),
+            "place": LossTerm(PLACE_WEIGHT * jnp.where(valid, distance, 0.0).sum(), valid.sum().astype(jnp.float32)),
         }, batch_stats
 
     def eval_context(self, source):
         return {}
 
     def evaluate_batch(self, model, variables, batch, context):
-        """Two passes over each image: as it is and mirrored."""
-        images = model.input_spec.normalize(batch["image"])
-
-        def scores_of(images):
-            maps = model.apply(variables, images, output="features")
-            return jax.nn.sigmoid(model.call(variables, "propose", maps[-1]))
-
-        scores = (scores_of(images) + scores_of(images[:, :, ::-1])[:, :, ::-1]) / 2
+        scores = score_cells(model, variables, batch["image"])
         return EvalOutput({"images": batch["mask"].sum()}, {"scores": scores, "spots": batch["spots"]})
 
     def collect(self, rows, index):
+        spots = rows["spots"]
         return [
-            {"index": int(i), "found": _peaks(scores), "truth": place[valid]}
-            for i, scores, place, valid in zip(
-                index, rows["scores"], rows["spots"]["place"], rows["spots"]["valid"], strict=True
-            )
+            {"index": int(number), "found": find_spots(scores), "truth": place[valid]}
+            for number, scores, place, valid in zip(index, rows["scores"], spots["place"], spots["valid"], strict=True)
         ]
 
     def score(self, totals, collected, source):
         images = [image for part in collected for image in part]
-        assert sorted(image["index"] for image in images) == list(range(len(source)))
         errors = [abs(len(image["found"]) - len(image["truth"])) for image in images]
         hits = [
-            bool((np.abs(image["found"][:, :2] - spot).max(axis=1) < 1 / GRID).any()) if len(image["found"]) else False
+            len(image["found"]) > 0 and np.abs(image["found"][:, :2] - spot).max(axis=1).min() < 1 / GRID
             for image in images
             for spot in image["truth"]
         ]
@@ -161,15 +175,28 @@ class Spots:
             return [Section("Spots", f"<p>{arrays['counts'].sum()} spots of kind {labels['kinds'][0]}</p>")]
 
 
-def _peaks(scores):
-    """List the cells above the threshold: row, column in 0..1 and score."""
+def score_cells(model, variables, images):
+    """Compute scores (b, rows, columns) in two passes: over the images as they are, and mirrored."""
+    images = model.input_spec.normalize(images)
+
+    def score(images):
+        maps = model.apply(variables, images, output="features")
+        scores, _ = model.call(variables, "propose", maps[-1])
+        return jax.nn.sigmoid(scores[..., 0])
+
+    return (score(images) + score(images[:, :, ::-1])[:, :, ::-1]) / 2
+
+
+def find_spots(scores):
+    """List row and column in 0..1 and the score of each cell above the threshold: (n, 3)."""
     cells = np.argwhere(scores > THRESHOLD)
     return np.concatenate([(cells + 0.5) / GRID, scores[scores > THRESHOLD][:, None]], axis=1).astype(np.float32)
 
 
-class SpotPrediction:
-    def __init__(self, found):
-        self.found = found[np.argsort(-found[:, 2], kind="stable")]
+class SpotPrediction(NamedTuple):
+    """The spots of an image, the most certain first."""
+
+    found: np.ndarray
 
     def to_json(self, limit):
         return [dict(zip(("row", "column", "score"), map(float, spot), strict=True)) for spot in self.found[:limit]]
@@ -180,7 +207,8 @@ class SpotPrediction:
 
 class SpotPredictor:
     def __init__(self, model):
-        self._model, self._transform = model, SpotTransform(0.0)
+        self._transform = SpotTransform(0.0)
+        self._scores = jax.jit(lambda variables, images: score_cells(model, variables, images))
 
     def prepare(self, image):
         try:
@@ -192,7 +220,5 @@ class SpotPredictor:
         return {"image": self._transform.empty()["image"]}
 
     def __call__(self, variables, batch):
-        images = self._model.input_spec.normalize(batch["image"])
-        maps = self._model.apply(variables, images, output="features")
-        scores = np.asarray(jax.nn.sigmoid(self._model.call(variables, "propose", maps[-1])))
-        return [SpotPrediction(_peaks(row)) for row in scores]
+        found = map(find_spots, np.asarray(self._scores(variables, batch["image"])))
+        return [SpotPrediction(spots[np.argsort(-spots[:, 2], kind="stable")]) for spots in found]

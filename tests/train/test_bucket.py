@@ -127,7 +127,7 @@ def test_a_bucket_that_cannot_be_used_is_one_sentence(served, name, words, caplo
 
 @pytest.mark.parametrize("name", ["s3://bucket/run", "gs:/bucket/run", "gs://", "gs://bucket", "gs://two words/run"])
 def test_what_is_neither_a_folder_nor_a_bucket_is_refused(name):
-    with pytest.raises(RunError, match=f"{name} is no place for a workdir; a folder or gs://BUCKET/"):
+    with pytest.raises(RunError, match=f"{name} is not a workdir; a folder or gs://BUCKET/"):
         open_workdir(name)
 
 

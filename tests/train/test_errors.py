@@ -22,10 +22,18 @@ NO_DEVICE = "Unable to initialize backend 'tpu': NOT_FOUND: TPU initialization f
         (
             OSError(errno.EROFS, "Read-only file system", "runs/x/metrics.jsonl"),
             1,
-            "runs/x/metrics.jsonl: Read-only file system; mended, the same command goes on",
+            "runs/x/metrics.jsonl: Read-only file system; when that is fixed, rerun the same command to resume",
         ),
-        (OSError("No space left on device"), 1, "no space is left for runs/x; make room, the same command goes on"),
-        (ValueError("Disk quota exceeded"), 1, "no space is left for runs/x; make room, the same command goes on"),
+        (
+            OSError("No space left on device"),
+            1,
+            "no space is left for runs/x; make room, then rerun the same command to resume",
+        ),
+        (
+            ValueError("Disk quota exceeded"),
+            1,
+            "no space is left for runs/x; make room, then rerun the same command to resume",
+        ),
     ],
 )
 def test_known_endings_are_a_sentence_and_a_code(capsys, error, code, sentence):
@@ -41,7 +49,9 @@ def test_a_signal_ends_the_process_at_once(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ending:
         report_error(StoppedError("stopped by SIGTERM"), "runs/x")
     assert ending.value.code == os.EX_TEMPFAIL
-    assert capsys.readouterr().err == "error: stopped by SIGTERM; everything is saved, the same command goes on\n"
+    assert (
+        capsys.readouterr().err == "error: stopped by SIGTERM; everything is saved, rerun the same command to resume\n"
+    )
 
 
 @pytest.mark.parametrize("error", [ValueError("the sum"), OSError("no such file"), ZeroDivisionError()])

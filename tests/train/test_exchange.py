@@ -123,9 +123,9 @@ def test_weights_of_a_thousand_classes_are_imagenets(tmp_path):
 def test_a_run_cannot_go_on_in_a_workdir_of_imported_weights(exported, tmp_path):
     import_weights(str(exported), tmp_path / "imported")
     config, _, _ = written_run.write(tmp_path / "twin", DIGITS)
-    with pytest.raises(RunError, match=r"holds imported weights.*config\.init_from="):
+    with pytest.raises(RunError, match=r"has imported weights.*config\.init_from="):
         train(config, tmp_path / "imported")
-    with pytest.raises(RunError, match="holds imported weights"):
+    with pytest.raises(RunError, match="has imported weights"):
         write_report(tmp_path / "imported")
 
 

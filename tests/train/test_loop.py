@@ -180,7 +180,7 @@ def test_divergence_names_step_rate_and_norm_and_keeps_the_last_good_checkpoint(
 def test_other_config_is_refused_with_the_differing_keys_unless_allowed(unbroken, tmp_path):
     with pytest.raises(RunError, match=r"config.seed was 0, is 1.*--config.resume=any"):
         train(tiny.config(seed=1), unbroken)
-    with pytest.raises(RunError, match="holds a run"):
+    with pytest.raises(RunError, match="has a run"):
         train(tiny.config(resume="never"), unbroken)
 
 
@@ -194,7 +194,7 @@ def test_workdir_that_cannot_be_written_is_one_sentence_at_the_start(tmp_path):
 
 def test_checkpoints_that_are_no_folder_are_one_sentence_at_the_start(tmp_path):
     (tmp_path / "checkpoints").write_text("")
-    with pytest.raises(RunError, match=r"checkpoints is no folder; move it, or name another --workdir"):
+    with pytest.raises(RunError, match=r"checkpoints is not a directory; move it, or name another --workdir"):
         train(tiny.config(), tmp_path)
 
 

@@ -122,7 +122,7 @@ def test_a_config_that_does_not_fit_is_named(tmp_path, changes, words):
 
 
 def test_a_pooling_that_is_not_there_is_refused_by_the_model(tmp_path, no_type_checks):
-    with pytest.raises(ModelError, match="global_pool is 'map'; known are token and avg"):
+    with pytest.raises(ModelError, match="global_pool is 'map'; expected one of token, avg"):
         mo.create_model("vit_tiny_patch16_224", **read(tmp_path, global_pool="map"))
 
 

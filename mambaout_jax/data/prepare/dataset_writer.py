@@ -7,7 +7,6 @@ are there.
 import collections
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import os
 import shutil
@@ -26,6 +25,7 @@ from mambaout_jax.data.buckets import FILE_FORMAT
 from mambaout_jax.data.errors import DataError
 from mambaout_jax.data.prepare.shard_workers import run_jobs
 from mambaout_jax.data.prepare.shards import Item, ShardJob, read_manifest, write_shard
+from mambaout_jax.process import lock
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,18 +85,18 @@ def open_workspace(target: Path) -> Iterator[Path]:
     """
     folder = target.with_name(f"{target.name}.incomplete")
     folder.mkdir(parents=True, exist_ok=True)
-    lock = folder / "lock"
-    with lock.open("w") as file:
+    lock_file = folder / "lock"
+    with lock_file.open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
-                raise FileNotFoundError(lock)
+            lock(file)
+            if not os.path.samestat(os.fstat(file.fileno()), lock_file.stat()):
+                raise FileNotFoundError(lock_file)
         except (BlockingIOError, FileNotFoundError):  # locked, or removed by a run that just ended
             raise DataError(f"another run is preparing {target}; wait until it ends and rerun the command") from None
         try:
             yield folder
         finally:
-            if target.exists() or not any(path.is_file() and path != lock for path in folder.rglob("*")):
+            if target.exists() or not any(path.is_file() and path != lock_file for path in folder.rglob("*")):
                 shutil.rmtree(folder)
                 with contextlib.suppress(OSError):  # not empty: other versions
                     target.parent.rmdir()

@@ -14,6 +14,7 @@ from mambaout_jax.data.names import IMAGENET, known_datasets
 from mambaout_jax.data.prepare import folders, imagenet
 from mambaout_jax.data.prepare.builders import check_is_folder, is_complete
 from mambaout_jax.data.prepare.dataset_writer import Dataset, open_workspace, read_info, write_dataset
+from mambaout_jax.process import within_seconds
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 LOCAL_DATA_DIR = "~/tensorflow_datasets"  # the default of TFDS; datasets for a bucket are written there first
@@ -113,7 +114,7 @@ def _prepare(
     prepared = Prepared(name, str(target), str(root), num_images, len(class_names))
     remote = buckets.is_remote(root)
     try:
-        complete = buckets.within_seconds(buckets.REMOTE_SECONDS, lambda: is_complete(target))
+        complete = within_seconds(buckets.REMOTE_SECONDS, lambda: is_complete(target))
     except Exception as error:  # each kind of bucket raises types of its own
         raise DataError(f"data_dir {root} cannot be read ({error})") from error
     if complete:

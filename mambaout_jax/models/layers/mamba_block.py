@@ -17,7 +17,7 @@ from mambaout_jax.models.layers.conv import CausalConv1d
 from mambaout_jax.models.layers.linear import Linear
 from mambaout_jax.models.layers.parameters import uniform_within
 from mambaout_jax.models.layers.selective_ssm import SelectiveSSM
-from mambaout_jax.models.options import DTYPES, require_choice, require_counts, require_ratio
+from mambaout_jax.models.options import DTYPES, require
 
 
 class BlockState(NamedTuple):
@@ -66,9 +66,9 @@ class MambaBlock(nnx.Module):
         ssm: bool = True,
         dtype: str | jnp.dtype = "float32",
     ):
-        require_counts(d_model=d_model, d_state=d_state, d_conv=d_conv, dt_rank=1 if dt_rank is None else dt_rank)
-        require_ratio("expand", expand, d_model)
-        require_choice("dtype", dtype, DTYPES)
+        require.counts(d_model=d_model, d_state=d_state, d_conv=d_conv, dt_rank=1 if dt_rank is None else dt_rank)
+        require.ratio("expand", expand, d_model)
+        require.choice("dtype", dtype, DTYPES)
         dtype, d_inner = jnp.dtype(dtype), int(expand * d_model)
 
         def linear(inputs: int, outputs: int) -> Linear:

@@ -19,7 +19,7 @@ from mambaout_jax.models.layers.drop import dropout
 from mambaout_jax.models.layers.linear import Linear, activation
 from mambaout_jax.models.layers.norm import LayerNorm
 from mambaout_jax.models.mambaout.gated_cnn import GatedCNNBlock
-from mambaout_jax.models.options import DTYPES, require_choice, require_counts, require_rates
+from mambaout_jax.models.options import DTYPES, require
 from mambaout_jax.ops import SCAN_ORDERS
 
 
@@ -143,21 +143,21 @@ class MambaOut(nnx.Module):
     ):
         if not all(isinstance(sizes, tuple | list) and sizes for sizes in (depths, dims)) or len(depths) != len(dims):
             raise ModelError(f"depths is {depths} and dims {dims}; lists of one length are expected")
-        require_counts(num_classes=num_classes, in_chans=in_chans, depths=depths, dims=dims, kernel_size=kernel_size)
+        require.counts(num_classes=num_classes, in_chans=in_chans, depths=depths, dims=dims, kernel_size=kernel_size)
         if kernel_size % 2 == 0:
             raise ModelError(f"kernel_size is {kernel_size}; an odd number is expected, so that the map keeps its size")
-        require_rates(drop_path_rate=drop_path_rate, drop_rate=drop_rate)
-        require_choice("downsample", downsample, ("conv", "conv_nf"))
-        require_choice("head_fn", head_fn, ("default", "norm_mlp"))
-        require_choice("token_mixer", token_mixer, ("conv", "conv_ssm"))
-        require_choice("scan_order", scan_order, tuple(SCAN_ORDERS))
+        require.rates(drop_path_rate=drop_path_rate, drop_rate=drop_rate)
+        require.choice("downsample", downsample, ("conv", "conv_nf"))
+        require.choice("head_fn", head_fn, ("default", "norm_mlp"))
+        require.choice("token_mixer", token_mixer, ("conv", "conv_ssm"))
+        require.choice("scan_order", scan_order, tuple(SCAN_ORDERS))
         if token_mixer == "conv" and scan_order != "causal":
             raise ModelError(
                 f"scan_order is {scan_order!r} and token_mixer 'conv', without scan; set token_mixer='conv_ssm'"
             )
-        require_choice("dtype", dtype, DTYPES)
-        require_choice("scan_blocks", scan_blocks, (False, True))
-        require_choice("remat", remat, tuple(REMAT))
+        require.choice("dtype", dtype, DTYPES)
+        require.choice("scan_blocks", scan_blocks, (False, True))
+        require.choice("remat", remat, tuple(REMAT))
         activation(act_layer)
         dtype = jnp.dtype(dtype)
         self.stem = Stem(in_chans, dims[0], mid_norm=stem_mid_norm, act_layer=act_layer, dtype=dtype)

@@ -24,7 +24,7 @@ from mambaout_jax.models.layers.norm import LayerNorm
 from mambaout_jax.models.layers.parameters import normal, parameter
 from mambaout_jax.models.layers.patch_embed import PatchEmbed
 from mambaout_jax.models.layers.position import resample_position_embedding
-from mambaout_jax.models.options import DTYPES, require_choice, require_counts, require_rates, require_ratio
+from mambaout_jax.models.options import DTYPES, require
 
 ParamPath = tuple[str | int, ...]
 
@@ -102,7 +102,7 @@ class VisionTransformer(nnx.Module):
         scan_blocks: bool = False,
         remat: str = "none",
     ):
-        require_counts(
+        require.counts(
             num_classes=num_classes,
             in_chans=in_chans,
             patch_size=patch_size,
@@ -110,15 +110,15 @@ class VisionTransformer(nnx.Module):
             depth=depth,
             num_heads=num_heads,
         )
-        require_ratio("mlp_ratio", mlp_ratio, embed_dim)
-        require_rates(drop_path_rate=drop_path_rate, drop_rate=drop_rate)
-        require_choice("class_token", class_token, (True, False))
-        require_choice("global_pool", global_pool, ("token", "avg"))
-        require_choice("fc_norm", fc_norm, (None, True, False))
-        require_choice("attention", attention, ("full", "causal"))
-        require_choice("dtype", dtype, DTYPES)
-        require_choice("scan_blocks", scan_blocks, (False, True))
-        require_choice("remat", remat, tuple(REMAT))
+        require.ratio("mlp_ratio", mlp_ratio, embed_dim)
+        require.rates(drop_path_rate=drop_path_rate, drop_rate=drop_rate)
+        require.choice("class_token", class_token, (True, False))
+        require.choice("global_pool", global_pool, ("token", "avg"))
+        require.choice("fc_norm", fc_norm, (None, True, False))
+        require.choice("attention", attention, ("full", "causal"))
+        require.choice("dtype", dtype, DTYPES)
+        require.choice("scan_blocks", scan_blocks, (False, True))
+        require.choice("remat", remat, tuple(REMAT))
         _check_tokens(class_token, global_pool, attention)
         self.img_size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
         if any(side % patch_size for side in self.img_size):

@@ -1,4 +1,4 @@
-"""Losses, in float32 whatever the logits are."""
+"""Losses, computed in float32 for logits of any dtype."""
 
 import jax
 import jax.numpy as jnp

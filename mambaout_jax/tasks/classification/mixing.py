@@ -1,6 +1,6 @@
-"""What happens to a batch on the device, under jit: crop, rotate, mix, normalise, erase.
+"""Augmentation of a batch on the device, under jit: crop, rotate, mix, normalize, erase.
 
-Each operation is split in two: what is drawn, and what is done with the draw, which is a plain formula.
+Each operation has two parts: the random draw, and a formula that applies it.
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from mambaout_jax.tasks.classification.losses import smooth_one_hot
 
 
 class Augmentation(NamedTuple):
-    """Hold the settings; the names and meanings are those of `config.augment`.
+    """The settings; names and meanings are those of `config.augment`.
 
     Args:
         round_mixed: round the pixels of mixup, as timm does, which mixes bytes.
@@ -35,7 +35,7 @@ class Augmentation(NamedTuple):
 
     @property
     def mixes(self) -> bool:
-        """Tell whether images are mixed at all."""
+        """Whether images are mixed at all."""
         return self.mixup_prob > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
 
 
@@ -49,7 +49,7 @@ def augment(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "b k"]]:
-    """Turn a batch of bytes into what the model trains on: normalised images and soft targets."""
+    """Compute what the model trains on from a batch of bytes: normalized images and soft targets."""
     crop_key, rotate_key, mix_key, erase_key = jax.random.split(key, 4)
     x = images.astype(jnp.float32)
     targets = smooth_one_hot(labels, num_classes, settings.label_smoothing)
@@ -76,7 +76,7 @@ def random_crop(x: Float[Array, "b h w c"], key: Key[Array, ""], pad: int) -> Fl
 
 
 def rotate(x: Float[Array, "b h w c"], angles: Float[Array, "b"]) -> Float[Array, "b h w c"]:
-    """Turn each image about its centre, bilinearly, and fill with zeros.
+    """Rotate each image about its center, bilinearly, and fill with zeros.
 
     Args:
         angles: in radians, counter-clockwise as seen on the screen.
@@ -97,9 +97,10 @@ def rotate(x: Float[Array, "b h w c"], angles: Float[Array, "b"]) -> Float[Array
 
 
 class Mix(NamedTuple):
-    """Hold one draw for each group.
+    """One draw for each group.
 
-    `share` is what an image keeps of itself, as drawn: cutmix derives its box from it, and 1 leaves the group as it is.
+    `share` is the part of itself that an image keeps, as drawn: cutmix computes its box from it, and 1 leaves the group
+    unchanged.
     """
 
     cut: Bool[Array, "g"]
@@ -111,7 +112,7 @@ class Mix(NamedTuple):
 def draw_mix(key: Key[Array, ""], shape: tuple[int, int, int, int], settings: Augmentation) -> Mix:
     """Draw mixup or cutmix for each group of `settings.mixup_group` consecutive images.
 
-    References: Zhang et al., mixup, 2018; Yun et al., CutMix, 2019: the centre of a box is uniform over the image.
+    References: Zhang et al., mixup, 2018; Yun et al., CutMix, 2019: the center of a box is uniform over the image.
     """
     batch, h, w, _ = shape
     groups = (batch // settings.mixup_group,)
@@ -119,7 +120,7 @@ def draw_mix(key: Key[Array, ""], shape: tuple[int, int, int, int], settings: Au
     on = jax.random.bernoulli(on_key, settings.mixup_prob, groups)
     rate = settings.mixup_switch_prob if settings.mixup_alpha else 1.0
     cut = on & jax.random.bernoulli(switch_key, rate if settings.cutmix_alpha else 0.0, groups)
-    # A Beta of alpha 0 is not defined; the branch that it would serve is never taken.
+    # A Beta of alpha 0 is not defined; its branch is never taken.
     mixup_share, cutmix_share = (
         distributed.replicate(jax.random.beta(key, alpha or 1.0, alpha or 1.0, groups))
         for key, alpha in ((mixup_key, settings.mixup_alpha), (cutmix_key, settings.cutmix_alpha))
@@ -133,7 +134,9 @@ def draw_mix(key: Key[Array, ""], shape: tuple[int, int, int, int], settings: Au
 
 
 def cutmix_box(draw: Mix, h: int, w: int) -> Bool[Array, "g h w"]:
-    """Mark what cutmix takes from the partner: sides sqrt(1 - share) of the image's, clipped to it; of mixup, nothing.
+    """Return the pixels that cutmix takes from the partner: sides sqrt(1 - share) of the image's, clipped to it.
+
+    For mixup there are none.
 
     Reference: timm 0.6.11, rand_bbox: half a side, rounded down, to either side of the centre. An odd side thus loses
     a pixel, which later versions of timm give back.
@@ -178,10 +181,10 @@ def mix(
 
 
 class Erasure(NamedTuple):
-    """Hold one draw for each image: whether to erase, and the attempts at a rectangle.
+    """One draw for each image: whether to erase, and the attempts at a rectangle.
 
-    `area` is a share of the image, `aspect` the log of height over width; `top` and `left` are where the rectangle
-    lies between its first place, 0, and its last, 1 (left out).
+    `area` is a share of the image, `aspect` the log of height over width; `top` and `left` place the rectangle between
+    its first position, 0, and its last, 1 (exclusive).
     """
 
     on: Bool[Array, "b"]
@@ -192,7 +195,7 @@ class Erasure(NamedTuple):
 
 
 def draw_erasure(key: Key[Array, ""], batch: int, rate: float) -> Erasure:
-    """Draw with probability `rate` a rectangle for each image.
+    """Draw a rectangle for each image with probability `rate`.
 
     Area U(0.02, 1/3) of the image, aspect log-uniform in (0.3, 1/0.3), 10 attempts. Reference: Zhong et al., Random
     Erasing Data Augmentation, 2020, with timm 0.6.11's numbers.
@@ -209,7 +212,7 @@ def draw_erasure(key: Key[Array, ""], batch: int, rate: float) -> Erasure:
 
 
 def erase(x: Float[Array, "b h w c"], noise: Float[Array, "b h w c"], draw: Erasure) -> Float[Array, "b h w c"]:
-    """Put noise where the first attempt lies that is smaller than the image; without one, nothing."""
+    """Put noise into the first rectangle that is smaller than the image, if there is one."""
     h, w = x.shape[1:3]
     area, aspect = draw.area * (h * w), jnp.exp(draw.aspect)
     heights, widths = jnp.round(jnp.sqrt(area * aspect)), jnp.round(jnp.sqrt(area / aspect))
