@@ -129,7 +129,7 @@ def test_a_run_cannot_go_on_in_a_workdir_of_imported_weights(exported, tmp_path)
         write_report(tmp_path / "imported")
 
 
-def test_what_exists_is_replaced_only_if_told_and_a_run_never(run, exported, tmp_path):
+def test_what_exists_is_replaced_only_with_force_and_a_run_never(run, exported, tmp_path):
     target = tmp_path / "imported"
     import_weights(str(exported), target)
     with pytest.raises(RunError, match="exists; name another folder, or replace it with --force"):
