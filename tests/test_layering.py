@@ -1,4 +1,4 @@
-"""The program keeps the laws of its house: who imports whom, what is banned, how long things get.
+"""The program keeps its invariants of structure: who imports whom, what is banned, how long things get.
 
 A law is a function from the repository's root to the places that break it. Each is run on the program, and on
 lines that break it, so that no law passes because it looks at nothing.
@@ -71,7 +71,7 @@ def sources(root, *patterns):
             yield path.relative_to(root).as_posix(), ast.parse(path.read_text())
 
 
-def room_of(path):
+def package_of(path):
     parts = path.removesuffix(".py").split("/")
     return parts[1] if parts[0] == "mambaout_jax" else parts[0]
 
@@ -91,21 +91,21 @@ def imported(path, tree):
                 yield name.asname or name.name, f"{module}.{name.name}", node.lineno, id(node) in inside
 
 
-def reachable(room):
-    return IMPORTS[room].union(*(reachable(other) for other in IMPORTS[room]))
+def reachable(package):
+    return IMPORTS[package].union(*(reachable(other) for other in IMPORTS[package]))
 
 
 def imports_run_one_way(root):
     for path, tree in sources(root, "main.py", "mambaout_jax/**/*.py"):
-        room = room_of(path)
-        if room not in IMPORTS:
-            yield f"{path}: {room} is a room that IMPORTS does not know"
+        package = package_of(path)
+        if package not in IMPORTS:
+            yield f"{path}: {package} is not in IMPORTS"
             continue
         for _, name, line, _ in imported(path, tree):
             if name.split(".")[0] != "mambaout_jax":
                 continue
             other = name.split(".")[1] if "." in name else "__init__"
-            if other != room and other not in reachable(room):
+            if other != package and other not in reachable(package):
                 yield f"{path}:{line} imports {name}"
 
 
@@ -135,14 +135,14 @@ def config_dict_stays_above_the_loop(root):
 def flax_stays_in_models(root):
     for path, tree in sources(root):
         for _, name, line, _ in imported(path, tree):
-            if name.split(".")[0] == "flax" and room_of(path) != "models":
+            if name.split(".")[0] == "flax" and package_of(path) != "models":
                 yield f"{path}:{line} imports {name}"
 
 
 def torch_stays_in_functions_of_weights(root):
     for path, tree in sources(root):
         for _, name, line, in_function in imported(path, tree):
-            if name.split(".")[0] in TORCH and not (in_function and room_of(path) == "weights"):
+            if name.split(".")[0] in TORCH and not (in_function and package_of(path) == "weights"):
                 yield f"{path}:{line} imports {name}"
 
 
