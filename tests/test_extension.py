@@ -35,7 +35,7 @@ from mambaout_jax.tasks.classification.task import Classification
 from mambaout_jax.train.step import init_step_metrics, make_train_step
 from mambaout_jax.weights import read_checkpoint
 from tests.processes import finish_all, start_all
-from tests.toy.records import MAX_SPOTS, SIDE, SpotSource
+from tests.toy.records import MAX_SPOTS, SIDE, SpotSource, SpotTransform
 from tests.toy.task import GRID, THRESHOLD, Spots
 from tests.train.runs import assert_same_weights, records
 
@@ -130,28 +130,31 @@ def test_the_best_checkpoint_has_the_lowest_error(tmp_path):
     assert Checkpoints(epath.Path(tmp_path), Spots.metrics[0]).steps() == [2, 4, 5]
 
 
-def plain_find(run, image):
-    """Find the spots of one image (h, w, 1): two forward passes, averaged, and a loop over cells."""
+def plain_finder(run):
+    """Build what finds the spots of one image (h, w, 1): two forward passes, averaged, and a loop over cells."""
 
     @jax.jit
-    def score(variables, image):
-        (features,) = run.model.apply(variables, (image[None] / 255 - 0.5) / 0.5, output="features")
-        return 1 / (1 + jnp.exp(-run.model.call(variables, "propose", features)[0][0, :, :, 0]))
+    def score(image):
+        (features,) = run.model.apply(run.variables, (image[None] / 255 - 0.5) / 0.5, output="features")
+        return 1 / (1 + jnp.exp(-run.model.call(run.variables, "propose", features)[0][0, :, :, 0]))
 
-    mirrored = np.ascontiguousarray(image[:, ::-1])
-    scores = (np.asarray(score(run.variables, image)) + np.asarray(score(run.variables, mirrored))[:, ::-1]) / 2
-    cells = [(row, column) for row in range(GRID) for column in range(GRID) if scores[row, column] > THRESHOLD]
-    return [((row + 0.5) / GRID, (column + 0.5) / GRID, scores[row, column]) for row, column in cells]
+    def find(image):
+        image = image.astype(np.float32)
+        scores = (np.asarray(score(image)) + np.asarray(score(image[:, ::-1]))[:, ::-1]) / 2
+        cells = [(row, column) for row in range(GRID) for column in range(GRID) if scores[row, column] > THRESHOLD]
+        return [((row + 0.5) / GRID, (column + 0.5) / GRID, scores[row, column]) for row, column in cells]
+
+    return find
 
 
 def test_evaluation_equals_a_plain_loop_over_images(unbroken, validation):
     done = run_program("main.py", "--mode=evaluate", f"--workdir={unbroken}")
     assert done.returncode == 0, done.stderr
-    run, transform = load_run(unbroken), Spots.eval_transform(None, None)
+    find, transform = plain_finder(load_run(unbroken)), SpotTransform(0.0)
     errors, hits, found = [], [], []
     for index in range(len(validation)):
         example = transform(validation[index])
-        spots = plain_find(run, example["image"].astype(np.float32))
+        spots = find(example["image"])
         truth = example["spots"]["place"][example["spots"]["valid"]]
         errors.append(abs(len(spots) - len(truth)))
         hits += [any(max(abs(row - r), abs(column - c)) < 1 / GRID for r, c, _ in spots) for row, column in truth]
@@ -169,7 +172,7 @@ def test_evaluation_equals_a_plain_loop_over_images(unbroken, validation):
 
 
 def test_predictions_of_files_equal_a_plain_loop(unbroken, validation, tmp_path):
-    run, transform, files = load_run(unbroken), Spots.eval_transform(None, None), []
+    find, transform, files = plain_finder(load_run(unbroken)), SpotTransform(0.0), []
     for index in range(6):
         files.append(tmp_path / f"{index}.png")
         files[-1].write_bytes(validation[index]["image"])
@@ -180,7 +183,7 @@ def test_predictions_of_files_equal_a_plain_loop(unbroken, validation, tmp_path)
     assert "error" in broken
     assert [answer["file"] for answer in answers] == list(map(str, files))
     for index, answer in enumerate(answers):
-        spots = plain_find(run, transform(validation[index])["image"].astype(np.float32))
+        spots = find(transform(validation[index])["image"])
         expected = sorted(spots, key=lambda spot: -spot[2])
         predicted = [tuple(spot.values()) for spot in answer["predictions"]]
         np.testing.assert_allclose(np.reshape(predicted, (-1, 3)), np.reshape(expected, (-1, 3)), rtol=1e-5)
