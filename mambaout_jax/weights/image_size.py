@@ -35,12 +35,14 @@ def model_of_weights(
     Raises:
         ConvertError: no square images give the shapes, and all other keys fit.
     """
-    sized = sized_axes(model, key_format)
-    if not sized or img_size == model.input_spec.size:
+    if "img_size" not in model.options or img_size == model.input_spec.size:
         return model
     if img_size is None:
         shapes = without_ignored(key_format, shapes)
-        own = _shapes_at(model, key_format, model.input_spec.size)
+        own = expected_shapes(tensor_specs(model.shapes, key_format))
+        if shapes == own:
+            return model
+        sized = sized_axes(model, key_format)
         if all(shapes.get(key) == own[key] for key in sized):
             return model
         img_size = square_size(model, key_format, shapes)
