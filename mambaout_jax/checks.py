@@ -12,7 +12,8 @@ class Key(NamedTuple):
 
     Args:
         kind: of a set value.
-        accept: a range "low..high" (a bound may be left out), or the tuple of accepted strings; None for any.
+        accept: a range "low..high" (a bound may be left out), or the tuple of accepted strings; None for any. A tuple
+            with a range is a pair of rising numbers, without one it has strings.
         about: what it means, with its unit.
         optional: whether it may be unset (`config_dict.placeholder`).
     """
@@ -90,7 +91,7 @@ def find_fault(name: str, key: Key, value: Any) -> str:
 
 def _accepts(key: Key, value: Any) -> bool:
     if key.accept is None:
-        return True
+        return key.kind is not tuple or all(isinstance(item, str) for item in value)
     if isinstance(key.accept, tuple):
         return value in key.accept
     low, high = (float(bound) if bound else None for bound in key.accept.split(".."))
@@ -114,6 +115,6 @@ def describe_values(key: Key) -> str:
     if isinstance(key.accept, tuple):
         return " or ".join(map(repr, key.accept))
     if key.accept is None:
-        return kind
+        return "a tuple of strings" if key.kind is tuple else kind
     low, _, high = key.accept.partition("..")
     return f"{kind} of {low} {f'to {high}' if high else 'or more'}"

@@ -38,6 +38,13 @@ def test_a_pair_rises_from_above_zero(value, fits):
     assert (find_fault("x", Key(tuple, "0..1", "a pair"), value) == "") == fits
 
 
+@pytest.mark.parametrize("value", ["tests.toy", (1,), None])
+def test_a_tuple_without_a_range_has_strings(value):
+    key = Key(tuple, None, "modules")
+    assert find_fault("plugins", key, ("tests.toy",)) == ""
+    assert find_fault("plugins", key, value).endswith("a tuple of strings is expected")
+
+
 def test_values_are_described_in_words():
     assert describe_values(Key(str, ("a", "b"), "")) == "'a' or 'b'"
     assert describe_values(Key(int, "1..", "")) == "an integer of 1 or more"

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     active = min(config.data.num_workers or THREADS, cores)
     figures = {
         "dataset": config.data.name,
-        "pipeline": config.values.get("data.pipeline"),
+        **({"pipeline": config.values["data.pipeline"]} if "data.pipeline" in config.values else {}),
         "workers": config.data.num_workers,
         "cores": cores,
         "batch_size": config.batch_size,
@@ -69,9 +69,10 @@ def _positive(text: str) -> float:
 
 def _describe(figures: dict) -> str:
     workers = f"{figures['workers']} worker processes" if figures["workers"] else "threads of one process"
+    pipeline = f"pipeline {figures['pipeline']}, " if "pipeline" in figures else ""
     return "\n".join(
         [
-            f"{figures['dataset']}, pipeline {figures['pipeline']}, {workers} on {figures['cores']} cores, batch size "
+            f"{figures['dataset']}, {pipeline}{workers} on {figures['cores']} cores, batch size "
             f"{figures['batch_size']}",
             f"first batch      {figures['start_seconds']:8.1f} s",
             f"images           {figures['images_per_second']:8.0f} /s, {figures['images_per_second_per_core']:.0f} /s "

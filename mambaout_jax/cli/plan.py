@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
 
     config = read_config(args.config, args.config_changes)
     chip_of(args.topology)  # report an invalid topology before datasets are opened
-    labels = None if args.num_classes is None else {"num_classes": args.num_classes}
+    labels = None if args.num_classes is None else config.task.labels_of_size(args.num_classes)
     dataset = dataset_of(config, args.num_images, labels)
     model = config.model["name"]
     print(f"Compiling {model} for {args.topology}, which takes minutes.", file=sys.stderr)

@@ -207,7 +207,7 @@ class _EvalSample:
 
     def _row(self, example: Example | None, index: int, skipped: int) -> Example:
         return {
-            **(self.transform.empty() if example is None else example),
+            **(self.transform.empty() if example is None else example),  # without the keys below, which are reserved
             "mask": np.bool_(example is not None),
             "index": np.int32(index),
             "skipped": np.int32(skipped),

@@ -149,7 +149,10 @@ def allgather_strings(name: str, value: str, seconds: float = BARRIER_SECONDS) -
 
 
 def allgather_objects(value: Any) -> list[Any]:
-    """Return the value of each process, by its index. Values of any size are sent as pickles over the devices."""
+    """Return the value of each process, by its index. They are sent as pickles over the devices.
+
+    Each device has those of all processes in memory for a moment, padded to the largest, which is below 2 GiB.
+    """
     if jax.process_count() == 1:
         return [value]
     data = np.frombuffer(pickle.dumps(value), np.uint8)
@@ -184,10 +187,10 @@ def assert_same_on_all_hosts(values: Mapping[str, str]) -> None:
     gathered = [json.loads(text) for text in allgather_strings("comparing processes", json.dumps(dict(values)))]
     first = gathered[0]
     faults = [
-        f"process {process} has {name} {theirs.get(name)!r} where process 0 has {first[name]!r}"
+        f"process {process} has {name} {theirs.get(name)!r} where process 0 has {first.get(name)!r}"
         for process, theirs in enumerate(gathered)
-        for name in first
-        if theirs.get(name) != first[name]
+        for name in {**first, **theirs}
+        if theirs.get(name) != first.get(name)
     ]
     if faults:
         raise ParallelError(f"the processes differ: {'; '.join(faults)}; make them equal")

@@ -18,7 +18,14 @@ from mambaout_jax.run.config import RunConfig
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.pretrained import load_pretrained_for
 from mambaout_jax.run.signals import StopSignals
-from mambaout_jax.run.workdir import is_imported, is_workdir, load_config, load_environment, open_workdir
+from mambaout_jax.run.workdir import (
+    check_same_model,
+    is_imported,
+    is_workdir,
+    load_config,
+    load_environment,
+    open_workdir,
+)
 from mambaout_jax.tasks.api import Batch, EvalOutput, Scores, Task
 
 # What only the host reads of a batch.
@@ -82,7 +89,8 @@ class Evaluator:
         context = distributed.put_global(context, jax.tree.map(lambda _: distributed.replicated(self._mesh), context))
         transform = task.eval_transform(self._model, source)
         program = self._program(transform.empty(), context)
-        wanted = set(weights) if task.scores_from_rows else {predict} & set(weights)
+        # A list, not a set: its order is the same in all processes, which gather one after another.
+        wanted = [name for name in weights if task.scores_from_rows or name == predict]
         totals: dict[str, list[dict[str, Any]]] = {name: [] for name in weights}
         collected: dict[str, list[Any]] = {name: [] for name in wanted}
         skipped = 0
@@ -130,7 +138,7 @@ class Evaluator:
 
     def _program(self, example: Any, context: Any) -> Callable[..., EvalOutput]:
         """Return the compiled evaluation of a batch of such examples."""
-        leaves, structure = jax.tree.flatten(example)
+        leaves, structure = jax.tree.flatten((example, context))
         key = structure, tuple((np.shape(leaf), np.asarray(leaf).dtype) for leaf in leaves)
         if key not in self._programs:
             self._programs[key] = self._compile(example, context)
@@ -149,8 +157,9 @@ class Evaluator:
         return self._stop.interruptible(jitted.lower(variables, batch, context).compile)
 
 
-def _sum(batches: Sequence[dict[str, Any]]) -> dict[str, float]:
-    return {name: float(sum(batch[name] for batch in batches)) for name in batches[0]}
+def _sum(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    totals = {name: sum(batch[name] for batch in batches) for name in batches[0]}
+    return {name: total if np.ndim(total) else float(total) for name, total in totals.items()}
 
 
 def evaluate(config: RunConfig | None, path: epath.PathLike) -> dict[str, Any]:
@@ -202,6 +211,7 @@ def _restore(
     config: RunConfig, task: Task, workdir: epath.Path, sources: Sequence[Source], mesh: Mesh
 ) -> tuple[Model, dict[str, Any], str]:
     environment = load_environment(workdir)
+    check_same_model(workdir, load_config(workdir), config)
     for source in sources:
         task.check_source(source, environment["labels"])
     model = task.build_model(environment["labels"])
@@ -223,8 +233,9 @@ def _load_given(
         )
     model = task.build_model(sources[0].labels)
     pretrained = load_pretrained_for(config.init_from, model)
+    labels = task.imported_labels(pretrained.model, pretrained.labels).labels
     for source in sources:
-        task.check_source(source, pretrained.labels)
+        task.check_source(source, labels)
     placed = distributed.shardings(distributed.sharded_shapes(model.init, jax.random.key(0), placed=mesh))
     return model, {"raw": distributed.put_global(pretrained.variables, placed)}, pretrained.description
 

@@ -44,11 +44,11 @@ def predict_files(run: Run, files: Sequence[str]) -> Iterator[FilePrediction]:
             except OSError as error:
                 errors[row] = error.strerror or str(error)
             except (DataError, ValueError) as error:
-                errors[row] = str(error)
+                errors[row] = str(error) or type(error).__name__
             examples.append(predictor.empty())
         if len(errors) < len(examples):
             padded = examples + [predictor.empty()] * (batch_size - len(examples))
             predictions = predictor(run.variables, jax.tree.map(lambda *rows: np.stack(rows), *padded))
         for row, file in enumerate(files[start : start + batch_size]):
-            found = errors.get(row) or predictions[row]
+            found = errors[row] if row in errors else predictions[row]
             yield FilePrediction(file, None, found) if isinstance(found, str) else FilePrediction(file, found)

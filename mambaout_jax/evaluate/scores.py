@@ -48,7 +48,7 @@ def _row(scored: Mapping[str, Any], weights: str) -> dict[str, str]:
 def _remarks(scored: Mapping[str, Any]) -> Iterable[str]:
     name = scored["dataset"]
     if scored["unlabelled"]:
-        yield f"{name}: left out because they have no label: {scored['unlabelled']:,}"
+        yield f"{name}: left out because they have no target: {scored['unlabelled']:,}"
     if scored["skipped"]:
         yield f"{name}: left out because they do not decode: {scored['skipped']:,}"
     for remark in get_task(scored["task"]).remarks(scored):

@@ -19,7 +19,7 @@ from mambaout_jax.tasks.errors import TaskError
 def write_report(workdir: epath.PathLike) -> epath.Path:
     """Write `report.html` into a workdir, atomically, and return its path.
 
-    A run that is unfinished, was resumed or diverged gets a page that says so.
+    The page of a run that is unfinished or diverged says so.
 
     Raises:
         RunError: the workdir has no run, one of its files is damaged, or the page cannot be written.

@@ -26,11 +26,13 @@ class Pretrained(NamedTuple):
     """Weights of a model that differs from the one to be trained in the last layer at most.
 
     Args:
-        labels: what the outputs mean, as far as it is known.
+        model: that they are the weights of.
+        labels: what the outputs mean, as far as the run or the file tells it.
         description: what the weights are, in words.
     """
 
     variables: dict[str, Any]
+    model: Model
     labels: Mapping[str, Any]
     description: str
 
@@ -60,7 +62,7 @@ def load_pretrained_for(source: epath.PathLike, model: Model) -> Pretrained:
         )
     averaged = "averaged " if run.weights == "ema" else ""
     description = f"the {averaged}weights of step {run.step} in {source}"
-    return Pretrained(variables, run.labels, description)
+    return Pretrained(variables, run.model, run.labels, description)
 
 
 def _load_torch(source: epath.PathLike, model: Model) -> Pretrained:
@@ -75,9 +77,9 @@ def _load_torch(source: epath.PathLike, model: Model) -> Pretrained:
     same_but_classes = create_model(model.name, **{**model.options, "num_classes": num_classes})
     variables = from_checkpoint(same_but_classes, checkpoint)
     names = checkpoint.config.class_names if checkpoint.config else None
-    labels = {"num_classes": num_classes, "class_names": names}
+    labels = {} if names is None else {"class_names": list(names)}
     description = f"the weights in {source}{_other_preparation(theirs, model)}"
-    return Pretrained(variables, labels, description)
+    return Pretrained(variables, same_but_classes, labels, description)
 
 
 def _check_family(source: epath.PathLike, theirs: Model, ours: Model) -> None:

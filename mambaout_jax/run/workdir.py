@@ -137,6 +137,22 @@ def _check_resume(workdir: epath.Path, recorded: RunConfig, config: RunConfig) -
             f"workdir {workdir} has imported weights, which no run can resume from; name another with --workdir, and "
             f"start from these by --config.init_from={workdir}"
         )
+    check_same_model(workdir, recorded, config)
+    if config.resume == "never":
+        raise RunError(f"workdir {workdir} has a run and config.resume is 'never'; name another with --workdir")
+    if config.resume == "same" and (changes := changed_keys(config, recorded)):
+        raise RunError(
+            f"workdir {workdir} has a run with another config: {'; '.join(changes)}. Name another --workdir, or "
+            "resume with this config by --config.resume=any"
+        )
+
+
+def check_same_model(workdir: epath.Path, recorded: RunConfig, config: RunConfig) -> None:
+    """Check that a workdir has a run of the task and of the family that a config names.
+
+    Raises:
+        RunError: it has one of others, which are named.
+    """
     if recorded.task is not config.task:
         raise RunError(
             f"workdir {workdir} has a run of the task {recorded.task.name!r} and config.task is "
@@ -148,13 +164,6 @@ def _check_resume(workdir: epath.Path, recorded: RunConfig, config: RunConfig) -
         raise RunError(
             f"workdir {workdir} has a run of {names[0]}, a {theirs.module.__name__}, and config.model.name is "
             f"{names[1]!r}, a {ours.module.__name__}; name another with --workdir"
-        )
-    if config.resume == "never":
-        raise RunError(f"workdir {workdir} has a run and config.resume is 'never'; name another with --workdir")
-    if config.resume == "same" and (changes := changed_keys(config, recorded)):
-        raise RunError(
-            f"workdir {workdir} has a run with another config: {'; '.join(changes)}. Name another --workdir, or "
-            "resume with this config by --config.resume=any"
         )
 
 
@@ -240,8 +249,8 @@ def load_environment(workdir: epath.Path) -> dict[str, Any]:
             environment["labels"] = {
                 name: environment.pop(name) for name in ("num_classes", "class_names") if name in environment
             }
-        if not any(environment["labels"].values()):
-            raise ValueError("no labels")
+            if not any(environment["labels"].values()):
+                raise ValueError("no labels")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(
             f"{workdir / 'environment.json'} is not what a run writes ({error!r}); train there first"
@@ -269,16 +278,26 @@ def describe_environment(source: Source) -> dict[str, Any]:
 
 def describe_program(config: RunConfig) -> dict[str, str]:
     """Return what has to be the same in all processes of a run: code, config and versions."""
-    package = Path(__file__).parent.parent
-    code = hashlib.sha256()
-    for file in sorted(package.rglob("*.py")):
-        code.update(f"{file.relative_to(package)}\0".encode() + file.read_bytes())
     return {
         **_versions(),
-        "mambaout_jax's code": code.hexdigest()[:12],
+        "mambaout_jax's code": _hash_code(Path(__file__).parent.parent),
+        **{f"the code of plugin {name}": _hash_code(_code_of(name)) for name in config.plugins},
         "local devices": str(jax.local_device_count()),
         **{f"config.{key}": repr(value) for key, value in config.values.items()},
     }
+
+
+def _code_of(module: str) -> Path:
+    """Return the file of a module, or the folder of a package."""
+    file = Path(sys.modules[module].__file__)
+    return file.parent if file.name == "__init__.py" else file
+
+
+def _hash_code(place: Path) -> str:
+    code = hashlib.sha256()
+    for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+        code.update(f"{file.relative_to(place.parent)}\0".encode() + file.read_bytes())
+    return code.hexdigest()[:12]
 
 
 def record_run(workdir: epath.Path, config: RunConfig, environment: dict[str, Any]) -> None:

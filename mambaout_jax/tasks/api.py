@@ -1,8 +1,8 @@
 """What a task is: everything that depends on what a label is, behind one protocol.
 
-`data`, `run`, `train`, `evaluate`, `report` and `cli` know this protocol and no label. A task is built once from the
-plain values of a run's config. It owns the records and their transforms on the host, the preparation of batches on the
-device, the loss, the metrics and what a prediction is.
+`data`, `run`, `train`, `evaluate`, `report` and `cli` know this protocol and no label. A task is built from the plain
+values of a run's config, which costs nothing. It owns the records and their transforms on the host, the preparation of
+batches on the device, the loss, the metrics and what a prediction is.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,12 +22,12 @@ Scores = dict[str, float]
 
 
 class Metric(NamedTuple):
-    """A number that an evaluation gives.
+    """A number of an evaluation.
 
     Args:
         key: in scores and records.
-        label: for a person, such as "top-1".
-        unit: for a person, such as "%"; empty where there is none.
+        label: for display, such as "top-1".
+        unit: for display, such as "%"; empty where there is none.
         digits: after the decimal point.
     """
 
@@ -62,10 +62,10 @@ class LossTerm(NamedTuple):
 
 
 class EvalOutput(NamedTuple):
-    """What a batch gives in evaluation.
+    """The result of evaluating a batch.
 
     Args:
-        totals: sums over the rows of the batch that count, by name.
+        totals: sums over the rows of the batch that count, by name; numbers or arrays.
         rows: a tree of arrays with one row for each of the batch's.
     """
 
@@ -156,7 +156,8 @@ class Task(Protocol):
         keys: config keys that only this task has, by dotted name.
         evaluation_keys: those that an evaluation needs.
         free_keys: those that do not change what a training step computes.
-        metrics: what an evaluation gives. The first is the headline: it names the best checkpoint and the report.
+        metrics: of an evaluation. The first is the headline: it names the best checkpoint and the report. One with the
+            key "loss" is drawn with the training loss.
         loss_terms: names of the terms of the loss.
         scores_from_rows: whether `score` needs what `collect` returns; otherwise only predictions are made of it.
     """
@@ -185,6 +186,10 @@ class Task(Protocol):
         Raises:
             DataError: it is not there or is of another kind.
         """
+
+    @staticmethod
+    def labels_of_size(num_classes: int) -> Labels:
+        """Return labels for a number of classes, to build a model for a dataset that is not there."""
 
     def known_size(self, split: str) -> tuple[int, Labels] | None:
         """Return images and labels of a split of a well-known dataset, which need not be prepared."""
@@ -258,7 +263,7 @@ class Task(Protocol):
             index: of these records in their source.
         """
 
-    def score(self, totals: Mapping[str, float], collected: list[Any], source: Source) -> Scores:
+    def score(self, totals: Mapping[str, Any], collected: list[Any], source: Source) -> Scores:
         """Compute the scores of a source: a value for each metric, and "count", the images that were scored.
 
         Args:

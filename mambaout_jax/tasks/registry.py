@@ -24,8 +24,8 @@ def get_task(name: str) -> type[Task]:
             raise TaskError(f"there are two tasks {task.name!r}: {known[task.name].__module__} and {task.__module__}")
     if name not in known:
         raise TaskError(
-            f"config.task is {name!r}; did you mean {nearest(name, known)!r}? Known are {', '.join(sorted(known))}; "
-            "others come with config.plugins"
+            f"{name!r} is not a known task; did you mean {nearest(name, known)!r}? Known are "
+            f"{', '.join(sorted(known))}; others come with config.plugins"
         )
     return known[name]
 

@@ -25,7 +25,9 @@ def departures(recipe: Recipe | None, values: Mapping[str, Any]) -> list[str]:
     Returns:
         Nothing for another dataset or a run that starts from given weights, which the recipe does not cover.
     """
-    if recipe is None or re.split("[:/]", values["data.name"])[0] != recipe.dataset or values["init_from"] is not None:
+    if recipe is None or not recipe.values.keys() <= values.keys():  # a task without these keys
+        return []
+    if re.split("[:/]", values["data.name"])[0] != recipe.dataset or values["init_from"] is not None:
         return []
     departing = {name: expected for name, expected in recipe.values.items() if values[name] != expected}
     if "batch_size" in departing:

@@ -13,6 +13,7 @@ from mambaout_jax import distributed
 from mambaout_jax.models import Model
 from mambaout_jax.run.state import TrainState
 from mambaout_jax.tasks.api import Batch, LossTerm, Task
+from mambaout_jax.tasks.errors import TaskError
 from mambaout_jax.train.optimizer import Schedule
 
 Denominators = Mapping[str, Any]
@@ -101,8 +102,10 @@ def _gradient(
     def loss_fn(params: Any, batch_stats: Any, batch: Batch, key: Key[Array, ""], denominators: Denominators | None):
         replicated = {"params": distributed.replicate(params), "batch_stats": batch_stats}
         terms, batch_stats = task.train_loss(model, replicated, batch, key)
+        if terms.keys() != set(task.loss_terms):
+            raise TaskError(f"task {task.name!r} has the loss terms {sorted(terms)} and declares {task.loss_terms}")
         if denominators is None:
-            denominators = {name: _nonzero(term.denominator) for name, term in terms.items()}
+            denominators = {name: _as_divisor(term.denominator) for name, term in terms.items()}
         values = {name: term.numerator / denominators[name] for name, term in terms.items()}
         return sum(values.values()), (values, batch_stats)
 
@@ -117,9 +120,12 @@ def _gradient(
         return x.reshape(-1, grad_accum_steps, *x.shape[1:]).swapaxes(0, 1)
 
     microbatches = jax.tree.map(split, batch), jax.random.split(key, grad_accum_steps)
-    denominators = _sum_denominators(
-        lambda batch, key: task.train_loss(model, variables, batch, key)[0], microbatches, grad_accum_steps
-    )
+
+    def terms_of(batch: Batch, key: Key[Array, ""]) -> Mapping[str, LossTerm]:
+        replicated = {"params": distributed.replicate(params), "batch_stats": batch_stats}
+        return task.train_loss(model, replicated, batch, key)[0]
+
+    denominators = _sum_denominators(terms_of, microbatches, grad_accum_steps)
 
     def body(carry: Any, microbatch: Any) -> tuple[Any, None]:
         gradient, loss, terms, batch_stats = carry
@@ -138,19 +144,22 @@ def _sum_denominators(
 ) -> Denominators:
     """Sum up the denominators over microbatches before any gradient is computed.
 
-    Plain numbers need no pass over the batch. For others the terms are computed with the keys of the gradient; the
-    compiler removes what the denominators do not depend on, which is all of the model where they depend on targets.
+    Plain numbers need no pass over the batch. For others the terms are computed with the keys of the gradient, and with
+    the batch statistics from before the step; the compiler removes what the denominators do not depend on, which is all
+    of the model where they depend on targets.
     """
-    plain: dict[str, float] = {}
+    numbers: dict[str, float] = {}
 
     def denominators(batch: Batch, key: Key[Array, ""]) -> dict[str, Array]:
         found = {name: term.denominator for name, term in loss_terms(batch, key).items()}
-        plain.update({name: value for name, value in found.items() if not isinstance(value, jax.Array)})
-        return {name: value for name, value in found.items() if name not in plain}
+        arrays = {name: value for name, value in found.items() if isinstance(value, jax.Array)}
+        # A plain number is the same in every trace; it leaves the trace here.
+        numbers.update({name: value for name, value in found.items() if name not in arrays})
+        return arrays
 
     first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), microbatches)
     shapes = jax.eval_shape(denominators, *first)
-    totals: dict[str, Any] = {name: value * grad_accum_steps for name, value in plain.items()}
+    totals: dict[str, Any] = {name: value * grad_accum_steps for name, value in numbers.items()}
     if shapes:
 
         def body(total: dict[str, Array], microbatch: Any) -> tuple[dict[str, Array], None]:
@@ -158,13 +167,13 @@ def _sum_denominators(
 
         zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
         totals |= jax.lax.scan(body, zeros, microbatches)[0]
-    return {name: _nonzero(total) for name, total in totals.items()}
+    return {name: _as_divisor(total) for name, total in totals.items()}
 
 
-def _nonzero(denominator: Array | float) -> Array | float:
-    """Return 1 for 0: a term that nothing counts for is 0 / 1."""
+def _as_divisor(denominator: Array | float) -> Array | float:
+    """Return a constant for the gradient, and 1 for 0: a term that nothing counts for is 0 / 1."""
     if isinstance(denominator, jax.Array):
-        return jnp.where(denominator == 0, jnp.ones_like(denominator), denominator)
+        return jax.lax.stop_gradient(jnp.where(denominator == 0, jnp.ones_like(denominator), denominator))
     return denominator or 1
 
 

@@ -62,6 +62,10 @@ class Spots:
     def open_source(self, split):
         return SpotSource(self.config.dataset, split, self.config.data_dir)
 
+    @staticmethod
+    def labels_of_size(num_classes):
+        return {"kinds": [f"kind {index}" for index in range(num_classes)]}
+
     def known_size(self, split):
         return None
 

@@ -82,7 +82,7 @@ def test_unknown_key_suggests_the_nearest():
 
 
 def test_unknown_task_suggests_the_nearest():
-    with pytest.raises(TaskError, match=r"config.task is 'clasification'; did you mean 'classification'?"):
+    with pytest.raises(TaskError, match=r"'clasification' is not a known task; did you mean 'classification'?"):
         tiny.config(task="clasification")
 
 

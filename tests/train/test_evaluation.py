@@ -146,7 +146,7 @@ def test_each_row_of_the_table_names_dataset_split_weights_and_input(scored):
     assert len({line.index("32x32") for line in rows}) == 1
     assert lines[13:] == [
         f"weights: step {written_run.STEP}",
-        "imagenet2012_real: left out because they have no label: 2",
+        "imagenet2012_real: left out because they have no target: 2",
         "imagenet_a: ranked among the 8 of 1000 classes that occur in it",
         "imagenet_r: ranked among the 2 of 1000 classes that occur in it",
         "imagenet_sketch: left out because they do not decode: 1",

@@ -79,6 +79,11 @@ def test_a_family_without_a_recipe_departs_from_none():
     assert departures(recipe, {**RECIPE, "batch_size": 1024, "num_epochs": 300}) == []
 
 
+def test_the_recipe_says_nothing_of_a_task_without_its_keys():
+    values = {name: value for name, value in RECIPE.items() if not name.startswith("augment.")}
+    assert departures(PUBLISHED, {**values, "batch_size": 64}) == []
+
+
 def test_linear_rule_keeps_the_ratio_of_learning_rate_and_batch():
     assert linear_rule(PUBLISHED, 4096) == 4e-3
     assert linear_rule(PUBLISHED, 1024) == pytest.approx(1e-3, rel=1e-12)

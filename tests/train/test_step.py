@@ -11,6 +11,7 @@ from mambaout_jax.models import InputSpec
 from mambaout_jax.run.state import TrainState
 from mambaout_jax.tasks.api import LossTerm
 from mambaout_jax.tasks.classification.metrics import rank_of_labels
+from mambaout_jax.tasks.errors import TaskError
 from mambaout_jax.train.optimizer import adamw
 from mambaout_jax.train.step import init_step_metrics, make_train_step
 from tests.train import tiny
@@ -83,6 +84,9 @@ def test_accumulation_equals_the_batch_at_once(model):
 class TwoTerms:
     """A linear model whose loss has a mean over rows and a mean over boxes, of which each row has a number."""
 
+    name = "two terms"
+    loss_terms = ("rows", "boxes")
+
     def prepare_batch(self, model, batch, key):
         return batch
 
@@ -126,6 +130,46 @@ def test_each_term_is_divided_by_its_sum_over_the_whole_batch(boxes, grad_accum_
     assert metrics.loss_terms.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_allclose(metrics.loss_terms[name], value, rtol=1e-6)
+
+
+class Ratio:
+    """A loss whose denominator depends on the parameters too."""
+
+    name = "ratio"
+    loss_terms = ("ratio",)
+
+    def prepare_batch(self, model, batch, key):
+        return batch
+
+    def train_loss(self, model, variables, batch, key):
+        w = variables["params"]["w"]
+        term = LossTerm((batch["x"] @ w).sum(), 1.0 + jnp.square(w).sum() * len(batch["x"]))
+        return {"ratio": term}, variables["batch_stats"]
+
+
+def step_of_task(task, grad_accum_steps):
+    optimizer = optax.sgd(1.0)
+    step = make_train_step(task, None, optimizer, lambda step: 1.0, grad_accum_steps=grad_accum_steps, ema_decay=None)
+    params = {"w": jnp.asarray([0.5, -1.0, 2.0])}
+    state = TrainState(jnp.int32(0), {"params": params, "batch_stats": {}}, None, optimizer.init(params))
+    return step, state
+
+
+@pytest.mark.parametrize("grad_accum_steps", [1, 2, 4])
+def test_the_gradient_is_that_of_the_numerator_alone(grad_accum_steps):
+    step, state = step_of_task(Ratio(), grad_accum_steps)
+    x, w = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3)), jnp.float32), state.variables["params"]["w"]
+    after, _ = jax.jit(step)(state, init_step_metrics(), {"x": x}, KEY)
+    expected = x.sum(0) / (grad_accum_steps + 8 * jnp.square(w).sum())
+    np.testing.assert_allclose(w - after.variables["params"]["w"], expected, rtol=1e-5)
+
+
+def test_loss_terms_that_a_task_does_not_declare_are_an_error():
+    task = Ratio()
+    task.loss_terms = ("ratio", "other")
+    step, state = step_of_task(task, 1)
+    with pytest.raises(TaskError, match=r"has the loss terms \['ratio'\] and declares \('ratio', 'other'\)"):
+        step(state, init_step_metrics(task.loss_terms), {"x": jnp.ones((8, 3))}, KEY)
 
 
 def test_steps_lower_the_loss_and_are_counted(plain):

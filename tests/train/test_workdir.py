@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from mambaout_jax.evaluate.evaluation import evaluate
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.workdir import claim_workdir, load_environment, load_run
 from mambaout_jax.tasks import registry
@@ -35,11 +36,18 @@ def test_labels_are_read_from_a_key_of_their_own_or_from_the_top(tmp_path, label
     assert load_environment(tmp_path) == {"jax": "0.10.2", "labels": labels}
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"labels": {}}', '{"class_names": null}'])
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"class_names": null}'])
 def test_an_environment_without_labels_is_named(tmp_path, content):
     (tmp_path / "environment.json").write_text(content)
     with pytest.raises(RunError, match=r"environment\.json is not what a run writes"):
         load_environment(tmp_path)
+
+
+def test_a_run_of_another_task_is_not_evaluated(tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "BUILT_IN", (Classification, Sorting))
+    written_run.write(tmp_path, NAMES, task="sorting")
+    with pytest.raises(RunError, match=r"a run of the task 'sorting' and config\.task is 'classification'"):
+        evaluate(tiny.config(), tmp_path)
 
 
 @pytest.mark.parametrize("resume", ["same", "any"])

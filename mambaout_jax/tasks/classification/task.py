@@ -108,6 +108,11 @@ class Classification:
         """Open a split of the dataset."""
         return open_source(self.config.dataset, split, self.config.data_dir)
 
+    @staticmethod
+    def labels_of_size(num_classes: int) -> Labels:
+        """Return labels without names."""
+        return {"num_classes": num_classes, "class_names": None}
+
     def known_size(self, split: str) -> tuple[int, Labels] | None:
         """Return the size of ImageNet-1k's training split, 1,281,167 images (Russakovsky et al., 2015, table 2)."""
         if split != "train" or self.config.dataset.partition(":")[0] != IMAGENET:
@@ -242,7 +247,7 @@ class Classification:
         """Keep the five likeliest classes of each image."""
         return index, rows["label"][:, 0].astype(np.int32), *top_classes(rows["logits"])
 
-    def score(self, totals: Mapping[str, float], collected: list[Any], source: ImageSource) -> Scores:
+    def score(self, totals: Mapping[str, Any], collected: list[Any], source: ImageSource) -> Scores:
         """Compute top-1 and top-5 in percent, the mean loss, and how many images were scored."""
         count = int(totals["count"])
         return {
@@ -315,4 +320,6 @@ class Classification:
 
 def _num_classes(labels: Labels) -> int:
     names = labels.get("class_names")
+    if names is None and "num_classes" not in labels:
+        raise TaskError(f"class names are expected among the labels of a model; it has {', '.join(labels) or 'none'}")
     return int(labels["num_classes"]) if names is None else len(names)
