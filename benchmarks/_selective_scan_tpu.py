@@ -1,7 +1,7 @@
 """Compile the selective scan for a TPU v5e and print the compiler's figures as JSON: a part of selective_scan.py.
 
-A Pallas kernel carries no estimate of its own. Its cycles are counted from the schedule that the compiler writes down:
-the bundles of each loop's body, as often as the loop runs. Waiting for memory is not in them.
+The compiler has no estimate for a Pallas kernel. Its cycles are counted from the schedule that the compiler dumps: the
+bundles of each loop's body, as often as the loop runs. Waiting for memory is not included.
 """
 
 import json
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def estimate(mesh, impl):
-    """Give the cycles of XLA's own operations and the temporary memory."""
+    """Return the cycles of XLA's own operations and the temporary memory."""
     sharding = NamedSharding(mesh, PartitionSpec())
     rows, columns = (BATCH, LENGTH, CHANNELS), (BATCH, LENGTH, STATES)
     shapes = (rows, rows, (CHANNELS, STATES), columns, columns)

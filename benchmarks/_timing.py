@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing in turn, the machine in words, the JSON file."""
+"""Shared by the benchmarks: timing in turn, a description of the machine, the JSON file."""
 
 import json
 import platform
@@ -14,10 +14,10 @@ from mambaout_jax.data.workers import count_cores
 
 
 def time_in_turn(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Time each call `rounds` times, one after the other in every round, so that a slow moment hits all alike.
+    """Time each call `rounds` times, one after the other in every round, so that slow moments affect all alike.
 
-    Each timed call follows an untimed one of the same kind, as in a loop of it: otherwise it would pay for the memory
-    and the caches that the call before it has taken. Results of JAX are waited for.
+    Each timed call follows an untimed one of the same kind, as in a loop; otherwise it would start with the caches and
+    the memory of another call. JAX results are blocked on.
 
     Returns:
         Seconds by name, in the order of the rounds.
@@ -50,6 +50,6 @@ def machine() -> dict[str, Any]:
 
 
 def write_json(path: str | None, results: Mapping[str, Any]) -> None:
-    """Write the results with the machine beside them; without a path do nothing."""
+    """Write the results and the machine as JSON; without a path do nothing."""
     if path:
         Path(path).write_text(json.dumps({"machine": machine(), **results}, indent=2) + "\n")

@@ -1,12 +1,12 @@
-"""Kill processes of a run again and again, start it each time again, and compare it with a run that was left alone.
+"""Kill processes of a run repeatedly, restart it each time, and compare it with an undisturbed run.
 
     python benchmarks/chaos.py [--kills N] [--processes N] [--seed N] [--workdir DIR] [--json PATH]
 
 Handwritten digits, on processes of this machine that join by gloo. At a random moment a random process gets SIGKILL or
-SIGTERM; once all have ended, all are started again. The claims: no checkpoint is ever unreadable, all processes end
-within a minute of the signal, with 75 for "start again", and the weights at the end are those of the unbroken run, bit
-for bit. Of a process that goes before it has joined the others know nothing: they end once they have waited for it as
-long as for a slow host. A claim that does not hold is told, and the exit code is 1.
+SIGTERM; once all have ended, all are restarted. The claims: no checkpoint is ever unreadable, all processes end within
+a minute of the signal, with exit code 75 for "restart", and the final weights equal those of the undisturbed run, bit
+for bit. If a process is killed before it has joined, the others wait for it as long as for a slow host, and then end.
+Claims that are missed are printed, and the exit code is 1.
 """
 
 import argparse
@@ -30,18 +30,18 @@ from mambaout_jax.run.workdir import load_run
 
 ROOT = Path(__file__).parent.parent
 LIMIT_SECONDS = 60
-# Strikes come while a run starts, compiles, trains, evaluates and saves; it is long enough to outlast twenty of them.
+# Signals arrive while a run starts, compiles, trains, evaluates and saves; it is long enough for twenty of them.
 LONGEST_DELAY_SECONDS = 40
 SETTINGS = ("num_epochs=60", "eval_every_epochs=4", "save_every_steps=11", "log_every_steps=11")
 
 
 def main() -> None:
-    """Break one run, leave another alone, and compare."""
+    """Run once undisturbed and once with signals, and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workdir", help="where both runs are kept (default: a folder that is removed)")
+    parser.add_argument("--workdir", help="folder of both runs (default: a temporary one)")
     parser.add_argument("--json", metavar="PATH")
     args = parser.parse_args()
     print(*(f"{name}: {value}" for name, value in machine().items()), sep="\n")
@@ -53,18 +53,18 @@ def main() -> None:
     codes = wait(start(folder / "whole", args.processes))
     seconds = time.monotonic() - seconds
     if any(codes):
-        sys.exit(f"error: the run that was left alone ended with {codes}")
-    print(f"left alone: {seconds:.0f} s")
+        sys.exit(f"error: the undisturbed run ended with {codes}")
+    print(f"undisturbed: {seconds:.0f} s")
     kills = [break_once(folder / "broken", args.processes, chance, missed) for _ in range(args.kills)]
     if any(codes := wait(start(folder / "broken", args.processes))):
-        sys.exit(f"error: a run that nobody killed ended with {codes}; {folder} has what it left")
+        sys.exit(f"error: a run without a signal ended with {codes}; its files are in {folder}")
     if any((folder / "broken").glob("unreadable.*")):
         missed.append("checkpoints were unreadable")
     for weights in ("raw", "ema"):
         one, other = (load_run(folder / name, weights) for name in ("whole", "broken"))
         same = jax.tree.map(np.array_equal, one.variables, other.variables)
         if one.step != other.step or not all(jax.tree.leaves(same)):
-            missed.append(f"the {weights} weights differ from those of the unbroken run")
+            missed.append(f"the {weights} weights differ from those of the undisturbed run")
     print("the same bits" if not missed else "\n".join(f"missed: {claim}" for claim in missed))
     write_json(args.json, {"kills": kills, "missed": missed})
     if args.workdir is None:
@@ -81,18 +81,18 @@ def start(workdir, count):
                f"--coordinator=localhost:{port}", f"--num_processes={count}",
                *(f"--config.{setting}" for setting in SETTINGS)]  # fmt: skip
     workdir.parent.mkdir(parents=True, exist_ok=True)
-    with open(told(workdir), "w") as file:
+    with open(stderr_file(workdir), "w") as file:
         quiet = {"stdout": subprocess.DEVNULL, "stderr": file, "cwd": ROOT}
         return [subprocess.Popen([*command, f"--process_id={process}"], **quiet) for process in range(count)]
 
 
-def told(workdir):
-    """Name the file of what the processes of a start say."""
+def stderr_file(workdir):
+    """Return the file with the stderr of the last start."""
     return workdir.parent / f"{workdir.name}.stderr"
 
 
 def wait(processes, seconds=None):
-    """Give the exit codes; what takes longer is killed."""
+    """Return the exit codes; processes that take longer than `seconds` are killed."""
     ends = None if seconds is None else time.monotonic() + seconds
     codes = []
     for process in processes:
@@ -105,28 +105,28 @@ def wait(processes, seconds=None):
 
 
 def break_once(workdir, count, chance, missed):
-    """Start the run, strike at a random moment, and wait for all to end."""
+    """Start the run, signal a process at a random moment, and wait for all to end."""
     processes = start(workdir, count)
     delay = chance.uniform(5, LONGEST_DELAY_SECONDS)
-    struck, number = chance.randrange(count), chance.choice((signal.SIGKILL, signal.SIGTERM))
+    target, number = chance.randrange(count), chance.choice((signal.SIGKILL, signal.SIGTERM))
     time.sleep(delay)
-    started = " parameters, on " in told(workdir).read_text()
+    started = " parameters, on " in stderr_file(workdir).read_text()
     limit = LIMIT_SECONDS + (0 if started else JOINING_SECONDS)
-    processes[struck].send_signal(number)
+    processes[target].send_signal(number)
     before = time.monotonic()
     codes = wait(processes, 2 * limit)
     took = time.monotonic() - before
     phase = "" if started else " while it started"
-    print(f"{number.name} to process {struck} after {delay:.1f} s{phase}: {codes} after {took:.1f} s", flush=True)
+    print(f"{number.name} to process {target} after {delay:.1f} s{phase}: {codes} after {took:.1f} s", flush=True)
     if not any(codes):
-        missed.append(f"the run was over when {number.name} came after {delay:.0f} s: it has to be longer")
-    allowed = {0, os.EX_TEMPFAIL, -signal.SIGKILL, -signal.SIGTERM}  # before Python hears signals, they end it
+        missed.append(f"the run was over when {number.name} came after {delay:.0f} s: make it longer")
+    allowed = {0, os.EX_TEMPFAIL, -signal.SIGKILL, -signal.SIGTERM}  # before Python handles signals, they end it
     if not set(codes) <= allowed:
         missed.append(f"exit codes {codes}")
     if took > limit:
         missed.append(f"processes ended {took:.0f} s after the signal, {limit} s are claimed")
-    strike = {"signal": number.name, "process": struck, "delay": delay, "started": started}
-    return strike | {"codes": codes, "seconds": took}
+    record = {"signal": number.name, "process": target, "delay": delay, "started": started}
+    return record | {"codes": codes, "seconds": took}
 
 
 if __name__ == "__main__":

@@ -3,13 +3,13 @@
     pip install libtpu
     python benchmarks/compile.py [--config PATH] [--device cpu|v5e] [--forms NAME,NAME] [--json PATH]
 
-The step is a run's own, model, augmentation and optimizer, without mixing, whose draws take an unknown time. For a TPU
-v5e it is in bfloat16, for CPUs in float32 with fewer images. The aim, for mambaout_base on v5e, is that `scan_blocks`
-takes a third of the time to compile, for a step of at most 1.1 times the estimated cycles; docs/compile.md tells how
-far that is reached.
+The step is that of a run, with its model, augmentation and optimizer, but without mixing, whose draws take an unknown
+time. For a TPU v5e it is in bfloat16, for CPUs in float32 with fewer images. The aim for mambaout_base on v5e: with
+`scan_blocks` it compiles in a third of the time, and the step has at most 1.1 times the estimated cycles.
+docs/compile.md has the results.
 
-Seconds are of the clock and, in brackets, of all cores together: ratios are of the latter, which others on the machine
-change less. Memory and cycles are the compiler's own figures; it has none of cycles for CPUs.
+Seconds are wall time and, in parentheses, CPU time of all cores; ratios are of CPU time, which depends less on the load
+of the machine. Memory and cycles are the compiler's figures; it estimates no cycles for CPUs.
 """
 
 import argparse
@@ -27,11 +27,10 @@ from mambaout_jax.plan.compiler import TooLargeError, compile_for_tpu, program_m
 from mambaout_jax.plan.hlo import estimated_operations
 from mambaout_jax.run.config import read_config
 from mambaout_jax.run.errors import RunError
-from mambaout_jax.run.workdir import build_model
 from mambaout_jax.train.program import training_program
 
 CONFIG = Path(__file__).parents[1] / "configs" / "mambaout_base.py"
-# The unrolled one first: the others are held against it.
+# The unrolled one first: the others are compared with it.
 FORMS = {
     "+".join([("scan" if scan else "unrolled"), *([] if remat == "none" else [remat])]): (scan, remat)
     for scan in (False, True)
@@ -43,12 +42,12 @@ TOP = 10
 
 
 def main() -> None:
-    """Compile each form and print a line for it."""
+    """Compile each form and print a row for it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--config", default=str(CONFIG), metavar="PATH")
     parser.add_argument("--device", choices=tuple(BATCH), help="compile for this one only (default: both)")
     parser.add_argument("--forms", default=",".join(FORMS), metavar="NAME,NAME", help=f"of {', '.join(FORMS)}")
-    parser.add_argument("--batch", type=int, help="images of a step (default: 8 on CPU, 64 on v5e)")
+    parser.add_argument("--batch", type=int, help="images in a step (default: 8 on CPU, 64 on v5e)")
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--top", action="store_true", help="list the costliest operations of each")
     parser.add_argument("--json", metavar="PATH")
@@ -68,16 +67,15 @@ def main() -> None:
 
 
 def compare(args, device, forms):
-    """Compile the forms for a device; give the figures of each."""
+    """Compile the forms for a device; return the figures of each."""
     batch = args.batch or BATCH[device]
-    changes = {"model.dtype": DTYPES[device], "batch_size": batch, "augment.mixup_prob": 0.0}
-    config = read_config(args.config, [f"--config.{key}={value}" for key, value in changes.items()])
-    config.microbatch_size = None
+    changes = {"model.dtype": DTYPES[device], "batch_size": batch, "augment.mixup_prob": 0.0, "microbatch_size": None}
+    config = read_config(args.config).replace(changes)
     devices = jax.devices()[:1] if device == "cpu" else tpu_devices("v5e:1x1")
     mesh = distributed.make_mesh(devices=devices)
-    # What the first compilation of a process costs beside itself.
+    # The first compilation of a process takes longer.
     compile_for_tpu(jax.jit(abs).lower(jax.ShapeDtypeStruct((), "float32", sharding=distributed.replicated(mesh))))
-    print(f"\n{config.model.name}, {device}, {batch} images, {config.model.dtype}; seconds: clock (cores)")
+    print(f"\n{config.model['name']}, {device}, {batch} images, {DTYPES[device]}; seconds: wall (CPU)")
     titles = ("trace and lower", "compile", "of unrolled", "temporaries", "program", "Mcycles")
     print(" " * 16 + "".join(f"{title:>{width}}" for title, width in zip(titles, (16, 16, 12, 14, 11, 9), strict=True)))
     results = {}
@@ -88,11 +86,14 @@ def compare(args, device, forms):
 
 
 def estimate(config, mesh, device, classes, scan, remat):
-    """Compile one form; give seconds, bytes, and for a TPU cycles and the costliest operations."""
-    config.model.scan_blocks, config.model.remat = scan, remat
+    """Compile one form; return seconds, bytes, and for a TPU cycles and the costliest operations."""
+    config = config.replace({"model.scan_blocks": scan, "model.remat": remat})
     jax.clear_caches()
-    model = build_model(config, classes)
-    program = training_program(config, model, config.batch_size, mesh)
+    task = config.build_task()
+    model = task.build_model({"num_classes": classes})
+    program = training_program(
+        config, task, model, task.train_transform(model).empty(), num_images=config.batch_size, mesh=mesh
+    )
     with jax.set_mesh(mesh):
         lowered, lower_seconds = timed(program.lower)
         try:
@@ -108,14 +109,14 @@ def estimate(config, mesh, device, classes, scan, remat):
 
 
 def timed(work):
-    """Give a result, and the seconds that it took of the clock and of all cores."""
-    clock, cores = time.perf_counter(), time.process_time()
+    """Return the result of `work`, and the seconds of wall time and CPU time that it took."""
+    wall, cpu = time.perf_counter(), time.process_time()
     result = work()
-    return result, (time.perf_counter() - clock, time.process_time() - cores)
+    return result, (time.perf_counter() - wall, time.process_time() - cpu)
 
 
 def report(form, figures, unrolled, top):
-    """Print a line, with ratios where there is something to hold it against."""
+    """Print a row, with its ratio to the unrolled form."""
     line = f"{form:<16}{'{:.1f} ({:.1f})'.format(*figures['lower_seconds']):>16}"
     if "too_large" in figures:
         print(f"{line}  does not fit: {figures['too_large']}", flush=True)
@@ -131,7 +132,7 @@ def report(form, figures, unrolled, top):
 
 
 def total(figures):
-    """Add up the seconds of all cores."""
+    """Return the CPU seconds of lowering and compilation together."""
     return figures["lower_seconds"][1] + figures["compile_seconds"][1]
 
 

@@ -20,7 +20,7 @@ KERNEL = 7
 
 
 def main() -> None:
-    """Print the table, a line a map and pass."""
+    """Print a table with a row for each map and pass."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
@@ -35,7 +35,7 @@ def main() -> None:
             seconds = time_in_turn(calls, args.rounds)
             ratio = median_ratio(seconds["lax"], seconds["auto"])
             lax, auto = median(seconds["lax"]), median(seconds["auto"])
-            # The backward pass holds two more sums of the forward pass's size.
+            # The backward pass has two more sums of the forward pass's size.
             flops = 2 * KERNEL**2 * args.batch * side**2 * channels * (1 if name == "forward" else 3)
             shape = f"{side}x{side}x{channels}"
             print(

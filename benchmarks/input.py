@@ -2,9 +2,9 @@
 
     python benchmarks/input.py [--rounds 3] [--seconds 6] [--workers 2] [--json PATH]
 
-600 JPEGs of about 500x375 pixels and 100 kB are made here; everybody gives batches of 64 crops of 224 pixels: this
-package and tf.data by threads, the DataLoader and the rows "workers" by as many processes. A peer that is not
-installed is left out and named. Exit code 1 if a figure that could be measured falls short of its claim:
+600 JPEGs of about 500x375 pixels and 100 kB are generated. Each pipeline yields batches of 64 crops of 224 pixels: this
+package and tf.data with threads, the DataLoader and the rows "workers" with as many processes. A peer that is not
+installed is left out and named. Exit code 1 if a measured figure falls short of its claim:
 
     fast, without RandAugment    600 images/s a core, and 1.1 times tf.data's fused decode-and-crop with the same
                                  filters, the recipe's: bilinear or bicubic, drawn for each image
@@ -44,7 +44,7 @@ RAND_AUGMENT = "rand-m9-mstd0.5-inc1"
 
 
 class Photos(tfds.core.GeneratorBasedBuilder):
-    """Build `photos`: pictures with large shapes, texture and noise, that compress as photographs do."""
+    """Builder of `photos`: images with large shapes, texture and noise, which compress like photographs."""
 
     VERSION = tfds.core.Version("1.0.0")
     num_images = 600
@@ -82,7 +82,7 @@ def make_photo(number: int) -> bytes:
 
 
 def main() -> int:
-    """Print the table, a line a pipeline, and what falls short."""
+    """Print a table with a row for each pipeline, and the claims that fall short."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=6.0)
@@ -145,7 +145,7 @@ def main() -> int:
 
 
 def judge(seconds: dict[str, list[float]], hands: int) -> dict[str, tuple[float, float]]:
-    """Give for each claim that could be measured (measured, least)."""
+    """Return (measured, least) for each claim that could be measured."""
     claims = {
         "fast, images/s a core": (1 / median(seconds["fast"]) / hands, 600.0),
         "fast, RandAugment, images/s a core": (1 / median(seconds["fast, RandAugment"]) / hands, 350.0),
@@ -250,7 +250,7 @@ def timm_loader(files: list[bytes], args: argparse.Namespace, *, to_float: bool)
 
 
 class TimmFiles:
-    """Hold files for the DataLoader, and build timm's transform where they are transformed."""
+    """Files for the DataLoader, with timm's transform, which is built in the worker."""
 
     def __init__(self, files: list[bytes], to_float: bool):
         self._files, self._to_float, self._transform = files, to_float, None
@@ -277,7 +277,7 @@ def timm_transform(to_float: bool) -> Callable:
     import torch
 
     torch.set_num_threads(1)
-    for name in ("nms", "qnms"):  # torchvision's compiled operators are missing beside some builds of torch
+    for name in ("nms", "qnms"):  # torchvision's compiled operators are missing with some builds of torch
         with contextlib.suppress(RuntimeError):
             torch.library.define(f"torchvision::{name}", "(Tensor a, Tensor b, float c) -> Tensor")
     from timm.data import auto_augment, create_transform

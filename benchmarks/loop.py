@@ -7,7 +7,6 @@ pipeline, which decodes on the same cores, at most 1.6 times.
 """
 
 import argparse
-import importlib.util
 import itertools
 import json
 import tempfile
@@ -20,36 +19,29 @@ from unittest import mock
 import jax
 import numpy as np
 from _timing import machine, median_ratio, write_json
-from ml_collections import ConfigDict
 
+from mambaout_jax import distributed
 from mambaout_jax.data.prepare import ensure_prepared
-from mambaout_jax.run.state import init_state, init_step_metrics
-from mambaout_jax.run.workdir import build_model
-from mambaout_jax.tasks.classification.mixing import Augmentation
-from mambaout_jax.tasks.classification.source import open_source
+from mambaout_jax.run.config import RunConfig, read_config
 from mambaout_jax.train import loop
-from mambaout_jax.train.program import build_optimizer
-from mambaout_jax.train.step import make_train_step
+from mambaout_jax.train.program import training_program
 
 CONFIG = Path(__file__).parents[1] / "configs" / "digits.py"
 
 
 def main() -> None:
-    """Print the table, a line a form."""
+    """Print a table with a row for each form."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--json", metavar="PATH")
     args = parser.parse_args()
 
-    spec = importlib.util.spec_from_file_location("digits", CONFIG)
-    digits = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(digits)
-    config = digits.get_config()
-    config.num_epochs, config.optim.warmup_epochs, config.eval_every_epochs = args.epochs, 1, args.epochs
+    changes = {"num_epochs": args.epochs, "optim.warmup_epochs": 1, "eval_every_epochs": args.epochs}
+    config = read_config(str(CONFIG), [f"--config.{key}={value}" for key, value in changes.items()])
 
     forms = {
-        "bare step": bare_step(config, args.epochs),
+        "bare step": bare_step(config),
         "loop, batches in memory": lambda: loop_seconds(config, in_memory=True),
         "loop, pipeline": lambda: loop_seconds(config, in_memory=False),
     }
@@ -68,7 +60,7 @@ def main() -> None:
     write_json(args.json, {"rows": rows})
 
 
-def random_batch(config: ConfigDict, rows: int) -> dict[str, np.ndarray]:
+def random_batch(rows: int) -> dict[str, np.ndarray]:
     """Draw a batch as the pipeline yields it."""
     rng = np.random.default_rng(0)
     return {
@@ -77,41 +69,33 @@ def random_batch(config: ConfigDict, rows: int) -> dict[str, np.ndarray]:
     }
 
 
-def bare_step(config: ConfigDict, epochs: int) -> Callable[[], float]:
-    """Build a call that times the jitted step on one batch on the device; it gives seconds a step."""
-    model = build_model(config, 10)
+def bare_step(config: RunConfig) -> Callable[[], float]:
+    """Build a function that times the jitted step on one batch on the device, in seconds a step."""
+    task = config.build_task()
     ensure_prepared(config.data.name)
-    steps_per_epoch = len(open_source(config.data.name, config.data.train_split)) // config.batch_size
-    schedule, optimizer = build_optimizer(config, model, steps_per_epoch)
-    step = jax.jit(
-        make_train_step(
-            model,
-            optimizer,
-            schedule,
-            Augmentation(**config.augment),
-            accumulation_steps=1,
-            ema_decay=config.optim.ema_decay,
-        ),
-        donate_argnums=0,
-    )
-    key, batch = jax.random.key(0), jax.device_put(random_batch(config, config.batch_size))
+    source = task.open_source(config.data.train_split)
+    model = task.build_model(source.labels)
+    mesh = distributed.make_mesh(devices=jax.devices()[:1])
+    program = training_program(config, task, model, task.train_transform(model).empty(), len(source), mesh)
+    step = jax.jit(program.step, donate_argnums=0)
+    key, batch = jax.random.key(0), jax.device_put(random_batch(config.batch_size))
 
     def run(steps: int) -> float:
-        state, progress = init_state(model, optimizer, key, ema=True), init_step_metrics()
+        state, metrics = program.init_state(key), program.init_metrics()
         jax.block_until_ready(state)
         start = time.perf_counter()
         for _ in range(steps):
-            state, progress = step(state, progress, batch, key)
+            state, metrics = step(state, metrics, batch, key)
         jax.block_until_ready(state)
         return (time.perf_counter() - start) / steps
 
     run(2)
-    return lambda: run(steps_per_epoch * epochs)
+    return lambda: run(config.num_epochs * program.steps_per_epoch)
 
 
-def loop_seconds(config: ConfigDict, *, in_memory: bool) -> float:
-    """Run the loop and give its median seconds a step, compilation and evaluation left out."""
-    rows = random_batch(config, config.batch_size)
+def loop_seconds(config: RunConfig, *, in_memory: bool) -> float:
+    """Run the loop and return its median seconds a step, without compilation and evaluation."""
+    rows = random_batch(config.batch_size)
     skipped = np.zeros(config.batch_size, np.int32)
     endless = ({**rows, "skipped": skipped} for _ in itertools.count())
     patch = mock.patch.object(loop, "training_batches", return_value=endless) if in_memory else mock.MagicMock()

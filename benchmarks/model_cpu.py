@@ -22,7 +22,7 @@ LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.05
 
 
 def main() -> None:
-    """Print the table, a line a pass."""
+    """Print a table with a row for each pass."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="mambaout_tiny")
     parser.add_argument("--batch", type=int, default=16)
@@ -77,7 +77,7 @@ def jax_passes(name, images, labels):
         return optax.apply_updates(params, updates), state
 
     step = jax.jit(step, donate_argnums=(0, 1))
-    # A copy, because the step gives its arguments' memory away.
+    # A copy, because the step donates its arguments.
     params = jax.tree.map(jnp.copy, variables["params"])
     carried = [(params, optimizer.init(params))]
 
@@ -89,7 +89,7 @@ def jax_passes(name, images, labels):
 
 
 def timm_passes(name, images, labels, threads):
-    """Build timm's, or say that it is not installed; with them its versions."""
+    """Build timm's passes, and return their versions; print why if timm cannot be imported."""
     try:
         import torch
         from torch.nn.functional import cross_entropy

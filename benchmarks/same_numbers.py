@@ -10,8 +10,8 @@ Without --tolerance nothing may differ in a single bit; with it, nothing by more
 has in another shape or dtype, differs infinitely. If anything differs or a run fails, the exit code is 1.
 
 --keep DIR keeps what a run gave, by the commit of a checkout without changes, the case, the versions of the libraries
-and the processor: a baseline need not be run again. Two checkouts of one commit are both run all the same, for they
-tell whether a run repeats itself. Cost: 14 minutes of processor time a checkout, nearly all to compile and to start.
+and the processor: a baseline need not be run again. Of two checkouts of one commit the second is run all the same: it
+tells whether a run repeats itself. Cost: 14 minutes of processor time a checkout, nearly all to compile and to start.
 """
 
 import argparse
@@ -189,7 +189,7 @@ def numbers_of(checkout: Path, name: str, folder: Path, keep: Path | None, afres
     before = time.monotonic()
     numbers = run(checkout, name, folder)
     took = f"{time.monotonic() - before:.0f} s"
-    if about is not None and commit_of(checkout) == commit:  # nobody has changed it meanwhile
+    if about is not None and not about.exists() and commit_of(checkout) == commit:  # not changed meanwhile
         about.parent.mkdir(parents=True, exist_ok=True)
         np.savez(arrays, **numbers.leaves)
         told = {"commit": commit, "case": name, "settings": settings, **machine(), "losses": numbers.losses}

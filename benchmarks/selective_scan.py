@@ -7,7 +7,7 @@ d=384), `auto` is at least 5 times as fast forward and 4 times in the gradient, 
 memory. Time and memory grow as the length to a power below 1.1, from 256 to 65,536 steps. The Mamba block equals the
 mixer of `transformers`, whose slow path PyTorch runs on CPUs, to 1e-4 and is faster in both directions. Compiled for a
 TPU v5e (b=8, l=1024, d=384, value and gradient; needs libtpu), `auto` takes at most a fiftieth of the memory and a
-tenth of the cycles that the compiler estimates. A figure that is missed is told, and the exit code is 1.
+tenth of the cycles that the compiler estimates. Claims that are missed are printed, and the exit code is 1.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--only", choices=tuple(PARTS))
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--plot", metavar="PATH", help="where the picture of time and memory over length goes")
+    parser.add_argument("--plot", metavar="PATH", help="file for the plot of time and memory over length")
     parser.add_argument("--json", metavar="PATH")
     args = parser.parse_args()
     print(*(f"{name}: {value}" for name, value in machine().items()), sep="\n")
@@ -59,7 +59,7 @@ def draw(batch, length, channels):
 
 
 def passes(impl):
-    """Give the forward pass, and value and gradient with respect to all arguments."""
+    """Return the forward pass, and value and gradient with respect to all arguments."""
     forward = partial(selective_scan, impl=impl)
 
     def loss(*arguments):
@@ -69,12 +69,12 @@ def passes(impl):
 
 
 def temporary(program):
-    """Give the MiB of temporary memory that a compiled program needs."""
+    """Return the MiB of temporary memory that a compiled program needs."""
     return program.memory_analysis().temp_size_in_bytes / 2**20
 
 
 def check(missed, what, holds):
-    """Note a claim that does not hold."""
+    """Add a claim to those that are missed unless it holds."""
     if not holds:
         missed.append(what)
 
@@ -194,7 +194,7 @@ def measure_mixer(args, missed):
 
 
 def measure_tpu(args, missed):
-    """Compile for a TPU in a process of its own, whose compiler writes down the kernels' schedules."""
+    """Compile for a TPU in a process of its own, whose compiler dumps the kernels' schedules."""
     if importlib.util.find_spec("libtpu") is None:
         print("the TPU is left out: its compiler comes with `pip install libtpu`")
         return None

@@ -85,15 +85,14 @@ import json
 import sys
 from pathlib import Path
 
-from mambaout_jax.data import open_source
+from mambaout_jax.run.workdir import load_config
 
 workdir, example = map(Path, sys.argv[1:])
 results = json.loads((workdir / "results.json").read_text())
-config = json.loads((workdir / "config.json").read_text())
 best = results.get("ema", results["raw"])
 print(f"\nTop-1 accuracy on {best['count']} images it never saw: {best['top1']:.2f} %")
-data = config["data"]
-source = open_source(data["name"], data["validation_split"], data.get("data_dir"))
+config = load_config(workdir)
+source = config.build_task().open_source(config.data.validation_split)
 example.write_bytes(source[0]["image"])
 PYTHON
 say "Results"

@@ -16,7 +16,7 @@ def free_port() -> int:
 
 
 def start_all(count, command, flags=lambda process: ()):
-    """Start main.py's distributed form once for each process; `flags` gives what is a process's own."""
+    """Start main.py with --distributed once for each process; `flags` returns those of one process."""
     place = ["--distributed", f"--coordinator=localhost:{free_port()}", f"--num_processes={count}"]
     return [
         subprocess.Popen(
@@ -31,13 +31,13 @@ def start_all(count, command, flags=lambda process: ()):
 
 
 def finish_all(processes, timeout=400):
-    """Wait, and give exit codes and what was said."""
+    """Wait, and return exit codes and the text of stderr."""
     said = [err for _, err in _communicate(processes, timeout)]
     return [process.returncode for process in processes], said
 
 
 def run_python(program, count, timeout=120):
-    """Run Python text in processes that have joined; it finds its number in `process`."""
+    """Run Python code in processes that have joined; `process` is its number there."""
     port = free_port()
     start = (
         "import sys; from mambaout_jax import distributed; process = int(sys.argv[1]); "

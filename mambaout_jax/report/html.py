@@ -55,7 +55,7 @@ def _render(workdir: epath.Path) -> str:
         dataset=config.data.name,
         split=split,
         workdir=str(workdir),
-        facts=_facts(results, train, environment),
+        facts=_facts(task, results, train, environment),
         headline=_headline(task, scores),
         scores=_scores(task, scores, split),
         notices=_notices(results, train, evals, unreadable),
@@ -127,13 +127,13 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
-def _facts(results: dict | None, train: list[dict], environment: dict) -> dict[str, str]:
+def _facts(task: Task, results: dict | None, train: list[dict], environment: dict) -> dict[str, str]:
     facts = {}
     if steps := (results or (train[-1] if train else {})).get("steps" if results else "step"):
         facts["steps"] = f"{steps:,}"
     if results:
         facts["training time"] = _duration(_number(results.get("train_seconds")))
-        facts["input"] = " x ".join(map(str, results.get("input_size", ("unknown",)))) + " px"
+        facts["input"] = task.describe_input(results)
     speeds = [speed for line in train if math.isfinite(speed := _number(line.get("images_per_second")))]
     if speeds:
         facts["images per second"] = f"{statistics.median(speeds):,.0f}"

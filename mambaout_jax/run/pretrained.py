@@ -1,21 +1,29 @@
 """Pretrained weights, of another run or of a PyTorch program, to start a run from or to evaluate."""
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 from etils import epath
 
-from mambaout_jax.models import Model, create_model
+from mambaout_jax.models import Model, ModelError, create_model
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.workdir import is_workdir, load_run
-from mambaout_jax.weights import differences, from_checkpoint, other_options, read_checkpoint, resolve_model
+from mambaout_jax.weights import (
+    differences,
+    from_checkpoint,
+    other_options,
+    read_checkpoint,
+    resample_variables,
+    resolve_model,
+)
 
 LeafPath = tuple[str | int, ...]
 
 
 class Pretrained(NamedTuple):
-    """Weights of a model that differs from the one to be trained in the classifier at most.
+    """Weights of a model that differs from the one to be trained in the last layer at most.
 
     Args:
         labels: what the outputs mean, as far as it is known.
@@ -28,27 +36,31 @@ class Pretrained(NamedTuple):
 
 
 def load_pretrained_for(source: epath.PathLike, model: Model) -> Pretrained:
-    """Load weights for a model; the input size may differ from that of their training.
+    """Load weights for a model; those of another size of the images are resampled where they depend on it.
 
     Args:
         source: the workdir of a run, of which the averaged weights are taken if it has any, or what
             `weights.from_torch` reads.
 
     Raises:
-        RunError, ConvertError: it cannot be read, or parameters outside the classifier are missing, left over or of
-            another shape.
+        RunError, ConvertError: it cannot be read, is of another family, or parameters outside the last layer are
+            missing, left over or of another shape.
     """
     if not is_workdir(source):
         return _load_torch(source, model)
     run = load_run(source)
-    if faults := [fault for path, fault in _differences(run.variables, model).items() if not _in_head(path, model)]:
+    _check_family(source, run.model, model)
+    variables = run.variables
+    with contextlib.suppress(ModelError):  # another model, which the differences show
+        variables = resample_variables(model, variables, run.model.input_spec.size)
+    if faults := [fault for path, fault in _differences(variables, model).items() if not _in_head(path, model)]:
         raise RunError(
             f"the weights in {source} are those of {run.model.name} with other options than config.model: "
             f"{'; '.join(faults)}; the same model is expected"
         )
     averaged = "averaged " if run.weights == "ema" else ""
     description = f"the {averaged}weights of step {run.step} in {source}"
-    return Pretrained(run.variables, run.labels, description)
+    return Pretrained(variables, run.labels, description)
 
 
 def _load_torch(source: epath.PathLike, model: Model) -> Pretrained:
@@ -56,7 +68,8 @@ def _load_torch(source: epath.PathLike, model: Model) -> Pretrained:
     resolved = resolve_model(checkpoint, name=None if checkpoint.config else model.name)
     num_classes = resolved.options.get("num_classes", model.num_classes)
     theirs = create_model(resolved.name, **resolved.options) if checkpoint.config else model
-    if keys := other_options(theirs.options, model.options):
+    _check_family(source, theirs, model)
+    if keys := [key for key in other_options(theirs.options, model.options) if key != "img_size"]:
         faults = [f"{key} {model.options.get(key)!r}, not {theirs.options.get(key)!r}" for key in keys]
         raise RunError(f"the weights in {source} are those of {theirs.name}; config.model has {'; '.join(faults)}")
     same_but_classes = create_model(model.name, **{**model.options, "num_classes": num_classes})
@@ -65,6 +78,14 @@ def _load_torch(source: epath.PathLike, model: Model) -> Pretrained:
     labels = {"num_classes": num_classes, "class_names": names}
     description = f"the weights in {source}{_other_preparation(theirs, model)}"
     return Pretrained(variables, labels, description)
+
+
+def _check_family(source: epath.PathLike, theirs: Model, ours: Model) -> None:
+    if theirs.family is not ours.family:
+        raise RunError(
+            f"the weights in {source} are those of {theirs.name}, a {theirs.family.module.__name__}; config.model.name "
+            f"is {ours.name!r}, a {ours.family.module.__name__}: a model of the same family is expected"
+        )
 
 
 def _other_preparation(theirs: Model, ours: Model) -> str:
@@ -82,15 +103,15 @@ def merge_pretrained(
     """Combine pretrained weights and freshly drawn ones to those that a run starts from.
 
     Args:
-        fresh: the model's variables as drawn, which a new classifier is taken from.
-        init_head: "keep" or "new", for the classifier.
+        fresh: the model's variables as drawn, which a new last layer is taken from.
+        init_head: "keep" or "new", for the last layer.
         labels: of the dataset that the model is for.
 
     Returns:
         Variables on the host, and a sentence on where they come from.
 
     Raises:
-        RunError: the classifier is to be kept, and has another number of classes.
+        RunError: the last layer is to be kept, and has another number of outputs.
     """
     faults = _differences(pretrained.variables, model)
     if faults and init_head == "keep":
@@ -104,12 +125,12 @@ def merge_pretrained(
     ]
     variables = jax.tree.unflatten(jax.tree.structure(fresh), jax.device_get(taken))
     if init_head == "new":
-        classifier = "a new classifier"
+        head = "a new last layer"
     elif all(value in (None, labels.get(name, value)) for name, value in pretrained.labels.items()):
-        classifier = "their classifier"
+        head = "their last layer"
     else:
-        classifier = "their classifier, which was trained for classes of other names"
-    return variables, f"starts from {pretrained.description}, with {classifier}"
+        head = "their last layer, which was trained for classes of other names"
+    return variables, f"starts from {pretrained.description}, with {head}"
 
 
 def _in_head(path: LeafPath, model: Model) -> bool:

@@ -20,7 +20,7 @@ from etils import epath
 from mambaout_jax import distributed
 from mambaout_jax.data import Source
 from mambaout_jax.data.buckets import REMOTE_SECONDS, explain, is_remote
-from mambaout_jax.models import Model
+from mambaout_jax.models import Model, find_family
 from mambaout_jax.process import lock, within_seconds
 from mambaout_jax.run.checkpoints import Checkpoints
 from mambaout_jax.run.config import RunConfig, changed_keys, from_json
@@ -141,6 +141,13 @@ def _check_resume(workdir: epath.Path, recorded: RunConfig, config: RunConfig) -
         raise RunError(
             f"workdir {workdir} has a run of the task {recorded.task.name!r} and config.task is "
             f"{config.task.name!r}; name another with --workdir"
+        )
+    names = recorded.model.get("name", ""), config.model.get("name", "")
+    theirs, ours = map(find_family, names)
+    if theirs is not ours:
+        raise RunError(
+            f"workdir {workdir} has a run of {names[0]}, a {theirs.module.__name__}, and config.model.name is "
+            f"{names[1]!r}, a {ours.module.__name__}; name another with --workdir"
         )
     if config.resume == "never":
         raise RunError(f"workdir {workdir} has a run and config.resume is 'never'; name another with --workdir")

@@ -10,6 +10,7 @@ from mambaout_jax.weights.convert import (
 from mambaout_jax.weights.errors import ConvertError, converting_file_errors
 from mambaout_jax.weights.files import ENDINGS, write_file
 from mambaout_jax.weights.folder import write_folder
+from mambaout_jax.weights.image_size import resample_variables
 from mambaout_jax.weights.inspection import inspect_checkpoint
 from mambaout_jax.weights.mamba_block import mamba_block_from_torch, mamba_block_to_torch
 from mambaout_jax.weights.options import model_args, other_options
@@ -35,6 +36,7 @@ __all__ = [
     "other_options",
     "random_images",
     "read_checkpoint",
+    "resample_variables",
     "resolve_model",
     "to_torch",
     "write_file",

@@ -17,7 +17,8 @@ from mambaout_jax.weights.tensors import open_state_dict
 def from_torch(model: Model, source: str | os.PathLike | Mapping[str, Any]) -> dict[str, Any]:
     """Turn weights of a PyTorch program into a model's variables, in float32.
 
-    The key format is recognised by the keys. The match is exact.
+    The key format is recognised by the keys. The match is exact. Position embeddings of images of another size than
+    the model's are resampled by timm's rule: from the size in config.json, or else from square images.
 
     Args:
         source: a .safetensors, .pth, .pt or .bin file, a Hugging Face folder in timm's format, a hub id
@@ -35,11 +36,17 @@ def from_torch(model: Model, source: str | os.PathLike | Mapping[str, Any]) -> d
 def from_checkpoint(model: Model, checkpoint: TorchCheckpoint) -> dict[str, Any]:
     """Turn weights that were opened into a model's variables, as `from_torch` does."""
     try:
-        return from_tensors(model, checkpoint.tensors, checkpoint.shapes)
+        return from_tensors(model, checkpoint.tensors, checkpoint.shapes, _trained_size(checkpoint))
     except ConvertError as error:
         if str(error).startswith(checkpoint.origin):
             raise
         raise ConvertError(f"{checkpoint.origin}: {error}") from error
+
+
+def _trained_size(checkpoint: TorchCheckpoint) -> tuple[int, int] | None:
+    """Return (height, width) of the images in training, if a config says it."""
+    size = checkpoint.config.preparation.get("img_size") if checkpoint.config else None
+    return (size, size) if isinstance(size, int) else size
 
 
 def to_torch(

@@ -5,6 +5,7 @@ from collections import Counter
 
 from mambaout_jax.models import Model, create_model
 from mambaout_jax.weights.checkpoint import TorchCheckpoint
+from mambaout_jax.weights.image_size import sized_axes
 from mambaout_jax.weights.key_map import expected_shapes, matching_formats, tensor_specs, without_ignored
 from mambaout_jax.weights.options import model_args
 from mambaout_jax.weights.resolve import resolve_model
@@ -18,7 +19,8 @@ def inspect_checkpoint(checkpoint: TorchCheckpoint, name: str | None = None) -> 
         name: of the variant to compare with; None for the one that they are of.
 
     Returns:
-        "key format", "variant", "parameters", "dtype", "differences", and "entry" for a file with several; in words.
+        "key format", "variant", "parameters", "dtype" and "differences", in words; "entry" for a file with several;
+        "image size" if parameters depend on it.
 
     Raises:
         ConvertError: they are of no known family, in a key format that cannot express the variant, or, without a name,
@@ -27,15 +29,19 @@ def inspect_checkpoint(checkpoint: TorchCheckpoint, name: str | None = None) -> 
     """
     model = _build_model(checkpoint, name)
     _, key_format = matching_formats(checkpoint.shapes, prefer=model.family)[0]
-    expected = expected_shapes(tensor_specs(model.shapes, get_format(model, key_format.name)))
+    own_format = get_format(model, key_format.name)
+    expected = expected_shapes(tensor_specs(model.shapes, own_format))
     options = {"num_classes": model.num_classes, **model_args(model)}
     faults = differences(without_ignored(key_format, checkpoint.shapes), expected)
+    sized = ", ".join(sized_axes(model, own_format))
+    size = "x".join(map(str, model.input_spec.size))
     kinds = Counter(checkpoint.dtypes.values())
     return {
         "key format": key_format.name,
         "variant": ", ".join([model.name, *(f"{key} {value}" for key, value in options.items())]),
         "parameters": f"{sum(map(math.prod, checkpoint.shapes.values())):,} in {len(checkpoint.shapes)} tensors",
         "dtype": ", ".join(f"{kind} ({count} tensors)" if len(kinds) > 1 else kind for kind, count in kinds.items()),
+        **({"image size": f"{size}; {sized} is resampled when loaded at another img_size"} if sized else {}),
         **({"entry": checkpoint.wrapper} if checkpoint.wrapper else {}),
         "differences": "".join(f"\n  {key} {fault}" for key, fault in faults.items()) or "none",
     }

@@ -1,6 +1,5 @@
 """The model that weights belong to, found by their config.json or by the names and shapes of their tensors."""
 
-import bisect
 import functools
 import math
 from collections.abc import Mapping
@@ -9,10 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mambaout_jax.models import Family, Model, create_model, find_family, variant_options
-from mambaout_jax.models.api import MIN_SIZE
 from mambaout_jax.models.key_format import KeyFormat
 from mambaout_jax.weights.checkpoint import TorchCheckpoint
 from mambaout_jax.weights.errors import ConvertError
+from mambaout_jax.weights.image_size import sized_axes, square_size
 from mambaout_jax.weights.key_map import (
     Shape,
     TensorSpec,
@@ -23,8 +22,6 @@ from mambaout_jax.weights.key_map import (
 )
 from mambaout_jax.weights.state_dict import differences
 
-# Largest side of square images that shapes are compared with, in pixels.
-_MAX_SIZE = 2048
 # Of a tensor, so that NumPy can represent an array of its shape.
 _MAX_ELEMENTS = 2**40
 
@@ -117,22 +114,9 @@ def _data_options(name: str, key_format: KeyFormat, shapes: Mapping[str, Shape])
             is_weight = spec.paths[0][1:] == (*layer, "weight") and len(shape) == len(spec.shape)
             if is_weight and 0 < math.prod(shape) < _MAX_ELEMENTS:
                 options[option] = spec.transform.from_torch(np.broadcast_to(np.zeros(()), shape)).shape[axis]
-    for key, axis in _sized_axes(family, name, key_format).items():
-        if len(shapes.get(key, ())) > axis and (size := _image_size(family, name, key_format, key, axis, shapes[key])):
-            options["img_size"] = (size, size)
+    if size := square_size(model, key_format, shapes):
+        options["img_size"] = size
     return options
-
-
-def _image_size(family: Family, name: str, key_format: KeyFormat, key: str, axis: int, shape: Shape) -> int | None:
-    """Return the side of square images, in pixels, at which a tensor has the length of `shape` along an axis."""
-    stride = _build(family, name).feature_info[-1].stride
-    sides = range(-(-MIN_SIZE // stride) * stride, _MAX_SIZE + 1, stride)
-
-    def length(side: int) -> int:
-        return _shapes(family, name, key_format, img_size=(side, side))[key][axis]
-
-    index = bisect.bisect_left(sides, shape[axis], key=length)
-    return sides[index] if index < len(sides) and length(sides[index]) == shape[axis] else None
 
 
 def _can_express(family: Family, options: Mapping[str, Any], key_format: KeyFormat) -> bool:
@@ -144,22 +128,7 @@ def _keys_of_data(family: Family, name: str, key_format: KeyFormat) -> set[str]:
     model = _build(family, name)
     layers = (model.first_conv, model.classifier)
     keys = {key for spec in _specs(family, name, key_format) if spec.paths[0][1:-1] in layers for key in spec.keys}
-    return keys | _sized_axes(family, name, key_format).keys()
-
-
-@functools.cache
-def _sized_axes(family: Family, name: str, key_format: KeyFormat) -> dict[str, int]:
-    """Return the keys of tensors whose shapes depend on the size of the input, and the axis that does."""
-    if "img_size" not in family.options:
-        return {}
-    model = _build(family, name)
-    larger = tuple(side + model.feature_info[-1].stride for side in model.input_spec.size)
-    before, after = _shapes(family, name, key_format), _shapes(family, name, key_format, img_size=larger)
-    return {
-        key: next(axis for axis, (x, y) in enumerate(zip(shape, after[key], strict=True)) if x != y)
-        for key, shape in before.items()
-        if shape != after[key]
-    }
+    return keys | sized_axes(model, key_format).keys()
 
 
 # Building all variants of a family takes a second: each is built once.

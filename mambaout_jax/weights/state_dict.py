@@ -10,6 +10,7 @@ import numpy as np
 from mambaout_jax.models import Model
 from mambaout_jax.models.key_format import KeyFormat
 from mambaout_jax.weights.errors import ConvertError
+from mambaout_jax.weights.image_size import model_of_weights, resample_variables
 from mambaout_jax.weights.key_map import (
     Shape,
     TensorSpec,
@@ -66,11 +67,15 @@ def _check_fit(what: str, model: str, shapes: Mapping[str, Shape], expected: Map
         raise ConvertError(f"{what} do not fit {model}: {listed}")
 
 
-def from_tensors(model: Model, tensors: Mapping[str, Any], shapes: Mapping[str, Shape]) -> dict[str, Any]:
+def from_tensors(
+    model: Model, tensors: Mapping[str, Any], shapes: Mapping[str, Shape], img_size: tuple[int, int] | None = None
+) -> dict[str, Any]:
     """Turn a state dict in any key format of the model's family into variables.
 
     Args:
         tensors: read one at a time, once each.
+        img_size: (height, width) that they were trained at; None if unknown. Position embeddings of another size than
+            the model's are resampled.
 
     Raises:
         ConvertError: keys are missing, left over or of another shape, or values are neither float32 nor bfloat16, or
@@ -81,7 +86,10 @@ def from_tensors(model: Model, tensors: Mapping[str, Any], shapes: Mapping[str, 
         raise ConvertError(
             f"the weights are those of a {family.module.__name__}; a {model.family.module.__name__} is expected"
         )
-    return load_state_dict(model.name, model.shapes, get_format(model, key_format.name), tensors, shapes)
+    key_format = get_format(model, key_format.name)
+    source = model_of_weights(model, key_format, shapes, img_size)
+    variables = load_state_dict(model.name, source.shapes, key_format, tensors, shapes)
+    return variables if source is model else resample_variables(model, variables, source.input_spec.size)
 
 
 def load_state_dict(

@@ -11,7 +11,7 @@ SIZES = [(1, 1), (1, 6), (5, 1), (3, 4), (4, 3), (7, 7)]
 
 
 def visited(direction, height, width):
-    """Give the pixels in the order in which a scan meets them, each by its place in the map."""
+    """Return the flat indices of the pixels in the order of a scan."""
     places = jnp.arange(height * width, dtype=jnp.float32).reshape(1, height, width, 1)
     line = np.asarray(flatten_map(places, columns=direction.columns)).reshape(-1).astype(int)
     return (line[::-1] if direction.reverse else line).tolist()

@@ -192,7 +192,7 @@ def test_what_comes_later_in_the_scan_does_not_reach_back(impl, reverse):
 
 @functools.cache
 def long_and_exact():
-    """Give arguments of long sequences in bfloat16, and what is made of them in float64."""
+    """Return arguments of long sequences in bfloat16, and the result in float64."""
     arguments = draw(1, 16_384, 2, 3)
     arguments["A"] = jnp.asarray([[-60.0], [-0.006]]) * jnp.ones((2, 3))
     arguments["delta"] = jnp.ones_like(arguments["delta"])
@@ -267,7 +267,7 @@ def test_an_explicit_mesh_is_followed(impl):
         assert_close(scan(sharded, impl=impl), scan(arguments, impl=impl))
 
 
-def test_a_delta_that_is_not_finite_is_told_where_asked():
+def test_a_delta_that_is_not_finite_is_an_error_under_debug_nans():
     arguments = draw(1, 5, 2, 2)
     arguments["delta"] = arguments["delta"].at[0, 3].set(np.nan)
     scan(arguments)

@@ -13,7 +13,7 @@ from tests.ops.test_selective_scan import assert_close, draw, scan
 
 
 def one_step(arguments):
-    """Give the arguments of the first step."""
+    """Return the arguments of the first step."""
     along = ("u", "delta", "B", "C", "z")
     now = {name: x[:, 0] if name in along else x for name, x in arguments.items()}
     return now | {"state": now.pop("initial_state")}

@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
     model.dtype = "float32"
 
     config.spots = spots = ConfigDict()
-    spots.negatives = 0.5
+    spots.negatives = 0.05
     spots.flip_prob = 0.5
 
     config.optim = optim = ConfigDict()

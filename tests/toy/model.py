@@ -10,7 +10,7 @@ from mambaout_jax.models.layers.drop import dropout
 from mambaout_jax.models.layers.linear import Linear
 from mambaout_jax.models.layers.norm import BatchNorm
 from mambaout_jax.models.layers.parameters import ones, parameter, uniform_within
-from mambaout_jax.models.options import DTYPES, require_choice, require_counts, require_rates
+from mambaout_jax.models.options import DTYPES, require
 from mambaout_jax.ops import gelu
 
 CELL = 4  # pixels
@@ -31,11 +31,11 @@ class Spotter(nnx.Module):
     def __init__(
         self, *, num_classes: int = 1, in_chans: int = 3, dim: int = 8, drop_rate: float = 0.0, dtype: str = "float32"
     ):
-        require_counts(num_classes=num_classes, in_chans=in_chans, dim=dim)
-        require_rates(drop_rate=drop_rate)
-        require_choice("dtype", dtype, DTYPES)
+        require.counts(num_classes=num_classes, in_chans=in_chans, dim=dim)
+        require.rates(drop_rate=drop_rate)
+        require.choice("dtype", dtype, DTYPES)
         dtype, initializer = jnp.dtype(dtype), uniform_within(0.3)
-        self.stem = Conv2d(in_chans, dim, CELL, stride=CELL, initializer=initializer, dtype=dtype)
+        self.stem = Conv2d(in_chans, dim, CELL, stride=CELL, bias=False, initializer=initializer, dtype=dtype)
         self.norm = BatchNorm(dim)
         self.proposal = Conv2d(dim, dim, 3, padding=1, bias=False, initializer=initializer, dtype=dtype)
         self.proposal_norm = BatchNorm(dim)

@@ -1,4 +1,4 @@
-"""A workdir as a finished run leaves it, written by hand, and the page that is made of it, read back."""
+"""A workdir like that of a finished run, written by hand, and the report of it, read back."""
 
 import json
 import re
@@ -15,6 +15,8 @@ RESULTS = {
     "steps": 1320,
     "train_seconds": 55.2,
     "input_size": [32, 32],
+    "crop_pct": 1.0,
+    "crop_mode": "center",
 }
 
 
@@ -56,13 +58,13 @@ def write_and_read(workdir):
 
 
 def words(page):
-    """What a person reads: the text between tags, on one line."""
+    """Return the text between tags, on one line."""
     page = re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)
     return " ".join(re.sub(r"<[^>]*>", " ", page).split())
 
 
 class Tags(HTMLParser):
-    """Collect (tag, attributes) and hold that every element that is opened is closed in order."""
+    """Collects (tag, attributes), and asserts that elements are closed in order."""
 
     VOID = ("meta", "img", "br")
 

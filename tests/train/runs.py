@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def command(workdir, **changes):
-    """Give what a shell would be told to start a run of the small experiment."""
+    """Return the command that starts a run of the small experiment."""
     return [sys.executable, "main.py", *tiny.flags(**changes), f"--workdir={workdir}"]
 
 

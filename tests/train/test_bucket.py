@@ -1,4 +1,4 @@
-"""A run in a bucket: what it says of one that cannot be used, and that it ends as a local run does."""
+"""A run in a bucket: how one that cannot be used is reported, and that it ends as a local run does."""
 
 import contextlib
 import itertools
@@ -14,6 +14,7 @@ import fsspec
 import pytest
 from etils import epath
 
+from mambaout_jax.report.html import write_report
 from mambaout_jax.run import files, logs, workdir
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.files import fault_of_writing
@@ -28,7 +29,7 @@ from tests.train.runs import assert_same_weights, command
 
 @pytest.fixture
 def served(monkeypatch):
-    """Serve an empty bucket to this process and to those that it starts; give its objects."""
+    """Serve an empty bucket to this process and its children, and return its objects."""
     pytest.importorskip("gcsfs", reason="buckets need etils[epath-gcs]")
     with bucket() as (objects, environment):
         for name, value in environment.items():
@@ -45,21 +46,21 @@ def forget_clients():
 
 @pytest.fixture
 def silent(monkeypatch):
-    """Have all that is remote never answer, and little patience."""
+    """Let remote paths never answer, with a short timeout."""
     for method in ("exists", "mkdir"):
         monkeypatch.setattr(type(epath.Path("gs://bucket")), method, lambda *_, **__: threading.Event().wait(5))
     for module in (files, workdir):
         monkeypatch.setattr(module, "REMOTE_SECONDS", 0.05)
 
 
-def test_logs_of_a_local_run_lie_in_its_workdir(tmp_path):
+def test_logs_of_a_local_run_are_in_its_workdir(tmp_path):
     folder = LogFolder(epath.Path(tmp_path), "metrics.jsonl")
     (folder.path / "metrics.jsonl").write_text("1\n")
     folder.close()
     assert (tmp_path / "metrics.jsonl").read_text() == "1\n"
 
 
-def test_logs_of_a_remote_run_are_copied_when_told_and_gone_on_with(tmp_path, monkeypatch):
+def test_logs_of_a_remote_run_are_copied_on_request_and_continued(tmp_path, monkeypatch):
     monkeypatch.setattr(logs, "is_remote", lambda path: True)
     (tmp_path / "board").mkdir()  # which a bucket does not need
     (tmp_path / "metrics.jsonl").write_text("1\n")
@@ -177,6 +178,7 @@ def test_a_run_that_is_stopped_damaged_and_killed_ends_as_a_local_one(served, tm
     assert served == before
 
     train(tiny.config(), tmp_path / "local")
+    write_report(tmp_path / "local")
     for name, (_, content) in served.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)

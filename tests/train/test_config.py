@@ -136,7 +136,7 @@ def test_mistyped_flag_is_one_sentence(arguments, words, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_a_config_file_that_fails_is_told_by_its_last_words(tmp_path):
+def test_a_config_file_that_fails_is_reported_by_its_last_line(tmp_path):
     (tmp_path / "broken.py").write_text("def get_config():\n    raise ValueError('no')\n")
     with pytest.raises(RunError, match=r"^--config cannot be run: ValueError: no$"):
         read_config(str(tmp_path / "broken.py"))

@@ -1,4 +1,4 @@
-"""Every set is scored as its paper says, every image once, and every number says how it was made."""
+"""Every set is scored as its paper says, every image once, and every number is printed with its setting."""
 
 import jax
 import jax.numpy as jnp
@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from mambaout_jax import distributed
 from mambaout_jax.data import DataError, EvalTransform
 from mambaout_jax.evaluate import evaluation
 from mambaout_jax.evaluate.evaluation import evaluate
 from mambaout_jax.evaluate.scores import format_scores
 from mambaout_jax.ops import normalize_images
+from mambaout_jax.run.signals import StopSignals
 from mambaout_jax.tasks.classification.eval_sets import EVAL_SETS, open_eval_set
 from mambaout_jax.tasks.classification.task import Classification
 from mambaout_jax.tasks.errors import TaskError
@@ -41,7 +43,7 @@ def sets_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, sets_dir):
-    """Give a workdir, its config, model and weights."""
+    """A workdir, its config, model and weights."""
     workdir = tmp_path_factory.mktemp("evaluation") / "run"
     changes = {
         "data.name": "imagenet2012",
@@ -60,7 +62,7 @@ def config_of(run, **changes):
 
 @pytest.fixture(scope="module")
 def scored(run):
-    """Give the results of all sets by name, and those results as they are returned."""
+    """The results of all sets by name, and the same results as they were returned."""
     record = evaluate(config_of(run, **{"data.eval_sets": ALL}), run[0])
     return {result["dataset"].partition("/")[0]: result for result in record["sets"]}, record
 
@@ -107,7 +109,7 @@ def test_subsets_are_easier_than_all_classes(run, scored, sets_dir):
     assert (scored[0]["imagenet_a"]["ranked_classes"], scored[0]["imagenet_v2"]["ranked_classes"]) == (8, 1000)
 
 
-def test_every_image_is_counted_once_or_told_to_be_left_out(scored):
+def test_every_image_is_counted_once_or_counted_as_left_out(scored):
     counted = {name: (r["ema"]["count"], r["unlabelled"], r["skipped"]) for name, r in scored[0].items()}
     assert counted == {
         "imagenet2012": (7, 0, 0),
@@ -128,7 +130,7 @@ def test_validation_split_comes_first_and_a_set_named_twice_is_scored_once(run, 
     assert twice["sets"][1]["ema"] == scored[0]["imagenet_r"]["ema"]
 
 
-def test_table_says_of_every_number_what_it_was_measured_on(scored):
+def test_each_row_of_the_table_names_dataset_split_weights_and_input(scored):
     lines = format_scores(scored[1]).splitlines()
     assert " ".join(lines[0].split()) == "dataset split weights input top-1 % top-5 % loss images left out"
     rows = [line for line in lines if "crop" in line]
@@ -170,6 +172,31 @@ def test_sets_with_equally_many_labels_share_a_program(run, monkeypatch):
     assert len(built) == 2, "one for single labels, one for several"
 
 
+def test_an_evaluator_compiles_at_its_first_use_and_changes_nothing_that_it_is_called_with(run, monkeypatch):
+    workdir, config, model, weights = run
+    built, compile_ = [], evaluation.Evaluator._compile
+    monkeypatch.setattr(
+        evaluation.Evaluator, "_compile", lambda self, *shapes: built.append(shapes) or compile_(self, *shapes)
+    )
+    files = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    before = jax.tree.map(np.array, weights)
+    task, mesh = config.build_task(), distributed.make_mesh()
+    source = task.open_source("validation")
+    with StopSignals() as stop, jax.set_mesh(mesh):
+        evaluator = evaluation.Evaluator(config, task, model, mesh=mesh, stop=stop)
+        assert not built
+        first, again = (evaluator(source, weights, predict="ema") for _ in range(2))
+    assert len(built) == 1
+    assert first.scores == again.scores
+    assert first.predictions.keys() == again.predictions.keys()
+    for name, array in first.predictions.items():
+        np.testing.assert_array_equal(array, again.predictions[name])
+    assert weights.keys() == before.keys()
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(weights), strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == files
+
+
 def test_scores_of_training_are_laid_out_too():
     scores = {"top1": 50.0, "top5": 75.0, "loss": 1.25, "count": 4}
     view = {"input_size": [32, 48], "crop_pct": 0.9, "crop_mode": "center"}
@@ -190,7 +217,7 @@ def test_scores_of_training_are_laid_out_too():
         ("imagenet_v2/topimages", "'imagenet_v2/topimages' is not prepared .* run: python -m mambaout_jax prepare"),
     ],
 )
-def test_sets_that_are_not_there_are_told_before_anything_is_scored(run, monkeypatch, names, words):
+def test_sets_that_are_not_there_are_named_before_anything_is_scored(run, monkeypatch, names, words):
     def score(*arguments, **options):
         raise AssertionError("it has begun")
 

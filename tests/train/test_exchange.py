@@ -27,7 +27,7 @@ DIGITS = tuple(map(str, range(10)))
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Give a workdir of random weights, the average unlike the raw ones, and these weights."""
+    """A workdir of random weights, the average unlike the raw ones, its model and these weights."""
     workdir = tmp_path_factory.mktemp("exchange") / "run"
     _, model, weights = written_run.write(workdir, DIGITS)
     return workdir, model, weights
@@ -129,7 +129,7 @@ def test_a_run_cannot_go_on_in_a_workdir_of_imported_weights(exported, tmp_path)
         write_report(tmp_path / "imported")
 
 
-def test_what_exists_is_replaced_only_if_told_and_a_run_never(run, exported, tmp_path):
+def test_what_exists_is_replaced_only_with_force_and_a_run_never(run, exported, tmp_path):
     target = tmp_path / "imported"
     import_weights(str(exported), target)
     with pytest.raises(RunError, match="exists; name another folder, or replace it with --force"):
@@ -200,10 +200,10 @@ def test_the_live_timm_agrees_with_what_is_imported(exported, tmp_path):
     assert sum(sentence.startswith("timm 1.") for sentence in said) == 1
 
 
-def test_environment_tells_where_weights_are_from(exported, tmp_path):
+def test_environment_has_the_source_of_imported_weights(exported, tmp_path):
     import_weights(str(exported), tmp_path / "imported")
     environment = json.loads((tmp_path / "imported" / "environment.json").read_text())
-    assert environment == {"imported_from": str(exported), "num_classes": 10, "class_names": None}
+    assert environment == {"imported_from": str(exported), "labels": {"num_classes": 10, "class_names": None}}
     ensure_prepared("digits")
     source = open_source("digits", "validation")
-    assert source.class_names == DIGITS  # what a set is called is not held against weights whose classes have no names
+    assert source.class_names == DIGITS  # names of a set fit weights whose classes have none

@@ -9,6 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from mambaout_jax.run.config import parse_config
 from mambaout_jax.train.loop import train
 from tests.data import photos
 
@@ -62,7 +63,7 @@ def test_a_hundred_steps_of_the_recipe_lower_the_loss(tmp_path):
     photos.write(Thousand, tmp_path / "datasets")
     config = runpy.run_path(str(FEMTO))["get_config"]()
     config.update_from_flattened_dict({**SMALL, "data.data_dir": str(tmp_path / "datasets")})
-    results = train(config, tmp_path / "run")
+    results = train(parse_config(config), tmp_path / "run")
     assert results["steps"] == 100
     lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     losses = np.array([line["loss"] for line in lines if line["kind"] == "train"])

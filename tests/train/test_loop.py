@@ -1,4 +1,4 @@
-"""A whole run: it resumes to the same bits, stops when told, and says what is wrong."""
+"""A whole run: it resumes to the same bits, stops on a signal, and names what is wrong."""
 
 import json
 import os

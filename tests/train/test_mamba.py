@@ -8,11 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from mambaout_jax.evaluate import evaluation
 from mambaout_jax.evaluate.evaluation import evaluate
 from mambaout_jax.export.torch import export_weights, import_weights
 from mambaout_jax.run.errors import StoppedError
 from mambaout_jax.run.workdir import load_run
+from mambaout_jax.tasks.classification import task
 from mambaout_jax.train.loop import train
 from tests.train import tiny
 
@@ -51,9 +51,9 @@ def test_a_run_learns_resumes_to_the_same_bits_and_goes_to_pytorch(tmp_path, mon
         os.kill(os.getpid(), signal.SIGTERM)
         return top_classes(*arrays)
 
-    top_classes = evaluation.top_classes
+    top_classes = task.top_classes
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "top_classes", interrupt)
+        patch.setattr(task, "top_classes", interrupt)
         with pytest.raises(StoppedError):
             train(tiny.config(**CHANGES), stopped)
     assert len(losses(stopped)) < len(seen)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from mambaout_jax.ops import normalize_images
 from mambaout_jax.tasks.classification.losses import cross_entropy, smooth_one_hot
 from mambaout_jax.tasks.classification.mixing import (
     Augmentation,
@@ -15,7 +16,6 @@ from mambaout_jax.tasks.classification.mixing import (
     draw_mix,
     erase,
     mix,
-    normalize,
     random_crop,
     rotate,
 )
@@ -42,10 +42,10 @@ def test_smoothing_has_the_recipes_values():
     np.testing.assert_allclose(targets.sum(), 1.0, rtol=1e-5)
 
 
-def test_normalize_is_the_recipes_formula():
+def test_normalization_is_the_recipes_formula():
     images = np.random.default_rng(0).integers(0, 256, (2, 3, 3, 3), dtype=np.uint8)
     mean, std = np.array((0.485, 0.456, 0.406)), np.array((0.229, 0.224, 0.225))
-    got = normalize(jnp.asarray(images), tuple(mean), tuple(std))
+    got = normalize_images(jnp.asarray(images), tuple(mean), tuple(std))
     np.testing.assert_allclose(got, (images - 255 * mean) / (255 * std), rtol=1e-4, atol=1e-5)
 
 
@@ -250,5 +250,5 @@ def test_erasing_follows_mixing_and_normalisation_and_leaves_targets():
 def test_augment_without_settings_only_normalises():
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), dtype=np.uint8))
     x, targets = augment(images, jnp.arange(4), KEY, Augmentation(), num_classes=5, mean=(0.5,), std=(0.5,))
-    np.testing.assert_array_equal(x, normalize(images, (0.5,), (0.5,)))
+    np.testing.assert_array_equal(x, normalize_images(images, (0.5,), (0.5,)))
     np.testing.assert_array_equal(targets, jnp.eye(5)[:4])

@@ -90,7 +90,7 @@ def test_schedule_without_warmup_starts_at_its_peak():
 
 
 def decayed(name):
-    """Give for each parameter's name in timm's words its number of axes and whether weight decay touches it."""
+    """Return the number of axes and whether weight decay applies, by timm's name of a parameter."""
     model = mo.create_model(name)
     params = jax.eval_shape(model.init, jax.random.key(0))["params"]
     mask = jax.tree.leaves(decay_mask(params, model.no_decay))

@@ -6,7 +6,6 @@ import pytest
 
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.pretrained import load_pretrained_for, merge_pretrained
-from mambaout_jax.run.workdir import build_model
 from mambaout_jax.weights import ConvertError
 from tests.train import tiny, written_run
 
@@ -21,11 +20,11 @@ def run(tmp_path_factory):
 
 
 def load(workdir, names=NAMES, init_head="keep", **changes):
-    model = build_model(tiny.config(**changes), len(names))
+    labels = {"class_names": list(names)}
+    model = tiny.config(**changes).build_task().build_model(labels)
     fresh = model.init(jax.random.key(9))
-    variables, sentence = merge_pretrained(
-        load_pretrained_for(workdir, model), model, fresh, init_head=init_head, class_names=names
-    )
+    pretrained = load_pretrained_for(workdir, model)
+    variables, sentence = merge_pretrained(pretrained, model, fresh, init_head=init_head, labels=labels)
     return variables, sentence, fresh
 
 
@@ -40,18 +39,18 @@ def test_weights_come_along_bit_for_bit_whatever_the_input_size(run, size):
     variables, sentence, fresh = load(workdir, **{"model.img_size": size})
     assert jax.tree.structure(variables) == jax.tree.structure(fresh)
     assert_same(variables, weights["ema"])
-    assert sentence == f"starts from the averaged weights of step 7 in {workdir}, with their classifier"
+    assert sentence == f"starts from the averaged weights of step 7 in {workdir}, with their last layer"
 
 
 @pytest.mark.parametrize("num_classes", [3, 10])
-def test_only_the_classifier_is_drawn_afresh_if_a_new_one_is_asked_for(run, num_classes):
+def test_only_the_last_layer_is_drawn_afresh_if_a_new_one_is_asked_for(run, num_classes):
     workdir, weights = run
     variables, sentence, fresh = load(workdir, NAMES[:num_classes], init_head="new")
     assert_same(variables["params"]["head"].pop("fc"), fresh["params"]["head"]["fc"])
     backbone = jax.tree.map(lambda leaf: leaf, weights["ema"])
     del backbone["params"]["head"]["fc"]
     assert_same(variables, backbone)
-    assert sentence.endswith("with a new classifier")
+    assert sentence.endswith("with a new last layer")
 
 
 def test_raw_weights_are_taken_where_no_average_was_kept(tmp_path):
@@ -61,18 +60,18 @@ def test_raw_weights_are_taken_where_no_average_was_kept(tmp_path):
     assert "starts from the weights of step 7" in sentence
 
 
-def test_a_classifier_of_other_classes_is_refused_with_the_key_to_set(run):
+def test_a_last_layer_of_other_classes_is_refused_with_the_key_to_set(run):
     with pytest.raises(
         RunError,
-        match=r"classifier of .* does not fit 3 classes: head.fc.bias has shape \(10,\) where \(3,\) is expected; "
+        match=r"last layer of .* does not fit the dataset: head.fc.bias has shape \(10,\) where \(3,\) is expected; "
         r"head.fc.weight has shape .*; set config.init_head=new",
     ):
         load(run[0], NAMES[:3])
 
 
-def test_a_classifier_that_was_trained_for_other_names_is_said(run):
+def test_a_last_layer_that_was_trained_for_other_names_is_said(run):
     _, sentence, _ = load(run[0], NAMES[::-1])
-    assert sentence.endswith("with their classifier, which was trained for classes of other names")
+    assert sentence.endswith("with their last layer, which was trained for classes of other names")
 
 
 @pytest.mark.parametrize("init_head", ["keep", "new"])

@@ -29,7 +29,7 @@ def test_page_holds_results_config_versions_and_command(workdir):
     assert "raw 98.61" in page
     assert "1,320" in page
     assert "55.2 s" in page
-    assert "32 x 32 px" in page
+    assert "input 32x32, crop 1.0 center" in page
     assert "optim.clip_grad_norm unset" in page
     assert "jax 0.10.2" in page
     assert "python main.py -x" in page

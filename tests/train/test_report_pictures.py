@@ -45,7 +45,7 @@ def test_pictures_take_their_colours_from_the_page_and_say_what_they_show(logged
     assert all(attributes.get("alt") for tag, attributes in Tags(page).found if tag == "img")
 
 
-def test_more_points_than_can_be_told_apart_are_drawn_as_means(workdir):
+def test_more_points_than_pixels_are_drawn_as_means(workdir):
     write_metrics(workdir, [train_line(step, loss=step % 7) for step in range(1, 3001)])
     first, last = sum([1, 2, 3, 4, 5, 6, 0, 1, 2, 3]) / 10, sum(step % 7 for step in range(2991, 3001)) / 10
     page = write_and_read(workdir)

@@ -1,4 +1,4 @@
-"""How a run starts, and what it leaves when its data ends it."""
+"""How a run starts, and what it saves when its data ends it."""
 
 import os
 import re
@@ -81,13 +81,17 @@ def test_run_says_how_its_batch_is_computed_and_how_it_departs_from_the_recipe(t
     )
 
 
-def test_record_that_ends_a_run_takes_no_finished_step_with_it(tmp_path, monkeypatch):
+def test_record_that_ends_a_run_takes_no_finished_step_with_it_and_no_evaluation_is_compiled(tmp_path, monkeypatch):
+    def compile_evaluation(*_):
+        raise AssertionError("nothing is evaluated yet")
+
     def three_batches(config, *_, start_step):
         batches = open_batches(config)
         yield from (next(batches) for _ in range(3))
         raise DataError("record 7 does not decode")
 
     monkeypatch.setattr(loop, "training_batches", three_batches)
+    monkeypatch.setattr(loop.Evaluator, "_compile", compile_evaluation)
     with pytest.raises(DataError, match="record 7"):
         train(tiny.config(), tmp_path / "run")
     assert load_run(tmp_path / "run").step == 1  # two batches were on their way to the device

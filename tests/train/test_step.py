@@ -9,6 +9,7 @@ import pytest
 import mambaout_jax as mo
 from mambaout_jax.models import InputSpec
 from mambaout_jax.run.state import TrainState
+from mambaout_jax.tasks.api import LossTerm
 from mambaout_jax.tasks.classification.metrics import rank_of_labels
 from mambaout_jax.train.optimizer import adamw
 from mambaout_jax.train.step import init_step_metrics, make_train_step
@@ -77,6 +78,54 @@ def test_accumulation_equals_the_batch_at_once(model):
             # Both were recovered by a subtraction from parameters of up to 1.
             np.testing.assert_allclose(b, a, rtol=0, atol=1e-5 * np.abs(a).max() + 1e-7)
         np.testing.assert_allclose(split_metrics.loss, metrics.loss, rtol=1e-6)
+
+
+class TwoTerms:
+    """A linear model whose loss has a mean over rows and a mean over boxes, of which each row has a number."""
+
+    def prepare_batch(self, model, batch, key):
+        return batch
+
+    def train_loss(self, model, variables, batch, key):
+        outputs = batch["x"] @ variables["params"]["w"]
+        rows, boxes = (outputs - batch["y"]) ** 2, batch["boxes"]
+        terms = {
+            "rows": LossTerm(rows.sum(), len(rows)),
+            "boxes": LossTerm(0.5 * (boxes * jnp.abs(outputs)).sum(), boxes.sum()),
+        }
+        return terms, variables["batch_stats"]
+
+
+def two_terms(w, batch):
+    """Compute both terms by the plain formula over the whole batch."""
+    outputs, boxes = batch["x"] @ w, batch["boxes"]
+    total = boxes.sum()
+    return {
+        "rows": ((outputs - batch["y"]) ** 2).mean(),
+        "boxes": 0.5 * (boxes * jnp.abs(outputs)).sum() / jnp.where(total == 0, 1, total),
+    }
+
+
+@pytest.mark.parametrize("grad_accum_steps", [1, 2, 4])
+@pytest.mark.parametrize("boxes", [(3, 0, 1, 0, 0, 5, 2, 0), (0,) * 8], ids=["some", "none"])
+def test_each_term_is_divided_by_its_sum_over_the_whole_batch(boxes, grad_accum_steps):
+    # With four microbatches of rows i and i + 4, the last one has no boxes.
+    rng = np.random.default_rng(0)
+    w, x, y = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((3,), (8, 3), (8,)))
+    rows = {"x": x, "y": y, "boxes": jnp.asarray(boxes, jnp.int32)}
+    optimizer = optax.sgd(1.0)
+    step = make_train_step(
+        TwoTerms(), None, optimizer, lambda step: 1.0, grad_accum_steps=grad_accum_steps, ema_decay=None
+    )
+    state = TrainState(jnp.int32(0), {"params": {"w": w}, "batch_stats": {}}, None, optimizer.init({"w": w}))
+    after, metrics = jax.jit(step)(state, init_step_metrics(("rows", "boxes")), rows, KEY)
+    expected = two_terms(w, rows)
+    gradient = jax.grad(lambda w: sum(two_terms(w, rows).values()))(w)
+    np.testing.assert_allclose(w - after.variables["params"]["w"], gradient, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(metrics.loss, sum(expected.values()), rtol=1e-6)
+    assert metrics.loss_terms.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(metrics.loss_terms[name], value, rtol=1e-6)
 
 
 def test_steps_lower_the_loss_and_are_counted(plain):

@@ -77,7 +77,7 @@ def test_every_record_is_a_line_of_json(writer, tmp_path):
 
 
 class Records(list):
-    """A writer that keeps what it is told."""
+    """A writer that keeps its records."""
 
     def advance(self):
         pass
@@ -131,6 +131,6 @@ def test_records_that_were_skipped_are_counted_over_the_run(clock):
     assert [record["skipped"] for record in run(clock, [0.0] * 5, every=2)] == [9, 15, 15]
 
 
-def test_what_writes_nothing_can_be_told_whatever_a_writer_can():
+def test_a_silent_writer_has_the_methods_of_a_writer():
     silent, writer = ({name for name in vars(kind) if name[0] != "_"} for kind in (SilentWriter, MetricWriter))
     assert silent == writer

@@ -3,11 +3,10 @@
 import shutil
 
 import pytest
-from ml_collections import ConfigDict
 from PIL import Image
 
 from mambaout_jax.evaluate.evaluation import evaluate
-from mambaout_jax.evaluate.predict import classify
+from mambaout_jax.evaluate.predict import predict_files
 from mambaout_jax.run.workdir import load_run
 from mambaout_jax.train.loop import train
 from tests.train import tiny
@@ -29,8 +28,7 @@ MODEL = {
 
 @pytest.mark.slow
 def test_a_run_resumes_evaluates_and_predicts(tmp_path):
-    config = tiny.config(save_every_steps=tiny.STEPS_PER_EPOCH)
-    config.model = ConfigDict(MODEL)
+    config = tiny.config(save_every_steps=tiny.STEPS_PER_EPOCH).with_model(MODEL)
     unbroken, resumed = tmp_path / "unbroken", tmp_path / "resumed"
     results = train(config, unbroken)
     (scores,) = evaluate(None, unbroken)["sets"]
@@ -44,5 +42,5 @@ def test_a_run_resumes_evaluates_and_predicts(tmp_path):
     pytorch.assert_equal_trees(again.variables, run.variables)
     assert (run.step, run.model.options["attention"]) == (again.step, "causal")
     Image.new("L", (32, 32), 255).save(tmp_path / "white.png")
-    (answer,) = classify(run, [str(tmp_path / "white.png")], top=3)
-    assert len(answer["predictions"]) == 3
+    (answer,) = predict_files(run, [str(tmp_path / "white.png")])
+    assert len(answer.prediction.to_json(3)) == 3

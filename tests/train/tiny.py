@@ -40,6 +40,6 @@ def config_dict(**changes) -> ConfigDict:
 
 
 def flags(**changes) -> list[str]:
-    """Give the same as arguments of main.py."""
+    """Return the same as arguments of main.py."""
     changed = {**OVERRIDES, **changes}
     return [f"--config={DIGITS}", *(f"--config.{key}={value}" for key, value in changed.items())]

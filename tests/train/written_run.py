@@ -1,5 +1,8 @@
 """A workdir that holds weights nobody trained: what evaluation and fine-tuning read of a run."""
 
+import functools
+import operator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,5 +45,6 @@ def _draw(model, seed, favourites):
         return (scales + 0.3 * rng.normal(size=leaf.shape)).astype(np.float32)
 
     variables = jax.tree.map_with_path(draw, jax.eval_shape(model.init, jax.random.key(0)))
-    variables["params"]["head"]["fc"]["bias"][np.asarray(favourites, int)] += 4
+    last_layer = functools.reduce(operator.getitem, model.classifier, variables["params"])
+    last_layer["bias"][np.asarray(favourites, int)] += 4
     return jax.tree.map(jnp.asarray, variables)

@@ -1,0 +1,50 @@
+"""A workdir is read in the form that earlier versions wrote, and refused if it has another task's run."""
+
+import json
+
+import pytest
+
+from mambaout_jax.run.errors import RunError
+from mambaout_jax.run.workdir import claim_workdir, load_environment, load_run
+from mambaout_jax.tasks import registry
+from mambaout_jax.tasks.classification.task import Classification
+from tests.train import tiny, written_run
+
+NAMES = [f"digit {label}" for label in range(10)]
+
+
+class Sorting(Classification):
+    """Another task."""
+
+    name = "sorting"
+
+
+def test_a_run_with_class_names_at_the_top_of_its_environment_is_loaded(tmp_path):
+    written_run.write(tmp_path, NAMES)
+    (tmp_path / "environment.json").write_text(json.dumps({"jax": "0.10.2", "class_names": NAMES}))
+    run = load_run(tmp_path)
+    assert run.labels == {"class_names": NAMES}
+    assert run.model.num_classes == len(NAMES)
+
+
+@pytest.mark.parametrize("labels", [{"class_names": NAMES}, {"num_classes": 10, "class_names": None}])
+@pytest.mark.parametrize("nested", [True, False])
+def test_labels_are_read_from_a_key_of_their_own_or_from_the_top(tmp_path, labels, nested):
+    environment = {"labels": labels} if nested else labels
+    (tmp_path / "environment.json").write_text(json.dumps({"jax": "0.10.2", **environment}))
+    assert load_environment(tmp_path) == {"jax": "0.10.2", "labels": labels}
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"labels": {}}', '{"class_names": null}'])
+def test_an_environment_without_labels_is_named(tmp_path, content):
+    (tmp_path / "environment.json").write_text(content)
+    with pytest.raises(RunError, match=r"environment\.json is not what a run writes"):
+        load_environment(tmp_path)
+
+
+@pytest.mark.parametrize("resume", ["same", "any"])
+def test_a_run_of_another_task_is_refused_by_name(tmp_path, monkeypatch, resume):
+    monkeypatch.setattr(registry, "BUILT_IN", (Classification, Sorting))
+    written_run.write(tmp_path, NAMES, task="sorting")
+    with pytest.raises(RunError, match=r"a run of the task 'sorting' and config\.task is 'classification'"):
+        claim_workdir(tmp_path, tiny.config(resume=resume))
