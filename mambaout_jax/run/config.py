@@ -195,8 +195,7 @@ def parse_config(config: ConfigDict | Mapping[str, Any], *, complete: bool = Tru
     """Check a config and turn it into plain values.
 
     Args:
-        complete: every key has to be there. Otherwise those that are missing are None, and `data.name` may be unset, as
-            for imported weights.
+        complete: every key has to be there. Otherwise those that are missing are None, and None is missing.
 
     Raises:
         RunError: keys are unknown (the nearest known one is named) or missing, or a value has another type or is out
@@ -216,7 +215,7 @@ def parse_config(config: ConfigDict | Mapping[str, Any], *, complete: bool = Tru
     if complete and (missing := [name for name in keys if name not in flat]):
         raise RunError(f"the config lacks {', '.join(f'config.{name}' for name in missing)}; configs/digits.py has all")
     for name, key in keys.items():
-        if name in flat and (complete or name != "data.name" or flat[name] is not None):
+        if name in flat and (complete or flat[name] is not None):
             _check(name, key, flat[name])
     _check_together(flat)
     values = {name: flat.get(name) for name in keys}

@@ -170,7 +170,9 @@ def test_a_wrong_place_or_name_is_refused(workdir, file, folder, tmp_path, capsy
     out = ("--out", tmp_path / "x")
     assert "did you mean 'mambaout_femto'" in refusal(capsys, "import", file, *out, "--model", "mambaout_femo")
     assert "do not fit mambaout_tiny" in refusal(capsys, "import", file, *out, "--model", "mambaout_tiny")
-    assert "is no workdir of a run" in refusal(capsys, "export", tmp_path / "none", "--out", tmp_path / "x.safetensors")
+    assert "is not the workdir of a run" in refusal(
+        capsys, "export", tmp_path / "none", "--out", tmp_path / "x.safetensors"
+    )
     assert "exists" in refusal(capsys, "export", workdir, "--out", file)
     assert "cannot be written" in refusal(capsys, "export", workdir, "--out", file / "x.safetensors")
     assert "cannot be written" in refusal(capsys, "import", folder, "--out", file / "x")
@@ -221,7 +223,7 @@ def test_images_that_cannot_be_prepared_so_are_told_at_once(workdir, tmp_path, c
 
 def test_places_that_are_none_are_refused(workdir, file, tmp_path, capsys):
     for place in ("gs://bucket/x", "file:///tmp/x"):
-        assert "lies in a bucket" in refusal(capsys, "import", file, "--out", place)
+        assert "is in a bucket" in refusal(capsys, "import", file, "--out", place)
     assert "empty name" in refusal(capsys, "import", file, "--out", "")
     assert "unknown ending" in refusal(capsys, "export", workdir, "--out", tmp_path / "x.PTH")
     assert "cannot be written" in refusal(capsys, "export", workdir, "--out", tmp_path / f"{'a' * 300}.pth")

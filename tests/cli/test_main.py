@@ -8,6 +8,7 @@ import pytest
 from mambaout_jax.__main__ import COMMANDS, main
 from mambaout_jax.cli import models
 from mambaout_jax.run.errors import USER_ERRORS
+from tests.train import tiny
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["predict", "--help"], ["modls"], ["report"]])
@@ -102,12 +103,12 @@ sys.exit(main(["models"]))
 def test_report_of_no_workdir_is_one_sentence(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith(f"error: {tmp_path} holds no run")
+    assert captured.err.startswith(f"error: {tmp_path} is not the workdir of a run")
     assert captured.err.count("\n") == 1
 
 
 def test_report_prints_the_path_of_the_page(tmp_path, capsys):
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text(tiny.config().to_json())
     assert main(["report", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'report.html'}\n"
     assert (tmp_path / "report.html").is_file()
