@@ -195,7 +195,7 @@ def parse_config(config: ConfigDict | Mapping[str, Any], *, complete: bool = Tru
     """Check a config and turn it into plain values.
 
     Args:
-        complete: every key has to be there. Otherwise those that are missing are None, and None is missing.
+        complete: every key has to be there. Otherwise those that are missing or unset are None.
 
     Raises:
         RunError: keys are unknown (the nearest known one is named) or missing, or a value has another type or is out
