@@ -136,7 +136,7 @@ def test_what_exists_is_replaced_only_with_force_and_a_run_never(run, exported, 
         import_weights(str(exported), target)
     import_weights(str(exported), target, force=True)
     assert left_in(tmp_path) == ["imported"]
-    with pytest.raises(RunError, match="is no workdir of imported weights alone and is not replaced"):
+    with pytest.raises(RunError, match="is not a workdir of imported weights alone and is not replaced"):
         import_weights(str(exported), run[0], force=True)
     file = tmp_path / "digits.safetensors"
     export_weights(run[0], str(file))
