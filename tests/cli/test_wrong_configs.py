@@ -22,7 +22,7 @@ def get_config():
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ("task = 'clasification'", r"config\.task is 'clasification'; did you mean 'classification'\? Known are "),
+        ("task = 'clasification'", r"'clasification' is not a known task; did you mean 'classification'\? Known are "),
         ("model.name = 'mambaout_femo'", r".*'mambaout_femo' is not a known model.* did you mean 'mambaout_femto'"),
         ("model.embed_dim = 96", r".*'embed_dim' is not a known option of mambaout_femto.* Known are .*depths, dims, "),
     ],

@@ -57,7 +57,8 @@ class Net(nnx.Module):
 def build(scan=False, remat="none"):
     spec = models.InputSpec((0.5,) * CHANNELS, (0.5,) * CHANNELS, (32, 32), 1.0, "center", "bicubic")
     options = {"num_classes": CHANNELS, "in_chans": CHANNELS}
-    return models.Model(Net(scan=scan, remat=remat), name="net", input_spec=spec, options=options)
+    family = models.Family("net", Net, {}, ())
+    return models.Model(Net(scan=scan, remat=remat), name="net", family=family, input_spec=spec, options=options)
 
 
 @functools.cache

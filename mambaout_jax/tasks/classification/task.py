@@ -111,7 +111,7 @@ class Classification:
     @staticmethod
     def labels_of_size(num_classes: int) -> Labels:
         """Return labels without names."""
-        return {"num_classes": num_classes, "class_names": None}
+        return {"num_classes": num_classes}
 
     def known_size(self, split: str) -> tuple[int, Labels] | None:
         """Return the size of ImageNet-1k's training split, 1,281,167 images (Russakovsky et al., 2015, table 2)."""
