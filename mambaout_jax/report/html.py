@@ -28,7 +28,8 @@ def write_report(workdir: epath.PathLike) -> epath.Path:
     page = _render(workdir)
     path = workdir / "report.html"
     try:
-        write_atomically(path, page)
+        if not path.exists() or path.read_bytes() != page.encode():  # a finished run is left as it is
+            write_atomically(path, page)
     except OSError as error:
         raise RunError(f"{path} cannot be written ({error}); make the folder writable or free some space") from None
     return path
