@@ -12,10 +12,10 @@ from ml_collections import config_flags
 CONFIG = config_flags.DEFINE_config_file("config", help_string="The experiment; --config.KEY=VALUE changes a key.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; the same one resumes it.", required=True)
 MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the same program on other hosts; a TPU knows which.")
-COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where there is no TPU.")
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes, where there is no TPU.")
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this one, from 0, where there is no TPU.")
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Run as one process of several; a TPU pod finds the others.")
+COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0; required except on a TPU.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes; required except on a TPU.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process, from 0; required except on a TPU.")
 
 
 def main(argv: list[str]) -> int:

@@ -92,14 +92,14 @@ def get_config():
 
 
 class Numbers(NamedTuple):
-    """Hold what a run gave: the numbers of metrics.jsonl, and the arrays of its last checkpoint."""
+    """Results of a run: the numbers in metrics.jsonl and the arrays of its last checkpoint."""
 
     losses: dict[str, float | None]
     leaves: dict[str, np.ndarray]
 
 
 class FailedError(Exception):
-    """Tell that a checkout could not run a case."""
+    """A checkout could not run a case."""
 
 
 def main() -> None:
@@ -155,16 +155,16 @@ def machine() -> dict[str, Any]:
 
 
 def commit_of(checkout: Path) -> str | None:
-    """Return the commit of a checkout; None if it has changes, or is no checkout of its own."""
+    """Return the commit of a checkout; None if it has uncommitted changes or is not the root of a repository."""
     command = ["git", "-C", str(checkout), "status", "--porcelain=v2", "--branch"]
-    environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}  # somebody may be at work there
+    environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}  # git may be in use there
     told = subprocess.run(command, env=environment, capture_output=True, text=True, check=False).stdout.splitlines()
     changed = any(not line.startswith("# ") for line in told) or not (checkout / ".git").exists()
     return None if changed else next((line.split()[-1] for line in told if line.startswith("# branch.oid ")), None)
 
 
 def import_fault(checkout: Path) -> str | None:
-    """Return what is wrong with a checkout: another one's package may be installed, and must not be taken."""
+    """Return why a checkout does not import its own package: another checkout's may be installed."""
     ask = [sys.executable, "-c", "import mambaout_jax; print(mambaout_jax.__file__)"]
     told = subprocess.run(ask, cwd=checkout, env=environment_of(checkout), capture_output=True, text=True, check=False)
     inside = told.returncode == 0 and Path(told.stdout.strip()).is_relative_to(checkout)

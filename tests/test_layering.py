@@ -15,8 +15,8 @@ from mambaout_jax.tasks.registry import BUILT_IN
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("mambaout_jax", "configs", "benchmarks", "tests")
 
-# Package -> the packages that it may import; what those may import it may import as well. A line may name earlier ones
-# alone, so that there are no cycles.
+# Package -> the packages that it may import; what those may import it may import as well. A line may
+# name only packages above it, which rules out cycles.
 IMPORTS = {
     "checks": set(),
     "process": set(),

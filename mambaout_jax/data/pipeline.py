@@ -1,7 +1,7 @@
 """Batches for training and evaluation, read ahead by Grain.
 
 The global batch at step k is a function of (seed, k) alone, row for row, for any number of hosts and workers and any
-first step. There is no iterator state: a run resumes at `start_step`.
+first step. The iterator has no state to save: a run resumes at `start_step`.
 
 An example is one record after its transform: a nested dict of NumPy arrays, image and targets together. A batch is the
 same dict of the stacked arrays of its rows.

@@ -53,7 +53,7 @@ class Source(Protocol):
 
         Raises:
             DataError: the record cannot be read.
-            IndexError: there is no such record.
+            IndexError: the index is out of range.
         """
 
 
@@ -120,7 +120,7 @@ def open_records(name: str, split: str, data_dir: str | None = None) -> Records:
         data_dir: the folder that datasets are prepared in; the default is that of TFDS.
 
     Raises:
-        DataError: there is no such dataset, split or folder, or the files are incomplete or of another format.
+        DataError: the dataset, split or folder does not exist, or its files are incomplete or in another format.
     """
     builder = _open_builder(name, data_dir)
     info, command = builder.info, prepare_command(name, data_dir)

@@ -45,7 +45,7 @@ NUM_IMAGES = 4
 # What an import writes.
 _WORKDIR = ("checkpoints", "config.json", "environment.json")
 
-# Bytes that a checkpoint takes beside its arrays.
+# Bytes of a checkpoint other than its arrays, at most.
 _OVERHEAD = 2**20
 
 Say = Callable[[str], None]

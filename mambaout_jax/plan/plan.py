@@ -40,7 +40,7 @@ def plan(
 
     Returns:
         All figures; memory and bytes are per chip. If the step needs more memory than a chip has, "fits" is false and
-        there are no figures for speed.
+        the figures for speed are absent.
 
     Raises:
         RunError, ModelError, ParallelError: the config does not fit the topology, or the topology is unknown.

@@ -176,7 +176,7 @@ class RunConfig:
         return parse_config(nest({**self.values, **changes}), complete=False)
 
     def with_model(self, model: Mapping[str, Any]) -> "RunConfig":
-        """Return the config of a run with another model, which is no study any more.
+        """Return the config of a single run with another model, without the study.
 
         Raises:
             RunError: a value does not fit.

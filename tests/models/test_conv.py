@@ -23,7 +23,7 @@ CASES = {
     "strides that differ": (3, 5, 3, (2, 1), 1, 1),
     "paddings that differ": (3, 5, (1, 3), 1, (0, 1), 1),
     "patches": (3, 5, 4, 4, 0, 1),
-    "patches that are no squares": (3, 5, (2, 3), (2, 3), 0, 1),
+    "rectangular patches": (3, 5, (2, 3), (2, 3), 0, 1),
     "patches that overlap": (3, 5, 4, 2, 0, 1),
     "patches with padding": (3, 5, 4, 4, 2, 1),
     "one pixel": (3, 5, 1, 1, 0, 1),

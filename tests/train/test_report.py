@@ -63,7 +63,7 @@ def test_unfinished_run_shows_its_last_evaluation_and_says_so(logged):
     page = words(write_and_read(logged))
     assert "This run has not finished. The numbers are those of step 20." in page
     assert "90.00 % top-1" in page
-    assert "no predictions yet" in page
+    assert "No predictions yet" in page
 
 
 def test_lines_of_a_run_that_are_not_shown_are_no_damage(logged):

@@ -27,7 +27,7 @@ def prepare_dataset(name: str, data_dir: str | None = None) -> str:
         data_dir: the folder that datasets are prepared in; the default is that of TFDS.
 
     Raises:
-        DataError: there is no such dataset, or a package or file that its preparation needs is missing.
+        DataError: the dataset is unknown, or a package or file that its preparation needs is missing.
         OSError: the download failed, or writing a file.
     """
     dataset, options = parse_name(name)

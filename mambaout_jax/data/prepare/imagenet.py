@@ -136,7 +136,7 @@ def read_tfrecords(folder: Path, metadata: ImageNetMetadata) -> Dataset:
         folder: the dataset's folder, such as imagenet2012/5.1.0, or a parent of it.
 
     Raises:
-        DataError: there is no such dataset, it is another one, or its files are incomplete.
+        DataError: the dataset is missing, is a different one, or has incomplete files.
     """
     prepared = sorted(
         file.parent

@@ -103,7 +103,7 @@ def make_gallery(
         The number of mistakes and of images, the cards to show of each kind, and why there are no pictures.
     """
     if predictions is None:
-        return {"missing": "There are no predictions yet: they are written when a run ends."}
+        return {"missing": "No predictions yet; they are written at the end of a run."}
     labels, classes, probabilities = (predictions[key] for key in ("labels", "classes", "probabilities"))
     wrong = np.flatnonzero(classes[:, 0] != labels)
     right = np.flatnonzero(classes[:, 0] == labels)

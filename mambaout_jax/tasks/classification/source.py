@@ -97,7 +97,7 @@ def open_source(name: str, split: str, data_dir: str | None = None) -> ImageSour
         data_dir: the folder that datasets are prepared in; the default is that of TFDS.
 
     Raises:
-        DataError: there is no such dataset, split or folder, or the dataset does not have labelled images.
+        DataError: the dataset, split or folder does not exist, or the dataset has no labelled images.
     """
     records = open_records(name, split, data_dir)
     feature = _label_feature(name, records)
