@@ -69,6 +69,11 @@ def is_real(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def as_number(value: Any) -> float:
+    """Return a number that was read from a file as a float; NaN for any other value."""
+    return float(value) if is_real(value) else math.nan
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return "; did you mean ...?" with the known name that is spelled like `name`, or nothing if there is none."""
     return "".join(f"; did you mean {other!r}?" for other in difflib.get_close_matches(name, list(known), n=1))

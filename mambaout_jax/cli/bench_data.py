@@ -5,6 +5,8 @@ import contextlib
 import json
 import math
 
+from mambaout_jax.cli.arguments import positive_number
+
 TAKES_CONFIG = "required"
 
 
@@ -12,10 +14,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("--workers", type=int, metavar="N", help="number of decoding processes (default: the config's)")
     parser.add_argument(
-        "--seconds", type=_positive, default=20.0, metavar="S", help="duration of the measurement (default: 20)"
+        "--seconds", type=positive_number, default=20.0, metavar="S", help="duration of the measurement (default: 20)"
     )
     parser.add_argument(
-        "--need", type=_positive, metavar="N", help="required images per second; exit code 1 if not reached"
+        "--need", type=positive_number, metavar="N", help="required images per second; exit code 1 if not reached"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
 
@@ -55,16 +57,6 @@ def run(args: argparse.Namespace) -> int:
         if args.need is not None:
             print(_judge(speed.images_per_second, args.need, active))
     return 0 if enough else 1
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return value
 
 
 def _describe(figures: dict) -> str:

@@ -2,9 +2,10 @@
 
 import argparse
 import json
-import math
 import sys
 from typing import Any
+
+from mambaout_jax.cli.arguments import integer, number
 
 TAKES_CONFIG = "required"
 WARNING = (
@@ -23,16 +24,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("--topology", required=True, metavar="TPU:SHAPE", help="TPU slice, such as v5e:4x4")
     parser.add_argument(
-        "--hours-price", type=_price, metavar="X", help="price per chip hour, to print the cost of the run"
+        "--hours-price", type=number, metavar="X", help="price per chip hour, to print the cost of the run"
     )
     parser.add_argument(
         "--find-batch", action="store_true", help="find the largest microbatch that fits into the memory of a chip"
     )
     parser.add_argument(
-        "--num-images", type=_count, metavar="N", help="size of the training split, if the dataset is not prepared here"
+        "--num-images",
+        type=integer(1),
+        metavar="N",
+        help="images to train on, if the dataset is not prepared here",
     )
     parser.add_argument(
-        "--num-classes", type=_count, metavar="N", help="number of classes, if the dataset is not prepared here"
+        "--num-classes", type=integer(1), metavar="N", help="number of classes, if the dataset is not prepared here"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
 
@@ -56,22 +60,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         print("\n".join(describe(model, config.model.get("dtype", "float32"), figures)))
     return 0 if figures["fits"] else 1
-
-
-def _price(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a price; a number of 0 or more is expected")
-    return value
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
-    return int(text)
 
 
 def describe(model: str, dtype: str, figures: dict[str, Any]) -> list[str]:

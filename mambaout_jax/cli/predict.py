@@ -4,6 +4,8 @@ import argparse
 import json
 import sys
 
+from mambaout_jax.cli.arguments import integer
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
@@ -12,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", choices=("ema", "raw"), help="default: ema, the moving average, if one was kept")
     parser.add_argument(
         "--top",
-        type=_positive,
+        type=integer(1),
         default=5,
         metavar="N",
         help="parts of a prediction to print, the most certain first (default: 5)",
@@ -38,9 +40,3 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(answers, indent=2))
     return 2 if failed else 0
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return int(text)

@@ -6,6 +6,7 @@ import signal
 import statistics
 import sys
 
+from mambaout_jax.cli.arguments import integer
 from mambaout_jax.process import exiting_on
 
 EPILOG = """\
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-dir", help="folder or bucket for prepared datasets (default: that of TFDS)")
     parser.add_argument(
         "--workers",
-        type=_positive,
+        type=integer(1),
         help="number of writing processes (with `imagenet` and `folder`; default: one per core)",
     )
 
@@ -64,12 +65,6 @@ def run(args: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes")
-    return int(text)
 
 
 def _report(prepared) -> None:

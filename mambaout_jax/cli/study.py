@@ -5,6 +5,8 @@ import json
 import os
 import re
 
+from mambaout_jax.cli.arguments import integer
+
 TAKES_CONFIG = "optional"
 EPILOG = """\
 The experiment is configs/study/DATASET.py by default; for other datasets, name one with --config. Rerun the same
@@ -16,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("--dataset", required=True, metavar="NAME", help="name of a prepared dataset, such as digits")
     parser.add_argument(
-        "--seeds", type=_repeats, default=3, metavar="N", help="number of folds, each with its own seed (default: 3)"
+        "--seeds", type=integer(2), default=3, metavar="N", help="number of folds, each with its own seed (default: 3)"
     )
     parser.add_argument("--workdir", metavar="DIR", help="output folder (default: runs/study-DATASET)")
     parser.add_argument("--json", action="store_true", help="print the content of study.json instead of tables")
@@ -41,12 +43,6 @@ def run(args: argparse.Namespace) -> int:
         _print(study)
         print(f"\npage: {os.path.join(workdir, 'study.html')}")
     return 0
-
-
-def _repeats(text: str) -> int:
-    if not text.isdecimal() or int(text) < 2:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a valid number of seeds; 2 or more are expected")
-    return int(text)
 
 
 def _print(study: dict) -> None:

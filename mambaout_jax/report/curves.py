@@ -1,7 +1,6 @@
 """The curves of a run: losses, metrics, learning rate and throughput over epochs."""
 
 import io
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from mambaout_jax.checks import as_number
 from mambaout_jax.pages.figures import BLUE, GREY, INK, ORANGE, adapt_svg, restrain
 from mambaout_jax.tasks.api import Metric
 
@@ -43,7 +43,7 @@ def make_curves(train: list[dict], evals: list[dict], metrics: Sequence[Metric])
     Returns:
         For each plot its title, unit, whether it is wide, a description in words and the SVG.
     """
-    waiting = [line | {"percent": 100 * _number(line.get("input_wait"))} for line in train]
+    waiting = [line | {"percent": 100 * as_number(line.get("input_wait"))} for line in train]
 
     def tested(metric: str) -> list[Series]:
         return [
@@ -74,13 +74,9 @@ def make_curves(train: list[dict], evals: list[dict], metrics: Sequence[Metric])
     return curves
 
 
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan
-
-
 def _series(label: str, style: str, lines: list[dict], key: str) -> Series:
     """Return the finite values; of more than `MAX_POINTS`, the means of neighbours."""
-    points = np.array([(_number(line.get("epoch")), _number(line.get(key))) for line in lines]).reshape(-1, 2)
+    points = np.array([(as_number(line.get("epoch")), as_number(line.get(key))) for line in lines]).reshape(-1, 2)
     points = points[np.isfinite(points).all(1)]
     if len(points) > MAX_POINTS:
         points = np.array([part.mean(0) for part in np.array_split(points, MAX_POINTS)])

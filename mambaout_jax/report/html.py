@@ -7,6 +7,7 @@ from typing import Any
 
 from etils import epath
 
+from mambaout_jax.checks import as_number
 from mambaout_jax.pages.render import render
 from mambaout_jax.report.curves import WEIGHTS, make_curves
 from mambaout_jax.run.errors import RunError
@@ -107,10 +108,6 @@ def _read_metrics(workdir: epath.Path) -> tuple[list[dict], list[dict], int]:
     return train, evals, unreadable
 
 
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan
-
-
 def _show(value: Any) -> str:
     if value is None:
         return "unset"
@@ -133,9 +130,9 @@ def _facts(task: Task, results: dict | None, train: list[dict], environment: dic
     if steps := (results or (train[-1] if train else {})).get("steps" if results else "step"):
         facts["steps"] = f"{steps:,}"
     if results:
-        facts["training time"] = _duration(_number(results.get("train_seconds")))
+        facts["training time"] = _duration(as_number(results.get("train_seconds")))
         facts["input"] = task.describe_input(results)
-    speeds = [speed for line in train if math.isfinite(speed := _number(line.get("images_per_second")))]
+    speeds = [speed for line in train if math.isfinite(speed := as_number(line.get("images_per_second")))]
     if speeds:
         facts["images per second"] = f"{statistics.median(speeds):,.0f}"
     if "platform" in environment:
@@ -147,7 +144,7 @@ def _headline(task: Task, scores: dict) -> dict[str, str]:
     """Return the headline metric of the best weights."""
     metric = task.metrics[0]
     best = next((scores[weights] for weights in WEIGHTS if isinstance(scores.get(weights), dict)), {})
-    return {"value": metric.format(_number(best.get(metric.key))), "title": f"{metric.unit} {metric.label}".strip()}
+    return {"value": metric.format(as_number(best.get(metric.key))), "title": f"{metric.unit} {metric.label}".strip()}
 
 
 def _scores(task: Task, scores: dict, split: str) -> list[dict[str, Any]]:
@@ -161,9 +158,9 @@ def _scores(task: Task, scores: dict, split: str) -> list[dict[str, Any]]:
 
 def _notices(results: dict | None, train: list[dict], evals: list[dict], unreadable: int) -> list[str]:
     notices = []
-    bad = [line for line in train if not math.isfinite(_number(line.get("loss")))]
+    bad = [line for line in train if not math.isfinite(as_number(line.get("loss")))]
     if bad:
-        rate, norm = (f"{_number(bad[0].get(key)):g}" for key in ("learning_rate", "grad_norm"))
+        rate, norm = (f"{as_number(bad[0].get(key)):g}" for key in ("learning_rate", "grad_norm"))
         notices.append(
             f"This run diverged: at step {bad[0]['step']:,} the loss was not finite (learning rate {rate}, "
             f"gradient norm {norm})."

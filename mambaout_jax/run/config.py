@@ -182,9 +182,7 @@ class RunConfig:
             RunError: a value does not fit.
         """
         others = {name: value for name, value in self.values.items() if not name.startswith(("model.", "study."))}
-        return parse_config(
-            nest({**others, **{f"model.{name}": value for name, value in model.items()}}), complete=False
-        )
+        return parse_config(nest({**others, **_with_prefix("model", model)}), complete=False)
 
     def to_json(self) -> str:
         """Return the config as JSON text; `from_json` reads it."""
@@ -303,10 +301,10 @@ def evaluation_config(
     """
     values = {"task": task.name, **EVALUATION, **dict.fromkeys(task.evaluation_keys)}
     values |= {"plugins": tuple(plugins), "data.name": dataset}
-    return parse_config(nest({**values, **_section("model", model)}), complete=False)
+    return parse_config(nest({**values, **_with_prefix("model", model)}), complete=False)
 
 
-def _section(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def _with_prefix(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{name}.{key}": value for key, value in values.items()}
 
 

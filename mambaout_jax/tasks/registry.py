@@ -2,7 +2,7 @@
 
 from mambaout_jax import plugins
 from mambaout_jax.checks import nearest
-from mambaout_jax.tasks.api import Task, TaskConfig
+from mambaout_jax.tasks.api import Task
 from mambaout_jax.tasks.classification.task import Classification
 from mambaout_jax.tasks.errors import TaskError
 
@@ -28,12 +28,3 @@ def get_task(name: str) -> type[Task]:
             f"{', '.join(sorted(known))}; others come with config.plugins"
         )
     return known[name]
-
-
-def build_task(name: str, config: TaskConfig) -> Task:
-    """Build a task by name.
-
-    Raises:
-        TaskError: there is none of that name, or the config does not fit it.
-    """
-    return get_task(name).from_config(config)

@@ -160,7 +160,7 @@ def test_top_classes_fall_in_probability(model, tmp_path, capsys, top, expected)
 def test_top_that_is_no_count_is_refused(model, capsys, top):
     with pytest.raises(SystemExit, match="2"):
         main(["predict", "runs/x", "a.png", f"--top={top}"])
-    assert "is not a positive number" in capsys.readouterr().err
+    assert "is not an integer of at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("words", "expected"), [([], None), (["--weights=raw"], "raw"), (["--weights=ema"], "ema")])

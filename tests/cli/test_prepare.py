@@ -150,7 +150,7 @@ def test_words_that_do_not_go_together_are_told(words, message):
 def test_a_number_of_workers_has_to_be_one(number, capsys):
     with pytest.raises(SystemExit):
         run("folder", "a", f"--workers={number}")
-    assert f"'{number}' is not a number of processes" in capsys.readouterr().err
+    assert f"'{number}' is not an integer of at least 1" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_a_failure_of_the_machine(insects, tmp_path, capsys, monkeypatch):

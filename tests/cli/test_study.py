@@ -87,7 +87,7 @@ def test_what_was_typed_wrong_is_one_sentence(monkeypatch, tmp_path, capsys, wor
 def test_fewer_than_two_seeds_show_no_spread_and_are_refused(capsys, seeds):
     with pytest.raises(SystemExit, match="2"):
         main(["study", "--dataset", "digits", f"--seeds={seeds}"])
-    assert f"'{seeds}' is not a valid number of seeds; 2 or more" in capsys.readouterr().err
+    assert f"'{seeds}' is not an integer of at least 2" in capsys.readouterr().err
 
 
 def test_a_variant_that_diverges_is_left_out_of_the_tables(training, command, capsys):

@@ -12,6 +12,7 @@ from etils import epath
 from markupsafe import Markup
 from PIL import Image
 
+from mambaout_jax.checks import as_number
 from mambaout_jax.data import DataError, EvalTransform
 from mambaout_jax.pages.render import render
 from mambaout_jax.tasks.api import Labels, ScoreText, Section
@@ -43,23 +44,19 @@ def sections(workdir: epath.Path, labels: Labels, open_split: Callable[[], Image
 
 def score_text(score: Mapping[str, Any], split: str) -> ScoreText:
     """Return accuracies, the interval of top-1, the loss and how many images are wrong."""
-    top1, count = _number(score.get("top1")), int(score.get("count", 0))
+    top1, count = as_number(score.get("top1")), int(score.get("count", 0))
     wrong = f"{round(count * (1 - top1 / 100)):,}" if math.isfinite(top1) else "unknown"
     return ScoreText(
         f"{wrong} of {count:,} images of {split} wrong",
         {
             "top-1, %": f"{top1:.2f}",
             "95 % interval": _interval(top1, count),
-            "top-5, %": f"{_number(score.get('top5')):.2f}",
-            "loss": f"{_number(score.get('loss')):.4f}",
+            "top-5, %": f"{as_number(score.get('top5')):.2f}",
+            "loss": f"{as_number(score.get('loss')):.4f}",
             "images": f"{count:,}",
         },
         f"Every image of {split} is counted once. The 95 % interval reflects the number of images alone.",
     )
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan
 
 
 def _interval(percent: float, count: int) -> str:

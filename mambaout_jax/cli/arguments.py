@@ -1,0 +1,45 @@
+"""Types of command-line arguments, for `argparse`."""
+
+import argparse
+import math
+from collections.abc import Callable
+
+
+def integer(least: int) -> Callable[[str], int]:
+    """Return the type of integers of at least `least`, which is not negative."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least {least}")
+        return int(text)
+
+    return parse
+
+
+def number(text: str) -> float:
+    """Parse a finite number of at least 0.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is something else.
+    """
+    if not 0 <= (value := _float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0")
+    return value
+
+
+def positive_number(text: str) -> float:
+    """Parse a finite number above 0.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is something else.
+    """
+    if not 0 < (value := _float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
+
+
+def _float(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
