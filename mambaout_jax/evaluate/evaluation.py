@@ -232,7 +232,7 @@ def _load_given(
             "config.init_head is 'new', and a new last layer has learned nothing to evaluate; set it to 'keep'"
         )
     model = task.build_model(sources[0].labels)
-    pretrained = load_pretrained_for(config.init_from, model)
+    pretrained = load_pretrained_for(config.init_from, model, head_task=config.task)
     labels = task.imported_labels(pretrained.model, pretrained.labels).labels
     for source in sources:
         task.check_source(source, labels)

@@ -10,6 +10,7 @@ from etils import epath
 from mambaout_jax.models import Model, ModelError, create_model
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.workdir import is_workdir, load_run
+from mambaout_jax.tasks.api import Task
 from mambaout_jax.weights import (
     differences,
     from_checkpoint,
@@ -37,21 +38,27 @@ class Pretrained(NamedTuple):
     description: str
 
 
-def load_pretrained_for(source: epath.PathLike, model: Model) -> Pretrained:
+def load_pretrained_for(source: epath.PathLike, model: Model, *, head_task: type[Task] | None = None) -> Pretrained:
     """Load weights for a model; those of another size of the images are resampled where they depend on it.
 
     Args:
         source: the workdir of a run, of which the averaged weights are taken if it has any, or what
             `weights.from_torch` reads.
+        head_task: the task that the last layer is kept for; None if it is replaced.
 
     Raises:
-        RunError, ConvertError: it cannot be read, is of another family, or parameters outside the last layer are
-            missing, left over or of another shape.
+        RunError, ConvertError: it cannot be read, is of another family, its last layer was trained for another task, or
+            parameters outside the last layer are missing, left over or of another shape.
     """
     if not is_workdir(source):
         return _load_torch(source, model)
     run = load_run(source)
     _check_family(source, run.model, model)
+    if head_task not in (None, run.config.task):
+        raise RunError(
+            f"the last layer of the run in {source} was trained for the task {run.config.task.name!r} and config.task "
+            f"is {head_task.name!r}; set config.init_head=new to start with a fresh one"
+        )
     variables = run.variables
     with contextlib.suppress(ModelError):  # another model, which the differences show
         variables = resample_variables(model, variables, run.model.input_spec.size)

@@ -212,7 +212,8 @@ def _restore_or_initialize(config: RunConfig, setup: _Setup, workdir: epath.Path
     state = jax.jit(setup.program.init_state, out_shardings=placed)(init_key)
     description = ""
     if config.init_from is not None:
-        pretrained = load_pretrained_for(config.init_from, setup.model)
+        head_task = config.task if config.init_head == "keep" else None
+        pretrained = load_pretrained_for(config.init_from, setup.model, head_task=head_task)
         variables, description = merge_pretrained(
             pretrained,
             setup.model,

@@ -6,9 +6,11 @@ import pytest
 
 from mambaout_jax.evaluate.evaluation import evaluate
 from mambaout_jax.run.errors import RunError
+from mambaout_jax.run.pretrained import load_pretrained_for
 from mambaout_jax.run.workdir import claim_workdir, load_environment, load_run
 from mambaout_jax.tasks import registry
 from mambaout_jax.tasks.classification.task import Classification
+from mambaout_jax.train.loop import train
 from tests.train import tiny, written_run
 
 NAMES = [f"digit {label}" for label in range(10)]
@@ -48,6 +50,23 @@ def test_a_run_of_another_task_is_not_evaluated(tmp_path, monkeypatch):
     written_run.write(tmp_path, NAMES, task="sorting")
     with pytest.raises(RunError, match=r"a run of the task 'sorting' and config\.task is 'classification'"):
         evaluate(tiny.config(), tmp_path)
+
+
+def test_the_last_layer_of_another_task_is_neither_evaluated_nor_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "BUILT_IN", (Classification, Sorting))
+    given, new = tmp_path / "given", tmp_path / "new"
+    written_run.write(given, NAMES, task="sorting")
+    for use in (evaluate, train):
+        with pytest.raises(RunError, match=r"trained for the task 'sorting' and config\.task is 'classification'; set"):
+            use(tiny.config(init_from=str(given)), new)
+
+
+def test_a_run_starts_from_another_task_with_a_new_last_layer(tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "BUILT_IN", (Classification, Sorting))
+    written_run.write(tmp_path, NAMES, task="sorting")
+    config = tiny.config(init_from=str(tmp_path), init_head="new")
+    model = config.build_task().build_model({"class_names": NAMES})
+    assert load_pretrained_for(tmp_path, model, head_task=None).model.name == model.name
 
 
 @pytest.mark.parametrize("resume", ["same", "any"])
