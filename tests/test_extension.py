@@ -215,7 +215,9 @@ def test_the_page_of_a_run_is_written_again(unbroken, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_two_processes_equal_one(unbroken, tmp_path):
-    codes, said = finish_all(start_all(2, train_arguments(tmp_path / "run")[1:]))
+    # Two devices with half the rows each make as many microbatches as one device.
+    arguments = train_arguments(tmp_path / "run", microbatch_size=12)
+    codes, said = finish_all(start_all(2, arguments[1:]))
     assert codes == [0, 0], said
     ours, theirs = (
         [(record["step"], *(record[f"loss/{term}"] for term in Spots.loss_terms)) for record in records(run, "train")]
