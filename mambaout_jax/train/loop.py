@@ -56,8 +56,9 @@ def train(config: RunConfig, path: epath.PathLike) -> dict[str, Any]:
         start = _restore_or_initialize(config, setup, workdir, checkpoints)
         state, step, evaluated = start.state, start.step, start.evaluated
         results_file = workdir / "results.json"
-        if evaluated and step == setup.num_steps and results_file.exists():
-            return json.loads(results_file.read_text())
+        finished = _read_results(results_file, setup.task)
+        if evaluated and step == setup.num_steps and finished:
+            return finished
         evaluated = evaluated and step < setup.num_steps  # otherwise killed before the results were written
         environment = describe_environment(setup.train_source)
         writer = _open_writer(config, setup, workdir, start, environment, cleanup)
@@ -257,6 +258,14 @@ def _open_writer(
     for sentence in departures(model.family.recipe, config.values):
         writer.say(f"not the published recipe: {sentence}")
     return writer
+
+
+def _read_results(results_file: epath.Path, task: Task) -> dict[str, Any] | None:
+    """Return what `_finish` wrote; None if it is missing or damaged: then the evaluation is made again."""
+    try:
+        return {"task": task.name, **json.loads(results_file.read_text())}  # earlier versions wrote no task
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def _evaluate(

@@ -98,6 +98,20 @@ def test_finished_run_is_not_run_again(unbroken):
     assert (unbroken / "metrics.jsonl").read_text() == before
 
 
+@pytest.mark.parametrize("damage", [lambda text: text.replace('"task": "classification",', ""), lambda text: text[:40]])
+def test_finished_run_with_results_of_an_earlier_version_or_damaged_ones_gives_its_scores(unbroken, tmp_path, damage):
+    shutil.copytree(unbroken, tmp_path / "run")
+    file = tmp_path / "run" / "results.json"
+    expected, text = json.loads(file.read_text()), damage(file.read_text())
+    assert text != file.read_text()
+    file.write_text(text)
+    done = main(tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert f"{expected['ema']['top1']:.2f}" in done.stdout
+    written = json.loads(file.read_text())
+    assert all(written[weights] == pytest.approx(expected[weights], rel=1e-5) for weights in ("raw", "ema"))
+
+
 @pytest.mark.parametrize("number", slow_but([signal.SIGTERM], [signal.SIGTERM, signal.SIGINT]))
 def test_signal_in_training_saves_and_resumes_to_the_same_bits(unbroken, tmp_path, number):
     workdir = tmp_path / "run"
