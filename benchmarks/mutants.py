@@ -62,7 +62,8 @@ MUTANTS = {
     ),
     "block-key": Mutant(
         "no two blocks share a key", "mambaout_jax/models/layers/blocks.py",
-        "own = jax.random.fold_in(key, index) if", "own = jax.random.fold_in(key, first) if",
+        "own = None if key is None else jax.random.fold_in(key, index)",
+        "own = None if key is None else jax.random.fold_in(key, first)",
         ("tests/models/test_blocks.py",),
     ),
     "ema": Mutant(

@@ -6,10 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import mambaout_jax as mo
-from mambaout_jax.models import ModelError
+from mambaout_jax.models import Functional, ModelError
 from mambaout_jax.models.layers.blocks import REMAT, run_blocks
+from mambaout_jax.models.layers.drop import drop_path, dropout
+from mambaout_jax.models.layers.linear import Linear
 from mambaout_jax.models.macs import count_macs
 from mambaout_jax.models.mambaout.gated_cnn import GatedCNNBlock
 from tests.models.test_mambaout import noisy
@@ -65,6 +68,36 @@ def test_scan_and_remat_change_no_value_and_no_gradient(family):
     for options in ({"scan_blocks": True}, {"remat": "save_matmuls"}, {"scan_blocks": True, "remat": "full"}):
         for ours, theirs in zip(*map(jax.tree.leaves, (results(**options), expected)), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6 * float(jnp.abs(theirs).max()))
+
+
+class Dropping(nnx.Module):
+    """Blocks with dropout inside, whatever their rates of drop path are."""
+
+    def __init__(self, rates, scan):
+        self.rates, self.scan = rates, scan
+        self.blocks = nnx.List([self.Block() for _ in rates])
+
+    def __call__(self, x, key=None):
+        return run_blocks(self.blocks, x, key, self.rates, first=0, scan=self.scan, remat="none")
+
+    class Block(nnx.Module):
+        def __init__(self):
+            self.linear = Linear(4, 4, dtype=jnp.dtype("float32"))
+
+        def __call__(self, x, key, rate):
+            first, second = (None, None) if key is None else jax.random.split(key)
+            return x + drop_path(dropout(self.linear(x), 0.5, first), rate, second)
+
+
+@pytest.mark.parametrize("rates", [(0.0, 0.0, 0.0), (0.0, 0.1, 0.2), (0.1, 0.1, 0.1)])
+def test_every_block_gets_a_key_of_its_own_whatever_its_rate(rates):
+    x, results = jax.random.normal(jax.random.key(1), (8, 4)), []
+    for scan in (False, True):
+        blocks = Functional(Dropping(rates, scan))
+        variables = blocks.init(jax.random.key(0))
+        results.append(blocks.apply(variables, x, jax.random.key(2)))
+        assert not np.allclose(results[-1], blocks.apply(variables, x))
+    np.testing.assert_allclose(*results, rtol=1e-6)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

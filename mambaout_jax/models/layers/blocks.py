@@ -39,7 +39,7 @@ def run_blocks(
 
     Args:
         x: an array, or several in a tree.
-        key: of the model; without one nothing is dropped.
+        key: of the model, folded with the index of each block; without one nothing is dropped.
         rates: of drop path, one per block.
         first: index of the first block in the model, which its key is folded with.
         scan: trace and compile one block for all. Their parameters are stacked in the program, not in the model.
@@ -49,9 +49,9 @@ def run_blocks(
         ValueError: the blocks to scan are not equal.
     """
     if scan and len(blocks) > 1:
-        return _scan(blocks, x, key if any(rates) else None, rates, first, remat)
+        return _scan(blocks, x, key, rates, first, remat)
     for index, (block, rate) in enumerate(zip(blocks, rates, strict=True), first):
-        own = jax.random.fold_in(key, index) if key is not None and rate else None
+        own = None if key is None else jax.random.fold_in(key, index)
         graphdef, stats, params = nnx.split(block, nnx.BatchStat, ...)
         x, stats = _rematerialized(partial(_call, graphdef, params, rate), remat)(stats, x, own)
         nnx.update(block, stats)
@@ -67,7 +67,7 @@ def _scan(blocks, x, key, rates, first, remat):
     def turn(x, own):
         (stats, params), index, rate = own
         folded = None if key is None else jax.random.fold_in(key, index)
-        return _call(graphdefs[0], params, rate, stats, x, folded)
+        return _call(graphdefs[0], params, rate if any(rates) else 0.0, stats, x, folded)
 
     # Iterations of a loop are not merged with each other: nothing has to keep the compiler from it.
     turn = _rematerialized(turn, remat, prevent_cse=False)

@@ -10,9 +10,11 @@ def drop_path(
 ) -> Float[Array, "b *map d"]:
     """Zero the branch of a sample with probability `rate` and divide the others by 1 - rate.
 
+    Without a key, or with the number 0 as the rate, nothing is computed.
+
     Reference: Huang et al., Deep Networks with Stochastic Depth, 2016.
     """
-    if key is None:
+    if key is None or (isinstance(rate, float) and rate == 0.0):
         return x
     # In float32, because the rate is a number in a plain block and an array in a scanned one: both draw the same.
     keep_rate = 1.0 - jnp.float32(rate)
