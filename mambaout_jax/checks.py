@@ -12,8 +12,9 @@ class Key(NamedTuple):
 
     Args:
         kind: of a set value.
-        accept: a range "low..high" (a bound may be left out), or the tuple of accepted strings; None for any. A tuple
-            with a range is a pair of rising numbers, without one it has strings.
+        accept: a range "low..high" (a bound may be left out; "low..<high" excludes the upper one), or the tuple of
+            accepted strings; None for any. A tuple with a range is a pair of rising numbers, without one it has
+            strings.
         about: what it means, with its unit.
         optional: whether it may be unset (`config_dict.placeholder`).
     """
@@ -89,7 +90,8 @@ def find_fault(name: str, key: Key, value: Any) -> str:
     if value is None:
         return "" if key.optional else f"{name} is unset; {describe_values(key)} is expected"
     number = key.kind is float and isinstance(value, int)
-    if (not isinstance(value, key.kind) and not number) or isinstance(value, bool) or not _accepts(key, value):
+    fits = isinstance(value, key.kind) or number
+    if not fits or isinstance(value, bool) != (key.kind is bool) or not _accepts(key, value):
         return f"{name} is {value!r}; {describe_values(key)} is expected"
     return ""
 
@@ -99,14 +101,15 @@ def _accepts(key: Key, value: Any) -> bool:
         return key.kind is not tuple or all(isinstance(item, str) for item in value)
     if isinstance(key.accept, tuple):
         return value in key.accept
-    low, high = (float(bound) if bound else None for bound in key.accept.split(".."))
+    low, high = (float(bound) if bound else None for bound in key.accept.replace("<", "").split(".."))
+    below = "<" in key.accept
 
     def inside(number: Any) -> bool:
         # Comparisons are written so that NaN is outside.
         return (
-            isinstance(number, int | float)
+            is_real(number)
             and (low is None or number >= low)
-            and (number < math.inf if high is None else number <= high)
+            and (number < math.inf if high is None else number < high if below else number <= high)
         )
 
     if isinstance(value, tuple):
@@ -116,10 +119,14 @@ def _accepts(key: Key, value: Any) -> bool:
 
 def describe_values(key: Key) -> str:
     """Return the values that a key takes, in words."""
-    kind = {int: "an integer", float: "a number", str: "a string", tuple: "a pair of rising numbers"}[key.kind]
+    kind = {
+        bool: "True or False", int: "an integer", float: "a number", str: "a string", tuple: "a pair of rising numbers"
+    }[key.kind]  # fmt: skip
     if isinstance(key.accept, tuple):
         return " or ".join(map(repr, key.accept))
     if key.accept is None:
         return "a tuple of strings" if key.kind is tuple else kind
     low, _, high = key.accept.partition("..")
+    if high.startswith("<"):
+        return f"{kind} of {low} up to, not including, {high[1:]}"
     return f"{kind} of {low} {f'to {high}' if high else 'or more'}"

@@ -11,6 +11,7 @@ from importlib import metadata
 from typing import Any
 
 ENTRY_POINTS = "mambaout_jax.plugins"
+ATTRIBUTES = ("FAMILIES", "TASKS")
 
 # Modules by the name that `load` was called with, in that order, for the rest of the process.
 _loaded: dict[str, Any] = {}
@@ -27,17 +28,20 @@ def load(names: Sequence[str]) -> None:
         names: dotted names of modules, as `config.plugins` lists them.
 
     Raises:
-        PluginError: a name cannot be imported.
+        PluginError: a name cannot be imported, or is not that of a plugin.
     """
     for name in names:
         if name not in _loaded:
             try:
-                _loaded[name] = importlib.import_module(name)
-            except Exception as error:  # a plugin is foreign code, which may raise anything
+                module = importlib.import_module(name)
+            except (Exception, SystemExit) as error:  # a plugin is foreign code, which may raise anything
                 raise PluginError(
-                    f"plugin {name!r} cannot be imported ({type(error).__name__}: {error}); the dotted name of a "
-                    "module on the Python path is expected"
+                    f"plugin {name!r} cannot be imported ({_in_one_line(error)}); the dotted name of a module on the "
+                    "Python path is expected"
                 ) from error
+            if getattr(module, "__file__", None) is None or not any(hasattr(module, given) for given in ATTRIBUTES):
+                raise PluginError(f"module {name!r} is not a plugin; a file with {' or '.join(ATTRIBUTES)} is expected")
+            _loaded[name] = module
 
 
 def provided(attribute: str) -> tuple[Any, ...]:
@@ -47,9 +51,14 @@ def provided(attribute: str) -> tuple[Any, ...]:
         attribute: "FAMILIES" or "TASKS".
 
     Raises:
-        PluginError: an entry point cannot be loaded.
+        PluginError: an entry point cannot be loaded, or the attribute is not a tuple.
     """
-    objects = [item for plugin in (*_entry_points(), *_loaded.values()) for item in getattr(plugin, attribute, ())]
+    objects = []
+    for plugin in (*_entry_points(), *_loaded.values()):
+        items = getattr(plugin, attribute, ())
+        if not isinstance(items, tuple | list):
+            raise PluginError(f"{attribute} of plugin {plugin!r} is {items!r}; a tuple is expected")
+        objects += items
     return tuple({id(item): item for item in objects}.values())
 
 
@@ -59,9 +68,13 @@ def _entry_points() -> tuple[Any, ...]:
     for entry in metadata.entry_points(group=ENTRY_POINTS):
         try:
             plugins.append(entry.load())
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise PluginError(
-                f"the plugin {entry.name!r} ({entry.value}) cannot be loaded ({type(error).__name__}: {error}); "
+                f"the plugin {entry.name!r} ({entry.value}) cannot be loaded ({_in_one_line(error)}); "
                 "reinstall or uninstall the package that provides it"
             ) from error
     return tuple(plugins)
+
+
+def _in_one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

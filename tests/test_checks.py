@@ -27,6 +27,12 @@ def test_what_is_no_number_of_the_range_is_named_with_what_is_expected(value):
     assert fault.endswith("a number of 0 or more is expected")
 
 
+@pytest.mark.parametrize(("value", "fits"), [(True, True), (False, True), (1, False), ("True", False)])
+def test_a_switch_is_true_or_false(value, fits):
+    fault = find_fault("x", Key(bool, None, "a switch"), value)
+    assert fault == ("" if fits else f"x is {value!r}; True or False is expected")
+
+
 def test_unset_is_accepted_where_a_key_is_optional():
     assert find_fault("x", Key(int, "1..", "a number", optional=True), None) == ""
 
@@ -49,6 +55,7 @@ def test_values_are_described_in_words():
     assert describe_values(Key(str, ("a", "b"), "")) == "'a' or 'b'"
     assert describe_values(Key(int, "1..", "")) == "an integer of 1 or more"
     assert describe_values(Key(float, "0..1", "")) == "a number of 0 to 1"
+    assert describe_values(Key(float, "0..<1", "")) == "a number of 0 up to, not including, 1"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""docs/extending.md describes what there is: its example works, and no member of the task protocol is missing."""
+"""docs/extending.md describes what there is: its example works, and no member of a task is missing."""
 
 import re
 from pathlib import Path

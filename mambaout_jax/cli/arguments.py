@@ -1,8 +1,19 @@
-"""Types of command-line arguments, for `argparse`."""
+"""Types of command-line arguments, and those that several commands have, for `argparse`."""
 
 import argparse
 import math
 from collections.abc import Callable
+
+
+def add_plugins(parser: argparse.ArgumentParser) -> None:
+    """Declare `--plugin`; its values are a list."""
+    parser.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="module with families or tasks of another package; may be repeated",
+    )
 
 
 def integer(least: int) -> Callable[[str], int]:

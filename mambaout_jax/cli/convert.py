@@ -4,6 +4,7 @@ import argparse
 import os
 import signal
 
+from mambaout_jax.cli.arguments import add_plugins
 from mambaout_jax.process import exiting_on
 
 EPILOG = """\
@@ -23,13 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     importing.add_argument(
         "--task", metavar="NAME", help="what the weights were trained for (default: that of a config without task)"
     )
-    importing.add_argument(
-        "--plugin",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="module with families or tasks of another package; may be repeated",
-    )
+    add_plugins(importing)
 
     exporting = actions.add_parser("export", help="write the weights of a workdir for PyTorch")
     exporting.add_argument("workdir", metavar="WORKDIR", help="folder of a run or of imported weights")

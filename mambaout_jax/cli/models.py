@@ -4,16 +4,21 @@ import argparse
 import json
 from typing import Any
 
+from mambaout_jax.cli.arguments import add_plugins
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
+    add_plugins(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print a row for each model as soon as it is computed from the model and its variant."""
+    from mambaout_jax import plugins
     from mambaout_jax.models import list_models
 
+    plugins.load(args.plugin)
     names = list_models()
     if args.json:
         print(json.dumps([_describe(name) for name in names], indent=2))

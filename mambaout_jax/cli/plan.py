@@ -64,10 +64,11 @@ def run(args: argparse.Namespace) -> int:
 
 def describe(model: str, dtype: str, figures: dict[str, Any]) -> list[str]:
     """Format the figures of a plan as lines of text."""
-    steps = figures["grad_accum_steps"]
+    steps, chips = figures["grad_accum_steps"], figures["chips"]
     accumulation = f" in {steps} accumulation steps" if steps > 1 else ""
     lines = [
-        f"{model} in {dtype} on {figures['topology']}: {figures['chips']} chips, batch {figures['batch_size']}, "
+        f"{model} in {dtype} on {figures['topology']}: {chips} {'chip' if chips == 1 else 'chips'}, "
+        f"batch {figures['batch_size']}, "
         f"{figures['batch_per_chip']} per chip{accumulation}, fsdp {figures['fsdp']}",
         "",
         *_memory(figures),

@@ -161,8 +161,16 @@ class Model(Functional):
 
         Returns:
             The result, and the running statistics, updated if `train`.
+
+        Raises:
+            ModelError: models of this family do not have the method.
         """
         module = self._merge(variables)
+        if not hasattr(module, method):
+            raise ModelError(
+                f"{self.name} has no {method!r}, which the task calls; a model of another family than "
+                f"{self.family.name!r} is expected"
+            )
         if train:
             module.train()
         result = getattr(module, method)(*args)

@@ -1,11 +1,12 @@
 """The list of families, and models of all of them by name."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mambaout_jax import plugins
-from mambaout_jax.checks import suggest
+from mambaout_jax.checks import is_real, suggest
 from mambaout_jax.models import mambaout, vit
 from mambaout_jax.models.api import MIN_SIZE, InputSpec, Model
 from mambaout_jax.models.errors import ModelError
@@ -21,10 +22,13 @@ def families() -> tuple[Family, ...]:
     """Return all families: the built-in ones, then those of plugins.
 
     Raises:
-        ModelError: two families or two variants have one name.
+        ModelError: two families or two variants have one name, or a plugin has something else in FAMILIES.
         PluginError: a plugin cannot be loaded.
     """
     found = (*BUILT_IN, *plugins.provided("FAMILIES"))
+    for family in found:
+        if not isinstance(family, Family):
+            raise ModelError(f"a plugin has {family!r} in FAMILIES; a mambaout_jax.models.Family is expected")
     for kind, names in (
         ("families", [family.name for family in found]),
         ("models", [name for family in found for name in family.variants]),
@@ -94,10 +98,14 @@ def _input_spec(
     size = tuple(given) if isinstance(given, tuple | list) else (given, given)
     if len(size) != 2 or not all(isinstance(side, int) and side >= MIN_SIZE for side in size):
         raise ModelError(f"img_size is {img_size}; a side or (height, width) of at least {MIN_SIZE} px is expected")
-    for statistic in ("mean", "std"):
+    for statistic, low in (("mean", -math.inf), ("std", 0.0)):
         values = preparation.get(statistic, (0.5,) * in_chans)
-        if len(values) != in_chans:
-            raise ModelError(f"{statistic} is {values}; a number for each of the {in_chans} channels is expected")
+        numbers = isinstance(values, tuple | list) and all(map(is_real, values))
+        if not numbers or len(values) != in_chans or not all(low < value < math.inf for value in values):
+            raise ModelError(
+                f"{statistic} is {values!r}; a {'positive ' if low == 0 else ''}number for each of the {in_chans} "
+                "channels is expected"
+            )
     rgb = in_chans == 3
     spec = InputSpec(
         mean=variant.mean if rgb else (0.5,) * in_chans,

@@ -26,8 +26,8 @@ KEYS: Mapping[str, Key] = {
     "task": Key(str, None, "what is learned: the name of a task"),
     "plugins": Key(tuple, None, "modules with families or tasks of other packages"),
     "seed": Key(int, "0..4294967295", "of initialization, shuffling and augmentation"),
-    "resume": Key(str, ("same", "any", "never"), "what a workdir with a run is for: continue it if its config is the "
-                  "same, continue it with any config, or refuse it"),
+    "resume": Key(str, ("same", "any", "never"), "what to do if the workdir already holds a run: continue it if its "
+                  "config is the same, continue it with any config, or refuse it"),
     "init_from": Key(str, None, "weights that a new run starts from: the workdir of a run, a PyTorch file, a Hugging "
                      "Face folder or hub id (docs/convert.md); random if unset", optional=True),
     "init_head": Key(str, ("keep", "new"), "whether the last layer comes with those weights or is random"),
@@ -49,16 +49,17 @@ KEYS: Mapping[str, Key] = {
     "data.on_bad_record": Key(str, ("raise", "skip"), "what happens with a record that does not decode: it ends the "
                               "run, or it is replaced by another (in evaluation: left out) and counted"),
     "model.name": Key(str, None, "one of `python -m mambaout_jax models`"),
-    "optim.learning_rate": Key(float, "0..", "peak of the schedule"),
+    "optim.learning_rate": Key(float, "0..", "the rate that warm-up leads to and the cosine starts from; the cosine "
+                               "begins at epoch 0, so with warm-up the largest rate is slightly lower"),
     "optim.warmup_learning_rate": Key(float, "0..", "where the warm-up starts"),
     "optim.min_learning_rate": Key(float, "0..", "where the cosine ends"),
     "optim.warmup_epochs": Key(int, "0..", "epochs of linear warm-up"),
     "optim.cooldown_epochs": Key(int, "0..", "last epochs, at the smallest learning rate"),
     "optim.schedule": Key(str, ("per_step", "per_epoch"), "whether the learning rate moves at every step or epoch"),
     "optim.weight_decay": Key(float, "0..", "of AdamW, decoupled: multiplied by the learning rate"),
-    "optim.b1": Key(float, "0..1", "AdamW's decay of the first moment"),
-    "optim.b2": Key(float, "0..1", "AdamW's decay of the second moment"),
-    "optim.eps": Key(float, "0..", "AdamW's divisor at zero"),
+    "optim.b1": Key(float, "0..<1", "AdamW's decay of the first moment"),
+    "optim.b2": Key(float, "0..<1", "AdamW's decay of the second moment"),
+    "optim.eps": Key(float, "0..", "added to the denominator of AdamW's update"),
     "optim.clip_grad_norm": Key(float, "0..", "largest global norm of a gradient; not clipped if unset", optional=True),
     "optim.ema_decay": Key(float, "0..1", "of the moving average of the parameters; none is kept if unset",
                            optional=True),
@@ -206,7 +207,11 @@ def parse_config(config: ConfigDict | Mapping[str, Any], *, complete: bool = Tru
             _check(name, KEYS[name], flat[name])
     load_plugins(flat.get("plugins", ()))
     task = get_task(flat.get("task", DEFAULT))
+    if both := KEYS.keys() & task.keys.keys():
+        raise RunError(f"task {task.name!r} has keys of its own that every config has: {', '.join(sorted(both))}")
     keys = {**KEYS, **task.keys}
+    if "model.num_classes" in flat:
+        raise RunError("config.model.num_classes cannot be set; the dataset has the number of classes")
     for name in flat:
         if name not in keys and not name.startswith(("model.", "study.")):
             raise RunError(f"config.{name} is not a known key; did you mean config.{nearest(name, keys)}?")

@@ -53,7 +53,7 @@ def load_pretrained_for(source: epath.PathLike, model: Model, *, head_task: type
     if not is_workdir(source):
         return _load_torch(source, model)
     run = load_run(source)
-    _check_family(source, run.model, model)
+    _check_same_network(source, run.model, model)
     if head_task not in (None, run.config.task):
         raise RunError(
             f"the last layer of the run in {source} was trained for the task {run.config.task.name!r} and config.task "
@@ -63,10 +63,7 @@ def load_pretrained_for(source: epath.PathLike, model: Model, *, head_task: type
     with contextlib.suppress(ModelError):  # another model, which the differences show
         variables = resample_variables(model, variables, run.model.input_spec.size)
     if faults := [fault for path, fault in _differences(variables, model).items() if not _in_head(path, model)]:
-        raise RunError(
-            f"the weights in {source} are those of {run.model.name} with other options than config.model: "
-            f"{'; '.join(faults)}; the same model is expected"
-        )
+        raise RunError(f"the weights in {source} do not fit {model.name}: {'; '.join(faults)}")
     averaged = "averaged " if run.weights == "ema" else ""
     description = f"the {averaged}weights of step {run.step} in {source}"
     return Pretrained(variables, run.model, run.labels, description)
@@ -77,10 +74,7 @@ def _load_torch(source: epath.PathLike, model: Model) -> Pretrained:
     resolved = resolve_model(checkpoint, name=None if checkpoint.config else model.name)
     num_classes = resolved.options.get("num_classes", model.num_classes)
     theirs = create_model(resolved.name, **resolved.options) if checkpoint.config else model
-    _check_family(source, theirs, model)
-    if keys := [key for key in other_options(theirs.options, model.options) if key != "img_size"]:
-        faults = [f"{key} {model.options.get(key)!r}, not {theirs.options.get(key)!r}" for key in keys]
-        raise RunError(f"the weights in {source} are those of {theirs.name}; config.model has {'; '.join(faults)}")
+    _check_same_network(source, theirs, model)
     same_but_classes = create_model(model.name, **{**model.options, "num_classes": num_classes})
     variables = from_checkpoint(same_but_classes, checkpoint)
     names = checkpoint.config.class_names if checkpoint.config else None
@@ -89,12 +83,16 @@ def _load_torch(source: epath.PathLike, model: Model) -> Pretrained:
     return Pretrained(variables, same_but_classes, labels, description)
 
 
-def _check_family(source: epath.PathLike, theirs: Model, ours: Model) -> None:
+def _check_same_network(source: epath.PathLike, theirs: Model, ours: Model) -> None:
+    """Check that two models differ at most in the number of classes, the size of images, and options of training."""
     if theirs.family is not ours.family:
         raise RunError(
             f"the weights in {source} are those of {theirs.name}, a {theirs.family.module.__name__}; config.model.name "
             f"is {ours.name!r}, a {ours.family.module.__name__}: a model of the same family is expected"
         )
+    if keys := [key for key in other_options(theirs.options, ours.options) if key != "img_size"]:
+        faults = [f"{key} {ours.options.get(key)!r}, not {theirs.options.get(key)!r}" for key in keys]
+        raise RunError(f"the weights in {source} are those of {theirs.name}; config.model has {'; '.join(faults)}")
 
 
 def _other_preparation(theirs: Model, ours: Model) -> str:

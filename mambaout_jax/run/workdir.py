@@ -106,7 +106,11 @@ def lock_workdir(workdir: epath.Path) -> Iterator[None]:
 def is_workdir(path: epath.PathLike) -> bool:
     """Check whether a path is the workdir of a run, not a file or folder of another program's weights."""
     workdir = open_workdir(path)
-    return any((workdir / name).exists() for name in ("environment.json", "checkpoints"))
+    return (workdir / "environment.json").exists() or _has_checkpoints(workdir)
+
+
+def _has_checkpoints(workdir: epath.Path) -> bool:
+    return any((workdir / "checkpoints").glob("[0-9]*"))
 
 
 def claim_workdir(path: epath.PathLike, config: RunConfig) -> epath.Path:
@@ -126,7 +130,12 @@ def claim_workdir(path: epath.PathLike, config: RunConfig) -> epath.Path:
             "one that all hosts share"
         )
     # A run that was stopped before its first checkpoint has nothing to resume.
-    if (workdir / "config.json").exists() and any((workdir / "checkpoints").glob("[0-9]*")):
+    if _has_checkpoints(workdir):
+        if not (workdir / "config.json").exists():
+            raise RunError(
+                f"workdir {workdir} has checkpoints and no config.json, so it is unknown of which run; restore the "
+                "file, or name another with --workdir"
+            )
         _check_resume(workdir, load_config(workdir), config)
     return workdir
 

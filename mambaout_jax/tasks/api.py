@@ -1,11 +1,13 @@
-"""What a task is: everything that depends on what a label is, behind one protocol.
+"""What a task is: everything that depends on what a label is, behind one base class.
 
-`data`, `run`, `train`, `evaluate`, `report` and `cli` know this protocol and no label. A task is built from the plain
+`data`, `run`, `train`, `evaluate`, `report` and `cli` know this class and no label. A task is built from the plain
 values of a run's config, which costs nothing. It owns the records and their transforms on the host, the preparation of
 batches on the device, the loss, the metrics and what a prediction is.
 """
 
+import abc
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import numpy as np
@@ -148,8 +150,10 @@ class Section(NamedTuple):
     html: str
 
 
-class Task(Protocol):
-    """Everything that depends on what a label is. Instances are plain values.
+class Task(abc.ABC):
+    """Everything that depends on what a label is. Instances are plain values, as those of a frozen dataclass.
+
+    What most tasks do not need has a default.
 
     Args:
         name: of the task, as `config.task` names it.
@@ -163,14 +167,15 @@ class Task(Protocol):
     """
 
     name: ClassVar[str]
-    keys: ClassVar[Mapping[str, ConfigKey]]
-    evaluation_keys: ClassVar[tuple[str, ...]]
-    free_keys: ClassVar[tuple[str, ...]]
+    keys: ClassVar[Mapping[str, ConfigKey]] = MappingProxyType({})
+    evaluation_keys: ClassVar[tuple[str, ...]] = ()
+    free_keys: ClassVar[tuple[str, ...]] = ()
     metrics: ClassVar[tuple[Metric, ...]]
     loss_terms: ClassVar[tuple[str, ...]]
-    scores_from_rows: ClassVar[bool]
+    scores_from_rows: ClassVar[bool] = False
 
     @classmethod
+    @abc.abstractmethod
     def from_config(cls, config: TaskConfig) -> Self:
         """Build the task.
 
@@ -180,6 +185,7 @@ class Task(Protocol):
 
     # Data, on the host.
 
+    @abc.abstractmethod
     def open_source(self, split: str) -> Source:
         """Open a split of the dataset.
 
@@ -188,15 +194,19 @@ class Task(Protocol):
         """
 
     @staticmethod
+    @abc.abstractmethod
     def labels_of_size(num_classes: int) -> Labels:
         """Return labels for a number of classes, to build a model for a dataset that is not there."""
 
     def known_size(self, split: str) -> tuple[int, Labels] | None:
         """Return images and labels of a split of a well-known dataset, which need not be prepared."""
+        return None
 
     def open_eval_sources(self) -> list[Source]:
         """Open what an evaluation scores besides the validation split."""
+        return []
 
+    @abc.abstractmethod
     def check_source(self, source: Source, labels: Labels) -> None:
         """Check that the targets of a source mean what those of a model mean.
 
@@ -204,6 +214,7 @@ class Task(Protocol):
             TaskError: they do not.
         """
 
+    @abc.abstractmethod
     def imported_labels(self, model: Model, labels: Labels) -> "ImportedLabels":
         """Return what the outputs of imported weights mean.
 
@@ -211,6 +222,7 @@ class Task(Protocol):
             labels: what their file tells of it.
         """
 
+    @abc.abstractmethod
     def train_transform(self, model: Model, source: Source | None = None) -> TrainExampleTransform:
         """Return the transform of records for training; image and targets go through it together.
 
@@ -218,11 +230,13 @@ class Task(Protocol):
             DataError: the source cannot be trained on.
         """
 
+    @abc.abstractmethod
     def eval_transform(self, model: Model, source: Source | None = None) -> EvalExampleTransform:
         """Return the transform of records for evaluation; without a source, for images of any."""
 
     # Learning, on the devices.
 
+    @abc.abstractmethod
     def build_model(self, labels: Labels) -> Model:
         """Build the model that the config describes, for targets with this meaning.
 
@@ -232,13 +246,17 @@ class Task(Protocol):
 
     def row_group(self) -> RowGroup:
         """Return how many consecutive rows of a training batch belong together and stay on one device."""
+        return RowGroup()
 
     def with_row_group(self, rows: int) -> Self:
         """Return the same task with groups that fit devices with `rows` rows each."""
+        return self
 
+    @abc.abstractmethod
     def prepare_batch(self, model: Model, batch: Batch, key: Key[Array, ""]) -> Batch:
         """Compute what is trained on from a whole batch as it came from the host: normalized images and targets."""
 
+    @abc.abstractmethod
     def train_loss(
         self, model: Model, variables: dict[str, Any], batch: Batch, key: Key[Array, ""]
     ) -> tuple[Mapping[str, LossTerm], Any]:
@@ -249,12 +267,15 @@ class Task(Protocol):
 
     def eval_context(self, source: Source) -> Any:
         """Return a tree of arrays, the same for all batches of a source, for `evaluate_batch`."""
+        return {}
 
+    @abc.abstractmethod
     def evaluate_batch(self, model: Model, variables: dict[str, Any], batch: Batch, context: Any) -> EvalOutput:
         """Compute what a batch gives, in as many forward passes as it needs. Rows without `mask` do not count."""
 
     # Results, on the host.
 
+    @abc.abstractmethod
     def collect(self, rows: Any, index: np.ndarray) -> Any:
         """Return what to keep of the rows of this process, as a picklable value.
 
@@ -263,6 +284,7 @@ class Task(Protocol):
             index: of these records in their source.
         """
 
+    @abc.abstractmethod
     def score(self, totals: Mapping[str, Any], collected: list[Any], source: Source) -> Scores:
         """Compute the scores of a source: a value for each metric, and "count", the images that were scored.
 
@@ -271,27 +293,34 @@ class Task(Protocol):
             collected: of all batches of all processes; empty where neither scores nor predictions are made of it.
         """
 
+    @abc.abstractmethod
     def join_predictions(self, collected: list[Any]) -> dict[str, np.ndarray]:
         """Join what was collected to arrays by name, in the order of the source."""
 
+    @abc.abstractmethod
     def baseline_score(self, source: Source) -> float:
         """Compute the headline metric of a model that ignores the image."""
 
     def describe_evaluation(self, model: Model, source: Source) -> dict[str, Any]:
         """Return how images are evaluated, as JSON values for a record."""
+        return {}
 
     @staticmethod
     def describe_input(record: Mapping[str, Any]) -> str:
         """Return the same of a record in words."""
+        return ""
 
     @staticmethod
     def remarks(record: Mapping[str, Any]) -> Iterable[str]:
         """Return sentences about how a record was scored."""
+        return ()
 
     @staticmethod
+    @abc.abstractmethod
     def score_text(scores: Mapping[str, Any], split: str) -> ScoreText:
         """Return scores as a report shows them."""
 
+    @abc.abstractmethod
     def predictor(self, model: Model, labels: Labels) -> Predictor:
         """Return what predicts image files with a model."""
 
@@ -301,6 +330,7 @@ class Task(Protocol):
         Raises:
             TaskError: a file of the workdir is damaged.
         """
+        return []
 
 
 class ImportedLabels(NamedTuple):

@@ -1,5 +1,7 @@
 """The tasks, and how one is found by name."""
 
+from typing import Any
+
 from mambaout_jax import plugins
 from mambaout_jax.checks import nearest
 from mambaout_jax.tasks.api import Task
@@ -16,10 +18,12 @@ def get_task(name: str) -> type[Task]:
     """Return the task of a name, built in or from a plugin that was loaded.
 
     Raises:
-        TaskError: there is none (the nearest name is suggested), or there are two.
+        TaskError: there is none (the nearest name is suggested), there are two, or a plugin has in TASKS what is not a
+            task.
     """
     known: dict[str, type[Task]] = {}
     for task in (*BUILT_IN, *plugins.provided("TASKS")):
+        _check_complete(task)
         if known.setdefault(task.name, task) is not task:
             raise TaskError(f"there are two tasks {task.name!r}: {known[task.name].__module__} and {task.__module__}")
     if name not in known:
@@ -28,3 +32,11 @@ def get_task(name: str) -> type[Task]:
             f"{', '.join(sorted(known))}; others come with config.plugins"
         )
     return known[name]
+
+
+def _check_complete(task: Any) -> None:
+    if not isinstance(task, type) or not issubclass(task, Task):
+        raise TaskError(f"a plugin has {task!r} in TASKS; a subclass of mambaout_jax.tasks.api.Task is expected")
+    missing = {name for name in Task.__annotations__ if not hasattr(task, name)} | task.__abstractmethods__
+    if missing:
+        raise TaskError(f"task {task.__name__} of {task.__module__} lacks {', '.join(sorted(missing))}")

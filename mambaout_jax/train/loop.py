@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import math
+import sys
 import time
 from typing import Any, NamedTuple
 
@@ -17,7 +19,7 @@ from mambaout_jax.models import Model
 from mambaout_jax.run.batch import describe_batch
 from mambaout_jax.run.checkpoints import Checkpoints
 from mambaout_jax.run.config import RunConfig, nest
-from mambaout_jax.run.errors import RunError, StoppedError
+from mambaout_jax.run.errors import DivergedError, RunError, StoppedError
 from mambaout_jax.run.files import write_arrays, write_atomically
 from mambaout_jax.run.pretrained import load_pretrained_for, merge_pretrained
 from mambaout_jax.run.signals import StopSignals
@@ -27,6 +29,7 @@ from mambaout_jax.run.workdir import (
     claim_workdir,
     describe_environment,
     describe_program,
+    load_config,
     lock_workdir,
     record_run,
 )
@@ -55,11 +58,10 @@ def train(config: RunConfig, path: epath.PathLike) -> dict[str, Any]:
         workdir, checkpoints = _open_workdir(config, path, setup, cleanup)
         start = _restore_or_initialize(config, setup, workdir, checkpoints)
         state, step, evaluated = start.state, start.step, start.evaluated
-        results_file = workdir / "results.json"
-        finished = _read_results(results_file, setup.task)
-        if evaluated and step == setup.num_steps and finished:
-            return finished
+        if results := _finished_results(setup, start, workdir):
+            return results
         evaluated = evaluated and step < setup.num_steps  # otherwise killed before the results were written
+        lowered = setup.program.lower()  # refuses a model that does not fit the task before anything is written
         environment = describe_environment(setup.train_source)
         writer = _open_writer(config, setup, workdir, start, environment, cleanup)
         log = StepLog(
@@ -84,7 +86,7 @@ def train(config: RunConfig, path: epath.PathLike) -> dict[str, Any]:
             writer.saved(log.stamp(step) | {"blocked_seconds": blocked})
 
         try:
-            run_step = stop.interruptible(setup.program.lower().compile)
+            run_step = stop.interruptible(lowered.compile)
             evaluator = Evaluator(config, setup.task, setup.model, mesh=setup.mesh, stop=stop)
             host_batches = training_batches(config, setup.task, setup.model, setup.train_source, start_step=step)
             cleanup.callback(host_batches.close)
@@ -118,7 +120,7 @@ def train(config: RunConfig, path: epath.PathLike) -> dict[str, Any]:
                 save()
             _raise_stop(error, stop)
             raise
-    return _finish(evaluator.describe(setup.validation), scored, setup.num_steps, log.stamp(step), results_file)
+    return _finish(evaluator.describe(setup.validation), scored, setup.num_steps, log.stamp(step), workdir)
 
 
 class _Setup(NamedTuple):
@@ -154,6 +156,7 @@ def _prepare(config: RunConfig) -> _Setup:
     model = task.build_model(train_source.labels)
     mesh = distributed.make_mesh(config.fsdp)
     example = task.train_transform(model, train_source).empty()
+    task.eval_transform(model, validation)  # refuses options before the first evaluation does
     program = training_program(config, task, model, example, len(train_source), mesh)
     return _Setup(config, task, train_source, validation, model, mesh, program)
 
@@ -260,12 +263,25 @@ def _open_writer(
     return writer
 
 
-def _read_results(results_file: epath.Path, task: Task) -> dict[str, Any] | None:
-    """Return what `_finish` wrote; None if it is missing or damaged: then the evaluation is made again."""
+def _finished_results(setup: _Setup, start: _Start, workdir: epath.Path) -> dict[str, Any] | None:
+    """Return what `_finish` wrote, and say so.
+
+    None where the run has not finished, the file is missing or damaged, or the config says something else now: then
+    the weights have to be evaluated.
+    """
+    if start.step < setup.num_steps or not start.evaluated:
+        return None
+    recorded = load_config(workdir).values
+    if any(recorded.get(name, value) != value for name, value in setup.config.values.items()):
+        return None
     try:
-        return {"task": task.name, **json.loads(results_file.read_text())}  # earlier versions wrote no task
+        results = json.loads((workdir / "results.json").read_text())
+        results = {"task": setup.task.name, **results}  # earlier versions wrote no task
     except (OSError, ValueError, TypeError):
         return None
+    if distributed.is_first():
+        print(f"nothing to train: the run has finished all {setup.num_steps} steps", file=sys.stderr)
+    return results
 
 
 def _evaluate(
@@ -276,8 +292,18 @@ def _evaluate(
     writer: MetricWriter | SilentWriter,
     stamp: dict[str, float],
 ) -> Evaluation:
-    """Score the weights of a state, and write scores and predictions."""
+    """Score the weights of a state, and write scores and predictions.
+
+    Raises:
+        DivergedError: a loss is not finite, because the last update was not.
+    """
     scored = evaluator(validation, state.weights, predict=state.best_weights)
+    for weights, scores in scored.scores.items():
+        if not math.isfinite(scores.get("loss", 0.0)):
+            raise DivergedError(
+                f"the loss of the {weights} weights on {validation.split!r} is {scores['loss']} at step "
+                f"{stamp['step']}; use a lower config.optim.learning_rate"
+            )
     writer.evaluation(stamp | scored.scores | {"skipped": scored.skipped}, evaluator.describe_input(validation))
     if scored.predictions is not None and distributed.is_first():
         write_arrays(workdir / "predictions.npz", scored.predictions)
@@ -298,7 +324,7 @@ def _raise_stop(error: Exception, stop: StopSignals) -> None:
 
 
 def _finish(
-    evaluated: dict[str, Any], scored: Evaluation, num_steps: int, stamp: dict[str, float], results_file: epath.Path
+    evaluated: dict[str, Any], scored: Evaluation, num_steps: int, stamp: dict[str, float], workdir: epath.Path
 ) -> dict[str, Any]:
     """Write the results of a run that is complete."""
     results = {
@@ -310,5 +336,5 @@ def _finish(
         "train_seconds": stamp["seconds"],
     }
     if distributed.is_first():
-        write_atomically(results_file, json.dumps(results, indent=2) + "\n")
+        write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
     return results

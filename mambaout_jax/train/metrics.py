@@ -11,7 +11,9 @@ import jax
 from etils import epath
 from tqdm import tqdm
 
+from mambaout_jax.checks import as_number
 from mambaout_jax.run.errors import DivergedError
+from mambaout_jax.run.files import write_atomically
 from mambaout_jax.run.logs import LogFolder
 from mambaout_jax.tasks.api import Metric
 from mambaout_jax.train.step import StepMetrics
@@ -41,7 +43,7 @@ class MetricWriter:
         from tensorboardX import SummaryWriter  # imports PyTorch where that is installed: a second and 200 MB
 
         self._logs = LogFolder(workdir, "metrics.jsonl")
-        self._file = _open_whole_lines(self._logs.path / "metrics.jsonl")
+        self._file = _open_after(self._logs.path / "metrics.jsonl", first_step)
         self._board = SummaryWriter(str(self._logs.path / "tensorboard"), purge_step=first_step + 1)
         self._steps_per_epoch = steps_per_epoch
         self._num_epochs = math.ceil(num_steps / steps_per_epoch)
@@ -243,12 +245,27 @@ class StepLog:
         self.restart()
 
 
-def _open_whole_lines(path: epath.Path) -> IO[str]:
-    """Open to append; a line that a kill cut off is ended first, so that it does not spoil the next."""
+def _open_after(path: epath.Path, step: int) -> IO[str]:
+    """Open to append, without the records after a step, which are made again.
+
+    A line that a kill cut off is ended first, so that it does not spoil the next.
+    """
+    if path.exists():
+        lines = path.read_bytes().decode(errors="replace").splitlines(keepends=True)
+        kept = [line for line in lines if not _is_after(line, step)]
+        if len(kept) < len(lines):
+            write_atomically(path, "".join(kept))
     file = path.open("a")
     if path.exists() and path.read_bytes()[-1:] not in (b"", b"\n"):
         file.write("\n")
     return file
+
+
+def _is_after(line: str, step: int) -> bool:
+    try:
+        return as_number(json.loads(line)["step"]) > step
+    except (ValueError, KeyError, TypeError):
+        return False  # damaged; a report counts it
 
 
 def _finite(value: Any) -> Any:

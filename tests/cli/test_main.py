@@ -1,10 +1,12 @@
 """Commands start fast and end with the exit code and the sentence that fit."""
 
+import json
 import subprocess
 import sys
 
 import pytest
 
+from mambaout_jax import plugins
 from mambaout_jax.__main__ import COMMANDS, main
 from mambaout_jax.cli import models
 from mambaout_jax.run.errors import USER_ERRORS
@@ -15,6 +17,7 @@ from tests.train import tiny
 def test_help_and_wrong_words_do_not_wait_for_jax(argv):
     code = f"""
 import sys
+from mambaout_jax import plugins
 from mambaout_jax.__main__ import main
 try:
     main({argv})
@@ -51,6 +54,12 @@ def test_no_command_is_typed_wrong(capsys):
     assert "COMMAND" in capsys.readouterr().err
 
 
+def test_models_lists_those_of_a_plugin(monkeypatch, capsys):
+    monkeypatch.setattr(plugins, "_loaded", {})
+    assert main(["models", "--plugin=tests.toy.plugin", "--json"]) == 0
+    assert {"spotter_small", "mambaout_tiny"} <= {row["name"] for row in json.loads(capsys.readouterr().out)}
+
+
 @pytest.mark.parametrize("error", USER_ERRORS)
 def test_what_was_typed_wrong_is_one_sentence_and_exit_code_two(monkeypatch, capsys, error):
     def fail(args):
@@ -83,6 +92,7 @@ def test_control_c_is_exit_code_130_without_a_word(monkeypatch, capsys):
 def test_reader_that_goes_away_is_no_error(length):
     code = f"""
 import sys
+from mambaout_jax import plugins
 from mambaout_jax.__main__ import main
 from mambaout_jax.cli import models
 models.run = lambda args: print("x" * {length}) or 0

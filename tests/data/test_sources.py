@@ -109,6 +109,7 @@ def test_an_index_outside_the_split_is_an_error(data_dir, index):
         ("photos", "test", r"no split 'test'; it has train \(23 records\), validation \(7 records\)"),
         ("photos", "train[", r"no split 'train\['"),
         ("photos", "train[:0]", r"no split 'train\[:0\]'"),
+        ("photos", "train[5:3]", r"split 'train\[5:3\]' of dataset 'photos' has no records"),
     ],
 )
 def test_what_is_not_there_is_named_with_a_remedy(data_dir, name, split, words):

@@ -102,6 +102,12 @@ def test_a_plugin_adds_its_family_with_all_that_a_family_has(toy):
         mo.from_torch(pytorch.small_model(), state_dict)
 
 
+def test_a_method_that_another_family_has_is_refused_by_name():
+    model = mo.create_model("mambaout_femto")
+    with pytest.raises(ModelError, match=r"mambaout_femto has no 'propose', .*another family than 'mambaout'"):
+        model.call(model.shapes, "propose")
+
+
 def test_a_plugin_is_imported_once_and_its_family_stays_one_object(toy):
     plugins.load([toy])
     first = find_family("toy_small")
@@ -130,6 +136,27 @@ def test_a_module_that_cannot_be_imported_is_one_sentence(toy, tmp_path):
     (tmp_path / "broken_plugin.py").write_text("1 / 0")
     with pytest.raises(PluginError, match=r"'broken_plugin' cannot be imported \(ZeroDivisionError"):
         plugins.load(["broken_plugin"])
+
+
+@pytest.mark.parametrize("code", ["import sys\nsys.exit(0)", "raise RuntimeError('two\\nlines')"])
+def test_a_module_that_ends_the_program_or_says_more_is_one_line(toy, tmp_path, code):
+    (tmp_path / "broken_plugin.py").write_text(code)
+    with pytest.raises(PluginError, match=r"^plugin 'broken_plugin' cannot be imported \([^\n]*\);[^\n]*$"):
+        plugins.load(["broken_plugin"])
+
+
+@pytest.mark.parametrize("name", ["json", "sys"])
+def test_a_module_that_adds_nothing_is_not_a_plugin(toy, name):
+    with pytest.raises(PluginError, match=f"module '{name}' is not a plugin"):
+        plugins.load([name])
+
+
+@pytest.mark.parametrize(("code", "error"), [("None", PluginError), ("1", PluginError), ("('vit',)", ModelError)])
+def test_what_a_plugin_adds_is_checked(toy, tmp_path, code, error):
+    (tmp_path / "toy_plugin.py").write_text(f"FAMILIES = {code}")
+    plugins.load([toy])
+    with pytest.raises(error, match="is expected"):
+        families()
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from mambaout_jax.tasks.api import (
     ImportedLabels,
     LossTerm,
     Metric,
-    RowGroup,
     ScoreText,
     Section,
+    Task,
     TaskConfig,
 )
 from mambaout_jax.tasks.errors import TaskError
@@ -31,7 +31,7 @@ PLACE_WEIGHT = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Spots:
+class Spots(Task):
     """See the module.
 
     Labels are {"kinds": list of names}; there is one kind.
@@ -46,8 +46,6 @@ class Spots:
             "spots.flip_prob": Key(float, "0..1", "probability of a horizontal flip"),
         }
     )
-    evaluation_keys = ()
-    free_keys = ()
     metrics = (
         Metric("error", "count error", digits=3, higher_is_better=False),
         Metric("recall", "recall", "%"),
@@ -66,12 +64,6 @@ class Spots:
     def labels_of_size(num_classes):
         return {"kinds": [f"kind {index}" for index in range(num_classes)]}
 
-    def known_size(self, split):
-        return None
-
-    def open_eval_sources(self):
-        return []
-
     def check_source(self, source, labels):
         if source.labels != labels:
             raise TaskError(f"dataset {source.name!r} has {source.labels} where the model has {labels}")
@@ -87,12 +79,6 @@ class Spots:
 
     def build_model(self, labels):
         return create_model(num_classes=len(labels["kinds"]), **self.config.model)
-
-    def row_group(self):
-        return RowGroup()
-
-    def with_row_group(self, rows):
-        return self
 
     def prepare_batch(self, model, batch, key):
         return {"image": model.input_spec.normalize(batch["image"]), "spots": batch["spots"]}
@@ -120,9 +106,6 @@ class Spots:
             "proposal": LossTerm(jnp.where(sampled, entropy, 0.0).sum(), sampled.sum().astype(jnp.float32)),
             "place": LossTerm(PLACE_WEIGHT * jnp.where(valid, distance, 0.0).sum(), valid.sum().astype(jnp.float32)),
         }, batch_stats
-
-    def eval_context(self, source):
-        return {}
 
     def evaluate_batch(self, model, variables, batch, context):
         scores = score_cells(model, variables, batch["image"])

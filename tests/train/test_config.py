@@ -2,12 +2,17 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
+from mambaout_jax.checks import Key
 from mambaout_jax.plugins import PluginError
 from mambaout_jax.run.config import KEYS, changed_keys, from_json, nest, parse_config, read_config
 from mambaout_jax.run.errors import RunError
+from mambaout_jax.tasks import registry
+from mambaout_jax.tasks.api import Task
+from mambaout_jax.tasks.classification.task import Classification
 from mambaout_jax.tasks.errors import TaskError
 from mambaout_jax.tasks.registry import get_task
 from tests.marks import slow_but
@@ -50,6 +55,8 @@ def test_a_run_of_before_keys_had_their_names_goes_on(recorded, remat):
         ("batch_size", 2.5, "config.batch_size is 2.5; an integer"),
         ("batch_size", True, "config.batch_size is True"),
         ("seed", None, "config.seed is unset"),
+        ("optim.b2", 1.0, "config.optim.b2 is 1.0; a number of 0 up to, not including, 1"),
+        ("data.crop_scale", (True, True), "config.data.crop_scale"),
         ("num_epochs", 0, "config.num_epochs is 0"),
         ("data.hflip_prob", 1.5, "config.data.hflip_prob is 1.5; a number of 0 to 1"),
         ("data.crop", "centre", "config.data.crop is 'centre'; 'resize' or 'random_resized'"),
@@ -89,6 +96,39 @@ def test_unknown_task_suggests_the_nearest():
 def test_plugin_that_is_not_there_is_one_sentence():
     with pytest.raises(PluginError, match=r"'no_such_package\.tasks' cannot be imported"):
         tiny.config(plugins=("no_such_package.tasks",))
+
+
+class Incomplete(Task):
+    name = "incomplete"
+    metrics = ()
+
+    def open_source(self, split):
+        pass
+
+
+class Shadowing(Classification):
+    name = "shadowing"
+    keys = MappingProxyType({**Classification.keys, "batch_size": Key(int, "1..", "another")})
+
+
+@pytest.mark.parametrize(
+    ("task", "error", "words"),
+    [
+        (Incomplete, TaskError, r"task Incomplete of tests\.train\.test_config lacks baseline_score, .*loss_terms, .*"),
+        (object, TaskError, "has <class 'object'> in TASKS; a subclass"),
+        ("spots", TaskError, "has 'spots' in TASKS; a subclass"),
+        (Shadowing, RunError, "task 'shadowing' has keys of its own that every config has: batch_size"),
+    ],
+)
+def test_a_task_that_is_not_complete_is_refused_by_what_it_lacks(monkeypatch, task, error, words):
+    monkeypatch.setattr(registry, "BUILT_IN", (Classification, task))
+    with pytest.raises(error, match=words):
+        tiny.config(task=getattr(task, "name", "spots"))
+
+
+def test_the_number_of_classes_is_not_set_by_a_config():
+    with pytest.raises(RunError, match=r"config\.model\.num_classes cannot be set"):
+        tiny.config(**{"model.num_classes": 10})
 
 
 def test_missing_keys_are_all_listed():

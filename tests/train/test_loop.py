@@ -7,6 +7,8 @@ import shutil
 import signal
 import threading
 import time
+from types import SimpleNamespace
+from unittest import mock
 
 import jax
 import numpy as np
@@ -18,7 +20,7 @@ from mambaout_jax.run.errors import DivergedError, RunError, StoppedError
 from mambaout_jax.run.signals import StopSignals
 from mambaout_jax.run.workdir import load_run
 from mambaout_jax.tasks.classification import task
-from mambaout_jax.train.loop import train
+from mambaout_jax.train.loop import _evaluate, train
 from tests.marks import slow_but
 from tests.train import tiny
 from tests.train.runs import assert_same_weights, main, records, start
@@ -94,8 +96,25 @@ def test_broken_config_of_a_workdir_is_named(unbroken, tmp_path):
 
 def test_finished_run_is_not_run_again(unbroken):
     before = (unbroken / "metrics.jsonl").read_text()
-    assert main(unbroken).returncode == 0
+    done = main(unbroken)
+    assert done.returncode == 0
+    assert f"has finished all {2 * tiny.STEPS_PER_EPOCH} steps" in done.stderr
     assert (unbroken / "metrics.jsonl").read_text() == before
+
+
+def test_finished_run_is_evaluated_again_where_the_config_asks_for_another_evaluation(unbroken, tmp_path):
+    shutil.copytree(unbroken, tmp_path / "run")
+    changed = tiny.config(resume="any", **{"data.validation_split": "validation[:100]"})
+    assert train(changed, tmp_path / "run")["ema"]["count"] == 100
+    assert train(tiny.config(resume="any"), tmp_path / "run")["ema"]["count"] == 360
+
+
+def test_an_evaluation_whose_loss_is_not_finite_is_a_divergence():
+    scored = SimpleNamespace(scores={"raw": {"top1": 10.0, "loss": float("nan")}})
+    with pytest.raises(DivergedError, match="the loss of the raw weights on 'validation' is nan at step 7"):
+        _evaluate(
+            lambda *args, **options: scored, SimpleNamespace(split="validation"), mock.Mock(), None, None, {"step": 7}
+        )
 
 
 @pytest.mark.parametrize("damage", [lambda text: text.replace('"task": "classification",', ""), lambda text: text[:40]])
@@ -227,6 +246,10 @@ def test_disk_without_room_is_one_sentence_at_the_start(tmp_path, monkeypatch):
         ({"data.train_split": "training"}, "train"),
         ({"model.name": "mambaout_tinny"}, "mambaout_tiny"),
         ({"model.drop_path_rate": 2.0}, "drop_path_rate"),
+        ({"model.crop_pct": 2.0}, "crop_pct is 2.0"),
+        ({"model.crop_mode": "middle"}, "crop_mode is 'middle'"),
+        ({"model.mean": ("a",)}, "mean is .*; a number for each of the 1 channels"),
+        ({"model.std": (0.0,)}, "std is .*; a positive number"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, changes, words):

@@ -76,12 +76,10 @@ def test_a_last_layer_that_was_trained_for_other_names_is_said(run):
 
 @pytest.mark.parametrize("init_head", ["keep", "new"])
 def test_another_model_is_refused_with_all_that_differs(run, init_head):
-    with pytest.raises(RunError, match="mambaout_femto with other options") as refusal:
+    with pytest.raises(RunError, match="are those of mambaout_femto; config") as refusal:
         load(run[0], init_head=init_head, **{"model.depths": (2, 1), "model.stem_mid_norm": False, "model.in_chans": 3})
     words = str(refusal.value)
-    assert "stages.0.blocks.1.fc1.weight is missing" in words
-    assert "stem.norm1.weight is left over" in words
-    assert "stem.conv1.weight has shape (3, 3, 1, 4) where (3, 3, 3, 4) is expected" in words
+    assert words.endswith("depths (2, 1), not (1, 1); in_chans 3, not 1; stem_mid_norm False, not True")
     assert "init_head" not in words
 
 

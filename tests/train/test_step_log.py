@@ -46,6 +46,19 @@ def record(input_wait):
     }
 
 
+def test_a_resumed_run_drops_the_records_that_it_makes_again(tmp_path):
+    lines = [json.dumps({"kind": "train", "step": step}) for step in (5, 10, 15, 20)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines[:2], "{damaged", *lines[2:], '{"kind": "tr']))
+    writer = MetricWriter(
+        epath.Path(tmp_path), num_steps=100, first_step=10, steps_per_epoch=10, metrics=Classification.metrics
+    )
+    writer.train(record(0.0))
+    writer.close()
+    kept = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert kept[:-1] == [*lines[:2], "{damaged", '{"kind": "tr']
+    assert json.loads(kept[-1])["step"] == 20
+
+
 @pytest.mark.parametrize(
     ("input_wait", "words"),
     [

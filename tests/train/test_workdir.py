@@ -7,7 +7,7 @@ import pytest
 from mambaout_jax.evaluate.evaluation import evaluate
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.pretrained import load_pretrained_for
-from mambaout_jax.run.workdir import claim_workdir, load_environment, load_run
+from mambaout_jax.run.workdir import claim_workdir, is_workdir, load_environment, load_run
 from mambaout_jax.tasks import registry
 from mambaout_jax.tasks.classification.task import Classification
 from mambaout_jax.train.loop import train
@@ -67,6 +67,21 @@ def test_a_run_starts_from_another_task_with_a_new_last_layer(tmp_path, monkeypa
     config = tiny.config(init_from=str(tmp_path), init_head="new")
     model = config.build_task().build_model({"class_names": NAMES})
     assert load_pretrained_for(tmp_path, model, head_task=None).model.name == model.name
+
+
+@pytest.mark.parametrize("resume", ["same", "any", "never"])
+def test_checkpoints_without_a_config_are_those_of_no_known_run(tmp_path, resume):
+    written_run.write(tmp_path, NAMES)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(RunError, match=r"has checkpoints and no config\.json"):
+        claim_workdir(tmp_path, tiny.config(resume=resume))
+
+
+def test_a_folder_with_no_checkpoint_yet_is_not_that_of_a_run(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    assert not is_workdir(tmp_path)
+    written_run.write(tmp_path, NAMES)
+    assert is_workdir(tmp_path)
 
 
 @pytest.mark.parametrize("resume", ["same", "any"])

@@ -26,6 +26,7 @@ from mambaout_jax.tasks.api import (
     Scores,
     ScoreText,
     Section,
+    Task,
     TaskConfig,
 )
 from mambaout_jax.tasks.classification import report
@@ -62,19 +63,22 @@ _DATA_KEYS: Mapping[str, ConfigKey] = {
 _AUGMENT_KEYS: Mapping[str, ConfigKey] = {
     "augment.pad": ConfigKey(int, "0..", "pixels of zeros around an image before it is cropped to its size at random"),
     "augment.rotate_degrees": ConfigKey(float, "0..180", "largest rotation to either side"),
-    "augment.mixup_alpha": ConfigKey(float, "0..", "of the Beta that mixup draws its share from; 0 for no mixup"),
-    "augment.cutmix_alpha": ConfigKey(float, "0..", "of the Beta that cutmix draws its share from; 0 for no cutmix"),
+    "augment.mixup_alpha": ConfigKey(float, "0..", "alpha of mixup: its mixing weight is drawn from "
+                                      "Beta(alpha, alpha); 0 for no mixup"),
+    "augment.cutmix_alpha": ConfigKey(float, "0..", "alpha of cutmix: its mixing weight is drawn from "
+                                       "Beta(alpha, alpha); 0 for no cutmix"),
     "augment.mixup_prob": ConfigKey(float, "0..1", "probability that a group of images is mixed at all"),
     "augment.mixup_switch_prob": ConfigKey(float, "0..1", "probability of cutmix where both are on"),
     "augment.mixup_group": ConfigKey(int, "1..", "images that share a draw and mix among themselves"),
     "augment.random_erasing_prob": ConfigKey(float, "0..1", "probability that a rectangle of an image is replaced by "
                                              "noise"),
-    "augment.label_smoothing": ConfigKey(float, "0..1", "mass of a target that is spread over all classes"),
+    "augment.label_smoothing": ConfigKey(float, "0..1", "share of a target's probability that is spread "
+                                         "evenly over all classes"),
 }  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
-class Classification:
+class Classification(Task):
     """Image classification with soft targets, mixup, cutmix and random erasing.
 
     Labels are {"class_names": list}, or {"num_classes": int} for weights without class names.
