@@ -1,7 +1,7 @@
 """Train or evaluate: `python main.py --config=configs/digits.py --workdir=runs/digits`.
 
-Exit codes: 0 finished; 1 the program or the machine failed; 2 something typed does not fit; 3 the loss was not finite;
-75 a signal stopped the run, or another process of it was lost: start it again.
+Exit codes: 0 finished; 1 the program or the machine failed; 2 invalid input; 3 the loss was not finite; 75 a signal
+stopped the run, or another process of it was lost: rerun the same command.
 """
 
 import sys

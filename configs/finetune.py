@@ -1,26 +1,26 @@
-"""Fine-tune a trained model on another dataset, or at another size: on a folder of one's own photographs, say.
+"""Fine-tune a trained model on another dataset, or at another size: for example on a folder of your own photographs.
 
 python -m mambaout_jax prepare folder photos
 python main.py --config=configs/finetune.py --workdir=runs/photos --config.init_from=runs/mambaout_femto \
     --config.data.name=photos
 
-`photos/train` and `photos/val` hold one folder of images for each class; where they lie in `photos/CLASS` alone, the
-first command tells how to set a tenth of them aside. `init_from` is the workdir of a run of the same `model.name`, or
-weights from PyTorch, such as hf-hub:timm/mambaout_femto.in1k (docs/convert.md). The classifier starts anew;
---config.init_head=keep brings it along where the classes are the same, as for ImageNet at a larger size
+`photos/train` and `photos/val` hold one folder of images for each class; if there is only `photos/CLASS`, the first
+command prints how to set a tenth of the images aside. `init_from` is the workdir of a run of the same `model.name`, or
+weights from PyTorch, such as hf-hub:timm/mambaout_femto.in1k (docs/convert.md). The classifier is initialized at
+random; --config.init_head=keep keeps it if the classes are the same, as for ImageNet at a larger size
 (--config.data.name=imagenet2012 --config.model.img_size=384 --config.batch_size=512).
 
 Learning rate, epochs, weight decay, no warm-up, no mixing and a drop path above that of the training are ConvNeXt's
-(Liu et al., A ConvNet for the 2020s, 2022, fine-tuning at 384 px), which has a batch of 512 and a learning rate that
-falls from layer to layer besides. Own sets are small, so that a batch is smaller here; MambaOut-Femto's drop path is
-0.025 in training: a larger model takes more. Cost and result: not measured here yet.
+(Liu et al., A ConvNet for the 2020s, 2022, fine-tuning at 384 px). ConvNeXt also uses a batch of 512 and a learning
+rate that decreases from the last layer to the first. The batch is smaller here because such datasets are small.
+MambaOut-Femto is trained with a drop path of 0.025; use more for larger models. Cost and result are not measured yet.
 """
 
 from ml_collections import ConfigDict, config_dict
 
 
 def get_config() -> ConfigDict:
-    """Return the experiment; docs/config.md tells what each key means."""
+    """Return the experiment; docs/config.md explains each key."""
     config = ConfigDict()
     config.task = "classification"
     config.plugins = ()

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict, config_dict
 
 
 def get_config() -> ConfigDict:
-    """Return the experiment; docs/config.md tells what each key means."""
+    """Return the experiment; docs/config.md explains each key."""
     config = ConfigDict()
     config.task = "classification"
     config.plugins = ()

@@ -79,5 +79,5 @@ print("mambaout-step", max((int(name) for name in names if name.isdecimal()), de
 PYTHON
     ;;
   --help | -h) help ;;
-  *) die "${1-nothing} is nothing to do; launch/on_host.sh --help tells what there is" ;;
+  *) die "unknown action '${1-}'; launch/on_host.sh --help lists the actions" ;;
 esac
