@@ -47,7 +47,12 @@ def make_curves(train: list[dict], evals: list[dict], metrics: Sequence[Metric])
 
     def tested(metric: str) -> list[Series]:
         return [
-            _series(f"test, {label}", weights, [line | line[weights] for line in evals if weights in line], metric)
+            _series(
+                f"test, {label}",
+                weights,
+                [line | line[weights] for line in evals if isinstance(line.get(weights), dict)],
+                metric,
+            )
             for weights, label in WEIGHTS.items()
         ]
 

@@ -65,7 +65,7 @@ def _render(workdir: epath.Path) -> str:
         sections=_sections(task, workdir, environment["labels"], split),
         config={key: _show(value) for key, value in config.values.items()},
         environment={key: _show(value) for key, value in environment.items() if key not in not_shown},
-        command=environment.get("command"),
+        command=str(environment.get("command") or ""),
     )
 
 
@@ -101,8 +101,9 @@ def _read_metrics(workdir: epath.Path) -> tuple[list[dict], list[dict], int]:
     for line in filter(str.strip, text.split("\n")):
         try:
             record = json.loads(line)
-            kinds.setdefault(record["kind"], {})[int(record["step"])] = record
-        except (ValueError, KeyError, TypeError):
+            step = int(record["step"])
+            kinds.setdefault(record["kind"], {})[step] = {**record, "step": step}
+        except (ValueError, KeyError, TypeError, OverflowError):
             unreadable += 1
     train, evals = ([kinds[kind][step] for step in sorted(kinds[kind])] for kind in ("train", "eval"))
     return train, evals, unreadable
@@ -127,7 +128,8 @@ def _duration(seconds: float) -> str:
 
 def _facts(task: Task, results: dict | None, train: list[dict], environment: dict) -> dict[str, str]:
     facts = {}
-    if steps := (results or (train[-1] if train else {})).get("steps" if results else "step"):
+    steps = results.get("steps") if results else train[-1]["step"] if train else None
+    if isinstance(steps, int):
         facts["steps"] = f"{steps:,}"
     if results:
         facts["training time"] = _duration(as_number(results.get("train_seconds")))

@@ -128,7 +128,9 @@ class Checkpoints:
         """Wait for saves in the background, then close threads and files."""
         self._manager.close()
 
-    def restore_state(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+    def restore_state(
+        self, abstract: TrainState, *, metadata: Sequence[str] = ()
+    ) -> tuple[TrainState, dict[str, Any]] | None:
         """Restore the newest state that can be read, with its metadata; None if nothing was saved.
 
         Steps that cannot be read are reported and, once an older one was read, moved aside to `unreadable.STEP` beside
@@ -136,14 +138,15 @@ class Checkpoints:
 
         Args:
             abstract: shapes, dtypes and shardings of the state.
+            metadata: names that it must have; without them a checkpoint is damaged.
 
         Raises:
             RunError: a checkpoint does not fit, or none of them can be read.
         """
-        restored = self._newest(lambda step: self._restore(step, _items(abstract)), move_aside=True)
+        restored = self._newest(lambda step: self._restore(step, _items(abstract), metadata), move_aside=True)
         if restored is None:
             return None
-        step, (items, metadata) = restored
+        step, (items, found) = restored
         ema = None
         if abstract.ema is not None:
             ema = {"params": items["ema_params"], "batch_stats": items.get("ema_batch_stats", {})}
@@ -153,7 +156,7 @@ class Checkpoints:
             ema=ema,
             opt_state=items["optimizer"],
         )
-        return state, metadata
+        return state, found
 
     def restore_variables(self, abstract: dict[str, Any], weights: Sequence[str]) -> tuple[int, dict[str, Any]]:
         """Restore only what inference needs, from the newest step that can be read.
@@ -177,7 +180,9 @@ class Checkpoints:
         step, (items, _) = restored
         return step, {of: {name: items.get(_PREFIX[of] + name, {}) for name in abstract} for of in weights}
 
-    def _restore(self, step: int, wanted: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _restore(
+        self, step: int, wanted: dict[str, Any], metadata: Sequence[str] = ()
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         saved = self._manager.item_metadata(step)
         for name, tree in wanted.items():
             if name.startswith("ema_") and name not in saved and "params" in saved:
@@ -187,6 +192,8 @@ class Checkpoints:
             _check_fit(self._directory / str(step) / name, saved[name], tree)
         arrays = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
         restored = self._manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore(), **arrays))
+        if missing := [name for name in metadata if name not in restored["metadata"]]:
+            raise OSError(f"its metadata lacks {', '.join(missing)}")
         return {name: restored[name] for name in wanted}, restored["metadata"]
 
     def _newest(self, read: Callable[[int], Any], *, move_aside: bool) -> tuple[int, Any] | None:

@@ -218,8 +218,8 @@ def parse_config(config: ConfigDict | Mapping[str, Any], *, complete: bool = Tru
     if complete and (missing := [name for name in keys if name not in flat]):
         raise RunError(f"the config lacks {', '.join(f'config.{name}' for name in missing)}; configs/digits.py has all")
     for name, key in keys.items():
-        if name in flat and (complete or flat[name] is not None):
-            _check(name, key, flat[name])
+        if name == "model.name" or (name in flat and (complete or flat[name] is not None)):
+            _check(name, key, flat.get(name))
     _check_together(flat)
     values = {name: flat.get(name) for name in keys}
 
@@ -250,8 +250,9 @@ def _check_together(flat: Mapping[str, Any]) -> None:
             "config.init_head is 'new', a new last layer on given weights, and config.init_from is unset; the workdir "
             "of a run or a file of weights is expected there"
         )
-    warmup, cooldown = flat.get("optim.warmup_epochs", 0), flat.get("optim.cooldown_epochs", 0)
-    if warmup + cooldown > flat.get("num_epochs", math.inf):
+    # None in a config that was read from a workdir, which may lack keys.
+    warmup, cooldown = flat.get("optim.warmup_epochs") or 0, flat.get("optim.cooldown_epochs") or 0
+    if warmup + cooldown > (flat.get("num_epochs") or math.inf):
         raise RunError(
             f"config.optim.warmup_epochs {warmup} and cooldown_epochs {cooldown} are more than config.num_epochs "
             f"{flat['num_epochs']}; at most as many are expected"
@@ -367,11 +368,12 @@ _FORMER_VALUES = {
 
 
 def _with_current_names(flat: Mapping[str, Any]) -> dict[str, Any]:
-    named = {"task": DEFAULT, **EVALUATION, **{_FORMER_KEYS.get(name, name): value for name, value in flat.items()}}
+    defaults = {"task": DEFAULT, **EVALUATION}
+    named = {_FORMER_KEYS.get(name, name): value for name, value in flat.items()}
     for name, values in _FORMER_VALUES.items():
-        if name in named:
+        if isinstance(named.get(name), str | bool):
             named[name] = values.get(named[name], named[name])
-    return named
+    return named | {name: value for name, value in defaults.items() if named.get(name) is None}
 
 
 def changed_keys(config: RunConfig, other: RunConfig) -> list[str]:

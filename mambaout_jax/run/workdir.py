@@ -260,6 +260,8 @@ def load_environment(workdir: epath.Path) -> dict[str, Any]:
             }
             if not any(environment["labels"].values()):
                 raise ValueError("no labels")
+        if not isinstance(environment["labels"], dict):
+            raise TypeError("labels are not an object")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(
             f"{workdir / 'environment.json'} is not what a run writes ({error!r}); train there first"

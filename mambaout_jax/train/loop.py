@@ -200,7 +200,9 @@ def _restore_or_initialize(config: RunConfig, setup: _Setup, workdir: epath.Path
     init_key, step_key = jax.jit(
         lambda: tuple(jax.random.split(jax.random.key(config.seed))), out_shardings=distributed.replicated(setup.mesh)
     )()
-    restored = checkpoints.restore_state(setup.program.state)
+    restored = checkpoints.restore_state(
+        setup.program.state, metadata=("fingerprint", "dataset", "seconds", "evaluated")
+    )
     if restored is not None:
         state, metadata = restored
         step = int(state.step)

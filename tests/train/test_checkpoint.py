@@ -128,6 +128,14 @@ def test_newest_that_can_be_read_is_used(directory, state, item, content, caplog
     assert (directory.parent / "unreadable.2").exists()
 
 
+def test_step_whose_metadata_lack_a_name_is_passed_over(directory, state):
+    save(directory, state, [(1, None), (2, None)])
+    (directory / "2" / "metadata" / "metadata").write_text("{}")
+    restored, metadata = Checkpoints(directory).restore_state(abstract_state(model_of()), metadata=("note",))
+    assert int(restored.step) == 1
+    assert "note" in metadata
+
+
 def test_step_that_lost_an_item_is_passed_over(directory, state):
     save(directory, state, [(1, None), (2, None)])
     (directory / "2" / "optimizer").rmtree()

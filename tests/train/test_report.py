@@ -135,6 +135,22 @@ def test_interval_is_where_the_score_test_just_rejects():
     assert _interval(math.nan, 360) == _interval(50.0, 0) == "unknown"
 
 
+DAMAGED_LINES = (
+    {"kind": "train", "step": float("inf")},
+    {"kind": "train", "step": "many"},
+    {"kind": "eval", "step": 30, "epoch": 15.0, "raw": None, "ema": 5},
+    {"kind": "train", "step": "23", "epoch": 11.5, "loss": 0.5},
+)
+
+
+def test_lines_that_no_run_writes_do_not_spoil_the_page(workdir):
+    write_metrics(workdir, [train_line(20), eval_line(20, 97.5), *DAMAGED_LINES])
+    assert "2 lines of metrics.jsonl cannot be read" in words(write_and_read(workdir))
+    edit_json(workdir, "results.json", steps="many")
+    edit_json(workdir, "environment.json", command=3)
+    assert "99.17 % top-1" in words(write_and_read(workdir))
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [

@@ -1,19 +1,29 @@
 """A workdir is read in the form that earlier versions wrote, and refused if it has another task's run."""
 
+import functools
 import json
 
 import pytest
 
 from mambaout_jax.evaluate.evaluation import evaluate
+from mambaout_jax.models import ModelError
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.pretrained import load_pretrained_for
-from mambaout_jax.run.workdir import claim_workdir, is_workdir, load_environment, load_run
+from mambaout_jax.run.workdir import claim_workdir, is_workdir, load_config, load_environment, load_run
 from mambaout_jax.tasks import registry
 from mambaout_jax.tasks.classification.task import Classification
+from mambaout_jax.tasks.errors import TaskError
 from mambaout_jax.train.loop import train
 from tests.train import tiny, written_run
 
 NAMES = [f"digit {label}" for label in range(10)]
+
+
+def change_config(workdir, key, value):
+    recorded = json.loads((workdir / "config.json").read_text())
+    *sections, name = key.split(".")
+    functools.reduce(dict.__getitem__, sections, recorded)[name] = value
+    (workdir / "config.json").write_text(json.dumps(recorded))
 
 
 class Sorting(Classification):
@@ -38,11 +48,42 @@ def test_labels_are_read_from_a_key_of_their_own_or_from_the_top(tmp_path, label
     assert load_environment(tmp_path) == {"jax": "0.10.2", "labels": labels}
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"class_names": null}'])
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"class_names": null}', '{"labels": null}', '{"labels": ["a"]}'])
 def test_an_environment_without_labels_is_named(tmp_path, content):
     (tmp_path / "environment.json").write_text(content)
     with pytest.raises(RunError, match=r"environment\.json is not what a run writes"):
         load_environment(tmp_path)
+
+
+@pytest.mark.parametrize("labels", [{}, {"class_names": 5}, {"num_classes": "10"}, {"num_classes": 0}])
+def test_labels_that_are_no_classes_are_named(tmp_path, labels):
+    written_run.write(tmp_path, NAMES)
+    (tmp_path / "environment.json").write_text(json.dumps({"labels": labels}))
+    with pytest.raises(TaskError, match="class names, or their number, are expected"):
+        load_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("model.name", None, r"config\.json: config\.model\.name is unset"),
+        ("model.name", "mambaout_nano", "'mambaout_nano' is not a known model"),
+        ("data.on_bad_record", ["raise"], r"config\.json: config\.data\.on_bad_record"),
+    ],
+)
+def test_a_damaged_config_is_named(tmp_path, key, value, words):
+    written_run.write(tmp_path, NAMES)
+    change_config(tmp_path, key, value)
+    with pytest.raises((RunError, ModelError), match=words):
+        load_run(tmp_path)
+
+
+def test_what_an_evaluation_needs_has_defaults_where_a_config_has_none(tmp_path):
+    written_run.write(tmp_path, NAMES)
+    for key in ("optim.warmup_epochs", "eval_batch_size", "mesh.fsdp", "data.validation_split"):
+        change_config(tmp_path, key, None)
+    config = load_config(tmp_path)
+    assert (config.eval_batch_size, config.fsdp, config.data.validation_split) == (64, 1, "validation")
 
 
 def test_a_run_of_another_task_is_not_evaluated(tmp_path, monkeypatch):

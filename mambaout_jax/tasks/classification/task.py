@@ -323,7 +323,9 @@ class Classification(Task):
 
 
 def _num_classes(labels: Labels) -> int:
-    names = labels.get("class_names")
-    if names is None and "num_classes" not in labels:
-        raise TaskError(f"class names are expected among the labels of a model; it has {', '.join(labels) or 'none'}")
-    return int(labels["num_classes"]) if names is None else len(names)
+    names, number = labels.get("class_names"), labels.get("num_classes")
+    if isinstance(names, list | tuple):
+        return len(names)
+    if names is None and isinstance(number, int) and number > 0:
+        return number
+    raise TaskError(f"class names, or their number, are expected as the labels of a model; they are {dict(labels)}")
