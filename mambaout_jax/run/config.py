@@ -202,6 +202,12 @@ def parse_config(config: ConfigDict | Mapping[str, Any], *, complete: bool = Tru
         TaskError, PluginError: there is no such task or plugin.
     """
     flat = flatten_config(config)
+    for name, value in flat.items():
+        if not _is_plain(value):
+            kind = type(value).__name__
+            raise RunError(
+                f"config.{name} is {value!r}, a {kind}; a number, a string, True, False or a tuple is expected"
+            )
     for name in ("task", "plugins"):
         if name in flat:
             _check(name, KEYS[name], flat[name])
@@ -237,6 +243,13 @@ def parse_config(config: ConfigDict | Mapping[str, Any], *, complete: bool = Tru
         task_options={name: values[name] for name in task.keys},
         values=flat,
     )
+
+
+def _is_plain(value: Any) -> bool:
+    """Check that JSON keeps a value as it is, tuples aside."""
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _check(name: str, key: Key, value: Any) -> None:

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
 import pytest
 
 from mambaout_jax.checks import Key
@@ -55,6 +56,7 @@ def test_a_run_of_before_keys_had_their_names_goes_on(recorded, remat):
         ("batch_size", 2.5, "config.batch_size is 2.5; an integer"),
         ("batch_size", True, "config.batch_size is True"),
         ("seed", None, "config.seed is unset"),
+        ("model.ls_init_value", np.float32(1e-5), r"config.model.ls_init_value is .*, a float32; a number"),
         ("optim.b2", 1.0, "config.optim.b2 is 1.0; a number of 0 up to, not including, 1"),
         ("data.crop_scale", (True, True), "config.data.crop_scale"),
         ("num_epochs", 0, "config.num_epochs is 0"),
