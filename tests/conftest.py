@@ -3,10 +3,14 @@
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# A shell without job control ignores Ctrl-C for what it starts with &, and programs inherit that from the tests.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Tests compile the same steps again and again, many in processes of their own. The cache lives as long as the session:
 # a process that a test kills may leave a truncated entry behind. The workers of pytest-xdist share the cache of the
 # process that starts them. TFDS reads its folder when it is imported: no test touches what a user has prepared.
