@@ -101,16 +101,13 @@ def _accepts(key: Key, value: Any) -> bool:
         return key.kind is not tuple or all(isinstance(item, str) for item in value)
     if isinstance(key.accept, tuple):
         return value in key.accept
-    low, high = (float(bound) if bound else None for bound in key.accept.replace("<", "").split(".."))
-    below = "<" in key.accept
+    low, high = key.accept.split("..")
+    least, most = float(low or -math.inf), float(high.removeprefix("<") or math.inf)
+    open_above = not high or high.startswith("<")
 
     def inside(number: Any) -> bool:
         # Comparisons are written so that NaN is outside.
-        return (
-            is_real(number)
-            and (low is None or number >= low)
-            and (number < math.inf if high is None else number < high if below else number <= high)
-        )
+        return is_real(number) and least <= number and (number < most if open_above else number <= most)
 
     if isinstance(value, tuple):
         return len(value) == 2 and all(map(inside, value)) and 0 < value[0] <= value[1]

@@ -247,7 +247,7 @@ def parse_config(config: ConfigDict | Mapping[str, Any], *, complete: bool = Tru
 
 def _is_plain(value: Any) -> bool:
     """Check that JSON keeps a value as it is, tuples aside."""
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, bool | int | float | str)
 

@@ -1,13 +1,12 @@
 """Pretrained weights, of another run or of a PyTorch program, to start a run from or to evaluate."""
 
-import contextlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 from etils import epath
 
-from mambaout_jax.models import Model, ModelError, create_model
+from mambaout_jax.models import Model, create_model
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.workdir import is_workdir, load_run
 from mambaout_jax.tasks.api import Task
@@ -59,9 +58,7 @@ def load_pretrained_for(source: epath.PathLike, model: Model, *, head_task: type
             f"the last layer of the run in {source} was trained for the task {run.config.task.name!r} and config.task "
             f"is {head_task.name!r}; set config.init_head=new to start with a fresh one"
         )
-    variables = run.variables
-    with contextlib.suppress(ModelError):  # another model, which the differences show
-        variables = resample_variables(model, variables, run.model.input_spec.size)
+    variables = resample_variables(model, run.variables, run.model.input_spec.size)
     if faults := [fault for path, fault in _differences(variables, model).items() if not _in_head(path, model)]:
         raise RunError(f"the weights in {source} do not fit {model.name}: {'; '.join(faults)}")
     averaged = "averaged " if run.weights == "ema" else ""

@@ -37,6 +37,7 @@ def get_task(name: str) -> type[Task]:
 def _check_complete(task: Any) -> None:
     if not isinstance(task, type) or not issubclass(task, Task):
         raise TaskError(f"a plugin has {task!r} in TASKS; a subclass of mambaout_jax.tasks.api.Task is expected")
-    missing = {name for name in Task.__annotations__ if not hasattr(task, name)} | task.__abstractmethods__
+    required = "name", "metrics", "loss_terms"
+    missing = {name for name in required if not getattr(task, name, None)} | task.__abstractmethods__
     if missing:
         raise TaskError(f"task {task.__name__} of {task.__module__} lacks {', '.join(sorted(missing))}")

@@ -71,7 +71,7 @@ def test_scan_and_remat_change_no_value_and_no_gradient(family):
 
 
 class Dropping(nnx.Module):
-    """Blocks with dropout inside, whatever their rates of drop path are."""
+    """Blocks with dropout of their own, at any drop path rate."""
 
     def __init__(self, rates, scan):
         self.rates, self.scan = rates, scan
