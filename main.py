@@ -7,9 +7,12 @@ stopped the run, or another process of it was lost: rerun the same command.
 import sys
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
-CONFIG = config_flags.DEFINE_config_file("config", help_string="The experiment; --config.KEY=VALUE changes a key.")
+CONFIG = flags.DEFINE_string(
+    "config",
+    None,
+    "The experiment: FILE.py, FILE.py:ARGUMENT, or config.json of a run. --config.KEY=VALUE changes a key.",
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; the same one resumes it.", required=True)
 MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Run as one process of several; a TPU pod finds the others.")
@@ -20,15 +23,9 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process, fr
 
 def main(argv: list[str]) -> int:
     """Train or evaluate, and return the exit code."""
-    if not WORKDIR.value:
-        return _print_error("--workdir is empty; a folder is expected, for example runs/digits", 2)
-    if len(argv) > 1:
-        return _print_error(f"{argv[1]!r} is not a flag; flags start with --", 2)
-    if MODE.value == "train" and CONFIG.value is None:
-        return _print_error("--config is missing; try --config=configs/digits.py", 2)
-    address = COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
-    if any(value is not None for value in address) and not DISTRIBUTED.value:
-        return _print_error("--coordinator, --num_processes and --process_id require --distributed", 2)
+    changes = [argument for argument in argv[1:] if _is_change(argument)]
+    if fault := _find_fault(argv, changes):
+        return _print_error(fault)
     from mambaout_jax import supervisor  # after the flags, so that a mistyped one is reported at once
 
     if DISTRIBUTED.value and not supervisor.is_supervised():
@@ -37,14 +34,14 @@ def main(argv: list[str]) -> int:
     from mambaout_jax.evaluate.evaluation import evaluate
     from mambaout_jax.evaluate.scores import format_scores
     from mambaout_jax.report.html import write_report
-    from mambaout_jax.run.config import parse_config
+    from mambaout_jax.run.config_file import read_config
     from mambaout_jax.run.errors import report_error
     from mambaout_jax.train.loop import train
 
     try:
+        config = None if CONFIG.value is None else read_config(CONFIG.value, changes)
         if DISTRIBUTED.value:
-            distributed.initialize(*address)
-        config = None if CONFIG.value is None else parse_config(CONFIG.value)
+            distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
         results = (train if MODE.value == "train" else evaluate)(config, WORKDIR.value)
         if distributed.is_first():
             print(format_scores(results))
@@ -55,22 +52,40 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _print_error(sentence: str, code: int) -> int:
+def _find_fault(argv: list[str], changes: list[str]) -> str:
+    """Return a sentence about flags that do not fit together; empty if they do."""
+    if others := [argument for argument in argv[1:] if argument not in changes]:
+        return f"{others[0]!r} is not a flag; flags start with --"
+    if not WORKDIR.value:
+        return "--workdir is empty; a folder is expected, for example runs/digits"
+    if CONFIG.value is None and MODE.value == "train":
+        return "--config is missing; try --config=configs/digits.py"
+    if CONFIG.value is None and changes:
+        return f"{changes[0]} requires --config, for example --config={WORKDIR.value}/config.json"
+    address = COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
+    if any(value is not None for value in address) and not DISTRIBUTED.value:
+        return "--coordinator, --num_processes and --process_id require --distributed"
+    return ""
+
+
+def _print_error(sentence: str) -> int:
     print(f"error: {sentence}", file=sys.stderr)
-    return code
+    return 2
+
+
+def _is_change(argument: str) -> bool:
+    return argument.startswith(("--config.", "-config."))
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
+    """Parse all flags but the changes of the config, which depend on its file and are returned with the rest."""
+    changes = [argument for argument in argv[1:] if _is_change(argument)]
+    others = [argument for argument in argv[1:] if not _is_change(argument)]
     try:
         # Warnings only by default: absl's app would show every step of a checkpoint.
-        rest = flags.FLAGS([argv[0], f"--verbosity={logging.WARNING}", *argv[1:]])
-        if CONFIG.value is not None:
-            CONFIG.value.items()  # of a file that could not be loaded, any use raises why
-        return rest
-    except (AttributeError, KeyError, OSError, SyntaxError, flags.Error) as error:
-        from mambaout_jax.run.config import explain_flags
-
-        sys.exit(_print_error(explain_flags(error), 2))
+        return flags.FLAGS([argv[0], f"--verbosity={logging.WARNING}", *others]) + changes
+    except flags.Error as error:
+        sys.exit(_print_error(" ".join(str(error).split())))
 
 
 if __name__ == "__main__":

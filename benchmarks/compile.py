@@ -25,7 +25,7 @@ from mambaout_jax.models.layers.blocks import REMAT
 from mambaout_jax.plan.chips import CHIPS
 from mambaout_jax.plan.compiler import TooLargeError, compile_for_tpu, program_memory, tpu_devices
 from mambaout_jax.plan.hlo import estimated_operations
-from mambaout_jax.run.config import read_config
+from mambaout_jax.run.config_file import read_config
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.train.program import training_program
 

@@ -22,7 +22,8 @@ from _timing import machine, median_ratio, write_json
 
 from mambaout_jax import distributed
 from mambaout_jax.data.prepare import ensure_prepared
-from mambaout_jax.run.config import RunConfig, read_config
+from mambaout_jax.run.config import RunConfig
+from mambaout_jax.run.config_file import read_config
 from mambaout_jax.train import loop
 from mambaout_jax.train.program import training_program
 

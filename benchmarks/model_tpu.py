@@ -30,11 +30,11 @@ from mambaout_jax.ops import depthwise_conv2d
 from mambaout_jax.plan.chips import CHIPS
 from mambaout_jax.plan.compiler import tpu_devices
 from mambaout_jax.plan.hlo import estimated_operations
-from mambaout_jax.run.config import read_config
+from mambaout_jax.run.config_file import read_config
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.train.program import training_program
 
-CONFIG = Path(__file__).parents[1] / "configs" / "mambaout_tiny.py"
+CONFIG = f"{Path(__file__).parents[1]}/configs/imagenet.py:mambaout_tiny"
 CHANGES = {
     "model.dtype": "bfloat16",
     "microbatch_size": None,
@@ -103,7 +103,7 @@ def estimate(mesh, batch):
 
 def compile_step(mesh, batch):
     """Compile the train step from shapes alone."""
-    config = read_config(str(CONFIG)).replace({**CHANGES, "batch_size": batch})
+    config = read_config(CONFIG).replace({**CHANGES, "batch_size": batch})
     task = config.build_task()
     model = task.build_model({"num_classes": 1000})
     program = training_program(config, task, model, task.train_transform(model).empty(), num_images=batch, mesh=mesh)

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 IMPORT = "import mambaout_jax; mambaout_jax.create_model"
 COMPILE = """
 import sys, time
-from mambaout_jax.run.config import read_config
+from mambaout_jax.run.config_file import read_config
 from mambaout_jax.run.signals import StopSignals
 from mambaout_jax.train.loop import train
 compiled = StopSignals.interruptible

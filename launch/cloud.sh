@@ -69,8 +69,8 @@ check_run() {
     *) die "--workdir is $workdir; all hosts share it: gs://BUCKET/... or the absolute path of a mounted file system" ;;
   esac
   # No other files of the checkout are copied to hosts.
-  if [[ $config != configs/*.py || $config == *..* || ! -f $root/$config ]]; then
-    die "--config is $config; a file of $root/configs is expected, such as configs/mambaout_tiny.py"
+  if [[ ${config%%:*} != configs/*.py || $config == *..* || ! -f $root/${config%%:*} ]]; then
+    die "--config is $config; a file of $root/configs is expected, such as configs/imagenet.py:mambaout_tiny"
   fi
   command=(env JAX_COMPILATION_CACHE_DIR="${cache:-${workdir%/*}/compiled}" .venv/bin/python main.py
     --config="$config" --workdir="$workdir" --distributed ${pass[@]+"${pass[@]}"})

@@ -15,7 +15,7 @@ usage: launch/gce_mig.sh --name NAME --zone ZONE --topology AxBxC --config FILE 
   --name NAME         of policy, template and group; the same name finds an existing slice
   --zone ZONE         for example us-central1-c
   --topology AxBxC    chips along each axis, four per host: 2x2x1 is one host, 2x2x2 two, 4x4x4 sixteen
-  --config FILE       the experiment, below this checkout, such as configs/mambaout_tiny.py
+  --config FILE       the experiment, below this checkout, such as configs/imagenet.py:mambaout_tiny
   --workdir PATH      of the run, shared by all hosts: gs://BUCKET/... or the absolute path of a mounted file system
   --cache PATH        of compiled programs (default: `compiled` next to workdir); a bucket survives the slice
   --project ID        (default: gcloud's)

@@ -15,7 +15,7 @@ usage: launch/tpu_vm.sh --name NAME --zone ZONE --accelerator TYPE --config FILE
   --zone ZONE         for example us-west4-a
   --accelerator TYPE  v4-32, v5litepod-16, v5p-32, v6e-16, ...: the number is that of chips for v5litepod and v6e, and
                       of cores, two per chip, for v4 and v5p; TPU7x: launch/gce_mig.sh
-  --config FILE       the experiment, below this checkout, such as configs/mambaout_tiny.py
+  --config FILE       the experiment, below this checkout, such as configs/imagenet.py:mambaout_tiny
   --workdir PATH      of the run, shared by all hosts: gs://BUCKET/... or the absolute path of a mounted file system
   --cache PATH        of compiled programs (default: `compiled` next to workdir); a bucket survives the slice
   --project ID        (default: gcloud's)

@@ -1,28 +1,45 @@
-"""Checks of plain values: config keys with their ranges, arguments, and names that should be known."""
+"""Checks of plain values: config keys and model options with their ranges, arguments, and nearest names."""
 
+import ast
 import difflib
 import math
 import numbers
+import reprlib
+import types
+import typing
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 
 class Key(NamedTuple):
-    """A config key: its type, the values it takes and its meaning.
+    """A config key or an option of a model.
 
     Args:
-        kind: of a set value.
-        accept: a range "low..high" (a bound may be left out; "low..<high" excludes the upper one), or the tuple of
-            accepted strings; None for any. A tuple with a range is a pair of rising numbers, without one it has
-            strings.
-        about: what it means, with its unit.
-        optional: whether it may be unset (`config_dict.placeholder`).
+        kind: type of the value: bool, int, float (which takes integers too), str, a tuple type of these, or a union of
+            them. A key whose union has None may be unset. `tuple[float, float]` is a pair of positive, rising numbers.
+        accept: range of every number, "low..high", where a bound may be left out and ">low" and "<high" exclude it; or
+            the accepted strings; None for any value.
+        default: None if `kind` excludes it: then the key has to be set.
+        about: meaning, with the unit.
+        free: whether a resumed run may change it, because a training step computes the same for every value.
     """
 
-    kind: type
+    kind: Any
     accept: str | tuple[str, ...] | None
+    default: Any
     about: str
-    optional: bool = False
+    free: bool = False
+
+    @property
+    def kinds(self) -> tuple[Any, ...]:
+        """Return the types of a set value."""
+        union = typing.get_args(self.kind) if isinstance(self.kind, types.UnionType) else (self.kind,)
+        return tuple(kind for kind in union if kind is not types.NoneType)
+
+    @property
+    def optional(self) -> bool:
+        """Return whether the key may be unset."""
+        return types.NoneType in typing.get_args(self.kind)
 
 
 class Require:
@@ -85,45 +102,99 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
 
 
+def nearest_names(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
+    """Return the known names that are spelled most like `name`: similar ones, or the nearest one if none is."""
+    known = list(known)
+    return difflib.get_close_matches(name, known, n=limit, cutoff=0.75) or [nearest(name, known)]
+
+
+def parse_text(key: Key, text: str) -> Any:
+    """Return the value that a command line means; text that is no value of the key is returned unchanged.
+
+    Numbers, True, False and tuples are written as in Python, None unsets a key, and tuples may lack their parentheses.
+    """
+    if text == "None":
+        return None
+    if str in key.kinds:
+        return text
+    try:
+        value = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        value = {"true": True, "false": False}.get(text.lower(), text)
+    if tuple[str, ...] in key.kinds and isinstance(value, str):
+        return tuple(word.strip() for word in value.split(",") if word.strip())
+    return tuple(value) if isinstance(value, list) else value
+
+
 def find_fault(name: str, key: Key, value: Any) -> str:
     """Return a sentence about what is wrong with the value of a key; empty if nothing is."""
     if value is None:
         return "" if key.optional else f"{name} is unset; {describe_values(key)} is expected"
-    number = key.kind is float and isinstance(value, int)
-    fits = isinstance(value, key.kind) or number
-    if not fits or isinstance(value, bool) != (key.kind is bool) or not _accepts(key, value):
-        return f"{name} is {value!r}; {describe_values(key)} is expected"
-    return ""
+    if any(_fits(kind, key.accept, value) for kind in key.kinds):
+        return ""
+    return f"{name} is {_shorten(value)}; {describe_values(key)} is expected"
 
 
-def _accepts(key: Key, value: Any) -> bool:
-    if key.accept is None:
-        return key.kind is not tuple or all(isinstance(item, str) for item in value)
-    if isinstance(key.accept, tuple):
-        return value in key.accept
-    low, high = key.accept.split("..")
-    least, most = float(low or -math.inf), float(high.removeprefix("<") or math.inf)
-    open_above = not high or high.startswith("<")
+def _shorten(value: Any) -> str:
+    shortener = reprlib.Repr()
+    shortener.maxstring = shortener.maxother = shortener.maxlong = 60
+    shortener.maxtuple = 8
+    return shortener.repr(value)
 
-    def inside(number: Any) -> bool:
-        # Comparisons are written so that NaN is outside.
-        return is_real(number) and least <= number and (number < most if open_above else number <= most)
 
-    if isinstance(value, tuple):
-        return len(value) == 2 and all(map(inside, value)) and 0 < value[0] <= value[1]
-    return inside(value)
+def _fits(kind: Any, accept: str | tuple[str, ...] | None, value: Any) -> bool:
+    if typing.get_origin(kind) is tuple:
+        item, last = typing.get_args(kind)
+        if not isinstance(value, tuple | list) or not all(_fits(item, accept, each) for each in value):
+            return False
+        if last is ...:
+            return item is str or len(value) > 0
+        return len(value) == 2 and (item is not float or 0 < value[0] <= value[1])
+    if kind is str:
+        return isinstance(value, str) and (not isinstance(accept, tuple) or value in accept)
+    if kind is bool or isinstance(value, bool):
+        return kind is bool and isinstance(value, bool)
+    return isinstance(value, int if kind is int else int | float) and _inside(accept or "..", value)
+
+
+def _inside(bounds: str, value: float) -> bool:
+    low, high = bounds.split("..")
+    least, most = float(low.removeprefix(">") or -math.inf), float(high.removeprefix("<") or math.inf)
+    # Comparisons are written so that NaN is outside.
+    above = value > least if low.startswith(">") or not low else value >= least
+    return above and (value < most if high.startswith("<") or not high else value <= most)
+
+
+_SINGULAR = {bool: "True or False", int: "an integer", float: "a number", str: "a string"}
+_PLURAL = {int: "integers", float: "numbers", str: "strings"}
 
 
 def describe_values(key: Key) -> str:
     """Return the values that a key takes, in words."""
-    kind = {
-        bool: "True or False", int: "an integer", float: "a number", str: "a string", tuple: "a pair of rising numbers"
-    }[key.kind]  # fmt: skip
     if isinstance(key.accept, tuple):
-        return " or ".join(map(repr, key.accept))
-    if key.accept is None:
-        return "a tuple of strings" if key.kind is tuple else kind
-    low, _, high = key.accept.partition("..")
+        words = " or ".join(map(repr, key.accept))
+    else:
+        words = " or ".join(map(_describe_kind, key.kinds)) + _describe_range(key.accept or "..")
+    return f"{words}, or None," if key.optional else words
+
+
+def _describe_kind(kind: Any) -> str:
+    if typing.get_origin(kind) is not tuple:
+        return _SINGULAR[kind]
+    item, last = typing.get_args(kind)
+    if last is ...:
+        return f"a tuple of {_PLURAL[item]}"
+    return "a pair of rising numbers" if item is float else f"a pair of {_PLURAL[item]}"
+
+
+def _describe_range(bounds: str) -> str:
+    low, high = bounds.split("..")
+    if low.startswith(">"):
+        lower, upper = f"above {low[1:]}", f" and at most {high}"
+    else:
+        lower, upper = f"of {low}", f" to {high}"
     if high.startswith("<"):
-        return f"{kind} of {low} up to, not including, {high[1:]}"
-    return f"{kind} of {low} {f'to {high}' if high else 'or more'}"
+        upper = f" up to, not including, {high[1:]}"
+    if not high:
+        return "" if not low else f" {lower}" if low.startswith(">") else f" {lower} or more"
+    return f" {lower}{upper}"

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mambaout_jax.checks import Key, Require, describe_values, find_fault, nearest, suggest
+from mambaout_jax.checks import Key, Require, describe_values, find_fault, nearest, nearest_names, parse_text, suggest
 
 
 class NotAllowedError(ValueError):
@@ -16,46 +16,87 @@ require = Require(NotAllowedError)
 
 @given(st.integers(-5, 5))
 def test_integers_are_accepted_within_their_range_alone(value):
-    key = Key(int, "-2..3", "a number")
+    key = Key(int, "-2..3", 0, "a number")
     assert (find_fault("x", key, value) == "") == (-2 <= value <= 3)
 
 
 @pytest.mark.parametrize("value", [True, "1", float("nan"), float("inf"), -0.1, None, (0.1,)])
 def test_what_is_no_number_of_the_range_is_named_with_what_is_expected(value):
-    fault = find_fault("config.rate", Key(float, "0..", "a rate"), value)
+    fault = find_fault("config.rate", Key(float, "0..", 0.0, "a rate"), value)
     assert fault.startswith("config.rate is ")
     assert fault.endswith("a number of 0 or more is expected")
 
 
 @pytest.mark.parametrize(("value", "fits"), [(True, True), (False, True), (1, False), ("True", False)])
 def test_a_switch_is_true_or_false(value, fits):
-    fault = find_fault("x", Key(bool, None, "a switch"), value)
+    fault = find_fault("x", Key(bool, None, False, "a switch"), value)
     assert fault == ("" if fits else f"x is {value!r}; True or False is expected")
 
 
 def test_unset_is_accepted_where_a_key_is_optional():
-    assert find_fault("x", Key(int, "1..", "a number", optional=True), None) == ""
+    assert find_fault("x", Key(int | None, "1..", None, "a number"), None) == ""
 
 
 @pytest.mark.parametrize(
     ("value", "fits"), [((0.1, 0.5), True), ((0.5, 0.1), False), ((0.0, 0.5), False), ((0.2,), False)]
 )
 def test_a_pair_rises_from_above_zero(value, fits):
-    assert (find_fault("x", Key(tuple, "0..1", "a pair"), value) == "") == fits
+    assert (find_fault("x", Key(tuple[float, float], "0..1", (0.1, 1.0), "a pair"), value) == "") == fits
 
 
 @pytest.mark.parametrize("value", ["tests.toy", (1,), None])
 def test_a_tuple_without_a_range_has_strings(value):
-    key = Key(tuple, None, "modules")
+    key = Key(tuple[str, ...], None, (), "modules")
     assert find_fault("plugins", key, ("tests.toy",)) == ""
     assert find_fault("plugins", key, value).endswith("a tuple of strings is expected")
 
 
-def test_values_are_described_in_words():
-    assert describe_values(Key(str, ("a", "b"), "")) == "'a' or 'b'"
-    assert describe_values(Key(int, "1..", "")) == "an integer of 1 or more"
-    assert describe_values(Key(float, "0..1", "")) == "a number of 0 to 1"
-    assert describe_values(Key(float, "0..<1", "")) == "a number of 0 up to, not including, 1"
+@pytest.mark.parametrize(
+    ("kind", "accept", "words"),
+    [
+        (str, ("a", "b"), "'a' or 'b'"),
+        (str | None, ("a", "b"), "'a' or 'b', or None,"),
+        (int, "1..", "an integer of 1 or more"),
+        (float, "0..1", "a number of 0 to 1"),
+        (float, "0..<1", "a number of 0 up to, not including, 1"),
+        (float, ">0..", "a number above 0"),
+        (float, ">0..2", "a number above 0 and at most 2"),
+        (float, "..", "a number"),
+        (int | tuple[int, int], "32..64", "an integer or a pair of integers of 32 to 64"),
+        (tuple[int, ...], "1..", "a tuple of integers of 1 or more"),
+        (tuple[float, float], "0..", "a pair of rising numbers of 0 or more"),
+    ],
+)
+def test_values_are_described_in_words(kind, accept, words):
+    assert describe_values(Key(kind, accept, None, "")) == words
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "value"),
+    [
+        (int, "3", 3),
+        (float, "5e-4", 5e-4),
+        (float | None, "None", None),
+        (int, "None", None),
+        (bool, "true", True),
+        (bool, "False", False),
+        (str, "3", "3"),
+        (str, "None", None),
+        (str | None, "None", None),
+        (int | tuple[int, int], "(64, 48)", (64, 48)),
+        (int | tuple[int, int], "64,48", (64, 48)),
+        (tuple[int, ...], "[1, 2]", (1, 2)),
+        (tuple[str, ...], "a.b, c", ("a.b", "c")),
+        (tuple[str, ...], "('a.b',)", ("a.b",)),
+        (int, "many", "many"),
+        (int, "(" * 500, "(" * 500),
+        (int, "", ""),
+    ],
+)
+def test_text_of_a_command_line_is_read_by_the_kind_of_the_key(kind, text, value):
+    parsed = parse_text(Key(kind, None, None, ""), text)
+    assert parsed == value
+    assert type(parsed) is type(value)
 
 
 @pytest.mark.parametrize(
@@ -78,3 +119,5 @@ def test_near_names_are_suggested_and_far_ones_are_not():
     assert suggest("mambaut", ["mambaout", "vit"]) == "; did you mean 'mambaout'?"
     assert suggest("zzz", ["mambaout", "vit"]) == ""
     assert nearest("zzz", ["mambaout", "vit"]) in ("mambaout", "vit")
+    assert nearest_names("batch_sise", ["batch_size", "eval_batch_size", "seed"])[0] == "batch_size"
+    assert len(nearest_names("zzz", ["batch_size", "seed"])) == 1

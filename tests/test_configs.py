@@ -2,30 +2,30 @@
 
 import ast
 import re
-import runpy
 from pathlib import Path
 
 import pytest
 
-import mambaout_jax as mo
+from mambaout_jax.analyze.ssm_need import measure_first_stage
 from mambaout_jax.models import find_family
-from mambaout_jax.run.config import flatten_config, parse_config
+from mambaout_jax.run.config import known_keys
+from mambaout_jax.run.config_file import read_config
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.train.recipe import departures
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
-NAMES = sorted(path.stem for path in CONFIGS.glob("*.py"))
+FILES = sorted(path.stem for path in CONFIGS.glob("*.py"))
+IMAGENET = [
+    f"imagenet:{name}"
+    for name in ("mambaout_femto", "mambaout_kobe", "mambaout_tiny", "mambaout_small", "mambaout_base")
+]
+STUDIES = ["study:digits", "study:pathfinder", "study:photos"]
+EXPERIMENTS = ["digits", "finetune", "imagenette", *IMAGENET, *STUDIES]
 # What an experiment leaves to the command line.
-GIVEN = {"finetune": {"init_from": "runs/femto", "data.name": "photos"}}
+GIVEN = {"finetune": ["--config.init_from=runs/femto", "--config.data.name=photos"]}
 
-DROP_PATH = {
-    "mambaout_femto": 0.025,
-    "mambaout_kobe": 0.025,
-    "mambaout_tiny": 0.2,
-    "mambaout_small": 0.4,
-    "mambaout_base": 0.6,
-}
+DROP_PATH = dict(zip(IMAGENET, (0.025, 0.025, 0.2, 0.4, 0.6), strict=True))
 RECIPE = {
     "seed": 42,
     "init_from": None,
@@ -45,7 +45,7 @@ RECIPE = {
     "data.auto_augment": "rand-m9-mstd0.5-inc1",
     "data.crop_pct": 1.0,
     "data.on_bad_record": "raise",
-    "model.img_size": 224,
+    "model.img_size": (224, 224),
     "model.drop_rate": 0.0,
     "model.dtype": "float32",
     "augment.pad": 0,
@@ -72,66 +72,87 @@ RECIPE = {
 }
 
 
-def load(name, **changes):
-    config = runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"]()
-    config.update_from_flattened_dict({**GIVEN.get(name, {}), **changes})
-    return config
+def load(name, changes=None):
+    file, _, argument = name.partition(":")
+    return read_config(
+        f"{CONFIGS}/{file}.py{':' if argument else ''}{argument}", GIVEN.get(name, []) if changes is None else changes
+    )
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_config_is_whole_and_builds_its_model(name):
-    task = parse_config(load(name)).build_task()
-    assert task.build_model({"num_classes": 10}).num_classes == 10
+def build_model(name, num_classes=10):
+    return load(name).build_task().build_model({"num_classes": num_classes})
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_config_tells_how_to_run_it_and_what_it_costs(name):
+def test_every_file_is_tested():
+    assert {name.partition(":")[0] for name in EXPERIMENTS} == set(FILES)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_builds_its_model(name):
+    assert build_model(name).num_classes == 10
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_file_says_how_to_run_it_and_what_it_costs(name):
     text = ast.get_docstring(ast.parse((CONFIGS / f"{name}.py").read_text()))
-    assert f"python main.py --config=configs/{name}.py --workdir=" in text
+    assert re.search(rf"python main\.py --config=configs/{name}\.py(:\w+)? --workdir=", text)
     assert "Cost" in text
-    for word in text.replace("`", " ").split():
-        key, given, _ = word.removeprefix("--config.").partition("=")
-        if word.startswith("--config.") and given:
-            assert key in flatten_config(load(name)), word
+    assert set(re.findall(r"--config\.([\w.]+)=", text)) <= known_keys({"model.name": "mambaout_femto"}).keys()
 
 
-@pytest.mark.parametrize("name", DROP_PATH)
-def test_published_experiments_hold_the_recipe(name):
-    values = flatten_config(load(name))
-    expected = {**RECIPE, "model.name": name, "model.drop_path_rate": DROP_PATH[name]}
-    assert {key: values[key] for key in expected} == expected
-    assert departures(find_family(name).recipe, values) == []
+@pytest.mark.parametrize("name", IMAGENET)
+def test_published_experiments_have_the_recipe(name):
+    config = load(name)
+    expected = {**RECIPE, "model.name": name.partition(":")[2], "model.drop_path_rate": DROP_PATH[name]}
+    assert {key: config.all_values[key] for key in expected} == expected
+    assert departures(find_family(config.model["name"]).recipe, config.values) == []
+    assert 1_281_167 // config.batch_size == 312
+    assert 312 % config.log_every_steps == 0
 
 
 def test_published_experiments_differ_in_model_and_drop_path_alone():
-    first, *others = (flatten_config(load(name)) for name in DROP_PATH)
+    first, *others = (load(name).values for name in IMAGENET)
     for other in others:
         assert {key for key in first | other if first[key] != other[key]} <= {"model.name", "model.drop_path_rate"}
 
 
-@pytest.mark.parametrize("name", DROP_PATH)
-def test_published_experiments_take_312_steps_an_epoch(name):
-    config = load(name)
-    assert 1_281_167 // config.batch_size == 312
-    assert 312 % config.log_every_steps == 0
-    assert mo.create_model(config.model.name).input_spec.size == (224, 224)
+def test_a_model_without_a_published_recipe_is_refused_with_those_that_have_one():
+    with pytest.raises(
+        RunError, match=r"imagenet\.py, line \d+: ValueError: .*'vit'; expected one of mambaout_femto, "
+    ):
+        load("imagenet:vit")
 
 
 def test_fine_tuning_needs_a_dataset():
     with pytest.raises(RunError, match=r"config.data.name is unset"):
-        parse_config(load("finetune", **{"data.name": None}))
+        load("finetune", ["--config.init_from=runs/femto"])
 
 
 def test_fine_tuning_needs_weights():
     with pytest.raises(RunError, match=r"config.init_head is 'new'.*config.init_from"):
-        parse_config(load("finetune", init_from=None))
+        load("finetune", ["--config.data.name=photos"])
 
 
-def test_the_page_on_the_recipe_gives_the_numbers_of_the_configs():
-    values, text = flatten_config(load("mambaout_tiny")), (ROOT / "docs" / "recipe.md").read_text()
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_can_remove_its_ssm_and_evaluates_at_its_end(name):
+    config = load(name)
+    assert "token_mixer" in build_model(name).options
+    assert config.data.name == name.partition(":")[2]
+    assert config.num_epochs % config.eval_every_epochs == 0
+    assert config.init_from is None
+
+
+@pytest.mark.parametrize(("name", "verdict"), [("study:digits", "short"), ("study:pathfinder", "long")])
+def test_there_is_a_study_of_short_and_one_of_long_sequences(name, verdict):
+    assert measure_first_stage(build_model(name, 2))["verdict"] == verdict
+
+
+def test_the_page_on_the_recipe_has_the_numbers_of_the_configs():
+    values, text = load("imagenet:mambaout_tiny").all_values, (ROOT / "docs" / "recipe.md").read_text()
     rows = re.findall(r"^\|[^|]*\| `(.+)` \| `(.+)` \|$", text, re.MULTILINE)
     assert len(rows) > 30
     for value, key in rows:
-        assert values[key] == eval(value, {}), key
+        expected = eval(value, {})
+        assert values[key] == ((expected, expected) if key == "model.img_size" else expected), key
     for name, rate in DROP_PATH.items():
-        assert f"| MambaOut-{name.removeprefix('mambaout_').title()} | {rate} |" in text
+        assert f"| MambaOut-{name.partition('_')[2].title()} | {rate} |" in text

@@ -27,7 +27,7 @@ from mambaout_jax.__main__ import main as cli
 from mambaout_jax.evaluate.evaluation import evaluate
 from mambaout_jax.export.torch import import_weights
 from mambaout_jax.run.checkpoints import Checkpoints
-from mambaout_jax.run.config import read_config
+from mambaout_jax.run.config_file import read_config
 from mambaout_jax.run.state import TrainState
 from mambaout_jax.run.workdir import load_run
 from mambaout_jax.tasks.api import Task

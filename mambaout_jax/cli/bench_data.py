@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the results; return 1 if they are below --need."""
     from mambaout_jax.data.input_speed import measure_input
     from mambaout_jax.data.workers import THREADS, count_cores
-    from mambaout_jax.run.config import read_config
+    from mambaout_jax.run.config_file import read_config
     from mambaout_jax.train.inputs import open_batches
 
     changes = [] if args.workers is None else [f"--config.data.num_workers={args.workers}"]

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     if args.distributed and not supervisor.is_supervised():
         return supervisor.supervise(["-m", "mambaout_jax", *sys.argv[1:]])
     from mambaout_jax import distributed
-    from mambaout_jax.run.config import read_config
+    from mambaout_jax.run.config_file import read_config
     from mambaout_jax.run.doctor import COLLECTIVE_SECONDS, examine
     from mambaout_jax.run.errors import report_error
     from mambaout_jax.train.program import check_batches

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from mambaout_jax.plan.compiler import chip_of
     from mambaout_jax.plan.plan import plan
     from mambaout_jax.plan.program import dataset_of
-    from mambaout_jax.run.config import read_config
+    from mambaout_jax.run.config_file import read_config
 
     config = read_config(args.config, args.config_changes)
     chip_of(args.topology)  # report an invalid topology before datasets are opened

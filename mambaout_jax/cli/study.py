@@ -9,7 +9,7 @@ from mambaout_jax.cli.arguments import integer
 
 TAKES_CONFIG = "optional"
 EPILOG = """\
-The experiment is configs/study/DATASET.py by default; for other datasets, name one with --config. Rerun the same
+The experiment is configs/study.py:DATASET by default; for other datasets, name one with --config. Rerun the same
 command to resume a study that was stopped."""
 
 
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the study and print its tables; the exit codes are those of main.py."""
-    from mambaout_jax.run.config import read_config
+    from mambaout_jax.run.config_file import read_config
     from mambaout_jax.run.errors import report_error
     from mambaout_jax.study.study import find_experiment, run_study
 

@@ -184,6 +184,7 @@ def evaluate(config: RunConfig | None, path: epath.PathLike) -> dict[str, Any]:
     if config is None:
         config = _own_config(workdir)
     task = config.build_task()
+    task.check()
     ensure_prepared(config.data.name, config.data.data_dir)
     opened = [task.open_source(config.data.validation_split), *task.open_eval_sources()]
     sources = list({source.fingerprint: source for source in opened}.values())  # each once

@@ -11,13 +11,12 @@ from jaxtyping import Array, Float, Key, UInt8
 from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.family import Family
 from mambaout_jax.models.layers.parameters import draw_state, state_shapes
+from mambaout_jax.models.options import MIN_SIZE
 from mambaout_jax.ops import normalize_images
 
 Variables = dict[str, Any]
 ParamPath = tuple[str | int, ...]
 Output = Literal["logits", "features"]
-
-MIN_SIZE = 32
 
 
 def cpu_compiler_options() -> dict[str, str] | None:

@@ -1,6 +1,5 @@
 """What a family of models is: its modules, named variants, key formats and published recipe."""
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -8,6 +7,7 @@ from typing import Any
 
 from flax import nnx
 
+from mambaout_jax.checks import Key
 from mambaout_jax.models.key_format import KeyFormat
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -55,7 +55,8 @@ class Family:
 
     Args:
         name: of the family.
-        module: its keyword arguments are the options of every variant.
+        module: takes every option as a keyword argument.
+        options: by name, `models.options.COMMON` included; a default is that of the variants that do not set it.
         variants: by the name that `create_model` takes. Weights without a name are taken for the first of several
             variants that have the same shapes.
         key_formats: names of its parameters in PyTorch programs; the first is the default for export.
@@ -65,13 +66,8 @@ class Family:
 
     name: str
     module: type[nnx.Module]
+    options: Mapping[str, Key]
     variants: Mapping[str, Variant]
     key_formats: tuple[KeyFormat, ...]
     timm_options: Mapping[str, Any] | None = None
     recipe: Recipe | None = None
-
-    @property
-    def options(self) -> dict[str, inspect.Parameter]:
-        """The options of every variant by name, with annotation and default."""
-        parameters = inspect.signature(self.module.__init__).parameters
-        return {name: parameter for name, parameter in parameters.items() if name != "self"}

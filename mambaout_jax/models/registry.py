@@ -1,21 +1,18 @@
 """The list of families, and models of all of them by name."""
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mambaout_jax import plugins
-from mambaout_jax.checks import is_real, suggest
+from mambaout_jax.checks import Key, find_fault, suggest
 from mambaout_jax.models import mambaout, vit
-from mambaout_jax.models.api import MIN_SIZE, InputSpec, Model
+from mambaout_jax.models.api import InputSpec, Model
 from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.family import Family, Variant
+from mambaout_jax.models.options import PREPARATION
 
 BUILT_IN: tuple[Family, ...] = (mambaout.FAMILY, vit.FAMILY)
-
-# What can be changed of a variant's input preparation, besides the size.
-_PREPARATION = ("mean", "std", "crop_pct", "crop_mode", "interpolation")
 
 
 def families() -> tuple[Family, ...]:
@@ -54,6 +51,15 @@ def list_models() -> list[str]:
     return sorted(name for family in families() for name in family.variants)
 
 
+def option_keys(name: str) -> dict[str, Key]:
+    """Return what `create_model` takes for a variant: the options of its family and the preparation of images.
+
+    Raises:
+        ModelError: the name is unknown.
+    """
+    return {**find_family(name).options, **PREPARATION}
+
+
 def variant_options(name: str) -> dict[str, Any]:
     """Return every option of a variant with its value.
 
@@ -62,7 +68,7 @@ def variant_options(name: str) -> dict[str, Any]:
     """
     family = find_family(name)
     variant = family.variants[name]
-    options = {option: parameter.default for option, parameter in family.options.items()} | dict(variant.options)
+    options = {option: key.default for option, key in family.options.items()} | dict(variant.options)
     return options | ({"img_size": (variant.size, variant.size)} if "img_size" in options else {})
 
 
@@ -80,42 +86,38 @@ def create_model(name: str, *, img_size: int | tuple[int, int] | None = None, **
     """
     family = find_family(name)
     variant = family.variants[name]
-    own = variant_options(name)
-    for option in options:
-        _require_known(option, (*own, *_PREPARATION), f"option of {name}")
-    preparation = {option: options.pop(option) for option in _PREPARATION if option in options}
-    options = {**own, **options}
-    spec = _input_spec(variant, img_size, options["in_chans"], preparation)
+    keys, own = option_keys(name), variant_options(name)
+    given = options if img_size is None else {"img_size": img_size, **options}
+    for option, value in given.items():
+        _require_known(option, keys, f"option of {name}")
+        if fault := find_fault(option, keys[option], value):
+            raise ModelError(fault)
+    values = {option: tuple(value) if isinstance(value, list) else value for option, value in given.items()}
+    spec = _input_spec(variant, values.get("in_chans", own["in_chans"]), values)
+    options = {option: value for option, value in {**own, **values}.items() if option in own}
     if "img_size" in own:  # the family's parameters depend on it
         options["img_size"] = spec.size
     return Model(family.module(**options), name=name, family=family, options=options, input_spec=spec)
 
 
-def _input_spec(
-    variant: Variant, img_size: int | tuple[int, int] | None, in_chans: int, preparation: Mapping[str, Any]
-) -> InputSpec:
-    given = variant.size if img_size is None else img_size
-    size = tuple(given) if isinstance(given, tuple | list) else (given, given)
-    if len(size) != 2 or not all(isinstance(side, int) and side >= MIN_SIZE for side in size):
-        raise ModelError(f"img_size is {img_size}; a side or (height, width) of at least {MIN_SIZE} px is expected")
-    for statistic, low in (("mean", -math.inf), ("std", 0.0)):
-        values = preparation.get(statistic, (0.5,) * in_chans)
-        numbers = isinstance(values, tuple | list) and all(map(is_real, values))
-        if not numbers or len(values) != in_chans or not all(low < value < math.inf for value in values):
+def _input_spec(variant: Variant, in_chans: int, values: Mapping[str, Any]) -> InputSpec:
+    """Return the variant's preparation of images with the values that were given."""
+    for statistic in ("mean", "std"):
+        if len(values.get(statistic, range(in_chans))) != in_chans:
             raise ModelError(
-                f"{statistic} is {values!r}; a {'positive ' if low == 0 else ''}number for each of the {in_chans} "
-                "channels is expected"
+                f"{statistic} is {values[statistic]!r}; a number for each of the {in_chans} channels is expected"
             )
+    size = values.get("img_size", variant.size)
     rgb = in_chans == 3
     spec = InputSpec(
         mean=variant.mean if rgb else (0.5,) * in_chans,
         std=variant.std if rgb else (0.5,) * in_chans,
-        size=size,
+        size=size if isinstance(size, tuple) else (size, size),
         crop_pct=variant.crop_pct,
         crop_mode="center",
         interpolation="bicubic",
     )
-    return spec._replace(**preparation)
+    return spec._replace(**{field: values[field] for field in spec._fields if field in values})
 
 
 def _require_known(name: str, known: Iterable[str], what: str) -> None:

@@ -5,7 +5,7 @@ import io
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from mambaout_jax.data.buckets import is_remote
 from mambaout_jax.data.prepare import ensure_prepared
 from mambaout_jax.models import Model
 from mambaout_jax.report.html import write_report
-from mambaout_jax.run.config import FREE_KEYS, RunConfig, flatten_config, nest
+from mambaout_jax.run.config import RunConfig, flatten_config, free_keys, known_keys, nest
 from mambaout_jax.run.errors import DivergedError, RunError
 from mambaout_jax.run.files import write_atomically
 from mambaout_jax.run.signals import StopSignals
@@ -33,27 +33,21 @@ from mambaout_jax.train.loop import train
 
 # The files that a run writes last, in this order.
 LAST_FILES = ("results.json", "report.html")
-EXPERIMENTS = epath.Path(__file__).parents[2] / "configs" / "study"
+EXPERIMENTS = epath.Path(__file__).parents[2] / "configs" / "study.py"
 
 
 def find_experiment(dataset: str) -> str:
-    """Return the path of the experiment in configs/study for a dataset.
+    """Return the experiment in configs/study.py for a dataset, as `read_config` takes it.
 
     Raises:
-        RunError: there is none.
+        RunError: the package is installed without configs/.
     """
-    if not EXPERIMENTS.is_dir():
+    if not EXPERIMENTS.exists():
         raise RunError(
-            f"configs/study is not part of an installed package; to study dataset {dataset!r}, run from a checkout or "
-            "name an experiment with --config"
+            f"configs/study.py is not part of an installed package; to study dataset {dataset!r}, run from a checkout "
+            "or name an experiment with --config"
         )
-    file = EXPERIMENTS / f"{re.split('[/:]', dataset)[0]}.py"
-    if not file.exists():
-        raise RunError(
-            f"there is no experiment configs/study/{file.name} for dataset {dataset!r}; write one, or name an "
-            "experiment with similar images, such as --config=configs/study/photos.py"
-        )
-    return str(file)
+    return f"{EXPERIMENTS}:{re.split('[/:]', dataset)[0]}"
 
 
 def run_study(config: RunConfig, path: epath.PathLike, num_repeats: int) -> dict[str, Any]:
@@ -78,7 +72,9 @@ def run_study(config: RunConfig, path: epath.PathLike, num_repeats: int) -> dict
     with StopSignals() as stop, contextlib.ExitStack() as cleanup:
         if config.init_from is not None:
             raise RunError("config.init_from is set; all variants of a study start from random weights, so unset it")
+        config.replace({"seed": config.seed + num_repeats - 1})  # the largest seed has to be valid too
         settings, task = nest(config.values), config.build_task()
+        task.check()
         ensure_prepared(config.data.name, config.data.data_dir)
         source = task.open_source(config.data.train_split)
         folds = fold_splits(config.data.train_split, len(source), num_repeats)
@@ -96,7 +92,7 @@ def run_study(config: RunConfig, path: epath.PathLike, num_repeats: int) -> dict
         baseline = build(variants[0].model)
         majority = task.baseline_score(source)
         warn_about_shrinking(source, baseline.input_spec.size)
-        workdir = cleanup.enter_context(_claimed(path, plan, (*FREE_KEYS, *config.task.free_keys)))
+        workdir = cleanup.enter_context(_claimed(path, plan, free_keys(known_keys(config.values))))
         if jax.config.jax_compilation_cache_dir is None:
             # All repeats of a variant, and restarts, share one compilation.
             jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
@@ -182,8 +178,8 @@ def _train_variants(
 
 
 @contextlib.contextmanager
-def _claimed(path: epath.PathLike, plan: dict[str, Any], free_keys: Sequence[str]) -> Iterator[epath.Path]:
-    """Create and lock the workdir, or check that it contains the same study but for `free_keys` of its config."""
+def _claimed(path: epath.PathLike, plan: dict[str, Any], free: Collection[str]) -> Iterator[epath.Path]:
+    """Create and lock the workdir, or check that it contains the same study but for the keys `free` of its config."""
     if is_remote(path):
         raise RunError(f"workdir {path} is in a bucket; a local folder is expected for a study")
     workdir = open_workdir(path)
@@ -201,7 +197,7 @@ def _claimed(path: epath.PathLike, plan: dict[str, Any], free_keys: Sequence[str
                 raise RunError(f"workdir {workdir} contains files that are not a study's; name another with --workdir")
             cleanup.enter_context(lock_workdir(workdir))
             if file.exists():
-                _check_plan(workdir, plan, json.loads(file.read_text()), free_keys)
+                _check_plan(workdir, plan, json.loads(file.read_text()), free)
             else:
                 write_atomically(file, json.dumps(plan, indent=2) + "\n")
         except OSError as error:
@@ -215,7 +211,7 @@ def _claimed(path: epath.PathLike, plan: dict[str, Any], free_keys: Sequence[str
         yield workdir
 
 
-def _check_plan(workdir: epath.Path, plan: dict[str, Any], recorded: Any, free_keys: Sequence[str]) -> None:
+def _check_plan(workdir: epath.Path, plan: dict[str, Any], recorded: Any, free: Collection[str]) -> None:
     if not isinstance(recorded, dict):
         raise ValueError(f"{recorded!r:.40} is not an object")
     if recorded.keys() != plan.keys():
@@ -226,7 +222,7 @@ def _check_plan(workdir: epath.Path, plan: dict[str, Any], recorded: Any, free_k
     changes = [
         f"{key} was {theirs.get(key)!r}, is {ours.get(key)!r}"
         for key in sorted(ours | theirs)
-        if ours.get(key) != theirs.get(key) and key.removeprefix("config.") not in free_keys
+        if ours.get(key) != theirs.get(key) and key.removeprefix("config.") not in free
     ]
     if changes:
         raise RunError(

@@ -1,6 +1,6 @@
 """The variants of a study: models that differ in how they mix tokens and in as little else as possible.
 
-Which ones there are is data, the section `study` of an experiment (docs/study.md, configs/study/).
+Which ones there are is data, the section `study` of an experiment (docs/study.md, configs/study.py).
 """
 
 import bisect
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mambaout_jax.checks import Key, find_fault
 from mambaout_jax.models import Model, create_model
 from mambaout_jax.models.macs import count_macs
 from mambaout_jax.run.errors import RunError
@@ -88,7 +89,7 @@ def design_variants(
         ModelError: an option is invalid.
     """
     specs = _read_specs(study)
-    given = {key: value for key, value in model.items() if value is not None}
+    given = dict(model)
     base = specs[study["baseline"]]
     options = create_model(given["name"]).options
     if unknown := [option for option in (*base.model, base.width) if option not in options]:
@@ -111,23 +112,53 @@ def design_variants(
     return variants
 
 
+_COMPARED = Key(tuple[str, ...], None, (), "names of variants")
+_SPEC = {
+    "title": Key(str, None, None, "for tables and pages"),
+    "has_ssm": Key(bool, None, None, "whether the study asks about this variant"),
+    "width": Key(str, None, None, "option that is scaled"),
+    "multiple_of": Key(str | None, None, None, "option whose multiples `width` takes"),
+    "fill": Key(str | None, None, None, "option that multiplies `width`"),
+}
+
+
 def _read_specs(study: Mapping[str, Any] | None) -> dict[str, VariantSpec]:
     expected = ("baseline", *COMPARISONS, "variants")
-    if study is None or sorted(study) != sorted(expected):
-        found = "missing" if study is None else f"made of {', '.join(study)}"
-        raise RunError(f"config.study is {found}; {', '.join(expected)} are expected, as in configs/study/digits.py")
-    specs = {}
-    for name, entry in study["variants"].items():
-        try:
-            specs[name] = VariantSpec(**entry)
-        except TypeError as error:
-            raise RunError(
-                f"config.study.variants.{name} is invalid ({error}); {', '.join(VariantSpec._fields)} are expected"
-            ) from error
-    for name in (study["baseline"], *(name for comparison in COMPARISONS for name in study[comparison])):
-        if name not in specs:
-            raise RunError(f"config.study names {name!r}; one of config.study.variants is expected: {', '.join(specs)}")
+    if not isinstance(study, Mapping) or sorted(study) != sorted(expected):
+        found = f"made of {', '.join(study)}" if isinstance(study, Mapping) else "missing"
+        raise RunError(f"config.study is {found}; {', '.join(expected)} are expected, as in configs/study.py")
+    if not isinstance(study["variants"], Mapping):
+        raise RunError(f"config.study.variants is {study['variants']!r}; a section of variants is expected")
+    specs = {name: _read_spec(f"config.study.variants.{name}", entry) for name, entry in study["variants"].items()}
+    _require("config.study.baseline", Key(str, tuple(specs), None, "name of a variant"), study["baseline"])
+    for comparison in COMPARISONS:
+        names = study[comparison]
+        _require(f"config.study.{comparison}", _COMPARED, names)
+        for name in names:
+            if name not in specs or names.count(name) > 1 or name == study["baseline"]:
+                raise RunError(
+                    f"config.study.{comparison} has {name!r}; different names of config.study.variants without the "
+                    f"baseline are expected: {', '.join(specs)}"
+                )
     return specs
+
+
+def _read_spec(place: str, entry: Any) -> VariantSpec:
+    try:
+        spec = VariantSpec(**entry)
+    except TypeError as error:
+        raise RunError(f"{place} is invalid ({error}); {', '.join(VariantSpec._fields)} are expected") from error
+    for field, key in _SPEC.items():
+        _require(f"{place}.{field}", key, getattr(spec, field))
+    for field in ("model", "derived"):
+        if not isinstance(getattr(spec, field), Mapping):
+            raise RunError(f"{place}.{field} is {getattr(spec, field)!r}; a section is expected")
+    return spec
+
+
+def _require(name: str, key: Key, value: Any) -> None:
+    if fault := find_fault(name, key, value):
+        raise RunError(fault)
 
 
 def _build(

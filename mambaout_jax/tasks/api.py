@@ -93,7 +93,7 @@ class TaskConfig(NamedTuple):
         dataset: TFDS name; None where an imported model names none.
         data_dir: folder of prepared datasets; None for TFDS's own.
         model: name and the options that are set.
-        options: values of the task's own `keys`, by dotted name. None for those that a config for evaluation lacks.
+        options: values of the task's own `keys`, by dotted name.
     """
 
     dataset: str | None
@@ -158,8 +158,6 @@ class Task(abc.ABC):
     Args:
         name: of the task, as `config.task` names it.
         keys: config keys that only this task has, by dotted name.
-        evaluation_keys: those that an evaluation needs.
-        free_keys: those that do not change what a training step computes.
         metrics: of an evaluation. The first is the headline: it names the best checkpoint and the report. One with the
             key "loss" is drawn with the training loss.
         loss_terms: names of the terms of the loss.
@@ -168,8 +166,6 @@ class Task(abc.ABC):
 
     name: ClassVar[str]
     keys: ClassVar[Mapping[str, ConfigKey]] = MappingProxyType({})
-    evaluation_keys: ClassVar[tuple[str, ...]] = ()
-    free_keys: ClassVar[tuple[str, ...]] = ()
     metrics: ClassVar[tuple[Metric, ...]]
     loss_terms: ClassVar[tuple[str, ...]]
     scores_from_rows: ClassVar[bool] = False
@@ -182,6 +178,16 @@ class Task(abc.ABC):
         Raises:
             TaskError: values do not fit together.
         """
+
+    def check(self) -> None:
+        """Check that the options of the model and the transforms fit together, before any dataset is opened.
+
+        Raises:
+            ModelError, DataError, TaskError: they do not.
+        """
+        model = self.build_model(self.labels_of_size(2))
+        self.train_transform(model)
+        self.eval_transform(model)
 
     # Data, on the host.
 

@@ -150,6 +150,7 @@ class _Setup(NamedTuple):
 
 def _prepare(config: RunConfig) -> _Setup:
     task = config.build_task()
+    task.check()
     ensure_prepared(config.data.name, config.data.data_dir)
     train_source = task.open_source(config.data.train_split)
     validation = task.open_source(config.data.validation_split)

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 
 from mambaout_jax.models import Model, ModelError, create_model
-from mambaout_jax.models.api import MIN_SIZE
 from mambaout_jax.models.key_format import KeyFormat
+from mambaout_jax.models.options import MIN_SIZE
 from mambaout_jax.weights.errors import ConvertError
 from mambaout_jax.weights.key_map import Shape, expected_shapes, tensor_specs, without_ignored
 

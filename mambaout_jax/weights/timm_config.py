@@ -3,10 +3,10 @@
 import json
 import os
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from mambaout_jax.checks import nearest
+from mambaout_jax.checks import find_fault, nearest
 from mambaout_jax.models import find_family, list_models
 from mambaout_jax.weights.errors import ConvertError
 
@@ -57,20 +57,6 @@ _CROP = _Kind("a number from 0.1 to 1", lambda value: _is_number(value) and 0.1 
 _OBJECT = _Kind("a JSON object", lambda value: isinstance(value, dict))
 # Of a family without the option.
 _AVERAGE = _Kind("'avg', the pooling that the models have,", lambda value: value == "avg")
-_ANY = _Kind("a value", lambda value: True)
-# By the annotation of an option.
-_OPTION_KINDS = {
-    bool: _Kind("true or false", lambda value: isinstance(value, bool)),
-    bool | None: _Kind("true, false or null", lambda value: value is None or isinstance(value, bool)),
-    int: _COUNT,
-    float: _Kind("a number", _is_number),
-    str: _WORD,
-    Sequence[int]: _Kind("a list of whole numbers above 0", _are(_is_count)),
-    float | None: _Kind("a number or null", lambda value: value is None or _is_number(value)),
-    int | tuple[int, int]: _Kind(
-        "a whole number above 0, or two in a list", lambda value: _is_count(value) or _are(_is_count, 2)(value)
-    ),
-}
 
 
 def read_config(path: str, origin: str) -> TimmConfig:
@@ -168,29 +154,21 @@ def _architecture(value: str | None, origin: str) -> str:
 
 
 def _options(model_args: Mapping[str, Any], architecture: str, origin: str) -> dict[str, Any]:
-    annotations = _annotations(architecture)
+    keys = find_family(architecture).options
     options = {}
     for name, value in model_args.items():
-        if name == "global_pool" and name not in annotations:
+        if name == "global_pool" and name not in keys:
             _get(model_args, name, _AVERAGE, origin)
             continue
-        if name not in annotations:
+        if name not in keys:
             raise ConvertError(
                 f"{origin}: model_args in {CONFIG_NAME} has {_short(name)}, which is not an option of {architecture}; "
-                f"known are {', '.join(sorted(annotations))}"
+                f"known are {', '.join(sorted(keys))}"
             )
-        kind = _OPTION_KINDS.get(annotations[name], _ANY)
-        if not kind.fits(value):
-            raise ConvertError(
-                f"{origin}: model_args in {CONFIG_NAME} has {name} {_short(value)}; {kind.words} is expected"
-            )
+        if fault := find_fault(name, keys[name], value):
+            raise ConvertError(f"{origin}: model_args in {CONFIG_NAME}: {fault}")
         options[name] = tuple(value) if isinstance(value, list) else value
     return options
-
-
-def _annotations(architecture: str) -> dict[str, Any]:
-    """Return the options of a variant's family with their annotations."""
-    return {name: parameter.annotation for name, parameter in find_family(architecture).options.items()}
 
 
 def _preparation(

@@ -16,7 +16,12 @@ import pytest
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-TRAINING = ("--name=tiny", "--zone=us-west4-a", "--config=configs/mambaout_tiny.py", "--workdir=gs://b/runs/tiny")
+TRAINING = (
+    "--name=tiny",
+    "--zone=us-west4-a",
+    "--config=configs/imagenet.py:mambaout_tiny",
+    "--workdir=gs://b/runs/tiny",
+)
 
 
 @pytest.fixture

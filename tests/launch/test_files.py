@@ -17,7 +17,7 @@ VALUES = {
     "TOPOLOGY": "4x4",
     "HOSTS": "4",
     "CHIPS": "4",
-    "CONFIG": "configs/mambaout_tiny.py",
+    "CONFIG": "configs/imagenet.py:mambaout_tiny",
 }
 REQUEUE = 75
 
@@ -85,7 +85,7 @@ def test_jobset_runs_one_pod_a_host_and_starts_again_after_75_and_disruptions():
 def test_jobset_and_skypilot_train_as_the_other_launchers_do():
     (replicated,) = load("gke_jobset.yaml")["spec"]["replicatedJobs"]
     (container,) = replicated["template"]["spec"]["template"]["spec"]["containers"]
-    words = [".venv/bin/python", "main.py", "--config=configs/mambaout_tiny.py", "--workdir=gs://b/runs/tiny"]
+    words = [".venv/bin/python", "main.py", "--config=configs/imagenet.py:mambaout_tiny", "--workdir=gs://b/runs/tiny"]
     words += ["--distributed", "--config.data.data_dir=gs://b/datasets", "--config.model.dtype=bfloat16"]
     assert container["command"] == words
     (cache,) = container["env"]

@@ -47,7 +47,7 @@ def test_run_that_is_preempted_and_requeued_comes_to_its_end(cloud):
             assert json.loads((cloud.home / f"command-{host}-{start}.json").read_text()) == [
                 "gs://b/runs/compiled",
                 "main.py",
-                "--config=configs/mambaout_tiny.py",
+                "--config=configs/imagenet.py:mambaout_tiny",
                 "--workdir=gs://b/runs/tiny",
                 "--distributed",
                 "--config.data.data_dir=gs://b/data sets",

@@ -10,7 +10,7 @@ from mambaout_jax.study import study
 from mambaout_jax.study.variants import StudyVariant
 
 ROOT = Path(__file__).parents[2]
-EXPERIMENT = ROOT / "configs" / "study" / "digits.py"
+EXPERIMENT = ROOT / "configs" / "study.py"
 MODEL = {"name": "mambaout_femto", "img_size": 32, "in_chans": 1, "depths": (1, 1), "dims": (8, 16), "kernel_size": 3}
 CONV = "convolution alone"
 VARIANTS = [
@@ -32,7 +32,7 @@ SCORES = {
 
 def settings(data_dir, **changes) -> RunConfig:
     """Build a study's experiment; changes are dotted keys."""
-    config = runpy.run_path(str(EXPERIMENT))["get_config"]()
+    config = runpy.run_path(str(EXPERIMENT))["get_config"]("digits")
     config.update_from_flattened_dict({"data.data_dir": str(data_dir), **changes})
     return parse_config({**config.to_dict(), "model": MODEL})
 

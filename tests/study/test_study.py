@@ -120,8 +120,8 @@ def test_given_weights_are_refused(training, experiment, tmp_path):
 
 
 def test_a_dataset_without_an_experiment_is_told_what_to_do():
-    assert find_experiment("digits").endswith("configs/study/digits.py")
-    assert find_experiment("pathfinder/32").endswith("configs/study/pathfinder.py")
+    assert find_experiment("digits").endswith("configs/study.py:digits")
+    assert find_experiment("pathfinder/32").endswith("configs/study.py:pathfinder")
     with pytest.raises(RunError, match=r"no experiment configs/study/beans.py .*'beans'.*--config="):
         find_experiment("beans")
 

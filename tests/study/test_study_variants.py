@@ -13,7 +13,7 @@ from mambaout_jax.study.variants import COMPARISONS, design_variants
 from tests.study.study_runs import EXPERIMENT, MODEL
 
 STUDY = runpy.run_path(str(EXPERIMENT))["get_study"]().to_dict()
-GIVEN = {**MODEL, "dims": (16, 24), "drop_path_rate": 0.1, "drop_rate": None, "crop_pct": 0.8, "dtype": "bfloat16"}
+GIVEN = {**MODEL, "dims": (16, 24), "drop_path_rate": 0.1, "crop_pct": 0.8, "dtype": "bfloat16"}
 
 
 def create(options):
@@ -108,8 +108,15 @@ def test_an_unknown_option_is_the_models_own_sentence():
 @pytest.mark.parametrize(
     ("path", "value", "sentence"),
     [
-        (("baseline",), "convv", r"config.study names 'convv'; one of config.study.variants is expected: conv, "),
-        (("matched",), ("vit",), "config.study names 'vit'"),
+        (("baseline",), "convv", r"config.study.baseline is 'convv'; 'conv' or "),
+        (("matched",), ("vit",), "config.study.matched has 'vit'; "),
+        (("matched",), 5, "config.study.matched is 5; a tuple of strings is expected"),
+        (("matched",), ("ssm-causal", "ssm-causal"), "config.study.matched has 'ssm-causal'; different names"),
+        (("matched",), ("conv",), "config.study.matched has 'conv'; different names"),
+        (("removed",), None, "config.study.removed is unset; a tuple of strings"),
+        (("variants",), "x", "config.study.variants is 'x'; a section"),
+        (("variants", "conv", "width"), None, "config.study.variants.conv.width is unset; a string"),
+        (("variants", "conv", "model"), 3, "config.study.variants.conv.model is 3; a section"),
         (("more",), (), "config.study is made of .*; baseline, removed, matched, variants are expected"),
         (
             ("variants", "conv", "titel"),
@@ -131,5 +138,5 @@ def test_an_invalid_section_is_one_sentence(path, value, sentence):
 
 
 def test_a_config_without_the_section_is_one_sentence():
-    with pytest.raises(RunError, match=r"config.study is missing; .*configs/study/digits.py"):
+    with pytest.raises(RunError, match=r"config.study is missing; .*configs/study.py"):
         design_variants(GIVEN, None, create)

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from flax import nnx
 
+from mambaout_jax.checks import Key
 from mambaout_jax.models.family import Family, Variant
 from mambaout_jax.models.key_format import KeyFormat, Rule, same_names
 from mambaout_jax.models.layers.conv import Conv2d
@@ -10,30 +11,19 @@ from mambaout_jax.models.layers.drop import dropout
 from mambaout_jax.models.layers.linear import Linear
 from mambaout_jax.models.layers.norm import BatchNorm
 from mambaout_jax.models.layers.parameters import ones, parameter, uniform_within
-from mambaout_jax.models.options import DTYPES, require
+from mambaout_jax.models.options import COMMON
 from mambaout_jax.ops import gelu
 
 CELL = 4  # pixels
 
 
 class Spotter(nnx.Module):
-    """A backbone of two convolutions and two heads; both the backbone and the first head have batch statistics.
-
-    Args:
-        num_classes: kinds of spots.
-        dim: channels of the map.
-        drop_rate: dropout after the backbone.
-    """
+    """A backbone of two convolutions and two heads; both the backbone and the first head have batch statistics."""
 
     first_conv, classifier = ("stem",), ("score",)
     feature_strides = (CELL,)
 
-    def __init__(
-        self, *, num_classes: int = 1, in_chans: int = 3, dim: int = 8, drop_rate: float = 0.0, dtype: str = "float32"
-    ):
-        require.counts(num_classes=num_classes, in_chans=in_chans, dim=dim)
-        require.rates(drop_rate=drop_rate)
-        require.choice("dtype", dtype, DTYPES)
+    def __init__(self, *, num_classes: int, in_chans: int, dim: int, drop_rate: float, dtype: str):
         dtype, initializer = jnp.dtype(dtype), uniform_within(0.3)
         self.stem = Conv2d(in_chans, dim, CELL, stride=CELL, bias=False, initializer=initializer, dtype=dtype)
         self.norm = BatchNorm(dim)
@@ -80,6 +70,7 @@ TORCH = KeyFormat(
 FAMILY = Family(
     name="spotter",
     module=Spotter,
+    options={**COMMON, "dim": Key(int, "1..1024", 8, "channels of the map")},
     variants={"spotter_small": Variant({"dim": 8}, size=32), "spotter_wide": Variant({"dim": 16}, size=32)},
     key_formats=(TORCH,),
 )

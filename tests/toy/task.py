@@ -42,8 +42,8 @@ class Spots(Task):
     name = "spots"
     keys = MappingProxyType(
         {
-            "spots.negatives": Key(float, "0..1", "share of empty cells that the loss samples"),
-            "spots.flip_prob": Key(float, "0..1", "probability of a horizontal flip"),
+            "spots.negatives": Key(float, "0..1", 0.05, "share of empty cells that the loss samples"),
+            "spots.flip_prob": Key(float, "0..1", 0.5, "probability of a horizontal flip"),
         }
     )
     metrics = (

@@ -13,7 +13,7 @@ from mambaout_jax.run.config import parse_config
 from mambaout_jax.train.loop import train
 from tests.data import photos
 
-FEMTO = Path(__file__).parents[2] / "configs" / "mambaout_femto.py"
+IMAGENET = Path(__file__).parents[2] / "configs" / "imagenet.py"
 NUM_IMAGES = 1600
 SMALL = {
     "data.name": "thousand",
@@ -24,7 +24,6 @@ SMALL = {
     "eval_every_epochs": 4,
     "log_every_steps": 1,
     "data.num_workers": 0,
-    "model.img_size": 32,
     "augment.mixup_group": 16,
     "optim.learning_rate": 2e-4,
     "optim.warmup_epochs": 0,
@@ -61,7 +60,8 @@ class Thousand(tfds.core.GeneratorBasedBuilder):
 def test_a_hundred_steps_of_the_recipe_lower_the_loss(tmp_path):
     tfds.disable_progress_bar()
     photos.write(Thousand, tmp_path / "datasets")
-    config = runpy.run_path(str(FEMTO))["get_config"]()
+    config = runpy.run_path(str(IMAGENET))["get_config"]("mambaout_femto")
+    config.model.img_size = 32
     config.update_from_flattened_dict({**SMALL, "data.data_dir": str(tmp_path / "datasets")})
     results = train(parse_config(config), tmp_path / "run")
     assert results["steps"] == 100

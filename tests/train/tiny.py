@@ -1,6 +1,6 @@
 """The digits experiment, small enough to run whole in a test."""
 
-import importlib.util
+import runpy
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -30,12 +30,11 @@ def config(**changes) -> RunConfig:
 
 def config_dict(**changes) -> ConfigDict:
     """Build what a config file returns; changes are dotted keys."""
-    spec = importlib.util.spec_from_file_location("digits", DIGITS)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config()
-    with config.ignore_type():
-        config.update_from_flattened_dict({**OVERRIDES, **changes})
+    config = runpy.run_path(str(DIGITS))["get_config"]()
+    with config.unlocked():
+        for name, value in {**OVERRIDES, **changes}.items():
+            section, _, key = name.rpartition(".")
+            (config[section] if section else config)[key] = value
     return config
 
 

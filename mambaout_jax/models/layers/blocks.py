@@ -12,14 +12,21 @@ from flax import nnx
 from jaxtyping import Array, Float, Key, PyTree
 
 from mambaout_jax.models.layers.parameters import SAVEABLE
+from mambaout_jax.models.options import REMAT
 
 # What the backward pass recomputes; "save_matmuls": all but what `saveable` marks, so norms, activations and gates.
-REMAT: Mapping[str, Callable[..., Any] | None] = MappingProxyType(
-    {
-        "none": None,
-        "save_matmuls": jax.checkpoint_policies.save_only_these_names(SAVEABLE),
-        "full": jax.checkpoint_policies.nothing_saveable,
-    }
+_POLICIES: Mapping[str, Callable[..., Any] | None] = MappingProxyType(
+    dict(
+        zip(
+            REMAT,
+            (
+                None,
+                jax.checkpoint_policies.save_only_these_names(SAVEABLE),
+                jax.checkpoint_policies.nothing_saveable,
+            ),
+            strict=True,
+        )
+    )
 )
 
 
@@ -43,7 +50,7 @@ def run_blocks(
         rates: of drop path, one per block.
         first: index of the first block in the model, which its key is folded with.
         scan: trace and compile one block for all. Their parameters are stacked in the program, not in the model.
-        remat: a key of `REMAT`.
+        remat: one of `models.options.REMAT`.
 
     Raises:
         ValueError: the blocks to scan are not equal.
@@ -88,4 +95,4 @@ def _call(graphdef, params, rate, stats, x, key):
 
 
 def _rematerialized(function, remat, **options):
-    return function if REMAT[remat] is None else jax.checkpoint(function, policy=REMAT[remat], **options)
+    return function if _POLICIES[remat] is None else jax.checkpoint(function, policy=_POLICIES[remat], **options)

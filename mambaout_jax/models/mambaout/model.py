@@ -4,7 +4,8 @@ Reference: Yu and Wang, MambaOut: Do We Really Need Mamba for Vision?, CVPR 2025
 are those of timm's `mambaout.py`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +13,15 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from mambaout_jax.checks import Key as ConfigKey
 from mambaout_jax.models.errors import ModelError
-from mambaout_jax.models.layers.blocks import REMAT, run_blocks
+from mambaout_jax.models.layers.blocks import run_blocks
 from mambaout_jax.models.layers.conv import Conv2d
 from mambaout_jax.models.layers.drop import dropout
-from mambaout_jax.models.layers.linear import Linear, activation
+from mambaout_jax.models.layers.linear import ACTIVATIONS, Linear, activation
 from mambaout_jax.models.layers.norm import LayerNorm
 from mambaout_jax.models.mambaout.gated_cnn import GatedCNNBlock
-from mambaout_jax.models.options import DTYPES, require
+from mambaout_jax.models.options import BLOCKS, COMMON
 from mambaout_jax.ops import SCAN_ORDERS
 
 
@@ -88,77 +90,89 @@ class Head(nnx.Module):
         return self.fc(x).astype(jnp.float32)
 
 
-class MambaOut(nnx.Module):
-    """MambaOut, with timm's options.
+# Sources of the defaults and of the names: timm 1.0.31, mambaout.py, but for `token_mixer` and `scan_order`, which timm
+# does not have.
+OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
+    {
+        **COMMON,
+        **BLOCKS,
+        "depths": ConfigKey(tuple[int, ...], "1..1000", (3, 3, 9, 3), "blocks of each stage"),
+        "dims": ConfigKey(tuple[int, ...], "1..65536", (96, 192, 384, 576), "channels of each stage"),
+        "act_layer": ConfigKey(
+            str, tuple(ACTIVATIONS), "gelu", "activation in the stem and the blocks; gelu is the exact one"
+        ),
+        "kernel_size": ConfigKey(int, "1..127", 7, "of the depthwise convolution, in pixels; odd"),
+        "conv_ratio": ConfigKey(
+            float,
+            ">0..64",
+            1.0,
+            "convolved channels over dim; at most expansion_ratio",
+        ),
+        "expansion_ratio": ConfigKey(float, ">0..64", 8 / 3, "hidden channels over dim"),
+        "stem_mid_norm": ConfigKey(bool, None, True, "normalize between the convolutions of the stem"),
+        "ls_init_value": ConfigKey(
+            float | None, "0..", None, "None for no LayerScale; any number adds one with initial value 1e-5, as in timm"
+        ),
+        "downsample": ConfigKey(
+            str, ("conv", "conv_nf"), "conv", "norm after the convolution between stages, or before it (conv_nf)"
+        ),
+        "head_fn": ConfigKey(str, ("default", "norm_mlp"), "default", "norm_mlp has no norm after the hidden layer"),
+        "token_mixer": ConfigKey(
+            str,
+            ("conv", "conv_ssm"),
+            "conv",
+            "conv_ssm adds Mamba's SSM after the convolution of each block",
+        ),
+        "scan_order": ConfigKey(
+            str,
+            tuple(SCAN_ORDERS),
+            "causal",
+            "order in which the SSM reads a map: row by row, also backwards, or also by columns; each direction has "
+            "its own parameters. In every order the convolution before it sees (kernel_size - 1) / 2 rows and columns "
+            "of later positions",
+        ),
+    }
+)
 
-    Args:
-        num_classes: width of the logits, at least 1.
-        in_chans: channels of the input.
-        depths, dims: blocks and channels of each stage.
-        act_layer: "gelu" (exact), "gelu_tanh", "silu" or "relu", in stem and blocks.
-        kernel_size: of the depthwise convolution, odd.
-        conv_ratio: convolved channels over dim; int(conv_ratio * dim) at most int(expansion_ratio * dim).
-        expansion_ratio: hidden channels over dim.
-        stem_mid_norm: normalize between the stem's convolutions.
-        ls_init_value: None for no LayerScale; any number adds one with initial value 1e-5, as in timm.
-        downsample: "conv" (norm after) or "conv_nf" (norm first).
-        head_fn: "default" or "norm_mlp" (no second norm).
-        drop_path_rate: of the last block; rises linearly from 0 over all blocks.
-        drop_rate: dropout before the classifier.
-        token_mixer: "conv", or "conv_ssm": the state space model of Mamba's block after each block's convolution.
-        scan_order: of "conv_ssm" on a map: "causal" (row by row), "bidirectional" (and back) or "cross" (and the same
-            by columns); each direction has parameters of its own. In every order the convolution before it sees later
-            positions: up to 3 rows and columns further at kernel_size 7.
-        dtype: "float32" or "bfloat16", for matrix products and convolutions.
-        scan_blocks: compile one block of each stage, as the body of a loop over the stage's blocks.
-        remat: what the backward pass recomputes of a block instead of storing it: "none", "save_matmuls" (all but
-            matrix products, convolutions and scans) or "full".
+
+class MambaOut(nnx.Module):
+    """MambaOut, with the options of `OPTIONS`.
 
     Raises:
-        ModelError: an option is out of its range.
+        ModelError: options do not fit together.
     """
 
     def __init__(
         self,
         *,
-        num_classes: int = 1000,
-        in_chans: int = 3,
-        depths: Sequence[int] = (3, 3, 9, 3),
-        dims: Sequence[int] = (96, 192, 384, 576),
-        act_layer: str = "gelu",
-        kernel_size: int = 7,
-        conv_ratio: float = 1.0,
-        expansion_ratio: float = 8 / 3,
-        stem_mid_norm: bool = True,
-        ls_init_value: float | None = None,
-        downsample: str = "conv",
-        head_fn: str = "default",
-        drop_path_rate: float = 0.0,
-        drop_rate: float = 0.0,
-        token_mixer: str = "conv",
-        scan_order: str = "causal",
-        dtype: str = "float32",
-        scan_blocks: bool = False,
-        remat: str = "none",
+        num_classes: int,
+        in_chans: int,
+        depths: Sequence[int],
+        dims: Sequence[int],
+        act_layer: str,
+        kernel_size: int,
+        conv_ratio: float,
+        expansion_ratio: float,
+        stem_mid_norm: bool,
+        ls_init_value: float | None,
+        downsample: str,
+        head_fn: str,
+        drop_path_rate: float,
+        drop_rate: float,
+        token_mixer: str,
+        scan_order: str,
+        dtype: str,
+        scan_blocks: bool,
+        remat: str,
     ):
-        if not all(isinstance(sizes, tuple | list) and sizes for sizes in (depths, dims)) or len(depths) != len(dims):
-            raise ModelError(f"depths is {depths} and dims {dims}; lists of one length are expected")
-        require.counts(num_classes=num_classes, in_chans=in_chans, depths=depths, dims=dims, kernel_size=kernel_size)
+        if len(depths) != len(dims):
+            raise ModelError(f"depths is {depths} and dims {dims}; tuples of equal length are expected")
         if kernel_size % 2 == 0:
-            raise ModelError(f"kernel_size is {kernel_size}; an odd number is expected, so that the map keeps its size")
-        require.rates(drop_path_rate=drop_path_rate, drop_rate=drop_rate)
-        require.choice("downsample", downsample, ("conv", "conv_nf"))
-        require.choice("head_fn", head_fn, ("default", "norm_mlp"))
-        require.choice("token_mixer", token_mixer, ("conv", "conv_ssm"))
-        require.choice("scan_order", scan_order, tuple(SCAN_ORDERS))
+            raise ModelError(f"kernel_size is {kernel_size}; an odd number is expected, so that maps keep their size")
         if token_mixer == "conv" and scan_order != "causal":
             raise ModelError(
                 f"scan_order is {scan_order!r} and token_mixer 'conv', without scan; set token_mixer='conv_ssm'"
             )
-        require.choice("dtype", dtype, DTYPES)
-        require.choice("scan_blocks", scan_blocks, (False, True))
-        require.choice("remat", remat, tuple(REMAT))
-        activation(act_layer)
         dtype = jnp.dtype(dtype)
         self.stem = Stem(in_chans, dims[0], mid_norm=stem_mid_norm, act_layer=act_layer, dtype=dtype)
         self.stages = nnx.List([])

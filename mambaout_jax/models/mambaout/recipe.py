@@ -1,4 +1,4 @@
-"""The training recipe that MambaOut was published with; configs/mambaout_*.py contain all of it."""
+"""The training recipe that MambaOut was published with; configs/imagenet.py contains all of it."""
 
 from types import MappingProxyType
 

@@ -7,6 +7,7 @@ those of timm's `vision_transformer.py`.
 
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -15,16 +16,17 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from mambaout_jax.checks import Key as ConfigKey
 from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.layers.attention import Attention
-from mambaout_jax.models.layers.blocks import REMAT, run_blocks
+from mambaout_jax.models.layers.blocks import run_blocks
 from mambaout_jax.models.layers.drop import drop_path, dropout
 from mambaout_jax.models.layers.linear import Linear, Mlp
 from mambaout_jax.models.layers.norm import LayerNorm
 from mambaout_jax.models.layers.parameters import normal, parameter
 from mambaout_jax.models.layers.patch_embed import PatchEmbed
 from mambaout_jax.models.layers.position import resample_position_embedding
-from mambaout_jax.models.options import DTYPES, require
+from mambaout_jax.models.options import BLOCKS, COMMON, IMG_SIZE, require
 
 ParamPath = tuple[str | int, ...]
 
@@ -53,74 +55,65 @@ class Block(nnx.Module):
         return x + drop_path(self.mlp(self.norm2(x)), drop_path_rate, keys[1])
 
 
+# Sources of the defaults and of the names: timm 1.0.31, vision_transformer.py, but for `attention`.
+OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
+    {
+        **COMMON,
+        **BLOCKS,
+        "img_size": IMG_SIZE,
+        "patch_size": ConfigKey(int, "1..1024", 16, "side of a patch in pixels; divides img_size"),
+        "embed_dim": ConfigKey(int, "1..65536", 768, "channels of a token, a multiple of num_heads"),
+        "depth": ConfigKey(int, "1..1000", 12, "blocks"),
+        "num_heads": ConfigKey(int, "1..65536", 12, "attention heads"),
+        "mlp_ratio": ConfigKey(float, ">0..64", 4.0, "hidden channels of the MLP over embed_dim"),
+        "class_token": ConfigKey(bool, None, True, "a learned token before the patches"),
+        "global_pool": ConfigKey(
+            str, ("token", "avg"), "token", "input of the classifier: the class token, or the mean of the patches"
+        ),
+        "fc_norm": ConfigKey(
+            bool | None, None, None, "normalize after pooling, not before; None for timm's rule: after avg only"
+        ),
+        "attention": ConfigKey(
+            str, ("full", "causal"), "full", "causal: a token attends to itself and the tokens before it"
+        ),
+    }
+)
+
+
 class VisionTransformer(nnx.Module):
-    """The Vision Transformer, with timm's options.
+    """The Vision Transformer, with the options of `OPTIONS`.
 
     Its one feature map is the output of the last block, before any norm and without the class token, as in timm's
-    `forward_intermediates` by default.
-
-    Args:
-        img_size: side or (height, width) of the images, a multiple of patch_size; the only size that is accepted.
-        patch_size: side of a patch, in pixels.
-        embed_dim: channels of a token, a multiple of num_heads.
-        mlp_ratio: hidden channels over embed_dim.
-        class_token: a learned token before the patches.
-        global_pool: the input of the classifier, "token" (the class token) or "avg" (the mean of the patches).
-        fc_norm: normalize after pooling, not before; None for timm's rule, after "avg" only.
-        attention: "full", or "causal": a token attends to itself and those before it.
-        num_classes: width of the logits, at least 1.
-        in_chans: channels of the input.
-        drop_path_rate: of the last block's branches; rises linearly from 0 over all blocks.
-        drop_rate: dropout before the classifier.
-        dtype: "float32" or "bfloat16", for matrix products; the softmax is float32.
-        scan_blocks: compile one block, as the body of a loop over all.
-        remat: what the backward pass recomputes of a block instead of storing it: "none", "save_matmuls" (all but
-            matrix products and attention outputs) or "full".
+    `forward_intermediates` by default. It accepts images of `img_size` only.
 
     Raises:
-        ModelError: an option is out of its range, or the logits could not depend on the image.
+        ModelError: options do not fit together, or the logits could not depend on the image.
     """
 
     def __init__(
         self,
         *,
-        img_size: int | tuple[int, int] = 224,
-        patch_size: int = 16,
-        embed_dim: int = 768,
-        depth: int = 12,
-        num_heads: int = 12,
-        mlp_ratio: float = 4.0,
-        class_token: bool = True,
-        global_pool: str = "token",
-        fc_norm: bool | None = None,
-        attention: str = "full",
-        num_classes: int = 1000,
-        in_chans: int = 3,
-        drop_path_rate: float = 0.0,
-        drop_rate: float = 0.0,
-        dtype: str = "float32",
-        scan_blocks: bool = False,
-        remat: str = "none",
+        img_size: tuple[int, int],
+        patch_size: int,
+        embed_dim: int,
+        depth: int,
+        num_heads: int,
+        mlp_ratio: float,
+        class_token: bool,
+        global_pool: str,
+        fc_norm: bool | None,
+        attention: str,
+        num_classes: int,
+        in_chans: int,
+        drop_path_rate: float,
+        drop_rate: float,
+        dtype: str,
+        scan_blocks: bool,
+        remat: str,
     ):
-        require.counts(
-            num_classes=num_classes,
-            in_chans=in_chans,
-            patch_size=patch_size,
-            embed_dim=embed_dim,
-            depth=depth,
-            num_heads=num_heads,
-        )
-        require.ratio("mlp_ratio", mlp_ratio, embed_dim)
-        require.rates(drop_path_rate=drop_path_rate, drop_rate=drop_rate)
-        require.choice("class_token", class_token, (True, False))
-        require.choice("global_pool", global_pool, ("token", "avg"))
-        require.choice("fc_norm", fc_norm, (None, True, False))
-        require.choice("attention", attention, ("full", "causal"))
-        require.choice("dtype", dtype, DTYPES)
-        require.choice("scan_blocks", scan_blocks, (False, True))
-        require.choice("remat", remat, tuple(REMAT))
         _check_tokens(class_token, global_pool, attention)
-        self.img_size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        require.ratio("mlp_ratio", mlp_ratio, embed_dim)
+        self.img_size = tuple(img_size)
         if any(side % patch_size for side in self.img_size):
             raise ModelError(f"img_size is {img_size}; multiples of patch_size {patch_size} are expected")
         if embed_dim % num_heads:

@@ -44,37 +44,67 @@ IMAGENET = "imagenet2012"
 MOST_LABELS = 2000
 
 _DATA_KEYS: Mapping[str, ConfigKey] = {
-    "data.eval_sets": ConfigKey(str, None, "TFDS datasets, separated by commas, that --mode=evaluate scores as well",
-                                optional=True),
-    "data.pipeline": ConfigKey(str, ("exact", "fast"), "training images by Pillow, pixel for pixel as timm's, or by "
-                               "simplejpeg and OpenCV"),
-    "data.crop": ConfigKey(str, ("resize", "random_resized"), "how a training image comes to the model's size"),
-    "data.crop_scale": ConfigKey(tuple, "0..1", "smallest and largest area of a random crop, as a share of the image"),
-    "data.crop_ratio": ConfigKey(tuple, "0..", "smallest and largest width over height of a random crop"),
-    "data.hflip_prob": ConfigKey(float, "0..1", "probability of a horizontal flip"),
-    "data.interpolation": ConfigKey(str, ("bilinear", "bicubic", "random"), "filter that resizes training images"),
-    "data.auto_augment": ConfigKey(str, None, "RandAugment in timm's notation, such as rand-m9-mstd0.5-inc1; none if "
-                                   "unset", optional=True),
-    "data.crop_pct": ConfigKey(float, "0.1..1", "share of the resized side that an evaluated crop keeps; the model's "
-                               "if unset", optional=True),
-    "data.crop_mode": ConfigKey(str, ("center", "squash", "border"), "how an evaluated image is cut; the model's if "
-                                "unset", optional=True),
-}  # fmt: skip
+    "data.eval_sets": ConfigKey(
+        str | None, None, None, "further TFDS datasets for --mode=evaluate, separated by commas", free=True
+    ),
+    "data.pipeline": ConfigKey(
+        str,
+        ("exact", "fast"),
+        "exact",
+        "exact: Pillow, with the same pixels as timm; fast: simplejpeg and OpenCV",
+    ),
+    "data.crop": ConfigKey(
+        str, ("resize", "random_resized"), "random_resized", "how a training image is brought to the size of the model"
+    ),
+    "data.crop_scale": ConfigKey(
+        tuple[float, float],
+        "0..1",
+        (0.08, 1.0),
+        "smallest and largest area of a random crop, as a fraction of the image",
+    ),
+    "data.crop_ratio": ConfigKey(
+        tuple[float, float], "0..", (3 / 4, 4 / 3), "smallest and largest width over height of a random crop"
+    ),
+    "data.hflip_prob": ConfigKey(float, "0..1", 0.5, "probability of a horizontal flip"),
+    "data.interpolation": ConfigKey(
+        str, ("bilinear", "bicubic", "random"), "random", "filter that resizes training images"
+    ),
+    "data.auto_augment": ConfigKey(
+        str | None, None, None, "RandAugment in timm's notation, such as rand-m9-mstd0.5-inc1; none if unset"
+    ),
+    "data.crop_pct": ConfigKey(
+        float | None,
+        "0.1..1",
+        None,
+        "crop of an evaluated image, as a fraction of the resized side; the model's if unset",
+    ),
+    "data.crop_mode": ConfigKey(
+        str | None, ("center", "squash", "border"), None, "how an evaluated image is cropped; the model's if unset"
+    ),
+}
 _AUGMENT_KEYS: Mapping[str, ConfigKey] = {
-    "augment.pad": ConfigKey(int, "0..", "pixels of zeros around an image before it is cropped to its size at random"),
-    "augment.rotate_degrees": ConfigKey(float, "0..180", "largest rotation to either side"),
-    "augment.mixup_alpha": ConfigKey(float, "0..", "alpha of mixup: its mixing weight is drawn from "
-                                      "Beta(alpha, alpha); 0 for no mixup"),
-    "augment.cutmix_alpha": ConfigKey(float, "0..", "alpha of cutmix: its mixing weight is drawn from "
-                                       "Beta(alpha, alpha); 0 for no cutmix"),
-    "augment.mixup_prob": ConfigKey(float, "0..1", "probability that a group of images is mixed at all"),
-    "augment.mixup_switch_prob": ConfigKey(float, "0..1", "probability of cutmix where both are on"),
-    "augment.mixup_group": ConfigKey(int, "1..", "images that share a draw and mix among themselves"),
-    "augment.random_erasing_prob": ConfigKey(float, "0..1", "probability that a rectangle of an image is replaced by "
-                                             "noise"),
-    "augment.label_smoothing": ConfigKey(float, "0..1", "share of a target's probability that is spread "
-                                         "evenly over all classes"),
-}  # fmt: skip
+    "augment.pad": ConfigKey(int, "0..", 0, "zero padding in pixels before a random crop to the original size"),
+    "augment.rotate_degrees": ConfigKey(float, "0..180", 0.0, "largest rotation in either direction, in degrees"),
+    "augment.mixup_alpha": ConfigKey(
+        float, "0..", 0.0, "mixup draws its mixing weight from Beta(alpha, alpha); 0 for no mixup"
+    ),
+    "augment.cutmix_alpha": ConfigKey(
+        float, "0..", 0.0, "cutmix draws its mixing weight from Beta(alpha, alpha); 0 for no cutmix"
+    ),
+    "augment.mixup_prob": ConfigKey(float, "0..1", 1.0, "probability that a group of images is mixed"),
+    "augment.mixup_switch_prob": ConfigKey(
+        float, "0..1", 0.5, "probability of cutmix, if mixup and cutmix are both on"
+    ),
+    "augment.mixup_group": ConfigKey(
+        int, "1..", 16, "number of consecutive images that are mixed with each other and share a mixing weight"
+    ),
+    "augment.random_erasing_prob": ConfigKey(
+        float, "0..1", 0.0, "probability that a rectangle of an image is replaced by noise"
+    ),
+    "augment.label_smoothing": ConfigKey(
+        float, "0..1", 0.1, "label smoothing: fraction of the target distributed evenly over all classes"
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +123,6 @@ class Classification(Task):
 
     name: ClassVar[str] = "classification"
     keys: ClassVar[Mapping[str, ConfigKey]] = {**_DATA_KEYS, **_AUGMENT_KEYS}
-    evaluation_keys: ClassVar[tuple[str, ...]] = ("data.eval_sets", "data.crop_pct", "data.crop_mode")
-    free_keys: ClassVar[tuple[str, ...]] = ("data.eval_sets",)
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("top1", "top-1", "%"),
         Metric("top5", "top-5", "%"),

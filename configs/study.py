@@ -1,0 +1,151 @@
+"""Test whether a dataset, the argument, needs an SSM: train variants of a model with and without one.
+
+python -m mambaout_jax study --dataset digits --seeds 3
+
+All variants train for the same number of steps on the same batches. The model of the config is the baseline, without an
+SSM; to train it alone: python main.py --config=configs/study.py:digits --workdir=runs/study-digits-conv
+
+digits: scikit-learn's handwritten digits, short sequences of at most 64 tokens. Cost and result: docs/study.md.
+
+pathfinder: are two dots joined by one of several dashed curves?
+
+python -m mambaout_jax prepare pathfinder
+python -m mambaout_jax study --dataset pathfinder --seeds 3
+
+64 px are 256 tokens in the first stage: long, as 6 D = 144 for its 24 channels (docs/analyze.md). 32 px, --dataset
+pathfinder/32 --config.model.img_size=32, are 64 tokens: short, and only for a quick check whether the task can be
+learned. With an accelerator use 1,024 tokens and more steps: --dataset pathfinder/128 --config.model.img_size=128
+--config.num_epochs=100. Cost and result: docs/study.md, incomplete.
+
+photos: MambaOut-Femto at 96 px, on your own folder or any TFDS dataset of images with labels.
+
+python -m mambaout_jax prepare folder photos
+python -m mambaout_jax study --dataset photos --config=configs/study.py:photos --config.num_epochs=100
+
+For larger images and models change config.model.img_size, dims and depths; all variants follow. Cost and result: they
+depend on the images; nothing was measured here.
+"""
+
+from ml_collections import ConfigDict
+
+from mambaout_jax.run.config import default_config
+
+
+def get_config(dataset: str) -> ConfigDict:
+    """Return the experiment for a dataset: what differs from the defaults in docs/config.md, and the variants."""
+    experiments = {"digits": _digits, "pathfinder": _pathfinder, "photos": _photos}
+    if dataset not in experiments:
+        raise ValueError(
+            f"there is no experiment for {dataset!r}; expected one of {', '.join(experiments)}, or your own file. The "
+            "settings for photos suit most photographs"
+        )
+    config = default_config()
+    config.data.name = dataset
+    config.optim.clip_grad_norm = 1.0
+    experiments[dataset](config)
+    with config.unlocked():
+        config.study = get_study()
+    return config
+
+
+def _digits(config: ConfigDict) -> None:
+    config.num_epochs = 12
+    config.batch_size = 64
+    config.eval_batch_size = 120
+    config.eval_every_epochs = 12
+    config.log_every_steps = 14
+    _resize(config.data)
+    config.data.hflip_prob = 0.0
+    config.model.update(
+        name="mambaout_femto",
+        img_size=32,
+        in_chans=1,
+        depths=(1, 1, 2, 1),
+        dims=(24, 48, 72, 96),
+        kernel_size=3,  # the maps have 8, 4, 2 and 1 pixels a side
+    )
+    config.augment.pad = 4
+    config.augment.rotate_degrees = 15.0
+    config.optim.learning_rate = 2e-3
+    config.optim.warmup_epochs = 2
+    config.optim.ema_decay = 0.98
+
+
+def _pathfinder(config: ConfigDict) -> None:
+    config.num_epochs = 5
+    config.batch_size = 128
+    config.eval_batch_size = 200
+    config.eval_every_epochs = 5
+    config.log_every_steps = 20
+    _resize(config.data)
+    config.data.hflip_prob = 0.5  # a flip does not change the label
+    config.model.update(
+        name="mambaout_femto",
+        img_size=64,
+        in_chans=1,
+        depths=(2, 2),
+        dims=(24, 48),
+        kernel_size=3,  # the maps have 16 and 8 pixels a side
+    )
+    config.augment.label_smoothing = 0.0
+    config.optim.learning_rate = 2e-3
+    config.optim.warmup_epochs = 1
+    config.optim.ema_decay = 0.99
+
+
+def _photos(config: ConfigDict) -> None:
+    config.num_epochs = 50
+    config.batch_size = 64
+    config.eval_every_epochs = 10
+    config.log_every_steps = 10
+    config.data.crop_scale = (0.35, 1.0)
+    config.data.num_workers = 4
+    config.model.update(
+        name="mambaout_femto", img_size=96, depths=(2, 2, 6, 2), dims=(48, 96, 192, 288), drop_path_rate=0.05
+    )
+    config.augment.random_erasing_prob = 0.25
+    config.optim.ema_decay = 0.999
+
+
+def _resize(data: ConfigDict) -> None:
+    data.crop = "resize"
+    data.interpolation = "bicubic"
+
+
+def get_study() -> ConfigDict:
+    """Return the variants and the comparisons that they are in; docs/study.md has the meaning of each key."""
+    study = ConfigDict()
+    study.baseline = "conv"
+    study.removed = ("ssm-causal", "ssm-bidirectional", "ssm-cross")
+    study.matched = (*study.removed, "vit-full", "vit-causal")
+    study.variants = variants = ConfigDict()
+    variants.conv = {
+        "title": "convolution alone",
+        "has_ssm": False,
+        "model": {"token_mixer": "conv", "scan_order": "causal"},
+        "width": "dims",
+    }
+    for order in ("causal", "bidirectional", "cross"):
+        variants[f"ssm-{order}"] = {
+            "title": f"SSM ({order})",
+            "has_ssm": True,
+            "model": {"token_mixer": "conv_ssm", "scan_order": order},
+            "width": "dims",
+        }
+    for attention in ("full", "causal"):
+        variants[f"vit-{attention}"] = {
+            "title": f"ViT ({attention})",
+            "has_ssm": False,
+            "model": {
+                "name": "vit_tiny_patch16_224",
+                "attention": attention,
+                "num_heads": 4,
+                "class_token": False,
+                "global_pool": "avg",
+            },
+            "width": "embed_dim",
+            "multiple_of": "num_heads",
+            "fill": "mlp_ratio",
+            "derived": {"patch_size": "first_stride", "depth": "num_blocks"},
+        }
+    return study

@@ -1,0 +1,84 @@
+"""Write the tables of docs/config.md from the keys of the program: python docs/write_config_tables.py."""
+
+import re
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+
+from mambaout_jax.checks import Key
+from mambaout_jax.models import families
+from mambaout_jax.models.options import BLOCKS, COMMON, PREPARATION
+from mambaout_jax.run.config import KEYS
+from mambaout_jax.tasks.registry import BUILT_IN
+
+PAGE = Path(__file__).parent / "config.md"
+WORDS = {bool: "true or false", int: "integer", float: "number", str: "string"}
+
+
+def update(page: str) -> str:
+    """Return the page with every table between `<!-- table NAME -->` and `<!-- end -->` written again."""
+    tables = _tables()
+    names = re.findall(r"^<!-- table (\S+) -->$", page, re.MULTILINE)
+    if sorted(names) != sorted(tables):
+        raise ValueError(f"the page has the tables {sorted(names)}; {sorted(tables)} are expected")
+    return re.sub(
+        r"^<!-- table (\S+) -->\n.*?^<!-- end -->$",
+        lambda found: f"<!-- table {found[1]} -->\n{tables[found[1]]}<!-- end -->",
+        page,
+        flags=re.MULTILINE | re.DOTALL,
+    )
+
+
+def _tables() -> dict[str, str]:
+    shared = {**COMMON, **BLOCKS, **PREPARATION}
+    tables = {"run": _table(KEYS)}
+    tables |= {task.name: _table(task.keys) for task in BUILT_IN}
+    tables["model"] = _table({f"model.{name}": key for name, key in shared.items() if name != "num_classes"})
+    for family in families():
+        own = {f"model.{name}": key for name, key in family.options.items() if name not in shared}
+        tables[family.name] = _table(own)
+    return tables
+
+
+def _table(keys: Mapping[str, Key]) -> str:
+    rows = [
+        f"| `{name}` | {_kind(key)} | {_values(key)} | {_default(key)} | {key.about}{' (*)' if key.free else ''} |"
+        for name, key in keys.items()
+    ]
+    return "\n".join(["| key | type | values | default | meaning |", "|---|---|---|---|---|", *rows]) + "\n"
+
+
+def _kind(key: Key) -> str:
+    return " or ".join(map(_words, key.kinds)) + (", or None" if key.optional else "")
+
+
+def _words(kind: object) -> str:
+    if typing.get_origin(kind) is not tuple:
+        return WORDS[kind]
+    item, last = typing.get_args(kind)
+    return f"tuple of {WORDS[item]}s" if last is ... else f"pair of {WORDS[item]}s"
+
+
+def _values(key: Key) -> str:
+    if isinstance(key.accept, tuple):
+        return ", ".join(f"`{word}`" for word in key.accept)
+    if key.accept in (None, ".."):
+        return ""
+    low, high = key.accept.split("..")
+    lower = f"> {low[1:]}" if low.startswith(">") else f"≥ {low}" if low else ""
+    upper = f"< {high[1:]}" if high.startswith("<") else f"≤ {high}" if high else ""
+    return ", ".join(filter(None, (lower, upper)))
+
+
+def _default(key: Key) -> str:
+    if key.default is None:
+        return "None" if key.optional else ""
+    if isinstance(key.default, str):
+        return f"`{key.default}`"
+    if isinstance(key.default, tuple):
+        return f"`({', '.join(f'{item:.4g}' if isinstance(item, float) else repr(item) for item in key.default)})`"
+    return f"{key.default:.4g}" if isinstance(key.default, float) else str(key.default)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(update(PAGE.read_text()))

@@ -1,0 +1,103 @@
+"""Load an experiment: a Python file or the config.json of a run, and changes from the command line."""
+
+import inspect
+import json
+import os
+import re
+import runpy
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mambaout_jax.checks import parse_text
+from mambaout_jax.run.config import KEYS, RunConfig, flatten_config, known_keys, parse_flat
+from mambaout_jax.run.errors import RunError
+
+# These decide which other keys there are.
+_STRUCTURE = ("plugins", "task", "model.name")
+
+
+def read_config(file: str, changes: Sequence[str] = ()) -> RunConfig:
+    """Load an experiment.
+
+    Args:
+        file: FILE.py, whose `get_config()` returns a ConfigDict; FILE.py:ARGUMENT for `get_config(ARGUMENT)`; or the
+            config.json of a run.
+        changes: "--config.KEY=VALUE" each; the last value of a key counts.
+
+    Raises:
+        RunError: the file cannot be loaded, or a key or value is invalid.
+        TaskError, PluginError, ModelError: there is no such task, plugin or model.
+    """
+    given, texts = _load(file), _split_changes(changes)
+    for name in _STRUCTURE:
+        if name in texts:
+            given[name] = parse_text(KEYS[name], texts[name])
+    keys = known_keys(given)
+    # `parse_flat` reports the unknown ones.
+    return parse_flat(
+        given | {name: parse_text(keys[name], text) if name in keys else text for name, text in texts.items()}
+    )
+
+
+def _split_changes(changes: Sequence[str]) -> dict[str, str]:
+    texts = {}
+    for change in changes:
+        parts = re.fullmatch(r"--?config\.([^=]+)=(.*)", change, re.DOTALL)
+        if parts is None:
+            raise RunError(f"{change} has no value; --config.KEY=VALUE is expected")
+        texts[parts[1]] = parts[2]
+    return texts
+
+
+def _load(file: str) -> dict[str, Any]:
+    path, argument = file, None
+    if parts := re.fullmatch(r"(.+\.py):(.*)", file, re.DOTALL):
+        path, argument = parts.groups()
+    if os.path.isdir(path):
+        raise RunError(f"--config={path} is a directory; a Python file, or the config.json of a run, is expected")
+    if not os.path.exists(path):
+        raise RunError(f"--config={path} does not exist; an experiment such as configs/digits.py is expected")
+    if path.endswith(".json"):
+        config = _load_json(path)
+    else:
+        module = _run(path, lambda: runpy.run_path(path))
+        if not callable(module.get("get_config")):
+            raise RunError(f"--config={path} has no function get_config; one that returns a ConfigDict is expected")
+        config = _call(path, module["get_config"], argument)
+    if not isinstance(config, ConfigDict | Mapping):
+        raise RunError(f"--config={path} has a {type(config).__name__} for a config; a ConfigDict is expected")
+    return flatten_config(config)
+
+
+def _load_json(path: str) -> Any:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except (OSError, ValueError) as error:
+        raise RunError(f"--config={path} cannot be read ({error}); the config.json of a run is expected") from error
+
+
+def _call(path: str, get_config: Callable[..., Any], argument: str | None) -> Any:
+    parameters = inspect.signature(get_config).parameters.values()
+    if argument is not None and not parameters:
+        raise RunError(f"--config={path} takes no argument and is given {argument!r}")
+    if argument is None and any(parameter.default is parameter.empty for parameter in parameters):
+        name = next(iter(parameters)).name
+        raise RunError(f"--config={path} lacks its argument {name!r}; --config={path}:{name.upper()} is expected")
+    return _run(path, lambda: get_config() if argument is None else get_config(argument))
+
+
+def _run(path: str, call: Callable[[], Any]) -> Any:
+    """Call code of an experiment, which may raise anything."""
+    try:
+        return call()
+    except (Exception, SystemExit) as error:
+        text = " ".join(str(error).split())
+        if isinstance(error, SyntaxError) or (isinstance(error, ValueError) and "null bytes" in text):
+            raise RunError(f"--config={path} is not a Python file: {text}") from error
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        place = f", line {lines[-1]}" if lines else ""
+        raise RunError(f"--config={path}{place}: {type(error).__name__}: {text}") from error

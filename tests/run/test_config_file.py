@@ -1,0 +1,249 @@
+"""Every key can be set, unset and mistyped on the command line: the value is right, or one sentence names the key."""
+
+import subprocess
+import sys
+import typing
+from pathlib import Path
+
+import pytest
+
+from mambaout_jax import plugins
+from mambaout_jax.models import ModelError, families
+from mambaout_jax.run.config import known_keys
+from mambaout_jax.run.config_file import read_config
+from mambaout_jax.run.errors import RunError
+from mambaout_jax.tasks.errors import TaskError
+from mambaout_jax.tasks.registry import BUILT_IN
+from tests.train import tiny
+
+ROOT = Path(__file__).parents[2]
+BASE = """
+from mambaout_jax.run.config import default_config
+
+def get_config(model="{model}"):
+    config = default_config("{task}")
+    config.data.name = "digits"
+    config.model.update(name=model)
+    return config
+"""
+# The first variant of every family, and every task.
+MODELS = [next(iter(family.variants)) for family in families()]
+CASES = [
+    (task.name, model, name)
+    for task in BUILT_IN
+    for model in MODELS
+    for name in known_keys({"task": task.name, "model.name": model})
+    if model == MODELS[0] or name.startswith("model.")
+]
+# Values that require another key to be set as well, or that decide which keys there are.
+REQUIRES = {
+    "init_head": ["--config.init_from=x"],
+    "model.scan_order": ["--config.model.token_mixer=conv_ssm"],
+    "model.expansion_ratio": ["--config.model.conv_ratio=0.25"],
+    "model.class_token": ["--config.model.global_pool=avg"],
+    "model.attention": ["--config.model.global_pool=avg"],
+}
+STRUCTURE = ("task", "plugins", "model.name")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Return the path of an experiment for a task and a model."""
+    folder = tmp_path_factory.mktemp("configs")
+
+    def write(task, model):
+        file = folder / f"{task}_{model}.py"
+        file.write_text(BASE.format(task=task, model=model))
+        return str(file)
+
+    return write
+
+
+def another_value(key):
+    """Return a value that the key accepts and that is not its default, and the text for it."""
+    kind = key.kinds[-1]
+    if isinstance(key.accept, tuple):
+        value = next(word for word in key.accept if word != key.default)
+        return value, value
+    if typing.get_origin(kind) is tuple:
+        item, last = typing.get_args(kind)
+        if item is str:
+            return ("tests.toy.plugin",), "tests.toy.plugin"
+        low = max(lowest(key), 0.0) if item is float else int(lowest(key))
+        value = (low + 0.5, low + 0.75) if item is float else (64, 96)
+        if last is ... and key.default is not None:
+            value = tuple(reversed(key.default))
+        elif last is ...:
+            value = (0.25, 0.5, 0.75)
+        return value, str(value)
+    if kind is bool:
+        return not key.default, str(not key.default)
+    if kind is str:
+        return "something", "something"
+    if kind is int:
+        value = (
+            1
+            if key.default is None
+            else max(key.default // 2, int(lowest(key)))
+            if key.default > 1
+            else key.default + 2
+        )
+        return value, str(value)
+    value = 0.5 if key.default != 0.5 else 0.25
+    return value, str(value)
+
+
+def lowest(key):
+    low = (key.accept or "..").split("..")[0].removeprefix(">")
+    return float(low or 0)
+
+
+def outside(key):
+    """Return the text of a value out of the key's range; None if every value is inside."""
+    if isinstance(key.accept, tuple):
+        return "no_such_choice"
+    if key.accept in (None, ".."):
+        return None
+    low = lowest(key) - 1
+    many = any(typing.get_origin(kind) is tuple for kind in key.kinds)
+    return f"({low:g}, {low:g}, {low:g})" if many else f"{low:g}"
+
+
+@pytest.mark.parametrize(("task", "model", "name"), CASES)
+def test_every_key_can_be_set_unset_and_mistyped(files, task, model, name):
+    file, key = files(task, model), known_keys({"task": task, "model.name": model})[name]
+    if name not in STRUCTURE:
+        value, text = another_value(key)
+        config = read_config(file, [f"--config.{name}={text}", *REQUIRES.get(name, [])])
+        assert config.values[name] == value
+        if name.startswith("model."):
+            built = config.build_task().build_model({"num_classes": 10})
+            options = {**built.options, **built.input_spec._asdict()}
+            assert options.get(name.removeprefix("model."), built.input_spec.size) == value
+
+    if key.optional:
+        assert read_config(file, [f"--config.{name}=None"]).values.get(name) is None
+    else:
+        assert_one_sentence(file, f"--config.{name}=None", f"config.{name} is unset")
+
+    for mistyped in (name + "x", name.replace("e", "a", 1) if "e" in name else name[:-1]):
+        assert_one_sentence(file, f"--config.{mistyped}=1", f"config.{mistyped} is not ", f"config.{name}")
+    assert_one_sentence(file, f"--config.{name}", f"--config.{name} has no value")
+
+    if str not in key.kinds and tuple[str, ...] not in key.kinds:
+        assert_one_sentence(file, f"--config.{name}=x!", f"config.{name} is 'x!'; ")
+    if (text := outside(key)) is not None:
+        assert_one_sentence(file, f"--config.{name}={text}", f"config.{name} is ")
+
+
+def assert_one_sentence(file, change, *words):
+    with pytest.raises((RunError, ModelError, TaskError, plugins.PluginError)) as caught:
+        read_config(file, [change])
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    for word in words:
+        assert word in sentence
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("--config.task=clasification", "did you mean 'classification'"),
+        ("--config.model.name=mambaout_femo", "did you mean 'mambaout_femto'"),
+        ("--config.plugins=no_such_package", "plugin 'no_such_package' cannot be imported"),
+        ("--config.task=", "is not a known task"),
+    ],
+)
+def test_a_name_that_decides_which_keys_there_are_is_refused_with_the_nearest(files, change, words):
+    assert_one_sentence(files("classification", "mambaout_femto"), change, words)
+
+
+def test_a_model_named_on_the_command_line_takes_its_own_options(files):
+    file = files("classification", "mambaout_femto")
+    config = read_config(file, ["--config.model.name=deit_tiny_patch16_224", "--config.model.depth=2"])
+    assert config.model == {"name": "deit_tiny_patch16_224", "depth": 2}
+
+
+def test_the_last_value_of_a_key_counts(files):
+    file = files("classification", "mambaout_femto")
+    assert read_config(file, ["--config.seed=1", "--config.seed=2"]).seed == 2
+
+
+def test_an_argument_is_passed_to_the_file(files):
+    assert read_config(f"{files('classification', 'mambaout_femto')}:mambaout_tiny").model["name"] == "mambaout_tiny"
+
+
+def test_the_config_of_a_run_is_an_experiment(tmp_path):
+    config = tiny.config(**{"model.ls_init_value": None, "data.crop_scale": (0.5, 1.0)})
+    (tmp_path / "config.json").write_text(config.to_json())
+    assert read_config(str(tmp_path / "config.json")) == config
+    assert read_config(str(tmp_path / "config.json"), ["--config.seed=7"]) == config.replace({"seed": 7})
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("import no_such_module", ", line 1: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("def get_config():\n    return 1 / 0", ", line 2: ZeroDivisionError: "),
+        ("def get_config():\n    raise SystemExit('no')", ", line 2: SystemExit: no"),
+        ("def get_config():\n    pass", " has a NoneType for a config"),
+        ("config = {}", " has no function get_config"),
+        ("def get_config(variant):\n    pass", " lacks its argument 'variant'; "),
+        ("def get_config(", " is not a Python file: "),
+        ("\0", " is not a Python file: "),
+        (
+            "import mambaout_jax.run.config as c\ndef get_config():\n    c.default_config().optim.lerning_rate = 1",
+            ", line 3: ",
+        ),
+        ("def get_config():\n    return {'data': {'name': {1, 2}}}", "config.data.name is {1, 2}, a set; "),
+        ("def get_config():\n    return {'data': {'name': object}}", "config.data.name is "),
+        ("def get_config():\n    return {1: 2}", "config.1 is not a known key"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_one_sentence(tmp_path, text, words):
+    (tmp_path / "broken.py").write_text(text)
+    assert_one_sentence(str(tmp_path / "broken.py"), "--config.seed=0", words)
+
+
+def test_a_path_that_is_no_experiment_is_one_sentence(tmp_path):
+    for name, content in (("damaged.json", b"{"), ("list.json", b"[]"), ("bytes.json", b"\xff")):
+        (tmp_path / name).write_bytes(content)
+        assert_one_sentence(str(tmp_path / name), "--config.seed=0", name)
+    assert_one_sentence(str(tmp_path), "--config.seed=0", "is a directory")
+    assert_one_sentence(str(tmp_path / "none.py"), "--config.seed=0", "none.py does not exist")
+    assert_one_sentence(f"{tiny.DIGITS}:x", "--config.seed=0", "takes no argument and is given 'x'")
+    assert_one_sentence(f"{tiny.DIGITS}:", "--config.seed=0", "takes no argument and is given ''")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config=configs/digits.py", "--config.optim.learningrate=1"], "did you mean config.optim.learning_rate"),
+        (["--config=configs/digits.py", "--config.model.kernel_size=4"], "kernel_size is 4; an odd number"),
+        (["--config=configs/digits.py", "--config.data.auto_augment=rond"], "rond"),
+        (["--config=configs/digits.py", "--confg.seed=1"], "confg"),
+        (["--config=configs/digits.py", "extra"], "'extra' is not a flag"),
+        (["--config=configs/nothing.py"], "configs/nothing.py does not exist"),
+        (["--mode=evaluate", "--config.seed=1"], "--config.seed=1 requires --config"),
+        ([], "--config is missing"),
+    ],
+)
+def test_the_program_refuses_before_anything_is_written(arguments, words, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "datasets"))
+    command = [sys.executable, "main.py", f"--workdir={tmp_path / 'run'}", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_page_on_the_config_is_current():
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        import write_config_tables
+    finally:
+        sys.path.remove(str(ROOT / "docs"))
+    page = (ROOT / "docs" / "config.md").read_text()
+    assert write_config_tables.update(page) == page, "run: python docs/write_config_tables.py"
