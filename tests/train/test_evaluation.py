@@ -147,8 +147,8 @@ def test_each_row_of_the_table_names_dataset_split_weights_and_input(scored):
     assert lines[13:] == [
         f"weights: step {written_run.STEP}",
         "imagenet2012_real: left out because they have no target: 2",
-        "imagenet_a: ranked among the 8 of 1000 classes that occur in it",
-        "imagenet_r: ranked among the 2 of 1000 classes that occur in it",
+        "imagenet_a: restricted to the 8 of 1000 classes that occur in it",
+        "imagenet_r: restricted to the 2 of 1000 classes that occur in it",
         "imagenet_sketch: left out because they do not decode: 1",
     ]
 
@@ -213,7 +213,7 @@ def test_scores_of_training_are_laid_out_too():
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        ("imagenet_v3", f"'imagenet_v3' is not a set to evaluate on; expected one of {', '.join(EVAL_SETS)}"),
+        ("imagenet_v3", f"'imagenet_v3' is not a known test set; expected one of {', '.join(EVAL_SETS)}"),
         ("imagenet_v2/topimages", "'imagenet_v2/topimages' is not prepared .* run: python -m mambaout_jax prepare"),
     ],
 )
@@ -229,10 +229,10 @@ def test_sets_that_are_not_there_are_named_before_anything_is_scored(run, monkey
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (small_eval_sets.NAMES[:10], "dataset 'imagenet_r' has 10 classes where the model has 1000"),
+        (small_eval_sets.NAMES[:10], "dataset 'imagenet_r' has 10 classes but the model has 1000"),
         (
             small_eval_sets.NAMES[1:] + small_eval_sets.NAMES[:1],
-            "class 0 of dataset 'imagenet_r' is 'n01443537' where the model has 'n01440764'",
+            "class 0 is 'n01443537' in dataset 'imagenet_r' but 'n01440764' in the model",
         ),
     ],
 )

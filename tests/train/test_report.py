@@ -24,7 +24,7 @@ from tests.train.finished_run import (
 
 def test_page_holds_results_config_versions_and_command(workdir):
     page = words(write_and_read(workdir))
-    assert "99.17 % top-1 3 of 360 images of validation wrong" in page
+    assert "99.17 % top-1 3 of 360 images of validation misclassified" in page
     assert "EMA 99.17 97.58 to 99.72 100.00 0.0712 360" in page
     assert "raw 98.61" in page
     assert "1,320" in page
@@ -173,7 +173,7 @@ def test_damaged_file_is_named_in_one_sentence(workdir, name, content):
 
 def test_predictions_that_do_not_belong_together_are_refused(workdir):
     np.savez(workdir / "predictions.npz", labels=np.zeros(3), classes=np.zeros((2, 5)), probabilities=np.zeros((2, 5)))
-    with pytest.raises(RunError, match="do not belong together"):
+    with pytest.raises(RunError, match="inconsistent shapes"):
         write_report(workdir)
 
 
