@@ -114,7 +114,7 @@ def test_a_diverging_model_without_an_ssm_ends_the_study_with_a_remedy(training,
 def test_a_full_disk_is_one_sentence(training, command, capsys):
     training.stop_after, training.error = 1, OSError("No space left on device")
     assert main(command) == 1
-    assert "no space is left" in capsys.readouterr().err
+    assert "no space left" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -145,7 +145,7 @@ def test_a_killed_study_goes_on_where_it_was_and_compiles_a_variant_once(tmp_pat
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=120)
     assert process.returncode == os.EX_TEMPFAIL, error
-    assert error.splitlines()[-1].startswith("error: stopped by SIGTERM; everything is saved")
+    assert error.splitlines()[-1].startswith("error: stopped by SIGTERM; the state is saved")
     assert not (workdir / "study.json").exists()
     finished = {path: path.stat().st_mtime_ns for path in workdir.glob("runs/*/*/results.json")}
 

@@ -39,15 +39,20 @@ def test_parts_are_equal_small_enough_and_fewest(share, num_devices, limit):
 @pytest.mark.parametrize(
     ("batch_size", "num_devices", "group", "words"),
     [
-        (100, 8, 1, "config.batch_size is 100; equal shares for 8 devices are expected: the nearest size is 96 or 104"),
+        (100, 8, 1, "config.batch_size is 100; expected equal shares for 8 devices: the nearest size is 96 or 104"),
         (3, 8, 1, "the nearest size is 8"),
         (
             1001,
             4,
             16,
-            "4 devices in groups of config.augment.mixup_group 16 are .* the nearest size is 960 or 1024",
+            "4 devices in groups of config.augment.mixup_group 16: the nearest size is 960 or 1024",
         ),
-        (4096, 256, 128, "mixup_group is 128; a divisor of the 16 images .* to 16, or config.batch_size to 32768"),
+        (
+            4096,
+            256,
+            128,
+            "is 128; expected a divisor of the 16 images .* to 16, or config.batch_size to 32768",
+        ),
         (1200, 8, 128, "a divisor of the 150 images .* set it to 75, or config.batch_size to 1024 or 2048"),
     ],
 )
@@ -59,13 +64,13 @@ def test_a_batch_that_does_not_divide_names_the_nearest_that_do(batch_size, num_
 
 
 def test_a_batch_is_described_in_words():
-    assert describe_batch(4096, 8, 4) == (
-        "4,096 images a step, 512 on each of 8 devices, accumulated over 4 microbatches of 128"
-    )
-    assert describe_batch(64, 1, 1) == "64 images a step, on one device, computed at once"
+    assert describe_batch(4096, 8, 4) == ("4,096 images per step, 512 on each of 8 devices, in 4 microbatches of 128")
+    assert describe_batch(64, 1, 1) == "64 images per step, on one device, in one microbatch"
 
 
 def test_an_evaluated_batch_that_devices_cannot_share_is_refused():
     check_eval_batch(104, 8)
-    with pytest.raises(RunError, match=r"eval_batch_size is 100; a multiple of the 8 devices .* size is 96 or 104$"):
+    with pytest.raises(
+        RunError, match=r"eval_batch_size is 100; expected a multiple of the 8 devices: .* size is 96 or 104$"
+    ):
         check_eval_batch(100, 8)

@@ -17,7 +17,7 @@ from etils import epath
 from mambaout_jax.report.html import write_report
 from mambaout_jax.run import files, logs, workdir
 from mambaout_jax.run.errors import RunError
-from mambaout_jax.run.files import fault_of_writing
+from mambaout_jax.run.files import find_write_error
 from mambaout_jax.run.logs import LogFolder
 from mambaout_jax.run.workdir import claim_workdir, open_workdir
 from mambaout_jax.train.loop import train
@@ -105,16 +105,16 @@ def test_logs_that_cannot_be_copied_do_not_hide_what_ended_the_run(tmp_path, mon
 def test_a_bucket_that_does_not_answer_is_given_up(silent):
     with pytest.raises(RunError, match=r"workdir gs://bucket/run cannot be reached \(no answer within 0.05 s\)"):
         open_workdir("gs://bucket/run")
-    assert fault_of_writing(epath.Path("gs://bucket/run")) == "no answer within 0.05 s"
+    assert find_write_error(epath.Path("gs://bucket/run")) == "no answer within 0.05 s"
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("missing", "cannot be written (the bucket does not exist, or the permission storage.buckets.get is missing)"),
-        ("unseen", "cannot be written (the bucket does not exist, or the permission storage.buckets.get is missing)"),
+        ("missing", "is not writable (the bucket does not exist, or the permission storage.buckets.get is missing)"),
+        ("unseen", "is not writable (the bucket does not exist, or the permission storage.buckets.get is missing)"),
         ("forbidden", "cannot be reached (Forbidden: b/forbidden/o someone does not have storage.objects.list access"),
-        ("private", "401: gcloud auth application-default login); look at its name"),
+        ("private", "401: gcloud auth application-default login); check its name"),
     ],
 )
 def test_a_bucket_that_cannot_be_used_is_one_sentence(served, name, words, caplog):
@@ -127,7 +127,7 @@ def test_a_bucket_that_cannot_be_used_is_one_sentence(served, name, words, caplo
 
 @pytest.mark.parametrize("name", ["s3://bucket/run", "gs:/bucket/run", "gs://", "gs://bucket", "gs://two words/run"])
 def test_what_is_neither_a_folder_nor_a_bucket_is_refused(name):
-    with pytest.raises(RunError, match=f"{name} is not a workdir; a folder or gs://BUCKET/"):
+    with pytest.raises(RunError, match=f"{name} is not a valid workdir; expected a folder or gs://BUCKET/"):
         open_workdir(name)
 
 

@@ -157,9 +157,9 @@ def test_another_model_is_refused_with_every_difference(directory, state):
     with pytest.raises(RunError) as refusal:
         Checkpoints(directory).restore_state(abstract_state(other))
     for words in (
-        "head.fc.bias is float32[3] where float32[4] is expected",
+        "head.fc.bias is float32[3], expected float32[4]",
         "stages.0.blocks.1.fc1.weight is missing",
-        "stem.norm1.weight is left over",
+        "stem.norm1.weight is unexpected",
     ):
         assert words in str(refusal.value)
 

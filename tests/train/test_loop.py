@@ -80,7 +80,7 @@ def test_run_that_saves_at_every_step_is_finished_too(tmp_path):
 
 def test_refused_config_leaves_the_workdir_as_it_was(unbroken):
     before = (unbroken / "config.json").read_text()
-    with pytest.raises(RunError, match="does not fit"):
+    with pytest.raises(RunError, match="does not match"):
         train(tiny.config(**{"model.dims": (8, 24), "resume": "any"}), unbroken)
     with pytest.raises(RunError, match="after the 5"):
         train(tiny.config(num_epochs=1, resume="any"), unbroken)
@@ -90,7 +90,7 @@ def test_refused_config_leaves_the_workdir_as_it_was(unbroken):
 def test_broken_config_of_a_workdir_is_named(unbroken, tmp_path):
     shutil.copytree(unbroken, tmp_path / "run")
     (tmp_path / "run" / "config.json").write_text("{")
-    with pytest.raises(RunError, match=r"config\.json is not the JSON"):
+    with pytest.raises(RunError, match=r"config\.json is not a valid config"):
         train(tiny.config(), tmp_path / "run")
 
 
@@ -138,7 +138,7 @@ def test_signal_in_training_saves_and_resumes_to_the_same_bits(unbroken, tmp_pat
     process.send_signal(number)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 75, errors
-    assert "everything is saved" in errors
+    assert "the state is saved" in errors
     assert "Traceback" not in errors
     saved = [int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
     assert max(saved) >= 2
@@ -221,19 +221,19 @@ def test_workdir_that_cannot_be_written_is_one_sentence_at_the_start(tmp_path):
     (tmp_path / "file").write_text("")
     done = main(tmp_path / "file" / "run")
     assert done.returncode == 2
-    assert "cannot be written" in done.stderr
+    assert "is not writable" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
 def test_checkpoints_that_are_no_folder_are_one_sentence_at_the_start(tmp_path):
     (tmp_path / "checkpoints").write_text("")
-    with pytest.raises(RunError, match=r"checkpoints is not a directory; move it, or name another --workdir"):
+    with pytest.raises(RunError, match=r"checkpoints is not a directory; move it, or use another --workdir"):
         train(tiny.config(), tmp_path)
 
 
 def test_disk_without_room_is_one_sentence_at_the_start(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
-    with pytest.raises(RunError, match=r"0\.000954 MiB free where the checkpoints need"):
+    with pytest.raises(RunError, match=r"0\.000954 MiB of free space but the checkpoints need"):
         train(tiny.config(), tmp_path / "run")
 
 

@@ -74,7 +74,7 @@ def test_a_signal_to_one_stops_all_at_the_same_step_and_any_number_goes_on(unbro
     two[1].send_signal(signal.SIGTERM)
     codes, said = finish_all(two)
     assert codes == [os.EX_TEMPFAIL] * 2, said
-    assert all("stopped by SIGTERM of process 1; everything is saved" in text for text in said)
+    assert all("stopped by SIGTERM of process 1; the state is saved" in text for text in said)
     assert 2 <= load_run(stopped, "raw").step < 10
     shutil.copytree(stopped, again)
 
@@ -142,4 +142,4 @@ def test_what_differs_between_processes_is_named(tmp_path):
 def test_a_workdir_that_is_not_shared_is_refused(tmp_path):
     codes, said = finish_all(start_all(2, tiny.flags(), flags=lambda process: [f"--workdir={tmp_path / str(process)}"]))
     assert codes == [2, 2], said
-    assert all("process 0 does not have the workdir of process 1 (here it is " in text for text in said)
+    assert all("is a different folder on process 1 than on process 0" in text for text in said)

@@ -73,7 +73,7 @@ def test_run_says_how_its_batch_is_computed_and_how_it_departs_from_the_recipe(t
     )
     train(tiny.config(num_epochs=1, microbatch_size=100), tmp_path / "run")
     said = capfd.readouterr().err
-    assert "256 images a step, on one device, accumulated over 4 microbatches of 64" in said
+    assert "256 images per step, on one device, in 4 microbatches of 64" in said
     assert re.search(
         r"not the published recipe: config.batch_size is 256, the recipe's is 4096; the linear rule gives "
         r"config.optim.learning_rate 0.00025, the config has 0.002\n",
