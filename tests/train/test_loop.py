@@ -240,7 +240,7 @@ def test_disk_without_room_is_one_sentence_at_the_start(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"batch_size": 2000}, "batch_size is 2000; at most the 1437"),
+        ({"batch_size": 2000}, "batch_size is 2000; expected at most 1437"),
         ({"data.crop_scale": (0.1, 1.0), "model.img_size": 20}, "img_size"),
         ({"data.name": "digit"}, "digits"),
         ({"data.train_split": "training"}, "train"),

@@ -28,17 +28,17 @@ def test_the_recipe_departs_in_nothing():
     [
         (
             {"batch_size": 1024},
-            "config.batch_size is 1024, the recipe's is 4096; the linear rule gives config.optim.learning_rate 0.001, "
-            "the config has 0.004",
+            "config.batch_size is 1024, the recipe's is 4096; the linear scaling rule gives "
+            "config.optim.learning_rate 0.001, the config has 0.004",
         ),
         (
             {"batch_size": 1024, "optim.learning_rate": 1e-3},
-            "config.batch_size is 1024, the recipe's is 4096; the linear rule gives config.optim.learning_rate 0.001, "
-            "as the config has it",
+            "config.batch_size is 1024, the recipe's is 4096; the linear scaling rule gives "
+            "config.optim.learning_rate 0.001, which the config has",
         ),
         (
             {"optim.learning_rate": 2e-3},
-            "config.optim.learning_rate is 0.002, the recipe's is 0.004; the linear rule gives "
+            "config.optim.learning_rate is 0.002, the recipe's is 0.004; the linear scaling rule gives "
             "config.optim.learning_rate 0.004, the config has 0.002",
         ),
         ({"optim.warmup_epochs": 5}, "config.optim.warmup_epochs is 5, the recipe's is 20"),
@@ -46,8 +46,8 @@ def test_the_recipe_departs_in_nothing():
         ({"optim.cooldown_epochs": 0}, "config.optim.cooldown_epochs is 0, the recipe's is 10"),
         (
             {"augment.mixup_group": 16},
-            "config.augment.mixup_group is 16, the recipe's is 128; a step draws mixup or cutmix 256 times, the "
-            "recipe's 32 times",
+            "config.augment.mixup_group is 16, the recipe's is 128; a step draws mixup or cutmix 256 times, in the "
+            "recipe 32 times",
         ),
     ],
 )

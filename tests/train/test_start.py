@@ -75,8 +75,8 @@ def test_run_says_how_its_batch_is_computed_and_how_it_departs_from_the_recipe(t
     said = capfd.readouterr().err
     assert "256 images per step, on one device, in 4 microbatches of 64" in said
     assert re.search(
-        r"not the published recipe: config.batch_size is 256, the recipe's is 4096; the linear rule gives "
-        r"config.optim.learning_rate 0.00025, the config has 0.002\n",
+        r"differs from the published recipe: config.batch_size is 256, the recipe's is 4096; "
+        r"the linear scaling rule gives config.optim.learning_rate 0.00025, the config has 0.002\n",
         said,
     )
 

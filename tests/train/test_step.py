@@ -168,7 +168,9 @@ def test_loss_terms_that_a_task_does_not_declare_are_an_error():
     task = Ratio()
     task.loss_terms = ("ratio", "other")
     step, state = step_of_task(task, 1)
-    with pytest.raises(TaskError, match=r"has the loss terms \['ratio'\] and declares \('ratio', 'other'\)"):
+    with pytest.raises(
+        TaskError, match=r"returned the loss terms \['ratio'\]; expected its loss_terms \('ratio', 'other'\)"
+    ):
         step(state, init_step_metrics(task.loss_terms), {"x": jnp.ones((8, 3))}, KEY)
 
 

@@ -118,7 +118,7 @@ def run(clock, waits, *, step_seconds=0.25, every):
     for step, batch in enumerate(log.timed(batches()), 1):
         assert list(batch) == ["label"]
         clock.now += step_seconds
-        metrics = log.stepped(step, metrics_of(int(metrics.steps) + 1))
+        metrics = log.after_step(step, metrics_of(int(metrics.steps) + 1))
     clock.now += step_seconds  # for the device to finish the last step
     log.flush(len(waits), metrics)
     return records
