@@ -61,12 +61,12 @@ def test_there_and_back_says_what_it_found(workdir, file, tmp_path, capsys):
     assert main(["convert", "export", str(workdir), "--out", str(tmp_path / "folder"), "--weights", "raw"]) == 0
     words = capsys.readouterr().out
     assert "mambaout_femto, raw weights of step 7" in words
-    assert "compared on 4 random images and 4 of digits" in words
+    assert "comparing logits on 4 random images and 4 of digits" in words
     assert "read back: logits differ by 0 of the largest; at most 0.0001 is allowed" in words
     assert words.endswith(f"exported to the folder {tmp_path / 'folder'}\n")
     assert main(["convert", "import", str(tmp_path / "folder"), "--out", str(tmp_path / "imported")]) == 0
     words = capsys.readouterr().out
-    assert "holds mambaout_femto, depths (1, 1), dims (8, 16), in_chans 1, kernel_size 3, 10 classes" in words
+    assert ": mambaout_femto, depths (1, 1), dims (8, 16), in_chans 1, kernel_size 3, 10 classes" in words
     image = str(tmp_path / "image.png")
     Image.new("L", (40, 30), 200).save(image)
     capsys.readouterr()

@@ -132,7 +132,7 @@ def test_validation_split_comes_first_and_a_set_named_twice_is_scored_once(run, 
 
 def test_each_row_of_the_table_names_dataset_split_weights_and_input(scored):
     lines = format_scores(scored[1]).splitlines()
-    assert " ".join(lines[0].split()) == "dataset split weights input top-1 % top-5 % loss images left out"
+    assert " ".join(lines[0].split()) == "dataset split weights input top-1 % top-5 % loss images excluded"
     rows = [line for line in lines if "crop" in line]
     assert len(rows) == 12
     assert all("32x32, crop 1.0 center" in row for row in rows)
@@ -146,10 +146,10 @@ def test_each_row_of_the_table_names_dataset_split_weights_and_input(scored):
     assert len({line.index("32x32") for line in rows}) == 1
     assert lines[13:] == [
         f"weights: step {written_run.STEP}",
-        "imagenet2012_real: left out because they have no target: 2",
+        "imagenet2012_real: 2 images without a target excluded",
         "imagenet_a: restricted to the 8 of 1000 classes that occur in it",
         "imagenet_r: restricted to the 2 of 1000 classes that occur in it",
-        "imagenet_sketch: left out because they do not decode: 1",
+        "imagenet_sketch: 1 unreadable images excluded",
     ]
 
 

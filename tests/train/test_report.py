@@ -61,7 +61,7 @@ def test_unfinished_run_shows_its_last_evaluation_and_says_so(logged):
     (logged / "results.json").unlink()
     (logged / "predictions.npz").unlink()
     page = words(write_and_read(logged))
-    assert "This run has not finished. The numbers are those of step 20." in page
+    assert "This run has not finished. The results are from step 20." in page
     assert "90.00 % top-1" in page
     assert "No predictions yet" in page
 
@@ -76,7 +76,7 @@ def test_run_that_has_only_a_config_gets_a_page(workdir):
     for name in ("results.json", "predictions.npz", "environment.json"):
         (workdir / name).unlink()
     page = words(write_and_read(workdir))
-    assert "Nothing was evaluated yet." in page
+    assert "There is no evaluation yet." in page
     assert "Nothing was logged yet." in page
 
 
