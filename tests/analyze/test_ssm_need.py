@@ -142,7 +142,7 @@ def test_totals_are_sums_of_the_formulas_terms():
     ("arguments", "error", "message"),
     [
         ({"dataset": "imagnet"}, RunError, "'imagnet' is not a known dataset; did you mean 'imagenet'"),
-        ({"dataset": "coco", "size": (1, 1)}, RunError, "are both given; give only one"),
+        ({"dataset": "coco", "size": (1, 1)}, RunError, "are mutually exclusive; use one"),
         ({"size": (0, 5)}, RunError, "--size is 0x5"),
         ({"model": "mambaout_tinny"}, ModelError, "did you mean 'mambaout_tiny'"),
     ],
@@ -191,5 +191,5 @@ def test_page_answers_first(tmp_path, arguments, answer):
 
 def test_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match=f"{tmp_path}/file/x cannot be written to .*--out"):
+    with pytest.raises(RunError, match=f"{tmp_path}/file/x is not writable .*--out"):
         ssm_need_page.write_page(analyze(dataset="imagenet"), tmp_path / "file" / "x")

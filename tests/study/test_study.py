@@ -96,25 +96,25 @@ def test_a_stopped_study_goes_on_and_repeats_no_run(training, experiment, tmp_pa
     ],
 )
 def test_other_settings_in_the_same_workdir_are_refused(study, training, data_dir, tmp_path, changes, seeds, told):
-    with pytest.raises(RunError, match=f"study contains a study with other settings: .*{told}.*; name another"):
+    with pytest.raises(RunError, match=f"study contains a study with other settings: .*{told}.*; use another"):
         run_study(settings(data_dir, **changes), tmp_path / "study", seeds)
     assert len(training.configs) == 12
 
 
 def test_a_folder_of_something_else_is_refused(training, experiment, tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(RunError, match="contains files that are not a study's"):
+    with pytest.raises(RunError, match="has files but no study"):
         run_study(experiment, tmp_path, 3)
     (tmp_path / "plan.json").write_text("{")
     with pytest.raises(RunError, match=r"plan.json is not the plan of a study"):
         run_study(experiment, tmp_path, 3)
-    with pytest.raises(RunError, match=r"cannot be written .*; name another with --workdir"):
+    with pytest.raises(RunError, match=r"is not writable .*; use another --workdir"):
         run_study(experiment, tmp_path / "plan.json", 3)
     assert not training.configs
 
 
 def test_given_weights_are_refused(training, experiment, tmp_path):
-    with pytest.raises(RunError, match=r"config.init_from is set; .* unset it"):
+    with pytest.raises(RunError, match=r"config.init_from is set, .* unset it"):
         run_study(experiment.replace({"init_from": "runs/x"}), tmp_path / "study", 3)
     assert not (tmp_path / "study").exists()
 
@@ -128,7 +128,7 @@ def test_a_dataset_without_an_experiment_is_told_what_to_do():
 
 def test_without_a_checkout_an_experiment_has_to_be_named(monkeypatch, tmp_path):
     monkeypatch.setattr(study_module, "EXPERIMENTS", tmp_path / "nowhere")
-    with pytest.raises(RunError, match=r"'digits', run from a checkout or name an experiment with --config$"):
+    with pytest.raises(RunError, match=r"'digits', run in a checkout .* or set an experiment with --config$"):
         find_experiment("digits")
 
 

@@ -53,5 +53,5 @@ def test_a_split_that_cannot_be_cut_is_one_sentence(split):
 
 
 def test_fewer_images_than_folds_are_refused():
-    with pytest.raises(RunError, match="has 2 images; at least one per fold, 3, is expected"):
+    with pytest.raises(RunError, match="has 2 images; expected at least one per fold, 3 in all"):
         fold_splits("train", 2, 3)

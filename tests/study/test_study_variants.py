@@ -108,15 +108,15 @@ def test_an_unknown_option_is_the_models_own_sentence():
 @pytest.mark.parametrize(
     ("path", "value", "sentence"),
     [
-        (("baseline",), "convv", r"config.study names 'convv'; one of config.study.variants is expected: conv, "),
+        (("baseline",), "convv", r"config.study names 'convv'; expected one of config.study.variants: conv, "),
         (("matched",), ("vit",), "config.study names 'vit'"),
-        (("more",), (), "config.study is made of .*; baseline, removed, matched, variants are expected"),
+        (("more",), (), "config.study has the keys .*; expected baseline, removed, matched, variants"),
         (
             ("variants", "conv", "titel"),
             "x",
             "config.study.variants.conv is invalid .*'titel'.*; title, has_ssm, model",
         ),
-        (("variants", "vit-full", "derived", "depth"), "blocks", "derived.depth is 'blocks'; .*num_blocks is expected"),
+        (("variants", "vit-full", "derived", "depth"), "blocks", "derived.depth is 'blocks'; expected .*num_blocks"),
     ],
 )
 def test_an_invalid_section_is_one_sentence(path, value, sentence):

@@ -60,7 +60,7 @@ def test_a_plan_that_is_no_object_is_one_sentence(training, experiment, workdir,
 
 def test_a_folder_of_something_else_is_left_as_it_is(training, experiment, tmp_path):
     (tmp_path / "photo.png").write_text("")
-    with pytest.raises(RunError, match="files that are not a study's"):
+    with pytest.raises(RunError, match="has files but no study"):
         run_study(experiment, tmp_path, 2)
     assert {path.name for path in tmp_path.iterdir()} <= {"photo.png", "datasets"}
 
@@ -160,5 +160,5 @@ def test_a_study_of_an_earlier_version_is_refused(training, experiment, workdir)
     plan = json.loads((workdir / "plan.json").read_text())
     plan["twins"] = plan.pop("variants")
     (workdir / "plan.json").write_text(json.dumps(plan))
-    with pytest.raises(RunError, match=r"contains a study of another version of this program; name another"):
+    with pytest.raises(RunError, match=r"contains a study of another version of this program; use another"):
         run_study(experiment, workdir, 2)
