@@ -61,7 +61,7 @@ def test_page_is_written_where_asked_and_its_path_is_told(tmp_path, capsys):
     [
         (["--dataset", "cocoa"], "'cocoa' is not a known dataset; did you mean 'coco'?"),
         (["mamba_tinny"], "'mamba_tinny' is not a known model; did you mean 'mamba_tiny'?"),
-        (["--size", "1", "2", "3"], "--size has 3 numbers; a side, or a height and a width, is expected"),
+        (["--size", "1", "2", "3"], "--size has 3 numbers; expected a side, or a height and a width"),
     ],
 )
 def test_what_is_typed_wrong_is_one_sentence(words, message, capsys):

@@ -97,7 +97,7 @@ def test_a_host_that_can_feed_as_much_as_is_needed_is_told_so(unopened, capsys, 
 def test_a_host_that_cannot_is_a_failure_and_told_how_many_cores_could(unopened, capsys, workers, cores):
     assert bench("--need=4000", f"--workers={workers}") == 1
     sentence = capsys.readouterr().out.splitlines()[-1]
-    assert sentence.startswith("Not enough for 4000 images/s: 25 % of them.")
+    assert sentence.startswith("Not enough for 4000 images/s: 25 %.")
     assert f" {cores} cores are needed" in sentence
 
 
@@ -130,7 +130,10 @@ def test_a_changed_key_is_what_is_measured(measured, capsys):
         (["--config=configs/digit.py"], r"--config cannot be loaded: .*configs/digit\.py"),
         (["--workers=-1"], r"config\.data\.num_workers is -1; an integer of 0 or more is expected"),
         (["--config.data.name=digit"], r"unknown dataset 'digit'; did you mean 'digits'"),
-        (["--config.batch_size=2000"], r"config\.batch_size is 2000; at most the 1437 training images"),
+        (
+            ["--config.batch_size=2000"],
+            r"config\.batch_size is 2000; expected at most 1437, the number of training images",
+        ),
     ],
 )
 def test_what_was_typed_wrong_is_one_sentence(measured, capsys, words, sentence):

@@ -80,12 +80,12 @@ def test_every_figure_is_printed_with_its_unit(planned, capsys):
         "step 10.0 ms",
         "images 410,417 /s",
         "MFU 13.0 % of the bfloat16 peak, 1.00 GFLOPs per image",
-        "whole schedule 36,000 steps, 0.10 hours, 1.6 chip hours",
+        "full run 36,000 steps, 0.10 hours, 1.6 chip hours",
         "12.00 fusion.1 f32[8,128] jit(step)/dot",
         "3.00 scan.2 f32[4] jit(step)/scan (by bytes)",
     ):
         assert line in [" ".join(row.split()) for row in text.splitlines()], line
-    assert "scheduled instructions (0.0 million cycles in total) and their bytes" in text
+    assert "scheduled instructions (0.0 million cycles in total) and its memory transfers" in text
     assert "(3.0 million)." in text
     assert text.splitlines()[-1].startswith("These are the compiler's estimates, not measurements.")
     assert "EMA" not in text
@@ -141,9 +141,9 @@ def test_a_total_above_the_limit_is_a_failure(planned, capsys):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--topology=v5e:3x5"], "known ones are 1x1, 2x2"),
-        (["--topology=h100:8"], "v4, v5e, v5p, v6e and a shape are expected"),
-        (["--config.data.name=flowers"], "give --num-images and --num-classes"),
+        (["--topology=v5e:3x5"], "known shapes are 1x1, 2x2"),
+        (["--topology=h100:8"], "expected v4, v5e, v5p, v6e with a shape"),
+        (["--config.data.name=flowers"], "add --num-images and --num-classes"),
         (["--config.mesh.fsd=2"], "fsdp"),
     ],
 )

@@ -101,8 +101,8 @@ def test_a_folder_of_images_is_prepared_and_the_flags_that_use_it_are_told(insec
     assert [len(part) for part in parts] == [36, 4]
     assert run("folder", str(insects), "--data-dir", str(out)) == 0
     assert capsys.readouterr().out.splitlines()[:3] == [
-        f"insects is prepared already in {out}/insects/1.0.0",
-        "  with the same numbers of images and the same classes; move that folder away to write it again",
+        f"insects is already prepared in {out}/insects/1.0.0",
+        "  with the same numbers of images and the same classes; move this folder away to write it again",
         "  train: 40 images of 2 classes",
     ]
 
@@ -132,11 +132,11 @@ def test_imagenet_is_prepared_from_each_form(tmp_path, kind, capsys, monkeypatch
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("imagenet",), "takes one of --tars DIR, --folder DIR and --tfrecord DIR"),
-        (("imagenet", "--tars=a", "--folder=b"), "takes one of --tars DIR"),
-        (("imagenet", "--tars=a", "--name=b"), "takes one of --tars DIR"),
-        (("folder",), "takes the folder of the images"),
-        (("folder", "a", "--tars=b"), "takes the folder of the images"),
+        (("imagenet",), "requires one of --tars DIR, --folder DIR and --tfrecord DIR"),
+        (("imagenet", "--tars=a", "--folder=b"), "requires one of --tars DIR"),
+        (("imagenet", "--tars=a", "--name=b"), "requires one of --tars DIR"),
+        (("folder",), "requires the folder of the images"),
+        (("folder", "a", "--tars=b"), "requires the folder of the images"),
         (("digits", "a"), "prepare digits takes only --data-dir"),
         (("digits", "--workers=2"), "prepare digits takes only --data-dir"),
     ],
@@ -174,7 +174,7 @@ def test_too_few_images_to_hold_some_back_are_told(tmp_path, capsys, count):
     lines = capsys.readouterr().out.splitlines()
     flags = dict(word.removeprefix("--config.data.").split("=", 1) for word in shlex.split(lines[-1]))
     parts = [len(open_source("few", flags[f"{split}_split"], f"{tmp_path}/out")) for split in ("train", "validation")]
-    told = f"  {count} images are too few for a validation split; the training images are used for it"
+    told = f"  {count} images are too few for a validation split; using the training images"
     if told in lines:
         assert parts == [count, count]
         assert (flags["train_split"], flags["validation_split"]) == ("train", "train")

@@ -67,13 +67,13 @@ def test_the_command_ends_with_a_verdict(tmp_path, capsys):
     assert main(["doctor", "--workdir", str(tmp_path / "file")]) == 1
     out = capsys.readouterr().out
     assert out.endswith("\n1 problem found\n")
-    assert "  wrong: it is not writable" in out
+    assert "  problem: it is not writable" in out
 
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--config.seed=1"], "--config.seed=1 changes a config, and --config is missing; add --config=FILE"),
+        (["--config.seed=1"], "--config.seed=1 changes a config but --config is missing; add --config=FILE"),
         (["--process_id=0"], "require --distributed"),
         ([f"--config={tiny.DIGITS}", "--config.mesh.fsdp=3"], "config.mesh.fsdp is 3; a divisor of the 1 devices"),
         (
