@@ -55,7 +55,7 @@ def test_group_that_is_preempted_is_made_again(cloud):
         (
             [],
             {"follow": ["unreachable"], "describe": ["", "", *["UNAVAILABLE: try later"] * 5]},
-            "gcloud cannot tell the state of tiny: (gcloud.compute.instance-groups.managed.list-instances) UNAVAILABLE",
+            "gcloud cannot read the state of tiny: (gcloud.compute.instance-groups.managed.list-instances) UNAVAILABLE",
         ),
     ],
 )
@@ -84,7 +84,7 @@ def test_quota_of_a_group_is_one_sentence(cloud):
 @pytest.mark.parametrize("topology", ["16", "2x2", "2x2x", "2x3x1", "axbxc", "2x2x2x2", "0x4x4", "08x2x2"])
 def test_topology_that_is_none_is_named(topology, cloud):
     text = cloud.play("gce_mig.sh", *GROUP, f"--topology={topology}", code=2)
-    assert f"--topology is {topology}; chips along three axes" in text
+    assert f"--topology is {topology}; expected chips along three axes" in text
 
 
 def test_dry_run_of_a_group_is_the_golden_one(cloud):
@@ -119,7 +119,7 @@ def test_dry_run_of_the_preparation_is_the_golden_one(cloud):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (["--tars=/data"], "--tars is /data; gs://BUCKET/FOLDER is expected"),
+        (["--tars=/data"], "--tars is /data; expected gs://BUCKET/FOLDER"),
         (["--data-dir=datasets"], "--data-dir is datasets"),
         (["--config.seed=1"], "--config.seed=1 is an option of training runs"),
     ],
@@ -136,7 +136,7 @@ def test_host_gets_the_tested_versions(cloud):
     assert "--constraint=CHECKOUT/launch/constraints.txt --editable CHECKOUT 'jax[tpu]'" in text
     assert "curl" not in text  # uv is there
     assert "--editable CHECKOUT jax 'etils[epath-gcs]'" in cloud.play("setup_host.sh", "--dry-run", "--jax=cpu")
-    assert "--jax is gpu; tpu or cpu is expected" in cloud.play("setup_host.sh", "--jax=gpu", code=2)
+    assert "--jax is gpu; expected tpu or cpu" in cloud.play("setup_host.sh", "--jax=gpu", code=2)
 
 
 @pytest.mark.parametrize("script", ["tpu_vm.sh", "gce_mig.sh", "prepare_imagenet.sh", "setup_host.sh"])

@@ -55,7 +55,7 @@ def test_run_that_is_preempted_and_requeued_comes_to_its_end(cloud):
 
 
 def test_exit_code_that_no_start_mends_is_the_launchers(cloud):
-    # The host that failed tells more than the one that lost it.
+    # The code of the host that failed takes precedence.
     text = cloud.play("tpu_vm.sh", *SLICE, code=3, runs=[[0, [75, 3]]])
     assert "the run ended with exit code 3" in text
     assert verbs(cloud.calls())[-2:] == ["start", "delete"]
@@ -64,7 +64,7 @@ def test_exit_code_that_no_start_mends_is_the_launchers(cloud):
 def test_starts_without_a_new_checkpoint_are_bounded(cloud):
     text = cloud.play("tpu_vm.sh", *SLICE, "--restarts=2", code=1, runs=[[10, [75, 75]], *[[0, [75, 75]]] * 9])
     assert verbs(cloud.calls()).count("start") == 4  # the one that saved, then two more without
-    assert "starts brought no checkpoint after step 10 of gs://b/runs/tiny" in text
+    assert "starts without a checkpoint after step 10 of gs://b/runs/tiny" in text
     assert verbs(cloud.calls())[-1] == "delete"
 
 
@@ -119,7 +119,7 @@ def test_state_that_gcloud_does_not_tell_for_a_while_ends_nothing(cloud):
 
 def test_state_that_gcloud_never_told_is_one_sentence(cloud):
     text = cloud.play("tpu_vm.sh", *SLICE, code=1, script={"describe": ["UNAUTHENTICATED: Log in first"]})
-    assert text.startswith("error: gcloud cannot tell the state of tiny: (gcloud.")
+    assert text.startswith("error: gcloud cannot read the state of tiny: (gcloud.")
     assert text.count("\n") == 1
     assert len(cloud.calls()) == 1
 
@@ -161,14 +161,14 @@ def test_slice_that_was_there_and_is_given_up_is_told_to_save(cloud):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (["--accelerator=tpu7x-8"], "launch/gce_mig.sh trains on it"),
-        (["--accelerator=h100"], "v4-N, v5litepod-N, v5p-N or v6e-N is expected"),
-        (["--accelerator=v5litepod-banana"], "v4-N, v5litepod-N, v5p-N or v6e-N is expected"),
-        (["--workdir=runs/tiny"], "all hosts share it"),
-        (["--workdir=gs://b/"], "all hosts share it"),  # the cache beside it would lie in another bucket
+        (["--accelerator=tpu7x-8"], "use launch/gce_mig.sh"),
+        (["--accelerator=h100"], "expected v4-N, v5litepod-N, v5p-N or v6e-N"),
+        (["--accelerator=v5litepod-banana"], "expected v4-N, v5litepod-N, v5p-N or v6e-N"),
+        (["--workdir=runs/tiny"], "expected gs://BUCKET/"),
+        (["--workdir=gs://b/"], "expected gs://BUCKET/"),  # its cache folder would be in another bucket
         (["--config=configs/none.py"], "--config is configs/none.py"),
         (["--config=tests/train/tiny.py"], "--config is tests/train/tiny.py"),
-        (["--name=--quiet"], "--name is --quiet; small letters"),
+        (["--name=--quiet"], "--name is --quiet; expected lowercase letters"),
         (["--restarts=many"], "--restarts is many"),
         (["--zone="], "--zone is missing"),
         (["--spott"], "--spott is not an option of tpu_vm.sh"),
