@@ -112,7 +112,7 @@ def test_the_picture_has_a_line_for_the_block_with_an_ssm():
     assert four == pytest.approx(4 * one)
 
 
-def test_page_tells_and_draws_the_gated_cnn_of_the_model(tmp_path):
+def test_page_has_the_gated_cnn_of_the_model(tmp_path):
     names = ("mambaout_base_wide_rw", "mambaout_base")
     wide, plain = (ssm_need_page.write_page(analyze(name, size=(64, 64)), tmp_path / name) for name in names)
     assert (

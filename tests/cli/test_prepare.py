@@ -18,7 +18,7 @@ def run(*words):
     return prepare.run(parser.parse_args(words))
 
 
-def test_digits_are_prepared_and_their_folder_is_told(tmp_path, capsys):
+def test_digits_are_prepared_and_their_folder_is_printed(tmp_path, capsys):
     assert run("digits", "--data-dir", str(tmp_path)) == 0
     assert capsys.readouterr().out == f"digits is prepared in {tmp_path}/digits/1.0.0\n"
     assert len(open_source("digits", "validation", str(tmp_path))) == 360
@@ -42,7 +42,7 @@ def test_the_name_that_tfds_has_for_imagenet_leads_to_the_command_that_makes_it(
         run("imagenet2012", "--data-dir", str(tmp_path))
 
 
-def test_the_need_for_tensorflow_is_told_before_anything_is_downloaded(tmp_path, monkeypatch):
+def test_missing_tensorflow_is_an_error_before_the_download(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(DataError, match=r'requires TensorFlow to prepare it .*pip install "mambaout_jax\[prepare\]"'):
         run("imagenette/160px-v2", "--data-dir", str(tmp_path))
@@ -84,7 +84,7 @@ def insects(tmp_path):
     return tmp_path / "insects"
 
 
-def test_a_folder_of_images_is_prepared_and_the_flags_that_use_it_are_told(insects, tmp_path, capsys):
+def test_a_folder_of_images_is_prepared_and_its_flags_are_printed(insects, tmp_path, capsys):
     out = tmp_path / "my data"
     assert run("folder", str(insects), "--data-dir", str(out), "--workers=1") == 0
     printed = capsys.readouterr().out
@@ -141,7 +141,7 @@ def test_imagenet_is_prepared_from_each_form(tmp_path, kind, capsys, monkeypatch
         (("digits", "--workers=2"), "prepare digits takes only --data-dir"),
     ],
 )
-def test_words_that_do_not_go_together_are_told(words, message):
+def test_inconsistent_arguments_are_one_sentence(words, message):
     with pytest.raises(DataError, match=message):
         run(*words)
 
@@ -165,7 +165,7 @@ def test_a_full_disk_is_a_failure_of_the_machine(insects, tmp_path, capsys, monk
 
 
 @pytest.mark.parametrize("count", range(2, 17))
-def test_too_few_images_to_hold_some_back_are_told(tmp_path, capsys, count):
+def test_too_few_images_for_a_validation_split_are_mentioned(tmp_path, capsys, count):
     for number in range(count):
         path = tmp_path / "few" / ("ant", "bee")[number % 2] / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)

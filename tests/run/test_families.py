@@ -17,7 +17,7 @@ from tests.weights import pytorch
 
 NAMES = tuple(f"digit {label}" for label in range(10))
 LABELS = {"class_names": list(NAMES)}
-# Sections of the digits experiment are of another family: its options are unset.
+# Unset the options of the digits experiment, which belong to another family.
 VIT = {
     "model.name": "deit_tiny_patch16_224",
     "model.img_size": 32,

@@ -13,7 +13,7 @@ from mambaout_jax.tasks.classification.source import open_source
 
 
 def positions(split):
-    """Read a split of ours as the records that it names."""
+    """Return the indices of the records in a split."""
     parts = [part.removesuffix("]").partition("[")[2].split(":") for part in split.split("+")]
     return [index for low, high in parts for index in range(int(low), int(high))]
 

@@ -19,17 +19,17 @@ def steps_of(batch_size, num_devices, limit, group):
         (4096, 32, 128, 128, 1),
         (4096, 8, None, 128, 1),
         (4096, 8, 1000, 128, 1),
-        (96, 1, 40, 1, 3),  # two parts of 48 would be too large
+        (96, 1, 40, 1, 3),  # two microbatches of 48 would be too large
         (100, 1, 40, 1, 4),  # and three are not equal
         (7, 1, 3, 1, 7),
     ],
 )
-def test_a_batch_is_computed_in_as_few_parts_as_a_device_allows(batch_size, num_devices, limit, group, parts):
+def test_a_batch_has_the_fewest_microbatches_that_a_device_allows(batch_size, num_devices, limit, group, parts):
     assert steps_of(batch_size, num_devices, limit, group) == parts
 
 
 @given(share=st.integers(1, 300), num_devices=st.integers(1, 64), limit=st.integers(1, 300))
-def test_parts_are_equal_small_enough_and_fewest(share, num_devices, limit):
+def test_microbatches_are_equal_small_enough_and_fewest(share, num_devices, limit):
     parts = steps_of(share * num_devices, num_devices, limit, 1)
     assert share % parts == 0
     assert share // parts <= limit
@@ -63,7 +63,7 @@ def test_a_batch_that_does_not_divide_names_the_nearest_that_do(batch_size, num_
         assert steps_of(size, num_devices, None, group) == 1
 
 
-def test_a_batch_is_described_in_words():
+def test_description_of_a_batch():
     assert describe_batch(4096, 8, 4) == ("4,096 images per step, 512 on each of 8 devices, in 4 microbatches of 128")
     assert describe_batch(64, 1, 1) == "64 images per step, on one device, in one microbatch"
 

@@ -1,4 +1,4 @@
-"""A run that ends before its end says why in one sentence, with the exit code that fits."""
+"""A run that ends early prints one sentence and has the documented exit code."""
 
 import errno
 import os

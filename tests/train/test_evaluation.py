@@ -1,4 +1,4 @@
-"""Every set is scored as its paper says, every image once, and every number is printed with its setting."""
+"""Every set is scored by its paper's protocol, each image once, and printed with its settings."""
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +68,7 @@ def scored(run):
 
 
 def score_by_hand(run, source, view=None, classes=range(1000)):
-    """Score the averaged weights image by image: top-1, top-5 in percent, loss, count."""
+    """Score the EMA weights image by image: top-1, top-5 in percent, loss, count."""
     _, _, model, weights = run
     view = view or EvalTransform(size=(32, 32))
     classes, hits, losses = np.asarray(classes), [], []
@@ -97,7 +97,7 @@ def test_scores_equal_those_by_hand(run, scored, sets_dir, name):
     assert scored[0][name]["ema"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_some_images_are_hits_and_some_are_none(scored):
+def test_some_images_are_hits_and_some_are_not(scored):
     top1, top5 = (sum(r["ema"][key] * r["ema"]["count"] for r in scored[0].values()) for key in ("top1", "top5"))
     assert 0 < top1 < top5 < 2700
 
@@ -109,7 +109,7 @@ def test_subsets_are_easier_than_all_classes(run, scored, sets_dir):
     assert (scored[0]["imagenet_a"]["ranked_classes"], scored[0]["imagenet_v2"]["ranked_classes"]) == (8, 1000)
 
 
-def test_every_image_is_counted_once_or_counted_as_left_out(scored):
+def test_every_image_is_scored_once_or_counted_as_excluded(scored):
     counted = {name: (r["ema"]["count"], r["unlabelled"], r["skipped"]) for name, r in scored[0].items()}
     assert counted == {
         "imagenet2012": (7, 0, 0),

@@ -1,4 +1,4 @@
-"""Weights go to PyTorch and come back with the same bits, and nothing is left of a conversion that fails."""
+"""Weights go to PyTorch and come back with the same bits, and a failed conversion leaves no files."""
 
 import json
 
@@ -27,7 +27,7 @@ DIGITS = tuple(map(str, range(10)))
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A workdir of random weights, the average unlike the raw ones, its model and these weights."""
+    """A workdir with random weights, whose average differs from the raw ones, with its model and weights."""
     workdir = tmp_path_factory.mktemp("exchange") / "run"
     _, model, weights = written_run.write(workdir, DIGITS)
     return workdir, model, weights
@@ -35,7 +35,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(run, tmp_path_factory):
-    """A folder whose config.json names the model and no classes."""
+    """A folder whose config.json has the model and no classes."""
     folder = tmp_path_factory.mktemp("exported") / "digits"
     export_weights(run[0], str(folder))
     config = json.loads((folder / "config.json").read_text())
@@ -63,7 +63,7 @@ def test_a_file_and_back_has_the_same_bits(run, tmp_path, out, key_format, weigh
     assert_same(mo.from_torch(run[1], tmp_path / out), run[2][weights])
 
 
-def test_a_folder_and_back_keeps_classes_and_preparation_too(run, tmp_path):
+def test_folder_round_trip_keeps_classes_and_preprocessing(run, tmp_path):
     said = []
     export_weights(run[0], str(tmp_path / "folder"), log=said.append)
     assert left_in(tmp_path / "folder") == ["config.json", "model.safetensors"]
@@ -78,7 +78,7 @@ def test_a_folder_and_back_keeps_classes_and_preparation_too(run, tmp_path):
     assert sum(sentence.startswith("read back: logits differ by 0 of the largest") for sentence in said) == 2
 
 
-def test_bfloat16_rounds_and_says_what_that_costs(run, tmp_path):
+def test_bfloat16_export_reports_the_rounding_error(run, tmp_path):
     said = []
     export_weights(run[0], str(tmp_path / "half.safetensors"), dtype="bfloat16", log=said.append)
     (cost,) = (sentence for sentence in said if sentence.startswith("rounded to bfloat16: logits change by "))
@@ -89,7 +89,7 @@ def test_bfloat16_rounds_and_says_what_that_costs(run, tmp_path):
     assert_same(mo.from_torch(run[1], tmp_path / "half.safetensors"), rounded)
 
 
-def test_imported_weights_are_evaluated_asked_and_fine_tuned_from(run, exported, tmp_path):
+def test_imported_weights_can_be_evaluated_used_for_prediction_and_fine_tuned(run, exported, tmp_path):
     import_weights(str(exported), tmp_path / "imported")
     config, _, _ = written_run.write(tmp_path / "twin", DIGITS)
     scores = evaluate(config, run[0])["sets"][0]["ema"]
@@ -120,7 +120,7 @@ def test_weights_of_a_thousand_classes_are_imagenets(tmp_path):
     assert imported.config.data.name == "imagenet2012"
 
 
-def test_a_run_cannot_go_on_in_a_workdir_of_imported_weights(exported, tmp_path):
+def test_a_run_cannot_resume_in_a_workdir_of_imported_weights(exported, tmp_path):
     import_weights(str(exported), tmp_path / "imported")
     config, _, _ = written_run.write(tmp_path / "twin", DIGITS)
     with pytest.raises(RunError, match=r"has imported weights.*config\.init_from="):
@@ -206,4 +206,4 @@ def test_environment_has_the_source_of_imported_weights(exported, tmp_path):
     assert environment == {"imported_from": str(exported), "labels": {"num_classes": 10, "class_names": None}}
     ensure_prepared("digits")
     source = open_source("digits", "validation")
-    assert source.class_names == DIGITS  # names of a set fit weights whose classes have none
+    assert source.class_names == DIGITS  # the names of a dataset match weights without class names

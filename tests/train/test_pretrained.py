@@ -1,4 +1,4 @@
-"""Weights of one run start another: every bit of them, and nothing that does not fit."""
+"""A run starts from the bit-identical weights of another, or is refused with the differences."""
 
 import jax
 import numpy as np
@@ -34,7 +34,7 @@ def assert_same(a, b):
 
 
 @pytest.mark.parametrize("size", [32, 48])
-def test_weights_come_along_bit_for_bit_whatever_the_input_size(run, size):
+def test_pretrained_weights_are_bit_identical_for_any_input_size(run, size):
     workdir, weights = run
     variables, sentence, fresh = load(workdir, **{"model.img_size": size})
     assert jax.tree.structure(variables) == jax.tree.structure(fresh)
@@ -43,7 +43,7 @@ def test_weights_come_along_bit_for_bit_whatever_the_input_size(run, size):
 
 
 @pytest.mark.parametrize("num_classes", [3, 10])
-def test_only_the_last_layer_is_drawn_afresh_if_a_new_one_is_asked_for(run, num_classes):
+def test_init_head_new_initializes_only_the_last_layer(run, num_classes):
     workdir, weights = run
     variables, sentence, fresh = load(workdir, NAMES[:num_classes], init_head="new")
     assert_same(variables["params"]["head"].pop("fc"), fresh["params"]["head"]["fc"])
@@ -53,7 +53,7 @@ def test_only_the_last_layer_is_drawn_afresh_if_a_new_one_is_asked_for(run, num_
     assert sentence.endswith("with a new last layer")
 
 
-def test_raw_weights_are_taken_where_no_average_was_kept(tmp_path):
+def test_raw_weights_are_used_without_an_average(tmp_path):
     _, _, weights = written_run.write(tmp_path / "run", NAMES, **{"optim.ema_decay": None})
     variables, sentence, _ = load(tmp_path / "run")
     assert_same(variables, weights["raw"])
@@ -69,13 +69,13 @@ def test_a_last_layer_of_other_classes_is_refused_with_the_key_to_set(run):
         load(run[0], NAMES[:3])
 
 
-def test_a_last_layer_that_was_trained_for_other_names_is_said(run):
+def test_a_last_layer_for_other_class_names_is_mentioned(run):
     _, sentence, _ = load(run[0], NAMES[::-1])
     assert sentence.endswith("with their last layer, which was trained for other classes")
 
 
 @pytest.mark.parametrize("init_head", ["keep", "new"])
-def test_another_model_is_refused_with_all_that_differs(run, init_head):
+def test_another_model_is_refused_with_all_differences(run, init_head):
     with pytest.raises(RunError, match="are for mambaout_femto; config") as refusal:
         load(run[0], init_head=init_head, **{"model.depths": (2, 1), "model.stem_mid_norm": False, "model.in_chans": 3})
     words = str(refusal.value)

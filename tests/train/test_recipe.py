@@ -19,7 +19,7 @@ RECIPE = {
 }
 
 
-def test_the_recipe_departs_in_nothing():
+def test_the_recipe_does_not_depart_from_itself():
     assert departures(PUBLISHED, RECIPE) == []
 
 
@@ -70,7 +70,7 @@ def test_a_version_of_imagenet_is_imagenet(name):
 
 
 @pytest.mark.parametrize("changes", [{"data.name": "imagenet2012_real"}, {"init_from": "runs/femto"}])
-def test_the_recipe_speaks_of_imagenet_from_nothing_alone(changes):
+def test_other_datasets_and_pretrained_weights_have_no_departures(changes):
     assert departures(PUBLISHED, {**RECIPE, "batch_size": 64, **changes}) == []
 
 
@@ -79,7 +79,7 @@ def test_a_family_without_a_recipe_departs_from_none():
     assert departures(recipe, {**RECIPE, "batch_size": 1024, "num_epochs": 300}) == []
 
 
-def test_the_recipe_says_nothing_of_a_task_without_its_keys():
+def test_a_task_without_the_keys_of_the_recipe_has_no_departures():
     values = {name: value for name, value in RECIPE.items() if not name.startswith("augment.")}
     assert departures(PUBLISHED, {**values, "batch_size": 64}) == []
 

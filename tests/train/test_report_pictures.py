@@ -1,4 +1,4 @@
-"""The report shows the curves, the images and the mistakes that a run had."""
+"""The report shows the curves, the images and the mistakes of a run."""
 
 import base64
 import io
@@ -24,7 +24,7 @@ from tests.train.finished_run import (
 )
 
 
-def test_every_id_is_there_once_and_every_reference_finds_one(logged):
+def test_ids_are_unique_and_references_resolve(logged):
     page = write_and_read(logged)
     ids = re.findall(r'\bid="([^"]*)"', page)
     assert len(ids) == len(set(ids))
@@ -97,7 +97,7 @@ def test_images_of_other_data_are_not_shown(workdir, change):
 
 
 class Photographs:
-    """Two photographs, one of them broken, in place of a dataset."""
+    """A fake dataset of two photographs, one of them damaged."""
 
     def __len__(self):
         return 2

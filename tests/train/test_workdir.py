@@ -56,7 +56,7 @@ def test_an_environment_without_labels_is_named(tmp_path, content):
 
 
 @pytest.mark.parametrize("labels", [{}, {"class_names": 5}, {"num_classes": "10"}, {"num_classes": 0}])
-def test_labels_that_are_no_classes_are_named(tmp_path, labels):
+def test_invalid_labels_are_named(tmp_path, labels):
     written_run.write(tmp_path, NAMES)
     (tmp_path / "environment.json").write_text(json.dumps({"labels": labels}))
     with pytest.raises(TaskError, match="expected class names or the number of classes"):
@@ -118,7 +118,7 @@ def test_checkpoints_without_a_config_are_those_of_no_known_run(tmp_path, resume
         claim_workdir(tmp_path, tiny.config(resume=resume))
 
 
-def test_a_folder_with_no_checkpoint_yet_is_not_that_of_a_run(tmp_path):
+def test_a_folder_without_checkpoints_is_not_a_run(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     assert not is_workdir(tmp_path)
     written_run.write(tmp_path, NAMES)
