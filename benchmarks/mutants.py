@@ -58,7 +58,7 @@ MUTANTS = {
     "step-key": Mutant(
         "keys are folded with the step", "mambaout_jax/train/step.py",
         "jax.random.split(jax.random.fold_in(key, state.step))", "jax.random.split(key)",
-        ("tests/train/test_step.py", "-k", "draw_anew"),
+        ("tests/train/test_step.py", "-k", "random_numbers"),
     ),
     "block-key": Mutant(
         "no two blocks share a key", "mambaout_jax/models/layers/blocks.py",

@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# Sourced by the launchers of Google Cloud: run a command on preemptible hosts until it is done. A launcher sets
+# Sourced by the launchers for Google Cloud: run a command on preemptible hosts until it is done. A launcher sets
 # `command` and `what`, a description of the hosts, and defines the functions that differ between services:
-#   read_state           set `state`: ABSENT, WAITING, ACTIVE, LOST (delete and create it again) or FAILED;
-#                        fail if gcloud does not print it
+#   read_state           set `state`: ABSENT, WAITING, ACTIVE, LOST (to delete and create again) or FAILED;
+#                        fail if gcloud fails
 #   create, delete       create and delete the hosts
 #   copy FILE            copy a file to the home directory of every host
 #   on_hosts WHO COMMAND run COMMAND on host 0 or on all; the output of host N and of its ssh is in $out/N.log
@@ -17,21 +17,21 @@ name='' zone='' project='' config='' workdir='' cache='' restarts=10 keep=false
 what='' state='' ssh_by_hand='' command=() setup=''
 # State.
 owned=false     # whether there may be hosts to delete
-found=true      # whether hosts existed before the launcher; they may have a run
-deployed=false  # whether the hosts have the program
+found=true      # whether hosts existed before the launcher and may have a run
+deployed=false  # whether the program is installed on the hosts
 started=false   # whether they run the command
-told=''         # the last printed state
-newest=-2       # the newest checkpoint when the run was last started; -1 for none
+printed=''      # the last printed state
+newest=-2       # the newest checkpoint at the last start; -1 for none
 idle=0          # starts since then without a new checkpoint
-troubles=0      # consecutive failed commands while hosts existed or may have existed
+failures=0      # consecutive failed commands while hosts existed or may have existed
 pass=()         # --config.KEY=VALUE
 
-# The files that hosts need; no others are copied.
+# The files that are copied to hosts.
 code_files=(main.py configs launch mambaout_jax pyproject.toml requirements.txt README.md LICENSE)
 
 fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
-# Read the arguments. $1: switches; $2: options with a value; --a-key sets the variable a_key.
+# Parse the arguments. $1: switches; $2: options with a value; --a-key sets the variable a_key.
 parse() {
   local switches=$1 options=$2 key
   shift 2
@@ -51,26 +51,26 @@ parse() {
   done
 }
 
-need() {
+require() {
   local key
-  for key in "$@"; do [ -n "${!key}" ] || die "--${key//_/-} is missing; --help tells more"; done
+  for key in "$@"; do [ -n "${!key}" ] || die "--${key//_/-} is missing; see --help"; done
   if [[ -n ${name:-} && ! $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]]; then
-    die "--name is $name; small letters, digits and dashes are expected, a letter first"
+    die "--name is $name; expected lowercase letters, digits and dashes, starting with a letter"
   fi
   "$dry_run" || command -v gcloud >/dev/null || die "gcloud is not on the PATH; install the Google Cloud CLI first"
 }
 
-# Check the options of every training launcher.
+# Check the common options of the training launchers.
 check_run() {
-  [[ $restarts =~ ^[0-9]{1,6}$ ]] || die "--restarts is $restarts; a number is expected"
+  [[ $restarts =~ ^[0-9]{1,6}$ ]] || die "--restarts is $restarts; expected a number"
   while [[ $workdir == ?*/ && $workdir != gs:// ]]; do workdir=${workdir%/}; done
   case $workdir in
     gs://[!/]*/?* | /*) ;;
-    *) die "--workdir is $workdir; all hosts share it: gs://BUCKET/... or the absolute path of a mounted file system" ;;
+    *) die "--workdir is $workdir; expected gs://BUCKET/... or an absolute path on a file system of all hosts" ;;
   esac
-  # No other files of the checkout are copied to hosts.
+  # Only files of this folder are copied to the hosts.
   if [[ ${config%%:*} != configs/*.py || $config == *..* || ! -f $root/${config%%:*} ]]; then
-    die "--config is $config; a file of $root/configs is expected, such as configs/imagenet.py:mambaout_tiny"
+    die "--config is $config; expected a file in $root/configs, such as configs/imagenet.py:mambaout_tiny"
   fi
   command=(env JAX_COMPILATION_CACHE_DIR="${cache:-${workdir%/*}/compiled}" .venv/bin/python main.py
     --config="$config" --workdir="$workdir" --distributed ${pass[@]+"${pass[@]}"})
@@ -85,24 +85,24 @@ begin() {
   trap interrupted INT TERM HUP
 }
 
-# Run a gcloud command that changes something; always printed.
+# Print a gcloud command that changes something, and run it.
 act() {
   rm -f "$out"/*.log
-  run gcloud "$@" 2>"$scratch/complaints"
+  run gcloud "$@" 2>"$scratch/errors"
 }
 
-# Run a gcloud query; printed only by --dry-run.
+# Run a gcloud query; with --dry-run only print it.
 ask() {
-  if "$dry_run"; then run gcloud "$@" >&3; else gcloud "$@" 2>"$scratch/complaints"; fi
+  if "$dry_run"; then run gcloud "$@" >&3; else gcloud "$@" 2>"$scratch/errors"; fi
 }
 
-# Print one line about a failure: the last line of a host, or gcloud's first error.
-last_words() {
-  local words
-  words=$(cat "$out"/*.log 2>/dev/null | grep -v '^ *$' | tail -n 1 || true)
-  [ -n "$words" ] || words=$(grep ERROR "$scratch/complaints" | head -n 1 || true)
-  [ -n "$words" ] || words=$(tail -n 1 "$scratch/complaints")
-  printf '%s' "${words#ERROR: }"
+# Print a line about the last failure: the last output of a host, or gcloud's first error.
+last_error() {
+  local line
+  line=$(cat "$out"/*.log 2>/dev/null | grep -v '^ *$' | tail -n 1 || true)
+  [ -n "$line" ] || line=$(grep ERROR "$scratch/errors" | head -n 1 || true)
+  [ -n "$line" ] || line=$(tail -n 1 "$scratch/errors")
+  printf '%s' "${line#ERROR: }"
 }
 
 # Sleep so that signals are handled immediately.
@@ -110,55 +110,55 @@ pause() {
   "$dry_run" || { sleep "${MAMBAOUT_POLL_SECONDS:-30}" & wait $!; }
 }
 
-refuse() {
-  local words
+fail_unavailable() {
+  local reason
   rm -f "$out"/*.log
-  words=$(last_words)
-  case ${words:=gcloud gives no reason} in
-    *[Qq]uota*) fail "the project's quota does not allow $what in $zone ($words); ask for more on the console's page" \
-      "IAM & Admin > Quotas, or choose another zone or size" ;;
-    *) fail "$what in $zone is not available: $words" ;;
+  reason=$(last_error)
+  case ${reason:=gcloud printed no reason} in
+    *[Qq]uota*) fail "the project's quota does not allow $what in $zone ($reason); request more in the console under" \
+      "IAM & Admin > Quotas, or use another zone or size" ;;
+    *) fail "$what in $zone is not available: $reason" ;;
   esac
 }
 
-# Stop a run, if there is one, so that it saves a checkpoint.
-save() {
+# Stop the run, if there is one, so that it saves a checkpoint.
+stop_run() {
   "$owned" && { "$deployed" || "$found"; } || return 0
   say "Stopping; the run saves a checkpoint"
   on_hosts all "mambaout/launch/on_host.sh stop" || true
 }
 
-# Count consecutive failures, and fail the fifth time with the message $*.
-trouble() {
-  troubles=$((troubles + 1))
-  if [ "$troubles" -lt 5 ]; then pause; return; fi
-  "$keep" || save
+# Count consecutive failures; exit after the fifth with the message $*.
+count_failure() {
+  failures=$((failures + 1))
+  if [ "$failures" -lt 5 ]; then pause; return; fi
+  "$keep" || stop_run
   fail "$@"
 }
 
-# Read the state. A failing gcloud says nothing about the hosts.
-look() {
-  local words
+# Update the state. If gcloud fails, the state of the hosts is unknown.
+update_state() {
+  local message
   rm -f "$out"/*.log
   read_state && return
-  words="gcloud cannot tell the state of $name: $(last_words)"
-  "$owned" || fail "$words"
-  trouble "$words"
+  message="gcloud cannot read the state of $name: $(last_error)"
+  "$owned" || fail "$message"
+  count_failure "$message"
   return 1
 }
 
-# Wait for the hosts, and create them if they are missing or were preempted.
+# Wait for the hosts, and create them if they do not exist or were preempted.
 await_hosts() {
   while :; do
-    look || continue
-    if [ "$state" != "$told" ]; then say "$name is $state"; told=$state; fi
-    [ "$state" = ACTIVE ] || found=false deployed=false started=false troubles=0
+    update_state || continue
+    if [ "$state" != "$printed" ]; then say "$name is $state"; printed=$state; fi
+    [ "$state" = ACTIVE ] || found=false deployed=false started=false failures=0
     owned=true
     case $state in
       ACTIVE) return ;;
-      ABSENT) create || refuse; pause ;;
-      LOST) delete || fail "$name was preempted and cannot be deleted: $(last_words)" ;;
-      FAILED) refuse ;;
+      ABSENT) create || fail_unavailable; pause ;;
+      LOST) delete || fail "$name was preempted and cannot be deleted: $(last_error)" ;;
+      FAILED) fail_unavailable ;;
       *) pause ;;
     esac
   done
@@ -166,7 +166,7 @@ await_hosts() {
 
 deploy() {
   "$deployed" && return
-  say "Installing on every host (some minutes)"
+  say "Installing on all hosts (a few minutes)"
   run tar --exclude=__pycache__ -czf "$scratch/mambaout.tar.gz" -C "$root" "${code_files[@]}" &&
     copy "$scratch/mambaout.tar.gz" &&
     on_hosts all "mkdir -p mambaout && tar -xzf mambaout.tar.gz -C mambaout && mambaout/launch/setup_host.sh$setup" ||
@@ -175,7 +175,7 @@ deploy() {
   deployed=true
 }
 
-# Read the newest checkpoint on host 0, as the workdir may not be visible to this machine; fail after too many starts
+# Read the newest checkpoint on host 0, because the workdir may not be accessible here; fail after too many starts
 # without a new one.
 count_start() {
   local step
@@ -185,8 +185,8 @@ count_start() {
   step=$(sed -n 's/^mambaout-step //p' "$out/0.log")
   [ -n "$step" ] || return
   if [ "$step" -gt "$newest" ]; then newest=$step idle=0; else idle=$((idle + 1)); fi
-  [ "$idle" -le "$restarts" ] || fail "$((idle + 1)) starts brought no checkpoint after step $newest of $workdir;" \
-    "look at the log above, save more often with --config.save_every_steps, or allow more with --restarts"
+  [ "$idle" -le "$restarts" ] || fail "$((idle + 1)) starts without a checkpoint after step $newest of $workdir;" \
+    "see the log above, save more often with --config.save_every_steps, or allow more starts with --restarts"
 }
 
 start() {
@@ -196,7 +196,7 @@ start() {
   on_hosts all "mambaout/launch/on_host.sh start$line"
 }
 
-# Find the run of an earlier launcher, after --keep or the loss of its machine. A host without the program has no run.
+# Find the run of an earlier launcher, which had --keep or was killed. A host without the program has no run.
 find_run() {
   local script=mambaout/launch/on_host.sh
   on_hosts all "if [ -e $script ]; then $script running; else echo mambaout-running no; fi" || return
@@ -208,8 +208,8 @@ find_run() {
   found=false
 }
 
-# Print new output of the hosts, and set `code`: running, or the run's exit code. The code of a host that failed is
-# preferred to those of the hosts that lost it (75).
+# Print new output of the hosts, and set `code`: running, or the run's exit code. The code of a host that failed takes
+# precedence over those of the hosts that lost it (75).
 relay() {
   local host=0 prefix='' answer
   code=0
@@ -232,19 +232,18 @@ follow() {
   while :; do
     on_hosts all "mambaout/launch/on_host.sh follow" || return
     if "$dry_run"; then code=0; else relay || return; fi
-    troubles=0
+    failures=0
     [ "$code" = running ] || return 0
     pause
   done
 }
 
-# Find out why a command on the hosts failed. If they are gone, await_hosts creates them again.
+# Handle a failed command on the hosts. If they do not exist anymore, await_hosts creates them again.
 recover() {
-  local words
-  words=$(last_words)
-  if ! look || [ "$state" != ACTIVE ]; then return; fi
-  trouble "the hosts of $name are there, but commands sent to them by ssh fail ($words); try '$ssh_by_hand', and see" \
-    "docs/pods.md"
+  local reason
+  reason=$(last_error)
+  if ! update_state || [ "$state" != ACTIVE ]; then return; fi
+  count_failure "the hosts of $name exist, but commands by ssh fail ($reason); try '$ssh_by_hand', and see docs/pods.md"
 }
 
 run_until_done() {
@@ -259,7 +258,7 @@ run_until_done() {
     started=false
     case $code in
       0) say "Done"; return ;;
-      75) say "The run was stopped or lost a process; restarting it" ;;
+      75) say "The run was stopped or lost a process; restarting" ;;
       *)
         printf 'error: the run ended with exit code %s; see docs/config.md\n' "$code" >&2
         exit "$code" ;;
@@ -272,7 +271,7 @@ interrupted() {
   if "$keep"; then
     say "$name and its run continue and cost money; rerun the same command to follow the run"
   else
-    save
+    stop_run
   fi
   exit 75
 }
@@ -283,7 +282,7 @@ end() {
   if "$owned" && ! "$keep"; then
     say "Deleting $name"
     if ! delete; then
-      printf 'error: %s could not be deleted and costs money (%s)\n' "$name" "$(last_words)" >&2
+      printf 'error: %s could not be deleted and costs money (%s)\n' "$name" "$(last_error)" >&2
       [ "$status" -ne 0 ] || status=1
     fi
   elif "$owned"; then

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by the launchers of this machine: find a Python, create the virtual environment, install. It sets `python`.
+# Sourced by the launchers for this machine: find a Python, create the virtual environment, install. It sets `python`.
 
 # shellcheck source=launch/shell.sh
 . "$(dirname "${BASH_SOURCE[0]}")/shell.sh"
@@ -10,7 +10,7 @@ python_between() {
   "$1" -c "import sys; sys.exit(not $2 <= sys.version_info < $3)" >/dev/null 2>&1
 }
 
-# Print the first Python to use: the active one if it is a tested version, another tested one, or any that is newer.
+# Print the Python to use: the active one if its version is tested, else another tested version, else any newer one.
 find_python() {
   local name
   for name in python3 python3.13 python3.12 python3.11; do
@@ -20,9 +20,9 @@ find_python() {
 }
 
 check_python() {
-  python_between "$1" '(3, 11)' '(4,)' || die "$1 is no Python 3.11 or newer; name another with --python"
-  "$1" -c 'import venv, ensurepip' >/dev/null 2>&1 || die "$1 lacks the module venv; on Debian and Ubuntu," \
-    "'sudo apt install python3-venv' (or python3.11-venv, for that version) brings it"
+  python_between "$1" '(3, 11)' '(4,)' || die "$1 is not Python 3.11 or newer; use another --python"
+  "$1" -c 'import venv, ensurepip' >/dev/null 2>&1 || die "$1 lacks the module venv; on Debian and Ubuntu, install it" \
+    "with 'sudo apt install python3-venv' (or python3.11-venv for that version)"
   local platform
   platform=$("$1" -c 'import platform; print(platform.system(), platform.machine())')
   case $platform in
@@ -47,11 +47,11 @@ install() {
   python=$venv/bin/python
   if ! python_between "$python" "$low" "$high"; then
     if [ ! -e "$venv/pyvenv.cfg" ] && [ -n "$(ls -A "$venv" 2>/dev/null)" ]; then
-      die "$venv holds something other than a virtual environment; name another place with MAMBAOUT_VENV"
+      die "$venv is not a virtual environment; set MAMBAOUT_VENV to another folder"
     fi
     if [ -z "$base" ]; then
       base=$(find_python) || die "no Python 3.11 or newer was found on the PATH; install one, for example with" \
-        "'sudo apt install python3 python3-venv' or 'brew install python@3.13', or name one with --python"
+        "'sudo apt install python3 python3-venv' or 'brew install python@3.13', or set --python"
       check_python "$base"
     fi
     say "Creating a virtual environment in $(show "$venv")"

@@ -1,41 +1,41 @@
 #!/usr/bin/env bash
-# Train on TPU7x, which Compute Engine serves in managed instance groups: see --help.
+# Train on TPU7x, in a managed instance group of Compute Engine: see --help.
 set -euo pipefail
 # shellcheck source=launch/cloud.sh
 . "$(dirname "${BASH_SOURCE[0]}")/cloud.sh"
 
 help() {
   cat <<'TEXT'
-Create a TPU7x slice of Compute Engine machines (a workload policy, an instance template, a managed instance group),
-install this checkout on all of them, train, follow the log, and restart after preemptions until the run is
-done. Then delete all three.
+Create a TPU7x slice on Compute Engine (a workload policy, an instance template and a managed instance group), install
+this checkout on all hosts, train, follow the log, and restart after preemptions until the run is done. Then delete the
+slice.
 
 usage: launch/gce_mig.sh --name NAME --zone ZONE --topology AxBxC --config FILE --workdir PATH [option...]
 
-  --name NAME         of policy, template and group; the same name finds an existing slice
+  --name NAME         name of policy, template and group; an existing slice of this name is used
   --zone ZONE         for example us-central1-c
   --topology AxBxC    chips along each axis, four per host: 2x2x1 is one host, 2x2x2 two, 4x4x4 sixteen
-  --config FILE       the experiment, below this checkout, such as configs/imagenet.py:mambaout_tiny
-  --workdir PATH      of the run, shared by all hosts: gs://BUCKET/... or the absolute path of a mounted file system
-  --cache PATH        of compiled programs (default: `compiled` next to workdir); a bucket survives the slice
+  --config FILE       the experiment, a file in this checkout such as configs/imagenet.py:mambaout_tiny
+  --workdir PATH      folder of the run: gs://BUCKET/... or an absolute path on a file system of all hosts
+  --cache PATH        folder for compiled programs (default: `compiled` next to workdir); a bucket outlives the slice
   --project ID        (default: gcloud's)
   --spot              use spot capacity, which is cheaper and may be preempted at any time
   --reservation NAME  use this reservation
   --restarts N        allowed number of consecutive starts without a new checkpoint (default: 10)
-  --keep              leave the slice when the launcher ends, and the run when it is interrupted
+  --keep              keep the slice when the launcher ends, and the run when it is interrupted
   --dry-run           print the commands without running them
   --help              print this
   --config.KEY=VALUE  passed to main.py, such as --config.data.data_dir=gs://BUCKET/datasets
 
 MAMBAOUT_POLL_SECONDS is the polling interval for the slice and its log (30). After Ctrl-C the run saves a checkpoint
-and the slice is deleted. Exit codes: 0 done, 1 failed, 2 invalid input, 75 interrupted (rerun), others as of main.py.
+and the slice is deleted. Exit codes: 0 done, 1 failed, 2 invalid input, 75 interrupted (rerun), others as in main.py.
 TEXT
 }
 
 topology='' reservation='' spot=false
 parse "--spot --keep --dry-run" \
   "--name --zone --topology --config --workdir --cache --project --reservation --restarts" "$@"
-need name zone topology config workdir
+require name zone topology config workdir
 check_run
 case $topology in
   *[!0-9x]* | x* | *x | *xx* | *x*x*x*) size=0 ;;
@@ -44,15 +44,15 @@ case $topology in
   *) size=0 ;;
 esac
 if [ "$size" -lt 4 ] || [ $((size % 4)) -ne 0 ]; then
-  die "--topology is $topology; chips along three axes are expected, four per host: 2x2x1, 2x2x2, 2x4x4, 4x4x4, ..."
+  die "--topology is $topology; expected chips along three axes, four per host: 2x2x1, 2x2x2, 2x4x4, 4x4x4, ..."
 fi
-if "$spot" && [ -n "$reservation" ]; then die "--spot and --reservation exclude each other"; fi
+if "$spot" && [ -n "$reservation" ]; then die "--spot and --reservation are mutually exclusive"; fi
 size=$((size / 4))
 
-# The full name of the policy: gcloud rejects a bare name as a malformed address.
+# The policy requires its full name with the project; gcloud rejects a bare name.
 if [ -z "$project" ]; then
   if "$dry_run"; then project=PROJECT; else project=$(gcloud config get-value project 2>/dev/null || true); fi
-  [ -n "$project" ] || die "--project is missing, and gcloud has none of its own"
+  [ -n "$project" ] || die "--project is missing, and gcloud has no default project"
 fi
 what="a TPU7x slice of $topology"
 where=(--zone="$zone" --project="$project")
@@ -63,7 +63,7 @@ read_state() {
   local host status
   if ! ask compute instance-groups managed list-instances "$name" "${where[@]}" \
     --format='value(instance.basename(),instanceStatus)' >"$scratch/answer"; then
-    grep -qi 'not.found' "$scratch/complaints" || return
+    grep -qi 'not.found' "$scratch/errors" || return
     state=ABSENT
     return
   fi
@@ -81,16 +81,16 @@ read_state() {
   ssh_by_hand="gcloud compute ssh ${hosts[0]-HOST} ${where[*]}"
   if [ "$state" = ACTIVE ] && [ "${#hosts[@]}" -lt "$size" ]; then state=WAITING; fi
   [ "$state" = WAITING ] || return 0
-  # A group retries forever if the quota is too small.
+  # A group without enough quota retries forever.
   ask compute instance-groups managed list-errors "$name" "${where[@]}" --format='value(error.message)' --limit=1 \
     >"$scratch/answer" || true
   if grep -qi quota "$scratch/answer"; then
     state=FAILED
-    cp "$scratch/answer" "$scratch/complaints"
+    cp "$scratch/answer" "$scratch/errors"
   fi
 }
 
-# Names of the hosts of a group that --dry-run does not create.
+# Set the names of the hosts for --dry-run.
 pretend() {
   local host
   if ! "$owned"; then state=ABSENT; return; fi
@@ -125,7 +125,7 @@ delete() {
       gone act compute resource-policies delete "$name" --region="$region" --project="$project" --quiet; }
 }
 
-gone() { "$@" || grep -qi 'not.found' "$scratch/complaints"; }
+gone() { "$@" || grep -qi 'not.found' "$scratch/errors"; }
 
 copy() {
   local host

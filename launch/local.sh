@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train MambaOut on handwritten digits, on this machine, from nothing: see --help.
+# Install everything and train MambaOut on handwritten digits, on this machine: see --help.
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
@@ -22,7 +22,7 @@ requirements change. Exit codes: 0 done, 1 failed, 2 invalid input, 3 diverged, 
 TEXT
 }
 
-# Print the jax that this machine's accelerator needs.
+# Print the kind of jax for this machine's accelerator.
 find_accelerator() {
   local device vendor gpus kind
   for device in /sys/bus/pci/devices/*; do
@@ -36,7 +36,7 @@ find_accelerator() {
   kind=$(awk -F '[., ]+' '{ cap = $(NF - 1) * 10 + $NF
     if ($1 < 525) none = 1; if ($1 < 580 || cap < 75) twelve = 1 }
     END { print none ? "cpu" : twelve ? "cuda12" : "cuda13" }' <<<"$gpus")
-  [ "$kind" != cpu ] || echo "The NVIDIA driver is older than 525, which jax needs: training on the CPU." >&2
+  [ "$kind" != cpu ] || echo "The NVIDIA driver is older than 525, which jax requires; training on the CPU." >&2
   echo "$kind"
 }
 
@@ -60,12 +60,12 @@ done
 case $kind in
   cpu) jax=() ;;
   cuda12 | cuda13 | tpu) jax=("jax[$kind]") ;;
-  *) die "--jax is $kind; cpu, cuda12, cuda13 or tpu is expected" ;;
+  *) die "--jax is $kind; expected cpu, cuda12, cuda13 or tpu" ;;
 esac
 
 install "run-$kind" --editable "$root" ${jax[@]+"${jax[@]}"}
 
-# Buffers of gigabytes cost a quarter of a step in 4 KiB pages; glibc 2.35 or newer asks Linux for larger ones.
+# Page faults on large buffers cost a quarter of a step with 4 KiB pages; glibc 2.35 or newer can use huge pages.
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 # Later starts reuse compiled programs.
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$venv/compiled}
@@ -90,7 +90,7 @@ from mambaout_jax.run.workdir import load_config
 workdir, example = map(Path, sys.argv[1:])
 results = json.loads((workdir / "results.json").read_text())
 best = results.get("ema", results["raw"])
-print(f"\nTop-1 accuracy on {best['count']} images it never saw: {best['top1']:.2f} %")
+print(f"\nTop-1 accuracy on {best['count']} test images: {best['top1']:.2f} %")
 config = load_config(workdir)
 source = config.build_task().open_source(config.data.validation_split)
 example.write_bytes(source[0]["image"])
@@ -98,5 +98,5 @@ PYTHON
 say "Results"
 echo "  report        $(show "$workdir/report.html")"
 echo "  TensorBoard   $(show "$workdir/tensorboard")"
-say "Next, classify a digit of the test set"
+say "Next: classify a digit of the test set"
 echo "  $(show "$python") -m mambaout_jax predict $(show "$workdir") $(show "$example")"

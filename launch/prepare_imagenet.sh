@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Prepare ImageNet for training, from a bucket into a bucket, on a machine without accelerator: see --help.
+# Prepare ImageNet for training, from bucket to bucket, on a machine without accelerator: see --help.
 set -euo pipefail
 # shellcheck source=launch/cloud.sh
 . "$(dirname "${BASH_SOURCE[0]}")/cloud.sh"
@@ -11,13 +11,13 @@ Create a machine, copy ImageNet's two official tars to it, check them, write the
 
 usage: launch/prepare_imagenet.sh --name NAME --zone ZONE --tars PATH --data-dir PATH [option...]
 
-  --name NAME       of the machine; the same name finds an existing one and resumes
+  --name NAME       name of the machine; an existing machine of this name is used and resumes
   --zone ZONE       near the bucket, for example us-west4-a
   --tars PATH       folder with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar: gs://BUCKET/imagenet
   --data-dir PATH   output folder: gs://BUCKET/datasets
   --machine TYPE    (default: n2-standard-16)
   --project ID      (default: gcloud's)
-  --keep            leave the machine when the launcher ends, and its work when it is interrupted
+  --keep            keep the machine when the launcher ends, and its work when it is interrupted
   --dry-run         print the commands without running them
   --help            print this
 
@@ -28,10 +28,10 @@ TEXT
 
 tars='' data_dir='' machine=n2-standard-16
 parse "--keep --dry-run" "--name --zone --tars --data-dir --machine --project" "$@"
-need name zone tars data_dir
-[ "${#pass[@]}" -eq 0 ] || die "${pass[0]} is an option of training runs, not of preparing a dataset"
-case $tars in gs://?*) ;; *) die "--tars is $tars; gs://BUCKET/FOLDER is expected" ;; esac
-case $data_dir in gs://?*) ;; *) die "--data-dir is $data_dir; gs://BUCKET/FOLDER is expected" ;; esac
+require name zone tars data_dir
+[ "${#pass[@]}" -eq 0 ] || die "${pass[0]} is an option of training runs; this launcher only prepares a dataset"
+case $tars in gs://?*) ;; *) die "--tars is $tars; expected gs://BUCKET/FOLDER" ;; esac
+case $data_dir in gs://?*) ;; *) die "--data-dir is $data_dir; expected gs://BUCKET/FOLDER" ;; esac
 
 what="a machine $machine"
 where=(--zone="$zone" ${project:+--project="$project"})
@@ -44,7 +44,7 @@ prepare imagenet --tars imagenet --data-dir=$(quote "$data_dir")")
 
 read_state() {
   if ! ask compute instances describe "$name" "${where[@]}" --format='value(status)' >"$scratch/answer"; then
-    grep -qi 'not.found' "$scratch/complaints" || return
+    grep -qi 'not.found' "$scratch/errors" || return
     echo ABSENT >"$scratch/answer"
   elif "$dry_run"; then
     if "$owned"; then echo RUNNING; else echo ABSENT; fi >"$scratch/answer"
@@ -57,13 +57,13 @@ read_state() {
 }
 
 create() {
-  # The tars and the dataset are 155 and 145 GB; docs/imagenet.md tells more.
+  # The tars have 155 GB and the dataset 145 GB; see docs/imagenet.md.
   act compute instances create "$name" "${where[@]}" --machine-type="$machine" --image-project=ubuntu-os-cloud \
     --image-family=ubuntu-2404-lts-amd64 --boot-disk-size=400GB --boot-disk-type=pd-ssd --scopes=cloud-platform
 }
 
 delete() {
-  act compute instances delete "$name" "${where[@]}" --quiet || grep -qi 'not.found' "$scratch/complaints"
+  act compute instances delete "$name" "${where[@]}" --quiet || grep -qi 'not.found' "$scratch/errors"
 }
 
 copy() { act compute scp "$1" "$name:" "${where[@]}" --quiet; }

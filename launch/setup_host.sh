@@ -9,7 +9,7 @@ uv_version=0.13.9
 help() {
   cat <<TEXT
 Create .venv in this checkout with Python 3.12 and the versions in launch/constraints.txt, and print them. The images of
-TPU hosts have Python 3.10, for which pip silently installs an old jax; uv installs its own Python.
+TPU hosts have Python 3.10, for which pip silently installs an old jax, so uv installs a newer Python.
 
 usage: launch/setup_host.sh [option...]
 
@@ -17,7 +17,7 @@ usage: launch/setup_host.sh [option...]
   --dry-run    print the commands without running them
   --help       print this
 
-uv is searched in PATH and ~/.local/bin; if it is missing, version $uv_version is installed into ~/.local/bin.
+uv is looked up in PATH and ~/.local/bin; if it is missing, version $uv_version is installed into ~/.local/bin.
 TEXT
 }
 
@@ -38,7 +38,7 @@ done
 case $kind in
   tpu) jax='jax[tpu]' ;;
   cpu) jax=jax ;;
-  *) die "--jax is $kind; tpu or cpu is expected" ;;
+  *) die "--jax is $kind; expected tpu or cpu" ;;
 esac
 platform="$(uname -s) $(uname -m)"
 [ "$platform" = "Linux x86_64" ] || die "this host is $platform; launch/constraints.txt was resolved for Linux x86_64"
@@ -55,7 +55,7 @@ run uv venv --quiet --python=3.12 --allow-existing "$root/.venv"
 run uv pip install --quiet --python="$root/.venv" --constraint="$root/launch/constraints.txt" --editable "$root" \
   "$jax" 'etils[epath-gcs]'
 
-# Without importing jax: another program may use the devices.
+# Read without importing jax, because another program may use the devices.
 names="jax jaxlib flax orbax-checkpoint grain numpy mambaout_jax"
 [ "$kind" = cpu ] || names="libtpu $names"
 run "$root/.venv/bin/python" -c "import platform; from importlib.metadata import version; \

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Sourced by every launcher: print commands and run them. It sets `root`, the repository.
 
-# shellcheck disable=SC2034  # for those who source this
+# shellcheck disable=SC2034  # used by the scripts that source this
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 dry_run=false
 
@@ -26,7 +26,7 @@ show() {
   quote "$word"
 }
 
-# Print a command, and run it unless --dry-run was given.
+# Print a command, and run it unless --dry-run is set.
 run() {
   local word line=+
   for word in "$@"; do line="$line $(show "$word")"; done

@@ -122,9 +122,9 @@ def test_a_folder_that_is_no_environment_is_left_alone(launch, tmp_path):
     letter.parent.mkdir()
     letter.write_text("dear")
     text = launch("local.sh", code=2, environment={"MAMBAOUT_VENV": str(letter.parent)})
-    assert "holds something other than a virtual environment" in text
+    assert "is not a virtual environment" in text
     assert letter.exists()
 
 
 def test_unknown_accelerator_is_named(launch):
-    assert "--jax is gpu; cpu, cuda12, cuda13 or tpu is expected" in launch("local.sh", "--jax=gpu", code=2)
+    assert "--jax is gpu; expected cpu, cuda12, cuda13 or tpu" in launch("local.sh", "--jax=gpu", code=2)

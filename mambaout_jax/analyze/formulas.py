@@ -1,4 +1,4 @@
-"""FLOPs and memory of blocks, by formula: the terms of MambaOut's argument.
+"""Formulas for the FLOPs and memory of blocks, as in MambaOut's analysis.
 
 A FLOP is a multiplication or an addition; a multiply-add is two. Norms, activations, softmax, gates and shortcuts are
 not counted, as in the paper: their cost per channel and token is constant.
@@ -11,8 +11,8 @@ import math
 # States per channel, taps of the convolution and expansion of a Mamba block.
 # Reference: github.com/state-spaces/mamba at e9594ce1, mamba_ssm/modules/mamba_simple.py.
 D_STATE, D_CONV, EXPAND = 16, 4, 2
-# FLOPs of h = exp(delta A) h + (delta u) B and y = C h per token, channel and state, with one for the exponential;
-# and FLOPs of delta u, D u and the addition of the latter per token and channel.
+# FLOPs of h = exp(delta A) h + (delta u) B and y = C h per token, channel and state, with one for the exponential,
+# and FLOPs of delta u and y + D u per token and channel.
 SCAN_OF_STATE, SCAN_OF_CHANNEL = 7, 3
 
 
@@ -55,7 +55,7 @@ def gated_cnn_block_flops(
     Args:
         expansion_ratio: H over D; published: 8/3.
         conv_ratio: C over D; published: 1.
-        directions: in which the SSM reads the map; 0 for a block without an SSM.
+        directions: number of scan directions of the SSM; 0 for a block without an SSM.
     """
     hidden, convolved = int(expansion_ratio * dim), int(conv_ratio * dim)
     ssm = _ssm_flops(convolved, math.ceil(convolved / 16), tokens) if directions else {}

@@ -1,4 +1,4 @@
-"""The page of `analyze`: a table, and plots of FLOPs and memory by sequence length, as one HTML file and as PNGs."""
+"""The page of `analyze`: a table, and plots of FLOPs and memory by sequence length, as one HTML file with PNGs."""
 
 import io
 import math
@@ -20,7 +20,7 @@ from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.files import write_atomically
 
 DASHED, DOTTED = (0, (4, 1.5)), (0, (1, 1.5))
-# Range of the axis in powers of four, extended for lengths outside of it.
+# Range of the axis in powers of four, extended if a length is outside.
 SHORTEST, LONGEST = 3, 8
 
 
@@ -42,7 +42,7 @@ def write_page(analysis: dict[str, Any], folder: epath.PathLike) -> epath.Path:
         page = folder / "analyze.html"
         write_atomically(page, _render(analysis, pictures))
     except OSError as error:
-        raise RunError(f"{folder} cannot be written to ({error.strerror}); name another folder by --out") from None
+        raise RunError(f"{folder} is not writable ({error.strerror}); use another folder for --out") from None
     return page
 
 
@@ -102,20 +102,20 @@ def _draw_flops(gated_cnn: Mapping[str, Any], directions: int, axes: Axes, dim: 
     ]
     if directions:
         lines.append(("Gated CNN + SSM", BLUE, DOTTED, partial(cnn, directions=directions)))
-    for label, colour, line, count in lines:
+    for label, color, line, count in lines:
         values = [sum(count(dim, length).values()) / length for length in lengths]
-        axes.plot(lengths, values, color=colour, linestyle=line, label=label, linewidth=1.8)
+        axes.plot(lengths, values, color=color, linestyle=line, label=label, linewidth=1.8)
     axes.set_ylabel("FLOPs per token", color=GREY)
     return "FLOPs of a block per token"
 
 
 def _draw_memory(axes: Axes, dim: int, lengths: list[int]) -> str:
-    for label, colour, line, values in (
+    for label, color, line, values in (
         ("L² of full attention, per head", GREY, "-", map(formulas.attention_matrix_numbers, lengths)),
         ("cache of causal attention", ORANGE, "-", [formulas.cache_numbers(dim, length) for length in lengths]),
         ("state of a Mamba block", BLUE, "-", [formulas.state_numbers(dim)] * len(lengths)),
     ):
-        axes.plot(lengths, list(values), color=colour, linestyle=line, label=label, linewidth=1.8)
+        axes.plot(lengths, list(values), color=color, linestyle=line, label=label, linewidth=1.8)
     axes.set_ylabel("numbers in memory", color=GREY)
     return "Memory of a block"
 
@@ -128,7 +128,7 @@ def _mark_lengths(axes: Axes, dim: int, rows: list[dict[str, Any]]) -> None:
     axes.axvline(threshold, color=INK, linewidth=1, linestyle=DOTTED)
     axes.annotate(
         f"6D = {threshold:,} ", (threshold, top), va="top", ha="right", color=INK, fontsize=8
-    )  # left of it, where all lines are lower
+    )  # to the left, where all lines are lower
     lengths = sorted({row["tokens"] for row in rows})
     axes.plot(lengths, [bottom] * len(lengths), "^", color=INK, clip_on=False, zorder=5, markersize=6)
 

@@ -23,12 +23,12 @@ DATASETS: Mapping[str, tuple[int, int]] = MappingProxyType(
     {"imagenet": (224, 224), "coco": (800, 1280), "ade20k": (512, 2048)}
 )
 PATCH = 16
-MAX_SIDE = 100_000  # of an image, in pixels; the columns of the table fit its tokens
+MAX_SIDE = 100_000  # pixels; larger images exceed the table's columns
 WIDTHS = MappingProxyType({"small, patch 16": 384, "base, patch 16": 768})  # the ViTs of the paper
 # The largest ratio that counts as near the threshold; the paper calls 4,000 and 4,096 tokens close to 4,608.
 NEAR = 4 / 3
 
-# Verdict: its name and what follows from it, from the shortest to the longest.
+# Name and consequence of each verdict, from the shortest to the longest sequences.
 VERDICTS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "short": ("short", "no SSM needed"),
@@ -55,26 +55,26 @@ def analyze(
     Args:
         model: a name for `create_model`.
         dataset: one of `DATASETS`, for its image size.
-        size: height and width. Without dataset and size, the default is the model's own size, and for the paper's
-            widths that of each dataset.
+        size: height and width. Without dataset and size, the default is the model's input size or, for the paper's
+            widths, the size of each dataset.
 
     Returns:
         The model, the answer as a sentence, the options of its Gated CNN blocks (the published ones if it has none),
-        the number of directions in which their SSM reads the map (0 without an SSM), and a list of rows. FLOPs are
-        those of one block, by term; memory is a count of numbers.
+        the number of scan directions of their SSM (0 without an SSM), and a list of rows. FLOPs are per block, by
+        term; memory is a count of numbers.
 
     Raises:
         ModelError: the model is unknown.
         RunError: the dataset is unknown, dataset and size are both given, or the size is not positive.
     """
     if dataset is not None and size is not None:
-        raise RunError(f"--dataset {dataset} and --size are both given; give only one of them")
+        raise RunError(f"--dataset {dataset} and --size are mutually exclusive; use one of them")
     if size is not None and not all(1 <= side <= MAX_SIDE for side in size):
-        raise RunError(f"--size is {size[0]}x{size[1]}; a height and a width of 1 to {MAX_SIDE:,} px are expected")
+        raise RunError(f"--size is {size[0]}x{size[1]}; expected a height and a width of 1 to {MAX_SIDE:,} px")
     if dataset is not None and dataset not in DATASETS:
         near = suggest(dataset, DATASETS)
         raise RunError(
-            f"{dataset!r} is not a known dataset{near or '.'} Known are {', '.join(DATASETS)}; or give a --size"
+            f"{dataset!r} is not a known dataset{near or '.'} Known datasets are {', '.join(DATASETS)}; or set --size"
         )
     gated_cnn, directions = dict(GATED_CNN), 0
     if model is None:
@@ -104,7 +104,7 @@ def analyze(
 
 
 def judge(dim: int, tokens: int) -> str:
-    """Return "short", "near" or "long", by the ratio of the tokens to the threshold of 6 D."""
+    """Return "short", "near" or "long" by the ratio of the tokens to the threshold 6 D."""
     ratio = formulas.length_ratio(dim, tokens)
     if 1 / NEAR <= ratio <= NEAR:
         return "near"
@@ -112,7 +112,7 @@ def judge(dim: int, tokens: int) -> str:
 
 
 def answer(verdicts: Sequence[str]) -> str:
-    """Return a sentence that summarizes the verdicts of all stages by the longest."""
+    """Return a sentence that summarizes the verdicts of all stages by the longest sequence."""
     strongest = max(verdicts, key=list(VERDICTS).index)
     length, advice = VERDICTS[strongest]
     if set(verdicts) == {strongest}:
@@ -121,7 +121,7 @@ def answer(verdicts: Sequence[str]) -> str:
 
 
 def measure_length(dim: int, tokens: int) -> dict[str, Any]:
-    """Return the tokens, the threshold, their ratio and the verdict, as a key and in words."""
+    """Return the tokens, the threshold, their ratio, and the verdict as a key and as text."""
     verdict = judge(dim, tokens)
     return {
         "tokens": tokens,
@@ -133,9 +133,9 @@ def measure_length(dim: int, tokens: int) -> dict[str, Any]:
 
 
 def measure_first_stage(model: Model) -> dict[str, Any]:
-    """Compute the length of the longest sequence in a model, in its first stage, at the model's image size.
+    """Compute the sequence length in the first stage of a model, its longest, at the model's image size.
 
-    For a hierarchical model this is an extension of the paper's criterion, which is for whole ViTs.
+    For hierarchical models this is an extension of the paper's criterion, which is for whole ViTs.
     """
     first = model.feature_info[0]
     return measure_length(first.channels, formulas.count_tokens(model.input_spec.size, first.stride))

@@ -11,17 +11,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model",
         nargs="?",
         metavar="MODEL",
-        help="name of a model (default: the paper's two ViT widths with patch size 16)",
+        help="model name (default: the paper's two ViT widths with patch size 16)",
     )
     parser.add_argument(
         "--size",
         nargs="+",
         type=int,
         metavar="PX",
-        help="side, or height and width, of the images (default: the model's image size)",
+        help="side, or height and width, of the images (default: the model's input size)",
     )
-    parser.add_argument("--dataset", metavar="NAME", help="imagenet, coco or ade20k: use its image size")
-    parser.add_argument("--out", metavar="DIR", help="write one HTML page, analyze.html, and its plots as PNG into DIR")
+    parser.add_argument("--dataset", metavar="NAME", help="use the image size of imagenet, coco or ade20k")
+    parser.add_argument("--out", metavar="DIR", help="write an HTML page, analyze.html, and its plots as PNG into DIR")
     parser.add_argument("--json", action="store_true", help="print all numbers as JSON instead of a table")
 
 
@@ -31,9 +31,9 @@ def run(args: argparse.Namespace) -> int:
     from mambaout_jax.run.errors import RunError
 
     if args.out == "":
-        raise RunError("--out is empty; a folder is expected, for example runs/analysis")
+        raise RunError("--out is empty; expected a folder, such as runs/analysis")
     if args.size is not None and len(args.size) > 2:
-        raise RunError(f"--size has {len(args.size)} numbers; a side, or a height and a width, is expected")
+        raise RunError(f"--size has {len(args.size)} numbers; expected a side, or a height and a width")
     size = None if args.size is None else (args.size[0], args.size[-1])
     analysis = analyze(args.model, args.dataset, size)
     page = None
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 HEADS = f"{'':<16}{'D':>5}{'stride':>8}{'tokens L':>11}{'tau = 6D':>10}{'L/6D':>8}   GFLOPs per block and image"
-# Heading and width of the column of each block, by its name in the analysis.
+# Title and width of the column for each block.
 COLUMNS = {"transformer": ("Transformer", 11), "gated cnn": ("Gated CNN", 11), "gated cnn + ssm": ("+ SSM", 9),
            "mamba": ("Mamba", 9)}  # fmt: skip
 

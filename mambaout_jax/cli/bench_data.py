@@ -81,6 +81,6 @@ def _judge(has: float, need: float, active: int) -> str:
         return f"Enough for {need:g} images/s, with {100 * (has / need - 1):.0f} % to spare."
     more = math.ceil(need / has * active)
     return (
-        f"Not enough for {need:g} images/s: {100 * has / need:.0f} % of them. At this rate per core, {more} cores are "
-        "needed; --config.data.pipeline=fast or more --workers may help."
+        f"Not enough for {need:g} images/s: {100 * has / need:.0f} %. At this rate per core, {more} cores are needed; "
+        "--config.data.pipeline=fast or more --workers may help."
     )

@@ -8,8 +8,8 @@ from mambaout_jax.cli.arguments import add_plugins
 from mambaout_jax.process import exiting_on
 
 EPILOG = """\
-A source is a .safetensors, .pth, .pt or .bin file, a Hugging Face folder in timm's format, or hf-hub:ORG/NAME; the
-names in it may be those of timm or of the original repository."""
+A source is a .safetensors, .pth, .pt or .bin file, a Hugging Face folder in timm's format, or hf-hub:ORG/NAME, with
+the parameter names of timm or of the original repository."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,10 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     importing = actions.add_parser("import", help="write a workdir with PyTorch weights", epilog=EPILOG)
     importing.add_argument("source", metavar="FILE_OR_ID", help="the weights")
     importing.add_argument("--out", metavar="WORKDIR", required=True, help="output folder")
-    importing.add_argument("--model", metavar="NAME", help="the variant (default: by config.json or the shapes)")
-    importing.add_argument(
-        "--task", metavar="NAME", help="what the weights were trained for (default: that of a config without task)"
-    )
+    importing.add_argument("--model", metavar="NAME", help="the variant (default: from config.json or the shapes)")
+    importing.add_argument("--task", metavar="NAME", help="task of the weights (default: the default of config.task)")
     add_plugins(importing)
 
     exporting = actions.add_parser("export", help="write the weights of a workdir for PyTorch")
@@ -40,12 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     exporting.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
 
     for action in (importing, exporting):
-        action.add_argument("--verify", choices=("timm",), help="compare logits with timm's model too")
+        action.add_argument("--verify", choices=("timm",), help="also compare logits with timm's model")
         action.add_argument("--force", action="store_true", help="replace the output of an earlier conversion")
 
     inspecting = actions.add_parser("inspect", help="describe the weights of a source", epilog=EPILOG)
     inspecting.add_argument("source", metavar="FILE_OR_ID", help="the weights")
-    inspecting.add_argument("--model", metavar="NAME", help="variant to compare with (default: the one that fits)")
+    inspecting.add_argument("--model", metavar="NAME", help="variant to compare with (default: by the shapes)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -67,7 +65,7 @@ def _import(args: argparse.Namespace) -> None:
         plugins=args.plugin,
         verify_timm=args.verify == "timm",
         force=args.force,
-        say=lambda sentence: print(sentence, flush=True),
+        log=lambda sentence: print(sentence, flush=True),
     )
     print(f"imported to {args.out}; try: python -m mambaout_jax predict {args.out} IMAGE")
 
@@ -83,7 +81,7 @@ def _export(args: argparse.Namespace) -> None:
         dtype=args.dtype,
         verify_timm=args.verify == "timm",
         force=args.force,
-        say=lambda sentence: print(sentence, flush=True),
+        log=lambda sentence: print(sentence, flush=True),
     )
     print(f"exported to {'the folder ' if os.path.isdir(args.out) else ''}{args.out}")
 

@@ -5,16 +5,14 @@ import sys
 
 TAKES_CONFIG = "optional"
 EPILOG = """\
-With --config the dataset is checked too, and whether its batches divide evenly over the devices. For several hosts, run
-the command on each of them with --distributed; process 0 prints the results."""
+With --config, the dataset and the split of its batches over the devices are also checked. For several hosts, run the
+command on each of them with --distributed; process 0 prints the results."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.epilog = EPILOG
-    parser.add_argument(
-        "--workdir", metavar="DIR", help="check that this folder can be written and is shared by the hosts"
-    )
+    parser.add_argument("--workdir", metavar="DIR", help="check that this folder is writable and shared by the hosts")
     parser.add_argument("--distributed", action="store_true", help="join the same command on other hosts")
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0; not needed on a TPU")
     parser.add_argument("--num_processes", type=int, metavar="N", help="number of processes; not needed on a TPU")
@@ -22,12 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print a line per check; return 1 if something is wrong, otherwise an exit code of main.py."""
+    """Print a line per check; return 1 if a check fails, otherwise an exit code of main.py."""
     from mambaout_jax import supervisor
 
     address = args.coordinator, args.num_processes, args.process_id
     if args.config_changes and args.config is None:
-        return _fail(f"{args.config_changes[0]} changes a config, and --config is missing; add --config=FILE")
+        return _fail(f"{args.config_changes[0]} changes a config but --config is missing; add --config=FILE")
     if any(value is not None for value in address) and not args.distributed:
         return _fail("--coordinator, --num_processes and --process_id require --distributed")
     if args.distributed and not supervisor.is_supervised():
@@ -49,10 +47,8 @@ def run(args: argparse.Namespace) -> int:
         for result in examine(data, args.workdir):
             faults += len(result.faults)
             if distributed.is_first():
-                print(
-                    "\n".join([f"{result.name:<24}{result.value}", *(f"  wrong: {fault}" for fault in result.faults)]),
-                    flush=True,
-                )
+                problems = [f"  problem: {fault}" for fault in result.faults]
+                print("\n".join([f"{result.name:<24}{result.value}", *problems]), flush=True)
     except Exception as error:
         return report_error(error, args.workdir or "")
     if distributed.is_first():

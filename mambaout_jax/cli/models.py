@@ -8,13 +8,13 @@ from mambaout_jax.cli.arguments import add_plugins
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
+    """Add the command's arguments."""
     parser.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
     add_plugins(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print a row for each model as soon as it is computed from the model and its variant."""
+    """Print a row per model."""
     from mambaout_jax import plugins
     from mambaout_jax.models import list_models
 

@@ -9,13 +9,12 @@ from mambaout_jax.cli.arguments import integer, number
 
 TAKES_CONFIG = "required"
 WARNING = (
-    "These are the compiler's estimates, not measurements. Time is the chips' own work and does not include waiting "
-    "for other chips, waiting for images, evaluations and startup."
+    "These are the compiler's estimates, not measurements. They include only the computation on each chip, without "
+    "waits for other chips or images, evaluations and startup."
 )
 KERNELS = (
-    "The compiler has no estimates for Pallas kernels. They count as the larger of their scheduled "
-    "instructions ({schedule:.1f} million cycles in total) and their bytes over the memory bandwidth "
-    "({bytes:.1f} million)."
+    "The compiler has no estimates for Pallas kernels. Each counts as the larger of its scheduled instructions "
+    "({schedule:.1f} million cycles in total) and its memory transfers ({bytes:.1f} million)."
 )
 UNCOUNTED = "{} loops of unknown length are counted once: {}."
 
@@ -33,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--num-images",
         type=integer(1),
         metavar="N",
-        help="images to train on, if the dataset is not prepared here",
+        help="number of training images, if the dataset is not prepared here",
     )
     parser.add_argument(
         "--num-classes", type=integer(1), metavar="N", help="number of classes, if the dataset is not prepared here"
@@ -42,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the figures; return 1 if the step does not fit into the memory of a chip."""
+    """Print the estimates; return 1 if the step does not fit into the memory of a chip."""
     from mambaout_jax.plan.compiler import chip_of
     from mambaout_jax.plan.plan import plan
     from mambaout_jax.plan.program import dataset_of
@@ -53,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     labels = None if args.num_classes is None else config.task.labels_of_size(args.num_classes)
     dataset = dataset_of(config, args.num_images, labels)
     model = config.model["name"]
-    print(f"Compiling {model} for {args.topology}, which takes minutes.", file=sys.stderr)
+    print(f"Compiling {model} for {args.topology} (takes minutes)", file=sys.stderr)
     figures = plan(config, args.topology, dataset, chip_hour_price=args.hours_price, find_batch=args.find_batch)
     if args.json:
         print(json.dumps({"config": args.config, "model": model} | figures | {"warning": WARNING}, indent=2))
@@ -63,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe(model: str, dtype: str, figures: dict[str, Any]) -> list[str]:
-    """Format the figures of a plan as lines of text."""
+    """Return the figures of a plan as lines of text."""
     steps, chips = figures["grad_accum_steps"], figures["chips"]
     accumulation = f" in {steps} accumulation steps" if steps > 1 else ""
     lines = [
@@ -120,7 +119,7 @@ def _speed(figures: dict[str, Any]) -> list[str]:
         f"images                       {figures['images_per_second']:,.0f} /s",
         f"MFU                          {100 * figures['mfu']:.1f} % of the bfloat16 peak, "
         f"{figures['flops_per_image'] / 1e9:.2f} GFLOPs per image",
-        f"whole schedule               {figures['steps']:,} steps, {figures['hours']:,.2f} hours, "
+        f"full run                     {figures['steps']:,} steps, {figures['hours']:,.2f} hours, "
         f"{figures['chip_hours']:,.1f} chip hours",
     ]
     if "cost" in figures:

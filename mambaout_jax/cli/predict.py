@@ -1,4 +1,4 @@
-"""Predict image files with the weights of a run."""
+"""Predict images with the weights of a run."""
 
 import argparse
 import json
@@ -10,20 +10,20 @@ from mambaout_jax.cli.arguments import integer
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("workdir", help="folder of a training run")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="JPEG, PNG, WebP, GIF or what else Pillow reads")
-    parser.add_argument("--weights", choices=("ema", "raw"), help="default: ema, the moving average, if one was kept")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="JPEG, PNG or another format that Pillow reads")
+    parser.add_argument("--weights", choices=("ema", "raw"), help="default: ema (moving average) if the run has it")
     parser.add_argument(
         "--top",
         type=integer(1),
         default=5,
         metavar="N",
-        help="parts of a prediction to print, the most certain first (default: 5)",
+        help="number of predictions per image, the most probable first (default: 5)",
     )
-    parser.add_argument("--json", action="store_true", help="print a JSON list with an entry for each file")
+    parser.add_argument("--json", action="store_true", help="print a JSON list with an entry per file")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what is predicted for each file; 2 if one of them could not be read, after all others are done."""
+    """Print the predictions for each file; return 2 if a file failed, after all others are done."""
     from mambaout_jax.evaluate.predict import predict_files
     from mambaout_jax.run.workdir import load_run
 

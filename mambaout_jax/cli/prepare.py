@@ -1,4 +1,4 @@
-"""Write a dataset as ArrayRecord, the format for training: from TFDS, ImageNet, or your own images."""
+"""Write a dataset in ArrayRecord format for training, from TFDS, ImageNet or your own images."""
 
 import argparse
 import shlex
@@ -17,7 +17,7 @@ EPILOG = """\
   prepare imagenet --tfrecord DIR   ImageNet from TFRecords that TFDS prepared
   prepare folder DIR                images in DIR/{train,val,test}/CLASS, or in DIR/CLASS
 
-Rerun the same command to resume after it was stopped."""
+Rerun the same command to resume after an interruption."""
 KINDS = ("tars", "folder", "tfrecord")
 
 
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prepare the dataset and print its path; return 1 after a failed download or upload, or for a full disk."""
+    """Prepare the dataset and print its path; return 1 after a failed download or upload, or on a full disk."""
     from mambaout_jax.data import DataError
     from mambaout_jax.data.prepare import prepare_dataset, prepare_folder, prepare_imagenet
     from mambaout_jax.data.workers import count_cores
@@ -47,9 +47,9 @@ def run(args: argparse.Namespace) -> int:
     kinds = [kind for kind in KINDS if getattr(args, kind) is not None]
     own = args.name in ("imagenet", "folder")
     if args.name == "imagenet" and (len(kinds) != 1 or args.source or args.called):
-        raise DataError("prepare imagenet takes one of --tars DIR, --folder DIR and --tfrecord DIR")
+        raise DataError("prepare imagenet requires one of --tars DIR, --folder DIR and --tfrecord DIR")
     if args.name == "folder" and (kinds or not args.source):
-        raise DataError("prepare folder takes the folder of the images: prepare folder DIR [--name NAME]")
+        raise DataError("prepare folder requires the folder of the images: prepare folder DIR [--name NAME]")
     if not own and (kinds or args.source or args.called or args.workers):
         raise DataError(f"prepare {args.name} takes only --data-dir; for your own images, see prepare --help")
     workers = args.workers or count_cores()
@@ -68,9 +68,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _report(prepared) -> None:
-    print(f"{prepared.name} is prepared {'' if prepared.images_per_class else 'already '}in {prepared.folder}")
+    print(f"{prepared.name} is {'' if prepared.images_per_class else 'already '}prepared in {prepared.folder}")
     if not prepared.images_per_class:
-        print("  with the same numbers of images and the same classes; move that folder away to write it again")
+        print("  with the same numbers of images and the same classes; move this folder away to write it again")
     for split, count in prepared.num_images.items():
         line = f"  {split}: {count:,} images of {prepared.num_classes:,} classes"
         if prepared.images_per_class:
@@ -86,7 +86,7 @@ def _report(prepared) -> None:
             train, validation = "train[:90%]", "train[90%:]"
         else:
             validation = "train"
-            print(f"  {count} images are too few for a validation split; the training images are used for it")
+            print(f"  {count} images are too few for a validation split; using the training images")
     flags = {"name": prepared.name, "data_dir": prepared.data_dir, "train_split": train, "validation_split": validation}
     print("Use it with:")
     print(" ", shlex.join(f"--config.data.{key}={value}" for key, value in flags.items()))

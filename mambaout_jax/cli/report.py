@@ -1,4 +1,4 @@
-"""Write report.html, the page of a training run, into its workdir."""
+"""Write report.html, the report of a training run, into its workdir."""
 
 import argparse
 
@@ -9,7 +9,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the page and print its path."""
+    """Write the report and print its path."""
     from mambaout_jax.report.html import write_report
 
     print(write_report(args.workdir))

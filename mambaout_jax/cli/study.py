@@ -9,8 +9,8 @@ from mambaout_jax.cli.arguments import integer
 
 TAKES_CONFIG = "optional"
 EPILOG = """\
-The experiment is configs/study.py:DATASET by default; for other datasets, name one with --config. Rerun the same
-command to resume a study that was stopped."""
+The default experiment is configs/study.py:DATASET; for other datasets, set --config. Rerun the same command to resume
+an interrupted study."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""Evaluation: score weights on a split, each image once, in a run or after it."""
+"""Evaluation of weights on a split, during or after training; each image is scored once."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ from mambaout_jax.run.workdir import (
 )
 from mambaout_jax.tasks.api import Batch, EvalOutput, Scores, Task
 
-# What only the host reads of a batch.
+# Entries of a batch that stay on the host.
 _HOST_KEYS = ("index", "skipped")
 
 
@@ -36,11 +36,10 @@ class Evaluation(NamedTuple):
     """The result of one pass over a split.
 
     Args:
-        scores: by the name of the weights.
-        predictions: arrays by name; None where none were asked for, or where an image was left out: row i would not
-            be image i.
-        skipped: records that do not decode.
-        unlabelled: images that were read and not scored, as they have no target.
+        scores: scores by kind of weights.
+        predictions: arrays by name, row i for image i; None if not requested or if an image was excluded.
+        skipped: number of records that cannot be decoded.
+        unlabelled: number of images that were read but not scored, because they have no target.
     """
 
     scores: dict[str, Scores]
@@ -50,7 +49,7 @@ class Evaluation(NamedTuple):
 
 
 class Evaluator:
-    """Scores variables on any split of a task; a program is compiled at its first use and then shared."""
+    """An evaluator of weights on any split of a task; programs are compiled at their first use and cached."""
 
     def __init__(self, config: RunConfig, task: Task, model: Model, *, mesh: Mesh, stop: StopSignals):
         check_eval_batch(config.eval_batch_size, mesh.size)
@@ -62,7 +61,7 @@ class Evaluator:
         self._programs: dict[Any, Callable[..., EvalOutput]] = {}
 
     def describe(self, source: Source) -> dict[str, Any]:
-        """Return what is scored, and how images are evaluated."""
+        """Return task, dataset, split and the task's evaluation settings."""
         return {
             "task": self._task.name,
             "dataset": source.name,
@@ -71,25 +70,25 @@ class Evaluator:
         }
 
     def describe_input(self, source: Source) -> str:
-        """Return how images are evaluated, in words."""
+        """Return a description of the evaluated images, such as their size and crop."""
         return self._task.describe_input(self.describe(source))
 
     def __call__(self, source: Source, weights: dict[str, Any], predict: str | None = None) -> Evaluation:
-        """Score several sets of weights in one pass.
+        """Compute the scores of several sets of weights in one pass.
 
         Args:
-            weights: variables by name.
-            predict: the name of those whose predictions are returned.
+            weights: variables by kind of weights.
+            predict: the kind of weights whose predictions are returned.
 
         Raises:
-            StoppedError: a signal came.
+            StoppedError: the process received a signal.
         """
         task = self._task
         context = jax.tree.map(np.asarray, task.eval_context(source))
         context = distributed.put_global(context, jax.tree.map(lambda _: distributed.replicated(self._mesh), context))
         transform = task.eval_transform(self._model, source)
         program = self._program(transform.empty(), context)
-        # A list, not a set: its order is the same in all processes, which gather one after another.
+        # A list, not a set: all processes must gather in the same order.
         wanted = [name for name in weights if task.scores_from_rows or name == predict]
         totals: dict[str, list[dict[str, Any]]] = {name: [] for name in weights}
         collected: dict[str, list[Any]] = {name: [] for name in wanted}
@@ -121,7 +120,7 @@ class Evaluator:
         )
 
     def _batches(self, source: Source, transform: Any) -> Iterator[tuple[Batch, np.ndarray, np.ndarray]]:
-        """Yield batches on the devices, with the record and the skips of each row of this process."""
+        """Yield batches on the devices, with the record index and the skips of each row of this process."""
         host_batches = eval_batches(
             source,
             transform,
@@ -137,7 +136,7 @@ class Evaluator:
             yield on_devices, batch["index"], batch["skipped"]
 
     def _program(self, example: Any, context: Any) -> Callable[..., EvalOutput]:
-        """Return the compiled evaluation of a batch of such examples."""
+        """Return the compiled evaluation step for a batch of such examples."""
         leaves, structure = jax.tree.flatten((example, context))
         key = structure, tuple((np.shape(leaf), np.asarray(leaf).dtype) for leaf in leaves)
         if key not in self._programs:
@@ -163,22 +162,22 @@ def _sum(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def evaluate(config: RunConfig | None, path: epath.PathLike) -> dict[str, Any]:
-    """Score weights on the validation split and on each set that the config names.
+    """Evaluate weights on the validation split and on the additional sets of the config.
 
-    The weights are those of the newest checkpoint of the workdir, raw and averaged; without a checkpoint, those that
-    `config.init_from` names.
+    The weights are the raw and EMA weights of the newest checkpoint in the workdir; without a checkpoint, those of
+    `config.init_from`.
 
     Args:
-        config: None for the workdir's own.
+        config: the config; None for that of the workdir.
 
     Returns:
-        Under "weights" what they are, and under "sets" for each set, the validation split first: what it is, how its
-        images are evaluated, how many of them were left out, and its scores by weights.
+        "weights", a description of the weights, and "sets", a record for each set with the validation split first:
+        the evaluation settings, the numbers of excluded images, and the scores by kind of weights.
 
     Raises:
-        RunError, TaskError, ConvertError, DataError: the config, the workdir, the weights or a set does not fit; raised
-            before anything is scored.
-        StoppedError: a signal came.
+        RunError, TaskError, ConvertError, DataError: the config, the workdir, the weights or a set is invalid; raised
+            before the evaluation starts.
+        StoppedError: the process received a signal.
     """
     workdir = open_workdir(path)
     if config is None:
@@ -187,13 +186,13 @@ def evaluate(config: RunConfig | None, path: epath.PathLike) -> dict[str, Any]:
     task.check()
     ensure_prepared(config.data.name, config.data.data_dir)
     opened = [task.open_source(config.data.validation_split), *task.open_eval_sources()]
-    sources = list({source.fingerprint: source for source in opened}.values())  # each once
+    sources = list({source.fingerprint: source for source in opened}.values())  # without duplicates
     mesh = distributed.make_mesh(config.fsdp)
     with StopSignals() as stop, jax.set_mesh(mesh):
         if is_workdir(workdir) or config.init_from is None:
             model, weights, description = _restore(config, task, workdir, sources, mesh)
         else:
-            model, weights, description = _load_given(config, task, sources, mesh)
+            model, weights, description = _load_pretrained(config, task, sources, mesh)
         evaluator = Evaluator(config, task, model, mesh=mesh, stop=stop)
         return {"weights": description, "sets": [_score_set(evaluator, source, weights) for source in sources]}
 
@@ -202,8 +201,8 @@ def _own_config(workdir: epath.Path) -> RunConfig:
     config = load_config(workdir)
     if config.data.name is None:
         raise RunError(
-            f"{workdir} has imported weights and names no dataset; give the --config of an experiment that does, with "
-            "this model"
+            f"{workdir} has imported weights without a dataset; add the --config of an experiment with this model and "
+            "a dataset"
         )
     return config
 
@@ -225,13 +224,11 @@ def _restore(
     return model, weights, f"imported from {imported}" if imported else f"step {step}"
 
 
-def _load_given(
+def _load_pretrained(
     config: RunConfig, task: Task, sources: Sequence[Source], mesh: Mesh
 ) -> tuple[Model, dict[str, Any], str]:
     if config.init_head == "new":
-        raise RunError(
-            "config.init_head is 'new', and a new last layer has learned nothing to evaluate; set it to 'keep'"
-        )
+        raise RunError("config.init_head is 'new', but a new last layer is untrained; set it to 'keep' to evaluate")
     model = task.build_model(sources[0].labels)
     pretrained = load_pretrained_for(config.init_from, model, head_task=config.task)
     labels = task.imported_labels(pretrained.model, pretrained.labels).labels

@@ -1,4 +1,4 @@
-"""Predict image files with the weights of a run."""
+"""Predictions for image files with the weights of a run."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,16 +11,16 @@ from mambaout_jax.data import DataError
 from mambaout_jax.run.workdir import Run
 from mambaout_jax.tasks.api import Prediction
 
-# Files beyond this number go through the model in further batches, so that any number of them fits into memory.
+# The largest batch, so that any number of files fits into memory.
 MAX_BATCH_SIZE = 32
 
 
 class FilePrediction(NamedTuple):
-    """What was predicted for a file.
+    """The prediction for a file.
 
     Args:
-        prediction: None where there is an error.
-        error: a sentence; empty where there is a prediction.
+        prediction: None after an error.
+        error: the error message; empty for none.
     """
 
     file: str
@@ -29,9 +29,9 @@ class FilePrediction(NamedTuple):
 
 
 def predict_files(run: Run, files: Sequence[str]) -> Iterator[FilePrediction]:
-    """Predict each file, in order.
+    """Yield a prediction for each file, in order.
 
-    The model is compiled once, for batches of one size; the last is filled up with empty examples.
+    The model is compiled once for one batch size; the last batch is padded with empty examples.
     """
     predictor = run.task.predictor(run.model, run.labels)
     batch_size = min(len(files), MAX_BATCH_SIZE)

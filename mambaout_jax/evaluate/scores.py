@@ -5,14 +5,14 @@ from typing import Any
 
 from mambaout_jax.tasks.registry import get_task
 
-# Columns of text, which are aligned on the left.
+# Text columns, aligned on the left.
 _TEXT = ("dataset", "split", "weights", "input")
 
 
 def format_scores(record: Mapping[str, Any]) -> str:
-    """Format what `train` or `evaluate` returns as a table, a row for each set and weights.
+    """Return the results of `train` or `evaluate` as a table with a row for each set and kind of weights.
 
-    What was left out is listed below it.
+    Remarks, such as the number of excluded images, follow below the table.
     """
     sets = record.get("sets", [record])
     rows = [
@@ -33,7 +33,7 @@ def format_scores(record: Mapping[str, Any]) -> str:
 
 def _row(scored: Mapping[str, Any], weights: str) -> dict[str, str]:
     task, scores = get_task(scored["task"]), scored[weights]
-    left_out = scored["skipped"] + scored["unlabelled"]
+    excluded = scored["skipped"] + scored["unlabelled"]
     return {
         "dataset": scored["dataset"],
         "split": scored["split"],
@@ -41,15 +41,15 @@ def _row(scored: Mapping[str, Any], weights: str) -> dict[str, str]:
         "input": task.describe_input(scored),
         **{metric.title: metric.format(scores[metric.key]) for metric in task.metrics},
         "images": f"{scores['count']:,}",
-        "left out": f"{left_out:,}" if left_out else "",
+        "excluded": f"{excluded:,}" if excluded else "",
     }
 
 
 def _remarks(scored: Mapping[str, Any]) -> Iterable[str]:
     name = scored["dataset"]
     if scored["unlabelled"]:
-        yield f"{name}: left out because they have no target: {scored['unlabelled']:,}"
+        yield f"{name}: {scored['unlabelled']:,} images without a target excluded"
     if scored["skipped"]:
-        yield f"{name}: left out because they do not decode: {scored['skipped']:,}"
+        yield f"{name}: {scored['skipped']:,} unreadable images excluded"
     for remark in get_task(scored["task"]).remarks(scored):
         yield f"{name}: {remark}"

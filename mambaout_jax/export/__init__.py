@@ -1,1 +1,1 @@
-"""Weights of a run for other programs, and theirs for a run."""
+"""Export of a run's weights to other programs, and import into workdirs."""

@@ -1,4 +1,4 @@
-"""Weights between workdirs and PyTorch programs; what was written is read back and compared by its logits."""
+"""Weights from workdirs to PyTorch and back; each conversion is read back and verified by comparing logits."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -40,15 +40,15 @@ from mambaout_jax.weights import (
     write_folder,
 )
 
-# Of random and of real images each: few, so that a check takes seconds; a single one shows a wrong layer.
+# The number of random and of real images: a check takes seconds, and one image is enough to detect a wrong layer.
 NUM_IMAGES = 4
-# What an import writes.
+# The files that an import writes.
 _WORKDIR = ("checkpoints", "config.json", "environment.json")
 
-# Bytes of a checkpoint other than its arrays, at most.
+# Upper limit for the bytes of a checkpoint in addition to its arrays.
 _OVERHEAD = 2**20
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 def _silent(sentence: str) -> None:
@@ -64,24 +64,24 @@ def import_weights(
     plugins: Sequence[str] = (),
     verify_timm: bool = False,
     force: bool = False,
-    say: Say = _silent,
+    log: Log = _silent,
 ) -> None:
-    """Make a workdir of PyTorch weights, to evaluate, predict with and fine-tune from.
+    """Build a workdir from PyTorch weights, for evaluation, prediction and fine-tuning.
 
     Args:
-        source: what `weights.from_torch` reads.
-        name: of the variant; None for the one that the source names or fits.
-        task: what the weights were trained for.
+        source: any source of `weights.from_torch`.
+        name: name of the variant; None to infer it from the source.
+        task: the task that the weights were trained for.
         plugins: modules with families or tasks of other packages.
-        verify_timm: compare with a live timm too.
+        verify_timm: also compare with the installed timm.
         force: replace a workdir of imported weights.
-        say: is called with each sentence about what was found.
+        log: function that prints the messages.
 
     Raises:
-        RunError, TaskError, ConvertError, ModelError: the source or the workdir does not fit, or logits differ.
+        RunError, TaskError, ConvertError, ModelError: the source or the workdir is invalid, or logits differ.
     """
     if is_remote(path):
-        raise RunError(f"{path} is in a bucket; import into a local folder, and copy that")
+        raise RunError(f"{path} is in a bucket; import into a local folder and copy it there")
     load_plugins(plugins)
     kind = get_task(task)
     target = epath.Path(os.path.realpath(open_workdir(path)))
@@ -91,36 +91,36 @@ def import_weights(
     model = create_model(resolved.name, **resolved.options)
     for sentence in (_describe(source, checkpoint, resolved, model), resolved.note):
         if sentence:
-            say(sentence)
+            log(sentence)
     if checkpoint.config is None:
         spec = model.input_spec
-        say(
-            f"{source} does not say how images are prepared: {spec.size[0]}x{spec.size[1]} pixels, crop "
-            f"{spec.crop_pct}, mean and deviation of {model.name} are assumed; a folder has them in its config.json"
+        log(
+            f"{source} has no preprocessing settings; assuming {spec.size[0]}x{spec.size[1]} pixels, crop "
+            f"{spec.crop_pct}, mean and std of {model.name} (a folder in timm's format has them in its config.json)"
         )
     found = {"class_names": checkpoint.config.class_names if checkpoint.config else None}
     config = evaluation_config(kind, {"name": model.name, **_changes(model)}, None, plugins)
     imported = config.build_task().imported_labels(model, found)
     if imported.remark:
-        say(imported.remark)
+        log(imported.remark)
     config = config.replace({"data.name": imported.dataset})
     environment = {"imported_from": source, "labels": imported.labels}
-    config.build_task().eval_transform(model)  # raises what it has to say about the preparation of images
+    config.build_task().eval_transform(model)  # fails here on invalid preprocessing settings
     variables = from_checkpoint(model, checkpoint)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"{target} cannot be written ({error.strerror}); name another place") from error
-    # Beforehand, because orbax prints pages over a disk that fills up under it.
+        raise RunError(f"{target} cannot be written ({error.strerror}); use another folder") from error
+    # Checked first, because orbax prints pages of errors on a full disk.
     check_space(target.parent, _OVERHEAD + sum(leaf.nbytes for leaf in jax.tree.leaves(variables)))
     with converting_file_errors(target), scratch_folder(target) as drafts:
         draft = epath.Path(drafts) / "workdir"
         _write_workdir(draft, config, environment, variables)
-        check = LogitsCheck(model, variables, _images(config, model, say))
-        del variables  # so that a large model is not in memory twice
-        say(check.require("read back", load_run(draft).variables))
+        check = LogitsCheck(model, variables, _images(config, model, log))
+        del variables  # avoids two copies of a large model in memory
+        log(check.require("read back", load_run(draft).variables))
         if verify_timm:
-            say(check.require_timm(source))
+            log(check.require_timm(source))
         commit_folder(draft, target, replace=force)
 
 
@@ -133,41 +133,42 @@ def export_weights(
     dtype: str = "float32",
     verify_timm: bool = False,
     force: bool = False,
-    say: Say = _silent,
+    log: Log = _silent,
 ) -> None:
     """Write the weights of a workdir for PyTorch.
 
     Args:
-        out: a file, by its ending, or a folder that becomes one in timm's format.
-        key_format: of a file, one of `model.family.key_formats`; None for the first, which a folder always has.
-        weights: "ema" or "raw"; None for the average where one was kept.
+        out: a file if it has a known extension, else a folder in timm's format.
+        key_format: key format of a file, one of `model.family.key_formats`; None for the first. Folders always use the
+            first.
+        weights: "ema" or "raw"; None for "ema" if the run has an average, else "raw".
         dtype: "float32" or "bfloat16".
-        verify_timm: compare with a live timm too.
-        force: replace what is there.
-        say: is called with each sentence about what was found.
+        verify_timm: also compare with the installed timm.
+        force: replace an existing file or folder.
+        log: function that prints the messages.
 
     Raises:
-        RunError, ConvertError: the workdir, the key format or the place does not fit, or logits differ.
+        RunError, ConvertError: the workdir, the key format or the output is invalid, or logits differ.
     """
     is_file = out.lower().endswith(ENDINGS)
     run = load_run(path, weights)
     default = run.model.family.key_formats[0].name
     if key_format not in (None, default) and not is_file:
         raise ConvertError(
-            f"{out} would be a folder in timm's format, which takes key format {default!r}; a file ending in one of "
-            f"{', '.join(ENDINGS)} takes {key_format!r}"
+            f"{out} is a folder in timm's format, which requires key format {default!r}; for {key_format!r}, use a "
+            f"file with the extension {' or '.join(ENDINGS)}"
         )
-    say(f"{path} holds {run.model.name}, {run.weights} weights of step {run.step}")
+    log(f"{path}: {run.model.name}, {run.weights} weights of step {run.step}")
     tensors = to_torch(run.model, run.variables, key_format, dtype)
     written = jax.tree.map(lambda leaf: leaf.astype(dtype).astype(jnp.float32), run.variables)
-    check = LogitsCheck(run.model, written, _images(run.config, run.model, say))
+    check = LogitsCheck(run.model, written, _images(run.config, run.model, log))
     if dtype != "float32":
-        say(f"rounded to {dtype}: logits move by {check.difference(run.variables):.2g} of the largest")
+        log(f"rounded to {dtype}: logits change by {check.difference(run.variables):.2g} of the largest")
 
     def check_draft(draft: os.PathLike) -> None:
-        say(check.require("read back", from_torch(run.model, draft)))
+        log(check.require("read back", from_torch(run.model, draft)))
         if verify_timm:
-            say(check.require_timm(os.fspath(draft)))
+            log(check.require_timm(os.fspath(draft)))
 
     if is_file:
         write_file(out, tensors, force=force, check=check_draft)
@@ -179,8 +180,7 @@ def _describe(source: str, checkpoint: TorchCheckpoint, resolved: ResolvedModel,
     entry = f", entry {checkpoint.wrapper!r}" if checkpoint.wrapper else ""
     changes = "".join(f", {key} {value}" for key, value in model_args(model).items())
     return (
-        f"{source}{entry} holds {model.name}{changes}, {model.num_classes} classes, in key format "
-        f"{resolved.key_format.name}"
+        f"{source}{entry}: {model.name}{changes}, {model.num_classes} classes, in key format {resolved.key_format.name}"
     )
 
 
@@ -188,17 +188,19 @@ def _check_target(target: epath.Path, force: bool) -> None:
     if not os.path.lexists(target):
         return
     if not force:
-        raise RunError(f"{target} exists; name another folder, or replace it with --force")
+        raise RunError(f"{target} exists; use another folder, or replace it with --force")
     if (
         not is_workdir(target)
         or "imported_from" not in load_environment(target)
         or {path.name for path in target.iterdir()} - set(_WORKDIR)
     ):
-        raise RunError(f"{target} is not a workdir of imported weights alone and is not replaced; name another")
+        raise RunError(
+            f"{target} has files other than imported weights, so --force does not replace it; use another folder"
+        )
 
 
 def _changes(model: Model) -> dict[str, Any]:
-    """Return the options that differ from the variant's own, as a config has them."""
+    """Return the options that differ from the variant's defaults, under the names of a config."""
     own = create_model(model.name).input_spec
     spec = {key: value for key, value in model.input_spec._asdict().items() if value != getattr(own, key)}
     if "size" in spec:
@@ -218,14 +220,14 @@ def _write_workdir(
     except (OSError, ValueError) as error:
         if not is_full_disk(error):
             raise
-        raise RunError(f"no space is left for {workdir.parent.parent}; make room or name another place") from error
+        raise RunError(f"no space left for {workdir.parent.parent}; free some space or use another disk") from error
 
 
-def _images(config: RunConfig, model: Model, say: Say) -> np.ndarray:
-    """Return images to compare logits on: random ones, and real ones if the config's dataset is prepared."""
+def _images(config: RunConfig, model: Model, log: Log) -> np.ndarray:
+    """Return images for the comparison of logits: random ones, and real ones if the config's dataset is prepared."""
     images = random_images(model, NUM_IMAGES)
     if config.data.name is None:
-        say(f"compared on {NUM_IMAGES} random images; no dataset is known")
+        log(f"comparing logits on {NUM_IMAGES} random images; the dataset of the weights is unknown")
         return images
     task: Task = config.build_task()
     try:
@@ -235,7 +237,7 @@ def _images(config: RunConfig, model: Model, say: Say) -> np.ndarray:
         indices = np.linspace(0, len(source) - 1, NUM_IMAGES).astype(int)
         real = np.stack([transform(source[index])["image"] for index in indices])
     except DataError as error:
-        say(f"compared on {NUM_IMAGES} random images and no real ones: {error}")
+        log(f"comparing logits on {NUM_IMAGES} random images and no real ones: {error}")
         return images
-    say(f"compared on {NUM_IMAGES} random images and {NUM_IMAGES} of {source.name}")
+    log(f"comparing logits on {NUM_IMAGES} random images and {NUM_IMAGES} of {source.name}")
     return np.concatenate([images, model.input_spec.normalize(jnp.asarray(real))])

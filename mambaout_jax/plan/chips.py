@@ -16,7 +16,7 @@ _SMALL_DEEP = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
 
 
 def _deep(most_chips: int) -> tuple[str, ...]:
-    """Return the slice shapes of a generation with a three-dimensional topology, in cubes of 4 from 64 chips on."""
+    """Return the slice shapes of a generation with a 3D topology; from 64 chips they consist of cubes of 4x4x4."""
     cubes = itertools.combinations_with_replacement(range(1, most_chips // 64 + 1), 3)
     return (*_SMALL_DEEP, *(f"{4 * a}x{4 * b}x{4 * c}" for a, b, c in cubes if 64 * a * b * c <= most_chips))
 
@@ -26,11 +26,11 @@ class Chip(NamedTuple):
 
     Args:
         memory: bytes available to a program; part of the chip's memory is reserved.
-        bandwidth: of that memory, in bytes per second.
-        peak: FLOPs per second in bfloat16.
+        bandwidth: memory bandwidth in bytes per second.
+        peak: peak FLOPs per second in bfloat16.
         cycle_flops: peak FLOPs per cycle in bfloat16.
-        shapes: of its slices.
-        options: of the compiler, for a chip to be one device.
+        shapes: slice shapes.
+        options: compiler options that make a chip one device.
     """
 
     memory: float
@@ -46,7 +46,7 @@ class Chip(NamedTuple):
         return self.peak / self.cycle_flops
 
 
-# FLOPs per cycle: two per cell of the matrix units, of which a core has 4; they are 128x128, and 256x256 in v6e.
+# FLOPs per cycle: two per cell of the matrix units. A core has 4 of them, of 128x128 cells, or 256x256 in v6e.
 CHIPS: Mapping[str, Chip] = MappingProxyType(
     {
         "v4": Chip(30.75 * 2**30, 1200e9, 275e12, 2 * 8 * 128**2, _deep(4096), {"chip_config_name": "megacore"}),

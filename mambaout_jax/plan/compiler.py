@@ -32,17 +32,19 @@ def chip_of(topology: str) -> Chip:
     generation, _, shape = topology.partition(":")
     if generation not in CHIPS:
         raise RunError(
-            f"--topology {topology!r} is not a known TPU; {', '.join(CHIPS)} and a shape are expected, such as v5e:4x4"
+            f"--topology {topology!r} is not a known TPU; expected {', '.join(CHIPS)} with a shape, such as v5e:4x4"
         )
     if shape not in CHIPS[generation].shapes:
         shapes = CHIPS[generation].shapes
-        named = ", ".join(shapes[:12]) + (", ... of cubes of 4, the sides in rising order" if len(shapes) > 12 else "")
-        raise RunError(f"--topology {topology!r} is not a shape of {generation}; known ones are {named}")
+        named = ", ".join(shapes[:12]) + (", ... (multiples of 4, in ascending order)" if len(shapes) > 12 else "")
+        raise RunError(f"--topology {topology!r} is not a shape of {generation}; known shapes are {named}")
     return CHIPS[generation]
 
 
 def tpu_devices(topology: str) -> list[jax.Device]:
-    """Return devices of a topology to compile for; afterwards this process uses CPUs only, without compilation cache.
+    """Return the devices of a topology to compile for.
+
+    As a side effect, this process uses only the CPU, without a compilation cache.
 
     Raises:
         RunError: the topology is unknown, or libtpu is not installed.

@@ -15,7 +15,7 @@ _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 
 
 class Instruction(NamedTuple):
-    """An instruction: `shape` is that of its result, as text; `rest` is the text after the name of the operation."""
+    """An instruction: `shape` is the shape of its result as text, `rest` the text after the name of the operation."""
 
     name: str
     shape: str
@@ -24,7 +24,7 @@ class Instruction(NamedTuple):
 
     @property
     def cycles(self) -> int:
-        """The compiler's estimate, or 0 without one."""
+        """The compiler's estimate of the cycles, or 0 without one."""
         found = re.search(r'"estimated_cycles":"?(\d+)', self.rest)
         return int(found[1]) if found else 0
 
@@ -96,9 +96,9 @@ def uncounted_loops(text: str) -> list[str]:
 def estimated_operations(
     text: str, chip: Chip, schedules: Mapping[tuple[str, str], int] = MappingProxyType({})
 ) -> list[dict[str, Any]]:
-    """Return the operations of a program with their cycles, multiplied by the trip counts of the loops around them.
+    """Return the operations of a program with their cycles, multiplied by the trip counts of the enclosing loops.
 
-    "rule" is the source of the cycles: "compiler", or for Pallas kernels, which the compiler does not estimate, the
+    "rule" is the source of the cycles: "compiler" or, for Pallas kernels, which the compiler does not estimate, the
     larger of "bytes", the transfer of inputs and outputs from and to memory, and "schedule".
 
     Args:
@@ -126,7 +126,7 @@ def is_kernel(instruction: Instruction) -> bool:
 
 
 def collective_bytes(text: str) -> dict[str, int]:
-    """Count the bytes per chip and run that go into or out of collectives, the larger of both, by kind.
+    """Count the bytes per chip and step that collectives send or receive, the larger of both, by kind.
 
     An asynchronous collective appears in all computations that it overlaps with, linked by a chain id.
     """
@@ -152,7 +152,7 @@ def collective_bytes(text: str) -> dict[str, int]:
 
 
 def _size(shape: str) -> int:
-    """Count the bytes of all arrays in a text of shapes."""
+    """Count the bytes of all arrays in a string of shapes."""
     total = 0
     for dtype, sides in _SHAPE.findall(shape):
         bits = re.search(r"\d+", dtype)

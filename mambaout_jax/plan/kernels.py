@@ -1,4 +1,4 @@
-"""Cycles of Pallas kernels from the schedules of their code, as compiled programs contain no estimates for them.
+"""Cycles of Pallas kernels from the schedules of their code, because compiled programs have no estimates for them.
 
 The compiler dumps schedules only if the environment requests it before libtpu is loaded, and then for everything that
 it compiles, so a separate process compiles only the kernels.
@@ -30,7 +30,7 @@ Kernel = tuple[str, str]
 
 
 def kernel_calls(jaxpr: Jaxpr) -> dict[Kernel, JaxprEqn]:
-    """Return the kernels of a traced function, with one call of each."""
+    """Return the kernels of a traced function with one call of each."""
     calls = {}
     for equation in jaxpr.eqns:
         if equation.primitive.name == "pallas_call":
@@ -50,7 +50,7 @@ def _inner_jaxprs(params: dict[str, Any]) -> Iterator[Jaxpr]:
 
 
 def kernel_cycles(config: RunConfig, topology: str, dataset: Dataset) -> dict[Kernel, int]:
-    """Count the scheduled cycles of each kernel in a config's training step, without waiting for memory."""
+    """Count the scheduled cycles of each kernel in a config's training step, without waits for memory."""
     with tempfile.TemporaryDirectory() as folder:
         flags = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
         ran = subprocess.run(
@@ -92,7 +92,7 @@ def _bind(call: JaxprEqn) -> Callable[..., Any]:
     def lone_kernel(*args: jax.Array) -> Any:
         return call.primitive.bind(*args, **call.params)
 
-    return lone_kernel  # the compiler names its files after it
+    return lone_kernel  # the name appears in the compiler's file names
 
 
 def count_bundles(code: str, original: str, programs: int) -> int:

@@ -18,9 +18,9 @@ from mambaout_jax.run.config import RunConfig
 from mambaout_jax.train.program import TrainingProgram
 
 TOP = 10
-# A multiplication and an addition; forward, and backward for inputs and for weights.
+# A multiply-add is two FLOPs; the backward pass computes gradients of inputs and of weights.
 FLOPS_PER_MAC = 2 * 3
-# Rows of a vector register; microbatches are searched among its multiples.
+# Rows of a vector register; the search for a microbatch considers only multiples.
 ROWS = 8
 
 
@@ -36,14 +36,14 @@ def plan(
 
     Args:
         topology: "generation:shape", such as "v5e:4x4".
-        find_batch: search the largest microbatch that fits into a chip, by two or more further compilations.
+        find_batch: search for the largest microbatch that fits into a chip, with two or more additional compilations.
 
     Returns:
         All figures; memory and bytes are per chip. If the step needs more memory than a chip has, "fits" is false and
         the figures for speed are absent.
 
     Raises:
-        RunError, ModelError, ParallelError: the config does not fit the topology, or the topology is unknown.
+        RunError, ModelError, ParallelError: the config is invalid for the topology, or the topology is unknown.
     """
     chip, devices = chip_of(topology), tpu_devices(topology)
     mesh = distributed.make_mesh(config.fsdp, devices)
@@ -90,7 +90,7 @@ def plan(
 
 
 def state_bytes(program: TrainingProgram) -> dict[str, int]:
-    """Count the bytes per chip of parameters, optimizer, average and batch."""
+    """Count the bytes per chip of parameters, optimizer state, EMA and batch."""
     state = program.state
     trees = {"parameters": state.variables, "optimizer": state.opt_state, "ema": state.ema, "batch": program.batch}
     return {name: sum(map(_bytes_on_chip, jax.tree.leaves(tree))) for name, tree in trees.items()}
@@ -135,9 +135,9 @@ def schedule(step_seconds: float, steps: int, num_chips: int) -> dict[str, Any]:
 
 
 def _memory_at(config: RunConfig, dataset: Dataset, mesh: jax.sharding.Mesh, microbatch: int) -> int | None:
-    """Compile the step with `microbatch` images on a chip at once; return its memory, None if there is too little.
+    """Compile the step with `microbatch` images per chip and return its memory; None if it does not fit.
 
-    The number of accumulation steps is the one whose batch size is closest to the config's.
+    The number of accumulation steps keeps the batch size close to the config's.
     """
     grad_accum_steps = max(config.batch_size // mesh.size // microbatch, 1)
     batch_size = microbatch * grad_accum_steps * mesh.size
@@ -159,8 +159,8 @@ def largest_microbatch(
     Args:
         memory_of: returns the bytes for a batch, or None if it does not fit.
         limit: available bytes.
-        known: bytes by batch, as far as known.
-        start: the batch to start from.
+        known: known bytes by batch.
+        start: the first batch to try.
 
     Returns:
         The batch, 0 if none fits, and its bytes.
@@ -176,7 +176,7 @@ def largest_microbatch(
         else:
             first = _round_down(first // 2)
     (batch, memory), *_ = fits.items()
-    # A batch that takes less than half of the memory fits twice.
+    # A batch that uses less than half of the memory can be doubled.
     other = 2 * batch if 2 * memory <= limit or batch < 2 * ROWS else batch // 2
     other_memory = memory_of(other)
     if other_memory is None or other_memory > limit:

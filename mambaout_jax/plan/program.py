@@ -1,4 +1,4 @@
-"""The training program of a config for a dataset that need not be prepared."""
+"""The training program of a config for a dataset that may not be prepared."""
 
 from typing import NamedTuple
 
@@ -17,8 +17,8 @@ class Dataset(NamedTuple):
     """The properties of a dataset that a program depends on.
 
     Args:
-        num_images: in the training split.
-        labels: of the task.
+        num_images: images of the training split.
+        labels: labels of the task.
     """
 
     num_images: int
@@ -26,7 +26,7 @@ class Dataset(NamedTuple):
 
 
 def dataset_of(config: RunConfig, num_images: int | None = None, labels: Labels | None = None) -> Dataset:
-    """Return the size of a config's dataset: as given, as prepared on this machine, or as the task knows it.
+    """Return the properties of a config's dataset: the arguments, the prepared dataset, or the task's known size.
 
     Raises:
         RunError: the size is unknown.
@@ -42,7 +42,7 @@ def dataset_of(config: RunConfig, num_images: int | None = None, labels: Labels 
         known = task.known_size(data.train_split)
         if known is None:
             raise RunError(
-                f"split {data.train_split!r} of {data.name} is not prepared here, and its size is not known; give "
+                f"split {data.train_split!r} of {data.name} is not prepared here and its size is unknown; add "
                 "--num-images and --num-classes"
             ) from error
     return Dataset(num_images or known[0], labels or known[1])
@@ -51,10 +51,10 @@ def dataset_of(config: RunConfig, num_images: int | None = None, labels: Labels 
 def planned_program(
     config: RunConfig, task: Task, dataset: Dataset, mesh: jax.sharding.Mesh
 ) -> tuple[Model, TrainingProgram]:
-    """Build the model of a task and the program that trains it as a config says.
+    """Build the model of a task and the training program of a config.
 
     Raises:
-        RunError, ModelError: the config does not fit the dataset or the devices.
+        RunError, ModelError: the config is invalid for the dataset or the devices.
     """
     model = task.build_model(dataset.labels)
     return model, training_program(config, task, model, task.train_transform(model).empty(), dataset.num_images, mesh)

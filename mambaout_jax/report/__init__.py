@@ -1,1 +1,1 @@
-"""HTML pages and figures."""
+"""The HTML report of a run."""

@@ -25,7 +25,7 @@ STYLES: Mapping[str, Mapping[str, Any]] = {
 
 
 class Series(NamedTuple):
-    """One line of a plot: `epochs` rise and `values` are finite."""
+    """One line of a plot, with increasing `epochs` and finite `values`."""
 
     label: str
     style: str
@@ -34,14 +34,14 @@ class Series(NamedTuple):
 
 
 def make_curves(train: list[dict], evals: list[dict], metrics: Sequence[Metric]) -> list[dict[str, Any]]:
-    """Draw the metrics of a run, as far as there are any.
+    """Build the plots of a run, without those that have no data.
 
     Args:
         train, evals: the lines of metrics.jsonl of each kind, in order of their steps.
-        metrics: of the task; the headline gets a plot, and "loss" is drawn with the training loss.
+        metrics: metrics of the task; the headline has a plot of its own, and "loss" is drawn with the training loss.
 
     Returns:
-        For each plot its title, unit, whether it is wide, a description in words and the SVG.
+        For each plot its title, unit, whether it is wide, a text description and the SVG.
     """
     waiting = [line | {"percent": 100 * as_number(line.get("input_wait"))} for line in train]
 
@@ -60,7 +60,7 @@ def make_curves(train: list[dict], evals: list[dict], metrics: Sequence[Metric])
     plots = [
         ("Loss", "", [_series("training", "training", train, "loss"), *tested("loss")]),
         (headline.label.capitalize(), headline.unit, tested(headline.key)),
-        ("Learning rate", "of the optimizer", [_series("learning rate", "alone", train, "learning_rate")]),
+        ("Learning rate", "", [_series("learning rate", "alone", train, "learning_rate")]),
         ("Throughput", "images per second", [_series("throughput", "alone", train, "images_per_second")]),
         ("Waiting for data", "% of the time", [_series("waiting", "alone", waiting, "percent")]),
     ]
@@ -80,7 +80,7 @@ def make_curves(train: list[dict], evals: list[dict], metrics: Sequence[Metric])
 
 
 def _series(label: str, style: str, lines: list[dict], key: str) -> Series:
-    """Return the finite values; of more than `MAX_POINTS`, the means of neighbours."""
+    """Return the finite values; more than `MAX_POINTS` are averaged in groups of neighbors."""
     points = np.array([(as_number(line.get("epoch")), as_number(line.get(key))) for line in lines]).reshape(-1, 2)
     points = points[np.isfinite(points).all(1)]
     if len(points) > MAX_POINTS:
@@ -89,7 +89,7 @@ def _series(label: str, style: str, lines: list[dict], key: str) -> Series:
 
 
 def _draw(lines: list[Series], name: str, size: tuple[float, float]) -> Markup:
-    # Text stays text, in the page's own font, and ids are the same for the same run.
+    # Text remains text in the font of the page, and ids are deterministic.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9}):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()

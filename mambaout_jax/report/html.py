@@ -1,4 +1,4 @@
-"""The report of a run: one self-contained HTML page made from the files of a workdir alone."""
+"""The report of a run: one self-contained HTML page, built from the files of the workdir."""
 
 import json
 import math
@@ -18,9 +18,9 @@ from mambaout_jax.tasks.errors import TaskError
 
 
 def write_report(workdir: epath.PathLike) -> epath.Path:
-    """Write `report.html` into a workdir, atomically, and return its path.
+    """Write `report.html` into a workdir atomically, and return its path.
 
-    The page of a run that is unfinished or diverged says so.
+    The page has a notice if the run is unfinished or diverged.
 
     Raises:
         RunError: the workdir has no run, one of its files is damaged, or the page cannot be written.
@@ -29,7 +29,7 @@ def write_report(workdir: epath.PathLike) -> epath.Path:
     page = _render(workdir)
     path = workdir / "report.html"
     try:
-        if not path.exists() or path.read_bytes() != page.encode():  # a finished run is left as it is
+        if not path.exists() or path.read_bytes() != page.encode():  # an unchanged page keeps its time stamp
             write_atomically(path, page)
     except OSError as error:
         raise RunError(f"{path} cannot be written ({error}); make the folder writable or free some space") from None
@@ -39,12 +39,12 @@ def write_report(workdir: epath.PathLike) -> epath.Path:
 def _render(workdir: epath.Path) -> str:
     if not (workdir / "config.json").exists():
         what = "has no config.json" if workdir.exists() else "does not exist"
-        raise RunError(f"{workdir} is not the workdir of a run: it {what}; name the --workdir of a training run")
+        raise RunError(f"{workdir} is not the workdir of a run: it {what}; expected the --workdir of a training run")
     config, environment = load_config(workdir), {"labels": {}}
     if (workdir / "environment.json").exists():
         environment = load_environment(workdir)
     if "imported_from" in environment:
-        raise RunError(f"{workdir} has imported weights, and no run to report on; evaluate them by --mode=evaluate")
+        raise RunError(f"{workdir} has imported weights and no run to report; evaluate them with --mode=evaluate")
     results = _read_json(workdir, "results.json")
     train, evals, unreadable = _read_metrics(workdir)
     task, split = config.build_task(), config.data.validation_split
@@ -89,7 +89,7 @@ def _read_json(workdir: epath.Path, name: str) -> dict[str, Any] | None:
 
 
 def _read_metrics(workdir: epath.Path) -> tuple[list[dict], list[dict], int]:
-    """Return the train and eval lines in order of steps, the later of two with one step, and how many are damaged."""
+    """Return the train and eval records by step, the last one for each step, and the number of damaged lines."""
     try:
         text = (workdir / "metrics.jsonl").read_bytes().decode(errors="replace")
     except FileNotFoundError:
@@ -138,7 +138,7 @@ def _facts(task: Task, results: dict | None, train: list[dict], environment: dic
     if speeds:
         facts["images per second"] = f"{statistics.median(speeds):,.0f}"
     if "platform" in environment:
-        facts["ran on"] = f"{environment.get('devices', 1)} x {environment['platform']}"
+        facts["devices"] = f"{environment.get('devices', 1)} x {environment['platform']}"
     return facts
 
 
@@ -150,7 +150,7 @@ def _headline(task: Task, scores: dict) -> dict[str, str]:
 
 
 def _scores(task: Task, scores: dict, split: str) -> list[dict[str, Any]]:
-    """Return the rows of the table of results; the first one is the headline."""
+    """Return the rows of the results table; the first one has the headline metric."""
     return [
         {"weights": label, "text": task.score_text(scores[weights], split)}
         for weights, label in WEIGHTS.items()
@@ -168,13 +168,13 @@ def _notices(results: dict | None, train: list[dict], evals: list[dict], unreada
             f"gradient norm {norm})."
         )
     if results is None:
-        so_far = f"The numbers are those of step {evals[-1]['step']:,}." if evals else "Nothing was evaluated yet."
+        so_far = f"The results are from step {evals[-1]['step']:,}." if evals else "There is no evaluation yet."
         notices.append(f"This run has not finished. {so_far}")
     if unreadable:
         what = (
-            "1 line of metrics.jsonl cannot be read and is"
+            "1 line of metrics.jsonl cannot be read and was"
             if unreadable == 1
-            else f"{unreadable} lines of metrics.jsonl cannot be read and are"
+            else f"{unreadable} lines of metrics.jsonl cannot be read and were"
         )
-        notices.append(f"{what} left out.")
+        notices.append(f"{what} skipped.")
     return notices

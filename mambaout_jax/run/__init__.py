@@ -1,1 +1,1 @@
-"""A run on disk: config, workdir, checkpoints, logs, and how it ends."""
+"""Runs on disk: config, workdir, checkpoints, logs, errors and signals."""

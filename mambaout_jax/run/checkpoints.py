@@ -1,4 +1,4 @@
-"""Checkpoints: the latest few and the best one, saved in the background, restored only if they fit exactly."""
+"""Checkpoints: the latest two and the best one, saved in the background, restored only on an exact match."""
 
 import json
 import time
@@ -18,10 +18,10 @@ from mambaout_jax.run.files import write_atomically
 from mambaout_jax.run.state import TrainState
 from mambaout_jax.tasks.api import Metric
 
-# Two, so that one is left to go back to when the newest cannot be read.
+# Two, as a fallback if the newest one cannot be read.
 _NUM_LATEST = 2
 
-# Orbax warns whenever a step is saved that was not evaluated, as most are not.
+# Orbax warns about each saved step without a metric, which most steps are.
 logging.get_absl_logger().addFilter(lambda record: "tracked_metric" not in record.getMessage())
 
 _PREFIX = {"raw": "", "ema": "ema_"}
@@ -29,32 +29,32 @@ _ARRAY_ITEMS = ("params", "batch_stats", "ema_params", "ema_batch_stats", "optim
 
 
 class Checkpoints:
-    """The saved states of a run under `directory`, one folder a step.
+    """The saved states of a run under `directory`, one folder per step.
 
     A checkpoint has the items `params`, `batch_stats`, `ema_params`, `ema_batch_stats`, `optimizer` (each only if it
     has arrays) and `metadata`.
 
     Args:
-        headline: the metric that the best checkpoint is chosen by; None for a directory where nothing is evaluated.
+        headline: the metric that selects the best checkpoint; None if nothing is evaluated.
 
     Raises:
-        RunError: nothing was saved there, and `read_only` says that nothing will be.
+        RunError: the directory does not exist and `read_only` is set.
     """
 
     def __init__(self, directory: epath.Path, headline: Metric | None = None, *, read_only: bool = False):
         if read_only and not directory.exists():
-            raise RunError(f"{directory.parent} has no checkpoint; train first, or name another workdir")
+            raise RunError(f"{directory.parent} has no checkpoint; train first, or use another workdir")
         self._directory = directory
         self._headline = headline
         self._manager = ocp.CheckpointManager(
             directory,
-            # Named here, because a manager that has not saved yet cannot tell what an item is made of.
+            # Explicit handlers, because a manager that has not saved yet cannot infer them.
             item_handlers={
                 "metadata": ocp.JsonCheckpointHandler(),
                 **{name: ocp.StandardCheckpointHandler() for name in _ARRAY_ITEMS},
             },
             options=ocp.CheckpointManagerOptions(
-                best_fn=self._rank,  # without it orbax does not write metrics, and forgets the best at a restart
+                best_fn=self._rank,  # without it orbax does not write metrics, and loses the best step on a restart
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(
                     [
                         checkpoint_managers.LatestN(_NUM_LATEST),
@@ -66,12 +66,12 @@ class Checkpoints:
                     ]
                 ),
                 cleanup_tmp_directories=not read_only,
-                create=not read_only,  # orbax's own read_only only adds a warning for every reader
+                create=not read_only,  # orbax's own read_only would print a warning
             ),
         )
 
     def steps(self) -> list[int]:
-        """List the saved steps, rising."""
+        """Return the saved steps in ascending order."""
         return sorted(self._manager.all_steps())
 
     def _rank(self, metrics: dict[str, float]) -> float:
@@ -82,18 +82,18 @@ class Checkpoints:
         return score if self._headline.higher_is_better else -score
 
     def save(self, state: TrainState, metadata: dict[str, Any], score: float | None = None) -> float:
-        """Start to save; of a step that is there already only the score is written.
+        """Start to save a state in the background; for a step that is already saved, write only the score.
 
         Args:
             metadata: JSON values.
             score: the headline metric, if this state was evaluated.
 
         Returns:
-            Seconds that the caller waited.
+            The seconds for which the caller was blocked.
 
         Raises:
-            LostProcessError: another process does not save.
-            Exception: what went wrong with an earlier save in the background.
+            LostProcessError: another process did not reach this save.
+            Exception: an earlier save in the background failed.
         """
         started, step = time.monotonic(), int(state.step)
         distributed.barrier(f"saving step {step}")
@@ -110,7 +110,7 @@ class Checkpoints:
         return time.monotonic() - started
 
     def _write_score(self, step: int, metadata: dict[str, Any], score: float) -> None:
-        """Write the score next to a state: to save it again, orbax would delete it first."""
+        """Write the score into a saved step, because orbax would delete the step before saving it again."""
         self._manager.wait_until_finished()
         if distributed.is_first():
             folder = self._directory / str(step)
@@ -121,27 +121,27 @@ class Checkpoints:
         self._manager.reload()
 
     def check(self) -> None:
-        """Raise an error of a save in the background."""
+        """Raise the error of a failed save in the background."""
         self._manager.check_for_errors()
 
     def close(self) -> None:
-        """Wait for saves in the background, then close threads and files."""
+        """Wait for the saves in the background, then close threads and files."""
         self._manager.close()
 
     def restore_state(
         self, abstract: TrainState, *, metadata: Sequence[str] = ()
     ) -> tuple[TrainState, dict[str, Any]] | None:
-        """Restore the newest state that can be read, with its metadata; None if nothing was saved.
+        """Restore the newest readable state with its metadata; None if nothing was saved.
 
-        Steps that cannot be read are reported and, once an older one was read, moved aside to `unreadable.STEP` beside
-        the checkpoints, so that the run can save them again.
+        Unreadable steps are logged. Once an older one was restored, they are renamed to `unreadable.STEP` in the
+        workdir, so that the run can save these steps again.
 
         Args:
             abstract: shapes, dtypes and shardings of the state.
-            metadata: names that it must have; without them a checkpoint is damaged.
+            metadata: required metadata keys; a checkpoint that lacks one counts as unreadable.
 
         Raises:
-            RunError: a checkpoint does not fit, or none of them can be read.
+            RunError: a checkpoint does not match the state, or all are unreadable.
         """
         restored = self._newest(lambda step: self._restore(step, _items(abstract), metadata), move_aside=True)
         if restored is None:
@@ -159,24 +159,24 @@ class Checkpoints:
         return state, found
 
     def restore_variables(self, abstract: dict[str, Any], weights: Sequence[str]) -> tuple[int, dict[str, Any]]:
-        """Restore only what inference needs, from the newest step that can be read.
+        """Restore the model's variables from the newest readable step.
 
         Args:
-            abstract: the model's variables.
-            weights: "ema" for the average, "raw" for those that were trained, or both.
+            abstract: shapes, dtypes and shardings of the model's variables.
+            weights: "ema", "raw" or both.
 
         Returns:
-            The step, and the variables by weights.
+            The step, and the variables by kind of weights.
 
         Raises:
-            RunError: nothing is there, nothing can be read, it does not fit, or no average was kept.
+            RunError: no checkpoint exists, all are unreadable, the variables do not match, or the EMA was not saved.
         """
         wanted = {
             _PREFIX[of] + name: tree for of in weights for name, tree in abstract.items() if jax.tree.leaves(tree)
         }
         restored = self._newest(lambda step: self._restore(step, wanted), move_aside=False)
         if restored is None:
-            raise RunError(f"{self._directory} has no checkpoint; train first, or name another workdir")
+            raise RunError(f"{self._directory} has no checkpoint; train first, or use another workdir")
         step, (items, _) = restored
         return step, {of: {name: items.get(_PREFIX[of] + name, {}) for name in abstract} for of in weights}
 
@@ -187,8 +187,8 @@ class Checkpoints:
         for name, tree in wanted.items():
             if name.startswith("ema_") and name not in saved and "params" in saved:
                 raise RunError(f"checkpoint {self._directory / str(step)} has no {name!r}; it has {_names(saved)}")
-            if saved.get(name) is None:  # lost to a kill during a deletion, or truncated
-                raise OSError(f"{name!r} is missing or cannot be described")
+            if saved.get(name) is None:  # truncated, or the process was killed while it deleted the step
+                raise OSError(f"{name!r} is missing or has no readable metadata")
             _check_fit(self._directory / str(step) / name, saved[name], tree)
         arrays = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
         restored = self._manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore(), **arrays))
@@ -197,7 +197,7 @@ class Checkpoints:
         return {name: restored[name] for name in wanted}, restored["metadata"]
 
     def _newest(self, read: Callable[[int], Any], *, move_aside: bool) -> tuple[int, Any] | None:
-        # Hosts that look while a run saves may see different steps.
+        # Hosts may see different steps while a run saves; all use the list of the first.
         steps = json.loads(distributed.allgather_strings("listing checkpoints", json.dumps(self.steps()))[0])
         unreadable = []
         for step in reversed(steps):
@@ -206,10 +206,10 @@ class Checkpoints:
                 found = step, read(step)
             except RunError:
                 raise
-            # Whatever a broken file makes orbax, tensorstore or JSON raise, the remedy is the same.
+            # Orbax, tensorstore and JSON raise many types for a damaged file; all are handled alike.
             except Exception as error:
                 fault = _first_line(error)
-            # One that a single process cannot read is no checkpoint for any.
+            # A checkpoint that one process cannot read is unreadable for all.
             if fault := next(filter(None, distributed.allgather_strings(f"reading step {step}", fault)), ""):
                 logging.warning("checkpoint %s cannot be read (%s)", self._directory / str(step), fault)
                 unreadable.append(step)
@@ -228,7 +228,7 @@ class Checkpoints:
     def _move_aside(self, step: int) -> None:
         aside = f"unreadable.{step}"
         taken = len(list(self._directory.parent.glob(f"{aside}*")))
-        # Into a folder that is there: a bucket has no empty ones.
+        # The target's parent always exists; buckets have no empty folders.
         (self._directory / str(step)).rename(self._directory.parent / (f"{aside}.{taken}" if taken else aside))
 
 
@@ -241,17 +241,17 @@ def _items(state: TrainState) -> dict[str, Any]:
 
 
 def _check_fit(where: epath.Path, saved: Any, wanted: Any) -> None:
-    """Compare paths, shapes and dtypes: orbax casts a dtype silently."""
+    """Check that paths, shapes and dtypes match, because orbax casts dtypes silently."""
     theirs, ours = _shapes(saved), _shapes(wanted)
     faults = [f"{name} is missing" for name in ours.keys() - theirs.keys()]
-    faults += [f"{name} is left over" for name in theirs.keys() - ours.keys()]
+    faults += [f"{name} is unexpected" for name in theirs.keys() - ours.keys()]
     faults += [
-        f"{name} is {theirs[name]} where {ours[name]} is expected"
+        f"{name} is {theirs[name]}, expected {ours[name]}"
         for name in ours.keys() & theirs.keys()
         if ours[name] != theirs[name]
     ]
     if faults:
-        raise RunError(f"checkpoint {where} does not fit the model: {'; '.join(sorted(faults))}")
+        raise RunError(f"checkpoint {where} does not match the model: {'; '.join(sorted(faults))}")
 
 
 def _shapes(tree: Any) -> dict[str, str]:

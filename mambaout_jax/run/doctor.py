@@ -1,4 +1,4 @@
-"""Checks of a host before a run starts on it, and of the differences between the hosts of a run."""
+"""Checks of the hosts before a run: each on its own, and whether they agree."""
 
 import collections
 import contextlib
@@ -20,14 +20,14 @@ from mambaout_jax.data import DataError, open_records
 from mambaout_jax.data.prepare import ensure_prepared
 from mambaout_jax.process import within_seconds
 from mambaout_jax.run.errors import RunError
-from mambaout_jax.run.files import fault_of_writing
+from mambaout_jax.run.files import find_write_error
 from mambaout_jax.run.workdir import PACKAGES, open_workdir
 
 COLLECTIVE_SECONDS = 60
-# More than the clocks of hosts with NTP differ, network latency included.
+# Hosts with NTP differ by less, network latency included.
 MAX_SKEW_SECONDS = 2.0
 READ_SECONDS = 2.0
-# Device files of a TPU's chips: the first until v4, the second since v5e.
+# Device files of TPU chips: the first up to v4, the second since v5e.
 _TPU_FILES = ("/dev/accel0", "/dev/vfio/0")
 
 
@@ -35,10 +35,10 @@ class Check(NamedTuple):
     """The result of one check on one host.
 
     Args:
-        name: of the check.
-        value: the result, as text.
-        fault: what is wrong and what to do; empty if nothing.
-        must_match: whether all hosts must have the same value.
+        name: displayed name.
+        value: the result as text.
+        fault: the problem and its remedy; empty for none.
+        must_match: whether the value must be the same on all hosts.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Check(NamedTuple):
 
 
 class CheckResult(NamedTuple):
-    """The result of a check on all hosts: the most frequent value, and a fault for each host with a problem."""
+    """The result of a check on all hosts: the most frequent value, and the faults of the hosts with a problem."""
 
     name: str
     value: str
@@ -56,11 +56,11 @@ class CheckResult(NamedTuple):
 
 
 def examine(data: tuple[str, str, str | None] | None, workdir: epath.PathLike | None) -> Iterator[CheckResult]:
-    """Check this host and the others; all hosts must make this call together.
+    """Check this host and compare it with the others; a collective operation.
 
     Args:
-        data: name, split and folder of a prepared dataset; None skips it.
-        workdir: None skips it.
+        data: name, split and folder of a prepared dataset; None to skip this check.
+        workdir: the workdir to check; None to skip this check.
     """
     checks: list[Callable[[], list[Check]]] = [_versions, _devices, _cache, _collective, _clock]
     if data is not None:
@@ -78,7 +78,7 @@ def _on_all_hosts(check: Callable[[], list[Check]]) -> list[CheckResult]:
 
 
 def _compare(checks: Sequence[Check]) -> CheckResult:
-    """Combine the results of all hosts, and name the hosts that differ from most."""
+    """Combine the results of all hosts; a host that differs from the majority has a fault."""
     most = collections.Counter(check.value for check in checks).most_common(1)[0][0]
     faults = []
     for host, check in enumerate(checks):
@@ -86,7 +86,7 @@ def _compare(checks: Sequence[Check]) -> CheckResult:
         if check.fault:
             faults.append(f"{where}{check.fault}")
         elif check.must_match and check.value != most:
-            faults.append(f"{where}{check.value} differs from {most} on most hosts; make them equal")
+            faults.append(f"{where}{check.value} differs from {most} on most hosts; use the same on all")
     values = [check.value for check in checks]
     shown = most if checks[0].must_match or len(set(values)) == 1 else ", ".join(values)
     return CheckResult(checks[0].name, shown, tuple(faults))
@@ -105,10 +105,13 @@ def _devices() -> list[Check]:
     platform_name, kind = jax.default_backend(), jax.local_devices()[0].device_kind
     fault = ""
     if platform_name != "tpu" and any(map(os.path.exists, _TPU_FILES)):
-        fault = f"this host has a TPU, and JAX finds only {platform_name}; install jax[tpu], or end its other users"
+        fault = (
+            f"this host has a TPU but JAX finds only {platform_name}; install jax[tpu], or stop other processes on the "
+            "TPU"
+        )
     expected = len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(","))
     seen = jax.process_count()
-    missing = "" if seen >= expected else f"{seen} of {expected} hosts joined; give --distributed on every host"
+    missing = "" if seen >= expected else f"{seen} of {expected} hosts joined; add --distributed on every host"
     return [
         Check("hosts", f"{seen} of {max(expected, seen)}", missing, must_match=True),
         Check("chips per host", f"{jax.local_device_count()} x {kind}", fault, must_match=True),
@@ -117,7 +120,7 @@ def _devices() -> list[Check]:
 
 
 def _collective() -> list[Check]:
-    """Compute a sum of ones over all devices, with a time limit."""
+    """Check the sum of ones over all devices, with a time limit."""
 
     def sum_ones() -> tuple[float, float]:
         mesh = distributed.make_mesh()
@@ -136,7 +139,7 @@ def _collective() -> list[Check]:
         fault = f"a sum over all devices took more than {COLLECTIVE_SECONDS} s; check the network between hosts"
         return [Check("collective", "none", fault)]
     correct = value == jax.device_count()
-    fault = "" if correct else f"a sum of ones over {jax.device_count()} devices gave {value:g}"
+    fault = "" if correct else f"the sum of ones over {jax.device_count()} devices was {value:g}"
     return [Check("collective", f"{1e3 * seconds:.1f} ms", fault)]
 
 
@@ -147,7 +150,7 @@ def _clock() -> list[Check]:
     fault = (
         ""
         if abs(skew) < MAX_SKEW_SECONDS
-        else f"its clock differs by {skew:+.1f} s from the others; synchronize it by NTP"
+        else f"its clock differs by {skew:+.1f} s from the others; synchronize it with NTP"
     )
     return [Check("clock", f"{skew:+.2f} s", fault)]
 
@@ -157,7 +160,7 @@ def _cache() -> list[Check]:
     if folder is None:
         return [Check("compilation cache", "none; set JAX_COMPILATION_CACHE_DIR", must_match=True)]
     if fault := _fault(epath.Path(folder)):
-        jax.config.update("jax_enable_compilation_cache", False)  # the following checks would wait for it
+        jax.config.update("jax_enable_compilation_cache", False)  # the next checks would hang on it
     return [Check("compilation cache", folder, fault, must_match=True)]
 
 
@@ -166,7 +169,7 @@ def _data(name: str, split: str, data_dir: str | None) -> list[Check]:
         ensure_prepared(name, data_dir)
         source = open_records(name, split, data_dir)
         count, size, started = 0, 0, time.perf_counter()
-        # A large prime stride reads from the whole split, as training does.
+        # A stride of a large prime covers the whole split, as shuffled training does.
         while count < len(source) and time.perf_counter() - started < READ_SECONDS:
             size += sum(feature.ByteSize() for feature in source[count * 7919 % len(source)].values())
             count += 1
@@ -185,13 +188,13 @@ def _workdir(path: epath.PathLike) -> list[Check]:
         fault = _fault(workdir)
     except RunError as error:
         fault = str(error)
-    # check_shared_filesystem is collective: all hosts call it, or none.
+    # check_shared_filesystem is collective: all hosts must call it, or none.
     faults = distributed.allgather_strings("checking the workdir", fault)
     if not any(faults) and (missing := distributed.check_shared_filesystem(workdir)):
-        fault = f"it is another folder on process {', '.join(map(str, missing))}; name a folder that all hosts share"
+        fault = f"it is a different folder on process {', '.join(map(str, missing))}; use one that all hosts share"
     return [Check("workdir", str(path), fault, must_match=True)]
 
 
 def _fault(folder: epath.Path) -> str:
-    fault = fault_of_writing(folder)
-    return f"it cannot be written ({fault})" if fault else ""
+    fault = find_write_error(folder)
+    return f"it is not writable ({fault})" if fault else ""

@@ -1,4 +1,4 @@
-"""How a run can end other than by finishing, its exit codes, and their messages."""
+"""The exceptions that end a run early, with their messages and exit codes."""
 
 import errno
 import os
@@ -18,32 +18,31 @@ from mambaout_jax.weights import ConvertError
 
 
 class RunError(ValueError):
-    """A config, a workdir or a checkpoint that does not fit, in one sentence."""
+    """An error of the user about a config, a workdir or a checkpoint; its message is one sentence."""
 
 
 class DivergedError(RuntimeError):
-    """The first step whose loss or gradient was not finite."""
+    """A step with a loss or gradient that is not finite."""
 
 
 class StoppedError(Exception):
-    """The end of a run by a signal, after everything worth keeping was saved."""
+    """A stop on request of a signal."""
 
 
 RERUN = "rerun the same command to resume"
-_OF_THE_DISK = (errno.EACCES, errno.EIO, errno.EROFS, errno.ESTALE)
+_DISK_ERRORS = (errno.EACCES, errno.EIO, errno.EROFS, errno.ESTALE)
 USER_ERRORS = (RunError, TaskError, DataError, ModelError, ConvertError, PluginError, distributed.ParallelError)
 
 
 def is_user_error(error: Exception) -> bool:
-    """Check whether an error is about something that was typed or a missing device, and needs no traceback."""
+    """Return whether an error is the user's or a missing device, and is printed without a traceback."""
     return isinstance(error, USER_ERRORS) or str(error).startswith("Unable to initialize backend")
 
 
 def report_error(error: Exception, workdir: epath.PathLike) -> int:
-    """Print in one sentence why a run ended early, and return its exit code.
+    """Print the message of the error that ended a run, and return its exit code; raise an unknown error again.
 
-    After a signal, and where other processes wait for this one, the process exits here. An unknown error is raised
-    again.
+    After a signal, and in a multi-process run, the process exits here.
     """
     if distributed.is_multi_process() and not isinstance(error, StoppedError):
         return _exit_alone(error, workdir)
@@ -51,12 +50,12 @@ def report_error(error: Exception, workdir: epath.PathLike) -> int:
 
 
 def _exit_alone(error: Exception, workdir: epath.PathLike) -> NoReturn:
-    """Exit without the orderly shutdown of the program, which would wait for the other processes."""
+    """Exit without the regular shutdown, which would wait for the other processes."""
     if isinstance(error, jax.errors.JaxRuntimeError) and distributed.shutdown_after_remote_failure():
-        _exit(_print_error(f"another process failed, and printed why; {RERUN}", os.EX_TEMPFAIL))
+        _exit(_print_error(f"another process failed, see its output; {RERUN}", os.EX_TEMPFAIL))
     try:
         code = _report(error, workdir)
-    except Exception:  # an unknown error is shown as Python would, since nothing may unwind further
+    except Exception:  # an unknown error cannot propagate, so its traceback is printed here
         traceback.print_exc()
         code = 1
     distributed.shutdown_after_local_failure()
@@ -65,9 +64,9 @@ def _exit_alone(error: Exception, workdir: epath.PathLike) -> NoReturn:
 
 def _report(error: Exception, workdir: epath.PathLike) -> int:
     if isinstance(error, StoppedError):
-        _print_error(f"{error}; everything is saved, {RERUN}", os.EX_TEMPFAIL)
+        _print_error(f"{error}; the state is saved, {RERUN}", os.EX_TEMPFAIL)
         distributed.shutdown()
-        _exit(os.EX_TEMPFAIL)  # a compilation that was abandoned in a thread would crash an orderly exit
+        _exit(os.EX_TEMPFAIL)  # a compilation that still runs in a thread would crash a regular exit
     if isinstance(error, distributed.LostProcessError):
         return _print_error(f"{error}; {RERUN}", os.EX_TEMPFAIL)
     if is_user_error(error):
@@ -76,10 +75,10 @@ def _report(error: Exception, workdir: epath.PathLike) -> int:
         return _print_error(str(error), 3)
     if isinstance(error, WorkerDiedError):
         return _print_error(str(error), 1)
-    if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
-        return _print_error(f"{error.filename or workdir}: {error.strerror}; when that is fixed, {RERUN}", 1)
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+        return _print_error(f"{error.filename or workdir}: {error.strerror}; fix this, then {RERUN}", 1)
     if isinstance(error, OSError | ValueError) and is_full_disk(error):
-        return _print_error(f"no space is left for {workdir}; make room, then {RERUN}", 1)
+        return _print_error(f"no space left for {workdir}; free some space, then {RERUN}", 1)
     raise error
 
 
@@ -90,7 +89,7 @@ def _exit(code: int) -> NoReturn:
 
 
 def is_full_disk(error: Exception) -> bool:
-    """Check whether an error means that no space is left: by its text, since tensorstore sets no errno."""
+    """Return whether an error means a full disk, from its text because tensorstore sets no errno."""
     return any(words in str(error) for words in ("No space left on device", "Disk quota exceeded"))
 
 

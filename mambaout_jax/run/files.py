@@ -1,4 +1,4 @@
-"""Writing the files of a run, on a disk or in a bucket."""
+"""Files of a run, on disk or in a bucket."""
 
 import os
 from collections.abc import Mapping
@@ -11,10 +11,10 @@ from mambaout_jax.data.buckets import REMOTE_SECONDS, explain, is_remote
 from mambaout_jax.process import within_seconds, write_text_atomically
 
 
-def fault_of_writing(folder: epath.Path) -> str:
-    """Create a folder if it is missing and try to write into it; return the error message, empty without an error.
+def find_write_error(folder: epath.Path) -> str:
+    """Create a folder if necessary and try to write into it; return the error message, empty on success.
 
-    A bucket that does not answer in time counts as an error.
+    A bucket that does not respond in time counts as an error.
     """
     probe = folder / f".writable.{jax.process_index()}.{os.getpid()}"
 
@@ -37,7 +37,7 @@ def fault_of_writing(folder: epath.Path) -> str:
 
 
 def write_atomically(path: epath.Path, text: str) -> None:
-    """Write a file atomically, as objects in a bucket always are."""
+    """Write a text file atomically; writes to a bucket always are."""
     if is_remote(path):
         path.write_bytes(text.encode())  # write_text would use the machine's default encoding
         return

@@ -1,4 +1,4 @@
-"""The folder of a run's logs: its workdir, or a local folder that is copied to a workdir in a bucket."""
+"""The log folder of a run: its workdir, or a local folder that is copied to a workdir in a bucket."""
 
 import sys
 import tempfile
@@ -10,11 +10,11 @@ from mambaout_jax.data.buckets import explain, is_remote
 
 
 class LogFolder:
-    """A local folder for files that grow, as objects in a bucket cannot be appended to.
+    """A local folder for files that are appended to, which objects in a bucket do not support.
 
     Args:
-        workdir: of the run; a local workdir is used itself.
-        resumed: name of a file in the workdir to continue.
+        workdir: the run's workdir; a local one is used directly.
+        resumed: name of a file in the workdir to append to.
     """
 
     def __init__(self, workdir: epath.Path, resumed: str):
@@ -25,7 +25,7 @@ class LogFolder:
             (self.path / resumed).write_bytes((workdir / resumed).read_bytes())
 
     def copy(self) -> None:
-        """Copy all files to a workdir in a bucket."""
+        """Copy all files to the workdir, if it is in a bucket."""
         if self._local_copy is None:
             return
         folder = Path(self._local_copy.name)
@@ -33,7 +33,7 @@ class LogFolder:
             (self._workdir / file.relative_to(folder)).write_bytes(file.read_bytes())
 
     def close(self) -> None:
-        """Copy a last time and remove the local folder; a failure does not replace the error that ended the run."""
+        """Copy all files and remove the local folder; a failure does not hide the error that ended the run."""
         ending = sys.exception()
         try:
             self.copy()

@@ -1,4 +1,4 @@
-"""Pretrained weights, of another run or of a PyTorch program, to start a run from or to evaluate."""
+"""Pretrained weights from another run or from PyTorch, to initialize a run or to evaluate."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -23,12 +23,12 @@ LeafPath = tuple[str | int, ...]
 
 
 class Pretrained(NamedTuple):
-    """Weights of a model that differs from the one to be trained in the last layer at most.
+    """Pretrained weights, which match the model to train up to the last layer.
 
     Args:
-        model: that they are the weights of.
-        labels: what the outputs mean, as far as the run or the file tells it.
-        description: what the weights are, in words.
+        model: the pretrained model.
+        labels: the labels of its outputs; empty if unknown.
+        description: the origin of the weights, for messages.
     """
 
     variables: dict[str, Any]
@@ -38,16 +38,15 @@ class Pretrained(NamedTuple):
 
 
 def load_pretrained_for(source: epath.PathLike, model: Model, *, head_task: type[Task] | None = None) -> Pretrained:
-    """Load weights for a model; those of another size of the images are resampled where they depend on it.
+    """Load pretrained weights for a model, resampled if they depend on the image size and it differs.
 
     Args:
-        source: the workdir of a run, of which the averaged weights are taken if it has any, or what
-            `weights.from_torch` reads.
-        head_task: the task that the last layer is kept for; None if it is replaced.
+        source: the workdir of a run, whose EMA weights are preferred, or any source of `weights.from_torch`.
+        head_task: the task for which the last layer is kept; None to replace the layer.
 
     Raises:
-        RunError, ConvertError: it cannot be read, is of another family, its last layer was trained for another task, or
-            parameters outside the last layer are missing, left over or of another shape.
+        RunError, ConvertError: the source cannot be read, is of another family, its last layer was trained for another
+            task, or parameters outside the last layer are missing, unexpected or of another shape.
     """
     if not is_workdir(source):
         return _load_torch(source, model)
@@ -55,13 +54,13 @@ def load_pretrained_for(source: epath.PathLike, model: Model, *, head_task: type
     _check_same_network(source, run.model, model)
     if head_task not in (None, run.config.task):
         raise RunError(
-            f"the last layer of the run in {source} was trained for the task {run.config.task.name!r} and config.task "
-            f"is {head_task.name!r}; set config.init_head=new to start with a fresh one"
+            f"the last layer of the run in {source} was trained for the task {run.config.task.name!r} but config.task "
+            f"is {head_task.name!r}; set config.init_head=new to initialize a new one"
         )
     variables = resample_variables(model, run.variables, run.model.input_spec.size)
     if faults := [fault for path, fault in _differences(variables, model).items() if not _in_head(path, model)]:
-        raise RunError(f"the weights in {source} do not fit {model.name}: {'; '.join(faults)}")
-    averaged = "averaged " if run.weights == "ema" else ""
+        raise RunError(f"the weights in {source} do not match {model.name}: {'; '.join(faults)}")
+    averaged = "EMA " if run.weights == "ema" else ""
     description = f"the {averaged}weights of step {run.step} in {source}"
     return Pretrained(variables, run.model, run.labels, description)
 
@@ -76,52 +75,52 @@ def _load_torch(source: epath.PathLike, model: Model) -> Pretrained:
     variables = from_checkpoint(same_but_classes, checkpoint)
     names = checkpoint.config.class_names if checkpoint.config else None
     labels = {} if names is None else {"class_names": list(names)}
-    description = f"the weights in {source}{_other_preparation(theirs, model)}"
+    description = f"the weights in {source}{_describe_normalization(theirs, model)}"
     return Pretrained(variables, same_but_classes, labels, description)
 
 
 def _check_same_network(source: epath.PathLike, theirs: Model, ours: Model) -> None:
-    """Check that two models differ at most in the number of classes, the size of images, and options of training."""
+    """Check that two models differ at most in the number of classes, the image size and options of training."""
     if theirs.family is not ours.family:
         raise RunError(
-            f"the weights in {source} are those of {theirs.name}, a {theirs.family.module.__name__}; config.model.name "
-            f"is {ours.name!r}, a {ours.family.module.__name__}: a model of the same family is expected"
+            f"the weights in {source} are for {theirs.name}, a {theirs.family.module.__name__}; config.model.name "
+            f"is {ours.name!r}, a {ours.family.module.__name__}: expected a model of the same family"
         )
     if keys := [key for key in other_options(theirs.options, ours.options) if key != "img_size"]:
         faults = [f"{key} {ours.options.get(key)!r}, not {theirs.options.get(key)!r}" for key in keys]
-        raise RunError(f"the weights in {source} are those of {theirs.name}; config.model has {'; '.join(faults)}")
+        raise RunError(f"the weights in {source} are for {theirs.name}; config.model has {'; '.join(faults)}")
 
 
-def _other_preparation(theirs: Model, ours: Model) -> str:
-    """Return how the images that they were trained on differ; size and crop are chosen by the config."""
+def _describe_normalization(theirs: Model, ours: Model) -> str:
+    """Return a remark if the images were normalized differently; size and crop are options of the config."""
     pairs = [(field, getattr(theirs.input_spec, field), getattr(ours.input_spec, field)) for field in ("mean", "std")]
     differing = [
         f"{field} {tuple(wanted)}, not {given}" for field, wanted, given in pairs if tuple(wanted) != tuple(given)
     ]
-    return f" (which were trained on images of {' and '.join(differing)})" if differing else ""
+    return f" (trained on images with {' and '.join(differing)})" if differing else ""
 
 
 def merge_pretrained(
     pretrained: Pretrained, model: Model, fresh: dict[str, Any], *, init_head: str, labels: Mapping[str, Any]
 ) -> tuple[dict[str, Any], str]:
-    """Combine pretrained weights and freshly drawn ones to those that a run starts from.
+    """Merge pretrained weights into freshly initialized variables.
 
     Args:
-        fresh: the model's variables as drawn, which a new last layer is taken from.
+        fresh: the model's initialized variables; a new last layer is taken from them.
         init_head: "keep" or "new", for the last layer.
-        labels: of the dataset that the model is for.
+        labels: the labels of the dataset to train on.
 
     Returns:
-        Variables on the host, and a sentence on where they come from.
+        The variables on the host, and a sentence about their origin.
 
     Raises:
-        RunError: the last layer is to be kept, and has another number of outputs.
+        RunError: the last layer is kept but has a different number of outputs.
     """
     faults = _differences(pretrained.variables, model)
     if faults and init_head == "keep":
         raise RunError(
-            f"the last layer of {pretrained.description} does not fit the dataset: "
-            f"{'; '.join(faults.values())}; set config.init_head=new to start with a fresh one"
+            f"the last layer of {pretrained.description} does not match the dataset: "
+            f"{'; '.join(faults.values())}; set config.init_head=new to initialize a new one"
         )
     theirs = _flatten(pretrained.variables)
     taken = [
@@ -133,8 +132,8 @@ def merge_pretrained(
     elif all(value in (None, labels.get(name, value)) for name, value in pretrained.labels.items()):
         head = "their last layer"
     else:
-        head = "their last layer, which was trained for classes of other names"
-    return variables, f"starts from {pretrained.description}, with {head}"
+        head = "their last layer, which was trained for other classes"
+    return variables, f"initialized from {pretrained.description}, with {head}"
 
 
 def _in_head(path: LeafPath, model: Model) -> bool:

@@ -16,8 +16,8 @@ T = TypeVar("T")
 class StopSignals:
     """A context in which SIGTERM and SIGINT request a stop; a second signal has its usual effect.
 
-    Under a supervisor a second signal has no effect, as a system that shuts down signals both processes and the
-    supervisor forwards its own; it kills this process itself if it receives two.
+    Under a supervisor a second signal has no effect, because a system shutdown signals both processes and the
+    supervisor forwards its own signal; it kills this process if it receives two.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The state of a run: what a step changes and a checkpoint keeps."""
+"""The training state: everything that a step updates and a checkpoint stores."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,13 +14,13 @@ from mambaout_jax.models import Model
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """Everything that a step changes.
+    """The training state.
 
     Args:
-        step: optimizer steps taken.
-        variables: {"params", "batch_stats"} that are trained.
-        ema: the moving average of `variables`, or None where none is kept.
-        opt_state: the optimizer's.
+        step: number of completed optimizer steps.
+        variables: the trained {"params", "batch_stats"}.
+        ema: the exponential moving average of `variables`, or None.
+        opt_state: the state of the optimizer.
     """
 
     step: Int[Array, ""]
@@ -30,12 +30,12 @@ class TrainState:
 
     @property
     def weights(self) -> dict[str, Any]:
-        """Variables by the name of their kind: "raw" for the trained ones and, where it is kept, "ema"."""
+        """The variables by kind of weights: "raw" and, if there is an average, "ema"."""
         return {"raw": self.variables} if self.ema is None else {"raw": self.variables, "ema": self.ema}
 
     @property
     def best_weights(self) -> str:
-        """The kind of weights that is reported first: the average where it is kept."""
+        """The kind of weights that is reported first: "ema" if there is an average, else "raw"."""
         return "raw" if self.ema is None else "ema"
 
 
@@ -51,6 +51,6 @@ def init_state(model: Model, optimizer: optax.GradientTransformation, key: Key[A
 
 
 def with_variables(state: TrainState, variables: dict[str, Any]) -> TrainState:
-    """Return the state with other weights, in the average too; they are copied."""
+    """Return the state with copies of `variables` as its weights and their average."""
     copies = [jax.tree.map(jnp.copy, variables) for _ in range(2)]
     return replace(state, variables=copies[0], ema=None if state.ema is None else copies[1])

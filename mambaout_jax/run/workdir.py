@@ -1,4 +1,4 @@
-"""The folder of a run: its files, when it may be used again, and how to load what was trained."""
+"""The folder of a run: its files, the rules for resuming, and loading the trained model."""
 
 import contextlib
 import hashlib
@@ -25,24 +25,24 @@ from mambaout_jax.process import lock, within_seconds
 from mambaout_jax.run.checkpoints import Checkpoints
 from mambaout_jax.run.config import RunConfig, changed_keys, from_json
 from mambaout_jax.run.errors import USER_ERRORS, RunError
-from mambaout_jax.run.files import fault_of_writing, write_atomically
+from mambaout_jax.run.files import find_write_error, write_atomically
 from mambaout_jax.tasks.api import Labels, Task
 
 LOCK = ".lock"
-# Those that decide what a run computes.
+# The packages that affect the numbers of a run.
 PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy", "pillow",
 )  # fmt: skip
-# Reference: Cloud Storage's documentation, "About Cloud Storage buckets", on names.
+# Reference: documentation of Cloud Storage, "About Cloud Storage buckets", bucket names.
 _IN_BUCKET = re.compile(r"gs://[a-z0-9][a-z0-9._-]+[a-z0-9]/.")
 
 
 class Run(NamedTuple):
-    """What inference needs of a trained run.
+    """A trained model with its config and task.
 
     Args:
-        labels: what the outputs mean, as the task wrote it down.
-        weights: which of them `variables` are, "ema" or "raw".
+        labels: the labels of the dataset, as the task recorded them.
+        weights: the kind of weights in `variables`, "ema" or "raw".
     """
 
     config: RunConfig
@@ -55,36 +55,36 @@ class Run(NamedTuple):
 
 
 def open_workdir(path: epath.PathLike) -> epath.Path:
-    """Return an absolute local path, which orbax requires, or check that a bucket answers.
+    """Return an absolute local path, which orbax requires, or the path in a reachable bucket.
 
     Raises:
-        RunError: it is neither, or the bucket does not answer.
+        RunError: the path is invalid, or the bucket cannot be reached.
     """
     if not os.fspath(path):
-        raise RunError("the workdir has an empty name; a folder is expected")
+        raise RunError("the path of the workdir is empty; expected a folder")
     if re.match(r"\w+:/", os.fspath(path)) and not _IN_BUCKET.match(os.fspath(path)):
-        raise RunError(f"{path} is not a workdir; a folder or gs://BUCKET/... is expected, the bucket in lower case")
+        raise RunError(f"{path} is not a valid workdir; expected a folder or gs://BUCKET/..., the bucket in lower case")
     if not is_remote(path):
         return epath.Path(path).expanduser().absolute()
     workdir = epath.Path(path)
     try:
         within_seconds(REMOTE_SECONDS, workdir.exists)
-    except Exception as error:  # each client of a bucket raises types of its own
+    except Exception as error:  # each storage client raises its own types
         raise RunError(
-            f"workdir {path} cannot be reached ({explain(error)}); look at its name, your rights and the network"
+            f"workdir {path} cannot be reached ({explain(error)}); check its name, your permissions and the network"
         ) from error
     return workdir
 
 
 @contextlib.contextmanager
 def lock_workdir(workdir: epath.Path) -> Iterator[None]:
-    """Lock a local folder for this process while the context is open; the kernel unlocks it if the process dies.
+    """Lock a local folder for this process during the context; the kernel releases the lock if the process dies.
 
-    A bucket is not locked.
+    Buckets are not locked.
 
     Raises:
-        RunError: another process has locked it.
-        OSError: it cannot be written.
+        RunError: another process has the lock.
+        OSError: the folder is not writable.
     """
     if is_remote(workdir):
         yield
@@ -94,17 +94,18 @@ def lock_workdir(workdir: epath.Path) -> Iterator[None]:
             lock(file)
         except BlockingIOError as error:
             raise RunError(
-                f"workdir {workdir} is in use by another process; wait for its end or name another with --workdir"
+                f"workdir {workdir} is in use by another process; wait until it ends or use another --workdir"
             ) from error
-        except OSError as error:  # some network file systems have no locks
+        except OSError as error:  # some network file systems do not support locks
             print(
-                f"workdir {workdir} cannot be locked ({error.strerror}); let no other process use it", file=sys.stderr
+                f"workdir {workdir} cannot be locked ({error.strerror}); make sure that no other process uses it",
+                file=sys.stderr,
             )
         yield
 
 
 def is_workdir(path: epath.PathLike) -> bool:
-    """Check whether a path is the workdir of a run, not a file or folder of another program's weights."""
+    """Return whether a path is the workdir of a run, rather than a file or folder of PyTorch weights."""
     workdir = open_workdir(path)
     return (workdir / "environment.json").exists() or _has_checkpoints(workdir)
 
@@ -114,27 +115,26 @@ def _has_checkpoints(workdir: epath.Path) -> bool:
 
 
 def claim_workdir(path: epath.PathLike, config: RunConfig) -> epath.Path:
-    """Create the workdir, or check that the run in it may be resumed with this config; existing files are not changed.
+    """Create the workdir, or check that its run may be resumed with this config; existing files are not changed.
 
     Raises:
-        RunError: it cannot be written, or `config.resume` does not allow to resume its run.
+        RunError: the workdir is not writable, or `config.resume` forbids to resume its run.
     """
     workdir = open_workdir(path)
-    if fault := fault_of_writing(workdir):
-        raise RunError(f"workdir {workdir} cannot be written ({fault}); name another with --workdir")
+    if fault := find_write_error(workdir):
+        raise RunError(f"workdir {workdir} is not writable ({fault}); use another --workdir")
     if (kept := workdir / "checkpoints").exists() and not kept.is_dir():
-        raise RunError(f"{kept} is not a directory; move it, or name another --workdir")
-    if blind := distributed.check_shared_filesystem(workdir):
+        raise RunError(f"{kept} is not a directory; move it, or use another --workdir")
+    if others := distributed.check_shared_filesystem(workdir):
         raise RunError(
-            f"process 0 does not have the workdir of process {', '.join(map(str, blind))} (here it is {workdir}); name "
+            f"workdir {workdir} is a different folder on process {', '.join(map(str, others))} than on process 0; use "
             "one that all hosts share"
         )
     # A run that was stopped before its first checkpoint has nothing to resume.
     if _has_checkpoints(workdir):
         if not (workdir / "config.json").exists():
             raise RunError(
-                f"workdir {workdir} has checkpoints and no config.json, so it is unknown of which run; restore the "
-                "file, or name another with --workdir"
+                f"workdir {workdir} has checkpoints but no config.json; restore the file, or use another --workdir"
             )
         _check_resume(workdir, load_config(workdir), config)
     return workdir
@@ -143,79 +143,79 @@ def claim_workdir(path: epath.PathLike, config: RunConfig) -> epath.Path:
 def _check_resume(workdir: epath.Path, recorded: RunConfig, config: RunConfig) -> None:
     if "imported_from" in load_environment(workdir):
         raise RunError(
-            f"workdir {workdir} has imported weights, which no run can resume from; name another with --workdir, and "
-            f"start from these by --config.init_from={workdir}"
+            f"workdir {workdir} has imported weights and no run to resume; use another --workdir and start from these "
+            f"weights with --config.init_from={workdir}"
         )
     check_same_model(workdir, recorded, config)
     if config.resume == "never":
-        raise RunError(f"workdir {workdir} has a run and config.resume is 'never'; name another with --workdir")
+        raise RunError(f"workdir {workdir} has a run and config.resume is 'never'; use another --workdir")
     if config.resume == "same" and (changes := changed_keys(config, recorded)):
         raise RunError(
-            f"workdir {workdir} has a run with another config: {'; '.join(changes)}. Name another --workdir, or "
-            "resume with this config by --config.resume=any"
+            f"workdir {workdir} has a run with another config: {'; '.join(changes)}. Use another --workdir, or resume "
+            "with this config with --config.resume=any"
         )
 
 
 def check_same_model(workdir: epath.Path, recorded: RunConfig, config: RunConfig) -> None:
-    """Check that a workdir has a run of the task and of the family that a config names.
+    """Check that the run in a workdir has the task and the model family of a config.
 
     Raises:
-        RunError: it has one of others, which are named.
+        RunError: the task or the family differs.
     """
     if recorded.task is not config.task:
         raise RunError(
-            f"workdir {workdir} has a run of the task {recorded.task.name!r} and config.task is "
-            f"{config.task.name!r}; name another with --workdir"
+            f"workdir {workdir} has a run of the task {recorded.task.name!r} but config.task is "
+            f"{config.task.name!r}; use another --workdir"
         )
     names = recorded.model.get("name", ""), config.model.get("name", "")
     theirs, ours = map(find_family, names)
     if theirs is not ours:
         raise RunError(
-            f"workdir {workdir} has a run of {names[0]}, a {theirs.module.__name__}, and config.model.name is "
-            f"{names[1]!r}, a {ours.module.__name__}; name another with --workdir"
+            f"workdir {workdir} has a run of {names[0]}, a {theirs.module.__name__}, but config.model.name is "
+            f"{names[1]!r}, a {ours.module.__name__}; use another --workdir"
         )
 
 
 def check_space(workdir: epath.Path, num_bytes: int) -> None:
-    """Check that the disk has room for the checkpoints of a run.
+    """Check that the disk has enough space for the checkpoints of a run.
 
     Args:
-        num_bytes: of the checkpoints that are still to be written.
+        num_bytes: size of the checkpoints that are not written yet.
 
     Raises:
-        RunError: the disk has less room.
+        RunError: the disk has less space.
     """
     if is_remote(workdir):
         return
     free = shutil.disk_usage(workdir).free
     if free < num_bytes:
         raise RunError(
-            f"{workdir} has {free / 2**20:.3g} MiB free where the checkpoints need {num_bytes / 2**20:.3g} MiB; make "
-            "room or name another place"
+            f"{workdir} has {free / 2**20:.3g} MiB of free space but the checkpoints need {num_bytes / 2**20:.3g} MiB; "
+            "free some space or use another disk"
         )
 
 
 def load_config(path: epath.PathLike) -> RunConfig:
-    """Read the config of a workdir; that of imported weights has what an evaluation needs.
+    """Load the config of a workdir; that of imported weights has only the keys of an evaluation.
 
     Raises:
-        RunError: there is none, or it cannot be read.
+        RunError: the config does not exist or cannot be read.
     """
     workdir = epath.Path(path)
     recorded = workdir / "config.json"
     try:
         return from_json(recorded.read_text())
     except OSError as error:
-        fault = error.strerror or "not found"  # errors of a bucket's client have no words of their own
+        fault = error.strerror or "not found"  # errors of storage clients have no strerror
         raise RunError(f"{path} is not the workdir of a run: it has no readable config.json ({fault})") from error
     except ValueError as error:
         if isinstance(error, USER_ERRORS):
             raise RunError(f"{recorded}: {error}") from error
-        raise RunError(f"{recorded} is not the JSON that a run writes ({error})") from error
+        raise RunError(f"{recorded} is not a valid config of a run ({error})") from error
 
 
 def is_imported(workdir: epath.Path) -> bool:
-    """Check whether a workdir has imported weights rather than a run."""
+    """Return whether a workdir has imported weights rather than a run."""
     try:
         return "imported_from" in json.loads((workdir / "environment.json").read_text())
     except (OSError, ValueError, TypeError):
@@ -226,7 +226,7 @@ def load_run(path: epath.PathLike, weights: str | None = None) -> Run:
     """Load the model of a workdir with the weights of its newest checkpoint.
 
     Args:
-        weights: "ema" or "raw"; None for the average where one was kept.
+        weights: "ema" or "raw"; None for "ema" if the run has an average, else "raw".
 
     Raises:
         RunError: the workdir has no run, no readable checkpoint, or no average.
@@ -247,14 +247,14 @@ def load_run(path: epath.PathLike, weights: str | None = None) -> Run:
 
 
 def load_environment(workdir: epath.Path) -> dict[str, Any]:
-    """Read what `record_run` wrote: "labels", what the outputs of the model mean, and more.
+    """Load the environment that `record_run` wrote, with "labels" for the outputs of the model.
 
     Raises:
-        RunError: it is not there or is something else.
+        RunError: the file is missing or invalid.
     """
     try:
         environment = json.loads((workdir / "environment.json").read_text())
-        if "labels" not in environment:  # of a run from before labels had a key of their own
+        if "labels" not in environment:  # written by an earlier version, without the key "labels"
             environment["labels"] = {
                 name: environment.pop(name) for name in ("num_classes", "class_names") if name in environment
             }
@@ -264,7 +264,8 @@ def load_environment(workdir: epath.Path) -> dict[str, Any]:
             raise TypeError("labels are not an object")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(
-            f"{workdir / 'environment.json'} is not what a run writes ({error!r}); train there first"
+            f"{workdir / 'environment.json'} is not a valid environment of a run ({error!r}); use a workdir that was "
+            "trained or imported"
         ) from error
     return environment
 
@@ -274,7 +275,7 @@ def _versions() -> dict[str, str]:
 
 
 def describe_environment(source: Source) -> dict[str, Any]:
-    """Return what a run depends on besides its config: versions, devices, dataset."""
+    """Return everything except the config that a run depends on: versions, devices, dataset."""
     return {
         **_versions(),
         "platform": jax.default_backend(),
@@ -288,7 +289,7 @@ def describe_environment(source: Source) -> dict[str, Any]:
 
 
 def describe_program(config: RunConfig) -> dict[str, str]:
-    """Return what has to be the same in all processes of a run: code, config and versions."""
+    """Return everything that must be equal in all processes of a run: code, config and versions."""
     return {
         **_versions(),
         "mambaout_jax's code": _hash_code(Path(__file__).parent.parent),
@@ -299,7 +300,7 @@ def describe_program(config: RunConfig) -> dict[str, str]:
 
 
 def _code_of(module: str) -> Path:
-    """Return the file of a module, or the folder of a package."""
+    """Return the file of a module or the folder of a package."""
     file = Path(sys.modules[module].__file__)
     return file.parent if file.name == "__init__.py" else file
 
@@ -312,6 +313,6 @@ def _hash_code(place: Path) -> str:
 
 
 def record_run(workdir: epath.Path, config: RunConfig, environment: dict[str, Any]) -> None:
-    """Write the config and the environment of a run, once all checks have passed."""
+    """Write the config and the environment of a run after all checks have passed."""
     write_atomically(workdir / "config.json", config.to_json())
     write_atomically(workdir / "environment.json", json.dumps(environment, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""The results of a study: numbers from its runs, and sentences that claim no more than these support."""
+"""The results of a study: the numbers of its runs, and the conclusions that they support."""
 
 import json
 import statistics
@@ -16,7 +16,7 @@ from mambaout_jax.tasks.api import Metric
 # How the answer refers to each comparison, in order of importance.
 SIZES: Mapping[str, str] = MappingProxyType({"matched": "at equal parameters", "removed": "at equal widths"})
 DIVERGED = "diverged.json"
-LEFT_OUT = "Excluded because a run diverged:"
+EXCLUDED = "Excluded because a run diverged:"
 
 
 class Divergence(NamedTuple):
@@ -30,7 +30,7 @@ class Outcome(NamedTuple):
     """The result of one run.
 
     Args:
-        score: the headline metric at the last step, of the averaged weights if an average is kept.
+        score: the headline metric at the last step, of the EMA weights if the run has them.
         step_seconds: time per step in each record of the run's metrics, waiting for data included.
     """
 
@@ -91,7 +91,7 @@ def summarize(
         memory: bytes, by name of the variant.
         majority_baseline: the score of a model that ignores the image.
         diverged: by name of the variants to exclude.
-        metric: that variants are compared by.
+        metric: the metric to compare.
     """
     excluded = [_exclude(variant, diverged[variant.name]) for variant in variants if variant.name in diverged]
     variants = [variant for variant in variants if variant.name not in diverged]
@@ -140,7 +140,7 @@ def summarize(
     answer = _answer(described, comparisons, significant, majority_baseline, metric)
     return {
         "metric": metric._asdict(),
-        "answer": f"{answer} {LEFT_OUT} {', '.join(missing)}." if tested and missing else answer,
+        "answer": f"{answer} {EXCLUDED} {', '.join(missing)}." if tested and missing else answer,
         "significant_after_holm": significant,
         "variants": described,
         "comparisons": comparisons,
@@ -189,7 +189,7 @@ def _verdict(baseline: str, differences: Sequence[Mapping[str, Any]], excluded: 
     ]
     if excluded:
         missing = [f"{variant['title']} (repeat {variant['repeat']})" for variant in excluded]
-        sentences.append(f"{LEFT_OUT} {', '.join(missing)}.")
+        sentences.append(f"{EXCLUDED} {', '.join(missing)}.")
     return " ".join(sentences)
 
 
@@ -241,7 +241,7 @@ def _answer(
 
 
 def _beats(interval: Mapping[str, float], majority_baseline: float, metric: Metric) -> bool:
-    """Check whether all of an interval is better than the baseline."""
+    """Return whether the whole interval is better than the majority baseline."""
     if metric.higher_is_better:
         return interval["low"] > majority_baseline
     return interval["high"] < majority_baseline
@@ -259,7 +259,7 @@ def _name_significant(
 
 
 def _power(differences: Sequence[Mapping[str, Any]], tests: int, claim: str) -> str:
-    """Describe the smallest effect that the tests could have found, corrected for their number."""
+    """Return a sentence about the minimum detectable effect, corrected for the number of tests."""
     effects = [minimum_detectable_effect(difference["values"], tests) for difference in differences]
     if not any(effects):
         return f"This does not show that {claim}: the repeats have no spread, so the tests have no known power."

@@ -5,7 +5,7 @@ import re
 
 from mambaout_jax.run.errors import RunError
 
-# Group 1 is the name of a split, group 2 the start of its slice, which has to be an index.
+# Group 1 is the name of a split, group 2 the start of its slice, which must be an index.
 _SPLIT = re.compile(r"([\w-]+)(?:\[(\d*):-?\d*%?\])?")
 
 
@@ -16,8 +16,8 @@ def fold_splits(split: str, num_images: int, num_folds: int) -> list[tuple[str, 
     split of a fold is the rest. The order of the records was shuffled when the dataset was prepared.
 
     Args:
-        split: to divide, such as "train" or "train[:5000]".
-        num_images: in the split.
+        split: the split to divide, such as "train" or "train[:5000]".
+        num_images: number of images in the split.
 
     Raises:
         RunError: the split cannot be divided.
@@ -25,11 +25,11 @@ def fold_splits(split: str, num_images: int, num_folds: int) -> list[tuple[str, 
     match = _SPLIT.fullmatch(split)
     if not match:
         raise RunError(
-            f"config.data.train_split is {split!r}; a study divides it into folds, so the name of a split or one slice "
-            "from an index is expected, such as 'train' or 'train[:5000]'"
+            f"config.data.train_split is {split!r}; a study divides it into folds, so it must be a split or a slice "
+            "that starts at an index, such as 'train' or 'train[:5000]'"
         )
     if num_images < num_folds:
-        raise RunError(f"split {split!r} has {num_images} images; at least one per fold, {num_folds}, is expected")
+        raise RunError(f"split {split!r} has {num_images} images; expected at least one per fold, {num_folds} in all")
     name, start = match[1], int(match[2] or 0)
     edges = [start + fold * num_images // num_folds for fold in range(num_folds + 1)]
 

@@ -12,7 +12,7 @@ from mambaout_jax.run.files import write_atomically
 from mambaout_jax.study.statistics import CONFIDENCE
 from mambaout_jax.study.table import clip, columns, comparison_rows, percent, points
 
-# Of a figure, in SVG units; it is scaled to the width of its column.
+# The layout of a figure in SVG units; it is scaled to the width of its column.
 WIDTH, MARGIN, ROW, TOP, BOTTOM = 480, 14, 44, 6, 44
 
 

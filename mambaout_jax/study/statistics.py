@@ -23,11 +23,11 @@ class Interval(NamedTuple):
 def standard_error(values: Sequence[float]) -> float:
     """Compute the standard error of the mean over the folds: sd sqrt(1/n + 1/(n - 1)).
 
-    Any two repeats share training images, so they vary less than independent ones; the second term, test images over
-    training images, corrects for that.
+    Any two repeats share training images, so they vary less than independent ones; the second term, the ratio of test
+    to training images, corrects for that.
 
     Args:
-        values: one for each of all n folds, two or more.
+        values: one value for each of the n >= 2 folds.
 
     Reference: Nadeau and Bengio, Inference for the Generalization Error, Machine Learning 52, 2003, section 3.
     """
@@ -43,7 +43,7 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def has_spread(values: Sequence[float]) -> bool:
-    """Check whether values differ by more than rounding."""
+    """Return whether values differ by more than rounding errors."""
     return statistics.stdev(values) > 1e-9
 
 
@@ -54,7 +54,7 @@ def minimum_detectable_effect(differences: Sequence[float], tests: int = 1) -> f
     n - 1 degrees of freedom.
 
     Args:
-        tests: m, the number of tests that `holm` corrects for, where no other one is significant.
+        tests: m, the number of tests that `holm` corrects for, if no other test is significant.
 
     Reference: Bloom, Minimum Detectable Effects, Evaluation Review 19, 1995. It approximates the noncentral t, by
     which the effect is larger: for one test by 16 % with 2 repeats, 5 % with 3, 2 % with 4; for six by 26, 16 and 10 %.
@@ -69,7 +69,7 @@ def minimum_detectable_effect(differences: Sequence[float], tests: int = 1) -> f
 
 
 def is_significant(differences: Sequence[float]) -> bool:
-    """Check whether the mean of paired differences is not zero at the 5 % level; False if they have no spread."""
+    """Return whether the mean of paired differences is nonzero at the 5 % level; False if they have no spread."""
     if not has_spread(differences):
         return False
     _, low, high = interval(differences)
@@ -77,7 +77,7 @@ def is_significant(differences: Sequence[float]) -> bool:
 
 
 def p_value(differences: Sequence[float]) -> float:
-    """Compute the two-sided p-value of paired differences by the same t; 1 if they have no spread."""
+    """Compute the two-sided p-value of paired differences by Student's t; 1 if they have no spread."""
     if not has_spread(differences):
         return 1.0
     t = abs(statistics.fmean(differences)) / standard_error(differences)

@@ -1,4 +1,4 @@
-"""A study trains variants of a model with and without an SSM on the same data for the same steps, and compares them."""
+"""Studies: variants of a model with and without an SSM, trained on the same data for the same steps and compared."""
 
 import contextlib
 import io
@@ -44,8 +44,8 @@ def find_experiment(dataset: str) -> str:
     """
     if not EXPERIMENTS.exists():
         raise RunError(
-            f"configs/study.py is not part of an installed package; to study dataset {dataset!r}, run from a checkout "
-            "or name an experiment with --config"
+            f"configs/study.py is not part of the installed package; to study dataset {dataset!r}, run in a checkout "
+            "of the repository or set an experiment with --config"
         )
     return f"{EXPERIMENTS}:{re.split('[/:]', dataset)[0]}"
 
@@ -57,9 +57,9 @@ def run_study(config: RunConfig, path: epath.PathLike, num_repeats: int) -> dict
     validation split is not used: it remains for the final model.
 
     Args:
-        config: of the experiment. `model` is the baseline, `study` the variants.
-        path: the workdir; each run has its own below it.
-        num_repeats: folds and seeds, two or more.
+        config: config of the experiment. `model` is the baseline, `study` the variants.
+        path: the workdir; each run has a workdir of its own inside.
+        num_repeats: number of folds and seeds, at least two.
 
     Returns:
         The content of study.json.
@@ -67,11 +67,11 @@ def run_study(config: RunConfig, path: epath.PathLike, num_repeats: int) -> dict
     Raises:
         RunError, TaskError, DataError, ModelError: the config, the workdir or the dataset is invalid.
         DivergedError: the baseline diverged. Any other variant that diverges is excluded.
-        StoppedError: a signal was received; everything is saved.
+        StoppedError: the process received a signal; the state is saved.
     """
     with StopSignals() as stop, contextlib.ExitStack() as cleanup:
         if config.init_from is not None:
-            raise RunError("config.init_from is set; all variants of a study start from random weights, so unset it")
+            raise RunError("config.init_from is set, but all variants of a study start from random weights; unset it")
         config.replace({"seed": config.seed + num_repeats - 1})  # the largest seed has to be valid too
         settings, task = nest(config.values), config.build_task()
         task.check()
@@ -122,7 +122,7 @@ def run_folder(workdir: epath.Path, variant: StudyVariant, repeat: int) -> epath
 
 
 def warn_about_shrinking(source: Source, size: tuple[int, int]) -> None:
-    """Print a warning if the first image is larger than the models' input; unreadable images are left to training."""
+    """Print a warning if the first image is larger than the models' input; ignore an unreadable one."""
     with contextlib.suppress(DataError, OSError, Image.DecompressionBombError):
         width, height = Image.open(io.BytesIO(source[0]["image"])).size
         if height > size[0] or width > size[1]:
@@ -162,7 +162,7 @@ def _train_variants(
                 train(_config(config, variant, repeat, folds[repeat]), folder)
                 write_report(folder)
             except DivergedError as error:
-                # Recorded, as the same run with the same seed would diverge again.
+                # Recorded, because the same run with the same seed would diverge again.
                 divergence = Divergence(repeat, str(error))
                 write_atomically(folder / DIVERGED, json.dumps({"reason": divergence.reason}) + "\n")
             jax.clear_caches()
@@ -179,9 +179,9 @@ def _train_variants(
 
 @contextlib.contextmanager
 def _claimed(path: epath.PathLike, plan: dict[str, Any], free: Collection[str]) -> Iterator[epath.Path]:
-    """Create and lock the workdir, or check that it contains the same study but for the keys `free` of its config."""
+    """Create and lock the workdir, or check that it contains the same study, except for the config keys `free`."""
     if is_remote(path):
-        raise RunError(f"workdir {path} is in a bucket; a local folder is expected for a study")
+        raise RunError(f"workdir {path} is in a bucket; a study requires a local folder")
     workdir = open_workdir(path)
     file = workdir / "plan.json"
     with contextlib.ExitStack() as cleanup:
@@ -194,20 +194,18 @@ def _claimed(path: epath.PathLike, plan: dict[str, Any], free: Collection[str]) 
                 if item.name != LOCK and not item.name.startswith(f".{file.name}.")
             ]
             if others and not file.exists():
-                raise RunError(f"workdir {workdir} contains files that are not a study's; name another with --workdir")
+                raise RunError(f"workdir {workdir} has files but no study; use another --workdir")
             cleanup.enter_context(lock_workdir(workdir))
             if file.exists():
                 _check_plan(workdir, plan, json.loads(file.read_text()), free)
             else:
                 write_atomically(file, json.dumps(plan, indent=2) + "\n")
         except OSError as error:
-            raise RunError(
-                f"workdir {workdir} cannot be written ({error.strerror}); name another with --workdir"
-            ) from error
+            raise RunError(f"workdir {workdir} is not writable ({error.strerror}); use another --workdir") from error
         except ValueError as error:
             if isinstance(error, RunError):
                 raise
-            raise RunError(f"{file} is not the plan of a study ({error}); name another --workdir") from error
+            raise RunError(f"{file} is not the plan of a study ({error}); use another --workdir") from error
         yield workdir
 
 
@@ -215,9 +213,7 @@ def _check_plan(workdir: epath.Path, plan: dict[str, Any], recorded: Any, free: 
     if not isinstance(recorded, dict):
         raise ValueError(f"{recorded!r:.40} is not an object")
     if recorded.keys() != plan.keys():
-        raise RunError(
-            f"workdir {workdir} contains a study of another version of this program; name another with --workdir"
-        )
+        raise RunError(f"workdir {workdir} contains a study of another version of this program; use another --workdir")
     ours, theirs = flatten_config(plan), flatten_config(recorded)
     changes = [
         f"{key} was {theirs.get(key)!r}, is {ours.get(key)!r}"
@@ -226,7 +222,7 @@ def _check_plan(workdir: epath.Path, plan: dict[str, Any], recorded: Any, free: 
     ]
     if changes:
         raise RunError(
-            f"workdir {workdir} contains a study with other settings: {'; '.join(changes)}; name another with --workdir"
+            f"workdir {workdir} contains a study with other settings: {'; '.join(changes)}; use another --workdir"
         )
 
 

@@ -51,7 +51,7 @@ def comparison_rows(study: Mapping[str, Any], comparison: Mapping[str, Any]) -> 
 
 
 def clip(interval: Mapping[str, float], metric: Mapping[str, Any]) -> dict[str, float]:
-    """Clip an interval of percentages to 0 and 100, which an interval by t may exceed."""
+    """Clip an interval of percentages to 0 and 100, which Student's t may exceed."""
     if metric["unit"] != "%":
         return dict(interval)
     return {**interval, "low": max(interval["low"], 0.0), "high": min(interval["high"], 100.0)}

@@ -1,6 +1,6 @@
-"""The variants of a study: models that differ in how they mix tokens and in as little else as possible.
+"""The variants of a study: models that differ in token mixing and as little else as possible.
 
-Which ones there are is data, the section `study` of an experiment (docs/study.md, configs/study.py).
+They are defined in the section `study` of an experiment (docs/study.md, configs/study.py).
 """
 
 import bisect
@@ -24,21 +24,21 @@ COMPARISONS: Mapping[str, str] = MappingProxyType(
 )
 
 Options = dict[str, Any]
-Neighbours = tuple[Options, Options]
+Neighbors = tuple[Options, Options]
 
 
 class VariantSpec(NamedTuple):
     """An entry of `config.study.variants`.
 
     Args:
-        title: for tables and pages.
-        has_ssm: whether the study asks about this variant.
-        model: options on top of `config.model`. With a "name" it is another model, which takes from `config.model`
-            the options that both have, and the preparation of images.
-        width: the option that is scaled to match parameters: a tuple by thousandths, a number over multiples of the
+        title: display name.
+        has_ssm: whether the variant has an SSM; the study's answer is about these variants.
+        model: options on top of `config.model`. With a "name" it is a different model, which takes from `config.model`
+            the options that both have, and the preprocessing.
+        width: the option that is scaled to match parameters: a tuple in steps of 1/1000, a number in multiples of the
             option `multiple_of`.
-        multiple_of: required where `width` is a number.
-        fill: an option that multiplies `width`, for the parameters that the widest multiple leaves.
+        multiple_of: required if `width` is a number.
+        fill: an option that multiplies `width`, to fine-tune the number of parameters.
         derived: options computed from the baseline, by name: "first_stride", pixels per token in its first stage, or
             "num_blocks", the sum of its `depths`.
     """
@@ -56,9 +56,9 @@ class StudyVariant(NamedTuple):
     """A model of a study.
 
     Args:
-        name: of its runs: the baseline's own, otherwise the comparison and the entry of `config.study.variants`.
-        comparisons: of which it is part.
-        model: the section of the config.
+        name: name of its runs: the entry of `config.study.variants`, after the comparison except for the baseline.
+        comparisons: the comparisons that include it.
+        model: its section `model` of the config.
         params: number of parameters.
         macs: multiply-adds per image.
     """
@@ -84,7 +84,7 @@ def design_variants(
         build: builds a model from its section of a config.
 
     Raises:
-        RunError: the section `study` is missing or invalid, it does not fit the model, or a variant cannot be brought
+        RunError: the section `study` is missing or invalid, the model lacks its options, or a variant cannot be scaled
             to within 2 % of the baseline's parameters.
         ModelError: an option is invalid.
     """
@@ -94,13 +94,11 @@ def design_variants(
     options = create_model(given["name"]).options
     if unknown := [option for option in (*base.model, base.width) if option not in options]:
         raise RunError(
-            f"config.model.name is {given['name']!r}, which has no {' and no '.join(unknown)}; a model with the "
-            f"options of config.study.variants.{study['baseline']} is expected"
+            f"config.model.name is {given['name']!r}, which has no {' and no '.join(unknown)}; expected a model with "
+            f"the options of config.study.variants.{study['baseline']}"
         )
     own = build(given)
-    print(
-        f"Searching for widths at which the variants of {own.name} have equal numbers of parameters.", file=sys.stderr
-    )
+    print(f"Searching for widths that give the variants of {own.name} equal numbers of parameters.", file=sys.stderr)
     baseline = _build(study["baseline"], base, tuple(COMPARISONS), given | dict(base.model), build)
     variants = [baseline]
     for comparison in COMPARISONS:
@@ -125,8 +123,8 @@ _SPEC = {
 def _read_specs(study: Mapping[str, Any] | None) -> dict[str, VariantSpec]:
     expected = ("baseline", *COMPARISONS, "variants")
     if not isinstance(study, Mapping) or sorted(study) != sorted(expected):
-        found = f"made of {', '.join(study)}" if isinstance(study, Mapping) else "missing"
-        raise RunError(f"config.study is {found}; {', '.join(expected)} are expected, as in configs/study.py")
+        found = f"has the keys {', '.join(study)}" if isinstance(study, Mapping) else "is missing"
+        raise RunError(f"config.study {found}; expected {', '.join(expected)}, as in configs/study.py")
     if not isinstance(study["variants"], Mapping):
         raise RunError(f"config.study.variants is {study['variants']!r}; a section of variants is expected")
     specs = {name: _read_spec(f"config.study.variants.{name}", entry) for name, entry in study["variants"].items()}
@@ -147,7 +145,7 @@ def _read_spec(place: str, entry: Any) -> VariantSpec:
     try:
         spec = VariantSpec(**entry)
     except TypeError as error:
-        raise RunError(f"{place} is invalid ({error}); {', '.join(VariantSpec._fields)} are expected") from error
+        raise RunError(f"{place} is invalid ({error}); expected keys are {', '.join(VariantSpec._fields)}") from error
     for field, key in _SPEC.items():
         _require(f"{place}.{field}", key, getattr(spec, field))
     for field in ("model", "derived"):
@@ -175,18 +173,18 @@ def _variant_options(name: str, spec: VariantSpec, given: Options, own: Model) -
     if "name" not in spec.model:
         return given | dict(spec.model)
     known = create_model(spec.model["name"]).options
-    preparation = own.input_spec._asdict()
+    preprocessing = own.input_spec._asdict()
     quantities = {"first_stride": own.feature_info[0].stride, "num_blocks": sum(own.options.get("depths", ()))}
     for option, quantity in spec.derived.items():
         if quantity not in quantities:
             raise RunError(
-                f"config.study.variants.{name}.derived.{option} is {quantity!r}; one of {', '.join(quantities)} is "
-                "expected"
+                f"config.study.variants.{name}.derived.{option} is {quantity!r}; expected one of "
+                f"{', '.join(quantities)}"
             )
     return {
         **{option: value for option, value in given.items() if option in known},
-        "img_size": preparation.pop("size"),
-        **preparation,
+        "img_size": preprocessing.pop("size"),
+        **preprocessing,
         **{option: quantities[quantity] for option, quantity in spec.derived.items()},
         **spec.model,
     }
@@ -212,15 +210,15 @@ def _match(
     nearest, params = min(counted, key=lambda found: abs(found[1] - target))
     if abs(params - target) > TOLERANCE * target:
         raise RunError(
-            f"variant {name} has {params:,} parameters at its nearest width, and the baseline {target:,}; at most "
-            f"{100 * TOLERANCE:g} % apart is expected, which larger config.model.{base_width} allow"
+            f"variant {name} has {params:,} parameters at its nearest width and the baseline {target:,}, more than "
+            f"{100 * TOLERANCE:g} % apart; use larger config.model.{base_width}"
         )
     return nearest
 
 
 def _match_scaled(
     width: str, sizes: tuple[int, ...], options: Options, count: Callable[[Options], int], target: int
-) -> Neighbours:
+) -> Neighbors:
     def scale(thousandths: int) -> Options:
         return options | {width: tuple(max(2, round(size * thousandths / 1000)) for size in sizes)}
 
@@ -229,8 +227,8 @@ def _match_scaled(
 
 def _match_multiples(
     spec: VariantSpec, unit: int, options: Options, count: Callable[[Options], int], target: int
-) -> Neighbours:
-    """Find the largest multiple that has no more parameters than the target, then the values of `fill` around it."""
+) -> Neighbors:
+    """Find the largest multiple with at most the target's parameters, then the two closest values of `fill`."""
 
     def widen(units: int) -> Options:
         return options | {spec.width: unit * units}
@@ -246,7 +244,7 @@ def _match_multiples(
     return _around(range(1, 8 * width), fill, count, target)
 
 
-def _around(values: range, make: Callable[[int], Options], count: Callable[[Options], int], target: int) -> Neighbours:
-    """Find two neighbouring values between which the number of parameters, which rises with them, passes the target."""
+def _around(values: range, make: Callable[[int], Options], count: Callable[[Options], int], target: int) -> Neighbors:
+    """Find the two adjacent values around the target; the number of parameters increases with the value."""
     above = bisect.bisect_right(values, target, key=lambda value: count(make(value)))
     return make(values[max(above - 1, 0)]), make(values[min(above, len(values) - 1)])

@@ -1,1 +1,1 @@
-"""Tasks: what a label is, and everything that depends on it."""
+"""Tasks: everything that depends on what a label is."""

@@ -1,8 +1,8 @@
-"""What a task is: everything that depends on what a label is, behind one base class.
+"""The base class of tasks: everything that depends on what a label is.
 
-`data`, `run`, `train`, `evaluate`, `report` and `cli` know this class and no label. A task is built from the plain
-values of a run's config, which costs nothing. It owns the records and their transforms on the host, the preparation of
-batches on the device, the loss, the metrics and what a prediction is.
+`data`, `run`, `train`, `evaluate`, `report` and `cli` use this interface only and never look at a label. A task is
+cheap to build from the plain values of a run's config. It defines how records are read and transformed on the host, how
+batches are prepared on the device, the loss, the metrics and the predictions.
 """
 
 import abc
@@ -24,13 +24,13 @@ Scores = dict[str, float]
 
 
 class Metric(NamedTuple):
-    """A number of an evaluation.
+    """A metric of an evaluation.
 
     Args:
-        key: in scores and records.
-        label: for display, such as "top-1".
-        unit: for display, such as "%"; empty where there is none.
-        digits: after the decimal point.
+        key: key in scores and records.
+        label: display name, such as "top-1".
+        unit: display unit, such as "%"; empty for none.
+        digits: number of digits after the decimal point.
     """
 
     key: str
@@ -45,18 +45,18 @@ class Metric(NamedTuple):
         return f"{self.label} {self.unit}".strip()
 
     def format(self, value: float) -> str:
-        """Return a value with its digits, without the unit."""
+        """Return a value as text, without the unit."""
         return f"{value:.{self.digits}f}"
 
 
 class LossTerm(NamedTuple):
     """One term of a loss: numerator / denominator.
 
-    Both are summed over all microbatches and devices before they are divided. The gradient is that of the numerator
-    alone, so a weight of the term belongs there.
+    Both are summed over all microbatches and devices before the division. Only the numerator is differentiated, so a
+    weight of the term belongs there.
 
     Args:
-        denominator: a plain number where it does not depend on the batch; then it costs nothing to sum up.
+        denominator: a plain number if it does not depend on the batch; then no extra pass over the batch is needed.
     """
 
     numerator: Array
@@ -67,8 +67,8 @@ class EvalOutput(NamedTuple):
     """The result of evaluating a batch.
 
     Args:
-        totals: sums over the rows of the batch that count, by name; numbers or arrays.
-        rows: a tree of arrays with one row for each of the batch's.
+        totals: sums over the valid rows of the batch, by name; numbers or arrays.
+        rows: a tree of arrays with one row per row of the batch.
     """
 
     totals: dict[str, Array]
@@ -76,10 +76,10 @@ class EvalOutput(NamedTuple):
 
 
 class RowGroup(NamedTuple):
-    """How many consecutive rows of a batch belong together.
+    """The number of consecutive rows of a batch that must stay on one device.
 
     Args:
-        key: the config key that says so; empty for groups of one.
+        key: the config key that sets it; empty for groups of one.
     """
 
     size: int = 1
@@ -90,9 +90,9 @@ class TaskConfig(NamedTuple):
     """The plain values that a task is built from.
 
     Args:
-        dataset: TFDS name; None where an imported model names none.
-        data_dir: folder of prepared datasets; None for TFDS's own.
-        model: name and the options that are set.
+        dataset: TFDS name; None if the dataset of an imported model is unknown.
+        data_dir: folder of prepared datasets; None for the default of TFDS.
+        model: the model's name and the options that are set.
         options: values of the task's own `keys`, by dotted name.
     """
 
@@ -103,38 +103,38 @@ class TaskConfig(NamedTuple):
 
 
 class Prediction(Protocol):
-    """What a model predicts for one image."""
+    """The prediction of a model for one image."""
 
     def to_json(self, limit: int) -> list[dict[str, Any]]:
-        """Return the `limit` most certain parts of the prediction as JSON values."""
+        """Return the `limit` most confident parts of the prediction as JSON values."""
 
     def describe(self, limit: int) -> list[str]:
-        """Return the same in words, a line each."""
+        """Return the `limit` most confident parts of the prediction as lines of text."""
 
 
 class Predictor(Protocol):
-    """A model that takes image files."""
+    """A model with the transform of image files."""
 
     def prepare(self, image: bytes) -> Example:
         """Return the example of an encoded image.
 
         Raises:
-            DataError: it does not decode or does not fit.
+            DataError: the image cannot be decoded or is not supported.
         """
 
     def empty(self) -> Example:
-        """Return an example of the same structure, to fill up a batch."""
+        """Return an example of the same structure, to pad a batch."""
 
     def __call__(self, variables: dict[str, Any], batch: Batch) -> list[Prediction | str]:
-        """Return a prediction for each row, or a sentence about why there is none."""
+        """Return a prediction or an error message for each row."""
 
 
 class ScoreText(NamedTuple):
-    """Scores as a report shows them.
+    """Scores formatted for a report.
 
     Args:
         summary: one sentence; empty for none.
-        columns: text by the title of its column.
+        columns: text by column title.
         note: one sentence below the table; empty for none.
     """
 
@@ -144,24 +144,25 @@ class ScoreText(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A part of a report: a title, and HTML that is safe to include."""
+    """A section of a report: its title and its escaped HTML."""
 
     title: str
     html: str
 
 
 class Task(abc.ABC):
-    """Everything that depends on what a label is. Instances are plain values, as those of a frozen dataclass.
+    """The base class of tasks. Subclasses are frozen dataclasses of plain values.
 
-    What most tasks do not need has a default.
+    Methods that most tasks do not need have a default.
 
     Args:
-        name: of the task, as `config.task` names it.
-        keys: config keys that only this task has, by dotted name.
-        metrics: of an evaluation. The first is the headline: it names the best checkpoint and the report. One with the
-            key "loss" is drawn with the training loss.
+        name: the value of `config.task` that selects the task.
+        keys: the task's own config keys, by dotted name.
+        metrics: the metrics of an evaluation. The first is the headline metric: it selects the best checkpoint and is
+            shown first. A metric with the key "loss" is plotted with the training loss.
         loss_terms: names of the terms of the loss.
-        scores_from_rows: whether `score` needs what `collect` returns; otherwise only predictions are made of it.
+        scores_from_rows: whether `score` needs the values that `collect` returns; otherwise only `join_predictions`
+            does.
     """
 
     name: ClassVar[str]
@@ -176,7 +177,7 @@ class Task(abc.ABC):
         """Build the task.
 
         Raises:
-            TaskError: values do not fit together.
+            TaskError: the values are inconsistent.
         """
 
     def check(self) -> None:
@@ -196,71 +197,71 @@ class Task(abc.ABC):
         """Open a split of the dataset.
 
         Raises:
-            DataError: it is not there or is of another kind.
+            DataError: it does not exist or has no targets for this task.
         """
 
     @staticmethod
     @abc.abstractmethod
     def labels_of_size(num_classes: int) -> Labels:
-        """Return labels for a number of classes, to build a model for a dataset that is not there."""
+        """Return labels for a number of classes, to build a model without its dataset."""
 
     def known_size(self, split: str) -> tuple[int, Labels] | None:
-        """Return images and labels of a split of a well-known dataset, which need not be prepared."""
+        """Return the number of images and the labels of a split of a well-known dataset, prepared or not."""
         return None
 
     def open_eval_sources(self) -> list[Source]:
-        """Open what an evaluation scores besides the validation split."""
+        """Open the additional sets that an evaluation scores after the validation split."""
         return []
 
     @abc.abstractmethod
     def check_source(self, source: Source, labels: Labels) -> None:
-        """Check that the targets of a source mean what those of a model mean.
+        """Check that the labels of a source match those of a model.
 
         Raises:
-            TaskError: they do not.
+            TaskError: they differ.
         """
 
     @abc.abstractmethod
     def imported_labels(self, model: Model, labels: Labels) -> "ImportedLabels":
-        """Return what the outputs of imported weights mean.
+        """Return the labels of imported weights.
 
         Args:
-            labels: what their file tells of it.
+            labels: the labels in the weights file.
         """
 
     @abc.abstractmethod
     def train_transform(self, model: Model, source: Source | None = None) -> TrainExampleTransform:
-        """Return the transform of records for training; image and targets go through it together.
+        """Return the joint transform of image and targets for training.
 
         Raises:
-            DataError: the source cannot be trained on.
+            DataError: the source has no targets to train on.
         """
 
     @abc.abstractmethod
     def eval_transform(self, model: Model, source: Source | None = None) -> EvalExampleTransform:
-        """Return the transform of records for evaluation; without a source, for images of any."""
+        """Return the transform of records for evaluation; without a source, for images of any dataset."""
 
     # Learning, on the devices.
 
     @abc.abstractmethod
     def build_model(self, labels: Labels) -> Model:
-        """Build the model that the config describes, for targets with this meaning.
+        """Build the model of the config for these labels.
 
         Raises:
-            ModelError: an option does not fit.
+            ModelError: an option is invalid.
         """
 
     def row_group(self) -> RowGroup:
-        """Return how many consecutive rows of a training batch belong together and stay on one device."""
+        """Return the number of consecutive rows of a training batch that must stay on one device."""
         return RowGroup()
 
     def with_row_group(self, rows: int) -> Self:
-        """Return the same task with groups that fit devices with `rows` rows each."""
+        """Return the same task with groups that divide `rows` rows per device."""
         return self
 
     @abc.abstractmethod
     def prepare_batch(self, model: Model, batch: Batch, key: Key[Array, ""]) -> Batch:
-        """Compute what is trained on from a whole batch as it came from the host: normalized images and targets."""
+        """Compute normalized images and targets from a whole batch of the data pipeline."""
 
     @abc.abstractmethod
     def train_loss(
@@ -268,70 +269,71 @@ class Task(abc.ABC):
     ) -> tuple[Mapping[str, LossTerm], Any]:
         """Compute the terms of the loss of a prepared microbatch, and the updated batch statistics.
 
-        As often as the task needs it the model runs here, with draws from the key and with a look at the targets.
+        A task may call the model several times, sample from the key and read the targets.
         """
 
     def eval_context(self, source: Source) -> Any:
-        """Return a tree of arrays, the same for all batches of a source, for `evaluate_batch`."""
+        """Return the argument `context` of `evaluate_batch`: a tree of arrays, the same for all batches of a source."""
         return {}
 
     @abc.abstractmethod
     def evaluate_batch(self, model: Model, variables: dict[str, Any], batch: Batch, context: Any) -> EvalOutput:
-        """Compute what a batch gives, in as many forward passes as it needs. Rows without `mask` do not count."""
+        """Compute totals and rows of a batch, in any number of forward passes. Rows with a false `mask` are padding."""
 
     # Results, on the host.
 
     @abc.abstractmethod
     def collect(self, rows: Any, index: np.ndarray) -> Any:
-        """Return what to keep of the rows of this process, as a picklable value.
+        """Return the part of this process's rows to keep, as a picklable value.
 
         Args:
-            rows: of `evaluate_batch`, as NumPy arrays, with the records that were read.
-            index: of these records in their source.
+            rows: rows of `evaluate_batch` for the records that were read, as NumPy arrays.
+            index: indices of these records in their source.
         """
 
     @abc.abstractmethod
     def score(self, totals: Mapping[str, Any], collected: list[Any], source: Source) -> Scores:
-        """Compute the scores of a source: a value for each metric, and "count", the images that were scored.
+        """Compute the scores of a source: a value for each metric, and "count", the number of scored images.
 
         Args:
-            totals: summed over the source.
-            collected: of all batches of all processes; empty where neither scores nor predictions are made of it.
+            totals: sums over the source.
+            collected: results of `collect` for all batches of all processes; empty if neither scores nor predictions
+                need them.
         """
 
     @abc.abstractmethod
     def join_predictions(self, collected: list[Any]) -> dict[str, np.ndarray]:
-        """Join what was collected to arrays by name, in the order of the source."""
+        """Return the results of `collect` joined into arrays by name, in the order of the source."""
 
     @abc.abstractmethod
     def baseline_score(self, source: Source) -> float:
         """Compute the headline metric of a model that ignores the image."""
 
     def describe_evaluation(self, model: Model, source: Source) -> dict[str, Any]:
-        """Return how images are evaluated, as JSON values for a record."""
+        """Return the settings of the evaluation as JSON values for its record."""
         return {}
 
     @staticmethod
     def describe_input(record: Mapping[str, Any]) -> str:
-        """Return the same of a record in words."""
+        """Return the input settings in a record as text."""
         return ""
 
     @staticmethod
     def remarks(record: Mapping[str, Any]) -> Iterable[str]:
-        """Return sentences about how a record was scored."""
+        """Return remarks on the scores in a record."""
         return ()
 
     @staticmethod
     @abc.abstractmethod
     def score_text(scores: Mapping[str, Any], split: str) -> ScoreText:
-        """Return scores as a report shows them."""
+        """Return scores formatted for a report."""
 
     @abc.abstractmethod
     def predictor(self, model: Model, labels: Labels) -> Predictor:
-        """Return what predicts image files with a model."""
+        """Return the predictor of image files."""
 
     def report_sections(self, workdir: epath.Path, labels: Labels, split: str) -> list[Section]:
-        """Return the parts of a report that show predictions.
+        """Return the sections of a report that show predictions.
 
         Raises:
             TaskError: a file of the workdir is damaged.
@@ -340,12 +342,12 @@ class Task(abc.ABC):
 
 
 class ImportedLabels(NamedTuple):
-    """What the outputs of imported weights mean.
+    """The labels of imported weights.
 
     Args:
-        labels: for `build_model` and predictions.
-        dataset: TFDS name of the dataset with these labels; None where none is known.
-        remark: a sentence about what was assumed; empty where nothing was.
+        labels: labels for `build_model` and predictions.
+        dataset: TFDS name of the dataset with these labels; None if unknown.
+        remark: a sentence about an assumption; empty for none.
     """
 
     labels: dict[str, Any]

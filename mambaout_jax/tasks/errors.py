@@ -1,5 +1,5 @@
-"""What a caller of a task can get wrong."""
+"""The exception of tasks."""
 
 
 class TaskError(ValueError):
-    """A task, a dataset or an option that does not fit, in one sentence."""
+    """An error of the user about a task, a dataset or an option; its message is one sentence."""

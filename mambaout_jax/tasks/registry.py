@@ -1,4 +1,4 @@
-"""The tasks, and how one is found by name."""
+"""The built-in tasks, and the lookup by name."""
 
 from typing import Any
 
@@ -10,26 +10,27 @@ from mambaout_jax.tasks.errors import TaskError
 
 BUILT_IN: tuple[type[Task], ...] = (Classification,)
 
-# The task of a config that names none: what was written before there was a choice.
+# The task of configs without the key `task`, which earlier versions wrote.
 DEFAULT = BUILT_IN[0].name
 
 
 def get_task(name: str) -> type[Task]:
-    """Return the task of a name, built in or from a plugin that was loaded.
+    """Return the task with a name, built in or from a loaded plugin.
 
     Raises:
-        TaskError: there is none (the nearest name is suggested), there are two, or a plugin has in TASKS what is not a
-            task.
+        TaskError: no task or two tasks have the name, or an entry of a plugin's TASKS is not a task.
     """
     known: dict[str, type[Task]] = {}
     for task in (*BUILT_IN, *plugins.provided("TASKS")):
         _check_complete(task)
         if known.setdefault(task.name, task) is not task:
-            raise TaskError(f"there are two tasks {task.name!r}: {known[task.name].__module__} and {task.__module__}")
+            raise TaskError(
+                f"two tasks have the name {task.name!r}, in {known[task.name].__module__} and {task.__module__}"
+            )
     if name not in known:
         raise TaskError(
-            f"{name!r} is not a known task; did you mean {nearest(name, known)!r}? Known are "
-            f"{', '.join(sorted(known))}; others come with config.plugins"
+            f"{name!r} is not a known task; did you mean {nearest(name, known)!r}? Known tasks are "
+            f"{', '.join(sorted(known))}; config.plugins adds others"
         )
     return known[name]
 

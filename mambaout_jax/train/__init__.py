@@ -1,1 +1,1 @@
-"""Training: the loop, the step, the optimizer, and their metrics."""
+"""Training: the loop, the step, the optimizer and the metrics."""

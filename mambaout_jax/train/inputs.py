@@ -1,4 +1,4 @@
-"""The training batches that a config describes."""
+"""The training batches of a config."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,10 +14,10 @@ from mambaout_jax.tasks.api import Batch, Task
 
 
 def open_batches(config: RunConfig) -> Iterator[Batch]:
-    """Open the training split of a config and yield its batches from the first on, without end.
+    """Open the training split of a config and return an infinite iterator over its batches from step 0.
 
     Raises:
-        RunError, TaskError, DataError, ModelError: the config, the dataset or the model does not fit.
+        RunError, TaskError, DataError, ModelError: the config, the dataset or the model is invalid.
     """
     task = config.build_task()
     ensure_prepared(config.data.name, config.data.data_dir)
@@ -28,10 +28,10 @@ def open_batches(config: RunConfig) -> Iterator[Batch]:
 def training_batches(
     config: RunConfig, task: Task, model: Model, source: Source, start_step: int = 0
 ) -> Iterator[dict[str, Any]]:
-    """Yield the batches of a run from `start_step` on, without end.
+    """Return an infinite iterator over the batches of a run from `start_step`.
 
     Raises:
-        RunError, DataError: the config or the dataset does not fit.
+        RunError, DataError: the config or the dataset is invalid.
     """
     return train_batches(
         source,
@@ -48,13 +48,13 @@ def training_batches(
 
 
 def steps_per_epoch(config: RunConfig, num_images: int) -> int:
-    """Return the number of whole batches of an epoch.
+    """Return the number of full batches per epoch.
 
     Raises:
-        RunError: there is none.
+        RunError: the dataset is smaller than a batch.
     """
     if config.batch_size > num_images:
         raise RunError(
-            f"config.batch_size is {config.batch_size}; at most the {num_images} training images are expected"
+            f"config.batch_size is {config.batch_size}; expected at most {num_images}, the number of training images"
         )
     return num_images // config.batch_size

@@ -42,15 +42,15 @@ from mambaout_jax.train.trace import StepTrace
 
 
 def train(config: RunConfig, path: epath.PathLike) -> dict[str, Any]:
-    """Train as the config says, or resume where the last run in the workdir stopped.
+    """Train the model of a config, or resume the run in the workdir.
 
     Returns:
         The content of results.json.
 
     Raises:
-        RunError, TaskError, DataError, ModelError: the config, the workdir, the dataset or the model does not fit.
-        DivergedError: a loss or gradient was not finite; the last checkpoint is from before.
-        StoppedError: a signal came; everything is saved.
+        RunError, TaskError, DataError, ModelError: the config, the workdir, the dataset or the model is invalid.
+        DivergedError: a loss or gradient is not finite; the last checkpoint is from an earlier step.
+        StoppedError: the process received a signal; the state is saved.
     """
     started = time.monotonic()
     setup = _prepare(config)
@@ -60,8 +60,8 @@ def train(config: RunConfig, path: epath.PathLike) -> dict[str, Any]:
         state, step, evaluated = start.state, start.step, start.evaluated
         if results := _finished_results(setup, start, workdir):
             return results
-        evaluated = evaluated and step < setup.num_steps  # otherwise killed before the results were written
-        lowered = setup.program.lower()  # refuses a model that does not fit the task before anything is written
+        evaluated = evaluated and step < setup.num_steps  # a kill before results.json repeats the last evaluation
+        lowered = setup.program.lower()  # a model that does not match the task fails here, before anything is written
         environment = describe_environment(setup.train_source)
         writer = _open_writer(config, setup, workdir, start, environment, cleanup)
         log = StepLog(
@@ -108,13 +108,13 @@ def train(config: RunConfig, path: epath.PathLike) -> dict[str, Any]:
                 with jax.transfer_guard("disallow"):
                     state, metrics = run_step(state, metrics, batch, start.step_key)
                 step, evaluated = step + 1, False
-                metrics = log.stepped(step, metrics)
+                metrics = log.after_step(step, metrics)
                 if setup.saves_at(step):
                     metrics = log.flush(step, metrics)
                     save()
         except (StoppedError, DataError, WorkerDiedError) as error:
-            # A record or a worker that fails takes no finished step with it. But with many hosts the others wait for
-            # this one's share of a step, and cannot save with it.
+            # After an error of the data pipeline the finished steps are saved too, except with several hosts, because
+            # the others wait inside a step and cannot take part in a save.
             if step > start.step and (isinstance(error, StoppedError) or jax.process_count() == 1):
                 metrics = log.flush(step, metrics)
                 save()
@@ -124,7 +124,7 @@ def train(config: RunConfig, path: epath.PathLike) -> dict[str, Any]:
 
 
 class _Setup(NamedTuple):
-    """What is trained, on what, and how a step computes."""
+    """The task, data, model, mesh and training program of a run."""
 
     config: RunConfig
     task: Task
@@ -143,7 +143,7 @@ class _Setup(NamedTuple):
         return step == self.num_steps or (step > 0 and step % every == 0)
 
     def saves_at(self, step: int) -> bool:
-        """Check whether a checkpoint is due without an evaluation, which saves one of its own."""
+        """Return whether a checkpoint is due; evaluations save their own."""
         every = self.config.save_every_steps
         return bool(every) and step % every == 0 and not self.evaluates_at(step)
 
@@ -157,7 +157,7 @@ def _prepare(config: RunConfig) -> _Setup:
     model = task.build_model(train_source.labels)
     mesh = distributed.make_mesh(config.fsdp)
     example = task.train_transform(model, train_source).empty()
-    task.eval_transform(model, validation)  # refuses options before the first evaluation does
+    task.eval_transform(model, validation)  # fails on invalid options now, not at the first evaluation
     program = training_program(config, task, model, example, len(train_source), mesh)
     return _Setup(config, task, train_source, validation, model, mesh, program)
 
@@ -168,24 +168,24 @@ def _open_workdir(
     distributed.assert_same_on_all_hosts(describe_program(config))
     workdir = claim_workdir(path, config)
     if config.profile.start_step is not None and is_remote(workdir):
-        raise RunError("config.profile.start_step is set; a trace is written to a local --workdir only")
+        raise RunError("config.profile.start_step is set; a trace requires a local --workdir")
     if distributed.is_first():
         cleanup.enter_context(lock_workdir(workdir))
     checkpoints = Checkpoints(workdir / "checkpoints", setup.task.metrics[0])
     cleanup.callback(checkpoints.close)
     state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(setup.program.state))
-    # Four at a time: the latest two, the best, and one that is being written.
+    # At most four exist at a time: the latest two, the best, and the one being written.
     check_space(workdir, state_bytes * max(4 - len(checkpoints.steps()), 1))
     return workdir, checkpoints
 
 
 class _Start(NamedTuple):
-    """Where a run begins.
+    """The initial or restored state of a run.
 
     Args:
-        seconds: that earlier parts of the run took.
-        step_key: of all steps, which fold it with their number.
-        description: of the weights, in words; empty for a fresh initialization.
+        seconds: training time before the restart.
+        step_key: the key that each step folds with its number.
+        description: the origin of the weights; empty for a random initialization.
     """
 
     state: TrainState
@@ -209,11 +209,14 @@ def _restore_or_initialize(config: RunConfig, setup: _Setup, workdir: epath.Path
         step = int(state.step)
         if metadata["fingerprint"] != setup.train_source.fingerprint and config.resume != "any":
             raise RunError(
-                f"the run was trained on other records of {metadata['dataset']} than config.data has now; resume with "
-                "these by --config.resume=any"
+                f"the run was trained on other records of {metadata['dataset']} than those of config.data; to resume "
+                "with the new records, add --config.resume=any"
             )
         if step > setup.num_steps:
-            raise RunError(f"workdir {workdir} is at step {step}, after the {setup.num_steps} of config.num_epochs")
+            raise RunError(
+                f"workdir {workdir} is at step {step}, after the {setup.num_steps} steps of config.num_epochs; use "
+                "more epochs or another --workdir"
+            )
         seconds = metadata["seconds"]
         return _Start(state, step, metadata["evaluated"], seconds, step_key, f"resumed from step {step}")
     state = jax.jit(setup.program.init_state, out_shardings=placed)(init_key)
@@ -240,7 +243,7 @@ def _open_writer(
     environment: dict[str, Any],
     cleanup: contextlib.ExitStack,
 ) -> MetricWriter | SilentWriter:
-    """Open the logs, record the run, and print what is trained."""
+    """Open the logs, record the run and print its summary."""
     if not distributed.is_first():
         return SilentWriter()
     (workdir / "results.json").unlink(missing_ok=True)
@@ -255,22 +258,22 @@ def _open_writer(
     )
     cleanup.callback(writer.close)
     batch = describe_batch(config.batch_size, setup.mesh.size, program.grad_accum_steps)
-    writer.say(
+    writer.print_line(
         f"{model.name}, {model.num_params:,} parameters, on {setup.mesh.size} x {jax.devices()[0].device_kind}; "
         f"{len(setup.train_source):,} training and {len(setup.validation):,} validation images of "
         f"{setup.train_source.name}; {config.num_epochs} epochs of {program.steps_per_epoch} steps; "
         f"{'; '.join(filter(None, (batch, start.description)))}"
     )
     for sentence in departures(model.family.recipe, config.values):
-        writer.say(f"not the published recipe: {sentence}")
+        writer.print_line(f"differs from the published recipe: {sentence}")
     return writer
 
 
 def _finished_results(setup: _Setup, start: _Start, workdir: epath.Path) -> dict[str, Any] | None:
-    """Return what `_finish` wrote, and say so.
+    """Return the results of a finished run, with a message.
 
-    None where the run has not finished, the file is missing or damaged, or the config says something else now: then
-    the weights have to be evaluated.
+    None if the run has not finished, results.json is missing or damaged, or the config has changed; then the weights
+    are evaluated again.
     """
     if start.step < setup.num_steps or not start.evaluated:
         return None
@@ -279,11 +282,11 @@ def _finished_results(setup: _Setup, start: _Start, workdir: epath.Path) -> dict
         return None
     try:
         results = json.loads((workdir / "results.json").read_text())
-        results = {"task": setup.task.name, **results}  # earlier versions wrote no task
+        results = {"task": setup.task.name, **results}  # earlier versions did not write the task
     except (OSError, ValueError, TypeError):
         return None
     if distributed.is_first():
-        print(f"nothing to train: the run has finished all {setup.num_steps} steps", file=sys.stderr)
+        print(f"Nothing to train: the run has finished all {setup.num_steps} steps.", file=sys.stderr)
     return results
 
 
@@ -295,10 +298,10 @@ def _evaluate(
     writer: MetricWriter | SilentWriter,
     stamp: dict[str, float],
 ) -> Evaluation:
-    """Score the weights of a state, and write scores and predictions.
+    """Evaluate the weights of a state, and write scores and predictions.
 
     Raises:
-        DivergedError: a loss is not finite, because the last update was not.
+        DivergedError: a loss is not finite.
     """
     scored = evaluator(validation, state.weights, predict=state.best_weights)
     for weights, scores in scored.scores.items():
@@ -314,22 +317,22 @@ def _evaluate(
 
 
 def _raise_stop(error: Exception, stop: StopSignals) -> None:
-    """Raise that the run was stopped, if a signal came and reading failed because of it.
+    """Raise an error about the received signal, if any, instead of the error that it caused in the data pipeline.
 
-    A scheduler that signals the whole process group ends the data workers too.
+    Schedulers signal the whole process group, which ends the data workers too.
     """
     if isinstance(error, StoppedError) or not stop.received:
         return
     stopped = f"stopped by {stop.received}"
     if jax.process_count() > 1:
-        raise distributed.LostProcessError(f"{stopped}, which ended what this process reads with") from error
+        raise distributed.LostProcessError(f"{stopped}, which ended the data workers of this process") from error
     raise StoppedError(stopped) from error
 
 
 def _finish(
     evaluated: dict[str, Any], scored: Evaluation, num_steps: int, stamp: dict[str, float], workdir: epath.Path
 ) -> dict[str, Any]:
-    """Write the results of a run that is complete."""
+    """Write results.json of a finished run, and return its content."""
     results = {
         **evaluated,
         **scored.scores,

@@ -1,4 +1,4 @@
-"""The numbers of a run: measured on the way, and written to the console, metrics.jsonl and TensorBoard."""
+"""Metrics of a run: measured in the loop, written to the console, metrics.jsonl and TensorBoard."""
 
 import json
 import math
@@ -18,17 +18,17 @@ from mambaout_jax.run.logs import LogFolder
 from mambaout_jax.tasks.api import Metric
 from mambaout_jax.train.step import StepMetrics
 
-# A run that waits for data for more than this share of its time is limited by its input.
+# A run that waits for data longer than this share of its time is input bound.
 INPUT_BOUND = 0.05
 
 
 class MetricWriter:
     """A writer of records to metrics.jsonl, TensorBoard and the console.
 
-    On a terminal a bar shows the progress of the run; elsewhere every record is a line.
+    The console shows a progress bar on a terminal, and one line per record elsewhere.
 
     Args:
-        metrics: that an evaluation gives.
+        metrics: the metrics of an evaluation.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class MetricWriter:
         steps_per_epoch: int,
         metrics: Sequence[Metric],
     ):
-        from tensorboardX import SummaryWriter  # imports PyTorch where that is installed: a second and 200 MB
+        from tensorboardX import SummaryWriter  # imports PyTorch if installed, which costs a second and 200 MB
 
         self._logs = LogFolder(workdir, "metrics.jsonl")
         self._file = _open_after(self._logs.path / "metrics.jsonl", first_step)
@@ -57,18 +57,18 @@ class MetricWriter:
         )
         self._num_steps = num_steps
         self._metrics = metrics
-        self._clock: tuple[float, int] | None = None  # from the first record on, which comes after compilation
+        self._clock: tuple[float, int] | None = None  # starts at the first record, after compilation
 
     def advance(self) -> None:
-        """Move the bar by one step."""
+        """Advance the progress bar by one step."""
         self._bar.update()
 
-    def say(self, text: str) -> None:
-        """Print a line without breaking the bar."""
+    def print_line(self, text: str) -> None:
+        """Print a line above the progress bar."""
         tqdm.write(text, file=sys.stderr)
 
     def train(self, record: dict[str, Any]) -> None:
-        """Write what was measured over the last steps."""
+        """Write the measurements of the last steps."""
         self._append({"kind": "train", **record})
         left = ""
         if self._clock is None:
@@ -85,30 +85,30 @@ class MetricWriter:
         self._bar.set_description_str(f"epoch {record['epoch']:.1f}/{self._num_epochs}", refresh=False)
         self._bar.set_postfix_str(text, refresh=False)
         if self._bar.disable:
-            self.say(f"step {record['step']}/{self._num_steps}, epoch {record['epoch']:.1f}, {text}")
+            self.print_line(f"step {record['step']}/{self._num_steps}, epoch {record['epoch']:.1f}, {text}")
 
-    def evaluation(self, record: Mapping[str, Any], view: str) -> None:
-        """Write the scores of one evaluation.
+    def evaluation(self, record: Mapping[str, Any], inputs: str) -> None:
+        """Write the scores of an evaluation.
 
         Args:
-            view: how images were evaluated, in words.
+            inputs: a description of the evaluated images, such as their size and crop.
         """
         self._append({"kind": "eval", **record})
         scores = ", ".join(f"{name} {self._describe(record[name])}" for name in ("raw", "ema") if name in record)
-        self.say(f"step {record['step']}, epoch {record['epoch']:.1f}: {scores} ({view})")
+        self.print_line(f"step {record['step']}, epoch {record['epoch']:.1f}: {scores} ({inputs})")
 
     def _describe(self, scores: Mapping[str, float]) -> str:
-        """Return the scores of one set of weights in words; the loss is in the lines of training."""
+        """Return the scores of one set of weights as text, without the loss."""
         shown = [metric for metric in self._metrics if metric.key in scores and metric.key != "loss"]
         return " ".join(f"{metric.label} {metric.format(scores[metric.key])} {metric.unit}".strip() for metric in shown)
 
     def saved(self, record: dict[str, Any]) -> None:
-        """Write how long a checkpoint blocked the run, and copy the logs to where checkpoints are."""
+        """Write the time for which a checkpoint blocked the run, and copy the logs to the workdir."""
         self._append({"kind": "save", **record})
         self._logs.copy()
 
     def close(self) -> None:
-        """Flush everything."""
+        """Close all outputs."""
         self._bar.close()
         self._board.close()
         self._file.close()
@@ -123,24 +123,24 @@ class MetricWriter:
 
 
 class SilentWriter:
-    """The MetricWriter of processes that write nothing."""
+    """A replacement for MetricWriter in processes other than the first, which write nothing."""
 
     def _ignore(self, *_: Any) -> None:
         pass
 
-    advance = say = train = evaluation = saved = close = _ignore
+    advance = print_line = train = evaluation = saved = close = _ignore
 
 
 class StepLog:
-    """The measurements of a run between records.
+    """The measurements of a run since its last record.
 
-    A sum is read only after the next step was dispatched, so that the device never waits.
+    Metrics are read only after the next step was dispatched, so that the device never waits.
 
     Args:
-        fresh: metrics of no steps, on the devices.
-        batch_size: images in a step.
+        fresh: step metrics of zero steps, on the devices.
+        batch_size: images per step.
         every: steps between records.
-        started: on the monotonic clock, when the run started; earlier if it was resumed.
+        started: start of the run on the monotonic clock, moved back by the training time before a restart.
     """
 
     def __init__(
@@ -164,14 +164,14 @@ class StepLog:
         self.restart()
 
     def restart(self) -> None:
-        """Leave out of the throughput the time since the last record."""
+        """Restart the clock of the throughput, to exclude evaluations and the like."""
         self._since, self._waited = time.monotonic(), 0.0
 
     def timed(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Yield host batches without their "skipped", which is counted, and measure the time spent waiting."""
+        """Yield host batches; measure the time spent waiting for them, and remove and sum their "skipped"."""
         rows = iter(batches)
         batch = next(rows, None)
-        self.restart()  # starting the workers is not the pace of the pipeline
+        self.restart()  # excludes the start of the workers
         while batch is not None:
             self.skipped += int(batch.pop("skipped").sum())
             yield batch
@@ -179,45 +179,45 @@ class StepLog:
             batch = next(rows, None)
             self._waited += time.monotonic() - before
 
-    def stepped(self, step: int, metrics: StepMetrics) -> StepMetrics:
-        """Read the pending metrics after a step was dispatched, and make its own pending if a record is due.
+    def after_step(self, step: int, metrics: StepMetrics) -> StepMetrics:
+        """Write the pending metrics, after the next step was dispatched, and keep these pending if a record is due.
 
         Returns:
             The metrics for the next step: fresh ones after a record.
 
         Raises:
-            DivergedError: a loss or gradient among those read was not finite.
+            DivergedError: a loss or gradient in the pending metrics is not finite.
         """
         self._writer.advance()
-        self._settle()
+        self._write_pending()
         if step % self._every:
             return metrics
         self._pending = step, metrics
         return self.fresh
 
     def flush(self, step: int, metrics: StepMetrics) -> StepMetrics:
-        """Read everything up to a step, and wait for it.
+        """Wait for a step and write all metrics up to it.
 
         Returns:
             Fresh metrics.
 
         Raises:
-            DivergedError: a loss or gradient among those read was not finite.
+            DivergedError: a loss or gradient in the metrics is not finite.
         """
-        self._settle()
+        self._write_pending()
         self._pending = step, metrics
-        self._settle()
+        self._write_pending()
         return self.fresh
 
     def stamp(self, step: int) -> dict[str, float]:
-        """Return the fields that every record starts with; `seconds` are those since the start of the run."""
+        """Return the common fields of all records: step, epoch and the seconds since the start of the run."""
         return {
             "step": step,
             "epoch": step / self._steps_per_epoch,
             "seconds": time.monotonic() - self._started,
         }
 
-    def _settle(self) -> None:
+    def _write_pending(self) -> None:
         if self._pending is None:
             return
         (step, pending), self._pending = self._pending, None
@@ -239,16 +239,16 @@ class StepLog:
             raise DivergedError(
                 f"step {int(read.first_nonfinite_step) + 1} has loss {read.nonfinite_loss:g} and gradient norm "
                 f"{read.nonfinite_grad_norm:g} at learning rate {read.nonfinite_learning_rate:g}; the last checkpoint "
-                "is from before. Lower config.optim.learning_rate, lengthen config.optim.warmup_epochs or set "
-                "config.optim.clip_grad_norm"
+                "is from an earlier step. Decrease config.optim.learning_rate, increase config.optim.warmup_epochs or "
+                "set config.optim.clip_grad_norm"
             )
         self.restart()
 
 
 def _open_after(path: epath.Path, step: int) -> IO[str]:
-    """Open to append, without the records after a step, which are made again.
+    """Open a file of records for appending, without the records after a step, which will be written again.
 
-    A line that a kill cut off is ended first, so that it does not spoil the next.
+    An incomplete last line, left by a kill, is terminated first.
     """
     if path.exists():
         lines = path.read_bytes().decode(errors="replace").splitlines(keepends=True)
@@ -265,11 +265,11 @@ def _is_after(line: str, step: int) -> bool:
     try:
         return as_number(json.loads(line)["step"]) > step
     except (ValueError, KeyError, TypeError):
-        return False  # damaged; a report counts it
+        return False  # damaged; the report counts such lines
 
 
 def _finite(value: Any) -> Any:
-    """Replace numbers that are not finite by None: JSON has none."""
+    """Replace numbers that are not finite with None, because JSON cannot represent them."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

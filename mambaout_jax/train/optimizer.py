@@ -1,4 +1,4 @@
-"""The schedule and the optimizer of the recipe."""
+"""The learning-rate schedule and the optimizer."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,17 +22,17 @@ def warmup_cosine(
     steps_per_epoch: int,
     per_epoch: bool,
 ) -> Schedule:
-    """Build the schedule: linear warm-up, then a cosine whose clock started with the warm-up, then a constant.
+    """Build the schedule: linear warm-up, then a cosine whose time starts with the warm-up, then a constant.
 
     At epoch t: warm + t (peak - warm) / W for t < W; min + (peak - min) (1 + cos(pi t / T)) / 2 for t < T; then min;
     with T = num_epochs - cooldown_epochs.
 
     Args:
-        per_epoch: keep the value of an epoch's first step, as the published recipe does, instead of a smooth curve.
+        per_epoch: update the learning rate once per epoch, as the published recipe does, instead of at each step.
 
     Reference: timm 0.6.11, CosineLRScheduler with warmup_prefix=False.
     """
-    unit = 1 if per_epoch else steps_per_epoch  # of the clock, in an epoch
+    unit = 1 if per_epoch else steps_per_epoch  # clock units per epoch
     warmup, end = warmup_epochs * unit, (num_epochs - cooldown_epochs) * unit
 
     def schedule(step: Int[Array, ""]) -> Float[Array, ""]:
@@ -48,7 +48,7 @@ def warmup_cosine(
 
 
 def decay_mask(params: Any, no_decay: frozenset[tuple[str | int, ...]]) -> Any:
-    """Return for each parameter whether it gets weight decay: if it has more than one axis and is not in `no_decay`."""
+    """Return the mask of parameters with weight decay: those with more than one axis that are not in `no_decay`."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf.ndim > 1 and tuple(entry.key for entry in path) not in no_decay, params
     )
@@ -64,7 +64,7 @@ def adamw(
     clip_grad_norm: float | None,
     no_decay: frozenset[tuple[str | int, ...]],
 ) -> optax.GradientTransformation:
-    """Build AdamW with the recipe's decay mask, after an optional clipping by global norm."""
+    """Build AdamW with the decay mask, optionally with clipping by global norm before it."""
     update = optax.adamw(
         schedule,
         b1=b1,

@@ -1,4 +1,4 @@
-"""The program that a config trains with, up to its compilation: the same for a run and for a plan."""
+"""The training program of a config up to its compilation, shared by runs, plans and studies."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,15 +18,15 @@ from mambaout_jax.train.step import StepMetrics, init_step_metrics, make_train_s
 
 
 class TrainingProgram(NamedTuple):
-    """How a step computes, and on what.
+    """The step function with the shapes of its arguments.
 
     Args:
-        steps_per_epoch: whole batches of an epoch.
-        grad_accum_steps: microbatches of a batch.
+        steps_per_epoch: full batches per epoch.
+        grad_accum_steps: microbatches per batch.
         init_state: returns the initial state for a key.
-        init_metrics: returns the metrics of no steps.
-        step: of `make_train_step`.
-        state, batch: shapes, types and shardings of what a step takes.
+        init_metrics: returns the step metrics of zero steps.
+        step: the function that `make_train_step` returns.
+        state, batch: shapes, dtypes and shardings of its arguments.
     """
 
     steps_per_epoch: int
@@ -38,7 +38,7 @@ class TrainingProgram(NamedTuple):
     batch: dict[str, Any]
 
     def lower(self) -> jax.stages.Lowered:
-        """Trace the step for the mesh in use, and leave its compilation to the caller."""
+        """Return the lowered step for the current mesh, ready to compile."""
         replicated = self.state.step.sharding
         metrics = distributed.sharded_shapes(self.init_metrics, placed=replicated)
         key = distributed.sharded_shapes(lambda: jax.random.key(0), placed=replicated)
@@ -49,14 +49,14 @@ class TrainingProgram(NamedTuple):
 def training_program(
     config: RunConfig, task: Task, model: Model, example: Example, num_images: int, mesh: jax.sharding.Mesh
 ) -> TrainingProgram:
-    """Build what a config trains with.
+    """Build the training program of a config.
 
     Args:
-        example: what the host transform returns for a record.
-        num_images: of the training split.
+        example: an example of the training transform.
+        num_images: images of the training split.
 
     Raises:
-        RunError: the batch does not fit the dataset or the devices.
+        RunError: the batch is larger than the dataset, or cannot be split over the devices.
     """
     accum_steps = check_batches(config, task, mesh.size)
     epoch_steps = steps_per_epoch(config, num_images)
@@ -79,10 +79,10 @@ def training_program(
 
 
 def check_batches(config: RunConfig, task: Task, num_devices: int) -> int:
-    """Return how many microbatches a batch is computed in.
+    """Return the number of microbatches per batch.
 
     Raises:
-        RunError: devices cannot take equal shares of a training or evaluation batch.
+        RunError: a training or evaluation batch cannot be split evenly over the devices.
     """
     check_eval_batch(config.eval_batch_size, num_devices)
     return grad_accum_steps(config.batch_size, num_devices, config.microbatch_size, task.row_group())
@@ -91,7 +91,7 @@ def check_batches(config: RunConfig, task: Task, num_devices: int) -> int:
 def build_optimizer(
     config: RunConfig, model: Model, steps_per_epoch: int
 ) -> tuple[Schedule, optax.GradientTransformation]:
-    """Build the schedule and the optimizer that a config describes."""
+    """Build the schedule and the optimizer of a config."""
     optim = config.optim
     schedule = warmup_cosine(
         learning_rate=optim.learning_rate,

@@ -1,4 +1,4 @@
-"""How a run departs from the recipe that its family was published with."""
+"""Differences of a config from the published recipe of its model family."""
 
 import re
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from mambaout_jax.models import Recipe
 
 
 def linear_rule(recipe: Recipe, batch_size: int) -> float:
-    """Compute the learning rate that keeps the recipe's ratio to the batch size.
+    """Compute the learning rate for a batch size by the linear scaling rule.
 
     Reference: Goyal et al., Accurate, Large Minibatch SGD, 2017.
     """
@@ -16,14 +16,15 @@ def linear_rule(recipe: Recipe, batch_size: int) -> float:
 
 
 def departures(recipe: Recipe | None, values: Mapping[str, Any]) -> list[str]:
-    """Describe how a run departs from a recipe, a sentence for each value.
+    """Return a sentence for each difference of a config from a recipe.
 
     Args:
-        recipe: of the model's family; None if there is none.
-        values: of the config, by dotted keys.
+        recipe: the recipe of the model's family; None if there is none.
+        values: the values of the config, by dotted key.
 
     Returns:
-        Nothing for another dataset or a run that starts from given weights, which the recipe does not cover.
+        An empty list for another dataset or a run that starts from pretrained weights, because the recipe covers
+        neither.
     """
     if recipe is None or not recipe.values.keys() <= values.keys():  # a task without these keys
         return []
@@ -31,7 +32,7 @@ def departures(recipe: Recipe | None, values: Mapping[str, Any]) -> list[str]:
         return []
     departing = {name: expected for name, expected in recipe.values.items() if values[name] != expected}
     if "batch_size" in departing:
-        departing.pop("optim.learning_rate", None)  # the sentence on the batch covers it
+        departing.pop("optim.learning_rate", None)  # mentioned in the sentence about the batch size
     return [
         f"config.{name} is {values[name]}, the recipe's is {expected}{_explain(name, recipe, values)}"
         for name, expected in departing.items()
@@ -39,12 +40,12 @@ def departures(recipe: Recipe | None, values: Mapping[str, Any]) -> list[str]:
 
 
 def _explain(name: str, recipe: Recipe, values: Mapping[str, Any]) -> str:
-    """Describe what follows from another value, for the values where that is more than the value itself."""
+    """Return a remark on the effect of a different value, for keys that need one."""
     if name in ("batch_size", "optim.learning_rate"):
         rate, ruled = values["optim.learning_rate"], linear_rule(recipe, values["batch_size"])
-        given = "as the config has it" if abs(rate - ruled) <= 1e-6 * ruled else f"the config has {rate}"
-        return f"; the linear rule gives config.optim.learning_rate {ruled:g}, {given}"
+        given = "which the config has" if abs(rate - ruled) <= 1e-6 * ruled else f"the config has {rate}"
+        return f"; the linear scaling rule gives config.optim.learning_rate {ruled:g}, {given}"
     if name == "augment.mixup_group":
         draws, published = (of["batch_size"] // of[name] for of in (values, recipe.values))
-        return f"; a step draws mixup or cutmix {draws} times, the recipe's {published} times"
+        return f"; a step draws mixup or cutmix {draws} times, in the recipe {published} times"
     return ""

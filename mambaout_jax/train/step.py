@@ -1,4 +1,4 @@
-"""One training step, as a pure function to be jitted."""
+"""The training step as a pure function."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,15 +22,15 @@ Denominators = Mapping[str, Any]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class StepMetrics:
-    """Sums over the steps since the last record, on the device, so that no step waits for the host.
+    """Sums over the steps since the last record, kept on the device so that no step waits for the host.
 
     Args:
-        steps: how many.
-        loss: sum of their losses.
-        loss_terms: sums of the terms, by name; empty for a loss of one term.
-        learning_rate, grad_norm: of the last step.
-        first_nonfinite_step: the first step whose loss or gradient was not finite, or -1.
-        nonfinite_learning_rate, nonfinite_loss, nonfinite_grad_norm: those of that step.
+        steps: number of steps.
+        loss: sum of the losses.
+        loss_terms: sums of the terms by name; empty for a loss with one term.
+        learning_rate, grad_norm: values of the last step.
+        first_nonfinite_step: the first step with a loss or gradient that is not finite, or -1.
+        nonfinite_learning_rate, nonfinite_loss, nonfinite_grad_norm: values of that step.
     """
 
     steps: Int[Array, ""]
@@ -45,7 +45,7 @@ class StepMetrics:
 
 
 def init_step_metrics(loss_terms: tuple[str, ...] = ()) -> StepMetrics:
-    """Return the sums of no steps.
+    """Return the metrics of zero steps.
 
     Args:
         loss_terms: names of the terms of the loss.
@@ -66,10 +66,10 @@ def make_train_step(
 ) -> Callable[[TrainState, StepMetrics, Batch, Key[Array, ""]], tuple[TrainState, StepMetrics]]:
     """Build the function (state, metrics, batch, key) -> (state, metrics).
 
-    The batch is as it came from the host. The key is that of the run, and is folded with the step.
+    The batch is that of the data pipeline. The key is the same for all steps and is folded with the step.
 
     Args:
-        grad_accum_steps: microbatches of a batch, computed one after another.
+        grad_accum_steps: number of microbatches per batch.
     """
 
     def train_step(
@@ -93,17 +93,19 @@ def make_train_step(
 def _gradient(
     task: Task, model: Model, variables: Any, batch: Batch, key: Key[Array, ""], grad_accum_steps: int
 ) -> tuple[Any, Array, dict[str, Array], Any]:
-    """Compute the gradient of a batch, its loss, the terms of the loss, and the batch statistics after it.
+    """Compute the gradient of a batch, its loss, the terms of the loss and the updated batch statistics.
 
     The loss is the sum over terms of numerator / denominator, each summed over all microbatches and devices first.
-    Under jit a sum over a batch is one over all devices.
+    Under jit, sums over a batch are sums over all devices.
     """
 
     def loss_fn(params: Any, batch_stats: Any, batch: Batch, key: Key[Array, ""], denominators: Denominators | None):
         replicated = {"params": distributed.replicate(params), "batch_stats": batch_stats}
         terms, batch_stats = task.train_loss(model, replicated, batch, key)
         if terms.keys() != set(task.loss_terms):
-            raise TaskError(f"task {task.name!r} has the loss terms {sorted(terms)} and declares {task.loss_terms}")
+            raise TaskError(
+                f"task {task.name!r} returned the loss terms {sorted(terms)}; expected its loss_terms {task.loss_terms}"
+            )
         if denominators is None:
             denominators = {name: _as_divisor(term.denominator) for name, term in terms.items()}
         values = {name: term.numerator / denominators[name] for name, term in terms.items()}
@@ -115,7 +117,7 @@ def _gradient(
         (loss, (terms, batch_stats)), gradient = grad_fn(params, batch_stats, batch, key, None)
         return gradient, loss, terms, batch_stats
 
-    # Microbatch i has the rows i, i + n, ...: the rows of a device stay on it.
+    # Microbatch i has the rows i, i + n, ..., so that rows stay on their device.
     def split(x: Array) -> Array:
         return x.reshape(-1, grad_accum_steps, *x.shape[1:]).swapaxes(0, 1)
 
@@ -142,18 +144,18 @@ def _gradient(
 def _sum_denominators(
     loss_terms: Callable[[Batch, Key[Array, ""]], Mapping[str, LossTerm]], microbatches: Any, grad_accum_steps: int
 ) -> Denominators:
-    """Sum up the denominators over microbatches before any gradient is computed.
+    """Compute the sums of the denominators over microbatches, before the first gradient.
 
-    Plain numbers need no pass over the batch. For others the terms are computed with the keys of the gradient, and with
-    the batch statistics from before the step; the compiler removes what the denominators do not depend on, which is all
-    of the model where they depend on targets.
+    Plain numbers need no pass over the batch. For arrays, the terms are computed with the keys of the gradient and the
+    batch statistics before the step; the compiler removes everything that the denominators do not depend on, which is
+    the whole model if they depend only on targets.
     """
     numbers: dict[str, float] = {}
 
     def denominators(batch: Batch, key: Key[Array, ""]) -> dict[str, Array]:
         found = {name: term.denominator for name, term in loss_terms(batch, key).items()}
         arrays = {name: value for name, value in found.items() if isinstance(value, jax.Array)}
-        # A plain number is the same in every trace; it leaves the trace here.
+        # Plain numbers are the same in every trace, so they can be returned as a side effect of tracing.
         numbers.update({name: value for name, value in found.items() if name not in arrays})
         return arrays
 
@@ -171,14 +173,14 @@ def _sum_denominators(
 
 
 def _as_divisor(denominator: Array | float) -> Array | float:
-    """Return a constant for the gradient, and 1 for 0: a term that nothing counts for is 0 / 1."""
+    """Return the denominator without its gradient, and 1 instead of 0, so that a term without elements is 0 / 1."""
     if isinstance(denominator, jax.Array):
         return jax.lax.stop_gradient(jnp.where(denominator == 0, jnp.ones_like(denominator), denominator))
     return denominator or 1
 
 
 def _update_ema(ema: Any, variables: Any, decay: float, step: Int[Array, ""]) -> Any:
-    """Compute the moving average; its decay starts low, so that it does not remember the initial values.
+    """Compute the moving average; its decay starts low to forget the initial values.
 
     Reference: TensorFlow's ExponentialMovingAverage with num_updates, min(decay, (1 + n) / (10 + n)).
     """
@@ -189,7 +191,7 @@ def _update_ema(ema: Any, variables: Any, decay: float, step: Int[Array, ""]) ->
 def _accumulate(
     metrics: StepMetrics, step: Array, loss: Array, terms: Mapping[str, Array], grad_norm: Array, learning_rate: Array
 ) -> StepMetrics:
-    """Add a step to the sums."""
+    """Return the metrics with one more step."""
     nonfinite = ~(jnp.isfinite(loss) & jnp.isfinite(grad_norm)) & (metrics.first_nonfinite_step < 0)
     return StepMetrics(
         steps=metrics.steps + 1,

@@ -1,11 +1,11 @@
-"""A profiler trace of chosen steps."""
+"""Profiler traces of selected steps."""
 
 import jax
 from etils import epath
 
 
 class StepTrace:
-    """Trace the steps [start, start + num_steps) into a folder that TensorBoard's profile plugin reads.
+    """A trace of the steps [start, start + num_steps), in the format of TensorBoard's profile plugin.
 
     Args:
         start: None for no trace.
@@ -17,7 +17,7 @@ class StepTrace:
         self._running = False
 
     def before(self, step: int) -> None:
-        """Start or stop the trace, if this is the step to do so."""
+        """Start or stop the trace if it begins or ends at this step."""
         inside = self._window is not None and step in self._window
         if inside and not self._running:
             jax.profiler.start_trace(self._directory)

@@ -92,7 +92,7 @@ def test_mamba_block_counts_the_products_of_the_block(dim, length):
     variables = jax.eval_shape(block.init, jax.random.key(0))
     terms = formulas.mamba_block_flops(dim, length)
     products = sum(terms[name] for name in ("in_proj", "x_proj", "dt_proj", "out_proj"))
-    # Step by step, the only matrix products are those with weights.
+    # In the step form, the only matrix products are those with weights.
     state = jax.eval_shape(lambda: MambaBlock(dim).initial_state(1))
     step = partial(block.apply, method="step")
     assert products == 2 * length * count_macs(step, variables, state, spec(1, dim))

@@ -112,7 +112,7 @@ def test_the_picture_has_a_line_for_the_block_with_an_ssm():
     assert four == pytest.approx(4 * one)
 
 
-def test_page_tells_and_draws_the_gated_cnn_of_the_model(tmp_path):
+def test_page_has_the_gated_cnn_of_the_model(tmp_path):
     names = ("mambaout_base_wide_rw", "mambaout_base")
     wide, plain = (ssm_need_page.write_page(analyze(name, size=(64, 64)), tmp_path / name) for name in names)
     assert (
@@ -142,7 +142,7 @@ def test_totals_are_sums_of_the_formulas_terms():
     ("arguments", "error", "message"),
     [
         ({"dataset": "imagnet"}, RunError, "'imagnet' is not a known dataset; did you mean 'imagenet'"),
-        ({"dataset": "coco", "size": (1, 1)}, RunError, "are both given; give only one"),
+        ({"dataset": "coco", "size": (1, 1)}, RunError, "are mutually exclusive; use one"),
         ({"size": (0, 5)}, RunError, "--size is 0x5"),
         ({"model": "mambaout_tinny"}, ModelError, "did you mean 'mambaout_tiny'"),
     ],
@@ -191,5 +191,5 @@ def test_page_answers_first(tmp_path, arguments, answer):
 
 def test_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match=f"{tmp_path}/file/x cannot be written to .*--out"):
+    with pytest.raises(RunError, match=f"{tmp_path}/file/x is not writable .*--out"):
         ssm_need_page.write_page(analyze(dataset="imagenet"), tmp_path / "file" / "x")

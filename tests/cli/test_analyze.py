@@ -44,12 +44,12 @@ def test_a_model_with_an_ssm_has_a_column_for_its_block(capsys):
         (["--dataset=coco"], {"dataset": "coco"}),
     ],
 )
-def test_json_holds_every_number(words, arguments, capsys):
+def test_json_has_every_number(words, arguments, capsys):
     assert main(["analyze", *words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(analyze(**arguments)))
 
 
-def test_page_is_written_where_asked_and_its_path_is_told(tmp_path, capsys):
+def test_page_is_written_to_out_and_its_path_is_printed(tmp_path, capsys):
     assert main(["analyze", "--dataset=imagenet", "--out", str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out.endswith(f"\npage: {tmp_path}/out/analyze.html\n")
     names = ["analyze.html", "flops_384.png", "flops_768.png", "memory_384.png", "memory_768.png"]
@@ -61,10 +61,10 @@ def test_page_is_written_where_asked_and_its_path_is_told(tmp_path, capsys):
     [
         (["--dataset", "cocoa"], "'cocoa' is not a known dataset; did you mean 'coco'?"),
         (["mamba_tinny"], "'mamba_tinny' is not a known model; did you mean 'mamba_tiny'?"),
-        (["--size", "1", "2", "3"], "--size has 3 numbers; a side, or a height and a width, is expected"),
+        (["--size", "1", "2", "3"], "--size has 3 numbers; expected a side, or a height and a width"),
     ],
 )
-def test_what_is_typed_wrong_is_one_sentence(words, message, capsys):
+def test_invalid_options_are_one_sentence(words, message, capsys):
     assert main(["analyze", *words]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith(f"error: {message}")

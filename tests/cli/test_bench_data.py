@@ -1,4 +1,4 @@
-"""The command that measures a host's input pipeline tells its figures, and whether they suffice."""
+"""`bench-data` prints the throughput of the input pipeline, and whether it is sufficient."""
 
 import json
 import os
@@ -22,7 +22,7 @@ def bench(*words):
 
 @pytest.fixture
 def measured(monkeypatch):
-    """Figures of a host of sixteen cores that cost no time; the list holds the first batch of each measurement."""
+    """Patch the measurement with the figures of a host with 16 cores; yield the list of the first batches."""
     batches = []
 
     def measure_input(source, seconds):
@@ -36,7 +36,7 @@ def measured(monkeypatch):
 
 @pytest.fixture
 def unopened(measured, monkeypatch):
-    """The same without a dataset or a worker, for what follows from the number of them alone."""
+    """Patch the measurement without a dataset or workers."""
     monkeypatch.setattr("mambaout_jax.train.inputs.open_batches", lambda config: (row for row in [{}]))
 
 
@@ -61,7 +61,7 @@ def test_figures_are_printed_with_what_they_are_of(measured, capsys):
     ]
 
 
-def test_json_holds_every_figure_and_nothing_else_is_printed(unopened, capsys):
+def test_json_has_every_figure_and_nothing_else_is_printed(unopened, capsys):
     assert bench("--json", "--workers=5", "--config.batch_size=32", "--config.data.num_workers=3") == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out) == {
@@ -88,16 +88,16 @@ def test_rate_of_a_core_is_shared_by_those_that_work(unopened, capsys, workers, 
 
 
 @pytest.mark.parametrize(("need", "words"), [("800", "800 images/s, with 25 %"), ("1000", "1000 images/s")])
-def test_a_host_that_can_feed_as_much_as_is_needed_is_told_so(unopened, capsys, need, words):
+def test_a_host_with_enough_throughput_passes(unopened, capsys, need, words):
     assert bench("--need", need) == 0
     assert f"Enough for {words}" in capsys.readouterr().out.splitlines()[-1]
 
 
 @pytest.mark.parametrize(("workers", "cores"), [(0, 8), (4, 16), (5, 20), (16, 64)])
-def test_a_host_that_cannot_is_a_failure_and_told_how_many_cores_could(unopened, capsys, workers, cores):
+def test_a_host_without_enough_throughput_fails_with_the_cores_needed(unopened, capsys, workers, cores):
     assert bench("--need=4000", f"--workers={workers}") == 1
     sentence = capsys.readouterr().out.splitlines()[-1]
-    assert sentence.startswith("Not enough for 4000 images/s: 25 % of them.")
+    assert sentence.startswith("Not enough for 4000 images/s: 25 %.")
     assert f" {cores} cores are needed" in sentence
 
 
@@ -130,10 +130,13 @@ def test_a_changed_key_is_what_is_measured(measured, capsys):
         (["--config=configs/digit.py"], r"--config=configs/digit\.py does not exist"),
         (["--workers=-1"], r"config\.data\.num_workers is -1; an integer of 0 or more is expected"),
         (["--config.data.name=digit"], r"unknown dataset 'digit'; did you mean 'digits'"),
-        (["--config.batch_size=2000"], r"config\.batch_size is 2000; at most the 1437 training images"),
+        (
+            ["--config.batch_size=2000"],
+            r"config\.batch_size is 2000; expected at most 1437, the number of training images",
+        ),
     ],
 )
-def test_what_was_typed_wrong_is_one_sentence(measured, capsys, words, sentence):
+def test_invalid_input_is_one_sentence(measured, capsys, words, sentence):
     assert bench(*words) == 2
     captured = capsys.readouterr()
     assert not captured.out

@@ -41,7 +41,7 @@ def folder(workdir):
 
 
 def refusal(capsys, *argv):
-    """Run a command that has to be refused, and give its sentence."""
+    """Run a command that must be refused, and return its message."""
     capsys.readouterr()
     assert main(["convert", *map(str, argv)]) == 2
     captured = capsys.readouterr()
@@ -51,22 +51,22 @@ def refusal(capsys, *argv):
 
 
 def change(folder, **changes):
-    """Write other tensors to some places of a folder's weights; None removes one."""
+    """Replace tensors in the weights of a folder; None removes one."""
     tensors = {**load_file(folder / "model.safetensors"), **changes}
     kept = {key: np.ascontiguousarray(value) for key, value in tensors.items() if value is not None}
     save_file(kept, folder / "model.safetensors")
 
 
-def test_there_and_back_says_what_it_found(workdir, file, tmp_path, capsys):
+def test_round_trip_prints_its_findings(workdir, file, tmp_path, capsys):
     assert main(["convert", "export", str(workdir), "--out", str(tmp_path / "folder"), "--weights", "raw"]) == 0
     words = capsys.readouterr().out
     assert "mambaout_femto, raw weights of step 7" in words
-    assert "compared on 4 random images and 4 of digits" in words
+    assert "comparing logits on 4 random images and 4 of digits" in words
     assert "read back: logits differ by 0 of the largest; at most 0.0001 is allowed" in words
     assert words.endswith(f"exported to the folder {tmp_path / 'folder'}\n")
     assert main(["convert", "import", str(tmp_path / "folder"), "--out", str(tmp_path / "imported")]) == 0
     words = capsys.readouterr().out
-    assert "holds mambaout_femto, depths (1, 1), dims (8, 16), in_chans 1, kernel_size 3, 10 classes" in words
+    assert ": mambaout_femto, depths (1, 1), dims (8, 16), in_chans 1, kernel_size 3, 10 classes" in words
     image = str(tmp_path / "image.png")
     Image.new("L", (40, 30), 200).save(image)
     capsys.readouterr()
@@ -166,7 +166,7 @@ def test_an_unknown_task_or_plugin_is_refused(file, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_wrong_place_or_name_is_refused(workdir, file, folder, tmp_path, capsys):
+def test_a_wrong_path_or_name_is_refused(workdir, file, folder, tmp_path, capsys):
     out = ("--out", tmp_path / "x")
     assert "did you mean 'mambaout_femto'" in refusal(capsys, "import", file, *out, "--model", "mambaout_femo")
     assert "do not fit mambaout_tiny" in refusal(capsys, "import", file, *out, "--model", "mambaout_tiny")
@@ -197,7 +197,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(workdir, folder, tmp_pat
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_command_that_is_told_to_end_leaves_nothing(folder, tmp_path, number):
+def test_a_terminated_command_leaves_nothing(folder, tmp_path, number):
     command = [sys.executable, "-m", "mambaout_jax", "convert", "import", folder, "--out", tmp_path / "imported"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while not any(tmp_path.glob(".imported.*")):
@@ -212,7 +212,7 @@ def test_a_command_that_is_told_to_end_leaves_nothing(folder, tmp_path, number):
     ("changes", "words"),
     [({"interpolation": "lanczos"}, "interpolation is 'lanczos'"), ({"crop_mode": "foo"}, "crop_mode is 'foo'")],
 )
-def test_images_that_cannot_be_prepared_so_are_told_at_once(workdir, tmp_path, capsys, changes, words):
+def test_invalid_preprocessing_is_refused_first(workdir, tmp_path, capsys, changes, words):
     assert main(["convert", "export", str(workdir), "--out", str(tmp_path / "folder")]) == 0
     path = tmp_path / "folder" / "config.json"
     config = json.loads(path.read_text())
@@ -221,7 +221,7 @@ def test_images_that_cannot_be_prepared_so_are_told_at_once(workdir, tmp_path, c
     assert words in refusal(capsys, "import", tmp_path / "folder", "--out", tmp_path / "imported")
 
 
-def test_places_that_are_none_are_refused(workdir, file, tmp_path, capsys):
+def test_invalid_outputs_are_refused(workdir, file, tmp_path, capsys):
     for place in ("gs://bucket/x", "file:///tmp/x"):
         assert "is in a bucket" in refusal(capsys, "import", file, "--out", place)
     assert "empty name" in refusal(capsys, "import", file, "--out", "")

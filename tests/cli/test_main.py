@@ -1,4 +1,4 @@
-"""Commands start fast and end with the exit code and the sentence that fit."""
+"""Commands start fast and end with the right exit code and message."""
 
 import json
 import subprocess
@@ -48,7 +48,7 @@ def test_unknown_command_is_answered_with_the_nearest(capsys, typed, meant):
     assert not captured.out
 
 
-def test_no_command_is_typed_wrong(capsys):
+def test_without_a_command_the_usage_is_printed(capsys):
     with pytest.raises(SystemExit, match="2"):
         main([])
     assert "COMMAND" in capsys.readouterr().err
@@ -61,7 +61,7 @@ def test_models_lists_those_of_a_plugin(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("error", USER_ERRORS)
-def test_what_was_typed_wrong_is_one_sentence_and_exit_code_two(monkeypatch, capsys, error):
+def test_invalid_input_is_one_sentence_and_exit_code_two(monkeypatch, capsys, error):
     def fail(args):
         raise error("the sentence")
 
@@ -79,7 +79,7 @@ def test_a_failure_of_the_program_is_not_hidden(monkeypatch):
         main(["models"])
 
 
-def test_control_c_is_exit_code_130_without_a_word(monkeypatch, capsys):
+def test_control_c_is_exit_code_130_without_a_message(monkeypatch, capsys):
     def interrupt(args):
         raise KeyboardInterrupt
 
@@ -89,7 +89,7 @@ def test_control_c_is_exit_code_130_without_a_word(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("length", [10, 1_000_000])
-def test_reader_that_goes_away_is_no_error(length):
+def test_closed_pipe_is_not_an_error(length):
     code = f"""
 import sys
 from mambaout_jax import plugins
@@ -110,7 +110,7 @@ sys.exit(main(["models"]))
     assert process.returncode == 0
 
 
-def test_report_of_no_workdir_is_one_sentence(tmp_path, capsys):
+def test_report_of_a_missing_workdir_is_one_sentence(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith(f"error: {tmp_path} is not the workdir of a run")

@@ -1,4 +1,4 @@
-"""The table of models says of each what the registry and the model itself say."""
+"""`models` lists the numbers of the registry and of the models."""
 
 import json
 
@@ -11,7 +11,7 @@ from mambaout_jax.models import find_family, macs
 
 @pytest.fixture
 def counted(monkeypatch):
-    """Counts of the right size that cost no time."""
+    """Patch the counts of models with plausible constants."""
     counts = {name: (26_545_096 + index, 4_470_000_000) for index, name in enumerate(mo.list_models())}
     monkeypatch.setattr(macs, "count_model", counts.__getitem__)
     return counts
@@ -29,7 +29,7 @@ def test_table_has_a_row_for_each_model_in_aligned_columns(counted, capsys):
     assert head.index("size") + len("size") == tiny.index(" px") + len(" px")
 
 
-def test_json_holds_exact_numbers(counted, capsys):
+def test_json_has_exact_numbers(counted, capsys):
     assert main(["models", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in rows] == mo.list_models()

@@ -1,4 +1,4 @@
-"""The command that plans a run prints each figure with its unit, and says what they are."""
+"""`plan` prints each figure with its unit, and that it is an estimate."""
 
 import json
 
@@ -48,7 +48,7 @@ def figures(**changes):
 
 @pytest.fixture
 def planned(monkeypatch):
-    """Plans that cost no compilation; the list holds what was asked for."""
+    """Patch the planner to return figures without compilation, and record its arguments."""
     asked = []
 
     def plan(config, topology, dataset, **options):
@@ -80,12 +80,12 @@ def test_every_figure_is_printed_with_its_unit(planned, capsys):
         "step 10.0 ms",
         "images 410,417 /s",
         "MFU 13.0 % of the bfloat16 peak, 1.00 GFLOPs per image",
-        "whole schedule 36,000 steps, 0.10 hours, 1.6 chip hours",
+        "full run 36,000 steps, 0.10 hours, 1.6 chip hours",
         "12.00 fusion.1 f32[8,128] jit(step)/dot",
         "3.00 scan.2 f32[4] jit(step)/scan (by bytes)",
     ):
         assert line in [" ".join(row.split()) for row in text.splitlines()], line
-    assert "scheduled instructions (0.0 million cycles in total) and their bytes" in text
+    assert "scheduled instructions (0.0 million cycles in total) and its memory transfers" in text
     assert "(3.0 million)." in text
     assert text.splitlines()[-1].startswith("These are the compiler's estimates, not measurements.")
     assert "EMA" not in text
@@ -97,7 +97,7 @@ def test_options_reach_the_plan(planned, capsys):
     assert planned[1] == ("v5e:4x4", (9000, {"num_classes": 3}), {"chip_hour_price": 1.2, "find_batch": True})
 
 
-def test_price_and_largest_batch_are_printed_where_asked_for(planned, capsys):
+def test_price_and_largest_batch_are_printed_on_request(planned, capsys):
     planned[0].result = figures(cost=1234.5, largest_microbatch=184, largest_microbatch_memory=15 * 2**30)
     assert command() == 0
     text = capsys.readouterr().out
@@ -111,14 +111,14 @@ def test_loops_of_unknown_length_are_named(planned, capsys):
     assert "3 loops of unknown length are counted once: jit(step)/alpha, jit(step)/beta." in capsys.readouterr().out
 
 
-def test_json_holds_every_figure_and_the_warning(planned, capsys):
+def test_json_has_every_figure_and_the_warning(planned, capsys):
     assert command("--json") == 0
     written = json.loads(capsys.readouterr().out)
     assert written.items() >= figures().items()
     assert "not measurements" in written["warning"]
 
 
-def test_a_step_that_does_not_fit_is_a_failure_and_told_why(planned, capsys):
+def test_a_step_that_does_not_fit_fails_with_the_reason(planned, capsys):
     kept = {key: value for key, value in figures().items() if key in ("topology", "chips", "batch_size", "fsdp")}
     planned[0].result = kept | {"batch_per_chip": 256, "grad_accum_steps": 1, "memory": MEMORY, "fits": False}
     planned[0].result |= {
@@ -141,13 +141,13 @@ def test_a_total_above_the_limit_is_a_failure(planned, capsys):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--topology=v5e:3x5"], "known ones are 1x1, 2x2"),
-        (["--topology=h100:8"], "v4, v5e, v5p, v6e and a shape are expected"),
-        (["--config.data.name=flowers"], "give --num-images and --num-classes"),
+        (["--topology=v5e:3x5"], "known shapes are 1x1, 2x2"),
+        (["--topology=h100:8"], "expected v4, v5e, v5p, v6e with a shape"),
+        (["--config.data.name=flowers"], "add --num-images and --num-classes"),
         (["--config.mesh.fsd=2"], "fsdp"),
     ],
 )
-def test_what_was_typed_wrong_is_told_in_a_sentence(planned, capsys, words, sentence):
+def test_invalid_arguments_are_one_sentence(planned, capsys, words, sentence):
     assert command(*words) == 2
     error = capsys.readouterr().err
     assert sentence in error
@@ -155,7 +155,7 @@ def test_what_was_typed_wrong_is_told_in_a_sentence(planned, capsys, words, sent
 
 
 @pytest.mark.parametrize("word", ["--hours-price=-1", "--hours-price=nan", "--num-images=0", "--num-classes=x"])
-def test_numbers_that_are_none_are_refused(planned, capsys, word):
+def test_invalid_numbers_are_refused(planned, capsys, word):
     with pytest.raises(SystemExit, match="2"):
         command(word)
     assert word.partition("=")[2] in capsys.readouterr().err

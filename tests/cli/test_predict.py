@@ -1,4 +1,4 @@
-"""Every file is classified by what a person sees in it, and every file that cannot be is named."""
+"""`predict` classifies images of all formats, and names files that it cannot read."""
 
 import json
 
@@ -20,7 +20,7 @@ RED, GREEN, BLUE = (250, 5, 5), (5, 250, 5), (5, 5, 250)
 
 
 class TopColour:
-    """Classify by the mean colour of the upper half: red, green, blue."""
+    """Classify by the mean color of the upper half: red, green, blue."""
 
     in_chans = 3
     input_spec = InputSpec((0.5,) * 3, (0.25,) * 3, (32, 48), 0.875, "center", "bicubic")
@@ -73,7 +73,7 @@ def first(answer):
         ("no_suffix", "RGB", {"format": "PNG"}),
     ],
 )
-def test_formats_and_modes_are_seen_in_their_colours(model, tmp_path, capsys, name, mode, options):
+def test_formats_and_modes_keep_their_colors(model, tmp_path, capsys, name, mode, options):
     for index, (colour, word) in enumerate([(RED, "red"), (GREEN, "green"), (BLUE, "blue")]):
         halves(colour, (0, 0, 0)).convert(mode).save(tmp_path / f"{index}{name}", **options)
         (answer,) = classify(capsys, tmp_path / f"{index}{name}")
@@ -81,7 +81,7 @@ def test_formats_and_modes_are_seen_in_their_colours(model, tmp_path, capsys, na
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "1", "I;16", "I"])
-def test_grey_of_any_depth_is_no_colour(model, tmp_path, capsys, mode):
+def test_gray_of_any_bit_depth_stays_gray(model, tmp_path, capsys, mode):
     grey = np.linspace(0, 255, 60 * 40).reshape(40, 60).astype(np.uint8)
     image = Image.fromarray(grey)
     if mode in ("I;16", "I"):
@@ -100,7 +100,7 @@ def test_images_of_any_size_are_classified(model, tmp_path, capsys, size):
 
 
 @pytest.mark.parametrize(("orientation", "word"), [(1, "red"), (3, "blue"), (4, "blue"), (2, "red")])
-def test_photograph_is_turned_as_its_exif_says(model, tmp_path, capsys, orientation, word):
+def test_photograph_is_rotated_by_its_exif_orientation(model, tmp_path, capsys, orientation, word):
     exif = Image.Exif()
     exif[0x0112] = orientation
     halves(RED, BLUE).save(tmp_path / "a.jpg", exif=exif)
@@ -113,7 +113,7 @@ def test_first_frame_of_an_animation_counts(model, tmp_path, capsys):
     assert first(classify(capsys, tmp_path / "a.gif")[0]) == "green"
 
 
-def test_files_that_are_no_images_are_named_and_the_others_classified(model, tmp_path, capsys):
+def test_invalid_files_are_named_and_the_others_classified(model, tmp_path, capsys):
     halves(RED, RED).save(tmp_path / "good.png")
     (tmp_path / "text.jpg").write_text("not an image")
     (tmp_path / "torn.png").write_bytes((tmp_path / "good.png").read_bytes()[:60])
@@ -157,7 +157,7 @@ def test_top_classes_fall_in_probability(model, tmp_path, capsys, top, expected)
 
 
 @pytest.mark.parametrize("top", ["0", "-1", "x", "2.5"])
-def test_top_that_is_no_count_is_refused(model, capsys, top):
+def test_invalid_top_is_refused(model, capsys, top):
     with pytest.raises(SystemExit, match="2"):
         main(["predict", "runs/x", "a.png", f"--top={top}"])
     assert "is not an integer of at least 1" in capsys.readouterr().err
@@ -173,7 +173,7 @@ def test_weights_are_those_asked_for(model, monkeypatch, tmp_path, words, expect
     assert asked == [("runs/x", expected)]
 
 
-def test_weights_that_diverged_give_an_error_and_no_guess(model, monkeypatch, tmp_path, capsys):
+def test_diverged_weights_are_an_error(model, monkeypatch, tmp_path, capsys):
     run = workdirs.load_run("runs/x")._replace(variables={"scale": jnp.float32(jnp.nan)})
     monkeypatch.setattr(workdirs, "load_run", lambda workdir, weights=None: run)
     Image.new("RGB", (40, 40)).save(tmp_path / "a.png")

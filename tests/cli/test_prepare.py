@@ -18,7 +18,7 @@ def run(*words):
     return prepare.run(parser.parse_args(words))
 
 
-def test_digits_are_prepared_and_their_folder_is_told(tmp_path, capsys):
+def test_digits_are_prepared_and_their_folder_is_printed(tmp_path, capsys):
     assert run("digits", "--data-dir", str(tmp_path)) == 0
     assert capsys.readouterr().out == f"digits is prepared in {tmp_path}/digits/1.0.0\n"
     assert len(open_source("digits", "validation", str(tmp_path))) == 360
@@ -42,7 +42,7 @@ def test_the_name_that_tfds_has_for_imagenet_leads_to_the_command_that_makes_it(
         run("imagenet2012", "--data-dir", str(tmp_path))
 
 
-def test_the_need_for_tensorflow_is_told_before_anything_is_downloaded(tmp_path, monkeypatch):
+def test_missing_tensorflow_is_an_error_before_the_download(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(DataError, match=r'requires TensorFlow to prepare it .*pip install "mambaout_jax\[prepare\]"'):
         run("imagenette/160px-v2", "--data-dir", str(tmp_path))
@@ -84,7 +84,7 @@ def insects(tmp_path):
     return tmp_path / "insects"
 
 
-def test_a_folder_of_images_is_prepared_and_the_flags_that_use_it_are_told(insects, tmp_path, capsys):
+def test_a_folder_of_images_is_prepared_and_its_flags_are_printed(insects, tmp_path, capsys):
     out = tmp_path / "my data"
     assert run("folder", str(insects), "--data-dir", str(out), "--workers=1") == 0
     printed = capsys.readouterr().out
@@ -101,8 +101,8 @@ def test_a_folder_of_images_is_prepared_and_the_flags_that_use_it_are_told(insec
     assert [len(part) for part in parts] == [36, 4]
     assert run("folder", str(insects), "--data-dir", str(out)) == 0
     assert capsys.readouterr().out.splitlines()[:3] == [
-        f"insects is prepared already in {out}/insects/1.0.0",
-        "  with the same numbers of images and the same classes; move that folder away to write it again",
+        f"insects is already prepared in {out}/insects/1.0.0",
+        "  with the same numbers of images and the same classes; move this folder away to write it again",
         "  train: 40 images of 2 classes",
     ]
 
@@ -132,16 +132,16 @@ def test_imagenet_is_prepared_from_each_form(tmp_path, kind, capsys, monkeypatch
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("imagenet",), "takes one of --tars DIR, --folder DIR and --tfrecord DIR"),
-        (("imagenet", "--tars=a", "--folder=b"), "takes one of --tars DIR"),
-        (("imagenet", "--tars=a", "--name=b"), "takes one of --tars DIR"),
-        (("folder",), "takes the folder of the images"),
-        (("folder", "a", "--tars=b"), "takes the folder of the images"),
+        (("imagenet",), "requires one of --tars DIR, --folder DIR and --tfrecord DIR"),
+        (("imagenet", "--tars=a", "--folder=b"), "requires one of --tars DIR"),
+        (("imagenet", "--tars=a", "--name=b"), "requires one of --tars DIR"),
+        (("folder",), "requires the folder of the images"),
+        (("folder", "a", "--tars=b"), "requires the folder of the images"),
         (("digits", "a"), "prepare digits takes only --data-dir"),
         (("digits", "--workers=2"), "prepare digits takes only --data-dir"),
     ],
 )
-def test_words_that_do_not_go_together_are_told(words, message):
+def test_inconsistent_arguments_are_one_sentence(words, message):
     with pytest.raises(DataError, match=message):
         run(*words)
 
@@ -165,7 +165,7 @@ def test_a_full_disk_is_a_failure_of_the_machine(insects, tmp_path, capsys, monk
 
 
 @pytest.mark.parametrize("count", range(2, 17))
-def test_too_few_images_to_hold_some_back_are_told(tmp_path, capsys, count):
+def test_too_few_images_for_a_validation_split_are_mentioned(tmp_path, capsys, count):
     for number in range(count):
         path = tmp_path / "few" / ("ant", "bee")[number % 2] / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -174,7 +174,7 @@ def test_too_few_images_to_hold_some_back_are_told(tmp_path, capsys, count):
     lines = capsys.readouterr().out.splitlines()
     flags = dict(word.removeprefix("--config.data.").split("=", 1) for word in shlex.split(lines[-1]))
     parts = [len(open_source("few", flags[f"{split}_split"], f"{tmp_path}/out")) for split in ("train", "validation")]
-    told = f"  {count} images are too few for a validation split; the training images are used for it"
+    told = f"  {count} images are too few for a validation split; using the training images"
     if told in lines:
         assert parts == [count, count]
         assert (flags["train_split"], flags["validation_split"]) == ("train", "train")

@@ -36,7 +36,7 @@ def test_prints_the_answer_a_table_for_each_comparison_and_the_page(training, co
     assert printed[-1] == f"page: {tmp_path / 'study' / 'study.html'}"
 
 
-def test_json_is_what_the_file_holds(training, command, tmp_path, capsys):
+def test_json_is_the_content_of_the_file(training, command, tmp_path, capsys):
     assert main([*command, "--json", "--seeds=2"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "study" / "study.json").read_text())
 
@@ -73,7 +73,7 @@ def test_the_named_dataset_is_the_one_that_is_studied(monkeypatch, command, caps
         (["--dataset", "digits", "--config.model.name=vit_tiny_patch16_224"], "vit_tiny_patch16_224"),
     ],
 )
-def test_what_was_typed_wrong_is_one_sentence(monkeypatch, tmp_path, capsys, words, told):
+def test_invalid_input_is_one_sentence(monkeypatch, tmp_path, capsys, words, told):
     monkeypatch.chdir(tmp_path)
     assert main(["study", *words]) == 2
     captured = capsys.readouterr()
@@ -114,11 +114,11 @@ def test_a_diverging_model_without_an_ssm_ends_the_study_with_a_remedy(training,
 def test_a_full_disk_is_one_sentence(training, command, capsys):
     training.stop_after, training.error = 1, OSError("No space left on device")
     assert main(command) == 1
-    assert "no space is left" in capsys.readouterr().err
+    assert "no space left" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_a_killed_study_goes_on_where_it_was_and_compiles_a_variant_once(tmp_path):
+def test_a_killed_study_resumes_and_compiles_a_variant_once(tmp_path):
     environment = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"}
     environment["PYTHONPATH"] = str(ROOT)
     changes = {
@@ -145,7 +145,7 @@ def test_a_killed_study_goes_on_where_it_was_and_compiles_a_variant_once(tmp_pat
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=120)
     assert process.returncode == os.EX_TEMPFAIL, error
-    assert error.splitlines()[-1].startswith("error: stopped by SIGTERM; everything is saved")
+    assert error.splitlines()[-1].startswith("error: stopped by SIGTERM; the state is saved")
     assert not (workdir / "study.json").exists()
     finished = {path: path.stat().st_mtime_ns for path in workdir.glob("runs/*/*/results.json")}
 
@@ -158,6 +158,6 @@ def test_a_killed_study_goes_on_where_it_was_and_compiles_a_variant_once(tmp_pat
     for variant in study["variants"]:
         assert variant["step_seconds"] > 0
         assert variant["memory_bytes"] > 2**20
-    # Both repeats of a variant, and what measures its memory, share one program.
+    # Both repeats of a variant and the measurement of its memory share one program.
     assert len(list((workdir / "compiled").glob("jit_train_step-*-cache"))) == 3
     assert len(list(workdir.glob("runs/*/*/report.html"))) == 6

@@ -53,18 +53,18 @@ def test_v2_is_matched_frequency_unless_another_is_named(sets_dir, name, labels)
     assert sorted(record["label"] for record in open_eval_set(name, sets_dir)) == labels
 
 
-def test_only_the_classes_that_occur_in_a_and_r_are_ranked(sets_dir):
-    ranked = {name: class_mask(open_eval_set(name, sets_dir)) for name in EVAL_SETS}
-    assert {name: mask.nonzero()[0].tolist() for name, mask in ranked.items() if not mask.all()} == {
+def test_only_a_and_r_restrict_the_classes_to_those_that_occur(sets_dir):
+    masks = {name: class_mask(open_eval_set(name, sets_dir)) for name in EVAL_SETS}
+    assert {name: mask.nonzero()[0].tolist() for name, mask in masks.items() if not mask.all()} == {
         "imagenet_a": [5, 7, 999],
         "imagenet_r": [0, 3],
     }
-    assert {mask.shape for mask in ranked.values()} == {(1000,)}
+    assert {mask.shape for mask in masks.values()} == {(1000,)}
 
 
 def test_a_set_that_is_none_of_the_known_is_answered_with_them(sets_dir):
     known = ", ".join(EVAL_SETS)
-    with pytest.raises(DataError, match=f"'imagenette' is not a set to evaluate on; expected one of {known}"):
+    with pytest.raises(DataError, match=f"'imagenette' is not a known test set; expected one of {known}"):
         open_eval_set("imagenette", sets_dir)
 
 

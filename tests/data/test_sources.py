@@ -173,7 +173,7 @@ def test_a_split_without_labels_is_refused(tmp_path, monkeypatch):
 
 def test_images_of_several_labels_are_not_for_training():
     source_of({"label": [1]}).check_trainable()
-    with pytest.raises(DataError, match="images of 'one' have several labels each; such a dataset is for evaluation"):
+    with pytest.raises(DataError, match="images of 'one' have several labels each; use this dataset for evaluation"):
         source_of({"real_label": [1]}, feature="real_label").check_trainable()
 
 

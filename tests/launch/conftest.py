@@ -1,4 +1,4 @@
-"""A checkout, a fake gcloud and hosts that are folders."""
+"""Fixtures: a checkout, a fake gcloud, and folders that stand for hosts."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ TRAINING = (
 
 @pytest.fixture
 def cloud(tmp_path):
-    """Give `play`, which starts a launcher in a world that goes by a script, and what is left behind."""
+    """Provide `play`, which runs a launcher against the scripted fakes, and access to the resulting files."""
     checkout, home, tools, elsewhere = (tmp_path / name for name in ("checkout", "cloud", "tools", "elsewhere"))
     for name in ("launch", "configs"):
         shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))

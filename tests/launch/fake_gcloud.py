@@ -1,4 +1,4 @@
-"""Play gcloud by a script: two hosts that are folders, commands by ssh run in them, and a log of all calls.
+"""A fake gcloud driven by a script: two hosts that are folders, in which ssh runs commands, and a log of all calls.
 
 $FAKE_CLOUD/script.json says what happens: "boots", for each creation the states before ACTIVE; "create", the errors of
 creations ("" for none); "delete", those of deletions; "describe", those of each look at the state; "start", "running"
@@ -51,7 +51,7 @@ def answer(script, words, flags):
             return 0
         return on_host(script, verb, words[4:], flags)
     if not main_resource:
-        return 0  # what belongs to an instance group
+        return 0  # resources of an instance group
     verb = words[2] if words[1] == "instances" else verb
     if verb == "create":
         if error := pop(script, "create", ""):
@@ -141,7 +141,7 @@ def end_processes():
 
 
 def kill(path, keeper=False):
-    """Kill the run of a host, and before it, on demand, what would write its exit code."""
+    """Kill the run of a host and, on demand, first the process that would write its exit code."""
     run, *others = path.read_text().split()[:2] or [""]
     for pid in (*others[: int(keeper)], run):
         with contextlib.suppress(ProcessLookupError, ValueError):
@@ -159,5 +159,5 @@ def complain(words, text):
 
 if __name__ == "__main__":
     with open(CLOUD / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # a launcher of a group asks its hosts at once
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the launcher for groups calls all hosts in parallel
         sys.exit(main(sys.argv[1:]))

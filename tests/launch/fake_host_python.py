@@ -1,4 +1,4 @@
-"""Play the Python of a host's .venv: main.py ends as $FAKE_CLOUD/runs.json says, one entry a start.
+"""A fake Python for a host's .venv: main.py ends as $FAKE_CLOUD/runs.json specifies, one entry per start.
 
 An entry is [steps that it trains, [exit code of host 0, of host 1]]; the code "hang" waits for a
 signal, and then saves.

@@ -1,4 +1,4 @@
-"""What hosts and clusters are given: the versions fit the program, and the YAML says what is meant."""
+"""Pinned versions satisfy the requirements, and the YAML files agree with the launchers."""
 
 import re
 import string
@@ -23,7 +23,7 @@ REQUEUE = 75
 
 
 def requirements(path):
-    """Give the requirements of a file by their names."""
+    """Return the requirements in a file by name."""
     lines = (re.split(r"\s+#|^#", line)[0].strip() for line in path.read_text().splitlines())
     found = [Requirement(line) for line in lines if line]
     return {re.sub("[-_.]+", "-", requirement.name.lower()): requirement for requirement in found}
@@ -45,7 +45,7 @@ def test_versions_satisfy_what_the_program_requires():
         assert requirement.specifier.contains(versions[name].version), requirement
 
 
-def test_versions_hold_what_tpus_and_buckets_need():
+def test_versions_include_packages_for_tpus_and_buckets():
     assert {"jaxlib", "libtpu", "gcsfs", "requests"} <= set(pinned())
 
 
@@ -54,7 +54,7 @@ def load(name):
     return yaml.safe_load(string.Template(text).substitute(VALUES) if name == "gke_jobset.yaml" else text)
 
 
-def test_jobset_runs_one_pod_a_host_and_starts_again_after_75_and_disruptions():
+def test_jobset_runs_one_pod_per_host_and_restarts_after_75_and_disruptions():
     jobset = load("gke_jobset.yaml")
     assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
     (replicated,) = jobset["spec"]["replicatedJobs"]
@@ -72,7 +72,7 @@ def test_jobset_runs_one_pod_a_host_and_starts_again_after_75_and_disruptions():
     assert (again["action"], again["onJobFailureReasons"]) == ("RestartJobSet", ["PodFailurePolicy"])
     assert other["action"] == "FailJobSet"
     assert jobset["spec"]["failurePolicy"]["maxRestarts"] > 0
-    # A policy for exit codes needs it.
+    # Required by a policy for exit codes.
     assert pod["restartPolicy"] == "Never"
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
     assert pod["nodeSelector"] == {
@@ -104,7 +104,7 @@ def test_every_variable_of_the_jobset_is_explained():
         assert re.search(rf"export .*\b{name}=", head)
 
 
-def test_skypilot_takes_spot_capacity_and_starts_again_after_75():
+def test_skypilot_uses_spot_capacity_and_restarts_after_75():
     task = load("skypilot.yaml")
     resources = task["resources"]
     assert resources["use_spot"]

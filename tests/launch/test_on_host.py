@@ -1,4 +1,4 @@
-"""on_host.sh holds one run at a time and tells what became of it, also where nothing wrote that down."""
+"""on_host.sh runs one command at a time and reports its state, also after a reboot or the loss of a process."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from tests.launch.conftest import ROOT
 
 @pytest.fixture
 def host(tmp_path):
-    """Give a function that runs on_host.sh in a checkout; what it starts ends with the test."""
+    """Provide a function that runs on_host.sh in a checkout; its processes end with the test."""
     (tmp_path / "launch").mkdir()
     for name in ("on_host.sh", "shell.sh"):
         shutil.copy(ROOT / "launch" / name, tmp_path / "launch")
@@ -41,7 +41,7 @@ def wait_for_end(host):
     raise AssertionError("it still runs")
 
 
-def test_run_is_told_from_none(host):
+def test_running_prints_whether_there_is_a_run(host):
     assert host("running") == "mambaout-running no\n"
     host("start", "bash", "-c", "echo begun; exec sleep 100")
     assert host("running") == "mambaout-running yes\n"
@@ -50,7 +50,7 @@ def test_run_is_told_from_none(host):
     assert host("follow") == "begun\n\nmambaout-code 143\n"
 
 
-def test_second_start_leaves_a_living_run_alone(host):
+def test_second_start_does_not_affect_a_run(host):
     host("start", "sleep", "100")
     before = pids(host)
     host("start", "false")
@@ -62,12 +62,12 @@ def test_second_start_leaves_a_living_run_alone(host):
     assert host("follow") == "\nmambaout-code 3\n"
 
 
-def test_run_without_its_keeper_lives_until_it_ends(host):
+def test_run_without_its_waiting_process_counts_until_it_ends(host):
     host("start", "sleep", "100")
     run, keeper = pids(host)
     os.kill(keeper, signal.SIGKILL)
     with contextlib.suppress(ProcessLookupError):
-        for _ in range(400):  # until it was waited for
+        for _ in range(400):  # until the process is reaped
             os.kill(keeper, 0)
             time.sleep(0.02)
     assert host("follow") == "\nmambaout-code running\n"
@@ -86,4 +86,4 @@ def test_run_before_a_reboot_is_lost_though_another_has_its_pid(host):
     assert host("follow") == "\nmambaout-code 75\n"
     host("stop")
     path.write_text(now)
-    assert host("running") == "mambaout-running yes\n"  # it was no longer the run's
+    assert host("running") == "mambaout-running yes\n"  # the process was not the run anymore

@@ -11,7 +11,7 @@ GROUP = ("--topology=2x2x2", *TRAINING)
 TARS = ("--name=prepare", "--zone=us-west4-a", "--tars=gs://b/imagenet", "--data-dir=gs://b/datasets")
 
 
-def test_group_that_is_preempted_is_made_again(cloud):
+def test_preempted_group_is_created_again(cloud):
     text = cloud.play(
         "gce_mig.sh",
         *GROUP,
@@ -38,7 +38,7 @@ def test_group_that_is_preempted_is_made_again(cloud):
     ]
     changes = [part for part in parts if "create" in part or "delete" in part]
     assert changes == [*made, *deleted, *made, *deleted]
-    # In whichever order the hosts come to it.
+    # In any order of the hosts.
     assert sorted(line for line in text.splitlines() if "| " in line) == [
         f"{host}| start {start} trains to step {100 * start + 100}" for host in range(2) for start in range(2)
     ]
@@ -55,7 +55,7 @@ def test_group_that_is_preempted_is_made_again(cloud):
         (
             [],
             {"follow": ["unreachable"], "describe": ["", "", *["UNAVAILABLE: try later"] * 5]},
-            "gcloud cannot tell the state of tiny: (gcloud.compute.instance-groups.managed.list-instances) UNAVAILABLE",
+            "gcloud cannot read the state of tiny: (gcloud.compute.instance-groups.managed.list-instances) UNAVAILABLE",
         ),
     ],
 )
@@ -82,9 +82,9 @@ def test_quota_of_a_group_is_one_sentence(cloud):
 
 
 @pytest.mark.parametrize("topology", ["16", "2x2", "2x2x", "2x3x1", "axbxc", "2x2x2x2", "0x4x4", "08x2x2"])
-def test_topology_that_is_none_is_named(topology, cloud):
+def test_invalid_topology_is_one_sentence(topology, cloud):
     text = cloud.play("gce_mig.sh", *GROUP, f"--topology={topology}", code=2)
-    assert f"--topology is {topology}; chips along three axes" in text
+    assert f"--topology is {topology}; expected chips along three axes" in text
 
 
 def test_dry_run_of_a_group_is_the_golden_one(cloud):
@@ -100,7 +100,7 @@ def test_one_host_needs_no_policy(cloud):
 
 def test_imagenet_is_prepared_and_the_machine_deleted(cloud):
     script = {"boots": [["PROVISIONING", "STAGING"]], "describe": ["", "", "UNAVAILABLE"]}
-    # The fake host has no dataset to prepare: gcloud is its own, and its Python plays a run.
+    # The fake host has no dataset to prepare: its gcloud and its Python are fakes.
     text = cloud.play("prepare_imagenet.sh", *TARS, script=script, runs=[[0, [0, 0]]])
     assert text.count("prepare is ") == 4
     assert "Done" in text
@@ -119,12 +119,12 @@ def test_dry_run_of_the_preparation_is_the_golden_one(cloud):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (["--tars=/data"], "--tars is /data; gs://BUCKET/FOLDER is expected"),
+        (["--tars=/data"], "--tars is /data; expected gs://BUCKET/FOLDER"),
         (["--data-dir=datasets"], "--data-dir is datasets"),
         (["--config.seed=1"], "--config.seed=1 is an option of training runs"),
     ],
 )
-def test_preparation_that_is_typed_wrong_is_one_sentence(change, sentence, cloud):
+def test_invalid_options_of_the_preparation_are_one_sentence(change, sentence, cloud):
     text = cloud.play("prepare_imagenet.sh", *TARS, *change, code=2)
     assert sentence in text
     assert text.count("\n") == 1
@@ -134,13 +134,13 @@ def test_host_gets_the_tested_versions(cloud):
     text = cloud.play("setup_host.sh", "--dry-run")
     assert "uv venv --quiet --python=3.12 " in text
     assert "--constraint=CHECKOUT/launch/constraints.txt --editable CHECKOUT 'jax[tpu]'" in text
-    assert "curl" not in text  # uv is there
+    assert "curl" not in text  # uv is already installed
     assert "--editable CHECKOUT jax 'etils[epath-gcs]'" in cloud.play("setup_host.sh", "--dry-run", "--jax=cpu")
-    assert "--jax is gpu; tpu or cpu is expected" in cloud.play("setup_host.sh", "--jax=gpu", code=2)
+    assert "--jax is gpu; expected tpu or cpu" in cloud.play("setup_host.sh", "--jax=gpu", code=2)
 
 
 @pytest.mark.parametrize("script", ["tpu_vm.sh", "gce_mig.sh", "prepare_imagenet.sh", "setup_host.sh"])
-def test_help_tells_every_option_and_variable(script, cloud):
+def test_help_lists_every_option_and_variable(script, cloud):
     text = cloud.play(script, "--help")
     source = (ROOT / "launch" / script).read_text()
     parsed = source.split('parse "')[1].split('"$@"')[0] if 'parse "' in source else "--jax"

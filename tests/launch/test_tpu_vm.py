@@ -1,4 +1,4 @@
-"""tpu_vm.sh brings a run to its end on slices that come and go, and leaves nothing behind that costs."""
+"""tpu_vm.sh finishes a run on preemptible slices and leaves no resources that cost money."""
 
 import itertools
 import json
@@ -14,7 +14,7 @@ WAITING = ["WAITING_FOR_RESOURCES", "PROVISIONING"]
 
 
 def verbs(calls):
-    """Give what was asked of the queue and, by what they end with, of the hosts."""
+    """Return the verbs of the calls to the queue and to the hosts."""
     found = []
     for call in calls:
         if match := re.match(r"compute tpus queued-resources (create|delete)", call):
@@ -24,13 +24,13 @@ def verbs(calls):
     return found
 
 
-def test_run_that_is_preempted_and_requeued_comes_to_its_end(cloud):
+def test_preempted_and_requeued_run_finishes(cloud):
     text = cloud.play(
         "tpu_vm.sh",
         *SLICE,
         "--spot",
         "--config.data.data_dir=gs://b/data sets",
-        # The second start: host 0 loses run and exit code, as by a reboot.
+        # The second start: host 0 loses the run and its exit code, as in a reboot.
         script={"boots": [WAITING, WAITING], "follow": ["", "", "preempt", "", "killed"]},
         runs=[[100, ["hang", "hang"]], [200, ["hang", 75]], [300, [0, 0]]],
     )
@@ -38,7 +38,7 @@ def test_run_that_is_preempted_and_requeued_comes_to_its_end(cloud):
     assert verbs(cloud.calls()) == [*attempt, "delete", *attempt, "step", "start", "delete"]
     states = [line.removeprefix("tiny is ") for line in text.splitlines() if line.startswith("tiny is ")]
     assert states == [*(("ABSENT", *WAITING, "ACTIVE", "LOST") * 2)[:-1]]
-    # In whichever order the hosts come to it.
+    # In any order of the hosts.
     assert sorted(line for line in text.splitlines() if "| " in line) == [
         f"{host}| start {start} trains to step {100 * start + 100}" for host in range(2) for start in range(3)
     ]
@@ -54,8 +54,8 @@ def test_run_that_is_preempted_and_requeued_comes_to_its_end(cloud):
             ]
 
 
-def test_exit_code_that_no_start_mends_is_the_launchers(cloud):
-    # The host that failed tells more than the one that lost it.
+def test_permanent_exit_code_is_the_launchers(cloud):
+    # The code of the host that failed takes precedence.
     text = cloud.play("tpu_vm.sh", *SLICE, code=3, runs=[[0, [75, 3]]])
     assert "the run ended with exit code 3" in text
     assert verbs(cloud.calls())[-2:] == ["start", "delete"]
@@ -63,8 +63,8 @@ def test_exit_code_that_no_start_mends_is_the_launchers(cloud):
 
 def test_starts_without_a_new_checkpoint_are_bounded(cloud):
     text = cloud.play("tpu_vm.sh", *SLICE, "--restarts=2", code=1, runs=[[10, [75, 75]], *[[0, [75, 75]]] * 9])
-    assert verbs(cloud.calls()).count("start") == 4  # the one that saved, then two more without
-    assert "starts brought no checkpoint after step 10 of gs://b/runs/tiny" in text
+    assert verbs(cloud.calls()).count("start") == 4  # the one that saved, then two without a checkpoint
+    assert "starts without a checkpoint after step 10 of gs://b/runs/tiny" in text
     assert verbs(cloud.calls())[-1] == "delete"
 
 
@@ -107,7 +107,7 @@ def test_ssh_that_fails_once_starts_nothing_twice(cloud):
     assert verbs(cloud.calls()) == ["create", "setup_host", "step", "start", "delete"]
 
 
-def test_state_that_gcloud_does_not_tell_for_a_while_ends_nothing(cloud):
+def test_temporary_failures_of_gcloud_end_nothing(cloud):
     down = "UNAVAILABLE: The service is currently unavailable"
     # The queue and, where it says ACTIVE, the node: four times in a row before there are hosts, and four afterwards.
     told = ["", *[down] * 4, "", down, "", "", down, "", down, down]
@@ -117,9 +117,9 @@ def test_state_that_gcloud_does_not_tell_for_a_while_ends_nothing(cloud):
     assert verbs(cloud.calls()) == ["create", "setup_host", "step", "start", "delete"]
 
 
-def test_state_that_gcloud_never_told_is_one_sentence(cloud):
+def test_gcloud_that_always_fails_is_one_sentence(cloud):
     text = cloud.play("tpu_vm.sh", *SLICE, code=1, script={"describe": ["UNAUTHENTICATED: Log in first"]})
-    assert text.startswith("error: gcloud cannot tell the state of tiny: (gcloud.")
+    assert text.startswith("error: gcloud cannot read the state of tiny: (gcloud.")
     assert text.count("\n") == 1
     assert len(cloud.calls()) == 1
 
@@ -151,7 +151,7 @@ def test_kept_run_is_found_again(cloud):
     assert again == ["running", "running", "delete", "create", "setup_host", "step", "start", "delete"]
 
 
-def test_slice_that_was_there_and_is_given_up_is_told_to_save(cloud):
+def test_run_on_an_existing_slice_saves_before_the_slice_is_given_up(cloud):
     for host in range(2):
         (cloud.home / "hosts" / str(host)).mkdir(parents=True)
     cloud.play("tpu_vm.sh", *SLICE, code=1, script={"exists": True, "running": ["unreachable"] * 5})
@@ -161,21 +161,21 @@ def test_slice_that_was_there_and_is_given_up_is_told_to_save(cloud):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (["--accelerator=tpu7x-8"], "launch/gce_mig.sh trains on it"),
-        (["--accelerator=h100"], "v4-N, v5litepod-N, v5p-N or v6e-N is expected"),
-        (["--accelerator=v5litepod-banana"], "v4-N, v5litepod-N, v5p-N or v6e-N is expected"),
-        (["--workdir=runs/tiny"], "all hosts share it"),
-        (["--workdir=gs://b/"], "all hosts share it"),  # the cache beside it would lie in another bucket
+        (["--accelerator=tpu7x-8"], "use launch/gce_mig.sh"),
+        (["--accelerator=h100"], "expected v4-N, v5litepod-N, v5p-N or v6e-N"),
+        (["--accelerator=v5litepod-banana"], "expected v4-N, v5litepod-N, v5p-N or v6e-N"),
+        (["--workdir=runs/tiny"], "expected gs://BUCKET/"),
+        (["--workdir=gs://b/"], "expected gs://BUCKET/"),  # its cache folder would be in another bucket
         (["--config=configs/none.py"], "--config is configs/none.py"),
         (["--config=tests/train/tiny.py"], "--config is tests/train/tiny.py"),
-        (["--name=--quiet"], "--name is --quiet; small letters"),
+        (["--name=--quiet"], "--name is --quiet; expected lowercase letters"),
         (["--restarts=many"], "--restarts is many"),
         (["--zone="], "--zone is missing"),
         (["--spott"], "--spott is not an option of tpu_vm.sh"),
         (["--name"], "--name requires a value"),
     ],
 )
-def test_what_is_typed_wrong_is_one_sentence(change, sentence, cloud):
+def test_invalid_options_are_one_sentence(change, sentence, cloud):
     text = cloud.play("tpu_vm.sh", *SLICE, *change, code=2)
     assert text.startswith("error: ")
     assert text.count("\n") == 1
@@ -208,8 +208,8 @@ def test_dry_run_is_the_golden_one(cloud):
 def test_dry_run_prints_the_commands_that_run(cloud):
     printed = cloud.play("tpu_vm.sh", *SLICE, "--dry-run")
     cloud.play("tpu_vm.sh", *SLICE, runs=[[1, [0, 0]]])
-    # The two quote in their own ways.
+    # They quote differently.
     bare = str.maketrans("", "", "'\"\\")
     commands = re.findall(r"^\+ gcloud (.*)$", printed, re.MULTILINE)
-    calls = [call for call, _ in itertools.groupby(cloud.calls())]  # a slow run is asked about more than once
+    calls = [call for call, _ in itertools.groupby(cloud.calls())]  # a slow run is polled more than once
     assert [command.translate(bare) for command in commands] == [call.translate(bare) for call in calls]

@@ -1,4 +1,4 @@
-"""A plan is arithmetic on the estimates of the compiler."""
+"""A plan is computed from the estimates of the compiler."""
 
 import importlib.util
 import math
@@ -46,7 +46,7 @@ def test_speed_follows_from_cycles_and_clock():
     assert figures["cycles_by_rule"] == {"compiler": 4e6, "schedule": 0, "bytes": 1e6}
     assert figures["step_seconds"] == pytest.approx(2.5e-3)
     assert figures["images_per_second"] == pytest.approx(64 / 2.5e-3)
-    # 16 images of a GFLOP on a chip that does 2 TFLOPs a second take 8 ms at best.
+    # 16 images of 1 GFLOP on a chip with 2 TFLOP/s take at least 8 ms.
     assert figures["mfu"] == pytest.approx(16e9 / 2e12 / 2.5e-3)
     assert [row["cycles"] for row in figures["top"]] == [3e6, 1e6, *[0.1e6] * 8]
 
@@ -74,12 +74,12 @@ def test_largest_batch_is_that_of_the_line_and_was_compiled(start, known):
     assert len(asked) <= (2 if known else 3)
 
 
-def test_largest_batch_is_not_believed_where_the_line_bends():
+def test_largest_batch_is_checked_by_compiling():
     sizes = {8: 100, 16: 200, 64: 850, 72: 950, 80: 1100}
     assert largest_microbatch(sizes.get, 1000, {8: 100}, 8) == (72, 950)
 
 
-def test_largest_batch_is_looked_for_below_a_double_that_does_not_fit():
+def test_largest_batch_is_searched_below_a_double_that_does_not_fit():
     assert largest_microbatch({64: 400, 112: 900, 120: 1100}.get, 1000, {}, 64) == (112, 900)
 
 
@@ -104,7 +104,7 @@ def test_a_dataset_is_as_given_as_prepared_or_as_known():
 
 
 @pytest.mark.parametrize(("name", "split"), [("imagenet2012", "train[:10%]"), ("flowers", "train")])
-def test_a_dataset_of_unknown_size_has_to_be_told(name, split):
+def test_a_dataset_of_unknown_size_requires_its_size(name, split):
     config = tiny.config(**{"data.name": name, "data.train_split": split})
     with pytest.raises(RunError, match="--num-images and --num-classes"):
         dataset_of(config)
@@ -136,7 +136,7 @@ def test_split_state_counts_a_part_on_each_chip():
 
 
 @pytest.mark.parametrize("topology", ["v5e", "v5e:", "v5e:3x2", "v5e:16X16", "v5p:4x4", "v9:2x2", "v4:4x8x4"])
-def test_a_topology_that_does_not_exist_is_answered_by_those_that_do(topology):
+def test_an_unknown_topology_is_one_sentence_with_the_known_ones(topology):
     with pytest.raises(RunError, match=r"v4, v5e, v5p, v6e|2x4|2x2x2, 2x2x4"):
         chip_of(topology)
 
@@ -146,7 +146,7 @@ def test_topologies_that_exist_are_known(topology):
     assert chip_of(topology) is CHIPS[topology.partition(":")[0]]
 
 
-def test_without_the_compiler_it_is_told_how_to_get_it(monkeypatch):
+def test_without_the_compiler_the_message_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RunError, match="pip install libtpu"):
         tpu_devices("v5e:2x2")
@@ -201,7 +201,7 @@ class TestCompiled:
 
     def test_largest_batch_is_compiled(self, monkeypatch):
         chip = chip_of("v5e:1x1")
-        # A chip of little memory, where small programs, which compile sooner, are large.
+        # A chip with little memory, so that small programs, which compile faster, are too large.
         monkeypatch.setattr(planning, "chip_of", lambda topology: chip._replace(memory=24 * 2**20))
         config = tiny.config(batch_size=64, eval_batch_size=64)
         figures = plan(config, "v5e:1x1", DIGITS, find_batch=True)

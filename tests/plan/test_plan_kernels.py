@@ -1,4 +1,4 @@
-"""The cycles of a kernel are the instructions of its schedule, as often as the grid and the loops in it run."""
+"""The cycles of a kernel are the instructions of its schedule, times the sizes of the grid and the loops."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""A program that was compiled for a TPU is read as it will run: loops as often as they run, each byte once."""
+"""The analysis of a compiled program counts loops with their trip counts, and each byte once."""
 
 import re
 
@@ -114,7 +114,7 @@ def test_bytes_of_collectives_are_counted_by_kind_and_as_often_as_they_run():
     }
 
 
-def test_a_synchronous_gather_moves_what_it_gives():
+def test_a_synchronous_gather_counts_its_result():
     text = PROGRAM.replace(
         "(f32[2,128]{1,0:T(8,128)}, f32[8,128]{1,0:T(8,128)}) all-gather-start(", "f32[8,128]{1,0} all-gather("
     )
@@ -140,13 +140,13 @@ ENTRY %main (v: f32[2,128]) -> f32[8,128] {
 """
 
 
-def test_a_collective_that_goes_on_while_others_compute_counts_once():
+def test_an_asynchronous_collective_counts_once():
     assert collective_bytes(PIECES) == {"all-gather": 4 * 8 * 128}
-    # Others may have the same channel.
+    # Other collectives may have the same channel.
     assert collective_bytes(re.sub(", frontend.*", "", PIECES)) == {"all-gather": 2 * 4 * 8 * 128}
 
 
-def test_a_loop_that_does_not_tell_how_often_it_runs_counts_once_and_is_named():
+def test_a_loop_of_unknown_length_counts_once_and_is_named():
     assert uncounted_loops(PROGRAM) == []
     more = "compare(%n, %bound), direction=LT\n  ROOT %both = pred[]{:T(512)} and(%less, %other)"
     for text in (

@@ -17,7 +17,7 @@ from tests.weights import pytorch
 
 NAMES = tuple(f"digit {label}" for label in range(10))
 LABELS = {"class_names": list(NAMES)}
-# Sections of the digits experiment are of another family: its options are unset.
+# Unset the options of the digits experiment, which belong to another family.
 VIT = {
     "model.name": "deit_tiny_patch16_224",
     "model.img_size": 32,
@@ -45,8 +45,8 @@ def test_a_run_of_another_family_is_not_resumed(vit_run, resume):
     with pytest.raises(RunError) as refusal:
         claim_workdir(workdir, tiny.config(resume=resume))
     assert str(refusal.value) == (
-        f"workdir {workdir} has a run of deit_tiny_patch16_224, a VisionTransformer, and config.model.name is "
-        "'mambaout_femto', a MambaOut; name another with --workdir"
+        f"workdir {workdir} has a run of deit_tiny_patch16_224, a VisionTransformer, but config.model.name is "
+        "'mambaout_femto', a MambaOut; use another --workdir"
     )
 
 
@@ -60,8 +60,8 @@ def test_no_run_starts_from_one_of_another_family(vit_run):
     with pytest.raises(RunError) as refusal:
         load_pretrained_for(vit_run[0], build({}))
     assert str(refusal.value) == (
-        f"the weights in {vit_run[0]} are those of deit_tiny_patch16_224, a VisionTransformer; config.model.name is "
-        "'mambaout_femto', a MambaOut: a model of the same family is expected"
+        f"the weights in {vit_run[0]} are for deit_tiny_patch16_224, a VisionTransformer; config.model.name is "
+        "'mambaout_femto', a MambaOut: expected a model of the same family"
     )
 
 
@@ -70,7 +70,7 @@ def test_no_run_starts_from_a_folder_or_file_of_another_family(vit_run, tmp_path
     state_dict = mo.to_torch(vit, weights["raw"])
     write_folder(tmp_path / "model", vit, state_dict)
     save_file(state_dict, tmp_path / "weights.safetensors")
-    with pytest.raises(RunError, match=r"those of deit_tiny_patch16_224, a VisionTransformer; .* a MambaOut"):
+    with pytest.raises(RunError, match=r"are for deit_tiny_patch16_224, a VisionTransformer; .* a MambaOut"):
         load_pretrained_for(tmp_path / "model", build({}))
     with pytest.raises(ConvertError, match="the weights are those of a VisionTransformer; a MambaOut is expected"):
         load_pretrained_for(tmp_path / "weights.safetensors", build({}))

@@ -76,7 +76,7 @@ def test_seeds_start_at_the_one_of_the_config(training, data_dir, tmp_path):
     assert [training.configs["conv", repeat].seed for repeat in range(2)] == [7, 8]
 
 
-def test_a_stopped_study_goes_on_and_repeats_no_run(training, experiment, tmp_path):
+def test_a_stopped_study_resumes_and_repeats_no_run(training, experiment, tmp_path):
     training.stop_after, training.error = 5, StoppedError("stopped by SIGTERM")
     with pytest.raises(StoppedError):
         run_study(experiment, tmp_path / "study", 3)
@@ -96,39 +96,37 @@ def test_a_stopped_study_goes_on_and_repeats_no_run(training, experiment, tmp_pa
     ],
 )
 def test_other_settings_in_the_same_workdir_are_refused(study, training, data_dir, tmp_path, changes, seeds, told):
-    with pytest.raises(RunError, match=f"study contains a study with other settings: .*{told}.*; name another"):
+    with pytest.raises(RunError, match=f"study contains a study with other settings: .*{told}.*; use another"):
         run_study(settings(data_dir, **changes), tmp_path / "study", seeds)
     assert len(training.configs) == 12
 
 
 def test_a_folder_of_something_else_is_refused(training, experiment, tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(RunError, match="contains files that are not a study's"):
+    with pytest.raises(RunError, match="has files but no study"):
         run_study(experiment, tmp_path, 3)
     (tmp_path / "plan.json").write_text("{")
     with pytest.raises(RunError, match=r"plan.json is not the plan of a study"):
         run_study(experiment, tmp_path, 3)
-    with pytest.raises(RunError, match=r"cannot be written .*; name another with --workdir"):
+    with pytest.raises(RunError, match=r"is not writable .*; use another --workdir"):
         run_study(experiment, tmp_path / "plan.json", 3)
     assert not training.configs
 
 
 def test_given_weights_are_refused(training, experiment, tmp_path):
-    with pytest.raises(RunError, match=r"config.init_from is set; .* unset it"):
+    with pytest.raises(RunError, match=r"config.init_from is set, .* unset it"):
         run_study(experiment.replace({"init_from": "runs/x"}), tmp_path / "study", 3)
     assert not (tmp_path / "study").exists()
 
 
-def test_a_dataset_without_an_experiment_is_told_what_to_do():
+def test_an_experiment_is_found_by_the_name_of_the_dataset():
     assert find_experiment("digits").endswith("configs/study.py:digits")
     assert find_experiment("pathfinder/32").endswith("configs/study.py:pathfinder")
-    with pytest.raises(RunError, match=r"no experiment configs/study/beans.py .*'beans'.*--config="):
-        find_experiment("beans")
 
 
 def test_without_a_checkout_an_experiment_has_to_be_named(monkeypatch, tmp_path):
     monkeypatch.setattr(study_module, "EXPERIMENTS", tmp_path / "nowhere")
-    with pytest.raises(RunError, match=r"'digits', run from a checkout or name an experiment with --config$"):
+    with pytest.raises(RunError, match=r"'digits', run in a checkout .* or set an experiment with --config$"):
         find_experiment("digits")
 
 
@@ -147,7 +145,7 @@ def test_findings_are_those_of_the_runs(study):
     assert [len(comparison["differences"]) for comparison in study["comparisons"]] == [1, 2]
 
 
-def test_words_say_what_is_told_apart_and_what_is_not(study):
+def test_answer_and_verdicts_name_significant_and_other_variants(study):
     removed, matched = study["comparisons"]
     assert removed["verdict"] == "Better than convolution alone: SSM (causal)."
     assert matched["verdict"] == (
@@ -202,7 +200,7 @@ WRITTEN = {
 
 
 def numbers(content, key=None, differs=False):
-    """Yield each number of study.json as it is written for a person."""
+    """Yield each number of study.json as formatted on the page."""
     if isinstance(content, dict):
         for name, item in content.items():
             yield from numbers(item, name, differs or "minimum_detectable_effect" in content)
@@ -214,7 +212,7 @@ def numbers(content, key=None, differs=False):
         yield write(content) if write else f"{content:,}"
 
 
-def test_page_holds_every_number_and_every_word(study, tmp_path):
+def test_page_has_every_number_and_sentence(study, tmp_path):
     assert json.loads((tmp_path / "study" / "study.json").read_text()) == json.loads(json.dumps(study))
     page = (tmp_path / "study" / "study.html").read_text()
     text = words(page)
@@ -270,7 +268,7 @@ def test_length_of_the_first_stage_is_measured(study):
         ((96, 96), ""),
     ],
 )
-def test_images_larger_than_the_variants_see_are_told(capsys, size, told):
+def test_images_larger_than_the_input_size_are_a_warning(capsys, size, told):
     file = io.BytesIO()
     Image.new("L", (64, 40)).save(file, "PNG")
     warn_about_shrinking([{"image": file.getvalue()}], size)

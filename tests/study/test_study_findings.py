@@ -15,7 +15,7 @@ OWN = [3.0, 3.8, 4.6]  # p is 0.035: significant in a single test, and not as on
 
 
 def study(diverged=(), metric=METRIC, **differences):
-    """Summarize given differences to convolution alone; those that are not named are not significant.
+    """Summarize given differences to convolution alone; the others are not significant.
 
     Args:
         diverged: names of variants.
@@ -39,7 +39,7 @@ def study(diverged=(), metric=METRIC, **differences):
     return summarize(variants, outcomes, memory, 10.0, left_out, metric)
 
 
-def test_the_bound_is_that_of_all_tests():
+def test_the_detectable_effect_is_corrected_for_all_tests():
     answer = study(removed_ssm_cross=[2.0, -2.0, 0.0])["answer"]
     bound = minimum_detectable_effect([2.0, -2.0, 0.0], tests=6)
     assert answer == (
@@ -50,7 +50,7 @@ def test_the_bound_is_that_of_all_tests():
     assert bound > 2 * table == 2 * minimum_detectable_effect([2.0, -2.0, 0.0])
 
 
-def test_what_is_better_by_a_test_of_its_own_is_not_called_alike():
+def test_significance_in_a_single_test_is_mentioned():
     found = study(removed_ssm_causal=ABOVE, matched_ssm_causal=OWN)
     assert found["significant_after_holm"] == ["removed-ssm-causal"]
     assert found["answer"] == (
@@ -69,14 +69,14 @@ def test_both_comparisons_are_in_the_answer():
     )
 
 
-def test_where_all_are_worse_the_answer_says_so_and_nothing_is_unseen():
+def test_an_answer_where_all_are_worse_has_no_detectable_effect():
     titles = "SSM (causal), SSM (bidirectional), SSM (cross)"
     assert study(removed=BELOW, matched=BELOW)["answer"] == (
         f"Worse than convolution alone at equal parameters: {titles}; at equal widths: {titles}."
     )
 
 
-def test_the_bound_is_of_those_that_are_not_told_apart():
+def test_the_detectable_effect_is_of_variants_that_are_not_significant():
     wide = [-28.0, -30.0, -32.0]
     answer = study(removed=BELOW, matched_ssm_causal=wide)["answer"]
     bound = minimum_detectable_effect(ALIKE, tests=6)
@@ -87,13 +87,13 @@ def test_the_bound_is_of_those_that_are_not_told_apart():
     )
 
 
-def test_what_is_worse_by_a_test_of_its_own_is_told():
+def test_a_worse_variant_in_a_single_test_is_mentioned():
     answer = study(matched_ssm_causal=[-value for value in OWN], removed_ssm_cross=OWN)["answer"]
     assert "An SSM that is better or worse below but not here is significant in a single test" in answer
     assert "Worse than convolution" not in answer
 
 
-def test_a_variant_that_diverged_is_left_out_and_told():
+def test_a_diverged_variant_is_excluded_and_named():
     found = study(diverged=["matched-ssm-cross"], matched_ssm_causal=OWN)
     assert [variant["name"] for variant in found["variants"]] == [
         "conv", "removed-ssm-causal", "removed-ssm-bidirectional", "removed-ssm-cross", "matched-ssm-causal",
@@ -116,7 +116,7 @@ def test_a_variant_that_diverged_is_left_out_and_told():
 
 
 @pytest.mark.parametrize("size", ["matched", "removed"])
-def test_without_an_ssm_that_trained_nothing_is_said_of_it(size):
+def test_diverged_ssms_are_not_in_the_answer(size):
     every = [f"{place}-ssm-{order}" for place in ("removed", "matched") for order in ORDERS]
     assert study(diverged=every)["answer"] == "Every SSM diverged, so the study has no answer."
     answer = study(diverged=[name for name in every if name.startswith(size)])["answer"]

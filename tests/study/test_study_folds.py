@@ -13,7 +13,7 @@ from mambaout_jax.tasks.classification.source import open_source
 
 
 def positions(split):
-    """Read a split of ours as the records that it names."""
+    """Return the indices of the records in a split."""
     parts = [part.removesuffix("]").partition("[")[2].split(":") for part in split.split("+")]
     return [index for low, high in parts for index in range(int(low), int(high))]
 
@@ -53,5 +53,5 @@ def test_a_split_that_cannot_be_cut_is_one_sentence(split):
 
 
 def test_fewer_images_than_folds_are_refused():
-    with pytest.raises(RunError, match="has 2 images; at least one per fold, 3, is expected"):
+    with pytest.raises(RunError, match="has 2 images; expected at least one per fold, 3 in all"):
         fold_splits("train", 2, 3)

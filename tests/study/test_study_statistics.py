@@ -30,7 +30,7 @@ def test_interval_is_the_one_computed_by_hand():
 def test_detectable_difference_is_the_one_computed_by_hand():
     # t of 97.5 % with 2 degrees 4.302653, of 80 % 1.060660.
     assert minimum_detectable_effect([1, 2, 6]) == pytest.approx((4.302653 + 1.060660) * math.sqrt(7 * 5 / 6), rel=1e-6)
-    # Of six tests the first has to hold at 1 - 0.05 / 12: 10.885867.
+    # The first of six tests is at the level 1 - 0.05 / 12: 10.885867.
     assert minimum_detectable_effect([1, 2, 6], tests=6) == pytest.approx(
         (10.885867 + 1.060660) * math.sqrt(7 * 5 / 6), rel=1e-6
     )
@@ -57,10 +57,10 @@ def test_a_detectable_difference_lies_outside_the_interval_around_none(values):
 def test_a_study_of_independent_repeats_shows_the_detectable_difference_four_times_in_five(tests):
     n, studies = 8, 4000
     rng = np.random.default_rng(0)
-    # Independent repeats have a standard error of 1 / sqrt(n); what folds share is added to theirs.
+    # Independent repeats have a standard error of 1 / sqrt(n); that of folds is corrected for shared images.
     effect = minimum_detectable_effect([*[-1.0] * (n // 2), *[1.0] * (n // 2)], tests) * math.sqrt((n - 1) / n)
     values = effect + rng.normal(0, math.sqrt(1 / (n - 1)), (studies, 1)) + rng.normal(0, 1, (studies, n))
-    # As Holm's procedure meets it: the others have nothing to show.
+    # As in Holm's procedure if the other tests are not significant.
     t = values.mean(1) / (values.std(1, ddof=1) * math.sqrt(1 / n + 1 / (n - 1)))
     shown = np.mean([holm([p, *[1.0] * (tests - 1)])[0] for p in 2 * stats.t.sf(t, n - 1)])
     assert shown == pytest.approx(0.8, abs=0.04)
@@ -111,7 +111,7 @@ def test_p_is_the_one_computed_by_hand():
     [
         ([0.01, 0.02, 0.04], [True, True, True]),
         ([0.04, 0.01, 0.02], [True, True, True]),
-        ([0.01, 0.03, 0.03], [True, False, False]),  # 0.03 > 0.05 / 2: the last one is not looked at
+        ([0.01, 0.03, 0.03], [True, False, False]),  # 0.03 > 0.05 / 2, so the last one is not tested
         ([0.02, 0.02, 0.02], [False, False, False]),
         ([0.06], [False]),
         ([], []),

@@ -47,7 +47,7 @@ def test_counts_are_those_of_the_models(variants):
         assert variant.macs > 10_000
 
 
-def test_widths_are_searched_for_without_drawing_a_model(monkeypatch, variants):
+def test_widths_are_searched_without_initializing_a_model(monkeypatch, variants):
     drawn = []
     draw = Model.init
     monkeypatch.setattr(Model, "init", lambda self, key: drawn.append(self.name) or draw(self, key))
@@ -74,7 +74,7 @@ def test_matched_variants_have_as_many_parameters_to_two_percent(variants):
         assert abs(variant.params / variants["conv"].params - 1) <= 0.02
 
 
-def test_variants_see_images_in_the_same_way_and_train_alike(variants):
+def test_variants_have_the_same_preprocessing_and_training(variants):
     conv = build(variants["conv"])
     for variant in variants.values():
         model = build(variant)
@@ -117,13 +117,13 @@ def test_an_unknown_option_is_the_models_own_sentence():
         (("variants",), "x", "config.study.variants is 'x'; a section"),
         (("variants", "conv", "width"), None, "config.study.variants.conv.width is unset; a string"),
         (("variants", "conv", "model"), 3, "config.study.variants.conv.model is 3; a section"),
-        (("more",), (), "config.study is made of .*; baseline, removed, matched, variants are expected"),
+        (("more",), (), "config.study has the keys .*; expected baseline, removed, matched, variants"),
         (
             ("variants", "conv", "titel"),
             "x",
-            "config.study.variants.conv is invalid .*'titel'.*; title, has_ssm, model",
+            "config.study.variants.conv is invalid .*'titel'.*; expected keys are title, has_ssm, model",
         ),
-        (("variants", "vit-full", "derived", "depth"), "blocks", "derived.depth is 'blocks'; .*num_blocks is expected"),
+        (("variants", "vit-full", "derived", "depth"), "blocks", "derived.depth is 'blocks'; expected .*num_blocks"),
     ],
 )
 def test_an_invalid_section_is_one_sentence(path, value, sentence):

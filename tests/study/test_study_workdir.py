@@ -1,4 +1,4 @@
-"""A study's folder holds one study at a time, and takes up what a kill or a divergence left in it."""
+"""A workdir has one study, which resumes after a kill or a divergence."""
 
 import itertools
 import json
@@ -37,7 +37,7 @@ def test_a_run_without_its_report_is_not_finished(training, experiment, workdir)
     shutil.rmtree(workdir / "runs" / "conv" / "0")
     (workdir / "runs" / "conv" / "1" / "report.html").unlink()
     training.configs.clear()
-    with pytest.raises(FileExistsError, match="conv/1"):  # of the stand-in, that it is called
+    with pytest.raises(FileExistsError, match="conv/1"):  # raised by the fake `train`, which shows that it was called
         run_study(experiment, workdir, 2)
     assert set(training.configs) == {("conv", 0), ("conv", 1)}
 
@@ -51,7 +51,7 @@ def test_a_kill_before_the_plan_was_written_leaves_a_folder_of_a_study(training,
 
 
 @pytest.mark.parametrize("content", ["[]", "3", "null"])
-def test_a_plan_that_is_no_object_is_one_sentence(training, experiment, workdir, content):
+def test_a_plan_that_is_not_an_object_is_one_sentence(training, experiment, workdir, content):
     workdir.mkdir()
     (workdir / "plan.json").write_text(content)
     with pytest.raises(RunError, match=r"plan.json is not the plan of a study"):
@@ -60,7 +60,7 @@ def test_a_plan_that_is_no_object_is_one_sentence(training, experiment, workdir,
 
 def test_a_folder_of_something_else_is_left_as_it_is(training, experiment, tmp_path):
     (tmp_path / "photo.png").write_text("")
-    with pytest.raises(RunError, match="files that are not a study's"):
+    with pytest.raises(RunError, match="has files but no study"):
         run_study(experiment, tmp_path, 2)
     assert {path.name for path in tmp_path.iterdir()} <= {"photo.png", "datasets"}
 
@@ -84,7 +84,7 @@ def test_a_second_study_in_the_same_folder_is_refused(training, experiment, work
 
     monkeypatch.setattr(study_module, "train", train)
     run_study(experiment, workdir, 2)
-    run_study(experiment, workdir, 2)  # it is free again
+    run_study(experiment, workdir, 2)  # the lock was released
     assert len(training.configs) == 8
 
 
@@ -95,7 +95,7 @@ def test_a_lock_lasts_as_long_as_its_context(tmp_path):
         pass
 
 
-def test_a_folder_without_locks_is_told_and_used(tmp_path, monkeypatch, capsys):
+def test_a_folder_without_locks_is_a_warning(tmp_path, monkeypatch, capsys):
     def refuse(*_):
         raise OSError(38, "Function not implemented")
 
@@ -104,10 +104,10 @@ def test_a_folder_without_locks_is_told_and_used(tmp_path, monkeypatch, capsys):
         assert "cannot be locked (Function not implemented)" in capsys.readouterr().err
 
 
-def test_a_diverged_variant_is_left_out_once_and_for_all(training, experiment, workdir):
+def test_a_diverged_variant_is_not_trained_again(training, experiment, workdir):
     training.diverging = {("matched-ssm-causal", 1), ("matched-vit-full", 0)}
     found = run_study(experiment, workdir, 3)
-    # Of repeats after the one that diverged nothing would come.
+    # Repeats after a divergence are not trained.
     expected = set(itertools.product(["conv", "removed-ssm-causal"], range(3)))
     assert set(training.configs) == expected | {
         ("matched-ssm-causal", 0), ("matched-ssm-causal", 1), ("matched-vit-full", 0),
@@ -122,7 +122,7 @@ def test_a_diverged_variant_is_left_out_once_and_for_all(training, experiment, w
         assert f"{variant['variant']}, repeat {variant['repeat']}: {variant['reason']}" in words(page)
     assert found["comparisons"][1]["verdict"] in words(page)
     assert json.loads((workdir / "study.json").read_text())["diverged"] == json.loads(json.dumps(found["diverged"]))
-    # The assertion of the stand-in tells that no run is trained twice.
+    # The fake `train` asserts that no run is trained twice.
     assert run_study(experiment, workdir, 3) == found
 
     training.diverging.clear()
@@ -160,5 +160,5 @@ def test_a_study_of_an_earlier_version_is_refused(training, experiment, workdir)
     plan = json.loads((workdir / "plan.json").read_text())
     plan["twins"] = plan.pop("variants")
     (workdir / "plan.json").write_text(json.dumps(plan))
-    with pytest.raises(RunError, match=r"contains a study of another version of this program; name another"):
+    with pytest.raises(RunError, match=r"contains a study of another version of this program; use another"):
         run_study(experiment, workdir, 2)

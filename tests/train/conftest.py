@@ -1,4 +1,4 @@
-"""Runs to look at: a whole one, and workdirs that reports are made of."""
+"""Fixtures: a finished run, and workdirs for reports."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from tests.train.runs import main
 
 @pytest.fixture(scope="session")
 def unbroken(tmp_path_factory):
-    """A run of one process from start to end, by the program; no test changes it."""
+    """A finished run of main.py in one process; tests must not change it."""
     workdir = tmp_path_factory.mktemp("unbroken") / "run"
     done = main(workdir)
     assert done.returncode == 0, done.stderr
@@ -30,7 +30,7 @@ def digits(data_dir):
 
 @pytest.fixture
 def workdir(tmp_path, digits, data_dir):
-    """A finished run with three mistakes; its metrics, which take time to draw, are missing."""
+    """A finished run with three mistakes, without metrics, because plots are slow."""
     data = {"name": "digits", "validation_split": "validation", "data_dir": data_dir}
     config = {"seed": 0, "data": data, "model": {"name": "mambaout_femto"}, "optim": {"clip_grad_norm": None}}
     write_json(tmp_path, "config.json", config)

@@ -1,4 +1,4 @@
-"""A workdir like that of a finished run, written by hand, and the report of it, read back."""
+"""Helpers that write the workdir of a finished run by hand, and read its report."""
 
 import json
 import re
@@ -43,7 +43,7 @@ def eval_line(step, top1):
 
 
 def write_predictions(workdir, labels, mistakes, classes=10):
-    """Predict everything right but for the images in `mistakes`, index -> probability of the wrong class."""
+    """Predict all images correctly except `mistakes`, index -> probability of the wrong class."""
     labels = np.array(labels, np.int32)
     top = np.stack([labels, (labels + 1) % classes], 1)
     probabilities = np.tile(np.float32([0.8, 0.1]), (len(labels), 1))

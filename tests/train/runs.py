@@ -48,7 +48,7 @@ def start(workdir, until, **changes):
 
 
 def assert_same_weights(a, b):
-    """Compare what two runs ended with, bit by bit."""
+    """Compare the final states of two runs bit by bit."""
     for weights in ("raw", "ema"):
         left, right = load_run(a, weights), load_run(b, weights)
         assert left.step == right.step

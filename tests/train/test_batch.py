@@ -19,17 +19,17 @@ def steps_of(batch_size, num_devices, limit, group):
         (4096, 32, 128, 128, 1),
         (4096, 8, None, 128, 1),
         (4096, 8, 1000, 128, 1),
-        (96, 1, 40, 1, 3),  # two parts of 48 would be too large
+        (96, 1, 40, 1, 3),  # two microbatches of 48 would be too large
         (100, 1, 40, 1, 4),  # and three are not equal
         (7, 1, 3, 1, 7),
     ],
 )
-def test_a_batch_is_computed_in_as_few_parts_as_a_device_allows(batch_size, num_devices, limit, group, parts):
+def test_a_batch_has_the_fewest_microbatches_that_a_device_allows(batch_size, num_devices, limit, group, parts):
     assert steps_of(batch_size, num_devices, limit, group) == parts
 
 
 @given(share=st.integers(1, 300), num_devices=st.integers(1, 64), limit=st.integers(1, 300))
-def test_parts_are_equal_small_enough_and_fewest(share, num_devices, limit):
+def test_microbatches_are_equal_small_enough_and_fewest(share, num_devices, limit):
     parts = steps_of(share * num_devices, num_devices, limit, 1)
     assert share % parts == 0
     assert share // parts <= limit
@@ -39,15 +39,20 @@ def test_parts_are_equal_small_enough_and_fewest(share, num_devices, limit):
 @pytest.mark.parametrize(
     ("batch_size", "num_devices", "group", "words"),
     [
-        (100, 8, 1, "config.batch_size is 100; equal shares for 8 devices are expected: the nearest size is 96 or 104"),
+        (100, 8, 1, "config.batch_size is 100; expected equal shares for 8 devices: the nearest size is 96 or 104"),
         (3, 8, 1, "the nearest size is 8"),
         (
             1001,
             4,
             16,
-            "4 devices in groups of config.augment.mixup_group 16 are .* the nearest size is 960 or 1024",
+            "4 devices in groups of config.augment.mixup_group 16: the nearest size is 960 or 1024",
         ),
-        (4096, 256, 128, "mixup_group is 128; a divisor of the 16 images .* to 16, or config.batch_size to 32768"),
+        (
+            4096,
+            256,
+            128,
+            "is 128; expected a divisor of the 16 images .* to 16, or config.batch_size to 32768",
+        ),
         (1200, 8, 128, "a divisor of the 150 images .* set it to 75, or config.batch_size to 1024 or 2048"),
     ],
 )
@@ -58,14 +63,14 @@ def test_a_batch_that_does_not_divide_names_the_nearest_that_do(batch_size, num_
         assert steps_of(size, num_devices, None, group) == 1
 
 
-def test_a_batch_is_described_in_words():
-    assert describe_batch(4096, 8, 4) == (
-        "4,096 images a step, 512 on each of 8 devices, accumulated over 4 microbatches of 128"
-    )
-    assert describe_batch(64, 1, 1) == "64 images a step, on one device, computed at once"
+def test_description_of_a_batch():
+    assert describe_batch(4096, 8, 4) == ("4,096 images per step, 512 on each of 8 devices, in 4 microbatches of 128")
+    assert describe_batch(64, 1, 1) == "64 images per step, on one device, in one microbatch"
 
 
 def test_an_evaluated_batch_that_devices_cannot_share_is_refused():
     check_eval_batch(104, 8)
-    with pytest.raises(RunError, match=r"eval_batch_size is 100; a multiple of the 8 devices .* size is 96 or 104$"):
+    with pytest.raises(
+        RunError, match=r"eval_batch_size is 100; expected a multiple of the 8 devices: .* size is 96 or 104$"
+    ):
         check_eval_batch(100, 8)

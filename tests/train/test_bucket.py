@@ -1,4 +1,4 @@
-"""A run in a bucket: how one that cannot be used is reported, and that it ends as a local run does."""
+"""A run in a bucket ends as a local run does, and an unusable bucket is reported in one sentence."""
 
 import contextlib
 import itertools
@@ -17,7 +17,7 @@ from etils import epath
 from mambaout_jax.report.html import write_report
 from mambaout_jax.run import files, logs, workdir
 from mambaout_jax.run.errors import RunError
-from mambaout_jax.run.files import fault_of_writing
+from mambaout_jax.run.files import find_write_error
 from mambaout_jax.run.logs import LogFolder
 from mambaout_jax.run.workdir import claim_workdir, open_workdir
 from mambaout_jax.train.loop import train
@@ -46,7 +46,7 @@ def forget_clients():
 
 @pytest.fixture
 def silent(monkeypatch):
-    """Let remote paths never answer, with a short timeout."""
+    """Make remote paths hang, with a short timeout."""
     for method in ("exists", "mkdir"):
         monkeypatch.setattr(type(epath.Path("gs://bucket")), method, lambda *_, **__: threading.Event().wait(5))
     for module in (files, workdir):
@@ -62,7 +62,7 @@ def test_logs_of_a_local_run_are_in_its_workdir(tmp_path):
 
 def test_logs_of_a_remote_run_are_copied_on_request_and_continued(tmp_path, monkeypatch):
     monkeypatch.setattr(logs, "is_remote", lambda path: True)
-    (tmp_path / "board").mkdir()  # which a bucket does not need
+    (tmp_path / "board").mkdir()  # not needed in a bucket
     (tmp_path / "metrics.jsonl").write_text("1\n")
     folder = LogFolder(epath.Path(tmp_path), "metrics.jsonl")
     with (folder.path / "metrics.jsonl").open("a") as file:
@@ -80,7 +80,7 @@ def test_logs_of_a_remote_run_are_copied_on_request_and_continued(tmp_path, monk
 
 
 def close_after(folder, ending):
-    """Close as a run does that ends with an exception."""
+    """Close the logs after an exception, as a failed run does."""
     with contextlib.ExitStack() as end:
         end.callback(folder.close)
         raise ending
@@ -102,19 +102,19 @@ def test_logs_that_cannot_be_copied_do_not_hide_what_ended_the_run(tmp_path, mon
     assert not any(folder.path.exists() for folder in folders)
 
 
-def test_a_bucket_that_does_not_answer_is_given_up(silent):
+def test_a_bucket_that_does_not_respond_is_an_error(silent):
     with pytest.raises(RunError, match=r"workdir gs://bucket/run cannot be reached \(no answer within 0.05 s\)"):
         open_workdir("gs://bucket/run")
-    assert fault_of_writing(epath.Path("gs://bucket/run")) == "no answer within 0.05 s"
+    assert find_write_error(epath.Path("gs://bucket/run")) == "no answer within 0.05 s"
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("missing", "cannot be written (the bucket does not exist, or the permission storage.buckets.get is missing)"),
-        ("unseen", "cannot be written (the bucket does not exist, or the permission storage.buckets.get is missing)"),
+        ("missing", "is not writable (the bucket does not exist, or the permission storage.buckets.get is missing)"),
+        ("unseen", "is not writable (the bucket does not exist, or the permission storage.buckets.get is missing)"),
         ("forbidden", "cannot be reached (Forbidden: b/forbidden/o someone does not have storage.objects.list access"),
-        ("private", "401: gcloud auth application-default login); look at its name"),
+        ("private", "401: gcloud auth application-default login); check its name"),
     ],
 )
 def test_a_bucket_that_cannot_be_used_is_one_sentence(served, name, words, caplog):
@@ -127,7 +127,7 @@ def test_a_bucket_that_cannot_be_used_is_one_sentence(served, name, words, caplo
 
 @pytest.mark.parametrize("name", ["s3://bucket/run", "gs:/bucket/run", "gs://", "gs://bucket", "gs://two words/run"])
 def test_what_is_neither_a_folder_nor_a_bucket_is_refused(name):
-    with pytest.raises(RunError, match=f"{name} is not a workdir; a folder or gs://BUCKET/"):
+    with pytest.raises(RunError, match=f"{name} is not a valid workdir; expected a folder or gs://BUCKET/"):
         open_workdir(name)
 
 
@@ -167,7 +167,7 @@ def test_a_run_that_is_stopped_damaged_and_killed_ends_as_a_local_one(served, tm
     while not any(name.startswith(f"run/checkpoints/{newest}/") for name in served):
         assert killed.poll() is None, killed.communicate()
         time.sleep(0.01)
-    killed.kill()  # in the midst of a save
+    killed.kill()  # during a save
     killed.communicate()
 
     out, said = start().communicate()

@@ -96,7 +96,7 @@ def test_step_saved_before_its_evaluation_can_still_be_the_best(directory, state
     assert Checkpoints(directory).steps() == [2, 4, 5]
 
 
-def test_step_that_is_evaluated_later_is_never_out_of_place(directory, state, monkeypatch):
+def test_step_is_not_deleted_while_its_score_is_written(directory, state, monkeypatch):
     save(directory, state, [(1, None), (2, None)])
     checkpoints = Checkpoints(directory, HEADLINE)
     monkeypatch.setattr(type(checkpoints._manager), "delete", None)
@@ -146,7 +146,7 @@ def test_step_that_lost_an_item_is_passed_over(directory, state):
 def test_nothing_readable_is_an_error(directory, state):
     save(directory, state, [(1, None)])
     break_files(directory, 1, "params", b"")
-    for _ in range(2):  # the second time too: nothing may start over in silence
+    for _ in range(2):  # the second time too: a run must not restart silently
         with pytest.raises(RunError, match="none of the checkpoints"):
             Checkpoints(directory).restore_state(abstract_state(model_of()))
 
@@ -157,14 +157,14 @@ def test_another_model_is_refused_with_every_difference(directory, state):
     with pytest.raises(RunError) as refusal:
         Checkpoints(directory).restore_state(abstract_state(other))
     for words in (
-        "head.fc.bias is float32[3] where float32[4] is expected",
+        "head.fc.bias is float32[3], expected float32[4]",
         "stages.0.blocks.1.fc1.weight is missing",
-        "stem.norm1.weight is left over",
+        "stem.norm1.weight is unexpected",
     ):
         assert words in str(refusal.value)
 
 
-def test_average_that_was_not_kept_is_refused(directory, state):
+def test_missing_average_is_refused(directory, state):
     save(directory, replace(state, ema=None), [(1, None)])
     with pytest.raises(RunError, match="no 'ema_params'"):
         Checkpoints(directory).restore_state(abstract_state(model_of()))

@@ -1,4 +1,4 @@
-"""A run that ends before its end says why in one sentence, with the exit code that fits."""
+"""A run that ends early prints one sentence and has the documented exit code."""
 
 import errno
 import os
@@ -22,17 +22,17 @@ NO_DEVICE = "Unable to initialize backend 'tpu': NOT_FOUND: TPU initialization f
         (
             OSError(errno.EROFS, "Read-only file system", "runs/x/metrics.jsonl"),
             1,
-            "runs/x/metrics.jsonl: Read-only file system; when that is fixed, rerun the same command to resume",
+            "runs/x/metrics.jsonl: Read-only file system; fix this, then rerun the same command to resume",
         ),
         (
             OSError("No space left on device"),
             1,
-            "no space is left for runs/x; make room, then rerun the same command to resume",
+            "no space left for runs/x; free some space, then rerun the same command to resume",
         ),
         (
             ValueError("Disk quota exceeded"),
             1,
-            "no space is left for runs/x; make room, then rerun the same command to resume",
+            "no space left for runs/x; free some space, then rerun the same command to resume",
         ),
     ],
 )
@@ -50,7 +50,7 @@ def test_a_signal_ends_the_process_at_once(monkeypatch, capsys):
         report_error(StoppedError("stopped by SIGTERM"), "runs/x")
     assert ending.value.code == os.EX_TEMPFAIL
     assert (
-        capsys.readouterr().err == "error: stopped by SIGTERM; everything is saved, rerun the same command to resume\n"
+        capsys.readouterr().err == "error: stopped by SIGTERM; the state is saved, rerun the same command to resume\n"
     )
 
 

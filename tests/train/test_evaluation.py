@@ -1,4 +1,4 @@
-"""Every set is scored as its paper says, every image once, and every number is printed with its setting."""
+"""Every set is scored by its paper's protocol, each image once, and printed with its settings."""
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +68,7 @@ def scored(run):
 
 
 def score_by_hand(run, source, view=None, classes=range(1000)):
-    """Score the averaged weights image by image: top-1, top-5 in percent, loss, count."""
+    """Score the EMA weights image by image: top-1, top-5 in percent, loss, count."""
     _, _, model, weights = run
     view = view or EvalTransform(size=(32, 32))
     classes, hits, losses = np.asarray(classes), [], []
@@ -97,7 +97,7 @@ def test_scores_equal_those_by_hand(run, scored, sets_dir, name):
     assert scored[0][name]["ema"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_some_images_are_hits_and_some_are_none(scored):
+def test_some_images_are_hits_and_some_are_not(scored):
     top1, top5 = (sum(r["ema"][key] * r["ema"]["count"] for r in scored[0].values()) for key in ("top1", "top5"))
     assert 0 < top1 < top5 < 2700
 
@@ -109,7 +109,7 @@ def test_subsets_are_easier_than_all_classes(run, scored, sets_dir):
     assert (scored[0]["imagenet_a"]["ranked_classes"], scored[0]["imagenet_v2"]["ranked_classes"]) == (8, 1000)
 
 
-def test_every_image_is_counted_once_or_counted_as_left_out(scored):
+def test_every_image_is_scored_once_or_counted_as_excluded(scored):
     counted = {name: (r["ema"]["count"], r["unlabelled"], r["skipped"]) for name, r in scored[0].items()}
     assert counted == {
         "imagenet2012": (7, 0, 0),
@@ -132,7 +132,7 @@ def test_validation_split_comes_first_and_a_set_named_twice_is_scored_once(run, 
 
 def test_each_row_of_the_table_names_dataset_split_weights_and_input(scored):
     lines = format_scores(scored[1]).splitlines()
-    assert " ".join(lines[0].split()) == "dataset split weights input top-1 % top-5 % loss images left out"
+    assert " ".join(lines[0].split()) == "dataset split weights input top-1 % top-5 % loss images excluded"
     rows = [line for line in lines if "crop" in line]
     assert len(rows) == 12
     assert all("32x32, crop 1.0 center" in row for row in rows)
@@ -146,10 +146,10 @@ def test_each_row_of_the_table_names_dataset_split_weights_and_input(scored):
     assert len({line.index("32x32") for line in rows}) == 1
     assert lines[13:] == [
         f"weights: step {written_run.STEP}",
-        "imagenet2012_real: left out because they have no target: 2",
-        "imagenet_a: ranked among the 8 of 1000 classes that occur in it",
-        "imagenet_r: ranked among the 2 of 1000 classes that occur in it",
-        "imagenet_sketch: left out because they do not decode: 1",
+        "imagenet2012_real: 2 images without a target excluded",
+        "imagenet_a: restricted to the 8 of 1000 classes that occur in it",
+        "imagenet_r: restricted to the 2 of 1000 classes that occur in it",
+        "imagenet_sketch: 1 unreadable images excluded",
     ]
 
 
@@ -213,7 +213,7 @@ def test_scores_of_training_are_laid_out_too():
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        ("imagenet_v3", f"'imagenet_v3' is not a set to evaluate on; expected one of {', '.join(EVAL_SETS)}"),
+        ("imagenet_v3", f"'imagenet_v3' is not a known test set; expected one of {', '.join(EVAL_SETS)}"),
         ("imagenet_v2/topimages", "'imagenet_v2/topimages' is not prepared .* run: python -m mambaout_jax prepare"),
     ],
 )
@@ -229,10 +229,10 @@ def test_sets_that_are_not_there_are_named_before_anything_is_scored(run, monkey
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (small_eval_sets.NAMES[:10], "dataset 'imagenet_r' has 10 classes where the model has 1000"),
+        (small_eval_sets.NAMES[:10], "dataset 'imagenet_r' has 10 classes but the model has 1000"),
         (
             small_eval_sets.NAMES[1:] + small_eval_sets.NAMES[:1],
-            "class 0 of dataset 'imagenet_r' is 'n01443537' where the model has 'n01440764'",
+            "class 0 is 'n01443537' in dataset 'imagenet_r' but 'n01440764' in the model",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Weights go to PyTorch and come back with the same bits, and nothing is left of a conversion that fails."""
+"""Weights go to PyTorch and come back with the same bits, and a failed conversion leaves no files."""
 
 import json
 
@@ -27,7 +27,7 @@ DIGITS = tuple(map(str, range(10)))
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A workdir of random weights, the average unlike the raw ones, its model and these weights."""
+    """A workdir with random weights, whose average differs from the raw ones, with its model and weights."""
     workdir = tmp_path_factory.mktemp("exchange") / "run"
     _, model, weights = written_run.write(workdir, DIGITS)
     return workdir, model, weights
@@ -35,7 +35,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(run, tmp_path_factory):
-    """A folder whose config.json names the model and no classes."""
+    """A folder whose config.json has the model and no classes."""
     folder = tmp_path_factory.mktemp("exported") / "digits"
     export_weights(run[0], str(folder))
     config = json.loads((folder / "config.json").read_text())
@@ -63,25 +63,25 @@ def test_a_file_and_back_has_the_same_bits(run, tmp_path, out, key_format, weigh
     assert_same(mo.from_torch(run[1], tmp_path / out), run[2][weights])
 
 
-def test_a_folder_and_back_keeps_classes_and_preparation_too(run, tmp_path):
+def test_folder_round_trip_keeps_classes_and_preprocessing(run, tmp_path):
     said = []
-    export_weights(run[0], str(tmp_path / "folder"), say=said.append)
+    export_weights(run[0], str(tmp_path / "folder"), log=said.append)
     assert left_in(tmp_path / "folder") == ["config.json", "model.safetensors"]
-    import_weights(str(tmp_path / "folder"), tmp_path / "back", say=said.append)
+    import_weights(str(tmp_path / "folder"), tmp_path / "back", log=said.append)
     back = load_run(tmp_path / "back")
     assert_same(back.variables, run[2]["ema"])
     assert back.labels["class_names"] == list(DIGITS)
     assert back.model.options == {**run[1].options, "drop_path_rate": 0.0}
     assert back.model.input_spec == run[1].input_spec
-    assert "compared on 4 random images and 4 of digits" in said
-    assert "compared on 4 random images; no dataset is known" in said
+    assert "comparing logits on 4 random images and 4 of digits" in said
+    assert "comparing logits on 4 random images; the dataset of the weights is unknown" in said
     assert sum(sentence.startswith("read back: logits differ by 0 of the largest") for sentence in said) == 2
 
 
-def test_bfloat16_rounds_and_says_what_that_costs(run, tmp_path):
+def test_bfloat16_export_reports_the_rounding_error(run, tmp_path):
     said = []
-    export_weights(run[0], str(tmp_path / "half.safetensors"), dtype="bfloat16", say=said.append)
-    (cost,) = (sentence for sentence in said if sentence.startswith("rounded to bfloat16: logits move by "))
+    export_weights(run[0], str(tmp_path / "half.safetensors"), dtype="bfloat16", log=said.append)
+    (cost,) = (sentence for sentence in said if sentence.startswith("rounded to bfloat16: logits change by "))
     assert 0 < float(cost.split()[6]) < 0.1
     written = torch_weights.read_checkpoint(tmp_path / "half.safetensors")
     assert set(written.dtypes.values()) == {"bfloat16"}
@@ -89,7 +89,7 @@ def test_bfloat16_rounds_and_says_what_that_costs(run, tmp_path):
     assert_same(mo.from_torch(run[1], tmp_path / "half.safetensors"), rounded)
 
 
-def test_imported_weights_are_evaluated_asked_and_fine_tuned_from(run, exported, tmp_path):
+def test_imported_weights_can_be_evaluated_used_for_prediction_and_fine_tuned(run, exported, tmp_path):
     import_weights(str(exported), tmp_path / "imported")
     config, _, _ = written_run.write(tmp_path / "twin", DIGITS)
     scores = evaluate(config, run[0])["sets"][0]["ema"]
@@ -113,14 +113,14 @@ def test_a_checkpoint_of_the_workdir_wins_over_what_it_started_from(run, exporte
 def test_weights_of_a_thousand_classes_are_imagenets(tmp_path):
     model, said = mo.create_model("test_mambaout"), []
     torch_weights.write_file(tmp_path / "a.safetensors", mo.to_torch(model, model.init(jax.random.key(0))))
-    import_weights(str(tmp_path / "a.safetensors"), tmp_path / "imported", say=said.append)
-    assert any("does not say how images are prepared: 160x160 pixels" in sentence for sentence in said)
+    import_weights(str(tmp_path / "a.safetensors"), tmp_path / "imported", log=said.append)
+    assert any("has no preprocessing settings; assuming 160x160 pixels" in sentence for sentence in said)
     imported = load_run(tmp_path / "imported")
     assert imported.labels["class_names"][:2] == ["n01440764", "n01443537"]
     assert imported.config.data.name == "imagenet2012"
 
 
-def test_a_run_cannot_go_on_in_a_workdir_of_imported_weights(exported, tmp_path):
+def test_a_run_cannot_resume_in_a_workdir_of_imported_weights(exported, tmp_path):
     import_weights(str(exported), tmp_path / "imported")
     config, _, _ = written_run.write(tmp_path / "twin", DIGITS)
     with pytest.raises(RunError, match=r"has imported weights.*config\.init_from="):
@@ -132,11 +132,11 @@ def test_a_run_cannot_go_on_in_a_workdir_of_imported_weights(exported, tmp_path)
 def test_what_exists_is_replaced_only_with_force_and_a_run_never(run, exported, tmp_path):
     target = tmp_path / "imported"
     import_weights(str(exported), target)
-    with pytest.raises(RunError, match="exists; name another folder, or replace it with --force"):
+    with pytest.raises(RunError, match="exists; use another folder, or replace it with --force"):
         import_weights(str(exported), target)
     import_weights(str(exported), target, force=True)
     assert left_in(tmp_path) == ["imported"]
-    with pytest.raises(RunError, match="is not a workdir of imported weights alone and is not replaced"):
+    with pytest.raises(RunError, match="has files other than imported weights"):
         import_weights(str(exported), run[0], force=True)
     file = tmp_path / "digits.safetensors"
     export_weights(run[0], str(file))
@@ -183,7 +183,7 @@ def test_the_live_timm_agrees(run, tmp_path, out, key_format):
     said = []
     options = {"key_format": key_format, "verify_timm": True, "say": said.append}
     if out == "a" and key_format == "mambaout":
-        with pytest.raises(ConvertError, match="folder in timm's format, which takes key format 'timm'"):
+        with pytest.raises(ConvertError, match="folder in timm's format, which requires key format 'timm'"):
             export_weights(run[0], str(tmp_path / out), **options)
         return
     export_weights(run[0], str(tmp_path / out), **options)
@@ -196,7 +196,7 @@ def test_the_live_timm_agrees_with_what_is_imported(exported, tmp_path):
 
     load_timm()
     said = []
-    import_weights(str(exported), tmp_path / "back", verify_timm=True, say=said.append)
+    import_weights(str(exported), tmp_path / "back", verify_timm=True, log=said.append)
     assert sum(sentence.startswith("timm 1.") for sentence in said) == 1
 
 
@@ -206,4 +206,4 @@ def test_environment_has_the_source_of_imported_weights(exported, tmp_path):
     assert environment == {"imported_from": str(exported), "labels": {"num_classes": 10, "class_names": None}}
     ensure_prepared("digits")
     source = open_source("digits", "validation")
-    assert source.class_names == DIGITS  # names of a set fit weights whose classes have none
+    assert source.class_names == DIGITS  # the names of a dataset match weights without class names

@@ -1,4 +1,4 @@
-"""The recipe learns: MambaOut-Femto on a set of 1000 classes that are made here."""
+"""The recipe lowers the loss of MambaOut-Femto on a generated set of 1000 classes."""
 
 import json
 import runpy
@@ -32,12 +32,12 @@ SMALL = {
 
 
 def draw_class(label: int) -> Image.Image:
-    """Paint 64 pixels in the colour that the three digits of a label tell, ten levels a channel."""
+    """Paint 64 pixels in a color given by the three digits of a label, ten levels per channel."""
     return Image.new("RGB", (64, 64), (28 * (label // 100), 28 * (label // 10 % 10), 28 * (label % 10)))
 
 
 class Thousand(tfds.core.GeneratorBasedBuilder):
-    """Build `thousand`: every class once or twice."""
+    """Build `thousand`, with one or two images per class."""
 
     VERSION = tfds.core.Version("1.0.0")
 

@@ -1,4 +1,4 @@
-"""A whole run: it resumes to the same bits, stops on a signal, and names what is wrong."""
+"""A whole run resumes to the same bits, stops on a signal, and reports errors in one sentence."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from tests.train import tiny
 from tests.train.runs import assert_same_weights, main, records, start
 
 
-def test_run_leaves_what_it_promises(unbroken):
+def test_run_writes_the_documented_files(unbroken):
     results = json.loads((unbroken / "results.json").read_text())
     assert results["steps"] == 2 * tiny.STEPS_PER_EPOCH
     assert results["input_size"] == [32, 32]
@@ -80,7 +80,7 @@ def test_run_that_saves_at_every_step_is_finished_too(tmp_path):
 
 def test_refused_config_leaves_the_workdir_as_it_was(unbroken):
     before = (unbroken / "config.json").read_text()
-    with pytest.raises(RunError, match="does not fit"):
+    with pytest.raises(RunError, match="does not match"):
         train(tiny.config(**{"model.dims": (8, 24), "resume": "any"}), unbroken)
     with pytest.raises(RunError, match="after the 5"):
         train(tiny.config(num_epochs=1, resume="any"), unbroken)
@@ -90,7 +90,7 @@ def test_refused_config_leaves_the_workdir_as_it_was(unbroken):
 def test_broken_config_of_a_workdir_is_named(unbroken, tmp_path):
     shutil.copytree(unbroken, tmp_path / "run")
     (tmp_path / "run" / "config.json").write_text("{")
-    with pytest.raises(RunError, match=r"config\.json is not the JSON"):
+    with pytest.raises(RunError, match=r"config\.json is not a valid config"):
         train(tiny.config(), tmp_path / "run")
 
 
@@ -102,7 +102,7 @@ def test_finished_run_is_not_run_again(unbroken):
     assert (unbroken / "metrics.jsonl").read_text() == before
 
 
-def test_finished_run_is_evaluated_again_where_the_config_asks_for_another_evaluation(unbroken, tmp_path):
+def test_finished_run_is_evaluated_again_after_a_change_of_the_evaluation(unbroken, tmp_path):
     shutil.copytree(unbroken, tmp_path / "run")
     changed = tiny.config(resume="any", **{"data.validation_split": "validation[:100]"})
     assert train(changed, tmp_path / "run")["ema"]["count"] == 100
@@ -138,7 +138,7 @@ def test_signal_in_training_saves_and_resumes_to_the_same_bits(unbroken, tmp_pat
     process.send_signal(number)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 75, errors
-    assert "everything is saved" in errors
+    assert "the state is saved" in errors
     assert "Traceback" not in errors
     saved = [int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
     assert max(saved) >= 2
@@ -147,7 +147,7 @@ def test_signal_in_training_saves_and_resumes_to_the_same_bits(unbroken, tmp_pat
 
 
 @pytest.mark.slow
-def test_signal_in_compilation_ends_at_once_with_the_code_for_starting_again(unbroken, tmp_path):
+def test_signal_during_compilation_ends_at_once_with_exit_code_75(unbroken, tmp_path):
     workdir = tmp_path / "run"
     process = start(workdir, lambda process: "parameters, on" in process.stderr.readline(), **{"model.depths": (2, 2)})
     sent = time.monotonic()
@@ -159,7 +159,7 @@ def test_signal_in_compilation_ends_at_once_with_the_code_for_starting_again(unb
     assert time.monotonic() - sent < 60
 
 
-def test_compilation_is_left_behind_when_a_signal_comes():
+def test_compilation_is_abandoned_after_a_signal():
     release = threading.Event()
     with StopSignals() as stop:
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
@@ -168,7 +168,7 @@ def test_compilation_is_left_behind_when_a_signal_comes():
     release.set()
 
 
-def test_work_keeps_its_result_and_its_error():
+def test_interruptible_work_returns_its_result_or_error():
     with StopSignals() as stop:
         assert stop.interruptible(lambda: 3) == 3
         with pytest.raises(ZeroDivisionError):
@@ -221,26 +221,26 @@ def test_workdir_that_cannot_be_written_is_one_sentence_at_the_start(tmp_path):
     (tmp_path / "file").write_text("")
     done = main(tmp_path / "file" / "run")
     assert done.returncode == 2
-    assert "cannot be written" in done.stderr
+    assert "is not writable" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
-def test_checkpoints_that_are_no_folder_are_one_sentence_at_the_start(tmp_path):
+def test_checkpoints_that_are_not_a_directory_are_one_sentence_at_the_start(tmp_path):
     (tmp_path / "checkpoints").write_text("")
-    with pytest.raises(RunError, match=r"checkpoints is not a directory; move it, or name another --workdir"):
+    with pytest.raises(RunError, match=r"checkpoints is not a directory; move it, or use another --workdir"):
         train(tiny.config(), tmp_path)
 
 
-def test_disk_without_room_is_one_sentence_at_the_start(tmp_path, monkeypatch):
+def test_full_disk_is_one_sentence_at_the_start(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
-    with pytest.raises(RunError, match=r"0\.000954 MiB free where the checkpoints need"):
+    with pytest.raises(RunError, match=r"0\.000954 MiB of free space but the checkpoints need"):
         train(tiny.config(), tmp_path / "run")
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"batch_size": 2000}, "batch_size is 2000; at most the 1437"),
+        ({"batch_size": 2000}, "batch_size is 2000; expected at most 1437"),
         ({"data.crop_scale": (0.1, 1.0), "model.img_size": 20}, "img_size"),
         ({"data.name": "digit"}, "digits"),
         ({"data.train_split": "training"}, "train"),
@@ -252,13 +252,13 @@ def test_disk_without_room_is_one_sentence_at_the_start(tmp_path, monkeypatch):
         ({"model.std": (0.0,)}, "std is .*; a positive number"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, changes, words):
+def test_invalid_config_is_refused_before_anything_is_written(tmp_path, changes, words):
     with pytest.raises(ValueError, match=words):
         train(tiny.config(**changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
-def test_profile_traces_the_steps_that_were_asked_for(tmp_path):
+def test_profile_traces_the_configured_steps(tmp_path):
     train(tiny.config(**{"num_epochs": 1, "profile.start_step": 2, "profile.num_steps": 1}), tmp_path / "run")
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))

@@ -66,7 +66,7 @@ def test_a_run_learns_resumes_to_the_same_bits_and_goes_to_pytorch(tmp_path, mon
     assert scores["raw"] == pytest.approx(results["raw"], rel=1e-6)
 
     said = []
-    export_weights(unbroken, str(tmp_path / "folder"), weights="raw", say=said.append)
+    export_weights(unbroken, str(tmp_path / "folder"), weights="raw", log=said.append)
     import_weights(str(tmp_path / "folder"), tmp_path / "back")
     back = load_run(tmp_path / "back")
     assert_same(back.variables, one.variables)

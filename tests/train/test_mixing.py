@@ -50,7 +50,7 @@ def test_normalization_is_the_recipes_formula():
 
 
 def one_group(share, *, cut=False, row=0, column=0):
-    """Draw for one group what is given."""
+    """Return a draw of the given values for one group."""
     return Mix(jnp.asarray([cut]), jnp.asarray([share], jnp.float32), jnp.asarray([row]), jnp.asarray([column]))
 
 
@@ -60,7 +60,7 @@ def both_groups(*groups):
 
 def test_a_batch_is_mixed_as_the_formula_says():
     x, targets = noise(batch=6), jnp.eye(6, dtype=jnp.float32)
-    # Sides of 6 sqrt(0.5) = 4 and 5 sqrt(0.5) = 3 pixels: two rows and one column to either side of the centre.
+    # Sides of 6 sqrt(0.5) = 4 and 5 sqrt(0.5) = 3 pixels: two rows and one column on either side of the center.
     draw = both_groups(one_group(0.3), one_group(0.5, cut=True, row=2, column=3))
     box = np.zeros((6, 5, 1), bool)
     box[0:4, 2:4] = True
@@ -93,7 +93,7 @@ def test_rounding_touches_pixels_of_mixup_alone():
 
 
 def test_boxes_of_cutmix_are_those_that_the_recipe_drew():
-    # Share, row and column of the centre -> top, bottom, left, right in 14 x 20 pixels, by timm 0.6.11's rand_bbox.
+    # Share, row and column of the center -> top, bottom, left, right in 14 x 20 pixels, by timm 0.6.11's rand_bbox.
     for (share, row, column), (top, bottom, left, right) in {
         (0.9, 0, 0): (0, 2, 0, 3),
         (0.9, 13, 19): (11, 14, 16, 20),

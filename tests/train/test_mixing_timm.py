@@ -1,4 +1,4 @@
-"""Mixing and erasing against a live timm that draws the same."""
+"""Mixing and erasing equal timm's for the same random numbers."""
 
 import random
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.torch
 
 
 def timm_draws(monkeypatch, *, share, cut, row, column):
-    """Let NumPy draw for timm what is given."""
+    """Patch NumPy's random numbers for timm with the given ones."""
     # The first says whether to mix at all, the second whether to cut.
     monkeypatch.setattr(np.random, "rand", iter([0.0, 0.0 if cut else 1.0]).__next__)
     monkeypatch.setattr(np.random, "beta", lambda a, b: share)
@@ -34,7 +34,7 @@ def test_pixels_and_targets_equal_timms_for_the_same_draws(cut, monkeypatch):
         share = np.float32(rng.beta(0.8, 0.8))
         sides = [int(size * np.sqrt(1 - float(share))) for size in (h, w)]
         if cut and any(side % 2 for side in sides):
-            continue  # timm gives odd sides a pixel more since 1.0; the boxes of 0.6.11 have a test of their own
+            continue  # timm gives odd sides a pixel more since 1.0; the boxes of 0.6.11 have their own test
         row, column, compared = int(rng.integers(h)), int(rng.integers(w)), compared + 1
         images, labels = rng.integers(0, 256, (8, h, w, 3), np.uint8), rng.integers(0, 1000, 8)
         with monkeypatch.context() as patch:

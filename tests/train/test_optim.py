@@ -34,7 +34,7 @@ PUBLISHED = {
 
 
 def formula(epoch):
-    """Compute the recipe's learning rate in float64; `epoch` may lie between two."""
+    """Compute the recipe's learning rate in float64; `epoch` may be fractional."""
     warm = 1e-6 + epoch * (4e-3 - 1e-6) / 20
     cosine = 1e-5 + 0.5 * (4e-3 - 1e-5) * (1 + np.cos(np.pi * epoch / 300))
     return np.select([epoch < 20, epoch < 300], [warm, cosine], 1e-5)
@@ -78,7 +78,7 @@ def test_staircase_equals_timms_scheduler():
 
 
 @pytest.mark.parametrize("per_epoch", [False, True])
-def test_schedule_of_nothing_but_cooldown_rests(per_epoch):
+def test_schedule_of_only_cooldown_is_constant(per_epoch):
     settings = {**RECIPE, "warmup_epochs": 0, "num_epochs": 10}
     schedule = warmup_cosine(**settings, per_epoch=per_epoch)
     np.testing.assert_allclose(schedule(jnp.arange(0, 3120, 100)), 1e-5, rtol=1e-6)
@@ -113,7 +113,7 @@ def test_decay_touches_weights_of_convolutions_and_products_alone(name):
             continue
         assert decays == (ndim > 1 and not parameter.endswith(("bias", ".A_log"))), parameter
         layer, _, leaf = parameter.rpartition(".")
-        # Every layer is a convolution, a product, a normalisation, a LayerScale or a state space model.
+        # Every layer is a convolution, a linear layer, a normalization, a LayerScale or a state space model.
         assert decays == (leaf == "weight" and not layer.rpartition(".")[2].startswith("norm")), parameter
 
 

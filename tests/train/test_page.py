@@ -1,4 +1,4 @@
-"""All pages have one look, and none is filled in by halves."""
+"""All pages have the same style, and a missing value is an error."""
 
 from importlib import resources
 
@@ -15,7 +15,7 @@ TEMPLATES = [
 ]
 
 
-def test_every_page_has_the_one_style():
+def test_every_page_has_the_same_style():
     assert len(TEMPLATES) == 3
     for package, template in TEMPLATES:
         text = resources.files(package).joinpath(template).read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ COLOURS = {"red": (250, 5, 5), "green": (5, 250, 5), "blue": (5, 5, 250)}
 
 
 class MeanColour:
-    """Classify by the mean colour of all that is seen: red, green, blue."""
+    """Classify by the mean color of the image: red, green, blue."""
 
     in_chans = 3
     input_spec = InputSpec((0.5,) * 3, (0.25,) * 3, (32, 48), 0.875, "center", "bicubic")

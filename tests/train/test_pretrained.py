@@ -1,4 +1,4 @@
-"""Weights of one run start another: every bit of them, and nothing that does not fit."""
+"""A run starts from the bit-identical weights of another, or is refused with the differences."""
 
 import jax
 import numpy as np
@@ -34,16 +34,16 @@ def assert_same(a, b):
 
 
 @pytest.mark.parametrize("size", [32, 48])
-def test_weights_come_along_bit_for_bit_whatever_the_input_size(run, size):
+def test_pretrained_weights_are_bit_identical_for_any_input_size(run, size):
     workdir, weights = run
     variables, sentence, fresh = load(workdir, **{"model.img_size": size})
     assert jax.tree.structure(variables) == jax.tree.structure(fresh)
     assert_same(variables, weights["ema"])
-    assert sentence == f"starts from the averaged weights of step 7 in {workdir}, with their last layer"
+    assert sentence == f"initialized from the EMA weights of step 7 in {workdir}, with their last layer"
 
 
 @pytest.mark.parametrize("num_classes", [3, 10])
-def test_only_the_last_layer_is_drawn_afresh_if_a_new_one_is_asked_for(run, num_classes):
+def test_init_head_new_initializes_only_the_last_layer(run, num_classes):
     workdir, weights = run
     variables, sentence, fresh = load(workdir, NAMES[:num_classes], init_head="new")
     assert_same(variables["params"]["head"].pop("fc"), fresh["params"]["head"]["fc"])
@@ -53,30 +53,30 @@ def test_only_the_last_layer_is_drawn_afresh_if_a_new_one_is_asked_for(run, num_
     assert sentence.endswith("with a new last layer")
 
 
-def test_raw_weights_are_taken_where_no_average_was_kept(tmp_path):
+def test_raw_weights_are_used_without_an_average(tmp_path):
     _, _, weights = written_run.write(tmp_path / "run", NAMES, **{"optim.ema_decay": None})
     variables, sentence, _ = load(tmp_path / "run")
     assert_same(variables, weights["raw"])
-    assert "starts from the weights of step 7" in sentence
+    assert "initialized from the weights of step 7" in sentence
 
 
 def test_a_last_layer_of_other_classes_is_refused_with_the_key_to_set(run):
     with pytest.raises(
         RunError,
-        match=r"last layer of .* does not fit the dataset: head.fc.bias has shape \(10,\) where \(3,\) is expected; "
+        match=r"last layer of .* does not match the dataset: head.fc.bias has shape \(10,\) where \(3,\) is expected; "
         r"head.fc.weight has shape .*; set config.init_head=new",
     ):
         load(run[0], NAMES[:3])
 
 
-def test_a_last_layer_that_was_trained_for_other_names_is_said(run):
+def test_a_last_layer_for_other_class_names_is_mentioned(run):
     _, sentence, _ = load(run[0], NAMES[::-1])
-    assert sentence.endswith("with their last layer, which was trained for classes of other names")
+    assert sentence.endswith("with their last layer, which was trained for other classes")
 
 
 @pytest.mark.parametrize("init_head", ["keep", "new"])
-def test_another_model_is_refused_with_all_that_differs(run, init_head):
-    with pytest.raises(RunError, match="are those of mambaout_femto; config") as refusal:
+def test_another_model_is_refused_with_all_differences(run, init_head):
+    with pytest.raises(RunError, match="are for mambaout_femto; config") as refusal:
         load(run[0], init_head=init_head, **{"model.depths": (2, 1), "model.stem_mid_norm": False, "model.in_chans": 3})
     words = str(refusal.value)
     assert words.endswith("depths (2, 1), not (1, 1); in_chans 3, not 1; stem_mid_norm False, not True")

@@ -1,4 +1,4 @@
-"""A run of several processes equals that of one, stops as one, and goes on with any number."""
+"""A run of several processes equals a run of one, stops at one step, and resumes with any number."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
-    """A run of two processes from start to end."""
+    """A finished run of two processes."""
     workdir = tmp_path_factory.mktemp("two") / "run"
     codes, said = finish_all(start_all(2, command(workdir)))
     assert codes == [0, 0], said
@@ -43,7 +43,7 @@ def wait_for_step(workdir, step):
 
 
 def assert_equals_one_process(workdir, alone):
-    """Compare losses, and what evaluation says of every image."""
+    """Compare losses and the predictions for every image."""
     assert losses(workdir) == pytest.approx(losses(alone), rel=1e-5)
     ours, theirs = (records(run, "eval")[-1]["ema"] for run in (workdir, alone))
     assert ours == pytest.approx(theirs, rel=1e-5)
@@ -63,18 +63,18 @@ def test_four_processes_equal_one_and_evaluate_every_image_once(unbroken, tmp_pa
     assert_equals_one_process(tmp_path / "run", unbroken)
 
 
-def test_a_signal_to_one_stops_all_at_the_same_step_and_any_number_goes_on(unbroken, two_processes, tmp_path):
+def test_a_signal_to_one_stops_all_at_the_same_step_and_any_number_resumes(unbroken, two_processes, tmp_path):
     stopped, again = tmp_path / "stopped", tmp_path / "again"
     two = start_all(2, command(stopped, **{"data.num_workers": 1}))
     wait_for_step(stopped, 2)
-    # As a system does that shuts down: to the process, to that which trains below it, and to its data worker.
+    # As in a system shutdown: signal the process, its child that trains, and the data worker.
     (child,) = Path(f"/proc/{two[1].pid}/task/{two[1].pid}/children").read_text().split()
     os.killpg(int(child), signal.SIGTERM)
     time.sleep(0.2)
     two[1].send_signal(signal.SIGTERM)
     codes, said = finish_all(two)
     assert codes == [os.EX_TEMPFAIL] * 2, said
-    assert all("stopped by SIGTERM of process 1; everything is saved" in text for text in said)
+    assert all("stopped by SIGTERM of process 1; the state is saved" in text for text in said)
     assert 2 <= load_run(stopped, "raw").step < 10
     shutil.copytree(stopped, again)
 
@@ -88,7 +88,7 @@ def test_a_signal_to_one_stops_all_at_the_same_step_and_any_number_goes_on(unbro
 
 
 def test_a_signal_to_one_that_still_compiles_stops_all(tmp_path):
-    # The other has compiled, and is some steps ahead of what it can finish alone: both do those steps.
+    # The other process has compiled and dispatched some steps; both finish those steps.
     program = textwrap.dedent(f"""
         import os, pathlib, signal, time
         from mambaout_jax.run import signals
@@ -125,13 +125,13 @@ def test_a_killed_process_ends_the_other_and_is_named(tmp_path):
     workdir = tmp_path / "run"
     two = start_all(2, command(workdir, num_epochs=400, eval_every_epochs=400))
     wait_for_step(workdir, 2)
-    two[1].kill()  # its child, which trains, follows
+    two[1].kill()  # its child, which trains, ends too
     codes, said = finish_all(two)
     assert codes == [os.EX_TEMPFAIL, -signal.SIGKILL]
     assert "process 1 was lost" in said[0]
 
 
-def test_what_differs_between_processes_is_named(tmp_path):
+def test_differences_between_processes_are_named(tmp_path):
     both = start_all(2, command(tmp_path / "run"), flags=lambda process: [f"--config.seed={process}"])
     codes, said = finish_all(both)
     assert codes == [2, 2], said
@@ -142,4 +142,4 @@ def test_what_differs_between_processes_is_named(tmp_path):
 def test_a_workdir_that_is_not_shared_is_refused(tmp_path):
     codes, said = finish_all(start_all(2, tiny.flags(), flags=lambda process: [f"--workdir={tmp_path / str(process)}"]))
     assert codes == [2, 2], said
-    assert all("process 0 does not have the workdir of process 1 (here it is " in text for text in said)
+    assert all("is a different folder on process 1 than on process 0" in text for text in said)

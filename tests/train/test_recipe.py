@@ -19,7 +19,7 @@ RECIPE = {
 }
 
 
-def test_the_recipe_departs_in_nothing():
+def test_the_recipe_does_not_depart_from_itself():
     assert departures(PUBLISHED, RECIPE) == []
 
 
@@ -28,17 +28,17 @@ def test_the_recipe_departs_in_nothing():
     [
         (
             {"batch_size": 1024},
-            "config.batch_size is 1024, the recipe's is 4096; the linear rule gives config.optim.learning_rate 0.001, "
-            "the config has 0.004",
+            "config.batch_size is 1024, the recipe's is 4096; the linear scaling rule gives "
+            "config.optim.learning_rate 0.001, the config has 0.004",
         ),
         (
             {"batch_size": 1024, "optim.learning_rate": 1e-3},
-            "config.batch_size is 1024, the recipe's is 4096; the linear rule gives config.optim.learning_rate 0.001, "
-            "as the config has it",
+            "config.batch_size is 1024, the recipe's is 4096; the linear scaling rule gives "
+            "config.optim.learning_rate 0.001, which the config has",
         ),
         (
             {"optim.learning_rate": 2e-3},
-            "config.optim.learning_rate is 0.002, the recipe's is 0.004; the linear rule gives "
+            "config.optim.learning_rate is 0.002, the recipe's is 0.004; the linear scaling rule gives "
             "config.optim.learning_rate 0.004, the config has 0.002",
         ),
         ({"optim.warmup_epochs": 5}, "config.optim.warmup_epochs is 5, the recipe's is 20"),
@@ -46,8 +46,8 @@ def test_the_recipe_departs_in_nothing():
         ({"optim.cooldown_epochs": 0}, "config.optim.cooldown_epochs is 0, the recipe's is 10"),
         (
             {"augment.mixup_group": 16},
-            "config.augment.mixup_group is 16, the recipe's is 128; a step draws mixup or cutmix 256 times, the "
-            "recipe's 32 times",
+            "config.augment.mixup_group is 16, the recipe's is 128; a step draws mixup or cutmix 256 times, in the "
+            "recipe 32 times",
         ),
     ],
 )
@@ -70,7 +70,7 @@ def test_a_version_of_imagenet_is_imagenet(name):
 
 
 @pytest.mark.parametrize("changes", [{"data.name": "imagenet2012_real"}, {"init_from": "runs/femto"}])
-def test_the_recipe_speaks_of_imagenet_from_nothing_alone(changes):
+def test_other_datasets_and_pretrained_weights_have_no_departures(changes):
     assert departures(PUBLISHED, {**RECIPE, "batch_size": 64, **changes}) == []
 
 
@@ -79,7 +79,7 @@ def test_a_family_without_a_recipe_departs_from_none():
     assert departures(recipe, {**RECIPE, "batch_size": 1024, "num_epochs": 300}) == []
 
 
-def test_the_recipe_says_nothing_of_a_task_without_its_keys():
+def test_a_task_without_the_keys_of_the_recipe_has_no_departures():
     values = {name: value for name, value in RECIPE.items() if not name.startswith("augment.")}
     assert departures(PUBLISHED, {**values, "batch_size": 64}) == []
 

@@ -1,4 +1,4 @@
-"""The report says what a workdir holds, whatever state the run is in."""
+"""The report shows the content of a workdir in any state of the run."""
 
 import math
 import re
@@ -22,9 +22,9 @@ from tests.train.finished_run import (
 )
 
 
-def test_page_holds_results_config_versions_and_command(workdir):
+def test_page_has_results_config_versions_and_command(workdir):
     page = words(write_and_read(workdir))
-    assert "99.17 % top-1 3 of 360 images of validation wrong" in page
+    assert "99.17 % top-1 3 of 360 images of validation misclassified" in page
     assert "EMA 99.17 97.58 to 99.72 100.00 0.0712 360" in page
     assert "raw 98.61" in page
     assert "1,320" in page
@@ -61,12 +61,12 @@ def test_unfinished_run_shows_its_last_evaluation_and_says_so(logged):
     (logged / "results.json").unlink()
     (logged / "predictions.npz").unlink()
     page = words(write_and_read(logged))
-    assert "This run has not finished. The numbers are those of step 20." in page
+    assert "This run has not finished. The results are from step 20." in page
     assert "90.00 % top-1" in page
     assert "No predictions yet" in page
 
 
-def test_lines_of_a_run_that_are_not_shown_are_no_damage(logged):
+def test_records_of_other_kinds_are_not_damage(logged):
     with (logged / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "save", "step": 20, "blocked_seconds": 0.1}\n')
     assert "cannot be read" not in words(write_and_read(logged))
@@ -76,7 +76,7 @@ def test_run_that_has_only_a_config_gets_a_page(workdir):
     for name in ("results.json", "predictions.npz", "environment.json"):
         (workdir / name).unlink()
     page = words(write_and_read(workdir))
-    assert "Nothing was evaluated yet." in page
+    assert "There is no evaluation yet." in page
     assert "Nothing was logged yet." in page
 
 
@@ -110,14 +110,14 @@ def test_torn_line_of_metrics_is_counted_and_the_others_shown(logged):
     assert "to 90 at epoch 10" in page
 
 
-def test_run_without_moving_average_is_headed_by_its_weights(workdir):
+def test_headline_of_a_run_without_average_is_of_the_raw_weights(workdir):
     write_json(workdir, "results.json", {key: value for key, value in RESULTS.items() if key != "ema"})
     page = words(write_and_read(workdir))
     assert "98.61 % top-1" in page
     assert "moving average" not in page
 
 
-def test_markup_in_any_text_is_shown_and_not_obeyed(workdir):
+def test_markup_in_any_text_is_escaped(workdir):
     evil = "<script>alert(1)</script>&\"'"
     edit_json(workdir, "environment.json", labels={"class_names": [evil] * 10}, jax=evil, command=evil)
     edit_json(workdir, "config.json", model={"name": evil, evil: evil})
@@ -171,13 +171,13 @@ def test_damaged_file_is_named_in_one_sentence(workdir, name, content):
     assert not (workdir / "report.html").exists()
 
 
-def test_predictions_that_do_not_belong_together_are_refused(workdir):
+def test_predictions_of_inconsistent_shapes_are_refused(workdir):
     np.savez(workdir / "predictions.npz", labels=np.zeros(3), classes=np.zeros((2, 5)), probabilities=np.zeros((2, 5)))
-    with pytest.raises(RunError, match="do not belong together"):
+    with pytest.raises(RunError, match="inconsistent shapes"):
         write_report(workdir)
 
 
-def test_folder_that_is_no_workdir_is_refused(tmp_path):
+def test_folder_that_is_not_a_workdir_is_refused(tmp_path):
     with pytest.raises(RunError, match=r"has no config\.json"):
         write_report(tmp_path)
     with pytest.raises(RunError, match="does not exist"):

@@ -1,4 +1,4 @@
-"""The report shows the curves, the images and the mistakes that a run had."""
+"""The report shows the curves, the images and the mistakes of a run."""
 
 import base64
 import io
@@ -24,7 +24,7 @@ from tests.train.finished_run import (
 )
 
 
-def test_every_id_is_there_once_and_every_reference_finds_one(logged):
+def test_ids_are_unique_and_references_resolve(logged):
     page = write_and_read(logged)
     ids = re.findall(r'\bid="([^"]*)"', page)
     assert len(ids) == len(set(ids))
@@ -33,7 +33,7 @@ def test_every_id_is_there_once_and_every_reference_finds_one(logged):
     assert references <= set(ids)
 
 
-def test_pictures_take_their_colours_from_the_page_and_say_what_they_show(logged):
+def test_figures_use_the_colors_of_the_page_and_have_a_description(logged):
     page = write_and_read(logged)
     svgs = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
     assert len(svgs) == 5
@@ -53,20 +53,20 @@ def test_more_points_than_pixels_are_drawn_as_means(workdir):
     assert len(page) < 200_000
 
 
-def test_mistakes_come_first_the_surest_before_the_others_and_all_are_marked(workdir):
+def test_mistakes_come_first_ordered_by_confidence_and_are_marked(workdir):
     page = write_and_read(workdir)
     cards = re.findall(r"<li( class=\"wrong\")?>.*?alt=\"Test image (\d+),", page, flags=re.DOTALL)
     assert [int(index) for _, index in cards[:3]] == [11, 13, 7]
     assert [bool(wrong) for wrong, _ in cards] == [True] * 3 + [False] * 16
-    assert "All 3 mistakes" in page
+    assert "<h3>3 mistakes <span" in page
 
 
-def test_many_mistakes_are_cut_to_the_surest(workdir, digits):
+def test_of_many_mistakes_only_the_most_confident_are_shown(workdir, digits):
     mistakes = {index: 0.5 + index / 1000 for index in range(100)}
     write_predictions(workdir, [digits[i]["label"] for i in range(COUNT)], mistakes)
     page = write_and_read(workdir)
     assert page.count('class="wrong"') == NUM_MISTAKES
-    assert f"The {NUM_MISTAKES} surest of 100 mistakes" in page
+    assert f"The {NUM_MISTAKES} most confident of 100 mistakes" in page
     assert 'alt="Test image 99,' in page
     assert 'alt="Test image 10,' not in page
 
@@ -79,7 +79,7 @@ def test_card_shows_the_image_of_its_row(workdir, digits):
     np.testing.assert_array_equal(shown, stored)
     truth = digits[11]["label"]
     card = words(page[page.index("Test image 11,") :].split("</li>")[0])
-    assert card.endswith(f"✗ digit {(truth + 1) % 10} 90.0 % is digit {truth} 10.0 %")
+    assert card.endswith(f"✗ digit {(truth + 1) % 10} 90.0 % true: digit {truth} 10.0 %")
 
 
 @pytest.mark.parametrize("change", ["labels", "count", "dataset"])
@@ -91,13 +91,13 @@ def test_images_of_other_data_are_not_shown(workdir, change):
     else:
         edit_json(workdir, "config.json", data={"name": "no_such_dataset", "validation_split": "test"})
     page = write_and_read(workdir)
-    assert "The pictures cannot be shown: " in page
+    assert "The images cannot be shown: " in page
     assert "data:image" not in page
     assert 'class="wrong"' in page
 
 
 class Photographs:
-    """Two photographs, one of them broken, in place of a dataset."""
+    """A fake dataset of two photographs, one of them damaged."""
 
     def __len__(self):
         return 2
@@ -125,7 +125,7 @@ def test_unprepared_dataset_is_a_reason_and_no_failure(workdir, monkeypatch):
         raise DataError("it is not prepared")
 
     monkeypatch.setattr(task, "open_source", refuse)
-    assert "The pictures cannot be shown: it is not prepared." in write_and_read(workdir)
+    assert "The images cannot be shown: it is not prepared." in write_and_read(workdir)
 
 
 def test_confusion_counts_every_image_in_its_row_and_column(workdir, digits):

@@ -1,4 +1,4 @@
-"""How a run starts, and what it saves when its data ends it."""
+"""How a run starts, and what it saves when the data pipeline fails."""
 
 import os
 import re
@@ -27,7 +27,7 @@ STILL = {"optim.learning_rate": 0.0, "optim.warmup_learning_rate": 0.0, "optim.m
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A short run whose averaged weights are not its trained ones."""
+    """A short run whose EMA weights differ from its raw ones."""
     workdir = tmp_path_factory.mktemp("trained") / "run"
     train(tiny.config(num_epochs=1), workdir)
     return workdir
@@ -51,7 +51,7 @@ def test_run_starts_from_the_averaged_weights_of_another(trained, tmp_path, capf
 
 
 @pytest.mark.slow
-def test_resumed_run_goes_on_from_its_own_weights(trained, tmp_path):
+def test_resumed_run_continues_with_its_own_weights(trained, tmp_path):
     train(tiny.config(**STILL, init_from=str(trained)), tmp_path / "run")
     before = leaves(tmp_path / "run", "raw")
     changed = STILL | {"num_epochs": 2, "resume": "any"}
@@ -67,21 +67,21 @@ def test_weights_of_another_model_are_refused_before_anything_runs(trained, tmp_
 
 
 @pytest.mark.slow
-def test_run_says_how_its_batch_is_computed_and_how_it_departs_from_the_recipe(tmp_path, capfd, monkeypatch):
+def test_run_prints_its_batch_and_its_departures_from_the_recipe(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(
         loop, "departures", lambda recipe, values: departures(replace(recipe, dataset="digits"), values)
     )
     train(tiny.config(num_epochs=1, microbatch_size=100), tmp_path / "run")
     said = capfd.readouterr().err
-    assert "256 images a step, on one device, accumulated over 4 microbatches of 64" in said
+    assert "256 images per step, on one device, in 4 microbatches of 64" in said
     assert re.search(
-        r"not the published recipe: config.batch_size is 256, the recipe's is 4096; the linear rule gives "
-        r"config.optim.learning_rate 0.00025, the config has 0.002\n",
+        r"differs from the published recipe: config.batch_size is 256, the recipe's is 4096; "
+        r"the linear scaling rule gives config.optim.learning_rate 0.00025, the config has 0.002\n",
         said,
     )
 
 
-def test_record_that_ends_a_run_takes_no_finished_step_with_it_and_no_evaluation_is_compiled(tmp_path, monkeypatch):
+def test_bad_record_ends_a_run_after_saving_without_compiling_an_evaluation(tmp_path, monkeypatch):
     def compile_evaluation(*_):
         raise AssertionError("nothing is evaluated yet")
 
@@ -94,7 +94,7 @@ def test_record_that_ends_a_run_takes_no_finished_step_with_it_and_no_evaluation
     monkeypatch.setattr(loop.Evaluator, "_compile", compile_evaluation)
     with pytest.raises(DataError, match="record 7"):
         train(tiny.config(), tmp_path / "run")
-    assert load_run(tmp_path / "run").step == 1  # two batches were on their way to the device
+    assert load_run(tmp_path / "run").step == 1  # two batches were prefetched
 
 
 @pytest.mark.slow

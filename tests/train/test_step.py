@@ -65,7 +65,7 @@ def plain(model):
 
 
 def gradient_of(model, **options):
-    """Recover the gradient from a step of plain descent at rate 1."""
+    """Recover the gradient from a step of SGD with learning rate 1."""
     step, state = step_of(model, optax.sgd(1.0), **options)
     after, metrics = step(state, init_step_metrics(), batch(), KEY)
     return jax.tree.map(np.subtract, state.variables["params"], after.variables["params"]), metrics
@@ -82,7 +82,7 @@ def test_accumulation_equals_the_batch_at_once(model):
 
 
 class TwoTerms:
-    """A linear model whose loss has a mean over rows and a mean over boxes, of which each row has a number."""
+    """A linear model whose loss is a mean over rows plus a mean over boxes, with several boxes per row."""
 
     name = "two terms"
     loss_terms = ("rows", "boxes")
@@ -168,7 +168,9 @@ def test_loss_terms_that_a_task_does_not_declare_are_an_error():
     task = Ratio()
     task.loss_terms = ("ratio", "other")
     step, state = step_of_task(task, 1)
-    with pytest.raises(TaskError, match=r"has the loss terms \['ratio'\] and declares \('ratio', 'other'\)"):
+    with pytest.raises(
+        TaskError, match=r"returned the loss terms \['ratio'\]; expected its loss_terms \('ratio', 'other'\)"
+    ):
         step(state, init_step_metrics(task.loss_terms), {"x": jnp.ones((8, 3))}, KEY)
 
 
@@ -194,7 +196,7 @@ def test_metrics_sum_the_steps(plain):
     assert int(metrics.first_nonfinite_step) == -1
 
 
-def test_first_step_that_is_not_finite_is_remembered(plain):
+def test_first_nonfinite_step_is_recorded(plain):
     step, state = plain
     state, metrics = step(state, init_step_metrics(), batch(), KEY)
     state.variables["params"]["head"]["fc"]["bias"] = jnp.full(4, jnp.nan, jnp.float32)
@@ -227,7 +229,7 @@ MIXED = {
 }
 
 
-def test_steps_draw_anew_and_runs_draw_alike(model):
+def test_random_numbers_depend_on_step_and_key(model):
     step, state = step_of(model, augmentation=MIXED)
     first, again = (step(state, init_step_metrics(), batch(), KEY)[1].loss for _ in range(2))
     assert first == again
@@ -238,7 +240,7 @@ def test_steps_draw_anew_and_runs_draw_alike(model):
 
 
 def ragged_labels(rng, rows, num_classes, most):
-    """Draw up to `most` different labels a row, some rows without any, filled up with -1."""
+    """Draw up to `most` distinct labels per row, some rows without any, padded with -1."""
     labels = np.full((rows, most), -1, np.int32)
     for row in labels:
         drawn = rng.permutation(num_classes)[: rng.integers(0, most + 1)]
@@ -258,14 +260,14 @@ def test_rank_is_the_place_of_the_best_label_in_a_stable_sort():
 
 
 @pytest.mark.parametrize("labels", [[0, -1], [0, 3]])
-def test_logits_that_are_not_numbers_are_no_hit(labels):
+def test_nan_logits_are_never_a_hit(labels):
     logits = jnp.full((1, 6), jnp.nan)
     assert int(rank_of_labels(logits, jnp.asarray([labels]))[0]) >= 5
-    # One label has a number, and what is none comes before it.
+    # One label has a finite logit, and NaN ranks before it.
     assert int(rank_of_labels(logits.at[0, 3].set(1e9), jnp.asarray([[3, -1]]))[0]) == 5
 
 
-def test_evaluation_counts_masked_rows_not_at_all(model):
+def test_evaluation_ignores_masked_rows(model):
     variables = initial(model)
     images = batch(6)
     images["label"] = images["label"][:, None]
@@ -291,7 +293,7 @@ class Identity:
 
 
 @pytest.mark.parametrize("subset", [None, range(3, 12, 2)])
-def test_hits_and_loss_of_several_labels_equal_a_loop_among_the_ranked_classes(subset):
+def test_hits_and_loss_of_several_labels_equal_a_loop_over_the_class_mask(subset):
     rng = np.random.default_rng(1)
     pixels = rng.integers(0, 12, (300, 1, 20, 1), dtype=np.uint8)
     classes = np.arange(20) if subset is None else np.asarray(subset)

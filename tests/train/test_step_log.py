@@ -1,4 +1,4 @@
-"""What a run tells of its pace: the share of its time that it waited for data, on a clock that the test moves."""
+"""Throughput, time left and share of waiting in the records of a run, with a fake clock."""
 
 import json
 from types import SimpleNamespace
@@ -72,8 +72,8 @@ def test_a_run_that_waits_for_data_is_called_input_bound(writer, clock, capsys, 
     assert capsys.readouterr().err == f"step 20/100, epoch 2.0, loss 0.5000, 640 images/s, {words}\n"
 
 
-def test_time_left_goes_by_the_pace_since_the_first_record(writer, clock, capsys):
-    clock.now += 1000.0  # it compiles
+def test_time_left_is_computed_from_the_pace_since_the_first_record(writer, clock, capsys):
+    clock.now += 1000.0  # compilation
     writer.train(record(0.0))
     clock.now += 16.0
     writer.train({**record(0.0), "step": 36})
@@ -105,7 +105,7 @@ def metrics_of(steps, **terms):
 
 
 def run(clock, waits, *, step_seconds=0.25, every):
-    """Take steps that wait for their batches, and give the records."""
+    """Take steps that wait for their batches, and return the records."""
     records = Records()
 
     def batches():
@@ -118,8 +118,8 @@ def run(clock, waits, *, step_seconds=0.25, every):
     for step, batch in enumerate(log.timed(batches()), 1):
         assert list(batch) == ["label"]
         clock.now += step_seconds
-        metrics = log.stepped(step, metrics_of(int(metrics.steps) + 1))
-    clock.now += step_seconds  # for the device to finish the last step
+        metrics = log.after_step(step, metrics_of(int(metrics.steps) + 1))
+    clock.now += step_seconds  # the device finishes the last step
     log.flush(len(waits), metrics)
     return records
 
@@ -133,7 +133,7 @@ def test_share_of_waiting_and_rate_are_those_of_the_steps_since_the_last_record(
     assert second["images_per_second"] == 2 * BATCH_SIZE / (2 * 0.25)
 
 
-def test_wait_for_the_first_batch_is_no_part_of_the_pace(clock):
+def test_wait_for_the_first_batch_is_not_part_of_the_throughput(clock):
     quick, slow = (run(clock, [start, 0.25, 0.25, 0.25], every=2) for start in (0.0, 512.0))
     assert [record["input_wait"] for record in quick] == [record["input_wait"] for record in slow]
     assert [record["images_per_second"] for record in quick] == [record["images_per_second"] for record in slow]

@@ -1,4 +1,4 @@
-"""A Vision Transformer trains, resumes, is evaluated and predicts by what does so for every model."""
+"""A Vision Transformer trains, resumes, is evaluated and predicts with the code of all models."""
 
 import shutil
 

@@ -51,15 +51,15 @@ def test_labels_are_read_from_a_key_of_their_own_or_from_the_top(tmp_path, label
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"class_names": null}', '{"labels": null}', '{"labels": ["a"]}'])
 def test_an_environment_without_labels_is_named(tmp_path, content):
     (tmp_path / "environment.json").write_text(content)
-    with pytest.raises(RunError, match=r"environment\.json is not what a run writes"):
+    with pytest.raises(RunError, match=r"environment\.json is not a valid environment"):
         load_environment(tmp_path)
 
 
 @pytest.mark.parametrize("labels", [{}, {"class_names": 5}, {"num_classes": "10"}, {"num_classes": 0}])
-def test_labels_that_are_no_classes_are_named(tmp_path, labels):
+def test_invalid_labels_are_named(tmp_path, labels):
     written_run.write(tmp_path, NAMES)
     (tmp_path / "environment.json").write_text(json.dumps({"labels": labels}))
-    with pytest.raises(TaskError, match="class names, or their number, are expected"):
+    with pytest.raises(TaskError, match="expected class names or the number of classes"):
         load_run(tmp_path)
 
 
@@ -89,7 +89,7 @@ def test_what_an_evaluation_needs_has_defaults_where_a_config_has_none(tmp_path)
 def test_a_run_of_another_task_is_not_evaluated(tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "BUILT_IN", (Classification, Sorting))
     written_run.write(tmp_path, NAMES, task="sorting")
-    with pytest.raises(RunError, match=r"a run of the task 'sorting' and config\.task is 'classification'"):
+    with pytest.raises(RunError, match=r"a run of the task 'sorting' but config\.task is 'classification'"):
         evaluate(tiny.config(), tmp_path)
 
 
@@ -98,7 +98,7 @@ def test_the_last_layer_of_another_task_is_neither_evaluated_nor_kept(tmp_path, 
     given, new = tmp_path / "given", tmp_path / "new"
     written_run.write(given, NAMES, task="sorting")
     for use in (evaluate, train):
-        with pytest.raises(RunError, match=r"trained for the task 'sorting' and config\.task is 'classification'; set"):
+        with pytest.raises(RunError, match=r"trained for the task 'sorting' but config\.task is 'classification'; set"):
             use(tiny.config(init_from=str(given)), new)
 
 
@@ -114,11 +114,11 @@ def test_a_run_starts_from_another_task_with_a_new_last_layer(tmp_path, monkeypa
 def test_checkpoints_without_a_config_are_those_of_no_known_run(tmp_path, resume):
     written_run.write(tmp_path, NAMES)
     (tmp_path / "config.json").unlink()
-    with pytest.raises(RunError, match=r"has checkpoints and no config\.json"):
+    with pytest.raises(RunError, match=r"has checkpoints but no config\.json"):
         claim_workdir(tmp_path, tiny.config(resume=resume))
 
 
-def test_a_folder_with_no_checkpoint_yet_is_not_that_of_a_run(tmp_path):
+def test_a_folder_without_checkpoints_is_not_a_run(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     assert not is_workdir(tmp_path)
     written_run.write(tmp_path, NAMES)
@@ -129,5 +129,5 @@ def test_a_folder_with_no_checkpoint_yet_is_not_that_of_a_run(tmp_path):
 def test_a_run_of_another_task_is_refused_by_name(tmp_path, monkeypatch, resume):
     monkeypatch.setattr(registry, "BUILT_IN", (Classification, Sorting))
     written_run.write(tmp_path, NAMES, task="sorting")
-    with pytest.raises(RunError, match=r"a run of the task 'sorting' and config\.task is 'classification'"):
+    with pytest.raises(RunError, match=r"a run of the task 'sorting' but config\.task is 'classification'"):
         claim_workdir(tmp_path, tiny.config(resume=resume))

@@ -1,4 +1,4 @@
-"""A workdir that holds weights nobody trained: what evaluation and fine-tuning read of a run."""
+"""Helpers that write a workdir with untrained weights, for tests of evaluation and fine-tuning."""
 
 import functools
 import operator
@@ -17,7 +17,7 @@ STEP = 7
 
 
 def write(workdir, class_names, *, favourites=(), **changes):
-    """Write config, environment and a checkpoint of large random weights, the average unlike the raw ones.
+    """Write config, environment and a checkpoint of large random weights, whose average differs from the raw ones.
 
     Args:
         favourites: classes that are likelier than others.
@@ -37,7 +37,7 @@ def write(workdir, class_names, *, favourites=(), **changes):
 
 
 def _draw(model, seed, favourites):
-    """Draw about zero, scales of norms about one; by NumPy, since JAX compiles a program for each shape."""
+    """Draw weights around zero, and scales of norms around one, with NumPy because JAX compiles a program per shape."""
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):

@@ -1,4 +1,4 @@
-"""The test sets that ImageNet models are evaluated on, by their TFDS names."""
+"""Test sets for ImageNet models, by their TFDS names."""
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +11,7 @@ from mambaout_jax.data import DataError
 from mambaout_jax.data.names import join_name, parse_name
 from mambaout_jax.tasks.classification.source import ImageSource, open_source
 
-# A label costs its whole record; from a bucket, reading is mostly waiting.
+# The whole record must be read for its label; reads from a bucket are bound by latency.
 READ_THREADS = 32
 
 
@@ -20,8 +20,8 @@ class EvalSet(NamedTuple):
 
     Args:
         split: the split that is scored.
-        subset: whether models choose only among the classes that occur in the set.
-        config: the TFDS config, where the name states none.
+        subset: whether predictions are restricted to the classes that occur in the set.
+        config: the default TFDS config.
     """
 
     split: str
@@ -32,11 +32,11 @@ class EvalSet(NamedTuple):
 EVAL_SETS: Mapping[str, EvalSet] = MappingProxyType(
     {
         "imagenet2012": EvalSet("validation"),
-        # The variant that accuracies on V2 are stated for.
+        # The variant for which papers report accuracies on V2.
         # Reference: Recht et al., Do ImageNet Classifiers Generalize to ImageNet?, 2019.
         "imagenet_v2": EvalSet("test", config="matched-frequency"),
         "imagenet2012_real": EvalSet("validation"),
-        # Both have images of 200 of the 1,000 classes, and accuracy is that among these.
+        # Both have images of 200 of the 1,000 classes; accuracy is computed among these.
         # References: Hendrycks et al., Natural Adversarial Examples, 2021; The Many Faces of Robustness, 2021.
         "imagenet_a": EvalSet("test", subset=True),
         "imagenet_r": EvalSet("test", subset=True),
@@ -46,7 +46,7 @@ EVAL_SETS: Mapping[str, EvalSet] = MappingProxyType(
 
 
 def open_eval_set(name: str, data_dir: str | None = None) -> ImageSource:
-    """Open the split of a known test set that is scored.
+    """Open the scored split of a known test set.
 
     Args:
         name: "dataset", "dataset/config" or "dataset/config:version".
@@ -56,15 +56,16 @@ def open_eval_set(name: str, data_dir: str | None = None) -> ImageSource:
     """
     dataset, options = parse_name(name)
     if dataset not in EVAL_SETS:
-        raise DataError(f"{name!r} is not a set to evaluate on; expected one of {', '.join(EVAL_SETS)}")
+        raise DataError(f"{name!r} is not a known test set; expected one of {', '.join(EVAL_SETS)}")
     known = EVAL_SETS[dataset]
     return open_source(join_name(dataset, {"config": known.config, **options}), known.split, data_dir)
 
 
 def class_mask(source: ImageSource) -> np.ndarray:
-    """Compute which classes a model may choose from, bool (k,): all, or those that occur in the set.
+    """Compute the mask of the classes that predictions are restricted to, bool (k,).
 
-    The latter reads every record, and decodes no image. Records that cannot be read are left to the evaluation.
+    It is true for all classes, or for those that occur in the set. The latter reads every record without decoding the
+    images. Unreadable records are ignored here, because the evaluation reports them.
     """
     known = EVAL_SETS.get(source.name.partition("/")[0])
     if known is None or not known.subset:

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Int
 
 
 def smooth_one_hot(labels: Int[Array, "b"], num_classes: int, smoothing: float) -> Float[Array, "b k"]:
-    """Spread `smoothing` of each target's mass evenly over all classes.
+    """Return one-hot targets with label smoothing.
 
     Reference: Szegedy et al., Rethinking the Inception Architecture, 2016.
     """
@@ -14,5 +14,5 @@ def smooth_one_hot(labels: Int[Array, "b"], num_classes: int, smoothing: float) 
 
 
 def cross_entropy(logits: Float[Array, "b k"], targets: Float[Array, "b k"]) -> Float[Array, "b"]:
-    """Compute -sum(target * log_softmax(logits)) of each sample."""
+    """Compute -sum(target * log_softmax(logits)) for each sample."""
     return -jnp.sum(targets * jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1)

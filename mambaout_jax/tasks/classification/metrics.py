@@ -1,21 +1,21 @@
-"""Accuracy and loss of logits, and the likeliest classes."""
+"""Accuracy and loss of logits, and the most probable classes."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-# Classes that are kept of each prediction.
+# The number of classes in each stored prediction.
 NUM_KEPT = 5
 
 
 def hits_and_loss(
     logits: Float[Array, "b k"], labels: Int[Array, "b m"], counted: Bool[Array, "b"]
 ) -> dict[str, Array]:
-    """Compute the sums of top-1 and top-5 hits, losses and images over the rows that count.
+    """Compute the sums of top-1 hits, top-5 hits, losses and images over the counted rows.
 
-    A row is a hit if one of its labels that are not -1 is among the first classes. Its loss is the cross-entropy
-    against the uniform distribution over them.
+    Labels of -1 are padding. A row is a hit if one of its labels is among the top classes. Its loss is the
+    cross-entropy against the uniform distribution over its labels.
     """
     rank = rank_of_labels(logits, labels)
     log_odds = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.maximum(labels, 0), axis=1)
@@ -29,10 +29,10 @@ def hits_and_loss(
 
 
 def rank_of_labels(logits: Float[Array, "b k"], labels: Int[Array, "b m"]) -> Int[Array, "b"]:
-    """Count the classes that come before the best label in a stable sort by falling logit.
+    """Compute the rank of the best label of each row: the classes before it in a stable sort by descending logit.
 
-    Labels of -1 are padding. A logit that is not a number comes before all others, so it is never a hit. Counting
-    keeps rows on their device, where `top_k` would gather them.
+    Labels of -1 are padding. NaN logits rank first, so that a row with NaN is never a hit. Counting keeps rows on their
+    device, whereas `top_k` would gather them.
     """
     num_classes = logits.shape[1]
     given = jnp.where(labels >= 0, jnp.take_along_axis(logits, jnp.maximum(labels, 0), axis=1), -jnp.inf)
@@ -43,7 +43,7 @@ def rank_of_labels(logits: Float[Array, "b k"], labels: Int[Array, "b m"]) -> In
 
 
 def top_classes(logits: Float[np.ndarray, "b k"]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the likeliest classes, int32 (b, 5) or all, and their probabilities, float32."""
+    """Return the most probable classes, int32 (b, min(5, k)), and their probabilities, float32."""
     logits = logits.astype(np.float64)
     classes = np.argsort(-logits, axis=1, kind="stable")[:, :NUM_KEPT]
     odds = np.exp(logits - logits.max(axis=1, keepdims=True))

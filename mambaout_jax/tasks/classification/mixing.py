@@ -1,6 +1,6 @@
 """Augmentation of a batch on the device, under jit: crop, rotate, mix, normalize, erase.
 
-Each operation has two parts: the random draw, and a formula that applies it.
+Each operation has two functions: one draws the random numbers, one applies them.
 """
 
 from typing import NamedTuple
@@ -16,10 +16,10 @@ from mambaout_jax.tasks.classification.losses import smooth_one_hot
 
 
 class Augmentation(NamedTuple):
-    """The settings; names and meanings are those of `config.augment`.
+    """The settings of `config.augment`, under the same names.
 
     Args:
-        round_mixed: round the pixels of mixup, as timm does, which mixes bytes.
+        round_mixed: round the pixels of mixup, as timm does because it mixes uint8 images.
     """
 
     pad: int = 0
@@ -35,7 +35,7 @@ class Augmentation(NamedTuple):
 
     @property
     def mixes(self) -> bool:
-        """Whether images are mixed at all."""
+        """Whether mixup or cutmix is enabled."""
         return self.mixup_prob > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
 
 
@@ -49,7 +49,7 @@ def augment(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "b k"]]:
-    """Compute what the model trains on from a batch of bytes: normalized images and soft targets."""
+    """Compute the training batch, normalized images and soft targets, from uint8 images and labels."""
     crop_key, rotate_key, mix_key, erase_key = jax.random.split(key, 4)
     x = images.astype(jnp.float32)
     targets = smooth_one_hot(labels, num_classes, settings.label_smoothing)
@@ -69,17 +69,17 @@ def augment(
 
 
 def random_crop(x: Float[Array, "b h w c"], key: Key[Array, ""], pad: int) -> Float[Array, "b h w c"]:
-    """Shift each image by -pad to pad pixels along both axes and fill with zeros."""
+    """Crop each image at random after padding it with `pad` pixels of zeros on all sides."""
     padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     corners = jax.random.randint(key, (x.shape[0], 2), 0, 2 * pad + 1)
     return jax.vmap(lambda image, at: jax.lax.dynamic_slice(image, (at[0], at[1], 0), x.shape[1:]))(padded, corners)
 
 
 def rotate(x: Float[Array, "b h w c"], angles: Float[Array, "b"]) -> Float[Array, "b h w c"]:
-    """Rotate each image about its center, bilinearly, and fill with zeros.
+    """Rotate each image about its center with bilinear interpolation and zero fill.
 
     Args:
-        angles: in radians, counter-clockwise as seen on the screen.
+        angles: in radians, counter-clockwise on the screen.
     """
     h, w = x.shape[1:3]
     rows, columns = jnp.mgrid[:h, :w].astype(jnp.float32)
@@ -97,9 +97,9 @@ def rotate(x: Float[Array, "b h w c"], angles: Float[Array, "b"]) -> Float[Array
 
 
 class Mix(NamedTuple):
-    """One draw for each group.
+    """The random numbers of mixup and cutmix, one set per group.
 
-    `share` is the part of itself that an image keeps, as drawn: cutmix computes its box from it, and 1 leaves the group
+    `share` is lambda, the weight of an image's own pixels: cutmix computes its box from it, and 1 leaves the group
     unchanged.
     """
 
@@ -120,7 +120,7 @@ def draw_mix(key: Key[Array, ""], shape: tuple[int, int, int, int], settings: Au
     on = jax.random.bernoulli(on_key, settings.mixup_prob, groups)
     rate = settings.mixup_switch_prob if settings.mixup_alpha else 1.0
     cut = on & jax.random.bernoulli(switch_key, rate if settings.cutmix_alpha else 0.0, groups)
-    # A Beta of alpha 0 is not defined; its branch is never taken.
+    # Beta(0, 0) is undefined; alpha 0 is replaced by 1, and that branch is never used.
     mixup_share, cutmix_share = (
         distributed.replicate(jax.random.beta(key, alpha or 1.0, alpha or 1.0, groups))
         for key, alpha in ((mixup_key, settings.mixup_alpha), (cutmix_key, settings.cutmix_alpha))
@@ -134,18 +134,18 @@ def draw_mix(key: Key[Array, ""], shape: tuple[int, int, int, int], settings: Au
 
 
 def cutmix_box(draw: Mix, h: int, w: int) -> Bool[Array, "g h w"]:
-    """Return the pixels that cutmix takes from the partner: sides sqrt(1 - share) of the image's, clipped to it.
+    """Return the mask of the pixels that cutmix takes from the partner image; it is empty for mixup.
 
-    For mixup there are none.
+    The sides of the box are sqrt(1 - share) of the image's, clipped to the image.
 
-    Reference: timm 0.6.11, rand_bbox: half a side, rounded down, to either side of the centre. An odd side thus loses
-    a pixel, which later versions of timm give back.
+    Reference: timm 0.6.11, rand_bbox: half a side, rounded down, on either side of the center. An odd side thus loses
+    a pixel, which later versions of timm keep.
     """
     side = jnp.sqrt(1.0 - draw.share)
 
-    def interval(centre: Int[Array, "g"], size: int) -> Bool[Array, "g size"]:
+    def interval(center: Int[Array, "g"], size: int) -> Bool[Array, "g size"]:
         half = jnp.floor(side * size)[:, None] // 2
-        at = jnp.arange(size)[None] - centre[:, None]
+        at = jnp.arange(size)[None] - center[:, None]
         return (at >= -half) & (at < half)
 
     box = interval(draw.row, h)[:, :, None] & interval(draw.column, w)[:, None, :]
@@ -155,10 +155,10 @@ def cutmix_box(draw: Mix, h: int, w: int) -> Bool[Array, "g h w"]:
 def mix(
     x: Float[Array, "b h w c"], targets: Float[Array, "b k"], draw: Mix, settings: Augmentation
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "b k"]]:
-    """Mix image i of a group with image group - 1 - i of it, and their targets by the same shares.
+    """Mix image i of each group with image group - 1 - i, and their targets with the same weights.
 
-    The share of cutmix's targets is what its box left of the image. Mixup's pixels are rounded if
-    `settings.round_mixed`, as where bytes are mixed.
+    The weight of cutmix's targets is the share of the image outside the box. Mixup's pixels are rounded if
+    `settings.round_mixed`.
     """
     h, w = x.shape[1:3]
     box = cutmix_box(draw, h, w)
@@ -181,10 +181,10 @@ def mix(
 
 
 class Erasure(NamedTuple):
-    """One draw for each image: whether to erase, and the attempts at a rectangle.
+    """The random numbers of random erasing for each image: whether to erase, and candidate rectangles.
 
-    `area` is a share of the image, `aspect` the log of height over width; `top` and `left` place the rectangle between
-    its first position, 0, and its last, 1 (exclusive).
+    `area` is a share of the image and `aspect` the log of height over width. `top` and `left` are the position of the
+    rectangle, from 0 for the first possible one up to 1 (exclusive) for the last.
     """
 
     on: Bool[Array, "b"]
@@ -198,7 +198,7 @@ def draw_erasure(key: Key[Array, ""], batch: int, rate: float) -> Erasure:
     """Draw a rectangle for each image with probability `rate`.
 
     Area U(0.02, 1/3) of the image, aspect log-uniform in (0.3, 1/0.3), 10 attempts. Reference: Zhong et al., Random
-    Erasing Data Augmentation, 2020, with timm 0.6.11's numbers.
+    Erasing Data Augmentation, 2020, with the constants of timm 0.6.11.
     """
     on_key, area_key, aspect_key, top_key, left_key = jax.random.split(key, 5)
     limit = jnp.log(1 / 0.3)
@@ -212,7 +212,7 @@ def draw_erasure(key: Key[Array, ""], batch: int, rate: float) -> Erasure:
 
 
 def erase(x: Float[Array, "b h w c"], noise: Float[Array, "b h w c"], draw: Erasure) -> Float[Array, "b h w c"]:
-    """Put noise into the first rectangle that is smaller than the image, if there is one."""
+    """Replace the first rectangle that fits into the image, if any, with noise."""
     h, w = x.shape[1:3]
     area, aspect = draw.area * (h * w), jnp.exp(draw.aspect)
     heights, widths = jnp.round(jnp.sqrt(area * aspect)), jnp.round(jnp.sqrt(area / aspect))

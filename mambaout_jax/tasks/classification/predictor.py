@@ -1,4 +1,4 @@
-"""Classify image files."""
+"""Classification of image files."""
 
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -12,17 +12,17 @@ from mambaout_jax.tasks.api import Batch, Example, Labels
 
 
 class ClassProbabilities(NamedTuple):
-    """The probabilities of one image.
+    """The class probabilities of one image.
 
     Args:
-        names: of the classes; a class past their end is named by its index.
+        names: class names; classes without a name are shown by their index.
     """
 
     probabilities: np.ndarray
     names: tuple[str, ...]
 
     def to_json(self, limit: int) -> list[dict[str, Any]]:
-        """Return class, index and probability of the likeliest classes."""
+        """Return name, index and probability of the `limit` most probable classes."""
         order = (-self.probabilities).argsort(kind="stable")[:limit]
         return [
             {
@@ -34,7 +34,7 @@ class ClassProbabilities(NamedTuple):
         ]
 
     def describe(self, limit: int) -> list[str]:
-        """Return a line for each of the likeliest classes."""
+        """Return a line for each of the `limit` most probable classes."""
         return [f"{100 * guess['probability']:5.1f} %  {guess['class']}" for guess in self.to_json(limit)]
 
 
@@ -57,7 +57,7 @@ class ImagePredictor:
         """Decode, resize and crop an encoded image.
 
         Raises:
-            DataError: it does not decode.
+            DataError: the image cannot be decoded.
         """
         return {"image": self._transform(image)}
 
@@ -66,10 +66,10 @@ class ImagePredictor:
         return {"image": np.zeros((*self._transform.size, self._transform.channels), np.uint8)}
 
     def __call__(self, variables: dict[str, Any], batch: Batch) -> list[ClassProbabilities | str]:
-        """Classify a batch; a row without finite probabilities gets a sentence instead."""
+        """Classify a batch; rows without finite probabilities get an error message."""
         return [
             ClassProbabilities(row, self._names)
             if np.isfinite(row).all()
-            else "the weights give no finite probabilities; they come from a diverged run"
+            else "the probabilities are not finite; the weights are probably from a diverged run"
             for row in np.asarray(self._probabilities(variables, batch["image"]))
         ]

@@ -1,4 +1,4 @@
-"""The part of a report that knows classes: accuracies, a gallery of predictions, the confusion matrix."""
+"""The sections of a report on a classifier: accuracies, a gallery of predictions, the confusion matrix."""
 
 import base64
 import io
@@ -28,7 +28,7 @@ def sections(workdir: epath.Path, labels: Labels, open_split: Callable[[], Image
     """Render the gallery and the confusion matrix.
 
     Args:
-        open_split: opens what was evaluated.
+        open_split: opens the evaluated split.
 
     Raises:
         TaskError: predictions.npz is damaged.
@@ -43,11 +43,11 @@ def sections(workdir: epath.Path, labels: Labels, open_split: Callable[[], Image
 
 
 def score_text(score: Mapping[str, Any], split: str) -> ScoreText:
-    """Return accuracies, the interval of top-1, the loss and how many images are wrong."""
+    """Return accuracies, the interval of top-1, the loss and the number of misclassified images."""
     top1, count = as_number(score.get("top1")), int(score.get("count", 0))
     wrong = f"{round(count * (1 - top1 / 100)):,}" if math.isfinite(top1) else "unknown"
     return ScoreText(
-        f"{wrong} of {count:,} images of {split} wrong",
+        f"{wrong} of {count:,} images of {split} misclassified",
         {
             "top-1, %": f"{top1:.2f}",
             "95 % interval": _interval(top1, count),
@@ -55,12 +55,12 @@ def score_text(score: Mapping[str, Any], split: str) -> ScoreText:
             "loss": f"{as_number(score.get('loss')):.4f}",
             "images": f"{count:,}",
         },
-        f"Every image of {split} is counted once. The 95 % interval reflects the number of images alone.",
+        f"Every image of {split} is counted once. The 95 % interval accounts only for the number of images.",
     )
 
 
 def _interval(percent: float, count: int) -> str:
-    """Return the 95 % interval of an accuracy that was measured on `count` images.
+    """Return the 95 % interval of an accuracy on `count` images.
 
     Reference: Wilson, "Probable inference, the law of succession, and statistical inference" (1927).
     """
@@ -83,33 +83,33 @@ def _read_predictions(workdir: epath.Path) -> dict[str, np.ndarray] | None:
         raise TaskError(f"{path} cannot be read ({error}); evaluate the workdir again") from None
     labels, classes, probabilities = predictions.values()
     if labels.ndim != 1 or classes.shape != probabilities.shape or classes.shape[:1] != labels.shape:
-        raise TaskError(f"{path} has arrays that do not belong together; evaluate the workdir again")
+        raise TaskError(f"{path} has arrays of inconsistent shapes; evaluate the workdir again")
     return predictions if labels.size else None
 
 
 def make_gallery(
     predictions: Mapping[str, np.ndarray] | None, names: list[str], open_split: Callable[[], ImageSource]
 ) -> dict[str, Any]:
-    """Choose test images to show: the most confident mistakes, then correct ones from all over the split.
+    """Build the gallery: the most confident mistakes, then correct predictions spread evenly over the split.
 
     Args:
-        predictions: what predictions.npz holds; row i belongs to image i of the validation split.
-        open_split: opens the dataset; images are shown only if its labels are those that were evaluated.
+        predictions: the arrays of predictions.npz; row i belongs to image i of the validation split.
+        open_split: opens the dataset; images are shown only if its labels equal those in `predictions`.
 
     Returns:
-        The number of mistakes and of images, the cards to show of each kind, and why there are no pictures.
+        The number of mistakes and of images, the cards of each kind, and the reason for missing images.
     """
     if predictions is None:
         return {"missing": "No predictions yet; they are written at the end of a run."}
     labels, classes, probabilities = (predictions[key] for key in ("labels", "classes", "probabilities"))
     wrong = np.flatnonzero(classes[:, 0] != labels)
     right = np.flatnonzero(classes[:, 0] == labels)
-    surest = wrong[np.argsort(-probabilities[wrong, 0], kind="stable")][:NUM_MISTAKES]
+    most_confident = wrong[np.argsort(-probabilities[wrong, 0], kind="stable")][:NUM_MISTAKES]
     spread = right[np.unique(np.linspace(0, len(right) - 1, min(NUM_CORRECT, len(right))).round().astype(int))]
     try:
-        source, missing = _open_same(open_split, labels, np.concatenate([surest, spread])), None
+        source, missing = _open_same(open_split, labels, np.concatenate([most_confident, spread])), None
     except (DataError, OSError) as error:
-        source, missing = None, f"The pictures cannot be shown: {error}."
+        source, missing = None, f"The images cannot be shown: {error}."
 
     def card(index: int) -> dict[str, Any]:
         first = int(classes[index, 0])
@@ -128,7 +128,7 @@ def make_gallery(
         "missing": missing,
         "count": len(labels),
         "num_mistakes": len(wrong),
-        "mistakes": [card(index) for index in surest],
+        "mistakes": [card(index) for index in most_confident],
         "correct": [card(index) for index in spread],
     }
 
@@ -136,7 +136,7 @@ def make_gallery(
 def _open_same(open_split: Callable[[], ImageSource], labels: np.ndarray, shown: np.ndarray) -> ImageSource:
     source = open_split()
     if len(source) != len(labels) or any(source[int(index)]["label"] != labels[index] for index in shown):
-        raise DataError("the dataset that is prepared here is not the one that was evaluated")
+        raise DataError("the dataset prepared here differs from the evaluated one")
     return source
 
 
@@ -150,7 +150,7 @@ def _percent(probability: float) -> str:
 
 
 def _thumbnail(source: Any, index: int) -> dict[str, Any] | None:
-    """Return the data URI of an image, and whether it is so small that its pixels should stay visible."""
+    """Return the data URI of an image, and whether it is small enough to be scaled up without smoothing."""
     try:
         image = Image.open(io.BytesIO(source[int(index)]["image"]))
         side = min(THUMBNAIL_SIDE, *image.size)
@@ -167,7 +167,7 @@ def _thumbnail(source: Any, index: int) -> dict[str, Any] | None:
 
 
 def make_confusion(predictions: Mapping[str, np.ndarray] | None, names: list[str]) -> dict[str, Any] | None:
-    """Count how often each class was predicted for each; None for too many classes to look at.
+    """Compute the confusion matrix; None for more than `MAX_CONFUSION_CLASSES` classes.
 
     Returns:
         The class names and, for each true class, its cells: count, share of the class's images, whether correct.

@@ -8,7 +8,7 @@ import tensorflow_datasets as tfds
 from mambaout_jax.data import DataError, Records, open_records
 from mambaout_jax.data.names import prepare_command
 
-# The features that labels are read from, and the most labels that an image may have in each.
+# The label features, and the largest number of labels of an image in each.
 LABEL_FEATURES = {
     "label": 1,
     # Reference: Beyer et al., Are we done with ImageNet?, 2020: real.json has 0 to 9 labels for each of 50,000 images.
@@ -19,7 +19,7 @@ LABEL_FEATURES = {
 class ImageSource:
     """Records of one split by index: `source[i]` is {"image": encoded bytes, "label": int}.
 
-    Where images may have several labels, or none, `max_labels` is more than 1 and "label" is a tuple. See
+    In datasets whose images have several labels or none, `max_labels` is more than 1 and "label" is a tuple. See
     `data.Source` for the other attributes.
 
     Args:
@@ -48,7 +48,7 @@ class ImageSource:
 
     @property
     def labels(self) -> Mapping[str, Any]:
-        """The names of the classes, as JSON-able metadata."""
+        """The class names, as metadata for JSON."""
         return {"class_names": list(self.class_names)}
 
     def __len__(self) -> int:
@@ -62,7 +62,7 @@ class ImageSource:
         return {"image": image, "label": labels[0] if self.max_labels == 1 else labels}
 
     def is_labelled(self) -> bool:
-        """Check whether the split has labels, by its first record: TFDS gives -1 to every image of a split without."""
+        """Return whether the split has labels. Its first record decides: TFDS labels all images with -1 otherwise."""
         return self._read(0)[1][:1] != (-1,)
 
     def check_trainable(self) -> None:
@@ -72,7 +72,7 @@ class ImageSource:
             DataError: images may have several.
         """
         if self.max_labels != 1:
-            raise DataError(f"images of {self.name!r} have several labels each; such a dataset is for evaluation only")
+            raise DataError(f"images of {self.name!r} have several labels each; use this dataset for evaluation only")
 
     def _read(self, index: int) -> tuple[bytes, tuple[int, ...]]:
         features = self._records[index]
@@ -94,7 +94,7 @@ def open_source(name: str, split: str, data_dir: str | None = None) -> ImageSour
     Args:
         name: "dataset", "dataset/config" or "dataset/config:version"; without a version, the newest prepared one.
         split: a split's name, or a slice of it such as "train[:90%]".
-        data_dir: the folder that datasets are prepared in; the default is that of TFDS.
+        data_dir: the folder of prepared datasets; the default is that of TFDS.
 
     Raises:
         DataError: the dataset, split or folder does not exist, or the dataset has no labelled images.

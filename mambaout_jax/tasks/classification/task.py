@@ -1,4 +1,4 @@
-"""Image classification: a label is one class, or for evaluation a set of classes."""
+"""Image classification: a label is one class or, in some evaluation sets, several."""
 
 import dataclasses
 import math
@@ -40,7 +40,7 @@ from mambaout_jax.tasks.classification.transforms import EvalExample, TrainExamp
 from mambaout_jax.tasks.errors import TaskError
 
 IMAGENET = "imagenet2012"
-# Records whose label is read for the majority baseline, at most.
+# The largest number of records that the majority baseline reads.
 MOST_LABELS = 2000
 
 _DATA_KEYS: Mapping[str, ConfigKey] = {
@@ -114,8 +114,8 @@ class Classification(Task):
     Labels are {"class_names": list}, or {"num_classes": int} for weights without class names.
 
     Args:
-        config: what the task is built from.
-        mixup_group: images that share a draw and mix among themselves.
+        config: the plain values of the config.
+        mixup_group: number of images that share one draw and are mixed with each other.
     """
 
     config: TaskConfig
@@ -157,33 +157,33 @@ class Classification(Task):
         return [open_eval_set(name, self.config.data_dir) for name in filter(None, map(str.strip, names))]
 
     def check_source(self, source: ImageSource, labels: Labels) -> None:
-        """Check that the classes of a source are those of a model; without names only their number is compared."""
+        """Check that a source has the classes of a model; without class names only their number is compared."""
         num_classes, names = _num_classes(labels), labels.get("class_names") or source.class_names
         if len(source.class_names) != num_classes:
             raise TaskError(
-                f"dataset {source.name!r} has {len(source.class_names)} classes where the model has {num_classes}; "
-                "a set with the model's own classes is expected"
+                f"dataset {source.name!r} has {len(source.class_names)} classes but the model has {num_classes}; "
+                "expected a dataset with the classes of the model"
             )
         for index, (theirs, ours) in enumerate(zip(source.class_names, names, strict=True)):
             if theirs != ours:
                 raise TaskError(
-                    f"class {index} of dataset {source.name!r} is {theirs!r} where the model has {ours!r}; a set with "
-                    "the model's own classes is expected"
+                    f"class {index} is {theirs!r} in dataset {source.name!r} but {ours!r} in the model; expected a "
+                    "dataset with the classes of the model"
                 )
 
     def imported_labels(self, model: Model, labels: Labels) -> ImportedLabels:
-        """Return the class names of imported weights, ImageNet's where there are none and their number fits."""
+        """Return the class names of imported weights; ImageNet's if there are 1,000 classes without names."""
         names, official, remark = labels.get("class_names"), imagenet_class_names(), ""
         if names is None and model.num_classes == len(official):
             names = official
-            remark = f"No names of the {model.num_classes} classes in the weights; assuming ImageNet-1k."
+            remark = f"No class names for the {model.num_classes} classes in the weights; assuming ImageNet-1k."
         if names is None:
             return ImportedLabels({"num_classes": model.num_classes, "class_names": None}, None, remark)
         dataset = IMAGENET if tuple(names) == official else None
         return ImportedLabels({"class_names": list(names)}, dataset, remark)
 
     def train_transform(self, model: Model, source: ImageSource | None = None) -> TrainExample:
-        """Return the random view of an image at the model's size, with its label."""
+        """Return the random crop and augmentation of an image at the model's input size, with its label."""
         if source is not None:
             source.check_trainable()
         options = self.config.options
@@ -202,11 +202,11 @@ class Classification(Task):
         )
 
     def eval_transform(self, model: Model, source: ImageSource | None = None) -> EvalExample:
-        """Return the crop that a model is evaluated on, with all labels of an image."""
+        """Return the evaluation transform of the model, with all labels of an image."""
         return EvalExample(self._eval_image_transform(model), 1 if source is None else source.max_labels)
 
     def _eval_image_transform(self, model: Model, *, exif_orientation: bool = False) -> EvalTransform:
-        """Return the model's own crop, unless the config has another one."""
+        """Return the evaluation transform of the model; the config may override its crop."""
         spec, options = model.input_spec, self.config.options
         crop_pct, crop_mode = options["data.crop_pct"], options["data.crop_mode"]
         return EvalTransform(
@@ -219,19 +219,19 @@ class Classification(Task):
         )
 
     def build_model(self, labels: Labels) -> Model:
-        """Build the model that the config describes, with an output for each class."""
+        """Build the model of the config with one output per class."""
         return create_model(num_classes=_num_classes(labels), **self.config.model)
 
     def _augmentation(self) -> Augmentation:
         options = self.config.options
         values = {name.removeprefix("augment."): options[name] for name in _AUGMENT_KEYS}
-        # timm mixes bytes; the fast pipeline does not round.
+        # timm mixes uint8 images, so the exact pipeline rounds.
         return Augmentation(
             **values | {"mixup_group": self.mixup_group}, round_mixed=options["data.pipeline"] == "exact"
         )
 
     def row_group(self) -> RowGroup:
-        """Return the group of images that mix among themselves."""
+        """Return the number of images that are mixed with each other."""
         augmentation = self._augmentation()
         return RowGroup(augmentation.mixup_group, "augment.mixup_group") if augmentation.mixes else RowGroup()
 
@@ -240,7 +240,7 @@ class Classification(Task):
         return dataclasses.replace(self, mixup_group=math.gcd(self.mixup_group, rows))
 
     def prepare_batch(self, model: Model, batch: Batch, key: Key[Array, ""]) -> Batch:
-        """Augment, mix and normalize images (b, h, w, c), and make soft targets (b, k) of labels (b,)."""
+        """Augment, mix and normalize images (b, h, w, c), and convert labels (b,) to soft targets (b, k)."""
         images, targets = augment(
             batch["image"],
             batch["label"],
@@ -255,19 +255,19 @@ class Classification(Task):
     def train_loss(
         self, model: Model, variables: dict[str, Any], batch: Batch, key: Key[Array, ""]
     ) -> tuple[dict[str, LossTerm], Any]:
-        """Compute the cross-entropy, a mean over images."""
+        """Compute the mean cross-entropy over images."""
         logits, batch_stats = model.apply_train(variables, batch["image"], key=key)
         losses = cross_entropy(logits, batch["target"])
         return {"cross_entropy": LossTerm(losses.sum(), len(losses))}, batch_stats
 
     def eval_context(self, source: ImageSource) -> np.ndarray:
-        """Return which classes are ranked, bool (k,)."""
+        """Return the mask of the classes that predictions are restricted to, bool (k,)."""
         return class_mask(source)
 
     def evaluate_batch(self, model: Model, variables: dict[str, Any], batch: Batch, context: Array) -> EvalOutput:
         """Compute hits and losses of a batch.
 
-        Classes that `context` leaves out have a logit of -inf.
+        Logits of classes outside the mask `context` are set to -inf.
         """
         logits = model.apply(variables, model.input_spec.normalize(batch["image"]))
         logits = jnp.where(context, logits, -jnp.inf)
@@ -276,11 +276,11 @@ class Classification(Task):
         return EvalOutput(totals, {"label": batch["label"], "logits": logits})
 
     def collect(self, rows: dict[str, np.ndarray], index: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Keep the five likeliest classes of each image."""
+        """Return index, first label and the five most probable classes of each image."""
         return index, rows["label"][:, 0].astype(np.int32), *top_classes(rows["logits"])
 
     def score(self, totals: Mapping[str, Any], collected: list[Any], source: ImageSource) -> Scores:
-        """Compute top-1 and top-5 in percent, the mean loss, and how many images were scored."""
+        """Compute top-1 and top-5 in percent, the mean loss and the number of scored images."""
         count = int(totals["count"])
         return {
             "top1": 100.0 * totals["top1"] / max(count, 1),
@@ -290,23 +290,23 @@ class Classification(Task):
         }
 
     def join_predictions(self, collected: list[tuple[np.ndarray, ...]]) -> dict[str, np.ndarray]:
-        """Return labels (n,), classes and probabilities (n, 5) of the likeliest ones, in the source's order."""
+        """Return labels (n,), and the most probable classes with their probabilities (n, 5), in the source's order."""
         index, *arrays = (np.concatenate(parts) for parts in zip(*collected, strict=True))
         order = np.argsort(index, kind="stable")
         return dict(zip(("labels", "classes", "probabilities"), (array[order] for array in arrays), strict=True))
 
     def baseline_score(self, source: ImageSource) -> float:
-        """Compute the top-1 of naming the largest class always, from at most 2,000 records spread evenly.
+        """Compute the top-1 of always predicting the most frequent class, from at most 2,000 evenly spaced records.
 
         Raises:
-            TaskError: none of these can be read.
+            TaskError: none of these records can be read.
         """
         indices = np.linspace(0, len(source) - 1, min(len(source), MOST_LABELS)).astype(int)
         labels, failure = Counter(), None
         for index in indices.tolist():
             try:
                 labels[source[index]["label"]] += 1
-            except DataError as error:  # what config.data.on_bad_record is for
+            except DataError as error:  # unreadable records are handled in training, by config.data.on_bad_record
                 failure = error
         if not labels:
             raise TaskError(
@@ -315,12 +315,12 @@ class Classification(Task):
         return 100 * max(labels.values()) / labels.total()
 
     def describe_evaluation(self, model: Model, source: ImageSource) -> dict[str, Any]:
-        """Return input size, crop, and how many of the classes are ranked."""
-        view = self._eval_image_transform(model)
+        """Return input size, crop, and the number of classes that predictions are restricted to."""
+        transform = self._eval_image_transform(model)
         return {
-            "input_size": list(view.size),
-            "crop_pct": view.crop_pct,
-            "crop_mode": view.crop_mode,
+            "input_size": list(transform.size),
+            "crop_pct": transform.crop_pct,
+            "crop_mode": transform.crop_mode,
             "num_classes": model.num_classes,
             "ranked_classes": int(self.eval_context(source).sum()),
         }
@@ -332,17 +332,17 @@ class Classification(Task):
 
     @staticmethod
     def remarks(record: Mapping[str, Any]) -> Iterable[str]:
-        """Return which classes were ranked, if not all."""
+        """Return a remark on the number of classes, if predictions were restricted."""
         if record["ranked_classes"] < record["num_classes"]:
-            yield f"ranked among the {record['ranked_classes']} of {record['num_classes']} classes that occur in it"
+            yield f"restricted to the {record['ranked_classes']} of {record['num_classes']} classes that occur in it"
 
     @staticmethod
     def score_text(scores: Mapping[str, Any], split: str) -> ScoreText:
-        """Return accuracies with the interval that the number of images allows."""
+        """Return accuracies with the 95 % interval of top-1."""
         return report.score_text(scores, split)
 
     def predictor(self, model: Model, labels: Labels) -> ImagePredictor:
-        """Return what classifies image files; photographs are turned upright by their EXIF orientation."""
+        """Return the classifier of image files, which applies the EXIF orientation of photographs."""
         return ImagePredictor(model, self._eval_image_transform(model, exif_orientation=True), labels)
 
     def report_sections(self, workdir: epath.Path, labels: Labels, split: str) -> list[Section]:
@@ -356,4 +356,4 @@ def _num_classes(labels: Labels) -> int:
         return len(names)
     if names is None and isinstance(number, int) and number > 0:
         return number
-    raise TaskError(f"class names, or their number, are expected as the labels of a model; they are {dict(labels)}")
+    raise TaskError(f"the labels of a model are {dict(labels)}; expected class names or the number of classes")

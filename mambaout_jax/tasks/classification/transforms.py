@@ -1,4 +1,4 @@
-"""From a record of `ImageSource` to one example, on the host: the image and its label together."""
+"""Transforms from a record of `ImageSource` to an example: the image with its label, on the host."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ Example = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class TrainExample:
-    """A random view of an image, with its label."""
+    """The training transform: a random crop with augmentation, and the label."""
 
     image_transform: TrainTransform
 
@@ -19,7 +19,7 @@ class TrainExample:
         """Return {"image": uint8 (h, w, c), "label": int32 ()}; equal generators give equal examples.
 
         Raises:
-            DataError: the image does not decode.
+            DataError: the image cannot be decoded.
         """
         return {"image": self.image_transform(record["image"], rng), "label": np.int32(record["label"])}
 
@@ -30,10 +30,10 @@ class TrainExample:
 
 @dataclasses.dataclass(frozen=True)
 class EvalExample:
-    """The view of an image that is evaluated, with its labels.
+    """The evaluation transform: a deterministic crop, and the labels.
 
     Args:
-        max_labels: the most labels that an image of the source may have.
+        max_labels: largest number of labels of an image in the source.
     """
 
     image_transform: EvalTransform
@@ -43,7 +43,7 @@ class EvalExample:
         """Return {"image": uint8 (h, w, c), "label": int32 (max_labels,)}, labels padded with -1.
 
         Raises:
-            DataError: the image does not decode or cannot be resized.
+            DataError: the image cannot be decoded or resized.
         """
         labels = np.full(self.max_labels, -1, np.int32)
         given = np.atleast_1d(record["label"])
