@@ -65,7 +65,7 @@ esac
 
 install "run-$kind" --editable "$root" ${jax[@]+"${jax[@]}"}
 
-# Page faults on large buffers cost a quarter of a step with 4 KiB pages; glibc 2.35 or newer can use huge pages.
+# Large buffers in 4 KiB pages cost a quarter of a step; glibc 2.35 or newer can request huge pages.
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 # Later starts reuse compiled programs.
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$venv/compiled}

@@ -151,8 +151,8 @@ def _check_resume(workdir: epath.Path, recorded: RunConfig, config: RunConfig) -
         raise RunError(f"workdir {workdir} has a run and config.resume is 'never'; use another --workdir")
     if config.resume == "same" and (changes := changed_keys(config, recorded)):
         raise RunError(
-            f"workdir {workdir} has a run with another config: {'; '.join(changes)}. Use another --workdir, or resume "
-            "with this config with --config.resume=any"
+            f"workdir {workdir} has a run with another config: {'; '.join(changes)}. Use another --workdir, or add "
+            "--config.resume=any to resume with this config"
         )
 
 

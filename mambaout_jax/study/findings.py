@@ -232,7 +232,7 @@ def _answer(
         sentences.append(f"Worse than {baseline} {worse}.")
     if words := " or ".join(word for sign, word in ((1, "better"), (-1, "worse")) if sign in uncorrected):
         sentences.append(
-            f"An SSM that is {words} below but not here is significant in a single test, and not after correction for "
+            f"An SSM that is {words} only below is significant in a single test, but not after correction for "
             f"{len(tested)} tests."
         )
     if others and not better:

@@ -16,7 +16,7 @@ class TrainExample:
     image_transform: TrainTransform
 
     def __call__(self, record: dict, rng: np.random.Generator) -> Example:
-        """Return {"image": uint8 (h, w, c), "label": int32 ()}; equal generators give equal examples.
+        """Return {"image": uint8 (h, w, c), "label": int32 ()}, determined by the record and the state of `rng`.
 
         Raises:
             DataError: the image cannot be decoded.
