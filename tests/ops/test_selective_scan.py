@@ -271,5 +271,5 @@ def test_a_delta_that_is_not_finite_is_an_error_under_debug_nans():
     arguments = draw(1, 5, 2, 2)
     arguments["delta"] = arguments["delta"].at[0, 3].set(np.nan)
     scan(arguments)
-    with jax.debug_nans(True), pytest.raises(Exception, match="delta holds 2 values that are not finite"):
+    with jax.debug_nans(True), pytest.raises(Exception, match="delta has 2 non-finite values"):
         jax.block_until_ready(jax.jit(scan)(arguments))
