@@ -104,7 +104,7 @@ def test_a_plugin_adds_its_family_with_all_that_a_family_has(toy):
 
 def test_a_method_that_another_family_has_is_refused_by_name():
     model = mo.create_model("mambaout_femto")
-    with pytest.raises(ModelError, match=r"mambaout_femto has no 'propose', .*another family than 'mambaout'"):
+    with pytest.raises(ModelError, match=r"mambaout_femto has no method 'propose', .*another family than 'mambaout'"):
         model.call(model.shapes, "propose")
 
 
