@@ -105,7 +105,7 @@ MUTANTS = {
     ),
     "exact-match": Mutant(
         "weights match exactly, with nothing left over", "mambaout_jax/weights/state_dict.py",
-        'faults[name] = "is left over"', "continue",
+        'faults[name] = "is unexpected"', "continue",
         ("tests/weights/test_state_dict.py",),
     ),
     "layout": Mutant(

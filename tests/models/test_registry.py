@@ -98,7 +98,7 @@ def test_a_plugin_adds_its_family_with_all_that_a_family_has(toy):
     for name in ("toy_small", "toy_deep"):
         found = resolve_model(pytorch.checkpoint_of(configurations.shapes(mo.create_model(name, num_classes=7))))
         assert found[1:] == (name, {"num_classes": 7}, "")
-    with pytest.raises(ConvertError, match="those of a Toy; a MambaOut is expected"):
+    with pytest.raises(ConvertError, match="belong to a Toy; a MambaOut is expected"):
         mo.from_torch(pytorch.small_model(), state_dict)
 
 

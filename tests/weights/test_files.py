@@ -215,7 +215,7 @@ def test_a_link_stays_and_its_file_is_replaced(tmp_path):
 @pytest.mark.parametrize(
     ("name", "tensors", "words"),
     [
-        ("a.npz", TENSORS, "unknown ending; one of .safetensors, .pth"),
+        ("a.npz", TENSORS, "unknown extension; one of .safetensors, .pth"),
         ("none/a.safetensors", TENSORS, r"cannot be written \(No such file or directory\)"),
         ("a.safetensors", {"a": np.ones(2, np.complex128)}, "complex128; float32, float16 or bfloat16 is expected"),
         pytest.param("a.pth", {"a": np.array(["x"])}, "<U1, which PyTorch cannot take", marks=needs_torch),
@@ -267,7 +267,7 @@ ONE_OF_EACH = ["a.safetensors", pytest.param("a.pth", marks=needs_torch)]
 def test_a_file_that_grows_too_large_is_said_and_leaves_what_was_there(tmp_path, name):
     (tmp_path / name).write_text("precious")
     said = failed_write(tmp_path, name, LIMIT_FILES)
-    assert said == f"{tmp_path / name} cannot be written (File too large); make room or name another place"
+    assert said == f"{tmp_path / name} cannot be written (File too large); free some space or choose another path"
     assert os.listdir(tmp_path) == [name]
     assert (tmp_path / name).read_text() == "precious"
 
@@ -279,7 +279,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, name):
         pytest.skip("no small disk may be mounted here")
     inside = f'{mount} && "$@" && ls -A {tmp_path}'
     said = failed_write(tmp_path, name, before=["unshare", "-m", "sh", "-c", inside, "sh"])
-    assert said == f"{tmp_path / name} cannot be written (No space left on device); make room or name another place"
+    assert said == f"{tmp_path / name} cannot be written (No space left on device); free some space or choose another path"
 
 
 @pytest.mark.parametrize("links", [True, False])

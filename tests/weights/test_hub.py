@@ -118,21 +118,21 @@ def test_weights_under_an_older_name_are_taken_also_from_the_cache(files, use, n
 @pytest.mark.parametrize(
     ("file", "answer", "words"),
     [
-        ("config.json", None, "has no config.json; config.json and model.safetensors, as timm writes them"),
+        ("config.json", None, "has no config.json; config.json and model.safetensors, in timm's format"),
         ("model.safetensors", None, "has no model.safetensors; config.json and"),
         ("config.json", (403, "GatedRepo"), "is gated; accept its terms on the hub and log in with `hf auth login` or"),
         (
             "config.json",
             (401, ""),
-            r"may not be read \(status 401\); log in with|is private; check the name, or log in",
+            r"is not accessible \(status 401\); log in with|is private; check the name, or log in",
         ),
-        ("config.json", (403, ""), r"may not be read \(status 403\); log in with"),
+        ("config.json", (403, ""), r"is not accessible \(status 403\); log in with"),
         (
             "config.json",
             (500, ""),
-            "config.json is not in the cache, and http.* answers with status 500; try again later",
+            "config.json is not in the cache, and http.* responds with status 500; try again later",
         ),
-        ("config.json", b"{", "config.json is not the JSON that timm writes"),
+        ("config.json", b"{", "config.json is not valid JSON"),
     ],
 )
 def test_what_a_hub_refuses_is_said(files, use, file, answer, words):

@@ -186,7 +186,7 @@ def test_what_no_rule_ignores_is_left_over_and_all_faults_are_listed():
         load(PLAIN, variables, {**state_dict, **IGNORED})
     assert str(caught.value) == (
         "the weights do not fit toy: backbone.patch_embed.stem.1.running_var is missing; "
-        "backbone.pos_embed has shape (1, 4, 8) where (1, 9, 8) is expected; num_batches_tracked is left over"
+        "backbone.pos_embed has shape (1, 4, 8) where (1, 9, 8) is expected; num_batches_tracked is unexpected"
     )
 
 

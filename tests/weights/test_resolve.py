@@ -47,7 +47,7 @@ def test_the_first_of_several_variants_with_these_shapes_is_taken_and_the_others
     assert found[1:] == (
         f"deit_{size}_patch16_224",
         options,
-        f"vit_{size}_patch16_224 has the same shapes; choose another one by --model",
+        f"vit_{size}_patch16_224 has the same shapes; select another variant with --model",
     )
 
 
@@ -69,8 +69,8 @@ def test_a_size_that_is_not_square_is_not_guessed():
 )
 def test_sizes_that_no_variant_has_name_the_nearest_variant_and_ask_for_the_model(options, count):
     words = refusal(configurations.shapes(mo.create_model("mambaout_femto", **options)))
-    assert "no variant has exactly these tensors, the nearest, " in words
-    assert "name the variant by --model, give a folder with a config.json" in words
+    assert "no variant has exactly these tensors; the closest, " in words
+    assert "set --model, use a folder with a config.json" in words
     if count is not None:
         assert f"the nearest, mambaout_femto, differs in {count};" in words
 
