@@ -134,7 +134,7 @@ def test_what_simplejpeg_does_not_decode_is_not_reduced(make):
 )
 def test_bytes_that_do_not_decode_are_named(content):
     for decoder in (decode_image, decode_fast):
-        with pytest.raises(DataError, match="not an image that Pillow decodes"):
+        with pytest.raises(DataError, match="Pillow cannot decode the image"):
             decoder(content)
 
 

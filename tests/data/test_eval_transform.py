@@ -20,7 +20,7 @@ BICUBIC = Image.Resampling.BICUBIC
     ids=["empty", "text", "jpeg", "png"],
 )
 def test_bytes_that_do_not_decode_are_named(content):
-    with pytest.raises(DataError, match="not an image that Pillow decodes"):
+    with pytest.raises(DataError, match="Pillow cannot decode the image"):
         EvalTransform((8, 8))(content)
 
 

@@ -26,9 +26,9 @@ from mambaout_jax.data.prepare.pathfinder import (
     Pathfinder,
     PathfinderConfig,
     draw_scene,
-    encode_grey,
+    encode_gray,
     make_pair,
-    points_of,
+    sample_points,
 )
 from mambaout_jax.tasks.classification.source import open_source
 
@@ -90,7 +90,7 @@ def test_dots_lie_on_ends_and_a_pair_shares_its_ends_and_how_curves_leave_them(p
 def test_curves_keep_their_gap_and_stay_inside():
     for config in CONFIGS.values():
         for scene in make_pair(config, VALIDATION, 5):
-            points = points_of(scene.curves, 300) / UNIT
+            points = sample_points(scene.curves, 300) / UNIT
             assert points.min() > config.side / 12 - 1
             assert points.max() < config.side * 11 / 12 + 1
             fewest, most = config.num_curves
@@ -101,7 +101,7 @@ def test_curves_keep_their_gap_and_stay_inside():
 
 
 def statistics_of(scene, config):
-    points = points_of(scene.curves, 100) / config.side / UNIT
+    points = sample_points(scene.curves, 100) / config.side / UNIT
     lengths = np.sort(np.linalg.norm(np.diff(points, axis=1), axis=-1).sum(1))
     chords = np.sort(np.linalg.norm(points[:, 0] - points[:, -1], axis=-1))
     dots = scene.dots / config.side / UNIT
@@ -186,7 +186,7 @@ DIGESTS = {
 @pytest.mark.parametrize(("name", "split"), DIGESTS)
 def test_bytes_are_the_same_everywhere(name, split):
     files = [
-        encode_grey(draw_scene(scene, CONFIGS[name]))
+        encode_gray(draw_scene(scene, CONFIGS[name]))
         for pair in (0, 1, 999)
         for scene in make_pair(CONFIGS[name], split, pair)
     ]
@@ -210,10 +210,10 @@ def test_pairs_do_not_depend_on_those_before_and_no_two_are_equal(name):
 @pytest.mark.parametrize("shape", [(1, 1), (5, 3), (128, 128)])
 def test_png_is_read_by_others_as_the_pixels_that_were_stored(shape):
     pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    image = Image.open(io.BytesIO(encode_grey(pixels)))
+    image = Image.open(io.BytesIO(encode_gray(pixels)))
     assert image.mode == "L"
     assert np.array_equal(image, pixels)
-    assert np.array_equal(cv2.imdecode(np.frombuffer(encode_grey(pixels), np.uint8), cv2.IMREAD_UNCHANGED), pixels)
+    assert np.array_equal(cv2.imdecode(np.frombuffer(encode_gray(pixels), np.uint8), cv2.IMREAD_UNCHANGED), pixels)
 
 
 def test_both_splits_are_balanced_and_hold_what_is_drawn(small, tmp_path):
@@ -274,7 +274,7 @@ def encode(pixels, count=[0]):
     if count[0] == 7:
         os.kill(os.getpid(), signal.SIGKILL)
     return whole(pixels)
-whole, pathfinder.encode_grey = pathfinder.encode_grey, encode
+whole, pathfinder.encode_gray = pathfinder.encode_gray, encode
 prepare_dataset("pathfinder/32", sys.argv[1])
 """
 

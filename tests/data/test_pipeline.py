@@ -337,7 +337,7 @@ def test_skipping_in_evaluation_masks_the_row_and_counts():
 def test_skipping_ends_when_nothing_decodes():
     source = NumberedSource(6, bad=tuple(range(6)))
     batches = train_batches(source, RESIZE, batch_size=2, steps_per_epoch=3, seed=0, on_bad_record="skip")
-    with pytest.raises(DataError, match="nor do the 5 before it"):
+    with pytest.raises(DataError, match="and the 5 records before it cannot be decoded either"):
         next(batches)
 
 
@@ -345,7 +345,7 @@ def test_real_broken_files_are_found(data_dir):
     source = open_source("photos/broken", "train", data_dir)
     batches = list(eval_batches(source, EVAL, batch_size=8, on_bad_record="skip"))
     assert sum(int(batch["skipped"].sum()) for batch in batches) == 5
-    with pytest.raises(DataError, match="of dataset 'photos/broken': not an image that Pillow decodes"):
+    with pytest.raises(DataError, match="of dataset 'photos/broken': Pillow cannot decode the image"):
         list(eval_batches(source, EVAL, batch_size=8))
 
 

@@ -67,7 +67,7 @@ def test_operations_and_fill_are_timms():
     ours = RandAugment.parse(RECIPE)
     assert theirs.num_layers == ours.num_ops
     for op in theirs.ops:
-        assert (op.prob, op.magnitude, op.magnitude_std) == (ours.rate, ours.magnitude, ours.magnitude_std)
+        assert (op.prob, op.magnitude, op.magnitude_std) == (ours.prob, ours.magnitude, ours.magnitude_std)
         assert tuple(op.kwargs["fillcolor"]) == FILL[3]
         assert op.kwargs["resample"] == (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
 
@@ -219,9 +219,9 @@ def test_timms_notation_is_read(text, expected):
         ("rand-m9-m8-inc1", "m is repeated"),
         ("rand-m9", "inc1 is missing"),
         ("rand-m9-inc0", "inc is 0; expected 1"),
-        ("rand-m9.5-inc1", "m is 9.5; expected a whole number from 0 to 10"),
-        ("rand-n1.5-inc1", "n is 1.5; expected a whole number from 1 to 15"),
-        ("rand-n16-inc1", "n is 16; expected a whole number"),
+        ("rand-m9.5-inc1", "m is 9.5; expected an integer from 0 to 10"),
+        ("rand-n1.5-inc1", "n is 1.5; expected an integer from 1 to 15"),
+        ("rand-n16-inc1", "n is 16; expected an integer"),
         ("rand-m11-inc1", "m is 11; expected"),
         ("rand-n0-inc1", "n is 0; expected"),
         ("rand-p1.5-inc1", "p is 1.5; expected from 0 to 1"),
@@ -240,7 +240,7 @@ def test_notation_that_is_not_understood_is_named_with_the_parts_known(text, wor
 
 def test_parsed_notation_does_not_change():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        RandAugment.parse(RECIPE).rate = 1.0
+        RandAugment.parse(RECIPE).prob = 1.0
 
 
 def test_opencv_starts_no_threads():

@@ -27,7 +27,7 @@ def test_a_shard_that_is_cut_short_is_an_error(data_dir, tmp_path, keep):
     cut(shard, keep)
     with pytest.raises(
         DataError,
-        match=r"split 'train' of dataset 'photos' has 1 of 1 files .*truncated or .*; copy .* move that folder away and"
+        match=r"1 of 1 files of split 'train' of dataset 'photos' .*truncated or .*; copy .* move the folder away and"
         " run: ",
     ):
         open_source("photos", "train", str(tmp_path))

@@ -150,7 +150,7 @@ def test_another_file_format_is_refused(data_dir, tmp_path):
     copy_photos(data_dir, folder)
     for file in folder.rglob("dataset_info.json"):
         file.write_text(file.read_text().replace('"array_record"', '"tfrecord"'))
-    with pytest.raises(DataError, match=r"prepared as tfrecord in .*; move that folder away and run: "):
+    with pytest.raises(DataError, match=r"prepared as tfrecord in .*; move the folder away and run: "):
         open_source("photos", "train", str(tmp_path))
 
 

@@ -40,7 +40,7 @@ def jpeg(width=500, height=375, seed=0):
     ids=["empty", "text", "jpeg", "png"],
 )
 def test_bytes_that_do_not_decode_are_named(content, pipeline):
-    with pytest.raises(DataError, match="not an image that Pillow decodes"):
+    with pytest.raises(DataError, match="Pillow cannot decode the image"):
         TrainTransform(**RECIPE, pipeline=pipeline)(content, np.random.default_rng(0))
 
 

@@ -32,7 +32,7 @@ class DeadlySource(NumberedSource):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("end", "words"), [("kill", "was killed by SIGKILL"), ("exit", "ended with exit code 4")])
+@pytest.mark.parametrize(("end", "words"), [("kill", "was killed by SIGKILL"), ("exit", "exited with code 4")])
 def test_a_worker_that_dies_ends_the_run_with_its_name_and_the_record(end, words):
     batches = train_batches(
         DeadlySource(64, end),
@@ -46,7 +46,9 @@ def test_a_worker_that_dies_ends_the_run_with_its_name_and_the_record(end, words
     with pytest.raises(WorkerDiedError, match=words) as raised:
         list(itertools.islice(batches, 32))
     assert time.monotonic() - started < 60
-    assert f"{DEADLY}" in str(raised.value).partition("after it began record")[2].partition(" of split 'train'")[0]
+    assert (
+        f"{DEADLY}" in str(raised.value).partition("after starting to read record")[2].partition(" of split 'train'")[0]
+    )
     assert "data worker" in str(raised.value)
     assert raised.value.__suppress_context__
     assert not multiprocessing.active_children()

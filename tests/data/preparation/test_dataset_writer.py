@@ -108,7 +108,7 @@ def test_a_stopped_run_goes_on_and_ends_as_an_unbroken_one(insects, tmp_path, mo
     finished = {path.name: path.stat().st_ino for path in data.iterdir()}
     assert sorted(finished) == [f"insects-train.array_record-0000{index}-of-00004" for index in range(2)]
     write(insects, tmp_path / "stopped")
-    assert "2 of 8 shards are there from an earlier run" in capfd.readouterr().err
+    assert "2 of 8 shards exist from an earlier run" in capfd.readouterr().err
     assert {name: (target / name).stat().st_ino for name in finished} == finished
     assert files(tmp_path / "stopped") == files(tmp_path / "unbroken")
 

@@ -64,11 +64,11 @@ def test_hidden_files_and_licences_are_passed_over(tmp_path):
     [
         ({}, "has 0 class folders; expected two or more"),
         ({"ant": 1}, "has 1 class folders; expected two or more"),
-        ({"ant": 1, "bee": 0}, "class folder .*/bee has no images; fill it or remove it"),
+        ({"ant": 1, "bee": 0}, "class folder .*/bee has no images; add some or remove it"),
         ({"ant/small": 1, "bee": 1}, "class folder .*/ant has the folder 'small'; expected only images"),
         ({"ant": 1, "bee": 1, ".": 2}, "has 2 images outside of class folders .first: 0.png"),
         ({"val/ant": 1, "test/ant": 1}, "has test and val but no train"),
-        ({"train/ant": 1, "train/bee": 1, "val/cow": 1}, "val has the class 'cow', which .*/train does not have"),
+        ({"train/ant": 1, "train/bee": 1, "val/cow": 1}, "val has the class 'cow', which is missing in .*/train"),
         ({"train/ant": 1, "train/bee": 1, "val": 0}, "val has no images; expected them in"),
         ({"train/ant": 1, "train/bee": 1, "val/ant": 1, "validation/ant": 1}, "has both val and validation"),
         ({"train/ant": 1, "train/bee": 1, "extra/ant": 1}, "has the folder 'extra' next to train"),

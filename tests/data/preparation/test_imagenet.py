@@ -123,9 +123,7 @@ def test_wrong_tars_are_told_before_they_are_read(tmp_path, tars, monkeypatch):
         (folder / name).rename(folder / "train.tar")
         assert_refused(tmp_path, "tars", folder, f"has no {name} .it has ILSVRC2012_img_val.tar, train.tar", metadata)
     (folder / name).write_bytes(content[:2000] + b"\0" + content[2001:])
-    assert_refused(
-        tmp_path, "tars", folder, "another SHA-256 than the official one: .* repacked.* use --folder", metadata
-    )
+    assert_refused(tmp_path, "tars", folder, "does not have the official SHA-256: .* repacked.* use --folder", metadata)
 
 
 def test_tars_are_checked_once(tmp_path, tars, monkeypatch):
@@ -217,7 +215,7 @@ def test_a_truncated_image_is_named(tmp_path, unpacked):
     image = unpacked / "train" / "n03888257" / "n03888257_12.JPEG"
     image.write_bytes(image.read_bytes()[:-200])
     assert_refused(
-        tmp_path, "folder", unpacked, "1 of 21 files are not images that Pillow decodes .first: n03888257_12.JPEG"
+        tmp_path, "folder", unpacked, "1 of 21 files are not images that Pillow can decode .first: n03888257_12.JPEG"
     )
 
 
@@ -225,14 +223,14 @@ def test_a_truncated_image_is_named(tmp_path, unpacked):
 def test_tfrecords_with_damaged_metadata_are_told(tmp_path, tfrecords, content):
     (tfrecords / "dataset_info.json").write_text(content)
     assert_refused(
-        tmp_path, "tfrecord", tfrecords, "5.1.0 is damaged, or of another version of TFDS .*; copy or prepare it"
+        tmp_path, "tfrecord", tfrecords, "5.1.0 is damaged or from another version of TFDS .*; copy or prepare it"
     )
 
 
 def test_metadata_of_an_old_tfds_is_told(tmp_path, tfrecords):
     (tfrecords / "features.json").unlink()
     assert_refused(
-        tmp_path, "tfrecord", tfrecords, "5.1.0 is damaged, or of another version of TFDS .*; copy or prepare it"
+        tmp_path, "tfrecord", tfrecords, "5.1.0 is damaged or from another version of TFDS .*; copy or prepare it"
     )
 
 

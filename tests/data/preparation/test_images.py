@@ -38,7 +38,7 @@ def test_a_folder_becomes_a_dataset_of_its_name(insects, tmp_path):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("My Insects-2", "'My Insects-2' is not allowed as a dataset name; .* such as --name my_insects_2"),
+        ("My Insects-2", "'My Insects-2' is not a valid dataset name; .* such as --name my_insects_2"),
         ("2024", "such as --name my_images"),
         ("imagenette", "'imagenette' is the name of another dataset; choose another --name"),
         ("digits", "'digits' is the name of another dataset"),
@@ -145,7 +145,7 @@ def test_a_dataset_is_not_written_among_the_images(insects, tmp_path, monkeypatc
     (tmp_path / "link").symlink_to(tmp_path)
     before = sorted(insects.rglob("*"))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=r"insects/1.0.0 is among the images in insects; name another folder"):
+    with pytest.raises(DataError, match=r"insects/1.0.0 is inside the image folder insects; choose another folder"):
         prepare_folder("insects", data_dir=data_dir or ".")
     assert sorted(insects.rglob("*")) == before
     assert prepare_folder("insects", "bugs", data_dir=".").name == "bugs"

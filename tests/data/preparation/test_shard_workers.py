@@ -104,7 +104,7 @@ def test_a_killed_command_goes_on(command, tmp_path):
     await_end(pids)
     command[5] = "--workers=1"
     again = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
-    assert "of 4 shards are there from an earlier run" in again.stderr
+    assert "of 4 shards exist from an earlier run" in again.stderr
     assert len(open_source("insects", "train", str(tmp_path / "out"))) == NUM_IMAGES
 
 
