@@ -279,7 +279,8 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, name):
         pytest.skip("no small disk may be mounted here")
     inside = f'{mount} && "$@" && ls -A {tmp_path}'
     said = failed_write(tmp_path, name, before=["unshare", "-m", "sh", "-c", inside, "sh"])
-    assert said == f"{tmp_path / name} cannot be written (No space left on device); free some space or choose another path"
+    remedy = "free some space or choose another path"
+    assert said == f"{tmp_path / name} cannot be written (No space left on device); {remedy}"
 
 
 @pytest.mark.parametrize("links", [True, False])

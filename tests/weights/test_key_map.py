@@ -265,7 +265,7 @@ def test_joined_variables_of_unequal_shapes_are_an_error():
     "rule", [("a.#", "b"), ("a.#.*", "b.*.#"), (("a.#", "a"), "b.#"), ("a", "b.@"), ("a", "b", None, "stack")], ids=str
 )
 def test_a_rule_whose_patterns_do_not_correspond_cannot_be_written(rule):
-    with pytest.raises(ValueError, match="the patterns of .* differ"):
+    with pytest.raises(ValueError, match=r"the patterns of .* differ"):
         Rule(*rule)
 
 

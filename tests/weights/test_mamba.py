@@ -86,9 +86,7 @@ def test_live_timm_cannot_build_it_and_that_is_said(name, tmp_path, monkeypatch)
     variables = pytorch.draw(model)
     write_folder(tmp_path / "model", model, mo.to_torch(model, variables))
     check = LogitsCheck(model, variables, random_images(model, 1))
-    with pytest.raises(
-        ConvertError, match=r"^timm has no MambaOut with token_mixer 'conv_ssm'; omit --verify timm$"
-    ):
+    with pytest.raises(ConvertError, match=r"^timm has no MambaOut with token_mixer 'conv_ssm'; omit --verify timm$"):
         check.require_timm(str(tmp_path / "model"))
 
 

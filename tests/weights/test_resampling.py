@@ -109,8 +109,8 @@ def test_everything_else_has_to_fit_exactly_with_all_differences_listed():
     with pytest.raises(ConvertError) as refusal:
         mo.from_torch(vit(64), state_dict)
     assert str(refusal.value) == (
-        f"the weights do not fit {NAME}: cls_token is missing; dist_token is unexpected; norm.bias has shape (7,) where "
-        "(24,) is expected"
+        f"the weights do not fit {NAME}: cls_token is missing; dist_token is unexpected; norm.bias has shape (7,) "
+        "where (24,) is expected"
     )
 
 

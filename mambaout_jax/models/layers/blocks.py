@@ -52,7 +52,7 @@ def run_blocks(
     if scan and len(blocks) > 1:
         return _scan(blocks, x, key, rates, first, remat)
     for index, (block, rate) in enumerate(zip(blocks, rates, strict=True), first):
-        block_key = None if key is None else jax.random.fold_in(key, index)
+        block_key = _fold_in(key, index)
         graphdef, stats, params = nnx.split(block, nnx.BatchStat, ...)
         x, stats = _rematerialized(partial(_call, graphdef, params, rate), remat)(stats, x, block_key)
         nnx.update(block, stats)
@@ -67,8 +67,7 @@ def _scan(blocks, x, key, rates, first, remat):
 
     def body(x, inputs):
         (stats, params), index, rate = inputs
-        block_key = None if key is None else jax.random.fold_in(key, index)
-        return _call(graphdefs[0], params, rate if any(rates) else 0.0, stats, x, block_key)
+        return _call(graphdefs[0], params, rate if any(rates) else 0.0, stats, x, _fold_in(key, index))
 
     # XLA does not eliminate common subexpressions across loop iterations, so prevent_cse is unnecessary.
     body = _rematerialized(body, remat, prevent_cse=False)
@@ -76,6 +75,10 @@ def _scan(blocks, x, key, rates, first, remat):
     for index, block in enumerate(blocks):
         nnx.update(block, jax.tree.map(itemgetter(index), stats))
     return x
+
+
+def _fold_in(key, index):
+    return None if key is None else jax.random.fold_in(key, index)
 
 
 def _call(graphdef, params, rate, stats, x, key):

@@ -14,7 +14,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Key
 
-# Maps standard normal noise of the parameter's shape to initial values. The noise of all parameters is values at once:
+# Maps standard normal noise of the parameter's shape to initial values. The noise of all parameters is drawn at once:
 # one draw per parameter would add half a second of compilation each.
 Initializer = Callable[[Float[Array, "..."]], Float[Array, "..."]]
 
