@@ -227,4 +227,4 @@ def test_places_that_are_none_are_refused(workdir, file, tmp_path, capsys):
     assert "empty name" in refusal(capsys, "import", file, "--out", "")
     assert "unknown extension" in refusal(capsys, "export", workdir, "--out", tmp_path / "x.PTH")
     assert "cannot be written" in refusal(capsys, "export", workdir, "--out", tmp_path / f"{'a' * 300}.pth")
-    assert "is a workdir of this program" in refusal(capsys, "inspect", workdir)
+    assert "is a workdir; run convert export" in refusal(capsys, "inspect", workdir)

@@ -33,7 +33,7 @@ class DeadlySource(NumberedSource):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("end", "words"), [("kill", "was killed by SIGKILL"), ("exit", "exited with code 4")])
-def test_a_worker_that_dies_ends_the_run_with_its_name_and_the_record(end, words):
+def test_a_dead_worker_ends_the_run_with_its_number_and_the_record(end, words):
     batches = train_batches(
         DeadlySource(64, end),
         TrainExample(TrainTransform((8, 8), channels=1)),
@@ -67,7 +67,7 @@ def test_a_worker_killed_from_outside_is_named():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_that_all_processes_get_ends_no_worker(number):
+def test_a_signal_to_all_processes_ends_no_worker(number):
     batches = eval_batches(NumberedSource(500), EVAL, batch_size=2, num_workers=1)
     next(batches)
     (worker,) = multiprocessing.active_children()

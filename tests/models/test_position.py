@@ -1,4 +1,4 @@
-"""Position embeddings are resampled as PyTorch and timm do it."""
+"""Position embeddings are resampled as in PyTorch and timm."""
 
 import jax
 import jax.numpy as jnp

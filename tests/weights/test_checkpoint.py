@@ -1,4 +1,4 @@
-"""Weights from wherever they lie; a live timm reads what we write and writes what we read."""
+"""Weights from files, folders and the hub; timm reads what we write and writes what we read."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""A file of weights: every bit comes back, nothing runs, and what is wrong is one sentence."""
+"""Weights files: round trips keep every bit, no code is run, and errors are one sentence."""
 
 import os
 import subprocess

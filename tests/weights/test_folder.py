@@ -1,4 +1,4 @@
-"""Folders in timm's format: what is written is read, and what does not fit is one sentence."""
+"""Folders in timm's format: round trips, and errors in one sentence."""
 
 import json
 import os

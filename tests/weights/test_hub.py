@@ -1,4 +1,4 @@
-"""Hub ids: fetched once, read from the cache after that, and every trouble is one sentence."""
+"""Hub ids: downloaded once, then read from the cache, and errors are one sentence."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def files(weights):
 
 @pytest.fixture
 def use(tmp_path, monkeypatch):
-    """Give a function that makes the client ask a server, with an empty cache."""
+    """Return a function that makes the client ask a server, with an empty cache."""
     from huggingface_hub import constants
 
     def point(url):
@@ -51,7 +51,7 @@ def use(tmp_path, monkeypatch):
 
 @pytest.fixture
 def nobody():
-    """Give the address of a server that is not there."""
+    """Return the address of a server that is not there."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{free.getsockname()[1]}"

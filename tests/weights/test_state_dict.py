@@ -1,4 +1,4 @@
-"""What goes to PyTorch comes back bit for bit, and what does not fit exactly is refused with all that differs."""
+"""State dicts round-trip bit for bit, and mismatches are refused with all differences."""
 
 import jax
 import ml_dtypes

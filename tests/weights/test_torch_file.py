@@ -1,4 +1,4 @@
-"""What torch.save wrote: tensors come back bit for bit, and nothing else that it holds is run."""
+"""Files of torch.save: tensors are read bit for bit, and no code is run."""
 
 import argparse
 import collections
