@@ -106,7 +106,7 @@ CONVNEXT = {
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda path: path.write_bytes(path.read_bytes()[:-100]), "damaged safetensors file"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-100]), "damaged or truncated safetensors file"),
         (lambda path: save_file(CONVNEXT, path), "match no known model; supported are MambaOut"),
         (lambda path: change(path.parent, **{"head.norm.bias": None}), "head.norm.bias is missing"),
         (lambda path: change(path.parent, extra=np.zeros(3, np.float32)), "extra is unexpected"),

@@ -142,7 +142,7 @@ def test_other_datasets_and_buckets_are_left_to_the_command(name, folder, tmp_pa
 
 def test_digits_are_not_written_to_a_bucket(monkeypatch):
     monkeypatch.setattr(builders, "is_complete", lambda folder: False)
-    with pytest.raises(DataError, match="prepare digits in a local folder, then upload it"):
+    with pytest.raises(DataError, match="prepare digits in a local folder and upload it"):
         prepare_digits("gs://bucket/datasets")
 
 

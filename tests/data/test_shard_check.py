@@ -17,7 +17,7 @@ from tests.data import photos
 def test_a_missing_shard_is_named(data_dir, tmp_path):
     (shard,) = copied_shards(data_dir, tmp_path)
     shard.unlink()
-    with pytest.raises(DataError, match=f"1 of 1 files in .*first: {re.escape(shard.name)} is missing.*; copy them"):
+    with pytest.raises(DataError, match=f"1 of 1 files of .*first: {re.escape(shard.name)} is missing.*; copy them"):
         open_source("photos", "train", str(tmp_path))
 
 

@@ -237,7 +237,7 @@ def test_any_shape_equals_the_loop(batch, length, groups, width, states, impl, r
         ({"delta": np.zeros((2, 6, 4))}, r"delta has shape \(2, 6, 4\), axis 1 has 6; \(2, 5, 4\) is expected"),
         ({"A": -np.ones((3, 2))}, r"A has shape \(3, 2\), axis 0 has 3; \(4, 2\)"),
         ({"A": -np.ones((4, 0))}, r"A has shape \(4, 0\); \(d, n\) with at least one state"),
-        ({"A": np.ones((4, 2))}, "A holds 8 positive values"),
+        ({"A": np.ones((4, 2))}, "A has 8 positive values"),
         ({"B": np.zeros((2, 5, 3))}, r"B has shape \(2, 5, 3\), axis 2 has 3; \(2, 5, 2\) is expected"),
         ({"C": np.zeros((2, 5, 3, 2))}, "C has shape .*groups that divide the 4 channels"),
         ({"B": np.zeros((2, 5, 2, 2))}, "B has 2 groups and C 1"),

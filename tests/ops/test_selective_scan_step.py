@@ -33,7 +33,7 @@ def one_step(arguments):
         ({"C": np.zeros((2, 1, 1, 3))}, r"C has shape \(2, 1, 1, 3\); \(b, n\) or"),
         ({"state": np.zeros((2, 4, 2))}, r"state has shape \(2, 4, 2\), axis 2 has 2; \(2, 4, 3\)"),
         ({"state": np.zeros((2, 4, 3), np.int32)}, "state is int32; real numbers"),
-        ({"A": np.ones((4, 3))}, "A holds 12 positive values"),
+        ({"A": np.ones((4, 3))}, "A has 12 positive values"),
     ],
 )
 def test_invalid_step_arguments_are_named_as_passed(change, sentence, no_type_checks):

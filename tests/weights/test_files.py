@@ -126,7 +126,7 @@ def test_a_safetensors_file_cut_short_is_refused(tmp_path, length):
 def test_a_header_longer_than_any_file_is_refused(tmp_path):
     path = tmp_path / "a.safetensors"
     path.write_bytes((2**60).to_bytes(8, "little") + b"{" * 100)
-    assert_refused(path, "not a safetensors file, or a damaged one")
+    assert_refused(path, "is damaged or not a safetensors file")
 
 
 def test_the_content_decides_and_not_the_ending(tmp_path):
@@ -138,7 +138,7 @@ def test_the_content_decides_and_not_the_ending(tmp_path):
 @pytest.mark.parametrize(("name", "content"), [("a.pth", b"hello"), ("config", b"config\nfoo\nbar\n"), ("b.pt", b"c")])
 def test_a_text_is_refused(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    assert_refused(tmp_path / name, "neither a safetensors file nor one of torch.save")
+    assert_refused(tmp_path / name, "neither a safetensors nor a torch.save file")
 
 
 def test_what_is_no_file_of_weights_is_named(tmp_path):
@@ -218,7 +218,7 @@ def test_a_link_stays_and_its_file_is_replaced(tmp_path):
         ("a.npz", TENSORS, "unknown extension; one of .safetensors, .pth"),
         ("none/a.safetensors", TENSORS, r"cannot be written \(No such file or directory\)"),
         ("a.safetensors", {"a": np.ones(2, np.complex128)}, "complex128; float32, float16 or bfloat16 is expected"),
-        pytest.param("a.pth", {"a": np.array(["x"])}, "<U1, which PyTorch cannot take", marks=needs_torch),
+        pytest.param("a.pth", {"a": np.array(["x"])}, "<U1, which PyTorch does not support", marks=needs_torch),
     ],
 )
 def test_what_cannot_be_written_is_named_and_leaves_nothing(tmp_path, name, tensors, words):

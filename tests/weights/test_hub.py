@@ -181,7 +181,9 @@ def test_a_damaged_download_names_the_file_in_the_cache(files, use, tmp_path):
     files[REPOSITORY, "main", "model.safetensors"] = files[REPOSITORY, "main", "model.safetensors"][:-1]
     with serve(files) as hub:
         use(hub.url)
-        with pytest.raises(ConvertError, match=f"^{tmp_path}/cache/.*model.safetensors is a damaged safetensors file"):
+        with pytest.raises(
+            ConvertError, match=f"^{tmp_path}/cache/.*model.safetensors is a damaged or truncated safetensors file"
+        ):
             read_checkpoint(ID)
 
 

@@ -246,7 +246,7 @@ def test_the_first_matching_rule_is_applied():
     ("rules", "words"),
     [
         ((), "key format 'toys' has no rule for a.weight; add one to its rules"),
-        ((Rule("x.*", "a.*"), Rule("x.*", "b.*")), "has the key x.weight for two variables, one of them b.weight"),
+        ((Rule("x.*", "a.*"), Rule("x.*", "b.*")), "maps two variables to x.weight, one of them b.weight"),
     ],
 )
 def test_rules_that_do_not_cover_a_model_are_an_error(rules, words):
@@ -257,7 +257,7 @@ def test_rules_that_do_not_cover_a_model_are_an_error(rules, words):
 
 def test_joined_variables_of_unequal_shapes_are_an_error():
     variables = variables_of({"a": {0: {"D": (2,)}, 1: {"D": (3,)}}})
-    with pytest.raises(ConvertError, match=r"that Ds joins have shapes \(\(2,\), \(3,\)\); equal ones"):
+    with pytest.raises(ConvertError, match=r"joined in Ds have shapes \(\(2,\), \(3,\)\); equal shapes"):
         tensor_specs(variables, KeyFormat("toys", (Rule("Ds", "a.@.D", join="concatenate"),)))
 
 

@@ -135,8 +135,8 @@ def test_all_that_differs_is_listed_at_once(state_dict):
         ("head.fc.bias", np.float16, "head.fc.bias is float16; float32 or bfloat16 is expected"),
         ("head.fc.bias", np.float64, "head.fc.bias is float64; float32 or bfloat16 is expected"),
         ("head.fc.bias", np.int64, "head.fc.bias is int64; float32 or bfloat16 is expected"),
-        ("head.fc.bias", lambda x: x.tolist(), "the state dict has a list under 'head.fc.bias'; a tensor"),
-        ("head.fc.bias", lambda x: None, "the state dict has a NoneType under 'head.fc.bias'; a tensor"),
+        ("head.fc.bias", lambda x: x.tolist(), "the state dict has a list under 'head.fc.bias'; tensors"),
+        ("head.fc.bias", lambda x: None, "the state dict has a NoneType under 'head.fc.bias'; tensors"),
         ("head.fc.bias", lambda x: x[0], "head.fc.bias has shape () where (5,) is expected"),
     ],
 )
@@ -166,7 +166,7 @@ def test_a_name_that_no_model_has_is_left_over(state_dict, key):
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ((), "the keys (none at all, ...)"),
+        ((), "the keys (none, ...)"),
         (
             ("stem.0.weight", "stem.1.bias", "stages.0.blocks.0.conv_dw.weight", "stages.0.blocks.0.gamma"),
             "stem.0.weight",
@@ -182,7 +182,7 @@ def test_weights_of_another_model_are_told_from_ours(keys, words):
 
 
 def test_a_key_that_is_no_name_is_told():
-    assert "has a ndarray under 0; a tensor under its name" in refusal(pytorch.small_model(), {0: np.zeros(3)})
+    assert "has a ndarray under 0; tensors by name" in refusal(pytorch.small_model(), {0: np.zeros(3)})
 
 
 def test_variables_of_another_model_are_refused_with_all_that_differs():

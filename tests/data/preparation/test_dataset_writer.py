@@ -132,7 +132,7 @@ def test_a_changed_shard_is_written_again(insects, tmp_path, monkeypatch, capfd,
         }
         items[index] = items[index]._replace(**changed[change])
     write(insects, tmp_path / "out")
-    assert "1 of 8 shards are there" in capfd.readouterr().err
+    assert "1 of 8 shards exist" in capfd.readouterr().err
     write(insects, tmp_path / "again")
     assert files(tmp_path / "out") == files(tmp_path / "again")
 
