@@ -1,7 +1,7 @@
-"""Compile the selective scan for a TPU v5e and print the compiler's figures as JSON: a part of selective_scan.py.
+"""Compile the selective scan for a TPU v5e and print the compiler's estimates as JSON; run by selective_scan.py.
 
-The compiler has no estimate for a Pallas kernel. Its cycles are counted from the schedule that the compiler dumps: the
-bundles of each loop's body, as often as the loop runs. Waiting for memory is not included.
+The compiler does not estimate the cycles of Pallas kernels. They are counted in the schedule that it dumps: the bundles
+of each loop body times the number of iterations. Memory stalls are not included.
 """
 
 import json
@@ -27,7 +27,7 @@ BATCH, LENGTH, CHANNELS = 8, 1024, 384
 
 
 def main() -> None:
-    """Compile both forms."""
+    """Compile both implementations."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
         mesh = distributed.make_mesh(devices=tpu_devices("v5e:1x1"))
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def estimate(mesh, impl):
-    """Return the cycles of XLA's own operations and the temporary memory."""
+    """Return the cycles of XLA operations and the temporary memory."""
     sharding = NamedSharding(mesh, PartitionSpec())
     rows, columns = (BATCH, LENGTH, CHANNELS), (BATCH, LENGTH, STATES)
     shapes = (rows, rows, (CHANNELS, STATES), columns, columns)
@@ -52,7 +52,7 @@ def estimate(mesh, impl):
 
 
 def kernel_cycles(folder, name):
-    """Count the bundles of a kernel."""
+    """Return the number of bundles that a kernel executes."""
     chunks, steps = chunk_shape(LENGTH)
     grid = recurrence_tpu.kernel_sizes(BATCH, chunks, steps, CHANNELS, 1, STATES).grid
     (code,) = (path for path in folder.glob(f"*{name}*final_bundles.txt") if "analysis" not in path.name)

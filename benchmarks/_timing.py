@@ -1,4 +1,4 @@
-"""Shared by the benchmarks: timing in turn, a description of the machine, the JSON file."""
+"""Helpers of the benchmarks: interleaved timing, a description of the machine, and JSON output."""
 
 import json
 import platform
@@ -13,14 +13,14 @@ import jax
 from mambaout_jax.data.workers import count_cores
 
 
-def time_in_turn(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Time each call `rounds` times, one after the other in every round, so that slow moments affect all alike.
+def time_interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Time all calls once per round, so that slow phases of the machine affect all of them alike.
 
     Each timed call follows an untimed one of the same kind, as in a loop; otherwise it would start with the caches and
     the memory of another call. JAX results are blocked on.
 
     Returns:
-        Seconds by name, in the order of the rounds.
+        The seconds of each round, by name.
     """
     seconds = {name: [] for name in calls}
     for _ in range(rounds):
@@ -33,12 +33,12 @@ def time_in_turn(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[st
 
 
 def median_ratio(numerators: list[float], denominators: list[float]) -> float:
-    """Compute the median of the ratios within each round."""
+    """Compute the median over rounds of the ratio within a round."""
     return median(n / d for n, d in zip(numerators, denominators, strict=True))
 
 
 def machine() -> dict[str, Any]:
-    """Describe what the figures were measured on."""
+    """Return a description of the hardware and software of the measurement."""
     return {
         "machine": platform.machine(),
         "cores": count_cores(),
@@ -50,6 +50,6 @@ def machine() -> dict[str, Any]:
 
 
 def write_json(path: str | None, results: Mapping[str, Any]) -> None:
-    """Write the results and the machine as JSON; without a path do nothing."""
+    """Write the results and the machine as JSON; do nothing without a path."""
     if path:
         Path(path).write_text(json.dumps({"machine": machine(), **results}, indent=2) + "\n")

@@ -2,11 +2,11 @@
 
     python benchmarks/chaos.py [--kills N] [--processes N] [--seed N] [--workdir DIR] [--json PATH]
 
-Handwritten digits, on processes of this machine that join by gloo. At a random moment a random process gets SIGKILL or
-SIGTERM; once all have ended, all are restarted. The claims: no checkpoint is ever unreadable, all processes end within
-a minute of the signal, with exit code 75 for "restart", and the final weights equal those of the undisturbed run, bit
-for bit. If a process is killed before it has joined, the others wait for it as long as for a slow host, and then end.
-Claims that are missed are printed, and the exit code is 1.
+Trains on handwritten digits, in processes on this machine that communicate by gloo. At random times, a random process
+gets SIGKILL or SIGTERM; once all processes have exited, all are restarted. The claims: no checkpoint is ever
+unreadable, all processes exit within a minute of the signal, with exit code 75 for "restart", and the final weights
+equal those of the undisturbed run bit for bit. If a process is killed before it has joined, the others wait for it as
+long as for a slow host, and then exit. Missed claims are printed, and the exit code is then 1.
 """
 
 import argparse
@@ -30,34 +30,34 @@ from mambaout_jax.run.workdir import load_run
 
 ROOT = Path(__file__).parent.parent
 LIMIT_SECONDS = 60
-# Signals arrive while a run starts, compiles, trains, evaluates and saves; it is long enough for twenty of them.
+# Signals arrive while the run starts, compiles, trains, evaluates and saves. The run is long enough for twenty of them.
 LONGEST_DELAY_SECONDS = 40
 SETTINGS = ("num_epochs=60", "eval_every_epochs=4", "save_every_steps=11", "log_every_steps=11")
 
 
 def main() -> None:
-    """Run once undisturbed and once with signals, and compare."""
+    """Run once undisturbed and once with signals, and compare the weights."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workdir", help="folder of both runs (default: a temporary one)")
+    parser.add_argument("--workdir", help="folder of both runs (default: a temporary folder)")
     parser.add_argument("--json", metavar="PATH")
     args = parser.parse_args()
     print(*(f"{name}: {value}" for name, value in machine().items()), sep="\n")
     folder = Path(args.workdir or tempfile.mkdtemp())
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
-    chance, missed = random.Random(args.seed), []
+    rng, missed = random.Random(args.seed), []
 
     seconds = time.monotonic()
     codes = wait(start(folder / "whole", args.processes))
     seconds = time.monotonic() - seconds
     if any(codes):
-        sys.exit(f"error: the undisturbed run ended with {codes}")
+        sys.exit(f"error: the undisturbed run exited with {codes}")
     print(f"undisturbed: {seconds:.0f} s")
-    kills = [break_once(folder / "broken", args.processes, chance, missed) for _ in range(args.kills)]
+    kills = [interrupt_once(folder / "broken", args.processes, rng, missed) for _ in range(args.kills)]
     if any(codes := wait(start(folder / "broken", args.processes))):
-        sys.exit(f"error: a run without a signal ended with {codes}; its files are in {folder}")
+        sys.exit(f"error: a run without a signal exited with {codes}; its files are in {folder}")
     if any((folder / "broken").glob("unreadable.*")):
         missed.append("checkpoints were unreadable")
     for weights in ("raw", "ema"):
@@ -65,7 +65,7 @@ def main() -> None:
         same = jax.tree.map(np.array_equal, one.variables, other.variables)
         if one.step != other.step or not all(jax.tree.leaves(same)):
             missed.append(f"the {weights} weights differ from those of the undisturbed run")
-    print("the same bits" if not missed else "\n".join(f"missed: {claim}" for claim in missed))
+    print("bit-identical weights" if not missed else "\n".join(f"missed: {claim}" for claim in missed))
     write_json(args.json, {"kills": kills, "missed": missed})
     if args.workdir is None:
         shutil.rmtree(folder)
@@ -87,7 +87,7 @@ def start(workdir, count):
 
 
 def stderr_file(workdir):
-    """Return the file with the stderr of the last start."""
+    """Return the file with stderr of the last start."""
     return workdir.parent / f"{workdir.name}.stderr"
 
 
@@ -104,11 +104,11 @@ def wait(processes, seconds=None):
     return codes
 
 
-def break_once(workdir, count, chance, missed):
-    """Start the run, signal a process at a random moment, and wait for all to end."""
+def interrupt_once(workdir, count, rng, missed):
+    """Start the run, signal a process at a random time, and wait for all processes to exit."""
     processes = start(workdir, count)
-    delay = chance.uniform(5, LONGEST_DELAY_SECONDS)
-    target, number = chance.randrange(count), chance.choice((signal.SIGKILL, signal.SIGTERM))
+    delay = rng.uniform(5, LONGEST_DELAY_SECONDS)
+    target, number = rng.randrange(count), rng.choice((signal.SIGKILL, signal.SIGTERM))
     time.sleep(delay)
     started = " parameters, on " in stderr_file(workdir).read_text()
     limit = LIMIT_SECONDS + (0 if started else JOINING_SECONDS)
@@ -119,12 +119,12 @@ def break_once(workdir, count, chance, missed):
     phase = "" if started else " while it started"
     print(f"{number.name} to process {target} after {delay:.1f} s{phase}: {codes} after {took:.1f} s", flush=True)
     if not any(codes):
-        missed.append(f"the run was over when {number.name} came after {delay:.0f} s: make it longer")
-    allowed = {0, os.EX_TEMPFAIL, -signal.SIGKILL, -signal.SIGTERM}  # before Python handles signals, they end it
+        missed.append(f"the run finished before {number.name} after {delay:.0f} s: make it longer")
+    allowed = {0, os.EX_TEMPFAIL, -signal.SIGKILL, -signal.SIGTERM}  # negative if Python has no handlers yet
     if not set(codes) <= allowed:
         missed.append(f"exit codes {codes}")
     if took > limit:
-        missed.append(f"processes ended {took:.0f} s after the signal, {limit} s are claimed")
+        missed.append(f"processes exited {took:.0f} s after the signal; at most {limit} s is claimed")
     record = {"signal": number.name, "process": target, "delay": delay, "started": started}
     return record | {"codes": codes, "seconds": took}
 

@@ -3,13 +3,13 @@
     pip install libtpu
     python benchmarks/compile.py [--config PATH] [--device cpu|v5e] [--forms NAME,NAME] [--json PATH]
 
-The step is that of a run, with its model, augmentation and optimizer, but without mixing, whose draws take an unknown
-time. For a TPU v5e it is in bfloat16, for CPUs in float32 with fewer images. The aim for mambaout_base on v5e: with
-`scan_blocks` it compiles in a third of the time, and the step has at most 1.1 times the estimated cycles.
-docs/compile.md has the results.
+The step is that of a run, with its model, augmentation and optimizer, but without mixup and cutmix, whose random draws
+take an unknown time. It uses bfloat16 for a TPU v5e, and float32 with fewer images for CPUs. The target for
+mambaout_base on v5e: with `scan_blocks` a third of the compilation time, and at most 1.1 times the estimated cycles.
+Results are in docs/compile.md.
 
 Seconds are wall time and, in parentheses, CPU time of all cores; ratios are of CPU time, which depends less on the load
-of the machine. Memory and cycles are the compiler's figures; it estimates no cycles for CPUs.
+of the machine. Memory and cycles are estimates of the compiler, which has no cycles for CPUs.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from mambaout_jax.run.errors import RunError
 from mambaout_jax.train.program import training_program
 
 CONFIG = Path(__file__).parents[1] / "configs" / "mambaout_base.py"
-# The unrolled one first: the others are compared with it.
+# The first form, unrolled, is the baseline of the others.
 FORMS = {
     "+".join([("scan" if scan else "unrolled"), *([] if remat == "none" else [remat])]): (scan, remat)
     for scan in (False, True)
@@ -45,16 +45,18 @@ def main() -> None:
     """Compile each form and print a row for it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--config", default=str(CONFIG), metavar="PATH")
-    parser.add_argument("--device", choices=tuple(BATCH), help="compile for this one only (default: both)")
-    parser.add_argument("--forms", default=",".join(FORMS), metavar="NAME,NAME", help=f"of {', '.join(FORMS)}")
-    parser.add_argument("--batch", type=int, help="images in a step (default: 8 on CPU, 64 on v5e)")
+    parser.add_argument("--device", choices=tuple(BATCH), help="compile only for this device (default: both)")
+    parser.add_argument(
+        "--forms", default=",".join(FORMS), metavar="NAME,NAME", help=f"forms to compile (default: {', '.join(FORMS)})"
+    )
+    parser.add_argument("--batch", type=int, help="images per step (default: 8 on CPU, 64 on v5e)")
     parser.add_argument("--classes", type=int, default=1000)
-    parser.add_argument("--top", action="store_true", help="list the costliest operations of each")
+    parser.add_argument("--top", action="store_true", help="list the most expensive operations of each form")
     parser.add_argument("--json", metavar="PATH")
     args = parser.parse_args()
     forms = args.forms.split(",")
     if unknown := [form for form in forms if form not in FORMS]:
-        parser.error(f"--forms names {', '.join(unknown)}; known are {', '.join(FORMS)}")
+        parser.error(f"--forms has the unknown {', '.join(unknown)}; choose from {', '.join(FORMS)}")
     jax.config.update("jax_enable_compilation_cache", False)
     print(*(f"{name}: {value}" for name, value in machine().items()), sep="\n")
     results = {}
@@ -67,7 +69,7 @@ def main() -> None:
 
 
 def compare(args, device, forms):
-    """Compile the forms for a device; return the figures of each."""
+    """Compile the forms for a device and return the figures of each."""
     batch = args.batch or BATCH[device]
     changes = {"model.dtype": DTYPES[device], "batch_size": batch, "augment.mixup_prob": 0.0, "microbatch_size": None}
     config = read_config(args.config).replace(changes)
@@ -86,7 +88,7 @@ def compare(args, device, forms):
 
 
 def estimate(config, mesh, device, classes, scan, remat):
-    """Compile one form; return seconds, bytes, and for a TPU cycles and the costliest operations."""
+    """Compile one form and return seconds, bytes and, for a TPU, cycles and the most expensive operations."""
     config = config.replace({"model.scan_blocks": scan, "model.remat": remat})
     jax.clear_caches()
     task = config.build_task()
@@ -109,14 +111,14 @@ def estimate(config, mesh, device, classes, scan, remat):
 
 
 def timed(work):
-    """Return the result of `work`, and the seconds of wall time and CPU time that it took."""
+    """Return the result of `work` and its seconds of wall time and CPU time."""
     wall, cpu = time.perf_counter(), time.process_time()
     result = work()
     return result, (time.perf_counter() - wall, time.process_time() - cpu)
 
 
 def report(form, figures, unrolled, top):
-    """Print a row, with its ratio to the unrolled form."""
+    """Print the row of a form, with its ratio to the unrolled form."""
     line = f"{form:<16}{'{:.1f} ({:.1f})'.format(*figures['lower_seconds']):>16}"
     if "too_large" in figures:
         print(f"{line}  does not fit: {figures['too_large']}", flush=True)
@@ -132,7 +134,7 @@ def report(form, figures, unrolled, top):
 
 
 def total(figures):
-    """Return the CPU seconds of lowering and compilation together."""
+    """Return the total CPU seconds of lowering and compilation."""
     return figures["lower_seconds"][1] + figures["compile_seconds"][1]
 
 

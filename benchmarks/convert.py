@@ -1,11 +1,11 @@
-"""Measure `convert import`, and compare every answer with timm's, from file to top-1.
+"""Measure `convert import`, and compare predictions with those of timm, from file to top-1.
 
     python benchmarks/convert.py [--count N] [--rounds N] [--only import|agreement] [--json PATH]
 
-The claims: mambaout_base in safetensors becomes a verified workdir in under 15 s, with less than 3 times the file size
-in memory; and timm and `predict` agree on the top-1 of every synthetic JPEG whose two best logits are more than 1e-3
-apart, where each reads, crops and classifies the file itself. For comparison, PyTorch loads the same file and computes
-one image. Claims that are missed are printed, and the exit code is 1.
+The claims: mambaout_base is imported from safetensors to a verified workdir in under 15 s, with a peak memory of less
+than 3 times the file size; and timm and `predict` agree on the top-1 of every synthetic JPEG whose two best logits
+differ by more than 1e-3, when each of them decodes, crops and classifies the file itself. For comparison, PyTorch loads
+the same file and processes one image. Missed claims are printed, and the exit code is then 1.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from mambaout_jax.run.workdir import load_run
 SECONDS, MEMORY, MARGIN = 15.0, 3.0, 1e-3
 BATCH = 25
 
-# Both in processes of their own, so that the memory is theirs alone.
+# Run in separate processes, to measure their peak memory separately.
 WRITE = """
 import sys, jax
 import mambaout_jax as mo
@@ -59,14 +59,14 @@ with torch.inference_mode():
 
 
 def main() -> None:
-    """Print both tables; exit with 1 if a claim does not hold."""
+    """Print both tables, and exit with 1 if a claim is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--count", type=int, default=500, help="of images")
-    parser.add_argument("--rounds", type=int, default=3, help="of imports")
+    parser.add_argument("--count", type=int, default=500, help="number of images")
+    parser.add_argument("--rounds", type=int, default=3, help="number of imports")
     parser.add_argument("--only", choices=("import", "agreement"))
     parser.add_argument("--json", metavar="PATH")
     args = parser.parse_args()
-    # Not imported yet: a process begins with the peak of the one that starts it.
+    # Without importing the packages, because child processes start with the peak memory of their parent.
     versions = {name: version(name) for name in ("torch", "timm")}
     print(*(f"{name}: {value}" for name, value in (machine() | versions).items()), sep="\n")
     results: dict[str, Any] = dict(versions)
@@ -85,7 +85,7 @@ def import_timm() -> tuple[Any, Any]:
     """Return timm and torch."""
     import torch
 
-    # timm imports torchvision, which stops at import where its wheel was built for another torch and lacks these.
+    # timm imports torchvision, whose import fails without these operators if its wheel was built for another torch.
     for operator in ("nms", "qnms"):
         if not hasattr(torch.ops.torchvision, operator):
             torch.library.define(f"torchvision::{operator}", "(Tensor a, Tensor b, float c) -> Tensor")
@@ -95,7 +95,7 @@ def import_timm() -> tuple[Any, Any]:
 
 
 def measure_import(folder: Path, rounds: int) -> dict[str, Any]:
-    """Time whole processes in turn, and measure the peak memory of each."""
+    """Time interleaved runs of both processes, and measure the peak memory of each."""
     file = folder / "base.safetensors"
     run_process("-c", WRITE, str(file))
     size = file.stat().st_size
@@ -120,7 +120,7 @@ def measure_import(folder: Path, rounds: int) -> dict[str, Any]:
 
 
 def run_process(*arguments: str) -> tuple[float, int]:
-    """Run Python; return its seconds and its peak memory in bytes."""
+    """Run Python in a subprocess, and return its seconds and its peak memory in bytes."""
     start = time.perf_counter()
     process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL)
     # With subprocess.run, the peaks of several children cannot be separated.
@@ -159,11 +159,11 @@ def measure_agreement(folder: Path, count: int) -> dict[str, Any]:
     print("\nmambaout_femto with random weights, from JPEG to top-1")
     print(*(f"{name:<22} {value:>10.4g}" for name, value in figures.items()), sep="\n")
     wrong = int((clear & ~same).sum())
-    return {**figures, "missed": [f"{wrong} images whose two best logits are apart have another top-1"] * bool(wrong)}
+    return {**figures, "missed": [f"{wrong} images with clearly separated logits have another top-1"] * bool(wrong)}
 
 
 def make_jpeg(seed: int) -> bytes:
-    """Draw patches of colour under grain, with shapes over them, at sides of 60 to 900 px; one in ten is grey."""
+    """Draw smooth colors, shapes and noise in a JPEG with sides of 60 to 900 px; every tenth image is gray."""
     rng = np.random.default_rng(seed)
     width, height = (int(side) for side in np.exp(rng.uniform(np.log(60), np.log(900), 2)))
     cells = rng.integers(0, 256, (*rng.integers(2, 14, 2), 3), np.uint8)
@@ -182,36 +182,36 @@ def make_jpeg(seed: int) -> bytes:
 
 
 def write_spread_weights(path: Path, files: Sequence[str]) -> None:
-    """Write random weights whose logits are spread by several units and whose top-1 varies from image to image."""
+    """Write random weights whose logits have a spread of several units and whose top-1 varies between images."""
     model = mo.create_model("mambaout_femto")
     leaves, treedef = jax.tree.flatten(model.init(jax.random.key(0)))
     rng = np.random.default_rng(0)
-    moved = [leaf + (0.05 if leaf.ndim > 1 else 0.2) * rng.normal(size=leaf.shape).astype("f4") for leaf in leaves]
-    variables = jax.tree.unflatten(treedef, moved)
-    logits = logits_of(model, build_view(model), variables, files)
+    perturbed = [leaf + (0.05 if leaf.ndim > 1 else 0.2) * rng.normal(size=leaf.shape).astype("f4") for leaf in leaves]
+    variables = jax.tree.unflatten(treedef, perturbed)
+    logits = logits_of(model, build_eval_transform(model), variables, files)
     head = variables["params"]["head"]["fc"]
-    # Without the mean over images, which is the same for all, and scaled to a spread of 3.
+    # Subtract the mean over images and scale to a standard deviation of 3.
     scale = 3 / logits.std(0).mean()
     head["weight"] = head["weight"] * scale
     head["bias"] = (head["bias"] - logits.mean(0)) * scale
     save_file(mo.to_torch(model, variables), path)
 
 
-def build_view(model):
-    """Build the image transform of `predict` for a model without a run."""
+def build_eval_transform(model):
+    """Build the evaluation transform of `predict` for a model without a run."""
     spec = model.input_spec
     return EvalTransform(spec.size, 3, spec.crop_pct, spec.crop_mode, spec.interpolation, exif_orientation=True)
 
 
-def logits_of(model, view, variables, files):
-    """Compute our logits of files."""
+def logits_of(model, transform, variables, files):
+    """Compute our logits for image files."""
     spec = model.input_spec
     apply = jax.jit(lambda variables, images: model.apply(variables, normalize_images(images, spec.mean, spec.std)))
     logits = []
     for start in range(0, len(files), BATCH):
         batch = np.zeros((BATCH, *spec.size, 3), np.uint8)
         for row, file in enumerate(files[start : start + BATCH]):
-            batch[row] = view(Path(file).read_bytes())
+            batch[row] = transform(Path(file).read_bytes())
         logits.append(np.asarray(apply(variables, batch)))
     return np.concatenate(logits)[: len(files)]
 
@@ -220,11 +220,11 @@ def our_logits(workdir, files):
     """Return the logits of the imported workdir, and the top-1 classes of `predict`."""
     run = load_run(workdir)
     top = [answer.prediction.to_json(1)[0]["index"] for answer in predict_files(run, files)]
-    return logits_of(run.model, build_view(run.model), run.variables, files), np.asarray(top)
+    return logits_of(run.model, build_eval_transform(run.model), run.variables, files), np.asarray(top)
 
 
 def timm_logits(weights, files):
-    """Compute timm's logits of files, prepared as timm prepares them."""
+    """Compute timm's logits for image files, with timm's preprocessing."""
     timm, torch = import_timm()
     model = timm.create_model("mambaout_femto").eval()
     model.load_state_dict({key: torch.from_numpy(value) for key, value in load_file(weights).items()}, strict=True)

@@ -1,9 +1,9 @@
-"""Time the forms of the depthwise convolution on MambaOut-Tiny's four maps.
+"""Time the implementations of the depthwise convolution on the four feature maps of MambaOut-Tiny.
 
     python benchmarks/depthwise.py [--json PATH]
 
-The claim: on CPU `auto` is at least 15 times as fast as XLA's grouped convolution forward, and 6 times forward and
-backward.
+The claim: on CPU, `auto` is at least 15 times as fast as XLA's grouped convolution in the forward pass, and 6 times in
+forward and backward pass together.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from statistics import median
 
 import jax
 import numpy as np
-from _timing import machine, median_ratio, time_in_turn, write_json
+from _timing import machine, median_ratio, time_interleaved, write_json
 
 from mambaout_jax.ops import depthwise_conv2d
 
@@ -20,7 +20,7 @@ KERNEL = 7
 
 
 def main() -> None:
-    """Print a table with a row for each map and pass."""
+    """Print a table with one row per feature map and pass."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
@@ -32,10 +32,10 @@ def main() -> None:
     rows = []
     for side, channels in MAPS:
         for name, calls in passes(args.batch, side, channels).items():
-            seconds = time_in_turn(calls, args.rounds)
+            seconds = time_interleaved(calls, args.rounds)
             ratio = median_ratio(seconds["lax"], seconds["auto"])
             lax, auto = median(seconds["lax"]), median(seconds["auto"])
-            # The backward pass has two more sums of the forward pass's size.
+            # The backward pass computes two sums of the size of the forward pass.
             flops = 2 * KERNEL**2 * args.batch * side**2 * channels * (1 if name == "forward" else 3)
             shape = f"{side}x{side}x{channels}"
             print(
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def passes(batch, side, channels):
-    """Build the calls to time, by pass and form."""
+    """Build the calls to time, by pass and implementation."""
     rng = np.random.default_rng(0)
     x, dy = (jax.device_put(rng.normal(size=(batch, side, side, channels)).astype("float32")) for _ in range(2))
     kernel = jax.device_put(rng.normal(size=(KERNEL, KERNEL, 1, channels)).astype("float32"))

@@ -1,16 +1,16 @@
-"""Time the input pipelines against tf.data and against PyTorch's DataLoader with timm's transforms, on the same files.
+"""Time the input pipelines against tf.data and PyTorch's DataLoader with timm's transforms, on the same files.
 
     python benchmarks/input.py [--rounds 3] [--seconds 6] [--workers 2] [--json PATH]
 
 600 JPEGs of about 500x375 pixels and 100 kB are generated. Each pipeline yields batches of 64 crops of 224 pixels: this
-package and tf.data with threads, the DataLoader and the rows "workers" with as many processes. A peer that is not
-installed is left out and named. Exit code 1 if a measured figure falls short of its claim:
+package and tf.data with threads, the DataLoader and the rows "workers" with the same number of processes. Peers that
+are not installed are skipped with a message. The exit code is 1 if a claim is missed:
 
-    fast, without RandAugment    600 images/s a core, and 1.1 times tf.data's fused decode-and-crop with the same
-                                 filters, the recipe's: bilinear or bicubic, drawn for each image
-    fast, with RandAugment       350 images/s a core
+    fast, without RandAugment    600 images/s per core, and 1.1 times tf.data's fused decode-and-crop with the filters
+                                 of the recipe: bilinear or bicubic, drawn for each image
+    fast, with RandAugment       350 images/s per core
     exact, the full recipe       1.2 times the DataLoader to float, 1.0 times the DataLoader to uint8
-    either pipeline              at least 0.85 times the bare transforms in as many processes
+    both pipelines               at least 0.85 times the transforms alone in as many processes
 """
 
 import argparse
@@ -44,7 +44,7 @@ RAND_AUGMENT = "rand-m9-mstd0.5-inc1"
 
 
 class Photos(tfds.core.GeneratorBasedBuilder):
-    """Builder of `photos`: images with large shapes, texture and noise, which compress like photographs."""
+    """The dataset `photos`: images with large shapes, texture and noise, which compress like photographs."""
 
     VERSION = tfds.core.Version("1.0.0")
     num_images = 600
@@ -65,7 +65,7 @@ class Photos(tfds.core.GeneratorBasedBuilder):
 
 
 def make_photo(number: int) -> bytes:
-    """Draw and encode one picture."""
+    """Draw and encode one image."""
     rng = np.random.default_rng(number)
     width, height = (500, 375) if number % 4 else (375, 500)
     layers = [
@@ -82,7 +82,7 @@ def make_photo(number: int) -> bytes:
 
 
 def main() -> int:
-    """Print a table with a row for each pipeline, and the claims that fall short."""
+    """Print a table with one row per pipeline, and the claims."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=6.0)
@@ -100,17 +100,21 @@ def main() -> int:
         forms = {
             "fast": lambda: ours(source, args, pipeline="fast"),
             "fast, workers": lambda: ours(source, args, workers=args.workers, pipeline="fast"),
-            "fast, bare": lambda: bare(source, args, pipeline="fast"),
+            "fast, transforms alone": lambda: transforms_alone(source, args, pipeline="fast"),
             "fast, bilinear": lambda: ours(source, args, pipeline="fast", interpolation="bilinear"),
             "tf.data": lambda: tf_data(files, args, ("bilinear", "bicubic")),
             "tf.data, bilinear": lambda: tf_data(files, args, ("bilinear",)),
             "fast, RandAugment": lambda: ours(source, args, pipeline="fast", auto_augment=RAND_AUGMENT),
-            "fast, RandAugment, bare": lambda: bare(source, args, pipeline="fast", auto_augment=RAND_AUGMENT),
+            "fast, RandAugment, alone": lambda: transforms_alone(
+                source, args, pipeline="fast", auto_augment=RAND_AUGMENT
+            ),
             "exact, RandAugment": lambda: ours(source, args, pipeline="exact", auto_augment=RAND_AUGMENT),
             "exact, RandAugment, workers": lambda: ours(
                 source, args, workers=args.workers, pipeline="exact", auto_augment=RAND_AUGMENT
             ),
-            "exact, RandAugment, bare": lambda: bare(source, args, pipeline="exact", auto_augment=RAND_AUGMENT),
+            "exact, RandAugment, alone": lambda: transforms_alone(
+                source, args, pipeline="exact", auto_augment=RAND_AUGMENT
+            ),
             "timm, float": lambda: timm_loader(files, args, to_float=True),
             "timm, uint8": lambda: timm_loader(files, args, to_float=False),
         }
@@ -118,22 +122,22 @@ def main() -> int:
         for name in list(forms):
             missing = [module for module in needs.get(name.split(",")[0], ()) if not importlib.util.find_spec(module)]
             if missing:
-                print(f"{name}: left out, {' and '.join(missing)} not installed")
+                print(f"{name}: skipped, because {' and '.join(missing)} is not installed")
                 del forms[name]
-        seconds: dict[str, list[float]] = {name: [] for name in forms}  # an image
+        seconds: dict[str, list[float]] = {name: [] for name in forms}  # per image
         for _ in range(args.rounds):
             for name, measure in forms.items():
                 seconds[name].append(1 / measure())
-    hands = min(args.workers, count_cores())
+    cores = min(args.workers, count_cores())
     print(*(f"{name}: {value}" for name, value in machine().items()), sep="\n")
     print(f"files: {len(files)}, {np.mean([len(file) for file in files]) / 1e3:.0f} kB on average\n")
-    print(f"{'pipeline':<28} {'images/s':>9} {'a core':>8}")
+    print(f"{'pipeline':<28} {'images/s':>9} {'per core':>8}")
     for name, values in seconds.items():
-        print(f"{name:<28} {1 / median(values):9.0f} {1 / median(values) / hands:8.0f}")
-    claims = judge(seconds, hands)
+        print(f"{name:<28} {1 / median(values):9.0f} {1 / median(values) / cores:8.0f}")
+    claims = check_claims(seconds, cores)
     print(f"\n{'claim':<52} {'measured':>9} {'at least':>9}")
     for name, (measured, least) in claims.items():
-        print(f"{name:<52} {measured:9.2f} {least:9.2f}{'' if measured >= least else '   falls short'}")
+        print(f"{name:<52} {measured:9.2f} {least:9.2f}{'' if measured >= least else '   missed'}")
     write_json(
         args.json,
         {
@@ -144,19 +148,19 @@ def main() -> int:
     return int(any(measured < least for measured, least in claims.values()))
 
 
-def judge(seconds: dict[str, list[float]], hands: int) -> dict[str, tuple[float, float]]:
-    """Return (measured, least) for each claim that could be measured."""
+def check_claims(seconds: dict[str, list[float]], cores: int) -> dict[str, tuple[float, float]]:
+    """Return (measured, least) of each claim that could be measured."""
     claims = {
-        "fast, images/s a core": (1 / median(seconds["fast"]) / hands, 600.0),
-        "fast, RandAugment, images/s a core": (1 / median(seconds["fast, RandAugment"]) / hands, 350.0),
+        "fast, images/s per core": (1 / median(seconds["fast"]) / cores, 600.0),
+        "fast, RandAugment, images/s per core": (1 / median(seconds["fast, RandAugment"]) / cores, 350.0),
     }
     for name, ours_name, peer, least in (
         ("fast / tf.data", "fast", "tf.data", 1.1),
         ("exact / timm to float", "exact, RandAugment", "timm, float", 1.2),
         ("exact / timm to uint8", "exact, RandAugment", "timm, uint8", 1.0),
-        ("fast / bare transforms", "fast", "fast, bare", 0.85),
-        ("fast, RandAugment / bare transforms", "fast, RandAugment", "fast, RandAugment, bare", 0.85),
-        ("exact, RandAugment / bare transforms", "exact, RandAugment", "exact, RandAugment, bare", 0.85),
+        ("fast / transforms alone", "fast", "fast, transforms alone", 0.85),
+        ("fast, RandAugment / transforms alone", "fast, RandAugment", "fast, RandAugment, alone", 0.85),
+        ("exact, RandAugment / transforms alone", "exact, RandAugment", "exact, RandAugment, alone", 0.85),
     ):
         if peer in seconds:
             claims[name] = (median_ratio(seconds[peer], seconds[ours_name]), least)
@@ -164,12 +168,12 @@ def judge(seconds: dict[str, list[float]], hands: int) -> dict[str, tuple[float,
 
 
 def transform_of(**options: str) -> TrainTransform:
-    """Build the recipe's transform."""
+    """Build the transform of the recipe."""
     return TrainTransform((SIZE, SIZE), **(RECIPE | options))
 
 
 def ours(source, args: argparse.Namespace, workers: int = 0, **options: str) -> float:
-    """Time this package's pipeline, by threads unless worker processes are asked for; images a second."""
+    """Measure the pipeline of this package in images per second, with threads unless `workers` is set."""
     batches = train_batches(
         source,
         TrainExample(transform_of(**options)),
@@ -182,13 +186,13 @@ def ours(source, args: argparse.Namespace, workers: int = 0, **options: str) -> 
 
 
 def rate(batches: Iterator[dict[str, np.ndarray]], args: argparse.Namespace) -> float:
-    """Take batches as `bench-data` does."""
+    """Measure batches in images per second, like `bench-data`."""
     with contextlib.closing(batches):
         return measure_input(batches, args.seconds).images_per_second
 
 
-def bare(source, args: argparse.Namespace, **options: str) -> float:
-    """Time reading and transforming alone, without Grain and batches, in as many processes."""
+def transforms_alone(source, args: argparse.Namespace, **options: str) -> float:
+    """Measure reading and transforming alone in images per second, without Grain and batches, in processes."""
     with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
         work = [(source, transform_of(**options), args.seconds)] * args.workers
         pool.starmap(transform_for, [(source, transform_of(**options), 0.5)] * args.workers)
@@ -196,7 +200,7 @@ def bare(source, args: argparse.Namespace, **options: str) -> float:
 
 
 def transform_for(source, transform: TrainTransform, seconds: float) -> float:
-    """Transform records one after the other for some seconds; images a second."""
+    """Transform records one after the other for some seconds, and return images per second."""
     rng, count, began = np.random.default_rng(0), 0, time.monotonic()
     while (elapsed := time.monotonic() - began) < seconds:
         transform(source[count % len(source)]["image"], rng)
@@ -205,11 +209,11 @@ def transform_for(source, transform: TrainTransform, seconds: float) -> float:
 
 
 def tf_data(files: list[bytes], args: argparse.Namespace, filters: tuple[str, ...]) -> float:
-    """Time tf.data: crop box, fused decode and crop, resize without antialiasing by a drawn filter, flip, uint8."""
+    """Measure tf.data: random box, fused decode and crop, resize with a random filter and no antialiasing, flip."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
 
-    def view(file):
+    def transform(file):
         shape = tf.image.extract_jpeg_shape(file)
         begin, size, _ = tf.image.sample_distorted_bounding_box(
             shape,
@@ -227,14 +231,14 @@ def tf_data(files: list[bytes], args: argparse.Namespace, filters: tuple[str, ..
         return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
 
     dataset = tf.data.Dataset.from_tensor_slices(files).shuffle(len(files)).repeat()
-    dataset = dataset.map(view, num_parallel_calls=args.workers).batch(BATCH_SIZE, drop_remainder=True).prefetch(2)
+    dataset = dataset.map(transform, num_parallel_calls=args.workers).batch(BATCH_SIZE, drop_remainder=True).prefetch(2)
     options = tf.data.Options()
     options.threading.private_threadpool_size = args.workers
     return rate(as_batches(dataset.with_options(options).as_numpy_iterator), args)
 
 
 def timm_loader(files: list[bytes], args: argparse.Namespace, *, to_float: bool) -> float:
-    """Time PyTorch's DataLoader with timm's transform of the recipe."""
+    """Measure PyTorch's DataLoader with timm's transform of the recipe, in images per second."""
     import torch
 
     dataset = TimmFiles(files, to_float)
@@ -250,7 +254,7 @@ def timm_loader(files: list[bytes], args: argparse.Namespace, *, to_float: bool)
 
 
 class TimmFiles:
-    """Files for the DataLoader, with timm's transform, which is built in the worker."""
+    """A DataLoader dataset of files with timm's transform, which is built in the worker."""
 
     def __init__(self, files: list[bytes], to_float: bool):
         self._files, self._to_float, self._transform = files, to_float, None
@@ -264,7 +268,7 @@ class TimmFiles:
         return self._transform(Image.open(io.BytesIO(self._files[index])).convert("RGB")), 0
 
     def collate(self, rows: list):
-        """Join rows to a batch, each form with what it uses."""
+        """Collate rows to a batch, for tensors with PyTorch's default function."""
         import torch
 
         if self._to_float:
@@ -273,18 +277,18 @@ class TimmFiles:
 
 
 def timm_transform(to_float: bool) -> Callable:
-    """Build timm's transform, without the erasing, which ours leaves to the device."""
+    """Build timm's transform without random erasing, which our pipeline leaves to the device."""
     import torch
 
     torch.set_num_threads(1)
-    for name in ("nms", "qnms"):  # torchvision's compiled operators are missing with some builds of torch
+    for name in ("nms", "qnms"):  # some builds of torch lack torchvision's compiled operators
         with contextlib.suppress(RuntimeError):
             torch.library.define(f"torchvision::{name}", "(Tensor a, Tensor b, float c) -> Tensor")
     from timm.data import auto_augment, create_transform
 
     posterize = auto_augment.NAME_TO_OP["PosterizeIncreasing"]
     auto_augment.NAME_TO_OP["PosterizeIncreasing"] = lambda image, bits, **options: (
-        posterize(image, bits, **options) if bits else Image.new("RGB", image.size)  # Pillow 13 raises for no bits
+        posterize(image, bits, **options) if bits else Image.new("RGB", image.size)  # Pillow 13 raises for 0 bits
     )
     return create_transform(
         SIZE, is_training=True, auto_augment=RAND_AUGMENT, interpolation="random", use_prefetcher=not to_float
@@ -292,7 +296,7 @@ def timm_transform(to_float: bool) -> Callable:
 
 
 def as_batches(start: Callable[[], Iterator]) -> Iterator[dict[str, np.ndarray]]:
-    """Name the images of a peer's batches."""
+    """Yield the images of another library's batches under the name that ours have."""
     for batch in start():
         images = batch[0] if isinstance(batch, list | tuple) else batch
         yield {"image": np.asarray(images)}

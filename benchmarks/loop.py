@@ -1,9 +1,9 @@
-"""Time what the training loop adds to the bare step on digits.
+"""Measure the overhead of the training loop over the bare step, on digits.
 
     python benchmarks/loop.py [--json PATH]
 
-The claim: with batches already in memory the loop takes at most 1.1 times the bare jitted step, and with the input
-pipeline, which decodes on the same cores, at most 1.6 times.
+The claim: the loop takes at most 1.1 times as long as the bare jitted step with batches in memory, and at most 1.6
+times as long with the input pipeline, which decodes on the same cores.
 """
 
 import argparse
@@ -31,7 +31,7 @@ CONFIG = Path(__file__).parents[1] / "configs" / "digits.py"
 
 
 def main() -> None:
-    """Print a table with a row for each form."""
+    """Print a table with one row per form."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=8)
@@ -52,17 +52,17 @@ def main() -> None:
             seconds[name].append(measure())
 
     print(*(f"{name}: {value}" for name, value in machine().items()), sep="\n")
-    print(f"\n{'form':<26} {'ms a step':>10} {'images/s':>9} {'over bare':>10}")
+    print(f"\n{'form':<26} {'ms/step':>10} {'images/s':>9} {'over bare':>10}")
     rows = []
     for name, values in seconds.items():
         ratio = median_ratio(values, seconds["bare step"])
         print(f"{name:<26} {1e3 * median(values):10.2f} {config.batch_size / median(values):9.0f} {ratio:10.2f}")
-        rows.append({"form": name, "seconds_a_step": median(values), "over_bare": ratio})
+        rows.append({"form": name, "seconds_per_step": median(values), "over_bare": ratio})
     write_json(args.json, {"rows": rows})
 
 
 def random_batch(rows: int) -> dict[str, np.ndarray]:
-    """Draw a batch as the pipeline yields it."""
+    """Draw a batch in the format of the pipeline."""
     rng = np.random.default_rng(0)
     return {
         "image": rng.integers(0, 256, (rows, 32, 32, 1), dtype=np.uint8),
@@ -71,7 +71,7 @@ def random_batch(rows: int) -> dict[str, np.ndarray]:
 
 
 def bare_step(config: RunConfig) -> Callable[[], float]:
-    """Build a function that times the jitted step on one batch on the device, in seconds a step."""
+    """Build a function that times the jitted step on one batch on the device, in seconds per step."""
     task = config.build_task()
     ensure_prepared(config.data.name)
     source = task.open_source(config.data.train_split)
@@ -95,7 +95,7 @@ def bare_step(config: RunConfig) -> Callable[[], float]:
 
 
 def loop_seconds(config: RunConfig, *, in_memory: bool) -> float:
-    """Run the loop and return its median seconds a step, without compilation and evaluation."""
+    """Run the loop and return its median seconds per step, without compilation and evaluation."""
     rows = random_batch(config.batch_size)
     skipped = np.zeros(config.batch_size, np.int32)
     endless = ({**rows, "skipped": skipped} for _ in itertools.count())

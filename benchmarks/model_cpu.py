@@ -1,10 +1,9 @@
-"""Time MambaOut-Tiny on CPU, in turn with timm's model in channels-last format, eager and under `torch.compile`.
+"""Time MambaOut-Tiny on CPU, interleaved with timm's model in channels-last format, eager and with `torch.compile`.
 
     python benchmarks/model_cpu.py [--threads N] [--json PATH]
 
-16 images of 224 px in float32: the forward pass, and the training step (forward, backward, AdamW). A ratio is the
-time of the peer over ours, the median over the rounds: above 1 means that ours is faster. Without torch or timm only
-ours is timed.
+16 images of 224 px in float32: the forward pass, and the training step (forward, backward, AdamW). Ratios are the time
+of timm divided by ours, medians over the rounds: above 1, ours is faster. Without torch or timm, only ours is timed.
 """
 
 import argparse
@@ -14,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _timing import machine, median_ratio, time_in_turn, write_json
+from _timing import machine, median_ratio, time_interleaved, write_json
 
 import mambaout_jax as mo
 from mambaout_jax.models import cpu_compiler_options
@@ -23,13 +22,13 @@ LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.05
 
 
 def main() -> None:
-    """Print a table with a row for each pass."""
+    """Print a table with one row per pass."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="mambaout_tiny")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--threads", type=int, help="of torch; JAX takes every core of the process")
+    parser.add_argument("--threads", type=int, help="threads of torch (default: all cores, as in JAX)")
     parser.add_argument("--json", metavar="PATH")
     args = parser.parse_args()
 
@@ -44,7 +43,7 @@ def main() -> None:
     print(f"{'pass':<14} {'program':<14} {'ms':>9} {'img/s':>7} {'over ours':>10}")
     rows = []
     for name in ours:
-        seconds = time_in_turn(
+        seconds = time_interleaved(
             {"ours": ours[name]} | {peer: passes[name] for peer, passes in peers.items()}, args.rounds
         )
         ratios = {peer: median_ratio(times, seconds["ours"]) for peer, times in seconds.items()}
@@ -89,18 +88,18 @@ def jax_passes(name, images, labels):
 
 
 def timm_passes(name, images, labels, threads):
-    """Build timm's passes by the name of the program, and return versions; print why if timm cannot be imported."""
+    """Build timm's passes, eager and compiled, and return them with versions; empty if timm cannot be imported."""
     try:
         import torch
         from torch.nn.functional import cross_entropy
 
-        # timm imports torchvision, which stops at import where its wheel was built for another torch and lacks these.
+        # timm imports torchvision, whose import fails without these operators if its wheel was built for another torch.
         for operator in ("nms", "qnms"):
             if not hasattr(torch.ops.torchvision, operator):
                 torch.library.define(f"torchvision::{operator}", "(Tensor a, Tensor b, float c) -> Tensor")
         import timm
     except ImportError as error:
-        print(f"timm is left out: {error}")
+        print(f"timm is skipped: {error}")
         return {}, {}
 
     torch.set_num_threads(threads)

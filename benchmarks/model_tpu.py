@@ -1,15 +1,15 @@
-"""Estimate MambaOut-Tiny's train step on a TPU v5e with the TPU's own compiler, on a machine without a TPU.
+"""Estimate MambaOut-Tiny's training step on a TPU v5e with the TPU compiler, on a machine without a TPU.
 
     pip install libtpu
     python benchmarks/model_tpu.py [--json PATH]
 
-The step is the library's: AdamW, bfloat16, drop path 0.2, label smoothing 0.1, batch 64 on one chip; images are only
-normalized on the device. The claim: fewer estimated cycles than the plain form of the block, whose parts are split from
-one product and concatenated for the other.
+The step is that of this package: AdamW, bfloat16, drop path 0.2, label smoothing 0.1, batch 64 on one chip, without
+mixup and random erasing. The claim: fewer estimated cycles than the plain form of the block, which splits the result of
+one matrix product and concatenates the input of the other.
 
-The figures are the compiler's estimates, not measurements. A loop's body counts as often as it runs. Where the plain
-form has operations of 10^9 cycles, the compiler has fused the split into the gradient of a depthwise convolution, which
-leaves it windows of one pixel.
+The figures are the compiler's estimates, not measurements. The body of a loop counts once per iteration. Operations of
+10^9 cycles in the plain form are gradients of depthwise convolutions into which the compiler has fused the split, so
+that their windows have one pixel.
 """
 
 import argparse
@@ -48,10 +48,10 @@ CHIP = CHIPS["v5e"]
 
 
 def main() -> None:
-    """Compile both forms and print a table for each."""
+    """Compile both forms and print one table per form."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--batch", type=int, default=64, help="images on the chip (default: 64)")
-    parser.add_argument("--form", choices=("library", "plain"), help="compile this form only (default: both)")
+    parser.add_argument("--form", choices=("library", "plain"), help="compile only this form (default: both)")
     parser.add_argument("--json", metavar="PATH")
     args = parser.parse_args()
     try:
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def plain_block(self, x, key=None, drop_path_rate=0.0):
-    """Compute the Gated CNN block as its equation is written: one product, split, concatenate, one product."""
+    """Compute the Gated CNN block as written in its equation: one product, split, concatenate, one product."""
     hidden, channels = self.fc2.weight.shape[0], self.conv.weight.shape[3]
     y = self.fc1(self.norm(x))
     gate, identity, value = jnp.split(y, [hidden, 2 * hidden - channels], axis=-1)
@@ -86,7 +86,7 @@ def plain_block(self, x, key=None, drop_path_rate=0.0):
 
 
 def estimate(mesh, batch):
-    """Compile the step; return cycles, images a second, memory, seconds and the most expensive operations."""
+    """Compile the step, and return cycles, images per second, memory, seconds and the most expensive operations."""
     start = time.perf_counter()
     compiled = compile_step(mesh, batch)
     seconds = time.perf_counter() - start
@@ -102,7 +102,7 @@ def estimate(mesh, batch):
 
 
 def compile_step(mesh, batch):
-    """Compile the train step from shapes alone."""
+    """Compile the training step from shapes alone."""
     config = read_config(CONFIG).replace({**CHANGES, "batch_size": batch})
     task = config.build_task()
     model = task.build_model({"num_classes": 1000})

@@ -1,11 +1,11 @@
-"""Break one invariant at a time, and check that a test sees it.
+"""Break one invariant at a time, and check that a test fails.
 
     python benchmarks/mutants.py [--only NAME ...] [--list]
 
 Each mutant is a small change of the source that breaks one invariant of the project: numerics, randomness, data,
-resume, devices, errors. It is applied to a copy of the checkout in a temporary folder, where the named tests have to
-fail; on the unchanged copy the same tests have to pass. Prints a table, and exits with 1 if a mutant survives or a test
-fails without one. Cost: about a minute a mutant on two CPU cores.
+resuming, devices, errors. It is applied to a copy of the checkout in a temporary folder, where the given tests must
+fail; in the unchanged copy they must pass. Prints a table, and exits with 1 if a mutant survives or a test fails
+without it. Cost: about a minute per mutant on two CPU cores.
 """
 
 import argparse
@@ -22,12 +22,12 @@ COPIED = ("benchmarks", "configs", "docs", "launch", "main.py", "mambaout_jax", 
 
 
 class Mutant(NamedTuple):
-    """A change that breaks an invariant, and the tests that have to see it.
+    """A change that breaks an invariant, and the tests that must fail.
 
     Args:
-        invariant: in words.
-        file: below the checkout.
-        old, new: text, which occurs once, and what replaces it.
+        invariant: description of the invariant.
+        file: path within the checkout.
+        old, new: text that occurs once in the file, and its replacement.
         tests: arguments of pytest.
     """
 
@@ -45,7 +45,7 @@ MUTANTS = {
         ("tests/ops/test_activations.py",),
     ),
     "norm-eps": Mutant(
-        "the eps of a norm is the one that was asked for", "mambaout_jax/ops/norm.py",
+        "a norm uses the given eps", "mambaout_jax/ops/norm.py",
         "scale = lax.rsqrt(jnp.square(x32 - mean).mean(-1, keepdims=True) + eps)",
         "scale = lax.rsqrt(jnp.square(x32 - mean).mean(-1, keepdims=True) + 1e-3)",
         ("tests/ops/test_norm.py",),
@@ -62,17 +62,16 @@ MUTANTS = {
     ),
     "block-key": Mutant(
         "no two blocks share a key", "mambaout_jax/models/layers/blocks.py",
-        "own = None if key is None else jax.random.fold_in(key, index)",
-        "own = None if key is None else jax.random.fold_in(key, first)",
+        "jax.random.fold_in(key, index)", "jax.random.fold_in(key, 0)",
         ("tests/models/test_blocks.py",),
     ),
     "ema": Mutant(
-        "the average follows its formula", "mambaout_jax/train/step.py",
+        "the EMA follows its formula", "mambaout_jax/train/step.py",
         "jnp.minimum(decay, (1.0 + step) / (10.0 + step))", "jnp.minimum(decay, (2.0 + step) / (10.0 + step))",
         ("tests/train/test_step.py", "-k", "average"),
     ),
     "denominator": Mutant(
-        "denominators are summed over microbatches before they divide", "mambaout_jax/train/step.py",
+        "denominators are summed over microbatches before division", "mambaout_jax/train/step.py",
         "more_gradient = grad_fn(params, batch_stats, *microbatch, denominators)",
         "more_gradient = grad_fn(params, batch_stats, *microbatch, None)",
         ("tests/train/test_step.py", "-k", "accumulation or denominator"),
@@ -89,7 +88,7 @@ MUTANTS = {
         ("tests/data/test_pipeline.py",),
     ),
     "epoch": Mutant(
-        "every epoch is shuffled anew", "mambaout_jax/data/pipeline.py",
+        "every epoch has a new permutation", "mambaout_jax/data/pipeline.py",
         "np.random.default_rng((seed, epoch))", "np.random.default_rng((seed, 0))",
         ("tests/data/test_pipeline.py",),
     ),
@@ -99,13 +98,13 @@ MUTANTS = {
         ("tests/data/test_pipeline.py",),
     ),
     "groups": Mutant(
-        "images mix within their group", "mambaout_jax/tasks/classification/mixing.py",
+        "images are mixed within their group", "mambaout_jax/tasks/classification/mixing.py",
         "return grouped, grouped[:, ::-1]", "return grouped, grouped[::-1, ::-1]",
         ("tests/train/test_mixing.py",),
     ),
     "exact-match": Mutant(
-        "weights match exactly, with nothing left over", "mambaout_jax/weights/state_dict.py",
-        'faults[name] = "is left over"', "continue",
+        "weights match exactly, without unexpected keys", "mambaout_jax/weights/state_dict.py",
+        'faults[name] = "is unexpected"', "continue",
         ("tests/weights/test_state_dict.py",),
     ),
     "layout": Mutant(
@@ -114,7 +113,7 @@ MUTANTS = {
         ("tests/weights/test_state_dict.py",),
     ),
     "checkpoint-dtype": Mutant(
-        "a checkpoint fits exactly or is refused", "mambaout_jax/run/checkpoints.py",
+        "a checkpoint matches exactly or is rejected", "mambaout_jax/run/checkpoints.py",
         "            _check_fit(self._directory / str(step) / name, saved[name], tree)\n", "",
         ("tests/train/test_checkpoint.py",),
     ),
@@ -134,12 +133,12 @@ MUTANTS = {
         ("tests/distributed/test_hosts.py",),
     ),
     "exit-code": Mutant(
-        "what was typed wrong exits with 2", "mambaout_jax/run/errors.py",
+        "user errors have exit code 2", "mambaout_jax/run/errors.py",
         "return _print_error(str(error), 2)", "return _print_error(str(error), 1)",
         ("tests/train/test_errors.py",),
     ),
     "lock": Mutant(
-        "a lock keeps other processes out", "mambaout_jax/process.py",
+        "a lock excludes other processes", "mambaout_jax/process.py",
         "fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)", "fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)",
         ("tests/test_process.py",),
     ),
@@ -161,13 +160,13 @@ def run_tests(checkout: Path, tests: tuple[str, ...]) -> bool:
 
 
 def try_mutant(checkout: Path, mutant: Mutant) -> str:
-    """Return "caught", "SURVIVES", or why the mutant says nothing."""
+    """Return "caught", "SURVIVES", or why the mutant could not be tested."""
     path = checkout / mutant.file
     source = path.read_text()
     if source.count(mutant.old) != 1:
-        return f"NOT THERE: {mutant.old!r} occurs {source.count(mutant.old)} times"
+        return f"NOT UNIQUE: {mutant.old!r} occurs {source.count(mutant.old)} times"
     if not run_tests(checkout, mutant.tests):
-        return "TESTS FAIL without it"
+        return "TESTS FAIL without the mutant"
     path.write_text(source.replace(mutant.old, mutant.new))
     try:
         return "SURVIVES" if run_tests(checkout, mutant.tests) else "caught"
@@ -176,7 +175,7 @@ def try_mutant(checkout: Path, mutant: Mutant) -> str:
 
 
 def main() -> int:
-    """Try the mutants, print a table, and return the exit code."""
+    """Test the mutants, print a table, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=tuple(MUTANTS), metavar="NAME")
     parser.add_argument("--list", action="store_true")

@@ -2,16 +2,16 @@
 
     python benchmarks/same_numbers.py CHECKOUT_A CHECKOUT_B [--case NAME ...] [--tolerance X] [--keep DIR]
 
-For changes that should leave all numbers as they are. Each case is a run of two epochs of handwritten digits by the
-`main.py` of either checkout, in processes of its own. Of metrics.jsonl, loss, gradient norm and learning rate of every
-step and the scores of every evaluation are compared; of the last checkpoint, every array of every item. Two numbers of
-metrics.jsonl differ by |a - b| / max(|a|, |b|), two arrays by their largest |a - b| over their largest absolute value.
-Without --tolerance nothing may differ in a single bit; with it, nothing by more than that. What only one side has, or
-has in another shape or dtype, differs infinitely. If anything differs or a run fails, the exit code is 1.
+For changes that must not change any number. Each case trains two epochs of handwritten digits with the `main.py` of
+each checkout, in separate processes. From metrics.jsonl, it compares the loss, gradient norm and learning rate of every
+step and the scores of every evaluation; from the last checkpoint, every array of every item. The difference of two
+numbers is |a - b| / max(|a|, |b|), that of two arrays the largest |a - b| over their largest absolute value. Without
+--tolerance, all bits must be equal; with it, no difference may exceed it. Entries of only one side, or with different
+shapes or dtypes, count as infinitely different. The exit code is 1 if anything differs or a run fails.
 
---keep DIR keeps what a run gave, by the commit of a checkout without changes, the case, the versions of the libraries
-and the processor: a baseline need not be run again. Of two checkouts of one commit the second is run all the same: it
-tells whether a run repeats itself. Cost: 14 minutes of processor time a checkout, nearly all to compile and to start.
+--keep DIR caches the results of checkouts without uncommitted changes, by commit, case, library versions and processor,
+so that a baseline is run only once. If both checkouts have the same commit, the second is always run, to test whether
+runs are reproducible. Cost: 14 minutes of CPU time per checkout, mostly for compilation and startup.
 """
 
 import argparse
@@ -34,12 +34,12 @@ import orbax.checkpoint as ocp
 
 LIMIT_SECONDS = 1800
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "scikit-learn", "pillow", "opencv-python-headless")
-OF_A_STEP = ("loss", "grad_norm", "learning_rate")
-NO_ARRAYS = ("metadata", "metrics")  # items of a checkpoint
+STEP_METRICS = ("loss", "grad_norm", "learning_rate")
+NO_ARRAYS = ("metadata", "metrics")  # checkpoint items without arrays
 
 
 class Case(NamedTuple):
-    """Describe a run: settings, processes, fake devices, and what `config.model` is instead of that of digits."""
+    """A run: settings, processes, simulated devices, and a `config.model` that replaces that of digits."""
 
     settings: tuple[str, ...] = ()
     processes: int = 1
@@ -47,7 +47,7 @@ class Case(NamedTuple):
     model: dict[str, Any] | None = None
 
 
-# Keys and values by their newest names -> what they are called where docs/config.md does not know the newest.
+# Current names of keys and values -> former names, used if docs/config.md of a checkout lacks the current one.
 RENAMED = {
     "microbatch_size": "device_batch_size",
     "save_matmuls": "cheap",
@@ -92,14 +92,14 @@ def get_config():
 
 
 class Numbers(NamedTuple):
-    """Results of a run: the numbers in metrics.jsonl and the arrays of its last checkpoint."""
+    """The results of a run: the numbers in metrics.jsonl and the arrays of the last checkpoint."""
 
     losses: dict[str, float | None]
     leaves: dict[str, np.ndarray]
 
 
 class FailedError(Exception):
-    """A checkout could not run a case."""
+    """A case that a checkout could not run."""
 
 
 def main() -> None:
@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("checkouts", metavar="CHECKOUT", nargs=2)
     parser.add_argument("--case", nargs="+", action="extend", metavar="NAME", choices=CASES, help=", ".join(CASES))
     parser.add_argument("--tolerance", type=float, default=0.0, metavar="X")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="where results are kept (default: nowhere)")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="folder to cache results in (default: no cache)")
     args = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
     checkouts = [Path(checkout).resolve() for checkout in args.checkouts]
@@ -117,7 +117,7 @@ def main() -> None:
     for letter, checkout, commit in zip("AB", checkouts, commits, strict=True):
         if fault := import_fault(checkout):
             parser.error(f"{checkout} {fault}")
-        print(f"{letter}: {checkout}, {f'commit {commit[:12]}' if commit else 'with changes, so that nothing is kept'}")
+        print(f"{letter}: {checkout}, {f'commit {commit[:12]}' if commit else 'uncommitted changes, not cached'}")
     print(f"\n{'case':<14}{'losses':>8}{'leaves':>8}{'difference':>12}{'A':>8}{'B':>8}", flush=True)
     repeats = commits[0] is not None and commits[0] == commits[1]
     faults, names = 0, list(dict.fromkeys(args.case or CASES))
@@ -125,7 +125,7 @@ def main() -> None:
         for name in names:
             try:
                 ours, took = numbers_of(checkouts[0], name, Path(folder, "A"), args.keep)
-                theirs, took_too = numbers_of(checkouts[1], name, Path(folder, "B"), args.keep, afresh=repeats)
+                theirs, took_too = numbers_of(checkouts[1], name, Path(folder, "B"), args.keep, rerun=repeats)
             except FailedError as error:
                 print(f"{name:<14}FAILED: {error}", flush=True)
                 faults += 1
@@ -138,12 +138,12 @@ def main() -> None:
                 first, most = next(iter(beyond)), max(beyond, key=beyond.get)
                 print(f"    {len(beyond)} differ, first {first} by {beyond[first]:.3g}, most {most}", flush=True)
                 faults += 1
-    print(f"\n{faults} of {len(names)} cases differ or failed" if faults else "\nthe same numbers")
+    print(f"\n{faults} of {len(names)} cases differ or failed" if faults else "\nall numbers are equal")
     sys.exit(1 if faults else 0)
 
 
 def machine() -> dict[str, Any]:
-    """Return what decides how numbers come out: the processor, its cores, Python, the libraries."""
+    """Return everything that affects the numbers: processor, number of cores, Python, libraries."""
     info = Path("/proc/cpuinfo").read_text() if platform.system() == "Linux" else ""
     model = info.partition("model name")[2].partition("\n")[0].strip("\t :")
     return {
@@ -155,50 +155,50 @@ def machine() -> dict[str, Any]:
 
 
 def commit_of(checkout: Path) -> str | None:
-    """Return the commit of a checkout; None if it has uncommitted changes or is not the root of a repository."""
+    """Return the commit of a checkout, or None if it has uncommitted changes or is not the root of a repository."""
     command = ["git", "-C", str(checkout), "status", "--porcelain=v2", "--branch"]
-    environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}  # git may be in use there
-    told = subprocess.run(command, env=environment, capture_output=True, text=True, check=False).stdout.splitlines()
-    changed = any(not line.startswith("# ") for line in told) or not (checkout / ".git").exists()
-    return None if changed else next((line.split()[-1] for line in told if line.startswith("# branch.oid ")), None)
+    environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}  # another git process may be running
+    output = subprocess.run(command, env=environment, capture_output=True, text=True, check=False).stdout.splitlines()
+    changed = any(not line.startswith("# ") for line in output) or not (checkout / ".git").exists()
+    return None if changed else next((line.split()[-1] for line in output if line.startswith("# branch.oid ")), None)
 
 
 def import_fault(checkout: Path) -> str | None:
-    """Return why a checkout does not import its own package: another checkout's may be installed."""
+    """Return why a checkout does not import its own package but, for example, an installed one; None if it does."""
     ask = [sys.executable, "-c", "import mambaout_jax; print(mambaout_jax.__file__)"]
-    told = subprocess.run(ask, cwd=checkout, env=environment_of(checkout), capture_output=True, text=True, check=False)
-    inside = told.returncode == 0 and Path(told.stdout.strip()).is_relative_to(checkout)
-    return None if inside else f"does not take the package from there: {told.stdout or told.stderr}"
+    done = subprocess.run(ask, cwd=checkout, env=environment_of(checkout), capture_output=True, text=True, check=False)
+    inside = done.returncode == 0 and Path(done.stdout.strip()).is_relative_to(checkout)
+    return None if inside else f"does not import its own package: {done.stdout or done.stderr}"
 
 
 def environment_of(checkout: Path, **more: str) -> dict[str, str]:
-    """Return the environment of a checkout's processes, without what would change how JAX computes."""
+    """Return the environment for processes of a checkout, without variables that affect JAX's computations."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_", "XLA_", "TFDS_"))}
     return inherited | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(checkout)} | more
 
 
-def numbers_of(checkout: Path, name: str, folder: Path, keep: Path | None, afresh: bool = False) -> tuple[Numbers, str]:
-    """Return what a case gives with a checkout, and how long that took: run it, unless its numbers were kept."""
+def numbers_of(checkout: Path, name: str, folder: Path, keep: Path | None, rerun: bool = False) -> tuple[Numbers, str]:
+    """Return the numbers of a case with a checkout, and the time of the run or "cached"."""
     commit, settings = commit_of(checkout), settings_of(checkout, CASES[name])
     key = hashlib.sha256(repr((settings, CASES[name], machine())).encode()).hexdigest()[:8]
     arrays = None if keep is None or commit is None else keep.resolve() / f"{commit[:12]}-{name}-{key}.npz"
-    about = arrays and arrays.with_suffix(".json")  # written last: it says that both are there
-    if about is not None and about.exists() and not afresh:
+    description = arrays and arrays.with_suffix(".json")  # written last, to mark both files as complete
+    if description is not None and description.exists() and not rerun:
         with np.load(arrays) as leaves:
-            return Numbers(json.loads(about.read_text())["losses"], dict(leaves)), "kept"
+            return Numbers(json.loads(description.read_text())["losses"], dict(leaves)), "cached"
     before = time.monotonic()
     numbers = run(checkout, name, folder)
     took = f"{time.monotonic() - before:.0f} s"
-    if about is not None and not about.exists() and commit_of(checkout) == commit:  # not changed meanwhile
-        about.parent.mkdir(parents=True, exist_ok=True)
+    if description is not None and not description.exists() and commit_of(checkout) == commit:  # still unchanged
+        description.parent.mkdir(parents=True, exist_ok=True)
         np.savez(arrays, **numbers.leaves)
-        told = {"commit": commit, "case": name, "settings": settings, **machine(), "losses": numbers.losses}
-        about.write_text(json.dumps(told, indent=1) + "\n")
+        content = {"commit": commit, "case": name, "settings": settings, **machine(), "losses": numbers.losses}
+        description.write_text(json.dumps(content, indent=1) + "\n")
     return numbers, took
 
 
 def settings_of(checkout: Path, case: Case) -> list[str]:
-    """Return the settings of a case under the names that a checkout has for them."""
+    """Return the settings of a case under the names used by a checkout."""
     documented, settings = (checkout / "docs" / "config.md").read_text(), [*COMMON, *case.settings]
     for now, before in RENAMED.items():
         if f"`{now}`" not in documented and f'"{now}"' not in documented:
@@ -207,37 +207,37 @@ def settings_of(checkout: Path, case: Case) -> list[str]:
 
 
 def run(checkout: Path, name: str, folder: Path) -> Numbers:
-    """Run a case with a checkout in processes of their own, and read what they left."""
+    """Run a case with a checkout in separate processes, and read the results."""
     case, workdir, config = CASES[name], folder / name, Path("configs", "digits.py")
     folder.mkdir(exist_ok=True)
-    if case.model is not None:  # the command line changes keys, but removes none
+    if case.model is not None:  # the command line can change keys, but not remove them
         digits, config = str(checkout / config), folder / f"{name}.py"
         config.write_text(CONFIG_FILE.format(digits=digits, model=case.model))
     command = [sys.executable, "main.py", f"--config={config}", f"--workdir={workdir}"]
     command += [f"--config.{setting}" for setting in settings_of(checkout, case)]
-    places = [[]]
+    process_flags = [[]]
     if case.processes > 1:
         with socket.socket() as probe:
             probe.bind(("", 0))
             command += ["--distributed", f"--coordinator=localhost:{probe.getsockname()[1]}"]
         command.append(f"--num_processes={case.processes}")
-        places = [[f"--process_id={process}"] for process in range(case.processes)]
+        process_flags = [[f"--process_id={process}"] for process in range(case.processes)]
     environment = environment_of(checkout, XLA_FLAGS=f"--xla_force_host_platform_device_count={case.devices}")
     environment |= {"JAX_COMPILATION_CACHE_DIR": f"{folder}/compiled", "TFDS_DATA_DIR": f"{folder.parent}/datasets"}
     with (folder / f"{name}.stderr").open("w+") as file:
         quiet = {"cwd": checkout, "env": environment, "stdout": subprocess.DEVNULL, "stderr": file}
-        codes = wait([subprocess.Popen([*command, *place], **quiet) for place in places])
+        codes = wait([subprocess.Popen([*command, *flags], **quiet) for flags in process_flags])
         file.seek(0)
         if any(codes):
-            raise FailedError(f"{checkout} ended with {codes}: {' / '.join(file.read().splitlines()[-3:])}")
+            raise FailedError(f"{checkout} exited with {codes}: {' / '.join(file.read().splitlines()[-3:])}")
     numbers = Numbers(read_losses(workdir / "metrics.jsonl"), read_leaves(workdir / "checkpoints"))
     if not all(numbers):
-        raise FailedError(f"{checkout} left {len(numbers.losses)} losses and {len(numbers.leaves)} leaves")
+        raise FailedError(f"{checkout} wrote {len(numbers.losses)} losses and {len(numbers.leaves)} leaves")
     return numbers
 
 
 def wait(processes: list[subprocess.Popen]) -> list[int]:
-    """Return the exit codes; once one has failed or time is over, the others are killed."""
+    """Return the exit codes; once a process has failed or time is up, kill the others."""
     ends = time.monotonic() + LIMIT_SECONDS
     try:
         while None in (codes := [each.poll() for each in processes]) and not any(codes) and time.monotonic() < ends:
@@ -249,11 +249,11 @@ def wait(processes: list[subprocess.Popen]) -> list[int]:
 
 
 def read_losses(path: Path) -> dict[str, float | None]:
-    """Return the numbers of a run's metrics by their names, in the order of the steps; None is not finite."""
+    """Return the numbers in metrics.jsonl by name, in the order of the steps; None if not finite."""
     losses = {}
     for record in map(json.loads, path.read_text().splitlines()):
         if record["kind"] == "train":
-            losses |= {f"step {record['step']} {name}": record[name] for name in OF_A_STEP if name in record}
+            losses |= {f"step {record['step']} {name}": record[name] for name in STEP_METRICS if name in record}
         elif record["kind"] == "eval":
             scores = ((weights, value) for weights, value in record.items() if isinstance(value, dict))
             losses |= {f"step {record['step']} {of} {name}": value for of, its in scores for name, value in its.items()}
@@ -261,7 +261,7 @@ def read_losses(path: Path) -> dict[str, float | None]:
 
 
 def read_leaves(checkpoints: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of the last checkpoint by their sorted paths, as they were saved."""
+    """Return the arrays of the last checkpoint as saved, sorted by path."""
     handler, leaves = ocp.PyTreeCheckpointHandler(), {}
     last = max((step for step in checkpoints.iterdir() if step.name.isdecimal()), key=lambda step: int(step.name))
     for item in last.iterdir():
@@ -274,7 +274,7 @@ def read_leaves(checkpoints: Path) -> dict[str, np.ndarray]:
 
 
 def compare(ours: Numbers, theirs: Numbers) -> dict[str, float]:
-    """Compare two runs, and return by how much each number and each array differs: 0 for the same bits."""
+    """Compare two runs, and return the difference of each number and each array: 0 for equal bits."""
     return {
         name: difference(one.get(name), other.get(name))
         for one, other in zip(ours, theirs, strict=True)
@@ -283,7 +283,7 @@ def compare(ours: Numbers, theirs: Numbers) -> dict[str, float]:
 
 
 def difference(one: Any, other: Any) -> float:
-    """Compare two numbers or arrays, and return the largest difference over the largest absolute value."""
+    """Compute the largest difference of two numbers or arrays over the largest absolute value."""
     one, other = np.asarray(one), np.asarray(other)
     if one.shape != other.shape or one.dtype != other.dtype:
         return np.inf
@@ -291,7 +291,7 @@ def difference(one: Any, other: Any) -> float:
         return 0.0
     one, other, smallest = one.astype(np.float64), other.astype(np.float64), np.finfo(np.float64).tiny
     size = float(np.abs(one - other).max() / max(np.abs(one).max(), np.abs(other).max(), smallest))
-    return max(size, smallest) if np.isfinite(size) else np.inf  # -0 differs from 0, though by nothing
+    return max(size, smallest) if np.isfinite(size) else np.inf  # nonzero for -0 and 0
 
 
 if __name__ == "__main__":

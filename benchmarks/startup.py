@@ -1,9 +1,9 @@
-"""Time the start of a run: the import, and the compilation of the train step of digits.
+"""Time the startup of a run: the import, and the compilation of the training step of digits.
 
     python benchmarks/startup.py [--json PATH]
 
-The claim: the package is imported with its models in under 3 s, and the train step of digits is compiled in under 20 s.
-Every figure is measured in a fresh process without a compilation cache.
+The claim: importing the package with its models takes under 3 s, and compiling the training step of digits under 20 s.
+All figures are measured in fresh processes without a compilation cache.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""MambaOut and the systems it is compared with, in JAX."""
+"""MambaOut and other vision backbones, in JAX."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from mambaout_jax.models import Model, create_model, list_models
     from mambaout_jax.weights import from_torch, load_pretrained, to_torch
 
-_ROOMS = {
+_MODULES = {
     **dict.fromkeys(("Model", "create_model", "list_models"), "models"),
     **dict.fromkeys(("from_torch", "load_pretrained", "to_torch"), "weights"),
 }
@@ -15,7 +15,7 @@ __all__ = ["Model", "create_model", "from_torch", "list_models", "load_pretraine
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded at the first use: the processes that only decode images need neither flax nor the models.
-    if name in _ROOMS:
-        return getattr(importlib.import_module(f"mambaout_jax.{_ROOMS[name]}"), name)
+    # Imported on first use: processes that only decode images need neither flax nor the models.
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"mambaout_jax.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

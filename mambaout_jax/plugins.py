@@ -1,7 +1,7 @@
-"""Families and tasks from other packages: modules found by entry point or named by a config.
+"""Families and tasks from other packages, found by entry point or named in a config.
 
-A plugin is a module, or any object that an entry point names, with the attributes `FAMILIES` or `TASKS`: tuples of what
-it adds. Nothing of this package is imported here, so that data workers load plugins without loading the models.
+A plugin is a module, or any object that an entry point refers to, with a tuple `FAMILIES` or `TASKS`. This module
+imports nothing from the package, so that data workers can load plugins without the models.
 """
 
 import functools
@@ -13,28 +13,28 @@ from typing import Any
 ENTRY_POINTS = "mambaout_jax.plugins"
 ATTRIBUTES = ("FAMILIES", "TASKS")
 
-# Modules by the name that `load` was called with, in that order, for the rest of the process.
+# Modules loaded by `load`, by name and in order.
 _loaded: dict[str, Any] = {}
 
 
 class PluginError(ValueError):
-    """A plugin that cannot be used, in one sentence."""
+    """An invalid plugin, described in one sentence."""
 
 
 def load(names: Sequence[str]) -> None:
-    """Import plugin modules; a module that was loaded before is left alone.
+    """Import plugin modules, each only once.
 
     Args:
-        names: dotted names of modules, as `config.plugins` lists them.
+        names: dotted module names, as in `config.plugins`.
 
     Raises:
-        PluginError: a name cannot be imported, or is not that of a plugin.
+        PluginError: a module cannot be imported or is not a plugin.
     """
     for name in names:
         if name not in _loaded:
             try:
                 module = importlib.import_module(name)
-            except (Exception, SystemExit) as error:  # a plugin is foreign code, which may raise anything
+            except (Exception, SystemExit) as error:  # third-party code may raise anything
                 raise PluginError(
                     f"plugin {name!r} cannot be imported ({_in_one_line(error)}); the dotted name of a module on the "
                     "Python path is expected"
@@ -45,7 +45,7 @@ def load(names: Sequence[str]) -> None:
 
 
 def provided(attribute: str) -> tuple[Any, ...]:
-    """Return what all plugins have under an attribute, without duplicates, entry points first.
+    """Return the items of an attribute of all plugins, without duplicates, entry points first.
 
     Args:
         attribute: "FAMILIES" or "TASKS".

@@ -1,6 +1,6 @@
-"""Process plumbing: signals, parents, time limits, locks, and files that are there in full or not at all.
+"""Process utilities: signals, parent processes, timeouts, locks, and atomic files and folders.
 
-Standard library only. Errors are those of the operating system; callers say in their own words what to do about them.
+Standard library only. Functions raise the errors of the operating system; callers turn them into messages for users.
 """
 
 import contextlib
@@ -24,11 +24,11 @@ Handler = Callable[[int, FrameType | None], Any]
 
 
 class SignalHandlers:
-    """Handlers of signals that are installed for a while.
+    """Temporarily installed signal handlers.
 
     Args:
-        numbers: of the signals.
-        handler: called with the number and the frame.
+        numbers: signal numbers.
+        handler: called with the signal number and the frame.
     """
 
     def __init__(self, numbers: Iterable[int], handler: Handler):
@@ -42,19 +42,19 @@ class SignalHandlers:
             self._former[number] = signal.signal(number, self._handler)
 
     def restore(self) -> None:
-        """Restore the handlers that were there before; a second call does nothing."""
+        """Restore the previous handlers; a second call does nothing."""
         while self._former:
             signal.signal(*self._former.popitem())
 
 
 @contextlib.contextmanager
 def exiting_on(*numbers: int) -> Iterator[None]:
-    """Turn signals into SystemExit with the exit code of a shell, so that `finally` blocks run."""
+    """Convert signals to SystemExit with the exit code of a shell, so that `finally` blocks run."""
 
-    def leave(number: int, _: FrameType | None) -> None:
+    def raise_exit(number: int, _: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    handlers = SignalHandlers(numbers, leave)
+    handlers = SignalHandlers(numbers, raise_exit)
     handlers.install()
     try:
         yield
@@ -63,11 +63,11 @@ def exiting_on(*numbers: int) -> Iterator[None]:
 
 
 def exit_with_parent(parent: int, code: int) -> None:
-    """Start a thread that ends this process when its parent is gone.
+    """Start a thread that exits this process when its parent is gone.
 
     Args:
-        parent: its process id.
-        code: the exit code.
+        parent: process id of the parent.
+        code: exit code.
     """
 
     def watch() -> None:
@@ -79,7 +79,7 @@ def exit_with_parent(parent: int, code: int) -> None:
 
 
 class BackgroundCall(Generic[T]):
-    """A call in a thread that ends with the process, so that it can be abandoned."""
+    """A call in a daemon thread, which can be abandoned."""
 
     def __init__(self, function: Callable[[], T]):
         self._function = function
@@ -95,22 +95,22 @@ class BackgroundCall(Generic[T]):
             self._errors.append(error)
 
     def is_done(self, seconds: float) -> bool:
-        """Wait for at most `seconds`, and return whether the call is over."""
+        """Wait for at most `seconds`, and return whether the call has finished."""
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
     def result(self) -> T:
-        """Return what the call returned, or raise what it raised; it has to be over."""
+        """Return the result of the finished call, or raise its exception."""
         if self._errors:
             raise self._errors[0]
         return self._values[0]
 
 
 def within_seconds(seconds: float, function: Callable[[], T]) -> T:
-    """Call a function with a time limit: an unreachable server would block forever.
+    """Call a function with a timeout, because an unreachable server would block forever.
 
     Raises:
-        TimeoutError: it did not return in time.
+        TimeoutError: the function did not return in time.
     """
     call = BackgroundCall(function)
     if not call.is_done(seconds):
@@ -119,11 +119,11 @@ def within_seconds(seconds: float, function: Callable[[], T]) -> T:
 
 
 def lock(file: IO) -> None:
-    """Lock an open file for this process; the kernel unlocks it when the file is closed or the process ends.
+    """Lock an open file for this process; the kernel unlocks it when the file is closed or the process exits.
 
     Raises:
-        BlockingIOError: another process has locked it.
-        OSError: the file system has no locks.
+        BlockingIOError: another process holds the lock.
+        OSError: the file system does not support locks.
     """
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
@@ -132,10 +132,10 @@ def lock(file: IO) -> None:
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Write a file that is there in full or not at all, in UTF-8.
+    """Write a UTF-8 file atomically.
 
     Args:
-        path: a `Path`, or an `epath.Path` on this machine.
+        path: a `Path` or a local `epath.Path`.
     """
     draft = path.parent / f".{path.name}.{os.getpid()}"
     draft.write_text(text, encoding="utf-8")
@@ -144,10 +144,10 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def scratch_folder(target: Path) -> Iterator[Path]:
-    """Create a hidden folder next to `target` to write in, and remove it at the end in any case.
+    """Create a hidden folder next to `target` and remove it at the end, also after errors.
 
-    What is finished is moved out of it by `commit_file` or `commit_folder`. Temporary files that libraries write next
-    to their output are in it too.
+    `commit_file` and `commit_folder` move finished outputs out of it. Temporary files that libraries write next to
+    their output are removed with it.
     """
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name[:100]}.", dir=target.parent))
     try:
@@ -157,35 +157,35 @@ def scratch_folder(target: Path) -> Iterator[Path]:
 
 
 def commit_file(draft: Path, target: Path, *, replace: bool) -> None:
-    """Move a finished file to its place.
+    """Move a finished file to its destination.
 
     Args:
-        replace: an existing file; otherwise one that appeared in the meantime is an error.
+        replace: replace an existing file. If False, a file created in the meantime is an error.
     """
     if not replace:
         try:
-            os.link(draft, target)  # a rename would replace
+            os.link(draft, target)  # a rename would replace an existing file
         except FileExistsError:
             raise
         except OSError:
-            replace = True  # a file system without links; existing files were checked before
+            replace = True  # the file system has no hard links; callers have checked for existing files
     if replace:
         draft.replace(target)
     sync(target.parent)
 
 
 def commit_folder(draft: Path, target: Path, *, replace: bool) -> None:
-    """Move a finished folder to its place.
+    """Move a finished folder to its destination.
 
     Args:
-        replace: an existing folder, which comes back if that fails; a kill in between leaves it in the hidden folder
-            next to the place. Otherwise one that appeared in the meantime is an error.
+        replace: replace an existing folder. It is restored if the move fails; if the process is killed in between, it
+            remains in the hidden folder next to `target`. If False, a folder created in the meantime is an error.
     """
     old = draft.with_name(f"{draft.name}.old")
     if replace and target.exists():
         target.rename(old)
     try:
-        draft.rename(target)  # which replaces nothing but an empty folder
+        draft.rename(target)  # replaces only an empty folder
     except BaseException:
         if old.exists():
             old.rename(target)
@@ -194,7 +194,7 @@ def commit_folder(draft: Path, target: Path, *, replace: bool) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the list of names of a folder, is on the disk."""
+    """Flush a file, or the entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -203,7 +203,7 @@ def sync(path: Path) -> None:
 
 
 def set_default_mode(path: Path) -> None:
-    """Set the permissions that any new file has; some libraries keep theirs to the owner."""
+    """Set the default permissions of new files, because some libraries restrict theirs to the owner."""
     probe = path.with_name(".mode")
     probe.touch()
     path.chmod(probe.stat().st_mode & 0o777)

@@ -1,7 +1,7 @@
 """A parent process that maps the abort of a distributed JAX process to a message and an exit code.
 
-If a process of a distributed run dies, JAX aborts the others from C++, where Python can neither print the reason nor
-choose the exit code. Their parent processes can.
+If a process of a distributed run dies, JAX aborts the others from C++, so that Python code in them can neither print
+the reason nor choose the exit code. Their parent processes can.
 """
 
 import collections
@@ -17,18 +17,18 @@ from types import FrameType
 from mambaout_jax.process import SignalHandlers, exit_with_parent
 
 MARK = "MAMBAOUT_JAX_SUPERVISOR"
-# Messages of JAX when it aborts (jaxlib 0.10 to 0.12); the numbers of the tasks follow on separate lines.
+# Abort messages of JAX (jaxlib 0.10 to 0.12); the task numbers follow on separate lines.
 _UNHEALTHY = re.compile(r"tasks are unhealthy[^\n]*\n((?:\d+\n)+)")
 _UNREACHABLE = "Failed to send RPC to coordination service"
-_TWICE = "different incarnation"
-_NOT_COMPLETE = "CoordinationService/RegisterTask"
+_JOINED_TWICE = "different incarnation"
+_NOT_JOINED = "CoordinationService/RegisterTask"
 
 
 def is_supervised() -> bool:
-    """Return whether this process was started by `supervise`; if so, start a thread that ends it with its parent.
+    """Return whether this process was started by `supervise`; if so, start a thread that exits it with its parent.
 
-    SIGINT ends the process immediately until a run installs its handlers, as Python would defer it while the process
-    waits for others.
+    Until a run installs its handlers, SIGINT kills the process immediately, because Python would defer it while the
+    process waits for others.
     """
     parent = os.environ.get(MARK)
     if parent is None:
@@ -41,8 +41,8 @@ def is_supervised() -> bool:
 def supervise(command: Sequence[str]) -> int:
     """Run a command as a child process, forward signals to it, and return the exit code for a launcher.
 
-    The exit code is the child's, or 75, "start again", if a signal or the loss of another process ended it. A second
-    signal kills the child.
+    The exit code is that of the child, or 75 ("restart") if it was ended by a signal or the loss of another process. A
+    second signal kills the child.
     """
     tail: collections.deque[str] = collections.deque(maxlen=1000)
     child = subprocess.Popen(
@@ -58,7 +58,7 @@ def supervise(command: Sequence[str]) -> int:
     SignalHandlers((signal.SIGTERM, signal.SIGINT), forward).install()
     for line in child.stderr:
         tail.append(line)
-        with contextlib.suppress(OSError):  # a full disk or a closed pipe does not end a run
+        with contextlib.suppress(OSError):  # a full disk or a closed pipe must not stop a run
             print(line, end="", file=sys.stderr, flush=True)
     code = child.wait()
     if code >= 0:
@@ -71,10 +71,10 @@ def supervise(command: Sequence[str]) -> int:
 def _explain(text: str, code: int) -> str:
     if lost := _UNHEALTHY.search(text):
         return f"process {', '.join(lost[1].split())} was lost: its heartbeat stopped"
-    if _NOT_COMPLETE in text:
+    if _NOT_JOINED in text:
         return "not all processes joined in time; check --coordinator, --num_processes and the missing hosts"
-    if _TWICE in text:
-        return "a process joined twice: two have the same --process_id, or one was restarted before the others ended"
+    if _JOINED_TWICE in text:
+        return "a process joined twice: two have the same --process_id, or one was restarted before the others exited"
     if _UNREACHABLE in text:
-        return "process 0 was lost or cannot be reached"
-    return f"the process was ended by {signal.Signals(-code).name}"
+        return "process 0 was lost or is unreachable"
+    return f"the process was terminated by {signal.Signals(-code).name}"

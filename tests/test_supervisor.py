@@ -45,7 +45,7 @@ def test_exit_codes_are_the_childs(code):
         (LOST, "process 1 was lost"),
         (COORDINATOR_LOST, "process 0 was lost"),
         (NEVER_CAME, "not all processes joined in time"),
-        ("", "the process was ended by SIGABRT"),
+        ("", "the process was terminated by SIGABRT"),
     ],
 )
 def test_an_abort_is_explained_and_means_start_again(said, sentence):

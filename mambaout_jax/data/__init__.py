@@ -1,6 +1,6 @@
-"""Datasets, image transforms and batches: everything on the host between a prepared dataset and the device.
+"""Datasets, image transforms and batches: the host side of the input pipeline.
 
-Nothing in this package except `prepare/` writes datasets, and nothing outside `prepare/` imports it.
+Only `prepare/` writes datasets, and nothing outside of it imports it.
 """
 
 from mambaout_jax.data.errors import DataError, WorkerDiedError

@@ -1,4 +1,4 @@
-"""Access to buckets: time limits, error messages, and the upload of prepared datasets."""
+"""Access to buckets: timeouts, error messages, and the upload of prepared datasets."""
 
 import logging
 import os
@@ -11,19 +11,19 @@ from mambaout_jax.data.errors import DataError
 
 REMOTE_SECONDS = 30
 FILE_FORMAT = "array_record"
-# Written last: TFDS takes a folder that has both for complete.
+# Written last, because TFDS considers a folder with both files complete.
 METADATA = (constants.FEATURES_FILENAME, constants.DATASET_INFO_FILENAME)
 
-# With every request they log errors that they also raise or recover from, some with a traceback.
+# These log errors that they also raise or recover from, some with a traceback.
 for _name in ("gcsfs", "google.auth"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
 def data_root(data_dir: str | None) -> epath.Path:
-    """Return the folder that datasets are prepared in; `data_dir=None` is the default folder of TFDS.
+    """Return the folder of prepared datasets; None is the default folder of TFDS.
 
     Raises:
-        DataError: the kind of storage is unknown.
+        DataError: the URL scheme is unknown.
     """
     try:
         return epath.Path(data_dir or constants.DATA_DIR).expanduser()
@@ -32,27 +32,27 @@ def data_root(data_dir: str | None) -> epath.Path:
 
 
 def is_remote(path: epath.PathLike) -> bool:
-    """Check whether a path is in a bucket, where files can neither be appended to nor locked, not on this machine."""
+    """Return whether a path is in a bucket, where files can be neither appended to nor locked."""
     return "://" in os.fspath(path)
 
 
 def explain(error: Exception) -> str:
-    """Return one line for an error of any bucket client: what is wrong, and the remedy where it is known."""
+    """Return one line on an error of any bucket client, with the remedy if it is known."""
     if isinstance(error, ImportError):
         return "its client is not installed: pip install 'etils[epath-gcs]'"
-    if isinstance(error, FileNotFoundError):  # that permission is enough to find an empty bucket
+    if isinstance(error, FileNotFoundError):  # with that permission, even an empty bucket is found
         return "the bucket does not exist, or the permission storage.buckets.get is missing"
     words = " ".join(str(error).split()) or type(error).__name__
     return f"{words}: gcloud auth application-default login" if getattr(error, "code", None) == 401 else words
 
 
 def upload(folder: epath.Path, target: epath.Path) -> None:
-    """Copy a prepared dataset file by file, its metadata last; files that are already there are not copied again.
+    """Copy a prepared dataset file by file, metadata last, and skip existing files.
 
-    Objects in a bucket appear when they are complete, so that one of the same size is the same.
+    Objects in a bucket only appear once they are complete, so an existing one of the same size is the same file.
 
     Raises:
-        OSError: the bucket cannot be written to.
+        OSError: the bucket cannot be written.
     """
     files = sorted(folder.iterdir(), key=lambda path: (path.name in METADATA, path.name))
     sizes = {file: file.stat().length for file in files}
@@ -65,5 +65,5 @@ def upload(folder: epath.Path, target: epath.Path) -> None:
                 if file.name not in present or copy.stat().length != size:
                     file.copy(copy, overwrite=True)
                 bar.update(size)
-    except Exception as error:  # each kind of bucket raises types of its own
+    except Exception as error:  # each bucket client raises its own types
         raise OSError(f"uploading {folder} to {target} failed ({error}); rerun the same command to resume") from error

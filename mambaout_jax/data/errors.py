@@ -1,9 +1,9 @@
-"""The errors of data/."""
+"""Errors in datasets and the input pipeline."""
 
 
 class DataError(ValueError):
-    """A dataset, record, image or argument that does not fit, in one sentence."""
+    """An invalid dataset, record, image or argument, described in one sentence."""
 
 
 class WorkerDiedError(RuntimeError):
-    """A worker process that was killed or exited, and the record it was reading, in one sentence."""
+    """A worker process that was killed or exited, described in one sentence with the record that it was reading."""

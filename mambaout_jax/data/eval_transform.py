@@ -1,7 +1,7 @@
-"""The transform of an encoded image to the view that it is evaluated on.
+"""The evaluation transform of encoded images.
 
-Pillow resizes with antialiasing, as in the pipelines that published accuracies were measured with. Values stay uint8:
-normalization happens on the device.
+Pillow resizes with antialiasing, as in the pipelines behind published accuracies. Pixels stay uint8: normalization runs
+on the device.
 """
 
 import dataclasses
@@ -19,20 +19,20 @@ MAX_ELONGATION = 200
 
 @dataclasses.dataclass(frozen=True)
 class EvalTransform:
-    """The transform of an image to the view that it is evaluated on, uint8 (h, w, c), pixel for pixel as in timm.
+    """The evaluation transform of an image to uint8 (h, w, c), pixel for pixel as in timm.
 
-    The image is resized to floor(size / crop_pct), and its center is cropped. `crop_mode="center"` scales the shorter
-    side to that and keeps the aspect ratio, "squash" scales both sides, "border" scales the longer side and pads with
-    the mean color of ImageNet.
+    The image is resized to floor(size / crop_pct), and its center is cropped. `crop_mode="center"` resizes the shorter
+    side and keeps the aspect ratio, "squash" resizes both sides, and "border" resizes the longer side and pads with the
+    mean color of ImageNet.
 
     Args:
         size: (height, width) in pixels.
         channels: 1 (gray) or 3 (RGB).
-        crop_pct: share of the resized side that the crop keeps, above 0 and at most 1.
+        crop_pct: ratio of the crop to the resized side, above 0 and at most 1.
         exif_orientation: rotate photographs upright (see `decode_image`).
 
     Raises:
-        DataError: a value is outside its range.
+        DataError: a value is out of range.
     """
 
     size: tuple[int, int]
@@ -47,13 +47,13 @@ class EvalTransform:
         require.choice("crop_mode", self.crop_mode, ("center", "squash", "border"))
         require.choice("interpolation", self.interpolation, tuple(INTERPOLATIONS))
         if not 0 < self.crop_pct <= 1:
-            raise DataError(f"crop_pct is {self.crop_pct}; expected a share above 0 and at most 1")
+            raise DataError(f"crop_pct is {self.crop_pct}; expected a number above 0 and at most 1")
 
     def __call__(self, image: bytes | Image.Image) -> np.ndarray:
-        """Return the view, uint8 (h, w, c).
+        """Decode, resize and crop an image.
 
         Raises:
-            DataError: the image does not decode, or is too elongated to resize by its shorter side.
+            DataError: the image cannot be decoded, or is too elongated to resize by its shorter side.
         """
         image = decode_image(image, self.channels, exif_orientation=self.exif_orientation)
         width, height = self._resized_size(*image.size)
@@ -61,7 +61,7 @@ class EvalTransform:
         return to_array(self._crop_center(image))
 
     def empty(self) -> np.ndarray:
-        """Return a black view, uint8 (h, w, c)."""
+        """Return a black image, uint8 (h, w, c)."""
         return np.zeros((*self.size, self.channels), np.uint8)
 
     def _resized_size(self, width: int, height: int) -> tuple[int, int]:
@@ -73,7 +73,7 @@ class EvalTransform:
             return max(1, round(width / factor)), max(1, round(height / factor))
         if max(width, height) > MAX_ELONGATION * min(width, height):
             raise DataError(
-                f"a {width}x{height} image has sides of more than {MAX_ELONGATION} to 1; crop it, "
+                f"the aspect ratio of a {width}x{height} image exceeds {MAX_ELONGATION} to 1; crop the image, "
                 "or use crop_mode='squash'"
             )
         if target_height != target_width:
@@ -94,5 +94,5 @@ class EvalTransform:
 
 
 def _center_offset(extent: int, crop: int) -> int:
-    # An odd margin is placed as in torchvision: rounded to even when cropping, on the far side when padding.
+    # Odd margins as in torchvision: rounded to even for cropping, one more at the bottom or right for padding.
     return round((extent - crop) / 2) if extent >= crop else -((crop - extent) // 2)

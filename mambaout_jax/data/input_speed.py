@@ -1,4 +1,4 @@
-"""How fast the input pipeline makes batches when nothing else slows it down."""
+"""Throughput of the input pipeline alone."""
 
 import time
 from collections.abc import Iterator
@@ -12,14 +12,14 @@ MIN_BATCHES = 3
 
 
 class InputSpeed(NamedTuple):
-    """The speed of an input pipeline.
+    """The throughput of an input pipeline.
 
     Args:
-        start_seconds: until the first batch, with the start of workers; excluded from the other figures.
-        images_per_second: of the batches after it.
-        batch_seconds: the median and the 99th percentile of the wait for a batch.
-        bytes_per_second: of all arrays of the batches.
-        num_batches: how many were timed.
+        start_seconds: time to the first batch, including the start of workers; not part of the other figures.
+        images_per_second: throughput in images.
+        batch_seconds: median and 99th percentile of the wait for a batch.
+        bytes_per_second: throughput in bytes of all arrays.
+        num_batches: number of timed batches.
     """
 
     start_seconds: float
@@ -30,14 +30,14 @@ class InputSpeed(NamedTuple):
 
 
 def measure_input(batches: Iterator[Batch], seconds: float) -> InputSpeed:
-    """Measure how fast batches come.
+    """Measure the throughput of an iterator of batches.
 
-    The batches that were read ahead during the wait for the first one come in a burst, so timing starts only after
-    another wait as long, `seconds` at most.
+    Batches that were read ahead during the wait for the first one arrive in a burst, so timing starts only after
+    another wait of the same length, at most `seconds`.
 
     Args:
-        batches: endless, as `train_batches` yields them.
-        seconds: how long to measure; at least three batches are taken.
+        batches: endless iterator, as from `train_batches`.
+        seconds: duration of the measurement; at least three batches are timed.
     """
     started = time.monotonic()
     next(batches)
@@ -47,15 +47,15 @@ def measure_input(batches: Iterator[Batch], seconds: float) -> InputSpeed:
         next(batches)
     waits, began = [], time.monotonic()
     while len(waits) < MIN_BATCHES or time.monotonic() - began < seconds:
-        asked = time.monotonic()
+        requested = time.monotonic()
         batch = next(batches)
-        waits.append(time.monotonic() - asked)
+        waits.append(time.monotonic() - requested)
     elapsed = time.monotonic() - began
-    median, late = np.percentile(waits, (50, 99))
+    median, tail = np.percentile(waits, (50, 99))
     return InputSpeed(
         start_seconds,
         images_per_second=len(waits) * len(batch["skipped"]) / elapsed,
-        batch_seconds=(float(median), float(late)),
+        batch_seconds=(float(median), float(tail)),
         bytes_per_second=len(waits) * count_bytes(batch) / elapsed,
         num_batches=len(waits),
     )

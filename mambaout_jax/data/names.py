@@ -1,4 +1,4 @@
-"""Names of datasets: their parts, the known ones, and the command that prepares each."""
+"""Dataset names: parsing, known names, and the command that prepares a dataset."""
 
 import difflib
 from collections.abc import Iterable
@@ -9,15 +9,15 @@ from tensorflow_datasets.core import naming
 from mambaout_jax.data.errors import DataError
 
 DIGITS, PATHFINDER, IMAGENET = "digits", "pathfinder", "imagenet2012"
-# TFDS finds the default config of its own datasets; the code that generates ours is not imported where they are read.
+# TFDS knows the default configs of its own datasets; the builders of ours are not imported for reading.
 DEFAULT_CONFIGS = {PATHFINDER: "64"}
 
 
 def parse_name(name: str) -> tuple[str, dict]:
-    """Split "dataset/config:version" into the dataset and a dict of those of "config" and "version" that it states.
+    """Split "dataset/config:version" into the dataset and a dict with "config" and "version", if present.
 
     Raises:
-        DataError: the name has another form.
+        DataError: the name is malformed.
     """
     try:
         dataset, options = naming.parse_builder_name_kwargs(name)
@@ -35,12 +35,12 @@ def join_name(dataset: str, options: dict) -> str:
 
 
 def known_datasets() -> list[str]:
-    """Return the names of all datasets that can be prepared: those of TFDS, and those that are generated here."""
+    """Return the names of all datasets that can be prepared: those of TFDS and our generated ones."""
     return sorted({*tfds.list_builders(with_community_datasets=False), DIGITS, PATHFINDER})
 
 
 def unknown_dataset(dataset: str, others: Iterable[str] = ()) -> str:
-    """Return the message for a name that is neither a known dataset nor one of `others`, with the nearest name."""
+    """Return the error message for a name that is neither known nor in `others`, with the nearest name."""
     nearest = difflib.get_close_matches(dataset, [*known_datasets(), *others], n=1)
     hint = f"did you mean {nearest[0]!r}?" if nearest else "tensorflow.org/datasets/catalog lists the names"
     return f"unknown dataset {dataset!r}; {hint}"
@@ -48,7 +48,7 @@ def unknown_dataset(dataset: str, others: Iterable[str] = ()) -> str:
 
 def prepare_command(name: str, data_dir: str | None) -> str:
     """Return the shell command that prepares a dataset in `data_dir`; None for the default folder of TFDS."""
-    # ImageNet cannot be downloaded: the command takes the user's own files.
+    # ImageNet cannot be downloaded, so the command requires the user's files.
     what = "imagenet --tars=DIR" if name.partition(":")[0] == IMAGENET else name
     command = f"python -m mambaout_jax prepare {what}"
     return command if data_dir is None else f"{command} --data-dir={data_dir}"

@@ -1,10 +1,10 @@
 """Batches for training and evaluation, read ahead by Grain.
 
-The global batch at step k is a function of (seed, k) alone, row for row, for any number of hosts and workers and any
+The global batch at step k is a function of (seed, k) alone, row by row, for any number of hosts and workers and any
 first step. The iterator has no state to save: a run resumes at `start_step`.
 
-An example is one record after its transform: a nested dict of NumPy arrays, image and targets together. A batch is the
-same dict of the stacked arrays of its rows.
+An example is a transformed record: a nested dict of NumPy arrays, image and targets together. A batch is the same dict
+with the arrays of its rows stacked.
 """
 
 import functools
@@ -25,33 +25,33 @@ from mambaout_jax.data.workers import THREADS, WorkerInit, WorkerStatus, is_work
 Example = dict[str, Any]
 Batch = dict[str, Any]
 
-# More threads (see workers.py) or a longer queue compete with the training step for the cores and made small steps
-# slower.
+# More threads (see workers.py) or a longer queue would compete with the training step for cores; both slowed down small
+# steps.
 READ_AHEAD_CHUNKS = 16
 READ_AHEAD_BYTES = 2**28
-# Workers make parts of a batch, so that all of them work on the next one and none keeps a whole one in memory.
+# Workers produce chunks of a batch, so that all of them work on the next batch and none holds a whole one in memory.
 MIN_CHUNK_ROWS, MAX_CHUNK_ROWS = 16, 64
 MAX_BAD_IN_A_ROW = 100
 
 
 class TrainExampleTransform(Protocol):
-    """A function from a record to a random example; it pickles, as it goes to the workers."""
+    """A random transform of records to examples; picklable, for data workers."""
 
     def __call__(self, record: Any, rng: np.random.Generator) -> Example:
-        """Return an example; equal generators give equal ones. Raises DataError for a record that does not decode."""
+        """Return an example, equal for equal generators; raise DataError if the record cannot be decoded."""
 
     def empty(self) -> Example:
-        """Return an example of the same structure, shapes and dtypes, made without a record."""
+        """Return an example of the same structure, shapes and dtypes, without a record."""
 
 
 class EvalExampleTransform(Protocol):
-    """A function from a record to its example; it pickles, as it goes to the workers."""
+    """A transform of records to examples; picklable, for data workers."""
 
     def __call__(self, record: Any) -> Example:
-        """Return the example. Raises DataError for a record that does not decode."""
+        """Return the example; raise DataError if the record cannot be decoded."""
 
     def empty(self) -> Example:
-        """Return an example of the same structure, shapes and dtypes, made without a record: the filler row."""
+        """Return an example of the same structure, shapes and dtypes, without a record: a padding row."""
 
 
 def train_batches(
@@ -67,21 +67,21 @@ def train_batches(
     host_count: int = 1,
     on_bad_record: str = "raise",
 ) -> Iterator[Batch]:
-    """Yield this host's share of every batch from `start_step` on, without end.
+    """Yield this host's share of every batch from `start_step` on, endlessly.
 
-    An epoch is a new shuffle of the records of which the first steps_per_epoch * batch_size are used, each once.
-    The global batch is the hosts' batches one after the other. Batches have the stacked arrays of `transform`, and
-    "skipped" int32 (b,): how many records did not decode in this row's place.
+    Every epoch has a new permutation of the records, of which the first steps_per_epoch * batch_size are used once
+    each. The global batch is the concatenation of the hosts' batches. Batches have the stacked arrays of `transform`,
+    and "skipped" int32 (b,): the number of undecodable records that this row replaces.
 
     Args:
         batch_size: rows of a global batch, over all hosts.
         seed: from 0 to 2**32 - 1.
-        num_workers: processes that decode; 0 decodes in threads of this one.
+        num_workers: number of decoding processes; 0 decodes in threads of this process.
         host_index: this host's rank in mesh order.
-        on_bad_record: "raise" raises for a record that does not decode; "skip" takes the next one that does.
+        on_bad_record: "raise" raises for undecodable records; "skip" replaces them by the next decodable one.
 
     Raises:
-        DataError: an argument does not fit, or, while iterating, a record does not decode.
+        DataError: an argument is invalid, or, during iteration, a record cannot be decoded.
     """
     _check_arguments(batch_size, num_workers, host_index, host_count, on_bad_record)
     require.at_least("steps_per_epoch", steps_per_epoch, 1)
@@ -110,23 +110,23 @@ def eval_batches(
     host_count: int = 1,
     on_bad_record: str = "raise",
 ) -> Iterator[Batch]:
-    """Yield this host's share of a pass over the split, in the split's order, every record once.
+    """Yield this host's share of one pass over the split, in order, with every record once.
 
     All hosts get the same number of batches of the same size. Batches have the stacked arrays of `transform`, and
 
-    * "mask" bool (b,): False for the filler rows of the last batches and, under on_bad_record="skip", for records that
-      do not decode; these rows are `transform.empty()`,
-    * "index" int32 (b,): which record of the split a row is, -1 for a filler row,
-    * "skipped" int32 (b,): 1 for a record that does not decode.
+    * "mask" bool (b,): False for the padding rows of the last batches and, under on_bad_record="skip", for undecodable
+      records; these rows are `transform.empty()`,
+    * "index" int32 (b,): the index of the record in the split, -1 for padding rows,
+    * "skipped" int32 (b,): 1 for undecodable records.
 
     Args:
         batch_size: rows of a global batch, over all hosts.
-        num_workers: processes that decode; 0 decodes in threads of this one.
+        num_workers: number of decoding processes; 0 decodes in threads of this process.
         host_index: this host's rank in mesh order.
-        on_bad_record: "raise" raises for a record that does not decode; "skip" masks its row.
+        on_bad_record: "raise" raises for undecodable records; "skip" masks their rows.
 
     Raises:
-        DataError: an argument does not fit, or, while iterating, a record does not decode.
+        DataError: an argument is invalid, or, during iteration, a record cannot be decoded.
     """
     _check_arguments(batch_size, num_workers, host_index, host_count, on_bad_record)
     rows = _HostRows(0, batch_size // host_count, host_index, host_count)
@@ -135,9 +135,10 @@ def eval_batches(
 
 
 class _HostRows:
-    """A function from a position in one host's share to the row of the run, over all hosts.
+    """A map from positions in one host's share to rows of the run, over all hosts.
 
-    Hosts take contiguous parts of each batch, not each nth row: the global batch is the same for any number of hosts.
+    Hosts take contiguous parts of each batch, not every nth row, so that the global batch is the same for any number
+    of hosts.
     """
 
     def __init__(self, first_batch: int, rows: int, host_index: int, host_count: int):
@@ -150,10 +151,10 @@ class _HostRows:
 
 
 class _TrainSample:
-    """A function from a row of the run to its example.
+    """A map from rows of the run to examples.
 
-    Row r is the record at position r % used in epoch r // used. A permutation an epoch, four bytes a record, is drawn
-    here because Grain's index shuffle costs as much as decoding does on small datasets.
+    Row r is the record at position r % used of epoch r // used. The permutation of an epoch (four bytes per record) is
+    drawn with NumPy, because Grain's index shuffle costs as much as decoding on small datasets.
     """
 
     def __init__(self, source: Source, transform: TrainExampleTransform, seed: int, used: int, skip: bool):
@@ -177,17 +178,17 @@ class _TrainSample:
                 continue
             return {**example, "skipped": np.int32(skipped)}
         if self._attempts > 1:
-            failure = DataError(f"{failure}, nor do the {self._attempts - 1} before it")
+            failure = DataError(f"{failure}, and the {self._attempts - 1} records before it cannot be decoded either")
         raise _bad_record(self.source, index, failure)
 
 
-@functools.lru_cache(maxsize=2)  # reading ahead crosses from one epoch into the next
+@functools.lru_cache(maxsize=2)  # reading ahead crosses the end of an epoch
 def _permutation(length: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(length).astype(np.int32)
 
 
 class _EvalSample:
-    """A function from an index to the example of that record, or to a filler row past the last one."""
+    """A map from record indices to examples, and to padding rows past the last record."""
 
     def __init__(self, source: Source, transform: EvalExampleTransform, skip: bool):
         self.source = source
@@ -207,7 +208,7 @@ class _EvalSample:
 
     def _row(self, example: Example | None, index: int, skipped: int) -> Example:
         return {
-            **(self.transform.empty() if example is None else example),  # without the keys below, which are reserved
+            **(self.transform.empty() if example is None else example),  # does not have the reserved keys below
             "mask": np.bool_(example is not None),
             "index": np.int32(index),
             "skipped": np.int32(skipped),
@@ -222,9 +223,9 @@ def _bad_record(source: Source, index: int, error: DataError) -> DataError:
 
 
 def _map_arrays(function: Callable[[list[Any]], np.ndarray], trees: list[Any]) -> Any:
-    """Apply `function` to the list of arrays at each place of equal nested dicts.
+    """Apply `function` to the list of arrays at each leaf of identical nested dicts.
 
-    `jax.tree.map` does the same; nothing in data/ depends on JAX.
+    Replaces `jax.tree.map`, because data/ does not depend on JAX.
     """
     if isinstance(trees[0], dict):
         return {key: _map_arrays(function, [tree[key] for tree in trees]) for key in trees[0]}
@@ -232,12 +233,12 @@ def _map_arrays(function: Callable[[list[Any]], np.ndarray], trees: list[Any]) -
 
 
 def count_bytes(tree: Any) -> int:
-    """Count the bytes of the arrays in a nested dict."""
+    """Return the number of bytes of all arrays in a nested dict."""
     return sum(map(count_bytes, tree.values())) if isinstance(tree, dict) else tree.nbytes
 
 
 class _Chunk:
-    """A function from a number to the rows of one part of a batch, in one call: Grain has a price for each call."""
+    """A map from chunk numbers to the rows of that chunk, computed in one call because Grain has a cost per call."""
 
     def __init__(self, rows: _HostRows, sample: _TrainSample | _EvalSample, size: int):
         self._rows, self._sample, self._size = rows, sample, size
@@ -250,7 +251,7 @@ class _Chunk:
 def _read_ahead(
     rows: _HostRows, sample: _TrainSample | _EvalSample, num_batches: int, batch_rows: int, num_workers: int
 ) -> Iterator[Batch]:
-    if not flags.FLAGS.is_parsed():  # Grain reads its flags, which are parsed only where absl runs the program
+    if not flags.FLAGS.is_parsed():  # Grain reads absl flags, which only absl.app parses
         flags.FLAGS.mark_as_parsed()
     chunk = _chunk_rows(batch_rows)
     per_batch = batch_rows // chunk
@@ -265,7 +266,7 @@ def _read_ahead(
 
 def _chunk_rows(rows: int) -> int:
     chunk = max(size for size in range(1, min(rows, MAX_CHUNK_ROWS) + 1) if rows % size == 0)
-    return chunk if chunk >= MIN_CHUNK_ROWS else rows  # a prime number of rows, say
+    return chunk if chunk >= MIN_CHUNK_ROWS else rows  # for example, a prime number of rows
 
 
 def _iterate_workers(chunks: grain.IterDataset, per_batch: int, source: Source, num_workers: int) -> Iterator[Batch]:
@@ -282,13 +283,13 @@ def _iterate_workers(chunks: grain.IterDataset, per_batch: int, source: Source, 
 
 
 def _iterate(dataset: grain.IterDataset, per_batch: int) -> Iterator[Batch]:
-    """Join chunks to batches, by a copy even of a single one: a worker's chunk is in shared memory that is freed."""
+    """Concatenate chunks to batches; single chunks are copied, too, because workers return temporary shared memory."""
     iterator = iter(dataset)
     try:
-        while parts := list(itertools.islice(iterator, per_batch)):
-            yield _map_arrays(np.concatenate, parts)
+        while chunks := list(itertools.islice(iterator, per_batch)):
+            yield _map_arrays(np.concatenate, chunks)
     except DataError as error:
-        raise DataError(str(error)) from None  # without the trace of a thread or a worker
+        raise DataError(str(error)) from None  # without the traceback of a thread or worker
     finally:
         iterator.close()
 

@@ -1,11 +1,11 @@
-"""RandAugment on uint8 arrays (h, w, c), c = 1 or 3: fifteen operations, two drawn for each image.
+"""RandAugment on uint8 arrays (h, w, c), c = 1 or 3, with fifteen operations.
 
-The operations on values give the same pixels as Pillow, most of them through tables of 256 entries. The operations
-that move pixels use Pillow itself (`affine_pillow`) or OpenCV (`affine_opencv`, which is faster). Operations are drawn
-first and applied afterwards, so that tests can set level and sign.
+Color operations give the same pixels as Pillow, most of them by lookup tables. Geometric operations use Pillow itself
+(`affine_pillow`) or OpenCV (`affine_opencv`, which is faster). Operations are drawn first and applied afterwards, so
+that tests can set level and sign.
 
-Reference: Cubuk et al., "RandAugment" (2019), with the levels of timm 0.6.11, where every operation increases with
-the level ("inc1").
+Reference: Cubuk et al., "RandAugment" (2019), with the levels of timm 0.6.11 in which the strength of every operation
+increases with the level ("inc1").
 """
 
 import dataclasses
@@ -20,18 +20,18 @@ from PIL import Image
 from mambaout_jax.data.arguments import FILL, INTERPOLATIONS
 from mambaout_jax.data.errors import DataError
 
-# Decoding already runs in one process a core, where threads of OpenCV would only compete. Every worker process imports
-# this module, through its transform.
+# Decoding already runs in one process per core, in which OpenCV threads would only compete. Every worker process
+# imports this module with its transform.
 cv2.setNumThreads(0)
 
 MAX_LEVEL = 10.0
-LUMA = np.array([[19595, 38470, 7471, 2**15]], np.float32) / 2**16  # of Pillow, with the half that rounds
+LUMA = np.array([[19595, 38470, 7471, 2**15]], np.float32) / 2**16  # Pillow's weights, plus 0.5 for rounding
 SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13  # ImageFilter.SMOOTH
 LINEAR_AND_CUBIC = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
-PARTS = {  # name -> field, type, min, max, and the last three in words
-    "m": ("magnitude", int, 0, 10, "a whole number from 0 to 10"),
-    "n": ("num_ops", int, 1, 15, "a whole number from 1 to 15"),
-    "p": ("rate", float, 0, 1, "from 0 to 1"),
+PARTS = {  # name -> field, type, min, max, description
+    "m": ("magnitude", int, 0, 10, "an integer from 0 to 10"),
+    "n": ("num_ops", int, 1, 15, "an integer from 1 to 15"),
+    "p": ("prob", float, 0, 1, "from 0 to 1"),
     "mstd": ("magnitude_std", float, 0, 100, "from 0 to 100"),
     "inc": (None, int, 1, 1, "1: all operations grow with the magnitude"),
 }
@@ -45,8 +45,8 @@ class Operation:
     """One operation on an image.
 
     Args:
-        level: strength from 0 to 10, negative for the other direction where an operation has two.
-        interpolation: "bilinear" or "bicubic", for the operations that move pixels.
+        level: strength from 0 to 10, negative for the opposite direction of a signed operation.
+        interpolation: "bilinear" or "bicubic", for geometric operations.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Operation:
 
 @dataclasses.dataclass(frozen=True)
 class RandAugment:
-    """A distribution of operations, drawn with replacement, each applied with probability `rate` at its own level.
+    """A distribution of operations, drawn with replacement and applied with probability `prob`, each at its own level.
 
     Args:
         magnitude: mean level, from 0 to 10.
@@ -66,42 +66,42 @@ class RandAugment:
     num_ops: int = 2
     magnitude: float = MAX_LEVEL
     magnitude_std: float = 0.0
-    rate: float = 0.5
+    prob: float = 0.5
 
     @classmethod
     def parse(cls, text: str) -> "RandAugment":
-        """Build it from the notation of timm, such as "rand-m9-mstd0.5-inc1"; m, n, p and mstd are optional.
+        """Build from timm's notation, such as "rand-m9-mstd0.5-inc1"; m, n, p and mstd are optional.
 
         Raises:
-            DataError: a part is unknown, repeated or missing, or its number is out of range.
+            DataError: a part is unknown, repeated, missing or out of range.
         """
         first, *parts = text.split("-")
         if first != "rand":
-            raise _misfit(text, f"it starts with {first!r}, not 'rand'")
+            raise _parse_error(text, f"it starts with {first!r}, not 'rand'")
         numbers = {}
         for part in parts:
             match = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?)", part)
             if match is None or match[1] not in PARTS:
-                raise _misfit(text, f"part {part!r} is unknown")
+                raise _parse_error(text, f"part {part!r} is unknown")
             name, number = match.groups()
-            field, kind, low, high, words = PARTS[name]
+            field, kind, low, high, description = PARTS[name]
             if (kind is int and "." in number) or not low <= float(number) <= high:
-                raise _misfit(text, f"{name} is {number}; expected {words}")
+                raise _parse_error(text, f"{name} is {number}; expected {description}")
             if field in numbers:
-                raise _misfit(text, f"{name} is repeated")
+                raise _parse_error(text, f"{name} is repeated")
             numbers[field] = kind(number)
         if numbers.pop(None, None) is None:
-            raise _misfit(text, "inc1 is missing")
+            raise _parse_error(text, "inc1 is missing")
         return cls(**numbers)
 
     def draw(self, rng: np.random.Generator) -> list[Operation]:
-        """Draw the operations for one image; the number of draws does not depend on their outcome."""
+        """Draw the operations for one image; the number of random draws does not depend on their outcome."""
         operations = []
         for _ in range(self.num_ops):
             name = OPERATIONS[rng.integers(len(OPERATIONS))]
             level = min(max(rng.normal(self.magnitude, self.magnitude_std), 0.0), MAX_LEVEL)
-            done, negative, bicubic = rng.random(3) < (self.rate, 0.5, 0.5)
-            if done:
+            applied, negative, bicubic = rng.random(3) < (self.prob, 0.5, 0.5)
+            if applied:
                 operations.append(Operation(name, -level if negative else level, "bicubic" if bicubic else "bilinear"))
         return operations
 
@@ -120,9 +120,9 @@ def apply(image: np.ndarray, operation: Operation, affine: Affine) -> np.ndarray
 
 
 def affine_pillow(image: np.ndarray, matrix: Matrix, interpolation: str, fill: tuple[int, ...]) -> np.ndarray:
-    """Move pixels with Pillow: the output at (x, y) is the input at (a x + b y + c, d x + e y + f).
+    """Apply an affine transform with Pillow: the output at (x, y) is the input at (a x + b y + c, d x + e y + f).
 
-    Coordinates are those of pixel corners: the center of the first pixel is at (0.5, 0.5).
+    Coordinates are relative to pixel corners: the center of the first pixel is at (0.5, 0.5).
     """
     height, width, channels = image.shape
     picture = Image.fromarray(image if channels == 3 else image[..., 0])
@@ -133,17 +133,17 @@ def affine_pillow(image: np.ndarray, matrix: Matrix, interpolation: str, fill: t
 
 
 def affine_opencv(image: np.ndarray, matrix: Matrix, interpolation: str, fill: tuple[int, ...]) -> np.ndarray:
-    """Move pixels with OpenCV, equal to `affine_pillow` within 1 for bilinear interpolation.
+    """Apply an affine transform with OpenCV, equal to `affine_pillow` within 1 for bilinear interpolation.
 
-    Pillow truncates fractions and OpenCV rounds them. Their cubic filters differ: the free parameter is -0.75 in OpenCV
+    Pillow truncates fractions, OpenCV rounds them. Their cubic filters differ: the free parameter is -0.75 in OpenCV
     and -1 in Pillow, a difference of a few gray levels at edges and in noise.
     """
     height, width, _ = image.shape
     a, b, c, d, e, f = matrix
-    centres = np.array([[a, b, c + (a + b - 1) / 2], [d, e, f + (d + e - 1) / 2]])
+    center_matrix = np.array([[a, b, c + (a + b - 1) / 2], [d, e, f + (d + e - 1) / 2]])
     flags = LINEAR_AND_CUBIC[interpolation] | cv2.WARP_INVERSE_MAP
-    moved = cv2.warpAffine(image, centres, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
-    # Filled afterwards: a constant border would be blended into its neighbors, which Pillow does not do.
+    moved = cv2.warpAffine(image, center_matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    # Filled afterwards: OpenCV would blend a constant border into neighboring pixels, which Pillow does not.
     x, y = np.arange(width, dtype=np.float32) + 0.5, np.arange(height, dtype=np.float32)[:, None] + 0.5
     u, v = a * x + (b * y + c), d * x + (e * y + f)
     outside = (u < 0) | (u >= width) | (v < 0) | (v >= height)
@@ -151,16 +151,16 @@ def affine_opencv(image: np.ndarray, matrix: Matrix, interpolation: str, fill: t
     return cv2.copyTo(filled, outside.view(np.uint8), moved).reshape(image.shape)
 
 
-def _misfit(text: str, what: str) -> DataError:
-    known = ", ".join(f"{name} ({words})" for name, (*_, words) in PARTS.items())
+def _parse_error(text: str, what: str) -> DataError:
+    known = ", ".join(f"{name} ({description})" for name, (*_, description) in PARTS.items())
     return DataError(
         f"auto_augment is {text!r}: {what}; expected a string such as 'rand-m9-mstd0.5-inc1', with the parts {known}"
     )
 
 
-def _rotation(share: float, width: int, height: int) -> Matrix:
-    # About the center, with the steps and the rounding of Image.rotate.
-    angle = -math.radians((share * 30.0) % 360.0)
+def _rotation(strength: float, width: int, height: int) -> Matrix:
+    # Around the center, with the operations and the rounding of Image.rotate.
+    angle = -math.radians((strength * 30.0) % 360.0)
     cos, sin = round(math.cos(angle), 15), round(math.sin(angle), 15)
     x, y = width / 2, height / 2
     return cos, sin, cos * -x + sin * -y + 0.0 + x, -sin, cos, -sin * -x + cos * -y + 0.0 + y
@@ -168,10 +168,10 @@ def _rotation(share: float, width: int, height: int) -> Matrix:
 
 MATRICES: dict[str, Callable[[float, int, int], Matrix]] = {
     "Rotate": _rotation,
-    "ShearX": lambda share, width, height: (1, share * 0.3, 0, 0, 1, 0),
-    "ShearY": lambda share, width, height: (1, 0, 0, share * 0.3, 1, 0),
-    "TranslateXRel": lambda share, width, height: (1, 0, share * 0.45 * width, 0, 1, 0),
-    "TranslateYRel": lambda share, width, height: (1, 0, 0, 0, 1, share * 0.45 * height),
+    "ShearX": lambda strength, width, height: (1, strength * 0.3, 0, 0, 1, 0),
+    "ShearY": lambda strength, width, height: (1, 0, 0, strength * 0.3, 1, 0),
+    "TranslateXRel": lambda strength, width, height: (1, 0, strength * 0.45 * width, 0, 1, 0),
+    "TranslateYRel": lambda strength, width, height: (1, 0, 0, 0, 1, strength * 0.45 * height),
 }
 
 
@@ -220,7 +220,7 @@ def _equalize(image: np.ndarray, level: float) -> np.ndarray:
 
 
 def _posterize(image: np.ndarray, level: float) -> np.ndarray:
-    bits = 4 - int(abs(level) / MAX_LEVEL * 4)  # 0 at the highest level: black
+    bits = 4 - int(abs(level) / MAX_LEVEL * 4)  # 0 at the highest level, which gives a black image
     return image & np.uint8(256 - 2 ** (8 - bits))
 
 

@@ -1,4 +1,4 @@
-"""Checks of the files of a prepared dataset before anything is read from them."""
+"""Validation of the files of a prepared dataset before they are read."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,35 +12,35 @@ from mambaout_jax.data.errors import DataError
 from mambaout_jax.process import within_seconds
 
 THREADS = 16
-# Without these a reader takes 16 MiB and reads ahead, although only the end of the file is needed.
+# By default, a reader allocates 16 MiB and reads ahead, although only the end of the file is needed.
 READER_OPTIONS = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 32768}
 
 
 def list_names(folder: epath.Path) -> list[str] | None:
-    """Return the names of the files in a folder; None if it does not exist.
+    """Return the names of the files in a folder, or None if it does not exist.
 
     Raises:
-        DataError: it cannot be read, or does not answer in time.
+        DataError: the folder cannot be read, or not in time.
     """
     try:
         return within_seconds(REMOTE_SECONDS, lambda: _list_names(folder))
-    except Exception as error:  # each kind of bucket raises types of its own
+    except Exception as error:  # each bucket client raises its own types
         raise DataError(f"{folder} cannot be read ({error})") from error
 
 
-def check_shards(what: str, folder: epath.Path, shards: Sequence[Any], command: str) -> None:
+def check_shards(split: str, folder: epath.Path, shards: Sequence[Any], command: str) -> None:
     """Check the files of a split against dataset_info.json.
 
-    In local files the number of records is read, which fails for truncated ones. In a bucket that would cost a request
-    a file, so there they only have to exist.
+    In local files the number of records is read, which fails for truncated files. In a bucket this would cost a request
+    per file, so only existence is checked.
 
     Args:
-        what: the split, for messages.
-        shards: TFDS's file instructions.
-        command: the command that prepares the dataset again.
+        split: description of the split, for messages.
+        shards: file instructions of TFDS.
+        command: the command that prepares the dataset again, for messages.
 
     Raises:
-        DataError: files are missing, truncated or of another length.
+        DataError: files are missing, truncated or have another number of records.
     """
     present = set(list_names(folder) or ())
     expected = {epath.Path(shard.filename).name: shard.examples_in_shard for shard in shards}
@@ -50,8 +50,8 @@ def check_shards(what: str, folder: epath.Path, shards: Sequence[Any], command: 
             faults = list(filter(None, threads.map(lambda item: _fault(folder / item[0], item[1]), expected.items())))
     if faults:
         raise DataError(
-            f"{what} has {len(faults)} of {len(expected)} files in {folder} that cannot be read (first: {faults[0]}); "
-            f"copy them there again, or move that folder away and run: {command}"
+            f"{len(faults)} of {len(expected)} files of {split} in {folder} cannot be read (first: {faults[0]}); "
+            f"copy them again, or move the folder away and run: {command}"
         )
 
 
@@ -60,7 +60,7 @@ def _fault(file: epath.Path, expected: int) -> str | None:
         reader = array_record_module.ArrayRecordReader(str(file), **READER_OPTIONS)
         found = reader.num_records()
         reader.close()
-    except Exception as error:  # ArrayRecord raises types of its own
+    except Exception as error:  # ArrayRecord raises its own types
         return f"{file.name} is truncated or damaged: {str(error).partition(';')[0] or 'it has no footer'}"
     return None if found == expected else f"{file.name} has {found} records; expected {expected}"
 

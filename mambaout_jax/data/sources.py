@@ -1,6 +1,6 @@
 """Random access to the records of any TFDS dataset prepared as ArrayRecord.
 
-Datasets are read from their prepared files alone: neither the code that generated them nor TensorFlow is needed.
+Datasets are read from their prepared files alone, without their builders and without TensorFlow.
 """
 
 import hashlib
@@ -29,15 +29,15 @@ Features = Mapping[str, Any]
 
 
 class Source(Protocol):
-    """Records of one split by index, in an order that never changes.
+    """Records of one split by index, in a fixed order.
 
-    Sources pickle: each worker process opens the files itself.
+    Sources are picklable; each worker process opens the files itself.
 
     Attributes:
         name: "dataset" or "dataset/config".
-        split: a split's name, or a slice of it such as "train[:90%]".
-        fingerprint: equal for equal data, wherever it was prepared.
-        labels: JSON-able metadata about the meaning of the targets, which only the task that wrote it reads.
+        split: name of a split, or a slice of it such as "train[:90%]".
+        fingerprint: equal for equal data, no matter where it was prepared.
+        labels: JSON-serializable metadata about the targets, interpreted only by the task that wrote it.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Source(Protocol):
         """Return the number of records."""
 
     def __getitem__(self, index: int) -> Any:
-        """Read a record: any picklable value, which the task's transforms take.
+        """Read a record: any picklable value that the transforms of the task accept.
 
         Raises:
             DataError: the record cannot be read.
@@ -58,14 +58,14 @@ class Source(Protocol):
 
 
 class Records:
-    """The parsed records of one split: `records[i]` maps the names of features to `tf.train.Feature` messages.
+    """The parsed records of one split: `records[i]` maps feature names to `tf.train.Feature` messages.
 
-    The order is that of the files and never changes. Records pickle without `info`, which workers do not need.
+    The order is that of the files. Pickling drops `info`, which workers do not need.
 
     Attributes:
-        name: "dataset" or "dataset/config", as the dataset's metadata has it.
-        split: a split's name, or a slice of it such as "train[:90%]".
-        info: `tfds.core.DatasetInfo` with the features, None after unpickling.
+        name: "dataset" or "dataset/config", from the metadata of the dataset.
+        split: name of a split, or a slice of it such as "train[:90%]".
+        info: `tfds.core.DatasetInfo` with the features; None after unpickling.
     """
 
     def __init__(self, data: Sequence[bytes], shards: Sequence[Any], info: tfds.core.DatasetInfo, split: str):
@@ -82,9 +82,9 @@ class Records:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         try:
-            # Quicker than the parser of TFDS, which serves every kind of feature.
+            # Faster than the parser of TFDS, which supports every kind of feature.
             return tf_example_pb2.Example.FromString(self._data[index]).features.feature
-        except Exception as error:  # ArrayRecord and protobuf raise types of their own
+        except Exception as error:  # ArrayRecord and protobuf raise their own types
             raise DataError(f"the record cannot be read ({type(error).__name__}: {error})") from error
 
     def __getstate__(self) -> dict[str, Any]:
@@ -92,14 +92,14 @@ class Records:
 
     @property
     def features(self) -> Mapping[str, tfds.features.FeatureConnector]:
-        """The features of the dataset by name, as its metadata describes them."""
+        """Return the features of the dataset by name, from its metadata."""
         return dict(self.info.features or {})
 
     def fingerprint(self, labels: Sequence[str]) -> str:
-        """Return the fingerprint of the data and of `labels`, the names of what the targets can be.
+        """Return a fingerprint of the data and of `labels`, the names of the classes.
 
-        It covers name, config, version, split, the records of each shard and the split's size in bytes: equal data
-        prepared elsewhere has the same one.
+        It covers name, config, version, split, the records of each shard and the size of the splits in bytes, so that
+        equal data prepared elsewhere has the same fingerprint.
         """
         content = {
             "shards": [(epath.Path(shard.filename).name, shard.skip, shard.take) for shard in self._shards],
@@ -116,8 +116,8 @@ def open_records(name: str, split: str, data_dir: str | None = None) -> Records:
 
     Args:
         name: "dataset", "dataset/config" or "dataset/config:version"; without a version, the newest prepared one.
-        split: a split's name, or a slice of it such as "train[:90%]".
-        data_dir: the folder that datasets are prepared in; the default is that of TFDS.
+        split: name of a split, or a slice of it such as "train[:90%]".
+        data_dir: folder of prepared datasets; None for the default of TFDS.
 
     Raises:
         DataError: the dataset, split or folder does not exist, or its files are incomplete or in another format.
@@ -130,7 +130,7 @@ def open_records(name: str, split: str, data_dir: str | None = None) -> Records:
     except NotImplementedError:
         raise DataError(
             f"dataset {name!r} is prepared as {info.file_format.value} in {builder.data_dir}; "
-            f"move that folder away and run: {command}"
+            f"move the folder away and run: {command}"
         ) from None
     except (KeyError, ValueError):
         splits = ", ".join(f"{key} ({value.num_examples} records)" for key, value in info.splits.items())

@@ -1,7 +1,7 @@
-"""The transform of an encoded image to a random view, uint8, as it is copied to the device.
+"""The training transform of encoded images: random crop, flip and RandAugment, as uint8.
 
-Both pipelines make the same draws in the same order: a seed gives the same view in both, up to the filters.
-Mixing, normalization and erasing happen on the device.
+Both pipelines make the same draws in the same order, so a seed gives the same image in both, up to interpolation.
+Mixup, cutmix, normalization and random erasing run on the device.
 """
 
 import dataclasses
@@ -27,13 +27,13 @@ def random_crop_box(
     ratio: tuple[float, float],
     rng: np.random.Generator,
 ) -> Box:
-    """Draw (left, top, right, bottom): area uniform in `scale`, aspect ratio log-uniform in `ratio`.
+    """Draw a box (left, top, right, bottom) with area uniform in `scale` and aspect ratio log-uniform in `ratio`.
 
-    After ten draws that do not fit, the result is the largest centered box with an aspect ratio inside `ratio`.
+    After ten boxes that exceed the image, return the largest centered box with an aspect ratio within `ratio`.
 
     Args:
-        scale: share of the image's area.
-        ratio: width / height.
+        scale: range of the area, relative to that of the image.
+        ratio: range of width / height.
 
     Reference: Szegedy et al., "Going deeper with convolutions" (2015); ten attempts as in torchvision and timm.
     """
@@ -55,26 +55,26 @@ def random_crop_box(
 
 @dataclasses.dataclass(frozen=True)
 class TrainTransform:
-    """The transform of an encoded image to a random view, contiguous uint8 (h, w, c).
+    """The random training transform of an encoded image to contiguous uint8 (h, w, c).
 
-    A box is cropped and resized, then flipped, then augmented. With `crop="resize"` the box is the whole image, with
-    "random_resized" a random one.
+    A box is cropped, resized, flipped and augmented: the whole image with `crop="resize"`, a random box with
+    "random_resized".
 
-    `pipeline="exact"` resizes with Pillow, with antialiasing: pixel for pixel the views of timm. With "fast" the JPEG
-    decoder reduces a box that is at least two, four or eight times too large by that factor, and OpenCV interpolates
+    `pipeline="exact"` resizes with Pillow, with antialiasing, and gives the pixels of timm. With "fast", the JPEG
+    decoder reduces boxes that are at least two, four or eight times too large by that factor, and OpenCV interpolates
     the rest, without antialiasing below a factor of two.
 
     Args:
         size: (height, width) in pixels.
         channels: 1 (gray) or 3 (RGB).
-        scale: share of the area that the random box covers.
-        ratio: width / height of the random box.
+        scale: range of the area of the random box, relative to that of the image.
+        ratio: range of width / height of the random box.
         flip: probability of a horizontal flip.
-        interpolation: "bicubic", "bilinear", or "random" for one of the two, drawn for each image.
-        auto_augment: RandAugment in the notation of timm, such as "rand-m9-mstd0.5-inc1"; None for none.
+        interpolation: "bicubic", "bilinear", or "random" to draw one of the two for each image.
+        auto_augment: RandAugment in timm's notation, such as "rand-m9-mstd0.5-inc1"; None for no augmentation.
 
     Raises:
-        DataError: a value is outside its range.
+        DataError: a value is out of range.
     """
 
     size: tuple[int, int]
@@ -101,22 +101,22 @@ class TrainTransform:
         _ = self._rand_augment
 
     def __call__(self, image: bytes | Image.Image, rng: np.random.Generator) -> np.ndarray:
-        """Return a random view, uint8 (h, w, c); equal generators give equal views.
+        """Return the transformed image, equal for equal generators.
 
         Raises:
-            DataError: the image does not decode.
+            DataError: the image cannot be decoded.
         """
         fast = self.pipeline == "fast"
-        view = self._crop_fast(image, rng) if fast else self._crop_exact(image, rng)
+        pixels = self._crop_fast(image, rng) if fast else self._crop_exact(image, rng)
         if self.flip and rng.random() < self.flip:
-            view = cv2.flip(view, 1).reshape(view.shape)
+            pixels = cv2.flip(pixels, 1).reshape(pixels.shape)
         if self._rand_augment is not None:
             for operation in self._rand_augment.draw(rng):
-                view = apply(view, operation, affine_opencv if fast else affine_pillow)
-        return view
+                pixels = apply(pixels, operation, affine_opencv if fast else affine_pillow)
+        return pixels
 
     def empty(self) -> np.ndarray:
-        """Return a black view, uint8 (h, w, c)."""
+        """Return a black image, uint8 (h, w, c)."""
         return np.zeros((*self.size, self.channels), np.uint8)
 
     @functools.cached_property
@@ -134,7 +134,7 @@ class TrainTransform:
     def _crop_exact(self, image: bytes | Image.Image, rng: np.random.Generator) -> np.ndarray:
         image = decode_image(image, self.channels)
         box, interpolation = self._draw(*image.size, rng)
-        # Cropping first keeps the filter from reading pixels outside the box, as in torchvision.
+        # Cropped before resizing, as in torchvision, so that the filter does not read pixels outside of the box.
         return to_array(image.crop(box).resize(self.size[::-1], INTERPOLATIONS[interpolation]))
 
     def _crop_fast(self, image: bytes | Image.Image, rng: np.random.Generator) -> np.ndarray:
@@ -145,11 +145,11 @@ class TrainTransform:
             box, interpolation = self._draw(*size, rng)
         else:
             box, interpolation = self._draw(*size, rng)
-            # The smallest whole image whose part in the box is as large as the view.
+            # The smallest size of the whole image at which the box is not smaller than `size`.
             min_height = math.ceil(size[1] * self.size[0] / (box[3] - box[1]))
             min_width = math.ceil(size[0] * self.size[1] / (box[2] - box[0]))
             pixels = decode_fast(image, self.channels, min_height, min_width, rows=box[3])
-        # The factor by which the decoder reduced both sides, rounding up: 1, 2, 4 or 8.
+        # The factor by which the decoder reduced both sides: 1, 2, 4 or 8. It rounds sizes up.
         reduction = 1 << (-(-size[0] // pixels.shape[1]) - 1).bit_length()
         left, right = _scale_interval(box[0], box[2], reduction, pixels.shape[1])
         top, bottom = _scale_interval(box[1], box[3], reduction, pixels.shape[0])
@@ -163,8 +163,8 @@ def _scale_interval(first: int, last: int, reduction: int, scaled_extent: int) -
 
 def _resize(image: np.ndarray, size: tuple[int, int], interpolation: str) -> np.ndarray:
     (height, width, channels), (to_height, to_width) = image.shape, size
-    # Images that the decoder did not reduce, because they are not JPEGs or the box is elongated, are averaged down to
-    # below twice the size: the interpolation reads only two or four neighbors.
+    # Images that the decoder did not reduce, because they are not JPEGs or the box is elongated, are first averaged to
+    # less than twice the target size, because the interpolation reads only two or four neighbors.
     by_height, by_width = power_of_two_within(height / to_height), power_of_two_within(width / to_width)
     if max(by_height, by_width) > 1:
         image = cv2.resize(image, (width // by_width, height // by_height), interpolation=cv2.INTER_AREA)

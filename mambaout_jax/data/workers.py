@@ -1,4 +1,4 @@
-"""Worker processes: how they start, which record each is reading, and how one that died is reported."""
+"""Worker processes: initialization, the record that each one is reading, and reports of crashes."""
 
 import itertools
 import multiprocessing.util
@@ -19,15 +19,15 @@ NO_RECORD = -1
 
 
 def count_cores() -> int:
-    """Return the number of cores that this process may use; a job or a container may have fewer than the machine."""
+    """Return the number of cores available to this process, which a job or a container may limit."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class WorkerStatus:
-    """The record that each thread of each worker is reading, in a file that all of them map.
+    """The record that each thread of each worker is reading, in a file mapped by all of them.
 
-    A process that the kernel kills reports nothing itself; its last record is still in this file. A worker's row has
-    its process id, negative once it has ended normally, and the records of its threads.
+    A process killed by the kernel cannot report anything, but its last record remains in the file. The row of a worker
+    has its process id, negated after a normal exit, and the records of its threads.
     """
 
     def __init__(self, num_workers: int):
@@ -37,24 +37,25 @@ class WorkerStatus:
         self._rows = _map(self.path)
 
     def explain(self, error: RuntimeError, split: str) -> WorkerDiedError:
-        """Return an error that names the dead worker, the cause and the record it was reading.
+        """Return an error that names the dead worker, the cause and the record that it was reading.
 
         Args:
-            error: what Grain raised.
-            split: the split, in words.
+            error: the error that Grain raised.
+            split: description of the split.
         """
         alive = {process.pid for process in multiprocessing.active_children()}
         dead = [number for number, row in enumerate(self._rows) if row[0] > 0 and row[0] not in alive]
         records = sorted({int(record) for number in dead for record in self._rows[number, 1:] if record != NO_RECORD})
         who = " or ".join(f"data worker {number} (process {self._rows[number, 0]})" for number in dead)
-        when = f"after it began record {' or '.join(map(str, records))} of" if records else "before its first record of"
+        started = f"after starting to read record {' or '.join(map(str, records))}"
+        when = started if records else "before reading its first record"
         return WorkerDiedError(
-            f"{who or 'a data worker'} {_describe_end(error)} {when} {split}; if the machine ran out of memory, use "
-            "fewer workers"
+            f"{who or 'a data worker'} {_describe_exit(error)} {when} of {split}; if the machine ran out of memory, "
+            "use fewer workers"
         )
 
     def close(self) -> None:
-        """Remove the file."""
+        """Delete the file."""
         os.unlink(self.path)
 
 
@@ -63,19 +64,19 @@ def _map(path: str) -> np.ndarray:
 
 
 def is_worker_death(error: RuntimeError) -> bool:
-    """Check whether Grain raised `error` because a worker process ended, not because of an error of the program."""
+    """Return whether Grain raised `error` because a worker process died, not because of an exception."""
     return "Worker process was terminated unexpectedly" in str(error)
 
 
-def _describe_end(error: RuntimeError) -> str:
+def _describe_exit(error: RuntimeError) -> str:
     code = int(re.search(r"exit code (-?\d+)", str(error))[1])
-    return f"ended with exit code {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
+    return f"exited with code {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
 
 
 class WorkerInit:
-    """The initialization of a worker process: it ignores signals to end, and ends with its parent.
+    """The initializer of worker processes: they ignore SIGINT and SIGTERM, and exit with their parent.
 
-    Schedulers and systems that shut down signal all processes, and the parent needs batches until it has saved.
+    Schedulers signal all processes, but the parent needs batches until it has saved a checkpoint.
     """
 
     def __init__(self, status: WorkerStatus):
@@ -93,7 +94,7 @@ class WorkerInit:
 
 
 class _CurrentRecord(threading.local):
-    """The entry of each thread of this process in its worker's row; outside a worker there is none."""
+    """The entry of each thread in the row of its worker; unset outside of workers."""
 
     shared: np.ndarray | None = None
     columns = itertools.count()
@@ -111,5 +112,5 @@ _current_record = _CurrentRecord()
 
 
 def set_current_record(index: int) -> None:
-    """Write the index of the record that this thread is about to read to the worker's status."""
+    """Write the index of the record that this thread is about to read to the status of its worker."""
     _current_record.set(index)

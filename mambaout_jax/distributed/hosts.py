@@ -1,7 +1,7 @@
-"""Communication between the processes of a run: joining, barriers, named allgathers, and stopping together.
+"""Communication between the processes of a run: initialization, barriers, named allgathers, and coordinated stops.
 
-It uses the coordination service that process 0 runs for `jax.distributed`. All processes make the same calls in the
-same order, so the n-th call with a name matches the n-th call in all others.
+Uses the coordination service of `jax.distributed` in process 0. All processes make the same calls in the same order, so
+that the n-th call with a name matches the n-th call with that name in every other process.
 """
 
 import collections
@@ -19,18 +19,18 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
-from jax._src import distributed  # JAX has no public door to its key-value store
+from jax._src import distributed  # JAX has no public API for its key-value store
 from jax.experimental import multihost_utils
 
 from mambaout_jax.distributed.errors import LostProcessError, ParallelError
 
-# JAX's default of 100 s would keep the surviving processes waiting for more than a minute.
+# With JAX's default of 100 s, the surviving processes would wait for more than a minute.
 HEARTBEAT_SECONDS = 30
 JOINING_SECONDS = 300
 BARRIER_SECONDS = 600
 _POLL_SECONDS = 0.2
 _FAILURE_SECONDS = 5
-_SERVICE_SECONDS = 2  # process 0 exits this much later, as the loss of its service would abort the others
+_SERVICE_SECONDS = 2  # process 0 exits this much later, because the loss of its service aborts the others
 
 _calls: dict[str, "itertools.count[int]"] = collections.defaultdict(itertools.count)
 
@@ -45,7 +45,7 @@ def initialize(
 
     Args:
         coordinator: "host:port" of process 0.
-        seconds: to wait for all processes. After that, or if a process is lost later, the program is aborted.
+        seconds: timeout for all processes to join. After that, or if a process is lost later, JAX aborts this process.
 
     Raises:
         ParallelError: an argument is missing or invalid, or the port is not available to process 0.
@@ -53,7 +53,7 @@ def initialize(
     given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
     missing = [f"--{name}" for name, value in given.items() if value is None]
     if 0 < len(missing) < len(given):
-        raise ParallelError(f"{' and '.join(missing)} missing; give all three options, or none on a TPU")
+        raise ParallelError(f"{' and '.join(missing)} missing; set all three options, or none on a TPU")
     if not missing:
         _check_address(coordinator, num_processes, process_id)
     # The service would handle SIGTERM itself.
@@ -68,7 +68,7 @@ def initialize(
         )
     except (ValueError, RuntimeError) as error:
         raise ParallelError(
-            f"the other processes cannot be found ({str(error).strip().splitlines()[0]}); outside of a TPU, give "
+            f"the other processes cannot be found ({str(error).strip().splitlines()[0]}); outside of a TPU, set "
             "--coordinator=HOST:PORT --num_processes=N --process_id=I"
         ) from error
 
@@ -90,12 +90,13 @@ def _check_address(coordinator: str, num_processes: int, process_id: int) -> Non
                 probe.bind(("", int(port)))
             except OSError as error:
                 raise ParallelError(
-                    f"port {port} of --coordinator is not available ({error.strerror}); give all processes another"
+                    f"port {port} of --coordinator is not available ({error.strerror}); choose another one for all "
+                    "processes"
                 ) from error
 
 
 def is_multi_process() -> bool:
-    """Return whether this process has joined others; it may not have found a device yet."""
+    """Return whether this process has joined others, without initializing devices."""
     return distributed.global_state.client is not None and distributed.global_state.num_processes > 1
 
 
@@ -108,7 +109,7 @@ def barrier(name: str, seconds: float = BARRIER_SECONDS) -> None:
     """Wait until all processes have made this call.
 
     Args:
-        name: for the error message.
+        name: name for the error message.
 
     Raises:
         LostProcessError: a process did not arrive in time.
@@ -120,7 +121,7 @@ def allgather_strings(name: str, value: str, seconds: float = BARRIER_SECONDS) -
     """Wait for all processes and return the value of each, by process index.
 
     Args:
-        name: for the error message.
+        name: name for the error message.
 
     Raises:
         LostProcessError: a process did not arrive in time.
@@ -129,7 +130,7 @@ def allgather_strings(name: str, value: str, seconds: float = BARRIER_SECONDS) -
         return [value]
     client = distributed.global_state.client
     prefix = f"mambaout_jax/{name}/{next(_calls[name])}/"
-    client.key_value_set(f"{prefix}{jax.process_index()}", f"={value}")  # an empty value is refused
+    client.key_value_set(f"{prefix}{jax.process_index()}", f"={value}")  # empty values are rejected
     deadline = time.monotonic() + seconds
     values = []
     for process in range(jax.process_count()):
@@ -149,9 +150,9 @@ def allgather_strings(name: str, value: str, seconds: float = BARRIER_SECONDS) -
 
 
 def allgather_objects(value: Any) -> list[Any]:
-    """Return the value of each process, by its index. They are sent as pickles over the devices.
+    """Return the value of each process, by process index, exchanged as pickles through the devices.
 
-    Each device has those of all processes in memory for a moment, padded to the largest, which is below 2 GiB.
+    Each device temporarily stores the pickles of all processes, padded to the largest, which must be below 2 GiB.
     """
     if jax.process_count() == 1:
         return [value]
@@ -164,7 +165,7 @@ def allgather_objects(value: Any) -> list[Any]:
 
 
 def check_shared_filesystem(folder: epath.Path) -> list[int]:
-    """Return the processes that cannot see a file that process 0 writes into the folder."""
+    """Return the processes that do not see a file written to the folder by process 0."""
     if jax.process_count() == 1:
         return []
     probe = folder / ".shared"
@@ -197,30 +198,30 @@ def assert_same_on_all_hosts(values: Mapping[str, str]) -> None:
 
 
 def shutdown() -> None:
-    """Disconnect from the other processes, all at the same time, before this one exits."""
+    """Disconnect from the other processes before this one exits; all processes call it together."""
     if jax.process_count() > 1:
         jax.distributed.shutdown()
 
 
 def shutdown_after_local_failure() -> None:
-    """Disconnect after a failure of this process, without waiting for processes that wait for this one.
+    """Disconnect after a failure of this process, without waiting for processes that are waiting for this one.
 
-    They get a few seconds to fail as well and to print why.
+    The others get a few seconds to fail as well and to print their errors.
     """
     _leave("failed", _FAILURE_SECONDS)
 
 
 def shutdown_after_remote_failure() -> bool:
-    """Disconnect after communication failed; return whether another process reported a failure of its own.
+    """Disconnect after communication failed, and return whether another process reported a failure.
 
-    A process that was killed reports nothing; this process is aborted once its heartbeat is missed.
+    A killed process reports nothing; JAX aborts this process once the heartbeat of the killed one is missed.
     """
     return "failed" in _leave("", HEARTBEAT_SECONDS + 10)
 
 
 def _leave(status: str, seconds: float) -> list[str]:
     statuses = []
-    with contextlib.suppress(RuntimeError):  # the others are lost as well, or this one has no devices
+    with contextlib.suppress(RuntimeError):  # other processes are lost, too, or this one has no devices
         statuses = allgather_strings("shutting down after a failure", status, seconds)
         if is_first():
             time.sleep(_SERVICE_SECONDS)
@@ -231,7 +232,8 @@ class StopCoordinator:
     """An agreement between all processes on the number of collective operations after which they stop.
 
     A stop request in one process reaches all of them. Each then publishes its count from a thread, because its main
-    thread may be waiting for the others; all continue to the largest count, an operation that has started somewhere.
+    thread may be waiting for the others. All continue up to the largest count, because some process has already started
+    that operation.
 
     Raises:
         LostProcessError: the processes cannot agree; from `should_continue` and `finished`.
@@ -241,7 +243,7 @@ class StopCoordinator:
         self.reason = ""
         self._count = 0
         self._lock = threading.Lock()
-        self._published = False  # from then on this process waits until all have published their counts
+        self._published = False  # if True, this process waits until all have published their counts
         self._last = 0
         self._failure: Exception | None = None
         self._decided = threading.Event()
@@ -251,7 +253,7 @@ class StopCoordinator:
             threading.Thread(target=self._watch, daemon=True).start()
 
     def request_stop(self, reason: str) -> None:
-        """Request all processes to stop; safe in a signal handler."""
+        """Request that all processes stop; safe in a signal handler."""
         self.reason = self.reason or reason
         if jax.process_count() == 1:
             self._last = self._count
@@ -276,7 +278,7 @@ class StopCoordinator:
         return self._decided.is_set() and self._count >= self._last
 
     def close(self) -> None:
-        """End the thread."""
+        """Stop the thread."""
         self._closed.set()
 
     def _watch(self) -> None:
@@ -286,7 +288,7 @@ class StopCoordinator:
                     self._published = True
                 self._last = max(map(int, allgather_strings("stopping together", str(self._count))))
                 self._decided.set()
-        except Exception as error:  # raised where the main thread waits
+        except Exception as error:  # re-raised in the main thread
             known = isinstance(error, LostProcessError)
             self._failure = error if known else LostProcessError(f"agreeing to stop: {str(error).splitlines()[0]}")
             self._decided.set()

@@ -12,18 +12,18 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from mambaout_jax.distributed.errors import ParallelError
 
-# Number of elements below which an array is replicated, as a collective of its own would cost more than it saves.
+# Arrays with fewer elements are replicated, because a collective for each would cost more than it saves.
 MIN_SHARDED_SIZE = 2**14
 
 
 def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Build a mesh with the axes "data" and "fsdp" in which the devices of a process are contiguous.
 
-    `jax.make_mesh` may interleave processes, and with them the rows of a batch that a host has to read.
+    `jax.make_mesh` may interleave processes, and with them the rows of a batch that each host reads.
 
     Args:
         fsdp: number of devices over which weights are split.
-        devices: default: all.
+        devices: devices of the mesh; None for all.
 
     Raises:
         ParallelError: `fsdp` does not divide the number of devices.
@@ -40,7 +40,7 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Return the sharding that replicates an array on every device."""
+    """Return the sharding that replicates an array on all devices."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -50,7 +50,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def weight_sharding(mesh: Mesh, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-    """Return the sharding that splits the largest axis that "fsdp" divides; small arrays are replicated."""
+    """Return the sharding that splits the largest axis divisible by "fsdp"; small arrays are replicated."""
     fsdp = mesh.shape["fsdp"]
     axes = [axis for axis, side in enumerate(leaf.shape) if side % fsdp == 0]
     if fsdp == 1 or math.prod(leaf.shape) < MIN_SHARDED_SIZE or not axes:
@@ -62,8 +62,8 @@ def weight_sharding(mesh: Mesh, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
 def replicate(arrays: Any) -> Any:
     """Constrain arrays to be replicated on every device of the current mesh.
 
-    Without this XLA would split computations with weights along channels, with all-to-alls between layers, and random
-    draws for the whole batch along the draws, with a collective for each rejected one.
+    Otherwise XLA partitions computations with weights along channels, with all-to-alls between layers, and random draws
+    for the whole batch along the batch, with a collective for each rejected sample.
     """
     if jax.sharding.get_abstract_mesh().size <= 1:
         return arrays
@@ -71,10 +71,10 @@ def replicate(arrays: Any) -> Any:
 
 
 def sharded_shapes(function: Callable[..., Any], *args: Any, placed: Sharding | Mesh) -> Any:
-    """Return the shapes, dtypes and shardings of a function's results without computing them.
+    """Return the shapes, dtypes and shardings of the results of a function, without computing them.
 
     Args:
-        placed: the sharding of all results, or a mesh for weights, which are split over its "fsdp" axis.
+        placed: sharding of all results, or a mesh to split weights over its "fsdp" axis.
     """
 
     def describe(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -90,9 +90,9 @@ def shardings(described: Any) -> Any:
 
 
 def put_global(arrays: Any, shardings: Any) -> Any:
-    """Place host arrays, which are equal in all processes, by a tree of shardings.
+    """Transfer host arrays, equal in all processes, to devices by a tree of shardings.
 
-    `jax.device_put` would compare them in a collective, in which a process that stops earlier does not take part.
+    `jax.device_put` would compare them in a collective, which hangs if a process stops earlier.
     """
     return jax.tree.map(
         lambda array, sharding: jax.make_array_from_callback(array.shape, sharding, lambda index: array[index]),
@@ -102,10 +102,10 @@ def put_global(arrays: Any, shardings: Any) -> Any:
 
 
 def batch_shapes(example: Any, batch_size: int, mesh: Mesh) -> Any:
-    """Return shapes, dtypes and shardings of a batch.
+    """Return the shapes, dtypes and shardings of a batch.
 
     Args:
-        example: a tree of arrays, one row of the batch.
+        example: one row of the batch, a tree of arrays.
     """
     sharding = batch_sharding(mesh)
     return jax.tree.map(
@@ -114,7 +114,7 @@ def batch_shapes(example: Any, batch_size: int, mesh: Mesh) -> Any:
 
 
 def local_rows(array: jax.Array) -> np.ndarray:
-    """Return the rows of a batch that this process has, in order."""
+    """Return the rows of a batch on the devices of this process, in order."""
     rows = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
     return np.concatenate([np.asarray(rows[start]) for start in sorted(rows)])
 
@@ -122,10 +122,10 @@ def local_rows(array: jax.Array) -> np.ndarray:
 def prefetch(
     batches: Iterable[dict[str, Any]], sharding: NamedSharding, depth: int = 2, host_keys: Sequence[str] = ()
 ) -> Iterator[dict[str, Any]]:
-    """Copy batches to the devices ahead of their use, `depth` of them at a time.
+    """Copy batches to the devices ahead of their use, up to `depth` at a time.
 
     Args:
-        batches: rows of this host; trees of arrays whose first axis is the batch.
+        batches: batches of this host, trees of arrays with the batch as first axis.
         host_keys: entries that stay on the host.
     """
     rows = iter(batches)

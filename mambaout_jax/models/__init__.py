@@ -1,4 +1,4 @@
-"""Models by name, as plain functions of nested dicts."""
+"""Vision models by name, as plain functions of nested dicts."""
 
 from mambaout_jax.models.api import FeatureInfo, Functional, InputSpec, Model, cpu_compiler_options
 from mambaout_jax.models.errors import ModelError

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key, UInt8
 
 from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.family import Family
-from mambaout_jax.models.layers.parameters import draw_state, state_shapes
+from mambaout_jax.models.layers.parameters import init_state, state_shapes
 from mambaout_jax.models.options import MIN_SIZE
 from mambaout_jax.ops import normalize_images
 
@@ -20,10 +20,11 @@ Output = Literal["logits", "features"]
 
 
 def cpu_compiler_options() -> dict[str, str] | None:
-    """Return the options for compiling a model's forward pass on this backend, for `jax.jit(compiler_options=)`.
+    """Return `compiler_options` of `jax.jit` for a model's forward pass on this backend.
 
-    By default XLA's CPU backend splits the weights of all layers (see `Linear.apply_split`) before the first one runs,
-    which needs memory for a second copy of the weights. A training step takes as long with the options as without.
+    By default, XLA's CPU backend splits the weights of all layers (see `Linear.apply_split`) before the first layer
+    runs, which takes the memory of a second copy of the weights. A training step is equally fast with and without the
+    options.
     """
     if jax.default_backend() != "cpu":
         return None
@@ -38,7 +39,7 @@ class FeatureInfo(NamedTuple):
 
 
 class InputSpec(NamedTuple):
-    """Preparation of images: statistics of RGB in [0, 1], (height, width) in pixels, evaluation crop."""
+    """Preprocessing of images: mean and std for values in [0, 1], (height, width) in pixels, evaluation crop."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -48,55 +49,55 @@ class InputSpec(NamedTuple):
     interpolation: str
 
     def normalize(self, images: Float[Array, "b h w c"] | UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Return pixels in 0..255 as a model takes them."""
+        """Normalize pixels in 0..255."""
         return normalize_images(images, self.mean, self.std)
 
 
 class Functional:
     """A module as functions of its `variables`, {"params": nested dict, "batch_stats": nested dict}.
 
-    Paths in the dicts are those of the module's attributes, with integers for the positions in a list.
+    Paths in the dicts are the attribute names of the module, with integers as list indices.
     """
 
     def __init__(self, module: nnx.Module, *, name: str | None = None):
         self.name = type(module).__name__ if name is None else name
-        # Paths of the parameters without weight decay, vectors aside.
+        # Paths of parameters without weight decay, in addition to all vectors.
         self.no_decay: frozenset[ParamPath] = frozenset(getattr(module, "no_decay", ()))
         self._graphdef, self._params, self._batch_stats = nnx.split(module, nnx.Param, nnx.BatchStat)
-        # Compiled here, so that a stream of calls outside of jit is traced once.
+        # Jitted once, so that repeated calls outside of jit are not traced again.
         self._call = jax.jit(
             lambda method, variables, args: getattr(self._merge(variables), method)(*args), static_argnums=0
         )
 
     @property
     def num_params(self) -> int:
-        """Return the number of parameters, without drawing them."""
+        """Return the number of parameters, without initializing them."""
         return sum(leaf.size for leaf in jax.tree.leaves(self._params))
 
     @property
     def shapes(self) -> Variables:
-        """Variables of `jax.ShapeDtypeStruct`, without tracing `init`."""
+        """Return the variables as `jax.ShapeDtypeStruct`s, without tracing `init`."""
         return {"params": state_shapes(self._params), "batch_stats": state_shapes(self._batch_stats)}
 
     def init(self, key: Key[Array, ""]) -> Variables:
-        """Draw all variables."""
-        return jax.jit(self._draw)(key)
+        """Initialize all variables."""
+        return jax.jit(self._init)(key)
 
     def apply(self, variables: Variables, *args: Any, method: str = "__call__") -> Any:
-        """Return what a method of the module computes for inference."""
+        """Apply a method of the module, for inference."""
         return self._call(method, variables, args)
 
-    def _draw(self, key: Key[Array, ""]) -> Variables:
-        return {"params": draw_state(self._params, key), "batch_stats": draw_state(self._batch_stats, key)}
+    def _init(self, key: Key[Array, ""]) -> Variables:
+        return {"params": init_state(self._params, key), "batch_stats": init_state(self._batch_stats, key)}
 
     def _merge(self, variables: Variables) -> nnx.Module:
         return nnx.merge(self._graphdef, variables["params"], variables["batch_stats"])
 
 
 class Model(Functional):
-    """A network's structure, as functions of its `variables`; their dict paths are timm's state-dict names.
+    """A network as functions of its `variables`, whose paths follow timm's state-dict names.
 
-    A model is stochastic if and only if it is given a key.
+    A model is stochastic if and only if a key is passed.
     """
 
     def __init__(
@@ -109,7 +110,8 @@ class Model(Functional):
         self.num_classes: int = options["num_classes"]
         self.in_chans: int = options["in_chans"]
         self.feature_info = tuple(map(FeatureInfo, module.feature_channels, module.feature_strides))
-        # Paths of the first layer, the only one that depends on in_chans, and of the last, on num_classes.
+        # Paths of the first layer, which alone depends on in_chans, and of the last, which alone depends on
+        # num_classes.
         self.first_conv: ParamPath = tuple(module.first_conv)
         self.classifier: ParamPath = tuple(module.classifier)
         self._resample_params = getattr(module, "resample_params", None)
@@ -117,13 +119,13 @@ class Model(Functional):
     def apply(
         self, variables: Variables, images: Float[Array, "b h w i"], output: Output = "logits"
     ) -> Float[Array, "b k"] | list[Float[Array, "..."]]:
-        """Compute logits, or the list of stage maps, for inference.
+        """Compute the logits or the list of feature maps of all stages, for inference.
 
         Args:
             images: normalized by `input_spec`, at least 32 px high and wide.
 
         Raises:
-            ModelError: the images have another rank or channel count or are too small, or `output` is unknown.
+            ModelError: the images have the wrong rank or number of channels or are too small, or `output` is unknown.
         """
         return self._run(self._merge(variables), images, None, output)
 
@@ -136,14 +138,14 @@ class Model(Functional):
         update_stats: bool = True,
         output: Output = "logits",
     ) -> tuple[Any, Variables]:
-        """Compute what `apply` does, in training: with dropout, stochastic depth and statistics of the batch.
+        """Compute the output of `apply` in training mode: with dropout, stochastic depth and batch statistics.
 
         Args:
-            key: for dropout and stochastic depth; without one nothing is dropped.
-            update_stats: False to return the running statistics that were passed.
+            key: key of dropout and stochastic depth; None to drop nothing.
+            update_stats: False to return the running statistics unchanged.
 
         Returns:
-            The result, and the running statistics, updated by this batch.
+            The output, and the running statistics, updated with this batch.
         """
         module = self._merge(variables)
         module.train()
@@ -153,13 +155,13 @@ class Model(Functional):
         return result, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
 
     def call(self, variables: Variables, method: str, *args: Any, train: bool = False) -> tuple[Any, Variables]:
-        """Compute what a method of the module does, for tasks whose models have more than one stage.
+        """Apply a method of the module, for tasks that run their models in several stages.
 
         Args:
-            train: use statistics of the batch.
+            train: normalize by batch statistics.
 
         Returns:
-            The result, and the running statistics, updated if `train`.
+            The output, and the running statistics, updated if `train`.
 
         Raises:
             ModelError: models of this family do not have the method.
@@ -167,7 +169,7 @@ class Model(Functional):
         module = self._merge(variables)
         if not hasattr(module, method):
             raise ModelError(
-                f"{self.name} has no {method!r}, which the task calls; a model of another family than "
+                f"{self.name} has no method {method!r}, which the task calls; a model of another family than "
                 f"{self.family.name!r} is expected"
             )
         if train:
@@ -178,17 +180,17 @@ class Model(Functional):
     def resample_params(
         self, params: Mapping[ParamPath, Any], img_size: tuple[int, int] | None = None
     ) -> dict[ParamPath, Any]:
-        """Return parameters for images of this model's size, from those for images of another size.
+        """Resample parameters that were trained at another image size.
 
-        Position embeddings are resampled by timm's rule, in NumPy; all other parameters are returned as they are.
+        Position embeddings are resampled by timm's rule, in NumPy; all other parameters are returned unchanged.
 
         Args:
             params: arrays by path in `variables["params"]`: all parameters or some of them.
-            img_size: (height, width) that they were trained at; None if unknown: then position embeddings of another
-                length are taken to be those of square images.
+            img_size: (height, width) of the training images. If None, position embeddings of another length are
+                assumed to come from square images.
 
         Raises:
-            ModelError: position embeddings are not those of `img_size`, or of no square.
+            ModelError: the position embeddings do not match `img_size`, or no square if it is None.
         """
         return dict(params) if self._resample_params is None else self._resample_params(params, img_size)
 

@@ -1,5 +1,5 @@
-"""Errors of users of the models."""
+"""User errors in the use of models."""
 
 
 class ModelError(ValueError):
-    """A model name, option or input that does not fit, in one sentence."""
+    """An invalid model name, option or input, described in one sentence."""

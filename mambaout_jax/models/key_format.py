@@ -1,4 +1,4 @@
-"""Key maps as data: how a PyTorch program names the parameters of a family, and how their axes are ordered there.
+"""Key formats: the parameter names and tensor layouts of a family in a PyTorch codebase, as data.
 
 `mambaout_jax.weights` applies these rules in both directions.
 """
@@ -13,9 +13,9 @@ import numpy as np
 
 
 class Transform(NamedTuple):
-    """A change of axes or values from a PyTorch tensor to a parameter of ours, and its exact inverse.
+    """A conversion of axes or values from a PyTorch tensor to our parameter, and its exact inverse.
 
-    Both functions take a NumPy array of any values and return one; shapes are derived by calling them.
+    Both functions map a NumPy array to a NumPy array, for any values; shapes are inferred by calling them.
     """
 
     from_torch: Callable[[np.ndarray], np.ndarray]
@@ -27,34 +27,34 @@ IDENTITY = Transform(lambda x: x, lambda x: x)
 
 @functools.cache
 def permute(*axes: int) -> Transform:
-    """Build the transform that orders the axes of a PyTorch tensor as `numpy.transpose(tensor, axes)`."""
+    """Build the transform `numpy.transpose(tensor, axes)`."""
     inverse = tuple(map(axes.index, range(len(axes))))
     return Transform(lambda x: x.transpose(axes), lambda x: x.transpose(inverse))
 
 
-# By the parameter's own name and rank: a matrix is (out, in) in PyTorch and (in, out) here, a kernel (out, in, length)
-# or (out, in, height, width) there and (length, in, out) or (height, width, in, out) here.
+# By the last component of the name and the rank. Matrices are (out, in) in PyTorch and (in, out) here; kernels are
+# (out, in, length) or (out, in, height, width) in PyTorch and (length, in, out) or (height, width, in, out) here.
 _LAYOUTS = {("weight", 2): permute(1, 0), ("weight", 3): permute(2, 1, 0), ("weight", 4): permute(2, 3, 1, 0)}
 
 
 def default_transform(name: str, ndim: int) -> Transform:
-    """Return the transform of a parameter whose rule names none: by its own name ("weight", "A_log") and rank."""
+    """Return the transform for rules without one, by the parameter's last name ("weight", "A_log") and rank."""
     return _LAYOUTS.get((name, ndim), IDENTITY)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One line of a key map: a pattern of PyTorch keys and the pattern of our paths that corresponds to it.
+    """A pattern of PyTorch keys and the corresponding pattern of our parameter paths.
 
-    In both patterns `#` stands for a number and `*` for a name without dots; the two have the same of them in the same
+    In both patterns, `#` matches a number and `*` a name without dots; both contain the same wildcards in the same
     order.
 
     Args:
-        key: pattern of the state dict's key; several patterns are tied tensors, which all equal the one parameter.
+        key: pattern of the state-dict key. Several patterns are tied tensors, which all equal the one parameter.
         path: pattern of the parameter's dotted path, without its collection ("params", "batch_stats"). In a rule with
-            `join`, `@` stands for the position among the parameters in one tensor.
-        transform: of each parameter; None for `default_transform`.
-        join: how one tensor contains several parameters, in the order of `@`: "stack" along a new first axis or
+            `join`, `@` is the index of the parameter within the tensor.
+        transform: transform of each parameter; None for `default_transform`.
+        join: how several parameters form one tensor, in the order of `@`: "stack" along a new first axis or
             "concatenate" along the first axis.
     """
 
@@ -66,29 +66,29 @@ class Rule:
     def __post_init__(self):
         wildcards = [[char for char in pattern if char in "#*"] for pattern in (*self.keys, self.path)]
         if any(other != wildcards[0] for other in wildcards) or self.path.count("@") != (self.join is not None):
-            raise ValueError(f"{self} does not pair its patterns; the same # and *, and one @ with join, are expected")
+            raise ValueError(f"the patterns of {self} differ; the same # and *, and one @ with join, are expected")
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The patterns of all tied tensors, or the one pattern."""
+        """Return the patterns of all tied tensors, or the one pattern."""
         return (self.key,) if isinstance(self.key, str) else self.key
 
 
 def same_names(*patterns: str) -> tuple[Rule, ...]:
-    """Build the rules of parameters that have the same name on both sides."""
+    """Build rules for parameters with the same name on both sides."""
     return tuple(Rule(pattern, pattern) for pattern in patterns)
 
 
 @dataclass(frozen=True, eq=False)
 class KeyFormat:
-    """The names that one program gives to the parameters of a family.
+    """The parameter names of a family in one PyTorch codebase.
 
     Args:
-        name: of the format, as `key_format=` takes it.
-        rules: the first one that matches a parameter is applied.
-        ignored: patterns of keys that are not parameters: counters, tables that are computed. They may be absent, are
-            not read, and are not written. `**` stands for any dotted names.
-        fixed: options of the family that the program has one value for.
+        name: name of the format, as in `key_format=`.
+        rules: rules; the first that matches a parameter applies.
+        ignored: patterns of keys that are not parameters, such as counters and precomputed tables. They may be absent,
+            and are neither read nor written. `**` matches any dotted name.
+        fixed: options of the family with only one value in this codebase.
     """
 
     name: str

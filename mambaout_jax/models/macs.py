@@ -1,4 +1,4 @@
-"""Count the multiply-adds of a function from its jaxpr, without computing anything."""
+"""Multiply-adds of a function, counted from its jaxpr."""
 
 import math
 from collections.abc import Callable
@@ -15,19 +15,19 @@ _RUN_ONCE = ("jit", "closed_call", "custom_jvp_call", "custom_vjp_call", "remat2
 
 
 def count_macs(fn: Callable[..., Any], *args: Any) -> int:
-    """Count the multiply-adds of `fn`'s matrix products and convolutions; all other work counts nothing.
+    """Count the multiply-adds of all matrix products and convolutions in `fn`.
 
-    Not counted are norms, activations and the recurrence of `selective_scan` (about 3 multiply-adds and an exponential
-    for each place, channel and state), whose projections are products and count.
+    Everything else is free, including norms, activations and the recurrence of `selective_scan` (about 3 multiply-adds
+    and an exponential per position, channel and state; its projections are matrix products and do count).
 
-    A scan counts its body times its length, a choice between branches (`lax.cond`, `lax.platform_dependent`) its
-    costliest one: an op that is a convolution on some platforms and a sum on others counts as the convolution.
+    A scan counts as its body times its length, a conditional (`lax.cond`, `lax.platform_dependent`) as its most
+    expensive branch: an op that is a convolution on some platforms and a sum on others counts as the convolution.
 
     Args:
-        args: arrays or `jax.ShapeDtypeStruct`s, in any pytree.
+        args: arguments of `fn`: arrays or `jax.ShapeDtypeStruct`s, in any pytree.
 
     Raises:
-        ValueError: there are products inside a primitive that runs them an unknown number of times.
+        ValueError: a primitive runs products an unknown number of times.
     """
     return _count(jax.make_jaxpr(fn)(*args).jaxpr)
 
@@ -36,7 +36,7 @@ def count_model(name: str, **options: Any) -> tuple[int, int]:
     """Count the parameters of a model, and the multiply-adds of one image at its default size.
 
     Args:
-        options: as `create_model` takes them.
+        options: options of `create_model`.
     """
     model = create_model(name, **options)
     variables = jax.eval_shape(model.init, jax.random.key(0))
@@ -55,7 +55,7 @@ def _count_equation(equation: JaxprEqn) -> int:
         lhs = equation.invars[0].aval.shape
         return equation.outvars[0].aval.size * math.prod(lhs[axis] for axis in contracted)
     if name == "conv_general_dilated":
-        # Each output sums over the kernel's window and input channels, which are those of one group.
+        # Each output sums over the kernel window and the input channels of one group.
         kernel, spec = equation.invars[1].aval.shape, params["dimension_numbers"].rhs_spec
         return equation.outvars[0].aval.size * math.prod(kernel[axis] for axis in spec[1:])
     inner = [_count(jaxpr) for jaxpr in _inner_jaxprs(params)]
@@ -67,7 +67,7 @@ def _count_equation(equation: JaxprEqn) -> int:
         return params["length"] * sum(inner)
     if name in _RUN_ONCE:
         return sum(inner)
-    raise ValueError(f"the multiply-adds inside {name!r} cannot be counted: it does not say how often they run")
+    raise ValueError(f"the multiply-adds inside {name!r} cannot be counted, because its number of runs is unknown")
 
 
 def _inner_jaxprs(params: dict[str, Any]) -> list[Jaxpr]:

@@ -1,4 +1,4 @@
-"""Functions of arrays."""
+"""Array functions without parameters."""
 
 from mambaout_jax.ops.activations import gelu
 from mambaout_jax.ops.depthwise import depthwise_conv2d

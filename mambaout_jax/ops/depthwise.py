@@ -1,8 +1,8 @@
 """Depthwise convolution with one implementation for CPUs and one for accelerators.
 
-XLA's CPU backend runs a grouped convolution as scalar loops. The same sum written out, one multiply-add for
-each weight of the kernel over a shifted view of the map, becomes a single vectorized loop there. Compilers
-for accelerators have a good convolution and do worse with the sum.
+XLA's CPU backend runs a grouped convolution as scalar loops. The same sum, written as one multiply-add of a shifted map
+per kernel weight, compiles to a single vectorized loop. Compilers for accelerators optimize the convolution itself and
+do worse with the sum.
 """
 
 from functools import partial
@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-# XLA's CPU backend fuses a slice into its reader unless the reader would evaluate it more than 15 times over.
-# Inside a loop over channels the offset of a dynamic slice is a load, which keeps LLVM from vectorizing it.
+# XLA's CPU backend fuses a slice into its consumer unless the consumer would evaluate it more than 15 times. In a loop
+# over channels, the offset of a fused dynamic slice is a load, which prevents LLVM from vectorizing the loop.
 _READS_UNFUSED = 16
 
 
@@ -23,23 +23,23 @@ def depthwise_conv2d(
     *,
     impl: str = "auto",
 ) -> Float[Array, "b h w c"]:
-    """Convolve each channel with its own kernel, at stride 1, with zeros around: the map keeps its size.
+    """Convolve each channel with its own kernel at stride 1, zero-padded to the size of the input.
 
     y[b, h, w, c] = sum over i, j of kernel[i, j, 0, c] * x[b, h + i - kh // 2, w + j - kw // 2, c]: a
     cross-correlation, as in every deep learning library. The result has the dtype of `x`.
 
     Args:
-        kernel: kh and kw are odd; any size against the map's.
-        impl: "lax" is the grouped convolution; "shift" the sum of shifted maps, accumulated in float32;
-            "auto" is "shift" in a program lowered for CPU and "lax" in every other. The last two have a custom
-            VJP, and no forward-mode derivative.
+        kernel: kh and kw are odd, and may exceed the size of the map.
+        impl: "lax" is the grouped convolution; "shift" is the sum of shifted maps, accumulated in float32; "auto" is
+            "shift" in programs lowered for CPU and "lax" elsewhere. "shift" and "auto" have a custom VJP and no
+            forward-mode derivative.
 
     Raises:
-        ValueError: the kernel has an even side, or `impl` is unknown.
+        ValueError: kh or kw is even, or `impl` is unknown.
     """
     kh, kw = kernel.shape[:2]
     if kh % 2 == 0 or kw % 2 == 0:
-        raise ValueError(f"the depthwise kernel is {kh}x{kw}; odd sides are expected, so that the map keeps its size")
+        raise ValueError(f"the depthwise kernel is {kh}x{kw}; odd sides are expected, to preserve the size of the map")
     if impl == "lax":
         return _lax(x, kernel)
     if impl == "shift":
@@ -49,8 +49,8 @@ def depthwise_conv2d(
     raise ValueError(f"impl is {impl!r}; 'auto', 'lax' or 'shift' is expected")
 
 
-# The VJP contains the choice of platform, not the choice the VJP: a choice that is differentiated stores the residuals
-# of all its branches.
+# `lax.platform_dependent` is called inside the VJP, not differentiated: its own VJP stores the residuals of all
+# branches.
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _with_vjp(x, kernel, forward, vjp):
     return forward(x, kernel)
@@ -106,10 +106,10 @@ def _shift_vjp(x, kernel, dy):
 
 
 def _shift_kernel_gradient(x, kernel, dy):
-    """Compute the same sum as the forward pass, with dy as the kernel and the kernel's window as the map.
+    """Compute the same sum as the forward pass, with dy as the kernel and a map of kh x kw as the result.
 
-    A step of the loop adds whole rows of dy, one multiply-add over (b, kh, kw, c) for each of their pixels.
-    The batch is summed last, outside the loop, where a sharded batch costs one all-reduce.
+    Each step of the loop adds whole rows of dy, with one multiply-add over (b, kh, kw, c) per pixel. The batch is
+    summed last, outside the loop, so that a sharded batch costs one all-reduce.
     """
     kh, kw, _, c = kernel.shape
     b, h, w = x.shape[:3]

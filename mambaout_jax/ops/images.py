@@ -1,4 +1,4 @@
-"""From pixels to what a model takes."""
+"""Normalization of pixels."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ def normalize_images(
     """Compute (x / 255 - mean) / std of pixels in 0..255.
 
     Args:
-        mean, std: of each channel of images in 0..1.
+        mean, std: statistics of each channel, for images in 0..1.
     """
     mean, std = (255.0 * jnp.asarray(value).reshape(1, 1, 1, -1) for value in (mean, std))
     return (images.astype(jnp.float32) - mean) / std

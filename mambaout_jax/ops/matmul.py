@@ -12,8 +12,8 @@ from jaxtyping import Array, Float
 def matmul(x: Float[Array, "*batch i"], weight: Float[Array, "i o"]) -> Float[Array, "*batch o"]:
     """Multiply the last axis by a matrix.
 
-    In a program lowered for CPU the gradient of the weight is one product of two matrices: for the contraction
-    over (b, h, w) that autodiff writes, XLA's CPU backend first transposes copies of both operands.
+    In programs lowered for CPU, the gradient of the weight is a product of two matrices. Autodiff emits a contraction
+    over (b, h, w) instead, for which XLA's CPU backend first transposes both operands into copies.
     """
     return x @ weight
 
@@ -36,5 +36,5 @@ def _gradient(x, dy):
 
 
 def _flat_gradient(x, dy):
-    rows = math.prod(x.shape[:-1])  # not -1, which an empty axis leaves open
+    rows = math.prod(x.shape[:-1])  # not -1, which is ambiguous if an axis is empty
     return x.reshape(rows, x.shape[-1]).T @ dy.reshape(rows, dy.shape[-1])

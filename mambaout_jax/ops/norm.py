@@ -1,7 +1,7 @@
-"""Normalization with gradients that store little.
+"""Normalization with memory-efficient backward passes.
 
-All compute in float32 and round once to the dtype of x. The variance is that of the centered values: E[x^2] - E[x]^2
-loses its digits where the variance is small against the mean.
+All functions compute in float32 and round once to the dtype of x. The variance is computed from centered values,
+because E[x^2] - E[x]^2 cancels if the variance is small compared with the squared mean.
 """
 
 from functools import partial
@@ -18,7 +18,7 @@ def layer_norm(
 ) -> Float[Array, "*batch d"]:
     """Compute (x - mean) / sqrt(variance + eps) * weight + bias over the last axis.
 
-    The gradient stores x, the mean and the scale; autodiff would store three arrays of the size of x.
+    The backward pass stores x, the mean and the scale; autodiff would store three arrays of the size of x.
     """
     return _layer_norm_fwd(x, weight, bias, eps)[0]
 
@@ -34,11 +34,11 @@ def _layer_norm_fwd(x, weight, bias, eps):
 def _layer_norm_bwd(eps, residuals, dy):
     x, mean, scale, weight, bias = residuals
     dy = dy.astype(jnp.float32)
-    normal = (x.astype(jnp.float32) - mean) * scale
-    pull = dy * _row(weight, x)
-    dx = scale * (pull - pull.mean(-1, keepdims=True) - normal * (pull * normal).mean(-1, keepdims=True))
+    x_hat = (x.astype(jnp.float32) - mean) * scale
+    dx_hat = dy * _row(weight, x)
+    dx = scale * (dx_hat - dx_hat.mean(-1, keepdims=True) - x_hat * (dx_hat * x_hat).mean(-1, keepdims=True))
     batch = tuple(range(x.ndim - 1))
-    dweight, dbias = (dy * normal).sum(batch), dy.sum(batch)
+    dweight, dbias = (dy * x_hat).sum(batch), dy.sum(batch)
     return dx.astype(x.dtype), dweight.astype(weight.dtype), dbias.astype(bias.dtype)
 
 
@@ -49,7 +49,7 @@ layer_norm.defvjp(_layer_norm_fwd, _layer_norm_bwd)
 def rms_norm(x: Float[Array, "*batch d"], weight: Float[Array, " d"], eps: float) -> Float[Array, "*batch d"]:
     """Compute x / sqrt(mean(x^2) + eps) * weight over the last axis.
 
-    The gradient stores x and the scale. Reference: Zhang and Sennrich, Root Mean Square Layer Normalization, 2019.
+    The backward pass stores x and the scale. Reference: Zhang and Sennrich, Root Mean Square Layer Normalization, 2019.
     """
     return _rms_norm_fwd(x, weight, eps)[0]
 
@@ -63,10 +63,10 @@ def _rms_norm_fwd(x, weight, eps):
 def _rms_norm_bwd(eps, residuals, dy):
     x, scale, weight = residuals
     dy = dy.astype(jnp.float32)
-    normal = x.astype(jnp.float32) * scale
-    pull = dy * _row(weight, x)
-    dx = scale * (pull - normal * (pull * normal).mean(-1, keepdims=True))
-    dweight = (dy * normal).sum(tuple(range(x.ndim - 1)))
+    x_hat = x.astype(jnp.float32) * scale
+    dx_hat = dy * _row(weight, x)
+    dx = scale * (dx_hat - x_hat * (dx_hat * x_hat).mean(-1, keepdims=True))
+    dweight = (dy * x_hat).sum(tuple(range(x.ndim - 1)))
     return dx.astype(x.dtype), dweight.astype(weight.dtype)
 
 
@@ -77,13 +77,13 @@ rms_norm.defvjp(_rms_norm_fwd, _rms_norm_bwd)
 def batch_norm(
     x: Float[Array, "*batch d"], weight: Float[Array, " d"], bias: Float[Array, " d"], eps: float
 ) -> tuple[Float[Array, "*batch d"], Float[Array, " d"], Float[Array, " d"]]:
-    """Compute (x - mean) / sqrt(variance + eps) * weight + bias, with the statistics of each channel over all else.
+    """Compute (x - mean) / sqrt(variance + eps) * weight + bias with statistics per channel, over all other axes.
 
-    Where the batch is sharded, the statistics are those of the batch on all devices. The gradient stores x, the mean
-    and the scale.
+    If the batch is sharded, the statistics are those of the whole batch. The backward pass stores x, the mean and the
+    scale.
 
     Returns:
-        The result, the mean, and the biased variance. The statistics are float32 and constants to autodiff.
+        The result, the mean, and the biased variance. The statistics are float32, and no gradient flows through them.
 
     Reference: Ioffe and Szegedy, Batch Normalization, 2015.
     """
@@ -104,10 +104,10 @@ def _batch_norm_bwd(eps, residuals, cotangents):
     x, mean, scale, weight, bias = residuals
     batch = tuple(range(x.ndim - 1))
     dy = cotangents[0].astype(jnp.float32)
-    normal = (x.astype(jnp.float32) - mean) * scale
-    dweight, dbias = (dy * normal).sum(batch, keepdims=True), dy.sum(batch, keepdims=True)
+    x_hat = (x.astype(jnp.float32) - mean) * scale
+    dweight, dbias = (dy * x_hat).sum(batch, keepdims=True), dy.sum(batch, keepdims=True)
     count = x.size // x.shape[-1]
-    dx = _row(weight, x) * scale * (dy - dbias / count - normal * (dweight / count))
+    dx = _row(weight, x) * scale * (dy - dbias / count - x_hat * (dweight / count))
     return dx.astype(x.dtype), dweight.reshape(-1).astype(weight.dtype), dbias.reshape(-1).astype(bias.dtype)
 
 
@@ -122,7 +122,7 @@ def normalize(
     bias: Float[Array, " d"],
     eps: float,
 ) -> Float[Array, "*batch d"]:
-    """Compute (x - mean) / sqrt(variance + eps) * weight + bias with statistics that are given."""
+    """Compute (x - mean) / sqrt(variance + eps) * weight + bias with given statistics."""
     scale = _row(lax.rsqrt(variance.astype(jnp.float32) + eps) * weight.astype(jnp.float32), x)
     return ((x.astype(jnp.float32) - _row(mean, x)) * scale + _row(bias, x)).astype(x.dtype)
 

@@ -1,9 +1,9 @@
-"""The recurrence of `ops.recurrence` as Pallas kernels for TPUs: states stay in registers and VMEM.
+"""Pallas TPU kernels for the recurrence of `ops.recurrence`: states stay in registers and VMEM.
 
-A program of the grid computes one chunk of one block of channels, with the state (n, channels) in registers: channels
-along lanes, states along sublanes. The chunks of a sequence run in order and pass the state in VMEM. B and C are
-columns, one lane per step, and are broadcast along lanes. The only array with axes for steps, states and channels is
-the scratch for the states of a chunk in the backward kernel.
+Each grid step computes one chunk of one block of channels, with the state (n, channels) in registers: channels along
+lanes, states along sublanes. The chunks of a sequence run in order and pass on the state in VMEM. B and C are columns,
+one lane per step, and are broadcast along lanes. The only array with axes for steps, states and channels is the scratch
+for the states of a chunk in the backward kernel.
 """
 
 import math
@@ -19,13 +19,13 @@ from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float
 
 LANES, ROWS = 128, 8
-# States times channels of a block, preferred and largest: in float32 a chunk of such states is 3 and 6 MiB, of the
-# 16 MiB that a kernel may use.
+# Preferred and maximum number of states times channels in a block: the float32 states of a chunk then take 3 and 6 MiB
+# of the 16 MiB available to a kernel.
 _BLOCK, _LARGEST = 6144, 12288
 
 
 class Sizes(NamedTuple):
-    """Sizes of a kernel: `steps` of a chunk, `channels` of a group and `states`, the latter two padded."""
+    """Sizes of a kernel call: `steps` per chunk, padded `channels` per group, padded `states` per channel."""
 
     batch: int
     groups: int
@@ -36,12 +36,12 @@ class Sizes(NamedTuple):
 
     @property
     def length(self) -> int:
-        """Return the number of steps of all chunks."""
+        """Return the number of steps in all chunks."""
         return self.chunks * self.steps
 
     @property
     def block(self) -> int:
-        """Return the channels of a program: the widest block that fits and divides a group."""
+        """Return the number of channels per block: the widest block that fits and divides a group."""
         blocks = range(LANES, max(_BLOCK // self.states, LANES) + 1, LANES)
         return max(block for block in blocks if self.channels % block == 0)
 
@@ -52,49 +52,53 @@ class Sizes(NamedTuple):
 
 
 def fits(num_states: int) -> bool:
-    """Return whether kernels can run: the states of a channel fit, and no axis of the mesh has explicit sharding."""
+    """Return whether the kernels can run: the states of a block fit, and no mesh axis has explicit sharding."""
     kinds = jax.sharding.get_abstract_mesh().axis_types
     return num_states * LANES <= _LARGEST and AxisType.Explicit not in kinds
 
 
 def kernel_sizes(batch: int, chunks: int, steps: int, channels: int, groups: int, states: int) -> Sizes:
-    """Pad states to sublanes and the channels of a group to lanes."""
+    """Return the sizes, with states padded to whole sublanes and the channels of a group to whole lanes."""
     width = channels // groups
     return Sizes(batch, groups, chunks, steps, -(-states // ROWS) * ROWS, -(-width // LANES) * LANES)
 
 
 def forward(u, delta, A, B, C, state, *, shape: tuple[int, int], interpret: bool = False):
-    """Compute y (b, l, d), the last state (b, d, n) and the states before chunks (chunks, b, n, d).
+    """Compute y (b, l, d), the last state (b, d, n) and the state before each chunk (chunks, b, n, d).
 
     Args:
-        u, delta, A, B, C, state: those of `recurrence`; B and C vary along the sequence.
-        shape: the number of chunks, and their length.
+        u, delta, A, B, C, state: as in `recurrence`; B and C vary along the sequence.
+        shape: number of chunks and steps per chunk.
     """
     sizes = kernel_sizes(len(u), *shape, u.shape[2], B.shape[2], A.shape[1])
     layout = partial(_layout, sizes=sizes)
-    run = _for_each_device(partial(_forward_kernels, sizes=sizes, interpret=interpret), sizes.batch)
-    y, last, borders = run(layout(u, delta, A, B, C, state))
+    run = _per_device(partial(_forward_kernels, sizes=sizes, interpret=interpret), sizes.batch)
+    y, last, boundaries = run(layout(u, delta, A, B, C, state))
     (d, n), length = A.shape, u.shape[1]
-    borders = jnp.moveaxis(_narrow(borders, d, sizes)[:, :, :n], 1, 0)
-    return _narrow(y, d, sizes)[:, :length], _narrow(last, d, sizes)[:, :n].transpose(0, 2, 1), borders
+    boundaries = jnp.moveaxis(_unpad_channels(boundaries, d, sizes)[:, :, :n], 1, 0)
+    return (
+        _unpad_channels(y, d, sizes)[:, :length],
+        _unpad_channels(last, d, sizes)[:, :n].transpose(0, 2, 1),
+        boundaries,
+    )
 
 
-def backward(u, delta, A, B, C, state, borders, dy, dlast, *, shape: tuple[int, int], interpret: bool = False):
+def backward(u, delta, A, B, C, state, boundaries, dy, dlast, *, shape: tuple[int, int], interpret: bool = False):
     """Compute the gradients of the arguments of `forward` from those of y and the last state."""
     sizes = kernel_sizes(len(u), *shape, u.shape[2], B.shape[2], A.shape[1])
     inputs, to_inputs = jax.vjp(partial(_layout, sizes=sizes), u, delta, A, B, C, state)
-    borders = _wide(jnp.moveaxis(borders, 0, 1), sizes, rows=sizes.states)
-    run = _for_each_device(partial(_backward_kernels, sizes=sizes, interpret=interpret), sizes.batch)
+    boundaries = _pad_channels(jnp.moveaxis(boundaries, 0, 1), sizes, rows=sizes.states)
+    run = _per_device(partial(_backward_kernels, sizes=sizes, interpret=interpret), sizes.batch)
     du, ddelta, dA, dB, dC, dstate = run(
-        inputs, borders, _wide(dy, sizes, rows=sizes.length), _states_first(dlast, sizes)
+        inputs, boundaries, _pad_channels(dy, sizes, rows=sizes.length), _states_first(dlast, sizes)
     )
     return to_inputs((du, ddelta, dA.sum(0), dB.sum(2), dC.sum(2), dstate))
 
 
 def _layout(u, delta, A, B, C, state, *, sizes: Sizes):
     return (
-        _wide(u, sizes, rows=sizes.length),
-        _wide(delta, sizes, rows=sizes.length),
+        _pad_channels(u, sizes, rows=sizes.length),
+        _pad_channels(delta, sizes, rows=sizes.length),
         _states_first(A[None], sizes)[0],
         _columns(B, sizes),
         _columns(C, sizes),
@@ -102,7 +106,7 @@ def _layout(u, delta, A, B, C, state, *, sizes: Sizes):
     )
 
 
-def _wide(x: Float[Array, "... r d"], sizes: Sizes, *, rows: int) -> Float[Array, "... rows channels"]:
+def _pad_channels(x: Float[Array, "... r d"], sizes: Sizes, *, rows: int) -> Float[Array, "... rows channels"]:
     """Pad the channels of each group, and the axis before them to `rows`."""
     x = x.reshape(*x.shape[:-1], sizes.groups, -1)
     missing = (rows - x.shape[-3], 0, sizes.channels - x.shape[-1])
@@ -110,17 +114,17 @@ def _wide(x: Float[Array, "... r d"], sizes: Sizes, *, rows: int) -> Float[Array
     return x.reshape(*x.shape[:-2], -1)
 
 
-def _narrow(x: Float[Array, "... channels"], d: int, sizes: Sizes) -> Float[Array, "... d"]:
+def _unpad_channels(x: Float[Array, "... channels"], d: int, sizes: Sizes) -> Float[Array, "... d"]:
     x = x.reshape(*x.shape[:-1], sizes.groups, sizes.channels)[..., : d // sizes.groups]
     return x.reshape(*x.shape[:-2], d)
 
 
 def _states_first(state: Float[Array, "b d n"], sizes: Sizes) -> Float[Array, "b states channels"]:
-    return _wide(state.transpose(0, 2, 1), sizes, rows=sizes.states)
+    return _pad_channels(state.transpose(0, 2, 1), sizes, rows=sizes.states)
 
 
 def _columns(x: Float[Array, "b l g n"], sizes: Sizes) -> Float[Array, "b g states lanes"]:
-    """Return one lane per step of each chunk; a chunk has all lanes of a register."""
+    """Return B or C with one lane per step; each chunk is padded to the lanes of a register."""
     batch, length, groups, n = x.shape
     x = jnp.pad(x, ((0, 0), (0, sizes.length - length), (0, 0), (0, sizes.states - n)))
     x = x.reshape(batch, sizes.chunks, sizes.steps, groups, sizes.states)
@@ -128,8 +132,8 @@ def _columns(x: Float[Array, "b l g n"], sizes: Sizes) -> Float[Array, "b g stat
     return x.transpose(0, 3, 4, 1, 2).reshape(batch, groups, sizes.states, sizes.chunks * LANES)
 
 
-def _for_each_device(run, batch: int):
-    """Return a kernel that runs on the sequences of each device: XLA cannot partition a kernel."""
+def _per_device(run, batch: int):
+    """Return `run` under `shard_map`, so that each device processes its own sequences: XLA cannot partition kernels."""
     mesh = jax.sharding.get_abstract_mesh()
     axes = tuple(name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto)
     if not axes:
@@ -148,7 +152,7 @@ def _for_each_device(run, batch: int):
 
 
 def _specs(sizes: Sizes, chunk):
-    """Return the blocks of u, A, B, a state, the states before chunks, a gradient of B; `chunk` maps the grid index."""
+    """Return block specs of u, A, B, a state, the states before chunks, a gradient of B; `chunk` maps grid indices."""
     block, blocks, n = sizes.block, sizes.grid[2], sizes.states
 
     def channels(group, k):
@@ -167,23 +171,23 @@ def _specs(sizes: Sizes, chunk):
 _ORDER = pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"))
 
 
-_shaped = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+_float32 = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
 
 
 def _forward_kernels(inputs, *, sizes: Sizes, interpret: bool):
     batch = len(inputs[0])
     sizes = sizes._replace(batch=batch)
-    rows, decay, columns, state, borders, _ = _specs(sizes, lambda c: c)
+    rows, decay, columns, state, boundaries, _ = _specs(sizes, lambda c: c)
     channels = sizes.groups * sizes.channels
     return pl.pallas_call(
         _forward_kernel,
         grid=sizes.grid,
         in_specs=[rows, rows, decay, columns, columns, state],
-        out_specs=[rows, state, borders],
+        out_specs=[rows, state, boundaries],
         out_shape=[
-            _shaped((batch, sizes.length, channels)),
-            _shaped((batch, sizes.states, channels)),
-            _shaped((batch, sizes.chunks, sizes.states, channels)),
+            _float32((batch, sizes.length, channels)),
+            _float32((batch, sizes.states, channels)),
+            _float32((batch, sizes.chunks, sizes.states, channels)),
         ],
         scratch_shapes=[pltpu.VMEM((sizes.states, sizes.block), jnp.float32)],
         compiler_params=_ORDER,
@@ -192,17 +196,17 @@ def _forward_kernels(inputs, *, sizes: Sizes, interpret: bool):
     )(*inputs)
 
 
-def _forward_kernel(u, delta, A, B, C, start, y, last, border, state):
+def _forward_kernel(u, delta, A, B, C, initial, y, last, boundary, state):
     @pl.when(pl.program_id(3) == 0)
     def _():
-        state[...] = start[0]
+        state[...] = initial[0]
 
-    border[0, 0] = state[...]
+    boundary[0, 0] = state[...]
 
-    def some_rows(index, h):
+    def step_rows(index, h):
         at = pl.ds(index * ROWS, ROWS)
         u_rows, delta_rows = u[0, at], delta[0, at]
-        b, c = (_turned(x, index) for x in (B, C))
+        b, c = (_rotate_lanes(x, index) for x in (B, C))
         out = []
         for row in range(ROWS):
             d, column = delta_rows[row : row + 1], slice(row, row + 1)
@@ -211,43 +215,47 @@ def _forward_kernel(u, delta, A, B, C, start, y, last, border, state):
         y[0, at] = jnp.concatenate(out, 0)
         return h
 
-    state[...] = lax.fori_loop(0, u.shape[1] // ROWS, some_rows, state[...])
+    state[...] = lax.fori_loop(0, u.shape[1] // ROWS, step_rows, state[...])
     last[0] = state[...]
 
 
-def _turned(columns, index):
-    """Return the columns, their lanes rotated so that those of these rows come first."""
+def _rotate_lanes(columns, index):
+    """Rotate the lanes of B or C so that the steps of block `index` come first."""
     return pltpu.roll(columns[0, 0], (LANES - index * ROWS) % LANES, 1)
 
 
-def _backward_kernels(inputs, borders, dy, dlast, *, sizes: Sizes, interpret: bool):
+def _backward_kernels(inputs, boundaries, dy, dlast, *, sizes: Sizes, interpret: bool):
     batch = len(dy)
     sizes = sizes._replace(batch=batch)
     rows, decay, columns, state, before, gradient = _specs(sizes, lambda c: sizes.chunks - 1 - c)
     channels, length = sizes.groups * sizes.channels, sizes.length
     blocks, lanes = sizes.grid[2], sizes.chunks * LANES
-    held = pltpu.VMEM((sizes.states, sizes.block), jnp.float32)
+    state_scratch = pltpu.VMEM((sizes.states, sizes.block), jnp.float32)
     return pl.pallas_call(
         _backward_kernel,
         grid=sizes.grid,
         in_specs=[rows, rows, decay, columns, columns, before, rows, state],
         out_specs=[rows, rows, state, gradient, gradient, state],
         out_shape=[
-            _shaped((batch, length, channels)),
-            _shaped((batch, length, channels)),
-            _shaped((batch, sizes.states, channels)),
-            _shaped((batch, sizes.groups, blocks, sizes.states, lanes)),
-            _shaped((batch, sizes.groups, blocks, sizes.states, lanes)),
-            _shaped((batch, sizes.states, channels)),
+            _float32((batch, length, channels)),
+            _float32((batch, length, channels)),
+            _float32((batch, sizes.states, channels)),
+            _float32((batch, sizes.groups, blocks, sizes.states, lanes)),
+            _float32((batch, sizes.groups, blocks, sizes.states, lanes)),
+            _float32((batch, sizes.states, channels)),
         ],
-        scratch_shapes=[pltpu.VMEM((sizes.steps, sizes.states, sizes.block), jnp.float32), held, held],
+        scratch_shapes=[
+            pltpu.VMEM((sizes.steps, sizes.states, sizes.block), jnp.float32),
+            state_scratch,
+            state_scratch,
+        ],
         compiler_params=_ORDER,
         interpret=interpret,
         name="selective_scan_backward",
-    )(*inputs[:5], borders, dy, dlast)
+    )(*inputs[:5], boundaries, dy, dlast)
 
 
-def _backward_kernel(u, delta, A, B, C, border, dy, dlast, du, ddelta, dA, dB, dC, dstart, states, dstate, dA_sum):
+def _backward_kernel(u, delta, A, B, C, boundary, dy, dlast, du, ddelta, dA, dB, dC, dstart, states, dstate, dA_sum):
     @pl.when(pl.program_id(3) == 0)
     def _():
         dstate[...] = dlast[0]
@@ -255,24 +263,24 @@ def _backward_kernel(u, delta, A, B, C, border, dy, dlast, du, ddelta, dA, dB, d
 
     num_blocks = u.shape[1] // ROWS
 
-    def again(index, h):
+    def recompute(index, h):
         at = pl.ds(index * ROWS, ROWS)
-        u_rows, delta_rows, b = u[0, at], delta[0, at], _turned(B, index)
+        u_rows, delta_rows, b = u[0, at], delta[0, at], _rotate_lanes(B, index)
         for row in range(ROWS):
             states[index * ROWS + row] = h
             d, column = delta_rows[row : row + 1], slice(row, row + 1)
             h = jnp.exp(d * A[...]) * h + (d * u_rows[column]) * b[:, column]
         return h
 
-    lax.fori_loop(0, num_blocks, again, border[0, 0])
+    lax.fori_loop(0, num_blocks, recompute, boundary[0, 0])
     lane = lax.broadcasted_iota(jnp.int32, (A.shape[0], LANES), 1)
 
-    def back(count, carry):
+    def backward_rows(count, carry):
         g, dA_now, dB_now, dC_now = carry
         index = num_blocks - 1 - count
         at = pl.ds(index * ROWS, ROWS)
         u_rows, delta_rows, dy_rows = u[0, at], delta[0, at], dy[0, at]
-        b, c = (_turned(x, index) for x in (B, C))
+        b, c = (_rotate_lanes(x, index) for x in (B, C))
         du_rows, ddelta_rows = [], []
         for row in reversed(range(ROWS)):
             column, here = slice(row, row + 1), lane == index * ROWS + row
@@ -292,6 +300,6 @@ def _backward_kernel(u, delta, A, B, C, border, dy, dlast, du, ddelta, dA, dB, d
         du[0, at], ddelta[0, at] = jnp.concatenate(du_rows, 0), jnp.concatenate(ddelta_rows, 0)
         return g, dA_now, dB_now, dC_now
 
-    start = dstate[...], dA_sum[...], jnp.zeros(lane.shape, jnp.float32), jnp.zeros(lane.shape, jnp.float32)
-    dstate[...], dA_sum[...], dB[0, 0, 0], dC[0, 0, 0] = lax.fori_loop(0, num_blocks, back, start)
+    initial = dstate[...], dA_sum[...], jnp.zeros(lane.shape, jnp.float32), jnp.zeros(lane.shape, jnp.float32)
+    dstate[...], dA_sum[...], dB[0, 0, 0], dC[0, 0, 0] = lax.fori_loop(0, num_blocks, backward_rows, initial)
     dA[0], dstart[0] = dA_sum[...], dstate[...]

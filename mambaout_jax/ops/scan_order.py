@@ -1,9 +1,9 @@
-"""Orders in which a sequence model reads a map.
+"""Orders in which a sequence model scans a feature map.
 
-A direction is row by row or column by column, forwards or backwards. Columns are a transpose, backwards is
-`selective_scan(reverse=True)`: nothing is gathered.
+A direction is row by row or column by column, forward or backward. Columns are a transpose and backward is
+`selective_scan(reverse=True)`, so that no gather is needed.
 
-Reference: row by row in both directions, Zhu et al., Vision Mamba, 2024; in all four, Liu et al., VMamba, 2024.
+References: rows in both directions, Zhu et al., Vision Mamba, 2024; all four directions, Liu et al., VMamba, 2024.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 
 class Direction(NamedTuple):
-    """Direction of a scan: by columns instead of rows, and from the last pixel to the first."""
+    """Direction of a scan: by columns or by rows, from the last pixel (`reverse`) or from the first."""
 
     columns: bool
     reverse: bool
@@ -29,12 +29,12 @@ SCAN_ORDERS: Mapping[str, tuple[Direction, ...]] = MappingProxyType(
 
 
 def flatten_map(x: Float[Array, "b h w c"], *, columns: bool) -> Float[Array, "b l c"]:
-    """Return the rows of a map, or its columns, as one sequence."""
+    """Return the pixels of a feature map as one sequence, row by row or column by column."""
     b, h, w, c = x.shape
     return (x.swapaxes(1, 2) if columns else x).reshape(b, h * w, c)
 
 
 def unflatten_map(y: Float[Array, "b l c"], height: int, width: int, *, columns: bool) -> Float[Array, "b h w c"]:
-    """Return the map of a sequence: the inverse of `flatten_map`."""
+    """Return the feature map of a sequence: the inverse of `flatten_map`."""
     b, _, c = y.shape
     return y.reshape(b, width, height, c).swapaxes(1, 2) if columns else y.reshape(b, height, width, c)

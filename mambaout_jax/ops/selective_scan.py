@@ -1,7 +1,7 @@
 """The selective scan: the state space model of Mamba, whose step size and projections depend on the input.
 
-Reference: Gu and Dao, Mamba: Linear-Time Sequence Modeling with Selective State Spaces, 2023; the semantics are those
-of `selective_scan_ref` of github.com/state-spaces/mamba at e9594ce1, channels last.
+Reference: Gu and Dao, Mamba: Linear-Time Sequence Modeling with Selective State Spaces, 2023. Semantics follow
+`selective_scan_ref` of github.com/state-spaces/mamba at e9594ce1, with channels last.
 """
 
 import weakref
@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from mambaout_jax.ops.recurrence import recurrence
 
 IMPLS = ("auto", "sequential", "associative", "chunked")
-# Arrays A that were checked to have no positive value, while they exist.
+# Live arrays A that were checked to have no positive values.
 _CHECKED = weakref.WeakValueDictionary()
 
 
@@ -38,25 +38,26 @@ def selective_scan(
 ) -> Float[Array, "b l d"] | tuple[Float[Array, "b l d"], Float[Array, "b d n"]]:
     """Compute h_t = exp(delta_t A) h_(t-1) + delta_t B_t u_t and return y_t = (C_t h_t + D u_t) SiLU(z_t).
 
-    The state and the decay are float32 (float64 for float64 inputs); the result has the dtype of `u`. Nothing is
-    divided by a product of decays, so that no decay is too strong.
+    The state and the decay are float32 (float64 for float64 inputs); the result has the dtype of `u`. No term is
+    divided by a product of decays, so that strong decay cannot overflow.
 
     Args:
         delta: step sizes, before `delta_bias` and softplus if these are used.
         A: negative; the decay of each state is exp(delta A).
-        B, C: one of each for all channels, or for each of g groups of d / g neighbouring channels, or constant.
-        reverse: run from the last step to the first.
-        initial_state: h before the first step that is run; zero by default.
-        return_last_state: return (y, h after the last step that is run).
-        impl: "sequential" is a loop over steps; "associative" composes all steps in a tree, with (b, l, d, n) in
-            memory; "chunked" does so inside of chunks and loops over them, with a VJP that recomputes the states inside
-            of chunks. "auto" has such a VJP on every platform: chunks run as kernels on TPUs, as loops on CPUs, and as
-            "chunked" on others. The last two have no forward-mode derivative.
+        B, C: (b, l, n) shared by all channels; (b, l, g, n) for g groups of d / g neighboring channels; (d, n)
+            constant.
+        reverse: scan from the last step to the first.
+        initial_state: h before the first step of the scan; zeros by default.
+        return_last_state: return (y, h after the last step of the scan).
+        impl: "sequential" loops over steps; "associative" composes all steps in a tree, with (b, l, d, n) in memory;
+            "chunked" composes the steps of a chunk and loops over chunks, with a VJP that recomputes the states within
+            chunks. "auto" has the same kind of VJP and computes the chunks with kernels on TPUs, with loops on CPUs,
+            and like "chunked" elsewhere. "chunked" and "auto" have no forward-mode derivative.
 
     Raises:
-        ValueError: an argument's type or shape does not fit, the sequence is empty, `A` is positive (where it is known
-            when the program is traced), or `impl` is unknown.
-        Exception: under `jax.debug_nans(True)`, which checks all values: `delta` is not finite or `A` positive. The
+        ValueError: the type or shape of an argument is wrong, the sequence is empty, `A` has positive values (checked
+            unless it is traced), or `impl` is unknown.
+        Exception: under `jax.debug_nans(True)`, `delta` is not finite or `A` has positive values, traced or not. The
             type depends on the backend.
     """
     if impl not in IMPLS:
@@ -81,22 +82,22 @@ def selective_scan_step(
     delta_bias: Float[Array, " d"] | None = None,
     delta_softplus: bool = False,
 ) -> tuple[Float[Array, "b d"], Float[Array, "b d n"]]:
-    """Compute one step of `selective_scan`: y and the state after it, for streams in constant memory.
+    """Compute one step of `selective_scan`, y and the next state, for streaming in constant memory.
 
     Args:
-        B, C: at this step; two axes are (b, n). Constant ones of (d, n) are those of d groups, (1, d, n) broadcast to
-            (b, d, n).
+        B, C: projections of this step; two axes are (b, n). To use constant ones (d, n), pass d groups: (1, d, n)
+            broadcast to (b, d, n).
 
     Raises:
-        ValueError: as for `selective_scan`.
+        ValueError: as in `selective_scan`.
     """
     given = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
     _check(given | {"state": state}, step=True)
     return _run_step(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus=delta_softplus)
 
 
-# Compiled here, so that calls outside of jit reuse the program of the last call: loops and the choice of platform are
-# traced again at every call outside of jit. (With inline=True gradients would not reuse it.)
+# Jitted, so that calls outside of jit reuse the compiled program; otherwise every call would trace loops and
+# `platform_dependent` again. (With inline=True, gradients would not reuse it.)
 @partial(jax.jit, static_argnames=("delta_softplus", "reverse", "impl"))
 def _run(u, delta, A, B, C, D, z, delta_bias, state, *, delta_softplus, reverse, impl):
     B, C = (x[:, :, None] if x.ndim == 3 else x for x in (B, C))
@@ -118,7 +119,7 @@ def _prepare(u, delta, A, B, C, delta_bias, state, *, delta_softplus, reverse):
     """Return the inputs of `recurrence`, in the order of its steps."""
     dtype = jnp.dtype("float64" if u.dtype == jnp.float64 else "float32")
     u, delta, A, B, C = (x.astype(dtype) for x in (u, delta, A, B, C))
-    # Zeros like the product, for the same sharding.
+    # Zeros like the product, to inherit its sharding.
     state = jnp.zeros_like(u[:, 0, :, None] * A[None]) if state is None else state.astype(dtype)
     if delta_bias is not None:
         delta = delta + delta_bias.astype(dtype)[None, None]
@@ -139,7 +140,7 @@ def _output(y, u, D, z):
 
 
 def _check(given: Mapping[str, Array | None], *, step: bool) -> None:
-    """Check that all arguments fit u and A; the state is the last one."""
+    """Check all arguments against u and A; the state is the last one."""
     for name, x in given.items():
         if x is not None and not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(f"{name} is {x.dtype}; real numbers of a floating-point type are expected")
@@ -156,7 +157,7 @@ def _check(given: Mapping[str, Array | None], *, step: bool) -> None:
     _check_shapes({state: (given[state], (len(u), channels, states))})
     groups = {name: _check_projection(name, given[name], u.shape, states, constant=not step) for name in ("B", "C")}
     if None not in groups.values() and groups["B"] != groups["C"]:
-        raise ValueError(f"B has {groups['B']} groups and C {groups['C']}; as many are expected")
+        raise ValueError(f"B has {groups['B']} groups and C has {groups['C']}; equal numbers are expected")
     _check_values(A, given["delta"])
 
 
@@ -183,25 +184,25 @@ def _check_shapes(arguments: Mapping[str, tuple[Array | None, tuple[int, ...]]])
             continue
         axis = next((i for i, pair in enumerate(zip(x.shape, expected, strict=False)) if len(set(pair)) > 1), None)
         where = f"axis {axis} has {x.shape[axis]}" if axis is not None else f"it has {x.ndim} axes"
-        raise ValueError(f"{name} has shape {x.shape}, {where}; {expected} is expected, which fits u and A")
+        raise ValueError(f"{name} has shape {x.shape}, {where}; {expected} is expected, to match u and A")
 
 
 def _check_values(A: Array, delta: Array) -> None:
-    # Reading an array waits for the device: done once per array, because those of JAX do not change.
+    # Reading an array blocks on the device, so each one is checked once: JAX arrays are immutable.
     if not isinstance(A, jax.core.Tracer) and _CHECKED.get(id(A)) is not A:
         _check_decay(A)
         if isinstance(A, jax.Array):
             _CHECKED[id(A)] = A
     if jax.config.jax_debug_nans:
-        jax.debug.callback(_check_now, A, delta)
+        jax.debug.callback(_check_at_runtime, A, delta)
 
 
-def _check_now(A: Array, delta: Array) -> None:
+def _check_at_runtime(A: Array, delta: Array) -> None:
     _check_decay(A)
     if bad := int((~np.isfinite(np.asarray(delta, np.float32))).sum()):
-        raise ValueError(f"delta holds {bad} values that are not finite")
+        raise ValueError(f"delta has {bad} non-finite values")
 
 
 def _check_decay(A: Array) -> None:
     if positive := int((np.asarray(A, np.float32) > 0).sum()):
-        raise ValueError(f"A holds {positive} positive values, whose states would grow; A = -exp(A_log) is expected")
+        raise ValueError(f"A has {positive} positive values, with which states grow; A = -exp(A_log) is expected")

@@ -14,8 +14,8 @@ def strided_conv2d(
 ) -> Float[Array, "b ho wo o"]:
     """Convolve with kh // 2 and kw // 2 zeros on each side of the map, as in PyTorch with padding=k // 2.
 
-    ho = (h - 1) // stride + 1. In a program lowered for CPU the gradient is that of the same sum as one product
-    of patches and kernel: XLA's gradient of a strided convolution is slower there, its convolution is not.
+    ho = (h - 1) // stride + 1. In programs lowered for CPU, the gradient is that of the same sum as one product of
+    patches and kernel, which is faster than XLA's gradient of a strided convolution; the forward pass is not.
 
     Args:
         kernel: kh and kw are odd.

@@ -1,1 +1,1 @@
-"""HTML pages of one file each, and the figures on them, in one style."""
+"""Self-contained HTML pages and their figures, in one style."""

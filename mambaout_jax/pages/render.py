@@ -1,19 +1,19 @@
-"""Pages as one file each: jinja2 templates with one style sheet."""
+"""Self-contained pages: jinja2 templates with one style sheet."""
 
 from importlib import resources
 from typing import Any
 
 import jinja2
 
-STYLE = "page.css"  # a template of any package includes it by this name
+STYLE = "page.css"  # included under this name by the templates of all packages
 
 
 def render(package: str, template: str, **values: Any) -> str:
-    """Fill in a template of a package; a value that the template names and that is not given is an error."""
+    """Render a template of a package; a missing value is an error."""
 
     def load(name: str) -> str:
-        home = resources.files(__package__ if name == STYLE else package)
-        return home.joinpath(name).read_text(encoding="utf-8")
+        folder = resources.files(__package__ if name == STYLE else package)
+        return folder.joinpath(name).read_text(encoding="utf-8")
 
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(load),

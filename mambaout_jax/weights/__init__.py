@@ -1,4 +1,4 @@
-"""Weights from PyTorch programs and for PyTorch programs."""
+"""Conversion of weights from and to PyTorch."""
 
 from mambaout_jax.weights.checkpoint import TorchCheckpoint, read_checkpoint
 from mambaout_jax.weights.convert import (

@@ -12,18 +12,18 @@ from mambaout_jax.weights.folder import find_weights
 from mambaout_jax.weights.hub import PREFIXES, download
 from mambaout_jax.weights.timm_config import CONFIG_NAME, TimmConfig, read_config
 
-_LOCAL_PREFIX = "local-dir:"  # of a folder, in timm
+_LOCAL_PREFIX = "local-dir:"  # timm's prefix for a folder
 
 
 class TorchCheckpoint(NamedTuple):
-    """The weights of a PyTorch file, folder or hub id, under its own names.
+    """Weights in a PyTorch file, folder or hub repository, under their original names.
 
     Args:
-        origin: as the user typed it.
-        tensors: one is read at each access and not kept; bfloat16 is ml_dtypes.bfloat16.
-        shapes, dtypes: known without reading.
-        wrapper: the entry of a file with several, for example "model_ema".
-        config: of a folder or hub id.
+        origin: path or hub id as typed by the user.
+        tensors: tensors, read on each access and not cached; bfloat16 is ml_dtypes.bfloat16.
+        shapes, dtypes: known without reading the tensors.
+        wrapper: entry of the file that contains the weights, for example "model_ema".
+        config: config.json of a folder or hub repository.
     """
 
     origin: str
@@ -35,12 +35,10 @@ class TorchCheckpoint(NamedTuple):
 
 
 def read_checkpoint(source: str | os.PathLike) -> TorchCheckpoint:
-    """Open weights: a file, a folder in timm's format, or hf-hub:ORG/NAME[@REVISION].
-
-    Code in a file is not run.
+    """Open a weights file, a folder in timm's format, or hf-hub:ORG/NAME[@REVISION], without running code in it.
 
     Raises:
-        ConvertError: it does not exist, cannot be fetched, is damaged, or is something else.
+        ConvertError: the source does not exist, cannot be downloaded, is damaged, or contains no weights.
     """
     origin = os.fspath(source)
     if origin.startswith(PREFIXES):
@@ -48,13 +46,13 @@ def read_checkpoint(source: str | os.PathLike) -> TorchCheckpoint:
         config = read_config(config_path, origin)
     elif os.path.isdir(folder := os.path.expanduser(origin.removeprefix(_LOCAL_PREFIX))):
         if os.path.isdir(os.path.join(folder, "checkpoints")):
-            raise ConvertError(f"{origin} is a workdir of this program; convert export takes its weights to PyTorch")
+            raise ConvertError(f"{origin} is a workdir; run convert export to convert its weights to PyTorch")
         config = read_config(os.path.join(folder, CONFIG_NAME), origin)
         weights = find_weights(folder, origin)
     elif origin.startswith(_LOCAL_PREFIX):
-        raise ConvertError(f"{origin} is not a folder; one in timm's format, {CONFIG_NAME} and weights, is expected")
+        raise ConvertError(f"{origin} is not a folder; a folder in timm's format is expected")
     elif not os.path.lexists(folder):
-        raise ConvertError(f"{origin} does not exist; a file of weights, a folder or hf-hub:ORG/NAME is expected")
+        raise ConvertError(f"{origin} does not exist; a weights file, a folder or hf-hub:ORG/NAME is expected")
     else:
         config, weights = None, folder
     content = read_file(weights)

@@ -1,4 +1,4 @@
-"""Errors of weights that are read or written."""
+"""User errors in reading and writing weights."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,15 +6,15 @@ from pathlib import Path
 
 
 class ConvertError(ValueError):
-    """Weights, a file or a folder that do not fit, in one sentence."""
+    """Invalid weights or an invalid weights file or folder, described in one sentence."""
 
 
 @contextlib.contextmanager
 def converting_file_errors(target: Path) -> Iterator[None]:
-    """Raise ConvertError for an error of the file system, such as a full disk, while `target` is written."""
+    """Convert errors of the file system, such as a full disk, to ConvertError while `target` is written."""
     try:
         yield
     except OSError as error:
         raise ConvertError(
-            f"{target} cannot be written ({error.strerror or error}); make room or name another place"
+            f"{target} cannot be written ({error.strerror or error}); free some space or choose another path"
         ) from error

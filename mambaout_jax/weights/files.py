@@ -1,4 +1,4 @@
-"""One file of weights: safetensors, or what torch.save writes."""
+"""Weights files: safetensors and files of torch.save."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from mambaout_jax.weights.torch_file import read_torch, write_torch
 
 TORCH_ENDINGS = (".pth", ".pt", ".bin", ".pth.tar")
 ENDINGS = (".safetensors", *TORCH_ENDINGS)
-_METADATA = {"format": "pt"}  # what readers in PyTorch look for
+_METADATA = {"format": "pt"}  # expected by PyTorch readers
 _MAX_HEADER = 100_000_000  # bytes; safetensors refuses more
 _DTYPES = {
     **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
@@ -27,10 +27,10 @@ _DTYPES = {
 
 
 def read_file(path: str | os.PathLike) -> TensorFile:
-    """Open a file of weights; its contents decide the format, not its ending.
+    """Open a weights file; the format is detected from the content, not from the extension.
 
     Raises:
-        ConvertError: it cannot be read, is damaged, or contains something else.
+        ConvertError: the file cannot be read, is damaged, or contains no weights.
     """
     path = os.fspath(path)
     kind = _kind(path)
@@ -47,23 +47,23 @@ def write_file(
     force: bool = False,
     check: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write a file of weights atomically, in the format of its ending.
+    """Write a weights file atomically, in the format of its extension.
 
     Args:
         force: replace an existing file.
-        check: reads the finished draft before it is moved to its place, and raises if it is wrong.
+        check: validates the temporary file before it is moved to `path`; raises if it is invalid.
 
     Raises:
-        ConvertError: the ending is unknown, the place is taken, or the file system refuses.
+        ConvertError: the extension is unknown, the path exists, or it cannot be written.
     """
     target = Path(os.path.realpath(os.path.expanduser(path)))
     if not target.name.endswith(ENDINGS):
-        raise ConvertError(f"{path} has an unknown ending; one of {', '.join(ENDINGS)} is expected")
+        raise ConvertError(f"{path} has an unknown extension; one of {', '.join(ENDINGS)} is expected")
     with converting_file_errors(target), scratch_folder(target) as folder:
         if os.path.lexists(target) and not target.is_file():
-            raise ConvertError(f"{path} exists and is not a file; name another")
+            raise ConvertError(f"{path} exists and is not a file; choose another path")
         if target.exists() and not force:
-            raise ConvertError(f"{path} exists; name another file, or replace it with --force")
+            raise ConvertError(f"{path} exists; choose another path, or replace it with --force")
         draft = folder / target.name
         write_tensors(draft, tensors)
         if check is not None:
@@ -72,13 +72,13 @@ def write_file(
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Write tensors to a new file and wait until it is on the disk.
+    """Write tensors to a new file and sync it to disk.
 
     Raises:
-        ConvertError: the format has no such dtype.
-        OSError: the file system refuses.
+        ConvertError: the format does not support the dtype of a tensor.
+        OSError: the file cannot be written.
     """
-    # safetensors would write the memory of a transposed array under its transposed shape.
+    # safetensors ignores strides: it would write a transposed array in the memory order of its base.
     tensors = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     if path.name.endswith(TORCH_ENDINGS):
         write_torch(path, tensors)
@@ -90,32 +90,32 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 def _kind(path: str) -> str:
     if not os.path.lexists(path):
-        raise ConvertError(f"{path} does not exist; a file of weights is expected")
+        raise ConvertError(f"{path} does not exist; a weights file is expected")
     if not os.path.isfile(path):
-        raise ConvertError(f"{path} is not a file; a file of weights is expected")
+        raise ConvertError(f"{path} is not a file; a weights file is expected")
     try:
         with open(path, "rb") as file:
             head = file.read(9)
     except OSError as error:
         raise ConvertError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
     if not head:
-        raise ConvertError(f"{path} is empty; fetch or save it again")
+        raise ConvertError(f"{path} is empty; download or save it again")
     if head.startswith(b"PK\x03\x04"):
         return "torch"
     if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= _MAX_HEADER:
         return "safetensors"
-    if head[0] == 0x80 and head[1:2] in (b"\1", b"\2", b"\3", b"\4", b"\5"):  # a pickle and its protocol
+    if head[0] == 0x80 and head[1:2] in (b"\1", b"\2", b"\3", b"\4", b"\5"):  # opcode of a pickle and its protocol
         return "torch"
     if path.endswith(".safetensors"):
-        raise ConvertError(f"{path} is not a safetensors file, or a damaged one; fetch or save it again")
-    raise ConvertError(f"{path} is neither a safetensors file nor one of torch.save; weights are expected")
+        raise ConvertError(f"{path} is damaged or not a safetensors file; download or save it again")
+    raise ConvertError(f"{path} is neither a safetensors nor a torch.save file; weights are expected")
 
 
 def _read_safetensors(path: str) -> TensorFile:
     from safetensors import SafetensorError, safe_open
 
     try:
-        # With "pread", what was read does not stay in memory as the pages of a mapped file would.
+        # With "pread", tensors do not stay in memory after they were read, unlike the pages of a mapped file.
         file = safe_open(path, framework="np", backend="pread")
         stored = list(file.keys())
         slices = {name: file.get_slice(name) for name in stored}
@@ -124,7 +124,7 @@ def _read_safetensors(path: str) -> TensorFile:
     except (SafetensorError, OSError) as error:
         reason = str(error).splitlines()[0].rpartition(": ")[2]
         raise ConvertError(
-            f"{path} is a damaged safetensors file, or one that was cut short ({reason:.100}); fetch or save it again"
+            f"{path} is a damaged or truncated safetensors file ({reason:.100}); download or save it again"
         ) from error
     names = without_prefixes(stored)
     return TensorFile(
@@ -137,7 +137,7 @@ def _read_safetensors(path: str) -> TensorFile:
 def _read_tensor(file: Any, path: str, name: str, code: str) -> np.ndarray:
     try:
         return file.get_tensor(name)
-    except Exception as error:  # a dtype that NumPy lacks raises one type, a file that shrank another
+    except Exception as error:  # unsupported dtypes and truncated files raise different types
         raise ConvertError(
             f"{path} has {name!r:.80} as {code}, which could not be read; float32, float16 or bfloat16 is expected"
         ) from error

@@ -15,15 +15,15 @@ from mambaout_jax.weights.files import write_tensors
 from mambaout_jax.weights.options import model_args
 from mambaout_jax.weights.timm_config import CONFIG_NAME
 
-# In timm's order of preference.
+# In order of preference, as in timm.
 WEIGHTS_NAMES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 
 
 def find_weights(folder: str, origin: str) -> str:
-    """Return the path of a folder's weights.
+    """Return the path of the weights in a folder.
 
     Raises:
-        ConvertError: none has a name that timm knows.
+        ConvertError: the folder has none of timm's file names.
     """
     for name in WEIGHTS_NAMES:
         if os.path.lexists(path := os.path.join(folder, name)):
@@ -40,22 +40,22 @@ def write_folder(
     force: bool = False,
     check: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write config.json and model.safetensors, which `timm.create_model("local-dir:PATH", pretrained=True)` takes.
+    """Write config.json and model.safetensors for `timm.create_model("local-dir:PATH", pretrained=True)`.
 
     Args:
-        tensors: of the model, in the first key format of its family.
-        force: replace a folder of such files and nothing else.
-        check: reads the finished draft before it is moved to its place, and raises if it is wrong.
+        tensors: state dict of the model, in the first key format of its family.
+        force: replace an existing folder if it contains only such files.
+        check: validates the temporary folder before it is moved to `path`; raises if it is invalid.
 
     Raises:
-        ConvertError: the place is taken, or the file system refuses.
+        ConvertError: the path exists or cannot be written.
     """
     target = Path(os.path.realpath(os.path.expanduser(path)))
-    _check_place(target, path, force)
+    _check_replaceable(target, path, force)
     with converting_file_errors(target), scratch_folder(target) as parent:
         draft = parent / target.name
         draft.mkdir()
-        config = _describe(model, class_names)
+        config = _timm_config(model, class_names)
         (draft / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         sync(draft / CONFIG_NAME)
         write_tensors(draft / WEIGHTS_NAMES[0], tensors)
@@ -65,13 +65,13 @@ def write_folder(
         commit_folder(draft, target, replace=force)
 
 
-def _describe(model: Model, class_names: Sequence[str] | None) -> dict[str, Any]:
+def _timm_config(model: Model, class_names: Sequence[str] | None) -> dict[str, Any]:
     args, spec = model_args(model), model.input_spec
     return {
         "architecture": model.name,
         "num_classes": model.num_classes,
         "num_features": model.feature_info[-1].channels,
-        "global_pool": model.options.get("global_pool", "avg"),  # families without the option average
+        "global_pool": model.options.get("global_pool", "avg"),  # families without the option use average pooling
         **({} if class_names is None else {"label_names": list(class_names)}),
         **({"model_args": args} if args else {}),
         "pretrained_cfg": {
@@ -90,19 +90,19 @@ def _describe(model: Model, class_names: Sequence[str] | None) -> dict[str, Any]
     }
 
 
-def _check_place(target: Path, path: str | os.PathLike, force: bool) -> None:
+def _check_replaceable(target: Path, path: str | os.PathLike, force: bool) -> None:
     if not os.path.lexists(target):
         return
     if not target.is_dir():
-        raise ConvertError(f"{path} exists and is not a folder; name another")
+        raise ConvertError(f"{path} exists and is not a folder; choose another path")
     try:
         entries = list(os.scandir(target))
     except OSError as error:
-        raise ConvertError(f"{path} cannot be read ({error.strerror}); name another folder") from error
+        raise ConvertError(f"{path} cannot be read ({error.strerror}); choose another folder") from error
     if not entries:
         return
     if not force:
-        raise ConvertError(f"{path} exists; name another folder, or replace it with --force")
+        raise ConvertError(f"{path} exists; choose another folder, or replace it with --force")
     foreign = sorted(
         entry.name
         for entry in entries
@@ -110,4 +110,4 @@ def _check_place(target: Path, path: str | os.PathLike, force: bool) -> None:
     )
     if foreign or CONFIG_NAME not in {entry.name for entry in entries} or len(entries) == 1:
         what = f"contains {foreign[0]!r}" if foreign else "is not a folder in timm's format"
-        raise ConvertError(f"{path} {what} and is not replaced, so that no files are lost; name another folder")
+        raise ConvertError(f"{path} {what} and is not replaced, to keep its files; choose another folder")

@@ -1,4 +1,4 @@
-"""The Hugging Face hub, through its own client, cache and settings."""
+"""Downloads from the Hugging Face hub, with its own client, cache and settings."""
 
 import re
 
@@ -8,24 +8,24 @@ from mambaout_jax.weights.timm_config import CONFIG_NAME
 
 PREFIXES = ("hf-hub:", "hf_hub:")
 _ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([^@\s]+))?", re.ASCII)
-_SECONDS = 5  # that the hub may take to answer; HF_HUB_ETAG_TIMEOUT changes it
+_TIMEOUT_SECONDS = 5  # for the first response of the hub; HF_HUB_ETAG_TIMEOUT overrides it
 
 
 class _AbsentError(ConvertError):
-    """One file that is absent, where another may exist."""
+    """A missing file; others may exist."""
 
 
 def download(source: str) -> tuple[str, str]:
-    """Fetch config.json and the weights into the client's cache if they are new, and return their paths.
+    """Download config.json and the weights unless they are cached, and return their paths in the cache.
 
-    The cache is used if the hub does not answer or HF_HUB_OFFLINE is set.
+    Only the cache is used if the hub does not respond or HF_HUB_OFFLINE is set.
 
     Args:
         source: hf-hub:ORG/NAME, with @REVISION for a branch, a tag or a commit.
 
     Raises:
-        ConvertError: the id is malformed, does not exist or may not be read, or the hub does not answer and the
-            cache does not have it.
+        ConvertError: the id is malformed, does not exist or is not accessible, or the hub does not respond and the
+            files are not cached.
     """
     match = _ID.fullmatch(source.partition(":")[2])
     if match is None:
@@ -48,38 +48,40 @@ class _Repository:
         self.source = source
         self.repo_id = repo_id
         self.revision = revision
-        self.trouble: str | None = None  # why the hub is not asked any more
+        self.offline_reason: str | None = None  # why only the cache is used
 
     def fetch(self, name: str) -> str:
-        """Return the path of a file in the cache."""
+        """Download a file if necessary and return its path in the cache."""
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import LocalEntryNotFoundError
 
-        self.trouble = self.trouble or self._ask(name)
+        self.offline_reason = self.offline_reason or self._check(name)
         try:
             return hf_hub_download(
-                self.repo_id, name, revision=self.revision, local_files_only=self.trouble is not None
+                self.repo_id, name, revision=self.revision, local_files_only=self.offline_reason is not None
             )
         except LocalEntryNotFoundError:
             raise _AbsentError(
-                f"{self.source}: {name} is not in the cache, and {self.trouble or 'it was removed'}"
+                f"{self.source}: {name} is not in the cache, and {self.offline_reason or 'it was removed'}"
             ) from None
         except Exception as error:  # each transport raises its own types
             reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise ConvertError(f"{self.source}: fetching {name} stopped ({reason[0]:.200}); try again") from error
+            raise ConvertError(f"{self.source}: the download of {name} failed ({reason[0]:.200}); try again") from error
 
-    def _ask(self, name: str) -> str | None:
-        """Check that the hub has a file and that it may be read; return the reason if the hub does not answer.
+    def _check(self, name: str) -> str | None:
+        """Check that a file exists on the hub and is accessible; return a reason if the hub does not respond.
 
-        The client's own download would retry for half a minute before it looks into its cache.
+        The client's own download would retry for half a minute before it falls back to the cache.
         """
         from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_url
 
         log_in = "log in with `hf auth login` or set HF_TOKEN"
-        chosen = constants.HF_HUB_ETAG_TIMEOUT
+        configured = constants.HF_HUB_ETAG_TIMEOUT
         try:
             url = hf_hub_url(self.repo_id, name, revision=self.revision)
-            get_hf_file_metadata(url, timeout=_SECONDS if chosen == constants.DEFAULT_ETAG_TIMEOUT else chosen)
+            get_hf_file_metadata(
+                url, timeout=_TIMEOUT_SECONDS if configured == constants.DEFAULT_ETAG_TIMEOUT else configured
+            )
         except errors.OfflineModeIsEnabled:
             return "HF_HUB_OFFLINE is set"
         except errors.HFValidationError as error:
@@ -94,13 +96,13 @@ class _Repository:
             ) from None
         except errors.EntryNotFoundError:
             raise _AbsentError(
-                f"{self.source} has no {name}; {CONFIG_NAME} and {WEIGHTS_NAMES[0]}, as timm writes them, are expected"
+                f"{self.source} has no {name}; {CONFIG_NAME} and {WEIGHTS_NAMES[0]} in timm's format are expected"
             ) from None
         except errors.HfHubHTTPError as error:
             status = error.response.status_code
             if status in (401, 403):
-                raise ConvertError(f"{self.source} may not be read (status {status}); {log_in}") from None
-            return f"{constants.ENDPOINT} answers with status {status}; try again later"
+                raise ConvertError(f"{self.source} is not accessible (status {status}); {log_in}") from None
+            return f"{constants.ENDPOINT} responds with status {status}; try again later"
         except Exception as error:  # each network stack raises its own types
             reason = str(error).strip().splitlines() or [type(error).__name__]
             return f"{constants.ENDPOINT} cannot be reached ({reason[0]:.200}); check the network"

@@ -1,4 +1,4 @@
-"""Parameters that depend on the size of the images: which these are, for which size, and at another size."""
+"""Parameters that depend on the image size: detection of the size from shapes, and resampling."""
 
 import bisect
 import functools
@@ -15,25 +15,25 @@ from mambaout_jax.weights.key_map import Shape, expected_shapes, tensor_specs, w
 
 Size = tuple[int, int]
 
-# Largest side of square images that shapes are compared with, in pixels.
+# Largest side of square images to search for, in pixels.
 _MAX_SIDE = 2048
 
 
 def model_of_weights(
     model: Model, key_format: KeyFormat, shapes: Mapping[str, Shape], img_size: Size | None = None
 ) -> Model:
-    """Return a model at the size of the images that weights were trained on, to load them into.
+    """Return the model at the image size of the weights, so that they can be loaded.
 
     Args:
-        shapes: of the weights.
-        img_size: (height, width) that they were trained at; None if unknown: then the model's own, or else that of
-            square images, by the shapes.
+        shapes: shapes of the weights.
+        img_size: (height, width) of the training images. If None, the model's own size or that of square images, as
+            inferred from the shapes.
 
     Returns:
-        `model` itself at its own size, and where something else than the size of the images differs.
+        `model` itself if the sizes are equal, or if shapes differ for other reasons than the image size.
 
     Raises:
-        ConvertError: no square images give the shapes, and all other keys fit.
+        ConvertError: all keys match, but the shapes match no square image size.
     """
     if "img_size" not in model.options or img_size == model.input_spec.size:
         return model
@@ -49,23 +49,23 @@ def model_of_weights(
         if img_size is None and shapes.keys() == own.keys():
             key = next(key for key in sized if shapes[key] != own[key])
             raise ConvertError(
-                f"{key} has shape {shapes[key]} where {own[key]} is expected, or that for other square images, which "
-                "is resampled; for images that are not square give a folder whose config.json has their size"
+                f"{key} has shape {shapes[key]} where {own[key]} is expected, or the shape of another square image "
+                "size, to resample; for other sizes, use a folder whose config.json has the image size"
             )
     try:
         return model if img_size is None else _at_size(model, img_size)
-    except ModelError:  # other weights than those of this model, which their shapes show
+    except ModelError:  # weights of another model, which the comparison of shapes will report
         return model
 
 
 def resample_variables(model: Model, variables: dict[str, Any], img_size: Size) -> dict[str, Any]:
-    """Return variables for images of a model's size, from those for images of another size.
+    """Resample variables that were trained at another image size to the size of the model.
 
     Args:
-        img_size: (height, width) that they were trained at.
+        img_size: (height, width) of the training images.
 
     Raises:
-        ModelError: they are not those of `img_size`.
+        ModelError: the variables do not match `img_size`.
     """
     leaves, treedef = jax.tree.flatten_with_path(variables["params"])
     params = {tuple(entry.key for entry in path): leaf for path, leaf in leaves}
@@ -74,7 +74,7 @@ def resample_variables(model: Model, variables: dict[str, Any], img_size: Size) 
 
 
 def sized_axes(model: Model, key_format: KeyFormat) -> dict[str, int]:
-    """Return the keys of tensors whose shapes depend on the size of the images, and the axis that does."""
+    """Return the keys of all tensors whose shapes depend on the image size, with the axis that varies."""
     if "img_size" not in model.options:
         return {}
     stride = model.feature_info[-1].stride
@@ -89,7 +89,7 @@ def sized_axes(model: Model, key_format: KeyFormat) -> dict[str, int]:
 
 
 def square_size(model: Model, key_format: KeyFormat, shapes: Mapping[str, Shape]) -> Size | None:
-    """Return the size of square images at which a model has tensors of these shapes; None if there is none."""
+    """Return the square image size at which a model has these shapes, or None."""
     stride = model.feature_info[-1].stride
     sides = range(-(-MIN_SIZE // stride) * stride, _MAX_SIDE + 1, stride)
     for key, axis in sized_axes(model, key_format).items():
@@ -110,7 +110,7 @@ def _at_size(model: Model, img_size: Size) -> Model:
     return create_model(model.name, **{**model.options, "img_size": img_size})
 
 
-# A search compares some ten sizes, of models that take a tenth of a second to build.
+# Cached, because a search builds about ten models, at a tenth of a second each.
 @functools.lru_cache(maxsize=256)
 def _shapes_at(model: Model, key_format: KeyFormat, img_size: Size) -> dict[str, Shape]:
     sized = model if img_size == model.input_spec.size else _at_size(model, img_size)

@@ -1,4 +1,4 @@
-"""A description of weights, without loading them."""
+"""Inspection of weights without loading them."""
 
 import math
 from collections import Counter
@@ -13,18 +13,18 @@ from mambaout_jax.weights.state_dict import differences, get_format
 
 
 def inspect_checkpoint(checkpoint: TorchCheckpoint, name: str | None = None) -> dict[str, str]:
-    """Describe weights.
+    """Return a description of weights.
 
     Args:
-        name: of the variant to compare with; None for the one that they are of.
+        name: variant to compare with; None to identify the variant.
 
     Returns:
-        "key format", "variant", "parameters", "dtype" and "differences", in words; "entry" for a file with several;
-        "image size" if parameters depend on it.
+        Text under "key format", "variant", "parameters", "dtype" and "differences", under "entry" if the file has
+        several, and under "image size" if parameters depend on it.
 
     Raises:
-        ConvertError: they are of no known family, in a key format that cannot express the variant, or, without a name,
-            no variant has exactly their shapes.
+        ConvertError: the family is unknown, the key format cannot express the variant, or, without a name, no variant
+            has exactly these shapes.
         ModelError: the name is unknown.
     """
     model = _build_model(checkpoint, name)

@@ -1,4 +1,4 @@
-"""The rules of a key format, applied: which tensors of a state dict are which variables of a model."""
+"""The mapping between tensors of a state dict and variables of a model, by the rules of a key format."""
 
 import functools
 import re
@@ -19,14 +19,14 @@ _WILDCARDS = {"**": ".+", "*": r"([A-Za-z_]\w*)", "#": "([0-9]+)", "@": "(?P<par
 
 
 class TensorSpec(NamedTuple):
-    """One tensor of a state dict, and the variables in it.
+    """One tensor of a state dict and its variables.
 
     Args:
-        keys: in the state dict; several are tied tensors.
-        shape: in the state dict.
-        paths: of the variables, in their order in the tensor.
-        rule: that pairs them.
-        transform: of each variable.
+        keys: keys in the state dict; several for tied tensors.
+        shape: shape in the state dict.
+        paths: paths of the variables, in their order within the tensor.
+        rule: the rule that maps them.
+        transform: transform of each variable.
     """
 
     keys: tuple[str, ...]
@@ -36,7 +36,7 @@ class TensorSpec(NamedTuple):
     transform: Transform
 
     def from_torch(self, tensor: np.ndarray) -> Sequence[np.ndarray]:
-        """Return the values of the variables."""
+        """Convert the tensor to the values of the variables."""
         match self.rule.join:
             case "stack":
                 parts = list(tensor)
@@ -47,7 +47,7 @@ class TensorSpec(NamedTuple):
         return [self.transform.from_torch(part) for part in parts]
 
     def to_torch(self, values: Sequence[np.ndarray]) -> np.ndarray:
-        """Return the tensor."""
+        """Convert the values of the variables to the tensor."""
         parts = [self.transform.to_torch(value) for value in values]
         match self.rule.join:
             case "stack":
@@ -59,19 +59,19 @@ class TensorSpec(NamedTuple):
 
 
 def to_torch_key(key_format: KeyFormat, path: str) -> str | None:
-    """Return the state dict's key for our dotted path; None if no rule matches.
+    """Return the state-dict key of our dotted path (the first one of tied tensors), or None if no rule matches.
 
     Args:
-        path: without its collection. Of tied tensors, the first is returned.
+        path: path without its collection.
     """
     found = _find_rule(key_format, path)
     return None if found is None else found[1][0]
 
 
 def from_torch_key(key_format: KeyFormat, key: str) -> str | None:
-    """Return our dotted path for a state dict's key; None if no rule matches.
+    """Return our dotted path of a state-dict key, or None if no rule matches.
 
-    The path of a tensor of several variables has `@` for their position.
+    The path of joined variables contains `@` in place of their index.
     """
     for rule in key_format.rules:
         for pattern in rule.keys:
@@ -81,20 +81,20 @@ def from_torch_key(key_format: KeyFormat, key: str) -> str | None:
 
 
 def is_ignored(key_format: KeyFormat, key: str) -> bool:
-    """Return whether a key is not a parameter's."""
+    """Return whether the key format ignores a key."""
     return any(_compile(pattern).fullmatch(key) for pattern in key_format.ignored)
 
 
 def matching_formats(keys: Iterable[str], prefer: Family | None = None) -> list[tuple[Family, KeyFormat]]:
-    """Return the key formats that know at least half of a state dict's keys, those that know most first.
+    """Return the key formats that match at least half of the keys of a state dict, best match first.
 
     Args:
-        prefer: a family whose formats come before others that know as many keys.
+        prefer: family whose formats come first among equal matches.
 
     Raises:
-        ConvertError: there is none.
+        ConvertError: no format matches.
     """
-    # Names of the model itself, without a dot, say little: any model may have them.
+    # Keys without a dot do not count: many models share names such as "pos_embed".
     keys = list(keys)
     known = {
         (family, key_format.name): sum(
@@ -106,25 +106,25 @@ def matching_formats(keys: Iterable[str], prefer: Family | None = None) -> list[
     formats = [(family, key_format) for family in families() for key_format in family.key_formats]
     found = [pair for pair in formats if 2 * known[pair[0], pair[1].name] >= max(len(keys), 1)]
     if not found:
-        some = ", ".join(sorted(keys)[:3]) or "none at all"
+        some = ", ".join(sorted(keys)[:3]) or "none"
         names = ", ".join(f"{family.module.__name__} in key format {key_format.name}" for family, key_format in formats)
-        raise ConvertError(f"the keys ({some}, ...) are those of another model; known are {names}")
+        raise ConvertError(f"the keys ({some}, ...) match no known model; supported are {names}")
     return sorted(found, key=lambda pair: (-known[pair[0], pair[1].name], pair[0] is not prefer))
 
 
 def tensor_specs(variables: Any, key_format: KeyFormat) -> list[TensorSpec]:
-    """Return the tensors that the state dict of a model has, in the order of its variables.
+    """Return the tensors in the state dict of a model, in the order of its variables.
 
     Args:
         variables: arrays or `jax.ShapeDtypeStruct`s, {"params": ..., "batch_stats": ...}.
 
     Raises:
-        ConvertError: a variable has no rule, or two variables have one key.
+        ConvertError: a variable has no rule, or two variables have the same key.
     """
     groups: dict[tuple[str, ...], tuple[Rule, dict[int, tuple[Path, Shape]]]] = {}
     for key_path, leaf in jax.tree.leaves_with_path(variables):
         path = tuple(entry.key for entry in key_path)
-        # The first entry of a path is the collection, which PyTorch does not distinguish.
+        # Without the first component, the collection: state dicts do not distinguish parameters and buffers.
         name = ".".join(map(str, path[1:]))
         found = _find_rule(key_format, name)
         if found is None:
@@ -133,8 +133,8 @@ def tensor_specs(variables: Any, key_format: KeyFormat) -> list[TensorSpec]:
         _, parts = groups.setdefault(keys, (rule, {}))
         if part in parts:
             raise ConvertError(
-                f"key format {key_format.name!r} has the key {keys[0]} for two variables, one of them {name}; add a "
-                "rule that separates them"
+                f"key format {key_format.name!r} maps two variables to {keys[0]}, one of them {name}; add a rule that "
+                "separates them"
             )
         parts[part] = path, tuple(leaf.shape)
     return [_tensor_spec(keys, rule, [parts[part] for part in sorted(parts)]) for keys, (rule, parts) in groups.items()]
@@ -145,8 +145,8 @@ def _tensor_spec(keys: tuple[str, ...], rule: Rule, parts: list[tuple[Path, Shap
     transform = rule.transform or default_transform(paths[0][-1], len(shapes[0]))
     spec = TensorSpec(keys, (), paths, rule, transform)
     if len(set(shapes)) > 1:
-        raise ConvertError(f"the variables that {keys[0]} joins have shapes {shapes}; equal ones are expected")
-    # One value, seen as an array of the whole shape, takes no memory.
+        raise ConvertError(f"the variables joined in {keys[0]} have shapes {shapes}; equal shapes are expected")
+    # A broadcast scalar has the shape without the memory.
     (first, *_), value = shapes, np.zeros((), np.float32)
     inner = transform.to_torch(np.broadcast_to(value, first)).shape
     match rule.join:
@@ -160,17 +160,17 @@ def _tensor_spec(keys: tuple[str, ...], rule: Rule, parts: list[tuple[Path, Shap
 
 
 def expected_shapes(specs: Iterable[TensorSpec]) -> dict[str, Shape]:
-    """Return the shapes of a state dict by key."""
+    """Return the shapes of a state dict, by key."""
     return {key: spec.shape for spec in specs for key in spec.keys}
 
 
 def without_ignored(key_format: KeyFormat, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-    """Return the shapes of the tensors of parameters."""
+    """Return the shapes without ignored keys."""
     return {key: shape for key, shape in shapes.items() if not is_ignored(key_format, key)}
 
 
 def _find_rule(key_format: KeyFormat, path: str) -> tuple[Rule, tuple[str, ...], int] | None:
-    """Return the first rule for a path, its keys, and the variable's position among those that a tensor joins."""
+    """Return the first rule that matches a path, its keys, and the index of the variable within the joined tensor."""
     for rule in key_format.rules:
         if match := _compile(rule.path).fullmatch(path):
             part = match.groupdict().get("part", "0")
@@ -185,7 +185,7 @@ def _compile(pattern: str) -> re.Pattern[str]:
 
 
 def _fill(pattern: str, match: re.Match[str]) -> str:
-    """Replace the wildcards of a pattern, in order, with what those of another one matched."""
+    """Replace the wildcards of a pattern, in order, by those of a match."""
     part = match.re.groupindex.get("part")
     values = iter([value for index, value in enumerate(match.groups(), 1) if index != part])
     return re.sub("[*#]", lambda _: next(values), pattern)

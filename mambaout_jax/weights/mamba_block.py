@@ -1,4 +1,4 @@
-"""Weights of a single Mamba block, as the package mamba_ssm has them."""
+"""Conversion of a single Mamba block from and to the package mamba_ssm."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,22 +24,22 @@ MAMBA_SSM = KeyFormat(
 
 
 def mamba_block_from_torch(block: MambaBlock, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn the state dict of a `Mamba` of mamba_ssm into a block's variables, in float32; the match is exact.
+    """Convert the state dict of a `mamba_ssm.Mamba` to the variables of a block, in float32; the match is exact.
 
     Raises:
-        ConvertError: as for `from_torch`.
+        ConvertError: as in `from_torch`.
     """
     return load_state_dict(block.name, _shapes(block), MAMBA_SSM, *open_state_dict(state_dict))
 
 
 def mamba_block_to_torch(block: MambaBlock, variables: dict[str, Any], dtype: str = "float32") -> dict[str, np.ndarray]:
-    """Turn a block's variables into the state dict of a `Mamba` of mamba_ssm, of arrays.
+    """Convert the variables of a block to the state dict of a `mamba_ssm.Mamba`, with arrays as values.
 
     Args:
-        dtype: "float32" or "bfloat16" (ml_dtypes.bfloat16), of every tensor.
+        dtype: dtype of all tensors, "float32" or "bfloat16" (ml_dtypes.bfloat16).
 
     Raises:
-        ConvertError: the variables are those of another block.
+        ConvertError: the variables belong to another block.
     """
     return export_state_dict(block.name, _shapes(block), MAMBA_SSM, variables, dtype)
 

@@ -1,4 +1,4 @@
-"""The model that weights belong to, found by their config.json or by the names and shapes of their tensors."""
+"""Identification of the model of given weights, by config.json or by the names and shapes of the tensors."""
 
 import functools
 import math
@@ -22,18 +22,18 @@ from mambaout_jax.weights.key_map import (
 )
 from mambaout_jax.weights.state_dict import differences
 
-# Of a tensor, so that NumPy can represent an array of its shape.
+# Of a tensor; NumPy cannot represent the shapes of much larger arrays.
 _MAX_ELEMENTS = 2**40
 
 
 class ResolvedModel(NamedTuple):
-    """The model that weights belong to.
+    """The model of given weights.
 
     Args:
-        key_format: that the weights are in.
-        name: for `create_model`.
-        options: for `create_model`.
-        note: a sentence on what the shapes leave open, or "".
+        key_format: key format of the weights.
+        name: name for `create_model`.
+        options: options for `create_model`.
+        note: a sentence if several variants match, else "".
     """
 
     key_format: KeyFormat
@@ -43,14 +43,15 @@ class ResolvedModel(NamedTuple):
 
 
 def resolve_model(checkpoint: TorchCheckpoint, name: str | None = None) -> ResolvedModel:
-    """Find the model that weights belong to: by their config.json, or else by comparing shapes with every variant.
+    """Identify the model of given weights by config.json, or else by comparing shapes with every variant.
 
     Args:
-        name: of the variant, if it is known; then only classes, channels and size of the input are read from shapes.
+        name: name of the variant, if known; then only the number of classes, the input channels and the image size are
+            inferred from the shapes.
 
     Raises:
-        ConvertError: the keys are those of no known family, no variant has exactly these shapes, or config.json names
-            another variant.
+        ConvertError: the keys match no known family, no variant has exactly these shapes, or config.json names another
+            variant.
     """
     try:
         return _resolve(checkpoint, name)
@@ -64,7 +65,7 @@ def _resolve(checkpoint: TorchCheckpoint, name: str | None) -> ResolvedModel:
     config = checkpoint.config
     if config is not None:
         if name not in (None, config.architecture):
-            raise ConvertError(f"config.json says that this is {config.architecture}; {name} was asked for")
+            raise ConvertError(f"config.json has architecture {config.architecture}; {name} is expected")
         return ResolvedModel(key_format, config.architecture, {**config.options, **config.preparation}, "")
     if name is not None:
         return ResolvedModel(key_format, name, _data_options(name, key_format, checkpoint.shapes), "")
@@ -78,18 +79,17 @@ def _resolve(checkpoint: TorchCheckpoint, name: str | None) -> ResolvedModel:
     if not fits:
         nearest = min(faults, key=faults.__getitem__)
         raise ConvertError(
-            f"no variant has exactly these tensors, the nearest, {nearest}, differs in {faults[nearest]}; name the "
-            "variant by --model, give a folder with a config.json, or list the differences by convert inspect FILE "
-            "--model NAME"
+            f"no variant has exactly these tensors; the closest, {nearest}, differs in {faults[nearest]}: set --model, "
+            "use a folder with a config.json, or list the differences with convert inspect FILE --model NAME"
         )
     first, *others = fits
     names = " and ".join(other.name for other in others)
     verb = "has" if len(others) == 1 else "have"
-    return first._replace(note=f"{names} {verb} the same shapes; choose another one by --model" if others else "")
+    return first._replace(note=f"{names} {verb} the same shapes; select another variant with --model" if others else "")
 
 
 def _compare(name: str, key_format: KeyFormat, shapes: Mapping[str, Shape]) -> tuple[dict[str, Any], int]:
-    """Return the options by which a variant comes nearest to the shapes, and how many tensors still differ."""
+    """Return the options with which a variant best matches the shapes, and the number of tensors that still differ."""
     family, own = find_family(name), variant_options(name)
     if not _can_express(family, own, key_format):
         return {}, len(shapes)
@@ -102,12 +102,12 @@ def _compare(name: str, key_format: KeyFormat, shapes: Mapping[str, Shape]) -> t
 
 
 def _data_options(name: str, key_format: KeyFormat, shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    """Read the options that depend on the data: num_classes, in_chans, and img_size if parameters depend on it."""
+    """Infer num_classes, in_chans, and img_size if parameters depend on it, from the shapes."""
     family, own = find_family(name), variant_options(name)
     if not _can_express(family, own, key_format):
-        return {}  # which the conversion itself reports
+        return {}  # the conversion reports it
     model, options = _build(family, name), {}
-    # A weight of ours is (..., in, out).
+    # Our weights are (..., in, out).
     for option, layer, axis in (("num_classes", model.classifier, -1), ("in_chans", model.first_conv, -2)):
         for spec in _specs(family, name, key_format):
             shape = shapes.get(spec.keys[0], ())
@@ -124,14 +124,14 @@ def _can_express(family: Family, options: Mapping[str, Any], key_format: KeyForm
 
 
 def _keys_of_data(family: Family, name: str, key_format: KeyFormat) -> set[str]:
-    """Return the keys of tensors whose shapes depend on the classes, channels or size of the input."""
+    """Return the keys of all tensors whose shapes depend on num_classes, in_chans or img_size."""
     model = _build(family, name)
     layers = (model.first_conv, model.classifier)
     keys = {key for spec in _specs(family, name, key_format) if spec.paths[0][1:-1] in layers for key in spec.keys}
     return keys | sized_axes(model, key_format).keys()
 
 
-# Building all variants of a family takes a second: each is built once.
+# Cached, because building all variants of a family takes a second.
 @functools.cache
 def _build(family: Family, name: str, **options: Any) -> Model:
     return create_model(name, **options)

@@ -1,4 +1,4 @@
-"""PyTorch state dicts to variables and back; the match is exact in both directions."""
+"""Conversion of PyTorch state dicts to variables and back; the match is exact in both directions."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,41 +20,42 @@ from mambaout_jax.weights.key_map import (
     without_ignored,
 )
 
-# Widened to float32 without loss. float16 is not: what was trained overflows or vanishes in it.
+# Both convert to float32 without loss. float16 is rejected, because trained weights overflow or underflow in it.
 DTYPES = ("float32", "bfloat16")
 
 
 def get_format(model: Model, name: str | None = None) -> KeyFormat:
-    """Return a key format of a model's family, checked to express the model.
+    """Return a key format of the family that can express the model.
 
     Args:
-        name: None for the family's first format.
+        name: name of the format; None for the first of the family.
 
     Raises:
-        ConvertError: there is none of that name, or it has another value for an option.
+        ConvertError: the name is unknown, or the format cannot express an option.
     """
     formats = {key_format.name: key_format for key_format in model.family.key_formats}
     key_format = next(iter(formats.values())) if name is None else formats.get(name)
     if key_format is None:
-        raise ConvertError(f"key format {name!r} does not name {model.name}; known are {', '.join(formats)}")
+        raise ConvertError(f"{model.name} has no key format {name!r}; one of {', '.join(formats)} is expected")
     if faults := [
         f"{key} is {model.options[key]!r}" for key, value in key_format.fixed.items() if model.options[key] != value
     ]:
         others = ", ".join(f"{key} {value!r}" for key, value in key_format.fixed.items())
         raise ConvertError(
-            f"key format {key_format.name!r} cannot express {model.name}: {'; '.join(faults)}; it has only {others}"
+            f"key format {key_format.name!r} cannot express {model.name}: {'; '.join(faults)}; it supports only "
+            f"{others}"
         )
     return key_format
 
 
 def differences(shapes: Mapping[str, Shape], expected: Mapping[str, Shape]) -> dict[str, str]:
-    """Return by name what is missing, left over or of another shape."""
+    """Return a description of each tensor that is missing, unexpected or of another shape, by name."""
     faults = {}
     for name in sorted(shapes.keys() | expected.keys()):
         if name not in shapes:
             faults[name] = "is missing"
         elif name not in expected:
-            faults[name] = "is left over"
+            faults[name] = "is unexpected"
         elif shapes[name] != expected[name]:
             faults[name] = f"has shape {shapes[name]} where {expected[name]} is expected"
     return faults
@@ -70,21 +71,21 @@ def _check_fit(what: str, model: str, shapes: Mapping[str, Shape], expected: Map
 def from_tensors(
     model: Model, tensors: Mapping[str, Any], shapes: Mapping[str, Shape], img_size: tuple[int, int] | None = None
 ) -> dict[str, Any]:
-    """Turn a state dict in any key format of the model's family into variables.
+    """Convert a state dict in any key format of the model's family to variables.
 
     Args:
-        tensors: read one at a time, once each.
-        img_size: (height, width) that they were trained at; None if unknown. Position embeddings of another size than
-            the model's are resampled.
+        tensors: tensors, read one at a time and once each.
+        img_size: (height, width) of the training images; None if unknown. Position embeddings of another image size
+            are resampled.
 
     Raises:
-        ConvertError: keys are missing, left over or of another shape, or values are neither float32 nor bfloat16, or
+        ConvertError: keys are missing, unexpected or of another shape, or values are neither float32 nor bfloat16, or
             not finite.
     """
     family, key_format = matching_formats(shapes, prefer=model.family)[0]
     if family is not model.family:
         raise ConvertError(
-            f"the weights are those of a {family.module.__name__}; a {model.family.module.__name__} is expected"
+            f"the weights belong to a {family.module.__name__}; a {model.family.module.__name__} is expected"
         )
     key_format = get_format(model, key_format.name)
     source = model_of_weights(model, key_format, shapes, img_size)
@@ -95,18 +96,18 @@ def from_tensors(
 def load_state_dict(
     name: str, variables: Any, key_format: KeyFormat, tensors: Mapping[str, Any], shapes: Mapping[str, Shape]
 ) -> dict[str, Any]:
-    """Turn a state dict in a key format into variables, as `from_tensors` does.
+    """Convert a state dict in a given key format to variables, as in `from_tensors`.
 
     Args:
-        name: of the model, for messages.
-        variables: their shapes.
+        name: name of the model, for messages.
+        variables: shapes of the variables.
     """
     specs = tensor_specs(variables, key_format)
     _check_fit("the weights", name, without_ignored(key_format, shapes), expected_shapes(specs))
     values = {}
     for spec in specs:
         for path, value in zip(spec.paths, spec.from_torch(_read(tensors, spec)), strict=True):
-            # A copy in any case: JAX may keep memory that it is given, and the tensor belongs to the caller.
+            # Always copy: JAX may alias the array, and the tensor belongs to the caller.
             values[path] = jax.device_put(np.array(value, np.float32, order="C"))
     return jax.tree_util.tree_map_with_path(lambda path, _: values[tuple(entry.key for entry in path)], variables)
 
@@ -116,43 +117,41 @@ def _read(tensors: Mapping[str, Any], spec: TensorSpec) -> np.ndarray:
     values = _to_numpy(tensors[first], first)
     for key in tied:
         if not np.array_equal(_to_numpy(tensors[key], key), values):
-            raise ConvertError(
-                f"{key} differs from {first}; equal tensors are expected, which one parameter stands for"
-            )
+            raise ConvertError(f"{key} differs from {first}; the two are tied, so equal tensors are expected")
     return values
 
 
 def _to_numpy(tensor: Any, key: str) -> np.ndarray:
-    """Return the finite values of a PyTorch tensor, without importing PyTorch, or of an array."""
+    """Convert a PyTorch tensor, without importing PyTorch, or an array to NumPy; check that all values are finite."""
     kind = getattr(tensor.dtype, "name", str(tensor.dtype)).removeprefix("torch.")
     if kind not in DTYPES:
-        raise ConvertError(f"{key} is {kind}; {' or '.join(DTYPES)} is expected: give the weights as they were trained")
+        raise ConvertError(f"{key} is {kind}; {' or '.join(DTYPES)} is expected, the dtype of training")
     try:
         if hasattr(tensor, "detach"):
             tensor = tensor.detach().cpu()
-            # NumPy has no bfloat16; widening loses nothing.
+            # NumPy has no bfloat16; the conversion to float32 is exact.
             tensor = (tensor.float() if kind == "bfloat16" else tensor).numpy()
         values = np.asarray(tensor)
-    except (NotImplementedError, RuntimeError, TypeError) as error:  # meta, sparse and the like
+    except (NotImplementedError, RuntimeError, TypeError) as error:  # meta tensors, sparse layouts, ...
         raise ConvertError(
-            f"{key} is on {tensor.device} in a {tensor.layout} layout; a plain tensor with values is expected"
+            f"{key} is on {tensor.device} with layout {tensor.layout}; a dense tensor with values is expected"
         ) from error
     if num_bad := int((~np.isfinite(values)).sum()):
-        raise ConvertError(f"{key} has {num_bad} values that are not finite; the run that it comes from diverged")
+        raise ConvertError(f"{key} has {num_bad} non-finite values; its training run diverged")
     return values
 
 
 def to_tensors(
     model: Model, variables: dict[str, Any], key_format: str | None = None, dtype: str = "float32"
 ) -> dict[str, np.ndarray]:
-    """Turn a model's variables into a state dict.
+    """Convert the variables of a model to a state dict.
 
     Args:
         key_format: name of a format of the model's family; None for the first.
-        dtype: "float32" or "bfloat16", of every tensor.
+        dtype: dtype of all tensors, "float32" or "bfloat16".
 
     Raises:
-        ConvertError: the format cannot express the model, or the variables are those of another one.
+        ConvertError: the format cannot express the model, or the variables belong to another model.
     """
     return export_state_dict(model.name, model.shapes, get_format(model, key_format), variables, dtype)
 
@@ -160,11 +159,11 @@ def to_tensors(
 def export_state_dict(
     name: str, expected: Any, key_format: KeyFormat, variables: dict[str, Any], dtype: str = "float32"
 ) -> dict[str, np.ndarray]:
-    """Turn variables into a state dict in a key format, as `to_tensors` does.
+    """Convert variables to a state dict in a given key format, as in `to_tensors`.
 
     Args:
-        name: of the model, for messages.
-        expected: shapes of its variables.
+        name: name of the model, for messages.
+        expected: shapes of the variables.
     """
     specs = tensor_specs(expected, key_format)
     if dtype not in DTYPES:
@@ -181,7 +180,7 @@ def export_state_dict(
 
 
 def _by_name(variables: dict[str, Any]) -> dict[str, Any]:
-    """Return leaves by dotted path; the position in a list may be a number or, from a file, its digits."""
+    """Return the leaves by dotted path; list indices may be integers or, from a file, strings."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): leaf
         for path, leaf in jax.tree.leaves_with_path(variables)

@@ -1,4 +1,4 @@
-"""Tensors by name, read on access."""
+"""Lazily read tensors, by name."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -7,15 +7,15 @@ import numpy as np
 
 from mambaout_jax.weights.errors import ConvertError
 
-_PREFIXES = ("module.", "_orig_mod.")  # of distributed and of compiled models, in either order
+_PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile, in either order
 
 
 class TensorFile(NamedTuple):
-    """The contents of a file of weights.
+    """The contents of a weights file.
 
     Args:
-        tensors: bfloat16 is ml_dtypes.bfloat16; a tensor is read at each access and not kept.
-        wrapper: the entry that they were taken from; None for a file of nothing else.
+        tensors: tensors, read on each access and not cached; bfloat16 is ml_dtypes.bfloat16.
+        wrapper: entry of the file that contains them; None if the file contains only the tensors.
     """
 
     tensors: Mapping[str, np.ndarray]
@@ -25,7 +25,7 @@ class TensorFile(NamedTuple):
 
 
 class LazyTensors(Mapping[str, np.ndarray]):
-    """A mapping from names to the tensors that `read` returns for the file's own names."""
+    """A mapping whose values are `read(names[name])`."""
 
     def __init__(self, names: Mapping[str, str], read: Callable[[str], np.ndarray]):
         self._names = names
@@ -41,11 +41,11 @@ class LazyTensors(Mapping[str, np.ndarray]):
         return len(self._names)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._names  # Mapping's own would read the tensor
+        return name in self._names  # the default implementation would read the tensor
 
 
 def without_prefixes(names: list[str]) -> dict[str, str]:
-    """Return the full name of each tensor by its name without the prefixes of wrapped models, which all must have."""
+    """Map names without the prefixes of wrapped models to full names; a prefix is removed if all names have it."""
     cleaned = names
     while prefix := next((p for p in _PREFIXES if cleaned and all(name.startswith(p) for name in cleaned)), None):
         cleaned = [name.removeprefix(prefix) for name in cleaned]
@@ -61,7 +61,7 @@ def open_state_dict(state_dict: Mapping[str, Any]) -> tuple[LazyTensors, dict[st
     for key, value in state_dict.items():
         if not isinstance(key, str) or not hasattr(value, "shape"):
             kind = type(value).__name__
-            raise ConvertError(f"the state dict has a {kind} under {key!r}; a tensor under its name is expected")
+            raise ConvertError(f"the state dict has a {kind} under {key!r}; tensors by name are expected")
     names = without_prefixes(list(state_dict))
     shapes = {name: tuple(state_dict[key].shape) for name, key in names.items()}
     return LazyTensors(names, state_dict.__getitem__), shapes

@@ -1,4 +1,4 @@
-"""timm's config.json: the model of a folder, and how its images are prepared."""
+"""timm's config.json: architecture, options and preprocessing of a model."""
 
 import json
 import os
@@ -17,9 +17,9 @@ class TimmConfig(NamedTuple):
     """The contents of timm's config.json.
 
     Args:
-        architecture: a variant of ours, without the tag of its weights.
-        options: what `create_model` takes to build it.
-        preparation: what `create_model` takes for its `input_spec`, as far as it is there.
+        architecture: name of a variant, without the tag of its weights.
+        options: options for `create_model`.
+        preparation: options for `create_model` that set its `input_spec`, as far as the file has them.
     """
 
     architecture: str
@@ -29,9 +29,9 @@ class TimmConfig(NamedTuple):
 
 
 class _Kind(NamedTuple):
-    """What a value has to be, in words and as a test."""
+    """A valid kind of values: a description for messages and a predicate."""
 
-    words: str
+    description: str
     fits: Callable[[Any], bool]
 
 
@@ -43,40 +43,44 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and -(2**31) < value < 2**31
 
 
-def _are(fits: Callable[[Any], bool], length: int | None = None) -> Callable[[Any], bool]:
+def _is_positive(value: Any) -> bool:
+    return _is_number(value) and value > 0
+
+
+def _list_of(fits: Callable[[Any], bool], length: int | None = None) -> Callable[[Any], bool]:
     return lambda value: (
         isinstance(value, list) and len(value) > 0 and length in (None, len(value)) and all(map(fits, value))
     )
 
 
-_COUNT = _Kind("a whole number above 0", _is_count)
-_WORD = _Kind("a word", lambda value: isinstance(value, str))
-_SIZE = _Kind("[channels, height, width]", _are(_is_count, 3))
-_SHARE = _Kind("a number above 0", lambda value: _is_number(value) and value > 0)
+_COUNT = _Kind("a positive integer", _is_count)
+_STRING = _Kind("a string", lambda value: isinstance(value, str))
+_SIZE = _Kind("[channels, height, width]", _list_of(_is_count, 3))
+
 _CROP = _Kind("a number from 0.1 to 1", lambda value: _is_number(value) and 0.1 <= value <= 1)
 _OBJECT = _Kind("a JSON object", lambda value: isinstance(value, dict))
-# Of a family without the option.
-_AVERAGE = _Kind("'avg', the pooling that the models have,", lambda value: value == "avg")
+# For families without the option.
+_AVERAGE = _Kind("'avg', the only pooling of the model,", lambda value: value == "avg")
 
 
 def read_config(path: str, origin: str) -> TimmConfig:
-    """Read a config.json of timm, in its present form or the old flat one.
+    """Read a config.json of timm, in the current or the old flat layout.
 
-    What does not concern the model or its input is ignored.
+    Entries that concern neither the model nor its input are ignored.
 
     Args:
-        origin: of the folder, as the user typed it; begins every message.
+        origin: path or hub id as typed by the user, the prefix of every message.
 
     Raises:
-        ConvertError: it is damaged, or something in it does not fit a model of ours.
+        ConvertError: the file is damaged or does not describe one of our models.
     """
     config = _load(path, origin)
     inner = _get(config, "pretrained_cfg", _OBJECT, origin)
     prepared = config if inner is None else inner
-    architecture = _architecture(_get(config, "architecture", _WORD, origin), origin)
+    architecture = _architecture(_get(config, "architecture", _STRING, origin), origin)
     options = _options(_get(config, "model_args", _OBJECT, origin) or {}, architecture, origin)
     if "global_pool" in _annotations(architecture):
-        if pool := _get(config, "global_pool", _WORD, origin):
+        if pool := _get(config, "global_pool", _STRING, origin):
             options.setdefault("global_pool", pool)
     else:
         _get(config, "global_pool", _AVERAGE, origin)
@@ -87,7 +91,7 @@ def read_config(path: str, origin: str) -> TimmConfig:
     if num_classes is not None and options.setdefault("num_classes", num_classes) != num_classes:
         raise ConvertError(
             f"{origin}: {CONFIG_NAME} has num_classes {num_classes} and, in model_args, {options['num_classes']}; "
-            "one number is expected"
+            "equal numbers are expected"
         )
     labels = next(
         (part[key] for part in (config, prepared) for key in ("label_names", "labels") if part.get(key)), None
@@ -108,12 +112,14 @@ def _load(path: str, origin: str) -> dict[str, Any]:
             f"{origin}: {CONFIG_NAME} cannot be read ({error.strerror}); check its permissions"
         ) from error
     except RecursionError as error:
-        raise ConvertError(f"{origin}: {CONFIG_NAME} is nested too deeply; one that timm wrote is expected") from error
+        raise ConvertError(f"{origin}: {CONFIG_NAME} is nested too deeply; timm's format is expected") from error
     except ValueError as error:
         reason = str(error).splitlines()[0]
-        raise ConvertError(f"{origin}: {CONFIG_NAME} is not the JSON that timm writes ({reason:.100})") from error
+        raise ConvertError(
+            f"{origin}: {CONFIG_NAME} is not valid JSON ({reason:.100}); timm's format is expected"
+        ) from error
     if not isinstance(config, dict):
-        raise ConvertError(f"{origin}: {CONFIG_NAME} contains {_short(config)}; a JSON object is expected")
+        raise ConvertError(f"{origin}: {CONFIG_NAME} contains {_shorten(config)}; a JSON object is expected")
     return config
 
 
@@ -121,19 +127,19 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = [name for name, _ in pairs]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r:.60} stands there twice")
+        raise ValueError(f"{twice!r:.60} occurs twice")
     return dict(pairs)
 
 
 def _get(part: Mapping[str, Any], key: str, kind: _Kind, origin: str) -> Any:
-    """Return a value that fits, or None if there is none."""
+    """Return a valid value, or None if the key is absent."""
     value = part.get(key)
     if value is not None and not kind.fits(value):
-        raise ConvertError(f"{origin}: {CONFIG_NAME} has {key} {_short(value)}; {kind.words} is expected")
+        raise ConvertError(f"{origin}: {CONFIG_NAME} has {key} {_shorten(value)}; {kind.description} is expected")
     return value
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     shortener = reprlib.Repr()
     shortener.maxstring = shortener.maxother = 60
     return shortener.repr(value)
@@ -141,13 +147,13 @@ def _short(value: Any) -> str:
 
 def _architecture(value: str | None, origin: str) -> str:
     if value is None:
-        raise ConvertError(f"{origin}: {CONFIG_NAME} has no architecture; one that timm wrote is expected")
-    name = value.split(".")[0]  # what follows names the weights
+        raise ConvertError(f"{origin}: {CONFIG_NAME} has no architecture; timm's format is expected")
+    name = value.split(".")[0]  # the rest is the tag of the weights
     known = list_models()
     if name not in known:
         near = nearest(name[:100], known)
         raise ConvertError(
-            f"{origin}: {CONFIG_NAME} has architecture {_short(value)}, which is not a known model; the nearest is "
+            f"{origin}: {CONFIG_NAME} has architecture {_shorten(value)}, which is not a known model; the nearest is "
             f"{near!r}; python -m mambaout_jax models lists all"
         )
     return name
@@ -162,8 +168,8 @@ def _options(model_args: Mapping[str, Any], architecture: str, origin: str) -> d
             continue
         if name not in keys:
             raise ConvertError(
-                f"{origin}: model_args in {CONFIG_NAME} has {_short(name)}, which is not an option of {architecture}; "
-                f"known are {', '.join(sorted(keys))}"
+                f"{origin}: model_args in {CONFIG_NAME} has {_shorten(name)}, not an option of {architecture}; one "
+                f"of {', '.join(sorted(keys))} is expected"
             )
         if fault := find_fault(name, keys[name], value):
             raise ConvertError(f"{origin}: model_args in {CONFIG_NAME}: {fault}")
@@ -175,16 +181,16 @@ def _preparation(
     prepared: Mapping[str, Any], size: list[int] | None, options: Mapping[str, Any], origin: str
 ) -> dict[str, Any]:
     channels = options.get("in_chans", 3)
-    share = f"a list of {channels} numbers, one for each channel,"
-    deviation = _Kind(f"{share} above 0", _are(_SHARE.fits, channels))
+    numbers = _Kind(f"a list of {channels} numbers, one per channel,", _list_of(_is_number, channels))
+    positive = _Kind(f"a list of {channels} positive numbers, one per channel,", _list_of(_is_positive, channels))
     found = {
-        # timm too builds a model by its own option first.
+        # As in timm, the option of the model takes precedence.
         "img_size": options.get("img_size", None if size is None else tuple(size[1:])),
-        "mean": _get(prepared, "mean", _Kind(share, _are(_is_number, channels)), origin),
-        "std": _get(prepared, "std", deviation, origin),
+        "mean": _get(prepared, "mean", numbers, origin),
+        "std": _get(prepared, "std", positive, origin),
         "crop_pct": _get(prepared, "crop_pct", _CROP, origin),
-        "crop_mode": _get(prepared, "crop_mode", _WORD, origin),
-        "interpolation": _get(prepared, "interpolation", _WORD, origin),
+        "crop_mode": _get(prepared, "crop_mode", _STRING, origin),
+        "interpolation": _get(prepared, "interpolation", _STRING, origin),
     }
     return {
         key: tuple(value) if isinstance(value, list) else value for key, value in found.items() if value is not None
@@ -199,11 +205,11 @@ def _class_names(labels: Any, options: Mapping[str, Any], origin: str) -> tuple[
         names = [labels.get(str(index)) for index in range(len(labels))]
     if not isinstance(names, list) or not all(isinstance(name, str) and name.isprintable() for name in names):
         raise ConvertError(
-            f"{origin}: {CONFIG_NAME} has label_names {_short(labels)}; a list of words, one a class, is expected"
+            f"{origin}: {CONFIG_NAME} has label_names {_shorten(labels)}; a list of strings, one per class, is expected"
         )
     if len(names) != options.get("num_classes", len(names)):
         raise ConvertError(
             f"{origin}: {CONFIG_NAME} has {len(names)} label_names where num_classes is {options['num_classes']}; one "
-            "for each class is expected"
+            "per class is expected"
         )
     return tuple(names)

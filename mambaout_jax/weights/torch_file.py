@@ -1,4 +1,4 @@
-"""Files of torch.save; PyTorch is imported only to read or write one."""
+"""Files of torch.save; PyTorch is imported only when one is read or written."""
 
 import argparse
 import pickle
@@ -16,7 +16,7 @@ import numpy as np
 from mambaout_jax.weights.errors import ConvertError
 from mambaout_jax.weights.tensors import LazyTensors, TensorFile, without_prefixes
 
-# In timm's order of preference: averaged weights first.
+# In order of preference, as in timm: averaged weights first.
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 
 
@@ -24,7 +24,7 @@ def read_torch(path: str) -> TensorFile:
     """Read a state dict without running code in the file.
 
     Raises:
-        ConvertError: PyTorch is not installed, or the file is damaged or contains anything but tensors by name.
+        ConvertError: PyTorch is not installed, or the file is damaged or contains anything but a state dict.
     """
     torch = _import_torch(path)
     loaded = _load(torch, path)
@@ -34,12 +34,11 @@ def read_torch(path: str) -> TensorFile:
     weights = loaded if wrapper is None else loaded[wrapper]
     where = path if wrapper is None else f"{path}, entry {wrapper!r},"
     if not isinstance(weights, Mapping):
-        raise ConvertError(f"{path} contains a {type(weights).__name__}; a state dict, tensors by name, is expected")
+        raise ConvertError(f"{path} contains a {type(weights).__name__}; a state dict is expected")
     for name, value in weights.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise ConvertError(
-                f"{where} contains a {type(value).__name__} under {name!r:.80}; a state dict, tensors by name, is "
-                "expected"
+                f"{where} contains a {type(value).__name__} under {name!r:.80}; a state dict of tensors is expected"
             )
     names = without_prefixes(list(weights))
     return TensorFile(
@@ -54,12 +53,12 @@ def write_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Write a state dict.
 
     Raises:
-        ConvertError: PyTorch is not installed or has no such dtype.
-        OSError: the file system refuses.
+        ConvertError: PyTorch is not installed or does not support the dtype of a tensor.
+        OSError: the file cannot be written.
     """
     torch = _import_torch(path.name)
     state_dict = {name: _to_torch(torch, name, array) for name, array in tensors.items()}
-    # Python's own file raises OSError where PyTorch's writer raises an internal error.
+    # Python's file objects raise OSError where PyTorch's own writer raises an internal error.
     with path.open("wb") as file:
         try:
             torch.save(state_dict, file)
@@ -81,36 +80,35 @@ def _import_torch(path: str) -> ModuleType:
 
 def _load(torch: ModuleType, path: str) -> Any:
     is_zip = False
-    # timm's training writes its arguments into the file; a Namespace is plain data.
-    harmless = torch.serialization.safe_globals([argparse.Namespace])
+    # timm's training script stores its arguments in the file; a Namespace is plain data.
+    allowed = torch.serialization.safe_globals([argparse.Namespace])
     try:
-        with warnings.catch_warnings(), harmless, open(path, "rb") as file:
-            warnings.simplefilter("ignore")  # about old formats, which are read anyway
+        with warnings.catch_warnings(), allowed, open(path, "rb") as file:
+            warnings.simplefilter("ignore")  # about old formats, which are supported
             is_zip = file.read(2) == b"PK"
             file.seek(0)
-            # torch.load goes by this ending of a path.
+            # torch.load treats paths with this extension differently.
             mapped = is_zip and not path.endswith(".safetensors") and _is_stored(path)
             return torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # damaged pickles raise errors of all types
         if isinstance(error, pickle.UnpicklingError):
             code = re.search(r"GLOBAL (\S+)", str(error))
-            what = f"contains code ({code[1]:.100})" if code else "is damaged, or contains something"
-            raise ConvertError(
-                f"{path} {what} besides tensors, which was not run; save model.state_dict() alone where it was "
-                "written, or safetensors"
-            ) from error
+            what = "is damaged or contains objects other than tensors"
+            if code:
+                what = f"contains code ({code[1]:.100}), which was not run"
+            raise ConvertError(f"{path} {what}; save only model.state_dict(), or use safetensors") from error
         if is_zip and "TorchScript" in str(error):
             raise ConvertError(
                 f"{path} is a TorchScript program, which was not run; save model.state_dict() instead"
             ) from error
         what = "zip" if is_zip else "pickle"
         raise ConvertError(
-            f"{path} is a {what} that torch.save did not write, or a damaged one; fetch or save it again"
+            f"{path} is a {what} file that is damaged or was not written by torch.save; download or save it again"
         ) from error
 
 
 def _is_stored(path: str) -> bool:
-    """Return whether a zip can be mapped into memory: not one that was compressed."""
+    """Return whether a zip file is uncompressed, so that it can be mapped into memory."""
     with zipfile.ZipFile(path) as archive:
         return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
 
@@ -122,8 +120,8 @@ def _to_numpy(torch: ModuleType, path: str, name: str, tensor: Any) -> np.ndarra
         return tensor.detach().numpy()
     except (RuntimeError, TypeError) as error:
         raise ConvertError(
-            f"{path} has {name!r:.80} as {tensor.dtype} in a {tensor.layout} layout, which NumPy lacks; a plain "
-            "tensor is expected"
+            f"{path} has {name!r:.80} as {tensor.dtype} with layout {tensor.layout}, which NumPy does not support; a "
+            "dense tensor of float32, float16 or bfloat16 is expected"
         ) from error
 
 
@@ -135,6 +133,6 @@ def _to_torch(torch: ModuleType, name: str, array: np.ndarray) -> Any:
             tensor = torch.from_numpy(array.view(np.int16) if is_bfloat16 else array)
     except TypeError:
         raise ConvertError(
-            f"{name} is {array.dtype}, which PyTorch cannot take; float32 or bfloat16 is expected"
+            f"{name} is {array.dtype}, which PyTorch does not support; float32 or bfloat16 is expected"
         ) from None
     return tensor.view(torch.bfloat16) if is_bfloat16 else tensor

@@ -1,4 +1,4 @@
-"""Proof that weights mean the same on both sides: equal logits of equal images, in float32 at the highest precision."""
+"""Verification of converted weights: equal logits for equal images, in float32 at the highest precision."""
 
 import functools
 import os
@@ -15,17 +15,17 @@ from mambaout_jax.weights.errors import ConvertError
 from mambaout_jax.weights.hub import PREFIXES
 from mambaout_jax.weights.options import model_args
 
-# Largest difference of two logits, over the largest logit. Sums of some thousand float32 products in another order
-# differ by some 1e-6 of it, a layer that is swapped or transposed by more than 1e-2.
+# Maximum difference of logits relative to the largest logit. Summing some thousand float32 products in another order
+# changes logits by about 1e-6, a swapped or transposed layer by more than 1e-2.
 TOLERANCE = 1e-4
 
 
 class LogitsCheck:
-    """A comparison of the logits of weights with those of a reference.
+    """A comparison of logits with those of a reference.
 
     Args:
         reference: variables of the model.
-        images: normalised.
+        images: normalized images.
     """
 
     def __init__(self, model: Model, reference: dict[str, Any], images: Float[np.ndarray, "b h w c"]):
@@ -36,91 +36,91 @@ class LogitsCheck:
             jax.eval_shape(model.init, jax.random.key(0)),
             jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.float32),
         )
-        # A TPU would compute float32 products from bfloat16 passes otherwise.
+        # By default, TPUs compute float32 products in bfloat16 passes.
         with jax.default_matmul_precision("highest"):
             self._apply = jax.jit(exact.apply, compiler_options=cpu_compiler_options()).lower(*shapes).compile()
         self._expected = self._logits(reference)
 
     def _logits(self, variables: dict[str, Any]) -> np.ndarray:
-        # One image at a time takes the least memory, and no more time.
+        # One image at a time takes the least memory and is not slower.
         return np.concatenate([self._apply(variables, image[None]) for image in self._images])
 
     def difference(self, variables: dict[str, Any]) -> float:
-        """Compute the largest difference as a share of the largest logit; infinite where a logit is not finite."""
+        """Compute the maximum difference relative to the largest logit; infinite if a logit is not finite."""
         return difference(self._logits(variables), self._expected)
 
     def require(self, what: str, variables: dict[str, Any]) -> str:
-        """Check that the weights agree with the reference, and return a sentence on the difference.
+        """Check that weights agree with the reference, and return a sentence with the difference.
 
         Args:
-            what: the weights are; begins the sentence.
+            what: description of the weights, the start of the sentence.
 
         Raises:
-            ConvertError: they are further than `TOLERANCE`.
+            ConvertError: the difference exceeds `TOLERANCE`.
         """
-        return _judge(what, self.difference(variables))
+        return _check_difference(what, self.difference(variables))
 
     def require_timm(self, source: str) -> str:
-        """Check that a live timm, which reads `source` by itself, agrees with the reference, and return a sentence.
+        """Check that timm, which reads `source` itself, agrees with the reference, and return a sentence.
 
         Raises:
-            ConvertError: it is further than `TOLERANCE`, is not installed, or does not take the weights.
+            ConvertError: the difference exceeds `TOLERANCE`, or timm is not installed or cannot load the weights.
         """
-        theirs = timm_logits(self._model, source, self._images)
-        return _judge(f"timm {_load_timm()[0].__version__}", difference(theirs, self._expected))
+        logits = timm_logits(self._model, source, self._images)
+        return _check_difference(f"timm {_load_timm()[0].__version__}", difference(logits, self._expected))
 
 
 def random_images(model: Model, count: int) -> Float[np.ndarray, "b h w c"]:
-    """Draw images as they are after normalisation, the same each time."""
+    """Draw random normalized images, the same in every call."""
     shape = (count, *model.input_spec.size, model.in_chans)
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
 def difference(logits: Float[np.ndarray, "b k"], expected: Float[np.ndarray, "b k"]) -> float:
-    """Compute the largest difference as a share of the largest logit; infinite if some are not finite or missing."""
+    """Compute the maximum difference relative to the largest logit; infinite if logits are missing or not finite."""
     if logits.shape != expected.shape or not (np.isfinite(logits).all() and np.isfinite(expected).all()):
         return float("inf")
     return float(np.abs(logits - expected).max() / max(np.abs(expected).max(), np.finfo(np.float32).tiny))
 
 
-def _judge(what: str, found: float) -> str:
+def _check_difference(what: str, found: float) -> str:
     if not found <= TOLERANCE:
         raise ConvertError(
-            f"{what}: logits differ by {found:.2g} of the largest, where at most {TOLERANCE:g} is allowed; see what "
-            "the weights are by convert inspect"
+            f"{what}: logits differ by {found:.2g} of the largest, where at most {TOLERANCE:g} is allowed; check the "
+            "weights with convert inspect"
         )
     return f"{what}: logits differ by {found:.2g} of the largest; at most {TOLERANCE:g} is allowed"
 
 
 def timm_logits(model: Model, source: str, images: Float[np.ndarray, "b h w c"]) -> Float[np.ndarray, "b k"]:
-    """Compute logits by the live timm, which reads the weights by itself and takes them with `strict=True`.
+    """Compute logits with timm, which reads the weights itself and loads them with `strict=True`.
 
     Args:
-        source: a file in any key format that timm converts, or a folder or hub id in timm's.
+        source: a file in any key format that timm converts, or a folder or hub id in timm's format.
 
     Raises:
-        ConvertError: timm has no such model, timm or PyTorch is not installed, or timm does not take the weights.
+        ConvertError: timm does not have the model, timm or PyTorch is not installed, or timm cannot load the weights.
     """
     family, title = model.family, model.family.module.__name__
     if family.timm_options is None:
-        raise ConvertError(f"timm has no {title}; leave --verify timm out")
+        raise ConvertError(f"timm has no {title}; omit --verify timm")
     built = family.timm_options.items()
     if others := [f"{key} {model.options[key]!r}" for key, value in built if model.options[key] != value]:
-        raise ConvertError(f"timm has no {title} with {' and '.join(others)}; leave --verify timm out")
+        raise ConvertError(f"timm has no {title} with {' and '.join(others)}; omit --verify timm")
     timm, torch = _load_timm()
     source = os.path.expanduser(source)
     source = f"local-dir:{source}" if os.path.isdir(source) else source
     try:
         if source.startswith(("local-dir:", *PREFIXES)):
-            theirs = timm.create_model(source, pretrained=True)
+            timm_model = timm.create_model(source, pretrained=True)
         else:
-            theirs = timm.create_model(model.name, num_classes=model.num_classes, **model_args(model))
-            renamed = sys.modules[type(theirs).__module__].checkpoint_filter_fn  # timm's own, from other formats
-            theirs.load_state_dict(renamed(timm.models.load_state_dict(source), theirs), strict=True)
-    except Exception as error:  # files, dtypes and shapes that timm does not take raise types of all kinds
-        raise ConvertError(f"timm {timm.__version__} does not take {source}: {' '.join(str(error).split())}") from error
+            timm_model = timm.create_model(model.name, num_classes=model.num_classes, **model_args(model))
+            convert = sys.modules[type(timm_model).__module__].checkpoint_filter_fn  # from other key formats to timm's
+            timm_model.load_state_dict(convert(timm.models.load_state_dict(source), timm_model), strict=True)
+    except Exception as error:  # timm raises many types for invalid files, dtypes and shapes
+        raise ConvertError(f"timm {timm.__version__} cannot load {source}: {' '.join(str(error).split())}") from error
     with torch.inference_mode():
-        return theirs.eval().float()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+        return timm_model.eval().float()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
 
 
 @functools.cache
@@ -130,6 +130,6 @@ def _load_timm() -> tuple[Any, Any]:
         import torch
     except (ImportError, RuntimeError) as error:
         raise ConvertError(
-            f"--verify timm needs timm and PyTorch, which cannot be imported here ({error}); pip install torch timm"
+            f"--verify timm requires timm and PyTorch, which cannot be imported ({error}); pip install torch timm"
         ) from error
     return timm, torch

@@ -106,17 +106,17 @@ CONVNEXT = {
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda path: path.write_bytes(path.read_bytes()[:-100]), "damaged safetensors file"),
-        (lambda path: save_file(CONVNEXT, path), "are those of another model; known are MambaOut"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-100]), "damaged or truncated safetensors file"),
+        (lambda path: save_file(CONVNEXT, path), "match no known model; supported are MambaOut"),
         (lambda path: change(path.parent, **{"head.norm.bias": None}), "head.norm.bias is missing"),
-        (lambda path: change(path.parent, extra=np.zeros(3, np.float32)), "extra is left over"),
+        (lambda path: change(path.parent, extra=np.zeros(3, np.float32)), "extra is unexpected"),
         (
             lambda path: change(path.parent, **{"head.pre_logits.fc.weight": np.zeros((16, 64), np.float32)}),
             r"head.pre_logits.fc.weight has shape (16, 64) where (64, 16) is expected",
         ),
         (
             lambda path: change(path.parent, **{"head.fc.bias": np.full(10, np.nan, np.float32)}),
-            "head.fc.bias has 10 values that are not finite",
+            "head.fc.bias has 10 non-finite values",
         ),
         (
             lambda path: change(path.parent, **{"head.fc.bias": np.zeros(10, np.float16)}),
@@ -138,14 +138,14 @@ def test_weights_that_do_not_fit_are_refused_and_nothing_is_left(folder, tmp_pat
 
 def test_a_file_of_no_variant_asks_for_the_model(file, tmp_path, capsys):
     words = refusal(capsys, "import", file, "--out", tmp_path / "imported")
-    assert "no variant has exactly these tensors, the nearest, test_mambaout, differs in 76; " in words
+    assert "no variant has exactly these tensors; the closest, test_mambaout, differs in 76; " in words
     assert "--model" in words
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_key_format_is_one_of_the_family(workdir, tmp_path, capsys):
     words = refusal(capsys, "export", workdir, "--out", tmp_path / "x.safetensors", "--key-format", "flax")
-    assert words == "error: key format 'flax' does not name mambaout_femto; known are timm, mambaout\n"
+    assert words == "error: mambaout_femto has no key format 'flax'; one of timm, mambaout is expected\n"
 
 
 @pytest.mark.parametrize(
@@ -225,6 +225,6 @@ def test_invalid_outputs_are_refused(workdir, file, tmp_path, capsys):
     for place in ("gs://bucket/x", "file:///tmp/x"):
         assert "is in a bucket" in refusal(capsys, "import", file, "--out", place)
     assert "empty name" in refusal(capsys, "import", file, "--out", "")
-    assert "unknown ending" in refusal(capsys, "export", workdir, "--out", tmp_path / "x.PTH")
+    assert "unknown extension" in refusal(capsys, "export", workdir, "--out", tmp_path / "x.PTH")
     assert "cannot be written" in refusal(capsys, "export", workdir, "--out", tmp_path / f"{'a' * 300}.pth")
-    assert "is a workdir of this program" in refusal(capsys, "inspect", workdir)
+    assert "is a workdir; run convert export" in refusal(capsys, "inspect", workdir)

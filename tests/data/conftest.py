@@ -6,7 +6,7 @@ from tests.data import photos
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
-    """Give a folder with `photos` in both configs, prepared as ArrayRecord."""
+    """Return a folder with `photos` in both configs, prepared as ArrayRecord."""
     folder = tmp_path_factory.mktemp("tensorflow_datasets")
     tfds.disable_progress_bar()
     for config in ("whole", "broken"):

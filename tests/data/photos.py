@@ -30,7 +30,7 @@ def encode(image: Image.Image, form: str = "JPEG") -> bytes:
 
 
 class Photos(tfds.core.GeneratorBasedBuilder):
-    """Build `photos` in two configs: "whole", and "broken", where every fifth file is cut short."""
+    """Build `photos` in two configs: "whole", and "broken", where every fifth file is truncated."""
 
     VERSION = tfds.core.Version("1.2.0")
     BUILDER_CONFIGS: ClassVar = [tfds.core.BuilderConfig(name=name) for name in ("whole", "broken")]

@@ -1,4 +1,4 @@
-"""Pictures for the tests of one image's way: a gradient, and photograph-like texture in colours of all kinds."""
+"""Test images: a gradient, and a photograph-like texture."""
 
 import numpy as np
 from PIL import Image
@@ -11,7 +11,7 @@ def gradient(width: int = 40, height: int = 30) -> Image.Image:
 
 
 def textured(width: int = 200, height: int = 150, seed: int = 0) -> Image.Image:
-    """Draw colour patches with grain over them, as detailed as a photograph."""
+    """Draw color patches with noise, as detailed as a photograph."""
     rng = np.random.default_rng(seed)
     patches = Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8)).resize(
         (width, height), Image.Resampling.BICUBIC

@@ -1,4 +1,4 @@
-"""ImageNet's test sets as TFDS lays them out, with all 1,000 classes and a handful of images."""
+"""ImageNet's test sets in the layout of TFDS, with all 1,000 classes and a few images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ NAMES = tuple(Path(imagenet_common.label_names_file()).read_text().split())
 
 
 class _Labelled(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Build a set of drawn photographs; those that are `broken` are cut short."""
+    """Build a set of drawn photographs; `broken` ones are truncated."""
 
     VERSION = tfds.core.Version("1.0.0")
     SPLIT: ClassVar = "test"
@@ -90,7 +90,7 @@ def write(name: str, data_dir, labels: Sequence, *, names=NAMES, broken=(), **op
     Args:
         labels: of each image: a class, or for imagenet2012_real a list of classes.
         names: of the classes.
-        broken: images that are cut short.
+        broken: truncated images.
         options: the builder's `config`.
     """
     builder = BUILDERS[name]

@@ -15,7 +15,7 @@ def folder(tmp_path):
 
 
 def record_copies(monkeypatch, folder, fail_at=None):
-    """Note which files are copied, and break off at one of them."""
+    """Record the copied files, and fail at one of them."""
     copied, copy = [], type(folder).copy
 
     def noted(self, target, overwrite=False):
@@ -28,7 +28,7 @@ def record_copies(monkeypatch, folder, fail_at=None):
     return copied
 
 
-def test_what_makes_a_dataset_look_prepared_goes_last(folder, tmp_path, monkeypatch):
+def test_metadata_is_uploaded_last(folder, tmp_path, monkeypatch):
     copied = record_copies(monkeypatch, folder)
     target = epath.Path(tmp_path / "bucket" / "a" / "1.0.0")
     buckets.upload(folder, target)
@@ -36,7 +36,7 @@ def test_what_makes_a_dataset_look_prepared_goes_last(folder, tmp_path, monkeypa
     assert {path.name: path.read_text() for path in target.iterdir()} == {name: name for name in copied}
 
 
-def test_an_upload_that_stopped_is_told_and_goes_on(folder, tmp_path, monkeypatch):
+def test_a_failed_upload_is_an_error_and_resumes(folder, tmp_path, monkeypatch):
     target = epath.Path(tmp_path / "bucket")
     with monkeypatch.context() as patch:
         record_copies(patch, folder, fail_at="dataset_info.json")
@@ -50,13 +50,13 @@ def test_an_upload_that_stopped_is_told_and_goes_on(folder, tmp_path, monkeypatc
     assert (target / "label.labels.txt").read_text() == "label.labels.txt"
 
 
-def test_the_address_of_a_bucket_is_told_from_a_path():
+def test_bucket_urls_are_distinguished_from_paths():
     assert buckets.is_remote("gs://bucket/data")
     assert buckets.is_remote(epath.Path("gs://bucket/data"))
     assert not buckets.is_remote("/data/gs")
 
 
-def test_a_kind_of_storage_that_is_not_known_is_named():
+def test_an_unknown_url_scheme_is_named():
     with pytest.raises(
         DataError, match=r"data_dir foo://bar begins with 'foo://'; expected a local folder, gs:// or s3://"
     ):
@@ -72,5 +72,5 @@ def test_a_kind_of_storage_that_is_not_known_is_named():
         (RuntimeError(), "RuntimeError"),
     ],
 )
-def test_what_is_wrong_with_a_bucket_is_one_line(error, words):
+def test_bucket_errors_are_one_line(error, words):
     assert buckets.explain(error) == words

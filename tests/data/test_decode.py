@@ -28,7 +28,7 @@ def subsampled(kind):
 
 
 def corrupted():
-    """Give a JPEG whose pixels are damaged in a way that Pillow shows and simplejpeg refuses."""
+    """Return a JPEG with damaged pixels, which Pillow decodes and simplejpeg refuses."""
     content = bytearray(save(textured(), "JPEG"))
     content[len(content) // 2 : len(content) // 2 + 30] = b"\x55" * 30
     return bytes(content)
@@ -61,7 +61,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("make", (YCBCR_AND_GREY | OTHERS).values(), ids=YCBCR_AND_GREY | OTHERS)
-def test_fast_decoding_gives_pillows_pixels(make, channels):
+def test_fast_decoding_equals_pillow(make, channels):
     content = make()
     fast, reference = decode_fast(content, channels), to_array(decode_image(content, channels))
     assert (fast.dtype, fast.shape, fast.flags.c_contiguous) == (np.uint8, reference.shape, True)
@@ -76,7 +76,7 @@ def test_ordinary_jpegs_are_decoded_without_pillow(make, monkeypatch):
     assert decode_fast(make(), 3).shape[1::-1] == size
 
 
-def test_simplejpeg_refuses_what_is_damaged():
+def test_simplejpeg_refuses_damaged_files():
     with pytest.raises(ValueError, match="Corrupt JPEG"):
         simplejpeg.decode_jpeg(corrupted(), "RGB")
 
@@ -86,22 +86,22 @@ def test_simplejpeg_refuses_what_is_damaged():
     ("least", "reduction"),
     [
         *[((0, 0), 1), ((149, 203), 1), ((75, 101), 1), ((0, 10), 1), ((300, 300), 1)],
-        # Twice, four and eight times the least, and far more than that in one side or both.
+        # Twice, four and eight times the minimum, and far more than that in one side or both.
         *[((74, 101), 2), ((37, 50), 4), ((18, 25), 8), ((38, 40), 2), ((10, 90), 2), ((1, 1), 8)],
     ],
 )
-def test_jpeg_is_reduced_by_the_largest_power_of_two_that_keeps_the_least_size(least, reduction, channels):
+def test_jpeg_is_reduced_by_the_largest_power_of_two_above_the_minimum_size(least, reduction, channels):
     content = save(textured(203, 149), "JPEG", quality=92)
     reduced = decode_fast(content, channels, *least)
     assert reduced.shape == (-(-149 // reduction), -(-203 // reduction), channels)
     whole = decode_image(content, channels).reduce(reduction) if reduction > 1 else decode_image(content, channels)
-    # The low frequencies of a block are its mean and its slopes; taking means instead differs by this much.
+    # The low frequencies of a block are its mean and its slopes; averaging instead differs by this much.
     assert np.abs(reduced.astype(int) - to_array(whole)).mean() < 1.5
 
 
 @pytest.mark.parametrize("rows", [1, 16, 40, 97, 140, 1000])
 @pytest.mark.parametrize("make", (YCBCR_AND_GREY | OTHERS).values(), ids=YCBCR_AND_GREY | OTHERS)
-def test_rows_that_are_wanted_are_pillows(make, rows):
+def test_requested_rows_equal_pillow(make, rows):
     content = make()
     some, reference = decode_fast(content, 3, rows=rows), to_array(decode_image(content))
     np.testing.assert_array_equal(some[:rows], reference[:rows])
@@ -109,7 +109,7 @@ def test_rows_that_are_wanted_are_pillows(make, rows):
 
 @pytest.mark.parametrize("rows", [1, 16, 40, 97, 140, 1000])
 @pytest.mark.parametrize("make", YCBCR_AND_GREY.values(), ids=YCBCR_AND_GREY)
-def test_rows_that_are_wanted_of_a_reduced_image_are_those_of_all(make, rows):
+def test_requested_rows_of_a_reduced_image_equal_those_of_the_whole(make, rows):
     content = make()
     height = decode_image(content).height
     reduced, whole = decode_fast(content, 3, 20, 20, rows=rows), decode_fast(content, 3, 20, 20)
@@ -118,12 +118,12 @@ def test_rows_that_are_wanted_of_a_reduced_image_are_those_of_all(make, rows):
 
 
 @pytest.mark.parametrize("kind", ["444", "422", "420", "440", "411", "Gray"])
-def test_rows_below_those_that_are_wanted_are_left_alone(kind):
+def test_rows_below_the_requested_ones_are_not_decoded(kind):
     assert len(decode_fast(subsampled(kind), 3, rows=30)) < 60
 
 
 @pytest.mark.parametrize("make", OTHERS.values(), ids=OTHERS)
-def test_what_simplejpeg_does_not_decode_is_not_reduced(make):
+def test_formats_that_simplejpeg_lacks_are_not_reduced(make):
     assert decode_fast(make(), 3, 10, 10).shape == (150, 200, 3)
 
 
@@ -132,13 +132,13 @@ def test_what_simplejpeg_does_not_decode_is_not_reduced(make):
     [b"", b"no image", save(textured(), "JPEG")[:5000], save(textured(), "JPEG")[:30], save(textured(), "PNG")[:-60]],
     ids=["zero-byte", "text", "truncated", "header-truncated", "png-truncated"],
 )
-def test_bytes_that_do_not_decode_are_named(content):
+def test_undecodable_bytes_are_named(content):
     for decoder in (decode_image, decode_fast):
-        with pytest.raises(DataError, match="not an image that Pillow decodes"):
+        with pytest.raises(DataError, match="Pillow cannot decode the image"):
             decoder(content)
 
 
-def test_truncated_jpeg_is_refused_or_taken_as_pillow_does():
+def test_truncated_jpeg_is_handled_like_pillow():
     content, refused = save(textured(64, 48), "JPEG"), 0
     for length in range(0, len(content), 5):
         try:
@@ -153,7 +153,7 @@ def test_truncated_jpeg_is_refused_or_taken_as_pillow_does():
     assert refused > 0.9 * len(content) / 5
 
 
-def test_image_larger_than_pillow_allows_is_refused_by_both(monkeypatch):
+def test_image_above_pillows_limit_is_refused_by_both(monkeypatch):
     content = save(textured(), "JPEG")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
     for decoder in (decode_image, decode_fast):
@@ -163,7 +163,7 @@ def test_image_larger_than_pillow_allows_is_refused_by_both(monkeypatch):
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_every_mode_becomes_eight_bit_grey_or_rgb(mode, channels):
+def test_every_mode_becomes_eight_bit_gray_or_rgb(mode, channels):
     image = gradient().convert("L").convert("I").point(lambda v: v * 257) if mode in ("I", "I;16") else gradient()
     if mode == "I;16":
         image = Image.fromarray(np.asarray(image).astype(np.uint16))
@@ -197,7 +197,7 @@ def test_palette_with_transparency_decodes_without_a_warning():
     assert decode_image(encode(image, "PNG")).mode == "RGB"
 
 
-def test_exif_orientation_is_honoured_only_when_asked():
+def test_exif_orientation_is_applied_only_on_request():
     assert decode_image(rotated()).size == (200, 150)
     assert decode_image(rotated(), exif_orientation=True).size == (150, 200)
 

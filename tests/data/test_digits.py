@@ -18,7 +18,7 @@ from mambaout_jax.data.prepare import builders, digits, ensure_prepared
 from mambaout_jax.data.prepare.builders import prepare_digits
 from mambaout_jax.tasks.classification.source import open_source
 
-# As earlier versions of the program computed them: runs are resumed on the data that they were started on.
+# Fingerprints of earlier versions: runs are resumed on the data on which they were started.
 FINGERPRINTS = {
     "train": "digits/1.0.0:train:1437:b45273d94b604e2b",
     "validation": "digits/1.0.0:validation:360:52fd7064b93419de",
@@ -46,7 +46,7 @@ def test_splits_are_those_of_train_test_split(digits_dir, split, size):
     assert source.class_names == tuple("0123456789")
 
 
-def test_first_use_prepares_without_a_network_and_in_silence(tmp_path, monkeypatch, capsys):
+def test_first_use_prepares_offline_and_prints_nothing(tmp_path, monkeypatch, capsys):
     def refuse(*args, **kwargs):
         raise AssertionError("the network was asked")
 
@@ -85,7 +85,7 @@ def test_digits_prepared_by_earlier_versions_are_read_and_have_the_same_fingerpr
     assert sorted({record["label"] for record in splits["validation"]}) == list(range(10))
 
 
-def test_of_two_processes_at_once_the_second_takes_what_the_first_wrote(tmp_path, monkeypatch):
+def test_of_two_concurrent_processes_the_second_uses_the_files_of_the_first(tmp_path, monkeypatch):
     generate, written = builders._generate, []
 
     def be_overtaken(builder):
@@ -113,7 +113,7 @@ ensure_prepared("digits", sys.argv[1])
 
 
 @pytest.mark.parametrize("record", [1, 1790])
-def test_preparation_killed_half_way_is_done_again(tmp_path, record):
+def test_a_killed_preparation_is_repeated(tmp_path, record):
     killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), str(record)], check=False)
     assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "digits" / "1.0.0").exists()
@@ -121,14 +121,14 @@ def test_preparation_killed_half_way_is_done_again(tmp_path, record):
     assert len(open_source("digits", "train", str(tmp_path))) == 1437
 
 
-def test_folder_that_cannot_be_written_is_named(tmp_path):
+def test_an_unwritable_folder_is_named(tmp_path):
     file = tmp_path / "file"
     file.write_text("")
     with pytest.raises(DataError, match=f"{file}/x .*choose another data_dir"):
         ensure_prepared("digits", str(file / "x"))
 
 
-def test_opening_digits_that_are_not_prepared_names_the_command_and_writes_nothing(tmp_path):
+def test_opening_unprepared_digits_names_the_command_and_writes_nothing(tmp_path):
     with pytest.raises(DataError, match=f"'digits' is not prepared .*; run: .* prepare digits --data-dir={tmp_path}"):
         open_source("digits", "train", str(tmp_path))
     assert not list(tmp_path.iterdir())
@@ -142,7 +142,7 @@ def test_other_datasets_and_buckets_are_left_to_the_command(name, folder, tmp_pa
 
 def test_digits_are_not_written_to_a_bucket(monkeypatch):
     monkeypatch.setattr(builders, "is_complete", lambda folder: False)
-    with pytest.raises(DataError, match="prepare digits in a local folder, then upload it"):
+    with pytest.raises(DataError, match="prepare digits in a local folder and upload it"):
         prepare_digits("gs://bucket/datasets")
 
 
@@ -165,7 +165,7 @@ assert "tensorflow" not in sys.modules
 """
 
 
-def test_tensorflow_is_neither_needed_nor_imported_when_it_is_there(tmp_path):
+def test_tensorflow_is_neither_required_nor_imported(tmp_path):
     decoy = tmp_path / "tensorflow"
     decoy.mkdir()
     (decoy / "__init__.py").write_text("raise AssertionError('tensorflow was imported')")

@@ -1,4 +1,4 @@
-"""ImageNet's test sets are read as TFDS lays them out."""
+"""ImageNet's test sets are read in the layout of TFDS."""
 
 import pytest
 import tensorflow_datasets as tfds
@@ -24,7 +24,7 @@ def sets_dir(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", EVAL_SETS)
-def test_each_set_has_the_features_and_classes_that_tfds_gives_it(name, sets_dir, tmp_path):
+def test_each_set_has_the_features_and_classes_of_tfds(name, sets_dir, tmp_path):
     builder = tfds.builder(name, data_dir=tmp_path)
     (feature,) = LABEL_FEATURES.keys() & builder.info.features.keys()
     label = builder.info.features[feature]
@@ -62,7 +62,7 @@ def test_only_a_and_r_restrict_the_classes_to_those_that_occur(sets_dir):
     assert {mask.shape for mask in masks.values()} == {(1000,)}
 
 
-def test_a_set_that_is_none_of_the_known_is_answered_with_them(sets_dir):
+def test_an_unknown_set_is_refused_with_the_known_ones(sets_dir):
     known = ", ".join(EVAL_SETS)
     with pytest.raises(DataError, match=f"'imagenette' is not a known test set; expected one of {known}"):
         open_eval_set("imagenette", sets_dir)
@@ -76,6 +76,6 @@ def test_a_set_that_is_none_of_the_known_is_answered_with_them(sets_dir):
         ("imagenet_v2/topimages:2.0.0", "imagenet_v2/topimages:2.0.0"),
     ],
 )
-def test_a_set_that_is_not_prepared_is_told_with_its_command(tmp_path, name, full):
+def test_an_unprepared_set_is_named_with_the_command(tmp_path, name, full):
     with pytest.raises(DataError, match=f"'{full}' is not prepared in .*; run: .* prepare {full} --data-dir"):
         open_eval_set(name, str(tmp_path))

@@ -19,12 +19,12 @@ BICUBIC = Image.Resampling.BICUBIC
     [b"", b"no image", encode(gradient())[:400], encode(gradient(), "PNG")[:-60]],
     ids=["empty", "text", "jpeg", "png"],
 )
-def test_bytes_that_do_not_decode_are_named(content):
-    with pytest.raises(DataError, match="not an image that Pillow decodes"):
+def test_undecodable_bytes_are_named(content):
+    with pytest.raises(DataError, match="Pillow cannot decode the image"):
         EvalTransform((8, 8))(content)
 
 
-def test_photographs_are_turned_upright_only_when_asked():
+def test_photographs_are_rotated_upright_only_on_request():
     exif = Image.Exif()
     exif[0x0112] = 6
     file = io.BytesIO()
@@ -35,7 +35,7 @@ def test_photographs_are_turned_upright_only_when_asked():
 
 @pytest.mark.parametrize("crop_pct", [1.0, 0.93, 0.875])
 @pytest.mark.parametrize("image_size", [(500, 375), (375, 500), (64, 64), (31, 200)])
-def test_centre_crop_scales_the_shorter_side_to_floor_of_size_over_crop_pct(crop_pct, image_size):
+def test_center_crop_scales_the_shorter_side_to_floor_of_size_over_crop_pct(crop_pct, image_size):
     image = make_photo(2).resize(image_size)
     side, (width, height) = math.floor(64 / crop_pct), image_size
     if width <= height:
@@ -51,7 +51,7 @@ def test_centre_crop_scales_the_shorter_side_to_floor_of_size_over_crop_pct(crop
 @pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
 @pytest.mark.parametrize("size", [(32, 32), (48, 32), (33, 57)])
 @pytest.mark.parametrize("crop_pct", [1.0, 0.9])
-def test_evaluation_sees_the_pixels_that_timm_sees(crop_mode, size, crop_pct):
+def test_evaluation_pixels_equal_timms(crop_mode, size, crop_pct):
     load_timm()
     from timm.data import create_transform
 
@@ -65,13 +65,13 @@ def test_evaluation_sees_the_pixels_that_timm_sees(crop_mode, size, crop_pct):
         np.testing.assert_array_equal(ours(image), expected)
 
 
-def test_an_image_that_would_not_fit_into_memory_is_refused():
+def test_a_too_elongated_image_is_refused():
     with pytest.raises(DataError, match="60000x1 image"):
         EvalTransform((224, 224))(Image.new("L", (60000, 1)))
     assert EvalTransform((16, 16), crop_mode="squash")(Image.new("L", (6000, 1))).shape == (16, 16, 3)
 
 
-def test_grey_output_has_one_channel():
+def test_gray_output_has_one_channel():
     assert EvalTransform((8, 9), channels=1)(gradient()).shape == (8, 9, 1)
     assert EvalTransform((8, 9), channels=1, crop_mode="border")(gradient()).shape == (8, 9, 1)
 
@@ -86,11 +86,11 @@ def test_grey_output_has_one_channel():
         ({"interpolation": "random"}, "interpolation is 'random'"),
     ],
 )
-def test_options_outside_their_range_are_named(options, words):
+def test_options_out_of_range_are_named(options, words):
     with pytest.raises(DataError, match=words):
         EvalTransform(**{"size": (8, 8)} | options)
 
 
-def test_transform_does_not_change():
+def test_transform_is_immutable():
     with pytest.raises(dataclasses.FrozenInstanceError):
         EvalTransform((8, 8)).size = (9, 9)

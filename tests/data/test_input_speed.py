@@ -31,28 +31,28 @@ def pipeline(monkeypatch):
     return pipeline
 
 
-def test_rates_are_those_of_the_batches_in_the_time_measured(pipeline):
+def test_throughput_is_batches_over_measured_time(pipeline):
     speed = measure_input(pipeline.batches(itertools.repeat(0.25)), 10.0)
     assert speed.num_batches == 40
     assert speed.images_per_second == ROWS / 0.25
     assert speed.bytes_per_second == BYTES / 0.25
 
 
-def test_waits_are_told_by_their_median_and_99th_percentile(pipeline):
+def test_waits_are_reported_as_median_and_99th_percentile(pipeline):
     waits = np.random.default_rng(0).permutation(np.arange(1, 102)) / 64
     speed = measure_input(pipeline.batches([0.0, *waits]), waits[:-1].sum() + 1 / 128)
     assert speed.num_batches == 101
     assert speed.batch_seconds == (51 / 64, 100 / 64)
 
 
-def test_start_is_told_by_itself_and_left_out_of_the_rates(pipeline):
+def test_startup_is_reported_separately(pipeline):
     speed = measure_input(pipeline.batches(itertools.chain([4.0], itertools.repeat(0.5))), 10.0)
     assert speed.start_seconds == 4.0
     assert speed.images_per_second == ROWS / 0.5
     assert speed.batch_seconds == (0.5, 0.5)
 
 
-def test_what_was_read_ahead_during_the_start_is_let_pass(pipeline):
+def test_batches_read_ahead_during_startup_are_not_timed(pipeline):
     waits = itertools.chain([4.0], [0.0] * 16, itertools.repeat(0.5))
     speed = measure_input(pipeline.batches(waits), 10.0)
     assert speed.images_per_second == ROWS / 0.5
@@ -60,14 +60,14 @@ def test_what_was_read_ahead_during_the_start_is_let_pass(pipeline):
     assert speed.batch_seconds == (0.5, 0.5)
 
 
-def test_a_long_start_is_followed_by_no_longer_a_wait_than_the_measurement(pipeline):
+def test_the_wait_after_a_long_startup_is_limited(pipeline):
     speed = measure_input(pipeline.batches(itertools.chain([512.0], itertools.repeat(0.5))), 2.0)
     assert speed.num_batches == 4
     assert pipeline.taken == 1 + 4 + 4
 
 
 @pytest.mark.parametrize(("wait", "count"), [(64.0, 3), (0.5, 3), (0.25, 4)])
-def test_at_least_three_batches_are_timed_however_slow_they_are(pipeline, wait, count):
+def test_at_least_three_batches_are_timed(pipeline, wait, count):
     speed = measure_input(pipeline.batches(itertools.chain([0.0], itertools.repeat(wait))), 1.0)
     assert speed.num_batches == count
     assert speed.images_per_second == ROWS / wait

@@ -1,4 +1,4 @@
-"""Memory stays flat however long a run is."""
+"""Memory does not grow with the length of a run."""
 
 import contextlib
 import itertools
@@ -14,7 +14,7 @@ from tests.data.photos import NumberedSource
 
 
 def resident_bytes() -> int:
-    """Add up what this process and its workers hold, and what lies in shared memory."""
+    """Return the memory of this process, its workers and shared memory."""
     processes = ("self", *(worker.pid for worker in multiprocessing.active_children()))
     pages = sum(int(Path(f"/proc/{process}/statm").read_text().split()[1]) for process in processes)
     return pages * os.sysconf("SC_PAGE_SIZE") + sum(map(size, Path("/dev/shm").glob("psm_*")))
@@ -23,14 +23,14 @@ def resident_bytes() -> int:
 def size(segment: Path) -> int:
     try:
         return segment.stat().st_size
-    except FileNotFoundError:  # batches are on their way while this looks, and other tests have theirs
+    except FileNotFoundError:  # batches of this and of other tests appear and disappear meanwhile
         return 0
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's /proc")
 @pytest.mark.parametrize("workers", [0, 1])
-def test_memory_is_flat_over_ten_thousand_batches(workers):
+def test_memory_is_constant_over_ten_thousand_batches(workers):
     batches = train_batches(
         NumberedSource(512),
         TrainExample(TrainTransform((32, 32), flip=0.5)),
@@ -45,5 +45,5 @@ def test_memory_is_flat_over_ten_thousand_batches(workers):
             for _ in itertools.islice(batches, count):
                 pass
             held.append(resident_bytes())
-    # 8,000 batches hold 47 MiB.
+    # 8,000 batches have 47 MiB.
     assert held[1] - held[0] < 12 * 2**20

@@ -1,4 +1,4 @@
-"""Pathfinder's labels are true, simple rules do not tell them, and its bytes are the same everywhere."""
+"""Pathfinder's labels are correct, simple features do not predict them, and its bytes are reproducible."""
 
 import dataclasses
 import hashlib
@@ -26,9 +26,9 @@ from mambaout_jax.data.prepare.pathfinder import (
     Pathfinder,
     PathfinderConfig,
     draw_scene,
-    encode_grey,
+    encode_gray,
     make_pair,
-    points_of,
+    sample_points,
 )
 from mambaout_jax.tasks.classification.source import open_source
 
@@ -39,20 +39,20 @@ NUM_PAIRS = 400
 
 @pytest.fixture(scope="module")
 def pairs():
-    """Give pairs of the smallest size, of which enough are drawn in seconds."""
+    """Return pairs of the smallest size, which are drawn in seconds."""
     return [make_pair(CONFIGS["32"], TRAIN, pair) for pair in range(NUM_PAIRS)]
 
 
 @pytest.fixture
 def small(monkeypatch):
-    """Let the datasets hold a few images."""
+    """Reduce the datasets to a few images."""
     for config in CONFIGS.values():
         monkeypatch.setattr(config, "num_train", 12)
         monkeypatch.setattr(config, "num_validation", 4)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_dots_are_joined_exactly_if_the_undashed_lines_join_them(name):
+def test_dots_are_joined_exactly_if_solid_curves_connect_them(name):
     config = dataclasses.replace(CONFIGS[name], dash=(1.0, 0.0))
     for pair in range(12):
         for joined, scene in enumerate(make_pair(config, TRAIN, pair)):
@@ -75,7 +75,7 @@ def test_dashes_have_gaps_and_dots_are_the_brightest(name):
         assert cv2.connectedComponents((image == 255).astype(np.uint8))[0] - 1 == 2
 
 
-def test_dots_lie_on_ends_and_a_pair_shares_its_ends_and_how_curves_leave_them(pairs):
+def test_dots_are_on_endpoints_and_a_pair_shares_endpoints_and_directions(pairs):
     for apart, joined in pairs:
         assert np.array_equal(apart.dots, joined.dots)
         leaving = []
@@ -90,7 +90,7 @@ def test_dots_lie_on_ends_and_a_pair_shares_its_ends_and_how_curves_leave_them(p
 def test_curves_keep_their_gap_and_stay_inside():
     for config in CONFIGS.values():
         for scene in make_pair(config, VALIDATION, 5):
-            points = points_of(scene.curves, 300) / UNIT
+            points = sample_points(scene.curves, 300) / UNIT
             assert points.min() > config.side / 12 - 1
             assert points.max() < config.side * 11 / 12 + 1
             fewest, most = config.num_curves
@@ -101,7 +101,7 @@ def test_curves_keep_their_gap_and_stay_inside():
 
 
 def statistics_of(scene, config):
-    points = points_of(scene.curves, 100) / config.side / UNIT
+    points = sample_points(scene.curves, 100) / config.side / UNIT
     lengths = np.sort(np.linalg.norm(np.diff(points, axis=1), axis=-1).sum(1))
     chords = np.sort(np.linalg.norm(points[:, 0] - points[:, -1], axis=-1))
     dots = scene.dots / config.side / UNIT
@@ -112,33 +112,33 @@ def statistics_of(scene, config):
 
 
 def score_in_folds(features):
-    """Give the accuracy of a linear classifier on pairs that it has not seen."""
+    """Return the accuracy of a linear classifier on held-out pairs."""
     labels, groups = np.tile([0, 1], NUM_PAIRS), np.repeat(np.arange(NUM_PAIRS), 2)
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
     return cross_val_score(model, np.array(features), labels, groups=groups, cv=GroupKFold(5)).mean()
 
 
-def test_no_statistic_tells_the_classes(pairs):
+def test_no_statistic_separates_the_classes(pairs):
     features = np.array([statistics_of(scene, CONFIGS["32"]) for pair in pairs for scene in pair])
     apart, joined = features[::2], features[1::2]
     error = features.std(0) * np.sqrt(2 / NUM_PAIRS)
     assert (np.abs(apart.mean(0) - joined.mean(0)) <= 4 * error).all()
     assert 0.44 < score_in_folds(features) < 0.56
-    # Without the chords: beside the distance of the dots they tell which ends a curve joins, which is the answer.
+    # Without the chords: with the distance of the dots, they reveal which endpoints are connected, the label.
     features = np.delete(features, [3, 4, 5], axis=1)
     products = features[:, :, None] * features[:, None]
     assert 0.44 < score_in_folds(products.reshape(len(features), -1)) < 0.56
 
 
 @pytest.mark.parametrize("side", [4, 8, 16])
-def test_no_weighing_of_pixels_tells_the_classes(pairs, side):
+def test_no_linear_classifier_on_pixels_separates_the_classes(pairs, side):
     images = [draw_scene(scene, CONFIGS["32"]) for pair in pairs for scene in pair]
     features = [cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA).ravel() for image in images]
     assert 0.44 < score_in_folds(features) < 0.56
 
 
 def turned(image, dots, num_squares, reach):
-    """Give the ink in squares of the dots' frame, which reaches as many of their distances from their middle."""
+    """Return the ink in cells of the frame of the dots, which extends that many dot distances from the midpoint."""
     along = (dots[1] - dots[0]) / UNIT
     across = np.array([-along[1], along[0]])
     fine = 4 * num_squares
@@ -149,7 +149,7 @@ def turned(image, dots, num_squares, reach):
 
 
 def ink_between(image, dots, width):
-    """Give the ink in a band around the line between the dots, over their distance."""
+    """Return the ink in a band around the line between the dots, over their distance."""
     distance = np.linalg.norm(dots[1] - dots[0]) / UNIT
     along = (dots[1] - dots[0]) / UNIT / distance
     y, x = np.mgrid[: len(image), : len(image)] + 0.5
@@ -160,7 +160,7 @@ def ink_between(image, dots, width):
 
 
 @pytest.mark.parametrize(("num_squares", "reach"), [(6, 1.0), (6, 1.5), (12, 1.5)])
-def test_no_weighing_of_places_around_the_dots_tells_the_classes(pairs, num_squares, reach):
+def test_no_linear_classifier_on_the_frame_of_the_dots_separates_the_classes(pairs, num_squares, reach):
     features = [
         turned(draw_scene(scene, CONFIGS["32"]), scene.dots, num_squares, reach) for pair in pairs for scene in pair
     ]
@@ -168,7 +168,7 @@ def test_no_weighing_of_places_around_the_dots_tells_the_classes(pairs, num_squa
 
 
 @pytest.mark.parametrize("width", [0.05, 0.1, 0.2])
-def test_ink_between_the_dots_does_not_tell_the_classes(pairs, width):
+def test_ink_between_the_dots_does_not_separate_the_classes(pairs, width):
     ink = [ink_between(draw_scene(scene, CONFIGS["32"]), scene.dots, width) for pair in pairs for scene in pair]
     assert 0.42 < roc_auc_score(np.tile([0, 1], NUM_PAIRS), ink) < 0.58
 
@@ -186,7 +186,7 @@ DIGESTS = {
 @pytest.mark.parametrize(("name", "split"), DIGESTS)
 def test_bytes_are_the_same_everywhere(name, split):
     files = [
-        encode_grey(draw_scene(scene, CONFIGS[name]))
+        encode_gray(draw_scene(scene, CONFIGS[name]))
         for pair in (0, 1, 999)
         for scene in make_pair(CONFIGS[name], split, pair)
     ]
@@ -208,15 +208,15 @@ def test_pairs_do_not_depend_on_those_before_and_no_two_are_equal(name):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (5, 3), (128, 128)])
-def test_png_is_read_by_others_as_the_pixels_that_were_stored(shape):
+def test_png_is_read_by_other_libraries_with_the_same_pixels(shape):
     pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    image = Image.open(io.BytesIO(encode_grey(pixels)))
+    image = Image.open(io.BytesIO(encode_gray(pixels)))
     assert image.mode == "L"
     assert np.array_equal(image, pixels)
-    assert np.array_equal(cv2.imdecode(np.frombuffer(encode_grey(pixels), np.uint8), cv2.IMREAD_UNCHANGED), pixels)
+    assert np.array_equal(cv2.imdecode(np.frombuffer(encode_gray(pixels), np.uint8), cv2.IMREAD_UNCHANGED), pixels)
 
 
-def test_both_splits_are_balanced_and_hold_what_is_drawn(small, tmp_path):
+def test_both_splits_are_balanced_and_contain_the_drawn_images(small, tmp_path):
     config = CONFIGS["32"]
     assert prepare_dataset("pathfinder/32", str(tmp_path)) == str(tmp_path / "pathfinder" / "32" / "2.0.0")
     for split, (name, size) in enumerate([("train", 12), ("validation", 4)]):
@@ -232,7 +232,7 @@ def test_both_splits_are_balanced_and_hold_what_is_drawn(small, tmp_path):
         assert source.class_names == ("apart", "joined")
 
 
-def test_the_middle_size_is_meant_where_none_is_named(small, tmp_path):
+def test_the_middle_size_is_the_default(small, tmp_path):
     assert prepare_dataset("pathfinder", str(tmp_path)) == str(tmp_path / "pathfinder" / "64" / "2.0.0")
     assert open_source("pathfinder", "train", str(tmp_path)).name == "pathfinder/64"
 
@@ -246,7 +246,7 @@ print(source.name, len(source))
 """
 
 
-def test_the_middle_size_is_meant_where_the_builder_is_not_imported(small, tmp_path):
+def test_the_middle_size_is_the_default_without_importing_the_builder(small, tmp_path):
     prepare_dataset("pathfinder", str(tmp_path))
     (info,) = tmp_path.glob("pathfinder/64/*/dataset_info.json")
     moved = info.read_text().replace("mambaout_jax.data.prepare.pathfinder", "mambaout_jax.data.pathfinder")
@@ -255,7 +255,7 @@ def test_the_middle_size_is_meant_where_the_builder_is_not_imported(small, tmp_p
     assert done.stdout.split() == ["pathfinder/64", "12"]
 
 
-def test_prepared_twice_nothing_is_written(small, tmp_path, monkeypatch):
+def test_a_second_preparation_writes_nothing(small, tmp_path, monkeypatch):
     folder = prepare_dataset("pathfinder/32", str(tmp_path))
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
     monkeypatch.setattr(builders, "_generate", None)
@@ -274,12 +274,12 @@ def encode(pixels, count=[0]):
     if count[0] == 7:
         os.kill(os.getpid(), signal.SIGKILL)
     return whole(pixels)
-whole, pathfinder.encode_grey = pathfinder.encode_grey, encode
+whole, pathfinder.encode_gray = pathfinder.encode_gray, encode
 prepare_dataset("pathfinder/32", sys.argv[1])
 """
 
 
-def test_preparation_killed_half_way_leaves_nothing_that_looks_prepared(small, tmp_path):
+def test_a_killed_preparation_leaves_no_dataset(small, tmp_path):
     killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False, env=os.environ)
     assert killed.returncode == -signal.SIGKILL
     with pytest.raises(DataError, match=r"is not prepared in .*; run: python -m mambaout_jax prepare pathfinder/32"):
@@ -289,12 +289,12 @@ def test_preparation_killed_half_way_leaves_nothing_that_looks_prepared(small, t
 
 
 @pytest.mark.parametrize("name", ["pathfinder/48", "pathfinder/32:9.9.9"])
-def test_a_size_that_is_not_drawn_is_told_with_those_that_are(name, tmp_path):
+def test_an_unknown_size_is_refused_with_the_known_ones(name, tmp_path):
     with pytest.raises(DataError, match=r"one of pathfinder/32, pathfinder/64, pathfinder/128, in version 2\.0\.0"):
         prepare_dataset(name, str(tmp_path))
 
 
-def test_an_almost_right_name_is_answered_with_pathfinder(tmp_path):
+def test_a_similar_name_suggests_pathfinder(tmp_path):
     with pytest.raises(DataError, match="unknown dataset 'pathfindr'; did you mean 'pathfinder'"):
         prepare_dataset("pathfindr", str(tmp_path))
 

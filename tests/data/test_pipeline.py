@@ -73,18 +73,18 @@ def test_batch_at_a_step_does_not_depend_on_where_the_run_started(photos, start)
     assert_equal(train_photos(photos, 13)[start:], train_photos(photos, 13 - start, start_step=start))
 
 
-def test_a_step_far_into_a_run_is_reached_at_once(photos):
+def test_a_late_step_is_reached_without_reading_earlier_batches(photos):
     assert len(train_photos(photos, 1, start_step=10_000_000)) == 1
 
 
-def test_batches_do_not_depend_on_the_number_of_workers_and_closing_ends_them(photos):
+def test_batches_do_not_depend_on_the_number_of_workers_which_exit_on_close(photos):
     assert_equal(train_photos(photos, 7, start_step=2), train_photos(photos, 7, start_step=2, num_workers=2))
     assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("hosts", [2, 4])
 @pytest.mark.parametrize("start", [0, 3])
-def test_global_batch_is_the_batches_of_the_hosts_in_rank_order(photos, hosts, start):
+def test_global_batch_is_the_concatenation_of_the_hosts_in_rank_order(photos, hosts, start):
     shares = [train_photos(photos, 7, host_index=host, host_count=hosts, start_step=start) for host in range(hosts)]
     joined = [join(parts) for parts in zip(*shares, strict=True)]
     assert_equal(train_photos(photos, 7, start_step=start), joined)
@@ -118,7 +118,7 @@ def test_order_is_new_in_every_epoch_and_for_every_seed():
     assert order(0, 1) == orders[1]
 
 
-def test_views_are_new_in_every_epoch(photos):
+def test_crops_are_new_in_every_epoch(photos):
     options = {"batch_size": 1, "steps_per_epoch": 1, "seed": 0}
     views = take(train_batches(open_first(photos), RANDOM, **options), 8)
     assert len({view["image"].tobytes() for view in views}) > 4
@@ -139,7 +139,7 @@ def open_first(source):
 
 @pytest.mark.parametrize("hosts", [1, 2, 4])
 @pytest.mark.parametrize("length", [1, 3, 8, 9, 17])
-def test_evaluation_sees_every_image_once_and_hosts_take_equally_many_batches(length, hosts):
+def test_evaluation_sees_every_image_once_in_equally_many_batches_per_host(length, hosts):
     shares = [
         list(eval_batches(NumberedSource(length), EVAL, batch_size=8, host_index=host, host_count=hosts))
         for host in range(hosts)
@@ -163,13 +163,13 @@ def test_evaluation_does_not_depend_on_the_number_of_workers(data_dir):
 
 
 class ManyLabels(NumberedSource):
-    """A source whose record i has i labels, of three at most."""
+    """A source whose record i has i labels, up to three."""
 
     def __getitem__(self, index):
         return super().__getitem__(index) | {"label": tuple(range(index))}
 
 
-def test_several_labels_are_padded_and_filler_rows_have_none():
+def test_several_labels_are_padded_and_padding_rows_have_none():
     (batch,) = eval_batches(ManyLabels(4), dataclasses.replace(EVAL, max_labels=3), batch_size=5)
     expected = [[-1, -1, -1], [0, -1, -1], [0, 1, -1], [0, 1, 2], [-1, -1, -1]]
     np.testing.assert_array_equal(batch["label"], expected)
@@ -221,7 +221,7 @@ class Nested:
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.parametrize("batch_size", [4, 96])  # in one chunk; in 2 of 48
-def test_nested_examples_are_stacked_place_by_place(batch_size, num_workers):
+def test_nested_examples_are_stacked_leaf_by_leaf(batch_size, num_workers):
     source, options = NumberedSource(100), {"batch_size": batch_size, "num_workers": num_workers}
     (train,) = take(train_batches(source, Nested(), steps_per_epoch=1, seed=0, **options), 1)
     *_, evaluated = take(eval_batches(source, Nested(), **options), None)
@@ -315,7 +315,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
     assert not is_alive(worker)
 
 
-def test_skipping_trains_on_the_next_record_that_decodes_and_counts():
+def test_skipping_trains_on_the_next_decodable_record_and_counts():
     good = take(train_batches(NumberedSource(10), RESIZE, batch_size=5, steps_per_epoch=2, seed=0), 2)
     source = NumberedSource(10, bad=(8, 9), unreadable=(3,))
     batches = take(train_batches(source, RESIZE, batch_size=5, steps_per_epoch=2, seed=0, on_bad_record="skip"), 2)
@@ -334,10 +334,10 @@ def test_skipping_in_evaluation_masks_the_row_and_counts():
     assert np.concatenate([b["index"] for b in batches]).tolist() == [0, 1, 2, 3, 4, -1, -1, -1]
 
 
-def test_skipping_ends_when_nothing_decodes():
+def test_skipping_ends_if_nothing_can_be_decoded():
     source = NumberedSource(6, bad=tuple(range(6)))
     batches = train_batches(source, RESIZE, batch_size=2, steps_per_epoch=3, seed=0, on_bad_record="skip")
-    with pytest.raises(DataError, match="nor do the 5 before it"):
+    with pytest.raises(DataError, match="and the 5 records before it cannot be decoded either"):
         next(batches)
 
 
@@ -345,7 +345,7 @@ def test_real_broken_files_are_found(data_dir):
     source = open_source("photos/broken", "train", data_dir)
     batches = list(eval_batches(source, EVAL, batch_size=8, on_bad_record="skip"))
     assert sum(int(batch["skipped"].sum()) for batch in batches) == 5
-    with pytest.raises(DataError, match="of dataset 'photos/broken': not an image that Pillow decodes"):
+    with pytest.raises(DataError, match="of dataset 'photos/broken': Pillow cannot decode the image"):
         list(eval_batches(source, EVAL, batch_size=8))
 
 
@@ -366,7 +366,7 @@ def test_real_broken_files_are_found(data_dir):
         ({"on_bad_record": "ignore"}, "on_bad_record is 'ignore'; expected one of raise, skip"),
     ],
 )
-def test_arguments_that_do_not_fit_are_named_before_anything_is_read(options, words):
+def test_invalid_arguments_are_named_before_reading(options, words):
     options = {"batch_size": 4, "steps_per_epoch": 1, "seed": 0} | options
     with pytest.raises(DataError, match=words):
         train_batches(NumberedSource(23), RESIZE, **options)

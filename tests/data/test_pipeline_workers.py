@@ -1,4 +1,4 @@
-"""Batches are the same whatever number of processes makes them, whole or in chunks; test_pipeline.py tries two."""
+"""Batches do not depend on the number of workers and chunks; test_pipeline.py covers two workers."""
 
 import contextlib
 import functools
@@ -42,7 +42,7 @@ def views(data_dir, num_workers):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [1, 3])
-def test_training_batches_are_those_of_no_workers(data_dir, num_workers):
+def test_training_batches_equal_those_without_workers(data_dir, num_workers):
     assert_equal(views(data_dir, num_workers), views(data_dir, 0))
 
 
@@ -53,7 +53,7 @@ def many(num_workers):
 
 
 @pytest.mark.slow
-def test_batches_whose_chunks_do_not_divide_among_the_workers_are_those_of_no_workers():
+def test_batches_of_chunks_that_workers_do_not_divide_equal_those_without_workers():
     assert MANY_ROWS > pipeline.MAX_CHUNK_ROWS
     batches = many(num_workers=3)
     assert [len(batch["label"]) for batch in batches] == [MANY_ROWS] * 4
@@ -61,7 +61,7 @@ def test_batches_whose_chunks_do_not_divide_among_the_workers_are_those_of_no_wo
 
 
 @pytest.mark.slow
-def test_evaluation_of_images_that_fill_no_whole_batches_is_that_of_no_workers():
+def test_incomplete_evaluation_batches_equal_those_without_workers():
     source = NumberedSource(17)
     batches = take(eval_batches(source, EVAL, batch_size=2, num_workers=2), None)
     assert np.concatenate([batch["label"][batch["mask"]] for batch in batches])[:, 0].tolist() == list(range(17))

@@ -45,7 +45,7 @@ IMAGES = {
 @pytest.mark.torch
 @pytest.mark.parametrize("name", OPERATIONS)
 @pytest.mark.parametrize("image", IMAGES.values(), ids=IMAGES)
-def test_every_operation_at_every_level_gives_timms_pixels(name, image):
+def test_every_operation_at_every_level_equals_timm(name, image):
     for half_level in range(-20, 21):
         for interpolation in ("bilinear", "bicubic"):
             level = half_level / 2
@@ -67,13 +67,13 @@ def test_operations_and_fill_are_timms():
     ours = RandAugment.parse(RECIPE)
     assert theirs.num_layers == ours.num_ops
     for op in theirs.ops:
-        assert (op.prob, op.magnitude, op.magnitude_std) == (ours.rate, ours.magnitude, ours.magnitude_std)
+        assert (op.prob, op.magnitude, op.magnitude_std) == (ours.prob, ours.magnitude, ours.magnitude_std)
         assert tuple(op.kwargs["fillcolor"]) == FILL[3]
         assert op.kwargs["resample"] == (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_every_operation_gives_the_pixels_that_timm_gave(name):
+def test_every_operation_equals_recorded_timm_pixels(name):
     keys = [key for key in GOLDEN.files if key.startswith(f"{name}/")]
     assert len(keys) == 3
     for key in keys:
@@ -105,7 +105,7 @@ PILLOW = {
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", VALUES)
-def test_values_are_pillows_at_any_level_and_size(name, channels):
+def test_color_operations_equal_pillow_at_any_level_and_size(name, channels):
     rng = np.random.default_rng(0)
     for _ in range(60):
         height, width = rng.integers(1, 70, 2)
@@ -136,7 +136,7 @@ def test_operation_gives_a_new_contiguous_image_of_the_same_form(name, affine, c
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("interpolation", "mean", "most"), [("bilinear", 0.6, 1), ("bicubic", 0.9, 16)])
 @pytest.mark.parametrize("name", MATRICES)
-def test_opencv_moves_pixels_as_pillow_does(name, interpolation, mean, most, channels):
+def test_affine_opencv_equals_affine_pillow(name, interpolation, mean, most, channels):
     # Pillow cuts fractions off where OpenCV rounds: half a grey level on average, 1 at most. The cubic filters differ
     # in their free parameter, which grain shows.
     image = np.asarray(textured(90, 70))[..., :channels]
@@ -149,7 +149,7 @@ def test_opencv_moves_pixels_as_pillow_does(name, interpolation, mean, most, cha
         np.testing.assert_array_equal(*black, err_msg="not filled where Pillow fills")
 
 
-def test_grey_fill_is_the_luma_of_the_colour():
+def test_gray_fill_is_the_luma_of_the_color():
     assert FILL[1][0] == Image.new("RGB", (1, 1), FILL[3]).convert("L").getpixel((0, 0))
     moved = apply(noise(20, 20, 1), Operation("TranslateXRel", 10.0), affine_pillow)
     assert (moved[:, 11:] == FILL[1]).all()
@@ -170,7 +170,7 @@ def test_operations_are_drawn_equally_often_with_replacement():
 
 
 @pytest.mark.parametrize(("text", "num_ops", "rate"), [(RECIPE, 2, 0.5), ("rand-m5-n3-p0.2-inc1", 3, 0.2)])
-def test_each_operation_is_done_at_its_rate(text, num_ops, rate):
+def test_each_operation_is_applied_with_its_probability(text, num_ops, rate):
     lengths = [len(operations) for operations in draw(text)]
     expected = stats.binom.pmf(range(num_ops + 1), num_ops, rate) * len(lengths)
     assert stats.chisquare(np.bincount(lengths, minlength=num_ops + 1), expected).pvalue > 0.01
@@ -219,9 +219,9 @@ def test_timms_notation_is_read(text, expected):
         ("rand-m9-m8-inc1", "m is repeated"),
         ("rand-m9", "inc1 is missing"),
         ("rand-m9-inc0", "inc is 0; expected 1"),
-        ("rand-m9.5-inc1", "m is 9.5; expected a whole number from 0 to 10"),
-        ("rand-n1.5-inc1", "n is 1.5; expected a whole number from 1 to 15"),
-        ("rand-n16-inc1", "n is 16; expected a whole number"),
+        ("rand-m9.5-inc1", "m is 9.5; expected an integer from 0 to 10"),
+        ("rand-n1.5-inc1", "n is 1.5; expected an integer from 1 to 15"),
+        ("rand-n16-inc1", "n is 16; expected an integer"),
         ("rand-m11-inc1", "m is 11; expected"),
         ("rand-n0-inc1", "n is 0; expected"),
         ("rand-p1.5-inc1", "p is 1.5; expected from 0 to 1"),
@@ -230,17 +230,17 @@ def test_timms_notation_is_read(text, expected):
         ("", "it starts with '', not 'rand'"),
     ],
 )
-def test_notation_that_is_not_understood_is_named_with_the_parts_known(text, words):
+def test_invalid_notation_is_named_with_the_known_parts(text, words):
     with pytest.raises(DataError) as error:
         RandAugment.parse(text)
     assert str(error.value).startswith(f"auto_augment is {text!r}: {words}")
-    for part in ("m (a whole", "n (a whole", "p (from", "mstd (from", "inc (1: all"):
+    for part in ("m (an integer", "n (an integer", "p (from", "mstd (from", "inc (1: all"):
         assert part in str(error.value)
 
 
-def test_parsed_notation_does_not_change():
+def test_parsed_notation_is_immutable():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        RandAugment.parse(RECIPE).rate = 1.0
+        RandAugment.parse(RECIPE).prob = 1.0
 
 
 def test_opencv_starts_no_threads():

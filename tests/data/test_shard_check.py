@@ -1,4 +1,4 @@
-"""Files that are missing, cut short or of another length are told when a split is opened."""
+"""Missing, truncated or wrong files are errors when a split is opened."""
 
 import re
 import shutil
@@ -17,23 +17,23 @@ from tests.data import photos
 def test_a_missing_shard_is_named(data_dir, tmp_path):
     (shard,) = copied_shards(data_dir, tmp_path)
     shard.unlink()
-    with pytest.raises(DataError, match=f"1 of 1 files in .*first: {re.escape(shard.name)} is missing.*; copy them"):
+    with pytest.raises(DataError, match=f"1 of 1 files of .*first: {re.escape(shard.name)} is missing.*; copy them"):
         open_source("photos", "train", str(tmp_path))
 
 
 @pytest.mark.parametrize("keep", [0, 100, 0.5, 0.99])
-def test_a_shard_that_is_cut_short_is_an_error(data_dir, tmp_path, keep):
+def test_a_truncated_shard_is_an_error(data_dir, tmp_path, keep):
     (shard,) = copied_shards(data_dir, tmp_path)
     cut(shard, keep)
     with pytest.raises(
         DataError,
-        match=r"split 'train' of dataset 'photos' has 1 of 1 files .*truncated or .*; copy .* move that folder away and"
+        match=r"1 of 1 files of split 'train' of dataset 'photos' .*truncated or .*; copy .* move the folder away and"
         " run: ",
     ):
         open_source("photos", "train", str(tmp_path))
 
 
-def test_every_shard_of_a_split_is_looked_at_and_no_other(tmp_path):
+def test_all_shards_of_the_split_are_checked_and_no_others(tmp_path):
     config = tfds.download.DownloadConfig(try_download_gcs=False, num_shards=4)
     photos.Photos(data_dir=tmp_path, config="whole", file_format="array_record").download_and_prepare(
         download_config=config
@@ -55,7 +55,7 @@ def test_a_shard_of_another_length_is_named(data_dir, tmp_path):
         open_source("photos", "train", str(tmp_path))
 
 
-def test_shards_in_a_bucket_only_have_to_be_there(monkeypatch):
+def test_shards_in_a_bucket_are_only_checked_for_existence(monkeypatch):
     shards = [SimpleNamespace(filename=f"gs://bucket/data/part-{n}", examples_in_shard=3) for n in range(2)]
     monkeypatch.setattr(shard_check, "_list_names", lambda folder: ["part-0", "part-1"])
     monkeypatch.setattr(shard_check, "_fault", lambda file, expected: f"{file} was read")
@@ -66,7 +66,7 @@ def test_shards_in_a_bucket_only_have_to_be_there(monkeypatch):
 
 
 def cut(file, keep):
-    """Leave the first bytes of a file, or a share of them."""
+    """Truncate a file to a number or a fraction of its bytes."""
     content = file.read_bytes()
     file.write_bytes(content[: int(keep * len(content)) if keep < 1 else keep])
 

@@ -18,13 +18,13 @@ from tests.data import photos
 
 @pytest.fixture(scope="module")
 def odd_dir(tmp_path_factory):
-    """Give a folder with a dataset without images and one in another format."""
+    """Return a folder with a dataset without images and one in another format."""
     folder = tmp_path_factory.mktemp("odd")
     photos.write(photos.Texts, folder)
     return str(folder)
 
 
-def test_records_are_the_files_as_they_were_written(data_dir):
+def test_records_equal_the_written_files(data_dir):
     source = open_source("photos/whole", "train", data_dir)
     images = {source[index]["image"] for index in range(len(source))}
     assert images == {photos.encode(photos.make_photo(number)) for number in range(photos.NUM_TRAIN)}
@@ -34,7 +34,7 @@ def test_records_are_the_files_as_they_were_written(data_dir):
 
 
 @pytest.mark.parametrize("name", ["photos", "photos/whole", "photos:1.2.0", "photos/whole:1.2.0", "photos/whole:1.*.*"])
-def test_names_may_hold_config_and_version(data_dir, name):
+def test_names_may_contain_config_and_version(data_dir, name):
     source = open_source(name, "train", data_dir)
     assert (source.name, source.split, source.class_names) == ("photos/whole", "train", photos.CLASS_NAMES)
     assert source.fingerprint.startswith("photos/whole/1.2.0:train:23:")
@@ -62,7 +62,7 @@ def test_other_data_under_the_same_name_has_another_fingerprint(data_dir, tmp_pa
     assert one.fingerprint != other.fingerprint
 
 
-def test_a_source_survives_pickling(data_dir):
+def test_a_pickled_source_has_the_same_records(data_dir):
     source = open_source("photos", "train", data_dir)
     assert [*pickle.loads(pickle.dumps(source))] == [*source]
 
@@ -112,7 +112,7 @@ def test_an_index_outside_the_split_is_an_error(data_dir, index):
         ("photos", "train[5:3]", r"split 'train\[5:3\]' of dataset 'photos' has no records"),
     ],
 )
-def test_what_is_not_there_is_named_with_a_remedy(data_dir, name, split, words):
+def test_missing_datasets_and_splits_are_named_with_a_remedy(data_dir, name, split, words):
     with pytest.raises(DataError, match=words):
         open_source(name, split, data_dir)
 
@@ -124,7 +124,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
         open_source("photos", "train", str(tmp_path / "none"))
 
 
-def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+def test_an_unlistable_folder_is_named(tmp_path, monkeypatch):
     def refuse(root):
         raise PermissionError(13, "Permission denied", str(root))
 
@@ -133,7 +133,7 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
         open_source("photos", "train", str(tmp_path))
 
 
-def test_a_bucket_that_does_not_answer_is_given_up(monkeypatch):
+def test_an_unresponsive_bucket_is_an_error(monkeypatch):
     monkeypatch.setattr(shard_check, "_list_names", lambda root: time.sleep(5))
     monkeypatch.setattr(shard_check, "REMOTE_SECONDS", 0.05)
     with pytest.raises(DataError, match=r"gs://bucket cannot be read .*no answer within"):
@@ -150,12 +150,12 @@ def test_another_file_format_is_refused(data_dir, tmp_path):
     copy_photos(data_dir, folder)
     for file in folder.rglob("dataset_info.json"):
         file.write_text(file.read_text().replace('"array_record"', '"tfrecord"'))
-    with pytest.raises(DataError, match=r"prepared as tfrecord in .*; move that folder away and run: "):
+    with pytest.raises(DataError, match=r"prepared as tfrecord in .*; move the folder away and run: "):
         open_source("photos", "train", str(tmp_path))
 
 
 @pytest.mark.parametrize(("label", "accepted"), [(-1, False), (0, True), (2, True), (3, False)])
-def test_a_label_that_is_no_class_is_named(label, accepted):
+def test_a_label_out_of_range_is_named(label, accepted):
     source = source_of({"label": [label]})
     if accepted:
         assert source[0]["label"] == label
@@ -189,7 +189,7 @@ def test_images_of_several_labels_have_them_in_a_tuple():
 
 
 @pytest.mark.parametrize("labels", [[], [1, 2]])
-def test_images_of_one_label_have_it_and_no_more(labels):
+def test_images_of_one_label_have_only_that_label(labels):
     assert source_of({"label": [1]}).max_labels == 1
     with pytest.raises(DataError, match=f"it has {len(labels)} labels; expected 1"):
         source_of({"label": labels})[0]
@@ -211,14 +211,14 @@ def source_of(labels, feature="label"):
     )
 
 
-def test_records_are_read_without_a_word_about_labels(odd_dir):
+def test_records_are_read_without_labels(odd_dir):
     records = open_records("texts", "train", odd_dir)
     assert [record["text"].bytes_list.value[0] for record in pickle.loads(pickle.dumps(records))] == [b"a"]
     assert (records.name, records.split, list(records.features)) == ("texts", "train", ["text"])
     assert records.fingerprint(["a"]) != records.fingerprint(["b"])
 
 
-def test_labels_of_a_source_are_json(data_dir):
+def test_labels_of_a_source_are_json_serializable(data_dir):
     labels = open_source("photos", "train", data_dir).labels
     assert json.loads(json.dumps(labels)) == labels == {"class_names": list(photos.CLASS_NAMES)}
 

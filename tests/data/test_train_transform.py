@@ -39,8 +39,8 @@ def jpeg(width=500, height=375, seed=0):
     [b"", b"no image", encode(gradient())[:400], encode(gradient(), "PNG")[:-60]],
     ids=["empty", "text", "jpeg", "png"],
 )
-def test_bytes_that_do_not_decode_are_named(content, pipeline):
-    with pytest.raises(DataError, match="not an image that Pillow decodes"):
+def test_undecodable_bytes_are_named(content, pipeline):
+    with pytest.raises(DataError, match="Pillow cannot decode the image"):
         TrainTransform(**RECIPE, pipeline=pipeline)(content, np.random.default_rng(0))
 
 
@@ -49,7 +49,7 @@ def test_exact_resizing_is_pillows():
     np.testing.assert_array_equal(view, np.asarray(gradient().resize((33, 20), BICUBIC)))
 
 
-def test_exact_crop_is_cut_out_before_it_is_resized():
+def test_exact_crop_is_cropped_before_resizing():
     image = make_photo(4)
     view = TrainTransform((24, 24), crop="random_resized")(image, np.random.default_rng(5))
     box = random_crop_box(*image.size, (0.08, 1.0), (3 / 4, 4 / 3), np.random.default_rng(5))
@@ -100,7 +100,7 @@ def test_random_crop_area_and_log_ratio_are_uniform_among_the_boxes_that_fit(wid
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1), (7, 300), (300, 7), (64, 64)])
-def test_random_crop_lies_in_the_image(size):
+def test_random_crop_is_inside_the_image(size):
     rng = np.random.default_rng(0)
     for _ in range(200):
         left, top, right, bottom = random_crop_box(*size, (0.08, 1.0), (3 / 4, 4 / 3), rng)
@@ -111,7 +111,7 @@ def test_random_crop_lies_in_the_image(size):
 @pytest.mark.parametrize(
     ("size", "box"), [((1000, 30), (480, 0, 520, 30)), ((30, 1000), (0, 480, 30, 520)), ((30, 30), (0, 0, 30, 30))]
 )
-def test_random_crop_falls_back_to_the_centre(size, box):
+def test_random_crop_falls_back_to_the_center(size, box):
     class NeverFits:
         def uniform(self, low, high):
             return 0.0 if low < 0 else 1e9
@@ -130,11 +130,11 @@ def test_random_crop_falls_back_to_the_centre(size, box):
         ((1100, 900), (64, 64), 3.5),
         # Enlarged.
         ((120, 90), (128, 128), 1.0),
-        # Longish: reduced by the decoder in no direction, averaged in one.
+        # Elongated: not reduced by the decoder, averaged in one direction.
         ((1200, 100), (96, 96), 2.5),
     ],
 )
-def test_both_pipelines_show_the_same_view(image_size, size, bound, channels):
+def test_both_pipelines_give_the_same_crop(image_size, size, bound, channels):
     content = jpeg(*image_size)
     plain = {"size": size, "channels": channels, "crop": "random_resized", "flip": 0.5, "interpolation": "random"}
     for options, seed in itertools.product((plain, {"size": size, "channels": channels}), range(6)):
@@ -150,7 +150,7 @@ def test_both_pipelines_show_the_same_view(image_size, size, bound, channels):
     ("image_size", "size"), [((500, 375), (64, 64)), ((500, 375), (224, 224)), ((90, 70), (80, 80))]
 )
 def test_pipelines_are_not_shifted_against_each_other(image_size, size):
-    # One pixel of the view is up to four grey levels of the gradient: half of one would show as two.
+    # One output pixel is up to four gray levels of the gradient: a shift by half a pixel gives two.
     file = io.BytesIO()
     gradient(*image_size).save(file, "JPEG", quality=95, subsampling=0)
     differences = []
@@ -177,7 +177,7 @@ PICTURES = {
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("make", PICTURES.values(), ids=PICTURES)
-def test_both_pipelines_make_the_same_draws_and_contiguous_views_of_any_image(make, channels):
+def test_both_pipelines_make_the_same_draws_and_contiguous_arrays(make, channels):
     content = make()
     generators = [np.random.default_rng(1), np.random.default_rng(1)]
     transforms = [TrainTransform(**RECIPE, channels=channels, pipeline=pipeline) for pipeline in PIPELINES]
@@ -188,8 +188,8 @@ def test_both_pipelines_make_the_same_draws_and_contiguous_views_of_any_image(ma
         assert generators[0].bit_generator.state == generators[1].bit_generator.state
 
 
-def test_what_the_decoder_does_not_reduce_is_averaged():
-    # Lines of one pixel: a filter that reads two neighbours in twelve shows them, a mean does not.
+def test_images_not_reduced_by_the_decoder_are_averaged():
+    # Lines of one pixel: a filter that reads two of twelve neighbors shows them, a mean does not.
     lines = np.zeros((600, 600), np.uint8)
     lines[:, ::2] = 255
     content = encode(Image.fromarray(lines), "PNG")
@@ -200,14 +200,14 @@ def test_what_the_decoder_does_not_reduce_is_averaged():
 
 
 def draws(image, seed):
-    """Give the box, filter, flip and operations of a seed, drawn in the recipe's order."""
+    """Return the box, filter, flip and operations of a seed, drawn in the order of the transform."""
     rng = np.random.default_rng(seed)
     box = random_crop_box(*image.size, (0.08, 1.0), (3 / 4, 4 / 3), rng)
     interpolation = "bilinear" if rng.random() < 0.5 else "bicubic"
     return box, interpolation, rng.random() < 0.5, RandAugment.parse(RECIPE["auto_augment"]).draw(rng)
 
 
-def test_exact_view_is_cropped_resized_flipped_and_augmented_in_this_order():
+def test_exact_pipeline_crops_resizes_flips_and_augments_in_this_order():
     content, exact = jpeg(), TrainTransform(**RECIPE, pipeline="exact")
     for seed in range(40):
         box, interpolation, flipped, operations = draws(textured(500, 375), seed)
@@ -220,7 +220,7 @@ def test_exact_view_is_cropped_resized_flipped_and_augmented_in_this_order():
 
 
 @pytest.mark.torch
-def test_exact_view_is_timms_for_the_same_draws(monkeypatch):
+def test_exact_pipeline_equals_timm_for_the_same_draws(monkeypatch):
     load_timm()
     from timm.data import auto_augment, create_transform
 
@@ -251,7 +251,7 @@ def test_exact_view_is_timms_for_the_same_draws(monkeypatch):
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
-def test_transform_is_the_same_after_a_journey_to_a_worker(pipeline):
+def test_pickled_transform_is_the_same(pipeline):
     transform = TrainTransform(**RECIPE, pipeline=pipeline)
     copy = pickle.loads(pickle.dumps(transform))
     views = [each(jpeg(), np.random.default_rng(3)) for each in (transform, copy)]
@@ -274,11 +274,11 @@ def test_transform_is_the_same_after_a_journey_to_a_worker(pipeline):
         ({"auto_augment": "rand-m9-x1-inc1"}, "part 'x1' is unknown"),
     ],
 )
-def test_options_outside_their_range_are_named(options, words):
+def test_options_out_of_range_are_named(options, words):
     with pytest.raises(DataError, match=words):
         TrainTransform(**{"size": (8, 8)} | options)
 
 
-def test_transform_does_not_change():
+def test_transform_is_immutable():
     with pytest.raises(dataclasses.FrozenInstanceError):
         TrainTransform((8, 8)).size = (9, 9)

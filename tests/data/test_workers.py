@@ -32,8 +32,8 @@ class DeadlySource(NumberedSource):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("end", "words"), [("kill", "was killed by SIGKILL"), ("exit", "ended with exit code 4")])
-def test_a_worker_that_dies_ends_the_run_with_its_name_and_the_record(end, words):
+@pytest.mark.parametrize(("end", "words"), [("kill", "was killed by SIGKILL"), ("exit", "exited with code 4")])
+def test_a_dead_worker_ends_the_run_with_its_number_and_the_record(end, words):
     batches = train_batches(
         DeadlySource(64, end),
         TrainExample(TrainTransform((8, 8), channels=1)),
@@ -46,7 +46,9 @@ def test_a_worker_that_dies_ends_the_run_with_its_name_and_the_record(end, words
     with pytest.raises(WorkerDiedError, match=words) as raised:
         list(itertools.islice(batches, 32))
     assert time.monotonic() - started < 60
-    assert f"{DEADLY}" in str(raised.value).partition("after it began record")[2].partition(" of split 'train'")[0]
+    assert (
+        f"{DEADLY}" in str(raised.value).partition("after starting to read record")[2].partition(" of split 'train'")[0]
+    )
     assert "data worker" in str(raised.value)
     assert raised.value.__suppress_context__
     assert not multiprocessing.active_children()
@@ -65,7 +67,7 @@ def test_a_worker_killed_from_outside_is_named():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_that_all_processes_get_ends_no_worker(number):
+def test_a_signal_to_all_processes_ends_no_worker(number):
     batches = eval_batches(NumberedSource(500), EVAL, batch_size=2, num_workers=1)
     next(batches)
     (worker,) = multiprocessing.active_children()

@@ -1,4 +1,4 @@
-"""Eight devices, however weights are split over them, train as one does."""
+"""Eight devices train like one, for every sharding of the weights."""
 
 import json
 import os
@@ -74,7 +74,7 @@ def augmentation_text(mesh):
 
 
 def largest_difference(ours, theirs):
-    """Measure each leaf by its own largest value."""
+    """Compare each leaf relative to its largest value."""
     differences = jax.tree.map(lambda a, b: np.abs(a - b).max() / max(np.abs(b).max(), 1e-30), ours, theirs)
     return float(max(jax.tree.leaves(differences)))
 
@@ -97,7 +97,7 @@ def compare() -> None:
 
 
 @pytest.mark.slow
-def test_eight_devices_train_as_one_however_weights_are_split_and_blocks_run():
+def test_eight_devices_train_like_one_for_every_sharding_and_block_execution():
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(ROOT)}
     program = "from tests.distributed.test_devices import compare; compare()"
     command = [sys.executable, "-c", program]

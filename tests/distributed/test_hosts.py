@@ -71,8 +71,8 @@ def test_a_failure_of_another_process_is_noticed():
     assert run_python(program, 2) == ["True\n", "None\n"]
 
 
-def test_arrays_are_placed_without_the_others():
-    # A process that stops earlier does not take part: between counted operations there is no communication.
+def test_put_global_does_not_wait_for_other_processes():
+    # Processes that stop earlier do not take part: between counted operations there is no communication.
     program = textwrap.dedent("""
         import jax.numpy as jnp, numpy as np
         mesh = distributed.make_mesh(fsdp=2)

@@ -1,4 +1,4 @@
-"""Where arrays live."""
+"""Shardings of weights and batches on a mesh."""
 
 from dataclasses import dataclass
 
@@ -32,21 +32,21 @@ def test_the_largest_divisible_axis_is_split():
     assert spec_of((1001, 512), 8) == PartitionSpec(None, "fsdp")
 
 
-def test_what_is_small_or_has_no_such_axis_stays_whole():
+def test_small_or_indivisible_arrays_are_replicated():
     assert spec_of((MIN_SHARDED_SIZE - 8,), 8) == PartitionSpec()
     assert spec_of((MIN_SHARDED_SIZE,), 8) == PartitionSpec("fsdp")
     assert spec_of((1001, 1001), 8) == PartitionSpec()
     assert spec_of((1024, 512), 1) == PartitionSpec()
 
 
-def test_devices_of_a_process_lie_side_by_side():
+def test_devices_of_a_process_are_contiguous():
     devices = [Device(process_index=i % 2, id=i) for i in range(8)]
     mesh = distributed.make_mesh(2, devices)
     assert mesh.shape == {"data": 4, "fsdp": 2}
     assert [device.process_index for device in mesh.devices.flat] == [0, 0, 0, 0, 1, 1, 1, 1]
 
 
-def test_a_split_that_does_not_fit_the_devices_is_refused():
+def test_fsdp_must_divide_the_devices():
     devices = [Device(process_index=0, id=i) for i in range(8)]
     with pytest.raises(
         distributed.ParallelError, match="fsdp is 3; a divisor of the 8 devices is expected: 1, 2, 4, 8"
@@ -55,7 +55,7 @@ def test_a_split_that_does_not_fit_the_devices_is_refused():
     assert distributed.make_mesh().shape == {"data": 1, "fsdp": 1}
 
 
-def test_on_one_device_nothing_is_gathered():
+def test_one_device_needs_no_collectives():
     weights = {"w": jnp.ones((2, 2))}
     assert distributed.replicate(weights) is weights
     with jax.set_mesh(distributed.make_mesh()):

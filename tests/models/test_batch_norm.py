@@ -1,4 +1,4 @@
-"""Batch normalization trains as PyTorch's, through every way of running blocks, on any number of devices.
+"""Batch normalization trains like PyTorch's, for every execution of blocks and any number of devices.
 
 The reference is NumPy in float64, differentiated by complex steps; PyTorch itself is compared where it is installed.
 """

@@ -1,4 +1,4 @@
-"""Blocks compute the same one by one or as turns of a loop, whatever of them is kept for the gradient."""
+"""Blocks compute the same unrolled and scanned, for every remat."""
 
 import math
 

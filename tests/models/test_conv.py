@@ -1,4 +1,4 @@
-"""A convolution is PyTorch's, whichever form computes it."""
+"""Convolutions equal PyTorch's, for every op that computes them."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Multiply-adds are those that the program does, counted without doing them."""
+"""Multiply-adds are counted without running the program."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""MambaOut with the state space model that it took out: counted, causal where it says so, and the same elsewhere."""
+"""MambaOut with a state space model: parameter counts, causality, and equality with MambaOut without it."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def mamba(**options):
 
 
 def ssm_sizes(channels, states=16):
-    """Give the parameters of one state space model, and its multiply-adds for each place of a map."""
+    """Return the parameters of one state space model, and its multiply-adds for each place of a map."""
     rank = -(-channels // 16)
     products = channels * (rank + 2 * states) + rank * channels
     return products + channels + channels * states + channels, products
@@ -92,7 +92,7 @@ def test_no_decay_is_A_log_and_D_of_all(scan_order):
 
 
 def block(scan_order, dim=8):
-    """Give a function that makes a block of its parameters, and drawn parameters."""
+    """Return a function that makes a block of its parameters, and drawn parameters."""
     module = GatedCNNBlock(
         dim,
         expansion_ratio=2.0,

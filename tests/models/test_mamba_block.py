@@ -186,7 +186,7 @@ def test_option_out_of_range_is_named(options, words, no_type_checks):
 def test_sequences_that_do_not_fit_are_refused(shape, no_type_checks):
     block = functional(8)
     variables = block.init(jax.random.key(0))
-    with pytest.raises(ModelError, match=r"\(batch, length of 1 and up, 8\) is expected"):
+    with pytest.raises(ModelError, match=r"\(batch, length >= 1, 8\) is expected"):
         block.apply(variables, jnp.zeros(shape))
     with pytest.raises(ModelError, match=r"\(batch, 8\) is expected"):
         block.apply(variables, initial_state(8), jnp.zeros((2, 7)), method="step")

@@ -1,4 +1,4 @@
-"""MambaOut equals its references and keeps the laws of its family."""
+"""MambaOut equals its references and has the properties of its family."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Position embeddings are resampled as PyTorch and timm do it."""
+"""Position embeddings are resampled as in PyTorch and timm."""
 
 import jax
 import jax.numpy as jnp
@@ -115,7 +115,7 @@ def test_the_old_grid_is_square_where_no_size_says_otherwise():
     np.testing.assert_array_equal(square, known)
     own = embedding((8, 8))
     assert model.resample_params({("pos_embed",): own})[("pos_embed",)].shape == own.shape
-    with pytest.raises(ModelError, match="have 24 patches; 4x4 is expected, the grid of the images"):
+    with pytest.raises(ModelError, match="have 24 patches; 4x4 is expected, the grid of the training images"):
         model.resample_params({("pos_embed",): embedding((4, 6))})
 
 

@@ -1,4 +1,4 @@
-"""The SSM layer computes the recurrence that its parameters stand for, and starts as the reference starts it."""
+"""The SSM layer computes its recurrence and has the initial values of the reference."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from mambaout_jax.ops import SCAN_ORDERS
 
 
 def build(channels=6, dtype="float32", **options):
-    """Give a function that runs the layer, its parameters, and the state that `Model.init` would draw them for."""
+    """Return a function that runs the layer, its parameters, and the state that `Model.init` would draw them for."""
     layer = SelectiveSSM(channels, dtype=jnp.dtype(dtype), **options)
     graphdef, state = nnx.split(layer)
     flat = dict(nnx.to_flat_state(state))
@@ -101,7 +101,7 @@ def test_initial_values_are_the_references():
 
 
 def assert_uniform(values, low, high, slack=1e-6):
-    """Hold the empirical distribution against the uniform one, by Kolmogorov and Smirnov at about 1e-6."""
+    """Compare with the uniform distribution, by a Kolmogorov-Smirnov test at about 1e-6."""
     share = np.sort((np.ravel(values) - low) / (high - low))
     assert share[0] >= -slack
     assert share[-1] <= 1 + slack

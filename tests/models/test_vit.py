@@ -1,4 +1,4 @@
-"""The Vision Transformer equals its reference and keeps the laws of its family."""
+"""The Vision Transformer equals its reference and has the properties of its family."""
 
 import jax
 import jax.numpy as jnp

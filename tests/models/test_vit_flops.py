@@ -14,7 +14,7 @@ from mambaout_jax.models.vit.model import Block
 
 
 def block(dim, num_tokens, *, causal=False):
-    """Give a block as a function, and what it is called with."""
+    """Return a block as a function, and what it is called with."""
     module = Block(dim, dim // 64, mlp_ratio=4.0, causal=causal, dtype=jnp.dtype("float32"))
     graphdef, state = nnx.split(module)
     params = nnx.to_pure_dict(state)

@@ -1,4 +1,4 @@
-"""GELU is the exact one."""
+"""GELU is exact."""
 
 import math
 
@@ -11,7 +11,7 @@ from mambaout_jax.ops import gelu
 POINTS = np.linspace(-6, 6, 49)
 
 
-def test_gelu_and_its_gradient_are_the_definition():
+def test_gelu_and_its_gradient_equal_the_definition():
     below = np.array([0.5 * (1 + math.erf(x / math.sqrt(2))) for x in POINTS])
     density = np.exp(-(POINTS**2) / 2) / math.sqrt(2 * math.pi)
     value, gradient = jax.vmap(jax.value_and_grad(gelu))(jnp.asarray(POINTS, jnp.float32))

@@ -1,4 +1,4 @@
-"""The depthwise convolution's forms are one operator, with one derivative."""
+"""All implementations of the depthwise convolution have equal values and gradients."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ from mambaout_jax.ops import depthwise_conv2d
 ROOT = Path(__file__).parents[2]
 
 # (batch, height, width, channels), (kh, kw): the kernels in use, odd sizes, maps smaller than the kernel, a
-# map of one pixel, rows that leave a remainder when the kernel's gradient takes several at a time.
+# map of one pixel, rows that the chunks of the kernel gradient do not divide.
 SHAPES = [
     ((2, 14, 14, 8), (7, 7)),
     ((2, 7, 7, 16), (7, 7)),
@@ -65,7 +65,7 @@ def test_bfloat16_is_the_float32_result_rounded_once(sides):
     _assert_close(actual, _value_and_gradients("lax", *data), 2**-5)
 
 
-def test_one_pixel_is_the_formula():
+def test_one_pixel_equals_the_formula():
     x, kernel, _ = _data((1, 5, 6, 2), (3, 5))
     y = depthwise_conv2d(x, kernel, impl="shift")
     expected = sum(kernel[i, j, 0] * x[0, 2 + i - 1, 3 + j - 2] for i in range(3) for j in range(5))
@@ -97,7 +97,7 @@ def test_recomputing_equals_storing(impl):
 
 
 @pytest.mark.parametrize(("platform", "convolves"), [("cpu", False), ("tpu", True), ("cuda", True)])
-def test_auto_is_chosen_by_the_platform_that_the_program_is_lowered_for(platform, convolves):
+def test_auto_is_resolved_by_the_platform_of_lowering(platform, convolves):
     traced = _value_and_gradients.trace("auto", *_data((2, 6, 7, 4), (3, 3)))
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     assert text.count("stablehlo.convolution") == (3 if convolves else 0)
@@ -106,13 +106,13 @@ def test_auto_is_chosen_by_the_platform_that_the_program_is_lowered_for(platform
 @pytest.mark.parametrize(
     ("sides", "impl", "message"), [((4, 3), "auto", "4x3; odd"), ((3, 2), "lax", "3x2"), ((3, 3), "fft", "'fft'")]
 )
-def test_what_does_not_fit_is_refused_by_name(sides, impl, message):
+def test_invalid_kernels_and_implementations_are_named(sides, impl, message):
     with pytest.raises(ValueError, match=message):
         depthwise_conv2d(jnp.zeros((1, 6, 6, 4)), jnp.zeros((*sides, 1, 4)), impl=impl)
 
 
-def test_a_sharded_batch_costs_one_all_reduce_and_changes_nothing():
-    """Run on eight devices, in a process of its own: the number of devices is fixed when JAX starts."""
+def test_a_sharded_batch_costs_one_all_reduce_and_gives_equal_results():
+    """Run on eight devices in a separate process, because the number of devices is fixed when JAX starts."""
     program = """
         import jax, numpy as np
         from jax.sharding import NamedSharding, PartitionSpec as P

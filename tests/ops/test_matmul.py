@@ -8,7 +8,7 @@ from mambaout_jax.ops import matmul
 
 @pytest.mark.parametrize("shape", [(5,), (3, 5), (2, 3, 4, 5), (0, 5), (2, 3, 0)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_product_and_gradient_are_those_of_a_plain_product(shape, dtype):
+def test_product_and_gradient_equal_those_of_a_plain_product(shape, dtype):
     rng = np.random.default_rng(0)
     x, weight = (jnp.asarray(rng.normal(size=size), dtype) for size in (shape, (shape[-1], 7)))
     dy = jnp.asarray(rng.normal(size=(*shape[:-1], 7)), dtype)
@@ -29,7 +29,7 @@ def test_product_and_gradient_are_those_of_a_plain_product(shape, dtype):
         np.testing.assert_allclose(ours, plain, rtol=0, atol=peak * (1e-6 if dtype == "float32" else 2e-2))
 
 
-def test_gradient_on_an_accelerator_contracts_the_map_as_it_is():
+def test_gradient_on_an_accelerator_contracts_without_reshaping():
     x, dy = jax.ShapeDtypeStruct((2, 3, 4, 5), "float32"), jax.ShapeDtypeStruct((2, 3, 4, 7), "float32")
 
     def gradient(x, dy):

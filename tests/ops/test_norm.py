@@ -1,4 +1,4 @@
-"""Each normalization is its formula, and its gradient that of the formula."""
+"""Each normalization equals its formula, and its gradient that of the formula."""
 
 from functools import partial
 
@@ -80,7 +80,7 @@ def test_bfloat16_is_the_float32_result_rounded_once(norm):
         np.testing.assert_allclose(a.astype(jnp.float32), e, rtol=0, atol=_tolerance(e, tolerance))
 
 
-def test_small_variance_on_a_large_mean_keeps_its_digits():
+def test_small_variance_with_a_large_mean_is_precise():
     x = jnp.asarray([[1000.0, 1000.25, 1000.5, 1000.75]])
     expected = np.array([-3, -1, 1, 3]) / np.sqrt(5)
     np.testing.assert_allclose(layer_norm(x, jnp.ones(4), jnp.zeros(4), 0.0)[0], expected, rtol=1e-5)
@@ -89,13 +89,13 @@ def test_small_variance_on_a_large_mean_keeps_its_digits():
     np.testing.assert_allclose((mean[0], variance[0]), (1000.375, 0.078125), rtol=1e-6)
 
 
-def test_batch_statistics_are_constants_to_autodiff():
+def test_no_gradient_flows_through_batch_statistics():
     x, weight, bias, _ = _data((4, 3))
     gradient = jax.grad(lambda x: sum(s.sum() for s in batch_norm(x, weight, bias, EPS)[1:]))(x)
     np.testing.assert_array_equal(gradient, 0)
 
 
-def test_statistics_that_are_given_normalize_as_those_of_the_batch():
+def test_given_statistics_normalize_like_batch_statistics():
     x, weight, bias, _ = _data((4, 3, 5))
     y, mean, variance = batch_norm(x, weight, bias, EPS)
     np.testing.assert_allclose(normalize(x, mean, variance, weight, bias, EPS), y, rtol=0, atol=1e-5)

@@ -36,7 +36,7 @@ def assert_close(actual, expected):
         np.testing.assert_allclose(a, e, rtol=0, atol=2e-5 * np.abs(e).max())
 
 
-# One chunk and several, of whole and padded lanes, rows and groups.
+# One chunk and several, with full and padded lanes, rows and groups.
 @pytest.mark.parametrize(
     ("length", "channels", "states", "groups"),
     [
@@ -45,7 +45,7 @@ def assert_close(actual, expected):
         pytest.param(16, 128, 96, 1, marks=pytest.mark.slow),
     ],
 )
-def test_the_kernels_compute_what_the_loop_does(length, channels, states, groups):
+def test_kernels_equal_the_loop(length, channels, states, groups):
     inputs = draw(2, length, channels, states, groups)
     shape = chunk_shape(length)
     y, last, borders = recurrence_tpu.forward(*inputs, shape=shape, interpret=True)
@@ -61,7 +61,7 @@ def lowered(function, *arguments, platform):
     return jax.jit(function).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
 
 
-def test_programs_for_tpus_hold_the_kernels_and_others_do_not():
+def test_only_programs_for_tpus_contain_the_kernels():
     u, delta, A, B, C, _ = draw(2, 20, 6, 3)
 
     def gradient(u):
@@ -74,7 +74,7 @@ def test_programs_for_tpus_hold_the_kernels_and_others_do_not():
         assert "selective_scan_" not in lowered(gradient, u, platform=platform)
 
 
-def test_states_that_do_not_fit_and_constants_take_the_general_form():
+def test_too_many_states_and_constant_projections_use_the_general_implementation():
     u, delta, A, B, C, _ = draw(1, 20, 2, 100)
     assert "selective_scan_forward" not in lowered(lambda u: selective_scan(u, delta, A, B, C), u, platform="tpu")
     constant = jnp.ones_like(A)
@@ -118,7 +118,7 @@ for batch in (8, 6):
 
 
 @pytest.mark.slow
-def test_eight_devices_compute_what_one_does():
+def test_eight_devices_equal_one():
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     command = [sys.executable, "-c", EIGHT_DEVICES]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Scan orders visit every pixel once, and what is laid out along one comes back."""
+"""Scan orders visit every pixel once, and unflattening inverts flattening."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ def visited(direction, height, width):
     return (line[::-1] if direction.reverse else line).tolist()
 
 
-def test_orders_are_those_of_their_names():
+def test_scan_orders_match_their_names():
     expected = {
         "causal": [[0, 1, 2, 3, 4, 5]],
         "bidirectional": [[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0]],
@@ -35,7 +35,7 @@ def test_every_direction_is_a_permutation(order, size):
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("columns", [False, True])
-def test_a_flattened_map_comes_back(columns, size):
+def test_unflatten_inverts_flatten(columns, size):
     x = jax.random.normal(jax.random.key(0), (2, *size, 3))
     line = flatten_map(x, columns=columns)
     assert line.shape == (2, size[0] * size[1], 3)
@@ -44,14 +44,14 @@ def test_a_flattened_map_comes_back(columns, size):
 
 
 @pytest.mark.parametrize("order", ["bidirectional", "cross"])
-def test_each_direction_has_its_mirror(order):
+def test_each_direction_has_its_reverse(order):
     for direction in SCAN_ORDERS[order]:
         mirror = direction._replace(reverse=not direction.reverse)
         assert mirror in SCAN_ORDERS[order]
         assert visited(mirror, 3, 5) == visited(direction, 3, 5)[::-1]
 
 
-def test_nothing_is_gathered():
+def test_no_gather_is_compiled():
     def there_and_back(x):
         return unflatten_map(flatten_map(x, columns=True), *x.shape[1:3], columns=True)
 

@@ -18,7 +18,7 @@ ALONG_THE_SEQUENCE = ("u", "delta", "B", "C", "z")
 
 
 def draw(batch, length, channels, states, *, groups=None, constant=False, seed=0, dtype=np.float32):
-    """Draw arguments; groups None is B and C without the axis."""
+    """Draw arguments; B and C have no group axis if groups is None."""
     rng = np.random.default_rng(seed)
 
     def normal(*shape):
@@ -41,7 +41,7 @@ def draw(batch, length, channels, states, *, groups=None, constant=False, seed=0
 
 
 def loop(u, delta, A, B, C, D, z, delta_bias, initial_state, reverse=False):
-    """Compute y and the last state in float64, step by step and channel by channel, as the definition has it."""
+    """Compute y and the last state in float64, step by step and channel by channel, by the definition."""
     u, delta, A, B, C, D, z, delta_bias, h = (
         np.asarray(x, np.float64) for x in (u, delta, A, B, C, D, z, delta_bias, initial_state)
     )
@@ -69,12 +69,12 @@ def scan(arguments, impl="auto", reverse=False):
 
 
 def part_of(arguments, steps):
-    """Take some steps; of NumPy's arrays, since JAX compiles a program for each slice."""
+    """Slice the sequence in NumPy, because JAX compiles a program for each slice."""
     return {key: np.asarray(x)[:, steps] if key in ALONG_THE_SEQUENCE else x for key, x in arguments.items()}
 
 
 def assert_close(actual, expected, rtol=2e-5):
-    """Compare with the largest expected value as the measure."""
+    """Compare relative to the largest expected value."""
     for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         assert a.shape == e.shape
         np.testing.assert_allclose(a, e, rtol=0, atol=rtol * max(np.abs(e).max(), 1e-30))
@@ -89,7 +89,7 @@ def test_composition_is_associative_and_its_order_matters():
 
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("length", LENGTHS)
-def test_every_form_is_the_loop(length, impl):
+def test_every_implementation_equals_the_loop(length, impl):
     arguments = draw(2, length, 3, 4)
     for reverse in {False, length in (7, 197)}:
         assert_close(scan(arguments, impl=impl, reverse=reverse), loop(**arguments, reverse=reverse))
@@ -116,7 +116,7 @@ def test_one_of_B_and_C_may_be_constant():
         pytest.param({"constant": True}, False, marks=pytest.mark.slow),
     ],
 )
-def test_every_form_has_the_gradient_of_the_loop(shape, reverse):
+def test_every_gradient_equals_that_of_the_loop(shape, reverse):
     arguments = draw(2, 133, 4, 3, **shape)
     weights = draw(2, 133, 4, 3, seed=1)
 
@@ -131,7 +131,7 @@ def test_every_form_has_the_gradient_of_the_loop(shape, reverse):
 
 
 @pytest.mark.parametrize("impl", slow_but(["auto"], IMPLS))
-def test_gradients_are_those_of_finite_differences(impl):
+def test_gradients_equal_finite_differences(impl):
     with jax.enable_x64(True):
         arguments = draw(1, 11, 4, 3, groups=2, dtype=np.float64)
         direction = draw(1, 11, 4, 3, groups=2, dtype=np.float64, seed=1)
@@ -154,7 +154,7 @@ def test_gradients_are_those_of_finite_differences(impl):
 
 
 @pytest.mark.parametrize("impl", slow_but(["auto"], IMPLS))
-def test_chained_parts_are_the_whole(impl):
+def test_chained_parts_equal_the_whole_sequence(impl):
     arguments = draw(2, 140, 4, 3)
     whole, last = scan(arguments, impl=impl)
     state, parts = arguments["initial_state"], []
@@ -165,7 +165,7 @@ def test_chained_parts_are_the_whole(impl):
 
 
 @pytest.mark.parametrize("shape", [{}, {"groups": 2}])
-def test_streaming_is_scanning(shape):
+def test_streaming_equals_scanning(shape):
     arguments = draw(2, 20, 4, 3, **shape)
     whole, last = jax.device_get(scan(arguments))
     step = jax.jit(lambda now: selective_scan_step(**now, delta_softplus=True))
@@ -178,7 +178,7 @@ def test_streaming_is_scanning(shape):
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("impl", slow_but(["auto"], IMPLS))
-def test_what_comes_later_in_the_scan_does_not_reach_back(impl, reverse):
+def test_the_scan_is_causal(impl, reverse):
     arguments, t = draw(1, 40, 3, 2), 17
 
     def at(u, delta, B):
@@ -206,7 +206,7 @@ def long_and_exact():
 
 
 @pytest.mark.parametrize("impl", slow_but(["auto", "sequential"], IMPLS))
-def test_bfloat16_keeps_its_digits_over_long_sequences_and_strong_decay(impl):
+def test_bfloat16_is_precise_for_long_sequences_and_strong_decay(impl):
     low, expected = long_and_exact()
     y, last = jax.jit(functools.partial(selective_scan, return_last_state=True, impl=impl))(**low)
     assert (y.dtype, last.dtype) == (jnp.bfloat16, jnp.float32)
@@ -223,7 +223,7 @@ def test_bfloat16_keeps_its_digits_over_long_sequences_and_strong_decay(impl):
     impl=st.sampled_from(IMPLS),
     reverse=st.booleans(),
 )
-def test_any_shape(batch, length, groups, width, states, impl, reverse):
+def test_any_shape_equals_the_loop(batch, length, groups, width, states, impl, reverse):
     arguments = draw(batch, length, groups * width, states, groups=groups, seed=length)
     assert_close(scan(arguments, impl=impl, reverse=reverse), loop(**arguments, reverse=reverse))
 
@@ -237,7 +237,7 @@ def test_any_shape(batch, length, groups, width, states, impl, reverse):
         ({"delta": np.zeros((2, 6, 4))}, r"delta has shape \(2, 6, 4\), axis 1 has 6; \(2, 5, 4\) is expected"),
         ({"A": -np.ones((3, 2))}, r"A has shape \(3, 2\), axis 0 has 3; \(4, 2\)"),
         ({"A": -np.ones((4, 0))}, r"A has shape \(4, 0\); \(d, n\) with at least one state"),
-        ({"A": np.ones((4, 2))}, "A holds 8 positive values"),
+        ({"A": np.ones((4, 2))}, "A has 8 positive values"),
         ({"B": np.zeros((2, 5, 3))}, r"B has shape \(2, 5, 3\), axis 2 has 3; \(2, 5, 2\) is expected"),
         ({"C": np.zeros((2, 5, 3, 2))}, "C has shape .*groups that divide the 4 channels"),
         ({"B": np.zeros((2, 5, 2, 2))}, "B has 2 groups and C 1"),
@@ -246,19 +246,19 @@ def test_any_shape(batch, length, groups, width, states, impl, reverse):
         ({"impl": "fast"}, "impl is 'fast'; 'auto', 'sequential'"),
     ],
 )
-def test_what_does_not_fit_is_named(change, sentence, no_type_checks):
+def test_invalid_arguments_are_named(change, sentence, no_type_checks):
     arguments = draw(2, 5, 4, 2)
     with pytest.raises(ValueError, match=sentence):
         selective_scan(**arguments | change)
 
 
-def test_no_sequences_give_no_outputs():
+def test_an_empty_batch_has_an_empty_result():
     y, last = scan(draw(0, 5, 4, 2))
     assert (y.shape, last.shape) == ((0, 5, 4), (0, 4, 2))
 
 
 @pytest.mark.parametrize("impl", IMPLS)
-def test_an_explicit_mesh_is_followed(impl):
+def test_explicit_sharding_is_preserved(impl):
     with jax.set_mesh(jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))):
         arguments = draw(2, 5, 4, 2)
         del arguments["initial_state"]
@@ -267,9 +267,9 @@ def test_an_explicit_mesh_is_followed(impl):
         assert_close(scan(sharded, impl=impl), scan(arguments, impl=impl))
 
 
-def test_a_delta_that_is_not_finite_is_an_error_under_debug_nans():
+def test_nonfinite_delta_is_an_error_under_debug_nans():
     arguments = draw(1, 5, 2, 2)
     arguments["delta"] = arguments["delta"].at[0, 3].set(np.nan)
     scan(arguments)
-    with jax.debug_nans(True), pytest.raises(Exception, match="delta holds 2 values that are not finite"):
+    with jax.debug_nans(True), pytest.raises(Exception, match="delta has 2 non-finite values"):
         jax.block_until_ready(jax.jit(scan)(arguments))

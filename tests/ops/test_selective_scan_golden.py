@@ -11,7 +11,7 @@ from mambaout_jax.ops.selective_scan import IMPLS
 from tests.models import golden
 
 CASES = golden.names("selective_scan__*")
-# What is quick to compile in every form.
+# Cases that compile quickly with every implementation.
 SHORT = ("selective_scan__L1_var", "selective_scan__L7_plain_nosoftplus")
 
 
@@ -23,7 +23,7 @@ SHORT = ("selective_scan__L1_var", "selective_scan__L7_plain_nosoftplus")
         for impl in IMPLS
     ],
 )
-def test_golden(name, impl):
+def test_implementation_equals_the_golden_outputs(name, impl):
     about = json.loads((golden.GOLDEN / f"{name}.json").read_text())
     tensors = load_file(golden.GOLDEN / f"{name}.safetensors")
     arguments = {
@@ -53,11 +53,11 @@ def test_golden(name, impl):
 
 
 def channels_last(key, x):
-    """Turn (b, d, l) or (b, [g,] n, l) of the reference into ours."""
+    """Convert (b, d, l) or (b, [g,] n, l) of the reference to channels last."""
     if x.ndim == 4:
         return x.transpose(0, 3, 1, 2)
     return x.transpose(0, 2, 1) if x.ndim == 3 and key != "last_state" else x
 
 
-def test_the_golden_cases_are_there():
+def test_golden_cases_exist():
     assert len(CASES) == 7

@@ -1,4 +1,4 @@
-"""Programs of the scan hold no more than they have to, compiled as users compile them."""
+"""Compiled programs of the scan store no more than necessary."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from tests.ops.test_selective_scan import draw, scan
 pytestmark = pytest.mark.optimized
 
 
-def test_no_array_holds_all_states():
+def test_no_array_contains_all_states():
     arguments = draw(2, 8192, 8, 16)
     all_states = 4 * 2 * 8192 * 8 * 16
 
@@ -22,7 +22,7 @@ def test_no_array_holds_all_states():
     assert temporary("sequential") > 2 * all_states
 
 
-def test_auto_is_the_plain_loop_where_chunks_cost_more_than_they_save():
+def test_auto_is_the_plain_loop_for_short_sequences():
     def program(impl, length):
         return str(jax.make_jaxpr(lambda arguments: scan(arguments, impl=impl))(draw(2, length, 3, 4)))
 
@@ -30,7 +30,7 @@ def test_auto_is_the_plain_loop_where_chunks_cost_more_than_they_save():
     assert program("auto", 5) != program("sequential", 5)
 
 
-def test_the_backward_pass_keeps_what_came_in_and_little_else():
+def test_the_backward_pass_stores_little_more_than_the_inputs():
     arguments = draw(2, 256, 32, 4)
     low = {key: x if key == "A" else x.astype(jnp.bfloat16) for key, x in arguments.items()}
     _, pull = jax.vjp(lambda low: scan(low, impl="auto"), low)

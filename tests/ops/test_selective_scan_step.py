@@ -1,4 +1,4 @@
-"""A step names what does not fit as it was given, and calls outside of jit are compiled once."""
+"""Errors of a step name its arguments as passed, and calls outside of jit are compiled once."""
 
 import functools
 
@@ -33,16 +33,16 @@ def one_step(arguments):
         ({"C": np.zeros((2, 1, 1, 3))}, r"C has shape \(2, 1, 1, 3\); \(b, n\) or"),
         ({"state": np.zeros((2, 4, 2))}, r"state has shape \(2, 4, 2\), axis 2 has 2; \(2, 4, 3\)"),
         ({"state": np.zeros((2, 4, 3), np.int32)}, "state is int32; real numbers"),
-        ({"A": np.ones((4, 3))}, "A holds 12 positive values"),
+        ({"A": np.ones((4, 3))}, "A has 12 positive values"),
     ],
 )
-def test_what_does_not_fit_a_step_is_named_as_it_was_given(change, sentence, no_type_checks):
+def test_invalid_step_arguments_are_named_as_passed(change, sentence, no_type_checks):
     with pytest.raises(ValueError, match=sentence):
         selective_scan_step(**one_step(draw(2, 5, 4, 3)) | change)
 
 
-def test_constant_B_and_C_of_a_step_are_those_of_as_many_groups_as_channels():
-    # As many sequences as channels: (d, n) is read as (b, n), which is another one.
+def test_constant_B_and_C_of_a_step_are_passed_as_one_group_per_channel():
+    # With as many sequences as channels, (d, n) would be interpreted as (b, n).
     now, constant = one_step(draw(4, 1, 4, 3)), draw(4, 1, 4, 3, constant=True)
     each = {name: jnp.broadcast_to(constant[name][None], (4, 4, 3)) for name in ("B", "C")}
     expected = scan(constant)[0][:, 0]

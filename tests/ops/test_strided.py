@@ -1,4 +1,4 @@
-"""The strided convolution's gradient is that of XLA's convolution, whichever form computes it."""
+"""The gradient of the strided convolution equals that of XLA's convolution, for both implementations."""
 
 from functools import partial
 
@@ -23,7 +23,7 @@ def _convolution(x, kernel, stride):
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _value_and_gradients(op, stride, x, kernel, weight):
-    # The square makes the cotangent depend on the value: a gradient at another point would show.
+    # The square makes the cotangent depend on the value, so that a gradient at another point is detected.
     def loss(x, kernel):
         y = op(x, kernel, stride)
         return jnp.sum(weight[: y.size].reshape(y.shape) * y * y), y
@@ -52,7 +52,7 @@ def test_value_and_gradients_equal_those_of_the_convolution(size, sides, stride,
 
 
 @pytest.mark.parametrize(("platform", "convolutions"), [("cpu", 1), ("tpu", 3), ("cuda", 3)])
-def test_only_a_program_for_cpu_takes_the_gradient_by_patches(platform, convolutions):
+def test_only_programs_for_cpu_compute_the_gradient_from_patches(platform, convolutions):
     traced = _value_and_gradients.trace(strided_conv2d, 2, *_data((8, 8), (3, 3), "float32"))
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     assert text.count("stablehlo.convolution") == convolutions

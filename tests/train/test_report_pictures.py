@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from mambaout_jax.data import DataError
-from mambaout_jax.pages.figures import CSS_COLOURS
+from mambaout_jax.pages.figures import CSS_COLORS
 from mambaout_jax.tasks.classification import task
 from mambaout_jax.tasks.classification.report import NUM_MISTAKES
 from tests.train.finished_run import (
@@ -39,7 +39,7 @@ def test_figures_use_the_colors_of_the_page_and_have_a_description(logged):
     assert len(svgs) == 5
     for svg in svgs:
         assert not re.search(r"#[0-9a-f]{6}\b", svg)
-    for variable in CSS_COLOURS.values():
+    for variable in CSS_COLORS.values():
         assert page.count(f"{variable}:") == 3  # light, dark and print
     assert "test, EMA from 50 at epoch 5 to 90 at epoch 10" in page
     assert all(attributes.get("alt") for tag, attributes in Tags(page).found if tag == "img")

@@ -8,7 +8,7 @@ from mambaout_jax.weights.state_dict import get_format
 
 @st.composite
 def options(draw):
-    """Draw options that `create_model` takes, ratios at and beside the points where int(ratio * dim) jumps included."""
+    """Draw options of `create_model`, including ratios at and next to the points where int(ratio * dim) jumps."""
     stages = draw(st.integers(1, 3))
     dims = draw(st.lists(st.integers(2, 50), min_size=stages, max_size=stages))
     expansion_ratio = draw(ratios(dims, 0.5, 4.0))
@@ -30,7 +30,7 @@ def options(draw):
 
 
 def ratios(dims, least, most):
-    """Draw ratios: any, and those that people write."""
+    """Draw ratios, arbitrary and common ones."""
     simple = [n / d for d in (1, 2, 3, 4, 5, 7, 10, 49, *dims) for n in range(1, 4 * d + 1) if least <= n / d <= most]
     return st.floats(least, most) | st.sampled_from(simple)
 

@@ -1,4 +1,4 @@
-"""A small hub on this machine: it answers as the Hugging Face hub does, as far as its client asks."""
+"""A local server with the responses of the Hugging Face hub that its client uses."""
 
 import hashlib
 import threading
@@ -9,7 +9,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub:
-    """Hold what the server has and what was asked of it.
+    """The files of the server and the requests that it received.
 
     Args:
         files: (repository, revision, file name) -> content, or an error as (status, X-Error-Code).
@@ -21,7 +21,7 @@ class Hub:
         self.url = None
 
     def answer(self, path):
-        """Give (status, error code, content) for a path of the form /ORG/NAME/resolve/REVISION/FILE."""
+        """Return (status, error code, content) for a path of the form /ORG/NAME/resolve/REVISION/FILE."""
         parts = path.strip("/").split("/", 4)
         if len(parts) != 5 or parts[2] != "resolve":
             return 404, "", b""

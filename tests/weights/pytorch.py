@@ -1,4 +1,4 @@
-"""What the tests of conversion share: models of timm, and state dicts without PyTorch."""
+"""Helpers of the conversion tests: models of timm, and state dicts without PyTorch."""
 
 import functools
 
@@ -34,14 +34,14 @@ def noisy_timm(name, seed=0, **options):
 
 
 def timm_logits(theirs, images):
-    """Give timm's logits of images that are channels last."""
+    """Return timm's logits of images that are channels last."""
     _, torch = load_timm()
     with torch.inference_mode():
         return theirs(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
 
 
 def logits_of(model, variables, images):
-    """Give our logits at the highest precision."""
+    """Return our logits at the highest precision."""
     with jax.default_matmul_precision("highest"):
         return np.asarray(jax.jit(model.apply)(variables, images))
 
@@ -53,7 +53,7 @@ def random_images(model, size=None, count=1):
 
 
 def relative_difference(logits, expected):
-    """Give the largest difference over the largest logit."""
+    """Return the largest difference over the largest logit."""
     return np.abs(logits - expected).max() / np.abs(expected).max()
 
 
@@ -65,24 +65,24 @@ def small_model(name="mambaout_femto", **options):
 
 
 def draw(model, seed=0):
-    """Draw variables that have no value twice: what is swapped shows."""
+    """Draw variables without repeated values, so that swaps are detected."""
     leaves, treedef = jax.tree.flatten(jax.eval_shape(model.init, jax.random.key(0)))
     rng = np.random.default_rng(seed)
     return jax.tree.unflatten(treedef, [rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves])
 
 
 def checkpoint_of(shapes, config=None):
-    """Give a checkpoint of which nothing but the shapes is known."""
+    """Return a checkpoint with shapes only."""
     return TorchCheckpoint("weights.safetensors", {}, shapes, dict.fromkeys(shapes, "float32"), None, config)
 
 
 def shapes_of(state_dict):
-    """Give the shapes of a state dict."""
+    """Return the shapes of a state dict."""
     return {key: tuple(value.shape) for key, value in state_dict.items()}
 
 
 def assert_equal_trees(a, b):
-    """Hold two trees of variables against each other, bit for bit."""
+    """Compare two trees of variables, bit for bit."""
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         x, y = np.asarray(x), np.asarray(y)
@@ -90,7 +90,7 @@ def assert_equal_trees(a, b):
 
 
 def assert_equal_state_dicts(a, b):
-    """Hold two state dicts of arrays against each other, bit for bit."""
+    """Compare two state dicts of arrays, bit for bit."""
     assert a.keys() == b.keys()
     for key, value in a.items():
         x, y = np.asarray(value), np.asarray(b[key])

@@ -1,4 +1,4 @@
-"""A file of weights: every bit comes back, nothing runs, and what is wrong is one sentence."""
+"""Weights files: round trips keep every bit, no code is run, and errors are one sentence."""
 
 import os
 import subprocess
@@ -126,7 +126,7 @@ def test_a_safetensors_file_cut_short_is_refused(tmp_path, length):
 def test_a_header_longer_than_any_file_is_refused(tmp_path):
     path = tmp_path / "a.safetensors"
     path.write_bytes((2**60).to_bytes(8, "little") + b"{" * 100)
-    assert_refused(path, "not a safetensors file, or a damaged one")
+    assert_refused(path, "is damaged or not a safetensors file")
 
 
 def test_the_content_decides_and_not_the_ending(tmp_path):
@@ -138,7 +138,7 @@ def test_the_content_decides_and_not_the_ending(tmp_path):
 @pytest.mark.parametrize(("name", "content"), [("a.pth", b"hello"), ("config", b"config\nfoo\nbar\n"), ("b.pt", b"c")])
 def test_a_text_is_refused(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    assert_refused(tmp_path / name, "neither a safetensors file nor one of torch.save")
+    assert_refused(tmp_path / name, "neither a safetensors nor a torch.save file")
 
 
 def test_what_is_no_file_of_weights_is_named(tmp_path):
@@ -215,10 +215,10 @@ def test_a_link_stays_and_its_file_is_replaced(tmp_path):
 @pytest.mark.parametrize(
     ("name", "tensors", "words"),
     [
-        ("a.npz", TENSORS, "unknown ending; one of .safetensors, .pth"),
+        ("a.npz", TENSORS, "unknown extension; one of .safetensors, .pth"),
         ("none/a.safetensors", TENSORS, r"cannot be written \(No such file or directory\)"),
         ("a.safetensors", {"a": np.ones(2, np.complex128)}, "complex128; float32, float16 or bfloat16 is expected"),
-        pytest.param("a.pth", {"a": np.array(["x"])}, "<U1, which PyTorch cannot take", marks=needs_torch),
+        pytest.param("a.pth", {"a": np.array(["x"])}, "<U1, which PyTorch does not support", marks=needs_torch),
     ],
 )
 def test_what_cannot_be_written_is_named_and_leaves_nothing(tmp_path, name, tensors, words):
@@ -267,7 +267,7 @@ ONE_OF_EACH = ["a.safetensors", pytest.param("a.pth", marks=needs_torch)]
 def test_a_file_that_grows_too_large_is_said_and_leaves_what_was_there(tmp_path, name):
     (tmp_path / name).write_text("precious")
     said = failed_write(tmp_path, name, LIMIT_FILES)
-    assert said == f"{tmp_path / name} cannot be written (File too large); make room or name another place"
+    assert said == f"{tmp_path / name} cannot be written (File too large); free some space or choose another path"
     assert os.listdir(tmp_path) == [name]
     assert (tmp_path / name).read_text() == "precious"
 
@@ -279,7 +279,8 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, name):
         pytest.skip("no small disk may be mounted here")
     inside = f'{mount} && "$@" && ls -A {tmp_path}'
     said = failed_write(tmp_path, name, before=["unshare", "-m", "sh", "-c", inside, "sh"])
-    assert said == f"{tmp_path / name} cannot be written (No space left on device); make room or name another place"
+    remedy = "free some space or choose another path"
+    assert said == f"{tmp_path / name} cannot be written (No space left on device); {remedy}"
 
 
 @pytest.mark.parametrize("links", [True, False])

@@ -1,4 +1,4 @@
-"""Folders in timm's format: what is written is read, and what does not fit is one sentence."""
+"""Folders in timm's format: round trips, and errors in one sentence."""
 
 import json
 import os
@@ -112,14 +112,14 @@ def test_other_names_of_weights_are_taken_and_safetensors_first(tmp_path, name):
 
 
 BAD_TEXT = [
-    ("", "is not the JSON"),
-    ("{", "is not the JSON"),
-    (b"\xff\xfe{}", "is not the JSON"),
+    ("", "is not valid JSON"),
+    ("{", "is not valid JSON"),
+    (b"\xff\xfe{}", "is not valid JSON"),
     ("[" * 100_000, "is nested too deeply"),
-    ('{"architecture": ' + "9" * 5000 + "}", "is not the JSON"),
+    ('{"architecture": ' + "9" * 5000 + "}", "is not valid JSON"),
     ("[1]", r"contains \[1\]; a JSON object is expected"),
     ("null", "contains None; a JSON object"),
-    ('{"architecture": "mambaout_tiny", "architecture": "mambaout_base"}', "'architecture' stands there twice"),
+    ('{"architecture": "mambaout_tiny", "architecture": "mambaout_base"}', "'architecture' occurs twice"),
     ("{}", "has no architecture"),
 ]
 
@@ -139,7 +139,7 @@ def with_args(**model_args):
 
 NAN = float("nan")
 BAD_VALUES = [
-    ({**CONFIG, "architecture": 3}, "architecture 3; a word is expected"),
+    ({**CONFIG, "architecture": 3}, "architecture 3; a string is expected"),
     (
         {**CONFIG, "architecture": "convnext_tiny"},
         "architecture 'convnext_tiny', which is not a known model; .*; python -m mambaout_jax models lists all",
@@ -147,40 +147,40 @@ BAD_VALUES = [
     ({**CONFIG, "architecture": "mambaout_tinny.in1k"}, "the nearest is 'mambaout_tiny'"),
     ({**CONFIG, "architecture": "x\n" * 9999}, "which is not a known model"),
     ({**CONFIG, "pretrained_cfg": []}, r"pretrained_cfg \[\]; a JSON object is expected"),
-    ({**CONFIG, "num_classes": "3"}, "num_classes '3'; a whole number above 0"),
-    ({**CONFIG, "num_classes": 0}, "num_classes 0; a whole number above 0"),
-    ({**CONFIG, "num_classes": True}, "num_classes True; a whole number above 0"),
+    ({**CONFIG, "num_classes": "3"}, "num_classes '3'; a positive integer"),
+    ({**CONFIG, "num_classes": 0}, "num_classes 0; a positive integer"),
+    ({**CONFIG, "num_classes": True}, "num_classes True; a positive integer"),
     ({**CONFIG, "global_pool": "max"}, "global_pool 'max'; 'avg'"),
     (changed("crop_pct", 1e-9), "crop_pct 1e-09; a number from 0.1 to 1 is expected"),
     (changed("crop_pct", 5), "crop_pct 5; a number from 0.1 to 1 is expected"),
-    ({**CONFIG, "label_names": ["a", "b\n", "c"]}, "a list of words"),
+    ({**CONFIG, "label_names": ["a", "b\n", "c"]}, "a list of strings"),
     ({**CONFIG, "model_args": [1]}, r"model_args \[1\]; a JSON object"),
-    (with_args(num_classes=4), "has num_classes 3 and, in model_args, 4; one number is expected"),
-    (with_args(depth=[1]), "has 'depth', which is not an option of mambaout_femto; known are act_layer, conv_ratio"),
-    (with_args(img_size=64), "has 'img_size', which is not an option"),
-    (with_args(depths=3), "depths 3; a list of whole numbers above 0"),
-    (with_args(depths=[1, 0]), r"depths \[1, 0\]; a list of whole numbers above 0"),
+    (with_args(num_classes=4), "has num_classes 3 and, in model_args, 4; equal numbers are expected"),
+    (with_args(depth=[1]), "has 'depth', not an option of mambaout_femto; one of act_layer, conv_ratio"),
+    (with_args(img_size=64), "has 'img_size', not an option"),
+    (with_args(depths=3), "depths 3; a list of positive integers"),
+    (with_args(depths=[1, 0]), r"depths \[1, 0\]; a list of positive integers"),
     (with_args(dims=[1.5]), r"dims \[1.5\]; a list"),
     (with_args(conv_ratio="a"), "conv_ratio 'a'; a number"),
     (with_args(conv_ratio=NAN), "conv_ratio nan; a number"),
     (with_args(stem_mid_norm=1), "stem_mid_norm 1; true or false"),
-    (with_args(act_layer=None), "act_layer None; a word"),
+    (with_args(act_layer=None), "act_layer None; a string"),
     (with_args(ls_init_value="x"), "ls_init_value 'x'; a number or null"),
     (with_args(global_pool="catavgmax"), "global_pool 'catavgmax'; 'avg'"),
     (changed("input_size", "224"), r"input_size '224'; \[channels, height, width\]"),
     (changed("input_size", [224, 224]), r"input_size \[224, 224\]; \[channels"),
-    (changed("mean", [0.1, 0.2]), r"mean \[0.1, 0.2\]; a list of 3 numbers, one for each channel, is expected"),
+    (changed("mean", [0.1, 0.2]), r"mean \[0.1, 0.2\]; a list of 3 numbers, one per channel, is expected"),
     (changed("mean", [NAN] * 3), r"mean \[nan, nan, nan\]; a list of 3 numbers"),
-    (changed("std", [0.1, 0, 0.3]), r"std \[0.1, 0, 0.3\]; a list of 3 numbers, one for each channel, above 0"),
+    (changed("std", [0.1, 0, 0.3]), r"std \[0.1, 0, 0.3\]; a list of 3 positive numbers, one per channel"),
     (changed("crop_pct", "a"), "crop_pct 'a'; a number from 0.1 to 1"),
     (changed("crop_pct", 10**400), "crop_pct 1000.*; a number from 0.1 to 1"),
     (changed("crop_pct", -float("inf")), "crop_pct -inf; a number from 0.1 to 1"),
-    (changed("crop_mode", 1), "crop_mode 1; a word"),
-    (changed("interpolation", {}), "interpolation {}; a word"),
+    (changed("crop_mode", 1), "crop_mode 1; a string"),
+    (changed("interpolation", {}), "interpolation {}; a string"),
     ({**CONFIG, "label_names": ["ant", "bee"]}, "2 label_names where num_classes is 3"),
-    ({**CONFIG, "label_names": "ant"}, "label_names 'ant'; a list of words"),
-    ({**CONFIG, "label_names": ["ant", 2, "bee"]}, "a list of words"),
-    ({**CONFIG, "label_names": {"0": "ant", "2": "bee"}}, "a list of words"),
+    ({**CONFIG, "label_names": "ant"}, "label_names 'ant'; a list of strings"),
+    ({**CONFIG, "label_names": ["ant", 2, "bee"]}, "a list of strings"),
+    ({**CONFIG, "label_names": {"0": "ant", "2": "bee"}}, "a list of strings"),
 ]
 
 
@@ -207,7 +207,7 @@ def test_what_exists_is_replaced_only_on_demand_and_only_if_it_is_a_models(tmp_p
     write_folder(place, MODEL, TENSORS, class_names=NAMES, force=True)
     assert "label_names" in json.loads((place / "config.json").read_text())
     (place / "notes.txt").write_text("precious")
-    with pytest.raises(ConvertError, match=r"contains 'notes.txt' and is not replaced, so that no files are lost"):
+    with pytest.raises(ConvertError, match=r"contains 'notes.txt' and is not replaced, to keep its files"):
         write_folder(place, MODEL, TENSORS, force=True)
     assert (place / "notes.txt").read_text() == "precious"
     assert os.listdir(tmp_path) == ["model"]
@@ -226,7 +226,7 @@ def test_a_folder_of_another_kind_is_never_replaced(tmp_path, inside):
     else:
         (place / inside).write_text("precious")
     before = sorted(os.listdir(place))
-    with pytest.raises(ConvertError, match="is not replaced, so that no files are lost"):
+    with pytest.raises(ConvertError, match="is not replaced, to keep its files"):
         write_folder(place, MODEL, TENSORS, force=True)
     assert sorted(os.listdir(place)) == before
     assert os.listdir(tmp_path) == ["model"]

@@ -1,4 +1,4 @@
-"""Whatever bytes a file holds: weights, or one sentence."""
+"""Any bytes in a file give weights or an error in one sentence."""
 
 import json
 
@@ -19,7 +19,7 @@ ODD_LENGTHS = (0, 1, 7, 8, 2**31, 2**32, 2**53, 2**60, 2**63, 2**64 - 1)
 
 @st.composite
 def mutations(draw):
-    """Give a function that changes bytes in some places."""
+    """Return a function that changes bytes in some places."""
     steps = []
     for _ in range(draw(st.integers(1, 4))):
         kind = draw(st.sampled_from(["flip", "cut", "insert", "swap", "length", "number", "repeat"]))

@@ -1,4 +1,4 @@
-"""Hub ids: fetched once, read from the cache after that, and every trouble is one sentence."""
+"""Hub ids: downloaded once, then read from the cache, and errors are one sentence."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def files(weights):
 
 @pytest.fixture
 def use(tmp_path, monkeypatch):
-    """Give a function that makes the client ask a server, with an empty cache."""
+    """Return a function that makes the client ask a server, with an empty cache."""
     from huggingface_hub import constants
 
     def point(url):
@@ -51,7 +51,7 @@ def use(tmp_path, monkeypatch):
 
 @pytest.fixture
 def nobody():
-    """Give the address of a server that is not there."""
+    """Return the address of a server that is not there."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -118,21 +118,21 @@ def test_weights_under_an_older_name_are_taken_also_from_the_cache(files, use, n
 @pytest.mark.parametrize(
     ("file", "answer", "words"),
     [
-        ("config.json", None, "has no config.json; config.json and model.safetensors, as timm writes them"),
+        ("config.json", None, "has no config.json; config.json and model.safetensors, in timm's format"),
         ("model.safetensors", None, "has no model.safetensors; config.json and"),
         ("config.json", (403, "GatedRepo"), "is gated; accept its terms on the hub and log in with `hf auth login` or"),
         (
             "config.json",
             (401, ""),
-            r"may not be read \(status 401\); log in with|is private; check the name, or log in",
+            r"is not accessible \(status 401\); log in with|is private; check the name, or log in",
         ),
-        ("config.json", (403, ""), r"may not be read \(status 403\); log in with"),
+        ("config.json", (403, ""), r"is not accessible \(status 403\); log in with"),
         (
             "config.json",
             (500, ""),
-            "config.json is not in the cache, and http.* answers with status 500; try again later",
+            "config.json is not in the cache, and http.* responds with status 500; try again later",
         ),
-        ("config.json", b"{", "config.json is not the JSON that timm writes"),
+        ("config.json", b"{", "config.json is not valid JSON"),
     ],
 )
 def test_what_a_hub_refuses_is_said(files, use, file, answer, words):
@@ -181,7 +181,9 @@ def test_a_damaged_download_names_the_file_in_the_cache(files, use, tmp_path):
     files[REPOSITORY, "main", "model.safetensors"] = files[REPOSITORY, "main", "model.safetensors"][:-1]
     with serve(files) as hub:
         use(hub.url)
-        with pytest.raises(ConvertError, match=f"^{tmp_path}/cache/.*model.safetensors is a damaged safetensors file"):
+        with pytest.raises(
+            ConvertError, match=f"^{tmp_path}/cache/.*model.safetensors is a damaged or truncated safetensors file"
+        ):
             read_checkpoint(ID)
 
 

@@ -97,8 +97,8 @@ def test_embeddings_of_no_square_images_are_refused():
     with pytest.raises(ConvertError) as refusal:
         mo.from_torch(vit(64), state_dict_of(vit((32, 48))))
     assert str(refusal.value) == (
-        "pos_embed has shape (1, 7, 24) where (1, 17, 24) is expected, or that for other square images, which is "
-        "resampled; for images that are not square give a folder whose config.json has their size"
+        "pos_embed has shape (1, 7, 24) where (1, 17, 24) is expected, or the shape of another square image size, to "
+        "resample; for other sizes, use a folder whose config.json has the image size"
     )
 
 
@@ -109,8 +109,8 @@ def test_everything_else_has_to_fit_exactly_with_all_differences_listed():
     with pytest.raises(ConvertError) as refusal:
         mo.from_torch(vit(64), state_dict)
     assert str(refusal.value) == (
-        f"the weights do not fit {NAME}: cls_token is missing; dist_token is left over; norm.bias has shape (7,) where "
-        "(24,) is expected"
+        f"the weights do not fit {NAME}: cls_token is missing; dist_token is unexpected; norm.bias has shape (7,) "
+        "where (24,) is expected"
     )
 
 

@@ -1,4 +1,4 @@
-"""The shapes of a file name its variant exactly, or one sentence names the nearest one."""
+"""The shapes of a file identify its variant, or one sentence names the closest one."""
 
 import pytest
 from hypothesis import given, settings
@@ -47,13 +47,13 @@ def test_the_first_of_several_variants_with_these_shapes_is_taken_and_the_others
     assert found[1:] == (
         f"deit_{size}_patch16_224",
         options,
-        f"vit_{size}_patch16_224 has the same shapes; choose another one by --model",
+        f"vit_{size}_patch16_224 has the same shapes; select another variant with --model",
     )
 
 
 def test_a_size_that_is_not_square_is_not_guessed():
     shapes = configurations.shapes(mo.create_model("vit_tiny_patch16_224", img_size=(32, 64)))
-    assert "the nearest, deit_tiny_patch16_224, differs in 1;" in refusal(shapes)
+    assert "the closest, deit_tiny_patch16_224, differs in 1;" in refusal(shapes)
     assert "img_size" not in resolved(shapes, "vit_tiny_patch16_224").options
 
 
@@ -69,10 +69,10 @@ def test_a_size_that_is_not_square_is_not_guessed():
 )
 def test_sizes_that_no_variant_has_name_the_nearest_variant_and_ask_for_the_model(options, count):
     words = refusal(configurations.shapes(mo.create_model("mambaout_femto", **options)))
-    assert "no variant has exactly these tensors, the nearest, " in words
-    assert "name the variant by --model, give a folder with a config.json" in words
+    assert "no variant has exactly these tensors; the closest, " in words
+    assert "set --model, use a folder with a config.json" in words
     if count is not None:
-        assert f"the nearest, mambaout_femto, differs in {count};" in words
+        assert f"the closest, mambaout_femto, differs in {count};" in words
 
 
 def test_a_name_leaves_the_classes_and_channels_to_the_shapes():

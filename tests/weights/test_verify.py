@@ -1,4 +1,4 @@
-"""The check of a conversion sees what is wrong, at a precision that holds on every device."""
+"""The verification of a conversion detects errors, at a precision available on every device."""
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ def checked():
 
 
 def moved(variables, path, change):
-    """Give variables of which one leaf is changed."""
+    """Return variables of which one leaf is changed."""
     return jax.tree_util.tree_map_with_path(
         lambda at, leaf: change(leaf) if jax.tree_util.keystr(at, simple=True, separator=".") == path else leaf,
         variables,

@@ -36,7 +36,7 @@ def test_a_parameter_of_the_model_itself_is_named_where_it_does_not_fit():
     model = small_model()
     state_dict = mo.to_torch(model, pytorch.draw(model))
     state_dict["dist_token"] = state_dict.pop("cls_token")
-    with pytest.raises(ConvertError, match="cls_token is missing; dist_token is left over"):
+    with pytest.raises(ConvertError, match="cls_token is missing; dist_token is unexpected"):
         mo.from_torch(model, state_dict)
     with pytest.raises(ConvertError, match="those of a VisionTransformer; a MambaOut is expected"):
         mo.from_torch(pytorch.small_model(), mo.to_torch(model, pytorch.draw(model)))
@@ -107,10 +107,10 @@ def test_a_config_says_pooling_and_size_as_timm_reads_them(tmp_path, changes, op
     ("changes", "words"),
     [
         ({"model_args": {"fc_norm": 1}}, "fc_norm 1; true, false or null is expected"),
-        ({"model_args": {"img_size": [1, 2, 3]}}, r"img_size \[1, 2, 3\]; a whole number above 0, or two in a list"),
+        ({"model_args": {"img_size": [1, 2, 3]}}, r"img_size \[1, 2, 3\]; a positive integer or a list of two"),
         ({"model_args": {"class_token": None}}, "class_token None; true or false is expected"),
         ({"model_args": {"qk_norm": True}}, "'qk_norm', which is not an option of vit_tiny_patch16_224"),
-        ({"global_pool": 3}, "global_pool 3; a word is expected"),
+        ({"global_pool": 3}, "global_pool 3; a string is expected"),
     ],
 )
 def test_a_config_that_does_not_fit_is_named(tmp_path, changes, words):

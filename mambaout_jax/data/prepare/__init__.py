@@ -1,4 +1,4 @@
-"""Write datasets as ArrayRecord: those of TFDS, ImageNet, and folders of images."""
+"""Preparation of datasets as ArrayRecord: TFDS datasets, ImageNet, and folders of images."""
 
 from mambaout_jax.data.prepare.builders import ensure_prepared, prepare_dataset
 from mambaout_jax.data.prepare.images import Prepared, prepare_folder, prepare_imagenet

@@ -1,4 +1,4 @@
-"""Write datasets of TFDS and generated ones as ArrayRecord; the only module where TFDS may import TensorFlow."""
+"""Preparation of TFDS and generated datasets; the only module in which TFDS may import TensorFlow."""
 
 import contextlib
 import importlib.util
@@ -20,15 +20,15 @@ from mambaout_jax.data.prepare.pathfinder import Pathfinder
 
 
 def prepare_dataset(name: str, data_dir: str | None = None) -> str:
-    """Download a TFDS dataset, write it as ArrayRecord, and return its folder; do nothing if it is there.
+    """Download a TFDS dataset, write it as ArrayRecord, and return its folder; do nothing if it exists.
 
     Args:
         name: "dataset", "dataset/config" or "dataset/config:version".
-        data_dir: the folder that datasets are prepared in; the default is that of TFDS.
+        data_dir: folder of prepared datasets; None for the default of TFDS.
 
     Raises:
-        DataError: the dataset is unknown, or a package or file that its preparation needs is missing.
-        OSError: the download failed, or writing a file.
+        DataError: the dataset is unknown, or its preparation requires a package or file that is missing.
+        OSError: the download or a write failed.
     """
     dataset, options = parse_name(name)
     check_is_folder(data_root(data_dir))
@@ -38,15 +38,15 @@ def prepare_dataset(name: str, data_dir: str | None = None) -> str:
         return _prepare_pathfinder(options, data_dir)
     if dataset == IMAGENET:
         raise DataError(
-            f"{IMAGENET} is made from your own copy of ImageNet; "
+            f"{IMAGENET} is prepared from your own copy of ImageNet; "
             "run: python -m mambaout_jax prepare imagenet with --tars DIR, --folder DIR or --tfrecord DIR"
         )
     needs_tensorflow = DataError(
-        f'dataset {dataset!r} requires TensorFlow to prepare it (not to read it): pip install "mambaout_jax[prepare]"'
+        f'the preparation of {dataset!r} requires TensorFlow (reading does not): pip install "mambaout_jax[prepare]"'
     )
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format=FILE_FORMAT)
-        # Checked before the download: most older builders list and read files through TensorFlow.
+        # Checked before the download: most older builders list and read files with TensorFlow.
         if not builder.is_prepared() and _uses_tensorflow(builder) and not importlib.util.find_spec("tensorflow"):
             raise needs_tensorflow
         _generate(builder)
@@ -55,43 +55,43 @@ def prepare_dataset(name: str, data_dir: str | None = None) -> str:
     except ImportError as error:
         if (error.name or "").partition(".")[0] == "tensorflow":
             raise needs_tensorflow from None
-        raise DataError(f"dataset {dataset!r} requires another package to prepare it: {error}") from error
-    except AssertionError as error:  # raised by TFDS for a file that has to be downloaded by hand
+        raise DataError(f"the preparation of {dataset!r} requires another package: {error}") from error
+    except AssertionError as error:  # raised by TFDS for files that must be downloaded manually
         raise DataError(f"dataset {dataset!r} cannot be prepared: {' '.join(str(error).split())}") from error
     except tfds.download.DownloadError as error:
-        raise ConnectionError(f"downloading {dataset!r} failed: {error}") from error
+        raise ConnectionError(f"the download of {dataset!r} failed: {error}") from error
     if builder.info.file_format.value != FILE_FORMAT:
         raise DataError(
             f"{builder.data_dir} has {name!r} as {builder.info.file_format.value}; "
-            "move that folder away and rerun the command"
+            "move the folder away and rerun the command"
         )
     return str(builder.data_dir)
 
 
 def ensure_prepared(name: str, data_dir: str | None = None) -> None:
-    """Write `digits`, which needs no download, unless it is there; do nothing for other datasets, or for a bucket.
+    """Write `digits`, which requires no download, if it is missing; do nothing for other datasets and for buckets.
 
-    Programs that open a dataset call this first, so that the smallest experiment needs no preparation.
+    Called before a dataset is opened, so that the smallest experiment requires no preparation.
 
     Args:
         name: "dataset", "dataset/config" or "dataset/config:version".
-        data_dir: the folder that datasets are prepared in; the default is that of TFDS.
+        data_dir: folder of prepared datasets; None for the default of TFDS.
 
     Raises:
-        DataError: the name has another form, or `data_dir` cannot be written to.
+        DataError: the name is malformed, or `data_dir` cannot be written.
     """
     if parse_name(name)[0] == DIGITS and not is_remote(data_root(data_dir)):
         prepare_digits(data_dir)
 
 
 def prepare_digits(data_dir: str | None = None) -> str:
-    """Write `digits` unless it is there, and return its folder.
+    """Write `digits` if it is missing, and return its folder.
 
-    The dataset is written to a temporary folder and renamed when complete: a killed run leaves nothing that looks
-    prepared, and of two runs at once the second uses the files of the first.
+    The dataset is written to a temporary folder and renamed when complete: a killed run leaves no incomplete dataset,
+    and of two concurrent runs, the second uses the files of the first.
 
     Raises:
-        DataError: `data_dir` cannot be written to.
+        DataError: `data_dir` cannot be written.
     """
     return _prepare_own(Digits, None, data_dir)
 
@@ -115,7 +115,7 @@ def _prepare_own(builder_class: type[tfds.core.GeneratorBasedBuilder], config: s
         return str(target)
     if is_remote(root):
         raise DataError(
-            f"ArrayRecord files cannot be written to {root}: prepare {name} in a local folder, then upload it there"
+            f"ArrayRecord files cannot be written to {root}; prepare {name} in a local folder and upload it"
         )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -123,7 +123,7 @@ def _prepare_own(builder_class: type[tfds.core.GeneratorBasedBuilder], config: s
         try:
             builder = builder_class(data_dir=workspace, file_format=FILE_FORMAT, config=config)
             tfds.disable_progress_bar()
-            with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download that does not happen
+            with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download, although there is none
                 _generate(builder)
             os.rename(builder.data_dir, target)
         finally:
@@ -135,15 +135,15 @@ def _prepare_own(builder_class: type[tfds.core.GeneratorBasedBuilder], config: s
 
 
 def is_complete(folder: epath.Path) -> bool:
-    """Check whether a folder has a complete dataset: TFDS writes its two metadata files last."""
+    """Return whether a folder contains a complete dataset: TFDS writes its two metadata files last."""
     return all((folder / name).exists() for name in METADATA)
 
 
 def check_is_folder(folder: os.PathLike) -> None:
-    """Check that a folder to write to exists or can be created.
+    """Check that a folder exists or can be created.
 
     Raises:
-        DataError: it, or a parent of it, is a file or a dangling link.
+        DataError: the folder or one of its parents is a file or a dangling link.
     """
     if is_remote(folder):
         return
@@ -154,7 +154,7 @@ def check_is_folder(folder: os.PathLike) -> None:
 
 
 def _generate(builder: tfds.core.DatasetBuilder) -> None:
-    # By default TFDS first looks for a copy in a bucket, which blocks without a network.
+    # By default, TFDS first looks for a copy in a bucket, which blocks without a network.
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
 
 

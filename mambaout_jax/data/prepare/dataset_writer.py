@@ -1,7 +1,7 @@
-"""Write encoded images as a TFDS dataset of ArrayRecord, shard by shard, in several processes.
+"""Writing of encoded images as a TFDS dataset in ArrayRecord, shard by shard, in several processes.
 
-A stopped run resumes with the unfinished shards, and one rename publishes the dataset when every shard and the metadata
-are there.
+A stopped run resumes with the unfinished shards. Once all shards and the metadata are written, a rename publishes the
+dataset.
 """
 
 import collections
@@ -33,10 +33,10 @@ class Dataset:
     """A dataset to write.
 
     Attributes:
-        encoding: "jpeg" when every image is one, None for any mix of formats.
-        convert: a function from an image's bytes and the image that Pillow decoded from them to the bytes to store; a
-            function of a module, as it is sent to other processes. By default bytes are stored as they are.
-        about: further arguments of `tfds.core.DatasetInfo`.
+        encoding: "jpeg" if all images are JPEGs, None for mixed formats.
+        convert: maps the bytes of an image and its decoded `Image` to the bytes to store; a module-level function,
+            because it is pickled. None to store bytes unchanged.
+        about: additional arguments of `tfds.core.DatasetInfo`.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Dataset:
 
 
 class Written(NamedTuple):
-    """The content of the files of a dataset, as read back from them."""
+    """The content of a dataset, as read back from its files."""
 
     images_per_class: dict[str, list[int]]
     num_converted: int
@@ -59,17 +59,17 @@ def read_info(folder: str | os.PathLike) -> tfds.core.DatasetInfo:
     """Read the metadata of a prepared dataset.
 
     Raises:
-        DataError: TFDS cannot read it.
-        PermissionError: this user may not read it.
+        DataError: TFDS cannot read the metadata.
+        PermissionError: the user has no permission to read the files.
     """
     try:
         return tfds.builder_from_directory(folder).info
     except PermissionError:
         raise
-    except Exception as error:  # protobuf, json and TFDS raise a dozen types on damaged metadata
+    except Exception as error:  # protobuf, json and TFDS raise many types for damaged metadata
         reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200)
         raise DataError(
-            f"the metadata of the dataset in {folder} is damaged, or of another version of TFDS ({reason}); "
+            f"the metadata of the dataset in {folder} is damaged or from another version of TFDS ({reason}); "
             "copy or prepare it again"
         ) from error
 
@@ -78,10 +78,10 @@ def read_info(folder: str | os.PathLike) -> tfds.core.DatasetInfo:
 def open_workspace(target: Path) -> Iterator[Path]:
     """Yield the folder in which the dataset `target` is written, locked for one run at a time.
 
-    It stays when the run does not finish, and is removed when the dataset is complete or nothing was written.
+    It is kept if the run does not finish, and removed if the dataset is complete or nothing was written.
 
     Raises:
-        DataError: another run has locked it.
+        DataError: another run holds the lock.
     """
     folder = target.with_name(f"{target.name}.incomplete")
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,44 +91,44 @@ def open_workspace(target: Path) -> Iterator[Path]:
             lock(file)
             if not os.path.samestat(os.fstat(file.fileno()), lock_file.stat()):
                 raise FileNotFoundError(lock_file)
-        except (BlockingIOError, FileNotFoundError):  # locked, or removed by a run that just ended
-            raise DataError(f"another run is preparing {target}; wait until it ends and rerun the command") from None
+        except (BlockingIOError, FileNotFoundError):  # locked, or removed by a run that has just finished
+            raise DataError(f"another run is preparing {target}; wait for it and rerun the command") from None
         try:
             yield folder
         finally:
             if target.exists() or not any(path.is_file() and path != lock_file for path in folder.rglob("*")):
                 shutil.rmtree(folder)
-                with contextlib.suppress(OSError):  # not empty: other versions
+                with contextlib.suppress(OSError):  # not empty: it contains other versions
                     target.parent.rmdir()
 
 
 def write_dataset(dataset: Dataset, workspace: Path, target: Path, workers: int) -> Written:
     """Write a dataset below `workspace`, read it back, and rename it to `target`.
 
-    Images are sorted by the hashes of their names: a slice of a split is a fair sample of it, and equal images prepared
-    anywhere give equal files. Every image is decoded once.
+    Images are sorted by the hashes of their names, so that a slice of a split is a random sample and equal images give
+    equal files on every machine. Every image is decoded once.
 
     Args:
-        workers: processes that write shards; with 1, this process writes them.
+        workers: number of processes that write shards; 1 writes them in this process.
 
     Raises:
-        DataError: images are empty or cannot be decoded, or the disk is too small.
-        OSError: writing failed.
+        DataError: images are empty or cannot be decoded, or there is not enough disk space.
+        OSError: a write failed.
     """
-    everything = [item for items in dataset.splits.values() for item in items]
-    _check_none("empty", [(item.file_name, "0 bytes") for item in everything if not item.size], len(everything))
+    all_items = [item for items in dataset.splits.values() for item in items]
+    _check_none("empty", [(item.file_name, "0 bytes") for item in all_items if not item.size], len(all_items))
     jobs = list(_plan(dataset, workspace))
     manifests = {job.file: manifest for job in jobs if (manifest := read_manifest(job))}
-    _sweep(workspace, jobs, manifests)
+    _remove_stale_files(workspace, jobs, manifests)
     missing = [job for job in jobs if job.file not in manifests]
     _check_space(workspace, missing)
     if manifests:
-        tqdm.write(f"{len(manifests)} of {len(jobs)} shards are there from an earlier run", file=sys.stderr)
+        tqdm.write(f"{len(manifests)} of {len(jobs)} shards exist from an earlier run", file=sys.stderr)
     num_done = sum(manifest["records"] for manifest in manifests.values())
-    with tqdm(total=len(everything), initial=num_done, unit=" images", desc=dataset.name) as bar:
+    with tqdm(total=len(all_items), initial=num_done, unit=" images", desc=dataset.name) as bar:
         manifests |= dict(zip([job.file for job in missing], run_jobs(write_shard, missing, workers, bar), strict=True))
     unreadable = [tuple(bad) for job in jobs for bad in manifests[job.file]["unreadable"]]
-    _check_none("not images that Pillow decodes", unreadable, len(everything))
+    _check_none("not images that Pillow can decode", unreadable, len(all_items))
     _write_metadata(dataset, jobs, manifests)
     os.rename(jobs[0].file.parent, target)
     histograms = {split: collections.Counter() for split in dataset.splits}
@@ -156,7 +156,7 @@ def _plan(dataset: Dataset, workspace: Path) -> Iterator[ShardJob]:
             yield ShardJob(split, file, manifests / f"{file.name}.json", tuple(items[start:end]), dataset.convert)
 
 
-def _sweep(workspace: Path, jobs: Sequence[ShardJob], manifests: dict) -> None:
+def _remove_stale_files(workspace: Path, jobs: Sequence[ShardJob], manifests: dict) -> None:
     keep = {path for job in jobs if job.file in manifests for path in (job.file, job.manifest)}
     for folder in ("data", "manifests"):
         for path in (workspace / folder).iterdir():
@@ -170,7 +170,7 @@ def _check_space(workspace: Path, jobs: Sequence[ShardJob]) -> None:
     if needed > free:
         raise DataError(
             f"{workspace.parent} needs {needed / 1e9:.1f} GB and its disk has {free / 1e9:.1f} GB free; "
-            "free some space, or name another folder with --data-dir"
+            "free some space, or choose another folder with --data-dir"
         )
 
 
@@ -179,12 +179,12 @@ def _write_metadata(dataset: Dataset, jobs: Sequence[ShardJob], manifests: dict)
     template = tfds.core.ShardedFileTemplate(data_dir=data, dataset_name=dataset.name, filetype_suffix=FILE_FORMAT)
     splits = []
     for split in dataset.splits:
-        own = [manifests[job.file] for job in jobs if job.split == split]
+        of_split = [manifests[job.file] for job in jobs if job.split == split]
         splits.append(
             tfds.core.SplitInfo(
                 name=split,
-                shard_lengths=[manifest["records"] for manifest in own],
-                num_bytes=sum(manifest["bytes"] for manifest in own),
+                shard_lengths=[manifest["records"] for manifest in of_split],
+                num_bytes=sum(manifest["bytes"] for manifest in of_split),
                 filename_template=template.replace(split=split),
             )
         )

@@ -1,4 +1,4 @@
-"""The 1,797 handwritten digits in the scikit-learn package, as a TFDS dataset."""
+"""The 1,797 handwritten digits of scikit-learn, as a TFDS dataset."""
 
 import io
 
@@ -10,9 +10,7 @@ NUM_VALIDATION = 360
 
 
 def encode_digit(pixels: np.ndarray) -> bytes:
-    """Encode one digit as a gray PNG.
-
-    The PNG is stored, not compressed, so its bytes do not depend on the version of zlib.
+    """Encode one digit as a gray PNG, uncompressed, so that its bytes do not depend on the version of zlib.
 
     Args:
         pixels: (8, 8) values from 0 to 16.
@@ -26,7 +24,7 @@ def encode_digit(pixels: np.ndarray) -> bytes:
 class Digits(tfds.core.GeneratorBasedBuilder):
     """The dataset `digits`: ten classes of 8x8 gray images, 1,437 for training and 360 for validation.
 
-    The split is scikit-learn's `train_test_split(test_size=360, stratify=labels, random_state=0)`, a common one, so
+    The split is scikit-learn's `train_test_split(test_size=360, stratify=labels, random_state=0)`, which is common, so
     that results are comparable. Nothing is downloaded.
     """
 
@@ -47,7 +45,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager):
-        from sklearn import datasets, model_selection  # the import takes a second, and only preparation needs it
+        from sklearn import datasets, model_selection  # the import takes a second and is only required for preparation
 
         digits = datasets.load_digits()
         train, validation = model_selection.train_test_split(

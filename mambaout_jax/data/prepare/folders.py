@@ -1,4 +1,4 @@
-"""Image datasets that have one folder for each class."""
+"""Image datasets with one folder per class."""
 
 import os
 import stat
@@ -12,7 +12,7 @@ from mambaout_jax.data.prepare.dataset_writer import Dataset
 from mambaout_jax.data.prepare.shards import Item
 
 VERSION = "1.0.0"
-# Usual names of a split's folder -> its name in TFDS.
+# Common folder names of splits -> names in TFDS.
 SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 FILE_MANAGER_FILES = {"thumbs.db", "desktop.ini"}  # ignored, as are hidden files
 
@@ -26,12 +26,12 @@ class File(NamedTuple):
 
 
 def read_folder(folder: Path, name: str) -> Dataset:
-    """List DIR/{train,val,test}/CLASS/* or DIR/CLASS/*; the second is one split, "train".
+    """List DIR/{train,val,test}/CLASS/* or DIR/CLASS/*; the latter is a single split, "train".
 
-    Classes are numbered in the order of their names.
+    Classes are numbered in alphabetical order.
 
     Args:
-        name: of the dataset.
+        name: name of the dataset.
 
     Raises:
         DataError: the folder has another layout.
@@ -43,14 +43,14 @@ def read_folder(folder: Path, name: str) -> Dataset:
         raise DataError(f"{parts['train']} has {len(labels)} class folders; expected two or more")
     for class_name, files in listed["train"].items():
         if not files:
-            raise DataError(f"class folder {parts['train'] / class_name} has no images; fill it or remove it")
+            raise DataError(f"class folder {parts['train'] / class_name} has no images; add some or remove it")
     splits = {}
     for split, classes in listed.items():
         unknown = sorted(set(classes) - set(labels))
         if unknown:
             raise DataError(
-                f"{parts[split]} has the class {unknown[0]!r}, which {parts['train']} does not have; "
-                "all splits need the same class folders"
+                f"{parts[split]} has the class {unknown[0]!r}, which is missing in {parts['train']}; "
+                "the same class folders are expected in all splits"
             )
         splits[split] = [
             Item(f"{class_name}/{file.name}", labels[class_name], file.path, 0, file.size)
@@ -64,10 +64,10 @@ def read_folder(folder: Path, name: str) -> Dataset:
 
 
 def list_folder(folder: Path) -> tuple[list[str], list[File]]:
-    """Return the names of the folders in a folder, and its files, both sorted, without hidden ones.
+    """Return the names of the subfolders of a folder, and its files, both sorted and without hidden ones.
 
     Raises:
-        DataError: it is not a folder, or something in it cannot be read.
+        DataError: the folder does not exist, or an entry cannot be read.
     """
     folders, files = [], []
     try:
@@ -90,7 +90,7 @@ def list_classes(folder: Path) -> dict[str, list[File]]:
     """Return the files of each class folder.
 
     Raises:
-        DataError: there are images next to the class folders, or folders inside them, or a name is not allowed.
+        DataError: there are images outside of class folders or folders inside of them, or a name is invalid.
     """
     class_names, others = list_folder(folder)
     images = [file for file in others if os.path.splitext(file.name)[1].lower() in Image.registered_extensions()]
@@ -112,7 +112,7 @@ def list_classes(folder: Path) -> dict[str, list[File]]:
 
 
 def unreadable(error: OSError, source: Path) -> DataError:
-    """Return the error for a source, or a part of it, that cannot be read."""
+    """Return the error for a source that cannot be read, at least in part."""
     return DataError(f"{error.filename or source} cannot be read ({error.strerror or error}); check its permissions")
 
 
@@ -136,7 +136,7 @@ def _check_class_name(folder: Path, name: str) -> None:
 def _is_utf8(name: str) -> bool:
     try:
         name.encode()
-    except UnicodeEncodeError:  # raised for surrogates, which stand for other bytes in a file name
+    except UnicodeEncodeError:  # surrogates represent other bytes in a file name
         return False
     return True
 
@@ -149,7 +149,7 @@ def _find_splits(folder: Path) -> dict[str, Path]:
     if others:
         if list_folder(folder / "train")[0]:
             raise DataError(f"{folder} has the folder {others[0]!r} next to train; expected only train, val and test")
-        return {"train": folder}  # a class of locomotives
+        return {"train": folder}  # "train" is one of the classes
     if "train" not in names:
         raise DataError(f"{folder} has {' and '.join(names)} but no train; expected train/CLASS, or only class folders")
     parts = {SPLITS[name]: folder / name for name in names}

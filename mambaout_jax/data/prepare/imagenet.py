@@ -1,6 +1,6 @@
-"""ImageNet (ILSVRC 2012) in its three usual forms: the official tars, folders of images, or TFRecords of TFDS.
+"""ImageNet (ILSVRC 2012) in its three common forms: the official tars, folders of images, or TFRecords of TFDS.
 
-Each gives the dataset `imagenet2012` of TFDS, with classes in the order of their WordNet ids.
+All of them give the dataset `imagenet2012` of TFDS, with classes in the order of their WordNet ids.
 """
 
 import dataclasses
@@ -34,12 +34,12 @@ DOWNLOAD = "download it again from image-net.org, or unpack the images and use -
 
 @dataclasses.dataclass(frozen=True)
 class ImageNetMetadata:
-    """What is known about ImageNet before anything is read.
+    """The expected classes, labels, sizes and checksums of ImageNet.
 
     Attributes:
-        class_names: WordNet ids, sorted.
-        validation_labels: the class of each validation image, in the order of the files' names.
-        num_images: the number of images of each split.
+        class_names: sorted WordNet ids.
+        validation_labels: class of each validation image, in the order of the file names.
+        num_images: number of images of each split.
         tars: size in bytes and SHA-256 of each official tar.
     """
 
@@ -53,8 +53,8 @@ def official_metadata() -> ImageNetMetadata:
     """Return the metadata of ILSVRC 2012.
 
     References:
-        Russakovsky et al., arXiv:1409.0575, table 2 (1,281,167 training and 50,000 validation images, 50 a class).
-        Class names, labels and checksums are those of `imagenet2012` in TFDS.
+        Russakovsky et al., arXiv:1409.0575, table 2 (1,281,167 training and 50,000 validation images, 50 per class).
+        Class names, labels and checksums are taken from `imagenet2012` in TFDS.
     """
     labels, checksums = (
         tfds.core.tfds_path(f"datasets/imagenet2012/{file}").read_text().split()
@@ -72,7 +72,7 @@ def read_tars(folder: Path, metadata: ImageNetMetadata, checked_file: Path) -> D
     """Index the images inside the two official tars, after checking sizes and checksums.
 
     Args:
-        checked_file: a JSON file of the tars that were checked, for a resumed run.
+        checked_file: JSON file with the tars that were already checked, for resumed runs.
 
     Raises:
         DataError: a tar is missing, differs from the official one, or is damaged.
@@ -80,7 +80,7 @@ def read_tars(folder: Path, metadata: ImageNetMetadata, checked_file: Path) -> D
     _check_tars(folder, metadata, checked_file)
     labels = {name: label for label, name in enumerate(metadata.class_names)}
     train = [
-        Item(file, _label_of(class_name, labels, f"{folder / TRAIN_TAR}, by the name of {file},"), *place)
+        Item(file, _label_of(class_name, labels, f"{folder / TRAIN_TAR} (file {file})"), *place)
         for class_name, file, *place in _list_train_tar(folder / TRAIN_TAR)
     ]
     path = folder / VALIDATION_TAR
@@ -101,13 +101,13 @@ def read_folders(folder: Path, metadata: ImageNetMetadata) -> Dataset:
     """List train/CLASS/* and val/CLASS/*, or val/* with the official file names.
 
     Raises:
-        DataError: the folder has another layout, has an unknown class, or misses images.
+        DataError: the folder has another layout or an unknown class, or images are missing.
     """
     names, _ = folders.list_folder(folder)
     val = "validation" if "validation" in names and "val" not in names else "val"
     missing = [name for name in ("train", val) if name not in names]
     if missing:
-        raise DataError(f"{folder} has no folder {missing[0]!r}; expected train/n01440764/*.JPEG and so on, and val")
+        raise DataError(f"{folder} has no folder {missing[0]!r}; expected train/n01440764/*.JPEG etc. and val")
     labels = {name: label for label, name in enumerate(metadata.class_names)}
     splits = {}
     for split, part in (("train", folder / "train"), ("validation", folder / val)):
@@ -119,7 +119,7 @@ def read_folders(folder: Path, metadata: ImageNetMetadata) -> Dataset:
             ]
             continue
         for class_name in classes:
-            _label_of(class_name, labels, part)  # before the long listing
+            _label_of(class_name, labels, part)  # checked before listing all files, which takes long
         listed = tqdm(folders.list_classes(part).items(), desc=f"listing {split}", unit=" classes")
         splits[split] = [
             Item(file.name, labels[class_name], file.path, 0, file.size)
@@ -130,10 +130,10 @@ def read_folders(folder: Path, metadata: ImageNetMetadata) -> Dataset:
 
 
 def read_tfrecords(folder: Path, metadata: ImageNetMetadata) -> Dataset:
-    """Index the images inside the TFRecords of `imagenet2012` that TFDS has prepared.
+    """Index the images inside the TFRecords of `imagenet2012` that were prepared by TFDS.
 
     Args:
-        folder: the dataset's folder, such as imagenet2012/5.1.0, or a parent of it.
+        folder: folder of the dataset, such as imagenet2012/5.1.0, or a parent of it.
 
     Raises:
         DataError: the dataset is missing, is a different one, or has incomplete files.
@@ -145,13 +145,15 @@ def read_tfrecords(folder: Path, metadata: ImageNetMetadata) -> Dataset:
     )
     if not prepared:
         raise DataError(
-            f"{folder} has no {IMAGENET} that TFDS prepared; expected a folder such as {folder}/{IMAGENET}/5.1.0"
+            f"{folder} has no {IMAGENET} prepared by TFDS; expected a folder such as {folder}/{IMAGENET}/5.1.0"
         )
     info = read_info(prepared[-1])
-    form = info.file_format.value
+    file_format = info.file_format.value
     names = info.features["label"].names if info.name == IMAGENET and "label" in info.features else ()
-    if form != "tfrecord" or tuple(names) != metadata.class_names:
-        raise DataError(f"{prepared[-1]} has {info.name} as {form}; expected {IMAGENET} as tfrecord, with its classes")
+    if file_format != "tfrecord" or tuple(names) != metadata.class_names:
+        raise DataError(
+            f"{prepared[-1]} has {info.name} as {file_format}; expected {IMAGENET} as tfrecord, with its classes"
+        )
     splits, last = {}, len(metadata.class_names) - 1
     for split in metadata.num_images:
         if split not in info.splits:
@@ -160,7 +162,7 @@ def read_tfrecords(folder: Path, metadata: ImageNetMetadata) -> Dataset:
         shards = list(zip(map(Path, info.splits[split].filepaths), info.splits[split].shard_lengths, strict=True))
         for path, length in tqdm(shards, desc=f"listing {split}", unit=" files"):
             if not path.exists():
-                raise DataError(f"{path} is missing; copy it there")
+                raise DataError(f"{path} is missing; copy it again")
             items = list(index_tfrecord(path))
             if len(items) != length:
                 raise DataError(f"{path} has {len(items)} records; expected {length}; copy it again")
@@ -174,7 +176,7 @@ def read_tfrecords(folder: Path, metadata: ImageNetMetadata) -> Dataset:
 def as_rgb_jpeg(data: bytes, image: Image.Image) -> bytes:
     """Return the bytes of a gray or RGB JPEG unchanged, and any other image as an RGB JPEG of quality 100.
 
-    ImageNet has 22 CMYK JPEGs and one PNG whose name says JPEG; many decoders refuse them.
+    ImageNet has 22 CMYK JPEGs and one PNG with the extension JPEG, which many decoders reject.
     """
     if data.startswith(b"\xff\xd8") and image.mode in ("L", "RGB"):
         return data
@@ -242,7 +244,7 @@ def _check_tars(folder: Path, metadata: ImageNetMetadata, checked_file: Path) ->
             continue
         if _sha256(folder / name) != expected:
             raise DataError(
-                f"{folder / name} has another SHA-256 than the official one: it is damaged or was repacked; {DOWNLOAD}"
+                f"{folder / name} does not have the official SHA-256: it is damaged or was repacked; {DOWNLOAD}"
             )
         checked.append(state)
         checked_file.write_text(json.dumps(checked))
@@ -261,7 +263,7 @@ def _sha256(path: Path) -> str:
 
 
 def _list_train_tar(path: Path) -> Iterator[tuple[str, str, str, int, int]]:
-    """Yield class, file name, path, offset and size of each image in the tars inside a tar."""
+    """Yield class, file name, path, offset and size of each image in the nested tars."""
     inner = list(_members(path, 0, path.stat().st_size))
     for tar in tqdm(inner, desc="listing train", unit=" classes"):
         class_name = tar.name.removesuffix(".tar")
@@ -272,7 +274,7 @@ def _list_train_tar(path: Path) -> Iterator[tuple[str, str, str, int, int]]:
 
 
 def _members(path: Path, start: int, end: int) -> Iterator[tarfile.TarInfo]:
-    """Yield the files of the tar in bytes `start` to `end` of `path`; their offsets are those of `path`."""
+    """Yield the files of the tar in bytes `start` to `end` of `path`, with offsets in `path`."""
     with path.open("rb", buffering=0) as file:
         file.seek(start)
         try:
@@ -282,7 +284,7 @@ def _members(path: Path, start: int, end: int) -> Iterator[tarfile.TarInfo]:
                         raise DataError(f"{path} has {member.name!r}, which is not a complete file; {DOWNLOAD}")
                     yield member
                 file.seek(tar.offset)
-                if any(file.read(tarfile.BLOCKSIZE)):  # tarfile takes a damaged header for the end
+                if any(file.read(tarfile.BLOCKSIZE)):  # tarfile treats a damaged header as the end
                     raise tarfile.ReadError("the end is missing")
         except tarfile.TarError as error:
             raise DataError(f"{path} is not a tar, or is damaged near byte {start} ({error}); {DOWNLOAD}") from None

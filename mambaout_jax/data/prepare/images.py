@@ -1,4 +1,4 @@
-"""Prepare the user's own images: ImageNet, or class folders."""
+"""Preparation of the user's own images: ImageNet, or class folders."""
 
 import os
 import re
@@ -17,18 +17,18 @@ from mambaout_jax.data.prepare.dataset_writer import Dataset, open_workspace, re
 from mambaout_jax.process import within_seconds
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
-LOCAL_DATA_DIR = "~/tensorflow_datasets"  # the default of TFDS; datasets for a bucket are written there first
+LOCAL_DATA_DIR = "~/tensorflow_datasets"  # the default of TFDS, where datasets for a bucket are written first
 
 
 class Prepared(NamedTuple):
     """A prepared dataset.
 
     Attributes:
-        folder: of the dataset.
-        data_dir: the folder that it was prepared in, for `config.data.data_dir`.
-        num_images: the records of each split.
-        images_per_class: the same, class by class; None for a dataset that was there before.
-        num_converted: how many images were converted.
+        folder: folder of the dataset.
+        data_dir: folder of prepared datasets, for `config.data.data_dir`.
+        num_images: number of images of each split.
+        images_per_class: number of images of each class, by split; None if the dataset existed before.
+        num_converted: number of images that were converted to another format.
     """
 
     name: str
@@ -47,18 +47,18 @@ def prepare_imagenet(
     workers: int = 1,
     metadata: imagenet.ImageNetMetadata | None = None,
 ) -> Prepared:
-    """Write ImageNet as the dataset `imagenet2012` of TFDS; do nothing if it is there.
+    """Write ImageNet as the dataset `imagenet2012` of TFDS; do nothing if it exists.
 
     Args:
-        kind: the form of `source`: "tars", "folder" or "tfrecord".
-        source: the folder of the user's copy.
-        data_dir: the folder or bucket that datasets are prepared in; the default is that of TFDS.
-        workers: processes that write.
-        metadata: what is expected; the default is that of ILSVRC 2012.
+        kind: form of `source`: "tars", "folder" or "tfrecord".
+        source: folder of the user's copy.
+        data_dir: folder or bucket of prepared datasets; None for the default of TFDS.
+        workers: number of processes that write.
+        metadata: the expected content; None for ILSVRC 2012.
 
     Raises:
         DataError: the source is not ImageNet, is incomplete or damaged, or another run is preparing it.
-        OSError: writing failed.
+        OSError: a write failed.
     """
     metadata = metadata or imagenet.official_metadata()
 
@@ -75,18 +75,18 @@ def prepare_imagenet(
 
 
 def prepare_folder(source: str, name: str | None = None, data_dir: str | None = None, workers: int = 1) -> Prepared:
-    """Write images in class folders as a TFDS dataset; do nothing if they are there.
+    """Write images in class folders as a TFDS dataset; do nothing if it exists.
 
     Args:
         source: a folder with {train,val,test}/CLASS/* or CLASS/*.
-        name: of the dataset; the default is the folder's name.
-        data_dir: the folder or bucket that datasets are prepared in; the default is that of TFDS.
-        workers: processes that write.
+        name: name of the dataset; None for the name of the folder.
+        data_dir: folder or bucket of prepared datasets; None for the default of TFDS.
+        workers: number of processes that write.
 
     Raises:
-        DataError: the folder has another layout, a file is not an image, the name is not allowed, or the dataset would
-            be written among the images.
-        OSError: writing failed.
+        DataError: the folder has another layout, a file is not an image, the name is invalid, or the dataset would be
+            written into the image folder.
+        OSError: a write failed.
     """
     folder = Path(source).expanduser()
     real = Path(os.path.realpath(folder))
@@ -94,7 +94,7 @@ def prepare_folder(source: str, name: str | None = None, data_dir: str | None = 
     _check_name(name)
     target = _local_folder(buckets.data_root(data_dir), name, folders.VERSION)
     if Path(os.path.realpath(target)).is_relative_to(real):
-        raise DataError(f"{target} is among the images in {folder}; name another folder with --data-dir")
+        raise DataError(f"{target} is inside the image folder {folder}; choose another folder with --data-dir")
     dataset = folders.read_folder(folder, name)
     num_images = {split: len(items) for split, items in dataset.splits.items()}
     return _prepare(name, dataset.version, num_images, dataset.class_names, lambda _: dataset, data_dir, workers)
@@ -115,7 +115,7 @@ def _prepare(
     remote = buckets.is_remote(root)
     try:
         complete = within_seconds(buckets.REMOTE_SECONDS, lambda: is_complete(target))
-    except Exception as error:  # each kind of bucket raises types of its own
+    except Exception as error:  # each bucket client raises its own types
         raise DataError(f"data_dir {root} cannot be read ({error})") from error
     if complete:
         _check_prepared(target, prepared, class_names)
@@ -145,15 +145,15 @@ def _local_folder(root: epath.Path, name: str, version: str) -> Path:
 def _check_prepared(folder: epath.Path, expected: Prepared, class_names: tuple[str, ...]) -> None:
     info = read_info(folder)
     counted = {split: info.splits[split].num_examples for split in expected.num_images if split in info.splits}
-    form = info.file_format.value
+    file_format = info.file_format.value
     if (
-        form != buckets.FILE_FORMAT
+        file_format != buckets.FILE_FORMAT
         or counted != expected.num_images
         or tuple(info.features["label"].names) != class_names
     ):
         raise DataError(
-            f"{folder} already has {expected.name}, as {form} with {counted}; expected {buckets.FILE_FORMAT} with "
-            f"{expected.num_images} and the same classes; move that folder away, or choose another name or data_dir"
+            f"{folder} already has {expected.name}, as {file_format} with {counted}; expected {buckets.FILE_FORMAT} "
+            f"with {expected.num_images} and the same classes; move the folder away, or choose another name or data_dir"
         )
 
 
@@ -161,7 +161,7 @@ def _check_name(name: str) -> None:
     if not NAME.fullmatch(name):
         proposal = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
         raise DataError(
-            f"{name!r} is not allowed as a dataset name; use lower-case letters, digits and underscores, "
+            f"{name!r} is not a valid dataset name; use lower-case letters, digits and underscores, "
             f"such as --name {proposal if NAME.fullmatch(proposal) else 'my_images'}"
         )
     if name in known_datasets():

@@ -14,23 +14,23 @@ from typing import Any
 from tqdm import tqdm
 
 POLL_SECONDS = 0.2
-GRACE_SECONDS = 2  # for a stopping worker, to clean up
+GRACE_SECONDS = 2  # for stopping workers to clean up
 
-_progress = _stop = None  # of a worker process
+_progress = _stop = None  # set in worker processes
 
 
 class StoppedWorkerError(Exception):
-    """The end of a job because the run is stopping; no one catches it."""
+    """The exception that ends a job because the run is stopping; it is never caught."""
 
 
 def run_jobs(function: Callable[[Any, Callable[[], None]], dict], jobs: Sequence, workers: int, bar: tqdm) -> list:
-    """Call `function(job, advance)` for each job, in processes if `workers` is more than one, and return the results.
+    """Return `function(job, advance)` for each job, computed in processes if `workers` is more than one.
 
-    On any exception, that of a signal included, the workers leave their jobs at the next call of `advance` and exit.
+    On any exception, including those of signals, the workers abandon their jobs at the next call of `advance` and exit.
 
     Args:
-        function: a function of a module; it calls `advance()` after each unit of work.
-        bar: updated with each unit of work.
+        function: module-level function, which calls `advance()` after each unit of work.
+        bar: progress bar, updated after each unit of work.
 
     Raises:
         OSError: a worker died.
@@ -38,7 +38,7 @@ def run_jobs(function: Callable[[Any, Callable[[], None]], dict], jobs: Sequence
     if workers == 1 or len(jobs) <= 1:
         return [function(job, bar.update) for job in jobs]
     context = multiprocessing.get_context("spawn")
-    # Without locks, which a killed worker would never release; each job has its own count.
+    # Without locks, which a killed worker would never release; each job has its own counter.
     progress, stop = context.RawArray("q", len(jobs)), context.RawValue("b", False)
     executor = concurrent.futures.ProcessPoolExecutor(
         min(workers, len(jobs)), mp_context=context, initializer=_start, initargs=(progress, stop)
@@ -58,7 +58,7 @@ def run_jobs(function: Callable[[Any, Callable[[], None]], dict], jobs: Sequence
         return [future.result() for future in futures]
     except BrokenProcessPool:
         raise OSError(
-            "a worker process was killed, most likely because memory ran out; rerun with fewer --workers"
+            "a worker process was killed, probably because the machine ran out of memory; rerun with fewer --workers"
         ) from None
     finally:
         stop.value = True
@@ -67,9 +67,9 @@ def run_jobs(function: Callable[[Any, Callable[[], None]], dict], jobs: Sequence
 
 @contextlib.contextmanager
 def _blocked_signals() -> Iterator[None]:
-    """Block Ctrl-C and SIGTERM, which terminals and schedulers send to the whole group, in processes started inside.
+    """Block SIGINT and SIGTERM, which terminals and schedulers send to the whole group, in processes started inside.
 
-    Blocked signals are inherited from the first instruction on; handlers would be too late during a worker's imports.
+    Blocked signals are inherited from the start; handlers would be installed too late, after the imports of a worker.
     """
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
@@ -85,7 +85,7 @@ def _start(progress, stop) -> None:
 
 
 def _exit_with_parent() -> None:
-    """End this process when its parent is gone, or when the parent stops and this process is still waiting for work."""
+    """Exit when the parent is gone, or when it stops and this process, after a grace period, is waiting for work."""
     parent = multiprocessing.parent_process()
     while parent.is_alive() and not _stop.value:
         parent.join(POLL_SECONDS)

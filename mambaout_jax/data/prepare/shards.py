@@ -1,6 +1,6 @@
 """One shard of a dataset: encoded images, written as ArrayRecord and read back.
 
-A finished shard has a manifest, from which a later run knows that it need not be written again.
+A finished shard has a manifest, so that a resumed run does not write it again.
 """
 
 import collections
@@ -22,7 +22,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from mambaout_jax.data.errors import DataError
 
-WRITER_OPTIONS = "group_size:1"  # what random access needs, and what TFDS writes
+WRITER_OPTIONS = "group_size:1"  # required for random access, and the setting of TFDS
 
 
 class Item(NamedTuple):
@@ -37,7 +37,7 @@ class Item(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ShardJob:
-    """The work of writing one shard, as it is sent to a worker process."""
+    """The job of writing one shard, as sent to a worker process."""
 
     split: str
     file: Path
@@ -46,7 +46,7 @@ class ShardJob:
     convert: Callable | None
 
     def digest(self) -> str:
-        """Compute the fingerprint of names, labels and sizes: a shard that has it need not be written again."""
+        """Compute a fingerprint of names, labels and sizes; a finished shard with the same one is not written again."""
         content = [(item.file_name, item.label, item.size) for item in self.items]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -58,11 +58,11 @@ def write_shard(job: ShardJob, advance: Callable[[], None]) -> dict:
         advance: called after each image.
 
     Returns:
-        The manifest: the number of records, their bytes, the images of each label, how many were converted, and the
-        unreadable ones as pairs of name and reason.
+        The manifest: the number of records, their size in bytes, the number of images per label and of converted
+        images, and the unreadable images as (name, reason).
 
     Raises:
-        OSError: the shard cannot be written, or differs when it is read back.
+        OSError: the shard cannot be written, or differs when read back.
     """
     temporary = job.file.with_name(f"{job.file.name}.{os.getpid()}.tmp")
     checksums, unreadable, num_converted = [], [], 0
@@ -86,7 +86,7 @@ def write_shard(job: ShardJob, advance: Callable[[], None]) -> dict:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.rename(temporary, job.file)
-    except RuntimeError as error:  # what ArrayRecord raises for a full disk, and for everything else
+    except RuntimeError as error:  # raised by ArrayRecord for a full disk and all other errors
         raise OSError(f"cannot write {job.file} ({error})") from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -97,7 +97,7 @@ def write_shard(job: ShardJob, advance: Callable[[], None]) -> dict:
 
 
 def read_manifest(job: ShardJob) -> dict | None:
-    """Read the manifest of a finished shard; None for any other."""
+    """Read the manifest of a shard, or return None if the shard is not finished."""
     try:
         manifest = json.loads(job.manifest.read_text())
         same = manifest["digest"] == job.digest() and manifest["file_bytes"] == job.file.stat().st_size
@@ -107,7 +107,7 @@ def read_manifest(job: ShardJob) -> dict | None:
 
 
 def _load(item: Item, convert: Callable | None) -> tuple[bytes, bool]:
-    """Read one image, decode all of it, and return the bytes to store and whether they were converted."""
+    """Read and fully decode one image, and return the bytes to store and whether they were converted."""
     try:
         with open(item.path, "rb", buffering=0) as file:
             file.seek(item.offset)
@@ -121,7 +121,7 @@ def _load(item: Item, convert: Callable | None) -> tuple[bytes, bool]:
             stored = convert(data, image) if convert else data
     except DataError:
         raise
-    except Exception as error:  # Pillow's plugins raise a dozen types on damaged bytes
+    except Exception as error:  # Pillow's plugins raise many types for damaged files
         raise DataError(f"{type(error).__name__}: {error}") from error
     return stored, stored is not data
 
@@ -136,7 +136,7 @@ def _serialize(image: bytes, item: Item) -> bytes:
 
 
 def _read_back(file: Path, checksums: Sequence[int]) -> dict:
-    """Count the records, bytes and labels of a file, after checking each record."""
+    """Check each record of a file, and count its records, bytes and labels."""
     labels, num_bytes = collections.Counter(), 0
     with contextlib.closing(array_record_module.ArrayRecordReader(str(file))) as reader:
         if reader.num_records() != len(checksums):

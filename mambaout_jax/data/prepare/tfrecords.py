@@ -17,7 +17,7 @@ BYTES = 2  # the wire type of length-delimited fields
 
 
 def index_tfrecord(path: Path) -> Iterator[Item]:
-    """Yield an item with the byte range of each image of a file whose records have `image`, `label` and `file_name`.
+    """Yield an item with the byte range of each image in a file of records with `image`, `label` and `file_name`.
 
     The checksums of the lengths are verified; images are verified when they are decoded.
 
@@ -27,7 +27,7 @@ def index_tfrecord(path: Path) -> Iterator[Item]:
     Raises:
         DataError: the file is not a TFRecord file, is truncated, or its records have other features.
     """
-    if not path.stat().st_size:  # mmap refuses empty files
+    if not path.stat().st_size:  # mmap rejects empty files
         raise DataError(f"{path} is empty; copy it again")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         position = 0
@@ -72,11 +72,11 @@ CRC_TABLE = tuple(map(_crc_of_byte, range(256)))
 
 def _find_image(content: mmap.mmap, start: int, end: int, path: str) -> Item:
     ranges = {}
-    for entry in _fields(content, *_only(content, start, end, 1), 1):
-        key = _only(content, *entry, 1)
-        ranges[content[slice(*key)].decode()] = _only(content, *entry, 2)
+    for entry in _fields(content, *_single_field(content, start, end, 1), 1):
+        key = _single_field(content, *entry, 1)
+        ranges[content[slice(*key)].decode()] = _single_field(content, *entry, 2)
     # BytesList is field 1 of Feature, and its values field 1 of BytesList.
-    first, last = _only(content, *_only(content, *ranges["image"], 1), 1)
+    first, last = _single_field(content, *_single_field(content, *ranges["image"], 1), 1)
     rest = tf_example_pb2.Example().features.feature
     for key in ("label", "file_name"):
         rest[key].ParseFromString(content[slice(*ranges[key])])
@@ -84,13 +84,13 @@ def _find_image(content: mmap.mmap, start: int, end: int, path: str) -> Item:
     return Item(name.decode(), label, path, first, last - first)
 
 
-def _only(content: mmap.mmap, start: int, end: int, number: int) -> tuple[int, int]:
+def _single_field(content: mmap.mmap, start: int, end: int, number: int) -> tuple[int, int]:
     (field,) = _fields(content, start, end, number)
     return field
 
 
 def _fields(content: mmap.mmap, start: int, end: int, number: int) -> Iterator[tuple[int, int]]:
-    """Yield start and end of each field `number` of a message whose fields are all length-delimited."""
+    """Yield start and end of each field `number` in a message with only length-delimited fields."""
     while start < end:
         tag, start = _varint(content, start)
         length, start = _varint(content, start)

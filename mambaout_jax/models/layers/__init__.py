@@ -1,1 +1,1 @@
-"""Layers and blocks that families share."""
+"""Layers and blocks shared by all families."""

@@ -13,7 +13,7 @@ class Attention(nnx.Module):
     """softmax(q k^T / sqrt(d / heads)) v in each head; the outputs of `qkv` are packed as (3, heads, d / heads).
 
     Args:
-        causal: each token attends to itself and the tokens before it only.
+        causal: each token attends only to itself and the tokens before it.
     """
 
     def __init__(self, dim: int, num_heads: int, *, causal: bool = False, dtype: jnp.dtype):
@@ -25,6 +25,6 @@ class Attention(nnx.Module):
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         d = x.shape[-1]
         heads = (part.reshape(*x.shape[:2], self.num_heads, -1) for part in self.qkv.apply_split(x, [d, 2 * d]))
-        # Sums of products and the softmax are float32 for any dtype of x.
+        # Products are accumulated in float32, and the softmax is float32, for every dtype of x.
         y = jax.nn.dot_product_attention(*heads, is_causal=self.causal)
         return self.proj(saveable(y.reshape(x.shape)))

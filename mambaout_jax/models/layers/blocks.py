@@ -1,4 +1,4 @@
-"""Sequences of equal blocks: one after another, or as the iterations of one loop."""
+"""Stacks of identical blocks, unrolled or as one `lax.scan`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -14,7 +14,8 @@ from jaxtyping import Array, Float, Key, PyTree
 from mambaout_jax.models.layers.parameters import SAVEABLE
 from mambaout_jax.models.options import REMAT
 
-# What the backward pass recomputes; "save_matmuls": all but what `saveable` marks, so norms, activations and gates.
+# What the backward pass recomputes. "save_matmuls" recomputes all results that are not marked as `saveable`: norms,
+# activations and gates.
 _POLICIES: Mapping[str, Callable[..., Any] | None] = MappingProxyType(
     dict(
         zip(
@@ -40,27 +41,27 @@ def run_blocks(
     scan: bool,
     remat: str,
 ) -> PyTree[Float[Array, "b ..."]]:
-    """Compute x = block(x, key of the block, rate of the block) for each block in turn.
+    """Compute x = block(x, key, drop path rate) for each block in turn.
 
     The batch statistics of the blocks are updated, for every `scan` and `remat`.
 
     Args:
-        x: an array, or several in a tree.
-        key: of the model, folded with the index of each block; without one nothing is dropped.
-        rates: of drop path, one per block.
-        first: index of the first block in the model, which its key is folded with.
-        scan: trace and compile one block for all. Their parameters are stacked in the program, not in the model.
+        x: an array or a pytree of arrays.
+        key: key of the model, folded with the index of each block; None to drop nothing.
+        rates: drop path rate of each block.
+        first: index of the first block within the model, for folding the key.
+        scan: trace and compile one block for all of them. Parameters are stacked in the program, not in the model.
         remat: one of `models.options.REMAT`.
 
     Raises:
-        ValueError: the blocks to scan are not equal.
+        ValueError: `scan` is set and the blocks are not identical.
     """
     if scan and len(blocks) > 1:
         return _scan(blocks, x, key, rates, first, remat)
     for index, (block, rate) in enumerate(zip(blocks, rates, strict=True), first):
-        own = None if key is None else jax.random.fold_in(key, index)
+        block_key = _fold_in(key, index)
         graphdef, stats, params = nnx.split(block, nnx.BatchStat, ...)
-        x, stats = _rematerialized(partial(_call, graphdef, params, rate), remat)(stats, x, own)
+        x, stats = _rematerialized(partial(_call, graphdef, params, rate), remat)(stats, x, block_key)
         nnx.update(block, stats)
     return x
 
@@ -68,27 +69,30 @@ def run_blocks(
 def _scan(blocks, x, key, rates, first, remat):
     graphdefs, stats, params = zip(*(nnx.split(block, nnx.BatchStat, ...) for block in blocks), strict=True)
     if any(graphdef != graphdefs[0] for graphdef in graphdefs):
-        raise ValueError("the blocks to scan differ; blocks that are equal in all but their parameters are expected")
+        raise ValueError("the blocks to scan differ; blocks that differ only in their parameters are expected")
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *zip(stats, params, strict=True))
 
-    def turn(x, own):
-        (stats, params), index, rate = own
-        folded = None if key is None else jax.random.fold_in(key, index)
-        return _call(graphdefs[0], params, rate if any(rates) else 0.0, stats, x, folded)
+    def body(x, inputs):
+        (stats, params), index, rate = inputs
+        return _call(graphdefs[0], params, rate if any(rates) else 0.0, stats, x, _fold_in(key, index))
 
-    # Iterations of a loop are not merged with each other: nothing has to keep the compiler from it.
-    turn = _rematerialized(turn, remat, prevent_cse=False)
-    x, stats = jax.lax.scan(turn, x, (stacked, first + jnp.arange(len(blocks)), jnp.asarray(rates, jnp.float32)))
+    # XLA does not eliminate common subexpressions across loop iterations, so prevent_cse is unnecessary.
+    body = _rematerialized(body, remat, prevent_cse=False)
+    x, stats = jax.lax.scan(body, x, (stacked, first + jnp.arange(len(blocks)), jnp.asarray(rates, jnp.float32)))
     for index, block in enumerate(blocks):
         nnx.update(block, jax.tree.map(itemgetter(index), stats))
     return x
 
 
+def _fold_in(key, index):
+    return None if key is None else jax.random.fold_in(key, index)
+
+
 def _call(graphdef, params, rate, stats, x, key):
-    """Call a block as a function of its state, because a transformation does not pass on what changes inside it.
+    """Call a block as a pure function of its state: JAX transformations lose mutations inside them.
 
     Returns:
-        What the block computes, and its batch statistics afterwards.
+        The output of the block and its updated batch statistics.
     """
     block = nnx.merge(graphdef, stats, params)
     return block(x, key, rate), nnx.state(block, nnx.BatchStat)

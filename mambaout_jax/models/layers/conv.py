@@ -1,4 +1,4 @@
-"""Convolutions with PyTorch's padding, and the patch embedding."""
+"""Convolutions with PyTorch's padding."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -23,10 +23,10 @@ class Conv2d(nnx.Module):
     """A 2-D convolution plus a bias; `weight` is (kh, kw, in / groups, out).
 
     Args:
-        kernel_size, stride: a number, or one for rows and one for columns.
-        padding: zeros on both sides of rows and of columns, as in PyTorch. (XLA's "SAME" pads even maps at stride 2
-            on the far side only.)
-        groups: of channels that are convolved separately.
+        kernel_size, stride: an integer, or (vertical, horizontal).
+        padding: zeros on each side, an integer or (vertical, horizontal), as in PyTorch. (XLA's "SAME" pads maps of
+            even size at stride 2 only at the bottom and right.)
+        groups: number of groups of channels that are convolved separately.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Conv2d(nnx.Module):
         return saveable(y if self.bias is None else y + per_channel(self.bias, y))
 
     def _convolve(self, x, weight):
-        """Compute the convolution by the fastest of the forms that express it."""
+        """Compute the convolution with the fastest applicable op."""
         kernel, channels = weight.shape[:2], x.shape[-1]
         keeps_size = self.padding == tuple(side // 2 for side in kernel) and all(side % 2 for side in kernel)
         if keeps_size and self.stride == (1, 1) and self.groups == channels == weight.shape[3]:
@@ -79,7 +79,7 @@ def _pair(value: Pair) -> tuple[int, int]:
 
 
 def _multiply_patches(x, weight):
-    """Compute a convolution whose patches do not overlap as one matrix product; what is left of the map is unused."""
+    """Compute a convolution of non-overlapping patches as one matrix product; incomplete patches are dropped."""
     (b, h, w, i), (ph, pw, _, o) = x.shape, weight.shape
     rows, columns = h // ph, w // pw
     x = x[:, : rows * ph, : columns * pw]
@@ -88,7 +88,7 @@ def _multiply_patches(x, weight):
 
 
 class CausalConv1d(nnx.Module):
-    """A causal depthwise convolution of k taps along a sequence; `weight` is (k, 1, d), its last tap the present."""
+    """A causal depthwise convolution of a sequence; `weight` is (k, 1, d), with the current step as the last tap."""
 
     def __init__(self, channels: int, kernel_size: int, *, bias: bool, dtype: jnp.dtype):
         initializer = uniform_within(kernel_size**-0.5)
@@ -104,7 +104,7 @@ class CausalConv1d(nnx.Module):
     def step(
         self, window: Float[Array, "b k d"], x: Float[Array, "b d"]
     ) -> tuple[Float[Array, "b d"], Float[Array, "b k d"]]:
-        """Compute the output at the next position, and the window of inputs after it."""
+        """Compute the output at the next position and the updated window of inputs."""
         window = jnp.concatenate([window, x[:, None].astype(window.dtype)], axis=1)
         return self._sum(window, 1)[:, 0], window[:, 1:]
 

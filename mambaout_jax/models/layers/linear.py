@@ -23,7 +23,7 @@ ACTIVATIONS = {
 
 
 def activation(name: str) -> Callable[[Float[Array, "..."]], Float[Array, "..."]]:
-    """Return an activation by timm's name; "gelu" is the exact one, by the error function.
+    """Return an activation function by timm's name; "gelu" is exact, computed with erf.
 
     Raises:
         ModelError: the name is unknown.
@@ -54,17 +54,17 @@ class Linear(nnx.Module):
         return self.apply_split(x, [])[0]
 
     def apply_split(self, x: Float[Array, "*batch i"], at: Sequence[int]) -> list[Float[Array, "*batch _"]]:
-        """Compute the parts into which `jnp.split(self(x), at, -1)` would split, one product each, without copies."""
+        """Compute `jnp.split(self(x), at, -1)` as one matrix product per part, without copies."""
         x = x.astype(self.dtype)
         bounds = [0, *at, self.weight.shape[1]]
-        return [self._product(x, slice(*pair)) for pair in itertools.pairwise(bounds)]
+        return [self._matmul(x, slice(*pair)) for pair in itertools.pairwise(bounds)]
 
-    def _product(self, x, outputs):
+    def _matmul(self, x, outputs):
         y = matmul(x, self.weight[:, outputs].astype(self.dtype))
         return saveable(y if self.bias is None else y + per_channel(self.bias[outputs], y))
 
     def apply_concat(self, *parts: Float[Array, "*batch _"]) -> Float[Array, "*batch o"]:
-        """Compute `self(jnp.concatenate(parts, -1))`, one product per part, without the concatenation."""
+        """Compute `self(jnp.concatenate(parts, -1))` as one matrix product per part, without the concatenation."""
         weights = jnp.split(self.weight.astype(self.dtype), np.cumsum([part.shape[-1] for part in parts[:-1]]))
         y = sum(matmul(part.astype(self.dtype), weight) for part, weight in zip(parts, weights, strict=True))
         return saveable(y if self.bias is None else y + per_channel(self.bias, y))

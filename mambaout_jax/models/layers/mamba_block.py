@@ -1,4 +1,4 @@
-"""The Mamba block, and the same block without its state space model: the pair that MambaOut compares.
+"""The Mamba block with and without its state space model, as compared by MambaOut.
 
 Reference: github.com/state-spaces/mamba at e9594ce1, mamba_ssm/modules/mamba_simple.py; Yu and Wang, MambaOut: Do We
 Really Need Mamba for Vision?, CVPR 2025, equations 8 to 11.
@@ -21,11 +21,11 @@ from mambaout_jax.models.options import DTYPES, require
 
 
 class BlockState(NamedTuple):
-    """The state of a block in the middle of a sequence.
+    """The recurrent state of a block.
 
     Args:
         window: the last d_conv - 1 inputs of the convolution.
-        ssm: None in a block without one.
+        ssm: the state of the SSM; None in a block without SSM.
     """
 
     window: Float[Array, "b k e"]
@@ -33,24 +33,24 @@ class BlockState(NamedTuple):
 
 
 class MambaBlock(nnx.Module):
-    """A mixer of sequences: out_proj(SSM(SiLU(conv(x))) * SiLU(z)) with (x, z) = in_proj of the input.
+    """A sequence mixer: out_proj(SSM(SiLU(conv(x))) * SiLU(z)) with (x, z) = in_proj(input).
 
-    Without the SSM it is out_proj(conv(x) * SiLU(z)). The convolution is causal and depthwise. Norm and shortcut around
-    the block are not part of it.
+    Without the SSM it is out_proj(conv(x) * SiLU(z)). The convolution is causal and depthwise. The norm and the
+    residual connection are not included.
 
     Args:
-        d_model: channels in and out.
-        d_state: states of each inner channel.
-        d_conv: taps of the convolution.
-        expand: inner channels over d_model.
-        dt_rank: None for a sixteenth of d_model, rounded up.
-        bias: of in_proj and out_proj.
-        conv_bias: of the convolution.
-        ssm: False for the block without its state space model.
+        d_model: input and output channels.
+        d_state: states per inner channel.
+        d_conv: kernel size of the convolution.
+        expand: ratio of inner channels to d_model.
+        dt_rank: width of the step size projection; None for d_model / 16, rounded up.
+        bias: whether in_proj and out_proj have a bias.
+        conv_bias: whether the convolution has a bias.
+        ssm: False for the block without its SSM.
         dtype: float32 or bfloat16, for matrix products and the convolution.
 
     Raises:
-        ModelError: an option is out of its range.
+        ModelError: an option is out of range.
     """
 
     def __init__(
@@ -85,39 +85,39 @@ class MambaBlock(nnx.Module):
 
     @property
     def no_decay(self) -> tuple[tuple[str, ...], ...]:
-        """Return the paths of the parameters without weight decay, vectors aside."""
+        """Return the paths of parameters without weight decay, in addition to all vectors."""
         return () if self.ssm is None else (("ssm", "A_log"), ("ssm", "D"))
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         """Compute the output of whole sequences.
 
         Raises:
-            ModelError: the sequences are empty or have another number of channels.
+            ModelError: the sequences are empty or have the wrong number of channels.
         """
         d_model = self.in_proj.weight.shape[0]
         if x.ndim != 3 or x.shape[1] < 1 or x.shape[2] != d_model:
-            raise ModelError(f"sequences have shape {x.shape}; (batch, length of 1 and up, {d_model}) is expected")
+            raise ModelError(f"sequences have shape {x.shape}; (batch, length >= 1, {d_model}) is expected")
         x, z = self._split(x)
         x = self.conv1d(x)
         return self.out_proj(x * jax.nn.silu(z) if self.ssm is None else self.ssm(jax.nn.silu(x), z))
 
     def initial_state(self, batch_size: int) -> BlockState:
-        """Return the state before a sequence begins."""
+        """Return the state at the start of a sequence."""
         window, _, d_inner = self.conv1d.weight.shape
         ssm = None if self.ssm is None else jnp.zeros((batch_size, *self.ssm.A_log.shape), jnp.float32)
         return BlockState(jnp.zeros((batch_size, window - 1, d_inner), self.conv1d.dtype), ssm)
 
     def step(self, state: BlockState, x: Float[Array, "b d"]) -> tuple[Float[Array, "b d"], BlockState]:
-        """Compute the output at the next position of each sequence, and the state after it.
+        """Compute the output at the next position of each sequence and the next state, in constant memory.
 
-        Position by position the outputs are those of the whole sequence, in memory that does not grow with its length.
+        The outputs equal those of `__call__` on the whole sequence.
 
         Raises:
-            ModelError: there is another number of channels.
+            ModelError: the number of channels is wrong.
         """
         d_model = self.in_proj.weight.shape[0]
         if x.ndim != 2 or x.shape[1] != d_model:
-            raise ModelError(f"inputs of a step have shape {x.shape}; (batch, {d_model}) is expected")
+            raise ModelError(f"the inputs of a step have shape {x.shape}; (batch, {d_model}) is expected")
         x, z = self._split(x)
         x, window = self.conv1d.step(state.window, x)
         if self.ssm is None:

@@ -32,18 +32,18 @@ class RMSNorm(nnx.Module):
 
 
 class BatchNorm(nnx.Module):
-    """Normalization of each channel over the batch and all positions, as PyTorch's BatchNorm.
+    """Normalization of each channel over the batch and all positions, like PyTorch's BatchNorm.
 
-    For inference it normalizes by the running statistics. In training (after `module.train()`, which
-    `Model.apply_train` calls) it normalizes by the statistics of the microbatch on all devices, with the biased
-    variance, and updates the running ones: new = (1 - momentum) * old + momentum * batch, with the unbiased variance.
+    Inference uses the running statistics. Training (after `module.train()`, called by `Model.apply_train`) uses the
+    statistics of the microbatch over all devices, with the biased variance, and updates the running statistics: new =
+    (1 - momentum) * old + momentum * batch, with the unbiased variance.
 
     Args:
         eps: added to the variance.
         momentum: weight of the microbatch in the running statistics.
 
     Raises:
-        ModelError: in training, the microbatch has one value per channel, whose variance is undefined.
+        ModelError: in training, the microbatch has only one value per channel, so that its variance is undefined.
     """
 
     def __init__(self, dim: int, *, eps: float = 1e-5, momentum: float = 0.1):
@@ -70,7 +70,7 @@ class BatchNorm(nnx.Module):
 
 
 class LayerScale(nnx.Module):
-    """A learned factor `gamma` for each channel."""
+    """A learned scale `gamma` per channel."""
 
     def __init__(self, dim: int, init_value: float):
         self.gamma = parameter((dim,), constant(init_value))

@@ -1,7 +1,7 @@
 """Parameters of layers and their initial values.
 
-A layer describes its parameters, shape and initializer, and allocates nothing: `draw_state` draws those of a whole
-model at once. All are float32; the `dtype` of a layer is that of its matrix products and convolutions.
+A layer declares the shapes and initializers of its parameters without allocating them: `init_state` initializes those
+of a whole model at once. All are float32; the `dtype` of a layer is that of its matrix products and convolutions.
 """
 
 import functools
@@ -14,26 +14,26 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Key
 
-# A function from standard normal noise of the parameter's shape to its initial values. The noise of all parameters is
-# one draw: with a draw each, compilation takes half a second per parameter.
+# Maps standard normal noise of the parameter's shape to initial values. The noise of all parameters is drawn at once:
+# one draw per parameter would add half a second of compilation each.
 Initializer = Callable[[Float[Array, "..."]], Float[Array, "..."]]
 
 SAVEABLE = "saveable"
 
 
 def normal(noise: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Scale to N(0, 0.02).
+    """Scale to N(0, 0.02^2).
 
-    The reference writes `trunc_normal_(std=.02)`, which truncates at +-2, a hundred standard deviations out: a plain
-    normal in effect.
+    The reference uses `trunc_normal_(std=.02)`, which truncates at +-2, a hundred standard deviations: in effect a
+    plain normal distribution.
     """
     return 0.02 * noise
 
 
-# Cached, because flax compares the initializers of layers: those of equal layers have to be one object.
+# Cached, because flax compares the initializers of layers by identity: those of identical layers must be one object.
 @functools.cache
 def constant(value: float) -> Initializer:
-    """Return the initializer that fills with `value`."""
+    """Return the initializer that fills a parameter with `value`."""
     return functools.partial(jnp.full_like, fill_value=value)
 
 
@@ -41,7 +41,7 @@ zeros, ones = constant(0.0), constant(1.0)
 
 
 def uniform(noise: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Turn standard normal noise into U(0, 1), by the normal's distribution function."""
+    """Map standard normal noise to U(0, 1), by the normal CDF."""
     return jax.scipy.special.ndtr(noise)
 
 
@@ -52,41 +52,41 @@ def uniform_within(bound: float) -> Initializer:
 
 
 def parameter(shape: tuple[int, ...], initializer: Initializer) -> nnx.Param:
-    """Describe a float32 parameter."""
+    """Declare a float32 parameter."""
     return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32), initializer=initializer)
 
 
 def statistic(shape: tuple[int, ...], initializer: Initializer) -> nnx.BatchStat:
-    """Describe a float32 running statistic, which training updates without a gradient."""
+    """Declare a float32 running statistic, which training updates without a gradient."""
     return nnx.BatchStat(jax.ShapeDtypeStruct(shape, jnp.float32), initializer=initializer)
 
 
 def state_shapes(state: Any) -> dict[str, Any]:
-    """Return the shapes that a state of nnx describes, as a nested dict."""
+    """Return the shapes in an nnx state, as a nested dict."""
     flat = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in nnx.to_flat_state(state)}
     return nnx.traversals.unflatten_mapping(flat)
 
 
-def draw_state(state: Any, key: Key[Array, ""]) -> dict[str, Any]:
-    """Draw all values that a state of nnx describes.
+def init_state(state: Any, key: Key[Array, ""]) -> dict[str, Any]:
+    """Initialize all values of an nnx state.
 
     Returns:
-        A nested dict, with integers for the positions in a list.
+        A nested dict, with integers as list indices.
     """
     flat = dict(nnx.to_flat_state(state))
     noise = jax.random.normal(key, (sum(variable.size for variable in flat.values()),), jnp.float32)
-    drawn, start = {}, 0
+    values, start = {}, 0
     for path, variable in flat.items():
-        drawn[path] = variable.initializer(noise[start : start + variable.size].reshape(variable.shape))
+        values[path] = variable.initializer(noise[start : start + variable.size].reshape(variable.shape))
         start += variable.size
-    return nnx.traversals.unflatten_mapping(drawn)
+    return nnx.traversals.unflatten_mapping(values)
 
 
 def per_channel(value: Float[Array, " d"] | nnx.Param, x: Float[Array, "*batch d"]) -> Float[Array, "... d"]:
-    """Return a vector of parameters in the rank and dtype of x, to be broadcast along its last axis."""
+    """Return a parameter vector with the rank and dtype of x, for broadcasting along its last axis."""
     return value.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 def saveable(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Mark a result that `remat="save_matmuls"` stores for the backward pass; all others are recomputed."""
+    """Mark a result to be stored for the backward pass under `remat="save_matmuls"`; all others are recomputed."""
     return checkpoint_name(x, SAVEABLE)

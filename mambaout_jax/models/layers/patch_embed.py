@@ -11,13 +11,13 @@ from mambaout_jax.models.layers.parameters import uniform_within
 
 
 class PatchEmbed(nnx.Module):
-    """A convolution from an image to tokens in row-major order, or to a map, followed by a norm where one is given.
+    """A convolution of an image to tokens in row-major order or to a feature map, with an optional norm.
 
     Args:
-        patch_size: side of a patch, in pixels.
-        stride: distance of neighboring patches, in pixels; None for patch_size.
-        norm: a layer that is applied to the tokens.
-        flatten: return tokens (b, l, d), not a map (b, h, w, d).
+        patch_size: side of a patch in pixels.
+        stride: distance between neighboring patches in pixels; None for patch_size.
+        norm: norm of the tokens or the feature map.
+        flatten: return tokens (b, l, d), not a feature map (b, h, w, d).
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class PatchEmbed(nnx.Module):
         flatten: bool = True,
         dtype: jnp.dtype,
     ):
-        # PyTorch's default initialization of a convolution, which the references keep.
+        # PyTorch's default initialization of convolutions, as in the reference implementations.
         initializer = uniform_within(1 / math.sqrt(patch_size**2 * in_chans))
         self.proj = Conv2d(
             in_chans,

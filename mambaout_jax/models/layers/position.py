@@ -1,4 +1,4 @@
-"""Resampling of position embeddings to another size of the input."""
+"""Resampling of position embeddings to another input size."""
 
 import math
 
@@ -16,20 +16,20 @@ def resample_position_embedding(
     num_prefix_tokens: int = 0,
     antialias: bool = True,
 ) -> Float[np.ndarray, "1 m d"]:
-    """Interpolate learned position embeddings to another grid of patches; those of prefix tokens are kept.
+    """Interpolate learned position embeddings to another patch grid; those of prefix tokens are kept.
 
-    Bicubic with half-pixel centers, as `torch.nn.functional.interpolate(mode="bicubic", antialias=...)`.
-    `antialias=True` is the rule of timm 1.0.31, `resample_abs_pos_embed`.
+    Bicubic with half-pixel centers, like `torch.nn.functional.interpolate(mode="bicubic", antialias=...)`.
+    `antialias=True` is the rule of `resample_abs_pos_embed` in timm 1.0.31.
 
     Args:
-        embedding: of the prefix tokens, then of the patches row by row.
-        grid: rows and columns of patches to resample to.
-        old_grid: those of `embedding`; None for a square.
-        num_prefix_tokens: class tokens and the like before the patches.
-        antialias: widen the kernel when shrinking.
+        embedding: embeddings of the prefix tokens, then of the patches row by row.
+        grid: target rows and columns of patches.
+        old_grid: rows and columns of `embedding`; None for a square grid.
+        num_prefix_tokens: number of tokens before the patches, such as the class token.
+        antialias: widen the kernel for downsampling.
 
     Raises:
-        ModelError: the number of patches is not that of the old grid.
+        ModelError: the number of patches does not match the old grid.
     """
     num_patches = embedding.shape[1] - num_prefix_tokens
     if old_grid is None:
@@ -37,7 +37,7 @@ def resample_position_embedding(
     if math.prod(old_grid) != num_patches:
         raise ModelError(
             f"position embeddings have {num_patches} patches; {old_grid[0]}x{old_grid[1]} is expected, the grid of the "
-            "images that they were trained on"
+            "training images"
         )
     if old_grid == tuple(grid):
         return embedding
@@ -51,8 +51,8 @@ def resample_position_embedding(
 def _bicubic_matrix(old_size: int, new_size: int, antialias: bool) -> Float[np.ndarray, "m n"]:
     """Build the matrix that interpolates one axis.
 
-    PyTorch has two kernels: a = -0.75 with the edge repeated; with antialiasing Pillow's, a = -0.5, widened by the
-    factor of shrinking, cut off at the edge and normalized.
+    PyTorch has two kernels: a = -0.75 with edge padding; with antialiasing the one of Pillow, a = -0.5, widened by the
+    downsampling factor, truncated at the edges and normalized.
     """
     scale = old_size / new_size
     center = (np.arange(new_size)[:, None] + 0.5) * scale
@@ -60,7 +60,7 @@ def _bicubic_matrix(old_size: int, new_size: int, antialias: bool) -> Float[np.n
         widening = max(scale, 1.0)
         weights = _cubic((np.arange(old_size) + 0.5 - center) / widening, -0.5)
         return weights / weights.sum(1, keepdims=True)
-    # Two taps beyond either edge, whose weights are added to those of the edge.
+    # Two taps beyond each edge, whose weights are added to that of the edge.
     weights = _cubic(np.arange(-2, old_size + 2) + 0.5 - center, -0.75)
     weights[:, 2] += weights[:, :2].sum(1)
     weights[:, -3] += weights[:, -2:].sum(1)

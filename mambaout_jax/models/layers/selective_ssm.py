@@ -1,4 +1,4 @@
-"""The state space model of Mamba as a layer: step size, input and output projections depend on the input.
+"""The selective state space model of Mamba as a layer.
 
 Reference: Gu and Dao, Mamba: Linear-Time Sequence Modeling with Selective State Spaces, 2023. Parameter names and
 initial values are those of github.com/state-spaces/mamba at e9594ce1, mamba_simple.py.
@@ -15,17 +15,17 @@ from mambaout_jax.models.layers.linear import Linear
 from mambaout_jax.models.layers.parameters import ones, parameter, saveable, uniform, uniform_within
 from mambaout_jax.ops import SCAN_ORDERS, flatten_map, matmul, selective_scan, selective_scan_step, unflatten_map
 
-# Initial step sizes are log-uniform between these, and not below the floor.
+# Initial step sizes are log-uniform in [DT_MIN, DT_MAX] and clipped at DT_FLOOR.
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
 
 
 class SelectiveSSM(nnx.Module):
-    """A scan of a sequence: h_t = exp(delta_t A) h_(t-1) + delta_t B_t x_t, y_t = C_t h_t + D x_t, gated by SiLU(z_t).
+    """A selective scan: h_t = exp(delta_t A) h_(t-1) + delta_t B_t x_t, y_t = C_t h_t + D x_t, gated by SiLU(z_t).
 
     (dt, B, C) = x_proj(x); delta = softplus(dt_proj(dt)); A = -exp(A_log). States and decay are float32.
 
     Args:
-        dt_rank: width of dt; None for a sixteenth of the channels, rounded up.
+        dt_rank: width of dt; None for channels / 16, rounded up.
     """
 
     def __init__(self, channels: int, *, d_state: int = 16, dt_rank: int | None = None, dtype: jnp.dtype):
@@ -49,7 +49,7 @@ class SelectiveSSM(nnx.Module):
     def step(
         self, state: Float[Array, "b d n"], x: Float[Array, "b d"], z: Float[Array, "b d"] | None = None
     ) -> tuple[Float[Array, "b d"], Float[Array, "b d n"]]:
-        """Compute the output at the next position of a sequence, and the state after it."""
+        """Compute the output at the next position of a sequence and the next state."""
         x = x.astype(self.dtype)
         delta, B, C = self.project(x)
         return selective_scan_step(state, x, delta, self._decay(), B, C, self.D[...], z, **self._step_size())
@@ -57,10 +57,10 @@ class SelectiveSSM(nnx.Module):
     def project(
         self, x: Float[Array, "*batch d"]
     ) -> tuple[Float[Array, "*batch d"], Float[Array, "*batch n"], Float[Array, "*batch n"]]:
-        """Compute delta, before its bias and softplus, B and C of the input."""
+        """Compute delta (before bias and softplus), B and C from the input."""
         rank, (_, d_state) = self.dt_proj.weight.shape[0], self.A_log.shape
         dt, B, C = jnp.split(self.x_proj(x), [rank, rank + d_state], axis=-1)
-        # Without its bias, which the scan adds in float32.
+        # Without the bias, which the scan adds in float32.
         return saveable(matmul(dt, self.dt_proj.weight.astype(self.dtype))), B, C
 
     def _decay(self):
@@ -71,13 +71,13 @@ class SelectiveSSM(nnx.Module):
 
 
 def scan_2d(ssms: Sequence[SelectiveSSM], x: Float[Array, "b h w c"], scan_order: str) -> Float[Array, "b h w c"]:
-    """Compute the sum of the scans of a map along each direction of an order, with one layer per direction."""
+    """Compute the sum of scans of a feature map in all directions of a scan order, with one layer per direction."""
     _, h, w, _ = x.shape
-    lines = [
+    scans = [
         (ssm(flatten_map(x, columns=direction.columns), reverse=direction.reverse), direction.columns)
         for ssm, direction in zip(ssms, SCAN_ORDERS[scan_order], strict=True)
     ]
-    return sum(unflatten_map(line, h, w, columns=columns) for line, columns in lines)
+    return sum(unflatten_map(scan, h, w, columns=columns) for scan, columns in scans)
 
 
 def _initial_decay(noise):

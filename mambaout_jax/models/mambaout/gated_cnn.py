@@ -1,4 +1,4 @@
-"""The block of MambaOut, and with a state space model that of Mamba, on maps."""
+"""The block of MambaOut, and with a state space model the block of Mamba, on feature maps."""
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +14,15 @@ from mambaout_jax.models.layers.parameters import saveable
 from mambaout_jax.models.layers.selective_ssm import SelectiveSSM, scan_2d
 from mambaout_jax.ops import SCAN_ORDERS
 
-# timm builds LayerScale without the configured value: training starts here for every `ls_init_value`.
+# timm does not pass `ls_init_value` to LayerScale: this is its initial value for every `ls_init_value`.
 TIMM_LAYER_SCALE_INIT = 1e-5
 
 
 class GatedCNNBlock(nnx.Module):
-    """One block of MambaOut, a gated depthwise convolution.
+    """The Gated CNN block: a gated depthwise convolution.
 
-    With (g, i, v) = fc1(norm(x)): x + fc2(act(g) * concat(i, conv(v))), where each part is a matrix product of its own
-    and the concatenation is never in memory. With a scan order it is Mamba's block: conv(v) becomes the sum of
+    With (g, i, v) = fc1(norm(x)): x + fc2(act(g) * concat(i, conv(v))), computed as one matrix product per part,
+    without the concatenation. With a scan order it is a Mamba block: conv(v) is replaced by the sum of
     SSM(SiLU(conv(v))) over all directions. Reference: MambaOut, equations 8 to 11.
     """
 
@@ -43,7 +43,7 @@ class GatedCNNBlock(nnx.Module):
         if not 0 < self.conv_channels <= hidden:
             raise ModelError(
                 f"conv_ratio {conv_ratio} convolves {self.conv_channels} of {hidden} hidden channels (expansion_ratio "
-                f"{expansion_ratio} of {dim}); more than 0, at most expansion_ratio, is expected"
+                f"{expansion_ratio} of {dim}); a value above 0 and at most expansion_ratio is expected"
             )
         self.norm = LayerNorm(dim)
         self.fc1 = Linear(dim, 2 * hidden, dtype=dtype)
@@ -65,13 +65,13 @@ class GatedCNNBlock(nnx.Module):
     ) -> Float[Array, "b h w d"]:
         act = activation(self.act_layer)
         hidden, conv = self.fc2.weight.shape[0], self.conv_channels
-        kept_gate, conv_gate, kept, value = self.fc1.apply_split(
+        identity_gate, conv_gate, identity, value = self.fc1.apply_split(
             self.norm(x), [hidden - conv, hidden, 2 * hidden - conv]
         )
         value = self.conv(value)
         if self.ssm is not None:
             value = saveable(scan_2d(self.ssm, jax.nn.silu(value), self.scan_order))
-        y = self.fc2.apply_concat(act(kept_gate) * kept, act(conv_gate) * value)
+        y = self.fc2.apply_concat(act(identity_gate) * identity, act(conv_gate) * value)
         if self.ls is not None:
             y = self.ls(y)
         return x + drop_path(y, drop_path_rate, key)

@@ -1,4 +1,4 @@
-"""The training recipe that MambaOut was published with; configs/imagenet.py contains all of it."""
+"""The published training recipe of MambaOut; configs/imagenet.py contains all of it."""
 
 from types import MappingProxyType
 
@@ -13,9 +13,9 @@ RECIPE = Recipe(
             "optim.warmup_epochs": 20,
             "num_epochs": 310,
             "optim.cooldown_epochs": 10,
+            # 4096 = 8 devices x 4 microbatches x 128 images; each microbatch has one draw of mixup or cutmix.
             "augment.mixup_group": 128,
         }
     ),
-    # 8 devices of 128 images in 4 parts, each of which draws one mixup or cutmix.
     reference="Yu and Wang, MambaOut: Do We Really Need Mamba for Vision?, 2024: its five training scripts",
 )

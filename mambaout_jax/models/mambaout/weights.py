@@ -1,10 +1,10 @@
-"""Names of MambaOut's parameters in PyTorch programs."""
+"""Parameter names of MambaOut in PyTorch codebases."""
 
 from types import MappingProxyType
 
 from mambaout_jax.models.key_format import KeyFormat, Rule, same_names
 
-# timm 1.0.31, timm/models/mambaout.py. timm has no `ssm`; its names continue timm's.
+# timm 1.0.31, timm/models/mambaout.py. timm has no `ssm`; these names extend timm's.
 TIMM = KeyFormat(
     "timm",
     same_names(

@@ -1,4 +1,4 @@
-"""Names of a Vision Transformer's parameters in PyTorch programs."""
+"""Parameter names of the Vision Transformer in PyTorch codebases."""
 
 from mambaout_jax.models.key_format import KeyFormat, same_names
 

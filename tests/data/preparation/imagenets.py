@@ -1,4 +1,4 @@
-"""ImageNet in small, in each form that people have it: three classes, drawn images, the official names."""
+"""A small ImageNet in each of its common forms: three classes, drawn images, the official names."""
 
 import hashlib
 import io
@@ -20,7 +20,7 @@ METADATA = ImageNetMetadata(CLASS_NAMES, VALIDATION_LABELS, NUM_IMAGES, {})
 
 
 def train_images():
-    """Give {file name: bytes}; one is a PNG, one is CMYK, one is grey."""
+    """Return {file name: bytes}; one is a PNG, one is CMYK, one is gray."""
     images = {}
     for number in range(NUM_IMAGES["train"]):
         name = f"{CLASS_NAMES[number // 5]}_{number}.JPEG"
@@ -34,13 +34,13 @@ def train_images():
 
 
 def validation_images():
-    """Give {file name: bytes}."""
+    """Return {file name: bytes}."""
     numbers = range(1, NUM_IMAGES["validation"] + 1)
     return {f"ILSVRC2012_val_{number:08d}.JPEG": photos.encode(photos.make_photo(number + 50)) for number in numbers}
 
 
 def pack(files):
-    """Give the bytes of a tar."""
+    """Return the bytes of a tar."""
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w") as tar:
         for name, data in files.items():
@@ -51,7 +51,7 @@ def pack(files):
 
 
 def write_tars(folder, **changes):
-    """Write both tars, with other bytes where `changes` has them, and give the metadata that they fulfil."""
+    """Write both tars, with the bytes in `changes` replaced, and return matching metadata."""
     images = train_images()
     inner = {
         f"{name}.tar": pack({file: data for file, data in images.items() if file.startswith(name)})
@@ -76,7 +76,7 @@ def write_folders(folder, *, flat):
 
 
 def write_tfrecords(folder, name="imagenet2012"):
-    """Write what TFDS does: two files a split, in an order of its own, and the metadata; give the version's folder."""
+    """Write what TFDS writes, two shuffled files per split and the metadata, and return the folder of the version."""
     target = folder / name / "5.1.0"
     target.mkdir(parents=True)
     labels = [CLASS_NAMES.index(file.partition("_")[0]) for file in train_images()]
@@ -108,7 +108,7 @@ def write_tfrecords(folder, name="imagenet2012"):
 
 
 def serialise(file_name, image, label):
-    """Give one record, as TFDS writes it."""
+    """Return one record in the format of TFDS."""
     example = tf_example_pb2.Example()
     example.features.feature["file_name"].bytes_list.value.append(file_name.encode())
     example.features.feature["image"].bytes_list.value.append(image)

@@ -24,7 +24,7 @@ def small_shards(monkeypatch):
 
 @pytest.fixture
 def insects(tmp_path):
-    """Give a dataset of 24 images that lie one behind the other in one file, and of 5 to validate with."""
+    """Return a dataset of 24 images in one file, and 5 validation images."""
     path, items, content = tmp_path / "images", [], b""
     for number in range(29):
         image = photos.encode(photos.make_photo(100 + number))
@@ -45,7 +45,7 @@ def files(folder):
 
 
 def stop_after_shard_two(dataset, data_dir, monkeypatch):
-    """Break a run off, as Ctrl-C would, in the third shard."""
+    """Interrupt a run in the third shard, like Ctrl-C."""
     left, update = [15], dataset_writer.tqdm.update
 
     def tick(bar, number=1):
@@ -60,7 +60,7 @@ def stop_after_shard_two(dataset, data_dir, monkeypatch):
             write(dataset, data_dir)
 
 
-def test_what_is_written_is_read_by_tfds_and_by_open_source(insects, tmp_path):
+def test_a_written_dataset_is_read_by_tfds_and_open_source(insects, tmp_path):
     written = write(insects, tmp_path)
     assert written == ({"train": [8, 8, 8], "validation": [2, 2, 1]}, 0)
     source = open_source("insects", "train", str(tmp_path))
@@ -76,7 +76,7 @@ def test_what_is_written_is_read_by_tfds_and_by_open_source(insects, tmp_path):
     assert info.supervised_keys == ("image", "label")
 
 
-def test_a_dataset_does_not_depend_on_the_order_that_its_images_come_in(insects, tmp_path):
+def test_a_dataset_does_not_depend_on_the_order_of_its_images(insects, tmp_path):
     write(insects, tmp_path / "a")
     for items in insects.splits.values():
         random.Random(1).shuffle(items)
@@ -90,14 +90,14 @@ def test_a_dataset_does_not_depend_on_the_number_of_workers(insects, tmp_path):
     assert files(tmp_path / "a") == files(tmp_path / "b")
 
 
-def test_a_slice_is_a_sample_of_all_classes(insects, tmp_path):
+def test_a_slice_contains_all_classes(insects, tmp_path):
     write(insects, tmp_path)
     labels = [record["label"] for record in open_source("insects", "train[:50%]", str(tmp_path))]
     assert len(labels) == 12
     assert set(labels) == {0, 1, 2}
 
 
-def test_a_stopped_run_goes_on_and_ends_as_an_unbroken_one(insects, tmp_path, monkeypatch, capfd):
+def test_a_stopped_and_resumed_run_equals_an_unbroken_one(insects, tmp_path, monkeypatch, capfd):
     write(insects, tmp_path / "unbroken")
     stop_after_shard_two(insects, tmp_path / "stopped", monkeypatch)
     target = tmp_path / "stopped" / "insects" / "1.0.0"
@@ -108,13 +108,13 @@ def test_a_stopped_run_goes_on_and_ends_as_an_unbroken_one(insects, tmp_path, mo
     finished = {path.name: path.stat().st_ino for path in data.iterdir()}
     assert sorted(finished) == [f"insects-train.array_record-0000{index}-of-00004" for index in range(2)]
     write(insects, tmp_path / "stopped")
-    assert "2 of 8 shards are there from an earlier run" in capfd.readouterr().err
+    assert "2 of 8 shards exist from an earlier run" in capfd.readouterr().err
     assert {name: (target / name).stat().st_ino for name in finished} == finished
     assert files(tmp_path / "stopped") == files(tmp_path / "unbroken")
 
 
 @pytest.mark.parametrize("change", ["shorter file", "other label", "other size", "no manifest"])
-def test_a_shard_that_is_not_what_it_should_be_is_written_again(insects, tmp_path, monkeypatch, capfd, change):
+def test_a_changed_shard_is_written_again(insects, tmp_path, monkeypatch, capfd, change):
     stop_after_shard_two(insects, tmp_path / "out", monkeypatch)
     workspace = tmp_path / "out" / "insects" / "1.0.0.incomplete"
     first = min((workspace / "data").iterdir())
@@ -132,12 +132,12 @@ def test_a_shard_that_is_not_what_it_should_be_is_written_again(insects, tmp_pat
         }
         items[index] = items[index]._replace(**changed[change])
     write(insects, tmp_path / "out")
-    assert "1 of 8 shards are there" in capfd.readouterr().err
+    assert "1 of 8 shards exist" in capfd.readouterr().err
     write(insects, tmp_path / "again")
     assert files(tmp_path / "out") == files(tmp_path / "again")
 
 
-def test_files_of_a_plan_that_was_given_up_do_not_come_along(insects, tmp_path, monkeypatch):
+def test_files_of_an_abandoned_run_are_removed(insects, tmp_path, monkeypatch):
     stop_after_shard_two(insects, tmp_path / "out", monkeypatch)
     monkeypatch.setattr(dataset_writer.shard_utils.ShardConfig, "calculate_number_shards", lambda size, images: 3)
     for folder in ("out", "again"):
@@ -145,7 +145,7 @@ def test_files_of_a_plan_that_was_given_up_do_not_come_along(insects, tmp_path, 
     assert files(tmp_path / "out") == files(tmp_path / "again")
 
 
-def test_images_that_cannot_be_decoded_are_counted_and_the_first_is_named(insects, tmp_path):
+def test_undecodable_images_are_counted_and_the_first_is_named(insects, tmp_path):
     content = bytearray((tmp_path / "images").read_bytes())
     for index in (3, 4):
         item = insects.splits["train"][index]
@@ -175,7 +175,7 @@ def test_a_cut_or_missing_image_is_named(insects, tmp_path, cut, words):
     assert not (tmp_path / "insects" / "1.0.0").exists()
 
 
-def test_a_disk_that_is_too_small_is_told_before_anything_is_written(insects, tmp_path, monkeypatch):
+def test_too_little_disk_space_is_an_error_before_writing(insects, tmp_path, monkeypatch):
     monkeypatch.setattr(
         dataset_writer.shutil, "disk_usage", lambda path: dataset_writer.shutil._ntuple_diskusage(9, 8, 1)
     )
@@ -184,7 +184,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(insects, tm
     assert not (tmp_path / "insects").exists()
 
 
-def test_a_second_run_is_refused_and_leaves_the_first_alone(insects, tmp_path):
+def test_a_concurrent_run_is_refused_and_does_not_disturb_the_first(insects, tmp_path):
     target = tmp_path / "insects" / "1.0.0"
     with open_workspace(target) as workspace:
         with pytest.raises(DataError, match=r"another run is preparing .*/insects/1.0.0; wait"):
@@ -199,7 +199,7 @@ def test_a_run_that_wrote_nothing_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_images_are_stored_as_they_are_converted(insects, tmp_path):
+def test_converted_images_are_stored(insects, tmp_path):
     dataset = dataclasses.replace(insects, convert=as_png, encoding="png")
     assert write(dataset, tmp_path).num_converted == 29
     assert open_source("insects", "train", str(tmp_path))[0]["image"].startswith(b"\x89PNG")
@@ -209,7 +209,7 @@ def as_png(data, image):
     return photos.encode(image, "PNG")
 
 
-def test_manifests_and_locks_do_not_come_along(insects, tmp_path):
+def test_a_dataset_contains_no_manifests_and_locks(insects, tmp_path):
     write(insects, tmp_path)
     names = sorted(path.name for path in (tmp_path / "insects" / "1.0.0").iterdir())
     assert [name for name in names if "array_record" not in name] == [

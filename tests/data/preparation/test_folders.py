@@ -11,7 +11,7 @@ TWO = {"ant": 2, "bee": 3}
 
 
 def write(folder, classes):
-    """Write as many images as told into each class folder."""
+    """Write the given number of images into each class folder."""
     for name, count in classes.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         for number in range(count):
@@ -23,7 +23,7 @@ def labels(dataset, split):
     return sorted((item.file_name, item.label) for item in dataset.splits[split])
 
 
-def test_classes_alone_are_one_split_and_numbered_in_order(tmp_path):
+def test_class_folders_alone_are_one_split_with_sorted_labels(tmp_path):
     dataset = folders.read_folder(write(tmp_path, {"bee": 1, "ant": 2}), "insects")
     assert dataset.class_names == ("ant", "bee")
     assert labels(dataset, "train") == [("ant/0.png", 0), ("ant/1.png", 0), ("bee/0.png", 1)]
@@ -33,7 +33,7 @@ def test_classes_alone_are_one_split_and_numbered_in_order(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["val", "validation"])
-def test_split_folders_become_the_splits_of_tfds(tmp_path, name):
+def test_split_folders_have_the_split_names_of_tfds(tmp_path, name):
     for part in ("train", name, "test"):
         write(tmp_path / part, TWO)
     dataset = folders.read_folder(tmp_path, "insects")
@@ -52,7 +52,7 @@ def test_a_class_may_be_called_train(tmp_path):
     assert dataset.class_names == ("bus", "train")
 
 
-def test_hidden_files_and_licences_are_passed_over(tmp_path):
+def test_hidden_files_and_licenses_are_ignored(tmp_path):
     write(tmp_path, TWO)
     for name in ("ant/.DS_Store", "ant/Thumbs.db", "bee/desktop.ini", "LICENSE.txt"):
         (tmp_path / name).write_bytes(b"x")
@@ -64,23 +64,23 @@ def test_hidden_files_and_licences_are_passed_over(tmp_path):
     [
         ({}, "has 0 class folders; expected two or more"),
         ({"ant": 1}, "has 1 class folders; expected two or more"),
-        ({"ant": 1, "bee": 0}, "class folder .*/bee has no images; fill it or remove it"),
+        ({"ant": 1, "bee": 0}, "class folder .*/bee has no images; add some or remove it"),
         ({"ant/small": 1, "bee": 1}, "class folder .*/ant has the folder 'small'; expected only images"),
         ({"ant": 1, "bee": 1, ".": 2}, "has 2 images outside of class folders .first: 0.png"),
         ({"val/ant": 1, "test/ant": 1}, "has test and val but no train"),
-        ({"train/ant": 1, "train/bee": 1, "val/cow": 1}, "val has the class 'cow', which .*/train does not have"),
+        ({"train/ant": 1, "train/bee": 1, "val/cow": 1}, "val has the class 'cow', which is missing in .*/train"),
         ({"train/ant": 1, "train/bee": 1, "val": 0}, "val has no images; expected them in"),
         ({"train/ant": 1, "train/bee": 1, "val/ant": 1, "validation/ant": 1}, "has both val and validation"),
         ({"train/ant": 1, "train/bee": 1, "extra/ant": 1}, "has the folder 'extra' next to train"),
         ({"train": 2}, "has 2 images outside of class folders"),
     ],
 )
-def test_another_layout_is_told(tmp_path, classes, words):
+def test_another_layout_is_refused(tmp_path, classes, words):
     with pytest.raises(DataError, match=words):
         folders.read_folder(write(tmp_path, classes), "insects")
 
 
-def test_a_folder_that_is_not_there_is_told(tmp_path):
+def test_a_missing_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     for name in ("file", "nowhere"):
         with pytest.raises(DataError, match=f"{name} is not a local directory"):
@@ -88,14 +88,14 @@ def test_a_folder_that_is_not_there_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("name", [" ant", "ant ", "a\nnt", "a\rnt", " ", "ant\x1c"])
-def test_a_class_name_that_tfds_would_not_read_back_is_told(tmp_path, name):
+def test_a_class_name_that_tfds_would_change_is_refused(tmp_path, name):
     with pytest.raises(DataError, match=r"class folder .* starts or ends with a space, or has a line break") as told:
         folders.read_folder(write(tmp_path, {name: 1, "bee": 1}), "insects")
     assert repr(str(tmp_path / name)) in str(told.value)
     assert "\n" not in str(told.value)
 
 
-def test_names_that_are_not_utf8_are_told(tmp_path):
+def test_names_that_are_not_utf8_are_refused(tmp_path):
     write(tmp_path, TWO)
     file = Path(os.fsdecode(bytes(tmp_path / "bee") + b"/caf\xe9.jpg"))
     file.write_bytes(b"x")
@@ -108,7 +108,7 @@ def test_names_that_are_not_utf8_are_told(tmp_path):
 
 
 @pytest.mark.parametrize("leads_to", ["nowhere", "link.png"])
-def test_a_link_that_leads_nowhere_is_told(tmp_path, leads_to):
+def test_a_dangling_link_is_named(tmp_path, leads_to):
     write(tmp_path, TWO)
     (tmp_path / "ant" / "link.png").symlink_to(leads_to)
     with pytest.raises(DataError, match=r"ant/link.png is a dangling link; fix or remove it"):
@@ -123,7 +123,7 @@ def test_links_to_images_and_folders_are_followed(tmp_path):
     assert len(folders.read_folder(tmp_path / "here", "insects").splits["train"]) == 4
 
 
-def test_a_folder_that_cannot_be_read_is_told(tmp_path, monkeypatch):
+def test_an_unreadable_folder_is_named(tmp_path, monkeypatch):
     def refuse(folder):
         raise PermissionError(13, "Permission denied", str(folder))
 

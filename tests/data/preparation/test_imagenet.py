@@ -72,7 +72,7 @@ def test_labels_are_the_ranks_of_wordnet_ids_and_validation_has_those_of_the_tab
 
 
 @pytest.mark.parametrize("name", [imagenets.PNG, imagenets.CMYK])
-def test_what_is_no_grey_or_rgb_jpeg_becomes_one_with_the_same_pixels(name):
+def test_other_images_become_rgb_jpegs_with_the_same_pixels(name):
     data = imagenets.train_images()[name]
     image = Image.open(io.BytesIO(data))
     repaired = Image.open(io.BytesIO(imagenet.as_rgb_jpeg(data, image)))
@@ -83,12 +83,12 @@ def test_what_is_no_grey_or_rgb_jpeg_becomes_one_with_the_same_pixels(name):
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_grey_and_rgb_jpegs_keep_their_bytes(mode):
+def test_gray_and_rgb_jpegs_keep_their_bytes(mode):
     data = photos.encode(photos.make_photo(3).convert(mode))
     assert imagenet.as_rgb_jpeg(data, Image.open(io.BytesIO(data))) is data
 
 
-def test_the_official_metadata_is_those_of_ilsvrc_2012():
+def test_the_official_metadata_is_that_of_ilsvrc_2012():
     metadata = imagenet.official_metadata()
     assert metadata.num_images == {"train": 1281167, "validation": 50000}
     assert len(metadata.class_names) == 1000
@@ -106,12 +106,12 @@ def assert_refused(tmp_path, kind, source, words, metadata=METADATA):
 
 
 @pytest.mark.parametrize("kind", ["tars", "folder", "tfrecord"])
-def test_a_source_that_is_not_there_is_told(tmp_path, kind):
+def test_a_missing_source_is_named(tmp_path, kind):
     assert_refused(tmp_path, kind, tmp_path / "nowhere", "nowhere (is not a local directory|has no imagenet2012)")
     assert not (tmp_path / "out" / "imagenet2012").exists()
 
 
-def test_wrong_tars_are_told_before_they_are_read(tmp_path, tars, monkeypatch):
+def test_wrong_tars_are_refused_before_they_are_read(tmp_path, tars, monkeypatch):
     folder, metadata = tars
     name = "ILSVRC2012_img_train.tar"
     content = (folder / name).read_bytes()
@@ -123,9 +123,7 @@ def test_wrong_tars_are_told_before_they_are_read(tmp_path, tars, monkeypatch):
         (folder / name).rename(folder / "train.tar")
         assert_refused(tmp_path, "tars", folder, f"has no {name} .it has ILSVRC2012_img_val.tar, train.tar", metadata)
     (folder / name).write_bytes(content[:2000] + b"\0" + content[2001:])
-    assert_refused(
-        tmp_path, "tars", folder, "another SHA-256 than the official one: .* repacked.* use --folder", metadata
-    )
+    assert_refused(tmp_path, "tars", folder, "does not have the official SHA-256: .* repacked.* use --folder", metadata)
 
 
 def test_tars_are_checked_once(tmp_path, tars, monkeypatch):
@@ -155,12 +153,12 @@ def test_tars_are_checked_once(tmp_path, tars, monkeypatch):
         ),
     ],
 )
-def test_tars_with_other_contents_are_told(tmp_path, content, words):
+def test_tars_with_other_contents_are_refused(tmp_path, content, words):
     metadata = imagenets.write_tars(tmp_path / "tars", train=content)
     assert_refused(tmp_path, "tars", tmp_path / "tars", words, metadata)
 
 
-def test_folders_that_are_not_imagenet_are_told(tmp_path, unpacked):
+def test_folders_that_are_not_imagenet_are_refused(tmp_path, unpacked):
     image = unpacked / "val" / "ILSVRC2012_val_00000004.JPEG"
     data = image.read_bytes()
     image.unlink()
@@ -177,14 +175,14 @@ def test_folders_that_are_not_imagenet_are_told(tmp_path, unpacked):
     assert_refused(tmp_path, "folder", unpacked, "has no folder 'val'")
 
 
-def test_validation_images_in_a_wrong_class_folder_are_told(tmp_path):
+def test_validation_images_in_a_wrong_class_folder_are_refused(tmp_path):
     imagenets.write_folders(tmp_path / "nested", flat=False)
     image = next((tmp_path / "nested" / "val" / "n01440764").iterdir())
     image.rename(tmp_path / "nested" / "val" / "n02102040" / image.name)
     assert_refused(tmp_path, "folder", tmp_path / "nested", "1 validation images of the class n01440764; expected 2")
 
 
-def test_tfrecords_that_are_not_whole_are_told(tmp_path, tfrecords):
+def test_incomplete_tfrecords_are_refused(tmp_path, tfrecords):
     first, second = sorted(tfrecords.glob("imagenet2012-train*"))
     content = first.read_bytes()
     first.write_bytes(content[:-100])
@@ -199,7 +197,7 @@ def test_tfrecords_that_are_not_whole_are_told(tmp_path, tfrecords):
     assert_refused(tmp_path, "tfrecord", tfrecords, "train.tfrecord-00001-of-00002 is missing")
 
 
-def test_tfrecords_of_another_dataset_are_told(tmp_path, tfrecords):
+def test_tfrecords_of_another_dataset_are_refused(tmp_path, tfrecords):
     other = imagenets.write_tfrecords(tmp_path / "other", name="imagenet_v2")
     assert_refused(tmp_path, "tfrecord", other, "has imagenet_v2 as tfrecord; expected imagenet2012 as tfrecord")
     assert_refused(
@@ -217,26 +215,26 @@ def test_a_truncated_image_is_named(tmp_path, unpacked):
     image = unpacked / "train" / "n03888257" / "n03888257_12.JPEG"
     image.write_bytes(image.read_bytes()[:-200])
     assert_refused(
-        tmp_path, "folder", unpacked, "1 of 21 files are not images that Pillow decodes .first: n03888257_12.JPEG"
+        tmp_path, "folder", unpacked, "1 of 21 files are not images that Pillow can decode .first: n03888257_12.JPEG"
     )
 
 
 @pytest.mark.parametrize("content", ['{"name": "imagenet', '{"name": "imagenet2012", "splits": 3}', "[]", "{}"])
-def test_tfrecords_with_damaged_metadata_are_told(tmp_path, tfrecords, content):
+def test_tfrecords_with_damaged_metadata_are_refused(tmp_path, tfrecords, content):
     (tfrecords / "dataset_info.json").write_text(content)
     assert_refused(
-        tmp_path, "tfrecord", tfrecords, "5.1.0 is damaged, or of another version of TFDS .*; copy or prepare it"
+        tmp_path, "tfrecord", tfrecords, "5.1.0 is damaged or from another version of TFDS .*; copy or prepare it"
     )
 
 
-def test_metadata_of_an_old_tfds_is_told(tmp_path, tfrecords):
+def test_metadata_of_an_old_tfds_is_refused(tmp_path, tfrecords):
     (tfrecords / "features.json").unlink()
     assert_refused(
-        tmp_path, "tfrecord", tfrecords, "5.1.0 is damaged, or of another version of TFDS .*; copy or prepare it"
+        tmp_path, "tfrecord", tfrecords, "5.1.0 is damaged or from another version of TFDS .*; copy or prepare it"
     )
 
 
-def test_a_source_that_cannot_be_read_is_not_told_as_the_folder_to_write_to(tmp_path, tars, unpacked, monkeypatch):
+def test_an_unreadable_source_is_named_instead_of_the_target(tmp_path, tars, unpacked, monkeypatch):
     def refuse(path, *_):
         raise PermissionError(13, "Permission denied", str(path))
 

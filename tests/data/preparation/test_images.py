@@ -20,7 +20,7 @@ def insects(tmp_path):
     return tmp_path / "insects"
 
 
-def test_a_folder_becomes_a_dataset_of_its_name(insects, tmp_path):
+def test_a_folder_becomes_a_dataset_with_its_name(insects, tmp_path):
     prepared = prepare_folder(str(insects), data_dir=str(tmp_path / "out"))
     assert prepared == (
         "insects",
@@ -38,13 +38,13 @@ def test_a_folder_becomes_a_dataset_of_its_name(insects, tmp_path):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("My Insects-2", "'My Insects-2' is not allowed as a dataset name; .* such as --name my_insects_2"),
+        ("My Insects-2", "'My Insects-2' is not a valid dataset name; .* such as --name my_insects_2"),
         ("2024", "such as --name my_images"),
         ("imagenette", "'imagenette' is the name of another dataset; choose another --name"),
         ("digits", "'digits' is the name of another dataset"),
     ],
 )
-def test_a_name_that_will_not_do_is_answered_with_one_that_does(insects, tmp_path, name, words):
+def test_an_invalid_name_gets_a_valid_suggestion(insects, tmp_path, name, words):
     with pytest.raises(DataError, match=words):
         prepare_folder(str(insects), name, str(tmp_path / "out"))
     insects.rename(tmp_path / name)
@@ -52,13 +52,13 @@ def test_a_name_that_will_not_do_is_answered_with_one_that_does(insects, tmp_pat
         prepare_folder(str(tmp_path / name), None, str(tmp_path / "out"))
 
 
-def test_what_is_prepared_is_not_written_again(insects, tmp_path, monkeypatch):
+def test_a_prepared_dataset_is_not_written_again(insects, tmp_path, monkeypatch):
     first = prepare_folder(str(insects), data_dir=str(tmp_path / "out"))
     monkeypatch.setattr(images, "write_dataset", lambda *_: pytest.fail("written again"))
     again = prepare_folder(str(insects), data_dir=str(tmp_path / "out"))
     assert again == first._replace(images_per_class=None)
     image = next((insects / "ant").iterdir())
-    image.rename(insects / "bee" / image.name)  # as many as before: what is counted is told by the name alone
+    image.rename(insects / "bee" / image.name)  # as many images as before, so that only the name shows the error
     assert prepare_folder(str(insects), data_dir=str(tmp_path / "out")) == again
     image = next((insects / "bee").iterdir())
     (insects / "ant" / "another.jpg").write_bytes(image.read_bytes())
@@ -69,7 +69,7 @@ def test_what_is_prepared_is_not_written_again(insects, tmp_path, monkeypatch):
         prepare_folder(str(insects), data_dir=str(tmp_path / "out"))
 
 
-def test_imagenet_that_is_prepared_needs_no_source_and_has_to_be_whole(tmp_path):
+def test_prepared_imagenet_requires_no_source_but_must_be_complete(tmp_path):
     imagenets.write_folders(tmp_path / "unpacked", flat=True)
     prepare_imagenet("folder", str(tmp_path / "unpacked"), str(tmp_path), metadata=imagenets.METADATA)
     again = prepare_imagenet("tars", "nowhere", str(tmp_path), metadata=imagenets.METADATA)
@@ -78,7 +78,7 @@ def test_imagenet_that_is_prepared_needs_no_source_and_has_to_be_whole(tmp_path)
         prepare_imagenet("tars", "nowhere", str(tmp_path), metadata=imagenet.official_metadata())
 
 
-def test_tfrecords_at_the_place_to_write_to_are_told(tmp_path):
+def test_tfrecords_in_the_target_folder_are_refused(tmp_path):
     imagenets.write_tfrecords(tmp_path)
     with pytest.raises(DataError, match="already has imagenet2012, as tfrecord"):
         prepare_imagenet("tfrecord", str(tmp_path), str(tmp_path), metadata=imagenets.METADATA)
@@ -94,13 +94,13 @@ def test_imagenet_opens_by_its_name_in_tfds(tmp_path):
     assert sorted(features["featuresDict"]["features"]) == ["file_name", "image", "label"]
 
 
-def test_a_folder_of_that_version_without_metadata_is_told(insects, tmp_path):
+def test_a_target_folder_without_metadata_is_refused(insects, tmp_path):
     (tmp_path / "out" / "insects" / "1.0.0").mkdir(parents=True)
     with pytest.raises(DataError, match=r"insects/1.0.0 exists without the metadata of a dataset; move it away"):
         prepare_folder(str(insects), data_dir=str(tmp_path / "out"))
 
 
-def test_a_bucket_gets_what_was_written_here(insects, tmp_path, monkeypatch):
+def test_a_bucket_gets_the_local_files(insects, tmp_path, monkeypatch):
     bucket, local = tmp_path / "bucket", tmp_path / "local"
     monkeypatch.setattr(images.buckets, "is_remote", lambda path: str(path) == str(bucket))
     monkeypatch.setattr(images, "LOCAL_DATA_DIR", str(local))
@@ -115,7 +115,7 @@ def test_a_bucket_gets_what_was_written_here(insects, tmp_path, monkeypatch):
     assert sorted(path.name for path in (local / "insects").iterdir()) == ["1.0.0"]
 
 
-def test_a_bucket_that_cannot_be_read_is_told(insects, monkeypatch):
+def test_an_unreadable_bucket_is_named(insects, monkeypatch):
     class CredentialsError(Exception):
         pass
 
@@ -127,7 +127,7 @@ def test_a_bucket_that_cannot_be_read_is_told(insects, monkeypatch):
         prepare_folder(str(insects), data_dir="gs://bucket")
 
 
-def test_a_data_dir_that_cannot_be_written_to_is_told(insects, tmp_path, monkeypatch):
+def test_an_unwritable_data_dir_is_named(insects, tmp_path, monkeypatch):
     def refuse(target):
         raise PermissionError(13, "Permission denied", str(target))
 
@@ -141,18 +141,18 @@ def test_versions_are_those_of_the_rooms():
 
 
 @pytest.mark.parametrize("data_dir", ["", "insects", "insects/ant", "link"])
-def test_a_dataset_is_not_written_among_the_images(insects, tmp_path, monkeypatch, data_dir):
+def test_a_dataset_is_not_written_into_the_image_folder(insects, tmp_path, monkeypatch, data_dir):
     (tmp_path / "link").symlink_to(tmp_path)
     before = sorted(insects.rglob("*"))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=r"insects/1.0.0 is among the images in insects; name another folder"):
+    with pytest.raises(DataError, match=r"insects/1.0.0 is inside the image folder insects; choose another folder"):
         prepare_folder("insects", data_dir=data_dir or ".")
     assert sorted(insects.rglob("*")) == before
     assert prepare_folder("insects", "bugs", data_dir=".").name == "bugs"
 
 
 @pytest.mark.parametrize("data_dir", ["file", "file/inside", "nowhere", "loop"])
-def test_a_data_dir_that_is_no_folder_is_told(insects, tmp_path, data_dir):
+def test_a_data_dir_that_is_not_a_folder_is_named(insects, tmp_path, data_dir):
     (tmp_path / "file").write_text("")
     (tmp_path / "nowhere").symlink_to("gone")
     (tmp_path / "loop").symlink_to("loop")
@@ -163,13 +163,13 @@ def test_a_data_dir_that_is_no_folder_is_told(insects, tmp_path, data_dir):
         prepare_dataset("digits", data_dir=str(tmp_path / data_dir))
 
 
-def test_a_source_that_is_a_loop_of_links_is_told(tmp_path):
+def test_a_source_that_is_a_loop_of_links_is_named(tmp_path):
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(DataError, match="loop cannot be read"):
         prepare_folder(str(tmp_path / "loop"), data_dir=str(tmp_path / "out"))
 
 
-def test_damaged_metadata_at_the_place_to_write_to_is_told(insects, tmp_path):
+def test_damaged_metadata_in_the_target_folder_is_refused(insects, tmp_path):
     prepared = prepare_folder(str(insects), data_dir=str(tmp_path / "out"))
     (tmp_path / "out" / "insects" / "1.0.0" / "dataset_info.json").write_text("{")
     with pytest.raises(DataError, match=f"the metadata of the dataset in {prepared.folder} is damaged"):

@@ -1,4 +1,4 @@
-"""Processes as a terminal and a scheduler meet them."""
+"""Preparation commands under the signals of terminals and schedulers."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def command(tmp_path):
-    """Give a command that takes some seconds with two workers, in 4 shards."""
+    """Return a command that takes some seconds with two workers, in 4 shards."""
     image = photos.encode(photos.make_photo(30).resize((900, 700)))
     for number in range(NUM_IMAGES):
         path = tmp_path / "insects" / ("ant", "bee")[number % 2] / f"{number}.jpg"
@@ -39,12 +39,12 @@ def command(tmp_path):
 
 
 def environment():
-    """Let the program find the package."""
+    """Return an environment in which the program imports the package."""
     return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 def start(command):
-    """Start it in a group of its own, and wait for its two workers."""
+    """Start the command in its own process group, and wait for its two workers."""
     process = subprocess.Popen(command, start_new_session=True, env=environment(), stderr=subprocess.PIPE, text=True)
     while len(pids := workers_of(process)) < 2:
         assert process.poll() is None, process.stderr.read()
@@ -52,7 +52,7 @@ def start(command):
 
 
 def manifests_of(command):
-    """List what tells of finished shards."""
+    """List the manifests of finished shards."""
     return list(Path(command[-1].partition("=")[2]).glob("insects/1.0.0.incomplete/manifests/*.json"))
 
 
@@ -64,14 +64,14 @@ def await_manifest(process, command):
 
 
 def workers_of(process):
-    """Give the processes that `process` started, other than multiprocessing's own helper."""
+    """Return the child processes of `process`, except multiprocessing's helper."""
     lines = subprocess.run(["ps", "-ww", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
     rows = [line.split(None, 2) for line in lines.splitlines()]
     return [int(row[0]) for row in rows if row[1] == str(process.pid) and "spawn_main" in row[2]]
 
 
 def await_end(pids):
-    """Wait until the processes are gone."""
+    """Wait until the processes have exited."""
     deadline = time.monotonic() + 20
     while any(
         Path(f"/proc/{pid}").exists() and "zombie" not in Path(f"/proc/{pid}/status").read_text() for pid in pids
@@ -81,7 +81,7 @@ def await_end(pids):
 
 
 @pytest.mark.parametrize(("number", "group", "code"), [(signal.SIGINT, True, 130), (signal.SIGTERM, False, 143)])
-def test_a_stopped_command_leaves_no_workers_and_nothing_that_looks_prepared(command, tmp_path, number, group, code):
+def test_a_stopped_command_leaves_no_workers_and_no_dataset(command, tmp_path, number, group, code):
     process, pids = start(command)
     if number == signal.SIGTERM:
         await_manifest(process, command)
@@ -96,7 +96,7 @@ def test_a_stopped_command_leaves_no_workers_and_nothing_that_looks_prepared(com
     assert not (tmp_path / "out" / "insects" / "1.0.0").exists()
 
 
-def test_a_killed_command_goes_on(command, tmp_path):
+def test_a_killed_command_resumes(command, tmp_path):
     process, pids = start(command)
     await_manifest(process, command)
     process.kill()
@@ -104,11 +104,11 @@ def test_a_killed_command_goes_on(command, tmp_path):
     await_end(pids)
     command[5] = "--workers=1"
     again = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
-    assert "of 4 shards are there from an earlier run" in again.stderr
+    assert "of 4 shards exist from an earlier run" in again.stderr
     assert len(open_source("insects", "train", str(tmp_path / "out"))) == NUM_IMAGES
 
 
-def test_a_killed_worker_ends_the_command_with_a_sentence(command):
+def test_a_killed_worker_ends_the_command_with_a_message(command):
     process, pids = start(command)
     await_manifest(process, command)
     os.kill(pids[0], signal.SIGKILL)

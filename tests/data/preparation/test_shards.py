@@ -15,7 +15,7 @@ def job(tmp_path):
     return ShardJob("train", tmp_path / "shard", tmp_path / "manifest", tuple(items), None)
 
 
-def test_a_shard_leaves_a_manifest_of_what_it_holds(job):
+def test_a_shard_has_a_manifest_of_its_content(job):
     assert read_manifest(job) is None
     calls = []
     manifest = write_shard(job, lambda: calls.append(1))
@@ -36,7 +36,7 @@ def test_a_shard_leaves_a_manifest_of_what_it_holds(job):
         (lambda records: records[:2], "has 2 of 3 records; check the disk"),
     ],
 )
-def test_a_shard_that_is_not_what_was_written_is_told(job, monkeypatch, change, words):
+def test_a_shard_that_differs_when_read_back_is_an_error(job, monkeypatch, change, words):
     class Forgetful:
         def __init__(self, path, options):
             self.path, self.options, self.records = path, options, []
@@ -58,7 +58,7 @@ def test_a_shard_that_is_not_what_was_written_is_told(job, monkeypatch, change, 
     assert read_manifest(job) is None
 
 
-def test_a_failure_to_write_names_the_file_and_leaves_nothing(job, tmp_path, monkeypatch):
+def test_a_failed_write_names_the_file_and_leaves_nothing(job, tmp_path, monkeypatch):
     real = array_record_module.ArrayRecordWriter
     monkeypatch.setattr(array_record_module, "ArrayRecordWriter", lambda path, options: real("/dev/full", options))
     with pytest.raises(OSError, match=r"cannot write .*/shard .*No space left on device"):

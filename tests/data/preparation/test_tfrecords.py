@@ -14,13 +14,13 @@ def records(tmp_path):
     return path
 
 
-def test_the_checksum_is_crc_32c_masked():
-    # The check value of the catalogue of CRC algorithms, and TFRecord's mask undone.
+def test_the_checksum_is_masked_crc32c():
+    # The check value in the catalogue of CRC algorithms, with the mask of TFRecord removed.
     rotated = (masked_crc32c(b"123456789") - 0xA282EAD8) & 0xFFFFFFFF
     assert ((rotated << 15 | rotated >> 17) & 0xFFFFFFFF) == 0xE3069283
 
 
-def test_each_image_is_found_where_it_lies(records):
+def test_each_image_has_its_byte_range(records):
     content = records.read_bytes()
     found = {item.file_name: content[item.offset : item.offset + item.size] for item in index_tfrecord(records)}
     assert found == IMAGES
@@ -40,13 +40,13 @@ def test_each_image_is_found_where_it_lies(records):
         ),
     ],
 )
-def test_a_damaged_file_is_told_by_its_place(records, damage, words):
+def test_a_damaged_file_is_named_with_the_offset(records, damage, words):
     records.write_bytes(damage(records.read_bytes()))
     with pytest.raises(DataError, match=words):
         list(index_tfrecord(records))
 
 
-def test_records_of_something_else_are_told(tmp_path):
+def test_records_without_the_features_are_refused(tmp_path):
     for record in (b"", b"text that is no message", bytes(range(256)), b"\x0a\x00", b"\xff" * 40):
         imagenets.write_tfrecord(tmp_path / "other", [record])
         with pytest.raises(DataError, match="is not an example with image, label and file_name"):
