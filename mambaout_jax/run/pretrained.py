@@ -49,7 +49,9 @@ def load_pretrained_for(source: epath.PathLike, model: Model, *, head_task: type
             task, or parameters outside the last layer are missing, unexpected or of another shape.
     """
     if not is_workdir(source):
-        return _load_torch(source, model)
+        pretrained = _load_torch(source, model)
+        _check_head(pretrained, model, keep=head_task is not None)
+        return pretrained
     run = load_run(source)
     _check_same_network(source, run.model, model)
     if head_task not in (None, run.config.task):
@@ -62,7 +64,18 @@ def load_pretrained_for(source: epath.PathLike, model: Model, *, head_task: type
         raise RunError(f"the weights in {source} do not match {model.name}: {'; '.join(faults)}")
     averaged = "EMA " if run.weights == "ema" else ""
     description = f"the {averaged}weights of step {run.step} in {source}"
-    return Pretrained(variables, run.model, run.labels, description)
+    pretrained = Pretrained(variables, run.model, run.labels, description)
+    _check_head(pretrained, model, keep=head_task is not None)
+    return pretrained
+
+
+def _check_head(pretrained: Pretrained, model: Model, *, keep: bool) -> None:
+    """Check that a last layer that is kept has the outputs of the model."""
+    if keep and (faults := _differences(pretrained.variables, model)):
+        raise RunError(
+            f"the last layer of {pretrained.description} does not match the dataset: "
+            f"{'; '.join(faults.values())}; set config.init_head=new to initialize a new one"
+        )
 
 
 def _load_torch(source: epath.PathLike, model: Model) -> Pretrained:
@@ -112,16 +125,7 @@ def merge_pretrained(
 
     Returns:
         The variables on the host, and a sentence about their origin.
-
-    Raises:
-        RunError: the last layer is kept but has a different number of outputs.
     """
-    faults = _differences(pretrained.variables, model)
-    if faults and init_head == "keep":
-        raise RunError(
-            f"the last layer of {pretrained.description} does not match the dataset: "
-            f"{'; '.join(faults.values())}; set config.init_head=new to initialize a new one"
-        )
     theirs = _flatten(pretrained.variables)
     taken = [
         leaf if init_head == "new" and _in_head(path, model) else theirs[path] for path, leaf in _flatten(fresh).items()

@@ -107,10 +107,11 @@ def lock_workdir(workdir: epath.Path) -> Iterator[None]:
 def is_workdir(path: epath.PathLike) -> bool:
     """Return whether a path is the workdir of a run, rather than a file or folder of PyTorch weights."""
     workdir = open_workdir(path)
-    return (workdir / "environment.json").exists() or _has_checkpoints(workdir)
+    return (workdir / "environment.json").exists() or has_checkpoints(workdir)
 
 
-def _has_checkpoints(workdir: epath.Path) -> bool:
+def has_checkpoints(workdir: epath.Path) -> bool:
+    """Return whether a workdir has checkpoints of a run, readable or not."""
     return any((workdir / "checkpoints").glob("[0-9]*"))
 
 
@@ -131,7 +132,7 @@ def claim_workdir(path: epath.PathLike, config: RunConfig) -> epath.Path:
             "one that all hosts share"
         )
     # A run that was stopped before its first checkpoint has nothing to resume.
-    if _has_checkpoints(workdir):
+    if has_checkpoints(workdir):
         if not (workdir / "config.json").exists():
             raise RunError(
                 f"workdir {workdir} has checkpoints but no config.json; restore the file, or use another --workdir"
@@ -254,12 +255,6 @@ def load_environment(workdir: epath.Path) -> dict[str, Any]:
     """
     try:
         environment = json.loads((workdir / "environment.json").read_text())
-        if "labels" not in environment:  # written by an earlier version, without the key "labels"
-            environment["labels"] = {
-                name: environment.pop(name) for name in ("num_classes", "class_names") if name in environment
-            }
-            if not any(environment["labels"].values()):
-                raise ValueError("no labels")
         if not isinstance(environment["labels"], dict):
             raise TypeError("labels are not an object")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -21,7 +21,7 @@ from mambaout_jax.run.checkpoints import Checkpoints
 from mambaout_jax.run.config import RunConfig, nest
 from mambaout_jax.run.errors import DivergedError, RunError, StoppedError
 from mambaout_jax.run.files import write_arrays, write_atomically
-from mambaout_jax.run.pretrained import load_pretrained_for, merge_pretrained
+from mambaout_jax.run.pretrained import Pretrained, load_pretrained_for, merge_pretrained
 from mambaout_jax.run.signals import StopSignals
 from mambaout_jax.run.state import TrainState, with_variables
 from mambaout_jax.run.workdir import (
@@ -29,8 +29,10 @@ from mambaout_jax.run.workdir import (
     claim_workdir,
     describe_environment,
     describe_program,
+    has_checkpoints,
     load_config,
     lock_workdir,
+    open_workdir,
     record_run,
 )
 from mambaout_jax.tasks.api import Task
@@ -53,7 +55,7 @@ def train(config: RunConfig, path: epath.PathLike) -> dict[str, Any]:
         StoppedError: the process received a signal; the state is saved.
     """
     started = time.monotonic()
-    setup = _prepare(config)
+    setup = _prepare(config, path)
     with StopSignals() as stop, jax.set_mesh(setup.mesh), contextlib.ExitStack() as cleanup:
         workdir, checkpoints = _open_workdir(config, path, setup, cleanup)
         start = _restore_or_initialize(config, setup, workdir, checkpoints)
@@ -148,7 +150,8 @@ class _Setup(NamedTuple):
         return bool(every) and step % every == 0 and not self.evaluates_at(step)
 
 
-def _prepare(config: RunConfig) -> _Setup:
+def _prepare(config: RunConfig, path: epath.PathLike) -> _Setup:
+    """Build what is trained; checks all of the config that does not depend on the state of the workdir."""
     task = config.build_task()
     task.check()
     ensure_prepared(config.data.name, config.data.data_dir)
@@ -159,7 +162,13 @@ def _prepare(config: RunConfig) -> _Setup:
     example = task.train_transform(model, train_source).empty()
     task.eval_transform(model, validation)  # fails on invalid options now, not at the first evaluation
     program = training_program(config, task, model, example, len(train_source), mesh)
+    if config.init_from is not None and not has_checkpoints(open_workdir(path)):
+        _load_pretrained(config, model)  # an error of the user, found before anything is written
     return _Setup(config, task, train_source, validation, model, mesh, program)
+
+
+def _load_pretrained(config: RunConfig, model: Model) -> Pretrained:
+    return load_pretrained_for(config.init_from, model, head_task=config.task if config.init_head == "keep" else None)
 
 
 def _open_workdir(
@@ -222,10 +231,8 @@ def _restore_or_initialize(config: RunConfig, setup: _Setup, workdir: epath.Path
     state = jax.jit(setup.program.init_state, out_shardings=placed)(init_key)
     description = ""
     if config.init_from is not None:
-        head_task = config.task if config.init_head == "keep" else None
-        pretrained = load_pretrained_for(config.init_from, setup.model, head_task=head_task)
         variables, description = merge_pretrained(
-            pretrained,
+            _load_pretrained(config, setup.model),
             setup.model,
             state.variables,
             init_head=config.init_head,

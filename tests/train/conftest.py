@@ -35,7 +35,7 @@ def workdir(tmp_path, digits, data_dir):
     config = {"seed": 0, "data": data, "model": {"name": "mambaout_femto"}, "optim": {"clip_grad_norm": None}}
     write_json(tmp_path, "config.json", config)
     names = [f"digit {label}" for label in range(10)]
-    environment = {"jax": "0.10.2", "class_names": names, "command": "main.py -x"}
+    environment = {"jax": "0.10.2", "labels": {"class_names": names}, "command": "main.py -x"}
     write_json(tmp_path, "environment.json", environment)
     write_json(tmp_path, "results.json", RESULTS)
     write_predictions(tmp_path, [digits[i]["label"] for i in range(COUNT)], {7: 0.5, 11: 0.9, 13: 0.7})

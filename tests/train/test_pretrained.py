@@ -21,9 +21,10 @@ def run(tmp_path_factory):
 
 def load(workdir, names=NAMES, init_head="keep", **changes):
     labels = {"class_names": list(names)}
-    model = tiny.config(**changes).build_task().build_model(labels)
+    config = tiny.config(**changes)
+    model = config.build_task().build_model(labels)
     fresh = model.init(jax.random.key(9))
-    pretrained = load_pretrained_for(workdir, model)
+    pretrained = load_pretrained_for(workdir, model, head_task=config.task if init_head == "keep" else None)
     variables, sentence = merge_pretrained(pretrained, model, fresh, init_head=init_head, labels=labels)
     return variables, sentence, fresh
 
