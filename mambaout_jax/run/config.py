@@ -255,7 +255,7 @@ def parse_config(config: ConfigDict | Mapping[str, Any], *, complete: bool = Tru
     """Check a config and turn it into plain values; keys that it lacks have their defaults.
 
     Args:
-        complete: `data.name` and `model.name` have to be set.
+        complete: `data.name` has to be set; imported weights may have no dataset.
 
     Raises:
         RunError: keys are unknown (the nearest known ones are named), or a value has another type or is out of range.
@@ -272,14 +272,15 @@ def parse_flat(given: Mapping[str, Any], *, complete: bool = True) -> RunConfig:
             raise RunError(
                 f"config.{name} is {value!r}, a {kind}; a number, a string, True, False or a tuple is expected"
             )
+    _check("model.name", KEYS["model.name"], given.get("model.name"))
     keys = known_keys(given)
     for name, value in given.items():
         if name not in keys and not name.startswith("study."):
             raise RunError(_describe_unknown(name, value, keys, given.get("model.name")))
-    defaults = {name: key.default for name, key in keys.items() if name in KEYS or not name.startswith("model.")}
+    defaults = {name: key.default for name, key in keys.items() if not name.startswith("model.")}
     values = {**defaults, **given}
     for name, value in values.items():
-        if name in keys and (complete or value is not None or keys[name].default is not None):
+        if name in keys and (complete or value is not None or name != "data.name"):
             _check(name, keys[name], value)
     _check_together(values)
 

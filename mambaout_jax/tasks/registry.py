@@ -10,7 +10,7 @@ from mambaout_jax.tasks.errors import TaskError
 
 BUILT_IN: tuple[type[Task], ...] = (Classification,)
 
-# The task of configs without the key `task`, which earlier versions wrote.
+# The default of `config.task`.
 DEFAULT = BUILT_IN[0].name
 
 

@@ -289,8 +289,9 @@ def _finished_results(setup: _Setup, start: _Start, workdir: epath.Path) -> dict
         return None
     try:
         results = json.loads((workdir / "results.json").read_text())
-        results = {"task": setup.task.name, **results}  # earlier versions did not write the task
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError):
+        return None
+    if not isinstance(results, dict) or "task" not in results:
         return None
     if distributed.is_first():
         print(f"Nothing to train: the run has finished all {setup.num_steps} steps.", file=sys.stderr)

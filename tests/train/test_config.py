@@ -25,9 +25,12 @@ def test_config_survives_json():
 
 def test_the_defaults_are_valid_but_for_the_names_of_dataset_and_model():
     config = default_config()
+    with pytest.raises(RunError, match=r"config\.model\.name is unset"):
+        parse_config(config)
+    config.model.name = "mambaout_femto"
     with pytest.raises(RunError, match=r"config\.data\.name is unset"):
         parse_config(config)
-    config.data.name, config.model.name = "digits", "mambaout_femto"
+    config.data.name = "digits"
     assert parse_config(config).values == {name: key.default for name, key in KEYS.items()} | {
         name: key.default for name, key in Classification.keys.items()
     } | {"data.name": "digits", "model.name": "mambaout_femto"}

@@ -1,4 +1,4 @@
-"""A workdir is read in the form that earlier versions wrote, and refused if it has another task's run."""
+"""A workdir is refused if its files are damaged or it has another task's run."""
 
 import functools
 import json
@@ -9,7 +9,7 @@ from mambaout_jax.evaluate.evaluation import evaluate
 from mambaout_jax.models import ModelError
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.pretrained import load_pretrained_for
-from mambaout_jax.run.workdir import claim_workdir, is_workdir, load_config, load_environment, load_run
+from mambaout_jax.run.workdir import claim_workdir, is_workdir, load_environment, load_run
 from mambaout_jax.tasks import registry
 from mambaout_jax.tasks.classification.task import Classification
 from mambaout_jax.tasks.errors import TaskError
@@ -32,22 +32,6 @@ class Sorting(Classification):
     name = "sorting"
 
 
-def test_a_run_with_class_names_at_the_top_of_its_environment_is_loaded(tmp_path):
-    written_run.write(tmp_path, NAMES)
-    (tmp_path / "environment.json").write_text(json.dumps({"jax": "0.10.2", "class_names": NAMES}))
-    run = load_run(tmp_path)
-    assert run.labels == {"class_names": NAMES}
-    assert run.model.num_classes == len(NAMES)
-
-
-@pytest.mark.parametrize("labels", [{"class_names": NAMES}, {"num_classes": 10, "class_names": None}])
-@pytest.mark.parametrize("nested", [True, False])
-def test_labels_are_read_from_a_key_of_their_own_or_from_the_top(tmp_path, labels, nested):
-    environment = {"labels": labels} if nested else labels
-    (tmp_path / "environment.json").write_text(json.dumps({"jax": "0.10.2", **environment}))
-    assert load_environment(tmp_path) == {"jax": "0.10.2", "labels": labels}
-
-
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"class_names": null}', '{"labels": null}', '{"labels": ["a"]}'])
 def test_an_environment_without_labels_is_named(tmp_path, content):
     (tmp_path / "environment.json").write_text(content)
@@ -68,6 +52,7 @@ def test_invalid_labels_are_named(tmp_path, labels):
     [
         ("model.name", None, r"config\.json: config\.model\.name is unset"),
         ("model.name", "mambaout_nano", "'mambaout_nano' is not a known model"),
+        ("optim.warmup_epochs", None, r"config\.json: config\.optim\.warmup_epochs is unset"),
         ("data.on_bad_record", ["raise"], r"config\.json: config\.data\.on_bad_record"),
     ],
 )
@@ -76,14 +61,6 @@ def test_a_damaged_config_is_named(tmp_path, key, value, words):
     change_config(tmp_path, key, value)
     with pytest.raises((RunError, ModelError), match=words):
         load_run(tmp_path)
-
-
-def test_what_an_evaluation_needs_has_defaults_where_a_config_has_none(tmp_path):
-    written_run.write(tmp_path, NAMES)
-    for key in ("optim.warmup_epochs", "eval_batch_size", "mesh.fsdp", "data.validation_split"):
-        change_config(tmp_path, key, None)
-    config = load_config(tmp_path)
-    assert (config.eval_batch_size, config.fsdp, config.data.validation_split) == (64, 1, "validation")
 
 
 def test_a_run_of_another_task_is_not_evaluated(tmp_path, monkeypatch):
