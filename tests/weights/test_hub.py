@@ -118,7 +118,7 @@ def test_weights_under_an_older_name_are_taken_also_from_the_cache(files, use, n
 @pytest.mark.parametrize(
     ("file", "answer", "words"),
     [
-        ("config.json", None, "has no config.json; config.json and model.safetensors, in timm's format"),
+        ("config.json", None, "has no config.json; config.json and model.safetensors in timm's format"),
         ("model.safetensors", None, "has no model.safetensors; config.json and"),
         ("config.json", (403, "GatedRepo"), "is gated; accept its terms on the hub and log in with `hf auth login` or"),
         (
@@ -161,7 +161,7 @@ def test_a_hub_that_nobody_reaches_is_said_without_trying_again(use, nobody, mon
 
 
 def test_a_hub_that_never_answers_is_given_up_soon(use, monkeypatch):
-    monkeypatch.setattr("mambaout_jax.weights.hub._SECONDS", 0.3)
+    monkeypatch.setattr("mambaout_jax.weights.hub._TIMEOUT_SECONDS", 0.3)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()

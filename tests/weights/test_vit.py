@@ -38,7 +38,7 @@ def test_a_parameter_of_the_model_itself_is_named_where_it_does_not_fit():
     state_dict["dist_token"] = state_dict.pop("cls_token")
     with pytest.raises(ConvertError, match="cls_token is missing; dist_token is unexpected"):
         mo.from_torch(model, state_dict)
-    with pytest.raises(ConvertError, match="those of a VisionTransformer; a MambaOut is expected"):
+    with pytest.raises(ConvertError, match="belong to a VisionTransformer; a MambaOut is expected"):
         mo.from_torch(pytorch.small_model(), mo.to_torch(model, pytorch.draw(model)))
 
 
