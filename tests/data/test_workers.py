@@ -31,7 +31,7 @@ class DeadlySource(NumberedSource):
         return super().__getitem__(index)
 
 
-@pytest.mark.slow
+@pytest.mark.run
 @pytest.mark.parametrize(("end", "words"), [("kill", "was killed by SIGKILL"), ("exit", "ended with exit code 4")])
 def test_a_worker_that_dies_ends_the_run_with_its_name_and_the_record(end, words):
     batches = train_batches(
@@ -52,7 +52,7 @@ def test_a_worker_that_dies_ends_the_run_with_its_name_and_the_record(end, words
     assert not multiprocessing.active_children()
 
 
-@pytest.mark.slow
+@pytest.mark.run
 def test_a_worker_killed_from_outside_is_named():
     batches = eval_batches(NumberedSource(5000), EVAL, batch_size=2, num_workers=2)
     for _ in range(4):  # from either worker, which is sure to be at work then
@@ -63,7 +63,7 @@ def test_a_worker_killed_from_outside_is_named():
         list(batches)
 
 
-@pytest.mark.slow
+@pytest.mark.run
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_that_all_processes_get_ends_no_worker(number):
     batches = eval_batches(NumberedSource(500), EVAL, batch_size=2, num_workers=1)

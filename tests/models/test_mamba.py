@@ -148,7 +148,6 @@ def test_the_state_space_model_reads_silu_of_the_convolution():
     np.testing.assert_allclose(*both(params), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_orders_are_different_functions_of_any_map():
     x, outputs = images((33, 47)), []
     cross = noisy(mamba(scan_order="cross", **ONE_BLOCK).init(jax.random.key(0)))

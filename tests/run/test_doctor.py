@@ -92,7 +92,7 @@ def test_a_place_that_is_none_is_told():
         assert "is expected" in finding.fault
 
 
-@pytest.mark.slow
+@pytest.mark.run
 def test_hosts_look_together(tmp_path):
     program = textwrap.dedent(f"""
         from etils import epath

@@ -69,7 +69,7 @@ def test_killed_and_resumed_run_equals_unbroken_run(unbroken, tmp_path):
     assert_same_weights(workdir, unbroken)
 
 
-@pytest.mark.slow
+@pytest.mark.run
 def test_run_that_saves_at_every_step_is_finished_too(tmp_path):
     config = tiny.config(save_every_steps=1, num_epochs=1)
     train(config, tmp_path / "run")
@@ -146,7 +146,7 @@ def test_signal_in_training_saves_and_resumes_to_the_same_bits(unbroken, tmp_pat
     assert_same_weights(workdir, unbroken)
 
 
-@pytest.mark.slow
+@pytest.mark.run
 def test_signal_in_compilation_ends_at_once_with_the_code_for_starting_again(unbroken, tmp_path):
     workdir = tmp_path / "run"
     process = start(workdir, lambda process: "parameters, on" in process.stderr.readline(), **{"model.depths": (2, 2)})
@@ -175,7 +175,7 @@ def test_work_keeps_its_result_and_its_error():
             stop.interruptible(lambda: 1 / 0)
 
 
-@pytest.mark.slow
+@pytest.mark.run
 def test_signal_in_evaluation_saves_and_resumes_to_the_same_bits(unbroken, tmp_path, monkeypatch):
     top_classes, calls = task.top_classes, []
 
@@ -195,7 +195,7 @@ def test_signal_in_evaluation_saves_and_resumes_to_the_same_bits(unbroken, tmp_p
     assert_same_weights(tmp_path / "run", unbroken)
 
 
-@pytest.mark.slow
+@pytest.mark.run
 def test_divergence_names_step_rate_and_norm_and_keeps_the_last_good_checkpoint(tmp_path):
     config = tiny.config(**{"optim.learning_rate": 1e30, "optim.warmup_epochs": 0, "save_every_steps": 1})
     with pytest.raises(
@@ -258,7 +258,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, chang
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.run
 def test_profile_traces_the_steps_that_were_asked_for(tmp_path):
     train(tiny.config(**{"num_epochs": 1, "profile.start_step": 2, "profile.num_steps": 1}), tmp_path / "run")
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))

@@ -50,7 +50,7 @@ def test_run_starts_from_the_averaged_weights_of_another(trained, tmp_path, capf
     assert f"starts from the averaged weights of step 5 in {trained}" in capfd.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.run
 def test_resumed_run_goes_on_from_its_own_weights(trained, tmp_path):
     train(tiny.config(**STILL, init_from=str(trained)), tmp_path / "run")
     before = leaves(tmp_path / "run", "raw")
@@ -66,7 +66,7 @@ def test_weights_of_another_model_are_refused_before_anything_runs(trained, tmp_
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.run
 def test_run_says_how_its_batch_is_computed_and_how_it_departs_from_the_recipe(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(
         loop, "departures", lambda recipe, values: departures(replace(recipe, dataset="digits"), values)
@@ -97,7 +97,7 @@ def test_record_that_ends_a_run_takes_no_finished_step_with_it_and_no_evaluation
     assert load_run(tmp_path / "run").step == 1  # two batches were on their way to the device
 
 
-@pytest.mark.slow
+@pytest.mark.run
 def test_run_whose_worker_is_killed_saves_names_it_and_ends(tmp_path):
     changes = {"num_epochs": 500, "eval_every_epochs": 500, "data.num_workers": 1, "log_every_steps": 1}
     process = start(tmp_path / "run", lambda _: len(records(tmp_path / "run", "train")) > 3, **changes)
