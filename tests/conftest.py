@@ -68,3 +68,12 @@ def strict_dtype_promotion(request):
 def no_type_checks(monkeypatch):
     """Leave annotations unchecked, as they are for a user, so that a test of bad input meets the user's error."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Count the reference data that no test compared."""
+    from tests.models import golden
+
+    for reason, count in golden.skipped().items():
+        if count:
+            terminalreporter.write_line(f"reference data: {count} cases skipped: {reason}")

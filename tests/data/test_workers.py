@@ -4,7 +4,6 @@ import itertools
 import multiprocessing
 import os
 import signal
-import time
 
 import pytest
 
@@ -42,10 +41,8 @@ def test_a_worker_that_dies_ends_the_run_with_its_name_and_the_record(end, words
         seed=0,
         num_workers=2,
     )
-    started = time.monotonic()
     with pytest.raises(WorkerDiedError, match=words) as raised:
         list(itertools.islice(batches, 32))
-    assert time.monotonic() - started < 60
     assert f"{DEADLY}" in str(raised.value).partition("after it began record")[2].partition(" of split 'train'")[0]
     assert "data worker" in str(raised.value)
     assert raised.value.__suppress_context__

@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,10 +103,8 @@ def test_run_whose_worker_is_killed_saves_names_it_and_ends(tmp_path):
     threads = Path("/proc", str(process.pid), "task").glob("*/children")
     children = {int(child) for thread in threads for child in thread.read_text().split()}
     (worker,) = [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
-    killed = time.monotonic()
     os.kill(worker, signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
-    assert time.monotonic() - killed < 60
     assert process.returncode == 1, errors
     assert f"error: data worker 0 (process {worker}) was killed by SIGKILL" in errors
     assert "of split 'train' of dataset 'digits'" in errors
