@@ -10,12 +10,12 @@ Create a virtual environment, install the requirements of the tests, and run the
 
 usage: launch/test.sh [option...] [pytest argument...]
 
-  --torch           also install PyTorch and timm, and run the tests that compare with them
-  --fast            skip the tests marked slow
+  --all             also run whole runs and what starts, signals and kills processes (marker: run)
+  --torch           also install PyTorch and timm, and run the tests that compare with them (marker: torch)
   --python PATH     use this Python, 3.11 or newer, and .venv-VERSION (default: the first one found)
   --dry-run         print the commands without running them
   --help            print this
-  anything else     passed to pytest, for example -k conv or tests/ops (default: all tests)
+  anything else     passed to pytest, for example -k conv or tests/ops; -m MARKER selects a tier alone
 
 The virtual environment is .venv in the repository, or $MAMBAOUT_VENV, and is shared with launch/local.sh.
 On Linux the default PyTorch includes CUDA, some gigabytes; set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU
@@ -23,13 +23,13 @@ builds for a small one.
 TEXT
 }
 
-torch=false fast=false pass=()
+all=false torch=false pass=()
 while [ $# -gt 0 ]; do
   case $1 in
     --help | -h) help; exit ;;
     --dry-run) dry_run=true ;;
+    --all) all=true ;;
     --torch) torch=true ;;
-    --fast) fast=true ;;
     --python)
       [ $# -gt 1 ] || die "--python requires a value; see launch/test.sh --help"
       base_python=$2
@@ -46,9 +46,9 @@ else
   install test --editable "${root}[test]"
 fi
 
-marks=
-"$torch" || marks="not torch"
-if "$fast"; then marks="${marks:+$marks and }not slow"; fi
+marks="not nightly"
+"$all" || marks+=" and not run"
+"$torch" || marks+=" and not torch"
 say "Testing"
 run cd "$root"
-run "$python" -m pytest -n auto --dist loadfile --no-loadscope-reorder ${marks:+-m "$marks"} ${pass[@]+"${pass[@]}"}
+run "$python" -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "$marks" ${pass[@]+"${pass[@]}"}

@@ -7,17 +7,20 @@ import signal
 import tempfile
 from pathlib import Path
 
+from tests.compilation_cache import session_dir
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # A shell without job control ignores Ctrl-C for what it starts with &, and programs inherit that from the tests.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-# Tests compile the same steps again and again, many in processes of their own. The cache lives as long as the session:
-# a process that a test kills may leave a truncated entry behind. The workers of pytest-xdist share the cache of the
-# process that starts them. TFDS reads its folder when it is imported: no test touches what a user has prepared.
-for variable in ("JAX_COMPILATION_CACHE_DIR", "TFDS_DATA_DIR"):
-    if variable == "TFDS_DATA_DIR" or "PYTEST_XDIST_WORKER" not in os.environ:
-        os.environ[variable] = tempfile.mkdtemp(prefix="mambaout_jax-")
-        atexit.register(shutil.rmtree, os.environ[variable], ignore_errors=True)
+# Tests compile the same programs again and again, many in processes of their own. The workers of pytest-xdist share
+# the cache of the process that starts them. TFDS reads its folder when it is imported: tests never touch a user's.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(session_dir())
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ["JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES"] = "none"  # their path, in the session, would be part of keys
+os.environ["TFDS_DATA_DIR"] = tempfile.mkdtemp(prefix="mambaout_jax-")
+atexit.register(shutil.rmtree, os.environ["TFDS_DATA_DIR"], ignore_errors=True)
 
 import jax
 import jaxtyping
@@ -65,3 +68,12 @@ def strict_dtype_promotion(request):
 def no_type_checks(monkeypatch):
     """Leave annotations unchecked, as they are for a user, so that a test of bad input meets the user's error."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Count the reference data that no test compared."""
+    from tests.models import golden
+
+    for reason, count in golden.skipped().items():
+        if count:
+            terminalreporter.write_line(f"reference data: {count} cases skipped: {reason}")

@@ -48,7 +48,7 @@ def launch(tmp_path):
 @pytest.mark.parametrize("script", LAUNCHERS)
 def test_help_tells_every_option(script, launch):
     text = launch(script, "--help")
-    options = {"local.sh": ("--workdir", "--jax", "--python"), "test.sh": ("--torch", "--fast", "--python")}
+    options = {"local.sh": ("--workdir", "--jax", "--python"), "test.sh": ("--all", "--torch", "--python")}
     for option in (*options[script], "--dry-run", "--help"):
         assert f"  {option} " in text
 
@@ -78,12 +78,11 @@ def test_training_keeps_what_it_compiled_beside_the_environment(launch, tmp_path
 
 def test_dry_run_of_tests_passes_the_rest_to_pytest(launch):
     pytest_command = "-m pytest -n auto --dist loadfile --no-loadscope-reorder"
-    assert f"{pytest_command} -m 'not torch'\n" in launch("test.sh", "--dry-run")
-    fast = launch("test.sh", "--dry-run", "--fast", "-k", "a b")
-    assert f"{pytest_command} -m 'not torch and not slow' -k 'a b'\n" in fast
-    with_torch = launch("test.sh", "--dry-run", "--torch")
-    assert "[test,torch]' torch==" in with_torch
-    assert with_torch.endswith(f"{pytest_command}\n")
+    default = launch("test.sh", "--dry-run", "-k", "a b")
+    assert f"{pytest_command} -m 'not nightly and not run and not torch' -k 'a b'\n" in default
+    everything = launch("test.sh", "--dry-run", "--all", "--torch")
+    assert "[test,torch]' torch==" in everything
+    assert everything.endswith(f"{pytest_command} -m 'not nightly'\n")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="NVIDIA's driver is looked for on Linux")

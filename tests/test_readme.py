@@ -39,7 +39,7 @@ def test_readme_shows_two_commands_as_the_way_in():
     assert all((ROOT / name).exists() for name in ("launch/local.sh", "launch/test.sh"))
 
 
-@pytest.mark.slow
+@pytest.mark.run
 def test_every_command_of_the_readme_runs(tmp_path, monkeypatch):
     typed = [command[1:] for kind, text in BLOCKS if kind == "" for command in commands(text)]
     assert len(typed) >= 8

@@ -300,7 +300,7 @@ def is_alive(process):
     return True
 
 
-@pytest.mark.slow
+@pytest.mark.run
 def test_workers_end_when_their_parent_is_killed(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(ORPHANS)

@@ -40,7 +40,7 @@ def views(data_dir, num_workers):
     return take(train_batches(source, VIEW, batch_size=4, steps_per_epoch=5, seed=3, num_workers=num_workers), 11)
 
 
-@pytest.mark.slow
+@pytest.mark.run
 @pytest.mark.parametrize("num_workers", [1, 3])
 def test_training_batches_equal_those_without_workers(data_dir, num_workers):
     assert_equal(views(data_dir, num_workers), views(data_dir, 0))
@@ -52,7 +52,7 @@ def many(num_workers):
     return take(train_batches(source, NUMBERED, **options, start_step=1), 4)
 
 
-@pytest.mark.slow
+@pytest.mark.run
 def test_batches_of_chunks_that_workers_do_not_divide_equal_those_without_workers():
     assert MANY_ROWS > pipeline.MAX_CHUNK_ROWS
     batches = many(num_workers=3)
@@ -60,7 +60,7 @@ def test_batches_of_chunks_that_workers_do_not_divide_equal_those_without_worker
     assert_equal(batches, many(num_workers=0))
 
 
-@pytest.mark.slow
+@pytest.mark.run
 def test_incomplete_evaluation_batches_equal_those_without_workers():
     source = NumberedSource(17)
     batches = take(eval_batches(source, EVAL, batch_size=2, num_workers=2), None)

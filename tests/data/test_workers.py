@@ -4,7 +4,6 @@ import itertools
 import multiprocessing
 import os
 import signal
-import time
 
 import pytest
 
@@ -31,7 +30,7 @@ class DeadlySource(NumberedSource):
         return super().__getitem__(index)
 
 
-@pytest.mark.slow
+@pytest.mark.run
 @pytest.mark.parametrize(("end", "words"), [("kill", "was killed by SIGKILL"), ("exit", "exited with code 4")])
 def test_a_dead_worker_ends_the_run_with_its_number_and_the_record(end, words):
     batches = train_batches(
@@ -42,10 +41,8 @@ def test_a_dead_worker_ends_the_run_with_its_number_and_the_record(end, words):
         seed=0,
         num_workers=2,
     )
-    started = time.monotonic()
     with pytest.raises(WorkerDiedError, match=words) as raised:
         list(itertools.islice(batches, 32))
-    assert time.monotonic() - started < 60
     assert (
         f"{DEADLY}" in str(raised.value).partition("after starting to read record")[2].partition(" of split 'train'")[0]
     )
@@ -54,7 +51,7 @@ def test_a_dead_worker_ends_the_run_with_its_number_and_the_record(end, words):
     assert not multiprocessing.active_children()
 
 
-@pytest.mark.slow
+@pytest.mark.run
 def test_a_worker_killed_from_outside_is_named():
     batches = eval_batches(NumberedSource(5000), EVAL, batch_size=2, num_workers=2)
     for _ in range(4):  # from either worker, which is sure to be at work then
@@ -65,7 +62,7 @@ def test_a_worker_killed_from_outside_is_named():
         list(batches)
 
 
-@pytest.mark.slow
+@pytest.mark.run
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_all_processes_ends_no_worker(number):
     batches = eval_batches(NumberedSource(500), EVAL, batch_size=2, num_workers=1)

@@ -96,7 +96,7 @@ def compare() -> None:
     print(json.dumps(found))
 
 
-@pytest.mark.slow
+@pytest.mark.run
 def test_eight_devices_train_like_one_for_every_sharding_and_block_execution():
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(ROOT)}
     program = "from tests.distributed.test_devices import compare; compare()"

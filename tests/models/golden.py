@@ -1,13 +1,23 @@
-"""Read the reference data of tests/golden."""
+"""Reference data: numbers of the reference implementations, and what the tests have to know of each family.
 
+Cases are in tests/golden and, if $MAMBAOUT_GOLDEN is set, in the folders `golden*` in it. `families/NAME.json` in
+tests/golden pairs the cases with models of ours; a new family adds such a file and its cases, and no code.
+"""
+
+import fnmatch
+import functools
 import json
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors.numpy import load_file
 
+import mambaout_jax as mo
+
 GOLDEN = Path(__file__).parent.parent / "golden"
+FAMILIES = {path.stem: json.loads(path.read_text()) for path in sorted((GOLDEN / "families").glob("*.json"))}
 
 
 class Case(NamedTuple):
@@ -18,24 +28,100 @@ class Case(NamedTuple):
     input: np.ndarray
     output: np.ndarray
     features: dict[str, np.ndarray]
+    layouts: dict[str, str]
     atol: float
+
+
+@functools.cache
+def _files() -> dict[str, Path]:
+    """Return the JSON files of all cases that are here by name; those of the repository come first."""
+    folders = [GOLDEN]
+    if elsewhere := os.environ.get("MAMBAOUT_GOLDEN"):
+        folders += sorted(Path(elsewhere).glob("golden*"))
+    found = [path for folder in folders for path in folder.glob("*__*.json")]
+    return {path.stem: path for path in reversed(found)}
 
 
 def names(pattern: str) -> list[str]:
     """List the cases whose name matches a glob."""
-    return sorted(path.stem for path in GOLDEN.glob(f"{pattern}.json"))
+    return sorted(fnmatch.filter(_files(), pattern))
+
+
+def model_names() -> list[str]:
+    """List the cases of whole models of the families that are here."""
+    return [name for name in sorted(_files()) if _family(name)]
+
+
+def about(name: str) -> dict[str, Any]:
+    """Return what is recorded of a case."""
+    return json.loads(_files()[name].read_text())
 
 
 def load(name: str) -> Case:
     """Load a case, images channels last, weights under the names and in the axes that the reference gives them."""
-    about = json.loads((GOLDEN / f"{name}.json").read_text())
-    tensors = load_file(GOLDEN / f"{name}.safetensors")
+    record, tensors = about(name), load_file(_files()[name].with_suffix(".safetensors"))
     images = tensors["input"]
+
+    def part(prefix):
+        return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
     return Case(
-        options={key: tuple(v) if isinstance(v, list) else v for key, v in about["kwargs"].items()},
-        state_dict={key.removeprefix("params/"): v for key, v in tensors.items() if key.startswith("params/")},
-        input=images.transpose(0, 2, 3, 1) if about["input_layout"] == "NCHW" else images,
+        options=_tuples(record["kwargs"]),
+        state_dict=part("params/"),
+        input=images.transpose(0, 2, 3, 1) if record["input_layout"] == "NCHW" else images,
         output=tensors["output"],
-        features={key.removeprefix("features/"): v for key, v in tensors.items() if key.startswith("features/")},
-        atol=about["suggested_atol"],
+        features=part("features/"),
+        layouts={key.removeprefix("features/"): value for key, value in record["feature_layouts"].items()},
+        atol=record["suggested_atol"],
     )
+
+
+def build(name: str, case: Case) -> mo.Model:
+    """Build the model of a case."""
+    matching: dict[str, Any] = {}
+    for pattern, entry in FAMILIES[_family(name)]["cases"].items():
+        if fnmatch.fnmatchcase(name, pattern):
+            matching |= entry
+    options = {matching.get("rename", {}).get(key, key): value for key, value in case.options.items()}
+    options = {"img_size": case.input.shape[1:3], **options, **_tuples(matching.get("options", {}))}
+    return mo.create_model(matching["model"], **options)
+
+
+def stage_maps(name: str, case: Case, count: int) -> list[tuple[np.ndarray, str]]:
+    """Return the last reference activations that are maps of stages, each with its layout."""
+    keys = fnmatch.filter(case.features, FAMILIES[_family(name)]["features"])
+    keys.sort(key=lambda key: (len(key), key))
+    return [(case.features[key], case.layouts[key]) for key in keys[-count:]]
+
+
+def small_models() -> dict[str, tuple[str, dict[str, Any]]]:
+    """Return small models of all families, as arguments of `create_model`."""
+    return {
+        f"{family}-{kind}": (options["model"], _tuples({k: v for k, v in options.items() if k != "model"}))
+        for family, data in FAMILIES.items()
+        for kind, options in data["small"].items()
+    }
+
+
+def skipped() -> dict[str, int]:
+    """Count the known cases that no test compares, by the reason."""
+    known = set(json.loads((GOLDEN / "cases.json").read_text())) | _files().keys()
+    absent = known - _files().keys()
+    others = [name for name in _files() if about(name)["kind"] == "model" and not _family(name)]
+    blocks = set(names("gated_cnn_block__*") + names("mamba_block__*"))  # tests of their layers compare them
+    elsewhere = "lacks them" if "MAMBAOUT_GOLDEN" in os.environ else "is not set"
+    return {
+        f"not in tests/golden, and MAMBAOUT_GOLDEN {elsewhere}": len(absent),
+        "of no family that is here": len(set(others) - blocks),
+    }
+
+
+def _family(name: str) -> str | None:
+    for family, data in FAMILIES.items():
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in data["cases"]):
+            return family
+    return None
+
+
+def _tuples(options: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}

@@ -254,7 +254,7 @@ def compare_devices() -> None:
         assert_close(jax.device_get(actual), expected, 1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.run
 def test_statistics_are_those_of_the_batch_on_all_devices():
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", "from tests.models.test_batch_norm import compare_devices; compare_devices()"]

@@ -12,18 +12,9 @@ from mambaout_jax.models.macs import count_model
 from mambaout_jax.models.mambaout.gated_cnn import GatedCNNBlock
 from mambaout_jax.ops import SCAN_ORDERS
 from tests.marks import slow_but
-from tests.models.test_mambaout import PARAMETERS, images, logits_of, noisy, small_model
+from tests.models.test_mambaout import images, logits_of, noisy, small_model
 
-# To the last digit.
-MAMBA_PARAMETERS = {
-    "mamba_femto": 7_532_632,
-    "mamba_kobe": 9_454_552,
-    "mamba_tiny": 27_155_080,
-    "mamba_small": 49_789_640,
-    "mamba_base": 86_834_724,
-}
-
-
+MAMBAS = [name for name in mo.list_models() if name.startswith("mamba_")]
 # Scans take long to compile.
 ONE_BLOCK = {"depths": (1,), "dims": (8,)}
 
@@ -41,24 +32,23 @@ def ssm_sizes(channels, states=16):
 
 def test_mamba_is_mambaout_with_a_state_space_model_and_nothing_else():
     variants = find_family("mamba_femto").variants
-    names = {name for name in mo.list_models() if name.startswith("mamba_")}
-    assert names == MAMBA_PARAMETERS.keys()
-    for name in names:
+    assert len(MAMBAS) == 5
+    for name in MAMBAS:
         variant, twin = variants[name], variants[name.replace("mamba_", "mambaout_")]
         assert variant.options == {**twin.options, "token_mixer": "conv_ssm", "scan_order": "causal"}
         assert (variant.size, variant.crop_pct, dict(variant.top1)) == (twin.size, twin.crop_pct, {})
 
 
-@pytest.mark.parametrize("name", slow_but(["mamba_femto"], MAMBA_PARAMETERS))
+@pytest.mark.parametrize("name", slow_but(["mamba_femto"], MAMBAS))
 def test_counts_are_those_of_the_twin_and_of_a_state_space_model_in_each_block(name):
     twin = name.replace("mamba_", "mambaout_")
     options = find_family(name).variants[name].options
     pairs = zip(options["depths"], options["dims"], strict=True)
     stages = [(depth, dim, (56 // 2**index) ** 2) for index, (depth, dim) in enumerate(pairs)]
     parameters, macs = count_model(name)
-    assert parameters == MAMBA_PARAMETERS[name]
-    assert parameters == PARAMETERS[twin] + sum(depth * ssm_sizes(dim)[0] for depth, dim, _ in stages)
-    assert macs == count_model(twin)[1] + sum(depth * length * ssm_sizes(dim)[1] for depth, dim, length in stages)
+    twins_parameters, twins_macs = count_model(twin)
+    assert parameters == twins_parameters + sum(depth * ssm_sizes(dim)[0] for depth, dim, _ in stages)
+    assert macs == twins_macs + sum(depth * length * ssm_sizes(dim)[1] for depth, dim, length in stages)
 
 
 @pytest.mark.parametrize("scan_order", SCAN_ORDERS)
@@ -79,16 +69,6 @@ def test_each_direction_has_parameters_of_its_own(scan_order):
         "A_log": (16, 16),
         "D": (16,),
     }
-
-
-@pytest.mark.parametrize("scan_order", SCAN_ORDERS)
-def test_no_decay_is_A_log_and_D_of_all(scan_order):
-    model = mamba(scan_order=scan_order)
-    params = jax.eval_shape(model.init, jax.random.key(0))["params"]
-    paths = {tuple(entry.key for entry in path) for path, _ in jax.tree.leaves_with_path(params)}
-    assert model.no_decay == {path for path in paths if path[-1] in ("A_log", "D")}
-    assert len(model.no_decay) == 2 * 3 * len(SCAN_ORDERS[scan_order])
-    assert small_model().no_decay == frozenset()
 
 
 def block(scan_order, dim=8):
@@ -148,7 +128,6 @@ def test_the_state_space_model_reads_silu_of_the_convolution():
     np.testing.assert_allclose(*both(params), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_orders_are_different_functions_of_any_map():
     x, outputs = images((33, 47)), []
     cross = noisy(mamba(scan_order="cross", **ONE_BLOCK).init(jax.random.key(0)))
@@ -161,18 +140,6 @@ def test_orders_are_different_functions_of_any_map():
     assert all(jnp.isfinite(logits).all() and logits.shape == (4, 5) for logits in outputs)
     for a, b in ((0, 1), (0, 2), (1, 2)):
         assert jnp.abs(outputs[a] - outputs[b]).max() > 1e-3
-
-
-def test_bfloat16_computes_low_and_keeps_parameters_and_logits_high():
-    model, exact = (mamba(**ONE_BLOCK, dtype=dtype) for dtype in ("bfloat16", "float32"))
-    variables = noisy(model.init(jax.random.key(0)), 0.05)
-    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    run = jax.jit(lambda v, x: [model.apply(v, x, output=output) for output in ("logits", "features")])
-    logits, maps = run(variables, images())
-    assert logits.dtype == jnp.float32
-    assert {feature_map.dtype for feature_map in maps} == {jnp.dtype("bfloat16")}
-    reference = logits_of(exact, variables, images())
-    assert 0 < float(jnp.abs(logits - reference).max()) < 0.05 * float(jnp.abs(reference).max())
 
 
 def test_published_models_are_what_they_were():

@@ -7,14 +7,8 @@ import pytest
 from flax import nnx
 
 import mambaout_jax as mo
-from mambaout_jax.models import ModelError, find_family
-from tests.marks import slow_but
-from tests.models import golden
+from mambaout_jax.models import ModelError
 from tests.weights import pytorch
-
-# Parameter counts to the last digit: timm 1.0.31.
-PARAMETERS = {"tiny": 5_717_416, "small": 22_050_664, "base": 86_567_656}
-CASES = golden.names("vit__*")
 
 SMALL = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 5}
 
@@ -35,10 +29,6 @@ def logits_of(model, variables, x, **options):
     return jax.jit(lambda v, x: model.apply(v, x, **options))(variables, x)
 
 
-def trained_logits(model, variables, x, key=None):
-    return jax.jit(lambda v, x: model.apply_train(v, x, key=key)[0])(variables, x)
-
-
 def module_of(model):
     return nnx.merge(model._graphdef, model._params, model._batch_stats)
 
@@ -46,61 +36,6 @@ def module_of(model):
 def drawn(model, scale=0.2):
     """Draw every parameter so large that a residual branch is as large as its trunk."""
     return jax.tree.map(lambda leaf: jnp.asarray(scale * leaf), pytorch.draw(model))
-
-
-def golden_model(name):
-    case = golden.load(name)
-    attention = "causal" if "__causal" in name else "full"
-    return case, mo.create_model("vit_tiny_patch16_224", **case.options, attention=attention)
-
-
-def test_there_are_cases_of_either_attention_and_pooling():
-    assert len(CASES) == 5
-    assert sum("__causal" in name for name in CASES) == 2
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_forward_matches_reference(name):
-    case, model = golden_model(name)
-    variables = mo.from_torch(model, case.state_dict)
-
-    @jax.jit
-    def run(variables, x):
-        logits, maps = (model.apply(variables, x, output=output) for output in ("logits", "features"))
-        return logits, maps, model.apply_train(variables, x)[0]
-
-    with jax.default_matmul_precision("highest"):
-        logits, (feature_map,), train_logits = run(variables, case.input)
-    np.testing.assert_allclose(logits, case.output, rtol=0, atol=case.atol)
-    np.testing.assert_array_equal(train_logits, logits)
-    expected = case.features["block2"][:, -(feature_map.shape[1] * feature_map.shape[2]) :]
-    np.testing.assert_allclose(feature_map.reshape(expected.shape), expected, rtol=0, atol=case.atol)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_the_reference_comes_back_bit_for_bit(name):
-    case, model = golden_model(name)
-    pytorch.assert_equal_state_dicts(mo.to_torch(model, mo.from_torch(model, case.state_dict)), case.state_dict)
-
-
-@pytest.mark.parametrize("size", PARAMETERS)
-@pytest.mark.parametrize("program", slow_but(["vit"], ["vit", "deit"]))
-def test_parameter_count_and_shapes(program, size):
-    model = mo.create_model(f"{program}_{size}_patch16_224")
-    variables = jax.eval_shape(model.init, jax.random.key(0))
-    assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == PARAMETERS[size]
-    spec = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
-    assert jax.eval_shape(model.apply, variables, spec).shape == (2, 1000)
-    (feature_map,) = jax.eval_shape(lambda v, x: model.apply(v, x, output="features"), variables, spec)
-    (info,) = model.feature_info
-    assert feature_map.shape == (2, 14, 14, info.channels)
-    assert info.stride == 16
-
-
-def test_all_variants_are_counted_here():
-    assert find_family("vit_tiny_patch16_224").variants.keys() == {
-        f"{program}_{size}_patch16_224" for program in ("vit", "deit") for size in PARAMETERS
-    }
 
 
 def test_a_causal_map_never_depends_on_later_patches():
@@ -161,33 +96,6 @@ def test_the_model_takes_images_of_its_own_size_alone(no_type_checks):
     assert "img_size" not in mo.create_model("test_mambaout", img_size=64).options
 
 
-def test_weight_decay_leaves_embeddings_alone():
-    assert small_model().no_decay == {("pos_embed",), ("cls_token",)}
-    assert small_model(class_token=False, global_pool="avg").no_decay == {("pos_embed",)}
-
-
-def test_first_and_last_layer_are_where_the_seam_says():
-    def shapes(**options):
-        params = jax.eval_shape(small_model(**options).init, jax.random.key(0))["params"]
-        return {tuple(k.key for k in path): leaf.shape for path, leaf in jax.tree.leaves_with_path(params)}
-
-    model, own = small_model(), shapes()
-    channels, classes = shapes(in_chans=1), shapes(num_classes=7)
-    assert {path for path in own if own[path] != channels[path]} == {(*model.first_conv, "weight")}
-    last = {(*model.classifier, "weight"), (*model.classifier, "bias")}
-    assert {path for path in own if own[path] != classes[path]} == last
-
-
-def test_without_key_nothing_is_random():
-    model = small_model(drop_path_rate=0.9, drop_rate=0.9)
-    variables = drawn(model)
-    logits = logits_of(model, variables, images())
-    np.testing.assert_array_equal(trained_logits(model, variables, images()), logits)
-    with_key = trained_logits(model, variables, images(), jax.random.key(1))
-    assert not np.array_equal(with_key, logits)
-    np.testing.assert_array_equal(trained_logits(model, variables, images(), jax.random.key(1)), with_key)
-
-
 def test_each_branch_of_each_block_is_dropped_by_itself():
     model = small_model(depth=4, drop_path_rate=0.5)
     rates = module_of(model).drop_path_rates
@@ -214,34 +122,12 @@ def test_each_branch_of_each_block_is_dropped_by_itself():
     assert 0.35 < kept[-2:].mean() < 0.65
 
 
-def test_bfloat16_computes_low_and_keeps_parameters_softmax_and_logits_high():
-    model, exact = small_model(dtype="bfloat16"), small_model()
-    variables = drawn(model, 0.1)
-    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    logits = logits_of(model, variables, images())
-    (feature_map,) = logits_of(model, variables, images(), output="features")
-    assert (logits.dtype, feature_map.dtype) == (jnp.float32, jnp.bfloat16)
-    reference = logits_of(exact, variables, images())
-    assert 0 < float(jnp.abs(logits - reference).max()) < 0.03 * float(jnp.abs(reference).max())
-    jaxpr = str(jax.make_jaxpr(model.apply)(variables, images()))
+def test_the_softmax_of_a_bfloat16_model_is_float32():
+    model = small_model(dtype="bfloat16")
+    jaxpr = str(jax.make_jaxpr(model.apply)(drawn(model), images()))
     scores = [line for line in jaxpr.splitlines() if " exp " in line]
     assert scores
     assert all(":f32[" in line for line in scores)
-
-
-def test_initial_values_follow_the_recipe():
-    params = mo.create_model("deit_tiny_patch16_224", depth=1).init(jax.random.key(0))["params"]
-    for path, leaf in jax.tree.leaves_with_path(params):
-        name, layer = path[-1].key, path[-2].key if len(path) > 1 else ""
-        if layer == "proj" and path[0].key == "patch_embed":  # as PyTorch starts a convolution
-            bound = 1 / np.sqrt(16 * 16 * 3)
-            assert 0.9 * bound < float(jnp.abs(leaf).max()) <= bound
-            assert abs(float(leaf.std()) / (bound / np.sqrt(3)) - 1) < 0.1
-        elif leaf.ndim > 1:
-            std = 1e-6 if name == "cls_token" else 0.02
-            assert abs(float(leaf.std()) - std) < std * 5 / np.sqrt(leaf.size), path
-        else:
-            assert (leaf == (1.0 if name == "weight" and layer.startswith("norm") else 0.0)).all(), path
 
 
 @pytest.mark.parametrize(

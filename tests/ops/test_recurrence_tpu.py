@@ -41,8 +41,8 @@ def assert_close(actual, expected):
     ("length", "channels", "states", "groups"),
     [
         (5, 6, 3, 1),
-        pytest.param(150, 260, 16, 2, marks=pytest.mark.slow),
-        pytest.param(16, 128, 96, 1, marks=pytest.mark.slow),
+        pytest.param(150, 260, 16, 2, marks=pytest.mark.run),
+        pytest.param(16, 128, 96, 1, marks=pytest.mark.run),
     ],
 )
 def test_kernels_equal_the_loop(length, channels, states, groups):
@@ -117,7 +117,7 @@ for batch in (8, 6):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.run
 def test_eight_devices_equal_one():
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     command = [sys.executable, "-c", EIGHT_DEVICES]

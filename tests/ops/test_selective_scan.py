@@ -111,9 +111,9 @@ def test_one_of_B_and_C_may_be_constant():
 @pytest.mark.parametrize(
     ("shape", "reverse"),
     [
-        pytest.param({}, False, marks=pytest.mark.slow),
+        pytest.param({}, False, marks=pytest.mark.run),
         ({"groups": 2}, True),
-        pytest.param({"constant": True}, False, marks=pytest.mark.slow),
+        pytest.param({"constant": True}, False, marks=pytest.mark.run),
     ],
 )
 def test_every_gradient_equals_that_of_the_loop(shape, reverse):

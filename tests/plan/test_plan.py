@@ -23,7 +23,7 @@ from tests.train import tiny
 CHIP = Chip(memory=1e9, bandwidth=1e9, peak=2e12, cycle_flops=1000, shapes=("1x1",))
 DIGITS = Dataset(1437, {"num_classes": 10})
 needs_compiler = [
-    pytest.mark.slow,
+    pytest.mark.nightly,
     pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the TPU's compiler, libtpu"),
 ]
 

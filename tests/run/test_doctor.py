@@ -95,7 +95,7 @@ def test_an_invalid_workdir_is_a_fault():
         assert "expected" in finding.fault
 
 
-@pytest.mark.slow
+@pytest.mark.run
 def test_checks_compare_two_hosts(tmp_path):
     program = textwrap.dedent(f"""
         from etils import epath

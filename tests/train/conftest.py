@@ -3,17 +3,19 @@
 import pytest
 
 from mambaout_jax.data.prepare import ensure_prepared
+from mambaout_jax.report.html import write_report
 from mambaout_jax.tasks.classification.source import open_source
+from mambaout_jax.train.loop import train
+from tests.train import tiny
 from tests.train.finished_run import COUNT, RESULTS, eval_line, train_line, write_json, write_metrics, write_predictions
-from tests.train.runs import main
 
 
 @pytest.fixture(scope="session")
 def unbroken(tmp_path_factory):
-    """A finished run of main.py in one process; tests must not change it."""
+    """A finished run in this process, with its report; tests must not change it."""
     workdir = tmp_path_factory.mktemp("unbroken") / "run"
-    done = main(workdir)
-    assert done.returncode == 0, done.stderr
+    train(tiny.config(), workdir)
+    write_report(workdir)
     return workdir
 
 

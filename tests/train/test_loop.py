@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import threading
-import time
 from types import SimpleNamespace
 from unittest import mock
 
@@ -51,13 +50,14 @@ def test_evaluation_equals_the_end_of_training(unbroken):
         assert scores[weights] == pytest.approx(results[weights], rel=1e-6)
 
 
-@pytest.mark.parametrize("batch_size", slow_but([7], [7, 360, 500]))
+@pytest.mark.parametrize("batch_size", slow_but([7], [7, 500]))
 def test_evaluation_counts_every_image_once_for_ragged_sizes(unbroken, batch_size):
     results = json.loads((unbroken / "results.json").read_text())
     (scores,) = evaluate(tiny.config(eval_batch_size=batch_size), unbroken)["sets"]
     assert scores["raw"] == pytest.approx(results["raw"], rel=1e-5)
 
 
+@pytest.mark.run
 def test_killed_and_resumed_run_equals_unbroken_run(unbroken, tmp_path):
     workdir = tmp_path / "run"
     changes = {"save_every_steps": 1}
@@ -65,17 +65,15 @@ def test_killed_and_resumed_run_equals_unbroken_run(unbroken, tmp_path):
     process.kill()
     process.communicate()
     assert not (workdir / "results.json").exists()
-    assert main(workdir, **changes).returncode == 0
+    done = main(workdir, **changes)
+    assert done.returncode == 0, done.stderr
     assert_same_weights(workdir, unbroken)
-
-
-@pytest.mark.slow
-def test_run_that_saves_at_every_step_is_finished_too(tmp_path):
-    config = tiny.config(save_every_steps=1, num_epochs=1)
-    train(config, tmp_path / "run")
-    before = (tmp_path / "run" / "metrics.jsonl").read_text()
-    train(config, tmp_path / "run")
-    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+    expected = json.loads((unbroken / "results.json").read_text())
+    assert f"{expected['ema']['top1']:.2f}" in done.stdout
+    # It saved at its last step already.
+    before = (workdir / "metrics.jsonl").read_text()
+    train(tiny.config(**changes), workdir)
+    assert (workdir / "metrics.jsonl").read_text() == before
 
 
 def test_refused_config_leaves_the_workdir_as_it_was(unbroken):
@@ -94,11 +92,10 @@ def test_broken_config_of_a_workdir_is_named(unbroken, tmp_path):
         train(tiny.config(), tmp_path / "run")
 
 
-def test_finished_run_is_not_run_again(unbroken):
+def test_finished_run_is_not_run_again(unbroken, capfd):
     before = (unbroken / "metrics.jsonl").read_text()
-    done = main(unbroken)
-    assert done.returncode == 0
-    assert f"has finished all {2 * tiny.STEPS_PER_EPOCH} steps" in done.stderr
+    assert train(tiny.config(), unbroken) == json.loads((unbroken / "results.json").read_text())
+    assert f"has finished all {2 * tiny.STEPS_PER_EPOCH} steps" in capfd.readouterr().err
     assert (unbroken / "metrics.jsonl").read_text() == before
 
 
@@ -124,14 +121,13 @@ def test_finished_run_with_results_of_an_earlier_version_or_damaged_ones_gives_i
     expected, text = json.loads(file.read_text()), damage(file.read_text())
     assert text != file.read_text()
     file.write_text(text)
-    done = main(tmp_path / "run")
-    assert done.returncode == 0, done.stderr
-    assert f"{expected['ema']['top1']:.2f}" in done.stdout
-    written = json.loads(file.read_text())
+    results, written = train(tiny.config(), tmp_path / "run"), json.loads(file.read_text())
+    assert results == written
     assert all(written[weights] == pytest.approx(expected[weights], rel=1e-5) for weights in ("raw", "ema"))
 
 
-@pytest.mark.parametrize("number", slow_but([signal.SIGTERM], [signal.SIGTERM, signal.SIGINT]))
+@pytest.mark.run
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_in_training_saves_and_resumes_to_the_same_bits(unbroken, tmp_path, number):
     workdir = tmp_path / "run"
     process = start(workdir, lambda _: records(workdir, "train"))
@@ -142,21 +138,19 @@ def test_signal_in_training_saves_and_resumes_to_the_same_bits(unbroken, tmp_pat
     assert "Traceback" not in errors
     saved = [int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
     assert max(saved) >= 2
-    assert main(workdir).returncode == 0
+    train(tiny.config(), workdir)
     assert_same_weights(workdir, unbroken)
 
 
-@pytest.mark.slow
+@pytest.mark.run
 def test_signal_during_compilation_ends_at_once_with_exit_code_75(unbroken, tmp_path):
     workdir = tmp_path / "run"
     process = start(workdir, lambda process: "parameters, on" in process.stderr.readline(), **{"model.depths": (2, 2)})
-    sent = time.monotonic()
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 75, errors
     assert "Traceback" not in errors
     assert not records(workdir, "train")
-    assert time.monotonic() - sent < 60
 
 
 def test_compilation_is_abandoned_after_a_signal():
@@ -175,7 +169,7 @@ def test_interruptible_work_returns_its_result_or_error():
             stop.interruptible(lambda: 1 / 0)
 
 
-@pytest.mark.slow
+@pytest.mark.run
 def test_signal_in_evaluation_saves_and_resumes_to_the_same_bits(unbroken, tmp_path, monkeypatch):
     top_classes, calls = task.top_classes, []
 
@@ -190,12 +184,12 @@ def test_signal_in_evaluation_saves_and_resumes_to_the_same_bits(unbroken, tmp_p
         train(tiny.config(), tmp_path / "run")
     assert not records(tmp_path / "run", "eval")
     monkeypatch.undo()
-    assert main(tmp_path / "run").returncode == 0
+    train(tiny.config(), tmp_path / "run")
     assert [record["step"] for record in records(tmp_path / "run", "eval")] == [5, 10]
     assert_same_weights(tmp_path / "run", unbroken)
 
 
-@pytest.mark.slow
+@pytest.mark.run
 def test_divergence_names_step_rate_and_norm_and_keeps_the_last_good_checkpoint(tmp_path):
     config = tiny.config(**{"optim.learning_rate": 1e30, "optim.warmup_epochs": 0, "save_every_steps": 1})
     with pytest.raises(
@@ -217,6 +211,7 @@ def test_other_config_is_refused_with_the_differing_keys_unless_allowed(unbroken
         train(tiny.config(resume="never"), unbroken)
 
 
+@pytest.mark.run
 def test_workdir_that_cannot_be_written_is_one_sentence_at_the_start(tmp_path):
     (tmp_path / "file").write_text("")
     done = main(tmp_path / "file" / "run")
@@ -258,7 +253,7 @@ def test_invalid_config_is_refused_before_anything_is_written(tmp_path, changes,
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.run
 def test_profile_traces_the_configured_steps(tmp_path):
     train(tiny.config(**{"num_epochs": 1, "profile.start_step": 2, "profile.num_steps": 1}), tmp_path / "run")
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))

@@ -15,7 +15,7 @@ from tests.processes import finish_all, run_python, start_all
 from tests.train import tiny
 from tests.train.runs import assert_same_weights, records
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.run
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,7 +49,7 @@ def test_run_starts_from_the_averaged_weights_of_another(trained, tmp_path, capf
     assert f"starts from the averaged weights of step 5 in {trained}" in capfd.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.run
 def test_resumed_run_continues_with_its_own_weights(trained, tmp_path):
     train(tiny.config(**STILL, init_from=str(trained)), tmp_path / "run")
     before = leaves(tmp_path / "run", "raw")
@@ -66,7 +65,7 @@ def test_weights_of_another_model_are_refused_before_anything_runs(trained, tmp_
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.run
 def test_run_prints_its_batch_and_its_departures_from_the_recipe(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(
         loop, "departures", lambda recipe, values: departures(replace(recipe, dataset="digits"), values)
@@ -97,17 +96,15 @@ def test_bad_record_ends_a_run_after_saving_without_compiling_an_evaluation(tmp_
     assert load_run(tmp_path / "run").step == 1  # two batches were prefetched
 
 
-@pytest.mark.slow
+@pytest.mark.run
 def test_run_whose_worker_is_killed_saves_names_it_and_ends(tmp_path):
     changes = {"num_epochs": 500, "eval_every_epochs": 500, "data.num_workers": 1, "log_every_steps": 1}
     process = start(tmp_path / "run", lambda _: len(records(tmp_path / "run", "train")) > 3, **changes)
     threads = Path("/proc", str(process.pid), "task").glob("*/children")
     children = {int(child) for thread in threads for child in thread.read_text().split()}
     (worker,) = [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
-    killed = time.monotonic()
     os.kill(worker, signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
-    assert time.monotonic() - killed < 60
     assert process.returncode == 1, errors
     assert f"error: data worker 0 (process {worker}) was killed by SIGKILL" in errors
     assert "of split 'train' of dataset 'digits'" in errors

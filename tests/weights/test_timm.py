@@ -21,7 +21,7 @@ MORE_SIZES = {"mambaout_base": ((288, 288), (200, 256))}
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in TIMM_MODELS if "mambaout" in name],
+    [name for name in TIMM_MODELS if "mambaout" in name],
 )
 def test_variant_at_full_width_equals_timms_both_ways(name):
     check_both_ways(name, sizes=(None, *MORE_SIZES.get(name, ())))
@@ -65,7 +65,6 @@ def load_strictly(theirs, state_dict):
     theirs.load_state_dict(checkpoint_filter_fn(tensors, theirs), strict=True)
 
 
-@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(configurations.options())
 def test_any_configuration_equals_timms(options):

@@ -11,7 +11,6 @@ from mambaout_jax.models import ModelError
 from mambaout_jax.weights import ConvertError, LogitsCheck, random_images, read_checkpoint, resolve_model
 from mambaout_jax.weights.folder import write_folder
 from mambaout_jax.weights.inspection import inspect_checkpoint
-from tests.models import golden
 from tests.timm import load_timm
 from tests.weights import pytorch
 
@@ -40,17 +39,6 @@ def test_a_parameter_of_the_model_itself_is_named_where_it_does_not_fit():
         mo.from_torch(model, state_dict)
     with pytest.raises(ConvertError, match="belong to a VisionTransformer; a MambaOut is expected"):
         mo.from_torch(pytorch.small_model(), mo.to_torch(model, pytorch.draw(model)))
-
-
-@pytest.mark.parametrize("name", golden.names("vit__*"))
-def test_a_file_of_the_reference_gives_its_logits(name, tmp_path):
-    case = golden.load(name)
-    save_file(case.state_dict, tmp_path / "weights.safetensors")
-    attention = "causal" if "__causal" in name else "full"
-    model = mo.create_model("vit_tiny_patch16_224", **case.options, attention=attention)
-    variables = mo.from_torch(model, tmp_path / "weights.safetensors")
-    logits = pytorch.logits_of(model, variables, case.input)
-    np.testing.assert_allclose(logits, case.output, rtol=0, atol=case.atol)
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_a_dataset_does_not_depend_on_the_order_of_its_images(insects, tmp_path)
     assert files(tmp_path / "a") == files(tmp_path / "b")
 
 
-@pytest.mark.slow
+@pytest.mark.run
 def test_a_dataset_does_not_depend_on_the_number_of_workers(insects, tmp_path):
     assert write(insects, tmp_path / "a") == write(insects, tmp_path / "b", workers=2)
     assert files(tmp_path / "a") == files(tmp_path / "b")

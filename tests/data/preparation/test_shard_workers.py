@@ -12,7 +12,7 @@ import pytest
 from mambaout_jax.tasks.classification.source import open_source
 from tests.data import photos
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.run
 
 NUM_IMAGES = 2000
 ROOT = Path(__file__).parents[3]

@@ -1,0 +1,220 @@
+"""Every model of every family has the properties that the rest of the program relies on.
+
+What differs between families is data: tests/golden/families.
+"""
+
+import fnmatch
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import mambaout_jax as mo
+from mambaout_jax.models import ModelError
+from mambaout_jax.models.registry import BUILT_IN
+from tests.models import golden
+from tests.weights import pytorch
+
+SMALL = golden.small_models()
+FAMILIES = {family.name: family for family in BUILT_IN}
+VARIANTS = [(family.name, variant) for family in BUILT_IN for variant in family.variants]
+SIZE = (32, 40)
+
+every_small_model = pytest.mark.parametrize("name", SMALL)
+
+
+@functools.cache
+def small(name, **options):
+    base, own = SMALL[name]
+    return mo.create_model(base, **{"img_size": SIZE, "num_classes": 5, **own, **options})
+
+
+def data_of(name):
+    return golden.FAMILIES[small(name).family.name]
+
+
+@functools.cache
+def variables_of(name):
+    """Move every parameter, so that a residual branch is as large as its trunk."""
+    rng = np.random.default_rng(3)  # JAX compiles a program for each shape
+    initial = small(name).init(jax.random.key(0))
+    return jax.tree.map(lambda leaf: leaf + 0.2 * rng.normal(size=leaf.shape).astype(np.float32), initial)
+
+
+def images(size=SIZE, batch=4):
+    return jnp.asarray(np.random.default_rng(0).normal(size=(batch, *size, 3)), jnp.float32)
+
+
+def shapes(model):
+    return jax.eval_shape(model.init, jax.random.key(0))
+
+
+def leaves_by_path(tree):
+    return {tuple(entry.key for entry in path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def module_of(model):
+    return nnx.merge(model._graphdef, model._params, model._batch_stats)
+
+
+def assert_close(ours, theirs, tolerance):
+    for a, b in zip(*map(jax.tree.leaves, (ours, theirs)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * float(jnp.abs(b).max()))
+
+
+@pytest.mark.parametrize(("family", "variant"), VARIANTS)
+def test_a_variant_has_the_published_number_of_parameters(family, variant):
+    assert mo.create_model(variant).num_params == golden.FAMILIES[family]["parameters"][variant]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_maps_have_the_channels_and_strides_that_the_model_states(family):
+    model = mo.create_model(next(iter(FAMILIES[family].variants)))
+    assert mo.create_model(model.name).num_params == sum(leaf.size for leaf in jax.tree.leaves(shapes(model)))
+    batch = jax.ShapeDtypeStruct((2, *model.input_spec.size, 3), jnp.float32)
+    logits, maps = jax.eval_shape(
+        lambda v, x: [model.apply(v, x, output=output) for output in ("logits", "features")], shapes(model), batch
+    )
+    assert logits.shape == (2, 1000)
+    for info, feature_map in zip(model.feature_info, maps, strict=True):
+        height, width = (side // info.stride for side in model.input_spec.size)
+        assert feature_map.shape == (2, height, width, info.channels)
+
+
+@every_small_model
+def test_first_layer_and_classifier_are_all_that_depends_on_channels_and_classes(name):
+    model = small(name)
+    changes = ({}, {"in_chans": 1}, {"num_classes": 7})
+    own, channels, classes = (leaves_by_path(shapes(small(name, **options))["params"]) for options in changes)
+
+    def changed(other):
+        return {path for path in own if own[path].shape != other[path].shape}
+
+    assert changed(channels) == {(*model.first_conv, "weight")}
+    assert changed(classes) == {(*model.classifier, "weight"), (*model.classifier, "bias")}
+
+
+@every_small_model
+def test_initial_values_are_those_of_the_reference(name):
+    for path, leaf in leaves_by_path(small(name).init(jax.random.key(0))["params"]).items():
+        key = ".".join(map(str, path))
+        given = data_of(name)["initial_std"].items()
+        stds = [std for pattern, std in given if fnmatch.fnmatchcase(key, pattern)]
+        if stds == [None]:  # a test of the layer checks it
+            continue
+        if leaf.ndim > 1 or stds:
+            (std,) = stds or [0.02]
+            assert abs(float(leaf.std()) - std) < std * 5 / math.sqrt(leaf.size), key
+            assert abs(float(leaf.mean())) < std * 5 / math.sqrt(leaf.size), key
+        else:
+            norm = path[-1] == "weight" and "norm" in str(path[-2])
+            assert (leaf == (1.0 if norm else 0.0)).all(), key
+
+
+@every_small_model
+def test_weight_decay_spares_what_the_reference_spares(name):
+    model = small(name)
+    paths = leaves_by_path(shapes(model)["params"])
+    assert model.no_decay == {path for path in paths if path[-1] in data_of(name)["no_decay"]}
+
+
+@every_small_model
+def test_a_model_is_random_only_with_a_key(name):
+    model, variables, x = small(name, drop_path_rate=0.9, drop_rate=0.9), variables_of(name), images()
+    logits = jax.jit(model.apply)(variables, x)
+
+    @jax.jit
+    def train(variables, x, key=None):
+        return model.apply_train(variables, x, key=key)[0]
+
+    if not variables["batch_stats"]:
+        np.testing.assert_array_equal(train(variables, x), logits)
+    with_key = train(variables, x, jax.random.key(1))
+    assert not np.array_equal(with_key, logits)
+    np.testing.assert_array_equal(train(variables, x, jax.random.key(1)), with_key)
+
+
+@every_small_model
+def test_drop_path_draws_for_each_branch_and_sample_and_rises_over_the_blocks(name):
+    model = small(name, drop_path_rate=0.6)
+    rates = module_of(model).drop_path_rates
+    np.testing.assert_allclose(rates, np.linspace(0.0, 0.6, len(rates)))
+    one = images(batch=1)
+    same = jnp.broadcast_to(one, (256, *one.shape[1:]))
+    logits = jax.jit(lambda v, x, key: model.apply_train(v, x, key=key)[0])(variables_of(name), same, jax.random.key(5))
+    outcomes = {row.tobytes() for row in np.asarray(logits, np.float32).round(4)}
+    assert len(outcomes) == 2 ** ((len(rates) - 1) * data_of(name)["residual_branches"])
+
+
+@every_small_model
+def test_bfloat16_computes_low_and_keeps_parameters_and_logits_high(name):
+    model, variables = small(name, dtype="bfloat16"), jax.tree.map(lambda leaf: leaf / 2, variables_of(name))
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes(model))} == {jnp.dtype("float32")}
+    logits, maps = jax.jit(lambda v, x: [model.apply(v, x, output=output) for output in ("logits", "features")])(
+        variables, images()
+    )
+    assert logits.dtype == jnp.float32
+    assert {feature_map.dtype for feature_map in maps} == {jnp.dtype("bfloat16")}
+    exact = jax.jit(small(name).apply)(variables, images())
+    assert 0 < float(jnp.abs(logits - exact).max()) < 0.05 * float(jnp.abs(exact).max())
+
+
+@every_small_model
+def test_sizes_that_no_stride_divides_are_taken_or_refused_by_name(name, no_type_checks):
+    model, x = small(name), images((33, 47), batch=1)
+    if "img_size" in model.options:
+        with pytest.raises(ModelError, match="images are 33x47; 32x40 is expected"):
+            model.apply(variables_of(name), x)
+    else:
+        logits = jax.jit(model.apply)(variables_of(name), x)
+        assert logits.shape == (1, 5)
+        assert jnp.isfinite(logits).all()
+
+
+@every_small_model
+def test_scan_and_remat_change_no_value_and_no_gradient(name):
+    variables, x = variables_of(name), images()
+
+    def results(**options):
+        model = small(name, drop_path_rate=0.3, **options)
+
+        @jax.jit
+        @jax.value_and_grad
+        def loss(params):
+            trained = {**variables, "params": params}
+            return jnp.square(model.apply_train(trained, x, key=jax.random.key(2))[0]).mean()
+
+        return loss(variables["params"])
+
+    expected = results()
+    assert all(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(expected)), "every parameter is used"
+    for options in ({"scan_blocks": True}, {"remat": "save_matmuls"}, {"scan_blocks": True, "remat": "full"}):
+        assert_close(results(**options), expected, 1e-6)
+
+
+@every_small_model
+def test_weights_go_to_pytorch_and_come_back_in_every_key_format(name):
+    model = small(name)
+    variables, converted = pytorch.draw(model), 0
+    for key_format in model.family.key_formats:
+        try:
+            state_dict = mo.to_torch(model, variables, key_format.name)
+        except mo.weights.ConvertError:  # it has no names for these parameters
+            continue
+        pytorch.assert_equal_trees(mo.from_torch(model, state_dict), variables)
+        converted += 1
+    assert converted
+
+
+@every_small_model
+def test_an_exported_program_computes_the_same(name):
+    pytest.importorskip("flatbuffers", reason="jax.export serializes by flatbuffers")
+    model, x = small(name), images()
+    leaves, structure = jax.tree.flatten(variables_of(name))  # it takes no dicts with integers as keys
+    apply = jax.jit(lambda leaves, x: model.apply(jax.tree.unflatten(structure, leaves), x))
+    program = jax.export.deserialize(jax.export.export(apply)(leaves, x).serialize())
+    assert_close(program.call(leaves, x), apply(leaves, x), 1e-6)
