@@ -74,7 +74,7 @@ def test_prepared_imagenet_requires_no_source_but_must_be_complete(tmp_path):
     prepare_imagenet("folder", str(tmp_path / "unpacked"), str(tmp_path), metadata=imagenets.METADATA)
     again = prepare_imagenet("tars", "nowhere", str(tmp_path), metadata=imagenets.METADATA)
     assert (again.num_images, again.images_per_class) == (imagenets.NUM_IMAGES, None)
-    with pytest.raises(DataError, match=r"already has imagenet2012, as array_record with .*'train': 15.* move that"):
+    with pytest.raises(DataError, match=r"already has imagenet2012, as array_record with .*'train': 15.* move the"):
         prepare_imagenet("tars", "nowhere", str(tmp_path), metadata=imagenet.official_metadata())
 
 
