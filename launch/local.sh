@@ -63,7 +63,7 @@ case $kind in
   *) die "--jax is $kind; cpu, cuda12, cuda13 or tpu is expected" ;;
 esac
 
-install "run-$kind" --editable "$root" ${jax[@]+"${jax[@]}"}
+install "run-$kind" --editable "${root}[train]" ${jax[@]+"${jax[@]}"}
 
 # Buffers of gigabytes cost a quarter of a step in 4 KiB pages; glibc 2.35 or newer asks Linux for larger ones.
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}

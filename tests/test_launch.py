@@ -58,7 +58,7 @@ def test_dry_run_of_training_prints_the_commands_in_order(launch):
     commands = [line for line in text.splitlines() if line.startswith("+")]
     assert [command.split("python' ")[-1].split("python3 ")[-1] for command in commands] == [
         "-m venv --clear 'CHECKOUT/.venv'",
-        "-m pip install --disable-pip-version-check --quiet --editable 'CHECKOUT'",
+        "-m pip install --disable-pip-version-check --quiet --editable 'CHECKOUT[train]'",
         "'CHECKOUT/main.py' '--config=CHECKOUT/configs/digits.py' '--workdir=CHECKOUT/runs/digits' --config.seed=1",
     ]
 
@@ -82,7 +82,7 @@ def test_dry_run_of_tests_passes_the_rest_to_pytest(launch):
     fast = launch("test.sh", "--dry-run", "--fast", "-k", "a b")
     assert f"{pytest_command} -m 'not torch and not slow' -k 'a b'\n" in fast
     with_torch = launch("test.sh", "--dry-run", "--torch")
-    assert "[test,torch]' torch==" in with_torch
+    assert "[train,test,torch]' torch==" in with_torch
     assert with_torch.endswith(f"{pytest_command}\n")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from mambaout_jax.extras import importing
 from mambaout_jax.weights.errors import ConvertError
 from mambaout_jax.weights.tensors import LazyTensors, TensorFile, without_prefixes
 
@@ -24,7 +25,8 @@ def read_torch(path: str) -> TensorFile:
     """Read a state dict without running code in the file.
 
     Raises:
-        ConvertError: PyTorch is not installed, or the file is damaged or contains anything but tensors by name.
+        ConvertError: the file is damaged or contains anything but tensors by name.
+        MissingExtraError: PyTorch is not installed.
     """
     torch = _import_torch(path)
     loaded = _load(torch, path)
@@ -54,7 +56,8 @@ def write_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Write a state dict.
 
     Raises:
-        ConvertError: PyTorch is not installed or has no such dtype.
+        ConvertError: PyTorch has no such dtype.
+        MissingExtraError: PyTorch is not installed.
         OSError: the file system refuses.
     """
     torch = _import_torch(path.name)
@@ -70,12 +73,8 @@ def write_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 
 def _import_torch(path: str) -> ModuleType:
-    try:
+    with importing("torch", f"{path} requires PyTorch"):
         import torch
-    except ImportError:
-        raise ConvertError(
-            f'{path} needs PyTorch, which is not installed; pip install "mambaout_jax[torch]", or use safetensors'
-        ) from None
     return torch
 
 
