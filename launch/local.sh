@@ -63,7 +63,7 @@ case $kind in
   *) die "--jax is $kind; expected cpu, cuda12, cuda13 or tpu" ;;
 esac
 
-install "run-$kind" --editable "$root" ${jax[@]+"${jax[@]}"}
+install "run-$kind" --editable "${root}[train]" ${jax[@]+"${jax[@]}"}
 
 # Large buffers in 4 KiB pages cost a quarter of a step; glibc 2.35 or newer can request huge pages.
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}

@@ -52,7 +52,7 @@ fi
 say "Installing"
 run uv venv --quiet --python=3.12 --allow-existing "$root/.venv"
 # etils[epath-gcs] opens gs:// for checkpoints, datasets and compiled programs.
-run uv pip install --quiet --python="$root/.venv" --constraint="$root/launch/constraints.txt" --editable "$root" \
+run uv pip install --quiet --python="$root/.venv" --constraint="$root/launch/constraints.txt" --editable "${root}[train]" \
   "$jax" 'etils[epath-gcs]'
 
 # Read without importing jax, because another program may use the devices.

@@ -41,9 +41,9 @@ while [ $# -gt 0 ]; do
 done
 if "$torch"; then
   # The versions that the comparisons were made with.
-  install test-torch --editable "${root}[test,torch]" torch==2.13.0 timm==1.0.31
+  install test-torch --editable "${root}[train,test,torch]" torch==2.13.0 timm==1.0.31
 else
-  install test --editable "${root}[test]"
+  install test --editable "${root}[train,test]"
 fi
 
 marks="not nightly"

@@ -58,7 +58,7 @@ def test_dry_run_of_training_prints_the_commands_in_order(launch):
     commands = [line for line in text.splitlines() if line.startswith("+")]
     assert [command.split("python' ")[-1].split("python3 ")[-1] for command in commands] == [
         "-m venv --clear 'CHECKOUT/.venv'",
-        "-m pip install --disable-pip-version-check --quiet --editable 'CHECKOUT'",
+        "-m pip install --disable-pip-version-check --quiet --editable 'CHECKOUT[train]'",
         "'CHECKOUT/main.py' '--config=CHECKOUT/configs/digits.py' '--workdir=CHECKOUT/runs/digits' --config.seed=1",
     ]
 
@@ -81,7 +81,7 @@ def test_dry_run_of_tests_passes_the_rest_to_pytest(launch):
     default = launch("test.sh", "--dry-run", "-k", "a b")
     assert f"{pytest_command} -m 'not nightly and not run and not torch' -k 'a b'\n" in default
     everything = launch("test.sh", "--dry-run", "--all", "--torch")
-    assert "[test,torch]' torch==" in everything
+    assert "[train,test,torch]' torch==" in everything
     assert everything.endswith(f"{pytest_command} -m 'not nightly'\n")
 
 

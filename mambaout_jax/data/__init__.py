@@ -3,6 +3,10 @@
 Only `prepare/` writes datasets, and nothing outside of it imports it.
 """
 
+from mambaout_jax.extras import check_installed
+
+check_installed("train", __name__)
+
 from mambaout_jax.data.errors import DataError, WorkerDiedError
 from mambaout_jax.data.eval_transform import EvalTransform
 from mambaout_jax.data.pipeline import eval_batches, train_batches

@@ -1,5 +1,9 @@
 """Devices and processes: meshes, shardings, and communication between processes outside of XLA."""
 
+from mambaout_jax.extras import check_installed
+
+check_installed("train", __name__)
+
 from mambaout_jax.distributed.errors import LostProcessError, ParallelError
 from mambaout_jax.distributed.hosts import (
     StopCoordinator,

@@ -11,6 +11,7 @@ from etils import epath
 
 from mambaout_jax import distributed
 from mambaout_jax.data import DataError, WorkerDiedError
+from mambaout_jax.extras import MissingExtraError
 from mambaout_jax.models import ModelError
 from mambaout_jax.plugins import PluginError
 from mambaout_jax.tasks.errors import TaskError
@@ -31,7 +32,9 @@ class StoppedError(Exception):
 
 RERUN = "rerun the same command to resume"
 _DISK_ERRORS = (errno.EACCES, errno.EIO, errno.EROFS, errno.ESTALE)
-USER_ERRORS = (RunError, TaskError, DataError, ModelError, ConvertError, PluginError, distributed.ParallelError)
+USER_ERRORS = (
+    RunError, TaskError, DataError, ModelError, ConvertError, PluginError, MissingExtraError, distributed.ParallelError
+)  # fmt: skip
 
 
 def is_user_error(error: Exception) -> bool:

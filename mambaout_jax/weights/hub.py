@@ -2,6 +2,7 @@
 
 import re
 
+from mambaout_jax.extras import importing
 from mambaout_jax.weights.errors import ConvertError
 from mambaout_jax.weights.folder import WEIGHTS_NAMES
 from mambaout_jax.weights.timm_config import CONFIG_NAME
@@ -26,6 +27,7 @@ def download(source: str) -> tuple[str, str]:
     Raises:
         ConvertError: the id is malformed, does not exist or is not accessible, or the hub does not respond and the
             files are not cached.
+        MissingExtraError: huggingface_hub is not installed.
     """
     match = _ID.fullmatch(source.partition(":")[2])
     if match is None:
@@ -52,8 +54,9 @@ class _Repository:
 
     def fetch(self, name: str) -> str:
         """Download a file if necessary and return its path in the cache."""
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import LocalEntryNotFoundError
+        with importing("hub", f"{self.source} requires huggingface_hub"):
+            from huggingface_hub import hf_hub_download
+            from huggingface_hub.errors import LocalEntryNotFoundError
 
         self.offline_reason = self.offline_reason or self._check(name)
         try:
@@ -73,7 +76,8 @@ class _Repository:
 
         The client's own download would retry for half a minute before it falls back to the cache.
         """
-        from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_url
+        with importing("hub", f"{self.source} requires huggingface_hub"):
+            from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_url
 
         log_in = "log in with `hf auth login` or set HF_TOKEN"
         configured = constants.HF_HUB_ETAG_TIMEOUT

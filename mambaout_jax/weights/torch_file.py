@@ -13,6 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from mambaout_jax.extras import importing
 from mambaout_jax.weights.errors import ConvertError
 from mambaout_jax.weights.tensors import LazyTensors, TensorFile, without_prefixes
 
@@ -24,7 +25,8 @@ def read_torch(path: str) -> TensorFile:
     """Read a state dict without running code in the file.
 
     Raises:
-        ConvertError: PyTorch is not installed, or the file is damaged or contains anything but a state dict.
+        ConvertError: the file is damaged or contains anything but a state dict.
+        MissingExtraError: PyTorch is not installed.
     """
     torch = _import_torch(path)
     loaded = _load(torch, path)
@@ -53,7 +55,8 @@ def write_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Write a state dict.
 
     Raises:
-        ConvertError: PyTorch is not installed or does not support the dtype of a tensor.
+        ConvertError: PyTorch does not support the dtype of a tensor.
+        MissingExtraError: PyTorch is not installed.
         OSError: the file cannot be written.
     """
     torch = _import_torch(path.name)
@@ -69,12 +72,8 @@ def write_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 
 def _import_torch(path: str) -> ModuleType:
-    try:
+    with importing("torch", f"{path} requires PyTorch"):
         import torch
-    except ImportError:
-        raise ConvertError(
-            f'{path} needs PyTorch, which is not installed; pip install "mambaout_jax[torch]", or use safetensors'
-        ) from None
     return torch
 
 

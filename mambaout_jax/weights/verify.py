@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from mambaout_jax.extras import importing
 from mambaout_jax.models import Model, cpu_compiler_options, create_model
 from mambaout_jax.weights.errors import ConvertError
 from mambaout_jax.weights.hub import PREFIXES
@@ -64,7 +65,8 @@ class LogitsCheck:
         """Check that timm, which reads `source` itself, agrees with the reference, and return a sentence.
 
         Raises:
-            ConvertError: the difference exceeds `TOLERANCE`, or timm is not installed or cannot load the weights.
+            ConvertError: the difference exceeds `TOLERANCE`, or timm cannot load the weights.
+            MissingExtraError: timm or PyTorch is not installed.
         """
         logits = timm_logits(self._model, source, self._images)
         return _check_difference(f"timm {_load_timm()[0].__version__}", difference(logits, self._expected))
@@ -99,7 +101,8 @@ def timm_logits(model: Model, source: str, images: Float[np.ndarray, "b h w c"])
         source: a file in any key format that timm converts, or a folder or hub id in timm's format.
 
     Raises:
-        ConvertError: timm does not have the model, timm or PyTorch is not installed, or timm cannot load the weights.
+        ConvertError: timm does not have the model or cannot load the weights.
+        MissingExtraError: timm or PyTorch is not installed.
     """
     family, title = model.family, model.family.module.__name__
     if family.timm_options is None:
@@ -125,11 +128,7 @@ def timm_logits(model: Model, source: str, images: Float[np.ndarray, "b h w c"])
 
 @functools.cache
 def _load_timm() -> tuple[Any, Any]:
-    try:
+    with importing("torch", "--verify timm requires timm and PyTorch"):
         import timm
         import torch
-    except (ImportError, RuntimeError) as error:
-        raise ConvertError(
-            f"--verify timm requires timm and PyTorch, which cannot be imported ({error}); pip install torch timm"
-        ) from error
     return timm, torch

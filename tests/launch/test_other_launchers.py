@@ -133,9 +133,11 @@ def test_invalid_options_of_the_preparation_are_one_sentence(change, sentence, c
 def test_host_gets_the_tested_versions(cloud):
     text = cloud.play("setup_host.sh", "--dry-run")
     assert "uv venv --quiet --python=3.12 " in text
-    assert "--constraint=CHECKOUT/launch/constraints.txt --editable CHECKOUT 'jax[tpu]'" in text
+    assert "--constraint=CHECKOUT/launch/constraints.txt --editable 'CHECKOUT[train]' 'jax[tpu]'" in text
     assert "curl" not in text  # uv is already installed
-    assert "--editable CHECKOUT jax 'etils[epath-gcs]'" in cloud.play("setup_host.sh", "--dry-run", "--jax=cpu")
+    assert "--editable 'CHECKOUT[train]' jax 'etils[epath-gcs]'" in cloud.play(
+        "setup_host.sh", "--dry-run", "--jax=cpu"
+    )
     assert "--jax is gpu; expected tpu or cpu" in cloud.play("setup_host.sh", "--jax=gpu", code=2)
 
 

@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from mambaout_jax.extras import MissingExtraError
 from mambaout_jax.weights.errors import ConvertError
 from mambaout_jax.weights.files import read_file, write_file
 
@@ -178,8 +179,9 @@ def test_a_file_that_shrank_while_it_was_read_is_named(tmp_path):
 def test_pytorch_that_is_missing_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "a.pth").write_bytes(b"PK\3\4")
-    assert_refused(tmp_path / "a.pth", r'pip install "mambaout_jax\[torch\]", or use safetensors')
-    with pytest.raises(ConvertError, match="needs PyTorch, which is not installed"):
+    with pytest.raises(MissingExtraError, match=r'a\.pth requires PyTorch \(.*\); pip install "mambaout_jax\[torch\]"'):
+        read_file(tmp_path / "a.pth")
+    with pytest.raises(MissingExtraError, match=r"b\.pth requires PyTorch"):
         write_file(tmp_path / "b.pth", TENSORS)
     assert os.listdir(tmp_path) == ["a.pth"]
 

@@ -17,6 +17,7 @@ from mambaout_jax.data.errors import DataError
 from mambaout_jax.data.names import DIGITS, IMAGENET, PATHFINDER, parse_name, unknown_dataset
 from mambaout_jax.data.prepare.digits import Digits
 from mambaout_jax.data.prepare.pathfinder import Pathfinder
+from mambaout_jax.extras import install_command
 
 
 def prepare_dataset(name: str, data_dir: str | None = None) -> str:
@@ -42,7 +43,7 @@ def prepare_dataset(name: str, data_dir: str | None = None) -> str:
             "run: python -m mambaout_jax prepare imagenet with --tars DIR, --folder DIR or --tfrecord DIR"
         )
     needs_tensorflow = DataError(
-        f'the preparation of {dataset!r} requires TensorFlow (reading does not): pip install "mambaout_jax[prepare]"'
+        f"the preparation of {dataset!r} requires TensorFlow (reading does not): {install_command('prepare')}"
     )
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format=FILE_FORMAT)

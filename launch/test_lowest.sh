@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Run the tests with the lowest versions that pyproject.toml allows: see --help.
+set -euo pipefail
+# shellcheck source=launch/environment.sh
+. "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+help() {
+  cat <<'TEXT'
+Install the lowest version of each requirement, and run the tests. Requirements of requirements are as new as they can
+be, since pip would install those too.
+
+usage: launch/test_lowest.sh [option...] [pytest argument...]
+
+  --fast            skip the tests marked slow
+  --python PATH     use this Python, 3.11 or newer (default: the first one found)
+  --dry-run         print the commands without running them
+  --help            print this
+  anything else     passed to pytest, for example -k conv or tests/ops (default: all tests)
+
+Two virtual environments are in .venv-lowest in the repository, or $MAMBAOUT_VENV: `uv`, which pip installs uv into,
+and `lowest`, which uv installs the requirements into, in their lowest versions with a wheel for this Python.
+TEXT
+}
+
+marks="not torch" pass=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    --help | -h) help; exit ;;
+    --dry-run) dry_run=true ;;
+    --fast) marks="not torch and not slow" ;;
+    --python)
+      [ $# -gt 1 ] || die "--python requires a value; see launch/test_lowest.sh --help"
+      base_python=$2
+      shift ;;
+    --python=*) base_python=${1#*=} ;;
+    *) pass+=("$1") ;;
+  esac
+  shift
+done
+
+folder=${MAMBAOUT_VENV:-$root/.venv-lowest}
+MAMBAOUT_VENV=$folder/uv
+install uv uv
+case $folder in /*) ;; *) folder=$PWD/$folder ;; esac
+
+say "Installing the lowest versions"
+uv=("$venv/bin/uv" --quiet)
+run "${uv[@]}" venv --clear --python "$python" "$folder/lowest"
+python=$folder/lowest/bin/python
+# promise, which tensorflow-datasets requires, has no wheel.
+run "${uv[@]}" pip install --python "$python" --resolution lowest-direct --only-binary :all: --no-binary promise \
+  --requirements "$root/pyproject.toml" --extra train --extra test
+run "${uv[@]}" pip install --python "$python" --no-deps --editable "$root"
+
+say "Testing"
+run cd "$root"
+run "$python" -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "$marks" ${pass[@]+"${pass[@]}"}

@@ -1,0 +1,85 @@
+"""Optional dependencies: which extra of this package has a module, and the error where one is not installed.
+
+Standard library only, so that every package can import it. `models`, `ops` and `weights` run on the core dependencies;
+what they need of an extra is imported inside `importing`. Every other package calls `check_installed` when it is
+imported.
+"""
+
+import contextlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+
+# The modules that this package imports, by the extra of pyproject.toml that has them.
+MODULES = {
+    "train": (
+        "PIL",
+        "absl",
+        "array_record",
+        "cv2",
+        "etils",
+        "grain",
+        "jinja2",
+        "markupsafe",
+        "matplotlib",
+        "ml_collections",
+        "optax",
+        "orbax",
+        "scipy",
+        "simplejpeg",
+        "sklearn",
+        "tensorboardX",
+        "tensorflow_datasets",
+        "tqdm",
+    ),
+    "hub": ("huggingface_hub",),
+    "torch": ("torch", "timm"),
+    "prepare": ("tensorflow",),
+}
+
+
+class MissingExtraError(ImportError):
+    """An optional dependency that is not installed, in one sentence."""
+
+
+def check_installed(extra: str, what: str) -> None:
+    """Check that the modules of an extra are installed, without importing them.
+
+    Args:
+        extra: a key of `MODULES`.
+        what: what requires them, for the message.
+
+    Raises:
+        MissingExtraError: one is not installed.
+    """
+    if missing := [module for module in MODULES[extra] if not _is_installed(module)]:
+        raise MissingExtraError(f"{what} requires {', '.join(missing)}; {install_command(extra)}")
+
+
+@contextlib.contextmanager
+def importing(extra: str, what: str) -> Iterator[None]:
+    """Raise MissingExtraError where an import inside fails.
+
+    Args:
+        extra: a key of `MODULES`.
+        what: what requires which package, the beginning of the message: "a.pth requires PyTorch".
+    """
+    try:
+        yield
+    except (ImportError, RuntimeError) as error:  # torchvision raises RuntimeError beside the wrong PyTorch
+        reason = " ".join(str(error).split())
+        raise MissingExtraError(f"{what} ({reason}); {install_command(extra)}") from error
+
+
+def install_command(extra: str) -> str:
+    """Return the command that installs an extra."""
+    return f'pip install "mambaout_jax[{extra}]"'
+
+
+def _is_installed(module: str) -> bool:
+    if module in sys.modules:
+        return sys.modules[module] is not None  # None makes an import fail
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:
+        return False
