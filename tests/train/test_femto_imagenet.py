@@ -25,6 +25,7 @@ SMALL = {
     "log_every_steps": 1,
     "data.num_workers": 0,
     "model.img_size": 32,
+    "model.depths": (1, 1, 1, 1),
     "augment.mixup_group": 16,
     "optim.learning_rate": 2e-4,
     "optim.warmup_epochs": 0,

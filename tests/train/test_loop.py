@@ -121,9 +121,9 @@ def test_finished_run_with_results_of_an_earlier_version_or_damaged_ones_gives_i
     expected, text = json.loads(file.read_text()), damage(file.read_text())
     assert text != file.read_text()
     file.write_text(text)
-    results, written = train(tiny.config(), tmp_path / "run"), json.loads(file.read_text())
-    assert results == written
-    assert all(written[weights] == pytest.approx(expected[weights], rel=1e-5) for weights in ("raw", "ema"))
+    results = train(tiny.config(), tmp_path / "run")
+    for scores in (results, json.loads(file.read_text())):
+        assert all(scores[weights] == pytest.approx(expected[weights], rel=1e-5) for weights in ("raw", "ema"))
 
 
 @pytest.mark.run
