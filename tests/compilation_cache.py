@@ -54,12 +54,16 @@ def close_session(session: Path, shared: Path) -> None:
     shutil.rmtree(session, ignore_errors=True)
 
 
+def root() -> Path:
+    """Return the folder of the tests in the user's cache directory."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mambaout_jax" / "tests"
+
+
 def _shared_dir() -> Path:
     """Return the directory for this version of the compiler and this kind of CPU, for which it compiles."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     try:
         flags = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")][:1]
     except OSError:
         flags = []
     cpu = f"{platform.machine()}-{zlib.crc32(''.join(flags).encode()):08x}"
-    return root / "mambaout_jax" / "tests" / f"jaxlib-{version('jaxlib')}-{cpu}"
+    return root() / f"jaxlib-{version('jaxlib')}-{cpu}"

@@ -4,11 +4,17 @@ import atexit
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from pathlib import Path
 
-from tests.compilation_cache import session_dir
+from tests.compilation_cache import root, session_dir
 
+# Tests start many processes: where Python writes no bytecode beside the sources, each would compile all of them.
+if sys.dont_write_bytecode:
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = str(root() / "bytecode")
+    sys.dont_write_bytecode = False
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # A shell without job control ignores Ctrl-C for what it starts with &, and programs inherit that from the tests.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

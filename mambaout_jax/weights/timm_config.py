@@ -79,7 +79,7 @@ def read_config(path: str, origin: str) -> TimmConfig:
     prepared = config if inner is None else inner
     architecture = _architecture(_get(config, "architecture", _STRING, origin), origin)
     options = _options(_get(config, "model_args", _OBJECT, origin) or {}, architecture, origin)
-    if "global_pool" in _annotations(architecture):
+    if "global_pool" in find_family(architecture).options:
         if pool := _get(config, "global_pool", _STRING, origin):
             options.setdefault("global_pool", pool)
     else:

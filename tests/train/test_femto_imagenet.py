@@ -61,7 +61,7 @@ def test_a_hundred_steps_of_the_recipe_lower_the_loss(tmp_path):
     tfds.disable_progress_bar()
     photos.write(Thousand, tmp_path / "datasets")
     config = runpy.run_path(str(IMAGENET))["get_config"]("mambaout_femto")
-    config.model.img_size = 32
+    config.model.update(img_size=32, depths=(1, 1, 1, 1))
     config.update_from_flattened_dict({**SMALL, "data.data_dir": str(tmp_path / "datasets")})
     results = train(parse_config(config), tmp_path / "run")
     assert results["steps"] == 100

@@ -120,7 +120,7 @@ def test_headline_of_a_run_without_average_is_of_the_raw_weights(workdir):
 def test_markup_in_any_text_is_escaped(workdir):
     evil = "<script>alert(1)</script>&\"'"
     edit_json(workdir, "environment.json", labels={"class_names": [evil] * 10}, jax=evil, command=evil)
-    edit_json(workdir, "config.json", model={"name": evil, evil: evil})
+    edit_json(workdir, "config.json", data={"name": evil, "train_split": evil}, init_from=evil)
     page = write_and_read(workdir)
     assert "<script" not in page
     assert not Tags(page).open

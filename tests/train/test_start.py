@@ -46,7 +46,7 @@ def test_run_starts_from_the_averaged_weights_of_another(trained, tmp_path, capf
         np.testing.assert_array_equal(raw[name], ema[name])
         kept = head == "keep" or ".head.fc." not in name
         assert np.array_equal(leaf, raw[name]) == kept, name
-    assert f"starts from the averaged weights of step 5 in {trained}" in capfd.readouterr().err
+    assert f"initialized from the EMA weights of step 5 in {trained}" in capfd.readouterr().err
 
 
 @pytest.mark.run
