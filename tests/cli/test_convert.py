@@ -224,7 +224,7 @@ def test_invalid_preprocessing_is_refused_first(workdir, tmp_path, capsys, chang
 def test_invalid_outputs_are_refused(workdir, file, tmp_path, capsys):
     for place in ("gs://bucket/x", "file:///tmp/x"):
         assert "is in a bucket" in refusal(capsys, "import", file, "--out", place)
-    assert "empty name" in refusal(capsys, "import", file, "--out", "")
+    assert "is empty" in refusal(capsys, "import", file, "--out", "")
     assert "unknown extension" in refusal(capsys, "export", workdir, "--out", tmp_path / "x.PTH")
     assert "cannot be written" in refusal(capsys, "export", workdir, "--out", tmp_path / f"{'a' * 300}.pth")
     assert "is a workdir; run convert export" in refusal(capsys, "inspect", workdir)

@@ -179,7 +179,7 @@ def test_diverged_weights_are_an_error(model, monkeypatch, tmp_path, capsys):
     Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
     assert main(["predict", "runs/x", str(tmp_path / "a.png")]) == 2
     captured = capsys.readouterr()
-    assert "no finite" in captured.err
+    assert "not finite" in captured.err
     assert not captured.out
 
 

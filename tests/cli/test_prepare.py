@@ -53,7 +53,7 @@ def test_missing_tensorflow_is_an_error_before_the_download(tmp_path, monkeypatc
     ("raised", "expected", "words"),
     [
         (ModuleNotFoundError("No module named 'tensorflow'", name="tensorflow"), DataError, "requires TensorFlow"),
-        (ModuleNotFoundError("No module named 'mwxml'", name="mwxml"), DataError, "requires another package .*mwxml"),
+        (ModuleNotFoundError("No module named 'mwxml'", name="mwxml"), DataError, "requires another package: .*mwxml"),
         (AssertionError("fetch\n  it by hand"), DataError, "cannot be prepared: fetch it by hand"),
     ],
 )

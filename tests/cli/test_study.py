@@ -47,10 +47,10 @@ def test_config_changes_reach_every_run(training, command):
 
 
 def test_a_named_config_is_used_for_the_named_dataset(training, command, tmp_path, capsys):
-    assert main([*command, f"--config={EXPERIMENT}", "--config.batch_size=32"]) == 0
+    assert main([*command, f"--config={EXPERIMENT}:digits", "--config.batch_size=32"]) == 0
     assert {config.batch_size for config in training.configs.values()} == {32}
     command[2] = "beans"
-    assert main([*command, f"--config={EXPERIMENT}"]) == 2
+    assert main([*command, f"--config={EXPERIMENT}:digits"]) == 2
     assert "'beans'" in capsys.readouterr().err
 
 
