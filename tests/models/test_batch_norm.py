@@ -57,7 +57,7 @@ class Net(nnx.Module):
 def build(scan=False, remat="none"):
     spec = models.InputSpec((0.5,) * CHANNELS, (0.5,) * CHANNELS, (32, 32), 1.0, "center", "bicubic")
     options = {"num_classes": CHANNELS, "in_chans": CHANNELS}
-    family = models.Family("net", Net, {}, ())
+    family = models.Family("net", Net, {}, {}, ())
     return models.Model(Net(scan=scan, remat=remat), name="net", family=family, input_spec=spec, options=options)
 
 

@@ -16,10 +16,12 @@ from tests.weights import configurations, pytorch
 TOY = '''
 import jax.numpy as jnp
 from flax import nnx
+from mambaout_jax.checks import Key
 from mambaout_jax.models.family import Family, Variant
 from mambaout_jax.models.key_format import KeyFormat, Rule
 from mambaout_jax.models.layers.linear import Linear
 from mambaout_jax.models.layers.parameters import normal, parameter
+from mambaout_jax.models.options import COMMON
 
 
 class Mixer(nnx.Module):
@@ -35,7 +37,7 @@ class Toy(nnx.Module):
     first_conv, classifier = ("stem",), ("head",)
     feature_channels = feature_strides = (1,)
 
-    def __init__(self, *, num_classes=5, in_chans=3, depth=2, dtype="float32"):
+    def __init__(self, *, num_classes, in_chans, depth, drop_rate, dtype):
         self.cls_token = parameter((1, 1, 4), normal)
         self.stem = Linear(in_chans, 4, dtype=jnp.dtype(dtype))
         self.mixers = nnx.List([Mixer() for _ in range(depth)])
@@ -55,7 +57,8 @@ TOYS = KeyFormat(
         Rule("classifier.*", "head.*"),
     ),
 )
-FAMILIES = (Family("toy", Toy, {"toy_small": Variant({}), "toy_deep": Variant({"depth": 3})}, (TOYS,)),)
+OPTIONS = {**COMMON, "num_classes": Key(int, "1..", 5, "outputs"), "depth": Key(int, "1..9", 2, "layers")}
+FAMILIES = (Family("toy", Toy, OPTIONS, {"toy_small": Variant({}), "toy_deep": Variant({"depth": 3})}, (TOYS,)),)
 '''
 
 
@@ -167,7 +170,7 @@ def test_what_a_plugin_adds_is_checked(toy, tmp_path, code, error):
     ],
 )
 def test_two_of_one_name_are_an_error(toy, monkeypatch, name, variants, words):
-    family = Family(name, find_family("mambaout_tiny").module, variants, ())
+    family = Family(name, find_family("mambaout_tiny").module, {}, variants, ())
     monkeypatch.setattr(plugins, "provided", lambda attribute: (family,))
     with pytest.raises(ModelError, match=words):
         mo.list_models()
