@@ -240,7 +240,7 @@ def test_any_shape_equals_the_loop(batch, length, groups, width, states, impl, r
         ({"A": np.ones((4, 2))}, "A has 8 positive values"),
         ({"B": np.zeros((2, 5, 3))}, r"B has shape \(2, 5, 3\), axis 2 has 3; \(2, 5, 2\) is expected"),
         ({"C": np.zeros((2, 5, 3, 2))}, "C has shape .*groups that divide the 4 channels"),
-        ({"B": np.zeros((2, 5, 2, 2))}, "B has 2 groups and C 1"),
+        ({"B": np.zeros((2, 5, 2, 2))}, "B has 2 groups and C has 1"),
         ({"D": np.zeros((4, 1))}, r"D has shape \(4, 1\), it has 2 axes; \(4,\)"),
         ({"initial_state": np.zeros((2, 4, 3))}, "initial_state has shape"),
         ({"impl": "fast"}, "impl is 'fast'; 'auto', 'sequential'"),

@@ -197,7 +197,7 @@ def test_the_config_of_a_run_is_an_experiment(tmp_path):
         ),
         ("def get_config():\n    return {'data': {'name': {1, 2}}}", "config.data.name is {1, 2}, a set; "),
         ("def get_config():\n    return {'data': {'name': object}}", "config.data.name is "),
-        ("def get_config():\n    return {1: 2}", "config.1 is not a known key"),
+        ("def get_config():\n    return {1: 2}", "config.model.name is unset"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_one_sentence(tmp_path, text, words):

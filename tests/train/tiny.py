@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from mambaout_jax.models import option_keys
 from mambaout_jax.run.config import RunConfig, parse_config
 
 DIGITS = Path(__file__).parents[2] / "configs" / "digits.py"
@@ -29,10 +30,18 @@ def config(**changes) -> RunConfig:
 
 
 def config_dict(**changes) -> ConfigDict:
-    """Build what a config file returns; changes are dotted keys."""
+    """Build what a config file returns; changes are dotted keys. A model of another family keeps the options it has."""
     config = runpy.run_path(str(DIGITS))["get_config"]()
+    known = option_keys(changes.get("model.name", config.model.name))
+    overrides = {
+        name: value
+        for name, value in OVERRIDES.items()
+        if not name.startswith("model.") or name.removeprefix("model.") in known
+    }
     with config.unlocked():
-        for name, value in {**OVERRIDES, **changes}.items():
+        for option in [option for option in config.model if option != "name" and option not in known]:
+            del config.model[option]
+        for name, value in {**overrides, **changes}.items():
             section, _, key = name.rpartition(".")
             (config[section] if section else config)[key] = value
     return config
