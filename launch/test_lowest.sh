@@ -11,23 +11,21 @@ be, since pip would install those too.
 
 usage: launch/test_lowest.sh [option...] [pytest argument...]
 
-  --fast            skip the tests marked slow
   --python PATH     use this Python, 3.11 or newer (default: the first one found)
   --dry-run         print the commands without running them
   --help            print this
-  anything else     passed to pytest, for example -k conv or tests/ops (default: all tests)
+  anything else     passed to pytest, for example -k conv or tests/ops (default: the default tier)
 
 Two virtual environments are in .venv-lowest in the repository, or $MAMBAOUT_VENV: `uv`, which pip installs uv into,
 and `lowest`, which uv installs the requirements into, in their lowest versions with a wheel for this Python.
 TEXT
 }
 
-marks="not torch" pass=()
+marks="not nightly and not run and not torch" pass=()
 while [ $# -gt 0 ]; do
   case $1 in
     --help | -h) help; exit ;;
     --dry-run) dry_run=true ;;
-    --fast) marks="not torch and not slow" ;;
     --python)
       [ $# -gt 1 ] || die "--python requires a value; see launch/test_lowest.sh --help"
       base_python=$2

@@ -1,6 +1,7 @@
 """The launchers say what they would do, from any folder, and do nothing while they say it."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LAUNCHERS = ("local.sh", "test.sh")
+LAUNCHERS = ("local.sh", "test.sh", "test_lowest.sh")
 
 
 @pytest.fixture
@@ -45,11 +46,18 @@ def launch(tmp_path):
     return run
 
 
-@pytest.mark.parametrize("script", LAUNCHERS)
-def test_help_tells_every_option(script, launch):
+@pytest.mark.parametrize(
+    ("script", "options"),
+    [
+        ("local.sh", ("--workdir", "--jax", "--python")),
+        ("test.sh", ("--all", "--torch", "--python")),
+        ("test_lowest.sh", ("--python",)),
+        ("test_install.sh", ("core", "train", "gradio", "notebook", "torch", "--python")),
+    ],
+)
+def test_help_tells_every_option(script, options, launch):
     text = launch(script, "--help")
-    options = {"local.sh": ("--workdir", "--jax", "--python"), "test.sh": ("--all", "--torch", "--python")}
-    for option in (*options[script], "--dry-run", "--help"):
+    for option in (*options, "--dry-run", "--help"):
         assert f"  {option} " in text
 
 
@@ -83,6 +91,30 @@ def test_dry_run_of_tests_passes_the_rest_to_pytest(launch):
     everything = launch("test.sh", "--dry-run", "--all", "--torch")
     assert "[train,test,torch]' torch==" in everything
     assert everything.endswith(f"{pytest_command} -m 'not nightly'\n")
+
+
+def test_dry_run_of_the_lowest_versions_installs_uv_then_the_floors(launch):
+    text = launch("test_lowest.sh", "--dry-run", "-k", "a b")
+    commands = [line.replace("CHECKOUT/.venv-lowest/", "") for line in text.splitlines() if line.startswith("+")]
+    assert commands[1].endswith("'uv/bin/python' -m pip install --disable-pip-version-check --quiet uv")
+    assert commands[2] == "+ 'uv/bin/uv' --quiet venv --clear --python 'uv/bin/python' 'lowest'"
+    assert " --resolution lowest-direct " in commands[3]
+    assert commands[3].endswith("--requirements 'CHECKOUT/pyproject.toml' --extra train --extra test")
+    assert commands[-1].startswith("+ 'lowest/bin/python' -m pytest ")
+    assert commands[-1].endswith("-m 'not nightly and not run and not torch' -k 'a b'")
+
+
+def test_dry_run_of_installing_checks_every_case_with_every_python(launch):
+    text = launch("test_install.sh", "--dry-run", "--python", sys.executable, f"--python={sys.executable}")
+    installed = re.findall(r"-\*\.whl(\S*)' ?(.*)$", text, flags=re.MULTILINE)
+    cases = [("", ""), ("[train]", ""), ("[train,demo]", ""), ("[train]", "notebook")]
+    if sys.version_info[:2] == (3, 11):
+        cases.append(("[train,torch]", "torch==2.13.0 timm==1.0.31"))
+    assert installed == cases * 2
+    assert text.count("-m pip check") == len(installed)
+    only = launch("test_install.sh", "--dry-run", "--python", sys.executable, "notebook")
+    assert only.count("-m pip check") == 1
+    assert "word is not an option or a case" in launch("test_install.sh", "word", code=2)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="NVIDIA's driver is looked for on Linux")
