@@ -117,13 +117,18 @@ def parse_text(key: Key, text: str) -> Any:
         return None
     if str in key.kinds:
         return text
-    try:
-        value = ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        value = {"true": True, "false": False}.get(text.lower(), text)
+    value = parse_literal(text)
     if tuple[str, ...] in key.kinds and isinstance(value, str):
         return tuple(word.strip() for word in value.split(",") if word.strip())
     return tuple(value) if isinstance(value, list) else value
+
+
+def parse_literal(text: str) -> Any:
+    """Return the Python literal that a text is, true and false in any case; other text is returned unchanged."""
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return {"true": True, "false": False}.get(text.lower(), text)
 
 
 def find_fault(name: str, key: Key, value: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mambaout_jax.checks import parse_text
+from mambaout_jax.checks import parse_literal, parse_text
 from mambaout_jax.run.config import KEYS, RunConfig, flatten_config, known_keys, parse_flat
 from mambaout_jax.run.errors import RunError
 
@@ -36,10 +36,11 @@ def read_config(file: str, changes: Sequence[str] = ()) -> RunConfig:
         if name in texts:
             given[name] = parse_text(KEYS[name], texts[name])
     keys = known_keys(given)
-    # `parse_flat` reports the unknown ones.
-    return parse_flat(
-        given | {name: parse_text(keys[name], text) if name in keys else text for name, text in texts.items()}
-    )
+    # `parse_flat` reports unknown keys; those of `study` have no table.
+    changed = {
+        name: parse_text(keys[name], text) if name in keys else parse_literal(text) for name, text in texts.items()
+    }
+    return parse_flat(given | changed)
 
 
 def _split_changes(changes: Sequence[str]) -> dict[str, str]:

@@ -193,7 +193,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(workdir, folder, tmp_pat
     assert ended.stdout.endswith("code 2\n"), ended.stderr
     (line,) = ended.stderr.splitlines()
     assert line.startswith("error: ")
-    assert "make room" in line
+    assert "free some space" in line
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
