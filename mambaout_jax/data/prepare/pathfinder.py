@@ -8,7 +8,7 @@ directions of the curves at the endpoints, and dots on the same two endpoints. I
 dots and one the other endpoints; in "apart", each dot is connected to one of the other endpoints. All four curves, and
 hence the curves of both classes, have the same distribution. Still, a curve between the dots is positioned differently,
 relative to the line through the dots, than curves that lead away from them. Therefore a pair is used only if both
-images can be drawn, and if the total length and the total weight of its two main curves are equal in both images, where
+images can be drawn, and if its two main curves have nearly the same total length and total weight in both images, where
 the weight depends on the position in the frame of the dots.
 
 On held-out pairs, linear classifiers on the ink in 6 x 6 and 12 x 12 cells of that frame reach at most 56% at 32 px
