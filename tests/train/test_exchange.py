@@ -181,7 +181,7 @@ def test_the_live_timm_agrees(run, tmp_path, out, key_format):
 
     load_timm()
     said = []
-    options = {"key_format": key_format, "verify_timm": True, "say": said.append}
+    options = {"key_format": key_format, "verify_timm": True, "log": said.append}
     if out == "a" and key_format == "mambaout":
         with pytest.raises(ConvertError, match="folder in timm's format, which requires key format 'timm'"):
             export_weights(run[0], str(tmp_path / out), **options)

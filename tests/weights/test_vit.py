@@ -94,10 +94,10 @@ def test_a_config_says_pooling_and_size_as_timm_reads_them(tmp_path, changes, op
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_args": {"fc_norm": 1}}, "fc_norm 1; true, false or null is expected"),
-        ({"model_args": {"img_size": [1, 2, 3]}}, r"img_size \[1, 2, 3\]; a positive integer or a list of two"),
-        ({"model_args": {"class_token": None}}, "class_token None; true or false is expected"),
-        ({"model_args": {"qk_norm": True}}, "'qk_norm', which is not an option of vit_tiny_patch16_224"),
+        ({"model_args": {"fc_norm": 1}}, "fc_norm is 1; True or False, or None, is expected"),
+        ({"model_args": {"img_size": [1, 2, 3]}}, r"img_size is \[1, 2, 3\]; an integer or a pair of integers"),
+        ({"model_args": {"class_token": None}}, "class_token is unset; True or False is expected"),
+        ({"model_args": {"qk_norm": True}}, "'qk_norm', not an option of vit_tiny_patch16_224"),
         ({"global_pool": 3}, "global_pool 3; a string is expected"),
     ],
 )
@@ -107,7 +107,7 @@ def test_a_config_that_does_not_fit_is_named(tmp_path, changes, words):
 
 
 def test_a_pooling_that_is_not_there_is_refused_by_the_model(tmp_path, no_type_checks):
-    with pytest.raises(ModelError, match="global_pool is 'map'; expected one of token, avg"):
+    with pytest.raises(ModelError, match="global_pool is 'map'; 'token' or 'avg' is expected"):
         mo.create_model("vit_tiny_patch16_224", **read(tmp_path, global_pool="map"))
 
 
