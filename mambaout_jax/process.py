@@ -6,9 +6,9 @@ Standard library only. Functions raise the errors of the operating system; calle
 import contextlib
 import fcntl
 import os
+import secrets
 import shutil
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -149,8 +149,10 @@ def scratch_folder(target: Path) -> Iterator[Path]:
     `commit_file` and `commit_folder` move finished outputs out of it. Temporary files that libraries write next to
     their output are removed with it.
     """
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name[:100]}.", dir=target.parent))
+    # The name comes first, so that a signal at any moment after the creation finds the folder to remove.
+    folder = Path(target.parent, f".{target.name[:100]}.{secrets.token_hex(8)}")
     try:
+        folder.mkdir(mode=0o700)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
