@@ -41,7 +41,7 @@ IMPORTS = {
     "cli": {"study", "plan", "export"},
     "main": {"train", "report"},
     "__init__": {"weights"},
-    "__main__": {"cli", "checks"},
+    "__main__": {"cli", "checks", "extras"},
 }
 BANNED = {
     "flax.nnx.Optimizer": "it costs ten times the dispatch of jax.jit on plain dicts",
