@@ -33,7 +33,7 @@ DROP_PATH_RATES = {
 def get_config(model: str) -> ConfigDict:
     """Return the experiment of a model: what differs from the defaults in docs/config.md."""
     if model not in DROP_PATH_RATES:
-        raise ValueError(f"there is no published recipe for {model!r}; expected one of {', '.join(DROP_PATH_RATES)}")
+        raise ValueError(f"no published recipe for {model!r}; expected one of {', '.join(DROP_PATH_RATES)}")
     config = default_config()
     config.seed = 42
     config.num_epochs = 310

@@ -36,7 +36,7 @@ def get_config(dataset: str) -> ConfigDict:
     experiments = {"digits": _digits, "pathfinder": _pathfinder, "photos": _photos}
     if dataset not in experiments:
         raise ValueError(
-            f"there is no experiment for {dataset!r}; expected one of {', '.join(experiments)}, or your own file. The "
+            f"no experiment for {dataset!r}; expected one of {', '.join(experiments)}, or your own file. The "
             "settings for photos suit most photographs"
         )
     config = default_config()

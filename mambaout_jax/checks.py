@@ -59,12 +59,6 @@ class Require:
             if not all(is_real(item) and isinstance(item, int) and item >= 1 for item in items):
                 raise self._error(f"{name} is {value!r}; whole numbers of 1 and above are expected")
 
-    def rates(self, **values: Any) -> None:
-        """Check that values are probabilities below 1."""
-        for name, value in values.items():
-            if not is_real(value) or not 0.0 <= value < 1.0:
-                raise self._error(f"{name} is {value!r}; a probability from 0 up to, not including, 1 is expected")
-
     def ratio(self, name: str, value: Any, width: int) -> None:
         """Check that a value is a number that leaves at least one channel of a width."""
         if not is_real(value) or not math.isfinite(value) or int(value * width) < 1:
@@ -109,7 +103,7 @@ def nearest_names(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
 
 
 def parse_text(key: Key, text: str) -> Any:
-    """Return the value that a command line means; text that is no value of the key is returned unchanged.
+    """Parse the value of a key from a command line; text that cannot be parsed is returned unchanged.
 
     Numbers, True, False and tuples are written as in Python, None unsets a key, and tuples may lack their parentheses.
     """
@@ -124,7 +118,7 @@ def parse_text(key: Key, text: str) -> Any:
 
 
 def parse_literal(text: str) -> Any:
-    """Return the Python literal that a text is, true and false in any case; other text is returned unchanged."""
+    """Parse a Python literal, true and false in any case; other text is returned unchanged."""
     try:
         return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):

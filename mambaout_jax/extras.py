@@ -66,7 +66,7 @@ def importing(extra: str, what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ImportError, RuntimeError) as error:  # torchvision raises RuntimeError beside the wrong PyTorch
+    except (ImportError, RuntimeError) as error:  # torchvision raises RuntimeError if PyTorch does not match
         reason = " ".join(str(error).split())
         raise MissingExtraError(f"{what} ({reason}); {install_command(extra)}") from error
 

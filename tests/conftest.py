@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.compilation_cache import root, session_dir
 
-# Tests start many processes: where Python writes no bytecode beside the sources, each would compile all of them.
+# Tests start many processes: where Python does not write bytecode next to the sources, each would compile all of them.
 if sys.dont_write_bytecode:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = str(root() / "bytecode")

@@ -104,7 +104,6 @@ def test_text_of_a_command_line_is_read_by_the_kind_of_the_key(kind, text, value
     [
         (lambda: require.counts(depths=(1, 0)), r"depths is \(1, 0\); whole numbers"),
         (lambda: require.counts(dim=True), "dim is True"),
-        (lambda: require.rates(drop=1.0), "drop is 1.0; a probability"),
         (lambda: require.ratio("ratio", 0.001, 10), "ratio is 0.001; a number that leaves a channel of 10"),
         (lambda: require.choice("flag", 1, (True, False)), "flag is 1; expected one of True, False"),
         (lambda: require.at_least("seed", -1, 0), "seed is -1; expected an integer of at least 0"),

@@ -168,7 +168,7 @@ def _notices(results: dict | None, train: list[dict], evals: list[dict], unreada
             f"gradient norm {norm})."
         )
     if results is None:
-        so_far = f"The results are from step {evals[-1]['step']:,}." if evals else "There is no evaluation yet."
+        so_far = f"The results are from step {evals[-1]['step']:,}." if evals else "No evaluation yet."
         notices.append(f"This run has not finished. {so_far}")
     if unreadable:
         what = (

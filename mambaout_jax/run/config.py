@@ -171,7 +171,7 @@ class RunConfig:
 
     @property
     def all_values(self) -> dict[str, Any]:
-        """Return `values` with every option of the model, so that an option set to the variant's own is no change."""
+        """Return `values` with all options of the model, including those that the experiment leaves to the variant."""
         name = self.model["name"]
         size = self.model.get("img_size", find_family(name).variants[name].size)
         values = {**_with_prefix("model", variant_options(name)), **self.values}
@@ -218,7 +218,7 @@ def default_config(task: str = DEFAULT, plugins: Sequence[str] = ()) -> ConfigDi
         plugins: modules with families or tasks of other packages.
 
     Raises:
-        TaskError, PluginError: there is no such task or plugin.
+        TaskError, PluginError: the task or plugin does not exist.
     """
     keys = known_keys({"task": task, "plugins": tuple(plugins)})
     values = {name: key.default for name, key in keys.items()} | {"task": task, "plugins": tuple(plugins)}
@@ -235,7 +235,7 @@ def known_keys(given: Mapping[str, Any]) -> dict[str, Key]:
 
     Raises:
         RunError: one of these has another type, or the task's keys hide those of every run.
-        PluginError, TaskError, ModelError: there is no such plugin, task or model.
+        PluginError, TaskError, ModelError: the plugin, task or model does not exist.
     """
     plugins, name, model = (given.get(key, KEYS[key].default) for key in ("plugins", "task", "model.name"))
     _check("plugins", KEYS["plugins"], plugins)
@@ -259,7 +259,7 @@ def parse_config(config: ConfigDict | Mapping[str, Any], *, complete: bool = Tru
 
     Raises:
         RunError: keys are unknown (the nearest known ones are named), or a value has another type or is out of range.
-        TaskError, PluginError, ModelError: there is no such task, plugin or model.
+        TaskError, PluginError, ModelError: the task, plugin or model does not exist.
     """
     return parse_flat(flatten_config(config), complete=complete)
 

@@ -29,7 +29,7 @@ def read_config(file: str, changes: Sequence[str] = ()) -> RunConfig:
 
     Raises:
         RunError: the file cannot be loaded, or a key or value is invalid.
-        TaskError, PluginError, ModelError: there is no such task, plugin or model.
+        TaskError, PluginError, ModelError: the task, plugin or model does not exist.
     """
     given, texts = _load(file), _split_changes(changes)
     for name in _STRUCTURE:

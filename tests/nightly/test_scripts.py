@@ -22,4 +22,4 @@ def test_a_run_that_is_killed_at_random_moments_equals_an_undisturbed_one():
 
 @pytest.mark.parametrize("script", [path.name for path in sorted((ROOT / "launch").glob("test_*.sh"))])
 def test_versions_and_installations(script):
-    run(f"launch/{script}")
+    assert run(f"launch/{script}")

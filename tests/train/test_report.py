@@ -76,7 +76,7 @@ def test_run_that_has_only_a_config_gets_a_page(workdir):
     for name in ("results.json", "predictions.npz", "environment.json"):
         (workdir / name).unlink()
     page = words(write_and_read(workdir))
-    assert "There is no evaluation yet." in page
+    assert "No evaluation yet." in page
     assert "Nothing was logged yet." in page
 
 

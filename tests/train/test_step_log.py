@@ -105,7 +105,7 @@ def metrics_of(steps, **terms):
 
 
 def run(clock, waits, *, step_seconds=0.25, every):
-    """Take steps that wait for their batches, and return the records."""
+    """Run steps that wait for their batches, and return the records."""
     records = Records()
 
     def batches():
