@@ -92,10 +92,11 @@ def _load(torch: ModuleType, path: str) -> Any:
     except Exception as error:  # damaged pickles raise errors of all types
         if isinstance(error, pickle.UnpicklingError):
             code = re.search(r"GLOBAL (\S+)", str(error))
-            what = "is damaged or contains objects other than tensors"
-            if code:
-                what = f"contains code ({code[1]:.100}), which was not run"
-            raise ConvertError(f"{path} {what}; save only model.state_dict(), or use safetensors") from error
+            # A file cut short within a name, such as collections.OrderedDic, looks like code too.
+            what = f"code ({code[1]:.100}), which was not run" if code else "objects other than tensors"
+            raise ConvertError(
+                f"{path} is damaged or contains {what}; save only model.state_dict(), or use safetensors"
+            ) from error
         if is_zip and "TorchScript" in str(error):
             raise ConvertError(
                 f"{path} is a TorchScript program, which was not run; save model.state_dict() instead"

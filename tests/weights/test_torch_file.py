@@ -151,7 +151,7 @@ def test_a_file_cut_short_is_refused(tmp_path, length, how):
     torch.save({"a": torch.arange(1000.0)}, tmp_path / "a.pth", **how)
     content = (tmp_path / "a.pth").read_bytes()
     (tmp_path / "a.pth").write_bytes(content[:length])
-    assert_refused(tmp_path / "a.pth", "file that is damaged or was not|objects other than tensors|empty")
+    assert_refused(tmp_path / "a.pth", "is damaged or|empty")
 
 
 @pytest.mark.parametrize("names", [["x.txt"], ["a/x.txt"], ["a/data.pkl"], []])
