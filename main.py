@@ -13,9 +13,9 @@ CONFIG = flags.DEFINE_string(
     None,
     "The experiment: FILE.py, FILE.py:ARGUMENT, or config.json of a run. --config.KEY=VALUE changes a key.",
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; the same one resumes it.", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; an unfinished run in it is resumed.", required=True)
 MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Run as one process of several; a TPU pod finds the others.")
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join other processes; on TPUs they are found automatically.")
 COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0; required except on a TPU.")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes; required except on a TPU.")
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process, from 0; required except on a TPU.")

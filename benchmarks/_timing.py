@@ -14,7 +14,7 @@ from mambaout_jax.data.workers import count_cores
 
 
 def time_interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Time all calls once per round, so that slow phases of the machine affect all of them alike.
+    """Time all calls once per round, so that slow phases of the machine affect all of them equally.
 
     Each timed call follows an untimed one of the same kind, as in a loop; otherwise it would start with the caches and
     the memory of another call. JAX results are blocked on.

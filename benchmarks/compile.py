@@ -29,7 +29,7 @@ from mambaout_jax.run.config_file import read_config
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.train.program import training_program
 
-CONFIG = Path(__file__).parents[1] / "configs" / "mambaout_base.py"
+CONFIG = f"{Path(__file__).parents[1]}/configs/imagenet.py:mambaout_base"
 # The first form, unrolled, is the baseline of the others.
 FORMS = {
     "+".join([("scan" if scan else "unrolled"), *([] if remat == "none" else [remat])]): (scan, remat)
@@ -56,7 +56,7 @@ def main() -> None:
     args = parser.parse_args()
     forms = args.forms.split(",")
     if unknown := [form for form in forms if form not in FORMS]:
-        parser.error(f"--forms has the unknown {', '.join(unknown)}; choose from {', '.join(FORMS)}")
+        parser.error(f"unknown forms {', '.join(unknown)}; choose from {', '.join(FORMS)}")
     jax.config.update("jax_enable_compilation_cache", False)
     print(*(f"{name}: {value}" for name, value in machine().items()), sep="\n")
     results = {}

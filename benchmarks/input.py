@@ -296,10 +296,10 @@ def timm_transform(to_float: bool) -> Callable:
 
 
 def as_batches(start: Callable[[], Iterator]) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the images of another library's batches under the name that ours have."""
+    """Yield another library's batches in the form of ours."""
     for batch in start():
         images = batch[0] if isinstance(batch, list | tuple) else batch
-        yield {"image": np.asarray(images)}
+        yield {"image": np.asarray(images), "skipped": np.zeros(len(images), np.int32)}
 
 
 if __name__ == "__main__":

@@ -160,7 +160,7 @@ def run_tests(checkout: Path, tests: tuple[str, ...]) -> bool:
 
 
 def try_mutant(checkout: Path, mutant: Mutant) -> str:
-    """Return "caught", "SURVIVES", or why the mutant could not be tested."""
+    """Return "caught", "SURVIVES", or the reason why the mutant could not be tested."""
     path = checkout / mutant.file
     source = path.read_text()
     if source.count(mutant.old) != 1:

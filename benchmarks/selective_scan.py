@@ -75,7 +75,7 @@ def temporary(program):
 
 
 def check(missed, what, holds):
-    """Append a claim to the missed ones unless it holds."""
+    """Append a claim to the list of missed ones unless it is met."""
     if not holds:
         missed.append(what)
 

@@ -21,7 +21,7 @@ from _timing import machine, write_json
 
 ROOT = Path(__file__).parents[1]
 
-# Each has what the one before it has, but for the first, which loads its models when they are first used.
+# Each imports what the previous one imports and more, except the first, which loads models at their first use.
 IMPORTS = {
     "import mambaout_jax": "import mambaout_jax",
     "import jax": "import jax",
@@ -48,7 +48,7 @@ def main() -> None:
     """Print the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--imports", action="store_true", help="leave the compilation out")
+    parser.add_argument("--imports", action="store_true", help="time only the imports")
     parser.add_argument("--json", metavar="PATH")
     args = parser.parse_args()
     imports, compiles = {name: [] for name in ("python", *IMPORTS)}, []

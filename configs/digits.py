@@ -1,4 +1,4 @@
-"""Train a small MambaOut on scikit-learn's 1,797 handwritten digits: the main job in miniature.
+"""Train a small MambaOut on scikit-learn's 1,797 handwritten digits: a small end-to-end example.
 
 python main.py --config=configs/digits.py --workdir=runs/digits
 

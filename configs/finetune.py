@@ -4,15 +4,16 @@ python -m mambaout_jax prepare folder photos
 python main.py --config=configs/finetune.py --workdir=runs/photos --config.init_from=runs/mambaout_femto \
     --config.data.name=photos
 
-`photos/train` and `photos/val` hold one folder of images for each class; if there is only `photos/CLASS`, the first
-command prints how to set a tenth of the images aside. `init_from` is the workdir of a run of the same `model.name`, or
-weights from PyTorch, such as hf-hub:timm/mambaout_femto.in1k (docs/convert.md). The classifier is initialized at
-random; --config.init_head=keep keeps it if the classes are the same, as for ImageNet at a larger size
+`photos/train` and `photos/val` contain one folder of images per class; if there is only `photos/CLASS`, the first
+command prints flags that use a tenth of the images for validation.
+`init_from` is the workdir of a run of the same `model.name`, or
+weights from PyTorch, such as hf-hub:timm/mambaout_femto.in1k (docs/convert.md). The classifier is initialized
+randomly. If the classes are the same, as for ImageNet at a larger size, add --config.init_head=keep
 (--config.data.name=imagenet2012 --config.model.img_size=384 --config.batch_size=512).
 
-Learning rate, epochs, weight decay, no warm-up, no mixing and a drop path rate above that of pretraining are ConvNeXt's
-(Liu et al., A ConvNet for the 2020s, 2022, fine-tuning at 384 px). ConvNeXt also uses a batch of 512 and a learning
-rate that decreases from the last layer to the first. The batch is smaller here because such datasets are small.
+Learning rate, epochs, weight decay, no warm-up, no mixing and a higher drop path rate than in pretraining follow
+ConvNeXt (Liu et al., A ConvNet for the 2020s, 2022, fine-tuning at 384 px). ConvNeXt also uses a batch of 512 and
+layer-wise learning rate decay. The batch is smaller here because such datasets are small.
 MambaOut-Femto is trained with a drop path rate of 0.025; use more for larger models. Cost and result are not measured
 yet.
 """

@@ -1,4 +1,4 @@
-"""Train MambaOut on ImageNet-1k by the recipe that it was published with; the argument is the model.
+"""Train MambaOut on ImageNet-1k with the published recipe; the argument is the model.
 
 python -m mambaout_jax prepare imagenet --tars DIR
 python main.py --config=configs/imagenet.py:mambaout_tiny --workdir=runs/mambaout_tiny
@@ -11,9 +11,9 @@ python main.py --config=configs/imagenet.py:mambaout_tiny --workdir=runs/mambaou
 | mambaout_small | 48.49 M | 0.4 | 84.1 % |
 | mambaout_base | 84.81 M | 0.6 | 84.2 % |
 
-Cost and result: not measured here yet. docs/recipe.md gives every number, its reference and what may be changed. The
+Cost and result: not measured here yet. docs/recipe.md lists all hyperparameters and what may be changed. The
 learning rate is constant within an epoch, as published; --config.optim.schedule=per_step changes it at every step.
---config.model.dtype=bfloat16 is the choice for TPUs. Measure how many data.num_workers a machine needs by
+Use --config.model.dtype=bfloat16 on TPUs. Measure how many data.num_workers a machine needs with
 `python -m mambaout_jax bench-data --config=configs/imagenet.py:mambaout_tiny`.
 """
 

@@ -1,10 +1,10 @@
-"""Train MambaOut-Femto on Imagenette: ten easy classes of ImageNet, 9,469 photographs to train on and 3,925 to test.
+"""Train MambaOut-Femto on Imagenette: ten easy classes of ImageNet, 9,469 training and 3,925 test images.
 
 python -m mambaout_jax prepare imagenette/160px-v2
 python main.py --config=configs/imagenette.py --workdir=runs/imagenette
 
-The first command needs a network and the extra `prepare`. Cost and result: not measured yet; meant for one GPU or TPU
-chip, where a batch of 128 images of 128 px fits.
+The first command needs a network and the extra `prepare`. Cost and result: not measured yet; intended for one GPU or
+TPU chip.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""Test whether a dataset, the argument, needs an SSM: train variants of a model with and without one.
+"""Test whether a dataset (the argument) needs an SSM: train variants of a model with and without one.
 
 python -m mambaout_jax study --dataset digits --seeds 3
 
@@ -13,7 +13,7 @@ python -m mambaout_jax prepare pathfinder
 python -m mambaout_jax study --dataset pathfinder --seeds 3
 
 64 px are 256 tokens in the first stage: long, as 6 D = 144 for its 24 channels (docs/analyze.md). 32 px, --dataset
-pathfinder/32 --config.model.img_size=32, are 64 tokens: short, and only for a quick check whether the task can be
+pathfinder/32 --config.model.img_size=32, are 64 tokens: short, and only useful to check quickly that the task can be
 learned. With an accelerator use 1,024 tokens and more steps: --dataset pathfinder/128 --config.model.img_size=128
 --config.num_epochs=100. Cost and result: docs/study.md, incomplete.
 

@@ -185,7 +185,10 @@ count_start() {
   step=$(sed -n 's/^mambaout-step //p' "$out/0.log")
   [ -n "$step" ] || return
   if [ "$step" -gt "$newest" ]; then newest=$step idle=0; else idle=$((idle + 1)); fi
-  [ "$idle" -le "$restarts" ] || fail "$idle starts without a checkpoint after step $newest of $workdir;" \
+  [ "$idle" -le "$restarts" ] && return
+  local last=''
+  [ "$newest" -lt 0 ] || last=" after step $newest"
+  fail "$idle starts without a checkpoint$last in $workdir;" \
     "see the log above, save more often with --config.save_every_steps, or allow more with --restarts"
 }
 

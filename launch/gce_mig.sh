@@ -27,7 +27,7 @@ usage: launch/gce_mig.sh --name NAME --zone ZONE --topology AxBxC --config FILE 
   --help              print this
   --config.KEY=VALUE  passed to main.py, such as --config.data.data_dir=gs://BUCKET/datasets
 
-MAMBAOUT_POLL_SECONDS is the polling interval for the slice and its log (30). After Ctrl-C the run saves a checkpoint
+MAMBAOUT_POLL_SECONDS is the polling interval for slice and log (default: 30). After Ctrl-C the run saves a checkpoint
 and the slice is deleted. Exit codes: 0 done, 1 failed, 2 invalid input, 75 interrupted (rerun), others as in main.py.
 TEXT
 }

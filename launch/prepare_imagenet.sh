@@ -21,8 +21,8 @@ usage: launch/prepare_imagenet.sh --name NAME --zone ZONE --tars PATH --data-dir
   --dry-run         print the commands without running them
   --help            print this
 
-MAMBAOUT_POLL_SECONDS is the polling interval for the machine and its log (30). Exit codes: 0 done, 1 failed, 2 invalid
-input, 75 interrupted (rerun).
+MAMBAOUT_POLL_SECONDS is the polling interval for machine and log (default: 30). Exit codes: 0 done, 1 failed,
+2 invalid input, 75 interrupted (rerun).
 TEXT
 }
 

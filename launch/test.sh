@@ -10,16 +10,16 @@ Create a virtual environment, install the requirements of the tests, and run the
 
 usage: launch/test.sh [option...] [pytest argument...]
 
-  --all             also run whole runs and what starts, signals and kills processes (marker: run)
+  --all             also run end-to-end runs and tests that start, signal and kill processes (marker: run)
   --torch           also install PyTorch and timm, and run the tests that compare with them (marker: torch)
   --python PATH     use this Python, 3.11 or newer, and .venv-VERSION (default: the first one found)
   --dry-run         print the commands without running them
   --help            print this
-  anything else     passed to pytest, for example -k conv or tests/ops; -m MARKER selects a tier alone
+  anything else     passed to pytest, for example -k conv or tests/ops; -m MARKER runs only that tier
 
 The virtual environment is .venv in the repository, or $MAMBAOUT_VENV, and is shared with launch/local.sh.
-On Linux the default PyTorch includes CUDA, some gigabytes; set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU
-builds for a small one.
+On Linux the default PyTorch includes gigabytes of CUDA libraries; to avoid them, set PIP_EXTRA_INDEX_URL to PyTorch's
+index of CPU builds.
 TEXT
 }
 

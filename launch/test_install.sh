@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Install the package in clean environments, and check what it brings: see --help.
+# Install the package in clean environments, and check the result: see --help.
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 help() {
   cat <<'TEXT'
-Build the wheel, and install it in a clean environment for each case and Python. `pip check` has to find no conflict.
+Build the wheel, and install it in a clean environment for each case and Python. `pip check` must report no conflicts.
 
 usage: launch/test_install.sh [option...] [CASE...]
 

@@ -6,8 +6,8 @@ set -euo pipefail
 
 help() {
   cat <<'TEXT'
-Install the lowest version of each requirement, and run the tests. Requirements of requirements are as new as they can
-be, since pip would install those too.
+Install the lowest version of each direct requirement, and run the tests. Transitive requirements have their newest
+versions, as pip would install them.
 
 usage: launch/test_lowest.sh [option...] [pytest argument...]
 
@@ -16,8 +16,8 @@ usage: launch/test_lowest.sh [option...] [pytest argument...]
   --help            print this
   anything else     passed to pytest, for example -k conv or tests/ops (default: the default tier)
 
-Two virtual environments are in .venv-lowest in the repository, or $MAMBAOUT_VENV: `uv`, which pip installs uv into,
-and `lowest`, which uv installs the requirements into, in their lowest versions with a wheel for this Python.
+Creates two virtual environments in .venv-lowest in the repository, or in $MAMBAOUT_VENV: `uv`, with uv, and `lowest`,
+with the lowest versions of the requirements that have a wheel for this Python.
 TEXT
 }
 

@@ -50,7 +50,7 @@ def _run(argv: list[str]) -> int:
     if name is not None and name not in COMMANDS and not name.startswith("-"):
         near = nearest(name, COMMANDS)
         return _fail(f"{name!r} is not a command; did you mean {near!r}? Commands are {', '.join(COMMANDS)}")
-    parser = argparse.ArgumentParser(prog="python -m mambaout_jax", description="MambaOut in JAX.")
+    parser = argparse.ArgumentParser(prog="python -m mambaout_jax", description="MambaOut and other backbones in JAX.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     changes: list[str] = []
     for command in COMMANDS:

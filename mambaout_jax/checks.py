@@ -1,4 +1,4 @@
-"""Checks of plain values: config keys and model options with their ranges, arguments, and nearest names."""
+"""Validation of config keys, model options and arguments, and suggestions for misspelled names."""
 
 import ast
 import difflib
@@ -16,10 +16,10 @@ class Key(NamedTuple):
 
     Args:
         kind: type of the value: bool, int, float (which takes integers too), str, a tuple type of these, or a union of
-            them. A key whose union has None may be unset. `tuple[float, float]` is a pair of positive, rising numbers.
+            them. A key whose union has None may be unset. `tuple[float, float]` is a pair with 0 < low <= high.
         accept: range of every number, "low..high", where a bound may be left out and ">low" and "<high" exclude it; or
             the accepted strings; None for any value.
-        default: None if `kind` excludes it: then the key has to be set.
+        default: default value; None for a key that is required, unless `kind` includes None.
         about: meaning, with the unit.
         free: whether a resumed run may change it, because a training step computes the same for every value.
     """
@@ -53,25 +53,25 @@ class Require:
         self._error = error
 
     def counts(self, **values: Any) -> None:
-        """Check that values are whole numbers of 1 and above, or lists of them."""
+        """Check that values are positive integers, or lists or tuples of them."""
         for name, value in values.items():
             items = value if isinstance(value, tuple | list) else (value,)
             if not all(is_real(item) and isinstance(item, int) and item >= 1 for item in items):
-                raise self._error(f"{name} is {value!r}; whole numbers of 1 and above are expected")
+                raise self._error(f"{name} is {value!r}; positive integers are expected")
 
     def ratio(self, name: str, value: Any, width: int) -> None:
-        """Check that a value is a number that leaves at least one channel of a width."""
+        """Check that a value is a number whose product with `width` is at least one channel."""
         if not is_real(value) or not math.isfinite(value) or int(value * width) < 1:
-            raise self._error(f"{name} is {value!r}; a number that leaves a channel of {width} is expected")
+            raise self._error(f"{name} is {value!r}; a finite number of at least 1/{width} is expected")
 
     def choice(self, name: str, value: Any, choices: Sequence[Any]) -> None:
-        """Check that a value is one of several."""
+        """Check that a value is one of `choices`."""
         # To Python, 1 is in (True, False).
         if not any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in choices):
             raise self._error(f"{name} is {value!r}; expected one of {', '.join(map(str, choices))}")
 
     def at_least(self, name: str, value: Any, least: int) -> None:
-        """Check that a value is a whole number of a size."""
+        """Check that a value is an integer of at least `least`."""
         if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
             raise self._error(f"{name} is {value!r}; expected an integer of at least {least}")
 
@@ -183,7 +183,7 @@ def _describe_kind(kind: Any) -> str:
     item, last = typing.get_args(kind)
     if last is ...:
         return f"a tuple of {_PLURAL[item]}"
-    return "a pair of rising numbers" if item is float else f"a pair of {_PLURAL[item]}"
+    return "a pair of increasing numbers" if item is float else f"a pair of {_PLURAL[item]}"
 
 
 def _describe_range(bounds: str) -> str:
@@ -191,9 +191,9 @@ def _describe_range(bounds: str) -> str:
     if low.startswith(">"):
         lower, upper = f"above {low[1:]}", f" and at most {high}"
     else:
-        lower, upper = f"of {low}", f" to {high}"
+        lower, upper = f"from {low}", f" to {high}"
     if high.startswith("<"):
-        upper = f" up to, not including, {high[1:]}"
+        upper = f" to below {high[1:]}"
     if not high:
-        return "" if not low else f" {lower}" if low.startswith(">") else f" {lower} or more"
+        return "" if not low else f" {lower}" if low.startswith(">") else f" of at least {low}"
     return f" {lower}{upper}"

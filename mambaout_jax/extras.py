@@ -1,4 +1,4 @@
-"""Optional dependencies: which extra of this package has a module, and the error where one is not installed.
+"""Optional dependencies: the extra of this package that provides each module, and the error for a missing one.
 
 Standard library only, so that every package can import it. `models`, `ops` and `weights` run on the core dependencies;
 what they need of an extra is imported inside `importing`. Every other package calls `check_installed` when it is
@@ -10,7 +10,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 
-# The modules that this package imports, by the extra of pyproject.toml that has them.
+# The modules that this package imports, by the extra in pyproject.toml that provides them.
 MODULES = {
     "train": (
         "PIL",
@@ -58,11 +58,11 @@ def check_installed(extra: str, what: str) -> None:
 
 @contextlib.contextmanager
 def importing(extra: str, what: str) -> Iterator[None]:
-    """Raise MissingExtraError where an import inside fails.
+    """Raise MissingExtraError if an import in the body of the `with` statement fails.
 
     Args:
         extra: a key of `MODULES`.
-        what: what requires which package, the beginning of the message: "a.pth requires PyTorch".
+        what: start of the message: what requires which package, such as "a.pth requires PyTorch".
     """
     try:
         yield

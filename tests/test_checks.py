@@ -24,7 +24,7 @@ def test_integers_are_accepted_within_their_range_alone(value):
 def test_what_is_no_number_of_the_range_is_named_with_what_is_expected(value):
     fault = find_fault("config.rate", Key(float, "0..", 0.0, "a rate"), value)
     assert fault.startswith("config.rate is ")
-    assert fault.endswith("a number of 0 or more is expected")
+    assert fault.endswith("a number of at least 0 is expected")
 
 
 @pytest.mark.parametrize(("value", "fits"), [(True, True), (False, True), (1, False), ("True", False)])
@@ -56,15 +56,15 @@ def test_a_tuple_without_a_range_has_strings(value):
     [
         (str, ("a", "b"), "'a' or 'b'"),
         (str | None, ("a", "b"), "'a' or 'b', or None,"),
-        (int, "1..", "an integer of 1 or more"),
+        (int, "1..", "an integer of at least 1"),
         (float, "0..1", "a number of 0 to 1"),
-        (float, "0..<1", "a number of 0 up to, not including, 1"),
+        (float, "0..<1", "a number from 0 to below 1"),
         (float, ">0..", "a number above 0"),
         (float, ">0..2", "a number above 0 and at most 2"),
         (float, "..", "a number"),
         (int | tuple[int, int], "32..64", "an integer or a pair of integers of 32 to 64"),
-        (tuple[int, ...], "1..", "a tuple of integers of 1 or more"),
-        (tuple[float, float], "0..", "a pair of rising numbers of 0 or more"),
+        (tuple[int, ...], "1..", "a tuple of integers of at least 1"),
+        (tuple[float, float], "0..", "a pair of increasing numbers of at least 0"),
     ],
 )
 def test_values_are_described_in_words(kind, accept, words):
@@ -104,7 +104,7 @@ def test_text_of_a_command_line_is_read_by_the_kind_of_the_key(kind, text, value
     [
         (lambda: require.counts(depths=(1, 0)), r"depths is \(1, 0\); whole numbers"),
         (lambda: require.counts(dim=True), "dim is True"),
-        (lambda: require.ratio("ratio", 0.001, 10), "ratio is 0.001; a number that leaves a channel of 10"),
+        (lambda: require.ratio("ratio", 0.001, 10), "ratio is 0.001; a finite number of at least 1/10"),
         (lambda: require.choice("flag", 1, (True, False)), "flag is 1; expected one of True, False"),
         (lambda: require.at_least("seed", -1, 0), "seed is -1; expected an integer of at least 0"),
     ],

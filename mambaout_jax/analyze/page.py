@@ -112,11 +112,11 @@ def _draw_flops(gated_cnn: Mapping[str, Any], directions: int, axes: Axes, dim: 
 def _draw_memory(axes: Axes, dim: int, lengths: list[int]) -> str:
     for label, color, line, values in (
         ("L² of full attention, per head", GREY, "-", map(formulas.attention_matrix_numbers, lengths)),
-        ("cache of causal attention", ORANGE, "-", [formulas.cache_numbers(dim, length) for length in lengths]),
+        ("KV cache of causal attention", ORANGE, "-", [formulas.cache_numbers(dim, length) for length in lengths]),
         ("state of a Mamba block", BLUE, "-", [formulas.state_numbers(dim)] * len(lengths)),
     ):
         axes.plot(lengths, list(values), color=color, linestyle=line, label=label, linewidth=1.8)
-    axes.set_ylabel("numbers in memory", color=GREY)
+    axes.set_ylabel("elements in memory", color=GREY)
     return "Memory of a block"
 
 

@@ -1,8 +1,8 @@
 """The paper's criterion for whether a dataset needs an SSM, for each stage of a model.
 
 The paper considers whole ViTs of one width. Applying its criterion to each stage of a hierarchical model is an
-extension of this program. It can call a stage long although the paper's first hypothesis is that the dataset needs no
-SSM: stage 1 of MambaOut at 224 px.
+extension of this program. For example, it calls stage 1 of MambaOut at 224 px long, although the paper's first
+hypothesis is that ImageNet needs no SSM.
 
 Reference: Yu and Wang, MambaOut: Do We Really Need Mamba for Vision?, CVPR 2025, sections 3.3 and 3.4.
 """

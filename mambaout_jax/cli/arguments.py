@@ -1,4 +1,4 @@
-"""Types of command-line arguments, and those that several commands have, for `argparse`."""
+"""Argument types for `argparse`, and arguments shared by several commands."""
 
 import argparse
 import math
@@ -17,7 +17,7 @@ def add_plugins(parser: argparse.ArgumentParser) -> None:
 
 
 def integer(least: int) -> Callable[[str], int]:
-    """Return the type of integers of at least `least`, which is not negative."""
+    """Return the argparse type of integers of at least `least`, which must not be negative."""
 
     def parse(text: str) -> int:
         if not text.isdecimal() or int(text) < least:

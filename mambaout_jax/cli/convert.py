@@ -20,8 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     importing = actions.add_parser("import", help="write a workdir with PyTorch weights", epilog=EPILOG)
     importing.add_argument("source", metavar="FILE_OR_ID", help="the weights")
     importing.add_argument("--out", metavar="WORKDIR", required=True, help="output folder")
-    importing.add_argument("--model", metavar="NAME", help="the variant (default: from config.json or the shapes)")
-    importing.add_argument("--task", metavar="NAME", help="task of the weights (default: the default of config.task)")
+    importing.add_argument("--model", metavar="NAME", help="the variant (default: from config.json or shapes)")
+    importing.add_argument("--task", metavar="NAME", help="task of the weights (default: classification)")
     add_plugins(importing)
 
     exporting = actions.add_parser("export", help="write the weights of a workdir for PyTorch")
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     inspecting = actions.add_parser("inspect", help="describe the weights of a source", epilog=EPILOG)
     inspecting.add_argument("source", metavar="FILE_OR_ID", help="the weights")
-    inspecting.add_argument("--model", metavar="NAME", help="variant to compare with (default: by the shapes)")
+    inspecting.add_argument("--model", metavar="NAME", help="variant to compare with (default: from the shapes)")
 
 
 def run(args: argparse.Namespace) -> int:

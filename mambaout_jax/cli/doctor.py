@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.epilog = EPILOG
     parser.add_argument("--workdir", metavar="DIR", help="check that this folder is writable and shared by the hosts")
-    parser.add_argument("--distributed", action="store_true", help="join the same command on other hosts")
+    parser.add_argument("--distributed", action="store_true", help="run with the same command on the other hosts")
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0; not needed on a TPU")
     parser.add_argument("--num_processes", type=int, metavar="N", help="number of processes; not needed on a TPU")
     parser.add_argument("--process_id", type=int, metavar="I", help="index of this process; not needed on a TPU")

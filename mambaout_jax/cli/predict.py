@@ -1,4 +1,4 @@
-"""Predict images with the weights of a run."""
+"""Run prediction on image files with the weights of a run."""
 
 import argparse
 import json

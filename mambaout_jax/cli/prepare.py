@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prepare the dataset and print its path; return 1 after a failed download or upload, or on a full disk."""
+    """Prepare the dataset and print its path; return 1 if a download, an upload or a write fails."""
     from mambaout_jax.data import DataError
     from mambaout_jax.data.prepare import prepare_dataset, prepare_folder, prepare_imagenet
     from mambaout_jax.data.workers import count_cores

@@ -1,6 +1,6 @@
 """Datasets, image transforms and batches: the host side of the input pipeline.
 
-Only `prepare/` writes datasets, and nothing outside of it imports it.
+Only `prepare/` writes datasets; the code of this package that reads them does not import it.
 """
 
 from mambaout_jax.extras import check_installed

@@ -9,7 +9,7 @@ from tensorflow_datasets.core import naming
 from mambaout_jax.data.errors import DataError
 
 DIGITS, PATHFINDER, IMAGENET = "digits", "pathfinder", "imagenet2012"
-# TFDS knows the default configs of its own datasets; the builders of ours are not imported for reading.
+# TFDS has the default configs of its own datasets; our builders are not imported for reading.
 DEFAULT_CONFIGS = {PATHFINDER: "64"}
 
 

@@ -29,7 +29,7 @@ Batch = dict[str, Any]
 # steps.
 READ_AHEAD_CHUNKS = 16
 READ_AHEAD_BYTES = 2**28
-# Workers produce chunks of a batch, so that all of them work on the next batch and none holds a whole one in memory.
+# Workers produce chunks of a batch, so that all work on the next batch and none needs memory for a whole one.
 MIN_CHUNK_ROWS, MAX_CHUNK_ROWS = 16, 64
 MAX_BAD_IN_A_ROW = 100
 

@@ -33,7 +33,7 @@ PARTS = {  # name -> field, type, min, max, description
     "n": ("num_ops", int, 1, 15, "an integer from 1 to 15"),
     "p": ("prob", float, 0, 1, "from 0 to 1"),
     "mstd": ("magnitude_std", float, 0, 100, "from 0 to 100"),
-    "inc": (None, int, 1, 1, "1: all operations grow with the magnitude"),
+    "inc": (None, int, 1, 1, "1: the strength of every operation grows with the magnitude"),
 }
 
 Matrix = tuple[float, float, float, float, float, float]

@@ -136,7 +136,7 @@ def open_records(name: str, split: str, data_dir: str | None = None) -> Records:
         splits = ", ".join(f"{key} ({value.num_examples} records)" for key, value in info.splits.items())
         raise DataError(f"dataset {name!r} has no split {split!r}; it has {splits}") from None
     if sum(shard.take for shard in shards) <= 0:
-        raise DataError(f"split {split!r} of dataset {name!r} has no records; another slice is expected")
+        raise DataError(f"split {split!r} of dataset {name!r} has no records; choose another slice")
     check_shards(f"split {split!r} of dataset {name!r}", builder.data_path, shards, command)
     return Records(data, shards, info, split)
 

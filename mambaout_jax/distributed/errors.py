@@ -1,4 +1,4 @@
-"""Errors of devices and processes."""
+"""Errors in the setup of devices and processes."""
 
 
 class ParallelError(ValueError):

@@ -24,7 +24,7 @@ from jax.experimental import multihost_utils
 
 from mambaout_jax.distributed.errors import LostProcessError, ParallelError
 
-# With JAX's default of 100 s, the surviving processes would wait for more than a minute.
+# With JAX's default of 100 s, the surviving processes would wait that long after the loss of one.
 HEARTBEAT_SECONDS = 30
 JOINING_SECONDS = 300
 BARRIER_SECONDS = 600
@@ -53,7 +53,7 @@ def initialize(
     given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
     missing = [f"--{name}" for name, value in given.items() if value is None]
     if 0 < len(missing) < len(given):
-        raise ParallelError(f"{' and '.join(missing)} missing; set all three options, or none on a TPU")
+        raise ParallelError(f"missing {' and '.join(missing)}; set all three options, or none on a TPU")
     if not missing:
         _check_address(coordinator, num_processes, process_id)
     # The service would handle SIGTERM itself.
@@ -81,7 +81,7 @@ def _check_address(coordinator: str, num_processes: int, process_id: int) -> Non
         raise ParallelError(f"--num_processes is {num_processes}; at least 1 is expected")
     if not 0 <= process_id < num_processes:
         raise ParallelError(
-            f"--process_id is {process_id} of --num_processes {num_processes}; 0 to {num_processes - 1} are expected"
+            f"--process_id is {process_id}; 0 to {num_processes - 1} is expected with --num_processes={num_processes}"
         )
     if process_id == 0:
         with socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET) as probe:
@@ -194,7 +194,7 @@ def assert_same_on_all_hosts(values: Mapping[str, str]) -> None:
         if theirs.get(name) != first.get(name)
     ]
     if faults:
-        raise ParallelError(f"the processes differ: {'; '.join(faults)}; make them equal")
+        raise ParallelError(f"the processes differ: {'; '.join(faults)}; use the same on all hosts")
 
 
 def shutdown() -> None:

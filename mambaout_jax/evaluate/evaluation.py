@@ -20,8 +20,8 @@ from mambaout_jax.run.pretrained import load_pretrained_for
 from mambaout_jax.run.signals import StopSignals
 from mambaout_jax.run.workdir import (
     check_same_model,
+    has_checkpoints,
     is_imported,
-    is_workdir,
     load_config,
     load_environment,
     open_workdir,
@@ -189,7 +189,7 @@ def evaluate(config: RunConfig | None, path: epath.PathLike) -> dict[str, Any]:
     sources = list({source.fingerprint: source for source in opened}.values())  # without duplicates
     mesh = distributed.make_mesh(config.fsdp)
     with StopSignals() as stop, jax.set_mesh(mesh):
-        if is_workdir(workdir) or config.init_from is None:
+        if has_checkpoints(workdir) or config.init_from is None:
             model, weights, description = _restore(config, task, workdir, sources, mesh)
         else:
             model, weights, description = _load_pretrained(config, task, sources, mesh)

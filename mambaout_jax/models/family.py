@@ -1,4 +1,4 @@
-"""What a family of models is: its modules, named variants, key formats and published recipe."""
+"""Families of models: modules, named variants, key formats and published recipes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ class Variant:
     Args:
         options: keyword arguments of the family's module that the variant sets.
         size: side of the training images, in pixels.
-        mean, std: of the training images, for each of R, G, B in [0, 1].
+        mean, std: statistics of the training images for R, G and B, in [0, 1].
         crop_pct: share of the resized image that the evaluation crop keeps.
         top1: published ImageNet-1k top-1 in percent, by side of the evaluation image.
     """
@@ -39,9 +39,9 @@ class Recipe:
     """The training recipe that a family was published with.
 
     Args:
-        dataset: name of the dataset that it was published for.
-        values: by dotted config key; a run that has another value reports it.
-        reference: of the values.
+        dataset: TFDS name of the dataset that it was published for.
+        values: values by dotted config key; a run with another value logs the difference.
+        reference: source of the values.
     """
 
     dataset: str
@@ -51,16 +51,16 @@ class Recipe:
 
 @dataclass(frozen=True, eq=False)
 class Family:
-    """A family of models: everything that the rest of the program needs to know of it.
+    """A family of models: everything that the rest of the program depends on.
 
     Args:
-        name: of the family.
-        module: takes every option as a keyword argument.
+        name: name of the family.
+        module: the module class, which takes every option as a keyword argument.
         options: by name, `models.options.COMMON` included; a default is that of the variants that do not set it.
         variants: by the name that `create_model` takes. Weights without a name are taken for the first of several
             variants that have the same shapes.
         key_formats: names of its parameters in PyTorch programs; the first is the default for export.
-        timm_options: options that timm has one value for; None if timm does not have the family.
+        timm_options: options with only one value in timm; None if timm does not have the family.
         recipe: None if none is published.
     """
 

@@ -20,7 +20,7 @@ COMMON: Mapping[str, Key] = MappingProxyType(
         "num_classes": Key(int, "1..1000000", 1000, "number of logits"),
         "in_chans": Key(int, "1..1024", 3, "channels of the images"),
         "drop_rate": Key(float, "0..<1", 0.0, "dropout rate before the classifier"),
-        "dtype": Key(str, DTYPES, "float32", "of matrix products and convolutions; parameters are float32"),
+        "dtype": Key(str, DTYPES, "float32", "dtype of matmuls and convolutions; parameters are float32"),
     }
 )
 # Families of many blocks have these as well.
@@ -28,7 +28,7 @@ BLOCKS: Mapping[str, Key] = MappingProxyType(
     {
         "drop_path_rate": Key(float, "0..<1", 0.0, "stochastic depth rate of the last block; it rises linearly from 0"),
         "scan_blocks": Key(
-            bool, None, False, "compile equal blocks once, as the body of a loop (docs/compile.md)", free=True
+            bool, None, False, "compile identical blocks once, as a loop body (docs/compile.md)", free=True
         ),
         "remat": Key(
             str,
@@ -43,14 +43,14 @@ BLOCKS: Mapping[str, Key] = MappingProxyType(
 IMG_SIZE = Key(
     int | tuple[int, int], f"{MIN_SIZE}..{MAX_SIZE}", None, "side, or height and width, of the images in pixels"
 )
-# How images are prepared for a model; not arguments of its module. Each default is the variant's.
+# Preprocessing of the images; not arguments of the module. The defaults are those of the variant.
 PREPARATION: Mapping[str, Key] = MappingProxyType(
     {
         "img_size": IMG_SIZE,
-        "mean": Key(tuple[float, ...], "..", None, "of each channel, in [0, 1], subtracted from the images"),
-        "std": Key(tuple[float, ...], ">0..", None, "of each channel, by which the images are divided"),
-        "crop_pct": Key(float, ">0..1", None, "share of the resized side that an evaluated crop keeps"),
-        "crop_mode": Key(str, ("center", "squash", "border"), None, "how an evaluated image is cropped"),
-        "interpolation": Key(str, ("bilinear", "bicubic"), None, "filter that resizes an evaluated image"),
+        "mean": Key(tuple[float, ...], "..", None, "mean of each channel in [0, 1], subtracted from the images"),
+        "std": Key(tuple[float, ...], ">0..", None, "std of each channel, by which the images are divided"),
+        "crop_pct": Key(float, ">0..1", None, "fraction of the resized side that the evaluation crop keeps"),
+        "crop_mode": Key(str, ("center", "squash", "border"), None, "how evaluation images are cropped"),
+        "interpolation": Key(str, ("bilinear", "bicubic"), None, "interpolation for resizing evaluation images"),
     }
 )

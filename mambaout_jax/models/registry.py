@@ -52,7 +52,7 @@ def list_models() -> list[str]:
 
 
 def option_keys(name: str) -> dict[str, Key]:
-    """Return what `create_model` takes for a variant: the options of its family and the preparation of images.
+    """Return the options of `create_model` for a variant: those of its family, and of the preprocessing of images.
 
     Raises:
         ModelError: the name is unknown.
@@ -78,8 +78,9 @@ def create_model(name: str, *, img_size: int | tuple[int, int] | None = None, **
     Args:
         name: one of `list_models()`.
         img_size: side or (height, width) of the images, 32 px and up; None for the variant's own.
-        options: what to change of the variant, by its family's names, and of its `input_spec`: mean, std, crop_pct,
-            crop_mode, interpolation.
+        options: options of the family that differ from the variant's, such as num_classes, drop_path_rate or dtype
+            (`option_keys(name)` has all of them), and fields of its `input_spec`: mean, std, crop_pct, crop_mode,
+            interpolation.
 
     Raises:
         ModelError: the name or an option is unknown (the message has the nearest one), or a value is out of range.
@@ -101,7 +102,7 @@ def create_model(name: str, *, img_size: int | tuple[int, int] | None = None, **
 
 
 def _input_spec(variant: Variant, in_chans: int, values: Mapping[str, Any]) -> InputSpec:
-    """Return the variant's preparation of images with the values that were given."""
+    """Return the preprocessing of a variant, with the given values."""
     for statistic in ("mean", "std"):
         if len(values.get(statistic, range(in_chans))) != in_chans:
             raise ModelError(
@@ -124,4 +125,4 @@ def _require_known(name: str, known: Iterable[str], what: str) -> None:
     known = sorted(known)
     if name not in known:
         near = suggest(name, known)
-        raise ModelError(f"{name!r} is not a known {what}{near or '.'} Known are {', '.join(known)}")
+        raise ModelError(f"{name!r} is not a known {what}{near or ';'} expected one of {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""Array functions without parameters."""
+"""Array functions without learned parameters."""
 
 from mambaout_jax.ops.activations import gelu
 from mambaout_jax.ops.depthwise import depthwise_conv2d

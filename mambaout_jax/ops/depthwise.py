@@ -106,7 +106,7 @@ def _shift_vjp(x, kernel, dy):
 
 
 def _shift_kernel_gradient(x, kernel, dy):
-    """Compute the same sum as the forward pass, with dy as the kernel and a map of kh x kw as the result.
+    """Compute the gradient of the kernel: the sum of the forward pass with dy as the kernel, for a kh x kw result.
 
     Each step of the loop adds whole rows of dy, with one multiply-add over (b, kh, kw, c) per pixel. The batch is
     summed last, outside the loop, so that a sharded batch costs one all-reduce.

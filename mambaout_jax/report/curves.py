@@ -48,7 +48,7 @@ def make_curves(train: list[dict], evals: list[dict], metrics: Sequence[Metric])
     def tested(metric: str) -> list[Series]:
         return [
             _series(
-                f"test, {label}",
+                f"validation, {label}",
                 weights,
                 [line | line[weights] for line in evals if isinstance(line.get(weights), dict)],
                 metric,

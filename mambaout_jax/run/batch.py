@@ -18,10 +18,10 @@ def grad_accum_steps(batch_size: int, num_devices: int, microbatch_size: int | N
     share, rest = divmod(batch_size, num_devices)
     near = _nearest_multiples(batch_size, num_devices * group.size)
     if rest:
-        groups = f" in groups of config.{group.key} {group.size}" if group.size > 1 else ""
+        groups = f" times config.{group.key} {group.size}" if group.size > 1 else ""
         raise RunError(
-            f"config.batch_size is {batch_size}; expected equal shares for {num_devices} devices{groups}: the nearest "
-            f"size is {near}"
+            f"config.batch_size is {batch_size}; expected a multiple of the {num_devices} devices{groups}: the nearest "
+            f"is {near}"
         )
     if share % group.size:
         fits = max(size for size in range(1, group.size) if share % size == 0)

@@ -133,7 +133,7 @@ class Checkpoints:
     ) -> tuple[TrainState, dict[str, Any]] | None:
         """Restore the newest readable state with its metadata; None if nothing was saved.
 
-        Unreadable steps are logged. Once an older one was restored, they are renamed to `unreadable.STEP` in the
+        Unreadable steps are logged. After an older one is restored, they are renamed to `unreadable.STEP` in the
         workdir, so that the run can save these steps again.
 
         Args:
@@ -206,7 +206,7 @@ class Checkpoints:
                 found = step, read(step)
             except RunError:
                 raise
-            # Orbax, tensorstore and JSON raise many types for a damaged file; all are handled alike.
+            # Orbax, tensorstore and JSON raise many types for a damaged file; all are handled the same way.
             except Exception as error:
                 fault = _first_line(error)
             # A checkpoint that one process cannot read is unreadable for all.

@@ -37,7 +37,7 @@ KEYS: Mapping[str, Key] = {
         "initial weights: the workdir of a run, a PyTorch file, a Hugging Face folder or hub id (docs/convert.md); "
         "random if unset",
     ),
-    "init_head": Key(str, ("keep", "new"), "keep", "last layer: from those weights, or initialized at random"),
+    "init_head": Key(str, ("keep", "new"), "keep", "last layer: from init_from, or randomly initialized"),
     "num_epochs": Key(int, "1..", 300, "epochs of the run, warm-up and cooldown included"),
     "batch_size": Key(int, "1..", 1024, "images per optimizer step, over all devices"),
     "microbatch_size": Key(
@@ -49,13 +49,13 @@ KEYS: Mapping[str, Key] = {
     ),
     "eval_batch_size": Key(int, "1..", 64, "images per evaluation step, over all devices", free=True),
     "eval_every_epochs": Key(int, "1..", 1, "epochs between evaluations; each one saves a checkpoint too", free=True),
-    "save_every_steps": Key(int | None, "1..", None, "steps between further checkpoints", free=True),
-    "log_every_steps": Key(int, "1..", 50, "steps between lines of metrics", free=True),
+    "save_every_steps": Key(int | None, "1..", None, "steps between additional checkpoints", free=True),
+    "log_every_steps": Key(int, "1..", 50, "steps between logged metrics", free=True),
     "mesh.fsdp": Key(
         int,
         "1..",
         1,
-        "number of devices over which parameters, their average and the optimizer state are sharded; 1 replicates them",
+        "number of devices over which parameters, their EMA and the optimizer state are sharded; 1 replicates them",
         free=True,
     ),
     "data.name": Key(str, None, None, "TFDS dataset, as name, name:version or name/config:version"),
@@ -67,21 +67,21 @@ KEYS: Mapping[str, Key] = {
         str,
         ("raise", "skip"),
         "raise",
-        "a record that does not decode ends the run, or is replaced by another one (in evaluation: left out) and "
+        "raise: an undecodable record ends the run; skip: it is replaced by another one (in evaluation: omitted) and "
         "counted",
     ),
-    "model.name": Key(str, None, None, "one of `python -m mambaout_jax models`"),
+    "model.name": Key(str, None, None, "a model that `python -m mambaout_jax models` lists"),
     "optim.learning_rate": Key(
         float,
         "0..",
         1e-3,
-        "base learning rate, which the cosine starts from. The cosine begins at epoch 0, so with warm-up the "
-        "largest value is slightly lower",
+        "base learning rate: the value of the cosine at epoch 0. The cosine starts at epoch 0, not after the warm-up, "
+        "so with warm-up the highest learning rate is slightly lower",
     ),
-    "optim.warmup_learning_rate": Key(float, "0..", 1e-6, "first learning rate of the warm-up"),
-    "optim.min_learning_rate": Key(float, "0..", 1e-5, "last learning rate of the cosine"),
+    "optim.warmup_learning_rate": Key(float, "0..", 1e-6, "learning rate at the start of the warm-up"),
+    "optim.min_learning_rate": Key(float, "0..", 1e-5, "learning rate at the end of the cosine"),
     "optim.warmup_epochs": Key(int, "0..", 5, "epochs of linear warm-up"),
-    "optim.cooldown_epochs": Key(int, "0..", 0, "epochs at the end with the smallest learning rate"),
+    "optim.cooldown_epochs": Key(int, "0..", 0, "final epochs at the minimum learning rate"),
     "optim.schedule": Key(
         str, ("per_step", "per_epoch"), "per_step", "whether the learning rate changes at every step or every epoch"
     ),
@@ -89,9 +89,12 @@ KEYS: Mapping[str, Key] = {
     "optim.b1": Key(float, "0..<1", 0.9, "decay rate of AdamW's first moment"),
     "optim.b2": Key(float, "0..<1", 0.999, "decay rate of AdamW's second moment"),
     "optim.eps": Key(float, "0..", 1e-8, "epsilon of AdamW, added to the denominator"),
-    "optim.clip_grad_norm": Key(float | None, "0..", None, "largest global norm of the gradient; no clipping if unset"),
+    "optim.clip_grad_norm": Key(float | None, "0..", None, "maximum global gradient norm; no clipping if unset"),
     "optim.ema_decay": Key(
-        float | None, "0..1", None, "decay of the exponential moving average of the parameters; no average if unset"
+        float | None,
+        "0..1",
+        None,
+        "decay of the exponential moving average (EMA) of the weights, lower in the first steps; no EMA if unset",
     ),
     "profile.start_step": Key(int | None, "0..", None, "first step of a profiler trace; no trace if unset", free=True),
     "profile.num_steps": Key(int, "1..", 5, "number of steps of the trace", free=True),
@@ -243,7 +246,7 @@ def known_keys(given: Mapping[str, Any]) -> dict[str, Key]:
     load_plugins(plugins)
     task = get_task(name)
     if both := KEYS.keys() & task.keys.keys():
-        raise RunError(f"task {name!r} has keys of its own that every config has: {', '.join(sorted(both))}")
+        raise RunError(f"task {name!r} redefines keys of every config: {', '.join(sorted(both))}; rename them")
     keys = {**KEYS, **task.keys}
     if model is not None:
         _check("model.name", KEYS["model.name"], model)
@@ -265,7 +268,7 @@ def parse_config(config: ConfigDict | Mapping[str, Any], *, complete: bool = Tru
 
 
 def parse_flat(given: Mapping[str, Any], *, complete: bool = True) -> RunConfig:
-    """Do what `parse_config` does, for a flat dict with dotted keys."""
+    """Parse a flat dict with dotted keys, as in `parse_config`."""
     for name, value in given.items():
         if not _is_plain(value):
             kind = type(value).__name__
@@ -302,7 +305,7 @@ def parse_flat(given: Mapping[str, Any], *, complete: bool = True) -> RunConfig:
 
 def _describe_unknown(name: str, value: Any, keys: Mapping[str, Key], model: str | None) -> str:
     if name == "model.num_classes":
-        return "config.model.num_classes cannot be set; the dataset has the number of classes"
+        return "config.model.num_classes cannot be set; the dataset determines it"
     if inner := [f"config.{key}" for key in keys if key.startswith(f"{name}.")]:
         return f"config.{name} is {value!r}; it is a section with keys such as {', '.join(inner[:3])}"
     near = " or ".join(f"config.{key}" for key in nearest_names(name, keys))
@@ -312,7 +315,7 @@ def _describe_unknown(name: str, value: Any, keys: Mapping[str, Key], model: str
 
 
 def _is_plain(value: Any) -> bool:
-    """Check that JSON keeps a value as it is, tuples aside."""
+    """Return whether a value survives JSON unchanged, except that tuples become lists."""
     if isinstance(value, tuple | list):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, bool | int | float | str)
@@ -325,15 +328,12 @@ def _check(name: str, key: Key, value: Any) -> None:
 
 def _check_together(values: Mapping[str, Any]) -> None:
     if values["init_head"] == "new" and values["init_from"] is None:
-        raise RunError(
-            "config.init_head is 'new', a new last layer on given weights, and config.init_from is unset; the workdir "
-            "of a run or a file of weights is expected there"
-        )
+        raise RunError("config.init_head is 'new' but config.init_from is unset; set it to a workdir or a weights file")
     warmup, cooldown, length = (values[key] for key in ("optim.warmup_epochs", "optim.cooldown_epochs", "num_epochs"))
     if warmup + cooldown > length:
         raise RunError(
-            f"config.optim.warmup_epochs {warmup} and cooldown_epochs {cooldown} are more than config.num_epochs "
-            f"{length}; at most as many are expected"
+            f"config.optim.warmup_epochs {warmup} plus config.optim.cooldown_epochs {cooldown} exceeds "
+            f"config.num_epochs {length}; decrease them or use more epochs"
         )
 
 
@@ -390,7 +390,7 @@ def from_json(text: str) -> RunConfig:
 
 
 def changed_keys(config: RunConfig, other: RunConfig) -> list[str]:
-    """Return in words the keys that differ and matter to what a step computes."""
+    """Return a phrase for each key that differs and affects what a step computes."""
     ours, theirs, keys = config.all_values, other.all_values, known_keys(config.values)
     return [
         f"config.{name} was {theirs.get(name)!r}, is {ours.get(name)!r}"

@@ -15,7 +15,7 @@ from mambaout_jax.checks import parse_literal, parse_text
 from mambaout_jax.run.config import KEYS, RunConfig, flatten_config, known_keys, parse_flat
 from mambaout_jax.run.errors import RunError
 
-# These decide which other keys there are.
+# These keys determine which other keys exist.
 _STRUCTURE = ("plugins", "task", "model.name")
 
 
@@ -69,7 +69,7 @@ def _load(file: str) -> dict[str, Any]:
             raise RunError(f"--config={path} has no function get_config; one that returns a ConfigDict is expected")
         config = _call(path, module["get_config"], argument)
     if not isinstance(config, ConfigDict | Mapping):
-        raise RunError(f"--config={path} has a {type(config).__name__} for a config; a ConfigDict is expected")
+        raise RunError(f"the config of --config={path} is a {type(config).__name__}; a ConfigDict is expected")
     return flatten_config(config)
 
 
@@ -84,7 +84,7 @@ def _load_json(path: str) -> Any:
 def _call(path: str, get_config: Callable[..., Any], argument: str | None) -> Any:
     parameters = inspect.signature(get_config).parameters.values()
     if argument is not None and not parameters:
-        raise RunError(f"--config={path} takes no argument and is given {argument!r}")
+        raise RunError(f"--config={path} takes no argument but was given {argument!r}")
     if argument is None and any(parameter.default is parameter.empty for parameter in parameters):
         name = next(iter(parameters)).name
         raise RunError(f"--config={path} lacks its argument {name!r}; --config={path}:{name.upper()} is expected")

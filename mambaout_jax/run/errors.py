@@ -19,7 +19,7 @@ from mambaout_jax.weights import ConvertError
 
 
 class RunError(ValueError):
-    """An error of the user about a config, a workdir or a checkpoint; its message is one sentence."""
+    """An invalid config, workdir or checkpoint, described in one sentence."""
 
 
 class DivergedError(RuntimeError):
@@ -27,7 +27,7 @@ class DivergedError(RuntimeError):
 
 
 class StoppedError(Exception):
-    """A stop on request of a signal."""
+    """A stop that was requested by a signal."""
 
 
 RERUN = "rerun the same command to resume"
@@ -38,12 +38,12 @@ USER_ERRORS = (
 
 
 def is_user_error(error: Exception) -> bool:
-    """Return whether an error is the user's or a missing device, and is printed without a traceback."""
+    """Return whether an error is a user error or a missing device, which is printed without a traceback."""
     return isinstance(error, USER_ERRORS) or str(error).startswith("Unable to initialize backend")
 
 
 def report_error(error: Exception, workdir: epath.PathLike) -> int:
-    """Print the message of the error that ended a run, and return its exit code; raise an unknown error again.
+    """Print the message of the error that ended a run, and return its exit code; re-raise unknown errors.
 
     After a signal, and in a multi-process run, the process exits here.
     """

@@ -48,7 +48,7 @@ class StopSignals:
             raise StoppedError(f"stopped by {self.received}")
 
     def interruptible(self, work: Callable[[], T]) -> T:
-        """Run work that may take minutes outside of Python in a thread, and abandon it after a stop request.
+        """Run `work` in a thread, and abandon it after a stop request; for calls that spend minutes outside of Python.
 
         Python handles signals between its own instructions on the main thread, so a compilation there could outlast
         the grace period of a scheduler. The abandoned thread ends with the process.

@@ -119,7 +119,7 @@ def claim_workdir(path: epath.PathLike, config: RunConfig) -> epath.Path:
     """Create the workdir, or check that its run may be resumed with this config; existing files are not changed.
 
     Raises:
-        RunError: the workdir is not writable, or `config.resume` forbids to resume its run.
+        RunError: the workdir is not writable, or `config.resume` does not allow resuming its run.
     """
     workdir = open_workdir(path)
     if fault := find_write_error(workdir):

@@ -232,8 +232,8 @@ def _answer(
         sentences.append(f"Worse than {baseline} {worse}.")
     if words := " or ".join(word for sign, word in ((1, "better"), (-1, "worse")) if sign in uncorrected):
         sentences.append(
-            f"An SSM that is {words} only below is significant in a single test, but not after correction for "
-            f"{len(tested)} tests."
+            f"An SSM that is {words} only in the tables below is significant in a single test, but not after "
+            f"correction for {len(tested)} tests."
         )
     if others and not better:
         sentences.append(_power(others, len(tested), "the others do not help" if worse else "an SSM does not help"))

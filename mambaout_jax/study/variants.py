@@ -135,7 +135,7 @@ def _read_specs(study: Mapping[str, Any] | None) -> dict[str, VariantSpec]:
         for name in names:
             if name not in specs or names.count(name) > 1 or name == study["baseline"]:
                 raise RunError(
-                    f"config.study.{comparison} has {name!r}; different names of config.study.variants without the "
+                    f"config.study.{comparison} has {name!r}; distinct names of config.study.variants other than the "
                     f"baseline are expected: {', '.join(specs)}"
                 )
     return specs

@@ -79,7 +79,7 @@ class RowGroup(NamedTuple):
     """The number of consecutive rows of a batch that must stay on one device.
 
     Args:
-        key: the config key that sets it; empty for groups of one.
+        key: the config key that sets the size; empty for groups of one.
     """
 
     size: int = 1

@@ -1,5 +1,5 @@
-"""The exception of tasks."""
+"""User errors about tasks."""
 
 
 class TaskError(ValueError):
-    """An error of the user about a task, a dataset or an option; its message is one sentence."""
+    """An invalid task, dataset or option, described in one sentence."""

@@ -8,7 +8,7 @@ from mambaout_jax.models import Recipe
 
 
 def linear_rule(recipe: Recipe, batch_size: int) -> float:
-    """Compute the learning rate for a batch size by the linear scaling rule.
+    """Compute the learning rate for a batch size by the linear scaling rule, from that of the recipe.
 
     Reference: Goyal et al., Accurate, Large Minibatch SGD, 2017.
     """

@@ -110,4 +110,4 @@ def _check_replaceable(target: Path, path: str | os.PathLike, force: bool) -> No
     )
     if foreign or CONFIG_NAME not in {entry.name for entry in entries} or len(entries) == 1:
         what = f"contains {foreign[0]!r}" if foreign else "is not a folder in timm's format"
-        raise ConvertError(f"{path} {what} and is not replaced, to keep its files; choose another folder")
+        raise ConvertError(f"{path} {what}, so --force does not replace it; choose another folder")

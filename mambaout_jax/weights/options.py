@@ -1,4 +1,4 @@
-"""Differences between the options of models."""
+"""Comparison of the options of models."""
 
 from collections.abc import Mapping
 from typing import Any

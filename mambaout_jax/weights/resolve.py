@@ -78,8 +78,9 @@ def _resolve(checkpoint: TorchCheckpoint, name: str | None) -> ResolvedModel:
                 fits.append(ResolvedModel(key_format, variant, options, ""))
     if not fits:
         nearest = min(faults, key=faults.__getitem__)
+        tensors = f"{faults[nearest]} tensor{'s' if faults[nearest] > 1 else ''}"
         raise ConvertError(
-            f"no variant has exactly these tensors; the closest, {nearest}, differs in {faults[nearest]}: set --model, "
+            f"no variant has exactly these tensors; the closest, {nearest}, differs in {tensors}: set --model, "
             "use a folder with a config.json, or list the differences with convert inspect FILE --model NAME"
         )
     first, *others = fits

@@ -125,7 +125,7 @@ def _to_numpy(tensor: Any, key: str) -> np.ndarray:
     """Convert a PyTorch tensor, without importing PyTorch, or an array to NumPy; check that all values are finite."""
     kind = getattr(tensor.dtype, "name", str(tensor.dtype)).removeprefix("torch.")
     if kind not in DTYPES:
-        raise ConvertError(f"{key} is {kind}; {' or '.join(DTYPES)} is expected, the dtype of training")
+        raise ConvertError(f"{key} is {kind}; {' or '.join(DTYPES)} is expected")
     try:
         if hasattr(tensor, "detach"):
             tensor = tensor.detach().cpu()
@@ -137,7 +137,7 @@ def _to_numpy(tensor: Any, key: str) -> np.ndarray:
             f"{key} is on {tensor.device} with layout {tensor.layout}; a dense tensor with values is expected"
         ) from error
     if num_bad := int((~np.isfinite(values)).sum()):
-        raise ConvertError(f"{key} has {num_bad} non-finite values; its training run diverged")
+        raise ConvertError(f"{key} has {num_bad} non-finite values; the training run probably diverged")
     return values
 
 

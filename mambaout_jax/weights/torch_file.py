@@ -17,7 +17,7 @@ from mambaout_jax.extras import importing
 from mambaout_jax.weights.errors import ConvertError
 from mambaout_jax.weights.tensors import LazyTensors, TensorFile, without_prefixes
 
-# In order of preference, as in timm: averaged weights first.
+# In order of preference, as in timm: EMA weights first.
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 
 

@@ -128,7 +128,7 @@ def test_a_changed_key_is_what_is_measured(measured, capsys):
         (["--config.data.pipelne=fast"], r"pipelne.*pipeline"),
         (["--config.data.pipeline=faster"], r"config\.data\.pipeline is 'faster'; 'exact' or 'fast' is expected"),
         (["--config=configs/digit.py"], r"--config=configs/digit\.py does not exist"),
-        (["--workers=-1"], r"config\.data\.num_workers is -1; an integer of 0 or more is expected"),
+        (["--workers=-1"], r"config\.data\.num_workers is -1; an integer of at least 0 is expected"),
         (["--config.data.name=digit"], r"unknown dataset 'digit'; did you mean 'digits'"),
         (
             ["--config.batch_size=2000"],

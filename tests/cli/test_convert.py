@@ -138,7 +138,7 @@ def test_weights_that_do_not_fit_are_refused_and_nothing_is_left(folder, tmp_pat
 
 def test_a_file_of_no_variant_asks_for_the_model(file, tmp_path, capsys):
     words = refusal(capsys, "import", file, "--out", tmp_path / "imported")
-    assert "no variant has exactly these tensors; the closest, test_mambaout, differs in 76: " in words
+    assert "no variant has exactly these tensors; the closest, test_mambaout, differs in 76 tensors: " in words
     assert "--model" in words
     assert list(tmp_path.iterdir()) == []
 

@@ -184,14 +184,14 @@ def test_images_of_several_labels_have_them_in_a_tuple():
         assert source.max_labels == 9
     with pytest.raises(DataError, match="its label is 3; expected 0 to 2"):
         source_of({"real_label": [1, 3]}, feature="real_label")[0]
-    with pytest.raises(DataError, match="it has 10 labels; expected 0 to 9"):
+    with pytest.raises(DataError, match="the record has 10 labels; expected 0 to 9"):
         source_of({"real_label": [1] * 10}, feature="real_label")[0]
 
 
 @pytest.mark.parametrize("labels", [[], [1, 2]])
 def test_images_of_one_label_have_only_that_label(labels):
     assert source_of({"label": [1]}).max_labels == 1
-    with pytest.raises(DataError, match=f"it has {len(labels)} labels; expected 1"):
+    with pytest.raises(DataError, match=f"the record has {len(labels)} labels; expected 1"):
         source_of({"label": labels})[0]
 
 

@@ -25,7 +25,7 @@ def test_a_single_process_does_not_wait():
         ((None, 2, None), "--coordinator and --process_id missing"),
         (("localhost", 2, 0), "HOST:PORT of process 0 is expected"),
         (("localhost:x", 2, 0), "HOST:PORT of process 0 is expected"),
-        (("localhost:1234", 2, 2), "--process_id is 2 of --num_processes 2; 0 to 1 are expected"),
+        (("localhost:1234", 2, 2), "--process_id is 2; 0 to 1 is expected with --num_processes=2"),
     ],
 )
 def test_an_invalid_address_is_named(arguments, sentence):
@@ -59,7 +59,7 @@ def test_values_are_in_order_and_missing_processes_are_named():
     for process, out in enumerate(run_python(program, 3)):
         greeting, fault, *missing = out.splitlines()
         assert greeting == "['from 0', 'from 1', 'from 2'] None"
-        assert fault == "the processes differ: process 1 has jax '1' where process 0 has '2'; make them equal"
+        assert fault == "the processes differ: process 1 has jax '1' where process 0 has '2'; use the same on all hosts"
         assert missing == ([] if process == 1 else ["saving step 5: process 1 of 3 did not arrive within 5 s"])
 
 

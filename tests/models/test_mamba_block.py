@@ -168,11 +168,11 @@ def test_no_decay_names_parameters_that_are_there():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"d_model": 0}, "d_model is 0; whole numbers of 1 and above"),
+        ({"d_model": 0}, "d_model is 0; positive integers"),
         ({"d_conv": 2.5}, "d_conv is 2.5"),
         ({"d_state": 0}, "d_state is 0"),
         ({"dt_rank": 0}, "dt_rank is 0"),
-        ({"expand": 0.01}, "expand is 0.01; a number that leaves a channel of 8 is expected"),
+        ({"expand": 0.01}, "expand is 0.01; a finite number of at least 1/8 is expected"),
         ({"expand": True}, "expand is True; a number"),
         ({"dtype": "float16"}, "dtype is 'float16'; expected one of float32, bfloat16"),
     ],

@@ -107,7 +107,7 @@ def test_layer_scale_starts_where_timm_starts_it():
         ({"downsample": "pool"}, "downsample"),
         ({"head_fn": "mlp"}, "head_fn"),
         ({"token_mixer": "ssm"}, "token_mixer is 'ssm'; 'conv' or 'conv_ssm' is expected"),
-        ({"scan_order": "cross"}, "scan_order is 'cross' and token_mixer 'conv', without scan"),
+        ({"scan_order": "cross"}, "scan_order is 'cross' but token_mixer 'conv' has no scan"),
         ({"scan_order": "zigzag"}, "scan_order is 'zigzag'; 'causal' or 'bidirectional' or 'cross' is expected"),
         ({"dtype": "float16"}, "dtype"),
         ({"img_size": 16}, "img_size"),

@@ -186,7 +186,7 @@ def test_the_config_of_a_run_is_an_experiment(tmp_path):
         ("import no_such_module", ", line 1: ModuleNotFoundError: No module named 'no_such_module'"),
         ("def get_config():\n    return 1 / 0", ", line 2: ZeroDivisionError: "),
         ("def get_config():\n    raise SystemExit('no')", ", line 2: SystemExit: no"),
-        ("def get_config():\n    pass", " has a NoneType for a config"),
+        ("def get_config():\n    pass", "a NoneType; a ConfigDict is expected"),
         ("config = {}", " has no function get_config"),
         ("def get_config(variant):\n    pass", " lacks its argument 'variant'; "),
         ("def get_config(", " is not a Python file: "),
@@ -211,8 +211,8 @@ def test_a_path_that_is_no_experiment_is_one_sentence(tmp_path):
         assert_one_sentence(str(tmp_path / name), "--config.seed=0", name)
     assert_one_sentence(str(tmp_path), "--config.seed=0", "is a directory")
     assert_one_sentence(str(tmp_path / "none.py"), "--config.seed=0", "none.py does not exist")
-    assert_one_sentence(f"{tiny.DIGITS}:x", "--config.seed=0", "takes no argument and is given 'x'")
-    assert_one_sentence(f"{tiny.DIGITS}:", "--config.seed=0", "takes no argument and is given ''")
+    assert_one_sentence(f"{tiny.DIGITS}:x", "--config.seed=0", "takes no argument but was given 'x'")
+    assert_one_sentence(f"{tiny.DIGITS}:", "--config.seed=0", "takes no argument but was given ''")
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,7 @@ def test_answer_and_verdicts_name_significant_and_other_variants(study):
         # Differences of 2, 2.5 and 1.5 have p = 0.049, significant in a single test and not as one of two.
         (
             {"removed-ssm-causal": [92.25, 94.0, 94.25]},
-            r"No SSM is significantly better .* better only below .* for 2 tests\. .*detectable",
+            r"No SSM is significantly better .* better only in the tables below .* for 2 tests\. .*detectable",
         ),
         (
             {"removed-ssm-causal": SCORES["conv"], "matched-ssm-causal": [91.25, 92.5, 93.75]},

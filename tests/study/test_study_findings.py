@@ -55,8 +55,8 @@ def test_significance_in_a_single_test_is_mentioned():
     assert found["significant_after_holm"] == ["removed-ssm-causal"]
     assert found["answer"] == (
         "Better than convolution alone at equal widths: SSM (causal). At equal parameters, none is significant after "
-        "correction for 6 tests. An SSM that is better only below is significant in a single test, but not "
-        "after correction for 6 tests."
+        "correction for 6 tests. An SSM that is better only in the tables below is significant in a single test, but "
+        "not after correction for 6 tests."
     )
     assert found["comparisons"][1]["verdict"].startswith("Better than convolution alone: SSM (causal).")
 
@@ -89,7 +89,7 @@ def test_the_detectable_effect_is_of_variants_that_are_not_significant():
 
 def test_a_worse_variant_in_a_single_test_is_mentioned():
     answer = study(matched_ssm_causal=[-value for value in OWN], removed_ssm_cross=OWN)["answer"]
-    assert "An SSM that is better or worse only below is significant in a single test" in answer
+    assert "An SSM that is better or worse only in the tables below is significant in a single test" in answer
     assert "Worse than convolution" not in answer
 
 

@@ -39,7 +39,7 @@ def test_microbatches_are_equal_small_enough_and_fewest(share, num_devices, limi
 @pytest.mark.parametrize(
     ("batch_size", "num_devices", "group", "words"),
     [
-        (100, 8, 1, "config.batch_size is 100; expected equal shares for 8 devices: the nearest size is 96 or 104"),
+        (100, 8, 1, "config.batch_size is 100; expected a multiple of the 8 devices: the nearest is 96 or 104"),
         (3, 8, 1, "the nearest size is 8"),
         (
             1001,

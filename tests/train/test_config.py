@@ -50,12 +50,12 @@ def test_a_mistyped_key_in_a_config_file_is_refused_where_it_is_set():
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("batch_size", -1, "config.batch_size is -1; an integer of 1 or more"),
+        ("batch_size", -1, "config.batch_size is -1; an integer of at least 1"),
         ("batch_size", 2.5, "config.batch_size is 2.5; an integer"),
         ("batch_size", True, "config.batch_size is True"),
         ("seed", None, "config.seed is unset"),
         ("model.ls_init_value", np.float32(1e-5), r"config.model.ls_init_value is .*, a float32; a number"),
-        ("optim.b2", 1.0, "config.optim.b2 is 1.0; a number of 0 up to, not including, 1"),
+        ("optim.b2", 1.0, "config.optim.b2 is 1.0; a number from 0 to below 1"),
         ("data.crop_scale", (True, True), "config.data.crop_scale"),
         ("num_epochs", 0, "config.num_epochs is 0"),
         ("data.hflip_prob", 1.5, "config.data.hflip_prob is 1.5; a number of 0 to 1"),
@@ -67,7 +67,7 @@ def test_a_mistyped_key_in_a_config_file_is_refused_where_it_is_set():
         ("data.crop_pct", 1e-7, "config.data.crop_pct is 1e-07; a number of 0.1 to 1, or None, is expected"),
         ("optim.learning_rate", float("nan"), "config.optim.learning_rate is nan"),
         ("optim.warmup_epochs", 50, "config.optim.warmup_epochs 50"),
-        ("microbatch_size", 0, "config.microbatch_size is 0; an integer of 1 or more"),
+        ("microbatch_size", 0, "config.microbatch_size is 0; an integer of at least 1"),
         ("data.pipeline", "slow", "config.data.pipeline is 'slow'; 'exact' or 'fast'"),
         ("data.crop_mode", "centre", "config.data.crop_mode is 'centre'"),
     ],
@@ -124,7 +124,7 @@ class Shadowing(Classification):
         (Incomplete, TaskError, r"task Incomplete of tests\.train\.test_config lacks baseline_score, .*loss_terms, .*"),
         (object, TaskError, "has <class 'object'> in TASKS; a subclass"),
         ("spots", TaskError, "has 'spots' in TASKS; a subclass"),
-        (Shadowing, RunError, "task 'shadowing' has keys of its own that every config has: batch_size"),
+        (Shadowing, RunError, "task 'shadowing' redefines keys of every config: batch_size"),
     ],
 )
 def test_a_task_that_is_not_complete_is_refused_by_what_it_lacks(monkeypatch, task, error, words):

@@ -135,7 +135,9 @@ def test_differences_between_processes_are_named(tmp_path):
     both = start_all(2, command(tmp_path / "run"), flags=lambda process: [f"--config.seed={process}"])
     codes, said = finish_all(both)
     assert codes == [2, 2], said
-    assert all("process 1 has config.seed '1' where process 0 has '0'; make them equal" in text for text in said)
+    assert all(
+        "process 1 has config.seed '1' where process 0 has '0'; use the same on all hosts" in text for text in said
+    )
     assert not (tmp_path / "run").exists()
 
 

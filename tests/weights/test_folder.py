@@ -207,7 +207,7 @@ def test_what_exists_is_replaced_only_on_demand_and_only_if_it_is_a_models(tmp_p
     write_folder(place, MODEL, TENSORS, class_names=NAMES, force=True)
     assert "label_names" in json.loads((place / "config.json").read_text())
     (place / "notes.txt").write_text("precious")
-    with pytest.raises(ConvertError, match=r"contains 'notes.txt' and is not replaced, to keep its files"):
+    with pytest.raises(ConvertError, match=r"contains 'notes.txt', so --force does not replace it"):
         write_folder(place, MODEL, TENSORS, force=True)
     assert (place / "notes.txt").read_text() == "precious"
     assert os.listdir(tmp_path) == ["model"]

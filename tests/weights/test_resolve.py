@@ -53,7 +53,7 @@ def test_the_first_of_several_variants_with_these_shapes_is_taken_and_the_others
 
 def test_a_size_that_is_not_square_is_not_guessed():
     shapes = configurations.shapes(mo.create_model("vit_tiny_patch16_224", img_size=(32, 64)))
-    assert "the closest, deit_tiny_patch16_224, differs in 1:" in refusal(shapes)
+    assert "the closest, deit_tiny_patch16_224, differs in 1 tensor:" in refusal(shapes)
     assert "img_size" not in resolved(shapes, "vit_tiny_patch16_224").options
 
 
@@ -72,7 +72,7 @@ def test_sizes_that_no_variant_has_name_the_nearest_variant_and_ask_for_the_mode
     assert "no variant has exactly these tensors; the closest, " in words
     assert "set --model, use a folder with a config.json" in words
     if count is not None:
-        assert f"the closest, mambaout_femto, differs in {count}:" in words
+        assert f"the closest, mambaout_femto, differs in {count} tensor" in words
 
 
 def test_a_name_leaves_the_classes_and_channels_to_the_shapes():

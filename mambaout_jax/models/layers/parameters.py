@@ -1,7 +1,8 @@
 """Parameters of layers and their initial values.
 
-A layer declares the shapes and initializers of its parameters without allocating them: `init_state` initializes those
-of a whole model at once. All are float32; the `dtype` of a layer is that of its matrix products and convolutions.
+A layer declares the shapes and initializers of its parameters without allocating them; `init_state` initializes all
+parameters of a model at once. Parameters are float32; the `dtype` of a layer is that of its matrix products and
+convolutions.
 """
 
 import functools

@@ -90,8 +90,8 @@ class Head(nnx.Module):
         return self.fc(x).astype(jnp.float32)
 
 
-# Sources of the defaults and of the names: timm 1.0.31, mambaout.py, but for `token_mixer` and `scan_order`, which timm
-# does not have.
+# Names and defaults are those of timm 1.0.31, mambaout.py, except `token_mixer` and `scan_order`, which timm does not
+# have.
 OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
     {
         **COMMON,
@@ -101,14 +101,14 @@ OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
         "act_layer": ConfigKey(
             str, tuple(ACTIVATIONS), "gelu", "activation in the stem and the blocks; gelu is the exact one"
         ),
-        "kernel_size": ConfigKey(int, "1..127", 7, "of the depthwise convolution, in pixels; odd"),
+        "kernel_size": ConfigKey(int, "1..127", 7, "kernel size of the depthwise convolution, in pixels; odd"),
         "conv_ratio": ConfigKey(
             float,
             ">0..64",
             1.0,
-            "convolved channels over dim; at most expansion_ratio",
+            "ratio of convolved channels to dim; at most expansion_ratio",
         ),
-        "expansion_ratio": ConfigKey(float, ">0..64", 8 / 3, "hidden channels over dim"),
+        "expansion_ratio": ConfigKey(float, ">0..64", 8 / 3, "ratio of hidden channels to dim"),
         "stem_mid_norm": ConfigKey(bool, None, True, "normalize between the convolutions of the stem"),
         "ls_init_value": ConfigKey(
             float | None, "0..", None, "None for no LayerScale; any number adds one with initial value 1e-5, as in timm"
@@ -127,9 +127,9 @@ OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
             str,
             tuple(SCAN_ORDERS),
             "causal",
-            "order in which the SSM reads a map: row by row, also backwards, or also by columns; each direction has "
-            "its own parameters. In every order the convolution before it sees (kernel_size - 1) / 2 rows and columns "
-            "of later positions",
+            "order in which the SSM scans the feature map: row by row; also in reverse; or also along columns. Each "
+            "direction has its own parameters. In every order, the convolution before the SSM sees "
+            "(kernel_size - 1) / 2 rows and columns ahead",
         ),
     }
 )
@@ -171,7 +171,7 @@ class MambaOut(nnx.Module):
             raise ModelError(f"kernel_size is {kernel_size}; an odd number is expected, so that maps keep their size")
         if token_mixer == "conv" and scan_order != "causal":
             raise ModelError(
-                f"scan_order is {scan_order!r} and token_mixer 'conv', without scan; set token_mixer='conv_ssm'"
+                f"scan_order is {scan_order!r} but token_mixer 'conv' has no scan; set token_mixer='conv_ssm'"
             )
         dtype = jnp.dtype(dtype)
         self.stem = Stem(in_chans, dims[0], mid_norm=stem_mid_norm, act_layer=act_layer, dtype=dtype)

@@ -17,5 +17,5 @@ RECIPE = Recipe(
             "augment.mixup_group": 128,
         }
     ),
-    reference="Yu and Wang, MambaOut: Do We Really Need Mamba for Vision?, 2024: its five training scripts",
+    reference="Yu and Wang, MambaOut: Do We Really Need Mamba for Vision?, 2025: its five training scripts",
 )

@@ -55,7 +55,7 @@ class Block(nnx.Module):
         return x + drop_path(self.mlp(self.norm2(x)), drop_path_rate, keys[1])
 
 
-# Sources of the defaults and of the names: timm 1.0.31, vision_transformer.py, but for `attention`.
+# Names and defaults are those of timm 1.0.31, vision_transformer.py, except `attention`.
 OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
     {
         **COMMON,
@@ -63,10 +63,10 @@ OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
         "img_size": IMG_SIZE,
         "patch_size": ConfigKey(int, "1..1024", 16, "side of a patch in pixels; divides img_size"),
         "embed_dim": ConfigKey(int, "1..65536", 768, "channels of a token, a multiple of num_heads"),
-        "depth": ConfigKey(int, "1..1000", 12, "blocks"),
+        "depth": ConfigKey(int, "1..1000", 12, "number of blocks"),
         "num_heads": ConfigKey(int, "1..65536", 12, "attention heads"),
-        "mlp_ratio": ConfigKey(float, ">0..64", 4.0, "hidden channels of the MLP over embed_dim"),
-        "class_token": ConfigKey(bool, None, True, "a learned token before the patches"),
+        "mlp_ratio": ConfigKey(float, ">0..64", 4.0, "ratio of hidden channels of the MLP to embed_dim"),
+        "class_token": ConfigKey(bool, None, True, "prepend a learned class token to the patches"),
         "global_pool": ConfigKey(
             str, ("token", "avg"), "token", "input of the classifier: the class token, or the mean of the patches"
         ),

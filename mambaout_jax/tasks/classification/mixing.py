@@ -1,6 +1,6 @@
 """Augmentation of a batch on the device, under jit: crop, rotate, mix, normalize, erase.
 
-Each operation has two functions: one draws the random numbers, one applies them.
+Mixing and erasing have two functions each: one draws the random numbers, one applies them.
 """
 
 from typing import NamedTuple
@@ -99,8 +99,8 @@ def rotate(x: Float[Array, "b h w c"], angles: Float[Array, "b"]) -> Float[Array
 class Mix(NamedTuple):
     """The random numbers of mixup and cutmix, one set per group.
 
-    `share` is lambda, the weight of an image's own pixels: cutmix computes its box from it, and 1 leaves the group
-    unchanged.
+    `share` is lambda of the papers, the weight of an image's own pixels; cutmix derives the size of its box from it. A
+    value of 1 leaves the group unchanged.
     """
 
     cut: Bool[Array, "g"]

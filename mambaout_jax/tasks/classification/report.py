@@ -38,7 +38,8 @@ def sections(workdir: epath.Path, labels: Labels, open_split: Callable[[], Image
     gallery = make_gallery(predictions, names, open_split)
     found = [Section("Predictions", Markup(render(__package__, "gallery.html.jinja", gallery=gallery)))]
     if confusion := make_confusion(predictions, names):
-        found.append(Section("Confusion", Markup(render(__package__, "confusion.html.jinja", confusion=confusion))))
+        html = render(__package__, "confusion.html.jinja", confusion=confusion)
+        found.append(Section("Confusion matrix", Markup(html)))
     return found
 
 

@@ -81,7 +81,7 @@ class ImageSource:
             raise DataError("the record has no image")
         if len(labels) > self.max_labels or (self.max_labels == 1 and not labels):
             expected = "1" if self.max_labels == 1 else f"0 to {self.max_labels}"
-            raise DataError(f"it has {len(labels)} labels; expected {expected}")
+            raise DataError(f"the record has {len(labels)} labels; expected {expected}")
         return images[0], labels
 
     def __repr__(self) -> str:

@@ -30,7 +30,7 @@ from mambaout_jax.tasks.api import (
     TaskConfig,
 )
 from mambaout_jax.tasks.classification import report
-from mambaout_jax.tasks.classification.eval_sets import class_mask, open_eval_set
+from mambaout_jax.tasks.classification.eval_sets import EVAL_SETS, class_mask, open_eval_set
 from mambaout_jax.tasks.classification.losses import cross_entropy
 from mambaout_jax.tasks.classification.metrics import hits_and_loss, top_classes
 from mambaout_jax.tasks.classification.mixing import Augmentation, augment
@@ -45,7 +45,7 @@ MOST_LABELS = 2000
 
 _DATA_KEYS: Mapping[str, ConfigKey] = {
     "data.eval_sets": ConfigKey(
-        str | None, None, None, "further TFDS datasets for --mode=evaluate, separated by commas", free=True
+        str | None, None, None, "test sets for --mode=evaluate, separated by commas: " + ", ".join(EVAL_SETS), free=True
     ),
     "data.pipeline": ConfigKey(
         str,
@@ -54,7 +54,10 @@ _DATA_KEYS: Mapping[str, ConfigKey] = {
         "exact: Pillow, with the same pixels as timm; fast: simplejpeg and OpenCV",
     ),
     "data.crop": ConfigKey(
-        str, ("resize", "random_resized"), "random_resized", "how a training image is brought to the size of the model"
+        str,
+        ("resize", "random_resized"),
+        "random_resized",
+        "what is resized to the model's input size in training: the whole image, or a random crop of it",
     ),
     "data.crop_scale": ConfigKey(
         tuple[float, float],
@@ -63,11 +66,11 @@ _DATA_KEYS: Mapping[str, ConfigKey] = {
         "smallest and largest area of a random crop, as a fraction of the image",
     ),
     "data.crop_ratio": ConfigKey(
-        tuple[float, float], "0..", (3 / 4, 4 / 3), "smallest and largest width over height of a random crop"
+        tuple[float, float], "0..", (3 / 4, 4 / 3), "smallest and largest aspect ratio (width / height) of a crop"
     ),
     "data.hflip_prob": ConfigKey(float, "0..1", 0.5, "probability of a horizontal flip"),
     "data.interpolation": ConfigKey(
-        str, ("bilinear", "bicubic", "random"), "random", "filter that resizes training images"
+        str, ("bilinear", "bicubic", "random"), "random", "interpolation for resizing training images"
     ),
     "data.auto_augment": ConfigKey(
         str | None, None, None, "RandAugment in timm's notation, such as rand-m9-mstd0.5-inc1; none if unset"
@@ -76,10 +79,10 @@ _DATA_KEYS: Mapping[str, ConfigKey] = {
         float | None,
         "0.1..1",
         None,
-        "crop of an evaluated image, as a fraction of the resized side; the model's if unset",
+        "evaluation crop, as a fraction of the resized side; the model's if unset",
     ),
     "data.crop_mode": ConfigKey(
-        str | None, ("center", "squash", "border"), None, "how an evaluated image is cropped; the model's if unset"
+        str | None, ("center", "squash", "border"), None, "how evaluation images are cropped; the model's if unset"
     ),
 }
 _AUGMENT_KEYS: Mapping[str, ConfigKey] = {
@@ -332,7 +335,7 @@ class Classification(Task):
 
     @staticmethod
     def remarks(record: Mapping[str, Any]) -> Iterable[str]:
-        """Return a remark on the number of classes, if predictions were restricted."""
+        """Yield a remark on the number of classes, if predictions were restricted."""
         if record["ranked_classes"] < record["num_classes"]:
             yield f"restricted to the {record['ranked_classes']} of {record['num_classes']} classes that occur in it"
 
