@@ -6,6 +6,14 @@ stopped the run, or another process of it was lost: rerun the same command.
 
 import sys
 
+from mambaout_jax.extras import MissingExtraError, check_installed
+
+try:
+    check_installed("train", "training")
+except MissingExtraError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+
 from absl import app, flags, logging
 
 CONFIG = flags.DEFINE_string(

@@ -104,6 +104,13 @@ assert not {{"jax", "tensorflow_datasets"}} & set(sys.modules)
     assert done.stdout == f'mambaout_jax.{top} requires grain, sklearn; pip install "mambaout_jax[train]"\n'
 
 
+def test_main_names_the_extra_of_training():
+    program = "import runpy; sys.argv = ['main.py', '--workdir=x']; runpy.run_path('main.py', run_name='__main__')"
+    done = run_without({"absl", "ml_collections"}, program)
+    assert done.returncode == 2
+    assert done.stderr == 'error: training requires absl, ml_collections; pip install "mambaout_jax[train]"\n'
+
+
 @pytest.mark.parametrize(
     ("call", "package", "extra"),
     [

@@ -40,12 +40,12 @@ def test_microbatches_are_equal_small_enough_and_fewest(share, num_devices, limi
     ("batch_size", "num_devices", "group", "words"),
     [
         (100, 8, 1, "config.batch_size is 100; expected a multiple of the 8 devices: the nearest is 96 or 104"),
-        (3, 8, 1, "the nearest size is 8"),
+        (3, 8, 1, "the nearest is 8"),
         (
             1001,
             4,
             16,
-            "4 devices in groups of config.augment.mixup_group 16: the nearest size is 960 or 1024",
+            "4 devices times config.augment.mixup_group 16: the nearest is 960 or 1024",
         ),
         (
             4096,

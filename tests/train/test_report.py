@@ -77,7 +77,7 @@ def test_run_that_has_only_a_config_gets_a_page(workdir):
         (workdir / name).unlink()
     page = words(write_and_read(workdir))
     assert "No evaluation yet." in page
-    assert "Nothing was logged yet." in page
+    assert "Nothing has been logged yet." in page
 
 
 def test_later_of_two_lines_of_one_step_wins(workdir):
@@ -87,7 +87,7 @@ def test_later_of_two_lines_of_one_step_wins(workdir):
     )
     page = write_and_read(workdir)
     assert "70.00 % top-1" in words(page)
-    assert "test, EMA from 30 at epoch 5 to 70 at epoch 10" in page
+    assert "validation, EMA from 30 at epoch 5 to 70 at epoch 10" in page
     assert "training from 1 at epoch 0.5 to 1 at epoch 0.5" in page
 
 

@@ -41,7 +41,7 @@ def test_figures_use_the_colors_of_the_page_and_have_a_description(logged):
         assert not re.search(r"#[0-9a-f]{6}\b", svg)
     for variable in CSS_COLORS.values():
         assert page.count(f"{variable}:") == 3  # light, dark and print
-    assert "test, EMA from 50 at epoch 5 to 90 at epoch 10" in page
+    assert "validation, EMA from 50 at epoch 5 to 90 at epoch 10" in page
     assert all(attributes.get("alt") for tag, attributes in Tags(page).found if tag == "img")
 
 
