@@ -102,7 +102,7 @@ def test_text_of_a_command_line_is_read_by_the_kind_of_the_key(kind, text, value
 @pytest.mark.parametrize(
     ("check", "words"),
     [
-        (lambda: require.counts(depths=(1, 0)), r"depths is \(1, 0\); whole numbers"),
+        (lambda: require.counts(depths=(1, 0)), r"depths is \(1, 0\); positive integers"),
         (lambda: require.counts(dim=True), "dim is True"),
         (lambda: require.ratio("ratio", 0.001, 10), "ratio is 0.001; a finite number of at least 1/10"),
         (lambda: require.choice("flag", 1, (True, False)), "flag is 1; expected one of True, False"),

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,7 +61,7 @@ def test_microbatches_are_equal_small_enough_and_fewest(share, num_devices, limi
 def test_a_batch_that_does_not_divide_names_the_nearest_that_do(batch_size, num_devices, group, words):
     with pytest.raises(RunError, match=words) as caught:
         steps_of(batch_size, num_devices, None, group)
-    for size in (int(word) for word in caught.value.args[0].split("size")[-1].split() if word.isdigit()):
+    for size in map(int, re.findall(r"\d+", re.split("nearest is|config.batch_size to", str(caught.value))[-1])):
         assert steps_of(size, num_devices, None, group) == 1
 
 
@@ -71,6 +73,6 @@ def test_description_of_a_batch():
 def test_an_evaluated_batch_that_devices_cannot_share_is_refused():
     check_eval_batch(104, 8)
     with pytest.raises(
-        RunError, match=r"eval_batch_size is 100; expected a multiple of the 8 devices: .* size is 96 or 104$"
+        RunError, match=r"eval_batch_size is 100; expected a multiple of the 8 devices: .* nearest is 96 or 104$"
     ):
         check_eval_batch(100, 8)
