@@ -42,7 +42,7 @@ def check_eval_batch(batch_size: int, num_devices: int) -> None:
     if batch_size % num_devices:
         raise RunError(
             f"config.eval_batch_size is {batch_size}; expected a multiple of the {num_devices} devices: the nearest "
-            f"size is {_nearest_multiples(batch_size, num_devices)}"
+            f"is {_nearest_multiples(batch_size, num_devices)}"
         )
 
 
