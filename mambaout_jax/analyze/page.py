@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
 from mambaout_jax.analyze import formulas
 from mambaout_jax.pages.figures import BLUE, GREY, INK, ORANGE, adapt_svg, restrain
@@ -137,3 +137,5 @@ def _scale(axes: Axes, ticks: list[int]) -> None:
     axes.set_xlim(ticks[0], ticks[-1])
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.yaxis.set_major_locator(LogLocator(numticks=6))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_minor_locator(NullLocator())
