@@ -226,7 +226,7 @@ def test_a_folder_of_another_kind_is_never_replaced(tmp_path, inside):
     else:
         (place / inside).write_text("precious")
     before = sorted(os.listdir(place))
-    with pytest.raises(ConvertError, match="is not replaced, to keep its files"):
+    with pytest.raises(ConvertError, match="so --force does not replace it"):
         write_folder(place, MODEL, TENSORS, force=True)
     assert sorted(os.listdir(place)) == before
     assert os.listdir(tmp_path) == ["model"]
