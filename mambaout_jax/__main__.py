@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import resources
 
 from mambaout_jax.checks import nearest
-from mambaout_jax.extras import MissingExtraError
+from mambaout_jax.errors import is_user_error
 
 COMMANDS = ("analyze", "bench-data", "convert", "doctor", "models", "plan", "predict", "prepare", "report", "study")
 CONFIG_HELP = "file of the experiment; --config.KEY=VALUE changes a key"
@@ -31,17 +31,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 0  # the reader, such as `head`, closed the pipe
-    except MissingExtraError as error:  # the packages that are imported below may require the same extra
-        return _fail(str(error))
     except Exception as error:
+        if is_user_error(error):
+            return _fail(str(error))
         from mambaout_jax.data import WorkerDiedError
-        from mambaout_jax.run.errors import is_user_error
 
         if isinstance(error, WorkerDiedError):
             return _fail(str(error), 1)
-        if not is_user_error(error):
-            raise
-        return _fail(str(error))
+        raise
     return code
 
 

@@ -1,14 +1,16 @@
 """Optional dependencies: the extra of this package that provides each module, and the error for a missing one.
 
-Standard library only, so that every package can import it. `models`, `ops` and `weights` run on the core dependencies;
-what they need of an extra is imported inside `importing`. Every other package calls `check_installed` when it is
-imported.
+It imports only `errors` and the standard library, so that every package can import it. `models`, `ops` and `weights`
+run on the core dependencies; what they need of an extra is imported inside `importing`. Every other package calls
+`check_installed` when it is imported.
 """
 
 import contextlib
 import importlib.util
 import sys
 from collections.abc import Iterator
+
+from mambaout_jax.errors import UserError
 
 # The modules that this package imports, by the extra in pyproject.toml that provides them.
 MODULES = {
@@ -38,7 +40,7 @@ MODULES = {
 }
 
 
-class MissingExtraError(ImportError):
+class MissingExtraError(UserError, ImportError):
     """An optional dependency that is not installed, in one sentence."""
 
 

@@ -1,7 +1,7 @@
 """Families and tasks from other packages, found by entry point or named in a config.
 
 A plugin is a module, or any object that an entry point refers to, with a tuple `FAMILIES` or `TASKS`. This module
-imports nothing from the package, so that data workers can load plugins without the models.
+imports only `errors` from the package, so that data workers can load plugins without the models.
 """
 
 import functools
@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
+from mambaout_jax.errors import UserError
+
 ENTRY_POINTS = "mambaout_jax.plugins"
 ATTRIBUTES = ("FAMILIES", "TASKS")
 
@@ -17,7 +19,7 @@ ATTRIBUTES = ("FAMILIES", "TASKS")
 _loaded: dict[str, Any] = {}
 
 
-class PluginError(ValueError):
+class PluginError(UserError):
     """An invalid plugin, described in one sentence."""
 
 

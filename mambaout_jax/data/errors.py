@@ -1,7 +1,9 @@
 """Errors in datasets and the input pipeline."""
 
+from mambaout_jax.errors import UserError
 
-class DataError(ValueError):
+
+class DataError(UserError):
     """An invalid dataset, record, image or argument, described in one sentence."""
 
 

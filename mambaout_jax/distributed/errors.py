@@ -1,7 +1,9 @@
 """Errors in the setup of devices and processes."""
 
+from mambaout_jax.errors import UserError
 
-class ParallelError(ValueError):
+
+class ParallelError(UserError):
     """An invalid setup of devices or processes, described in one sentence."""
 
 

@@ -10,15 +10,11 @@ import jax
 from etils import epath
 
 from mambaout_jax import distributed
-from mambaout_jax.data import DataError, WorkerDiedError
-from mambaout_jax.extras import MissingExtraError
-from mambaout_jax.models import ModelError
-from mambaout_jax.plugins import PluginError
-from mambaout_jax.tasks.errors import TaskError
-from mambaout_jax.weights import ConvertError
+from mambaout_jax.data import WorkerDiedError
+from mambaout_jax.errors import UserError, is_user_error
 
 
-class RunError(ValueError):
+class RunError(UserError):
     """An invalid config, workdir or checkpoint, described in one sentence."""
 
 
@@ -32,14 +28,6 @@ class StoppedError(Exception):
 
 RERUN = "rerun the same command to resume"
 _DISK_ERRORS = (errno.EACCES, errno.EIO, errno.EROFS, errno.ESTALE)
-USER_ERRORS = (
-    RunError, TaskError, DataError, ModelError, ConvertError, PluginError, MissingExtraError, distributed.ParallelError
-)  # fmt: skip
-
-
-def is_user_error(error: Exception) -> bool:
-    """Return whether an error is a user error or a missing device, which is printed without a traceback."""
-    return isinstance(error, USER_ERRORS) or str(error).startswith("Unable to initialize backend")
 
 
 def report_error(error: Exception, workdir: epath.PathLike) -> int:

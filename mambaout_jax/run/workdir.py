@@ -20,11 +20,12 @@ from etils import epath
 from mambaout_jax import distributed
 from mambaout_jax.data import Source
 from mambaout_jax.data.buckets import REMOTE_SECONDS, explain, is_remote
+from mambaout_jax.errors import UserError
 from mambaout_jax.models import Model, find_family
 from mambaout_jax.process import lock, within_seconds
 from mambaout_jax.run.checkpoints import Checkpoints
 from mambaout_jax.run.config import RunConfig, changed_keys, from_json
-from mambaout_jax.run.errors import USER_ERRORS, RunError
+from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.files import find_write_error, write_atomically
 from mambaout_jax.tasks.api import Labels, Task
 
@@ -209,9 +210,9 @@ def load_config(path: epath.PathLike) -> RunConfig:
     except OSError as error:
         fault = error.strerror or "not found"  # errors of storage clients have no strerror
         raise RunError(f"{path} is not the workdir of a run: it has no readable config.json ({fault})") from error
+    except UserError as error:
+        raise RunError(f"{recorded}: {error}") from error
     except ValueError as error:
-        if isinstance(error, USER_ERRORS):
-            raise RunError(f"{recorded}: {error}") from error
         raise RunError(f"{recorded} is not a valid config of a run ({error})") from error
 
 

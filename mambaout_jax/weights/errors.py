@@ -4,8 +4,10 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from mambaout_jax.errors import UserError
 
-class ConvertError(ValueError):
+
+class ConvertError(UserError):
     """Invalid weights or an invalid weights file or folder, described in one sentence."""
 
 

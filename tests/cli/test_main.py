@@ -9,7 +9,8 @@ import pytest
 from mambaout_jax import plugins
 from mambaout_jax.__main__ import COMMANDS, main
 from mambaout_jax.cli import models
-from mambaout_jax.run.errors import USER_ERRORS
+from mambaout_jax.errors import UserError
+from mambaout_jax.extras import MissingExtraError
 from tests.train import tiny
 
 
@@ -60,7 +61,7 @@ def test_models_lists_those_of_a_plugin(monkeypatch, capsys):
     assert {"spotter_small", "mambaout_tiny"} <= {row["name"] for row in json.loads(capsys.readouterr().out)}
 
 
-@pytest.mark.parametrize("error", USER_ERRORS)
+@pytest.mark.parametrize("error", [UserError, MissingExtraError])
 def test_invalid_input_is_one_sentence_and_exit_code_two(monkeypatch, capsys, error):
     def fail(args):
         raise error("the sentence")

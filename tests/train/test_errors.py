@@ -5,17 +5,32 @@ import os
 
 import pytest
 
-from mambaout_jax.data import WorkerDiedError
+from mambaout_jax.data import DataError, WorkerDiedError
+from mambaout_jax.distributed import ParallelError
+from mambaout_jax.errors import UserError
+from mambaout_jax.extras import MissingExtraError
+from mambaout_jax.models import ModelError
+from mambaout_jax.plugins import PluginError
 from mambaout_jax.run import errors
-from mambaout_jax.run.errors import USER_ERRORS, DivergedError, StoppedError, report_error
+from mambaout_jax.run.errors import DivergedError, RunError, StoppedError, report_error
+from mambaout_jax.tasks.errors import TaskError
+from mambaout_jax.weights import ConvertError
 
 NO_DEVICE = "Unable to initialize backend 'tpu': NOT_FOUND: TPU initialization failed: No jellyfish device found"
+USER_ERRORS = (
+    ConvertError, DataError, MissingExtraError, ModelError, ParallelError, PluginError, RunError, TaskError
+)  # fmt: skip
+
+
+class PluginsOwnError(UserError):
+    """An error of a family or task of another package."""
 
 
 @pytest.mark.parametrize(
     ("error", "code", "sentence"),
     [
         *((kind("the sentence"), 2, "the sentence") for kind in USER_ERRORS),
+        (PluginsOwnError("the sentence"), 2, "the sentence"),
         (RuntimeError(f"{NO_DEVICE}. (more)"), 2, f"{NO_DEVICE}. (more)"),
         (DivergedError("step 3 has loss nan"), 3, "step 3 has loss nan"),
         (WorkerDiedError("worker 2 died"), 1, "worker 2 died"),
