@@ -6,13 +6,13 @@ stopped the run, or another process of it was lost: rerun the same command.
 
 import sys
 
+from mambaout_jax.errors import print_error
 from mambaout_jax.extras import MissingExtraError, check_installed
 
 try:
     check_installed("train", "training")
 except MissingExtraError as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(print_error(error))
 
 from absl import app, flags, logging
 
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     """Train or evaluate, and return the exit code."""
     changes = [argument for argument in argv[1:] if _is_change(argument)]
     if fault := _find_fault(argv, changes):
-        return _print_error(fault)
+        return print_error(fault)
     from mambaout_jax import supervisor  # after the flags, so that a mistyped one is reported at once
 
     if DISTRIBUTED.value and not supervisor.is_supervised():
@@ -76,11 +76,6 @@ def _find_fault(argv: list[str], changes: list[str]) -> str:
     return ""
 
 
-def _print_error(sentence: str) -> int:
-    print(f"error: {sentence}", file=sys.stderr)
-    return 2
-
-
 def _is_change(argument: str) -> bool:
     return argument.startswith(("--config.", "-config."))
 
@@ -93,7 +88,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
         # Warnings only by default: absl's app would show every step of a checkpoint.
         return flags.FLAGS([argv[0], f"--verbosity={logging.WARNING}", *others]) + changes
     except flags.Error as error:
-        sys.exit(_print_error(" ".join(str(error).split())))
+        sys.exit(print_error(" ".join(str(error).split())))
 
 
 if __name__ == "__main__":

@@ -134,7 +134,7 @@ MUTANTS = {
     ),
     "exit-code": Mutant(
         "user errors have exit code 2", "mambaout_jax/run/errors.py",
-        "return _print_error(str(error), 2)", "return _print_error(str(error), 1)",
+        "return print_error(error)", "return print_error(error, 1)",
         ("tests/train/test_errors.py",),
     ),
     "lock": Mutant(

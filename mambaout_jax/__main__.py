@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import resources
 
 from mambaout_jax.checks import nearest
-from mambaout_jax.errors import is_user_error
+from mambaout_jax.errors import is_user_error, print_error
 
 COMMANDS = ("analyze", "bench-data", "convert", "doctor", "models", "plan", "predict", "prepare", "report", "study")
 CONFIG_HELP = "file of the experiment; --config.KEY=VALUE changes a key"
@@ -33,11 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0  # the reader, such as `head`, closed the pipe
     except Exception as error:
         if is_user_error(error):
-            return _fail(str(error))
+            return print_error(error)
         from mambaout_jax.data import WorkerDiedError
 
         if isinstance(error, WorkerDiedError):
-            return _fail(str(error), 1)
+            return print_error(error, 1)
         raise
     return code
 
@@ -46,7 +46,7 @@ def _run(argv: list[str]) -> int:
     name = argv[0] if argv else None
     if name is not None and name not in COMMANDS and not name.startswith("-"):
         near = nearest(name, COMMANDS)
-        return _fail(f"{name!r} is not a command; did you mean {near!r}? Commands are {', '.join(COMMANDS)}")
+        return print_error(f"{name!r} is not a command; did you mean {near!r}? Commands are {', '.join(COMMANDS)}")
     parser = argparse.ArgumentParser(prog="python -m mambaout_jax", description="MambaOut and other backbones in JAX.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     changes: list[str] = []
@@ -70,11 +70,6 @@ def _run(argv: list[str]) -> int:
 def _first_line(module_name: str) -> str:
     source = resources.files("mambaout_jax.cli").joinpath(f"{module_name}.py").read_text(encoding="utf-8")
     return ast.get_docstring(ast.parse(source)).splitlines()[0].replace("%", "%%")
-
-
-def _fail(message: str, code: int = 2) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""The base class of the errors that a user can fix, without dependencies, so that every package can import it."""
+"""The errors that a user can fix, and how programs print them; without dependencies, for every package."""
+
+import sys
 
 
 class UserError(ValueError):
@@ -12,3 +14,9 @@ class UserError(ValueError):
 def is_user_error(error: Exception) -> bool:
     """Return whether an error is a user error or a missing device, which is printed without a traceback."""
     return isinstance(error, UserError) or str(error).startswith("Unable to initialize backend")
+
+
+def print_error(sentence: object, code: int = 2) -> int:
+    """Print an error to stderr in one line, and return the exit code."""
+    print(f"error: {sentence}", file=sys.stderr)
+    return code

@@ -3,6 +3,8 @@
 import argparse
 import sys
 
+from mambaout_jax.errors import print_error
+
 TAKES_CONFIG = "optional"
 EPILOG = """\
 With --config, the dataset and the split of its batches over the devices are also checked. For several hosts, run the
@@ -25,9 +27,9 @@ def run(args: argparse.Namespace) -> int:
 
     address = args.coordinator, args.num_processes, args.process_id
     if args.config_changes and args.config is None:
-        return _fail(f"{args.config_changes[0]} changes a config but --config is missing; add --config=FILE")
+        return print_error(f"{args.config_changes[0]} changes a config but --config is missing; add --config=FILE")
     if any(value is not None for value in address) and not args.distributed:
-        return _fail("--coordinator, --num_processes and --process_id require --distributed")
+        return print_error("--coordinator, --num_processes and --process_id require --distributed")
     if args.distributed and not supervisor.is_supervised():
         return supervisor.supervise(["-m", "mambaout_jax", *sys.argv[1:]])
     from mambaout_jax import distributed
@@ -54,8 +56,3 @@ def run(args: argparse.Namespace) -> int:
     if distributed.is_first():
         print(f"\n{faults} problem{'s' if faults > 1 else ''} found" if faults else "\nready to train")
     return 1 if faults else 0
-
-
-def _fail(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return 2

@@ -4,9 +4,9 @@ import argparse
 import shlex
 import signal
 import statistics
-import sys
 
 from mambaout_jax.cli.arguments import integer
+from mambaout_jax.errors import print_error
 from mambaout_jax.process import exiting_on
 
 EPILOG = """\
@@ -62,8 +62,7 @@ def run(args: argparse.Namespace) -> int:
             else:
                 print(f"{args.name} is prepared in {prepare_dataset(args.name, args.data_dir)}")
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return print_error(error, 1)
     return 0
 
 

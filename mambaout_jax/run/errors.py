@@ -11,7 +11,7 @@ from etils import epath
 
 from mambaout_jax import distributed
 from mambaout_jax.data import WorkerDiedError
-from mambaout_jax.errors import UserError, is_user_error
+from mambaout_jax.errors import UserError, is_user_error, print_error
 
 
 class RunError(UserError):
@@ -43,7 +43,7 @@ def report_error(error: Exception, workdir: epath.PathLike) -> int:
 def _exit_alone(error: Exception, workdir: epath.PathLike) -> NoReturn:
     """Exit without the regular shutdown, which would wait for the other processes."""
     if isinstance(error, jax.errors.JaxRuntimeError) and distributed.shutdown_after_remote_failure():
-        _exit(_print_error(f"another process failed, see its output; {RERUN}", os.EX_TEMPFAIL))
+        _exit(print_error(f"another process failed, see its output; {RERUN}", os.EX_TEMPFAIL))
     try:
         code = _report(error, workdir)
     except Exception:  # an unknown error cannot propagate, so its traceback is printed here
@@ -55,21 +55,21 @@ def _exit_alone(error: Exception, workdir: epath.PathLike) -> NoReturn:
 
 def _report(error: Exception, workdir: epath.PathLike) -> int:
     if isinstance(error, StoppedError):
-        _print_error(f"{error}; the state is saved, {RERUN}", os.EX_TEMPFAIL)
+        print_error(f"{error}; the state is saved, {RERUN}", os.EX_TEMPFAIL)
         distributed.shutdown()
         _exit(os.EX_TEMPFAIL)  # a compilation that still runs in a thread would crash a regular exit
     if isinstance(error, distributed.LostProcessError):
-        return _print_error(f"{error}; {RERUN}", os.EX_TEMPFAIL)
+        return print_error(f"{error}; {RERUN}", os.EX_TEMPFAIL)
     if is_user_error(error):
-        return _print_error(str(error), 2)
+        return print_error(error)
     if isinstance(error, DivergedError):
-        return _print_error(str(error), 3)
+        return print_error(error, 3)
     if isinstance(error, WorkerDiedError):
-        return _print_error(str(error), 1)
+        return print_error(error, 1)
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-        return _print_error(f"{error.filename or workdir}: {error.strerror}; fix this, then {RERUN}", 1)
+        return print_error(f"{error.filename or workdir}: {error.strerror}; fix this, then {RERUN}", 1)
     if isinstance(error, OSError | ValueError) and is_full_disk(error):
-        return _print_error(f"no space left for {workdir}; free some space, then {RERUN}", 1)
+        return print_error(f"no space left for {workdir}; free some space, then {RERUN}", 1)
     raise error
 
 
@@ -82,8 +82,3 @@ def _exit(code: int) -> NoReturn:
 def is_full_disk(error: Exception) -> bool:
     """Return whether an error means a full disk, from its text because tensorstore sets no errno."""
     return any(words in str(error) for words in ("No space left on device", "Disk quota exceeded"))
-
-
-def _print_error(sentence: str, code: int) -> int:
-    print(f"error: {sentence}", file=sys.stderr)
-    return code
