@@ -1,11 +1,9 @@
 """The entry point of all commands: `python -m mambaout_jax COMMAND`."""
 
 import argparse
-import ast
 import importlib
 import sys
 from collections.abc import Sequence
-from importlib import resources
 
 from mambaout_jax.checks import nearest
 from mambaout_jax.errors import is_user_error, print_error
@@ -17,7 +15,7 @@ CONFIG_HELP = "file of the experiment; --config.KEY=VALUE changes a key"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command in `argv` and return the exit code of the process.
 
-    Only that command's module is imported, and commands import heavy packages when they run, so help is fast.
+    Commands import heavy packages when they run, so help is fast.
 
     Returns:
         0 on success, 1 if a check fails or for known failures of the machine, 2 for invalid input, 130 after Ctrl-C.
@@ -51,11 +49,10 @@ def _run(argv: list[str]) -> int:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     changes: list[str] = []
     for command in COMMANDS:
-        module_name = command.replace("-", "_")
-        about = _first_line(module_name)
+        module = importlib.import_module(f"mambaout_jax.cli.{command.replace('-', '_')}")
+        about = module.__doc__.splitlines()[0].replace("%", "%%")
         subparser = commands.add_parser(command, help=about, description=about)
         if command == name:
-            module = importlib.import_module(f"mambaout_jax.cli.{module_name}")
             module.add_arguments(subparser)
             subparser.set_defaults(run=module.run)
             if takes := getattr(module, "TAKES_CONFIG", None):
@@ -65,11 +62,6 @@ def _run(argv: list[str]) -> int:
                 subparser.set_defaults(config_changes=changes)
     args = parser.parse_args([argument for argument in argv if argument not in changes])
     return args.run(args)
-
-
-def _first_line(module_name: str) -> str:
-    source = resources.files("mambaout_jax.cli").joinpath(f"{module_name}.py").read_text(encoding="utf-8")
-    return ast.get_docstring(ast.parse(source)).splitlines()[0].replace("%", "%%")
 
 
 if __name__ == "__main__":
