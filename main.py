@@ -36,8 +36,10 @@ def main(argv: list[str]) -> int:
         return print_error(fault)
     from mambaout_jax import supervisor  # after the flags, so that a mistyped one is reported at once
 
-    if DISTRIBUTED.value and not supervisor.is_supervised():
-        return supervisor.supervise(sys.argv)
+    if DISTRIBUTED.value:
+        if not supervisor.is_supervised():
+            return supervisor.supervise(sys.argv)
+        supervisor.exit_with_supervisor()
     from mambaout_jax import distributed
     from mambaout_jax.evaluate.evaluation import evaluate
     from mambaout_jax.evaluate.scores import format_scores

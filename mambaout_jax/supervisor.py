@@ -25,17 +25,18 @@ _NOT_JOINED = "CoordinationService/RegisterTask"
 
 
 def is_supervised() -> bool:
-    """Return whether this process was started by `supervise`; if so, start a thread that exits it with its parent.
+    """Return whether this process was started by `supervise`."""
+    return MARK in os.environ
+
+
+def exit_with_supervisor() -> None:
+    """Start a thread that exits this supervised process when its supervisor exits.
 
     Until a run installs its handlers, SIGINT kills the process immediately, because Python would defer it while the
     process waits for others.
     """
-    parent = os.environ.get(MARK)
-    if parent is None:
-        return False
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    exit_with_parent(int(parent), os.EX_TEMPFAIL)
-    return True
+    exit_with_parent(int(os.environ[MARK]), os.EX_TEMPFAIL)
 
 
 def supervise(command: Sequence[str]) -> int:

@@ -4,10 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+
+from mambaout_jax import supervisor
 
 ROOT = Path(__file__).parent.parent
 # What jaxlib 0.10 printed as process 1 of 2 was killed, as process 0 was, and as process 1 never came.
@@ -82,7 +85,7 @@ def test_a_second_signal_ends_a_child_that_does_not_listen():
 
 def test_a_child_that_waits_hears_ctrl_c():
     parent = supervise(
-        "import itertools, sys; from mambaout_jax import supervisor; assert supervisor.is_supervised()\n"
+        "import itertools, sys; from mambaout_jax import supervisor; supervisor.exit_with_supervisor()\n"
         "print('ready', file=sys.stderr, flush=True); sum(itertools.repeat(1))"  # does not return to Python
     )
     assert parent.stderr.readline() == "ready\n"
@@ -91,9 +94,17 @@ def test_a_child_that_waits_hears_ctrl_c():
         assert parent.wait(timeout=30) == os.EX_TEMPFAIL
 
 
+def test_asking_for_a_supervisor_changes_nothing(monkeypatch):
+    assert not supervisor.is_supervised()
+    monkeypatch.setenv(supervisor.MARK, "1")
+    before = signal.getsignal(signal.SIGINT), threading.active_count()
+    assert supervisor.is_supervised()
+    assert (signal.getsignal(signal.SIGINT), threading.active_count()) == before
+
+
 def test_no_child_outlives_its_parent():
     parent = supervise(
-        "import os, sys, time; from mambaout_jax import supervisor; assert supervisor.is_supervised()\n"
+        "import os, sys, time; from mambaout_jax import supervisor; supervisor.exit_with_supervisor()\n"
         "print(os.getpid(), file=sys.stderr, flush=True); time.sleep(60)"
     )
     with parent:

@@ -30,8 +30,10 @@ def run(args: argparse.Namespace) -> int:
         return print_error(f"{args.config_changes[0]} changes a config but --config is missing; add --config=FILE")
     if any(value is not None for value in address) and not args.distributed:
         return print_error("--coordinator, --num_processes and --process_id require --distributed")
-    if args.distributed and not supervisor.is_supervised():
-        return supervisor.supervise(["-m", "mambaout_jax", *sys.argv[1:]])
+    if args.distributed:
+        if not supervisor.is_supervised():
+            return supervisor.supervise(["-m", "mambaout_jax", *sys.argv[1:]])
+        supervisor.exit_with_supervisor()
     from mambaout_jax import distributed
     from mambaout_jax.run.config_file import read_config
     from mambaout_jax.run.doctor import COLLECTIVE_SECONDS, examine

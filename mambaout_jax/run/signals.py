@@ -1,6 +1,5 @@
 """Stopping all hosts at the same point after a signal to one of them."""
 
-import os
 import signal
 from collections.abc import Callable
 from types import FrameType
@@ -34,7 +33,7 @@ class StopSignals:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._coordinator.request_stop(signal.Signals(number).name)
-        if supervisor.MARK not in os.environ:
+        if not supervisor.is_supervised():
             self._handlers.restore()
 
     @property
