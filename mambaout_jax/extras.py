@@ -1,8 +1,8 @@
 """Optional dependencies: the extra of this package that provides each module, and the error for a missing one.
 
 It imports only `errors` and the standard library, so that every package can import it. `models`, `ops` and `weights`
-run on the core dependencies; what they need of an extra is imported inside `importing`. Every other package calls
-`check_installed` when it is imported.
+run on the core dependencies; what they need of an extra is imported inside `importing`. Every other package but
+`cli` calls `check_installed` when it is imported; commands import the others when they run.
 """
 
 import contextlib

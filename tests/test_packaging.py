@@ -88,7 +88,9 @@ assert not BLOCKED & {name.partition(".")[0] for name in sys.modules}
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("package", ["data", "distributed", "pages", "run.errors", "tasks", "train.loop", "export"])
+@pytest.mark.parametrize(
+    "package", ["data", "distributed", "pages", "run.errors", "tasks", "train.loop", "export", "plan.plan"]
+)
 def test_a_package_that_needs_an_extra_names_it_and_what_is_missing(package):
     program = f"""
 from mambaout_jax.extras import MissingExtraError
