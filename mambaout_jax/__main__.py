@@ -5,7 +5,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from mambaout_jax.checks import nearest
+from mambaout_jax.checks import nearest_names
 from mambaout_jax.errors import is_user_error, print_error
 
 COMMANDS = ("analyze", "bench-data", "convert", "doctor", "models", "plan", "predict", "prepare", "report", "study")
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: list[str]) -> int:
     name = argv[0] if argv else None
     if name is not None and name not in COMMANDS and not name.startswith("-"):
-        near = nearest(name, COMMANDS)
+        [near] = nearest_names(name, COMMANDS)
         return print_error(f"{name!r} is not a command; did you mean {near!r}? Commands are {', '.join(COMMANDS)}")
     parser = argparse.ArgumentParser(prog="python -m mambaout_jax", description="MambaOut and other backbones in JAX.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)

@@ -91,15 +91,11 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return "".join(f"; did you mean {other!r}?" for other in difflib.get_close_matches(name, list(known), n=1))
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return the known name that is spelled most like `name`."""
-    return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
-
-
-def nearest_names(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
+def nearest_names(name: str, known: Iterable[str], limit: int = 1) -> list[str]:
     """Return the known names that are spelled most like `name`: similar ones, or the nearest one if none is."""
     known = list(known)
-    return difflib.get_close_matches(name, known, n=limit, cutoff=0.75) or [nearest(name, known)]
+    similar = difflib.get_close_matches(name, known, n=limit, cutoff=0.75)
+    return similar or difflib.get_close_matches(name, known, n=1, cutoff=0.0)
 
 
 def parse_text(key: Key, text: str) -> Any:

@@ -1,11 +1,11 @@
 """Dataset names: parsing, known names, and the command that prepares a dataset."""
 
-import difflib
 from collections.abc import Iterable
 
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import naming
 
+from mambaout_jax.checks import suggest
 from mambaout_jax.data.errors import DataError
 
 DIGITS, PATHFINDER, IMAGENET = "digits", "pathfinder", "imagenet2012"
@@ -41,9 +41,8 @@ def known_datasets() -> list[str]:
 
 def unknown_dataset(dataset: str, others: Iterable[str] = ()) -> str:
     """Return the error message for a name that is neither known nor in `others`, with the nearest name."""
-    nearest = difflib.get_close_matches(dataset, [*known_datasets(), *others], n=1)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else "tensorflow.org/datasets/catalog lists the names"
-    return f"unknown dataset {dataset!r}; {hint}"
+    near = suggest(dataset, [*known_datasets(), *others])
+    return f"unknown dataset {dataset!r}{near or '; tensorflow.org/datasets/catalog lists the names'}"
 
 
 def prepare_command(name: str, data_dir: str | None) -> str:

@@ -308,7 +308,7 @@ def _describe_unknown(name: str, value: Any, keys: Mapping[str, Key], model: str
         return "config.model.num_classes cannot be set; the dataset determines it"
     if inner := [f"config.{key}" for key in keys if key.startswith(f"{name}.")]:
         return f"config.{name} is {value!r}; it is a section with keys such as {', '.join(inner[:3])}"
-    near = " or ".join(f"config.{key}" for key in nearest_names(name, keys))
+    near = " or ".join(f"config.{key}" for key in nearest_names(name, keys, limit=3))
     if name.startswith("model.") and model is not None:
         return f"config.{name} is not an option of {model}; did you mean {near}?"
     return f"config.{name} is not a known key; did you mean {near}?"

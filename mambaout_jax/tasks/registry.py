@@ -3,7 +3,7 @@
 from typing import Any
 
 from mambaout_jax import plugins
-from mambaout_jax.checks import nearest
+from mambaout_jax.checks import nearest_names
 from mambaout_jax.tasks.api import Task
 from mambaout_jax.tasks.classification.task import Classification
 from mambaout_jax.tasks.errors import TaskError
@@ -28,8 +28,9 @@ def get_task(name: str) -> type[Task]:
                 f"two tasks have the name {task.name!r}, in {known[task.name].__module__} and {task.__module__}"
             )
     if name not in known:
+        [near] = nearest_names(name, known)
         raise TaskError(
-            f"{name!r} is not a known task; did you mean {nearest(name, known)!r}? Known tasks are "
+            f"{name!r} is not a known task; did you mean {near!r}? Known tasks are "
             f"{', '.join(sorted(known))}; config.plugins adds others"
         )
     return known[name]

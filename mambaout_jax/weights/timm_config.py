@@ -6,7 +6,7 @@ import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from mambaout_jax.checks import find_fault, nearest
+from mambaout_jax.checks import find_fault, nearest_names
 from mambaout_jax.models import find_family, list_models
 from mambaout_jax.weights.errors import ConvertError
 
@@ -151,7 +151,7 @@ def _architecture(value: str | None, origin: str) -> str:
     name = value.split(".")[0]  # the rest is the tag of the weights
     known = list_models()
     if name not in known:
-        near = nearest(name[:100], known)
+        [near] = nearest_names(name[:100], known)
         raise ConvertError(
             f"{origin}: {CONFIG_NAME} has architecture {_shorten(value)}, which is not a known model; the nearest is "
             f"{near!r}; python -m mambaout_jax models lists all"
