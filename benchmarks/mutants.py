@@ -142,9 +142,10 @@ MUTANTS = {
         "fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)", "fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)",
         ("tests/test_process.py",),
     ),
-    "free-keys": Mutant(
+    "changeable-keys": Mutant(
         "a changed config is not resumed silently", "mambaout_jax/run/config.py",
-        "if ours.get(name) != theirs.get(name) and name not in free", "if name not in free and name not in theirs",
+        "if ours.get(name) != theirs.get(name) and name not in changeable",
+        "if name not in changeable and name not in theirs",
         ("tests/train/test_config.py", "-k", "counts_as_a_change"),
     ),
 }  # fmt: skip

@@ -5,7 +5,7 @@ import typing
 from collections.abc import Mapping
 from pathlib import Path
 
-from mambaout_jax.checks import Key
+from mambaout_jax.checks import ConfigKey
 from mambaout_jax.models import families
 from mambaout_jax.models.options import BLOCKS, COMMON, PREPARATION
 from mambaout_jax.run.config import KEYS
@@ -40,15 +40,15 @@ def _tables() -> dict[str, str]:
     return tables
 
 
-def _table(keys: Mapping[str, Key]) -> str:
+def _table(keys: Mapping[str, ConfigKey]) -> str:
     rows = [
-        f"| `{name}` | {_kind(key)} | {_values(key)} | {_default(key)} | {key.about}{' (*)' if key.free else ''} |"
+        f"| `{name}` | {_kind(key)} | {_values(key)} | {_default(key)} | {key.help}{' (*)' if key.changeable else ''} |"
         for name, key in keys.items()
     ]
     return "\n".join(["| key | type | values | default | meaning |", "|---|---|---|---|---|", *rows]) + "\n"
 
 
-def _kind(key: Key) -> str:
+def _kind(key: ConfigKey) -> str:
     return " or ".join(map(_words, key.kinds)) + (", or None" if key.optional else "")
 
 
@@ -59,7 +59,7 @@ def _words(kind: object) -> str:
     return f"tuple of {WORDS[item]}s" if last is ... else f"pair of {WORDS[item]}s"
 
 
-def _values(key: Key) -> str:
+def _values(key: ConfigKey) -> str:
     if isinstance(key.accept, tuple):
         return ", ".join(f"`{word}`" for word in key.accept)
     if key.accept in (None, ".."):
@@ -70,7 +70,7 @@ def _values(key: Key) -> str:
     return ", ".join(filter(None, (lower, upper)))
 
 
-def _default(key: Key) -> str:
+def _default(key: ConfigKey) -> str:
     if key.default is None:
         return "None" if key.optional else ""
     if isinstance(key.default, str):

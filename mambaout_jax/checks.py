@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 
-class Key(NamedTuple):
+class ConfigKey(NamedTuple):
     """A config key or an option of a model.
 
     Args:
@@ -20,15 +20,15 @@ class Key(NamedTuple):
         accept: range of every number, "low..high", where a bound may be left out and ">low" and "<high" exclude it; or
             the accepted strings; None for any value.
         default: default value; None for a key that is required, unless `kind` includes None.
-        about: meaning, with the unit.
-        free: whether a resumed run may change it, because a training step computes the same for every value.
+        help: meaning, with the unit.
+        changeable: whether a resumed run may change it, because a training step computes the same for every value.
     """
 
     kind: Any
     accept: str | tuple[str, ...] | None
     default: Any
-    about: str
-    free: bool = False
+    help: str
+    changeable: bool = False
 
     @property
     def kinds(self) -> tuple[Any, ...]:
@@ -98,7 +98,7 @@ def nearest_names(name: str, known: Iterable[str], limit: int = 1) -> list[str]:
     return similar or difflib.get_close_matches(name, known, n=1, cutoff=0.0)
 
 
-def parse_text(key: Key, text: str) -> Any:
+def parse_text(key: ConfigKey, text: str) -> Any:
     """Parse the value of a key from a command line; text that cannot be parsed is returned unchanged.
 
     Numbers, True, False and tuples are written as in Python, None unsets a key, and tuples may lack their parentheses.
@@ -121,7 +121,7 @@ def parse_literal(text: str) -> Any:
         return {"true": True, "false": False}.get(text.lower(), text)
 
 
-def find_fault(name: str, key: Key, value: Any) -> str:
+def find_fault(name: str, key: ConfigKey, value: Any) -> str:
     """Return a sentence about what is wrong with the value of a key; empty if nothing is."""
     if value is None:
         return "" if key.optional else f"{name} is unset; {describe_values(key)} is expected"
@@ -164,7 +164,7 @@ _SINGULAR = {bool: "True or False", int: "an integer", float: "a number", str: "
 _PLURAL = {int: "integers", float: "numbers", str: "strings"}
 
 
-def describe_values(key: Key) -> str:
+def describe_values(key: ConfigKey) -> str:
     """Return the values that a key takes, in words."""
     if isinstance(key.accept, tuple):
         words = " or ".join(map(repr, key.accept))

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mambaout_jax.checks import Key, Require, describe_values, find_fault, nearest_names, parse_text, suggest
+from mambaout_jax.checks import ConfigKey, Require, describe_values, find_fault, nearest_names, parse_text, suggest
 
 
 class NotAllowedError(ValueError):
@@ -16,37 +16,37 @@ require = Require(NotAllowedError)
 
 @given(st.integers(-5, 5))
 def test_integers_are_accepted_within_their_range_alone(value):
-    key = Key(int, "-2..3", 0, "a number")
+    key = ConfigKey(int, "-2..3", 0, "a number")
     assert (find_fault("x", key, value) == "") == (-2 <= value <= 3)
 
 
 @pytest.mark.parametrize("value", [True, "1", float("nan"), float("inf"), -0.1, None, (0.1,)])
 def test_what_is_no_number_of_the_range_is_named_with_what_is_expected(value):
-    fault = find_fault("config.rate", Key(float, "0..", 0.0, "a rate"), value)
+    fault = find_fault("config.rate", ConfigKey(float, "0..", 0.0, "a rate"), value)
     assert fault.startswith("config.rate is ")
     assert fault.endswith("a number of at least 0 is expected")
 
 
 @pytest.mark.parametrize(("value", "fits"), [(True, True), (False, True), (1, False), ("True", False)])
 def test_a_switch_is_true_or_false(value, fits):
-    fault = find_fault("x", Key(bool, None, False, "a switch"), value)
+    fault = find_fault("x", ConfigKey(bool, None, False, "a switch"), value)
     assert fault == ("" if fits else f"x is {value!r}; True or False is expected")
 
 
 def test_unset_is_accepted_where_a_key_is_optional():
-    assert find_fault("x", Key(int | None, "1..", None, "a number"), None) == ""
+    assert find_fault("x", ConfigKey(int | None, "1..", None, "a number"), None) == ""
 
 
 @pytest.mark.parametrize(
     ("value", "fits"), [((0.1, 0.5), True), ((0.5, 0.1), False), ((0.0, 0.5), False), ((0.2,), False)]
 )
 def test_a_pair_rises_from_above_zero(value, fits):
-    assert (find_fault("x", Key(tuple[float, float], "0..1", (0.1, 1.0), "a pair"), value) == "") == fits
+    assert (find_fault("x", ConfigKey(tuple[float, float], "0..1", (0.1, 1.0), "a pair"), value) == "") == fits
 
 
 @pytest.mark.parametrize("value", ["tests.toy", (1,), None])
 def test_a_tuple_without_a_range_has_strings(value):
-    key = Key(tuple[str, ...], None, (), "modules")
+    key = ConfigKey(tuple[str, ...], None, (), "modules")
     assert find_fault("plugins", key, ("tests.toy",)) == ""
     assert find_fault("plugins", key, value).endswith("a tuple of strings is expected")
 
@@ -68,7 +68,7 @@ def test_a_tuple_without_a_range_has_strings(value):
     ],
 )
 def test_values_are_described_in_words(kind, accept, words):
-    assert describe_values(Key(kind, accept, None, "")) == words
+    assert describe_values(ConfigKey(kind, accept, None, "")) == words
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_values_are_described_in_words(kind, accept, words):
     ],
 )
 def test_text_of_a_command_line_is_read_by_the_kind_of_the_key(kind, text, value):
-    parsed = parse_text(Key(kind, None, None, ""), text)
+    parsed = parse_text(ConfigKey(kind, None, None, ""), text)
     assert parsed == value
     assert type(parsed) is type(value)
 

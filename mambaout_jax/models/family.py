@@ -7,7 +7,7 @@ from typing import Any
 
 from flax import nnx
 
-from mambaout_jax.checks import Key
+from mambaout_jax.checks import ConfigKey
 from mambaout_jax.models.key_format import KeyFormat
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -66,7 +66,7 @@ class Family:
 
     name: str
     module: type[nnx.Module]
-    options: Mapping[str, Key]
+    options: Mapping[str, ConfigKey]
     variants: Mapping[str, Variant]
     key_formats: tuple[KeyFormat, ...]
     timm_options: Mapping[str, Any] | None = None

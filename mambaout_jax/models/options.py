@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from mambaout_jax.checks import Key, Require
+from mambaout_jax.checks import ConfigKey, Require
 from mambaout_jax.models.errors import ModelError
 
 DTYPES = ("float32", "bfloat16")
@@ -15,42 +15,44 @@ MAX_SIZE = 16384
 require = Require(ModelError)
 
 # Every family has these; `model.num_classes` of a run comes from its dataset.
-COMMON: Mapping[str, Key] = MappingProxyType(
+COMMON: Mapping[str, ConfigKey] = MappingProxyType(
     {
-        "num_classes": Key(int, "1..1000000", 1000, "number of logits"),
-        "in_chans": Key(int, "1..1024", 3, "channels of the images"),
-        "drop_rate": Key(float, "0..<1", 0.0, "dropout rate before the classifier"),
-        "dtype": Key(str, DTYPES, "float32", "dtype of matmuls and convolutions; parameters are float32"),
+        "num_classes": ConfigKey(int, "1..1000000", 1000, "number of logits"),
+        "in_chans": ConfigKey(int, "1..1024", 3, "channels of the images"),
+        "drop_rate": ConfigKey(float, "0..<1", 0.0, "dropout rate before the classifier"),
+        "dtype": ConfigKey(str, DTYPES, "float32", "dtype of matmuls and convolutions; parameters are float32"),
     }
 )
 # Families of many blocks have these as well.
-BLOCKS: Mapping[str, Key] = MappingProxyType(
+BLOCKS: Mapping[str, ConfigKey] = MappingProxyType(
     {
-        "drop_path_rate": Key(float, "0..<1", 0.0, "stochastic depth rate of the last block; it rises linearly from 0"),
-        "scan_blocks": Key(
-            bool, None, False, "compile identical blocks once, as a loop body (docs/compile.md)", free=True
+        "drop_path_rate": ConfigKey(
+            float, "0..<1", 0.0, "stochastic depth rate of the last block; it rises linearly from 0"
         ),
-        "remat": Key(
+        "scan_blocks": ConfigKey(
+            bool, None, False, "compile identical blocks once, as a loop body (docs/compile.md)", changeable=True
+        ),
+        "remat": ConfigKey(
             str,
             REMAT,
             "none",
             "what the backward pass recomputes instead of storing: nothing; all but matrix products, convolutions, "
             "scans and attention; or whole blocks (docs/compile.md)",
-            free=True,
+            changeable=True,
         ),
     }
 )
-IMG_SIZE = Key(
+IMG_SIZE = ConfigKey(
     int | tuple[int, int], f"{MIN_SIZE}..{MAX_SIZE}", None, "side, or height and width, of the images in pixels"
 )
 # Preprocessing of the images; not arguments of the module. The defaults are those of the variant.
-PREPARATION: Mapping[str, Key] = MappingProxyType(
+PREPARATION: Mapping[str, ConfigKey] = MappingProxyType(
     {
         "img_size": IMG_SIZE,
-        "mean": Key(tuple[float, ...], "..", None, "mean of each channel in [0, 1], subtracted from the images"),
-        "std": Key(tuple[float, ...], ">0..", None, "std of each channel, by which the images are divided"),
-        "crop_pct": Key(float, ">0..1", None, "fraction of the resized side that the evaluation crop keeps"),
-        "crop_mode": Key(str, ("center", "squash", "border"), None, "how evaluation images are cropped"),
-        "interpolation": Key(str, ("bilinear", "bicubic"), None, "interpolation for resizing evaluation images"),
+        "mean": ConfigKey(tuple[float, ...], "..", None, "mean of each channel in [0, 1], subtracted from the images"),
+        "std": ConfigKey(tuple[float, ...], ">0..", None, "std of each channel, by which the images are divided"),
+        "crop_pct": ConfigKey(float, ">0..1", None, "fraction of the resized side that the evaluation crop keeps"),
+        "crop_mode": ConfigKey(str, ("center", "squash", "border"), None, "how evaluation images are cropped"),
+        "interpolation": ConfigKey(str, ("bilinear", "bicubic"), None, "interpolation for resizing evaluation images"),
     }
 )

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mambaout_jax import plugins
-from mambaout_jax.checks import Key, find_fault, suggest
+from mambaout_jax.checks import ConfigKey, find_fault, suggest
 from mambaout_jax.models import mambaout, vit
 from mambaout_jax.models.api import InputSpec, Model
 from mambaout_jax.models.errors import ModelError
@@ -51,7 +51,7 @@ def list_models() -> list[str]:
     return sorted(name for family in families() for name in family.variants)
 
 
-def option_keys(name: str) -> dict[str, Key]:
+def option_keys(name: str) -> dict[str, ConfigKey]:
     """Return the options of `create_model` for a variant: those of its family, and of the preprocessing of images.
 
     Raises:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mambaout_jax.checks import Key, find_fault, nearest_names
+from mambaout_jax.checks import ConfigKey, find_fault, nearest_names
 from mambaout_jax.models import find_family, option_keys, variant_options
 from mambaout_jax.plugins import load as load_plugins
 from mambaout_jax.run.errors import RunError
@@ -19,85 +19,97 @@ from mambaout_jax.tasks.api import Task, TaskConfig
 from mambaout_jax.tasks.registry import DEFAULT, get_task
 
 # Keys of every run. A task adds its own, and `model` takes every option of the model (`models.option_keys`).
-KEYS: Mapping[str, Key] = {
-    "task": Key(str, None, DEFAULT, "name of the task"),
-    "plugins": Key(tuple[str, ...], None, (), "modules of other packages with families or tasks", free=True),
-    "seed": Key(int, "0..4294967295", 0, "random seed of initialization, shuffling and augmentation"),
-    "resume": Key(
+KEYS: Mapping[str, ConfigKey] = {
+    "task": ConfigKey(str, None, DEFAULT, "name of the task"),
+    "plugins": ConfigKey(
+        tuple[str, ...], None, (), "modules of other packages with families or tasks", changeable=True
+    ),
+    "seed": ConfigKey(int, "0..4294967295", 0, "random seed of initialization, shuffling and augmentation"),
+    "resume": ConfigKey(
         str,
         ("same", "any", "never"),
         "same",
         "if the workdir contains a run: resume it if its config is the same, resume it with any config, or refuse it",
-        free=True,
+        changeable=True,
     ),
-    "init_from": Key(
+    "init_from": ConfigKey(
         str | None,
         None,
         None,
         "initial weights: the workdir of a run, a PyTorch file, a Hugging Face folder or hub id (docs/convert.md); "
         "random if unset",
     ),
-    "init_head": Key(str, ("keep", "new"), "keep", "last layer: from init_from, or randomly initialized"),
-    "num_epochs": Key(int, "1..", 300, "epochs of the run, warm-up and cooldown included"),
-    "batch_size": Key(int, "1..", 1024, "images per optimizer step, over all devices"),
-    "microbatch_size": Key(
+    "init_head": ConfigKey(str, ("keep", "new"), "keep", "last layer: from init_from, or randomly initialized"),
+    "num_epochs": ConfigKey(int, "1..", 300, "epochs of the run, warm-up and cooldown included"),
+    "batch_size": ConfigKey(int, "1..", 1024, "images per optimizer step, over all devices"),
+    "microbatch_size": ConfigKey(
         int | None,
         "1..",
         None,
         "largest number of images that a device processes at once; gradients are accumulated over as few equal "
         "microbatches as possible. One microbatch if unset",
     ),
-    "eval_batch_size": Key(int, "1..", 64, "images per evaluation step, over all devices", free=True),
-    "eval_every_epochs": Key(int, "1..", 1, "epochs between evaluations; each one saves a checkpoint too", free=True),
-    "save_every_steps": Key(int | None, "1..", None, "steps between additional checkpoints", free=True),
-    "log_every_steps": Key(int, "1..", 50, "steps between logged metrics", free=True),
-    "mesh.fsdp": Key(
+    "eval_batch_size": ConfigKey(int, "1..", 64, "images per evaluation step, over all devices", changeable=True),
+    "eval_every_epochs": ConfigKey(
+        int, "1..", 1, "epochs between evaluations; each one saves a checkpoint too", changeable=True
+    ),
+    "save_every_steps": ConfigKey(int | None, "1..", None, "steps between additional checkpoints", changeable=True),
+    "log_every_steps": ConfigKey(int, "1..", 50, "steps between logged metrics", changeable=True),
+    "mesh.fsdp": ConfigKey(
         int,
         "1..",
         1,
         "number of devices over which parameters, their EMA and the optimizer state are sharded; 1 replicates them",
-        free=True,
+        changeable=True,
     ),
-    "data.name": Key(str, None, None, "TFDS dataset, as name, name:version or name/config:version"),
-    "data.data_dir": Key(str | None, None, None, "folder of prepared datasets; TFDS's default if unset", free=True),
-    "data.train_split": Key(str, None, "train", "split for training"),
-    "data.validation_split": Key(str, None, "validation", "split for evaluation"),
-    "data.num_workers": Key(int, "0..", 0, "worker processes that decode images; 0 decodes in threads", free=True),
-    "data.on_bad_record": Key(
+    "data.name": ConfigKey(str, None, None, "TFDS dataset, as name, name:version or name/config:version"),
+    "data.data_dir": ConfigKey(
+        str | None, None, None, "folder of prepared datasets; TFDS's default if unset", changeable=True
+    ),
+    "data.train_split": ConfigKey(str, None, "train", "split for training"),
+    "data.validation_split": ConfigKey(str, None, "validation", "split for evaluation"),
+    "data.num_workers": ConfigKey(
+        int, "0..", 0, "worker processes that decode images; 0 decodes in threads", changeable=True
+    ),
+    "data.on_bad_record": ConfigKey(
         str,
         ("raise", "skip"),
         "raise",
         "raise: an undecodable record ends the run; skip: it is replaced by another one (in evaluation: omitted) and "
         "counted",
     ),
-    "model.name": Key(str, None, None, "a model that `python -m mambaout_jax models` lists"),
-    "optim.learning_rate": Key(
+    "model.name": ConfigKey(str, None, None, "a model that `python -m mambaout_jax models` lists"),
+    "optim.learning_rate": ConfigKey(
         float,
         "0..",
         1e-3,
         "base learning rate: the value of the cosine at epoch 0. The cosine starts at epoch 0, not after the warm-up, "
         "so with warm-up the highest learning rate is slightly lower",
     ),
-    "optim.warmup_learning_rate": Key(float, "0..", 1e-6, "learning rate at the start of the warm-up"),
-    "optim.min_learning_rate": Key(float, "0..", 1e-5, "learning rate at the end of the cosine"),
-    "optim.warmup_epochs": Key(int, "0..", 5, "epochs of linear warm-up"),
-    "optim.cooldown_epochs": Key(int, "0..", 0, "final epochs at the minimum learning rate"),
-    "optim.schedule": Key(
+    "optim.warmup_learning_rate": ConfigKey(float, "0..", 1e-6, "learning rate at the start of the warm-up"),
+    "optim.min_learning_rate": ConfigKey(float, "0..", 1e-5, "learning rate at the end of the cosine"),
+    "optim.warmup_epochs": ConfigKey(int, "0..", 5, "epochs of linear warm-up"),
+    "optim.cooldown_epochs": ConfigKey(int, "0..", 0, "final epochs at the minimum learning rate"),
+    "optim.schedule": ConfigKey(
         str, ("per_step", "per_epoch"), "per_step", "whether the learning rate changes at every step or every epoch"
     ),
-    "optim.weight_decay": Key(float, "0..", 0.05, "decoupled weight decay of AdamW, multiplied by the learning rate"),
-    "optim.b1": Key(float, "0..<1", 0.9, "decay rate of AdamW's first moment"),
-    "optim.b2": Key(float, "0..<1", 0.999, "decay rate of AdamW's second moment"),
-    "optim.eps": Key(float, "0..", 1e-8, "epsilon of AdamW, added to the denominator"),
-    "optim.clip_grad_norm": Key(float | None, "0..", None, "maximum global gradient norm; no clipping if unset"),
-    "optim.ema_decay": Key(
+    "optim.weight_decay": ConfigKey(
+        float, "0..", 0.05, "decoupled weight decay of AdamW, multiplied by the learning rate"
+    ),
+    "optim.b1": ConfigKey(float, "0..<1", 0.9, "decay rate of AdamW's first moment"),
+    "optim.b2": ConfigKey(float, "0..<1", 0.999, "decay rate of AdamW's second moment"),
+    "optim.eps": ConfigKey(float, "0..", 1e-8, "epsilon of AdamW, added to the denominator"),
+    "optim.clip_grad_norm": ConfigKey(float | None, "0..", None, "maximum global gradient norm; no clipping if unset"),
+    "optim.ema_decay": ConfigKey(
         float | None,
         "0..1",
         None,
         "decay of the exponential moving average (EMA) of the weights, lower in the first steps; no EMA if unset",
     ),
-    "profile.start_step": Key(int | None, "0..", None, "first step of a profiler trace; no trace if unset", free=True),
-    "profile.num_steps": Key(int, "1..", 5, "number of steps of the trace", free=True),
+    "profile.start_step": ConfigKey(
+        int | None, "0..", None, "first step of a profiler trace; no trace if unset", changeable=True
+    ),
+    "profile.num_steps": ConfigKey(int, "1..", 5, "number of steps of the trace", changeable=True),
 }
 
 
@@ -230,7 +242,7 @@ def default_config(task: str = DEFAULT, plugins: Sequence[str] = ()) -> ConfigDi
     return config
 
 
-def known_keys(given: Mapping[str, Any]) -> dict[str, Key]:
+def known_keys(given: Mapping[str, Any]) -> dict[str, ConfigKey]:
     """Return the keys that a config may have: those of every run, of its task and of its model.
 
     Args:
@@ -303,7 +315,7 @@ def parse_flat(given: Mapping[str, Any], *, complete: bool = True) -> RunConfig:
     )
 
 
-def _describe_unknown(name: str, value: Any, keys: Mapping[str, Key], model: str | None) -> str:
+def _describe_unknown(name: str, value: Any, keys: Mapping[str, ConfigKey], model: str | None) -> str:
     if name == "model.num_classes":
         return "config.model.num_classes cannot be set; the dataset determines it"
     if inner := [f"config.{key}" for key in keys if key.startswith(f"{name}.")]:
@@ -321,7 +333,7 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def _check(name: str, key: Key, value: Any) -> None:
+def _check(name: str, key: ConfigKey, value: Any) -> None:
     if fault := find_fault(f"config.{name}", key, value):
         raise RunError(fault)
 
@@ -395,10 +407,10 @@ def changed_keys(config: RunConfig, other: RunConfig) -> list[str]:
     return [
         f"config.{name} was {theirs.get(name)!r}, is {ours.get(name)!r}"
         for name in sorted({*ours, *theirs})
-        if ours.get(name) != theirs.get(name) and name not in free_keys(keys)
+        if ours.get(name) != theirs.get(name) and name not in changeable_keys(keys)
     ]
 
 
-def free_keys(keys: Mapping[str, Key]) -> set[str]:
+def changeable_keys(keys: Mapping[str, ConfigKey]) -> set[str]:
     """Return the keys that a resumed run may change."""
-    return {name for name, key in keys.items() if key.free}
+    return {name for name, key in keys.items() if key.changeable}

@@ -19,7 +19,7 @@ from mambaout_jax.data.buckets import is_remote
 from mambaout_jax.data.prepare import ensure_prepared
 from mambaout_jax.models import Model
 from mambaout_jax.report.html import write_report
-from mambaout_jax.run.config import RunConfig, flatten_config, free_keys, known_keys, nest
+from mambaout_jax.run.config import RunConfig, changeable_keys, flatten_config, known_keys, nest
 from mambaout_jax.run.errors import DivergedError, RunError
 from mambaout_jax.run.files import write_atomically
 from mambaout_jax.run.signals import StopSignals
@@ -92,7 +92,7 @@ def run_study(config: RunConfig, path: epath.PathLike, num_repeats: int) -> dict
         baseline = build(variants[0].model)
         majority = task.baseline_score(source)
         warn_about_shrinking(source, baseline.input_spec.size)
-        workdir = cleanup.enter_context(_claimed(path, plan, free_keys(known_keys(config.values))))
+        workdir = cleanup.enter_context(_claimed(path, plan, changeable_keys(known_keys(config.values))))
         if jax.config.jax_compilation_cache_dir is None:
             # All repeats of a variant, and restarts, share one compilation.
             jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
@@ -178,8 +178,8 @@ def _train_variants(
 
 
 @contextlib.contextmanager
-def _claimed(path: epath.PathLike, plan: dict[str, Any], free: Collection[str]) -> Iterator[epath.Path]:
-    """Create and lock the workdir, or check that it contains the same study, except for the config keys `free`."""
+def _claimed(path: epath.PathLike, plan: dict[str, Any], changeable: Collection[str]) -> Iterator[epath.Path]:
+    """Create and lock the workdir, or check that it contains the same study, except for `changeable` config keys."""
     if is_remote(path):
         raise RunError(f"workdir {path} is in a bucket; a study requires a local folder")
     workdir = open_workdir(path)
@@ -197,7 +197,7 @@ def _claimed(path: epath.PathLike, plan: dict[str, Any], free: Collection[str]) 
                 raise RunError(f"workdir {workdir} has files but no study; use another --workdir")
             cleanup.enter_context(lock_workdir(workdir))
             if file.exists():
-                _check_plan(workdir, plan, json.loads(file.read_text()), free)
+                _check_plan(workdir, plan, json.loads(file.read_text()), changeable)
             else:
                 write_atomically(file, json.dumps(plan, indent=2) + "\n")
         except OSError as error:
@@ -209,7 +209,7 @@ def _claimed(path: epath.PathLike, plan: dict[str, Any], free: Collection[str]) 
         yield workdir
 
 
-def _check_plan(workdir: epath.Path, plan: dict[str, Any], recorded: Any, free: Collection[str]) -> None:
+def _check_plan(workdir: epath.Path, plan: dict[str, Any], recorded: Any, changeable: Collection[str]) -> None:
     if not isinstance(recorded, dict):
         raise ValueError(f"{recorded!r:.40} is not an object")
     if recorded.keys() != plan.keys():
@@ -218,7 +218,7 @@ def _check_plan(workdir: epath.Path, plan: dict[str, Any], recorded: Any, free: 
     changes = [
         f"{key} was {theirs.get(key)!r}, is {ours.get(key)!r}"
         for key in sorted(ours | theirs)
-        if ours.get(key) != theirs.get(key) and key.removeprefix("config.") not in free
+        if ours.get(key) != theirs.get(key) and key.removeprefix("config.") not in changeable
     ]
     if changes:
         raise RunError(

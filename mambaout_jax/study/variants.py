@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mambaout_jax.checks import Key, find_fault
+from mambaout_jax.checks import ConfigKey, find_fault
 from mambaout_jax.models import Model, create_model
 from mambaout_jax.models.macs import count_macs
 from mambaout_jax.run.errors import RunError
@@ -110,13 +110,13 @@ def design_variants(
     return variants
 
 
-_COMPARED = Key(tuple[str, ...], None, (), "names of variants")
+_COMPARED = ConfigKey(tuple[str, ...], None, (), "names of variants")
 _SPEC = {
-    "title": Key(str, None, None, "for tables and pages"),
-    "has_ssm": Key(bool, None, None, "whether the study asks about this variant"),
-    "width": Key(str, None, None, "option that is scaled"),
-    "multiple_of": Key(str | None, None, None, "option whose multiples `width` takes"),
-    "fill": Key(str | None, None, None, "option that multiplies `width`"),
+    "title": ConfigKey(str, None, None, "for tables and pages"),
+    "has_ssm": ConfigKey(bool, None, None, "whether the study asks about this variant"),
+    "width": ConfigKey(str, None, None, "option that is scaled"),
+    "multiple_of": ConfigKey(str | None, None, None, "option whose multiples `width` takes"),
+    "fill": ConfigKey(str | None, None, None, "option that multiplies `width`"),
 }
 
 
@@ -128,7 +128,7 @@ def _read_specs(study: Mapping[str, Any] | None) -> dict[str, VariantSpec]:
     if not isinstance(study["variants"], Mapping):
         raise RunError(f"config.study.variants is {study['variants']!r}; a section of variants is expected")
     specs = {name: _read_spec(f"config.study.variants.{name}", entry) for name, entry in study["variants"].items()}
-    _require("config.study.baseline", Key(str, tuple(specs), None, "name of a variant"), study["baseline"])
+    _require("config.study.baseline", ConfigKey(str, tuple(specs), None, "name of a variant"), study["baseline"])
     for comparison in COMPARISONS:
         names = study[comparison]
         _require(f"config.study.{comparison}", _COMPARED, names)
@@ -154,7 +154,7 @@ def _read_spec(place: str, entry: Any) -> VariantSpec:
     return spec
 
 
-def _require(name: str, key: Key, value: Any) -> None:
+def _require(name: str, key: ConfigKey, value: Any) -> None:
     if fault := find_fault(name, key, value):
         raise RunError(fault)
 

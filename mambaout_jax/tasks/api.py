@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Array, Key
 
-from mambaout_jax.checks import Key as ConfigKey
+from mambaout_jax.checks import ConfigKey
 from mambaout_jax.data import Source
 from mambaout_jax.data.pipeline import Batch, EvalExampleTransform, Example, TrainExampleTransform
 from mambaout_jax.models import Model

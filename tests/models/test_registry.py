@@ -16,7 +16,7 @@ from tests.weights import configurations, pytorch
 TOY = '''
 import jax.numpy as jnp
 from flax import nnx
-from mambaout_jax.checks import Key
+from mambaout_jax.checks import ConfigKey
 from mambaout_jax.models.family import Family, Variant
 from mambaout_jax.models.key_format import KeyFormat, Rule
 from mambaout_jax.models.layers.linear import Linear
@@ -57,7 +57,7 @@ TOYS = KeyFormat(
         Rule("classifier.*", "head.*"),
     ),
 )
-OPTIONS = {**COMMON, "num_classes": Key(int, "1..", 5, "outputs"), "depth": Key(int, "1..9", 2, "layers")}
+OPTIONS = {**COMMON, "num_classes": ConfigKey(int, "1..", 5, "outputs"), "depth": ConfigKey(int, "1..9", 2, "layers")}
 FAMILIES = (Family("toy", Toy, OPTIONS, {"toy_small": Variant({}), "toy_deep": Variant({"depth": 3})}, (TOYS,)),)
 '''
 

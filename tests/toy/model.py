@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from flax import nnx
 
-from mambaout_jax.checks import Key
+from mambaout_jax.checks import ConfigKey
 from mambaout_jax.models.family import Family, Variant
 from mambaout_jax.models.key_format import KeyFormat, Rule, same_names
 from mambaout_jax.models.layers.conv import Conv2d
@@ -70,7 +70,7 @@ TORCH = KeyFormat(
 FAMILY = Family(
     name="spotter",
     module=Spotter,
-    options={**COMMON, "dim": Key(int, "1..1024", 8, "channels of the map")},
+    options={**COMMON, "dim": ConfigKey(int, "1..1024", 8, "channels of the map")},
     variants={"spotter_small": Variant({"dim": 8}, size=32), "spotter_wide": Variant({"dim": 16}, size=32)},
     key_formats=(TORCH,),
 )

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mambaout_jax.checks import Key
+from mambaout_jax.checks import ConfigKey
 from mambaout_jax.data import DataError
 from mambaout_jax.models import create_model
 from mambaout_jax.tasks.api import (
@@ -42,8 +42,8 @@ class Spots(Task):
     name = "spots"
     keys = MappingProxyType(
         {
-            "spots.negatives": Key(float, "0..1", 0.05, "share of empty cells that the loss samples"),
-            "spots.flip_prob": Key(float, "0..1", 0.5, "probability of a horizontal flip"),
+            "spots.negatives": ConfigKey(float, "0..1", 0.05, "share of empty cells that the loss samples"),
+            "spots.flip_prob": ConfigKey(float, "0..1", 0.5, "probability of a horizontal flip"),
         }
     )
     metrics = (

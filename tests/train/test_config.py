@@ -4,7 +4,7 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 
-from mambaout_jax.checks import Key
+from mambaout_jax.checks import ConfigKey
 from mambaout_jax.plugins import PluginError
 from mambaout_jax.run.config import KEYS, changed_keys, default_config, from_json, nest, parse_config, parse_flat
 from mambaout_jax.run.errors import RunError
@@ -115,7 +115,7 @@ class Incomplete(Task):
 
 class Shadowing(Classification):
     name = "shadowing"
-    keys = MappingProxyType({**Classification.keys, "batch_size": Key(int, "1..", 1, "another")})
+    keys = MappingProxyType({**Classification.keys, "batch_size": ConfigKey(int, "1..", 1, "another")})
 
 
 @pytest.mark.parametrize(

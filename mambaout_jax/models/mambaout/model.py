@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from mambaout_jax.checks import Key as ConfigKey
+from mambaout_jax.checks import ConfigKey
 from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.layers.blocks import run_blocks
 from mambaout_jax.models.layers.conv import Conv2d

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from mambaout_jax.checks import Key as ConfigKey
+from mambaout_jax.checks import ConfigKey
 from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.layers.attention import Attention
 from mambaout_jax.models.layers.blocks import run_blocks

@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Array, Key
 
-from mambaout_jax.checks import Key as ConfigKey
+from mambaout_jax.checks import ConfigKey
 from mambaout_jax.data import DataError, EvalTransform, TrainTransform
 from mambaout_jax.data.imagenet_classes import imagenet_class_names
 from mambaout_jax.models import Model, create_model
@@ -45,7 +45,11 @@ MOST_LABELS = 2000
 
 _DATA_KEYS: Mapping[str, ConfigKey] = {
     "data.eval_sets": ConfigKey(
-        str | None, None, None, "test sets for --mode=evaluate, separated by commas: " + ", ".join(EVAL_SETS), free=True
+        str | None,
+        None,
+        None,
+        "test sets for --mode=evaluate, separated by commas: " + ", ".join(EVAL_SETS),
+        changeable=True,
     ),
     "data.pipeline": ConfigKey(
         str,
