@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 from types import MappingProxyType
 
@@ -6,7 +7,19 @@ import pytest
 
 from mambaout_jax.checks import ConfigKey
 from mambaout_jax.plugins import PluginError
-from mambaout_jax.run.config import KEYS, changed_keys, default_config, from_json, nest, parse_config, parse_flat
+from mambaout_jax.run.config import (
+    KEYS,
+    DataConfig,
+    OptimConfig,
+    ProfileConfig,
+    RunConfig,
+    changed_keys,
+    default_config,
+    from_json,
+    nest,
+    parse_config,
+    parse_flat,
+)
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.tasks import registry
 from mambaout_jax.tasks.api import Task
@@ -93,6 +106,14 @@ def test_integer_serves_as_number():
 def test_unknown_key_suggests_the_nearest_by_their_full_names(key, words):
     with pytest.raises(RunError, match=words):
         parse_flat({**tiny.config().values, key: 3})
+
+
+def test_every_key_has_a_field_of_its_section():
+    sections = {"data": DataConfig, "optim": OptimConfig, "profile": ProfileConfig}
+    fields = {f"{name}.{field.name}" for name, kind in sections.items() for field in dataclasses.fields(kind)}
+    others = {*sections, "fsdp", "model", "task_options", "values"}  # these collect other keys
+    fields |= {field.name for field in dataclasses.fields(RunConfig)} - others
+    assert fields | {"mesh.fsdp", "model.name"} == KEYS.keys()
 
 
 def test_unknown_task_suggests_the_nearest():
