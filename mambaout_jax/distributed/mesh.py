@@ -14,6 +14,7 @@ from mambaout_jax.distributed.errors import ParallelError
 
 # Arrays with fewer elements are replicated, because a collective for each would cost more than it saves.
 MIN_SHARDED_SIZE = 2**14
+PREFETCHED = 2
 
 
 def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -120,9 +121,9 @@ def local_rows(array: jax.Array) -> np.ndarray:
 
 
 def prefetch(
-    batches: Iterable[dict[str, Any]], sharding: NamedSharding, depth: int = 2, host_keys: Sequence[str] = ()
+    batches: Iterable[dict[str, Any]], sharding: NamedSharding, host_keys: Sequence[str] = ()
 ) -> Iterator[dict[str, Any]]:
-    """Copy batches to the devices ahead of their use, up to `depth` at a time.
+    """Copy batches to the devices ahead of their use, up to `PREFETCHED` at a time.
 
     Args:
         batches: batches of this host, trees of arrays with the batch as first axis.
@@ -139,7 +140,7 @@ def prefetch(
             for key, value in batch.items()
         }
 
-    queue.extend(map(put, itertools.islice(rows, depth)))
+    queue.extend(map(put, itertools.islice(rows, PREFETCHED)))
     while queue:
         batch = queue.popleft()
         queue.extend(map(put, itertools.islice(rows, 1)))

@@ -135,14 +135,12 @@ class Model(Functional):
         images: Float[Array, "b h w i"],
         *,
         key: Key[Array, ""] | None = None,
-        update_stats: bool = True,
         output: Output = "logits",
     ) -> tuple[Any, Variables]:
         """Compute the output of `apply` in training mode: with dropout, stochastic depth and batch statistics.
 
         Args:
             key: key of dropout and stochastic depth; None to drop nothing.
-            update_stats: False to return the running statistics unchanged.
 
         Returns:
             The output, and the running statistics, updated with this batch.
@@ -150,8 +148,6 @@ class Model(Functional):
         module = self._merge(variables)
         module.train()
         result = self._run(module, images, key, output)
-        if not update_stats:
-            return result, variables["batch_stats"]
         return result, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
 
     def call(self, variables: Variables, method: str, *args: Any, train: bool = False) -> tuple[Any, Variables]:

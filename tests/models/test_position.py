@@ -28,35 +28,26 @@ def flat(params):
     return {tuple(key.key for key in path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
 
 
-# Of torch 2.13: F.interpolate(torch.arange(9.).reshape(1, 1, 3, 3) ** 2, size, mode="bicubic", antialias=...).
-TORCH_VALUES = {
-    ((2, 4), True): [[1.91647, 3.51665, 6.93863, 10.03712], [26.33132, 32.97417, 43.74115, 51.88231]],
-    ((2, 4), False): [[0.93563, 2.00833, 4.96921, 7.68448], [29.34854, 36.25828, 48.34427, 56.89657]],
-}
+# Of torch 2.13: F.interpolate(torch.arange(9.).reshape(1, 1, 3, 3) ** 2, (2, 4), mode="bicubic", antialias=True).
+TORCH_VALUES = [[1.91647, 3.51665, 6.93863, 10.03712], [26.33132, 32.97417, 43.74115, 51.88231]]
 
 
-@pytest.mark.parametrize(("grid", "antialias"), TORCH_VALUES)
-def test_values_are_pytorchs(grid, antialias):
+def test_values_are_pytorchs():
     squares = np.arange(9, dtype=np.float32).reshape(1, 9, 1) ** 2
-    actual = resample_position_embedding(squares, grid, antialias=antialias)
-    np.testing.assert_allclose(actual.reshape(grid), TORCH_VALUES[grid, antialias], rtol=0, atol=2e-4)
+    actual = resample_position_embedding(squares, (2, 4))
+    np.testing.assert_allclose(actual.reshape(2, 4), TORCH_VALUES, rtol=0, atol=2e-4)
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("antialias", [True, False])
 @pytest.mark.parametrize("num_prefix_tokens", [0, 1, 2])
 @pytest.mark.parametrize(("old_grid", "grid"), GRIDS)
-def test_resampling_equals_timms(old_grid, grid, num_prefix_tokens, antialias):
+def test_resampling_equals_timms(old_grid, grid, num_prefix_tokens):
     _, torch = load_timm()
     from timm.layers import resample_abs_pos_embed
 
     values = embedding(old_grid, num_prefix_tokens)
-    expected = resample_abs_pos_embed(
-        torch.from_numpy(values), list(grid), list(old_grid), num_prefix_tokens, antialias=antialias
-    )
-    actual = resample_position_embedding(
-        values, grid, old_grid=old_grid, num_prefix_tokens=num_prefix_tokens, antialias=antialias
-    )
+    expected = resample_abs_pos_embed(torch.from_numpy(values), list(grid), list(old_grid), num_prefix_tokens)
+    actual = resample_position_embedding(values, grid, old_grid=old_grid, num_prefix_tokens=num_prefix_tokens)
     assert actual.dtype == np.float32
     np.testing.assert_allclose(actual, expected.numpy(), rtol=0, atol=1e-5)
 

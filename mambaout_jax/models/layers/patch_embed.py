@@ -11,43 +11,26 @@ from mambaout_jax.models.layers.parameters import uniform_within
 
 
 class PatchEmbed(nnx.Module):
-    """A convolution of an image to tokens in row-major order or to a feature map, with an optional norm.
+    """A convolution of the patches of an image to tokens, row by row.
 
     Args:
         patch_size: side of a patch in pixels.
-        stride: distance between neighboring patches in pixels; None for patch_size.
-        norm: norm of the tokens or the feature map.
-        flatten: return tokens (b, l, d), not a feature map (b, h, w, d).
     """
 
-    def __init__(
-        self,
-        in_chans: int,
-        dim: int,
-        patch_size: int,
-        *,
-        stride: int | None = None,
-        norm: nnx.Module | None = None,
-        flatten: bool = True,
-        dtype: jnp.dtype,
-    ):
+    def __init__(self, in_chans: int, dim: int, patch_size: int, *, dtype: jnp.dtype):
         # PyTorch's default initialization of convolutions, as in the reference implementations.
         initializer = uniform_within(1 / math.sqrt(patch_size**2 * in_chans))
         self.proj = Conv2d(
             in_chans,
             dim,
             patch_size,
-            stride=patch_size if stride is None else stride,
+            stride=patch_size,
             initializer=initializer,
             bias_initializer=initializer,
             dtype=dtype,
         )
-        self.norm = norm
-        self.flatten = flatten
 
-    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b ... d"]:
+    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b l d"]:
         x = self.proj(x)
-        if self.flatten:
-            b, h, w, d = x.shape
-            x = x.reshape(b, h * w, d)
-        return x if self.norm is None else self.norm(x)
+        b, h, w, d = x.shape
+        return x.reshape(b, h * w, d)

@@ -14,19 +14,17 @@ def resample_position_embedding(
     *,
     old_grid: tuple[int, int] | None = None,
     num_prefix_tokens: int = 0,
-    antialias: bool = True,
 ) -> Float[np.ndarray, "1 m d"]:
     """Interpolate learned position embeddings to another patch grid; those of prefix tokens are kept.
 
-    Bicubic with half-pixel centers, like `torch.nn.functional.interpolate(mode="bicubic", antialias=...)`.
-    `antialias=True` is the rule of `resample_abs_pos_embed` in timm 1.0.31.
+    Bicubic with half-pixel centers, like `torch.nn.functional.interpolate(mode="bicubic", antialias=True)`; the rule of
+    `resample_abs_pos_embed` in timm 1.0.31.
 
     Args:
         embedding: embeddings of the prefix tokens, then of the patches row by row.
         grid: target rows and columns of patches.
         old_grid: rows and columns of `embedding`; None for a square grid.
         num_prefix_tokens: number of tokens before the patches, such as the class token.
-        antialias: widen the kernel for downsampling.
 
     Raises:
         ModelError: the number of patches does not match the old grid.
@@ -42,29 +40,21 @@ def resample_position_embedding(
     if old_grid == tuple(grid):
         return embedding
     prefix, patches = np.split(embedding, [num_prefix_tokens], axis=1)
-    rows, columns = (_bicubic_matrix(*sizes, antialias) for sizes in zip(old_grid, grid, strict=True))
+    rows, columns = (_bicubic_matrix(*sizes) for sizes in zip(old_grid, grid, strict=True))
     patches = patches[0].astype(np.float64).reshape(*old_grid, -1)
     patches = np.einsum("yh,xw,hwd->yxd", rows, columns, patches, optimize=True)
     return np.concatenate([prefix, patches.reshape(1, math.prod(grid), -1).astype(prefix.dtype)], axis=1)
 
 
-def _bicubic_matrix(old_size: int, new_size: int, antialias: bool) -> Float[np.ndarray, "m n"]:
+def _bicubic_matrix(old_size: int, new_size: int) -> Float[np.ndarray, "m n"]:
     """Build the matrix that interpolates one axis.
 
-    PyTorch has two kernels: a = -0.75 with edge padding; with antialiasing the one of Pillow, a = -0.5, widened by the
-    downsampling factor, truncated at the edges and normalized.
+    The kernel is that of Pillow, a = -0.5, widened by the downsampling factor, truncated at the edges and normalized.
     """
     scale = old_size / new_size
     center = (np.arange(new_size)[:, None] + 0.5) * scale
-    if antialias:
-        widening = max(scale, 1.0)
-        weights = _cubic((np.arange(old_size) + 0.5 - center) / widening, -0.5)
-        return weights / weights.sum(1, keepdims=True)
-    # Two taps beyond each edge, whose weights are added to that of the edge.
-    weights = _cubic(np.arange(-2, old_size + 2) + 0.5 - center, -0.75)
-    weights[:, 2] += weights[:, :2].sum(1)
-    weights[:, -3] += weights[:, -2:].sum(1)
-    return weights[:, 2:-2]
+    weights = _cubic((np.arange(old_size) + 0.5 - center) / max(scale, 1.0), -0.5)
+    return weights / weights.sum(1, keepdims=True)
 
 
 def _cubic(x: Float[np.ndarray, "m n"], a: float) -> Float[np.ndarray, "m n"]:

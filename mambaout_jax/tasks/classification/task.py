@@ -126,7 +126,7 @@ class Classification(Task):
     """
 
     config: TaskConfig
-    mixup_group: int | None = None
+    mixup_group: int
 
     name: ClassVar[str] = "classification"
     keys: ClassVar[Mapping[str, ConfigKey]] = {**_DATA_KEYS, **_AUGMENT_KEYS}
@@ -136,7 +136,6 @@ class Classification(Task):
         Metric("loss", "loss", digits=4, higher_is_better=False),
     )
     loss_terms: ClassVar[tuple[str, ...]] = ("cross_entropy",)
-    scores_from_rows: ClassVar[bool] = False
 
     @classmethod
     def from_config(cls, config: TaskConfig) -> Self:
