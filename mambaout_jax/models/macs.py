@@ -6,9 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.extend.core import Jaxpr, JaxprEqn
 
-from mambaout_jax.models import create_model
+from mambaout_jax.models.api import Model
+from mambaout_jax.models.jaxprs import inner_jaxprs
 
 # Primitives that run the jaxpr in their parameters exactly once.
 _RUN_ONCE = ("jit", "closed_call", "custom_jvp_call", "custom_vjp_call", "remat2")
@@ -32,16 +33,11 @@ def count_macs(fn: Callable[..., Any], *args: Any) -> int:
     return _count(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
-def count_model(name: str, **options: Any) -> tuple[int, int]:
-    """Count the parameters of a model, and the multiply-adds of one image at its default size.
-
-    Args:
-        options: options of `create_model`.
-    """
-    model = create_model(name, **options)
+def count_model_macs(model: Model) -> int:
+    """Count the multiply-adds of a model for one image of its input size."""
     variables = jax.eval_shape(model.init, jax.random.key(0))
     image = jax.ShapeDtypeStruct((1, *model.input_spec.size, model.in_chans), jnp.float32)
-    return model.num_params, count_macs(model.apply, variables, image)
+    return count_macs(model.apply, variables, image)
 
 
 def _count(jaxpr: Jaxpr) -> int:
@@ -58,7 +54,7 @@ def _count_equation(equation: JaxprEqn) -> int:
         # Each output sums over the kernel window and the input channels of one group.
         kernel, spec = equation.invars[1].aval.shape, params["dimension_numbers"].rhs_spec
         return equation.outvars[0].aval.size * math.prod(kernel[axis] for axis in spec[1:])
-    inner = [_count(jaxpr) for jaxpr in _inner_jaxprs(params)]
+    inner = [_count(jaxpr) for jaxpr in inner_jaxprs(params)]
     if not any(inner):
         return 0
     if name == "cond":
@@ -68,9 +64,3 @@ def _count_equation(equation: JaxprEqn) -> int:
     if name in _RUN_ONCE:
         return sum(inner)
     raise ValueError(f"the multiply-adds inside {name!r} cannot be counted, because its number of runs is unknown")
-
-
-def _inner_jaxprs(params: dict[str, Any]) -> list[Jaxpr]:
-    values = [item for value in params.values() for item in (value if isinstance(value, tuple) else (value,))]
-    values = [value.jaxpr if isinstance(value, ClosedJaxpr) else value for value in values]
-    return [value for value in values if isinstance(value, Jaxpr)]

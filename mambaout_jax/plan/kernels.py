@@ -12,14 +12,15 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.extend.core import Jaxpr, JaxprEqn
 
 from mambaout_jax import distributed
+from mambaout_jax.models.jaxprs import inner_jaxprs
 from mambaout_jax.plan.compiler import compile_for_tpu, tpu_devices
 from mambaout_jax.plan.program import Dataset, planned_program
 from mambaout_jax.plugins import load as load_plugins
@@ -36,17 +37,9 @@ def kernel_calls(jaxpr: Jaxpr) -> dict[Kernel, JaxprEqn]:
         if equation.primitive.name == "pallas_call":
             shapes = " ".join(variable.aval.str_short(short_dtypes=True) for variable in equation.outvars)
             calls[equation.params["name"], shapes] = equation
-        for inner in _inner_jaxprs(equation.params):
+        for inner in inner_jaxprs(equation.params):
             calls |= kernel_calls(inner)
     return calls
-
-
-def _inner_jaxprs(params: dict[str, Any]) -> Iterator[Jaxpr]:
-    for value in params.values():
-        for item in value if isinstance(value, tuple) else (value,):
-            item = item.jaxpr if isinstance(item, ClosedJaxpr) else item
-            if isinstance(item, Jaxpr):
-                yield item
 
 
 def kernel_cycles(config: RunConfig, topology: str, dataset: Dataset) -> dict[Kernel, int]:

@@ -8,7 +8,7 @@ import jax
 
 from mambaout_jax import distributed
 from mambaout_jax.models import Model
-from mambaout_jax.models.macs import count_macs
+from mambaout_jax.models.macs import count_model_macs
 from mambaout_jax.plan.chips import Chip
 from mambaout_jax.plan.compiler import TooLargeError, chip_of, compile_for_tpu, program_memory, tpu_devices
 from mambaout_jax.plan.hlo import collective_bytes, estimated_operations, uncounted_loops
@@ -102,9 +102,7 @@ def _bytes_on_chip(leaf: jax.ShapeDtypeStruct) -> int:
 
 def flops_per_image(model: Model) -> int:
     """Count the FLOPs of a training step per image, without recomputation for rematerialization."""
-    variables = jax.eval_shape(model.init, jax.random.key(0))
-    image = jax.ShapeDtypeStruct((1, *model.input_spec.size, model.in_chans), "float32")
-    return FLOPS_PER_MAC * count_macs(model.apply, variables, image)
+    return FLOPS_PER_MAC * count_model_macs(model)
 
 
 def speed(

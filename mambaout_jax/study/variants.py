@@ -9,12 +9,9 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-
 from mambaout_jax.checks import ConfigKey, find_fault
 from mambaout_jax.models import Model, create_model
-from mambaout_jax.models.macs import count_macs
+from mambaout_jax.models.macs import count_model_macs
 from mambaout_jax.run.errors import RunError
 
 TOLERANCE = 0.02  # of the baseline's parameters
@@ -163,9 +160,7 @@ def _build(
     name: str, spec: VariantSpec, comparisons: tuple[str, ...], options: Options, build: Callable[[Options], Model]
 ) -> StudyVariant:
     model = build(options)
-    variables = jax.eval_shape(model.init, jax.random.key(0))
-    image = jax.ShapeDtypeStruct((1, *model.input_spec.size, model.in_chans), jnp.float32)
-    macs = count_macs(model.apply, variables, image)
+    macs = count_model_macs(model)
     return StudyVariant(name, spec.title, spec.has_ssm, comparisons, options, model.num_params, macs)
 
 

@@ -51,7 +51,7 @@ def test_widths_are_searched_without_initializing_a_model(monkeypatch, variants)
     drawn = []
     draw = Model.init
     monkeypatch.setattr(Model, "init", lambda self, key: drawn.append(self.name) or draw(self, key))
-    monkeypatch.setattr(study_variants, "count_macs", lambda *_: 1)
+    monkeypatch.setattr(study_variants, "count_model_macs", lambda *_: 1)
     found = design_variants(GIVEN, STUDY, create)
     assert [variant.params for variant in found] == [variant.params for variant in variants.values()]
     assert len(drawn) == len(found)  # for the multiply-adds
