@@ -21,7 +21,7 @@ import jax
 from _timing import machine, write_json
 
 from mambaout_jax import distributed
-from mambaout_jax.models.layers.blocks import REMAT
+from mambaout_jax.models.options import REMAT
 from mambaout_jax.plan.chips import CHIPS
 from mambaout_jax.plan.compiler import TooLargeError, compile_for_tpu, program_memory, tpu_devices
 from mambaout_jax.plan.hlo import estimated_operations

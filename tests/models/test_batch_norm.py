@@ -16,9 +16,10 @@ import pytest
 from flax import nnx
 
 from mambaout_jax import models
-from mambaout_jax.models.layers.blocks import REMAT, run_blocks
+from mambaout_jax.models.layers.blocks import run_blocks
 from mambaout_jax.models.layers.conv import Conv2d
 from mambaout_jax.models.layers.norm import BatchNorm
+from mambaout_jax.models.options import REMAT
 
 ROOT = Path(__file__).parents[2]
 CHANNELS, DEPTH, STEPS, LEARNING_RATE, MOMENTUM, EPS = 2, 3, 3, 0.5, 0.1, 1e-3

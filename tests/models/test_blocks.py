@@ -10,11 +10,12 @@ from flax import nnx
 
 import mambaout_jax as mo
 from mambaout_jax.models import Functional, ModelError
-from mambaout_jax.models.layers.blocks import REMAT, run_blocks
+from mambaout_jax.models.layers.blocks import run_blocks
 from mambaout_jax.models.layers.drop import drop_path, dropout
 from mambaout_jax.models.layers.linear import Linear
 from mambaout_jax.models.macs import count_macs
 from mambaout_jax.models.mambaout.gated_cnn import GatedCNNBlock
+from mambaout_jax.models.options import REMAT
 
 # Few blocks of small kernels, which compile soon.
 SMALL = {"dims": (8,), "depths": (2,), "kernel_size": 3}

@@ -12,22 +12,15 @@ from flax import nnx
 from jaxtyping import Array, Float, Key, PyTree
 
 from mambaout_jax.models.layers.parameters import SAVEABLE
-from mambaout_jax.models.options import REMAT
 
 # What the backward pass recomputes. "save_matmuls" recomputes all results that are not marked as `saveable`: norms,
 # activations and gates.
 _POLICIES: Mapping[str, Callable[..., Any] | None] = MappingProxyType(
-    dict(
-        zip(
-            REMAT,
-            (
-                None,
-                jax.checkpoint_policies.save_only_these_names(SAVEABLE),
-                jax.checkpoint_policies.nothing_saveable,
-            ),
-            strict=True,
-        )
-    )
+    {
+        "none": None,
+        "save_matmuls": jax.checkpoint_policies.save_only_these_names(SAVEABLE),
+        "full": jax.checkpoint_policies.nothing_saveable,
+    }
 )
 
 
