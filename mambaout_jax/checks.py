@@ -127,10 +127,11 @@ def find_fault(name: str, key: ConfigKey, value: Any) -> str:
         return "" if key.optional else f"{name} is unset; {describe_values(key)} is expected"
     if any(_fits(kind, key.accept, value) for kind in key.kinds):
         return ""
-    return f"{name} is {_shorten(value)}; {describe_values(key)} is expected"
+    return f"{name} is {shorten(value)}; {describe_values(key)} is expected"
 
 
-def _shorten(value: Any) -> str:
+def shorten(value: Any) -> str:
+    """Return the representation of a value for a message, cut if it is long."""
     shortener = reprlib.Repr()
     shortener.maxstring = shortener.maxother = shortener.maxlong = 60
     shortener.maxtuple = 8

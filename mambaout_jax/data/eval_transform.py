@@ -14,6 +14,7 @@ from mambaout_jax.data.arguments import FILL, INTERPOLATIONS, check_size_and_cha
 from mambaout_jax.data.decode import decode_image, to_array
 from mambaout_jax.data.errors import DataError
 
+CROP_MODES = ("center", "squash", "border")
 MAX_ELONGATION = 200
 
 
@@ -44,7 +45,7 @@ class EvalTransform:
 
     def __post_init__(self):
         check_size_and_channels(self.size, self.channels)
-        require.choice("crop_mode", self.crop_mode, ("center", "squash", "border"))
+        require.choice("crop_mode", self.crop_mode, CROP_MODES)
         require.choice("interpolation", self.interpolation, tuple(INTERPOLATIONS))
         if not 0 < self.crop_pct <= 1:
             raise DataError(f"crop_pct is {self.crop_pct}; expected a number above 0 and at most 1")

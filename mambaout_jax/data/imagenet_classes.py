@@ -1,6 +1,9 @@
-"""The class names of ImageNet (ILSVRC 2012)."""
+"""The class names and the size of ImageNet (ILSVRC 2012)."""
 
 import tensorflow_datasets as tfds
+
+# Images of each split. Reference: Russakovsky et al., arXiv:1409.0575, table 2.
+IMAGENET_SPLITS = {"train": 1_281_167, "validation": 50_000}
 
 
 def imagenet_class_names() -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import jax
 from etils import epath
 
 from mambaout_jax.models import Model, create_model
+from mambaout_jax.models.api import ParamPath
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.workdir import is_workdir, load_run
 from mambaout_jax.tasks.api import Task
@@ -18,8 +19,6 @@ from mambaout_jax.weights import (
     resample_variables,
     resolve_model,
 )
-
-LeafPath = tuple[str | int, ...]
 
 
 class Pretrained(NamedTuple):
@@ -140,22 +139,22 @@ def merge_pretrained(
     return variables, f"initialized from {pretrained.description}, with {head}"
 
 
-def _in_head(path: LeafPath, model: Model) -> bool:
+def _in_head(path: ParamPath, model: Model) -> bool:
     return path[1 : 1 + len(model.classifier)] == model.classifier
 
 
-def _flatten(variables: dict[str, Any]) -> dict[LeafPath, Any]:
+def _flatten(variables: dict[str, Any]) -> dict[ParamPath, Any]:
     """Return leaves by path, in the order of `jax.tree.leaves`."""
     flat, _ = jax.tree.flatten_with_path(variables)
     return {tuple(key.key for key in path): leaf for path, leaf in flat}
 
 
-def _differences(variables: dict[str, Any], model: Model) -> dict[LeafPath, str]:
+def _differences(variables: dict[str, Any], model: Model) -> dict[ParamPath, str]:
     theirs, ours = _flatten(variables), _flatten(model.shapes)
     names = {".".join(map(str, path[1:])): path for path in theirs.keys() | ours.keys()}
     faults = differences(_shapes(theirs), _shapes(ours))
     return {names[name]: f"{name} {fault}" for name, fault in faults.items()}
 
 
-def _shapes(leaves: Mapping[LeafPath, Any]) -> dict[str, tuple[int, ...]]:
+def _shapes(leaves: Mapping[ParamPath, Any]) -> dict[str, tuple[int, ...]]:
     return {".".join(map(str, path[1:])): tuple(leaf.shape) for path, leaf in leaves.items()}

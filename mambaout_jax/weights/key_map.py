@@ -9,11 +9,11 @@ import jax
 import numpy as np
 
 from mambaout_jax.models import Family, families
+from mambaout_jax.models.api import ParamPath
 from mambaout_jax.models.key_format import KeyFormat, Rule, Transform, default_transform
 from mambaout_jax.weights.errors import ConvertError
 
 Shape = tuple[int, ...]
-Path = tuple[Any, ...]
 
 _WILDCARDS = {"**": ".+", "*": r"([A-Za-z_]\w*)", "#": "([0-9]+)", "@": "(?P<part>[0-9]+|@)"}
 
@@ -31,7 +31,7 @@ class TensorSpec(NamedTuple):
 
     keys: tuple[str, ...]
     shape: Shape
-    paths: tuple[Path, ...]
+    paths: tuple[ParamPath, ...]
     rule: Rule
     transform: Transform
 
@@ -121,7 +121,7 @@ def tensor_specs(variables: Any, key_format: KeyFormat) -> list[TensorSpec]:
     Raises:
         ConvertError: a variable has no rule, or two variables have the same key.
     """
-    groups: dict[tuple[str, ...], tuple[Rule, dict[int, tuple[Path, Shape]]]] = {}
+    groups: dict[tuple[str, ...], tuple[Rule, dict[int, tuple[ParamPath, Shape]]]] = {}
     for key_path, leaf in jax.tree.leaves_with_path(variables):
         path = tuple(entry.key for entry in key_path)
         # Without the first component, the collection: state dicts do not distinguish parameters and buffers.
@@ -140,7 +140,7 @@ def tensor_specs(variables: Any, key_format: KeyFormat) -> list[TensorSpec]:
     return [_tensor_spec(keys, rule, [parts[part] for part in sorted(parts)]) for keys, (rule, parts) in groups.items()]
 
 
-def _tensor_spec(keys: tuple[str, ...], rule: Rule, parts: list[tuple[Path, Shape]]) -> TensorSpec:
+def _tensor_spec(keys: tuple[str, ...], rule: Rule, parts: list[tuple[ParamPath, Shape]]) -> TensorSpec:
     paths, shapes = zip(*parts, strict=True)
     transform = rule.transform or default_transform(paths[0][-1], len(shapes[0]))
     spec = TensorSpec(keys, (), paths, rule, transform)

@@ -2,11 +2,10 @@
 
 import json
 import os
-import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from mambaout_jax.checks import find_fault, nearest_names
+from mambaout_jax.checks import find_fault, nearest_names, shorten
 from mambaout_jax.models import find_family, list_models
 from mambaout_jax.weights.errors import ConvertError
 
@@ -119,7 +118,7 @@ def _load(path: str, origin: str) -> dict[str, Any]:
             f"{origin}: {CONFIG_NAME} is not valid JSON ({reason:.100}); timm's format is expected"
         ) from error
     if not isinstance(config, dict):
-        raise ConvertError(f"{origin}: {CONFIG_NAME} contains {_shorten(config)}; a JSON object is expected")
+        raise ConvertError(f"{origin}: {CONFIG_NAME} contains {shorten(config)}; a JSON object is expected")
     return config
 
 
@@ -135,14 +134,8 @@ def _get(part: Mapping[str, Any], key: str, kind: _Kind, origin: str) -> Any:
     """Return a valid value, or None if the key is absent."""
     value = part.get(key)
     if value is not None and not kind.fits(value):
-        raise ConvertError(f"{origin}: {CONFIG_NAME} has {key} {_shorten(value)}; {kind.description} is expected")
+        raise ConvertError(f"{origin}: {CONFIG_NAME} has {key} {shorten(value)}; {kind.description} is expected")
     return value
-
-
-def _shorten(value: Any) -> str:
-    shortener = reprlib.Repr()
-    shortener.maxstring = shortener.maxother = 60
-    return shortener.repr(value)
 
 
 def _architecture(value: str | None, origin: str) -> str:
@@ -153,7 +146,7 @@ def _architecture(value: str | None, origin: str) -> str:
     if name not in known:
         [near] = nearest_names(name[:100], known)
         raise ConvertError(
-            f"{origin}: {CONFIG_NAME} has architecture {_shorten(value)}, which is not a known model; the nearest is "
+            f"{origin}: {CONFIG_NAME} has architecture {shorten(value)}, which is not a known model; the nearest is "
             f"{near!r}; python -m mambaout_jax models lists all"
         )
     return name
@@ -168,7 +161,7 @@ def _options(model_args: Mapping[str, Any], architecture: str, origin: str) -> d
             continue
         if name not in keys:
             raise ConvertError(
-                f"{origin}: model_args in {CONFIG_NAME} has {_shorten(name)}, not an option of {architecture}; one "
+                f"{origin}: model_args in {CONFIG_NAME} has {shorten(name)}, not an option of {architecture}; one "
                 f"of {', '.join(sorted(keys))} is expected"
             )
         if fault := find_fault(name, keys[name], value):
@@ -205,7 +198,7 @@ def _class_names(labels: Any, options: Mapping[str, Any], origin: str) -> tuple[
         names = [labels.get(str(index)) for index in range(len(labels))]
     if not isinstance(names, list) or not all(isinstance(name, str) and name.isprintable() for name in names):
         raise ConvertError(
-            f"{origin}: {CONFIG_NAME} has label_names {_shorten(labels)}; a list of strings, one per class, is expected"
+            f"{origin}: {CONFIG_NAME} has label_names {shorten(labels)}; a list of strings, one per class, is expected"
         )
     if len(names) != options.get("num_classes", len(names)):
         raise ConvertError(

@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from mambaout_jax.data.errors import DataError
-from mambaout_jax.data.imagenet_classes import imagenet_class_names
+from mambaout_jax.data.imagenet_classes import IMAGENET_SPLITS, imagenet_class_names
 from mambaout_jax.data.names import IMAGENET
 from mambaout_jax.data.prepare import folders
 from mambaout_jax.data.prepare.dataset_writer import Dataset, read_info
@@ -64,8 +64,7 @@ def official_metadata() -> ImageNetMetadata:
         url.rsplit("/", 1)[1]: (int(size), digest)
         for url, size, digest in zip(*(checksums[column::3] for column in range(3)), strict=True)
     }
-    num_images = {"train": 1_281_167, "validation": 50_000}
-    return ImageNetMetadata(imagenet_class_names(), tuple(labels), num_images, tars)
+    return ImageNetMetadata(imagenet_class_names(), tuple(labels), dict(IMAGENET_SPLITS), tars)
 
 
 def read_tars(folder: Path, metadata: ImageNetMetadata, checked_file: Path) -> Dataset:

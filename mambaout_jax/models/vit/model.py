@@ -17,6 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from mambaout_jax.checks import ConfigKey
+from mambaout_jax.models.api import ParamPath
 from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.layers.attention import Attention
 from mambaout_jax.models.layers.blocks import run_blocks
@@ -27,8 +28,6 @@ from mambaout_jax.models.layers.parameters import normal, parameter
 from mambaout_jax.models.layers.patch_embed import PatchEmbed
 from mambaout_jax.models.layers.position import resample_position_embedding
 from mambaout_jax.models.options import BLOCKS, COMMON, IMG_SIZE, require
-
-ParamPath = tuple[str | int, ...]
 
 
 def _almost_zero(noise: Float[Array, "..."]) -> Float[Array, "..."]:

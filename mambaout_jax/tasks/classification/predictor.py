@@ -63,7 +63,7 @@ class ImagePredictor:
 
     def empty(self) -> Example:
         """Return an example of zeros."""
-        return {"image": np.zeros((*self._transform.size, self._transform.channels), np.uint8)}
+        return {"image": self._transform.empty()}
 
     def __call__(self, variables: dict[str, Any], batch: Batch) -> list[ClassProbabilities | str]:
         """Classify a batch; rows without finite probabilities get an error message."""

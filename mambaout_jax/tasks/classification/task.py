@@ -13,7 +13,9 @@ from jaxtyping import Array, Key
 
 from mambaout_jax.checks import ConfigKey
 from mambaout_jax.data import DataError, EvalTransform, TrainTransform
-from mambaout_jax.data.imagenet_classes import imagenet_class_names
+from mambaout_jax.data.eval_transform import CROP_MODES
+from mambaout_jax.data.imagenet_classes import IMAGENET_SPLITS, imagenet_class_names
+from mambaout_jax.data.names import IMAGENET
 from mambaout_jax.models import Model, create_model
 from mambaout_jax.tasks.api import (
     Batch,
@@ -39,7 +41,6 @@ from mambaout_jax.tasks.classification.source import ImageSource, open_source
 from mambaout_jax.tasks.classification.transforms import EvalExample, TrainExample
 from mambaout_jax.tasks.errors import TaskError
 
-IMAGENET = "imagenet2012"
 # The largest number of records that the majority baseline reads.
 MOST_LABELS = 2000
 
@@ -86,7 +87,7 @@ _DATA_KEYS: Mapping[str, ConfigKey] = {
         "evaluation crop, as a fraction of the resized side; the model's if unset",
     ),
     "data.crop_mode": ConfigKey(
-        str | None, ("center", "squash", "border"), None, "how evaluation images are cropped; the model's if unset"
+        str | None, CROP_MODES, None, "how evaluation images are cropped; the model's if unset"
     ),
 }
 _AUGMENT_KEYS: Mapping[str, ConfigKey] = {
@@ -152,10 +153,10 @@ class Classification(Task):
         return {"num_classes": num_classes}
 
     def known_size(self, split: str) -> tuple[int, Labels] | None:
-        """Return the size of ImageNet-1k's training split, 1,281,167 images (Russakovsky et al., 2015, table 2)."""
+        """Return the size of ImageNet-1k's training split."""
         if split != "train" or self.config.dataset.partition(":")[0] != IMAGENET:
             return None
-        return 1_281_167, {"class_names": list(imagenet_class_names())}
+        return IMAGENET_SPLITS[split], {"class_names": list(imagenet_class_names())}
 
     def open_eval_sources(self) -> list[ImageSource]:
         """Open the sets that `data.eval_sets` names."""
