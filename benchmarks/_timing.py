@@ -3,7 +3,7 @@
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -53,3 +53,10 @@ def write_json(path: str | None, results: Mapping[str, Any]) -> None:
     """Write the results and the machine as JSON; do nothing without a path."""
     if path:
         Path(path).write_text(json.dumps({"machine": machine(), **results}, indent=2) + "\n")
+
+
+def print_operations(operations: Iterable[Mapping[str, Any]]) -> None:
+    """Print a row for each operation of a program that was compiled for a TPU."""
+    print(f"{'Mcycles':>9}  {'operation':<32} {'result':<40} source")
+    for row in operations:
+        print(f"{row['cycles'] / 1e6:9.2f}  {row['operation']:<32.32} {row['shape']:<40.40} {row['source'][-70:]}")

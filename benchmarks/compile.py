@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import jax
-from _timing import machine, write_json
+from _timing import machine, print_operations, write_json
 
 from mambaout_jax import distributed
 from mambaout_jax.models.options import REMAT
@@ -129,8 +129,8 @@ def report(form, figures, unrolled, top):
     line += f"{ratio:>12}{temporaries:>10,.0f} MiB{program:>7,.0f} MiB"
     line += f"{figures['cycles'] / 1e6:>9.1f}" if "cycles" in figures else ""
     print(line, flush=True)
-    for row in figures.get("top", []) if top else []:
-        print(f"{row['cycles'] / 1e6:9.2f}  {row['operation']:<32.32} {row['shape']:<40.40} {row['source'][-70:]}")
+    if top and "top" in figures:
+        print_operations(figures["top"])
 
 
 def total(figures):

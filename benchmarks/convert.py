@@ -24,6 +24,7 @@ from typing import Any
 import jax
 import numpy as np
 from _timing import machine, write_json
+from _torch import import_torch
 from PIL import Image, ImageDraw
 from safetensors.numpy import load_file, save_file
 
@@ -45,10 +46,10 @@ model = mo.create_model("mambaout_base")
 save_file(mo.to_torch(model, model.init(jax.random.key(0))), sys.argv[1])
 """
 PEER = """
-import sys, torch
-for operator in ("nms", "qnms"):
-    if not hasattr(torch.ops.torchvision, operator):
-        torch.library.define(f"torchvision::{operator}", "(Tensor a, Tensor b, float c) -> Tensor")
+import sys
+sys.path.insert(0, sys.argv[2])
+from _torch import import_torch
+torch = import_torch()
 import timm
 from safetensors.torch import load_file
 model = timm.create_model("mambaout_base").eval()
@@ -83,12 +84,7 @@ def main() -> None:
 
 def import_timm() -> tuple[Any, Any]:
     """Return timm and torch."""
-    import torch
-
-    # timm imports torchvision, whose import fails without these operators if its wheel was built for another torch.
-    for operator in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, operator):
-            torch.library.define(f"torchvision::{operator}", "(Tensor a, Tensor b, float c) -> Tensor")
+    torch = import_torch()
     import timm
 
     return timm, torch
@@ -103,7 +99,7 @@ def measure_import(folder: Path, rounds: int) -> dict[str, Any]:
     for index in range(rounds):
         command = ("-m", "mambaout_jax", "convert", "import", str(file), "--out", str(folder / f"run{index}"))
         measured["convert import"].append(run_process(*command))
-        measured["PyTorch"].append(run_process("-c", PEER, str(file)))
+        measured["PyTorch"].append(run_process("-c", PEER, str(file), str(Path(__file__).parent)))
     print(f"\nmambaout_base.safetensors, {size / 2**20:.0f} MiB, medians of {rounds}")
     print(f"{'process':<16} {'s':>6} {'peak MiB':>9} {'over the file':>14}")
     rows = {}

@@ -29,6 +29,7 @@ from statistics import median
 import numpy as np
 import tensorflow_datasets as tfds
 from _timing import machine, median_ratio, write_json
+from _torch import import_torch
 from PIL import Image
 
 from mambaout_jax.data import TrainTransform, train_batches
@@ -278,12 +279,8 @@ class TimmFiles:
 
 def timm_transform(to_float: bool) -> Callable:
     """Build timm's transform without random erasing, which our pipeline leaves to the device."""
-    import torch
-
+    torch = import_torch()
     torch.set_num_threads(1)
-    for name in ("nms", "qnms"):  # some builds of torch lack torchvision's compiled operators
-        with contextlib.suppress(RuntimeError):
-            torch.library.define(f"torchvision::{name}", "(Tensor a, Tensor b, float c) -> Tensor")
     from timm.data import auto_augment, create_transform
 
     posterize = auto_augment.NAME_TO_OP["PosterizeIncreasing"]

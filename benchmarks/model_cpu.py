@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from _timing import machine, median_ratio, time_interleaved, write_json
+from _torch import import_torch
 
 import mambaout_jax as mo
 from mambaout_jax.models import cpu_compiler_options
@@ -90,14 +91,9 @@ def jax_passes(name, images, labels):
 def timm_passes(name, images, labels, threads):
     """Build timm's passes, eager and compiled, and return them with versions; empty if timm cannot be imported."""
     try:
-        import torch
-        from torch.nn.functional import cross_entropy
-
-        # timm imports torchvision, whose import fails without these operators if its wheel was built for another torch.
-        for operator in ("nms", "qnms"):
-            if not hasattr(torch.ops.torchvision, operator):
-                torch.library.define(f"torchvision::{operator}", "(Tensor a, Tensor b, float c) -> Tensor")
+        torch = import_torch()
         import timm
+        from torch.nn.functional import cross_entropy
     except ImportError as error:
         print(f"timm is skipped: {error}")
         return {}, {}

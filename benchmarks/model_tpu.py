@@ -20,7 +20,7 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
-from _timing import machine, write_json
+from _timing import machine, print_operations, write_json
 
 from mambaout_jax import distributed
 from mambaout_jax.models.layers.drop import drop_path
@@ -118,9 +118,7 @@ def report(form, result):
         f"{result['images_per_second']:.0f} images/s at 1.5 GHz, "
         f"{result['temp_bytes'] / 2**30:.2f} GiB temporary, compiled in {result['compile_seconds']:.0f} s"
     )
-    print(f"{'Mcycles':>9}  {'operation':<32} {'result':<40} source")
-    for row in result["top"]:
-        print(f"{row['cycles'] / 1e6:9.2f}  {row['operation']:<32.32} {row['shape']:<40.40} {row['source'][-70:]}")
+    print_operations(result["top"])
     sys.stdout.flush()
 
 

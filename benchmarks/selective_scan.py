@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from _timing import machine, median_ratio, time_interleaved, write_json
+from _torch import import_torch
 
 from mambaout_jax.ops import selective_scan
 
@@ -142,12 +143,7 @@ def plot(rows, path):
 def measure_mixer(args, missed):
     """Compare the Mamba block with the mixer of `transformers` on the same weights."""
     try:
-        import torch
-
-        # transformers imports torchvision: see model_cpu.py.
-        for operator in ("nms", "qnms"):
-            if not hasattr(torch.ops.torchvision, operator):
-                torch.library.define(f"torchvision::{operator}", "(Tensor a, Tensor b, float c) -> Tensor")
+        torch = import_torch()
         import transformers
         from transformers.models.mamba.modeling_mamba import MambaMixer
     except ModuleNotFoundError as error:
