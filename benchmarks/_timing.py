@@ -1,12 +1,13 @@
-"""Helpers of the benchmarks: interleaved timing, a description of the machine, and JSON output."""
+"""Helpers of the benchmarks: interleaved timing, a description of the machine, tables, and the check of claims."""
 
 import json
 import platform
+import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 
@@ -60,3 +61,15 @@ def print_operations(operations: Iterable[Mapping[str, Any]]) -> None:
     print(f"{'Mcycles':>9}  {'operation':<32} {'result':<40} source")
     for row in operations:
         print(f"{row['cycles'] / 1e6:9.2f}  {row['operation']:<32.32} {row['shape']:<40.40} {row['source'][-70:]}")
+
+
+def check(missed: list[str], what: str, holds: bool) -> None:
+    """Append a claim to the list of missed ones unless it is met."""
+    if not holds:
+        missed.append(what)
+
+
+def finish(missed: Sequence[str]) -> NoReturn:
+    """Print the missed claims, and exit with 1 if there are any."""
+    print(*(f"missed: {claim}" for claim in missed), sep="\n", end="\n" if missed else "")
+    sys.exit(1 if missed else 0)

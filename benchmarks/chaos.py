@@ -23,7 +23,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from _timing import machine, write_json
+from _timing import finish, machine, write_json
 
 from mambaout_jax.distributed.hosts import JOINING_SECONDS
 from mambaout_jax.run.workdir import load_run
@@ -65,11 +65,12 @@ def main() -> None:
         same = jax.tree.map(np.array_equal, one.variables, other.variables)
         if one.step != other.step or not all(jax.tree.leaves(same)):
             missed.append(f"the {weights} weights differ from those of the undisturbed run")
-    print("bit-identical weights" if not missed else "\n".join(f"missed: {claim}" for claim in missed))
+    if not missed:
+        print("bit-identical weights")
     write_json(args.json, {"kills": kills, "missed": missed})
     if args.workdir is None:
         shutil.rmtree(folder)
-    sys.exit(1 if missed else 0)
+    finish(missed)
 
 
 def start(workdir, count):

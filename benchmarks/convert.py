@@ -23,7 +23,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from _timing import machine, write_json
+from _timing import finish, machine, write_json
 from _torch import import_torch
 from PIL import Image, ImageDraw
 from safetensors.numpy import load_file, save_file
@@ -78,8 +78,7 @@ def main() -> None:
             results["agreement"] = measure_agreement(Path(folder), args.count)
     write_json(args.json, results)
     missed = [claim for part in ("import", "agreement") for claim in results.get(part, {}).get("missed", [])]
-    print(*(f"missed: {claim}" for claim in missed), sep="\n")
-    sys.exit(bool(missed))
+    finish(missed)
 
 
 def import_timm() -> tuple[Any, Any]:

@@ -23,7 +23,7 @@ from statistics import median
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _timing import machine, median_ratio, time_interleaved, write_json
+from _timing import check, finish, machine, median_ratio, time_interleaved, write_json
 from _torch import import_torch
 
 from mambaout_jax.ops import selective_scan
@@ -45,10 +45,8 @@ def main() -> None:
     for part in (args.only,) if args.only else PARTS:
         print(flush=True)
         results[part] = PARTS[part](args, missed)
-    for figure in missed:
-        print(f"missed: {figure}")
     write_json(args.json, results)
-    sys.exit(1 if missed else 0)
+    finish(missed)
 
 
 def draw(batch, length, channels):
@@ -73,12 +71,6 @@ def passes(impl):
 def temporary(program):
     """Return the temporary memory of a compiled program in MiB."""
     return program.memory_analysis().temp_size_in_bytes / 2**20
-
-
-def check(missed, what, holds):
-    """Append a claim to the list of missed ones unless it is met."""
-    if not holds:
-        missed.append(what)
 
 
 def measure_forms(args, missed):
