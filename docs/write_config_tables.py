@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mambaout_jax.checks import ConfigKey
 from mambaout_jax.models import families
-from mambaout_jax.models.options import BLOCKS, COMMON, PREPARATION
+from mambaout_jax.models.options import BLOCKS, COMMON, PREPROCESSING
 from mambaout_jax.run.config import KEYS
 from mambaout_jax.tasks.registry import BUILT_IN
 
@@ -30,7 +30,7 @@ def update(page: str) -> str:
 
 
 def _tables() -> dict[str, str]:
-    shared = {**COMMON, **BLOCKS, **PREPARATION}
+    shared = {**COMMON, **BLOCKS, **PREPROCESSING}
     tables = {"run": _table(KEYS)}
     tables |= {task.name: _table(task.keys) for task in BUILT_IN}
     tables["model"] = _table({f"model.{name}": key for name, key in shared.items() if name != "num_classes"})

@@ -46,7 +46,7 @@ IMG_SIZE = ConfigKey(
     int | tuple[int, int], f"{MIN_SIZE}..{MAX_SIZE}", None, "side, or height and width, of the images in pixels"
 )
 # Preprocessing of the images; not arguments of the module. The defaults are those of the variant.
-PREPARATION: Mapping[str, ConfigKey] = MappingProxyType(
+PREPROCESSING: Mapping[str, ConfigKey] = MappingProxyType(
     {
         "img_size": IMG_SIZE,
         "mean": ConfigKey(tuple[float, ...], "..", None, "mean of each channel in [0, 1], subtracted from the images"),

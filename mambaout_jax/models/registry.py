@@ -10,7 +10,7 @@ from mambaout_jax.models import mambaout, vit
 from mambaout_jax.models.api import InputSpec, Model
 from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.family import Family, Variant
-from mambaout_jax.models.options import PREPARATION
+from mambaout_jax.models.options import PREPROCESSING
 
 BUILT_IN: tuple[Family, ...] = (mambaout.FAMILY, vit.FAMILY)
 
@@ -57,7 +57,7 @@ def option_keys(name: str) -> dict[str, ConfigKey]:
     Raises:
         ModelError: the name is unknown.
     """
-    return {**find_family(name).options, **PREPARATION}
+    return {**find_family(name).options, **PREPROCESSING}
 
 
 def variant_options(name: str) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def from_checkpoint(model: Model, checkpoint: TorchCheckpoint) -> dict[str, Any]
 
 def _trained_size(checkpoint: TorchCheckpoint) -> tuple[int, int] | None:
     """Return (height, width) of the training images, or None if the checkpoint does not contain it."""
-    size = checkpoint.config.preparation.get("img_size") if checkpoint.config else None
+    size = checkpoint.config.preprocessing.get("img_size") if checkpoint.config else None
     return (size, size) if isinstance(size, int) else size
 
 

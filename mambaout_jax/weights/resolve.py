@@ -66,7 +66,7 @@ def _resolve(checkpoint: TorchCheckpoint, name: str | None) -> ResolvedModel:
     if config is not None:
         if name not in (None, config.architecture):
             raise ConvertError(f"config.json has architecture {config.architecture}; {name} is expected")
-        return ResolvedModel(key_format, config.architecture, {**config.options, **config.preparation}, "")
+        return ResolvedModel(key_format, config.architecture, {**config.options, **config.preprocessing}, "")
     if name is not None:
         return ResolvedModel(key_format, name, _data_options(name, key_format, checkpoint.shapes), "")
     fits, faults = [], {}

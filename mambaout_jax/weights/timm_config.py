@@ -18,12 +18,12 @@ class TimmConfig(NamedTuple):
     Args:
         architecture: name of a variant, without the tag of its weights.
         options: options for `create_model`.
-        preparation: options for `create_model` that set its `input_spec`, as far as the file has them.
+        preprocessing: options for `create_model` that set its `input_spec`, as far as the file has them.
     """
 
     architecture: str
     options: dict[str, Any]
-    preparation: dict[str, Any]
+    preprocessing: dict[str, Any]
     class_names: tuple[str, ...] | None
 
 
@@ -96,7 +96,7 @@ def read_config(path: str, origin: str) -> TimmConfig:
         (part[key] for part in (config, prepared) for key in ("label_names", "labels") if part.get(key)), None
     )
     return TimmConfig(
-        architecture, options, _preparation(prepared, size, options, origin), _class_names(labels, options, origin)
+        architecture, options, _preprocessing(prepared, size, options, origin), _class_names(labels, options, origin)
     )
 
 
@@ -170,7 +170,7 @@ def _options(model_args: Mapping[str, Any], architecture: str, origin: str) -> d
     return options
 
 
-def _preparation(
+def _preprocessing(
     prepared: Mapping[str, Any], size: list[int] | None, options: Mapping[str, Any], origin: str
 ) -> dict[str, Any]:
     channels = options.get("in_chans", 3)

@@ -12,7 +12,7 @@ from mambaout_jax.weights.files import write_file
 from mambaout_jax.weights.folder import write_folder
 from tests.timm import load_timm
 from tests.weights.test_files import assert_same
-from tests.weights.test_folder import MODEL, PREPARATION, TENSORS
+from tests.weights.test_folder import MODEL, PREPROCESSING, TENSORS
 
 
 def assert_refused(source, words):
@@ -72,7 +72,7 @@ def test_what_timm_saves_is_read_with_its_options(tmp_path, name, options):
     assert_same(found.tensors, {key: value.numpy() for key, value in theirs.state_dict().items()})
     assert found.config.architecture == name
     assert found.config.options == {"num_classes": 1000, "in_chans": 3, **options}
-    ours = create_model(name, **found.config.options, **found.config.preparation)
+    ours = create_model(name, **found.config.options, **found.config.preprocessing)
     in_chans = options.get("in_chans", 3)
     default = create_model(name, **options).input_spec
     if in_chans == 3:
@@ -93,8 +93,8 @@ def test_what_is_written_is_what_timm_takes(tmp_path, name, options, class_names
     tensors = {key: value.numpy() for key, value in source.state_dict().items()}
     num_classes, in_chans = source.num_classes, options.get("in_chans", 3)
     names = tuple(f"class {index}" for index in range(num_classes)) if class_names else None
-    preparation = {**PREPARATION, "mean": PREPARATION["mean"][:in_chans], "std": PREPARATION["std"][:in_chans]}
-    model = create_model(name, **options, **preparation)
+    preprocessing = {**PREPROCESSING, "mean": PREPROCESSING["mean"][:in_chans], "std": PREPROCESSING["std"][:in_chans]}
+    model = create_model(name, **options, **preprocessing)
     write_folder(tmp_path / "model", model, tensors, class_names=names)
     spec = model.input_spec
     theirs = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True)

@@ -17,7 +17,7 @@ from tests.weights.test_files import assert_same
 TENSORS = {"stem.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 4)}
 NAMES = ("ant", "bee", "cicada")
 ARGS = {"depths": (1, 2), "dims": (16, 24)}
-PREPARATION = {
+PREPROCESSING = {
     "img_size": (96, 128),
     "mean": (0.1, 0.2, 0.3),
     "std": (0.4, 0.5, 0.6),
@@ -25,7 +25,7 @@ PREPARATION = {
     "crop_mode": "squash",
     "interpolation": "bilinear",
 }
-MODEL = create_model("mambaout_femto", num_classes=3, **ARGS, **PREPARATION)
+MODEL = create_model("mambaout_femto", num_classes=3, **ARGS, **PREPROCESSING)
 # As timm's hub has them: of today, and flat as it was.
 INNER = {
     "url": "",
@@ -78,7 +78,7 @@ def test_what_is_written_is_read(tmp_path):
     assert found.config.architecture == "mambaout_femto"
     assert found.config.options == {**ARGS, "num_classes": 3, "in_chans": 3}
     assert found.config.class_names == NAMES
-    assert found.config.preparation == PREPARATION
+    assert found.config.preprocessing == PREPROCESSING
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_both_forms_of_config_are_read(tmp_path, config, options):
     assert found.architecture == "mambaout_femto"
     assert found.options == {**options, "num_classes": 3, "in_chans": 3}
     assert found.class_names == NAMES
-    assert found.preparation == PREPARATION
+    assert found.preprocessing == PREPROCESSING
 
 
 def test_what_a_config_does_not_say_is_the_variants_own(tmp_path):
