@@ -4,7 +4,7 @@ from mambaout_jax.extras import check_installed
 
 check_installed("train", __name__)
 
-from mambaout_jax.distributed.errors import LostProcessError, ParallelError
+from mambaout_jax.distributed.errors import DistributedError, LostProcessError
 from mambaout_jax.distributed.hosts import (
     StopCoordinator,
     allgather_objects,
@@ -33,8 +33,8 @@ from mambaout_jax.distributed.mesh import (
 )
 
 __all__ = [
+    "DistributedError",
     "LostProcessError",
-    "ParallelError",
     "StopCoordinator",
     "allgather_objects",
     "allgather_strings",

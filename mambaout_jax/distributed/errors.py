@@ -3,7 +3,7 @@
 from mambaout_jax.errors import UserError
 
 
-class ParallelError(UserError):
+class DistributedError(UserError):
     """An invalid setup of devices or processes, described in one sentence."""
 
 

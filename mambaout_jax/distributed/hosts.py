@@ -22,7 +22,7 @@ from etils import epath
 from jax._src import distributed  # JAX has no public API for its key-value store
 from jax.experimental import multihost_utils
 
-from mambaout_jax.distributed.errors import LostProcessError, ParallelError
+from mambaout_jax.distributed.errors import DistributedError, LostProcessError
 
 # With JAX's default of 100 s, the surviving processes would wait that long after the loss of one.
 HEARTBEAT_SECONDS = 30
@@ -48,12 +48,12 @@ def initialize(
         seconds: timeout for all processes to join. After that, or if a process is lost later, JAX aborts this process.
 
     Raises:
-        ParallelError: an argument is missing or invalid, or the port is not available to process 0.
+        DistributedError: an argument is missing or invalid, or the port is not available to process 0.
     """
     given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
     missing = [f"--{name}" for name, value in given.items() if value is None]
     if 0 < len(missing) < len(given):
-        raise ParallelError(f"missing {' and '.join(missing)}; set all three options, or none on a TPU")
+        raise DistributedError(f"missing {' and '.join(missing)}; set all three options, or none on a TPU")
     if not missing:
         _check_address(coordinator, num_processes, process_id)
     # The service would handle SIGTERM itself.
@@ -67,7 +67,7 @@ def initialize(
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except (ValueError, RuntimeError) as error:
-        raise ParallelError(
+        raise DistributedError(
             f"the other processes cannot be found ({str(error).strip().splitlines()[0]}); outside of a TPU, set "
             "--coordinator=HOST:PORT --num_processes=N --process_id=I"
         ) from error
@@ -76,11 +76,11 @@ def initialize(
 def _check_address(coordinator: str, num_processes: int, process_id: int) -> None:
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise ParallelError(f"--coordinator is {coordinator!r}; HOST:PORT of process 0 is expected")
+        raise DistributedError(f"--coordinator is {coordinator!r}; HOST:PORT of process 0 is expected")
     if num_processes < 1:
-        raise ParallelError(f"--num_processes is {num_processes}; at least 1 is expected")
+        raise DistributedError(f"--num_processes is {num_processes}; at least 1 is expected")
     if not 0 <= process_id < num_processes:
-        raise ParallelError(
+        raise DistributedError(
             f"--process_id is {process_id}; 0 to {num_processes - 1} is expected with --num_processes={num_processes}"
         )
     if process_id == 0:
@@ -89,7 +89,7 @@ def _check_address(coordinator: str, num_processes: int, process_id: int) -> Non
             try:
                 probe.bind(("", int(port)))
             except OSError as error:
-                raise ParallelError(
+                raise DistributedError(
                     f"port {port} of --coordinator is not available ({error.strerror}); choose another one for all "
                     "processes"
                 ) from error
@@ -183,7 +183,7 @@ def assert_same_on_all_hosts(values: Mapping[str, str]) -> None:
     """Compare named values of this process with those of process 0.
 
     Raises:
-        ParallelError: values differ; the message lists all differences of all processes.
+        DistributedError: values differ; the message lists all differences of all processes.
     """
     gathered = [json.loads(text) for text in allgather_strings("comparing processes", json.dumps(dict(values)))]
     first = gathered[0]
@@ -194,7 +194,7 @@ def assert_same_on_all_hosts(values: Mapping[str, str]) -> None:
         if theirs.get(name) != first.get(name)
     ]
     if faults:
-        raise ParallelError(f"the processes differ: {'; '.join(faults)}; use the same on all hosts")
+        raise DistributedError(f"the processes differ: {'; '.join(faults)}; use the same on all hosts")
 
 
 def shutdown() -> None:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
-from mambaout_jax.distributed.errors import ParallelError
+from mambaout_jax.distributed.errors import DistributedError
 
 # Arrays with fewer elements are replicated, because a collective for each would cost more than it saves.
 MIN_SHARDED_SIZE = 2**14
@@ -27,12 +27,12 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
         devices: devices of the mesh; None for all.
 
     Raises:
-        ParallelError: `fsdp` does not divide the number of devices.
+        DistributedError: `fsdp` does not divide the number of devices.
     """
     devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
     if len(devices) % fsdp:
         fits = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
-        raise ParallelError(
+        raise DistributedError(
             f"config.mesh.fsdp is {fsdp}; a divisor of the {len(devices)} devices is expected: "
             f"{', '.join(map(str, fits))}"
         )

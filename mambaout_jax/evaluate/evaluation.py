@@ -175,7 +175,7 @@ def evaluate(config: RunConfig | None, path: epath.PathLike) -> dict[str, Any]:
         the evaluation settings, the numbers of excluded images, and the scores by kind of weights.
 
     Raises:
-        RunError, TaskError, ConvertError, DataError: the config, the workdir, the weights or a set is invalid; raised
+        RunError, TaskError, WeightsError, DataError: the config, the workdir, the weights or a set is invalid; raised
             before the evaluation starts.
         StoppedError: the process received a signal.
     """

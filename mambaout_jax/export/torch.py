@@ -24,10 +24,10 @@ from mambaout_jax.tasks.api import Task
 from mambaout_jax.tasks.registry import DEFAULT, get_task
 from mambaout_jax.weights import (
     ENDINGS,
-    ConvertError,
     LogitsCheck,
     ResolvedModel,
     TorchCheckpoint,
+    WeightsError,
     converting_file_errors,
     from_checkpoint,
     from_torch,
@@ -78,7 +78,7 @@ def import_weights(
         log: function that prints the messages.
 
     Raises:
-        RunError, TaskError, ConvertError, ModelError: the source or the workdir is invalid, or logits differ.
+        RunError, TaskError, WeightsError, ModelError: the source or the workdir is invalid, or logits differ.
     """
     if is_remote(path):
         raise RunError(f"{path} is in a bucket; import into a local folder and copy it there")
@@ -148,13 +148,13 @@ def export_weights(
         log: function that prints the messages.
 
     Raises:
-        RunError, ConvertError: the workdir, the key format or the output is invalid, or logits differ.
+        RunError, WeightsError: the workdir, the key format or the output is invalid, or logits differ.
     """
     is_file = out.lower().endswith(ENDINGS)
     run = load_run(path, weights)
     default = run.model.family.key_formats[0].name
     if key_format not in (None, default) and not is_file:
-        raise ConvertError(
+        raise WeightsError(
             f"{out} is a folder in timm's format, which requires key format {default!r}; for {key_format!r}, use a "
             f"file with the extension {' or '.join(ENDINGS)}"
         )

@@ -43,7 +43,7 @@ def plan(
         the figures for speed are absent.
 
     Raises:
-        RunError, ModelError, ParallelError: the config is invalid for the topology, or the topology is unknown.
+        RunError, ModelError, DistributedError: the config is invalid for the topology, or the topology is unknown.
     """
     chip, devices = chip_of(topology), tpu_devices(topology)
     mesh = distributed.make_mesh(config.fsdp, devices)

@@ -44,7 +44,7 @@ def load_pretrained_for(source: epath.PathLike, model: Model, *, head_task: type
         head_task: the task for which the last layer is kept; None to replace the layer.
 
     Raises:
-        RunError, ConvertError: the source cannot be read, is of another family, its last layer was trained for another
+        RunError, WeightsError: the source cannot be read, is of another family, its last layer was trained for another
             task, or parameters outside the last layer are missing, unexpected or of another shape.
     """
     if not is_workdir(source):

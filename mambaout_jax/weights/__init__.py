@@ -7,7 +7,7 @@ from mambaout_jax.weights.convert import (
     load_pretrained,
     to_torch,
 )
-from mambaout_jax.weights.errors import ConvertError, converting_file_errors
+from mambaout_jax.weights.errors import WeightsError, converting_file_errors
 from mambaout_jax.weights.files import ENDINGS, write_file
 from mambaout_jax.weights.folder import write_folder
 from mambaout_jax.weights.image_size import resample_variables
@@ -20,10 +20,10 @@ from mambaout_jax.weights.verify import LogitsCheck, random_images
 
 __all__ = [
     "ENDINGS",
-    "ConvertError",
     "LogitsCheck",
     "ResolvedModel",
     "TorchCheckpoint",
+    "WeightsError",
     "converting_file_errors",
     "differences",
     "from_checkpoint",

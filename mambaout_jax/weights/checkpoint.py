@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mambaout_jax.weights.errors import ConvertError
+from mambaout_jax.weights.errors import WeightsError
 from mambaout_jax.weights.files import read_file
 from mambaout_jax.weights.folder import find_weights
 from mambaout_jax.weights.hub import PREFIXES, download
@@ -38,7 +38,7 @@ def read_checkpoint(source: str | os.PathLike) -> TorchCheckpoint:
     """Open a weights file, a folder in timm's format, or hf-hub:ORG/NAME[@REVISION], without running code in it.
 
     Raises:
-        ConvertError: the source does not exist, cannot be downloaded, is damaged, or contains no weights.
+        WeightsError: the source does not exist, cannot be downloaded, is damaged, or contains no weights.
     """
     origin = os.fspath(source)
     if origin.startswith(PREFIXES):
@@ -46,13 +46,13 @@ def read_checkpoint(source: str | os.PathLike) -> TorchCheckpoint:
         config = read_config(config_path, origin)
     elif os.path.isdir(folder := os.path.expanduser(origin.removeprefix(_LOCAL_PREFIX))):
         if os.path.isdir(os.path.join(folder, "checkpoints")):
-            raise ConvertError(f"{origin} is a workdir; run convert export to convert its weights to PyTorch")
+            raise WeightsError(f"{origin} is a workdir; run convert export to convert its weights to PyTorch")
         config = read_config(os.path.join(folder, CONFIG_NAME), origin)
         weights = find_weights(folder, origin)
     elif origin.startswith(_LOCAL_PREFIX):
-        raise ConvertError(f"{origin} is not a folder; a folder in timm's format is expected")
+        raise WeightsError(f"{origin} is not a folder; a folder in timm's format is expected")
     elif not os.path.lexists(folder):
-        raise ConvertError(f"{origin} does not exist; a weights file, a folder or hf-hub:ORG/NAME is expected")
+        raise WeightsError(f"{origin} does not exist; a weights file, a folder or hf-hub:ORG/NAME is expected")
     else:
         config, weights = None, folder
     content = read_file(weights)

@@ -8,7 +8,7 @@ import numpy as np
 
 from mambaout_jax.models import Model, create_model
 from mambaout_jax.weights.checkpoint import TorchCheckpoint, read_checkpoint
-from mambaout_jax.weights.errors import ConvertError
+from mambaout_jax.weights.errors import WeightsError
 from mambaout_jax.weights.resolve import resolve_model
 from mambaout_jax.weights.state_dict import from_tensors, to_tensors
 from mambaout_jax.weights.tensors import open_state_dict
@@ -25,7 +25,7 @@ def from_torch(model: Model, source: str | os.PathLike | Mapping[str, Any]) -> d
             (hf-hub:ORG/NAME), or a state dict of arrays or PyTorch tensors.
 
     Raises:
-        ConvertError: the source cannot be read, parameters are missing, unexpected or of another shape (all are
+        WeightsError: the source cannot be read, parameters are missing, unexpected or of another shape (all are
             listed), or values are neither float32 nor bfloat16, or not finite.
     """
     if not isinstance(source, Mapping):
@@ -37,10 +37,10 @@ def from_checkpoint(model: Model, checkpoint: TorchCheckpoint) -> dict[str, Any]
     """Convert an open checkpoint to the variables of a model, as in `from_torch`."""
     try:
         return from_tensors(model, checkpoint.tensors, checkpoint.shapes, _trained_size(checkpoint))
-    except ConvertError as error:
+    except WeightsError as error:
         if str(error).startswith(checkpoint.origin):
             raise
-        raise ConvertError(f"{checkpoint.origin}: {error}") from error
+        raise WeightsError(f"{checkpoint.origin}: {error}") from error
 
 
 def _trained_size(checkpoint: TorchCheckpoint) -> tuple[int, int] | None:
@@ -60,7 +60,7 @@ def to_torch(
         dtype: dtype of all tensors, "float32" or "bfloat16" (ml_dtypes.bfloat16).
 
     Raises:
-        ConvertError: the format cannot express the model, or the variables belong to another model.
+        WeightsError: the format cannot express the model, or the variables belong to another model.
     """
     return to_tensors(model, variables, key_format, dtype)
 
@@ -73,7 +73,7 @@ def load_pretrained(source: str | os.PathLike, **options: Any) -> tuple[Model, d
         options: options of `create_model` that override those of the weights (img_size, dtype, drop_path_rate, ...).
 
     Raises:
-        ConvertError: as in `from_torch`, or no registered variant has these shapes.
+        WeightsError: as in `from_torch`, or no registered variant has these shapes.
         ModelError: an option is unknown or out of range.
     """
     checkpoint = read_checkpoint(source)

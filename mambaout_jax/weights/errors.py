@@ -7,16 +7,16 @@ from pathlib import Path
 from mambaout_jax.errors import UserError
 
 
-class ConvertError(UserError):
+class WeightsError(UserError):
     """Invalid weights or an invalid weights file or folder, described in one sentence."""
 
 
 @contextlib.contextmanager
 def converting_file_errors(target: Path) -> Iterator[None]:
-    """Convert errors of the file system, such as a full disk, to ConvertError while `target` is written."""
+    """Convert errors of the file system, such as a full disk, to WeightsError while `target` is written."""
     try:
         yield
     except OSError as error:
-        raise ConvertError(
+        raise WeightsError(
             f"{target} cannot be written ({error.strerror or error}); free some space or choose another path"
         ) from error

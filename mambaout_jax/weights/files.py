@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mambaout_jax.process import commit_file, scratch_folder, set_default_mode, sync
-from mambaout_jax.weights.errors import ConvertError, converting_file_errors
+from mambaout_jax.weights.errors import WeightsError, converting_file_errors
 from mambaout_jax.weights.tensors import LazyTensors, TensorFile, without_prefixes
 from mambaout_jax.weights.torch_file import read_torch, write_torch
 
@@ -30,13 +30,13 @@ def read_file(path: str | os.PathLike) -> TensorFile:
     """Open a weights file; the format is detected from the content, not from the extension.
 
     Raises:
-        ConvertError: the file cannot be read, is damaged, or contains no weights.
+        WeightsError: the file cannot be read, is damaged, or contains no weights.
     """
     path = os.fspath(path)
     kind = _kind(path)
     content = _read_safetensors(path) if kind == "safetensors" else read_torch(path)
     if not content.shapes:
-        raise ConvertError(f"{path} contains no tensors; the weights of a model are expected")
+        raise WeightsError(f"{path} contains no tensors; the weights of a model are expected")
     return content
 
 
@@ -54,16 +54,16 @@ def write_file(
         check: validates the temporary file before it is moved to `path`; raises if it is invalid.
 
     Raises:
-        ConvertError: the extension is unknown, the path exists, or it cannot be written.
+        WeightsError: the extension is unknown, the path exists, or it cannot be written.
     """
     target = Path(os.path.realpath(os.path.expanduser(path)))
     if not target.name.endswith(ENDINGS):
-        raise ConvertError(f"{path} has an unknown extension; one of {', '.join(ENDINGS)} is expected")
+        raise WeightsError(f"{path} has an unknown extension; one of {', '.join(ENDINGS)} is expected")
     with converting_file_errors(target), scratch_folder(target) as folder:
         if os.path.lexists(target) and not target.is_file():
-            raise ConvertError(f"{path} exists and is not a file; choose another path")
+            raise WeightsError(f"{path} exists and is not a file; choose another path")
         if target.exists() and not force:
-            raise ConvertError(f"{path} exists; choose another path, or replace it with --force")
+            raise WeightsError(f"{path} exists; choose another path, or replace it with --force")
         draft = folder / target.name
         write_tensors(draft, tensors)
         if check is not None:
@@ -75,7 +75,7 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Write tensors to a new file and sync it to disk.
 
     Raises:
-        ConvertError: the format does not support the dtype of a tensor.
+        WeightsError: the format does not support the dtype of a tensor.
         OSError: the file cannot be written.
     """
     # safetensors ignores strides: it would write a transposed array in the memory order of its base.
@@ -90,16 +90,16 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 def _kind(path: str) -> str:
     if not os.path.lexists(path):
-        raise ConvertError(f"{path} does not exist; a weights file is expected")
+        raise WeightsError(f"{path} does not exist; a weights file is expected")
     if not os.path.isfile(path):
-        raise ConvertError(f"{path} is not a file; a weights file is expected")
+        raise WeightsError(f"{path} is not a file; a weights file is expected")
     try:
         with open(path, "rb") as file:
             head = file.read(9)
     except OSError as error:
-        raise ConvertError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+        raise WeightsError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
     if not head:
-        raise ConvertError(f"{path} is empty; download or save it again")
+        raise WeightsError(f"{path} is empty; download or save it again")
     if head.startswith(b"PK\x03\x04"):
         return "torch"
     if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= _MAX_HEADER:
@@ -107,8 +107,8 @@ def _kind(path: str) -> str:
     if head[0] == 0x80 and head[1:2] in (b"\1", b"\2", b"\3", b"\4", b"\5"):  # opcode of a pickle and its protocol
         return "torch"
     if path.endswith(".safetensors"):
-        raise ConvertError(f"{path} is damaged or not a safetensors file; download or save it again")
-    raise ConvertError(f"{path} is neither a safetensors nor a torch.save file; weights are expected")
+        raise WeightsError(f"{path} is damaged or not a safetensors file; download or save it again")
+    raise WeightsError(f"{path} is neither a safetensors nor a torch.save file; weights are expected")
 
 
 def _read_safetensors(path: str) -> TensorFile:
@@ -123,7 +123,7 @@ def _read_safetensors(path: str) -> TensorFile:
         codes = {name: part.get_dtype() for name, part in slices.items()}
     except (SafetensorError, OSError) as error:
         reason = str(error).splitlines()[0].rpartition(": ")[2]
-        raise ConvertError(
+        raise WeightsError(
             f"{path} is a damaged or truncated safetensors file ({reason:.100}); download or save it again"
         ) from error
     names = without_prefixes(stored)
@@ -138,7 +138,7 @@ def _read_tensor(file: Any, path: str, name: str, code: str) -> np.ndarray:
     try:
         return file.get_tensor(name)
     except Exception as error:  # unsupported dtypes and truncated files raise different types
-        raise ConvertError(
+        raise WeightsError(
             f"{path} has {name!r:.80} as {code}, which could not be read; float32, float16 or bfloat16 is expected"
         ) from error
 
@@ -153,4 +153,4 @@ def _write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         if found := re.search(r"os error (\d+)", str(error)):
             raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
         kinds = ", ".join(sorted({str(array.dtype) for array in tensors.values()}))
-        raise ConvertError(f"{path.name} cannot store {kinds}; float32, float16 or bfloat16 is expected") from error
+        raise WeightsError(f"{path.name} cannot store {kinds}; float32, float16 or bfloat16 is expected") from error

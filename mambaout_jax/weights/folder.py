@@ -10,7 +10,7 @@ import numpy as np
 
 from mambaout_jax.models import Model
 from mambaout_jax.process import commit_folder, scratch_folder, sync
-from mambaout_jax.weights.errors import ConvertError, converting_file_errors
+from mambaout_jax.weights.errors import WeightsError, converting_file_errors
 from mambaout_jax.weights.files import write_tensors
 from mambaout_jax.weights.options import model_args
 from mambaout_jax.weights.timm_config import CONFIG_NAME
@@ -23,12 +23,12 @@ def find_weights(folder: str, origin: str) -> str:
     """Return the path of the weights in a folder.
 
     Raises:
-        ConvertError: the folder has none of timm's file names.
+        WeightsError: the folder has none of timm's file names.
     """
     for name in WEIGHTS_NAMES:
         if os.path.lexists(path := os.path.join(folder, name)):
             return path
-    raise ConvertError(f"{origin} has no weights; one of {', '.join(WEIGHTS_NAMES)} is expected in it")
+    raise WeightsError(f"{origin} has no weights; one of {', '.join(WEIGHTS_NAMES)} is expected in it")
 
 
 def write_folder(
@@ -48,7 +48,7 @@ def write_folder(
         check: validates the temporary folder before it is moved to `path`; raises if it is invalid.
 
     Raises:
-        ConvertError: the path exists or cannot be written.
+        WeightsError: the path exists or cannot be written.
     """
     target = Path(os.path.realpath(os.path.expanduser(path)))
     _check_replaceable(target, path, force)
@@ -94,15 +94,15 @@ def _check_replaceable(target: Path, path: str | os.PathLike, force: bool) -> No
     if not os.path.lexists(target):
         return
     if not target.is_dir():
-        raise ConvertError(f"{path} exists and is not a folder; choose another path")
+        raise WeightsError(f"{path} exists and is not a folder; choose another path")
     try:
         entries = list(os.scandir(target))
     except OSError as error:
-        raise ConvertError(f"{path} cannot be read ({error.strerror}); choose another folder") from error
+        raise WeightsError(f"{path} cannot be read ({error.strerror}); choose another folder") from error
     if not entries:
         return
     if not force:
-        raise ConvertError(f"{path} exists; choose another folder, or replace it with --force")
+        raise WeightsError(f"{path} exists; choose another folder, or replace it with --force")
     foreign = sorted(
         entry.name
         for entry in entries
@@ -110,4 +110,4 @@ def _check_replaceable(target: Path, path: str | os.PathLike, force: bool) -> No
     )
     if foreign or CONFIG_NAME not in {entry.name for entry in entries} or len(entries) == 1:
         what = f"contains {foreign[0]!r}" if foreign else "is not a folder in timm's format"
-        raise ConvertError(f"{path} {what}, so --force does not replace it; choose another folder")
+        raise WeightsError(f"{path} {what}, so --force does not replace it; choose another folder")

@@ -3,7 +3,7 @@
 import re
 
 from mambaout_jax.extras import importing
-from mambaout_jax.weights.errors import ConvertError
+from mambaout_jax.weights.errors import WeightsError
 from mambaout_jax.weights.folder import WEIGHTS_NAMES
 from mambaout_jax.weights.timm_config import CONFIG_NAME
 
@@ -12,7 +12,7 @@ _ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([^@\s]+))?", re.ASCII)
 _TIMEOUT_SECONDS = 5  # for the first response of the hub; HF_HUB_ETAG_TIMEOUT overrides it
 
 
-class _AbsentError(ConvertError):
+class _AbsentError(WeightsError):
     """A missing file; others may exist."""
 
 
@@ -25,13 +25,13 @@ def download(source: str) -> tuple[str, str]:
         source: hf-hub:ORG/NAME, with @REVISION for a branch, a tag or a commit.
 
     Raises:
-        ConvertError: the id is malformed, does not exist or is not accessible, or the hub does not respond and the
+        WeightsError: the id is malformed, does not exist or is not accessible, or the hub does not respond and the
             files are not cached.
         MissingExtraError: huggingface_hub is not installed.
     """
     match = _ID.fullmatch(source.partition(":")[2])
     if match is None:
-        raise ConvertError(f"{source} is not a hub id; hf-hub:ORG/NAME or hf-hub:ORG/NAME@REVISION is expected")
+        raise WeightsError(f"{source} is not a hub id; hf-hub:ORG/NAME or hf-hub:ORG/NAME@REVISION is expected")
     repository = _Repository(source, *match.groups())
     config = repository.fetch(CONFIG_NAME)
     absent = []
@@ -69,7 +69,7 @@ class _Repository:
             ) from None
         except Exception as error:  # each transport raises its own types
             reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise ConvertError(f"{self.source}: the download of {name} failed ({reason[0]:.200}); try again") from error
+            raise WeightsError(f"{self.source}: the download of {name} failed ({reason[0]:.200}); try again") from error
 
     def _check(self, name: str) -> str | None:
         """Check that a file exists on the hub and is accessible; return a reason if the hub does not respond.
@@ -89,13 +89,13 @@ class _Repository:
         except errors.OfflineModeIsEnabled:
             return "HF_HUB_OFFLINE is set"
         except errors.HFValidationError as error:
-            raise ConvertError(f"{self.source} is not a hub id ({str(error).splitlines()[0]:.200})") from error
+            raise WeightsError(f"{self.source} is not a hub id ({str(error).splitlines()[0]:.200})") from error
         except errors.GatedRepoError:
-            raise ConvertError(f"{self.source} is gated; accept its terms on the hub and {log_in}") from None
+            raise WeightsError(f"{self.source} is gated; accept its terms on the hub and {log_in}") from None
         except errors.RepositoryNotFoundError:
-            raise ConvertError(f"{self.source} does not exist, or is private; check the name, or {log_in}") from None
+            raise WeightsError(f"{self.source} does not exist, or is private; check the name, or {log_in}") from None
         except errors.RevisionNotFoundError:
-            raise ConvertError(
+            raise WeightsError(
                 f"{self.source}: there is no revision {self.revision or 'main'}; a branch, tag or commit is expected"
             ) from None
         except errors.EntryNotFoundError:
@@ -105,7 +105,7 @@ class _Repository:
         except errors.HfHubHTTPError as error:
             status = error.response.status_code
             if status in (401, 403):
-                raise ConvertError(f"{self.source} is not accessible (status {status}); {log_in}") from None
+                raise WeightsError(f"{self.source} is not accessible (status {status}); {log_in}") from None
             return f"{constants.ENDPOINT} responds with status {status}; try again later"
         except Exception as error:  # each network stack raises its own types
             reason = str(error).strip().splitlines() or [type(error).__name__]

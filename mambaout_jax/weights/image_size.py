@@ -10,7 +10,7 @@ import jax
 from mambaout_jax.models import Model, ModelError, create_model
 from mambaout_jax.models.key_format import KeyFormat
 from mambaout_jax.models.options import MIN_SIZE
-from mambaout_jax.weights.errors import ConvertError
+from mambaout_jax.weights.errors import WeightsError
 from mambaout_jax.weights.key_map import Shape, expected_shapes, tensor_specs, without_ignored
 
 Size = tuple[int, int]
@@ -33,7 +33,7 @@ def model_of_weights(
         `model` itself if the sizes are equal, or if shapes differ for other reasons than the image size.
 
     Raises:
-        ConvertError: all keys match, but the shapes match no square image size.
+        WeightsError: all keys match, but the shapes match no square image size.
     """
     if "img_size" not in model.options or img_size == model.input_spec.size:
         return model
@@ -48,7 +48,7 @@ def model_of_weights(
         img_size = square_size(model, key_format, shapes)
         if img_size is None and shapes.keys() == own.keys():
             key = next(key for key in sized if shapes[key] != own[key])
-            raise ConvertError(
+            raise WeightsError(
                 f"{key} has shape {shapes[key]} where {own[key]} is expected, or that of another square image size, "
                 "which would be resampled; for non-square images, use a folder whose config.json has the image size"
             )

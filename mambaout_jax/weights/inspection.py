@@ -23,7 +23,7 @@ def inspect_checkpoint(checkpoint: TorchCheckpoint, name: str | None = None) -> 
         several, and under "image size" if parameters depend on it.
 
     Raises:
-        ConvertError: the family is unknown, the key format cannot express the variant, or, without a name, no variant
+        WeightsError: the family is unknown, the key format cannot express the variant, or, without a name, no variant
             has exactly these shapes.
         ModelError: the name is unknown.
     """

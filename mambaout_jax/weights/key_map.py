@@ -11,7 +11,7 @@ import numpy as np
 from mambaout_jax.models import Family, families
 from mambaout_jax.models.api import ParamPath
 from mambaout_jax.models.key_format import KeyFormat, Rule, Transform, default_transform
-from mambaout_jax.weights.errors import ConvertError
+from mambaout_jax.weights.errors import WeightsError
 
 Shape = tuple[int, ...]
 
@@ -92,7 +92,7 @@ def matching_formats(keys: Iterable[str], prefer: Family | None = None) -> list[
         prefer: family whose formats come first among equal matches.
 
     Raises:
-        ConvertError: no format matches.
+        WeightsError: no format matches.
     """
     # Keys without a dot do not count: many models share names such as "pos_embed".
     keys = list(keys)
@@ -108,7 +108,7 @@ def matching_formats(keys: Iterable[str], prefer: Family | None = None) -> list[
     if not found:
         some = ", ".join(sorted(keys)[:3]) or "none"
         names = ", ".join(f"{family.module.__name__} in key format {key_format.name}" for family, key_format in formats)
-        raise ConvertError(f"the keys ({some}, ...) match no known model; supported are {names}")
+        raise WeightsError(f"the keys ({some}, ...) match no known model; supported are {names}")
     return sorted(found, key=lambda pair: (-known[pair[0], pair[1].name], pair[0] is not prefer))
 
 
@@ -119,7 +119,7 @@ def tensor_specs(variables: Any, key_format: KeyFormat) -> list[TensorSpec]:
         variables: arrays or `jax.ShapeDtypeStruct`s, {"params": ..., "batch_stats": ...}.
 
     Raises:
-        ConvertError: a variable has no rule, or two variables have the same key.
+        WeightsError: a variable has no rule, or two variables have the same key.
     """
     groups: dict[tuple[str, ...], tuple[Rule, dict[int, tuple[ParamPath, Shape]]]] = {}
     for key_path, leaf in jax.tree.leaves_with_path(variables):
@@ -128,11 +128,11 @@ def tensor_specs(variables: Any, key_format: KeyFormat) -> list[TensorSpec]:
         name = ".".join(map(str, path[1:]))
         found = _find_rule(key_format, name)
         if found is None:
-            raise ConvertError(f"key format {key_format.name!r} has no rule for {name}; add one to its rules")
+            raise WeightsError(f"key format {key_format.name!r} has no rule for {name}; add one to its rules")
         rule, keys, part = found
         _, parts = groups.setdefault(keys, (rule, {}))
         if part in parts:
-            raise ConvertError(
+            raise WeightsError(
                 f"key format {key_format.name!r} maps two variables to {keys[0]}, one of them {name}; add a rule that "
                 "separates them"
             )
@@ -145,7 +145,7 @@ def _tensor_spec(keys: tuple[str, ...], rule: Rule, parts: list[tuple[ParamPath,
     transform = rule.transform or default_transform(paths[0][-1], len(shapes[0]))
     spec = TensorSpec(keys, (), paths, rule, transform)
     if len(set(shapes)) > 1:
-        raise ConvertError(f"the variables joined in {keys[0]} have shapes {shapes}; equal shapes are expected")
+        raise WeightsError(f"the variables joined in {keys[0]} have shapes {shapes}; equal shapes are expected")
     # A broadcast scalar has the shape without the memory.
     (first, *_), value = shapes, np.zeros((), np.float32)
     inner = transform.to_torch(np.broadcast_to(value, first)).shape

@@ -27,7 +27,7 @@ def mamba_block_from_torch(block: MambaBlock, state_dict: Mapping[str, Any]) -> 
     """Convert the state dict of a `mamba_ssm.Mamba` to the variables of a block, in float32; the match is exact.
 
     Raises:
-        ConvertError: as in `from_torch`.
+        WeightsError: as in `from_torch`.
     """
     return load_state_dict(block.name, _shapes(block), MAMBA_SSM, *open_state_dict(state_dict))
 
@@ -39,7 +39,7 @@ def mamba_block_to_torch(block: MambaBlock, variables: dict[str, Any], dtype: st
         dtype: dtype of all tensors, "float32" or "bfloat16" (ml_dtypes.bfloat16).
 
     Raises:
-        ConvertError: the variables belong to another block.
+        WeightsError: the variables belong to another block.
     """
     return export_state_dict(block.name, _shapes(block), MAMBA_SSM, variables, dtype)
 

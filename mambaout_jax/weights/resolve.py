@@ -10,7 +10,7 @@ import numpy as np
 from mambaout_jax.models import Family, Model, create_model, find_family, variant_options
 from mambaout_jax.models.key_format import KeyFormat
 from mambaout_jax.weights.checkpoint import TorchCheckpoint
-from mambaout_jax.weights.errors import ConvertError
+from mambaout_jax.weights.errors import WeightsError
 from mambaout_jax.weights.image_size import sized_axes, square_size
 from mambaout_jax.weights.key_map import (
     Shape,
@@ -50,13 +50,13 @@ def resolve_model(checkpoint: TorchCheckpoint, name: str | None = None) -> Resol
             inferred from the shapes.
 
     Raises:
-        ConvertError: the keys match no known family, no variant has exactly these shapes, or config.json names another
+        WeightsError: the keys match no known family, no variant has exactly these shapes, or config.json names another
             variant.
     """
     try:
         return _resolve(checkpoint, name)
-    except ConvertError as error:
-        raise ConvertError(f"{checkpoint.origin}: {error}") from error
+    except WeightsError as error:
+        raise WeightsError(f"{checkpoint.origin}: {error}") from error
 
 
 def _resolve(checkpoint: TorchCheckpoint, name: str | None) -> ResolvedModel:
@@ -65,7 +65,7 @@ def _resolve(checkpoint: TorchCheckpoint, name: str | None) -> ResolvedModel:
     config = checkpoint.config
     if config is not None:
         if name not in (None, config.architecture):
-            raise ConvertError(f"config.json has architecture {config.architecture}; {name} is expected")
+            raise WeightsError(f"config.json has architecture {config.architecture}; {name} is expected")
         return ResolvedModel(key_format, config.architecture, {**config.options, **config.preprocessing}, "")
     if name is not None:
         return ResolvedModel(key_format, name, _data_options(name, key_format, checkpoint.shapes), "")
@@ -79,7 +79,7 @@ def _resolve(checkpoint: TorchCheckpoint, name: str | None) -> ResolvedModel:
     if not fits:
         nearest = min(faults, key=faults.__getitem__)
         tensors = f"{faults[nearest]} tensor{'s' if faults[nearest] > 1 else ''}"
-        raise ConvertError(
+        raise WeightsError(
             f"no variant has exactly these tensors; the closest, {nearest}, differs in {tensors}: set --model, "
             "use a folder with a config.json, or list the differences with convert inspect FILE --model NAME"
         )

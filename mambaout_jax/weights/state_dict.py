@@ -9,7 +9,7 @@ import numpy as np
 
 from mambaout_jax.models import Model
 from mambaout_jax.models.key_format import KeyFormat
-from mambaout_jax.weights.errors import ConvertError
+from mambaout_jax.weights.errors import WeightsError
 from mambaout_jax.weights.image_size import model_of_weights, resample_variables
 from mambaout_jax.weights.key_map import (
     Shape,
@@ -31,17 +31,17 @@ def get_format(model: Model, name: str | None = None) -> KeyFormat:
         name: name of the format; None for the first of the family.
 
     Raises:
-        ConvertError: the name is unknown, or the format cannot express an option.
+        WeightsError: the name is unknown, or the format cannot express an option.
     """
     formats = {key_format.name: key_format for key_format in model.family.key_formats}
     key_format = next(iter(formats.values())) if name is None else formats.get(name)
     if key_format is None:
-        raise ConvertError(f"{model.name} has no key format {name!r}; one of {', '.join(formats)} is expected")
+        raise WeightsError(f"{model.name} has no key format {name!r}; one of {', '.join(formats)} is expected")
     if faults := [
         f"{key} is {model.options[key]!r}" for key, value in key_format.fixed.items() if model.options[key] != value
     ]:
         others = ", ".join(f"{key} {value!r}" for key, value in key_format.fixed.items())
-        raise ConvertError(
+        raise WeightsError(
             f"key format {key_format.name!r} cannot express {model.name}: {'; '.join(faults)}; it supports only "
             f"{others}"
         )
@@ -65,7 +65,7 @@ def _check_fit(what: str, model: str, shapes: Mapping[str, Shape], expected: Map
     if faults := differences(shapes, expected):
         shown = {name: name if name and name.isprintable() else repr(name) for name in faults}
         listed = "; ".join(f"{shown[name]} {fault}" for name, fault in faults.items())
-        raise ConvertError(f"{what} do not fit {model}: {listed}")
+        raise WeightsError(f"{what} do not fit {model}: {listed}")
 
 
 def from_tensors(
@@ -79,12 +79,12 @@ def from_tensors(
             are resampled.
 
     Raises:
-        ConvertError: keys are missing, unexpected or of another shape, or values are neither float32 nor bfloat16, or
+        WeightsError: keys are missing, unexpected or of another shape, or values are neither float32 nor bfloat16, or
             not finite.
     """
     family, key_format = matching_formats(shapes, prefer=model.family)[0]
     if family is not model.family:
-        raise ConvertError(
+        raise WeightsError(
             f"the weights belong to a {family.module.__name__}; a {model.family.module.__name__} is expected"
         )
     key_format = get_format(model, key_format.name)
@@ -117,7 +117,7 @@ def _read(tensors: Mapping[str, Any], spec: TensorSpec) -> np.ndarray:
     values = _to_numpy(tensors[first], first)
     for key in tied:
         if not np.array_equal(_to_numpy(tensors[key], key), values):
-            raise ConvertError(f"{key} differs from {first}; the two are tied, so equal tensors are expected")
+            raise WeightsError(f"{key} differs from {first}; the two are tied, so equal tensors are expected")
     return values
 
 
@@ -125,7 +125,7 @@ def _to_numpy(tensor: Any, key: str) -> np.ndarray:
     """Convert a PyTorch tensor, without importing PyTorch, or an array to NumPy; check that all values are finite."""
     kind = getattr(tensor.dtype, "name", str(tensor.dtype)).removeprefix("torch.")
     if kind not in DTYPES:
-        raise ConvertError(f"{key} is {kind}; {' or '.join(DTYPES)} is expected")
+        raise WeightsError(f"{key} is {kind}; {' or '.join(DTYPES)} is expected")
     try:
         if hasattr(tensor, "detach"):
             tensor = tensor.detach().cpu()
@@ -133,11 +133,11 @@ def _to_numpy(tensor: Any, key: str) -> np.ndarray:
             tensor = (tensor.float() if kind == "bfloat16" else tensor).numpy()
         values = np.asarray(tensor)
     except (NotImplementedError, RuntimeError, TypeError) as error:  # meta tensors, sparse layouts, ...
-        raise ConvertError(
+        raise WeightsError(
             f"{key} is on {tensor.device} with layout {tensor.layout}; a dense tensor with values is expected"
         ) from error
     if num_bad := int((~np.isfinite(values)).sum()):
-        raise ConvertError(f"{key} has {num_bad} non-finite values; the training run probably diverged")
+        raise WeightsError(f"{key} has {num_bad} non-finite values; the training run probably diverged")
     return values
 
 
@@ -151,7 +151,7 @@ def to_tensors(
         dtype: dtype of all tensors, "float32" or "bfloat16".
 
     Raises:
-        ConvertError: the format cannot express the model, or the variables belong to another model.
+        WeightsError: the format cannot express the model, or the variables belong to another model.
     """
     return export_state_dict(model.name, model.shapes, get_format(model, key_format), variables, dtype)
 
@@ -167,7 +167,7 @@ def export_state_dict(
     """
     specs = tensor_specs(expected, key_format)
     if dtype not in DTYPES:
-        raise ConvertError(f"dtype is {dtype!r}; {' or '.join(DTYPES)} is expected")
+        raise WeightsError(f"dtype is {dtype!r}; {' or '.join(DTYPES)} is expected")
     values = _by_name(variables)
     _check_fit("the variables", name, _shapes(values), _shapes(_by_name(expected)))
     kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mambaout_jax.weights.errors import ConvertError
+from mambaout_jax.weights.errors import WeightsError
 
 _PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile, in either order
 
@@ -56,12 +56,12 @@ def open_state_dict(state_dict: Mapping[str, Any]) -> tuple[LazyTensors, dict[st
     """Return the tensors and shapes of a state dict, without the prefixes of wrapped models.
 
     Raises:
-        ConvertError: a key is not a string or a value is not a tensor.
+        WeightsError: a key is not a string or a value is not a tensor.
     """
     for key, value in state_dict.items():
         if not isinstance(key, str) or not hasattr(value, "shape"):
             kind = type(value).__name__
-            raise ConvertError(f"the state dict has a {kind} under {key!r}; tensors by name are expected")
+            raise WeightsError(f"the state dict has a {kind} under {key!r}; tensors by name are expected")
     names = without_prefixes(list(state_dict))
     shapes = {name: tuple(state_dict[key].shape) for name, key in names.items()}
     return LazyTensors(names, state_dict.__getitem__), shapes

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from mambaout_jax.checks import find_fault, nearest_names, shorten
 from mambaout_jax.models import find_family, list_models
-from mambaout_jax.weights.errors import ConvertError
+from mambaout_jax.weights.errors import WeightsError
 
 CONFIG_NAME = "config.json"
 
@@ -71,7 +71,7 @@ def read_config(path: str, origin: str) -> TimmConfig:
         origin: path or hub id as typed by the user, the prefix of every message.
 
     Raises:
-        ConvertError: the file is damaged or does not describe one of our models.
+        WeightsError: the file is damaged or does not describe one of our models.
     """
     config = _load(path, origin)
     inner = _get(config, "pretrained_cfg", _OBJECT, origin)
@@ -88,7 +88,7 @@ def read_config(path: str, origin: str) -> TimmConfig:
         options.setdefault("in_chans", size[0])
     num_classes = _get(config, "num_classes", _COUNT, origin) or _get(prepared, "num_classes", _COUNT, origin)
     if num_classes is not None and options.setdefault("num_classes", num_classes) != num_classes:
-        raise ConvertError(
+        raise WeightsError(
             f"{origin}: {CONFIG_NAME} has num_classes {num_classes} and, in model_args, {options['num_classes']}; "
             "equal numbers are expected"
         )
@@ -102,23 +102,23 @@ def read_config(path: str, origin: str) -> TimmConfig:
 
 def _load(path: str, origin: str) -> dict[str, Any]:
     if not os.path.isfile(path):
-        raise ConvertError(f"{origin} has no file {CONFIG_NAME}; a folder in timm's format is expected")
+        raise WeightsError(f"{origin} has no file {CONFIG_NAME}; a folder in timm's format is expected")
     try:
         with open(path, encoding="utf-8") as file:
             config = json.load(file, object_pairs_hook=_without_duplicates)
     except OSError as error:
-        raise ConvertError(
+        raise WeightsError(
             f"{origin}: {CONFIG_NAME} cannot be read ({error.strerror}); check its permissions"
         ) from error
     except RecursionError as error:
-        raise ConvertError(f"{origin}: {CONFIG_NAME} is nested too deeply; timm's format is expected") from error
+        raise WeightsError(f"{origin}: {CONFIG_NAME} is nested too deeply; timm's format is expected") from error
     except ValueError as error:
         reason = str(error).splitlines()[0]
-        raise ConvertError(
+        raise WeightsError(
             f"{origin}: {CONFIG_NAME} is not valid JSON ({reason:.100}); timm's format is expected"
         ) from error
     if not isinstance(config, dict):
-        raise ConvertError(f"{origin}: {CONFIG_NAME} contains {shorten(config)}; a JSON object is expected")
+        raise WeightsError(f"{origin}: {CONFIG_NAME} contains {shorten(config)}; a JSON object is expected")
     return config
 
 
@@ -134,18 +134,18 @@ def _get(part: Mapping[str, Any], key: str, kind: _Kind, origin: str) -> Any:
     """Return a valid value, or None if the key is absent."""
     value = part.get(key)
     if value is not None and not kind.fits(value):
-        raise ConvertError(f"{origin}: {CONFIG_NAME} has {key} {shorten(value)}; {kind.description} is expected")
+        raise WeightsError(f"{origin}: {CONFIG_NAME} has {key} {shorten(value)}; {kind.description} is expected")
     return value
 
 
 def _architecture(value: str | None, origin: str) -> str:
     if value is None:
-        raise ConvertError(f"{origin}: {CONFIG_NAME} has no architecture; timm's format is expected")
+        raise WeightsError(f"{origin}: {CONFIG_NAME} has no architecture; timm's format is expected")
     name = value.split(".")[0]  # the rest is the tag of the weights
     known = list_models()
     if name not in known:
         [near] = nearest_names(name[:100], known)
-        raise ConvertError(
+        raise WeightsError(
             f"{origin}: {CONFIG_NAME} has architecture {shorten(value)}, which is not a known model; the nearest is "
             f"{near!r}; python -m mambaout_jax models lists all"
         )
@@ -160,12 +160,12 @@ def _options(model_args: Mapping[str, Any], architecture: str, origin: str) -> d
             _get(model_args, name, _AVERAGE, origin)
             continue
         if name not in keys:
-            raise ConvertError(
+            raise WeightsError(
                 f"{origin}: model_args in {CONFIG_NAME} has {shorten(name)}, not an option of {architecture}; one "
                 f"of {', '.join(sorted(keys))} is expected"
             )
         if fault := find_fault(name, keys[name], value):
-            raise ConvertError(f"{origin}: model_args in {CONFIG_NAME}: {fault}")
+            raise WeightsError(f"{origin}: model_args in {CONFIG_NAME}: {fault}")
         options[name] = tuple(value) if isinstance(value, list) else value
     return options
 
@@ -197,11 +197,11 @@ def _class_names(labels: Any, options: Mapping[str, Any], origin: str) -> tuple[
     if isinstance(labels, dict):
         names = [labels.get(str(index)) for index in range(len(labels))]
     if not isinstance(names, list) or not all(isinstance(name, str) and name.isprintable() for name in names):
-        raise ConvertError(
+        raise WeightsError(
             f"{origin}: {CONFIG_NAME} has label_names {shorten(labels)}; a list of strings, one per class, is expected"
         )
     if len(names) != options.get("num_classes", len(names)):
-        raise ConvertError(
+        raise WeightsError(
             f"{origin}: {CONFIG_NAME} has {len(names)} label_names where num_classes is {options['num_classes']}; one "
             "per class is expected"
         )

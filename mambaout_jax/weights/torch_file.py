@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from mambaout_jax.extras import importing
-from mambaout_jax.weights.errors import ConvertError
+from mambaout_jax.weights.errors import WeightsError
 from mambaout_jax.weights.tensors import LazyTensors, TensorFile, without_prefixes
 
 # In order of preference, as in timm: EMA weights first.
@@ -25,7 +25,7 @@ def read_torch(path: str) -> TensorFile:
     """Read a state dict without running code in the file.
 
     Raises:
-        ConvertError: the file is damaged or contains anything but a state dict.
+        WeightsError: the file is damaged or contains anything but a state dict.
         MissingExtraError: PyTorch is not installed.
     """
     torch = _import_torch(path)
@@ -36,10 +36,10 @@ def read_torch(path: str) -> TensorFile:
     weights = loaded if wrapper is None else loaded[wrapper]
     where = path if wrapper is None else f"{path}, entry {wrapper!r},"
     if not isinstance(weights, Mapping):
-        raise ConvertError(f"{path} contains a {type(weights).__name__}; a state dict is expected")
+        raise WeightsError(f"{path} contains a {type(weights).__name__}; a state dict is expected")
     for name, value in weights.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-            raise ConvertError(
+            raise WeightsError(
                 f"{where} contains a {type(value).__name__} under {name!r:.80}; a state dict of tensors is expected"
             )
     names = without_prefixes(list(weights))
@@ -55,7 +55,7 @@ def write_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Write a state dict.
 
     Raises:
-        ConvertError: PyTorch does not support the dtype of a tensor.
+        WeightsError: PyTorch does not support the dtype of a tensor.
         MissingExtraError: PyTorch is not installed.
         OSError: the file cannot be written.
     """
@@ -94,15 +94,15 @@ def _load(torch: ModuleType, path: str) -> Any:
             code = re.search(r"GLOBAL (\S+)", str(error))
             # A file cut short within a name, such as collections.OrderedDic, looks like code too.
             what = f"code ({code[1]:.100}), which was not run" if code else "objects other than tensors"
-            raise ConvertError(
+            raise WeightsError(
                 f"{path} is damaged or contains {what}; save only model.state_dict(), or use safetensors"
             ) from error
         if is_zip and "TorchScript" in str(error):
-            raise ConvertError(
+            raise WeightsError(
                 f"{path} is a TorchScript program, which was not run; save model.state_dict() instead"
             ) from error
         what = "zip" if is_zip else "pickle"
-        raise ConvertError(
+        raise WeightsError(
             f"{path} is a {what} file that is damaged or was not written by torch.save; download or save it again"
         ) from error
 
@@ -119,7 +119,7 @@ def _to_numpy(torch: ModuleType, path: str, name: str, tensor: Any) -> np.ndarra
             return tensor.detach().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
         return tensor.detach().numpy()
     except (RuntimeError, TypeError) as error:
-        raise ConvertError(
+        raise WeightsError(
             f"{path} has {name!r:.80} as {tensor.dtype} with layout {tensor.layout}, which NumPy does not support; a "
             "dense tensor of float32, float16 or bfloat16 is expected"
         ) from error
@@ -132,7 +132,7 @@ def _to_torch(torch: ModuleType, name: str, array: np.ndarray) -> Any:
             warnings.simplefilter("ignore")  # about read-only arrays, which are not written to
             tensor = torch.from_numpy(array.view(np.int16) if is_bfloat16 else array)
     except TypeError:
-        raise ConvertError(
+        raise WeightsError(
             f"{name} is {array.dtype}, which PyTorch does not support; float32 or bfloat16 is expected"
         ) from None
     return tensor.view(torch.bfloat16) if is_bfloat16 else tensor

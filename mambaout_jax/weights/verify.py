@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from mambaout_jax.extras import importing
 from mambaout_jax.models import Model, cpu_compiler_options, create_model
-from mambaout_jax.weights.errors import ConvertError
+from mambaout_jax.weights.errors import WeightsError
 from mambaout_jax.weights.hub import PREFIXES
 from mambaout_jax.weights.options import model_args
 
@@ -57,7 +57,7 @@ class LogitsCheck:
             what: description of the weights, the start of the sentence.
 
         Raises:
-            ConvertError: the difference exceeds `TOLERANCE`.
+            WeightsError: the difference exceeds `TOLERANCE`.
         """
         return _check_difference(what, self.difference(variables))
 
@@ -65,7 +65,7 @@ class LogitsCheck:
         """Check that timm, which reads `source` itself, agrees with the reference, and return a sentence.
 
         Raises:
-            ConvertError: the difference exceeds `TOLERANCE`, or timm cannot load the weights.
+            WeightsError: the difference exceeds `TOLERANCE`, or timm cannot load the weights.
             MissingExtraError: timm or PyTorch is not installed.
         """
         logits = timm_logits(self._model, source, self._images)
@@ -87,7 +87,7 @@ def difference(logits: Float[np.ndarray, "b k"], expected: Float[np.ndarray, "b 
 
 def _check_difference(what: str, found: float) -> str:
     if not found <= TOLERANCE:
-        raise ConvertError(
+        raise WeightsError(
             f"{what}: logits differ by {found:.2g} of the largest, where at most {TOLERANCE:g} is allowed; check the "
             "weights with convert inspect"
         )
@@ -101,15 +101,15 @@ def timm_logits(model: Model, source: str, images: Float[np.ndarray, "b h w c"])
         source: a file in any key format that timm converts, or a folder or hub id in timm's format.
 
     Raises:
-        ConvertError: timm does not have the model or cannot load the weights.
+        WeightsError: timm does not have the model or cannot load the weights.
         MissingExtraError: timm or PyTorch is not installed.
     """
     family, title = model.family, model.family.module.__name__
     if family.timm_options is None:
-        raise ConvertError(f"timm has no {title}; omit --verify timm")
+        raise WeightsError(f"timm has no {title}; omit --verify timm")
     built = family.timm_options.items()
     if others := [f"{key} {model.options[key]!r}" for key, value in built if model.options[key] != value]:
-        raise ConvertError(f"timm has no {title} with {' and '.join(others)}; omit --verify timm")
+        raise WeightsError(f"timm has no {title} with {' and '.join(others)}; omit --verify timm")
     timm, torch = _load_timm()
     source = os.path.expanduser(source)
     source = f"local-dir:{source}" if os.path.isdir(source) else source
@@ -121,7 +121,7 @@ def timm_logits(model: Model, source: str, images: Float[np.ndarray, "b h w c"])
             convert = sys.modules[type(timm_model).__module__].checkpoint_filter_fn  # from other key formats to timm's
             timm_model.load_state_dict(convert(timm.models.load_state_dict(source), timm_model), strict=True)
     except Exception as error:  # timm raises many types for invalid files, dtypes and shapes
-        raise ConvertError(f"timm {timm.__version__} cannot load {source}: {' '.join(str(error).split())}") from error
+        raise WeightsError(f"timm {timm.__version__} cannot load {source}: {' '.join(str(error).split())}") from error
     with torch.inference_mode():
         return timm_model.eval().float()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
 

@@ -29,7 +29,7 @@ def test_a_single_process_does_not_wait():
     ],
 )
 def test_an_invalid_address_is_named(arguments, sentence):
-    with pytest.raises(distributed.ParallelError, match=sentence):
+    with pytest.raises(distributed.DistributedError, match=sentence):
         distributed.initialize(*arguments)
 
 
@@ -38,7 +38,7 @@ def test_a_port_in_use_is_named():
         taken.bind(("", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(distributed.ParallelError, match=f"port {port} of --coordinator is not available"):
+        with pytest.raises(distributed.DistributedError, match=f"port {port} of --coordinator is not available"):
             distributed.initialize(f"localhost:{port}", 2, 0)
 
 
@@ -48,7 +48,7 @@ def test_values_are_in_order_and_missing_processes_are_named():
         print(distributed.allgather_strings("greeting", f"from {process}"), distributed.barrier("greeting"))
         try:
             distributed.assert_same_on_all_hosts({"jax": "1" if process == 1 else "2", "python": "3"})
-        except distributed.ParallelError as error:
+        except distributed.DistributedError as error:
             print(error)
         if process != 1:
             try:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mambaout_jax.models import Functional, MambaBlock, ModelError
-from mambaout_jax.weights import ConvertError, mamba_block_from_torch, mamba_block_to_torch
+from mambaout_jax.weights import WeightsError, mamba_block_from_torch, mamba_block_to_torch
 from tests.models import golden
 
 CASES = golden.names("mamba_block__*")
@@ -64,14 +64,14 @@ def test_weights_go_back_as_they_came(name):
 
 def test_variables_of_another_block_are_refused():
     variables = functional(8, ssm=False).init(jax.random.key(0))
-    with pytest.raises(ConvertError, match=r"the variables do not fit MambaBlock: .*A_log is missing"):
+    with pytest.raises(WeightsError, match=r"the variables do not fit MambaBlock: .*A_log is missing"):
         mamba_block_to_torch(functional(8), variables)
 
 
 def test_weights_that_do_not_fit_are_listed():
     case = golden.load(CASES[0])
     del case.state_dict["A_log"], case.state_dict["dt_proj.bias"]
-    with pytest.raises(ConvertError, match=r"do not fit MambaBlock: A_log is missing; dt_proj\.bias is missing$"):
+    with pytest.raises(WeightsError, match=r"do not fit MambaBlock: A_log is missing; dt_proj\.bias is missing$"):
         mamba_block_from_torch(functional(**case.options), case.state_dict)
 
 

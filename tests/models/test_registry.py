@@ -10,7 +10,7 @@ import mambaout_jax as mo
 from mambaout_jax import plugins
 from mambaout_jax.models import Family, ModelError, Variant, families, find_family
 from mambaout_jax.plugins import PluginError
-from mambaout_jax.weights import ConvertError, resolve_model
+from mambaout_jax.weights import WeightsError, resolve_model
 from tests.weights import configurations, pytorch
 
 TOY = '''
@@ -101,7 +101,7 @@ def test_a_plugin_adds_its_family_with_all_that_a_family_has(toy):
     for name in ("toy_small", "toy_deep"):
         found = resolve_model(pytorch.checkpoint_of(configurations.shapes(mo.create_model(name, num_classes=7))))
         assert found[1:] == (name, {"num_classes": 7}, "")
-    with pytest.raises(ConvertError, match="belong to a Toy; a MambaOut is expected"):
+    with pytest.raises(WeightsError, match="belong to a Toy; a MambaOut is expected"):
         mo.from_torch(pytorch.small_model(), state_dict)
 
 

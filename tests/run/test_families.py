@@ -9,7 +9,7 @@ import mambaout_jax as mo
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.pretrained import load_pretrained_for, merge_pretrained
 from mambaout_jax.run.workdir import claim_workdir
-from mambaout_jax.weights import ConvertError
+from mambaout_jax.weights import WeightsError
 from mambaout_jax.weights.folder import write_folder
 from tests.train import tiny, written_run
 from tests.weights import pytorch
@@ -69,7 +69,7 @@ def test_no_run_starts_from_a_folder_or_file_of_another_family(vit_run, tmp_path
     save_file(state_dict, tmp_path / "weights.safetensors")
     with pytest.raises(RunError, match=r"are for deit_tiny_patch16_224, a VisionTransformer; .* a MambaOut"):
         load_pretrained_for(tmp_path / "model", build({}))
-    with pytest.raises(ConvertError, match="the weights belong to a VisionTransformer; a MambaOut is expected"):
+    with pytest.raises(WeightsError, match="the weights belong to a VisionTransformer; a MambaOut is expected"):
         load_pretrained_for(tmp_path / "weights.safetensors", build({}))
 
 

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from mambaout_jax.data import DataError, WorkerDiedError
-from mambaout_jax.distributed import ParallelError
+from mambaout_jax.distributed import DistributedError
 from mambaout_jax.errors import UserError
 from mambaout_jax.extras import MissingExtraError
 from mambaout_jax.models import ModelError
@@ -14,11 +14,11 @@ from mambaout_jax.plugins import PluginError
 from mambaout_jax.run import errors
 from mambaout_jax.run.errors import DivergedError, RunError, StoppedError, report_error
 from mambaout_jax.tasks.errors import TaskError
-from mambaout_jax.weights import ConvertError
+from mambaout_jax.weights import WeightsError
 
 NO_DEVICE = "Unable to initialize backend 'tpu': NOT_FOUND: TPU initialization failed: No jellyfish device found"
 USER_ERRORS = (
-    ConvertError, DataError, MissingExtraError, ModelError, ParallelError, PluginError, RunError, TaskError
+    WeightsError, DataError, MissingExtraError, ModelError, DistributedError, PluginError, RunError, TaskError
 )  # fmt: skip
 
 

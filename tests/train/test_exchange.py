@@ -18,7 +18,7 @@ from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.workdir import load_run
 from mambaout_jax.tasks.classification.source import open_source
 from mambaout_jax.train.loop import train
-from mambaout_jax.weights import ConvertError
+from mambaout_jax.weights import WeightsError
 from mambaout_jax.weights.files import write_tensors
 from tests.train import written_run
 
@@ -140,7 +140,7 @@ def test_what_exists_is_replaced_only_with_force_and_a_run_never(run, exported, 
         import_weights(str(exported), run[0], force=True)
     file = tmp_path / "digits.safetensors"
     export_weights(run[0], str(file))
-    with pytest.raises(ConvertError, match="exists"):
+    with pytest.raises(WeightsError, match="exists"):
         export_weights(run[0], str(file))
     export_weights(run[0], str(file), force=True)
 
@@ -153,7 +153,7 @@ def test_a_file_that_came_out_wrong_is_not_kept(run, tmp_path, monkeypatch, out)
 
     for module in ("files", "folder"):
         monkeypatch.setattr(f"mambaout_jax.weights.{module}.write_tensors", write)
-    with pytest.raises(ConvertError, match=r"read back: logits differ by .*, where at most 0\.0001 is allowed"):
+    with pytest.raises(WeightsError, match=r"read back: logits differ by .*, where at most 0\.0001 is allowed"):
         export_weights(run[0], str(tmp_path / out))
     assert left_in(tmp_path) == []
 
@@ -168,7 +168,7 @@ def test_a_layer_that_is_swapped_is_found_by_its_logits(run, exported, tmp_path,
         return run
 
     monkeypatch.setattr(exchange, "load_run", swapped)
-    with pytest.raises(ConvertError, match="read back: logits differ by"):
+    with pytest.raises(WeightsError, match="read back: logits differ by"):
         import_weights(str(exported), tmp_path / "imported")
     assert left_in(tmp_path) == []
 
@@ -183,7 +183,7 @@ def test_the_live_timm_agrees(run, tmp_path, out, key_format):
     said = []
     options = {"key_format": key_format, "verify_timm": True, "log": said.append}
     if out == "a" and key_format == "mambaout":
-        with pytest.raises(ConvertError, match="folder in timm's format, which requires key format 'timm'"):
+        with pytest.raises(WeightsError, match="folder in timm's format, which requires key format 'timm'"):
             export_weights(run[0], str(tmp_path / out), **options)
         return
     export_weights(run[0], str(tmp_path / out), **options)

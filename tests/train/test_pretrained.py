@@ -6,7 +6,7 @@ import pytest
 
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.pretrained import load_pretrained_for, merge_pretrained
-from mambaout_jax.weights import ConvertError
+from mambaout_jax.weights import WeightsError
 from tests.train import tiny, written_run
 
 NAMES = tuple(f"digit {label}" for label in range(10))
@@ -85,5 +85,5 @@ def test_another_model_is_refused_with_all_differences(run, init_head):
 
 
 def test_a_folder_without_weights_is_named(tmp_path):
-    with pytest.raises(ConvertError, match=f"{tmp_path} has no file config.json"):
+    with pytest.raises(WeightsError, match=f"{tmp_path} has no file config.json"):
         load(tmp_path)

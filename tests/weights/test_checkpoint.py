@@ -7,7 +7,7 @@ import pytest
 
 from mambaout_jax.models import create_model
 from mambaout_jax.weights.checkpoint import read_checkpoint
-from mambaout_jax.weights.errors import ConvertError
+from mambaout_jax.weights.errors import WeightsError
 from mambaout_jax.weights.files import write_file
 from mambaout_jax.weights.folder import write_folder
 from tests.timm import load_timm
@@ -16,7 +16,7 @@ from tests.weights.test_folder import MODEL, PREPROCESSING, TENSORS
 
 
 def assert_refused(source, words):
-    with pytest.raises(ConvertError, match=words) as refusal:
+    with pytest.raises(WeightsError, match=words) as refusal:
         read_checkpoint(source)
     assert str(refusal.value).startswith(os.fspath(source))
     assert len(str(refusal.value).splitlines()) == 1

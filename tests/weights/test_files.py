@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mambaout_jax.extras import MissingExtraError
-from mambaout_jax.weights.errors import ConvertError
+from mambaout_jax.weights.errors import WeightsError
 from mambaout_jax.weights.files import read_file, write_file
 
 TENSORS = {
@@ -35,7 +35,7 @@ def assert_same(found, expected):
 
 
 def assert_refused(path, words):
-    with pytest.raises(ConvertError, match=words) as refusal:
+    with pytest.raises(WeightsError, match=words) as refusal:
         read_file(path)
     assert str(refusal.value).startswith(str(path))
     assert len(str(refusal.value).splitlines()) == 1
@@ -172,7 +172,7 @@ def test_a_file_that_shrank_while_it_was_read_is_named(tmp_path):
     write_file(path, TENSORS)
     content = read_file(path)
     os.truncate(path, 100)
-    with pytest.raises(ConvertError, match=f"{path} has 'stem.weight' as F32, which could not be read"):
+    with pytest.raises(WeightsError, match=f"{path} has 'stem.weight' as F32, which could not be read"):
         content.tensors["stem.weight"]
 
 
@@ -189,7 +189,7 @@ def test_pytorch_that_is_missing_is_asked_for(tmp_path, monkeypatch):
 def test_what_exists_is_replaced_only_on_demand(tmp_path):
     path = tmp_path / "a.safetensors"
     path.write_text("precious")
-    with pytest.raises(ConvertError, match=f"{path} exists; .*--force"):
+    with pytest.raises(WeightsError, match=f"{path} exists; .*--force"):
         write_file(path, TENSORS)
     assert path.read_text() == "precious"
     write_file(path, TENSORS, force=True)
@@ -201,7 +201,7 @@ def test_only_a_file_is_ever_replaced(tmp_path):
     (tmp_path / "a.safetensors").mkdir()
     os.mkfifo(tmp_path / "b.safetensors")
     for name in ("a", "b"):
-        with pytest.raises(ConvertError, match="exists and is not a file"):
+        with pytest.raises(WeightsError, match="exists and is not a file"):
             write_file(tmp_path / f"{name}.safetensors", TENSORS, force=True)
     assert sorted(os.listdir(tmp_path)) == ["a.safetensors", "b.safetensors"]
 
@@ -224,7 +224,7 @@ def test_a_link_stays_and_its_file_is_replaced(tmp_path):
     ],
 )
 def test_what_cannot_be_written_is_named_and_leaves_nothing(tmp_path, name, tensors, words):
-    with pytest.raises(ConvertError, match=words):
+    with pytest.raises(WeightsError, match=words):
         write_file(tmp_path / name, tensors)
     assert os.listdir(tmp_path) == []
 
@@ -251,10 +251,10 @@ def failed_write(folder, name, before):
     """Write 4 MB in a process of its own; give what it says."""
     script = (
         "import sys, numpy as np\n"
-        "from mambaout_jax.weights.errors import ConvertError\n"
+        "from mambaout_jax.weights.errors import WeightsError\n"
         "from mambaout_jax.weights.files import write_file\n"
         "try: write_file(sys.argv[1], {'a': np.ones(10**6, np.float32)}, force=True)\n"
-        "except ConvertError as error: print(error)\n"
+        "except WeightsError as error: print(error)\n"
     )
     command = [*before, sys.executable, "-c", script, folder / name]
     run = subprocess.run(command, capture_output=True, check=False, text=True)
@@ -293,7 +293,7 @@ def test_what_came_meanwhile_is_not_replaced_where_links_are(tmp_path, monkeypat
         write_file(path, TENSORS)
         assert_same(read_file(path).tensors, TENSORS)
         return
-    with pytest.raises(ConvertError, match=r"cannot be written [(]File exists"):
+    with pytest.raises(WeightsError, match=r"cannot be written [(]File exists"):
         write_file(path, TENSORS, check=lambda draft: path.write_text("precious"))
     assert path.read_text() == "precious"
     assert os.listdir(tmp_path) == [path.name]

@@ -9,7 +9,7 @@ import pytest
 
 from mambaout_jax.models import create_model
 from mambaout_jax.weights.checkpoint import read_checkpoint
-from mambaout_jax.weights.errors import ConvertError
+from mambaout_jax.weights.errors import WeightsError
 from mambaout_jax.weights.files import write_file
 from mambaout_jax.weights.folder import write_folder
 from tests.weights.test_files import assert_same
@@ -62,7 +62,7 @@ def make(folder, config, name="model.safetensors"):
 
 
 def assert_refused(folder, words):
-    with pytest.raises(ConvertError, match=words) as refusal:
+    with pytest.raises(WeightsError, match=words) as refusal:
         read_checkpoint(folder)
     assert str(refusal.value).startswith(str(folder))
     assert len(str(refusal.value).splitlines()) == 1
@@ -202,12 +202,12 @@ def test_a_folder_that_lacks_something_is_named(tmp_path):
 
 def test_what_exists_is_replaced_only_on_demand_and_only_if_it_is_a_models(tmp_path):
     place = make(tmp_path / "model", FLAT)
-    with pytest.raises(ConvertError, match=f"{place} exists; .*--force"):
+    with pytest.raises(WeightsError, match=f"{place} exists; .*--force"):
         write_folder(place, MODEL, TENSORS)
     write_folder(place, MODEL, TENSORS, class_names=NAMES, force=True)
     assert "label_names" in json.loads((place / "config.json").read_text())
     (place / "notes.txt").write_text("precious")
-    with pytest.raises(ConvertError, match=r"contains 'notes.txt', so --force does not replace it"):
+    with pytest.raises(WeightsError, match=r"contains 'notes.txt', so --force does not replace it"):
         write_folder(place, MODEL, TENSORS, force=True)
     assert (place / "notes.txt").read_text() == "precious"
     assert os.listdir(tmp_path) == ["model"]
@@ -226,7 +226,7 @@ def test_a_folder_of_another_kind_is_never_replaced(tmp_path, inside):
     else:
         (place / inside).write_text("precious")
     before = sorted(os.listdir(place))
-    with pytest.raises(ConvertError, match="so --force does not replace it"):
+    with pytest.raises(WeightsError, match="so --force does not replace it"):
         write_folder(place, MODEL, TENSORS, force=True)
     assert sorted(os.listdir(place)) == before
     assert os.listdir(tmp_path) == ["model"]
@@ -237,10 +237,10 @@ def test_an_empty_folder_is_filled_and_a_file_never_replaced(tmp_path):
     write_folder(tmp_path / "empty", MODEL, TENSORS)
     assert_same(read_checkpoint(tmp_path / "empty").tensors, TENSORS)
     (tmp_path / "file").write_text("precious")
-    with pytest.raises(ConvertError, match="exists and is not a folder"):
+    with pytest.raises(WeightsError, match="exists and is not a folder"):
         write_folder(tmp_path / "file", MODEL, TENSORS, force=True)
     assert (tmp_path / "file").read_text() == "precious"
-    with pytest.raises(ConvertError, match=r"cannot be written \(No such file or directory\)"):
+    with pytest.raises(WeightsError, match=r"cannot be written \(No such file or directory\)"):
         write_folder(tmp_path / "none" / "model", MODEL, TENSORS)
     assert sorted(os.listdir(tmp_path)) == ["empty", "file"]
 
@@ -265,7 +265,7 @@ def test_a_failure_leaves_what_was_there_and_nothing_else(tmp_path, monkeypatch,
         raise error
 
     monkeypatch.setattr(*((Path, "rename") if call == "last" else (call,)), stop)
-    with pytest.raises(ConvertError if isinstance(error, OSError) else error):
+    with pytest.raises(WeightsError if isinstance(error, OSError) else error):
         write_folder(place, MODEL, TENSORS, force=True)
     assert json.loads((place / "config.json").read_text()) == FLAT
     assert_same(read_checkpoint(place).tensors, TENSORS)
@@ -274,7 +274,7 @@ def test_a_failure_leaves_what_was_there_and_nothing_else(tmp_path, monkeypatch,
 
 def test_what_came_meanwhile_is_not_replaced(tmp_path):
     place = tmp_path / "model"
-    with pytest.raises(ConvertError, match=r"cannot be written [(]Directory not empty"):
+    with pytest.raises(WeightsError, match=r"cannot be written [(]Directory not empty"):
         write_folder(place, MODEL, TENSORS, check=lambda draft: make(place, CONFIG))
     assert json.loads((place / "config.json").read_text()) == CONFIG
     assert os.listdir(tmp_path) == ["model"]

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mambaout_jax.weights.checkpoint import read_checkpoint
-from mambaout_jax.weights.errors import ConvertError
+from mambaout_jax.weights.errors import WeightsError
 from mambaout_jax.weights.files import write_file
 from tests.weights.test_folder import CONFIG, FLAT, TENSORS
 
@@ -59,7 +59,7 @@ def assert_weights_or_one_sentence(place):
     try:
         found = read_checkpoint(place)
         shapes = {name: found.tensors[name].shape for name in found.tensors}
-    except ConvertError as error:
+    except WeightsError as error:
         said = str(error)
     if said is None:
         assert shapes == found.shapes

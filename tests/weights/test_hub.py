@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from mambaout_jax.weights.checkpoint import read_checkpoint
-from mambaout_jax.weights.errors import ConvertError
+from mambaout_jax.weights.errors import WeightsError
 from mambaout_jax.weights.files import write_file
 from tests.weights.hub_server import COMMIT, serve
 from tests.weights.test_files import assert_same
@@ -65,7 +65,7 @@ def assert_read(source=ID):
 
 
 def assert_refused(source, words):
-    with pytest.raises(ConvertError, match=words) as refusal:
+    with pytest.raises(WeightsError, match=words) as refusal:
         read_checkpoint(source)
     assert str(refusal.value).startswith(source)
     assert len(str(refusal.value).splitlines()) == 1
@@ -182,7 +182,7 @@ def test_a_damaged_download_names_the_file_in_the_cache(files, use, tmp_path):
     with serve(files) as hub:
         use(hub.url)
         with pytest.raises(
-            ConvertError, match=f"^{tmp_path}/cache/.*model.safetensors is a damaged or truncated safetensors file"
+            WeightsError, match=f"^{tmp_path}/cache/.*model.safetensors is a damaged or truncated safetensors file"
         ):
             read_checkpoint(ID)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import mambaout_jax as mo
 from mambaout_jax.models import families
 from mambaout_jax.models.key_format import IDENTITY, KeyFormat, Rule, Transform, permute, same_names
-from mambaout_jax.weights import ConvertError
+from mambaout_jax.weights import WeightsError
 from mambaout_jax.weights.key_map import from_torch_key, is_ignored, tensor_specs, to_torch_key
 from mambaout_jax.weights.state_dict import export_state_dict, load_state_dict
 from tests.weights import pytorch
@@ -132,7 +132,7 @@ def test_directions_are_in_the_order_of_their_numbers_not_of_their_digits():
 def test_another_number_of_directions_is_a_difference_of_shape():
     variables, _ = vmamba(4)
     _, state_dict = vmamba(3)
-    with pytest.raises(ConvertError, match=r"layers.0.op.A_logs has shape \(18, 4\) where \(24, 4\) is expected; "):
+    with pytest.raises(WeightsError, match=r"layers.0.op.A_logs has shape \(18, 4\) where \(24, 4\) is expected; "):
         load(VMAMBA, variables, state_dict)
 
 
@@ -182,7 +182,7 @@ def test_what_no_rule_ignores_is_left_over_and_all_faults_are_listed():
     variables, state_dict = batch_norm()
     del state_dict["backbone.patch_embed.stem.1.running_var"]
     state_dict |= {"num_batches_tracked": numbers(), "backbone.pos_embed": numbers(1, 4, 8)}
-    with pytest.raises(ConvertError) as caught:
+    with pytest.raises(WeightsError) as caught:
         load(PLAIN, variables, {**state_dict, **IGNORED})
     assert str(caught.value) == (
         "the weights do not fit toy: backbone.patch_embed.stem.1.running_var is missing; "
@@ -200,7 +200,7 @@ def test_tied_tensors_are_one_parameter():
     read = round_trip(LOCAL, variables, state_dict)
     np.testing.assert_array_equal(read["params"]["layers"][0]["A_log"], tensor)
     state_dict["layers.0.A_log_2"][3, 1] += 1
-    with pytest.raises(ConvertError, match=r"layers\.0\.A_log_2 differs from layers\.0\.A_log_0; the two are tied"):
+    with pytest.raises(WeightsError, match=r"layers\.0\.A_log_2 differs from layers\.0\.A_log_0; the two are tied"):
         load(LOCAL, variables, state_dict)
 
 
@@ -251,13 +251,13 @@ def test_the_first_matching_rule_is_applied():
 )
 def test_rules_that_do_not_cover_a_model_are_an_error(rules, words):
     variables = variables_of({"a": {"weight": (2, 2)}, "b": {"weight": (2, 2)}})
-    with pytest.raises(ConvertError, match=words):
+    with pytest.raises(WeightsError, match=words):
         tensor_specs(variables, KeyFormat("toys", rules))
 
 
 def test_joined_variables_of_unequal_shapes_are_an_error():
     variables = variables_of({"a": {0: {"D": (2,)}, 1: {"D": (3,)}}})
-    with pytest.raises(ConvertError, match=r"joined in Ds have shapes \(\(2,\), \(3,\)\); equal shapes"):
+    with pytest.raises(WeightsError, match=r"joined in Ds have shapes \(\(2,\), \(3,\)\); equal shapes"):
         tensor_specs(variables, KeyFormat("toys", (Rule("Ds", "a.@.D", join="concatenate"),)))
 
 

@@ -7,8 +7,8 @@ import pytest
 import mambaout_jax as mo
 from mambaout_jax.ops import SCAN_ORDERS
 from mambaout_jax.weights import (
-    ConvertError,
     LogitsCheck,
+    WeightsError,
     random_images,
     resolve_model,
     verify,
@@ -57,7 +57,7 @@ def test_the_config_of_a_folder_names_its_model(scan_order, tmp_path):
 def test_another_scan_order_is_not_guessed():
     shapes = configurations.shapes(mo.create_model("mamba_femto", scan_order="bidirectional", num_classes=7))
     with pytest.raises(
-        ConvertError, match="the closest, mamba_femto, differs in 90 tensors:"
+        WeightsError, match="the closest, mamba_femto, differs in 90 tensors:"
     ):  # 5 tensors in 18 blocks
         resolve_model(pytorch.checkpoint_of(shapes))
 
@@ -65,7 +65,7 @@ def test_another_scan_order_is_not_guessed():
 def test_the_original_names_have_none_for_it():
     model = mamba()
     with pytest.raises(
-        ConvertError, match=r"^key format 'mambaout' cannot express mamba_femto: token_mixer is 'conv_ssm'"
+        WeightsError, match=r"^key format 'mambaout' cannot express mamba_femto: token_mixer is 'conv_ssm'"
     ):
         mo.to_torch(model, pytorch.draw(model), "mambaout")
 
@@ -74,10 +74,10 @@ def test_a_block_without_its_state_space_model_is_listed():
     model = mamba()
     state_dict = mo.to_torch(model, pytorch.draw(model))
     del state_dict["stages.1.blocks.0.ssm.0.D"]
-    with pytest.raises(ConvertError, match=r"do not fit mamba_femto: stages\.1\.blocks\.0\.ssm\.0\.D is missing$"):
+    with pytest.raises(WeightsError, match=r"do not fit mamba_femto: stages\.1\.blocks\.0\.ssm\.0\.D is missing$"):
         mo.from_torch(model, state_dict)
     twin = pytorch.small_model("mambaout_femto")
-    with pytest.raises(ConvertError, match=r"stages\.0\.blocks\.0\.ssm\.0\.A_log is unexpected"):
+    with pytest.raises(WeightsError, match=r"stages\.0\.blocks\.0\.ssm\.0\.A_log is unexpected"):
         mo.from_torch(twin, state_dict)
 
 
@@ -88,7 +88,7 @@ def test_live_timm_cannot_build_it_and_that_is_said(name, tmp_path, monkeypatch)
     variables = pytorch.draw(model)
     write_folder(tmp_path / "model", model, mo.to_torch(model, variables))
     check = LogitsCheck(model, variables, random_images(model, 1))
-    with pytest.raises(ConvertError, match=r"^timm has no MambaOut with token_mixer 'conv_ssm'; omit --verify timm$"):
+    with pytest.raises(WeightsError, match=r"^timm has no MambaOut with token_mixer 'conv_ssm'; omit --verify timm$"):
         check.require_timm(str(tmp_path / "model"))
 
 

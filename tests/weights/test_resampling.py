@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import mambaout_jax as mo
-from mambaout_jax.weights import ConvertError, read_checkpoint
+from mambaout_jax.weights import WeightsError, read_checkpoint
 from mambaout_jax.weights.folder import write_folder
 from mambaout_jax.weights.inspection import inspect_checkpoint
 from tests.timm import load_timm
@@ -94,7 +94,7 @@ def test_the_own_size_is_loaded_bit_for_bit():
 
 
 def test_embeddings_of_no_square_images_are_refused():
-    with pytest.raises(ConvertError) as refusal:
+    with pytest.raises(WeightsError) as refusal:
         mo.from_torch(vit(64), state_dict_of(vit((32, 48))))
     assert str(refusal.value) == (
         "pos_embed has shape (1, 7, 24) where (1, 17, 24) is expected, or that of another square image size, which "
@@ -106,7 +106,7 @@ def test_everything_else_has_to_fit_exactly_with_all_differences_listed():
     state_dict = state_dict_of(vit(48))
     state_dict["dist_token"] = state_dict.pop("cls_token")
     state_dict["norm.bias"] = np.zeros(7, np.float32)
-    with pytest.raises(ConvertError) as refusal:
+    with pytest.raises(WeightsError) as refusal:
         mo.from_torch(vit(64), state_dict)
     assert str(refusal.value) == (
         f"the weights do not fit {NAME}: cls_token is missing; dist_token is unexpected; norm.bias has shape (7,) "
@@ -118,14 +118,14 @@ def test_everything_else_has_to_fit_exactly_with_all_differences_listed():
 def test_embeddings_of_another_width_are_another_model(width):
     state_dict = state_dict_of(vit(48))
     state_dict["pos_embed"] = np.zeros((1, 10, width), np.float32)
-    with pytest.raises(ConvertError, match=r"do not fit .*: pos_embed has shape .* where \(1, 10, 24\) is expected$"):
+    with pytest.raises(WeightsError, match=r"do not fit .*: pos_embed has shape .* where \(1, 10, 24\) is expected$"):
         mo.from_torch(vit(64), state_dict)
 
 
 def test_other_patches_than_the_models_are_listed(tmp_path):
     source = vit(40, patch_size=8)
     write_folder(tmp_path / "model", source, state_dict_of(source))
-    with pytest.raises(ConvertError, match=r"patch_embed\.proj\.weight has shape"):
+    with pytest.raises(WeightsError, match=r"patch_embed\.proj\.weight has shape"):
         mo.from_torch(vit(48), tmp_path / "model")
 
 

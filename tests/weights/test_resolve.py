@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mambaout_jax as mo
-from mambaout_jax.weights import ConvertError, resolve_model
+from mambaout_jax.weights import WeightsError, resolve_model
 from tests.marks import slow_but
 from tests.weights import configurations, pytorch
 
@@ -17,7 +17,7 @@ def resolved(shapes, name=None):
 
 
 def refusal(shapes, name=None):
-    with pytest.raises(ConvertError) as caught:
+    with pytest.raises(WeightsError) as caught:
         resolved(shapes, name)
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith("weights.safetensors: ")
@@ -92,7 +92,7 @@ def test_weights_of_another_family_than_the_named_one_are_refused_by_the_convers
     model = pytorch.small_model()
     checkpoint = pytorch.checkpoint_of(configurations.shapes(model))
     assert resolve_model(checkpoint, "vit_tiny_patch16_224").options == {}
-    with pytest.raises(ConvertError, match="belong to a MambaOut; a VisionTransformer is expected"):
+    with pytest.raises(WeightsError, match="belong to a MambaOut; a VisionTransformer is expected"):
         mo.from_torch(mo.create_model("vit_tiny_patch16_224"), mo.to_torch(model, pytorch.draw(model)))
 
 
@@ -112,7 +112,7 @@ def test_any_shapes_are_the_variant_or_one_sentence(changes):
     shapes = {key: shape for key, shape in {**FEMTO, **changes}.items() if shape is not None}
     try:
         found = resolved(shapes)
-    except ConvertError as error:
+    except WeightsError as error:
         words = str(error)
     else:
         assert configurations.shapes(mo.create_model(found.name, **found.options)) == shapes

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import mambaout_jax as mo
-from mambaout_jax.weights import ConvertError
+from mambaout_jax.weights import WeightsError
 from mambaout_jax.weights.key_map import from_torch_key, matching_formats, to_torch_key
 from mambaout_jax.weights.state_dict import to_tensors
 from tests.weights import pytorch
@@ -20,7 +20,7 @@ def state_dict():
 
 
 def refusal(model, source):
-    with pytest.raises(ConvertError) as caught:
+    with pytest.raises(WeightsError) as caught:
         mo.from_torch(model, source)
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -187,7 +187,7 @@ def test_a_key_that_is_no_name_is_told():
 
 def test_variables_of_another_model_are_refused_with_all_that_differs():
     model, other = pytorch.small_model(), pytorch.small_model(depths=(1, 3), stem_mid_norm=False, num_classes=4)
-    with pytest.raises(ConvertError, match=r"^the variables do not fit mambaout_femto: ") as caught:
+    with pytest.raises(WeightsError, match=r"^the variables do not fit mambaout_femto: ") as caught:
         mo.to_torch(model, other.init(jax.random.key(0)))
     words = str(caught.value)
     assert "params.stages.1.blocks.2.fc1.weight is unexpected" in words
@@ -210,15 +210,15 @@ def test_lists_that_a_file_keeps_under_strings_are_the_same_lists():
 @pytest.mark.parametrize("name", [name for name in mo.list_models() if name.endswith("_rw")] + ["test_mambaout"])
 def test_the_original_names_refuse_what_the_original_cannot_build(name):
     model = pytorch.small_model(name)
-    with pytest.raises(ConvertError, match=f"^key format 'mambaout' cannot express {name}: .*stem_mid_norm is False"):
+    with pytest.raises(WeightsError, match=f"^key format 'mambaout' cannot express {name}: .*stem_mid_norm is False"):
         mo.to_torch(model, pytorch.draw(model), "mambaout")
 
 
 def test_unknown_words_are_answered_with_the_known():
     model = pytorch.small_model()
     with pytest.raises(
-        ConvertError, match=r"^mambaout_femto has no key format 'flax'; one of timm, mambaout is expected$"
+        WeightsError, match=r"^mambaout_femto has no key format 'flax'; one of timm, mambaout is expected$"
     ):
         mo.to_torch(model, pytorch.draw(model), "flax")
-    with pytest.raises(ConvertError, match=r"^dtype is 'float16'; float32 or bfloat16 is expected$"):
+    with pytest.raises(WeightsError, match=r"^dtype is 'float16'; float32 or bfloat16 is expected$"):
         to_tensors(model, pytorch.draw(model), dtype="float16")

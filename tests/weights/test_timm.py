@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from safetensors.numpy import save_file
 
 import mambaout_jax as mo
-from mambaout_jax.weights import ConvertError, LogitsCheck, random_images
+from mambaout_jax.weights import LogitsCheck, WeightsError, random_images
 from mambaout_jax.weights.state_dict import to_tensors
 from tests.timm import TIMM_MODELS, load_timm
 from tests.weights import configurations, pytorch
@@ -118,7 +118,7 @@ def test_tensors_of_another_dtype_are_refused(dtype):
     theirs = pytorch.noisy_timm("mambaout_femto", **pytorch.SHALLOW)
     state_dict = theirs.state_dict()
     state_dict["head.fc.bias"] = state_dict["head.fc.bias"].to(getattr(torch, dtype))
-    with pytest.raises(ConvertError, match=f"^head.fc.bias is {dtype}; float32 or bfloat16 is expected"):
+    with pytest.raises(WeightsError, match=f"^head.fc.bias is {dtype}; float32 or bfloat16 is expected"):
         mo.from_torch(pytorch.small_model(), state_dict)
 
 
@@ -126,7 +126,7 @@ def test_what_has_no_numbers_is_refused():
     _, torch = load_timm()
     state_dict = pytorch.noisy_timm("mambaout_femto", **pytorch.SHALLOW).state_dict()
     state_dict["head.fc.bias"] = torch.empty(5, device="meta")
-    with pytest.raises(ConvertError, match=r"^head\.fc\.bias .*meta"):
+    with pytest.raises(WeightsError, match=r"^head\.fc\.bias .*meta"):
         mo.from_torch(pytorch.small_model(), state_dict)
 
 
@@ -135,7 +135,7 @@ def test_other_models_of_timm_are_no_mambaout(name):
     timm, torch = load_timm()
     with torch.device("meta"):
         theirs = timm.create_model(name)
-    with pytest.raises(ConvertError, match="match no known model; supported are MambaOut in key format timm") as error:
+    with pytest.raises(WeightsError, match="match no known model; supported are MambaOut in key format timm") as error:
         mo.from_torch(pytorch.small_model(), theirs.state_dict())
     assert "\n" not in str(error.value)
 
@@ -149,7 +149,7 @@ def test_the_live_timm_judges_a_file(key_format, tmp_path):
     save_file(mo.to_torch(model, variables, key_format), path)
     check = LogitsCheck(model, variables, images)
     assert check.require_timm(str(path)).startswith(f"timm {load_timm()[0].__version__}: logits differ by ")
-    with pytest.raises(ConvertError, match=r"timm .* cannot load .*weights\.safetensors: .*size mismatch for head\.fc"):
+    with pytest.raises(WeightsError, match=r"timm .* cannot load .*weights\.safetensors: .*size mismatch for head\.fc"):
         LogitsCheck(other, pytorch.draw(other), images).require_timm(str(path))
-    with pytest.raises(ConvertError, match=r"^timm .*: logits differ by .* of the largest, where"):
+    with pytest.raises(WeightsError, match=r"^timm .*: logits differ by .* of the largest, where"):
         LogitsCheck(model, pytorch.draw(model), images).require_timm(str(path))

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from mambaout_jax.weights.errors import ConvertError
+from mambaout_jax.weights.errors import WeightsError
 from mambaout_jax.weights.files import read_file
 from tests.weights.test_files import assert_refused
 
@@ -141,7 +141,7 @@ def test_what_is_no_state_dict_is_named(tmp_path, value, words):
 def test_a_tensor_that_numpy_cannot_hold_is_named(tmp_path, odd):
     content = read(tmp_path, {"odd": odd, "fine": torch.ones(1)})
     assert content.tensors["fine"].tolist() == [1]
-    with pytest.raises(ConvertError, match=r"a.pth has 'odd' as torch.float.*which NumPy does not support"):
+    with pytest.raises(WeightsError, match=r"a.pth has 'odd' as torch.float.*which NumPy does not support"):
         content.tensors["odd"]
 
 

@@ -6,7 +6,7 @@ import pytest
 
 import mambaout_jax as mo
 from mambaout_jax.models import Model
-from mambaout_jax.weights import ConvertError, LogitsCheck, random_images, verify
+from mambaout_jax.weights import LogitsCheck, WeightsError, random_images, verify
 from tests.weights import pytorch
 
 
@@ -49,7 +49,7 @@ def test_one_wrong_layer_is_refused(checked, path, change):
     change = (lambda x: np.roll(x, 1)) if change is np.roll else change
     wrong = moved(variables, path, change)
     with pytest.raises(
-        ConvertError, match=r"^the draft: logits differ by .* of the largest, where at most 0\.0001 is allowed"
+        WeightsError, match=r"^the draft: logits differ by .* of the largest, where at most 0\.0001 is allowed"
     ):
         check.require("the draft", wrong)
 

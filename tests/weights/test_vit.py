@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 
 import mambaout_jax as mo
 from mambaout_jax.models import ModelError
-from mambaout_jax.weights import ConvertError, LogitsCheck, random_images, read_checkpoint, resolve_model
+from mambaout_jax.weights import LogitsCheck, WeightsError, random_images, read_checkpoint, resolve_model
 from mambaout_jax.weights.folder import write_folder
 from mambaout_jax.weights.inspection import inspect_checkpoint
 from tests.timm import load_timm
@@ -35,9 +35,9 @@ def test_a_parameter_of_the_model_itself_is_named_where_it_does_not_fit():
     model = small_model()
     state_dict = mo.to_torch(model, pytorch.draw(model))
     state_dict["dist_token"] = state_dict.pop("cls_token")
-    with pytest.raises(ConvertError, match="cls_token is missing; dist_token is unexpected"):
+    with pytest.raises(WeightsError, match="cls_token is missing; dist_token is unexpected"):
         mo.from_torch(model, state_dict)
-    with pytest.raises(ConvertError, match="belong to a VisionTransformer; a MambaOut is expected"):
+    with pytest.raises(WeightsError, match="belong to a VisionTransformer; a MambaOut is expected"):
         mo.from_torch(pytorch.small_model(), mo.to_torch(model, pytorch.draw(model)))
 
 
@@ -102,7 +102,7 @@ def test_a_config_says_pooling_and_size_as_timm_reads_them(tmp_path, changes, op
     ],
 )
 def test_a_config_that_does_not_fit_is_named(tmp_path, changes, words):
-    with pytest.raises(ConvertError, match=words):
+    with pytest.raises(WeightsError, match=words):
         read(tmp_path, **changes)
 
 
@@ -182,7 +182,7 @@ def test_a_causal_model_is_none_that_timm_builds(tmp_path):
     model = small_model(attention="causal", global_pool="avg")
     check = LogitsCheck(model, variables := pytorch.draw(model), random_images(model, 1))
     save_file(mo.to_torch(model, variables), tmp_path / "weights.safetensors")
-    with pytest.raises(ConvertError, match="timm has no VisionTransformer with attention 'causal'"):
+    with pytest.raises(WeightsError, match="timm has no VisionTransformer with attention 'causal'"):
         check.require_timm(str(tmp_path / "weights.safetensors"))
 
 

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 import mambaout_jax as mo
 from mambaout_jax.models import ModelError
-from mambaout_jax.weights import ConvertError
+from mambaout_jax.weights import WeightsError
 from tests.weights import pytorch
 
 
@@ -125,7 +125,7 @@ def test_a_folder_has_model_and_preparation(given, folder):
 def test_a_folder_whose_config_is_of_another_model_is_refused(folder):
     about = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**about, "architecture": "mambaout_kobe", "model_args": {}}))
-    with pytest.raises(ConvertError, match=r": the weights do not fit mambaout_kobe: .* is missing"):
+    with pytest.raises(WeightsError, match=r": the weights do not fit mambaout_kobe: .* is missing"):
         mo.load_pretrained(folder)
 
 
@@ -134,14 +134,14 @@ def test_a_fault_in_a_file_begins_with_its_name(given, tmp_path):
     path = tmp_path / "short.safetensors"
     save_file({key: value for key, value in state_dict.items() if key != "stem.norm2.bias"}, path)
     with pytest.raises(
-        ConvertError, match=r"short\.safetensors: the weights do not fit .*: stem\.norm2\.bias is missing$"
+        WeightsError, match=r"short\.safetensors: the weights do not fit .*: stem\.norm2\.bias is missing$"
     ):
         mo.from_torch(model, path)
-    with pytest.raises(ConvertError, match=r"short\.safetensors: no variant has exactly these tensors; the closest, "):
+    with pytest.raises(WeightsError, match=r"short\.safetensors: no variant has exactly these tensors; the closest, "):
         mo.load_pretrained(path)
     save_file({"stem.0.weight": np.zeros((4, 3, 4, 4), np.float32)}, path)
     for load in (lambda: mo.from_torch(model, path), lambda: mo.load_pretrained(path)):
-        with pytest.raises(ConvertError, match=r"short\.safetensors: the keys .* match no known model"):
+        with pytest.raises(WeightsError, match=r"short\.safetensors: the keys .* match no known model"):
             load()
 
 
@@ -153,5 +153,5 @@ def test_an_unknown_option_is_refused_by_the_model(variant_file):
 
 
 def test_an_option_that_changes_shapes_is_refused_with_what_differs(variant_file):
-    with pytest.raises(ConvertError, match=r"head\.fc\.weight has shape \(5, 256\) where \(7, 256\) is expected"):
+    with pytest.raises(WeightsError, match=r"head\.fc\.weight has shape \(5, 256\) where \(7, 256\) is expected"):
         mo.load_pretrained(variant_file, num_classes=7)
