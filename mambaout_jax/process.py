@@ -48,7 +48,7 @@ class SignalHandlers:
 
 
 @contextlib.contextmanager
-def exiting_on(*numbers: int) -> Iterator[None]:
+def exit_on_signals(*numbers: int) -> Iterator[None]:
     """Convert signals to SystemExit with the exit code of a shell, so that `finally` blocks run."""
 
     def raise_exit(number: int, _: FrameType | None) -> None:

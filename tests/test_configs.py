@@ -11,7 +11,7 @@ from mambaout_jax.models import find_family
 from mambaout_jax.run.config import known_keys
 from mambaout_jax.run.config_file import read_config
 from mambaout_jax.run.errors import RunError
-from mambaout_jax.train.recipe import departures
+from mambaout_jax.train.recipe import differences_from_recipe
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -105,7 +105,7 @@ def test_published_experiments_have_the_recipe(name):
     config = load(name)
     expected = {**RECIPE, "model.name": name.partition(":")[2], "model.drop_path_rate": DROP_PATH[name]}
     assert {key: config.all_values[key] for key in expected} == expected
-    assert departures(find_family(config.model["name"]).recipe, config.values) == []
+    assert differences_from_recipe(find_family(config.model["name"]).recipe, config.values) == []
     assert 1_281_167 // config.batch_size == 312
     assert 312 % config.log_every_steps == 0
 

@@ -39,7 +39,7 @@ def test_a_signal_unwinds_with_the_exit_code_of_a_shell():
     unwound = []
 
     def wait():
-        with process.exiting_on(signal.SIGUSR1):
+        with process.exit_on_signals(signal.SIGUSR1):
             try:
                 os.kill(os.getpid(), signal.SIGUSR1)
                 time.sleep(5)

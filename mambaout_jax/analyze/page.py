@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from mambaout_jax.analyze import formulas
-from mambaout_jax.pages.figures import BLUE, GREY, INK, ORANGE, adapt_svg, restrain
+from mambaout_jax.pages.figures import BLUE, GREY, INK, ORANGE, adapt_svg, style_axes
 from mambaout_jax.pages.render import render
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.files import write_atomically
@@ -75,7 +75,7 @@ def _picture(
         lengths = np.unique(np.geomspace(4 ** powers[0], 4 ** powers[-1], 100).astype(int)).tolist()
         about = draw(axes, dim, lengths)
         _mark_lengths(axes, dim, rows)
-        restrain(axes, "tokens L")
+        style_axes(axes, "tokens L")
         _scale(axes, [4**power for power in powers])
         figure.legend(loc="outside upper left", ncols=2, frameon=False, labelcolor=INK, handlelength=2.4, fontsize=8)
         svg, png = io.StringIO(), io.BytesIO()

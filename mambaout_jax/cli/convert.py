@@ -5,7 +5,7 @@ import os
 import signal
 
 from mambaout_jax.cli.arguments import add_plugins
-from mambaout_jax.process import exiting_on
+from mambaout_jax.process import exit_on_signals
 
 EPILOG = """\
 A source is a .safetensors, .pth, .pt or .bin file, a Hugging Face folder in timm's format, or hf-hub:ORG/NAME, with
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert or inspect, and print the result."""
-    with exiting_on(signal.SIGTERM, signal.SIGHUP):
+    with exit_on_signals(signal.SIGTERM, signal.SIGHUP):
         {"import": _import, "export": _export, "inspect": _inspect}[args.action](args)
     return 0
 

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
         supervisor.exit_with_supervisor()
     from mambaout_jax import distributed
     from mambaout_jax.run.config_file import read_config
-    from mambaout_jax.run.doctor import COLLECTIVE_SECONDS, examine
+    from mambaout_jax.run.doctor import COLLECTIVE_SECONDS, run_checks
     from mambaout_jax.run.errors import report_error
     from mambaout_jax.train.program import check_batches
 
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         if config:
             check_batches(config, config.build_task(), distributed.make_mesh(config.fsdp).size)
         faults = 0
-        for result in examine(data, args.workdir):
+        for result in run_checks(data, args.workdir):
             faults += len(result.faults)
             if distributed.is_first():
                 problems = [f"  problem: {fault}" for fault in result.faults]

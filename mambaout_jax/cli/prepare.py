@@ -7,7 +7,7 @@ import statistics
 
 from mambaout_jax.cli.arguments import integer
 from mambaout_jax.errors import print_error
-from mambaout_jax.process import exiting_on
+from mambaout_jax.process import exit_on_signals
 
 EPILOG = """\
   prepare NAME                      a TFDS dataset (NAME, NAME/CONFIG or NAME/CONFIG:VERSION), or digits
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         raise DataError(f"prepare {args.name} takes only --data-dir; for your own images, see prepare --help")
     workers = args.workers or count_cores()
     try:
-        with exiting_on(signal.SIGTERM, signal.SIGHUP):
+        with exit_on_signals(signal.SIGTERM, signal.SIGHUP):
             if args.name == "imagenet":
                 _report(prepare_imagenet(kinds[0], getattr(args, kinds[0]), args.data_dir, workers))
             elif args.name == "folder":

@@ -71,16 +71,16 @@ def replicate(arrays: Any) -> Any:
     return jax.lax.with_sharding_constraint(arrays, PartitionSpec())
 
 
-def sharded_shapes(function: Callable[..., Any], *args: Any, placed: Sharding | Mesh) -> Any:
+def sharded_shapes(function: Callable[..., Any], *args: Any, sharding: Sharding | Mesh) -> Any:
     """Return the shapes, dtypes and shardings of the results of a function, without computing them.
 
     Args:
-        placed: sharding of all results, or a mesh to split weights over its "fsdp" axis.
+        sharding: sharding of all results, or a mesh to split weights over its "fsdp" axis.
     """
 
     def describe(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        sharding = weight_sharding(placed, leaf) if isinstance(placed, Mesh) else placed
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        of_leaf = weight_sharding(sharding, leaf) if isinstance(sharding, Mesh) else sharding
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=of_leaf)
 
     return jax.tree.map(describe, jax.eval_shape(function, *args))
 

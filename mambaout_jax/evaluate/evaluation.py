@@ -146,7 +146,7 @@ class Evaluator:
     def _compile(self, example: Any, context: Any) -> Callable[..., EvalOutput]:
         task, model, mesh = self._task, self._model, self._mesh
         batch = distributed.batch_shapes({**example, "mask": np.bool_(True)}, self._config.eval_batch_size, mesh)
-        variables = distributed.sharded_shapes(model.init, jax.random.key(0), placed=mesh)
+        variables = distributed.sharded_shapes(model.init, jax.random.key(0), sharding=mesh)
 
         def step(variables: Any, batch: Batch, context: Any) -> EvalOutput:
             return task.evaluate_batch(model, distributed.replicate(variables), batch, context)
@@ -217,7 +217,7 @@ def _restore(
     model = task.build_model(environment["labels"])
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     kept = ["raw"] if is_imported(workdir) or config.optim.ema_decay is None else ["raw", "ema"]
-    abstract = distributed.sharded_shapes(model.init, jax.random.key(0), placed=mesh)
+    abstract = distributed.sharded_shapes(model.init, jax.random.key(0), sharding=mesh)
     step, weights = checkpoints.restore_variables(abstract, kept)
     checkpoints.close()
     imported = environment.get("imported_from")
@@ -234,7 +234,7 @@ def _load_pretrained(
     labels = task.imported_labels(pretrained.model, pretrained.labels).labels
     for source in sources:
         task.check_source(source, labels)
-    placed = distributed.shardings(distributed.sharded_shapes(model.init, jax.random.key(0), placed=mesh))
+    placed = distributed.shardings(distributed.sharded_shapes(model.init, jax.random.key(0), sharding=mesh))
     return model, {"raw": distributed.put_global(pretrained.variables, placed)}, pretrained.description
 
 

@@ -11,14 +11,14 @@ INK, RULE, BLUE, ORANGE, GREY = "#111112", "#dddddc", "#0072b2", "#d55e00", "#77
 CSS_COLORS = {INK: "--ink", RULE: "--rule", BLUE: "--blue", ORANGE: "--orange", GREY: "--muted"}
 
 
-def restrain(axes: Axes, across: str) -> None:
-    """Style a plot for the page: only the lower axis, labeled `across`, and a horizontal grid."""
+def style_axes(axes: Axes, xlabel: str) -> None:
+    """Style a plot for the page: only the lower axis, labeled `xlabel`, and a horizontal grid."""
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(GREY)
     axes.grid(axis="y", color=RULE, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(which="both", length=0, labelcolor=GREY)
-    axes.set_xlabel(across, color=GREY)
+    axes.set_xlabel(xlabel, color=GREY)
 
 
 def adapt_svg(svg: str, name: str) -> Markup:

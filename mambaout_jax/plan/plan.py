@@ -19,7 +19,7 @@ from mambaout_jax.train.program import TrainingProgram
 
 TOP = 10
 # A multiply-add is two FLOPs; the backward pass computes gradients of inputs and of weights.
-FLOPS_PER_MAC = 2 * 3
+TRAINING_FLOPS_PER_MAC = 2 * 3
 # Rows of a vector register; the search for a microbatch considers only multiples.
 ROWS = 8
 
@@ -40,7 +40,7 @@ def plan(
 
     Returns:
         All figures; memory and bytes are per chip. If the step needs more memory than a chip has, "fits" is false and
-        the figures for speed are absent.
+        the figures for throughput and time are absent.
 
     Raises:
         RunError, ModelError, DistributedError: the config is invalid for the topology, or the topology is unknown.
@@ -72,8 +72,8 @@ def plan(
         operations = estimated_operations(text, chip)
         if any(operation["rule"] != "compiler" for operation in operations):
             operations = estimated_operations(text, chip, kernel_cycles(config, topology, dataset))
-        figures |= speed(operations, chip, config.batch_size, mesh.size, flops_per_image(model))
-        figures |= schedule(figures["step_seconds"], program.steps_per_epoch * config.num_epochs, mesh.size)
+        figures |= throughput(operations, chip, config.batch_size, mesh.size, flops_per_image(model))
+        figures |= run_time(figures["step_seconds"], program.steps_per_epoch * config.num_epochs, mesh.size)
         if chip_hour_price is not None:
             figures["cost"] = chip_hour_price * figures["chip_hours"]
     if find_batch:
@@ -102,10 +102,10 @@ def _bytes_on_chip(leaf: jax.ShapeDtypeStruct) -> int:
 
 def flops_per_image(model: Model) -> int:
     """Count the FLOPs of a training step per image, without recomputation for rematerialization."""
-    return FLOPS_PER_MAC * count_model_macs(model)
+    return TRAINING_FLOPS_PER_MAC * count_model_macs(model)
 
 
-def speed(
+def throughput(
     operations: list[dict[str, Any]], chip: Chip, batch_size: int, num_chips: int, image_flops: int
 ) -> dict[str, Any]:
     """Compute the time, rates and most expensive operations of a step."""
@@ -126,7 +126,7 @@ def speed(
     }
 
 
-def schedule(step_seconds: float, steps: int, num_chips: int) -> dict[str, Any]:
+def run_time(step_seconds: float, steps: int, num_chips: int) -> dict[str, Any]:
     """Compute the time of all steps of a run, without evaluations and startup."""
     hours = steps * step_seconds / 3600
     return {"steps": steps, "hours": hours, "chip_hours": hours * num_chips}

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mambaout_jax.checks import as_number
-from mambaout_jax.pages.figures import BLUE, GREY, INK, ORANGE, adapt_svg, restrain
+from mambaout_jax.pages.figures import BLUE, GREY, INK, ORANGE, adapt_svg, style_axes
 from mambaout_jax.tasks.api import Metric
 
 WEIGHTS = {"ema": "EMA", "raw": "raw"}
@@ -97,7 +97,7 @@ def _draw(lines: list[Series], name: str, size: tuple[float, float]) -> Markup:
             marker = "o" if len(line.epochs) == 1 else None
             label = f"{line.label}  {line.values[-1]:#.4g}"
             axes.plot(line.epochs, line.values, label=label, marker=marker, **STYLES[line.style])
-        restrain(axes, "epoch")
+        style_axes(axes, "epoch")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.yaxis.get_offset_text().set_color(GREY)

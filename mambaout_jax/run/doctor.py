@@ -55,7 +55,7 @@ class CheckResult(NamedTuple):
     faults: tuple[str, ...]
 
 
-def examine(data: tuple[str, str, str | None] | None, workdir: epath.PathLike | None) -> Iterator[CheckResult]:
+def run_checks(data: tuple[str, str, str | None] | None, workdir: epath.PathLike | None) -> Iterator[CheckResult]:
     """Check this host and compare it with the others; a collective operation.
 
     Args:

@@ -39,7 +39,7 @@ from mambaout_jax.tasks.api import Task
 from mambaout_jax.train.inputs import training_batches
 from mambaout_jax.train.metrics import MetricWriter, SilentWriter, StepLog
 from mambaout_jax.train.program import TrainingProgram, training_program
-from mambaout_jax.train.recipe import departures
+from mambaout_jax.train.recipe import differences_from_recipe
 from mambaout_jax.train.trace import StepTrace
 
 
@@ -271,7 +271,7 @@ def _open_writer(
         f"{setup.train_source.name}; {config.num_epochs} epochs of {program.steps_per_epoch} steps; "
         f"{'; '.join(filter(None, (batch, start.description)))}"
     )
-    for sentence in departures(model.family.recipe, config.values):
+    for sentence in differences_from_recipe(model.family.recipe, config.values):
         writer.print_line(f"differs from the published recipe: {sentence}")
     return writer
 

@@ -40,8 +40,8 @@ class TrainingProgram(NamedTuple):
     def lower(self) -> jax.stages.Lowered:
         """Return the lowered step for the current mesh, ready to compile."""
         replicated = self.state.step.sharding
-        metrics = distributed.sharded_shapes(self.init_metrics, placed=replicated)
-        key = distributed.sharded_shapes(lambda: jax.random.key(0), placed=replicated)
+        metrics = distributed.sharded_shapes(self.init_metrics, sharding=replicated)
+        key = distributed.sharded_shapes(lambda: jax.random.key(0), sharding=replicated)
         step = jax.jit(self.step, donate_argnums=0, out_shardings=(distributed.shardings(self.state), replicated))
         return step.lower(self.state, metrics, self.batch, key)
 
@@ -73,7 +73,7 @@ def training_program(
         make_train_step(
             task, model, optimizer, schedule, grad_accum_steps=accum_steps, ema_decay=config.optim.ema_decay
         ),
-        distributed.sharded_shapes(initial_state, jax.random.key(0), placed=mesh),
+        distributed.sharded_shapes(initial_state, jax.random.key(0), sharding=mesh),
         distributed.batch_shapes(example, config.batch_size, mesh),
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 from mambaout_jax.models import Recipe
 
 
-def linear_rule(recipe: Recipe, batch_size: int) -> float:
+def linearly_scaled_lr(recipe: Recipe, batch_size: int) -> float:
     """Compute the learning rate for a batch size by the linear scaling rule, from that of the recipe.
 
     Reference: Goyal et al., Accurate, Large Minibatch SGD, 2017.
@@ -15,7 +15,7 @@ def linear_rule(recipe: Recipe, batch_size: int) -> float:
     return recipe.values["optim.learning_rate"] * batch_size / recipe.values["batch_size"]
 
 
-def departures(recipe: Recipe | None, values: Mapping[str, Any]) -> list[str]:
+def differences_from_recipe(recipe: Recipe | None, values: Mapping[str, Any]) -> list[str]:
     """Return a sentence for each difference of a config from a recipe.
 
     Args:
@@ -30,19 +30,19 @@ def departures(recipe: Recipe | None, values: Mapping[str, Any]) -> list[str]:
         return []
     if re.split("[:/]", values["data.name"])[0] != recipe.dataset or values["init_from"] is not None:
         return []
-    departing = {name: expected for name, expected in recipe.values.items() if values[name] != expected}
-    if "batch_size" in departing:
-        departing.pop("optim.learning_rate", None)  # mentioned in the sentence about the batch size
+    differing = {name: expected for name, expected in recipe.values.items() if values[name] != expected}
+    if "batch_size" in differing:
+        differing.pop("optim.learning_rate", None)  # mentioned in the sentence about the batch size
     return [
         f"config.{name} is {values[name]}, the recipe's is {expected}{_explain(name, recipe, values)}"
-        for name, expected in departing.items()
+        for name, expected in differing.items()
     ]
 
 
 def _explain(name: str, recipe: Recipe, values: Mapping[str, Any]) -> str:
     """Return a remark on the effect of a different value, for keys that need one."""
     if name in ("batch_size", "optim.learning_rate"):
-        rate, ruled = values["optim.learning_rate"], linear_rule(recipe, values["batch_size"])
+        rate, ruled = values["optim.learning_rate"], linearly_scaled_lr(recipe, values["batch_size"])
         given = "which the config has" if abs(rate - ruled) <= 1e-6 * ruled else f"the config has {rate}"
         return f"; the linear scaling rule gives config.optim.learning_rate {ruled:g}, {given}"
     if name == "augment.mixup_group":

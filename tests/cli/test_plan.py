@@ -7,7 +7,7 @@ import pytest
 from mambaout_jax.__main__ import main
 from mambaout_jax.plan import plan as planning
 from mambaout_jax.plan.chips import CHIPS
-from mambaout_jax.plan.plan import schedule, speed
+from mambaout_jax.plan.plan import run_time, throughput
 from tests.train import tiny
 
 MIB = 2**20
@@ -42,8 +42,8 @@ def figures(**changes):
     }
     result |= {"memory": memory, "fits": True, "collective_bytes": {"all-reduce": 50 * MIB, "all-gather": 9 * MIB}}
     result["uncounted_loops"] = []
-    result |= speed(ROWS, CHIPS["v5e"], 4096, 16, 10**9)
-    return result | schedule(result["step_seconds"], 36_000, 16) | changes
+    result |= throughput(ROWS, CHIPS["v5e"], 4096, 16, 10**9)
+    return result | run_time(result["step_seconds"], 36_000, 16) | changes
 
 
 @pytest.fixture

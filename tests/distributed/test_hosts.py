@@ -76,7 +76,7 @@ def test_put_global_does_not_wait_for_other_processes():
     program = textwrap.dedent("""
         import jax.numpy as jnp, numpy as np
         mesh = distributed.make_mesh(fsdp=2)
-        described = distributed.sharded_shapes(lambda: jnp.zeros((2, 2**14)), placed=mesh)
+        described = distributed.sharded_shapes(lambda: jnp.zeros((2, 2**14)), sharding=mesh)
         if process == 0:
             arrays = np.arange(3), np.zeros((2, 2**14), np.float32)
             whole, split = distributed.put_global(arrays, (distributed.replicated(mesh), described.sharding))

@@ -15,7 +15,7 @@ from mambaout_jax.plan import plan as planning
 from mambaout_jax.plan.chips import CHIPS, Chip
 from mambaout_jax.plan.compiler import TooLargeError, chip_of, compile_for_tpu, tpu_devices
 from mambaout_jax.plan.hlo import estimated_operations
-from mambaout_jax.plan.plan import largest_microbatch, plan, schedule, speed, state_bytes
+from mambaout_jax.plan.plan import largest_microbatch, plan, run_time, state_bytes, throughput
 from mambaout_jax.plan.program import Dataset, dataset_of, planned_program
 from mambaout_jax.run.errors import RunError
 from tests.train import tiny
@@ -41,7 +41,7 @@ def operation(cycles, rule="compiler"):
 
 
 def test_speed_follows_from_cycles_and_clock():
-    figures = speed([operation(3e6), operation(1e6, "bytes"), *[operation(0.1e6)] * 10], CHIP, 64, 4, 10**9)
+    figures = throughput([operation(3e6), operation(1e6, "bytes"), *[operation(0.1e6)] * 10], CHIP, 64, 4, 10**9)
     assert figures["cycles"] == 5e6
     assert figures["cycles_by_rule"] == {"compiler": 4e6, "schedule": 0, "bytes": 1e6}
     assert figures["step_seconds"] == pytest.approx(2.5e-3)
@@ -52,7 +52,7 @@ def test_speed_follows_from_cycles_and_clock():
 
 
 def test_a_schedule_takes_all_its_steps_on_all_chips():
-    assert schedule(0.5, 14_400, 16) == {"steps": 14_400, "hours": 2.0, "chip_hours": 32.0}
+    assert run_time(0.5, 14_400, 16) == {"steps": 14_400, "hours": 2.0, "chip_hours": 32.0}
 
 
 def test_flops_of_a_step_are_three_forward_passes():

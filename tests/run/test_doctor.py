@@ -15,7 +15,7 @@ MIXED = [f"--config={tiny.DIGITS}", "--config.augment.mixup_alpha=1.0", "--confi
 
 
 def look(data=None, workdir=None):
-    return {line.name: line for line in doctor.examine(data, workdir)}
+    return {line.name: line for line in doctor.run_checks(data, workdir)}
 
 
 def test_a_sound_host_has_no_faults(tmp_path):

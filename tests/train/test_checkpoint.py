@@ -31,7 +31,7 @@ def placed():
 
 
 def abstract_state(model, *, ema=True):
-    return distributed.sharded_shapes(init_of(model, ema=ema), jax.random.key(0), placed=placed())
+    return distributed.sharded_shapes(init_of(model, ema=ema), jax.random.key(0), sharding=placed())
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +174,7 @@ def test_missing_average_is_refused(directory, state):
 def test_inference_restores_the_weights_that_it_names(directory, state, weights):
     save(directory, state, [(3, None)])
     model = model_of()
-    abstract = distributed.sharded_shapes(model.init, jax.random.key(0), placed=placed())
+    abstract = distributed.sharded_shapes(model.init, jax.random.key(0), sharding=placed())
     step, variables = Checkpoints(directory, read_only=True).restore_variables(abstract, [weights])
     assert step == 3
     assert_same(variables[weights], state.ema if weights == "ema" else state.variables)

@@ -2,7 +2,7 @@ import pytest
 
 import mambaout_jax as mo
 from mambaout_jax.models import find_family
-from mambaout_jax.train.recipe import departures, linear_rule
+from mambaout_jax.train.recipe import differences_from_recipe, linearly_scaled_lr
 
 PUBLISHED = find_family("mambaout_femto").recipe
 
@@ -20,7 +20,7 @@ RECIPE = {
 
 
 def test_the_recipe_does_not_depart_from_itself():
-    assert departures(PUBLISHED, RECIPE) == []
+    assert differences_from_recipe(PUBLISHED, RECIPE) == []
 
 
 @pytest.mark.parametrize(
@@ -52,12 +52,12 @@ def test_the_recipe_does_not_depart_from_itself():
     ],
 )
 def test_each_departure_is_a_sentence(changes, sentence):
-    assert departures(PUBLISHED, {**RECIPE, **changes}) == [sentence]
+    assert differences_from_recipe(PUBLISHED, {**RECIPE, **changes}) == [sentence]
 
 
-def test_departures_add_up():
+def test_differences_add_up():
     changes = {"batch_size": 512, "optim.learning_rate": 1e-3, "num_epochs": 30, "optim.warmup_epochs": 0}
-    assert [sentence.split(" is ")[0] for sentence in departures(PUBLISHED, {**RECIPE, **changes})] == [
+    assert [sentence.split(" is ")[0] for sentence in differences_from_recipe(PUBLISHED, {**RECIPE, **changes})] == [
         "config.batch_size",
         "config.optim.warmup_epochs",
         "config.num_epochs",
@@ -66,24 +66,24 @@ def test_departures_add_up():
 
 @pytest.mark.parametrize("name", ["imagenet2012:5.1.0", "imagenet2012/small:1.0.0"])
 def test_a_version_of_imagenet_is_imagenet(name):
-    assert departures(PUBLISHED, {**RECIPE, "data.name": name, "num_epochs": 100})
+    assert differences_from_recipe(PUBLISHED, {**RECIPE, "data.name": name, "num_epochs": 100})
 
 
 @pytest.mark.parametrize("changes", [{"data.name": "imagenet2012_real"}, {"init_from": "runs/femto"}])
-def test_other_datasets_and_pretrained_weights_have_no_departures(changes):
-    assert departures(PUBLISHED, {**RECIPE, "batch_size": 64, **changes}) == []
+def test_other_datasets_and_pretrained_weights_have_no_differences(changes):
+    assert differences_from_recipe(PUBLISHED, {**RECIPE, "batch_size": 64, **changes}) == []
 
 
 def test_a_family_without_a_recipe_departs_from_none():
     recipe = mo.create_model("deit_tiny_patch16_224").family.recipe
-    assert departures(recipe, {**RECIPE, "batch_size": 1024, "num_epochs": 300}) == []
+    assert differences_from_recipe(recipe, {**RECIPE, "batch_size": 1024, "num_epochs": 300}) == []
 
 
-def test_a_task_without_the_keys_of_the_recipe_has_no_departures():
+def test_a_task_without_the_keys_of_the_recipe_has_no_differences():
     values = {name: value for name, value in RECIPE.items() if not name.startswith("augment.")}
-    assert departures(PUBLISHED, {**values, "batch_size": 64}) == []
+    assert differences_from_recipe(PUBLISHED, {**values, "batch_size": 64}) == []
 
 
-def test_linear_rule_keeps_the_ratio_of_learning_rate_and_batch():
-    assert linear_rule(PUBLISHED, 4096) == 4e-3
-    assert linear_rule(PUBLISHED, 1024) == pytest.approx(1e-3, rel=1e-12)
+def test_linear_scaling_keeps_the_ratio_of_learning_rate_and_batch():
+    assert linearly_scaled_lr(PUBLISHED, 4096) == 4e-3
+    assert linearly_scaled_lr(PUBLISHED, 1024) == pytest.approx(1e-3, rel=1e-12)

@@ -16,7 +16,7 @@ from mambaout_jax.run.workdir import load_run
 from mambaout_jax.train import loop
 from mambaout_jax.train.inputs import open_batches
 from mambaout_jax.train.loop import train
-from mambaout_jax.train.recipe import departures
+from mambaout_jax.train.recipe import differences_from_recipe
 from tests.marks import slow_but
 from tests.train import tiny
 from tests.train.runs import records, start
@@ -66,9 +66,11 @@ def test_weights_of_another_model_are_refused_before_anything_runs(trained, tmp_
 
 
 @pytest.mark.run
-def test_run_prints_its_batch_and_its_departures_from_the_recipe(tmp_path, capfd, monkeypatch):
+def test_run_prints_its_batch_and_its_differences_from_the_recipe(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(
-        loop, "departures", lambda recipe, values: departures(replace(recipe, dataset="digits"), values)
+        loop,
+        "differences_from_recipe",
+        lambda recipe, values: differences_from_recipe(replace(recipe, dataset="digits"), values),
     )
     train(tiny.config(num_epochs=1, microbatch_size=100), tmp_path / "run")
     said = capfd.readouterr().err
