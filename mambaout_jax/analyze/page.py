@@ -31,7 +31,7 @@ def write_page(analysis: dict[str, Any], folder: epath.PathLike) -> epath.Path:
         RunError: a file cannot be written.
     """
     folder = epath.Path(folder)
-    flops = partial(_draw_flops, analysis["gated cnn"], analysis["directions"])
+    flops = partial(_draw_flops, analysis["gated_cnn"], analysis["directions"])
     drawers = {"flops": flops, "memory": _draw_memory}
     pictures = []
     try:
@@ -53,7 +53,7 @@ def _render(analysis: dict[str, Any], pictures: list) -> str:
         "page.html.jinja",
         model=analysis["model"],
         answer=analysis["answer"],
-        gated_cnn=analysis["gated cnn"],
+        gated_cnn=analysis["gated_cnn"],
         directions=analysis["directions"],
         rows=analysis["rows"],
         images=images,

@@ -39,7 +39,7 @@ VERDICTS: Mapping[str, tuple[str, str]] = MappingProxyType(
 GATED_CNN = MappingProxyType({"kernel_size": 7, "expansion_ratio": 8 / 3, "conv_ratio": 1.0})  # as published
 
 
-class Place(NamedTuple):
+class Stage(NamedTuple):
     """A group of equal blocks: its channels, and the pixels per token in height and width."""
 
     name: str
@@ -78,13 +78,13 @@ def analyze(
         )
     gated_cnn, directions = dict(GATED_CNN), 0
     if model is None:
-        places = [Place(name, channels, PATCH) for name, channels in WIDTHS.items()]
+        stages = [Stage(name, channels, PATCH) for name, channels in WIDTHS.items()]
         sizes = DATASETS
     else:
         built = create_model(model)
-        stages = built.feature_info
-        names = [f"stage {number}" for number in range(1, len(stages) + 1)] if len(stages) > 1 else ["all blocks"]
-        places = [Place(name, info.channels, info.stride) for name, info in zip(names, stages, strict=True)]
+        infos = built.feature_info
+        names = [f"stage {number}" for number in range(1, len(infos) + 1)] if len(infos) > 1 else ["all blocks"]
+        stages = [Stage(name, info.channels, info.stride) for name, info in zip(names, infos, strict=True)]
         sizes = {"": built.input_spec.size}
         gated_cnn |= {option: built.options[option] for option in GATED_CNN if option in built.options}
         if built.options.get("token_mixer") == "conv_ssm":
@@ -93,17 +93,17 @@ def analyze(
         sizes = {dataset: DATASETS[dataset]}
     elif size is not None:
         sizes = {"": size}
-    rows = [_row(dataset, size, place, gated_cnn, directions) for dataset, size in sizes.items() for place in places]
+    rows = [_row(dataset, size, stage, gated_cnn, directions) for dataset, size in sizes.items() for stage in stages]
     return {
         "model": model,
         "answer": answer([row["verdict"] for row in rows]),
-        "gated cnn": gated_cnn,
+        "gated_cnn": gated_cnn,
         "directions": directions,
         "rows": rows,
     }
 
 
-def judge(dim: int, tokens: int) -> str:
+def length_verdict(dim: int, tokens: int) -> str:
     """Return "short", "near" or "long" by the ratio of the tokens to the threshold 6 D."""
     ratio = formulas.length_ratio(dim, tokens)
     if 1 / NEAR <= ratio <= NEAR:
@@ -122,13 +122,13 @@ def answer(verdicts: Sequence[str]) -> str:
 
 def measure_length(dim: int, tokens: int) -> dict[str, Any]:
     """Return the tokens, the threshold, their ratio, and the verdict as a key and as text."""
-    verdict = judge(dim, tokens)
+    verdict = length_verdict(dim, tokens)
     return {
         "tokens": tokens,
         "threshold": formulas.length_threshold(dim),
         "ratio": formulas.length_ratio(dim, tokens),
         "verdict": verdict,
-        "words": ": ".join(VERDICTS[verdict]),
+        "verdict_text": ": ".join(VERDICTS[verdict]),
     }
 
 
@@ -142,29 +142,29 @@ def measure_first_stage(model: Model) -> dict[str, Any]:
 
 
 def _row(
-    dataset: str, size: tuple[int, int], place: Place, gated_cnn: Mapping[str, Any], directions: int
+    dataset: str, size: tuple[int, int], stage: Stage, gated_cnn: Mapping[str, Any], directions: int
 ) -> dict[str, Any]:
-    dim, tokens = place.channels, formulas.count_tokens(size, place.stride)
+    dim, tokens = stage.channels, formulas.count_tokens(size, stage.stride)
     cnn = partial(formulas.gated_cnn_block_flops, dim, tokens, **gated_cnn)
     flops = {
         "transformer": formulas.transformer_block_flops(dim, tokens),
-        "causal transformer": formulas.transformer_block_flops(dim, tokens, causal=True),
-        "gated cnn": cnn(),
-        **({"gated cnn + ssm": cnn(directions=directions)} if directions else {}),
+        "causal_transformer": formulas.transformer_block_flops(dim, tokens, causal=True),
+        "gated_cnn": cnn(),
+        **({"gated_cnn_ssm": cnn(directions=directions)} if directions else {}),
         "mamba": formulas.mamba_block_flops(dim, tokens),
     }
     return {
         "dataset": dataset or None,
         "height": size[0],
         "width": size[1],
-        "place": place.name,
-        "stride": place.stride,
+        "stage": stage.name,
+        "stride": stage.stride,
         "channels": dim,
         **measure_length(dim, tokens),
         "flops": {block: {"total": sum(terms.values()), **terms} for block, terms in flops.items()},
         "memory": {
             "cache": formulas.cache_numbers(dim, tokens),
             "state": formulas.state_numbers(dim),
-            "attention matrix": formulas.attention_matrix_numbers(tokens),
+            "attention_matrix": formulas.attention_matrix_numbers(tokens),
         },
     }

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
 HEADS = f"{'':<16}{'D':>5}{'stride':>8}{'tokens L':>11}{'tau = 6D':>10}{'L/6D':>8}   GFLOPs per block and image"
 # Title and width of the column for each block.
-COLUMNS = {"transformer": ("Transformer", 11), "gated cnn": ("Gated CNN", 11), "gated cnn + ssm": ("+ SSM", 9),
+COLUMNS = {"transformer": ("Transformer", 11), "gated_cnn": ("Gated CNN", 11), "gated_cnn_ssm": ("+ SSM", 9),
            "mamba": ("Mamba", 9)}  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def _print(analysis: dict[str, Any]) -> None:
         former = image
         flops = "".join(f"{row['flops'][block]['total'] / 1e9:>{width}.3f}" for block, (_, width) in columns.items())
         print(
-            f"{row['place']:<16}{row['channels']:>5}{row['stride']:>8}{row['tokens']:>11,}{row['threshold']:>10,}"
-            f"{row['ratio']:>8.2f}   {flops}   {row['words']}"
+            f"{row['stage']:<16}{row['channels']:>5}{row['stride']:>8}{row['tokens']:>11,}{row['threshold']:>10,}"
+            f"{row['ratio']:>8.2f}   {flops}   {row['verdict_text']}"
         )
     print(f"\n{analysis['answer']}")

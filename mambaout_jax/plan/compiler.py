@@ -76,11 +76,11 @@ def compile_for_tpu(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
 
 def program_memory(compiled: jax.stages.Compiled) -> dict[str, int]:
     """Return the memory of a compiled program in bytes per chip, by kind; all kinds are allocated at the same time."""
-    plan = compiled.memory_analysis()
+    memory = compiled.memory_analysis()
     sizes = {
-        "arguments": plan.argument_size_in_bytes,
-        "results": plan.output_size_in_bytes - plan.alias_size_in_bytes,
-        "temporaries": plan.temp_size_in_bytes,
-        "program": plan.generated_code_size_in_bytes,
+        "arguments": memory.argument_size_in_bytes,
+        "results": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "program": memory.generated_code_size_in_bytes,
     }
     return sizes | {"total": sum(sizes.values())}

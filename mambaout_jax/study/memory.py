@@ -10,7 +10,7 @@ from mambaout_jax.train.program import training_program
 def step_memory(config: RunConfig) -> int:
     """Return the bytes on one device for the arguments and temporaries of a config's training step.
 
-    This is the compiler's plan, which is the same for every run; the peak of a process would include its other work.
+    This is what the compiler allocates, the same for every run; the peak of a process would include its other work.
 
     Raises:
         RunError, TaskError, DataError, ModelError: the config or the dataset is invalid.
@@ -21,5 +21,5 @@ def step_memory(config: RunConfig) -> int:
     example = task.train_transform(model, source).empty()
     program = training_program(config, task, model, example, len(source), mesh)
     with jax.set_mesh(mesh):
-        plan = program.lower().compile().memory_analysis()
-    return plan.argument_size_in_bytes + plan.temp_size_in_bytes
+        memory = program.lower().compile().memory_analysis()
+    return memory.argument_size_in_bytes + memory.temp_size_in_bytes

@@ -10,7 +10,7 @@ from PIL import Image
 import mambaout_jax as mo
 from mambaout_jax.analyze import formulas
 from mambaout_jax.analyze import page as ssm_need_page
-from mambaout_jax.analyze.ssm_need import DATASETS, GATED_CNN, analyze, answer, judge
+from mambaout_jax.analyze.ssm_need import DATASETS, GATED_CNN, analyze, answer, length_verdict
 from mambaout_jax.models import ModelError
 from mambaout_jax.run.errors import RunError
 
@@ -33,7 +33,7 @@ def test_of_the_papers_datasets_imagenet_is_short_and_the_others_are_long_or_nea
     ("tokens", "verdict"), [(1, "short"), (431, "short"), (432, "near"), (576, "near"), (768, "near"), (769, "long")]
 )
 def test_verdict_turns_at_three_quarters_and_four_thirds_of_the_threshold(tokens, verdict):
-    assert judge(96, tokens) == verdict
+    assert length_verdict(96, tokens) == verdict
 
 
 def test_a_model_has_a_row_for_each_stage_at_its_own_size():
@@ -67,10 +67,10 @@ def test_gated_cnn_is_counted_as_the_model_has_it_and_as_published_for_others():
         (None, plain),
     ):
         analysis = analyze(model, size=(64, 64))
-        assert analysis["gated cnn"] == options
+        assert analysis["gated_cnn"] == options
         for row in analysis["rows"]:
             terms = formulas.gated_cnn_block_flops(row["channels"], row["tokens"], **options)
-            assert row["flops"]["gated cnn"] == {"total": sum(terms.values()), **terms}
+            assert row["flops"]["gated_cnn"] == {"total": sum(terms.values()), **terms}
 
 
 @pytest.mark.parametrize(("model", "directions"), [("mamba_tiny", 1), ("test_mambaout", 0)])
@@ -81,9 +81,9 @@ def test_a_model_with_an_ssm_is_counted_with_it(model, directions, tmp_path, mon
     page = ssm_need_page.write_page(analysis, tmp_path).read_text()
     assert ("Gated CNN + SSM" in page) == bool(directions)
     for row in analysis["rows"]:
-        assert ("gated cnn + ssm" in row["flops"]) == bool(directions)
+        assert ("gated_cnn_ssm" in row["flops"]) == bool(directions)
         if directions:
-            found, cnn = row["flops"]["gated cnn + ssm"], row["flops"]["gated cnn"]
+            found, cnn = row["flops"]["gated_cnn_ssm"], row["flops"]["gated_cnn"]
             # R = D / 16 and 16 states.
             rank = math.ceil(row["channels"] / 16)
             projections = 2 * row["tokens"] * row["channels"] * (rank + 2 * 16 + rank)
@@ -158,7 +158,7 @@ def test_page_is_one_file_with_every_row_and_a_picture_of_each_kind_for_each_wid
     text = page.read_text()
     assert not re.search(r'(src|href)="(?!#)[^"]', text)
     for row in analysis["rows"]:
-        assert f"<td>{row['place']}</td><td>{row['channels']}</td>" in text
+        assert f"<td>{row['stage']}</td><td>{row['channels']}</td>" in text
         for kind in ("flops", "memory"):
             with Image.open(page.parent / f"{kind}_{row['channels']}.png") as image:
                 assert min(image.size) > 400
