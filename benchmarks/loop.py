@@ -22,9 +22,9 @@ import numpy as np
 from _timing import check, finish, machine, median_ratio, write_json
 
 from mambaout_jax import distributed
-from mambaout_jax.data.prepare import ensure_prepared
 from mambaout_jax.run.config import RunConfig
 from mambaout_jax.run.config_file import read_config
+from mambaout_jax.run.dataset import open_split
 from mambaout_jax.train import loop
 from mambaout_jax.train.program import training_program
 
@@ -79,8 +79,7 @@ def random_batch(rows: int) -> dict[str, np.ndarray]:
 def bare_step(config: RunConfig) -> Callable[[], float]:
     """Build a function that times the jitted step on one batch on the device, in seconds per step."""
     task = config.build_task()
-    ensure_prepared(config.data.name)
-    source = task.open_source(config.data.train_split)
+    source = open_split(config, task, config.data.train_split)
     model = task.build_model(source.labels)
     mesh = distributed.make_mesh(devices=jax.devices()[:1])
     program = training_program(config, task, model, task.train_transform(model).empty(), len(source), mesh)

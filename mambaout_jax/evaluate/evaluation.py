@@ -10,11 +10,11 @@ from jax.sharding import Mesh
 
 from mambaout_jax import distributed
 from mambaout_jax.data import Source, eval_batches
-from mambaout_jax.data.prepare import ensure_prepared
 from mambaout_jax.models import Model, cpu_compiler_options
 from mambaout_jax.run.batch import check_eval_batch
 from mambaout_jax.run.checkpoints import Checkpoints
 from mambaout_jax.run.config import RunConfig
+from mambaout_jax.run.dataset import open_split
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.pretrained import load_pretrained_for
 from mambaout_jax.run.signals import StopSignals
@@ -184,8 +184,7 @@ def evaluate(config: RunConfig | None, path: epath.PathLike) -> dict[str, Any]:
         config = _own_config(workdir)
     task = config.build_task()
     task.check()
-    ensure_prepared(config.data.name, config.data.data_dir)
-    opened = [task.open_source(config.data.validation_split), *task.open_eval_sources()]
+    opened = [open_split(config, task, config.data.validation_split), *task.open_eval_sources()]
     sources = list({source.fingerprint: source for source in opened}.values())  # without duplicates
     mesh = distributed.make_mesh(config.fsdp)
     with StopSignals() as stop, jax.set_mesh(mesh):

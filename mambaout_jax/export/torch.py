@@ -11,12 +11,12 @@ from etils import epath
 
 from mambaout_jax.data import DataError
 from mambaout_jax.data.buckets import is_remote
-from mambaout_jax.data.prepare import ensure_prepared
 from mambaout_jax.models import Model, create_model
 from mambaout_jax.plugins import load as load_plugins
 from mambaout_jax.process import commit_folder, scratch_folder
 from mambaout_jax.run.checkpoints import Checkpoints
 from mambaout_jax.run.config import RunConfig, evaluation_config
+from mambaout_jax.run.dataset import open_split
 from mambaout_jax.run.errors import RunError, is_full_disk
 from mambaout_jax.run.state import TrainState
 from mambaout_jax.run.workdir import check_space, is_workdir, load_environment, load_run, open_workdir, record_run
@@ -231,8 +231,7 @@ def _images(config: RunConfig, model: Model, log: Log) -> np.ndarray:
         return images
     task: Task = config.build_task()
     try:
-        ensure_prepared(config.data.name, config.data.data_dir)
-        source = task.open_source(config.data.validation_split)
+        source = open_split(config, task, config.data.validation_split)
         transform = task.eval_transform(model, source)
         indices = np.linspace(0, len(source) - 1, NUM_IMAGES).astype(int)
         real = np.stack([transform(source[index])["image"] for index in indices])

@@ -5,9 +5,9 @@ from typing import NamedTuple
 import jax
 
 from mambaout_jax.data import DataError
-from mambaout_jax.data.prepare import ensure_prepared
 from mambaout_jax.models import Model
 from mambaout_jax.run.config import RunConfig
+from mambaout_jax.run.dataset import open_split
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.tasks.api import Labels, Task
 from mambaout_jax.train.program import TrainingProgram, training_program
@@ -35,8 +35,7 @@ def dataset_of(config: RunConfig, num_images: int | None = None, labels: Labels 
         return Dataset(num_images, labels)
     task, data = config.build_task(), config.data
     try:
-        ensure_prepared(data.name, data.data_dir)
-        source = task.open_source(data.train_split)
+        source = open_split(config, task, data.train_split)
         known = len(source), source.labels
     except DataError as error:
         known = task.known_size(data.train_split)

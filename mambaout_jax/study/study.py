@@ -16,10 +16,10 @@ from PIL import Image
 from mambaout_jax.analyze.ssm_need import measure_first_stage
 from mambaout_jax.data import DataError, Source
 from mambaout_jax.data.buckets import is_remote
-from mambaout_jax.data.prepare import ensure_prepared
 from mambaout_jax.models import Model
 from mambaout_jax.report.html import write_report
 from mambaout_jax.run.config import RunConfig, changeable_keys, flatten_config, known_keys, nest
+from mambaout_jax.run.dataset import open_split
 from mambaout_jax.run.errors import DivergedError, RunError
 from mambaout_jax.run.files import write_atomically
 from mambaout_jax.run.signals import StopSignals
@@ -75,8 +75,7 @@ def run_study(config: RunConfig, path: epath.PathLike, num_repeats: int) -> dict
         config.replace({"seed": config.seed + num_repeats - 1})  # the largest seed has to be valid too
         settings, task = nest(config.values), config.build_task()
         task.check()
-        ensure_prepared(config.data.name, config.data.data_dir)
-        source = task.open_source(config.data.train_split)
+        source = open_split(config, task, config.data.train_split)
         folds = fold_splits(config.data.train_split, len(source), num_repeats)
 
         def build(options: Mapping[str, Any]) -> Model:

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 
 from mambaout_jax.data import Source, train_batches
-from mambaout_jax.data.prepare import ensure_prepared
 from mambaout_jax.models import Model
 from mambaout_jax.run.config import RunConfig
+from mambaout_jax.run.dataset import open_split
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.tasks.api import Batch, Task
 
@@ -20,8 +20,7 @@ def open_batches(config: RunConfig) -> Iterator[Batch]:
         RunError, TaskError, DataError, ModelError: the config, the dataset or the model is invalid.
     """
     task = config.build_task()
-    ensure_prepared(config.data.name, config.data.data_dir)
-    source = task.open_source(config.data.train_split)
+    source = open_split(config, task, config.data.train_split)
     return training_batches(config, task, task.build_model(source.labels), source)
 
 

@@ -13,12 +13,12 @@ from etils import epath
 from mambaout_jax import distributed
 from mambaout_jax.data import DataError, Source, WorkerDiedError
 from mambaout_jax.data.buckets import is_remote
-from mambaout_jax.data.prepare import ensure_prepared
 from mambaout_jax.evaluate.evaluation import Evaluation, Evaluator
 from mambaout_jax.models import Model
 from mambaout_jax.run.batch import describe_batch
 from mambaout_jax.run.checkpoints import Checkpoints
 from mambaout_jax.run.config import RunConfig, nest
+from mambaout_jax.run.dataset import open_split
 from mambaout_jax.run.errors import DivergedError, RunError, StoppedError
 from mambaout_jax.run.files import write_arrays, write_atomically
 from mambaout_jax.run.pretrained import Pretrained, load_pretrained_for, merge_pretrained
@@ -154,9 +154,8 @@ def _prepare(config: RunConfig, path: epath.PathLike) -> _Setup:
     """Build what is trained; checks all of the config that does not depend on the state of the workdir."""
     task = config.build_task()
     task.check()
-    ensure_prepared(config.data.name, config.data.data_dir)
-    train_source = task.open_source(config.data.train_split)
-    validation = task.open_source(config.data.validation_split)
+    train_source = open_split(config, task, config.data.train_split)
+    validation = open_split(config, task, config.data.validation_split)
     model = task.build_model(train_source.labels)
     mesh = distributed.make_mesh(config.fsdp)
     example = task.train_transform(model, train_source).empty()
