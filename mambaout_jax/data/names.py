@@ -1,9 +1,10 @@
-"""Dataset names: parsing, known names, and the command that prepares a dataset."""
+"""Dataset names: parsing, known names, the folder of datasets, and the command that prepares a dataset."""
 
 from collections.abc import Iterable
 
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core import naming
+from etils import epath
+from tensorflow_datasets.core import constants, naming
 
 from mambaout_jax.checks import suggest
 from mambaout_jax.data.errors import DataError
@@ -43,6 +44,18 @@ def unknown_dataset(dataset: str, others: Iterable[str] = ()) -> str:
     """Return the error message for a name that is neither known nor in `others`, with the nearest name."""
     near = suggest(dataset, [*known_datasets(), *others])
     return f"unknown dataset {dataset!r}{near or '; tensorflow.org/datasets/catalog lists the names'}"
+
+
+def data_root(data_dir: str | None) -> epath.Path:
+    """Return the folder of prepared datasets; None is the default folder of TFDS.
+
+    Raises:
+        DataError: the URL scheme is unknown.
+    """
+    try:
+        return epath.Path(data_dir or constants.DATA_DIR).expanduser()
+    except KeyError as error:
+        raise DataError(f"data_dir {data_dir} begins with {error}; expected a local folder, gs:// or s3://") from None
 
 
 def prepare_command(name: str, data_dir: str | None) -> str:

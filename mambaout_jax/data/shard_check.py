@@ -7,9 +7,9 @@ from typing import Any
 from array_record.python import array_record_module
 from etils import epath
 
-from mambaout_jax.data.buckets import REMOTE_SECONDS, is_remote
 from mambaout_jax.data.errors import DataError
 from mambaout_jax.process import within_seconds
+from mambaout_jax.storage import REMOTE_SECONDS, is_remote
 
 THREADS = 16
 # By default, a reader allocates 16 MiB and reads ahead, although only the end of the file is needed.

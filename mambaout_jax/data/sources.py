@@ -13,10 +13,10 @@ from etils import epath
 from tensorflow_datasets.core import read_only_builder
 from tensorflow_datasets.proto import tf_example_pb2
 
-from mambaout_jax.data.buckets import data_root
 from mambaout_jax.data.errors import DataError
 from mambaout_jax.data.names import (
     DEFAULT_CONFIGS,
+    data_root,
     join_name,
     known_datasets,
     parse_name,

@@ -10,7 +10,6 @@ import numpy as np
 from etils import epath
 
 from mambaout_jax.data import DataError
-from mambaout_jax.data.buckets import is_remote
 from mambaout_jax.models import Model, create_model
 from mambaout_jax.plugins import load as load_plugins
 from mambaout_jax.process import commit_folder, scratch_folder
@@ -20,6 +19,7 @@ from mambaout_jax.run.dataset import open_split
 from mambaout_jax.run.errors import RunError, is_full_disk
 from mambaout_jax.run.state import TrainState
 from mambaout_jax.run.workdir import check_space, is_workdir, load_environment, load_run, open_workdir, record_run
+from mambaout_jax.storage import is_remote
 from mambaout_jax.tasks.api import Task
 from mambaout_jax.tasks.registry import DEFAULT, get_task
 from mambaout_jax.weights import (

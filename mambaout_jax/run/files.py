@@ -7,8 +7,8 @@ import jax
 import numpy as np
 from etils import epath
 
-from mambaout_jax.data.buckets import REMOTE_SECONDS, explain, is_remote
 from mambaout_jax.process import within_seconds, write_text_atomically
+from mambaout_jax.storage import REMOTE_SECONDS, explain, is_remote
 
 
 def find_write_error(folder: epath.Path) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from etils import epath
 
-from mambaout_jax.data.buckets import explain, is_remote
+from mambaout_jax.storage import explain, is_remote
 
 
 class LogFolder:

@@ -19,7 +19,6 @@ from etils import epath
 
 from mambaout_jax import distributed
 from mambaout_jax.data import Source
-from mambaout_jax.data.buckets import REMOTE_SECONDS, explain, is_remote
 from mambaout_jax.errors import UserError
 from mambaout_jax.models import Model, find_family
 from mambaout_jax.process import lock, within_seconds
@@ -27,6 +26,7 @@ from mambaout_jax.run.checkpoints import Checkpoints
 from mambaout_jax.run.config import RunConfig, changed_keys, from_json
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.files import find_write_error, write_atomically
+from mambaout_jax.storage import REMOTE_SECONDS, explain, is_remote
 from mambaout_jax.tasks.api import Labels, Task
 
 LOCK = ".lock"

@@ -15,7 +15,6 @@ from PIL import Image
 
 from mambaout_jax.analyze.ssm_need import measure_first_stage
 from mambaout_jax.data import DataError, Source
-from mambaout_jax.data.buckets import is_remote
 from mambaout_jax.models import Model
 from mambaout_jax.report.html import write_report
 from mambaout_jax.run.config import RunConfig, changeable_keys, flatten_config, known_keys, nest
@@ -24,6 +23,7 @@ from mambaout_jax.run.errors import DivergedError, RunError
 from mambaout_jax.run.files import write_atomically
 from mambaout_jax.run.signals import StopSignals
 from mambaout_jax.run.workdir import LOCK, lock_workdir, open_workdir
+from mambaout_jax.storage import is_remote
 from mambaout_jax.study.findings import DIVERGED, Divergence, Outcome, read_divergence, read_outcome, summarize
 from mambaout_jax.study.folds import fold_splits
 from mambaout_jax.study.memory import step_memory

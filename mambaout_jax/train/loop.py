@@ -12,7 +12,6 @@ from etils import epath
 
 from mambaout_jax import distributed
 from mambaout_jax.data import DataError, Source, WorkerDiedError
-from mambaout_jax.data.buckets import is_remote
 from mambaout_jax.evaluate.evaluation import Evaluation, Evaluator
 from mambaout_jax.models import Model
 from mambaout_jax.run.batch import describe_batch
@@ -35,6 +34,7 @@ from mambaout_jax.run.workdir import (
     open_workdir,
     record_run,
 )
+from mambaout_jax.storage import is_remote
 from mambaout_jax.tasks.api import Task
 from mambaout_jax.train.inputs import training_batches
 from mambaout_jax.train.metrics import MetricWriter, SilentWriter, StepLog

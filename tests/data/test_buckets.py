@@ -1,7 +1,9 @@
 import pytest
 from etils import epath
 
-from mambaout_jax.data import DataError, buckets
+from mambaout_jax import storage
+from mambaout_jax.data import DataError
+from mambaout_jax.data.prepare.upload import upload
 from mambaout_jax.tasks.classification.source import open_source
 
 
@@ -31,7 +33,7 @@ def record_copies(monkeypatch, folder, fail_at=None):
 def test_metadata_is_uploaded_last(folder, tmp_path, monkeypatch):
     copied = record_copies(monkeypatch, folder)
     target = epath.Path(tmp_path / "bucket" / "a" / "1.0.0")
-    buckets.upload(folder, target)
+    upload(folder, target)
     assert copied[-2:] == ["dataset_info.json", "features.json"]
     assert {path.name: path.read_text() for path in target.iterdir()} == {name: name for name in copied}
 
@@ -41,19 +43,19 @@ def test_a_failed_upload_is_an_error_and_resumes(folder, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         record_copies(patch, folder, fail_at="dataset_info.json")
         with pytest.raises(OSError, match=r"uploading .* failed .403 forbidden.; rerun the same command to resume"):
-            buckets.upload(folder, target)
+            upload(folder, target)
     assert not (target / "features.json").exists()
     (target / "label.labels.txt").write_text("cut")
     copied = record_copies(monkeypatch, folder)
-    buckets.upload(folder, target)
+    upload(folder, target)
     assert copied == ["label.labels.txt", "dataset_info.json", "features.json"]
     assert (target / "label.labels.txt").read_text() == "label.labels.txt"
 
 
 def test_bucket_urls_are_distinguished_from_paths():
-    assert buckets.is_remote("gs://bucket/data")
-    assert buckets.is_remote(epath.Path("gs://bucket/data"))
-    assert not buckets.is_remote("/data/gs")
+    assert storage.is_remote("gs://bucket/data")
+    assert storage.is_remote(epath.Path("gs://bucket/data"))
+    assert not storage.is_remote("/data/gs")
 
 
 def test_an_unknown_url_scheme_is_named():
@@ -73,4 +75,4 @@ def test_an_unknown_url_scheme_is_named():
     ],
 )
 def test_bucket_errors_are_one_line(error, words):
-    assert buckets.explain(error) == words
+    assert storage.explain(error) == words

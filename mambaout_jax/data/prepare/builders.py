@@ -11,13 +11,18 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 from etils import epath
+from tensorflow_datasets.core import constants
 
-from mambaout_jax.data.buckets import FILE_FORMAT, METADATA, data_root, is_remote
 from mambaout_jax.data.errors import DataError
-from mambaout_jax.data.names import DIGITS, IMAGENET, PATHFINDER, parse_name, unknown_dataset
+from mambaout_jax.data.names import DIGITS, IMAGENET, PATHFINDER, data_root, parse_name, unknown_dataset
+from mambaout_jax.data.prepare.dataset_writer import FILE_FORMAT
 from mambaout_jax.data.prepare.digits import Digits
 from mambaout_jax.data.prepare.pathfinder import Pathfinder
 from mambaout_jax.extras import install_command
+from mambaout_jax.storage import is_remote
+
+# Written last, because TFDS considers a folder with both files complete.
+METADATA = (constants.FEATURES_FILENAME, constants.DATASET_INFO_FILENAME)
 
 
 def prepare_dataset(name: str, data_dir: str | None = None) -> str:

@@ -21,11 +21,12 @@ from PIL import Image
 from tensorflow_datasets.core.utils import shard_utils
 from tqdm import tqdm
 
-from mambaout_jax.data.buckets import FILE_FORMAT
 from mambaout_jax.data.errors import DataError
 from mambaout_jax.data.prepare.shard_workers import run_jobs
 from mambaout_jax.data.prepare.shards import Item, ShardJob, read_manifest, write_shard
 from mambaout_jax.process import lock
+
+FILE_FORMAT = "array_record"
 
 
 @dataclasses.dataclass(frozen=True)

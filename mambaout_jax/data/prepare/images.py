@@ -8,12 +8,13 @@ from typing import NamedTuple
 
 from etils import epath
 
-from mambaout_jax.data import buckets
+from mambaout_jax import storage
 from mambaout_jax.data.errors import DataError
-from mambaout_jax.data.names import IMAGENET, known_datasets
+from mambaout_jax.data.names import IMAGENET, data_root, known_datasets
 from mambaout_jax.data.prepare import folders, imagenet
 from mambaout_jax.data.prepare.builders import check_is_folder, is_complete
-from mambaout_jax.data.prepare.dataset_writer import Dataset, open_workspace, read_info, write_dataset
+from mambaout_jax.data.prepare.dataset_writer import FILE_FORMAT, Dataset, open_workspace, read_info, write_dataset
+from mambaout_jax.data.prepare.upload import upload
 from mambaout_jax.process import within_seconds
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -92,7 +93,7 @@ def prepare_folder(source: str, name: str | None = None, data_dir: str | None = 
     real = Path(os.path.realpath(folder))
     name = real.name if name is None else name
     _check_name(name)
-    target = _local_folder(buckets.data_root(data_dir), name, folders.VERSION)
+    target = _local_folder(data_root(data_dir), name, folders.VERSION)
     if Path(os.path.realpath(target)).is_relative_to(real):
         raise DataError(f"{target} is inside the image folder {folder}; choose another folder with --data-dir")
     dataset = folders.read_folder(folder, name)
@@ -109,12 +110,12 @@ def _prepare(
     data_dir: str | None,
     workers: int,
 ) -> Prepared:
-    root = buckets.data_root(data_dir)
+    root = data_root(data_dir)
     target = root / name / version
     prepared = Prepared(name, str(target), str(root), num_images, len(class_names))
-    remote = buckets.is_remote(root)
+    remote = storage.is_remote(root)
     try:
-        complete = within_seconds(buckets.REMOTE_SECONDS, lambda: is_complete(target))
+        complete = within_seconds(storage.REMOTE_SECONDS, lambda: is_complete(target))
     except Exception as error:  # each bucket client raises its own types
         raise DataError(f"data_dir {root} cannot be read ({error})") from error
     if complete:
@@ -132,14 +133,14 @@ def _prepare(
             elif remote:
                 _check_prepared(epath.Path(local), prepared, class_names)
             if remote:
-                buckets.upload(epath.Path(local), target)
+                upload(epath.Path(local), target)
     except PermissionError as error:
         raise DataError(f"cannot write {name} to {error.filename}; choose another data_dir") from error
     return prepared
 
 
 def _local_folder(root: epath.Path, name: str, version: str) -> Path:
-    return Path(LOCAL_DATA_DIR if buckets.is_remote(root) else root).expanduser() / name / version
+    return Path(LOCAL_DATA_DIR if storage.is_remote(root) else root).expanduser() / name / version
 
 
 def _check_prepared(folder: epath.Path, expected: Prepared, class_names: tuple[str, ...]) -> None:
@@ -147,12 +148,12 @@ def _check_prepared(folder: epath.Path, expected: Prepared, class_names: tuple[s
     counted = {split: info.splits[split].num_examples for split in expected.num_images if split in info.splits}
     file_format = info.file_format.value
     if (
-        file_format != buckets.FILE_FORMAT
+        file_format != FILE_FORMAT
         or counted != expected.num_images
         or tuple(info.features["label"].names) != class_names
     ):
         raise DataError(
-            f"{folder} already has {expected.name}, as {file_format} with {counted}; expected {buckets.FILE_FORMAT} "
+            f"{folder} already has {expected.name}, as {file_format} with {counted}; expected {FILE_FORMAT} "
             f"with {expected.num_images} and the same classes; move the folder away, or choose another name or data_dir"
         )
 

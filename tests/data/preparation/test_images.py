@@ -102,10 +102,10 @@ def test_a_target_folder_without_metadata_is_refused(insects, tmp_path):
 
 def test_a_bucket_gets_the_local_files(insects, tmp_path, monkeypatch):
     bucket, local = tmp_path / "bucket", tmp_path / "local"
-    monkeypatch.setattr(images.buckets, "is_remote", lambda path: str(path) == str(bucket))
+    monkeypatch.setattr(images.storage, "is_remote", lambda path: str(path) == str(bucket))
     monkeypatch.setattr(images, "LOCAL_DATA_DIR", str(local))
     with monkeypatch.context() as patch:
-        patch.setattr(images.buckets, "upload", lambda *_: 1 / 0)
+        patch.setattr(images, "upload", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             prepare_folder(str(insects), data_dir=str(bucket))
     assert not bucket.exists()

@@ -1,0 +1,25 @@
+"""Access to buckets: timeouts and error messages. Standard library only."""
+
+import logging
+import os
+
+REMOTE_SECONDS = 30
+
+# These log errors that they also raise or recover from, some with a traceback.
+for _name in ("gcsfs", "google.auth"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+    """Return whether a path is in a bucket, where files can be neither appended to nor locked."""
+    return "://" in os.fspath(path)
+
+
+def explain(error: Exception) -> str:
+    """Return one line on an error of any bucket client, with the remedy if it is known."""
+    if isinstance(error, ImportError):
+        return "its client is not installed: pip install 'etils[epath-gcs]'"
+    if isinstance(error, FileNotFoundError):  # with that permission, even an empty bucket is found
+        return "the bucket does not exist, or the permission storage.buckets.get is missing"
+    words = " ".join(str(error).split()) or type(error).__name__
+    return f"{words}: gcloud auth application-default login" if getattr(error, "code", None) == 401 else words
