@@ -234,7 +234,7 @@ def test_invalid_notation_is_named_with_the_known_parts(text, words):
     with pytest.raises(DataError) as error:
         RandAugment.parse(text)
     assert str(error.value).startswith(f"auto_augment is {text!r}: {words}")
-    for part in ("m (an integer", "n (an integer", "p (from", "mstd (from", "inc (1: all"):
+    for part in ("m (an integer", "n (an integer", "p (from", "mstd (from", "inc (1: the strength"):
         assert part in str(error.value)
 
 

@@ -173,7 +173,7 @@ def test_no_decay_names_parameters_that_are_there():
         ({"d_state": 0}, "d_state is 0"),
         ({"dt_rank": 0}, "dt_rank is 0"),
         ({"expand": 0.01}, "expand is 0.01; a finite number of at least 1/8 is expected"),
-        ({"expand": True}, "expand is True; a number"),
+        ({"expand": True}, "expand is True; a finite number"),
         ({"dtype": "float16"}, "dtype is 'float16'; expected one of float32, bfloat16"),
     ],
 )

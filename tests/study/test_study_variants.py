@@ -8,7 +8,6 @@ import pytest
 
 from mambaout_jax.models import Model, ModelError, create_model
 from mambaout_jax.run.errors import RunError
-from mambaout_jax.study import variants as study_variants
 from mambaout_jax.study.variants import COMPARISONS, design_variants
 from tests.study.study_runs import EXPERIMENT, MODEL
 
@@ -48,13 +47,9 @@ def test_counts_are_those_of_the_models(variants):
 
 
 def test_widths_are_searched_without_initializing_a_model(monkeypatch, variants):
-    drawn = []
-    draw = Model.init
-    monkeypatch.setattr(Model, "init", lambda self, key: drawn.append(self.name) or draw(self, key))
-    monkeypatch.setattr(study_variants, "count_model_macs", lambda *_: 1)
+    monkeypatch.setattr(Model, "init", None)
     found = design_variants(GIVEN, STUDY, create)
     assert [variant.params for variant in found] == [variant.params for variant in variants.values()]
-    assert len(drawn) == len(found)  # for the multiply-adds
 
 
 def test_removing_the_ssm_leaves_all_else_as_it_was(variants):
@@ -111,8 +106,8 @@ def test_an_unknown_option_is_the_models_own_sentence():
         (("baseline",), "convv", r"config.study.baseline is 'convv'; 'conv' or "),
         (("matched",), ("vit",), "config.study.matched has 'vit'; "),
         (("matched",), 5, "config.study.matched is 5; a tuple of strings is expected"),
-        (("matched",), ("ssm-causal", "ssm-causal"), "config.study.matched has 'ssm-causal'; different names"),
-        (("matched",), ("conv",), "config.study.matched has 'conv'; different names"),
+        (("matched",), ("ssm-causal", "ssm-causal"), "config.study.matched has 'ssm-causal'; distinct names"),
+        (("matched",), ("conv",), "config.study.matched has 'conv'; distinct names"),
         (("removed",), None, "config.study.removed is unset; a tuple of strings"),
         (("variants",), "x", "config.study.variants is 'x'; a section"),
         (("variants", "conv", "width"), None, "config.study.variants.conv.width is unset; a string"),

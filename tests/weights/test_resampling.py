@@ -98,7 +98,7 @@ def test_embeddings_of_no_square_images_are_refused():
         mo.from_torch(vit(64), state_dict_of(vit((32, 48))))
     assert str(refusal.value) == (
         "pos_embed has shape (1, 7, 24) where (1, 17, 24) is expected, or that of another square image size, which "
-        "resample; for other sizes, use a folder whose config.json has the image size"
+        "would be resampled; for non-square images, use a folder whose config.json has the image size"
     )
 
 
