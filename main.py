@@ -4,6 +4,8 @@ Exit codes: 0 finished; 1 the program or the machine failed; 2 invalid input; 3 
 stopped the run, or another process of it was lost: rerun the same command.
 """
 
+import os
+import signal
 import sys
 
 from mambaout_jax.errors import print_error
@@ -15,6 +17,8 @@ except MissingExtraError as error:
     sys.exit(print_error(error))
 
 from absl import app, flags, logging
+
+from mambaout_jax.process import announced, exit_at_once_on
 
 CONFIG = flags.DEFINE_string(
     "config",
@@ -40,13 +44,16 @@ def main(argv: list[str]) -> int:
         if not supervisor.is_supervised():
             return supervisor.supervise(sys.argv)
         supervisor.exit_with_supervisor()
-    from mambaout_jax import distributed
-    from mambaout_jax.evaluate.evaluation import evaluate
-    from mambaout_jax.evaluate.scores import format_scores
-    from mambaout_jax.report.html import write_report
-    from mambaout_jax.run.config_file import read_config
-    from mambaout_jax.run.errors import report_error
-    from mambaout_jax.train.loop import train
+    else:  # until a run installs its handlers, there is nothing to save
+        exit_at_once_on(signal.SIGTERM, signal.SIGINT, code=os.EX_TEMPFAIL, advice="rerun the same command to resume")
+    with announced("Loading JAX and the dataset readers."):
+        from mambaout_jax import distributed
+        from mambaout_jax.evaluate.evaluation import evaluate
+        from mambaout_jax.evaluate.scores import format_scores
+        from mambaout_jax.report.html import write_report
+        from mambaout_jax.run.config_file import read_config
+        from mambaout_jax.run.errors import report_error
+        from mambaout_jax.train.loop import train
 
     try:
         config = None if CONFIG.value is None else read_config(CONFIG.value, changes)

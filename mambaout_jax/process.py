@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -60,6 +61,31 @@ def exit_on_signals(*numbers: int) -> Iterator[None]:
         yield
     finally:
         handlers.restore()
+
+
+def exit_at_once_on(*numbers: int, code: int, advice: str) -> None:
+    """Convert signals to an exit with a sentence on stderr, for a process that has nothing to save or to clean up."""
+
+    def leave(number: int, _: FrameType | None) -> None:
+        with contextlib.suppress(OSError):
+            os.write(2, f"error: stopped by {signal.Signals(number).name}; {advice}\n".encode())
+        os._exit(code)
+
+    SignalHandlers(numbers, leave).install()
+
+
+def stop_signals() -> tuple[int, ...]:
+    """Return the signals that request a stop: SIGTERM, SIGINT, and SIGHUP unless `nohup` had it ignored."""
+    hangup = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
+    return (signal.SIGTERM, signal.SIGINT, *hangup)
+
+
+def silence(descriptors: Iterable[int]) -> None:
+    """Discard what is written to file descriptors from now on, such as those of a terminal that is closing."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in descriptors:
+        os.dup2(null, descriptor)
+    os.close(null)
 
 
 def exit_with_parent(parent: int, code: int) -> None:
@@ -116,6 +142,22 @@ def within_seconds(seconds: float, function: Callable[[], T]) -> T:
     if not call.is_done(seconds):
         raise TimeoutError(f"no answer within {seconds:g} s")
     return call.result()
+
+
+@contextlib.contextmanager
+def announced(sentence: str, say: Callable[[str], Any] | None = None) -> Iterator[None]:
+    """Say what a wait is for, if it takes longer than two seconds.
+
+    Args:
+        say: called with the sentence, from a thread; None to print it to stderr.
+    """
+    timer = threading.Timer(2.0, say or (lambda text: print(text, file=sys.stderr, flush=True)), [sentence])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def lock(file: IO) -> None:

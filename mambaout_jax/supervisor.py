@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from mambaout_jax.process import SignalHandlers, exit_with_parent
+from mambaout_jax.process import SignalHandlers, exit_with_parent, stop_signals
 
 MARK = "MAMBAOUT_JAX_SUPERVISOR"
 # Abort messages of JAX (jaxlib 0.10 to 0.12); the task numbers follow on separate lines.
@@ -56,7 +56,7 @@ def supervise(command: Sequence[str]) -> int:
         child.send_signal(signal.SIGKILL if received else number)
         received.append(number)
 
-    SignalHandlers((signal.SIGTERM, signal.SIGINT), forward).install()
+    SignalHandlers(stop_signals(), forward).install()
     for line in child.stderr:
         tail.append(line)
         with contextlib.suppress(OSError):  # a full disk or a closed pipe must not stop a run

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 from typing import Any
 
 from mambaout_jax.cli.arguments import add_plugins
@@ -15,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print a row per model."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # JAX's tracing may swallow KeyboardInterrupt
     from mambaout_jax import plugins
     from mambaout_jax.models import list_models
 

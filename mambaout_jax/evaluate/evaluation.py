@@ -1,16 +1,20 @@
 """Evaluation of weights on a split, during or after training; each image is scored once."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
+from tqdm import tqdm
 
 from mambaout_jax import distributed
 from mambaout_jax.data import Source, eval_batches
 from mambaout_jax.models import Model, cpu_compiler_options
+from mambaout_jax.process import announced
 from mambaout_jax.run.batch import check_eval_batch
 from mambaout_jax.run.checkpoints import Checkpoints
 from mambaout_jax.run.config import RunConfig
@@ -153,7 +157,8 @@ class Evaluator:
 
         placed = EvalOutput(distributed.replicated(mesh), distributed.batch_sharding(mesh))
         jitted = jax.jit(step, out_shardings=placed, compiler_options=cpu_compiler_options())
-        return self._stop.interruptible(jitted.lower(variables, batch, context).compile)
+        with announced("Compiling the evaluation.", partial(tqdm.write, file=sys.stderr)):
+            return self._stop.interruptible(jitted.lower(variables, batch, context).compile)
 
 
 def _sum(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:

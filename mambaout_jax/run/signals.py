@@ -1,19 +1,22 @@
 """Stopping all hosts at the same point after a signal to one of them."""
 
+import os
 import signal
 from collections.abc import Callable
 from types import FrameType
 from typing import Self, TypeVar
 
 from mambaout_jax import distributed, supervisor
-from mambaout_jax.process import BackgroundCall, SignalHandlers
+from mambaout_jax.process import BackgroundCall, SignalHandlers, silence, stop_signals
 from mambaout_jax.run.errors import StoppedError
 
 T = TypeVar("T")
 
 
 class StopSignals:
-    """A context in which SIGTERM and SIGINT request a stop; a second signal has its usual effect.
+    """A context in which SIGTERM, SIGINT and SIGHUP request a stop; a second signal has its previous effect.
+
+    SIGHUP means that the terminal is closing. It is ignored where it was, as under `nohup`.
 
     Under a supervisor a second signal has no effect, because a system shutdown signals both processes and the
     supervisor forwards its own signal; it kills this process if it receives two.
@@ -21,7 +24,8 @@ class StopSignals:
 
     def __init__(self) -> None:
         self._coordinator = distributed.StopCoordinator()
-        self._handlers = SignalHandlers((signal.SIGTERM, signal.SIGINT), self._receive)
+        self._handlers = SignalHandlers(stop_signals(), self._receive)
+        self._terminal = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
 
     def __enter__(self) -> Self:
         self._handlers.install()
@@ -32,6 +36,8 @@ class StopSignals:
         self._coordinator.close()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            silence(self._terminal)  # writing to it would raise errors
         self._coordinator.request_stop(signal.Signals(number).name)
         if not supervisor.is_supervised():
             self._handlers.restore()
