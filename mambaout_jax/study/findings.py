@@ -236,7 +236,9 @@ def _answer(
             f"correction for {len(tested)} tests."
         )
     if others and not better:
-        sentences.append(_power(others, len(tested), "the others do not help" if worse else "an SSM does not help"))
+        sentences.append(
+            _power(others, len(tested), "the others do not help" if worse else "an SSM does not help", metric)
+        )
     return " ".join(sentences)
 
 
@@ -258,12 +260,13 @@ def _name_significant(
     return "; ".join(parts)
 
 
-def _power(differences: Sequence[Mapping[str, Any]], tests: int, claim: str) -> str:
+def _power(differences: Sequence[Mapping[str, Any]], tests: int, claim: str, metric: Metric) -> str:
     """Return a sentence about the minimum detectable effect, corrected for the number of tests."""
     effects = [minimum_detectable_effect(difference["values"], tests) for difference in differences]
     if not any(effects):
         return f"This does not show that {claim}: the repeats have no spread, so the tests have no known power."
-    return (
-        f"This does not show that {claim}: with {tests} tests, the minimum detectable effect is "
-        f"{max(filter(None, effects)):.2f} points."
-    )
+    effect = max(filter(None, effects))
+    if metric.unit == "%" and effect >= 100:
+        repeats = len(differences[0]["values"])
+        return f"This does not show that {claim}: {repeats} repeats cannot detect any difference; use more seeds."
+    return f"This does not show that {claim}: with {tests} tests, the minimum detectable effect is {effect:.2f} points."

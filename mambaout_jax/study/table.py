@@ -1,5 +1,6 @@
 """The numbers of a study as text, for the terminal and for the page."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +31,7 @@ def comparison_rows(study: Mapping[str, Any], comparison: Mapping[str, Any]) -> 
     }
     differences = {difference["variant"]: difference for difference in comparison["differences"]}
     baseline = study["variants"][0]["name"]
+    limit = 100.0 if study["metric"]["unit"] == "%" else math.inf
     rows = []
     for name in (baseline, *differences):
         variant, difference = variants[name], differences.get(name)
@@ -39,8 +41,10 @@ def comparison_rows(study: Mapping[str, Any], comparison: Mapping[str, Any]) -> 
                 percent(variant["interval"]["mean"]),
                 f"{percent(variant['interval']['low'])} to {percent(variant['interval']['high'])}",
                 points(difference["mean"]) if difference else "",
-                f"{points(difference['low'])} to {points(difference['high'])}" if difference else "",
-                _effect(difference["minimum_detectable_effect"]) if difference else "",
+                f"{points(max(difference['low'], -limit))} to {points(min(difference['high'], limit))}"
+                if difference
+                else "",
+                _effect(difference["minimum_detectable_effect"], study["metric"]) if difference else "",
                 f"{variant['params']:,}",
                 macs(variant["macs"]),
                 milliseconds(variant["step_seconds"]),
@@ -82,8 +86,10 @@ def mebibytes(value: int) -> str:
     return f"{value / 2**20:,.1f} MiB"
 
 
-def _effect(value: float | None) -> str:
-    return "no spread" if value is None else percent(value)
+def _effect(value: float | None, metric: Mapping[str, Any]) -> str:
+    if value is None:
+        return "no spread"
+    return "> 100" if metric["unit"] == "%" and value > 100 else percent(value)
 
 
 def _minus(text: str) -> str:

@@ -4,6 +4,7 @@ import pytest
 
 from mambaout_jax.study.findings import Divergence, Outcome, summarize
 from mambaout_jax.study.statistics import minimum_detectable_effect
+from mambaout_jax.study.table import comparison_rows
 from mambaout_jax.study.variants import StudyVariant
 from mambaout_jax.tasks.api import Metric
 
@@ -48,6 +49,14 @@ def test_the_detectable_effect_is_corrected_for_all_tests():
     )
     table = study(removed_ssm_cross=[2.0, -2.0, 0.0])["comparisons"][0]["differences"][2]["minimum_detectable_effect"]
     assert bound > 2 * table == 2 * minimum_detectable_effect([2.0, -2.0, 0.0])
+
+
+def test_repeats_that_cannot_detect_any_difference_of_percentages_are_reported():
+    found = study(removed_ssm_cross=[60.0, -60.0, 0.0])
+    assert found["answer"].endswith("3 repeats cannot detect any difference; use more seeds.")
+    row = comparison_rows(found, found["comparisons"][0])[3]
+    assert "> 100" in row
+    assert "\N{MINUS SIGN}100.00 to +100.00" in row
 
 
 def test_significance_in_a_single_test_is_mentioned():
