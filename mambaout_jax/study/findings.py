@@ -236,9 +236,8 @@ def _answer(
             f"correction for {len(tested)} tests."
         )
     if others and not better:
-        sentences.append(
-            _power(others, len(tested), "the others do not help" if worse else "an SSM does not help", metric)
-        )
+        claim = "the others do not help" if worse else "an SSM does not help"
+        sentences.append(_power(others, len(tested), claim, metric))
     return " ".join(sentences)
 
 

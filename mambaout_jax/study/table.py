@@ -31,7 +31,6 @@ def comparison_rows(study: Mapping[str, Any], comparison: Mapping[str, Any]) -> 
     }
     differences = {difference["variant"]: difference for difference in comparison["differences"]}
     baseline = study["variants"][0]["name"]
-    limit = 100.0 if study["metric"]["unit"] == "%" else math.inf
     rows = []
     for name in (baseline, *differences):
         variant, difference = variants[name], differences.get(name)
@@ -41,9 +40,7 @@ def comparison_rows(study: Mapping[str, Any], comparison: Mapping[str, Any]) -> 
                 percent(variant["interval"]["mean"]),
                 f"{percent(variant['interval']['low'])} to {percent(variant['interval']['high'])}",
                 points(difference["mean"]) if difference else "",
-                f"{points(max(difference['low'], -limit))} to {points(min(difference['high'], limit))}"
-                if difference
-                else "",
+                _range(difference, study["metric"]) if difference else "",
                 _effect(difference["minimum_detectable_effect"], study["metric"]) if difference else "",
                 f"{variant['params']:,}",
                 macs(variant["macs"]),
@@ -84,6 +81,11 @@ def milliseconds(seconds: float) -> str:
 def mebibytes(value: int) -> str:
     """Format a number of bytes."""
     return f"{value / 2**20:,.1f} MiB"
+
+
+def _range(difference: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
+    limit = 100.0 if metric["unit"] == "%" else math.inf
+    return f"{points(max(difference['low'], -limit))} to {points(min(difference['high'], limit))}"
 
 
 def _effect(value: float | None, metric: Mapping[str, Any]) -> str:
