@@ -16,6 +16,15 @@ def is_user_error(error: Exception) -> bool:
     return isinstance(error, UserError) or str(error).startswith("Unable to initialize backend")
 
 
+def reason(error: Exception) -> str:
+    """Return what an exception of the standard library says, as a part of a sentence."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, KeyError):
+        return f"{error.args[0]!r} is missing"
+    return str(error) or type(error).__name__
+
+
 def print_error(sentence: object, code: int = 2) -> int:
     """Print an error to stderr in one line, and return the exit code."""
     print(f"error: {sentence}", file=sys.stderr)

@@ -200,6 +200,16 @@ def families_and_tasks_are_named_by_their_folders_and_registries_alone(root):
                 yield f"{path}:{line} names {text}"
 
 
+def errors_are_printed_for_people(root):
+    """Find exceptions that are formatted by repr(); `errors.reason` gives their text."""
+    for path, tree in sources(root):
+        for handler in (node for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler) and node.name):
+            for node in ast.walk(handler):
+                by_repr = isinstance(node, ast.FormattedValue) and node.conversion == ord("r")
+                if by_repr and isinstance(node.value, ast.Name) and node.value.id == handler.name:
+                    yield f"{path}:{node.lineno} formats {handler.name} by repr()"
+
+
 def there_is_no_utils(root):
     for pattern in ("utils.py", *(f"{folder}/**/utils.py" for folder in FOLDERS)):
         yield from (path.relative_to(root).as_posix() for path in root.glob(pattern))
@@ -297,6 +307,10 @@ LAWS = {
             ("mambaout_jax/plan/d.py", "x.mambaout"),
             ("mambaout_jax/plan/e.py", "class vit: ..."),
             ("mambaout_jax/plan/f.py", "def mambaout(): ..."),
+        ),
+        (
+            errors_are_printed_for_people,
+            ("mambaout_jax/run/files.py", "try:\n    f()\nexcept OSError as e:\n    raise ValueError(f'no: {e!r}')"),
         ),
         (there_is_no_utils, ("mambaout_jax/train/utils.py", ""), ("tests/utils.py", "")),
         (functions_are_short, ("mambaout_jax/train/loop.py", "def evaluate():\n" + "    x = 1\n" * 80)),

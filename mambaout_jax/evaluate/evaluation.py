@@ -1,20 +1,16 @@
 """Evaluation of weights on a split, during or after training; each image is scored once."""
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from mambaout_jax import distributed
 from mambaout_jax.data import Source, eval_batches
 from mambaout_jax.models import Model, cpu_compiler_options
-from mambaout_jax.process import announced
 from mambaout_jax.run.batch import check_eval_batch
 from mambaout_jax.run.checkpoints import Checkpoints
 from mambaout_jax.run.config import RunConfig
@@ -157,8 +153,7 @@ class Evaluator:
 
         placed = EvalOutput(distributed.replicated(mesh), distributed.batch_sharding(mesh))
         jitted = jax.jit(step, out_shardings=placed, compiler_options=cpu_compiler_options())
-        with announced("Compiling the evaluation.", partial(tqdm.write, file=sys.stderr)):
-            return self._stop.interruptible(jitted.lower(variables, batch, context).compile)
+        return self._stop.interruptible(jitted.lower(variables, batch, context).compile, "Compiling the evaluation.")
 
 
 def _sum(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:

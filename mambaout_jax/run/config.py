@@ -343,9 +343,12 @@ def _check_together(values: Mapping[str, Any]) -> None:
         raise RunError("config.init_head is 'new' but config.init_from is unset; set it to a workdir or a weights file")
     warmup, cooldown, length = (values[key] for key in ("optim.warmup_epochs", "optim.cooldown_epochs", "num_epochs"))
     if warmup + cooldown > length:
+        phases = {"warmup": warmup, "cooldown": cooldown}
+        shorter = {phase: length // 5 for phase, epochs in phases.items() if epochs > length // 5}
         raise RunError(
             f"config.optim.warmup_epochs {warmup} plus config.optim.cooldown_epochs {cooldown} exceeds "
-            f"config.num_epochs {length}; decrease them or use more epochs"
+            f"config.num_epochs {length}; add "
+            + " ".join(f"--config.optim.{phase}_epochs={epochs}" for phase, epochs in shorter.items())
         )
 
 

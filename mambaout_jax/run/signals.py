@@ -2,12 +2,17 @@
 
 import os
 import signal
+import sys
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from types import FrameType
 from typing import Self, TypeVar
 
+from tqdm import tqdm
+
 from mambaout_jax import distributed, supervisor
-from mambaout_jax.process import BackgroundCall, SignalHandlers, silence, stop_signals
+from mambaout_jax.process import BackgroundCall, SignalHandlers, announced, silence, stop_signals
 from mambaout_jax.run.errors import StoppedError
 
 T = TypeVar("T")
@@ -52,8 +57,11 @@ class StopSignals:
         if not self._coordinator.should_continue():
             raise StoppedError(f"stopped by {self.received}")
 
-    def interruptible(self, work: Callable[[], T]) -> T:
+    def interruptible(self, work: Callable[[], T], sentence: str) -> T:
         """Run `work` in a thread, and abandon it after a stop request; for calls that spend minutes outside of Python.
+
+        Args:
+            sentence: says what the work is; the first process prints it if the work takes longer than two seconds.
 
         Python handles signals between its own instructions on the main thread, so a compilation there could outlast
         the grace period of a scheduler. The abandoned thread ends with the process.
@@ -62,7 +70,8 @@ class StopSignals:
         next check.
         """
         call = BackgroundCall(work)
-        while not call.is_done(0.1):
-            if self._coordinator.finished():
-                raise StoppedError(f"stopped by {self.received}")
+        with announced(sentence, partial(tqdm.write, file=sys.stderr)) if distributed.is_first() else nullcontext():
+            while not call.is_done(0.1):
+                if self._coordinator.finished():
+                    raise StoppedError(f"stopped by {self.received}")
         return call.result()

@@ -19,7 +19,7 @@ from etils import epath
 
 from mambaout_jax import distributed
 from mambaout_jax.data import Source
-from mambaout_jax.errors import UserError
+from mambaout_jax.errors import UserError, reason
 from mambaout_jax.models import Model, find_family
 from mambaout_jax.process import lock, within_seconds
 from mambaout_jax.run.checkpoints import Checkpoints
@@ -260,8 +260,8 @@ def load_environment(workdir: epath.Path) -> dict[str, Any]:
             raise TypeError("labels are not an object")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(
-            f"{workdir / 'environment.json'} is not a valid environment of a run ({error!r}); use a workdir that was "
-            "trained or imported"
+            f"{workdir / 'environment.json'} is not a valid environment of a run ({reason(error)}); use a workdir that "
+            "was trained or imported"
         ) from error
     return environment
 

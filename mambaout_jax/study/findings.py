@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
+from mambaout_jax.errors import reason
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.study.statistics import holm, interval, is_significant, minimum_detectable_effect, p_value
 from mambaout_jax.study.variants import COMPARISONS, StudyVariant
@@ -54,7 +55,8 @@ def read_outcome(folder: epath.Path, headline: str, batch_size: int) -> Outcome:
         return Outcome(score, results["steps"], tuple(seconds))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(
-            f"{folder} does not contain the files of a finished run ({error!r}); remove it and rerun the same command"
+            f"{folder} does not contain the files of a finished run ({reason(error)}); remove it and rerun the same "
+            "command"
         ) from error
 
 
@@ -71,7 +73,7 @@ def read_divergence(folder: epath.Path, repeat: int) -> Divergence | None:
         return Divergence(repeat, str(json.loads(record.read_text())["reason"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(
-            f"{record} is not a valid record of a divergence ({error!r}); remove {folder} to train it again"
+            f"{record} is not a valid record of a divergence ({reason(error)}); remove {folder} to train it again"
         ) from error
 
 

@@ -81,7 +81,10 @@ def run_study(config: RunConfig, path: epath.PathLike, num_repeats: int) -> dict
         def build(options: Mapping[str, Any]) -> Model:
             return config.with_model(options).build_task().build_model(source.labels)
 
-        variants = stop.interruptible(partial(design_variants, config.model, settings.get("study"), build))
+        variants = stop.interruptible(
+            partial(design_variants, config.model, settings.get("study"), build),
+            "Searching for widths that give the variants equal numbers of parameters.",
+        )
         plan = {
             "seeds": num_repeats,
             "fingerprint": source.fingerprint,
@@ -100,7 +103,9 @@ def run_study(config: RunConfig, path: epath.PathLike, num_repeats: int) -> dict
         finished = [variant for variant in variants if variant.name not in diverged]
         memory = {}
         for variant in finished:
-            memory[variant.name] = stop.interruptible(partial(step_memory, _config(config, variant, 0, folds[0])))
+            memory[variant.name] = stop.interruptible(
+                partial(step_memory, _config(config, variant, 0, folds[0])), f"Compiling {variant.name} for its memory."
+            )
             jax.clear_caches()
         stop.check()
         outcomes = _outcomes(workdir, config, finished, num_repeats)

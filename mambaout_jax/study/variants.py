@@ -4,7 +4,6 @@ They are defined in the section `study` of an experiment (docs/study.md, configs
 """
 
 import bisect
-import sys
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -95,7 +94,6 @@ def design_variants(
             f"the options of config.study.variants.{study['baseline']}"
         )
     own = build(given)
-    print(f"Searching for widths that give the variants of {own.name} equal numbers of parameters.", file=sys.stderr)
     baseline = _build(study["baseline"], base, tuple(COMPARISONS), given | dict(base.model), build)
     variants = [baseline]
     for comparison in COMPARISONS:

@@ -14,7 +14,6 @@ from mambaout_jax import distributed
 from mambaout_jax.data import DataError, Source, WorkerDiedError
 from mambaout_jax.evaluate.evaluation import Evaluation, Evaluator
 from mambaout_jax.models import Model
-from mambaout_jax.process import announced
 from mambaout_jax.run.batch import describe_batch
 from mambaout_jax.run.checkpoints import Checkpoints
 from mambaout_jax.run.config import RunConfig, nest
@@ -89,8 +88,7 @@ def train(config: RunConfig, path: epath.PathLike) -> dict[str, Any]:
             writer.saved(log.stamp(step) | {"blocked_seconds": blocked})
 
         try:
-            with announced("Compiling the training step, which takes minutes for large models.", writer.print_line):
-                run_step = stop.interruptible(lowered.compile)
+            run_step = stop.interruptible(lowered.compile, "Compiling the training step.")
             evaluator = Evaluator(config, setup.task, setup.model, mesh=setup.mesh, stop=stop)
             host_batches = training_batches(config, setup.task, setup.model, setup.train_source, start_step=step)
             cleanup.callback(host_batches.close)

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import threading
+import time
 from types import SimpleNamespace
 from unittest import mock
 
@@ -158,15 +159,22 @@ def test_compilation_is_abandoned_after_a_signal():
     with StopSignals() as stop:
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
         with pytest.raises(StoppedError, match="SIGTERM"):
-            stop.interruptible(lambda: release.wait(60))
+            stop.interruptible(lambda: release.wait(60), "Waiting.")
     release.set()
+
+
+def test_work_that_takes_long_says_what_it_is(capsys):
+    with StopSignals() as stop:
+        stop.interruptible(lambda: None, "At once.")
+        stop.interruptible(lambda: time.sleep(2.5), "Compiling.")
+    assert capsys.readouterr().err.split("\n") == ["Compiling.", ""]
 
 
 def test_interruptible_work_returns_its_result_or_error():
     with StopSignals() as stop:
-        assert stop.interruptible(lambda: 3) == 3
+        assert stop.interruptible(lambda: 3, "Counting.") == 3
         with pytest.raises(ZeroDivisionError):
-            stop.interruptible(lambda: 1 / 0)
+            stop.interruptible(lambda: 1 / 0, "Dividing.")
 
 
 @pytest.mark.run
