@@ -50,7 +50,6 @@ def main(argv: list[str]) -> int:
         from mambaout_jax import distributed
         from mambaout_jax.evaluate.evaluation import evaluate
         from mambaout_jax.evaluate.scores import format_scores
-        from mambaout_jax.report.html import write_report
         from mambaout_jax.run.config_file import read_config
         from mambaout_jax.run.errors import report_error
         from mambaout_jax.train.loop import train
@@ -63,6 +62,8 @@ def main(argv: list[str]) -> int:
         if distributed.is_first():
             print(format_scores(results))
             if MODE.value == "train":
+                from mambaout_jax.report.html import write_report  # imports matplotlib
+
                 print(f"report: {write_report(WORKDIR.value)}")
     except Exception as error:
         return report_error(error, WORKDIR.value)

@@ -1,9 +1,11 @@
 """Make JAX strict: annotations are checked, ranks and (in ops) dtypes are never promoted in silence."""
 
 import atexit
+import multiprocessing.process
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -48,6 +50,20 @@ LAWS = ("ops", "models", "weights", "train/test_step.py", "train/test_mixing.py"
 def pytest_collection_modifyitems(items):
     """Begin with whole runs: a worker that came to one at the end would keep the others waiting."""
     items.sort(key=lambda item: item.path.parent.name != "train")
+
+
+def _refuse_to_start(*_, **__):
+    pytest.fail("a test that starts a process needs the marker `run`")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Keep the default tier in the processes of pytest, which keeps it fast."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not any(map(item.get_closest_marker, ("run", "nightly"))):
+            patch.setattr(subprocess.Popen, "__init__", _refuse_to_start)
+            patch.setattr(multiprocessing.process.BaseProcess, "start", _refuse_to_start)
+        return (yield)
 
 
 @pytest.fixture(autouse=True)

@@ -3,11 +3,13 @@
 import json
 import math
 import statistics
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
 
 from mambaout_jax.checks import as_number
+from mambaout_jax.models import variant_options
 from mambaout_jax.pages.render import render
 from mambaout_jax.report.curves import WEIGHTS, make_curves
 from mambaout_jax.run.errors import RunError
@@ -15,6 +17,7 @@ from mambaout_jax.run.files import write_atomically
 from mambaout_jax.run.workdir import load_config, load_environment, open_workdir
 from mambaout_jax.tasks.api import Labels, Section, Task
 from mambaout_jax.tasks.errors import TaskError
+from mambaout_jax.weights.options import other_options
 
 
 def write_report(workdir: epath.PathLike) -> epath.Path:
@@ -53,7 +56,7 @@ def _render(workdir: epath.Path) -> str:
     return render(
         __package__,
         "report.html.jinja",
-        model=config.model["name"],
+        model=_model_title(config.model),
         dataset=config.data.name,
         split=split,
         workdir=str(workdir),
@@ -67,6 +70,13 @@ def _render(workdir: epath.Path) -> str:
         environment={key: _show(value) for key, value in environment.items() if key not in not_shown},
         command=str(environment.get("command") or ""),
     )
+
+
+def _model_title(options: Mapping[str, Any]) -> str:
+    """Return the name of the variant, and whether the model differs from it."""
+    own = variant_options(options["name"])
+    chosen = {**own, **{option: value for option, value in options.items() if option in own}}
+    return f"{options['name']}{' (modified)' if other_options(chosen, own) else ''}"
 
 
 def _sections(task: Task, workdir: epath.Path, labels: Labels, split: str) -> list[Section]:

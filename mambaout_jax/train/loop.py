@@ -41,6 +41,7 @@ from mambaout_jax.train.metrics import MetricWriter, SilentWriter, StepLog
 from mambaout_jax.train.program import TrainingProgram, training_program
 from mambaout_jax.train.recipe import differences_from_recipe
 from mambaout_jax.train.trace import StepTrace
+from mambaout_jax.weights.options import model_args
 
 
 def train(config: RunConfig, path: epath.PathLike) -> dict[str, Any]:
@@ -263,12 +264,13 @@ def _open_writer(
         metrics=setup.task.metrics,
     )
     cleanup.callback(writer.close)
+    changes = "".join(f", {option} {value}" for option, value in model_args(model).items())
     batch = describe_batch(config.batch_size, setup.mesh.size, program.grad_accum_steps)
     writer.print_line(
-        f"{model.name}, {model.num_params:,} parameters, on {setup.mesh.size} x {jax.devices()[0].device_kind}; "
-        f"{len(setup.train_source):,} training and {len(setup.validation):,} validation images of "
-        f"{setup.train_source.name}; {config.num_epochs} epochs of {program.steps_per_epoch} steps; "
-        f"{'; '.join(filter(None, (batch, start.description)))}"
+        f"{model.name}{changes}, {model.num_params:,} parameters, on {setup.mesh.size} x "
+        f"{jax.devices()[0].device_kind}; {len(setup.train_source):,} training and {len(setup.validation):,} "
+        f"validation images of {setup.train_source.name}; {config.num_epochs} epochs of {program.steps_per_epoch} "
+        f"steps; {'; '.join(filter(None, (batch, start.description)))}"
     )
     for sentence in differences_from_recipe(model.family.recipe, config.values):
         writer.print_line(f"differs from the published recipe: {sentence}")

@@ -1,5 +1,6 @@
 """The report shows the content of a workdir in any state of the run."""
 
+import json
 import math
 import re
 
@@ -20,6 +21,17 @@ from tests.train.finished_run import (
     write_json,
     write_metrics,
 )
+
+
+@pytest.mark.parametrize(
+    ("options", "title"),
+    [({}, "mambaout_femto on digits"), ({"drop_rate": 0.5, "img_size": 32}, "mambaout_femto on digits"),
+     ({"depths": [1, 1, 2, 1]}, "mambaout_femto (modified) on digits")],
+)  # fmt: skip
+def test_page_says_if_the_model_differs_from_its_variant(workdir, options, title):
+    config = json.loads((workdir / "config.json").read_text())
+    write_json(workdir, "config.json", {**config, "model": {**config["model"], **options}})
+    assert f"<h1>{title}</h1>" in write_and_read(workdir)
 
 
 def test_page_has_results_config_versions_and_command(workdir):
