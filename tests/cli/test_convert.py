@@ -179,6 +179,7 @@ def test_a_wrong_path_or_name_is_refused(workdir, file, folder, tmp_path, capsys
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("action", ["import", "export"])
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(workdir, folder, tmp_path, action):
     mount = f"mount -t tmpfs -o size=12k none {tmp_path}"
@@ -196,6 +197,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(workdir, folder, tmp_pat
     assert "free some space" in line
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_terminated_command_leaves_nothing(folder, tmp_path, number):
     command = [sys.executable, "-m", "mambaout_jax", "convert", "import", folder, "--out", tmp_path / "imported"]

@@ -14,6 +14,7 @@ from mambaout_jax.extras import MissingExtraError
 from tests.train import tiny
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("argv", [["--help"], ["predict", "--help"], ["modls"], ["report"]])
 def test_help_and_wrong_words_do_not_wait_for_jax(argv):
     code = f"""
@@ -87,6 +88,7 @@ def test_control_c_is_exit_code_130_without_a_message(monkeypatch, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("length", [10, 1_000_000])
 def test_closed_pipe_is_not_an_error(length):
     code = f"""

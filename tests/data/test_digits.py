@@ -112,6 +112,7 @@ ensure_prepared("digits", sys.argv[1])
 """
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("record", [1, 1790])
 def test_a_killed_preparation_is_repeated(tmp_path, record):
     killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), str(record)], check=False)
@@ -165,6 +166,7 @@ assert "tensorflow" not in sys.modules
 """
 
 
+@pytest.mark.run
 def test_tensorflow_is_neither_required_nor_imported(tmp_path):
     decoy = tmp_path / "tensorflow"
     decoy.mkdir()

@@ -75,6 +75,7 @@ def test_dashes_have_gaps_and_dots_are_the_brightest(name):
         assert cv2.connectedComponents((image == 255).astype(np.uint8))[0] - 1 == 2
 
 
+@pytest.mark.run
 def test_dots_are_on_endpoints_and_a_pair_shares_endpoints_and_directions(pairs):
     for apart, joined in pairs:
         assert np.array_equal(apart.dots, joined.dots)
@@ -118,6 +119,7 @@ def score_in_folds(features):
     return cross_val_score(model, np.array(features), labels, groups=groups, cv=GroupKFold(5)).mean()
 
 
+@pytest.mark.run
 def test_no_statistic_separates_the_classes(pairs):
     features = np.array([statistics_of(scene, CONFIGS["32"]) for pair in pairs for scene in pair])
     apart, joined = features[::2], features[1::2]
@@ -130,6 +132,7 @@ def test_no_statistic_separates_the_classes(pairs):
     assert 0.44 < score_in_folds(products.reshape(len(features), -1)) < 0.56
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("side", [4, 8, 16])
 def test_no_linear_classifier_on_pixels_separates_the_classes(pairs, side):
     images = [draw_scene(scene, CONFIGS["32"]) for pair in pairs for scene in pair]
@@ -159,6 +162,7 @@ def ink_between(image, dots, width):
     return image[inside].sum() / distance
 
 
+@pytest.mark.run
 @pytest.mark.parametrize(("num_squares", "reach"), [(6, 1.0), (6, 1.5), (12, 1.5)])
 def test_no_linear_classifier_on_the_frame_of_the_dots_separates_the_classes(pairs, num_squares, reach):
     features = [
@@ -167,6 +171,7 @@ def test_no_linear_classifier_on_the_frame_of_the_dots_separates_the_classes(pai
     assert 0.44 < score_in_folds(features) < 0.56
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("width", [0.05, 0.1, 0.2])
 def test_ink_between_the_dots_does_not_separate_the_classes(pairs, width):
     ink = [ink_between(draw_scene(scene, CONFIGS["32"]), scene.dots, width) for pair in pairs for scene in pair]
@@ -246,6 +251,7 @@ print(source.name, len(source))
 """
 
 
+@pytest.mark.run
 def test_the_middle_size_is_the_default_without_importing_the_builder(small, tmp_path):
     prepare_dataset("pathfinder", str(tmp_path))
     (info,) = tmp_path.glob("pathfinder/64/*/dataset_info.json")
@@ -279,6 +285,7 @@ prepare_dataset("pathfinder/32", sys.argv[1])
 """
 
 
+@pytest.mark.run
 def test_a_killed_preparation_leaves_no_dataset(small, tmp_path):
     killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False, env=os.environ)
     assert killed.returncode == -signal.SIGKILL

@@ -77,6 +77,7 @@ def test_a_late_step_is_reached_without_reading_earlier_batches(photos):
     assert len(train_photos(photos, 1, start_step=10_000_000)) == 1
 
 
+@pytest.mark.run
 def test_batches_do_not_depend_on_the_number_of_workers_which_exit_on_close(photos):
     assert_equal(train_photos(photos, 7, start_step=2), train_photos(photos, 7, start_step=2, num_workers=2))
     assert not multiprocessing.active_children()
@@ -154,6 +155,7 @@ def test_evaluation_sees_every_image_once_in_equally_many_batches_per_host(lengt
     assert not joined["skipped"].any()
 
 
+@pytest.mark.run
 def test_evaluation_does_not_depend_on_the_number_of_workers(data_dir):
     source = open_source("photos", "validation", data_dir)
     assert len(source) == NUM_VALIDATION
@@ -191,6 +193,7 @@ def test_batches_made_in_chunks_are_the_same(hosts, batch_size):
     assert_equal(whole, [join(parts) for parts in zip(*shares, strict=True)])
 
 
+@pytest.mark.run
 @pytest.mark.parametrize(("kind", "workers"), [("bad", 0), ("unreadable", 0), ("bad", 1)])
 def test_a_bad_record_stops_the_run_and_is_named(kind, workers):
     source = NumberedSource(6, **{kind: (4,)})
@@ -219,6 +222,7 @@ class Nested:
         return {"image": np.zeros((2, 3), np.uint8), "boxes": {"corners": np.zeros(4), "count": np.int32(-7)}}
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.parametrize("batch_size", [4, 96])  # in one chunk; in 2 of 48
 def test_nested_examples_are_stacked_leaf_by_leaf(batch_size, num_workers):
@@ -269,6 +273,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.run
 def test_workers_read_sources_of_other_packages_and_import_no_models(tmp_path):
     for name, content in (("my_plugin.py", PLUGIN), ("user.py", USER)):
         (tmp_path / name).write_text(content)

@@ -67,6 +67,7 @@ def test_a_pickled_source_has_the_same_records(data_dir):
     assert [*pickle.loads(pickle.dumps(source))] == [*source]
 
 
+@pytest.mark.run
 def test_the_code_that_generated_a_dataset_is_not_needed_to_read_it(data_dir):
     program = (
         "import sys; from mambaout_jax.tasks.classification.source import open_source;"

@@ -42,6 +42,7 @@ def test_a_port_in_use_is_named():
             distributed.initialize(f"localhost:{port}", 2, 0)
 
 
+@pytest.mark.run
 def test_values_are_in_order_and_missing_processes_are_named():
     program = textwrap.dedent("""
         import time
@@ -63,6 +64,7 @@ def test_values_are_in_order_and_missing_processes_are_named():
         assert missing == ([] if process == 1 else ["saving step 5: process 1 of 3 did not arrive within 5 s"])
 
 
+@pytest.mark.run
 def test_a_failure_of_another_process_is_noticed():
     program = (
         "print(distributed.shutdown_after_local_failure() if process == 1 "
@@ -71,6 +73,7 @@ def test_a_failure_of_another_process_is_noticed():
     assert run_python(program, 2) == ["True\n", "None\n"]
 
 
+@pytest.mark.run
 def test_put_global_does_not_wait_for_other_processes():
     # Processes that stop earlier do not take part: between counted operations there is no communication.
     program = textwrap.dedent("""
@@ -85,6 +88,7 @@ def test_put_global_does_not_wait_for_other_processes():
     assert run_python(program, 2) == ["[0 1 2] (2, 16384) (2, 8192)\n", ""]
 
 
+@pytest.mark.run
 def test_all_stop_after_the_same_operation_if_one_is_signalled_and_one_is_slow():
     # A counted operation is collective: no process is more than one ahead.
     program = textwrap.dedent("""

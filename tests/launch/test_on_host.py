@@ -11,6 +11,8 @@ import pytest
 
 from tests.launch.conftest import ROOT
 
+pytestmark = pytest.mark.run
+
 
 @pytest.fixture
 def host(tmp_path):

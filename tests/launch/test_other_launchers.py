@@ -7,6 +7,8 @@ import pytest
 
 from tests.launch.conftest import HERE, ROOT, TRAINING
 
+pytestmark = pytest.mark.run
+
 GROUP = ("--topology=2x2x2", *TRAINING)
 TARS = ("--name=prepare", "--zone=us-west4-a", "--tars=gs://b/imagenet", "--data-dir=gs://b/datasets")
 

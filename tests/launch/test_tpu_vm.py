@@ -9,6 +9,8 @@ import pytest
 
 from tests.launch.conftest import HERE, TRAINING
 
+pytestmark = pytest.mark.run
+
 SLICE = ("--accelerator=v5litepod-16", *TRAINING)
 WAITING = ["WAITING_FOR_RESOURCES", "PROVISIONING"]
 

@@ -111,6 +111,7 @@ def test_invalid_kernels_and_implementations_are_named(sides, impl, message):
         depthwise_conv2d(jnp.zeros((1, 6, 6, 4)), jnp.zeros((*sides, 1, 4)), impl=impl)
 
 
+@pytest.mark.run
 def test_a_sharded_batch_costs_one_all_reduce_and_gives_equal_results():
     """Run on eight devices in a separate process, because the number of devices is fixed when JAX starts."""
     program = """
