@@ -83,6 +83,7 @@ def validation():
 # Whole runs.
 
 
+@pytest.mark.run
 def test_a_run_with_workers_stops_and_resumes_to_the_bits_of_an_unbroken_one(unbroken, tmp_path):
     arguments = train_arguments(tmp_path / "run", **{"data.num_workers": 2})
     process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True)
@@ -105,6 +106,7 @@ def test_a_run_with_workers_stops_and_resumes_to_the_bits_of_an_unbroken_one(unb
     assert_same_weights(tmp_path / "run", unbroken)
 
 
+@pytest.mark.run
 def test_a_run_logs_the_terms_of_its_loss_and_the_metrics_of_its_task(unbroken):
     logged = records(unbroken, "train")
     assert logged[-1]["step"] == NUM_STEPS
@@ -147,6 +149,7 @@ def plain_finder(run):
     return find
 
 
+@pytest.mark.run
 def test_evaluation_equals_a_plain_loop_over_images(unbroken, validation):
     done = run_program("main.py", "--mode=evaluate", f"--workdir={unbroken}")
     assert done.returncode == 0, done.stderr
@@ -171,6 +174,7 @@ def test_evaluation_equals_a_plain_loop_over_images(unbroken, validation):
         np.testing.assert_allclose(predictions["found"], np.concatenate([s for s in found if s]), rtol=1e-5)
 
 
+@pytest.mark.run
 def test_predictions_of_files_equal_a_plain_loop(unbroken, validation, tmp_path):
     find, transform, files = plain_finder(load_run(unbroken)), SpotTransform(0.0), []
     for index in range(6):
@@ -189,6 +193,7 @@ def test_predictions_of_files_equal_a_plain_loop(unbroken, validation, tmp_path)
         np.testing.assert_allclose(np.reshape(predicted, (-1, 3)), np.reshape(expected, (-1, 3)), rtol=1e-5)
 
 
+@pytest.mark.run
 def test_weights_go_to_pytorch_and_come_back_with_the_same_bits(unbroken, tmp_path):
     file = tmp_path / "spots.safetensors"
     assert cli(["convert", "export", str(unbroken), f"--out={file}"]) == 0
@@ -206,6 +211,7 @@ def test_weights_go_to_pytorch_and_come_back_with_the_same_bits(unbroken, tmp_pa
     jax.tree.map(np.testing.assert_array_equal, mo.from_torch(ours.model, counted), ours.variables)
 
 
+@pytest.mark.run
 def test_the_page_of_a_run_is_written_again(unbroken, tmp_path, capsys):
     shutil.copytree(unbroken, tmp_path / "run")
     (tmp_path / "run" / "report.html").unlink()
@@ -232,6 +238,7 @@ def test_two_processes_equal_one(unbroken, tmp_path):
 # How a plugin is found.
 
 
+@pytest.mark.run
 def test_a_plugin_is_found_by_its_entry_point_and_data_workers_do_without_models(tmp_path):
     folder = tmp_path / "toy-1.0.dist-info"
     folder.mkdir()
@@ -357,6 +364,7 @@ def compare() -> None:
     print(json.dumps(found))
 
 
+@pytest.mark.run
 def test_steps_on_one_and_four_devices_equal_a_plain_loop_over_microbatches():
     shares = random_batch()["spots"]["valid"].reshape(4, -1).sum(1)
     assert len(set(shares.tolist())) == 4, "the devices' shares of a denominator have to differ"

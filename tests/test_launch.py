@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.run
+
 ROOT = Path(__file__).parent.parent
 LAUNCHERS = ("local.sh", "test.sh", "test_lowest.sh")
 

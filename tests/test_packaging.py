@@ -61,6 +61,7 @@ def required(extra):
     return found
 
 
+@pytest.mark.run
 def test_core_builds_runs_and_converts_models_without_any_extra(tmp_path):
     blocked = {module for modules in extras.MODULES.values() for module in modules} - OF_FLAX | {"tensorstore"}
     program = """
@@ -88,6 +89,7 @@ assert not BLOCKED & {name.partition(".")[0] for name in sys.modules}
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.run
 @pytest.mark.parametrize(
     "package", ["data", "distributed", "pages", "run.errors", "tasks", "train.loop", "export", "plan.plan"]
 )
@@ -106,6 +108,7 @@ assert not {{"jax", "tensorflow_datasets"}} & set(sys.modules)
     assert done.stdout == f'mambaout_jax.{top} requires grain, sklearn; pip install "mambaout_jax[train]"\n'
 
 
+@pytest.mark.run
 def test_main_names_the_extra_of_training():
     program = "import runpy; sys.argv = ['main.py', '--workdir=x']; runpy.run_path('main.py', run_name='__main__')"
     done = run_without({"absl", "ml_collections"}, program)
@@ -113,6 +116,7 @@ def test_main_names_the_extra_of_training():
     assert done.stderr == 'error: training requires absl, ml_collections; pip install "mambaout_jax[train]"\n'
 
 
+@pytest.mark.run
 @pytest.mark.parametrize(
     ("call", "package", "extra"),
     [

@@ -72,6 +72,7 @@ def _ask_another_process(path):
 
 
 # Forking a process with threads warns, in Python 3.12 and in JAX; the child only opens a file.
+@pytest.mark.run
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning")
 def test_a_lock_keeps_other_processes_out_until_the_file_is_closed(tmp_path):
     with open(tmp_path / "lock", "a") as file:

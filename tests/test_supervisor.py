@@ -35,6 +35,7 @@ def alive(process):
     return True
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("code", [0, 1, 2, 3, 75])
 def test_exit_codes_are_the_childs(code):
     parent = supervise(f"import sys; print('said', file=sys.stderr); sys.exit({code})")
@@ -42,6 +43,7 @@ def test_exit_codes_are_the_childs(code):
     assert parent.returncode == code
 
 
+@pytest.mark.run
 @pytest.mark.parametrize(
     ("said", "sentence"),
     [
@@ -59,6 +61,7 @@ def test_an_abort_is_explained_and_means_start_again(said, sentence):
     assert parent.returncode == os.EX_TEMPFAIL
 
 
+@pytest.mark.run
 def test_signals_reach_the_child():
     parent = supervise(
         "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
@@ -70,6 +73,7 @@ def test_signals_reach_the_child():
         assert parent.wait(timeout=30) == os.EX_TEMPFAIL
 
 
+@pytest.mark.run
 def test_a_second_signal_ends_a_child_that_does_not_listen():
     parent = supervise(
         "import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
@@ -83,6 +87,7 @@ def test_a_second_signal_ends_a_child_that_does_not_listen():
         assert parent.wait(timeout=30) == os.EX_TEMPFAIL
 
 
+@pytest.mark.run
 def test_a_child_that_waits_hears_ctrl_c():
     parent = supervise(
         "import itertools, sys; from mambaout_jax import supervisor; supervisor.exit_with_supervisor()\n"
@@ -102,6 +107,7 @@ def test_asking_for_a_supervisor_changes_nothing(monkeypatch):
     assert (signal.getsignal(signal.SIGINT), threading.active_count()) == before
 
 
+@pytest.mark.run
 def test_no_child_outlives_its_parent():
     parent = supervise(
         "import os, sys, time; from mambaout_jax import supervisor; supervisor.exit_with_supervisor()\n"

@@ -215,6 +215,7 @@ def test_a_path_that_is_no_experiment_is_one_sentence(tmp_path):
     assert_one_sentence(f"{tiny.DIGITS}:", "--config.seed=0", "takes no argument but was given ''")
 
 
+@pytest.mark.run
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -77,6 +77,7 @@ def test_a_new_file_has_the_permissions_of_any_new_file(tmp_path):
     assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
+@pytest.mark.run
 def test_a_tensor_is_read_when_it_is_asked_for(tmp_path):
     script = textwrap.dedent(
         """
@@ -265,6 +266,7 @@ def failed_write(folder, name, before):
 ONE_OF_EACH = ["a.safetensors", pytest.param("a.pth", marks=needs_torch)]
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_a_file_that_grows_too_large_is_said_and_leaves_what_was_there(tmp_path, name):
     (tmp_path / name).write_text("precious")
@@ -274,6 +276,7 @@ def test_a_file_that_grows_too_large_is_said_and_leaves_what_was_there(tmp_path,
     assert (tmp_path / name).read_text() == "precious"
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, name):
     mount = f"mount -t tmpfs -o size=1m none {tmp_path}"

@@ -187,6 +187,7 @@ def test_a_damaged_download_names_the_file_in_the_cache(files, use, tmp_path):
             read_checkpoint(ID)
 
 
+@pytest.mark.run
 def test_the_clients_own_settings_hold_and_pipes_stay_quiet(files, tmp_path):
     script = (
         "import sys\n"
