@@ -27,6 +27,7 @@ def file(given, tmp_path):
     return tmp_path / "weights.safetensors"
 
 
+@pytest.mark.run
 def test_import_alone_loads_nothing_heavy():
     code = """
 import sys
@@ -55,6 +56,7 @@ def variant_file(variant, tmp_path):
     return tmp_path / "variant.safetensors"
 
 
+@pytest.mark.run
 def test_safetensors_are_read_without_pytorch(variant_file):
     code = f"""
 import sys
