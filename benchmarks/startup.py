@@ -36,9 +36,9 @@ from mambaout_jax.run.config_file import read_config
 from mambaout_jax.run.signals import StopSignals
 from mambaout_jax.train.loop import train
 compiled = StopSignals.interruptible
-def timed(self, work):
+def timed(self, work, sentence):
     start = time.perf_counter()
-    compiled(self, work)
+    compiled(self, work, sentence)
     print(time.perf_counter() - start)
     raise SystemExit
 StopSignals.interruptible = timed
