@@ -100,12 +100,12 @@ def test_a_signal_to_one_that_still_compiles_stops_all(tmp_path):
         def check_and_tell(stop):
             check(stop)
             (workdir / "stepping").touch()
-        def compile_slowly(stop, work):
+        def compile_slowly(stop, work, sentence):
             signals.StopSignals.interruptible = compile_
             while not (workdir / "stepping").exists():
                 time.sleep(0.1)
             signal.raise_signal(signal.SIGTERM)
-            return compile_(stop, lambda: time.sleep(2) or work())
+            return compile_(stop, lambda: time.sleep(2) or work(), sentence)
         if process == 0:
             signals.StopSignals.check = check_and_tell
         else:
