@@ -18,6 +18,7 @@ except MissingExtraError as error:
 
 from absl import app, flags, logging
 
+from mambaout_jax.machine import raise_open_file_limit
 from mambaout_jax.process import announced, exit_at_once_on
 
 CONFIG = flags.DEFINE_string(
@@ -35,6 +36,7 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process, fr
 
 def main(argv: list[str]) -> int:
     """Train or evaluate, and return the exit code."""
+    raise_open_file_limit()
     changes = [argument for argument in argv[1:] if _is_change(argument)]
     if fault := _find_fault(argv, changes):
         return print_error(fault)

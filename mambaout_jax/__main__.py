@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from mambaout_jax.checks import nearest_names
 from mambaout_jax.errors import is_user_error, print_error
+from mambaout_jax.machine import MachineError, describe_fault, is_exhausted, raise_open_file_limit
 
 COMMANDS = ("analyze", "bench-data", "convert", "doctor", "models", "plan", "predict", "prepare", "report", "study")
 CONFIG_HELP = "file of the experiment; --config.KEY=VALUE changes a key"
@@ -22,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Any other failure is raised.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    raise_open_file_limit()
     try:
         code = _run(argv)
         sys.stdout.flush()  # a closed pipe raises here and not at exit
@@ -32,10 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if is_user_error(error):
             return print_error(error)
-        from mambaout_jax.data import WorkerDiedError
-
-        if isinstance(error, WorkerDiedError):
-            return print_error(error, 1)
+        if isinstance(error, MachineError) or is_exhausted(error):
+            return print_error(describe_fault(error), 1)
         raise
     return code
 

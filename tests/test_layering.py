@@ -23,11 +23,12 @@ IMPORTS = {
     "extras": {"errors"},
     "process": set(),
     "storage": set(),
+    "machine": {"errors"},
     "plugins": {"errors"},
     "supervisor": {"process"},
     "pages": {"extras"},
     "ops": set(),
-    "data": {"process", "storage", "checks", "extras"},
+    "data": {"process", "storage", "machine", "checks", "extras"},
     "distributed": {"extras"},
     "models": {"ops", "plugins", "checks"},
     "weights": {"models", "process", "extras"},
@@ -43,7 +44,7 @@ IMPORTS = {
     "cli": {"study", "plan", "export"},
     "main": {"train", "report"},
     "__init__": {"weights"},
-    "__main__": {"cli", "checks", "errors"},
+    "__main__": {"cli", "checks", "errors", "machine"},
 }
 BANNED = {
     "flax.nnx.Optimizer": "it costs ten times the dispatch of jax.jit on plain dicts",

@@ -7,6 +7,7 @@ import statistics
 
 from mambaout_jax.cli.arguments import integer
 from mambaout_jax.errors import print_error
+from mambaout_jax.machine import describe_fault
 from mambaout_jax.process import exit_on_signals
 
 EPILOG = """\
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
             else:
                 print(f"{args.name} is prepared in {prepare_dataset(args.name, args.data_dir)}")
     except OSError as error:
-        return print_error(error, 1)
+        return print_error(describe_fault(error) or error, 1)
     return 0
 
 

@@ -7,6 +7,7 @@ import simplejpeg
 from PIL import Image, ImageOps
 
 from mambaout_jax.data.errors import DataError
+from mambaout_jax.machine import MachineError, describe_fault
 
 MODES = {1: "L", 3: "RGB"}
 SIXTEEN_BIT_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
@@ -30,6 +31,7 @@ def decode_image(image: bytes | Image.Image, channels: int = 3, *, exif_orientat
 
     Raises:
         DataError: the bytes are not an image, or the image is damaged or has floating-point pixels.
+        MachineError: there is not enough memory.
     """
     try:
         if isinstance(image, bytes):
@@ -47,6 +49,8 @@ def decode_image(image: bytes | Image.Image, channels: int = 3, *, exif_orientat
     except DataError:
         raise
     except Exception as error:  # Pillow's plugins raise many types for damaged files
+        if fault := describe_fault(error):
+            raise MachineError(fault) from error
         raise DataError(f"Pillow cannot decode the image ({type(error).__name__}: {error})") from error
 
 

@@ -9,6 +9,8 @@ with the arrays of its rows stacked.
 
 import functools
 import itertools
+import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -21,6 +23,7 @@ from mambaout_jax.data.arguments import require
 from mambaout_jax.data.errors import DataError
 from mambaout_jax.data.sources import Source
 from mambaout_jax.data.workers import THREADS, WorkerInit, WorkerStatus, is_worker_death, set_current_record
+from mambaout_jax.machine import SHARED_MEMORY, MachineError, describe_fault
 
 Example = dict[str, Any]
 Batch = dict[str, Any]
@@ -82,6 +85,7 @@ def train_batches(
 
     Raises:
         DataError: an argument is invalid, or, during iteration, a record cannot be decoded.
+        MachineError: during iteration, records cannot be read, or a worker died; never skipped.
     """
     _check_arguments(batch_size, num_workers, host_index, host_count, on_bad_record)
     require.at_least("steps_per_epoch", steps_per_epoch, 1)
@@ -127,6 +131,7 @@ def eval_batches(
 
     Raises:
         DataError: an argument is invalid, or, during iteration, a record cannot be decoded.
+        MachineError: during iteration, records cannot be read, or a worker died; never skipped.
     """
     _check_arguments(batch_size, num_workers, host_index, host_count, on_bad_record)
     rows = _HostRows(0, batch_size // host_count, host_index, host_count)
@@ -245,7 +250,13 @@ class _Chunk:
 
     def __call__(self, number: int) -> Batch:
         positions = range(number * self._size, (number + 1) * self._size)
-        return _map_arrays(np.stack, [self._sample(self._rows(position)) for position in positions])
+        try:
+            return _map_arrays(np.stack, [self._sample(self._rows(position)) for position in positions])
+        except Exception as error:
+            if fault := describe_fault(error):
+                source = self._sample.source
+                raise MachineError(f"reading split {source.split!r} of dataset {source.name!r}: {fault}") from error
+            raise
 
 
 def _read_ahead(
@@ -261,7 +272,20 @@ def _read_ahead(
     chunks = grain.MapDataset.range(num_batches * per_batch).map(_Chunk(rows, sample, chunk)).to_iter_dataset(options)
     if not num_workers:
         return _iterate(chunks, per_batch)
+    if not _fits_shared_memory(chunk_bytes, per_batch, num_workers):
+        through_pipes = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
+        chunks = grain.experimental.WithOptionsIterDataset(chunks, through_pipes)
     return _iterate_workers(chunks, per_batch, sample.source, num_workers)
+
+
+def _fits_shared_memory(chunk_bytes: int, per_batch: int, num_workers: int) -> bool:
+    """Return whether the chunks that wait for their use fit into shared memory, of which Docker has only 64 MiB.
+
+    Each worker has one chunk in its queue, and one on each side of it; this process collects a batch. Training and
+    evaluation run at the same time.
+    """
+    needed = 2 * (per_batch + 3 * num_workers) * chunk_bytes
+    return not os.path.isdir(SHARED_MEMORY) or needed < shutil.disk_usage(SHARED_MEMORY).free
 
 
 def _chunk_rows(rows: int) -> int:
@@ -290,6 +314,10 @@ def _iterate(dataset: grain.IterDataset, per_batch: int) -> Iterator[Batch]:
             yield _map_arrays(np.concatenate, chunks)
     except DataError as error:
         raise DataError(str(error)) from None  # without the traceback of a thread or worker
+    except Exception as error:  # also raised by Grain, which starts processes and shares memory
+        if fault := describe_fault(error):
+            raise MachineError(fault) from None
+        raise
     finally:
         iterator.close()
 

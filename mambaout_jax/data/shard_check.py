@@ -8,23 +8,26 @@ from array_record.python import array_record_module
 from etils import epath
 
 from mambaout_jax.data.errors import DataError
+from mambaout_jax.data.record_files import READER_OPTIONS
+from mambaout_jax.machine import MachineError, describe_fault
 from mambaout_jax.process import within_seconds
 from mambaout_jax.storage import REMOTE_SECONDS, is_remote
 
 THREADS = 16
-# By default, a reader allocates 16 MiB and reads ahead, although only the end of the file is needed.
-READER_OPTIONS = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 32768}
 
 
 def list_names(folder: epath.Path) -> list[str] | None:
     """Return the names of the files in a folder, or None if it does not exist.
 
     Raises:
-        DataError: the folder cannot be read, or not in time.
+        MachineError: the folder cannot be read, or not in time.
+        DataError: the client of the bucket refuses.
     """
     try:
         return within_seconds(REMOTE_SECONDS, lambda: _list_names(folder))
     except Exception as error:  # each bucket client raises its own types
+        if fault := describe_fault(error):
+            raise MachineError(f"{folder} cannot be read: {fault}") from error
         raise DataError(f"{folder} cannot be read ({error})") from error
 
 
@@ -41,13 +44,16 @@ def check_shards(split: str, folder: epath.Path, shards: Sequence[Any], command:
 
     Raises:
         DataError: files are missing, truncated or have another number of records.
+        MachineError: files cannot be opened or read.
     """
     present = set(list_names(folder) or ())
     expected = {epath.Path(shard.filename).name: shard.examples_in_shard for shard in shards}
     faults = [f"{name} is missing" for name in expected if name not in present]
     if not faults and not is_remote(folder):
         with ThreadPoolExecutor(THREADS) as threads:
-            faults = list(filter(None, threads.map(lambda item: _fault(folder / item[0], item[1]), expected.items())))
+            suspected = threads.map(lambda item: item if _fault(folder / item[0], item[1]) else None, expected.items())
+        # Again one by one: under a low limit of open files a reader reports no records instead of an error.
+        faults = [_fault(folder / item[0], item[1]) for item in suspected if item is not None]
     if faults:
         raise DataError(
             f"{len(faults)} of {len(expected)} files of {split} in {folder} cannot be read (first: {faults[0]}); "
@@ -60,7 +66,12 @@ def _fault(file: epath.Path, expected: int) -> str | None:
         reader = array_record_module.ArrayRecordReader(str(file), **READER_OPTIONS)
         found = reader.num_records()
         reader.close()
+        if found != expected:
+            with file.open("rb"):  # a reader that cannot open its file reports no records
+                pass
     except Exception as error:  # ArrayRecord raises its own types
+        if fault := describe_fault(error):
+            raise MachineError(f"{file} cannot be read: {fault}") from error
         return f"{file.name} is truncated or damaged: {str(error).partition(';')[0] or 'it has no footer'}"
     return None if found == expected else f"{file.name} has {found} records; expected {expected}"
 

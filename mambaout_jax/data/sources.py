@@ -11,7 +11,6 @@ from typing import Any, Protocol
 import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.core import read_only_builder
-from tensorflow_datasets.proto import tf_example_pb2
 
 from mambaout_jax.data.errors import DataError
 from mambaout_jax.data.names import (
@@ -23,9 +22,11 @@ from mambaout_jax.data.names import (
     prepare_command,
     unknown_dataset,
 )
+from mambaout_jax.data.record_files import RecordFiles
 from mambaout_jax.data.shard_check import check_shards, list_names
 
 Features = Mapping[str, Any]
+FILE_FORMAT = "array_record"
 
 
 class Source(Protocol):
@@ -52,7 +53,8 @@ class Source(Protocol):
         """Read a record: any picklable value that the transforms of the task accept.
 
         Raises:
-            DataError: the record cannot be read.
+            DataError: its bytes do not decode.
+            MachineError: it cannot be read; this says nothing about the record.
             IndexError: the index is out of range.
         """
 
@@ -68,24 +70,19 @@ class Records:
         info: `tfds.core.DatasetInfo` with the features; None after unpickling.
     """
 
-    def __init__(self, data: Sequence[bytes], shards: Sequence[Any], info: tfds.core.DatasetInfo, split: str):
-        self._data = data
+    def __init__(self, shards: Sequence[Any], info: tfds.core.DatasetInfo, split: str):
+        self._files = RecordFiles(shards)
         self._shards = shards
         self.info = info
         self.name = f"{info.name}/{info.config_name}" if info.config_name else info.name
         self.split = split
 
     def __len__(self) -> int:
-        return len(self._data)
+        return len(self._files)
 
     def __getitem__(self, index: int) -> Features:
-        if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
-        try:
-            # Faster than the parser of TFDS, which supports every kind of feature.
-            return tf_example_pb2.Example.FromString(self._data[index]).features.feature
-        except Exception as error:  # ArrayRecord and protobuf raise their own types
-            raise DataError(f"the record cannot be read ({type(error).__name__}: {error})") from error
+        # Faster than the parser of TFDS, which supports every kind of feature.
+        return self._files[index].features.feature
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"info": None, "_shards": ()}
@@ -124,21 +121,20 @@ def open_records(name: str, split: str, data_dir: str | None = None) -> Records:
     """
     builder = _open_builder(name, data_dir)
     info, command = builder.info, prepare_command(name, data_dir)
-    try:
-        shards = info.splits[split].file_instructions
-        data = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES).data_source
-    except NotImplementedError:
+    if info.file_format.value != FILE_FORMAT:
         raise DataError(
             f"dataset {name!r} is prepared as {info.file_format.value} in {builder.data_dir}; "
             f"move the folder away and run: {command}"
-        ) from None
+        )
+    try:
+        shards = info.splits[split].file_instructions
     except (KeyError, ValueError):
         splits = ", ".join(f"{key} ({value.num_examples} records)" for key, value in info.splits.items())
         raise DataError(f"dataset {name!r} has no split {split!r}; it has {splits}") from None
     if sum(shard.take for shard in shards) <= 0:
         raise DataError(f"split {split!r} of dataset {name!r} has no records; choose another slice")
     check_shards(f"split {split!r} of dataset {name!r}", builder.data_path, shards, command)
-    return Records(data, shards, info, split)
+    return Records(shards, info, split)
 
 
 def _open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:

@@ -12,6 +12,7 @@ import threading
 import numpy as np
 
 from mambaout_jax.data.errors import WorkerDiedError
+from mambaout_jax.machine import describe_full_shared_memory
 from mambaout_jax.process import exit_with_parent
 
 THREADS = 2
@@ -49,10 +50,9 @@ class WorkerStatus:
         who = " or ".join(f"data worker {number} (process {self._rows[number, 0]})" for number in dead)
         started = f"after starting to read record {' or '.join(map(str, records))}"
         when = started if records else "before reading its first record"
-        return WorkerDiedError(
-            f"{who or 'a data worker'} {_describe_exit(error)} {when} of {split}; if the machine ran out of memory, "
-            "use fewer workers"
-        )
+        code = _exit_code(error)
+        how = f"exited with code {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
+        return WorkerDiedError(f"{who or 'a data worker'} {how} {when} of {split}{_describe_cause(code)}")
 
     def close(self) -> None:
         """Delete the file."""
@@ -68,9 +68,17 @@ def is_worker_death(error: RuntimeError) -> bool:
     return "Worker process was terminated unexpectedly" in str(error)
 
 
-def _describe_exit(error: RuntimeError) -> str:
-    code = int(re.search(r"exit code (-?\d+)", str(error))[1])
-    return f"exited with code {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
+def _exit_code(error: RuntimeError) -> int:
+    return int(re.search(r"exit code (-?\d+)", str(error))[1])
+
+
+def _describe_cause(code: int) -> str:
+    """Return the likely cause of the end of a worker with its remedy; empty if unknown."""
+    if code == -signal.SIGBUS:
+        return f": {describe_full_shared_memory()}"
+    if code == -signal.SIGKILL:
+        return "; if the machine ran out of memory, use fewer workers (data.num_workers)"
+    return ""
 
 
 class WorkerInit:

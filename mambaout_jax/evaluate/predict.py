@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from mambaout_jax.data import DataError
+from mambaout_jax.machine import MachineError, describe_fault, is_exhausted
 from mambaout_jax.run.workdir import Run
 from mambaout_jax.tasks.api import Prediction
 
@@ -42,6 +43,8 @@ def predict_files(run: Run, files: Sequence[str]) -> Iterator[FilePrediction]:
                 examples.append(predictor.prepare(Path(file).read_bytes()))
                 continue
             except OSError as error:
+                if is_exhausted(error) or isinstance(error, MachineError):  # the next files would fail too
+                    raise MachineError(describe_fault(error, file)) from error
                 errors[row] = error.strerror or str(error)
             except (DataError, ValueError) as error:
                 errors[row] = str(error) or type(error).__name__

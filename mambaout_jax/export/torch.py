@@ -10,13 +10,14 @@ import numpy as np
 from etils import epath
 
 from mambaout_jax.data import DataError
+from mambaout_jax.machine import MachineError, describe_fault, is_exhausted
 from mambaout_jax.models import Model, create_model
 from mambaout_jax.plugins import load as load_plugins
 from mambaout_jax.process import commit_folder, scratch_folder
 from mambaout_jax.run.checkpoints import Checkpoints
 from mambaout_jax.run.config import RunConfig, evaluation_config
 from mambaout_jax.run.dataset import open_split
-from mambaout_jax.run.errors import RunError, is_full_disk
+from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.state import TrainState
 from mambaout_jax.run.workdir import check_space, is_workdir, load_environment, load_run, open_workdir, record_run
 from mambaout_jax.storage import is_remote
@@ -218,9 +219,9 @@ def _write_workdir(
         checkpoints.close()
         record_run(workdir, config, environment)
     except (OSError, ValueError) as error:
-        if not is_full_disk(error):
+        if not is_exhausted(error):
             raise
-        raise RunError(f"no space left for {workdir.parent.parent}; free some space or use another disk") from error
+        raise MachineError(describe_fault(error, workdir.parent.parent)) from error
 
 
 def _images(config: RunConfig, model: Model, log: Log) -> np.ndarray:

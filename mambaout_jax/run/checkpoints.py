@@ -13,6 +13,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from mambaout_jax import distributed
+from mambaout_jax.machine import MachineError, describe_fault
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.files import write_atomically
 from mambaout_jax.run.state import TrainState
@@ -208,6 +209,10 @@ class Checkpoints:
                 raise
             # Orbax, tensorstore and JSON raise many types for a damaged file; all are handled the same way.
             except Exception as error:
+                # A fault of the machine says nothing about the checkpoint, which would be moved aside.
+                missing = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+                if not missing and (machine_fault := describe_fault(error, self._directory / str(step))):
+                    raise MachineError(f"checkpoint {self._directory / str(step)}: {machine_fault}") from error
                 fault = _first_line(error)
             # A checkpoint that one process cannot read is unreadable for all.
             if fault := next(filter(None, distributed.allgather_strings(f"reading step {step}", fault)), ""):

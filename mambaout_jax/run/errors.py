@@ -10,8 +10,8 @@ import jax
 from etils import epath
 
 from mambaout_jax import distributed
-from mambaout_jax.data import WorkerDiedError
 from mambaout_jax.errors import UserError, is_user_error, print_error
+from mambaout_jax.machine import MachineError, describe_fault, is_exhausted
 
 
 class RunError(UserError):
@@ -64,12 +64,12 @@ def _report(error: Exception, workdir: epath.PathLike) -> int:
         return print_error(error)
     if isinstance(error, DivergedError):
         return print_error(error, 3)
-    if isinstance(error, WorkerDiedError):
+    if isinstance(error, MachineError):
         return print_error(error, 1)
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         return print_error(f"{error.filename or workdir}: {error.strerror}; fix this, then {RERUN}", 1)
-    if isinstance(error, OSError | ValueError) and is_full_disk(error):
-        return print_error(f"no space left for {workdir}; free some space, then {RERUN}", 1)
+    if is_exhausted(error):
+        return print_error(f"{describe_fault(error, workdir)}; then {RERUN}", 1)
     raise error
 
 
@@ -77,8 +77,3 @@ def _exit(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def is_full_disk(error: Exception) -> bool:
-    """Return whether an error means a full disk, from its text because tensorstore sets no errno."""
-    return any(words in str(error) for words in ("No space left on device", "Disk quota exceeded"))

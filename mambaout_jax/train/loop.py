@@ -11,8 +11,9 @@ import jax
 from etils import epath
 
 from mambaout_jax import distributed
-from mambaout_jax.data import DataError, Source, WorkerDiedError
+from mambaout_jax.data import DataError, Source
 from mambaout_jax.evaluate.evaluation import Evaluation, Evaluator
+from mambaout_jax.machine import MachineError
 from mambaout_jax.models import Model
 from mambaout_jax.run.batch import describe_batch
 from mambaout_jax.run.checkpoints import Checkpoints
@@ -115,7 +116,7 @@ def train(config: RunConfig, path: epath.PathLike) -> dict[str, Any]:
                 if setup.saves_at(step):
                     metrics = log.flush(step, metrics)
                     save()
-        except (StoppedError, DataError, WorkerDiedError) as error:
+        except (StoppedError, DataError, MachineError) as error:
             # After an error of the data pipeline the finished steps are saved too, except with several hosts, because
             # the others wait inside a step and cannot take part in a save.
             if step > start.step and (isinstance(error, StoppedError) or jax.process_count() == 1):

@@ -7,6 +7,7 @@ import pytest
 from mambaout_jax.cli import prepare
 from mambaout_jax.data import DataError
 from mambaout_jax.data.prepare import prepare_dataset
+from mambaout_jax.machine import MachineError
 from mambaout_jax.tasks.classification.source import open_source
 from tests.data import photos
 from tests.data.preparation import imagenets
@@ -155,12 +156,12 @@ def test_a_number_of_workers_has_to_be_one(number, capsys):
 
 def test_a_full_disk_is_a_failure_of_the_machine(insects, tmp_path, capsys, monkeypatch):
     def fail(*_):
-        raise OSError("cannot write shard 1 (No space left on device)")
+        raise MachineError("cannot write shard 1: no space left")
 
     monkeypatch.setattr("mambaout_jax.data.prepare.images.write_dataset", fail)
     before = signal.getsignal(signal.SIGTERM)
     assert run("folder", str(insects), f"--data-dir={tmp_path}/out") == 1
-    assert capsys.readouterr().err == "error: cannot write shard 1 (No space left on device)\n"
+    assert capsys.readouterr().err == "error: cannot write shard 1: no space left\n"
     assert signal.getsignal(signal.SIGTERM) is before
 
 

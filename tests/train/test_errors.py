@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 
 import pytest
 
@@ -9,6 +10,7 @@ from mambaout_jax.data import DataError, WorkerDiedError
 from mambaout_jax.distributed import DistributedError
 from mambaout_jax.errors import UserError
 from mambaout_jax.extras import MissingExtraError
+from mambaout_jax.machine import MachineError
 from mambaout_jax.models import ModelError
 from mambaout_jax.plugins import PluginError
 from mambaout_jax.run import errors
@@ -39,21 +41,27 @@ class PluginsOwnError(UserError):
             1,
             "runs/x/metrics.jsonl: Read-only file system; fix this, then rerun the same command to resume",
         ),
-        (
-            OSError("No space left on device"),
-            1,
-            "no space left for runs/x; free some space, then rerun the same command to resume",
-        ),
-        (
-            ValueError("Disk quota exceeded"),
-            1,
-            "no space left for runs/x; free some space, then rerun the same command to resume",
-        ),
+        (MachineError("the disk is slow"), 1, "the disk is slow"),
     ],
 )
 def test_known_endings_are_a_sentence_and_a_code(capsys, error, code, sentence):
     assert report_error(error, "runs/x") == code
     assert capsys.readouterr() == ("", f"error: {sentence}\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError("No space left on device"), r"no space left for runs/x on the disk mounted at / \(.* MiB free\)"),
+        (ValueError("Disk quota exceeded"), r"no space left for runs/x on the disk mounted at / "),
+        (OSError(errno.ENOSPC, "No space left on device", "/dev/shm/x"), "the shared memory .* is full"),
+        (OSError(errno.EMFILE, "Too many open files", "runs/x/a"), "too many open files; the limit of this process"),
+        (MemoryError(), "the machine has not enough memory"),
+    ],
+)
+def test_exhausted_resources_are_named_with_their_place(capsys, error, words):
+    assert report_error(error, "runs/x") == 1
+    assert re.fullmatch(f"error: {words}.*; then rerun the same command to resume\n", capsys.readouterr().err)
 
 
 def test_a_signal_ends_the_process_at_once(monkeypatch, capsys):

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from mambaout_jax.data.errors import DataError
 from mambaout_jax.data.prepare.shard_workers import run_jobs
 from mambaout_jax.data.prepare.shards import Item, ShardJob, read_manifest, write_shard
+from mambaout_jax.machine import MachineError, describe_fault
 from mambaout_jax.process import lock
 
 FILE_FORMAT = "array_record"
@@ -61,13 +62,13 @@ def read_info(folder: str | os.PathLike) -> tfds.core.DatasetInfo:
 
     Raises:
         DataError: TFDS cannot read the metadata.
-        PermissionError: the user has no permission to read the files.
+        MachineError: the files cannot be read.
     """
     try:
         return tfds.builder_from_directory(folder).info
-    except PermissionError:
-        raise
     except Exception as error:  # protobuf, json and TFDS raise many types for damaged metadata
+        if fault := describe_fault(error, folder):
+            raise MachineError(f"the metadata of the dataset in {folder} cannot be read: {fault}") from error
         reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200)
         raise DataError(
             f"the metadata of the dataset in {folder} is damaged or from another version of TFDS ({reason}); "

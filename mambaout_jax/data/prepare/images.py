@@ -15,6 +15,7 @@ from mambaout_jax.data.prepare import folders, imagenet
 from mambaout_jax.data.prepare.builders import check_is_folder, is_complete
 from mambaout_jax.data.prepare.dataset_writer import FILE_FORMAT, Dataset, open_workspace, read_info, write_dataset
 from mambaout_jax.data.prepare.upload import upload
+from mambaout_jax.machine import MachineError, describe_fault
 from mambaout_jax.process import within_seconds
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -117,6 +118,8 @@ def _prepare(
     try:
         complete = within_seconds(storage.REMOTE_SECONDS, lambda: is_complete(target))
     except Exception as error:  # each bucket client raises its own types
+        if fault := describe_fault(error):
+            raise MachineError(f"data_dir {root} cannot be read: {fault}") from error
         raise DataError(f"data_dir {root} cannot be read ({error})") from error
     if complete:
         _check_prepared(target, prepared, class_names)

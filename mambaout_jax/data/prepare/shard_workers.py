@@ -13,6 +13,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from mambaout_jax.machine import MachineError
+
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 2  # for stopping workers to clean up
 
@@ -33,7 +35,7 @@ def run_jobs(function: Callable[[Any, Callable[[], None]], dict], jobs: Sequence
         bar: progress bar, updated after each unit of work.
 
     Raises:
-        OSError: a worker died.
+        MachineError: a worker died.
     """
     if workers == 1 or len(jobs) <= 1:
         return [function(job, bar.update) for job in jobs]
@@ -57,7 +59,7 @@ def run_jobs(function: Callable[[Any, Callable[[], None]], dict], jobs: Sequence
             shown = count
         return [future.result() for future in futures]
     except BrokenProcessPool:
-        raise OSError(
+        raise MachineError(
             "a worker process was killed, probably because the machine ran out of memory; rerun with fewer --workers"
         ) from None
     finally:

@@ -21,6 +21,7 @@ from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
 from mambaout_jax.data.errors import DataError
+from mambaout_jax.machine import MachineError, describe_fault
 
 WRITER_OPTIONS = "group_size:1"  # required for random access, and the setting of TFDS
 
@@ -87,7 +88,7 @@ def write_shard(job: ShardJob, advance: Callable[[], None]) -> dict:
             os.fsync(file.fileno())
         os.rename(temporary, job.file)
     except RuntimeError as error:  # raised by ArrayRecord for a full disk and all other errors
-        raise OSError(f"cannot write {job.file} ({error})") from error
+        raise MachineError(f"cannot write {job.file}: {describe_fault(error) or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
     manifest |= {"digest": job.digest(), "file_bytes": job.file.stat().st_size}
@@ -122,6 +123,8 @@ def _load(item: Item, convert: Callable | None) -> tuple[bytes, bool]:
     except DataError:
         raise
     except Exception as error:  # Pillow's plugins raise many types for damaged files
+        if fault := describe_fault(error):
+            raise MachineError(fault) from error
         raise DataError(f"{type(error).__name__}: {error}") from error
     return stored, stored is not data
 

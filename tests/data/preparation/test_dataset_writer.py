@@ -8,6 +8,7 @@ from mambaout_jax.data import DataError
 from mambaout_jax.data.prepare import dataset_writer
 from mambaout_jax.data.prepare.dataset_writer import Dataset, open_workspace, write_dataset
 from mambaout_jax.data.prepare.shards import Item
+from mambaout_jax.machine import MachineError
 from mambaout_jax.tasks.classification.source import open_source
 from tests.data import photos
 
@@ -165,7 +166,6 @@ def test_undecodable_images_are_counted_and_the_first_is_named(insects, tmp_path
         (lambda item: item._replace(size=0), "1 of 29 files are empty .first: 0/0.jpg: 0 bytes"),
         (lambda item: item._replace(size=item.size - 100), "first: 0/0.jpg: OSError: .*truncated"),
         (lambda item: item._replace(offset=10**9), "first: 0/0.jpg: the file has 0 of [0-9]+ bytes"),
-        (lambda item: item._replace(path="/nowhere/x.jpg"), "first: 0/0.jpg: FileNotFoundError"),
     ],
 )
 def test_a_cut_or_missing_image_is_named(insects, tmp_path, cut, words):
@@ -173,6 +173,12 @@ def test_a_cut_or_missing_image_is_named(insects, tmp_path, cut, words):
     with pytest.raises(DataError, match=words):
         write(insects, tmp_path)
     assert not (tmp_path / "insects" / "1.0.0").exists()
+
+
+def test_an_image_that_cannot_be_read_ends_the_preparation(insects, tmp_path):
+    insects.splits["train"][0] = insects.splits["train"][0]._replace(path="/nowhere/x.jpg")
+    with pytest.raises(MachineError, match=r"/nowhere/x.jpg: No such file or directory"):
+        write(insects, tmp_path)
 
 
 def test_too_little_disk_space_is_an_error_before_writing(insects, tmp_path, monkeypatch):

@@ -1,0 +1,239 @@
+"""Faults of the machine are never reported as faults of the data, nor skipped, wherever data is read."""
+
+import ast
+import errno
+import os
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from mambaout_jax.data import DataError, EvalTransform, TrainTransform, decode, eval_batches, train_batches
+from mambaout_jax.data.prepare import shards
+from mambaout_jax.data.record_files import RecordFiles
+from mambaout_jax.evaluate.predict import predict_files
+from mambaout_jax.machine import MachineError, describe_fault, is_exhausted, raise_open_file_limit
+from mambaout_jax.tasks.classification import eval_sets
+from mambaout_jax.tasks.classification.source import open_source
+from mambaout_jax.tasks.classification.task import Classification
+from mambaout_jax.tasks.classification.transforms import EvalExample, TrainExample
+from tests.data import photos
+
+ROOT = Path(__file__).parent.parent.parent
+FAULTS = {
+    "open files": OSError(errno.EMFILE, os.strerror(errno.EMFILE), "/data/x"),
+    "open files of a library": RuntimeError("open() failed: Too many open files; opening /data/x"),
+    "system call of a library": RuntimeError("read() failed: Some other fault; reading /data/x; at byte 5"),
+    "disk": OSError(errno.EIO, os.strerror(errno.EIO), "/data/x"),
+    "permission": PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/data/x"),
+    "full disk": OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/x"),
+    "memory": MemoryError(),
+    "memory of a library": RuntimeError("OpenCV: (-4:Insufficient memory) Failed to allocate 9 bytes"),
+    "bucket": TimeoutError("no answer within 30 s"),
+    "network": ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)),
+}
+IMAGE = photos.encode(photos.make_photo(3))
+
+
+class FailingSource(photos.NumberedSource):
+    """A source whose records cannot be read, for a reason of the machine."""
+
+    class_names = ("ant", "bee")
+
+    def __init__(self, error):
+        super().__init__(32)
+        self.error = error
+
+    def __getitem__(self, index):
+        raise self.error
+
+
+class FailingReader:
+    """A reader of ArrayRecord files that fails."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def read(self, positions):
+        raise self.error
+
+
+def train_on(error, on_bad_record, monkeypatch, tmp_path):
+    transform = TrainExample(TrainTransform((4, 5), channels=1))
+    source = FailingSource(error)
+    next(train_batches(source, transform, batch_size=4, steps_per_epoch=2, seed=0, on_bad_record=on_bad_record))
+
+
+def evaluate_on(error, on_bad_record, monkeypatch, tmp_path):
+    transform = EvalExample(EvalTransform((4, 5), channels=1), max_labels=1)
+    next(eval_batches(FailingSource(error), transform, batch_size=4, on_bad_record=on_bad_record))
+
+
+def decode_with(function):
+    def read(error, on_bad_record, monkeypatch, tmp_path):
+        def fail(*_, **__):
+            raise error
+
+        monkeypatch.setattr(decode.Image, "open", fail)
+        monkeypatch.setattr(decode, "jpeg_size", lambda image: None)
+        function(IMAGE)
+
+    return read
+
+
+def read_record(error, on_bad_record, monkeypatch, tmp_path):
+    photos.write(photos.Photos, tmp_path, config="whole")
+    source = open_source("photos/whole", "train", str(tmp_path))
+    monkeypatch.setattr(RecordFiles, "_reader", lambda files, number: FailingReader(error))
+    source[0]
+
+
+def count_labels(error, on_bad_record, monkeypatch, tmp_path):
+    task = object.__new__(Classification)
+    task.baseline_score(FailingSource(error))
+
+
+def restrict_classes(error, on_bad_record, monkeypatch, tmp_path):
+    source = FailingSource(error)
+    source.name = "imagenet_a"
+    eval_sets.class_mask(source)
+
+
+def prepare_a_file(error, on_bad_record, monkeypatch, tmp_path):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(shards, "open", fail, raising=False)
+    shards._load(shards.Item("a", 0, str(tmp_path / "a"), 0, 1), None)
+
+
+READERS = {
+    "training": train_on,
+    "evaluation": evaluate_on,
+    "decode_image": decode_with(decode.decode_image),
+    "decode_fast": decode_with(decode.decode_fast),
+    "record": read_record,
+    "majority baseline": count_labels,
+    "class mask": restrict_classes,
+    "preparation": prepare_a_file,
+}
+
+
+@pytest.mark.parametrize("on_bad_record", ["raise", "skip"])
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("reader", READERS)
+def test_every_reader_reports_a_fault_of_the_machine_and_skips_nothing(
+    reader, fault, on_bad_record, monkeypatch, tmp_path
+):
+    with pytest.raises((OSError, MemoryError, RuntimeError)) as raised:
+        READERS[reader](FAULTS[fault], on_bad_record, monkeypatch, tmp_path)
+    assert describe_fault(raised.value)
+    assert not isinstance(raised.value, DataError)
+    assert "prepare the dataset again" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("image file is truncated (5 bytes not processed)"),
+        OSError("cannot identify image file"),
+        ValueError("buffer is not large enough"),
+        RuntimeError("Corrupted Riegeli/records file: chunk data hash mismatch; at byte 5129"),
+        SyntaxError("not a TIFF file"),
+        DataError("the record has no image"),
+    ],
+)
+def test_bytes_that_do_not_decode_are_no_fault_of_the_machine(error):
+    assert not describe_fault(error)
+
+
+def test_a_damaged_record_is_a_fault_of_the_data(monkeypatch, tmp_path):
+    error = RuntimeError("Corrupted Riegeli/records file: chunk data hash mismatch; at byte 5129")
+    with pytest.raises(DataError, match="hash mismatch"):
+        read_record(error, "raise", monkeypatch, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("open files", r"too many open files; the limit of this process is \d+ \(ulimit -n\)"),
+        ("open files of a library", r"too many open files; the limit"),
+        ("disk", r"/data/x: Input/output error; check the disk"),
+        ("full disk", r"no space left for /data/x on the disk mounted at / \([\d,]+ MiB free\); free"),
+        ("memory", r"not enough memory; use fewer workers \(data.num_workers\) or smaller batches"),
+        ("bucket", "no answer within 30 s"),
+    ],
+)
+def test_the_sentence_names_the_cause(fault, words):
+    assert re.search(words, describe_fault(FAULTS[fault]))
+
+
+def test_full_shared_memory_is_named():
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/dev/shm/psm_1")
+    assert "shared memory" in describe_fault(error)
+    assert "--shm-size" in describe_fault(error)
+
+
+def test_only_exhausted_resources_end_a_prediction(monkeypatch, tmp_path):
+    class Predictor:
+        def prepare(self, image):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    task = SimpleNamespace(predictor=lambda model, labels: Predictor())
+    run = SimpleNamespace(task=task, model=None, labels={})
+    file = tmp_path / "a.jpg"
+    file.write_bytes(IMAGE)
+    assert is_exhausted(FAULTS["open files"])
+    assert not is_exhausted(FAULTS["permission"])
+    with pytest.raises(MachineError, match="too many open files"):
+        list(predict_files(run, [str(file)]))
+
+
+def handlers_that_blame_the_data():
+    """Yield the handlers of all exceptions that raise a DataError or return, without asking whose fault it was."""
+    for path in sorted((ROOT / "mambaout_jax").glob("data/**/*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ExceptHandler) or ast.unparse(node.type or ast.Name("Exception")) not in (
+                "Exception",
+                "BaseException",
+            ):
+                continue
+            names = {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
+            if names & {"DataError", "None"} and "describe_fault" not in names:
+                yield f"{path.relative_to(ROOT)}:{node.lineno}"
+
+
+def test_every_handler_of_all_exceptions_asks_whose_fault_it_was():
+    assert list(handlers_that_blame_the_data()) == []
+
+
+def test_the_limit_of_open_files_becomes_the_hard_one():
+    program = (
+        "import resource; from mambaout_jax.machine import raise_open_file_limit\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 128)); raise_open_file_limit()\n"
+        "print(resource.getrlimit(resource.RLIMIT_NOFILE))"
+    )
+    out = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert out.strip() == "(128, 128)"
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    raise_open_file_limit()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert soft == hard == before[1]
+
+
+def test_a_split_of_more_files_than_may_be_open_is_read(tmp_path, monkeypatch):
+    config = photos.tfds.download.DownloadConfig(try_download_gcs=False, num_shards=6)
+    photos.Photos(data_dir=tmp_path, config="whole", file_format="array_record").download_and_prepare(
+        download_config=config
+    )
+    whole = [*open_source("photos/whole", "train", str(tmp_path))]
+    source = open_source("photos/whole", "train", str(tmp_path))
+    source._records._files._max_open = 2
+    order = np.random.default_rng(0).permutation(len(source)).tolist()
+    assert [source[index] for index in order] == [whole[index] for index in order]
+    assert len(source._records._files._readers) == 2
