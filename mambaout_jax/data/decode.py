@@ -15,6 +15,7 @@ MAX_REDUCTION = 8  # the size of a DCT block, which then yields one pixel
 # Start-of-frame markers; sequential Huffman-coded frames store their rows in order.
 SEQUENTIAL_FRAMES, OTHER_FRAMES = (0xC0, 0xC1), (0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
 START_OF_SCAN, END_OF_IMAGE = 0xDA, b"\xff\xd9"
+WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD9))  # markers without a segment: TEM, restarts and the start of an image
 # Chroma upsampling reads at most two rows below the last requested row, at a reduction of up to 8.
 ROWS_BELOW = 16
 
@@ -104,15 +105,22 @@ def decode_fast(
 def _shorten(image: bytes, height: int, rows: int) -> bytes | None:
     """Return a JPEG with fewer rows in its frame header, so that the decoder stops after them.
 
-    Return None if that is impossible or saves nothing: for progressive or truncated files, and for too many rows.
+    Return None if that is impossible or saves nothing: for progressive, damaged or truncated files, and for too many
+    rows. A marker is any number of fill bytes 0xFF and its code; a segment is a marker, its length and its content.
+    Reference: ITU-T T.81, sections B.1.1.2 to B.1.1.4.
     """
     if rows >= height or not image.endswith(END_OF_IMAGE):
         return None
     offset = 2
-    while image[offset] == 0xFF and image[offset + 1] not in (*OTHER_FRAMES, START_OF_SCAN):
-        if image[offset + 1] in SEQUENTIAL_FRAMES:
-            return image[: offset + 5] + rows.to_bytes(2, "big") + image[offset + 7 :]
-        offset += 2 + int.from_bytes(image[offset + 2 : offset + 4], "big")
+    while image[offset : offset + 1] == b"\xff":
+        while image[offset : offset + 1] == b"\xff":
+            offset += 1
+        segment = image[offset : offset + 6]  # code, length, precision and height
+        if len(segment) < 6 or segment[0] in (*OTHER_FRAMES, START_OF_SCAN):
+            return None
+        if segment[0] in SEQUENTIAL_FRAMES:
+            return image[: offset + 4] + rows.to_bytes(2, "big") + image[offset + 6 :]
+        offset += 1 if segment[0] in WITHOUT_LENGTH else 1 + int.from_bytes(segment[1:3], "big")
     return None
 
 
