@@ -1,16 +1,34 @@
 """Decoding of images to 8 bits per channel, with Pillow (every format) or simplejpeg (fast)."""
 
+import contextlib
+import importlib
 import io
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 
 from mambaout_jax.data.errors import DataError
 from mambaout_jax.machine import MachineError, describe_fault
 
+with contextlib.suppress(ImportError):  # optional; nothing else is needed to read HEIC images
+    pillow_heif = importlib.import_module("pillow_heif")
+    pillow_heif.register_heif_opener()
+
 MODES = {1: "L", 3: "RGB"}
 SIXTEEN_BIT_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+ORIENTATION = 0x0112  # the EXIF tag; its values by the turn that makes the image upright
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Brands of HEIF files (ISO/IEC 23008-12), the format of photographs of phones; AVIF has its own, which Pillow decodes.
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 MAX_REDUCTION = 8  # the size of a DCT block, which then yields one pixel
 # Start-of-frame markers; sequential Huffman-coded frames store their rows in order.
 SEQUENTIAL_FRAMES, OTHER_FRAMES = (0xC0, 0xC1), (0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
@@ -28,7 +46,7 @@ def decode_image(image: bytes | Image.Image, channels: int = 3, *, exif_orientat
 
     Args:
         channels: 1 (gray) or 3 (RGB).
-        exif_orientation: rotate the image by its EXIF orientation, for photographs of users.
+        exif_orientation: turn the image upright by its EXIF orientation; damaged EXIF data is ignored.
 
     Raises:
         DataError: the bytes are not an image, or the image is damaged or has floating-point pixels.
@@ -38,8 +56,8 @@ def decode_image(image: bytes | Image.Image, channels: int = 3, *, exif_orientat
         if isinstance(image, bytes):
             image = Image.open(io.BytesIO(image))
         image.load()
-        if exif_orientation:
-            image = ImageOps.exif_transpose(image)
+        if exif_orientation and (turn := find_turn(image)) is not None:
+            image = image.transpose(turn)
         if image.mode in SIXTEEN_BIT_MODES:
             image = Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
         elif image.mode == "F":
@@ -52,7 +70,27 @@ def decode_image(image: bytes | Image.Image, channels: int = 3, *, exif_orientat
     except Exception as error:  # Pillow's plugins raise many types for damaged files
         if fault := describe_fault(error):
             raise MachineError(fault) from error
+        if isinstance(error, UnidentifiedImageError):  # its text has the address of an object
+            raise DataError(_describe_unknown(image)) from error
         raise DataError(f"Pillow cannot decode the image ({type(error).__name__}: {error})") from error
+
+
+def _describe_unknown(image: bytes) -> str:
+    if image[4:8] == b"ftyp" and image[8:12] in HEIF_BRANDS:
+        return "HEIC images require pillow-heif; run: pip install pillow-heif"
+    return "Pillow cannot decode the image (its format is unknown)"
+
+
+def find_turn(image: bytes | Image.Image) -> Image.Transpose | None:
+    """Return the turn that makes an image upright, from its EXIF orientation; None for none or damaged EXIF data."""
+    try:
+        if isinstance(image, bytes):
+            image = Image.open(io.BytesIO(image))
+        return TURNS.get(image.getexif().get(ORIENTATION))
+    except Exception as error:  # Pillow raises many types for damaged EXIF data
+        if fault := describe_fault(error):
+            raise MachineError(fault) from error
+        return None
 
 
 def jpeg_size(image: bytes) -> tuple[int, int] | None:

@@ -15,7 +15,7 @@ from mambaout_jax.data.decode import decode_image, to_array
 from mambaout_jax.data.errors import DataError
 
 CROP_MODES = ("center", "squash", "border")
-MAX_ELONGATION = 200
+MAX_ELONGATION = 200  # ratio of the sides
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class EvalTransform:
         size: (height, width) in pixels.
         channels: 1 (gray) or 3 (RGB).
         crop_pct: ratio of the crop to the resized side, above 0 and at most 1.
-        exif_orientation: rotate photographs upright (see `decode_image`).
+        exif_orientation: turn images upright by their EXIF orientation (see `decode_image`).
 
     Raises:
         DataError: a value is out of range.
@@ -54,9 +54,11 @@ class EvalTransform:
         """Decode, resize and crop an image.
 
         Raises:
-            DataError: the image cannot be decoded, or is too elongated to resize by its shorter side.
+            DataError: the image cannot be decoded.
         """
         image = decode_image(image, self.channels, exif_orientation=self.exif_orientation)
+        if self.crop_mode == "center":
+            image = _limit_elongation(image)
         width, height = self._resized_size(*image.size)
         image = image.resize((width, height), INTERPOLATIONS[self.interpolation])
         return to_array(self._crop_center(image))
@@ -72,11 +74,6 @@ class EvalTransform:
         if self.crop_mode == "border":
             factor = max(height / target_height, width / target_width)
             return max(1, round(width / factor)), max(1, round(height / factor))
-        if max(width, height) > MAX_ELONGATION * min(width, height):
-            raise DataError(
-                f"the aspect ratio of a {width}x{height} image exceeds {MAX_ELONGATION} to 1; crop the image, "
-                "or use crop_mode='squash'"
-            )
         if target_height != target_width:
             factor = min(height / target_height, width / target_width)
             return round(width / factor), round(height / factor)
@@ -92,6 +89,16 @@ class EvalTransform:
         canvas = Image.new("RGB", (width, height), FILL[3]).convert(image.mode)
         canvas.paste(image, (-left, -top))
         return canvas
+
+
+def _limit_elongation(image: Image.Image) -> Image.Image:
+    """Return an image without the ends that the center crop removes; resized with them it could fill the memory."""
+    longest = MAX_ELONGATION * min(image.size)
+    if max(image.size) <= longest:
+        return image
+    width, height = min(image.width, longest), min(image.height, longest)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def _center_offset(extent: int, crop: int) -> int:

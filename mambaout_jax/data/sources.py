@@ -5,6 +5,7 @@ Datasets are read from their prepared files alone, without their builders and wi
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -27,6 +28,7 @@ from mambaout_jax.data.shard_check import check_shards, list_names
 
 Features = Mapping[str, Any]
 FILE_FORMAT = "array_record"
+ORIGIN = "origin.json"
 
 
 class Source(Protocol):
@@ -74,6 +76,7 @@ class Records:
         self._files = RecordFiles(shards)
         self._shards = shards
         self.info = info
+        self._origin = read_origin(info.data_dir)
         self.name = f"{info.name}/{info.config_name}" if info.config_name else info.name
         self.split = split
 
@@ -92,6 +95,14 @@ class Records:
         """Return the features of the dataset by name, from its metadata."""
         return dict(self.info.features or {})
 
+    @property
+    def exif_orientation(self) -> bool:
+        """Return whether images are turned upright by their EXIF orientation: those of your own folders are.
+
+        Pipelines behind published accuracies ignore it.
+        """
+        return bool(self._origin.get("exif_orientation"))
+
     def fingerprint(self, labels: Sequence[str]) -> str:
         """Return a fingerprint of the data and of `labels`, the names of the classes.
 
@@ -106,6 +117,19 @@ class Records:
         }
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
         return f"{self.info.full_name}:{self.split}:{len(self)}:{digest}"
+
+
+def read_origin(folder: os.PathLike) -> Mapping[str, Any]:
+    """Read what `prepare` recorded on the images of a dataset; empty for datasets of other programs.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    file = epath.Path(folder) / ORIGIN
+    try:
+        return json.loads(file.read_text()) if file.exists() else {}
+    except ValueError as error:
+        raise DataError(f"{file} is damaged ({error}); prepare the dataset again") from error
 
 
 def open_records(name: str, split: str, data_dir: str | None = None) -> Records:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from mambaout_jax.data.arguments import INTERPOLATIONS, check_size_and_channels, require
-from mambaout_jax.data.decode import decode_fast, decode_image, jpeg_size, power_of_two_within, to_array
+from mambaout_jax.data.decode import decode_fast, decode_image, find_turn, jpeg_size, power_of_two_within, to_array
 from mambaout_jax.data.errors import DataError
 from mambaout_jax.data.randaugment import LINEAR_AND_CUBIC, RandAugment, affine_opencv, affine_pillow, apply
 
@@ -71,6 +71,7 @@ class TrainTransform:
         ratio: range of width / height of the random box.
         flip: probability of a horizontal flip.
         interpolation: "bicubic", "bilinear", or "random" to draw one of the two for each image.
+        exif_orientation: turn images upright by their EXIF orientation (see `decode_image`).
         auto_augment: RandAugment in timm's notation, such as "rand-m9-mstd0.5-inc1"; None for no augmentation.
 
     Raises:
@@ -86,6 +87,7 @@ class TrainTransform:
     interpolation: str = "bicubic"
     auto_augment: str | None = None
     pipeline: str = "exact"
+    exif_orientation: bool = False
 
     def __post_init__(self):
         check_size_and_channels(self.size, self.channels)
@@ -132,28 +134,65 @@ class TrainTransform:
         return box, self.interpolation
 
     def _crop_exact(self, image: bytes | Image.Image, rng: np.random.Generator) -> np.ndarray:
-        image = decode_image(image, self.channels)
+        image = decode_image(image, self.channels, exif_orientation=self.exif_orientation)
         box, interpolation = self._draw(*image.size, rng)
         # Cropped before resizing, as in torchvision, so that the filter does not read pixels outside of the box.
         return to_array(image.crop(box).resize(self.size[::-1], INTERPOLATIONS[interpolation]))
 
     def _crop_fast(self, image: bytes | Image.Image, rng: np.random.Generator) -> np.ndarray:
-        size = jpeg_size(image) if isinstance(image, bytes) else None
+        size, turn = jpeg_size(image) if isinstance(image, bytes) else None, None
         if size is None:
-            pixels = to_array(decode_image(image, self.channels))
+            pixels = to_array(decode_image(image, self.channels, exif_orientation=self.exif_orientation))
             size = pixels.shape[1::-1]
             box, interpolation = self._draw(*size, rng)
         else:
-            box, interpolation = self._draw(*size, rng)
-            # The smallest size of the whole image at which the box is not smaller than `size`.
-            min_height = math.ceil(size[1] * self.size[0] / (box[3] - box[1]))
-            min_width = math.ceil(size[0] * self.size[1] / (box[2] - box[0]))
+            turn = find_turn(image) if self.exif_orientation else None
+            (width, height), target = (size, self.size) if turn not in SIDEWAYS else (size[::-1], self.size[::-1])
+            box, interpolation = self._draw(width, height, rng)
+            box = _box_in_file(box, turn, width, height)
+            # The smallest size of the whole image at which the box is not smaller than `target`.
+            min_height = math.ceil(size[1] * target[0] / (box[3] - box[1]))
+            min_width = math.ceil(size[0] * target[1] / (box[2] - box[0]))
             pixels = decode_fast(image, self.channels, min_height, min_width, rows=box[3])
         # The factor by which the decoder reduced both sides: 1, 2, 4 or 8. It rounds sizes up.
         reduction = 1 << (-(-size[0] // pixels.shape[1]) - 1).bit_length()
         left, right = _scale_interval(box[0], box[2], reduction, pixels.shape[1])
         top, bottom = _scale_interval(box[1], box[3], reduction, pixels.shape[0])
-        return _resize(pixels[top:bottom, left:right], self.size, interpolation)
+        pixels = pixels[top:bottom, left:right]
+        if turn is not None:
+            pixels = to_array(Image.fromarray(pixels.squeeze(-1) if self.channels == 1 else pixels).transpose(turn))
+        return _resize(pixels, self.size, interpolation)
+
+
+# The turns that exchange width and height, and those that begin with a reflection of the upright box.
+SIDEWAYS = (
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90,
+)
+MIRRORED_X = (
+    Image.Transpose.FLIP_LEFT_RIGHT,
+    Image.Transpose.ROTATE_180,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE,
+)
+MIRRORED_Y = (
+    Image.Transpose.FLIP_TOP_BOTTOM,
+    Image.Transpose.ROTATE_180,
+    Image.Transpose.ROTATE_90,
+    Image.Transpose.TRANSVERSE,
+)
+
+
+def _box_in_file(box: Box, turn: Image.Transpose | None, width: int, height: int) -> Box:
+    """Return the box before the turn of a box in the upright image, whose size is width x height."""
+    left, top, right, bottom = box
+    if turn in MIRRORED_X:
+        left, right = width - right, width - left
+    if turn in MIRRORED_Y:
+        top, bottom = height - bottom, height - top
+    return (top, left, bottom, right) if turn in SIDEWAYS else (left, top, right, bottom)
 
 
 def _scale_interval(first: int, last: int, reduction: int, scaled_extent: int) -> tuple[int, int]:

@@ -222,7 +222,9 @@ def test_records_are_read_without_labels(odd_dir):
 
 def test_labels_of_a_source_are_json_serializable(data_dir):
     labels = open_source("photos", "train", data_dir).labels
-    assert json.loads(json.dumps(labels)) == labels == {"class_names": list(photos.CLASS_NAMES)}
+    assert (
+        json.loads(json.dumps(labels)) == labels == {"class_names": list(photos.CLASS_NAMES), "exif_orientation": False}
+    )
 
 
 def copy_photos(data_dir, folder):

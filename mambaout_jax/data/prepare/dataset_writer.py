@@ -8,6 +8,7 @@ import collections
 import contextlib
 import dataclasses
 import hashlib
+import json
 import os
 import shutil
 import sys
@@ -24,6 +25,7 @@ from tqdm import tqdm
 from mambaout_jax.data.errors import DataError
 from mambaout_jax.data.prepare.shard_workers import run_jobs
 from mambaout_jax.data.prepare.shards import Item, ShardJob, read_manifest, write_shard
+from mambaout_jax.data.sources import ORIGIN
 from mambaout_jax.machine import MachineError, describe_fault
 from mambaout_jax.process import lock
 
@@ -38,6 +40,7 @@ class Dataset:
         encoding: "jpeg" if all images are JPEGs, None for mixed formats.
         convert: maps the bytes of an image and its decoded `Image` to the bytes to store; a module-level function,
             because it is pickled. None to store bytes unchanged.
+        exif_orientation: whether images are turned upright by their EXIF orientation when they are read.
         about: additional arguments of `tfds.core.DatasetInfo`.
     """
 
@@ -47,6 +50,7 @@ class Dataset:
     splits: dict[str, list[Item]]
     encoding: str | None = None
     convert: Callable[[bytes, Image.Image], bytes] | None = None
+    exif_orientation: bool = False
     about: dict = dataclasses.field(default_factory=dict)
 
 
@@ -178,6 +182,7 @@ def _check_space(workspace: Path, jobs: Sequence[ShardJob]) -> None:
 
 def _write_metadata(dataset: Dataset, jobs: Sequence[ShardJob], manifests: dict) -> None:
     data = jobs[0].file.parent
+    (data / ORIGIN).write_text(json.dumps({"exif_orientation": dataset.exif_orientation}))
     template = tfds.core.ShardedFileTemplate(data_dir=data, dataset_name=dataset.name, filetype_suffix=FILE_FORMAT)
     splits = []
     for split in dataset.splits:

@@ -60,7 +60,7 @@ def read_folder(folder: Path, name: str) -> Dataset:
         if not splits[split]:
             raise DataError(f"{parts[split]} has no images; expected them in {parts[split]}/CLASS")
     about = {"description": f"Images of {len(labels)} classes, from class folders."}
-    return Dataset(name, VERSION, tuple(labels), splits, about=about)
+    return Dataset(name, VERSION, tuple(labels), splits, exif_orientation=True, about=about)
 
 
 def list_folder(folder: Path) -> tuple[list[str], list[File]]:

@@ -20,6 +20,7 @@ from array_record.python import array_record_module
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
+from mambaout_jax.data.decode import decode_image
 from mambaout_jax.data.errors import DataError
 from mambaout_jax.machine import MachineError, describe_fault
 
@@ -108,7 +109,7 @@ def read_manifest(job: ShardJob) -> dict | None:
 
 
 def _load(item: Item, convert: Callable | None) -> tuple[bytes, bool]:
-    """Read and fully decode one image, and return the bytes to store and whether they were converted."""
+    """Read one image and decode it as training does; return the bytes to store and whether they were converted."""
     try:
         with open(item.path, "rb", buffering=0) as file:
             file.seek(item.offset)
@@ -117,15 +118,10 @@ def _load(item: Item, convert: Callable | None) -> tuple[bytes, bool]:
             raise DataError(f"the file has {len(data)} of {item.size} bytes")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns about damaged metadata
-            image = Image.open(io.BytesIO(data))
-            image.load()
-            stored = convert(data, image) if convert else data
-    except DataError:
-        raise
-    except Exception as error:  # Pillow's plugins raise many types for damaged files
-        if fault := describe_fault(error):
-            raise MachineError(fault) from error
-        raise DataError(f"{type(error).__name__}: {error}") from error
+            decode_image(data)
+            stored = convert(data, Image.open(io.BytesIO(data))) if convert else data
+    except OSError as error:
+        raise MachineError(describe_fault(error)) from error
     return stored, stored is not data
 
 

@@ -156,7 +156,7 @@ def _thumbnail(source: Any, index: int) -> dict[str, Any] | None:
         image = Image.open(io.BytesIO(source[int(index)]["image"]))
         side = min(THUMBNAIL_SIDE, *image.size)
         channels = 1 if image.mode == "L" else 3
-        pixels = EvalTransform((side, side), channels=channels)(image)
+        pixels = EvalTransform((side, side), channels=channels, exif_orientation=source.exif_orientation)(image)
     except (DataError, OSError, Image.DecompressionBombError):
         return None
     image = Image.fromarray(pixels.squeeze(-1) if channels == 1 else pixels)

@@ -26,6 +26,7 @@ class ImageSource:
         records: parsed features by index, such as `data.Records`.
         class_names: in the order of the labels.
         feature: the name of the label feature, a key of LABEL_FEATURES.
+        exif_orientation: whether images are turned upright by their EXIF orientation.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class ImageSource:
         class_names: tuple[str, ...],
         fingerprint: str,
         feature: str = "label",
+        exif_orientation: bool = False,
     ):
         self._records = records
         self._feature = feature
@@ -44,12 +46,13 @@ class ImageSource:
         self.split = split
         self.class_names = class_names
         self.fingerprint = fingerprint
+        self.exif_orientation = exif_orientation
         self.max_labels = LABEL_FEATURES[feature]
 
     @property
     def labels(self) -> Mapping[str, Any]:
-        """The class names, as metadata for JSON."""
-        return {"class_names": list(self.class_names)}
+        """The class names, and whether images are turned upright, as metadata for JSON."""
+        return {"class_names": list(self.class_names), "exif_orientation": self.exif_orientation}
 
     def __len__(self) -> int:
         return len(self._records)
@@ -109,6 +112,7 @@ def open_source(name: str, split: str, data_dir: str | None = None) -> ImageSour
         class_names=class_names,
         fingerprint=records.fingerprint(class_names),
         feature=feature,
+        exif_orientation=records.exif_orientation,
     )
     try:
         labelled = source.is_labelled()

@@ -119,7 +119,8 @@ _AUGMENT_KEYS: Mapping[str, ConfigKey] = {
 class Classification(Task):
     """Image classification with soft targets, mixup, cutmix and random erasing.
 
-    Labels are {"class_names": list}, or {"num_classes": int} for weights without class names.
+    Labels are {"class_names": list}, or {"num_classes": int} for weights without class names. "exif_orientation" is the
+    rule of the dataset; it is missing in imported weights.
 
     Args:
         config: the plain values of the config.
@@ -205,12 +206,16 @@ class Classification(Task):
                 interpolation=options["data.interpolation"],
                 auto_augment=options["data.auto_augment"],
                 pipeline=options["data.pipeline"],
+                exif_orientation=source is not None and source.exif_orientation,
             )
         )
 
     def eval_transform(self, model: Model, source: ImageSource | None = None) -> EvalExample:
         """Return the evaluation transform of the model, with all labels of an image."""
-        return EvalExample(self._eval_image_transform(model), 1 if source is None else source.max_labels)
+        if source is None:
+            return EvalExample(self._eval_image_transform(model), 1)
+        transform = self._eval_image_transform(model, exif_orientation=source.exif_orientation)
+        return EvalExample(transform, source.max_labels)
 
     def _eval_image_transform(self, model: Model, *, exif_orientation: bool = False) -> EvalTransform:
         """Return the evaluation transform of the model; the config may override its crop."""
@@ -349,8 +354,13 @@ class Classification(Task):
         return report.score_text(scores, split)
 
     def predictor(self, model: Model, labels: Labels) -> ImagePredictor:
-        """Return the classifier of image files, which applies the EXIF orientation of photographs."""
-        return ImagePredictor(model, self._eval_image_transform(model, exif_orientation=True), labels)
+        """Return the classifier of image files, which treats EXIF orientation as in the dataset of the weights.
+
+        Photographs are turned upright if the dataset is unknown; models of ImageNet were trained without that.
+        """
+        names = tuple(labels.get("class_names") or ())
+        upright = labels.get("exif_orientation", names != imagenet_class_names())
+        return ImagePredictor(model, self._eval_image_transform(model, exif_orientation=upright), labels)
 
     def report_sections(self, workdir: epath.Path, labels: Labels, split: str) -> list[Section]:
         """Return a gallery of predictions and, for few classes, the confusion matrix."""
