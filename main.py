@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 
-from mambaout_jax.errors import print_error
+from mambaout_jax.errors import print_error, printable
 from mambaout_jax.extras import MissingExtraError, check_installed
 
 try:
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
             if MODE.value == "train":
                 from mambaout_jax.report.html import write_report  # imports matplotlib
 
-                print(f"report: {write_report(WORKDIR.value)}")
+                print(f"report: {printable(str(write_report(WORKDIR.value)))}")
     except Exception as error:
         return report_error(error, WORKDIR.value)
     return 0

@@ -1,6 +1,7 @@
 """The errors that a user can fix, and how programs print them; without dependencies, for every package."""
 
 import sys
+import unicodedata
 
 
 class UserError(ValueError):
@@ -27,5 +28,24 @@ def reason(error: Exception) -> str:
 
 def print_error(sentence: object, code: int = 2) -> int:
     """Print an error to stderr in one line, and return the exit code."""
-    print(f"error: {sentence}", file=sys.stderr)
+    print(f"error: {printable(str(sentence))}", file=sys.stderr)
     return code
+
+
+def printable(name: str) -> str:
+    """Return a name that is safe to print: control characters and bytes that are not UTF-8 are escaped.
+
+    A carriage return in a file name wipes its line off the terminal, a bidirectional mark reorders it, and undecodable
+    bytes cannot be printed. Spaces, emoji and their joiners stay.
+    """
+    return "".join(map(_escape, name))
+
+
+def _escape(char: str) -> str:
+    if "\udc80" <= char <= "\udcff":  # how Python represents a byte that is not UTF-8
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    unsafe = unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") or unicodedata.bidirectional(char) in _DIRECTIONS
+    return ascii(char)[1:-1] if unsafe else char
+
+
+_DIRECTIONS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")

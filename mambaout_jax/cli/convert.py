@@ -5,6 +5,7 @@ import os
 import signal
 
 from mambaout_jax.cli.arguments import add_plugins
+from mambaout_jax.errors import printable
 from mambaout_jax.process import exit_on_signals
 
 EPILOG = """\
@@ -65,9 +66,9 @@ def _import(args: argparse.Namespace) -> None:
         plugins=args.plugin,
         verify_timm=args.verify == "timm",
         force=args.force,
-        log=lambda sentence: print(sentence, flush=True),
+        log=lambda sentence: print(printable(sentence), flush=True),
     )
-    print(f"imported to {args.out}; try: python -m mambaout_jax predict {args.out} IMAGE")
+    print(printable(f"imported to {args.out}; try: python -m mambaout_jax predict {args.out} IMAGE"))
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -81,13 +82,13 @@ def _export(args: argparse.Namespace) -> None:
         dtype=args.dtype,
         verify_timm=args.verify == "timm",
         force=args.force,
-        log=lambda sentence: print(sentence, flush=True),
+        log=lambda sentence: print(printable(sentence), flush=True),
     )
-    print(f"exported to {'the folder ' if os.path.isdir(args.out) else ''}{args.out}")
+    print(printable(f"exported to {'the folder ' if os.path.isdir(args.out) else ''}{args.out}"))
 
 
 def _inspect(args: argparse.Namespace) -> None:
     from mambaout_jax.weights import inspect_checkpoint, read_checkpoint
 
     for key, value in inspect_checkpoint(read_checkpoint(args.source), args.model).items():
-        print(f"{key:<12} {value}")
+        print(printable(f"{key:<12} {value}"))

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from mambaout_jax.errors import print_error
+from mambaout_jax.errors import print_error, printable
 
 TAKES_CONFIG = "optional"
 EPILOG = """\
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
             faults += len(result.faults)
             if distributed.is_first():
                 problems = [f"  problem: {fault}" for fault in result.faults]
-                print("\n".join([f"{result.name:<24}{result.value}", *problems]), flush=True)
+                print("\n".join(map(printable, [f"{result.name:<24}{result.value}", *problems])), flush=True)
     except Exception as error:
         return report_error(error, args.workdir or "")
     if distributed.is_first():

@@ -2,9 +2,9 @@
 
 import argparse
 import json
-import sys
 
 from mambaout_jax.cli.arguments import integer
+from mambaout_jax.errors import print_error, printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,12 +31,13 @@ def run(args: argparse.Namespace) -> int:
     for found in predict_files(load_run(args.workdir, weights=args.weights), args.images):
         if found.error:
             failed = True
-            print(f"error: {found.file}: {found.error}", file=sys.stderr)
+            print_error(f"{found.file}: {found.error}")
             answers.append({"file": found.file, "error": found.error})
             continue
         answers.append({"file": found.file, "predictions": found.prediction.to_json(args.top)})
         if not args.json:
-            print("\n".join([found.file, *(f"  {line}" for line in found.prediction.describe(args.top))]), flush=True)
+            lines = [found.file, *(f"  {line}" for line in found.prediction.describe(args.top))]
+            print("\n".join(map(printable, lines)), flush=True)
     if args.json:
         print(json.dumps(answers, indent=2))
     return 2 if failed else 0

@@ -5,8 +5,8 @@ import shlex
 import signal
 import statistics
 
-from mambaout_jax.cli.arguments import integer
-from mambaout_jax.errors import print_error
+from mambaout_jax.cli.arguments import integer, positive_number
+from mambaout_jax.errors import print_error, printable
 from mambaout_jax.machine import describe_fault
 from mambaout_jax.process import exit_on_signals
 
@@ -16,7 +16,7 @@ EPILOG = """\
   prepare imagenet --tars DIR       ImageNet from ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar
   prepare imagenet --folder DIR     ImageNet from DIR/train/n01440764/*.JPEG and DIR/val
   prepare imagenet --tfrecord DIR   ImageNet from TFRecords that TFDS prepared
-  prepare folder DIR                images in DIR/{train,val,test}/CLASS, or in DIR/CLASS
+  prepare folder DIR                images in DIR/{train,val,test}/CLASS, or in DIR/CLASS (--val 0.1 splits them)
 
 Rerun the same command to resume after an interruption."""
 KINDS = ("tars", "folder", "tfrecord")
@@ -31,12 +31,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for kind in KINDS:
         parser.add_argument(f"--{kind}", metavar="DIR", help="location and format of ImageNet (with `imagenet`)")
     parser.add_argument("--name", dest="called", metavar="NAME", help="name of the dataset (with `folder`)")
+    parser.add_argument(
+        "--val",
+        type=_fraction,
+        default=0.0,
+        metavar="FRACTION",
+        help="fraction of the images of each class for a validation split (with `folder`)",
+    )
+    parser.add_argument("--skip-bad", action="store_true", help="leave out files that are not images (with `folder`)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the dataset (with `imagenet` and `folder`)")
     parser.add_argument("--data-dir", help="folder or bucket for prepared datasets (default: that of TFDS)")
     parser.add_argument(
         "--workers",
         type=integer(1),
         help="number of writing processes (with `imagenet` and `folder`; default: one per core)",
     )
+
+
+def _fraction(text: str) -> float:
+    value = positive_number(text)
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a fraction between 0 and 1")
+    return value
 
 
 def run(args: argparse.Namespace) -> int:
@@ -47,30 +63,42 @@ def run(args: argparse.Namespace) -> int:
 
     kinds = [kind for kind in KINDS if getattr(args, kind) is not None]
     own = args.name in ("imagenet", "folder")
-    if args.name == "imagenet" and (len(kinds) != 1 or args.source or args.called):
+    if args.name == "imagenet" and (len(kinds) != 1 or args.source or args.called or args.val or args.skip_bad):
         raise DataError("prepare imagenet requires one of --tars DIR, --folder DIR and --tfrecord DIR")
     if args.name == "folder" and (kinds or not args.source):
         raise DataError("prepare folder requires the folder of the images: prepare folder DIR [--name NAME]")
-    if not own and (kinds or args.source or args.called or args.workers):
+    others = (args.source, args.called, args.workers, args.val, args.skip_bad, args.overwrite)
+    if not own and (kinds or any(others)):
         raise DataError(f"prepare {args.name} takes only --data-dir; for your own images, see prepare --help")
     workers = args.workers or count_cores()
     try:
         with exit_on_signals(signal.SIGTERM, signal.SIGHUP):
             if args.name == "imagenet":
-                _report(prepare_imagenet(kinds[0], getattr(args, kinds[0]), args.data_dir, workers))
+                source = getattr(args, kinds[0])
+                _report(prepare_imagenet(kinds[0], source, args.data_dir, workers, overwrite=args.overwrite))
             elif args.name == "folder":
-                _report(prepare_folder(args.source, args.called, args.data_dir, workers))
+                prepared = prepare_folder(
+                    args.source,
+                    args.called,
+                    args.data_dir,
+                    workers,
+                    validation=args.val,
+                    skip_bad=args.skip_bad,
+                    overwrite=args.overwrite,
+                )
+                _report(prepared)
             else:
-                print(f"{args.name} is prepared in {prepare_dataset(args.name, args.data_dir)}")
+                print(f"{args.name} is prepared in {printable(prepare_dataset(args.name, args.data_dir))}")
     except OSError as error:
         return print_error(describe_fault(error) or error, 1)
     return 0
 
 
 def _report(prepared) -> None:
-    print(f"{prepared.name} is {'' if prepared.images_per_class else 'already '}prepared in {prepared.folder}")
+    already = "" if prepared.images_per_class else "already "
+    print(f"{prepared.name} is {already}prepared in {printable(prepared.folder)}")
     if not prepared.images_per_class:
-        print("  with the same numbers of images and the same classes; move this folder away to write it again")
+        print("  from the same images and classes; --overwrite writes it again")
     for split, count in prepared.num_images.items():
         line = f"  {split}: {count:,} images of {prepared.num_classes:,} classes"
         if prepared.images_per_class:
@@ -79,14 +107,17 @@ def _report(prepared) -> None:
         print(line)
     if prepared.num_converted:
         print(f"  {prepared.num_converted:,} of them were not grayscale or RGB JPEGs and were converted")
+    if prepared.num_skipped:
+        print(f"  {prepared.num_skipped:,} files that cannot be decoded were skipped")
     train, validation = "train", next((name for name in ("validation", "test") if name in prepared.num_images), None)
     if validation is None:
         count = prepared.num_images["train"]
         if round(90 * count / 100) < count:  # as TFDS rounds
             train, validation = "train[:90%]", "train[90%:]"
+            print("  without a validation split; --val 0.1 makes one with the same share of each class")
         else:
             validation = "train"
             print(f"  {count} images are too few for a validation split; using the training images")
     flags = {"name": prepared.name, "data_dir": prepared.data_dir, "train_split": train, "validation_split": validation}
     print("Use it with:")
-    print(" ", shlex.join(f"--config.data.{key}={value}" for key, value in flags.items()))
+    print(" ", printable(shlex.join(f"--config.data.{key}={value}" for key, value in flags.items())))

@@ -2,6 +2,8 @@
 
 import argparse
 
+from mambaout_jax.errors import printable
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
@@ -12,5 +14,5 @@ def run(args: argparse.Namespace) -> int:
     """Write the report and print its path."""
     from mambaout_jax.report.html import write_report
 
-    print(write_report(args.workdir))
+    print(printable(str(write_report(args.workdir))))
     return 0

@@ -6,6 +6,7 @@ import os
 import re
 
 from mambaout_jax.cli.arguments import integer
+from mambaout_jax.errors import printable
 
 TAKES_CONFIG = "optional"
 EPILOG = """\
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(study, indent=2))
     else:
         _print(study)
-        print(f"\npage: {os.path.join(workdir, 'study.html')}")
+        print("\npage:", printable(os.path.join(workdir, "study.html")))
     return 0
 
 

@@ -1,5 +1,6 @@
 """Dataset names: parsing, known names, the folder of datasets, and the command that prepares a dataset."""
 
+import unicodedata
 from collections.abc import Iterable
 
 import tensorflow_datasets as tfds
@@ -27,6 +28,11 @@ def parse_name(name: str) -> tuple[str, dict]:
             f"{name!r} is not a dataset name; expected dataset, dataset/config or dataset:version"
         ) from None
     return str(dataset), options
+
+
+def normalize_name(name: str) -> str:
+    """Return a name of a class or file in composed characters (NFC); macOS stores names decomposed."""
+    return unicodedata.normalize("NFC", name)
 
 
 def join_name(dataset: str, options: dict) -> str:

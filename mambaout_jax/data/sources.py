@@ -106,8 +106,8 @@ class Records:
     def fingerprint(self, labels: Sequence[str]) -> str:
         """Return a fingerprint of the data and of `labels`, the names of the classes.
 
-        It covers name, config, version, split, the records of each shard and the size of the splits in bytes, so that
-        equal data prepared elsewhere has the same fingerprint.
+        It covers name, config, version, split, the records of each shard, the size of the splits in bytes and, if this
+        package wrote the dataset, the images, so that equal data prepared elsewhere has the same fingerprint.
         """
         content = {
             "shards": [(epath.Path(shard.filename).name, shard.skip, shard.take) for shard in self._shards],
@@ -115,6 +115,8 @@ class Records:
             "lengths": {key: list(value.shard_lengths) for key, value in self.info.splits.items()},
             "classes": list(labels),
         }
+        if "digest" in self._origin:  # without it, other images of the same sizes are not noticed
+            content["digest"] = self._origin["digest"]
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
         return f"{self.info.full_name}:{self.split}:{len(self)}:{digest}"
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from etils import epath
 
+from mambaout_jax.errors import printable
 from mambaout_jax.storage import explain, is_remote
 
 
@@ -40,7 +41,8 @@ class LogFolder:
         except Exception as error:
             if ending is None:
                 raise
-            print(f"The last logs could not be copied to {self._workdir}: {explain(error)}", file=sys.stderr)
+            sentence = f"The last logs could not be copied to {self._workdir}: {explain(error)}"
+            print(printable(sentence), file=sys.stderr)
         finally:
             if self._local_copy:
                 self._local_copy.cleanup()

@@ -19,7 +19,7 @@ from etils import epath
 
 from mambaout_jax import distributed
 from mambaout_jax.data import Source
-from mambaout_jax.errors import UserError, reason
+from mambaout_jax.errors import UserError, printable, reason
 from mambaout_jax.models import Model, find_family
 from mambaout_jax.process import lock, within_seconds
 from mambaout_jax.run.checkpoints import Checkpoints
@@ -98,10 +98,8 @@ def lock_workdir(workdir: epath.Path) -> Iterator[None]:
                 f"workdir {workdir} is in use by another process; wait until it ends or use another --workdir"
             ) from error
         except OSError as error:  # some network file systems do not support locks
-            print(
-                f"workdir {workdir} cannot be locked ({error.strerror}); make sure that no other process uses it",
-                file=sys.stderr,
-            )
+            sentence = f"workdir {workdir} cannot be locked ({error.strerror}); make sure that no other process uses it"
+            print(printable(sentence), file=sys.stderr)
         yield
 
 

@@ -12,6 +12,7 @@ from etils import epath
 from tqdm import tqdm
 
 from mambaout_jax.checks import as_number
+from mambaout_jax.errors import printable
 from mambaout_jax.run.errors import DivergedError
 from mambaout_jax.run.files import write_atomically
 from mambaout_jax.run.logs import LogFolder
@@ -65,7 +66,7 @@ class MetricWriter:
 
     def print_line(self, text: str) -> None:
         """Print a line above the progress bar."""
-        tqdm.write(text, file=sys.stderr)
+        tqdm.write(printable(text), file=sys.stderr)
 
     def train(self, record: dict[str, Any]) -> None:
         """Write the measurements of the last steps."""

@@ -109,7 +109,7 @@ def prepare_a_file(error, on_bad_record, monkeypatch, tmp_path):
         raise error
 
     monkeypatch.setattr(shards, "open", fail, raising=False)
-    shards._load(shards.Item("a", 0, str(tmp_path / "a"), 0, 1), None)
+    shards.read_item(shards.Item("a", 0, str(tmp_path / "a"), 0, 1))
 
 
 READERS = {

@@ -89,12 +89,13 @@ def test_a_folder_of_images_is_prepared_and_its_flags_are_printed(insects, tmp_p
     out = tmp_path / "my data"
     assert run("folder", str(insects), "--data-dir", str(out), "--workers=1") == 0
     printed = capsys.readouterr().out
-    assert printed.splitlines()[:3] == [
+    assert printed.splitlines()[:4] == [
         f"insects is prepared in {out}/insects/1.0.0",
         "  train: 40 images of 2 classes; 10 to 30 images per class, median 20",
+        "  without a validation split; --val 0.1 makes one with the same share of each class",
         "Use it with:",
     ]
-    flags = dict(word.removeprefix("--config.data.").split("=", 1) for word in shlex.split(printed.splitlines()[3]))
+    flags = dict(word.removeprefix("--config.data.").split("=", 1) for word in shlex.split(printed.splitlines()[4]))
     assert sorted(flags) == ["data_dir", "name", "train_split", "validation_split"]
     parts = [
         open_source(flags["name"], flags[f"{split}_split"], flags["data_dir"]) for split in ("train", "validation")
@@ -103,7 +104,7 @@ def test_a_folder_of_images_is_prepared_and_its_flags_are_printed(insects, tmp_p
     assert run("folder", str(insects), "--data-dir", str(out)) == 0
     assert capsys.readouterr().out.splitlines()[:3] == [
         f"insects is already prepared in {out}/insects/1.0.0",
-        "  with the same numbers of images and the same classes; move this folder away to write it again",
+        "  from the same images and classes; --overwrite writes it again",
         "  train: 40 images of 2 classes",
     ]
 

@@ -11,7 +11,7 @@ from mambaout_jax.tasks.classification.source import open_source
 def folder(tmp_path):
     folder = epath.Path(tmp_path / "made")
     folder.mkdir()
-    for name in ("a-train.array_record-00000-of-00001", "dataset_info.json", "features.json", "label.labels.txt"):
+    for name in ("a-train.array_record", "dataset_info.json", "features.json", "label.labels.txt", "origin.json"):
         (folder / name).write_text(name)
     return folder
 
@@ -50,6 +50,20 @@ def test_a_failed_upload_is_an_error_and_resumes(folder, tmp_path, monkeypatch):
     upload(folder, target)
     assert copied == ["label.labels.txt", "dataset_info.json", "features.json"]
     assert (target / "label.labels.txt").read_text() == "label.labels.txt"
+
+
+def test_an_upload_replaces_all_files_of_another_dataset_even_those_of_the_same_size(folder, tmp_path, monkeypatch):
+    target = epath.Path(tmp_path / "bucket")
+    upload(folder, target)
+    (target / "a-train.array_record-00001-of-00002").write_text("stale")
+    for name in ("a-train.array_record", "origin.json"):
+        (folder / name).write_text("".join(reversed(name)))
+    copied = record_copies(monkeypatch, folder)
+    upload(folder, target)
+    assert copied[0] == "origin.json"
+    assert {path.name: path.read_text() for path in target.iterdir()} == {
+        path.name: path.read_text() for path in folder.iterdir()
+    }
 
 
 def test_bucket_urls_are_distinguished_from_paths():

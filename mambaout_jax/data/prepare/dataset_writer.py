@@ -14,6 +14,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,10 +25,11 @@ from tqdm import tqdm
 
 from mambaout_jax.data.errors import DataError
 from mambaout_jax.data.prepare.shard_workers import run_jobs
-from mambaout_jax.data.prepare.shards import Item, ShardJob, read_manifest, write_shard
+from mambaout_jax.data.prepare.shards import Item, ShardJob, hash_item, read_item, read_manifest, write_shard
 from mambaout_jax.data.sources import ORIGIN
+from mambaout_jax.errors import printable
 from mambaout_jax.machine import MachineError, describe_fault
-from mambaout_jax.process import lock
+from mambaout_jax.process import commit_folder, lock
 
 FILE_FORMAT = "array_record"
 
@@ -41,6 +43,7 @@ class Dataset:
         convert: maps the bytes of an image and its decoded `Image` to the bytes to store; a module-level function,
             because it is pickled. None to store bytes unchanged.
         exif_orientation: whether images are turned upright by their EXIF orientation when they are read.
+        skip_bad: leave out images that cannot be decoded.
         about: additional arguments of `tfds.core.DatasetInfo`.
     """
 
@@ -51,6 +54,7 @@ class Dataset:
     encoding: str | None = None
     convert: Callable[[bytes, Image.Image], bytes] | None = None
     exif_orientation: bool = False
+    skip_bad: bool = False
     about: dict = dataclasses.field(default_factory=dict)
 
 
@@ -59,6 +63,7 @@ class Written(NamedTuple):
 
     images_per_class: dict[str, list[int]]
     num_converted: int
+    num_skipped: int
 
 
 def read_info(folder: str | os.PathLike) -> tfds.core.DatasetInfo:
@@ -99,10 +104,12 @@ def open_workspace(target: Path) -> Iterator[Path]:
                 raise FileNotFoundError(lock_file)
         except (BlockingIOError, FileNotFoundError):  # locked, or removed by a run that has just finished
             raise DataError(f"another run is preparing {target}; wait for it and rerun the command") from None
+        finished = False
         try:
             yield folder
+            finished = True
         finally:
-            if target.exists() or not any(path.is_file() and path != lock_file for path in folder.rglob("*")):
+            if finished or not any(path.is_file() and path != lock_file for path in folder.rglob("*")):
                 shutil.rmtree(folder)
                 with contextlib.suppress(OSError):  # not empty: it contains other versions
                     target.parent.rmdir()
@@ -122,7 +129,6 @@ def write_dataset(dataset: Dataset, workspace: Path, target: Path, workers: int)
         OSError: a write failed.
     """
     all_items = [item for items in dataset.splits.values() for item in items]
-    _check_none("empty", [(item.file_name, "0 bytes") for item in all_items if not item.size], len(all_items))
     jobs = list(_plan(dataset, workspace))
     manifests = {job.file: manifest for job in jobs if (manifest := read_manifest(job))}
     _remove_stale_files(workspace, jobs, manifests)
@@ -134,16 +140,32 @@ def write_dataset(dataset: Dataset, workspace: Path, target: Path, workers: int)
     with tqdm(total=len(all_items), initial=num_done, unit=" images", desc=dataset.name) as bar:
         manifests |= dict(zip([job.file for job in missing], run_jobs(write_shard, missing, workers, bar), strict=True))
     unreadable = [tuple(bad) for job in jobs for bad in manifests[job.file]["unreadable"]]
-    _check_none("not images that Pillow can decode", unreadable, len(all_items))
-    _write_metadata(dataset, jobs, manifests)
-    os.rename(jobs[0].file.parent, target)
     histograms = {split: collections.Counter() for split in dataset.splits}
     for job in jobs:
-        histograms[job.split].update({int(label): count for label, count in manifests[job.file]["labels"].items()})
-    return Written(
-        {split: [counts[label] for label in range(len(dataset.class_names))] for split, counts in histograms.items()},
-        sum(manifest["converted"] for manifest in manifests.values()),
-    )
+        labels = manifests[job.file].get("labels", {})
+        histograms[job.split].update({int(label): count for label, count in labels.items()})
+    counts = {split: [found[label] for label in range(len(dataset.class_names))] for split, found in histograms.items()}
+    _check_readable(dataset, unreadable, len(all_items), counts)
+    _write_metadata(dataset, jobs, manifests)
+    commit_folder(jobs[0].file.parent, target, replace=True)
+    return Written(counts, sum(manifest["converted"] for manifest in manifests.values()), len(unreadable))
+
+
+def content_digest(dataset: Dataset) -> str:
+    """Compute the digest of the images of a dataset and their labels, as `write_dataset` records it.
+
+    Raises:
+        MachineError: a file cannot be read.
+    """
+    items = [(split, item) for split, items in dataset.splits.items() for item in items]
+    with ThreadPoolExecutor() as threads:
+        hashes = threads.map(lambda pair: hash_item(*pair, read_item(pair[1])), items)
+        bar = tqdm(hashes, total=len(items), unit=" images", desc=f"comparing {dataset.name}")
+        return _join_digest(dataset.class_names, sum(bar))
+
+
+def _join_digest(class_names: Sequence[str], content: int) -> str:
+    return hashlib.sha256(json.dumps([list(class_names), f"{content % 2**256:x}"]).encode()).hexdigest()
 
 
 def _plan(dataset: Dataset, workspace: Path) -> Iterator[ShardJob]:
@@ -159,7 +181,8 @@ def _plan(dataset: Dataset, workspace: Path) -> Iterator[ShardJob]:
         ends = shard_utils.get_shard_boundaries(len(items), num_shards)
         for index, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
             file = Path(template.sharded_filepath(shard_index=index, num_shards=num_shards))
-            yield ShardJob(split, file, manifests / f"{file.name}.json", tuple(items[start:end]), dataset.convert)
+            manifest = manifests / f"{file.name}.json"
+            yield ShardJob(split, file, manifest, tuple(items[start:end]), dataset.convert, dataset.skip_bad)
 
 
 def _remove_stale_files(workspace: Path, jobs: Sequence[ShardJob], manifests: dict) -> None:
@@ -182,7 +205,9 @@ def _check_space(workspace: Path, jobs: Sequence[ShardJob]) -> None:
 
 def _write_metadata(dataset: Dataset, jobs: Sequence[ShardJob], manifests: dict) -> None:
     data = jobs[0].file.parent
-    (data / ORIGIN).write_text(json.dumps({"exif_orientation": dataset.exif_orientation}))
+    content = sum(int(manifest["content"], 16) for manifest in manifests.values())
+    digest = _join_digest(dataset.class_names, content)
+    (data / ORIGIN).write_text(json.dumps({"digest": digest, "exif_orientation": dataset.exif_orientation}))
     template = tfds.core.ShardedFileTemplate(data_dir=data, dataset_name=dataset.name, filetype_suffix=FILE_FORMAT)
     splits = []
     for split in dataset.splits:
@@ -210,10 +235,20 @@ def _write_metadata(dataset: Dataset, jobs: Sequence[ShardJob], manifests: dict)
     )
 
 
-def _check_none(fault: str, bad: Sequence[tuple[str, str]], total: int) -> None:
-    if bad:
-        name, reason = bad[0]
+def _check_readable(
+    dataset: Dataset, unreadable: Sequence[tuple[str, str]], total: int, counts: dict[str, list[int]]
+) -> None:
+    """Print all files that cannot be decoded, and check that there are none, or that each class has others."""
+    for name, reason in unreadable:
+        tqdm.write(f"{'skipped' if dataset.skip_bad else 'unreadable'}: {printable(name)}: {reason}", file=sys.stderr)
+    if unreadable and not dataset.skip_bad:
+        name, reason = unreadable[0]
         raise DataError(
-            f"{len(bad)} of {total} files are {fault} (first: {name}: {reason}); replace or remove them and rerun the "
-            "command"
+            f"{len(unreadable)} of {total} files are not images that Pillow can decode (first: {name}: {reason}); "
+            "replace or remove them and rerun the command"
+        )
+    empty = [name for name, count in zip(dataset.class_names, counts["train"], strict=True) if not count]
+    if unreadable and (empty or not all(map(sum, counts.values()))):
+        raise DataError(
+            f"{f'class {empty[0]!r}' if empty else 'a split'} has no image that Pillow can decode; add some"
         )

@@ -1,5 +1,6 @@
 """Image datasets with one folder per class."""
 
+import hashlib
 import os
 import stat
 from pathlib import Path
@@ -8,13 +9,35 @@ from typing import NamedTuple
 from PIL import Image
 
 from mambaout_jax.data.errors import DataError
+from mambaout_jax.data.names import normalize_name
 from mambaout_jax.data.prepare.dataset_writer import Dataset
 from mambaout_jax.data.prepare.shards import Item
 
 VERSION = "1.0.0"
 # Common folder names of splits -> names in TFDS.
-SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
-FILE_MANAGER_FILES = {"thumbs.db", "desktop.ini"}  # ignored, as are hidden files
+SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
+# What other programs leave behind, in lower case; ignored everywhere, as are hidden files.
+LEFT_BEHIND = {
+    "$recycle.bin",  # Windows
+    "desktop.ini",
+    "ehthumbs.db",
+    "recycler",
+    "system volume information",
+    "thumbs.db",
+    "thumbs.db:encryptable",
+    "__macosx",  # macOS
+    "icon\r",
+    "network trash folder",
+    "temporary items",
+    "lost+found",  # Linux
+    "#recycle",  # network storage of Synology and QNAP
+    "#snapshot",
+    "@eadir",
+    "@recently-snapshot",
+    "@recycle",
+    "@tmp",
+    "__pycache__",  # Python
+}
 
 
 class File(NamedTuple):
@@ -25,13 +48,20 @@ class File(NamedTuple):
     size: int
 
 
-def read_folder(folder: Path, name: str) -> Dataset:
+def is_left_behind(name: str) -> bool:
+    """Return whether a file or folder is hidden or was left behind by another program."""
+    return name.startswith(".") or name.lower() in LEFT_BEHIND
+
+
+def read_folder(folder: Path, name: str, validation: float = 0.0) -> Dataset:
     """List DIR/{train,val,test}/CLASS/* or DIR/CLASS/*; the latter is a single split, "train".
 
-    Classes are numbered in alphabetical order.
+    Classes are numbered in alphabetical order. Names are normalized to composed characters (NFC), because the same name
+    has other bytes after a copy from macOS.
 
     Args:
         name: name of the dataset.
+        validation: fraction of the training images of each class that become the split "validation"; 0 for none.
 
     Raises:
         DataError: the folder has another layout.
@@ -59,12 +89,32 @@ def read_folder(folder: Path, name: str) -> Dataset:
         ]
         if not splits[split]:
             raise DataError(f"{parts[split]} has no images; expected them in {parts[split]}/CLASS")
+    if validation:
+        if "validation" in splits:
+            raise DataError(f"{folder} has a validation split already, in {parts['validation']}; leave out --val")
+        splits["train"], splits["validation"] = _split(splits["train"], validation)
     about = {"description": f"Images of {len(labels)} classes, from class folders."}
     return Dataset(name, VERSION, tuple(labels), splits, exif_orientation=True, about=about)
 
 
+def _split(items: list[Item], fraction: float) -> tuple[list[Item], list[Item]]:
+    """Split images into two parts with the same share of each class, the same on every machine."""
+    parts: tuple[list[Item], list[Item]] = [], []
+    by_label: dict[int, list[Item]] = {}
+    for item in items:
+        by_label.setdefault(item.label, []).append(item)
+    for of_class in by_label.values():
+        if len(of_class) < 2:
+            raise DataError(f"the class of {of_class[0].file_name} has one image; --val requires two or more per class")
+        of_class.sort(key=lambda item: hashlib.sha256(item.file_name.encode()).digest())
+        count = min(max(round(fraction * len(of_class)), 1), len(of_class) - 1)
+        parts[0].extend(of_class[count:])
+        parts[1].extend(of_class[:count])
+    return parts
+
+
 def list_folder(folder: Path) -> tuple[list[str], list[File]]:
-    """Return the names of the subfolders of a folder, and its files, both sorted and without hidden ones.
+    """Return the names of the subfolders of a folder, and its files, both sorted, without what other programs left.
 
     Raises:
         DataError: the folder does not exist, or an entry cannot be read.
@@ -73,7 +123,7 @@ def list_folder(folder: Path) -> tuple[list[str], list[File]]:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name.startswith(".") or entry.name.lower() in FILE_MANAGER_FILES:
+                if is_left_behind(entry.name):
                     continue
                 if _is_folder(entry):
                     folders.append(entry.name)
@@ -102,12 +152,16 @@ def list_classes(folder: Path) -> dict[str, list[File]]:
     classes = {}
     for class_name in class_names:
         _check_class_name(folder, class_name)
-        inner, classes[class_name] = list_folder(folder / class_name)
+        inner, files = list_folder(folder / class_name)
         if inner:
             raise DataError(f"class folder {folder / class_name} has the folder {inner[0]!r}; expected only images")
-        for file in classes[class_name]:
+        for file in files:
             if not _is_utf8(file.name):
                 raise DataError(f"the name of the file {file.path!r} is not UTF-8; rename it")
+        composed = normalize_name(class_name)
+        if composed in classes:
+            raise DataError(f"{folder} has two folders {composed!r}, which differ only in their encoding; join them")
+        classes[composed] = [file._replace(name=normalize_name(file.name)) for file in files]
     return classes
 
 
@@ -154,5 +208,5 @@ def _find_splits(folder: Path) -> dict[str, Path]:
         raise DataError(f"{folder} has {' and '.join(names)} but no train; expected train/CLASS, or only class folders")
     parts = {SPLITS[name]: folder / name for name in names}
     if len(parts) < len(names):
-        raise DataError(f"{folder} has both val and validation; keep one of them")
+        raise DataError(f"{folder} has {' and '.join(names)}, of which two are the validation split; keep one of them")
     return parts

@@ -1,5 +1,6 @@
 """Preparation of the user's own images: ImageNet, or class folders."""
 
+import dataclasses
 import os
 import re
 from collections.abc import Callable
@@ -10,11 +11,19 @@ from etils import epath
 
 from mambaout_jax import storage
 from mambaout_jax.data.errors import DataError
-from mambaout_jax.data.names import IMAGENET, data_root, known_datasets
+from mambaout_jax.data.names import IMAGENET, data_root, known_datasets, normalize_name
 from mambaout_jax.data.prepare import folders, imagenet
 from mambaout_jax.data.prepare.builders import check_is_folder, is_complete
-from mambaout_jax.data.prepare.dataset_writer import FILE_FORMAT, Dataset, open_workspace, read_info, write_dataset
+from mambaout_jax.data.prepare.dataset_writer import (
+    FILE_FORMAT,
+    Dataset,
+    content_digest,
+    open_workspace,
+    read_info,
+    write_dataset,
+)
 from mambaout_jax.data.prepare.upload import upload
+from mambaout_jax.data.sources import read_origin
 from mambaout_jax.machine import MachineError, describe_fault
 from mambaout_jax.process import within_seconds
 
@@ -31,6 +40,7 @@ class Prepared(NamedTuple):
         num_images: number of images of each split.
         images_per_class: number of images of each class, by split; None if the dataset existed before.
         num_converted: number of images that were converted to another format.
+        num_skipped: number of files that were left out because they cannot be decoded.
     """
 
     name: str
@@ -40,6 +50,7 @@ class Prepared(NamedTuple):
     num_classes: int
     images_per_class: dict[str, list[int]] | None = None
     num_converted: int = 0
+    num_skipped: int = 0
 
 
 def prepare_imagenet(
@@ -48,6 +59,7 @@ def prepare_imagenet(
     data_dir: str | None = None,
     workers: int = 1,
     metadata: imagenet.ImageNetMetadata | None = None,
+    overwrite: bool = False,
 ) -> Prepared:
     """Write ImageNet as the dataset `imagenet2012` of TFDS; do nothing if it exists.
 
@@ -57,6 +69,7 @@ def prepare_imagenet(
         data_dir: folder or bucket of prepared datasets; None for the default of TFDS.
         workers: number of processes that write.
         metadata: the expected content; None for ILSVRC 2012.
+        overwrite: replace an existing dataset.
 
     Raises:
         DataError: the source is not ImageNet, is incomplete or damaged, or another run is preparing it.
@@ -73,21 +86,36 @@ def prepare_imagenet(
         except PermissionError as error:
             raise folders.unreadable(error, folder) from error
 
-    return _prepare(IMAGENET, imagenet.VERSION, metadata.num_images, metadata.class_names, read, data_dir, workers)
+    counts = metadata.num_images
+    return _prepare(
+        IMAGENET, imagenet.VERSION, counts, metadata.class_names, read, data_dir, workers, overwrite=overwrite
+    )
 
 
-def prepare_folder(source: str, name: str | None = None, data_dir: str | None = None, workers: int = 1) -> Prepared:
-    """Write images in class folders as a TFDS dataset; do nothing if it exists.
+def prepare_folder(
+    source: str,
+    name: str | None = None,
+    data_dir: str | None = None,
+    workers: int = 1,
+    *,
+    validation: float = 0.0,
+    skip_bad: bool = False,
+    overwrite: bool = False,
+) -> Prepared:
+    """Write images in class folders as a TFDS dataset; do nothing if it was written from the same files.
 
     Args:
         source: a folder with {train,val,test}/CLASS/* or CLASS/*.
         name: name of the dataset; None for the name of the folder.
         data_dir: folder or bucket of prepared datasets; None for the default of TFDS.
         workers: number of processes that write.
+        validation: fraction of the training images of each class that become the split "validation"; 0 for none.
+        skip_bad: leave out files that cannot be decoded.
+        overwrite: replace an existing dataset.
 
     Raises:
-        DataError: the folder has another layout, a file is not an image, the name is invalid, or the dataset would be
-            written into the image folder.
+        DataError: the folder has another layout, a file is not an image, the name is invalid, the dataset exists with
+            other images, or it would be written into the image folder.
         OSError: a write failed.
     """
     folder = Path(source).expanduser()
@@ -97,9 +125,19 @@ def prepare_folder(source: str, name: str | None = None, data_dir: str | None = 
     target = _local_folder(data_root(data_dir), name, folders.VERSION)
     if Path(os.path.realpath(target)).is_relative_to(real):
         raise DataError(f"{target} is inside the image folder {folder}; choose another folder with --data-dir")
-    dataset = folders.read_folder(folder, name)
+    dataset = dataclasses.replace(folders.read_folder(folder, name, validation), skip_bad=skip_bad)
     num_images = {split: len(items) for split, items in dataset.splits.items()}
-    return _prepare(name, dataset.version, num_images, dataset.class_names, lambda _: dataset, data_dir, workers)
+    return _prepare(
+        name,
+        dataset.version,
+        num_images,
+        dataset.class_names,
+        lambda _: dataset,
+        data_dir,
+        workers,
+        digest=lambda: content_digest(dataset),
+        overwrite=overwrite,
+    )
 
 
 def _prepare(
@@ -110,6 +148,9 @@ def _prepare(
     read: Callable[[Path], Dataset],
     data_dir: str | None,
     workers: int,
+    *,
+    digest: Callable[[], str] | None = None,
+    overwrite: bool,
 ) -> Prepared:
     root = data_root(data_dir)
     target = root / name / version
@@ -121,20 +162,20 @@ def _prepare(
         if fault := describe_fault(error):
             raise MachineError(f"data_dir {root} cannot be read: {fault}") from error
         raise DataError(f"data_dir {root} cannot be read ({error})") from error
-    if complete:
-        _check_prepared(target, prepared, class_names)
-        return prepared
+    if complete and not overwrite:
+        return _check_prepared(target, prepared, class_names, digest)
     local = _local_folder(root, name, version)
     check_is_folder(local)
     try:
         with open_workspace(local) as workspace:
-            if not is_complete(epath.Path(local)):
-                if local.exists():
+            if overwrite or not is_complete(epath.Path(local)):
+                if local.exists() and not overwrite:
                     raise DataError(f"{local} exists without the metadata of a dataset; move it away")
                 written = write_dataset(read(workspace), workspace, local, workers)
-                prepared = prepared._replace(**written._asdict())
+                counts = {split: sum(found) for split, found in written.images_per_class.items()}
+                prepared = prepared._replace(num_images=counts, **written._asdict())
             elif remote:
-                _check_prepared(epath.Path(local), prepared, class_names)
+                prepared = _check_prepared(epath.Path(local), prepared, class_names, digest)
             if remote:
                 upload(epath.Path(local), target)
     except PermissionError as error:
@@ -146,19 +187,28 @@ def _local_folder(root: epath.Path, name: str, version: str) -> Path:
     return Path(LOCAL_DATA_DIR if storage.is_remote(root) else root).expanduser() / name / version
 
 
-def _check_prepared(folder: epath.Path, expected: Prepared, class_names: tuple[str, ...]) -> None:
+def _check_prepared(
+    folder: epath.Path, expected: Prepared, class_names: tuple[str, ...], digest: Callable[[], str] | None
+) -> Prepared:
+    """Check that a dataset has the expected images, by their digest or else by their numbers; return its counts."""
     info = read_info(folder)
-    counted = {split: info.splits[split].num_examples for split in expected.num_images if split in info.splits}
+    counted = {split: info.splits[split].num_examples for split in info.splits}
     file_format = info.file_format.value
-    if (
-        file_format != FILE_FORMAT
-        or counted != expected.num_images
-        or tuple(info.features["label"].names) != class_names
-    ):
+    other = "rerun with --overwrite to replace it, or choose another name or data_dir"
+    same = file_format == FILE_FORMAT and tuple(map(normalize_name, info.features["label"].names)) == class_names
+    if digest is None:
+        same = same and all(counted.get(split) == count for split, count in expected.num_images.items())
+    if not same:
         raise DataError(
             f"{folder} already has {expected.name}, as {file_format} with {counted}; expected {FILE_FORMAT} "
-            f"with {expected.num_images} and the same classes; move the folder away, or choose another name or data_dir"
+            f"with {expected.num_images} and the same classes; {other}"
         )
+    if digest and read_origin(folder).get("digest") != digest():
+        raise DataError(
+            f"{folder} was written from other images, names or labels than those of the source now ({counted} images, "
+            f"now {expected.num_images}); {other}"
+        )
+    return expected._replace(num_images=counted)
 
 
 def _check_name(name: str) -> None:

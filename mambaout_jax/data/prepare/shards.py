@@ -46,33 +46,43 @@ class ShardJob:
     manifest: Path
     items: tuple[Item, ...]
     convert: Callable | None
+    skip_bad: bool = False
 
     def digest(self) -> str:
-        """Compute a fingerprint of names, labels and sizes; a finished shard with the same one is not written again."""
-        content = [(item.file_name, item.label, item.size) for item in self.items]
+        """Compute a fingerprint of the images without reading them; a finished shard with the same one is kept.
+
+        It covers names, labels, sizes, and when the files last changed, which no copy or move preserves.
+        """
+        changed = {path: _change_time(path) for path in {item.path for item in self.items}}
+        content = [(item.file_name, item.label, item.size, item.offset, changed[item.path]) for item in self.items]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def write_shard(job: ShardJob, advance: Callable[[], None]) -> dict:
-    """Write one shard, read it back, and write its manifest; a shard with unreadable images is only checked.
+    """Write one shard, read it back, and write its manifest.
+
+    A shard with unreadable images is only checked, unless the job skips them.
 
     Args:
         advance: called after each image.
 
     Returns:
         The manifest: the number of records, their size in bytes, the number of images per label and of converted
-        images, and the unreadable images as (name, reason).
+        images, the unreadable images as (name, reason), and the sum of `hash_item`, in hexadecimal digits.
 
     Raises:
         OSError: the shard cannot be written, or differs when read back.
     """
     temporary = job.file.with_name(f"{job.file.name}.{os.getpid()}.tmp")
-    checksums, unreadable, num_converted = [], [], 0
+    checksums, unreadable, num_converted, content = [], [], 0, 0
+    digest = job.digest()
     try:
         with contextlib.closing(array_record_module.ArrayRecordWriter(str(temporary), WRITER_OPTIONS)) as writer:
             for item in job.items:
+                data = read_item(item)
+                content += hash_item(job.split, item, data)
                 try:
-                    image, converted = _load(item, job.convert)
+                    image, converted = _decode(data, item, job.convert)
                 except DataError as error:
                     unreadable.append((item.file_name, str(error)))
                 else:
@@ -81,9 +91,9 @@ def write_shard(job: ShardJob, advance: Callable[[], None]) -> dict:
                     checksums.append(zlib.crc32(record))
                     num_converted += converted
                 advance()
-        manifest = {"unreadable": unreadable, "converted": num_converted}
-        if unreadable:
-            return manifest
+        manifest = {"unreadable": unreadable, "converted": num_converted, "content": f"{content:x}"}
+        if unreadable and not (job.skip_bad and checksums):
+            return manifest | {"records": 0}
         manifest |= _read_back(temporary, checksums)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -92,7 +102,7 @@ def write_shard(job: ShardJob, advance: Callable[[], None]) -> dict:
         raise MachineError(f"cannot write {job.file}: {describe_fault(error) or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
-    manifest |= {"digest": job.digest(), "file_bytes": job.file.stat().st_size}
+    manifest |= {"digest": digest, "file_bytes": job.file.stat().st_size}
     temporary.write_text(json.dumps(manifest))
     os.rename(temporary, job.manifest)
     return manifest
@@ -108,20 +118,43 @@ def read_manifest(job: ShardJob) -> dict | None:
     return manifest if same else None
 
 
-def _load(item: Item, convert: Callable | None) -> tuple[bytes, bool]:
-    """Read one image and decode it as training does; return the bytes to store and whether they were converted."""
+def read_item(item: Item) -> bytes:
+    """Read the bytes of one image; fewer than expected if the file is truncated.
+
+    Raises:
+        MachineError: the file cannot be read.
+    """
     try:
         with open(item.path, "rb", buffering=0) as file:
             file.seek(item.offset)
-            data = file.read(item.size)
-        if len(data) != item.size:
-            raise DataError(f"the file has {len(data)} of {item.size} bytes")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns about damaged metadata
-            decode_image(data)
-            stored = convert(data, Image.open(io.BytesIO(data))) if convert else data
+            return file.read(item.size)
     except OSError as error:
-        raise MachineError(describe_fault(error)) from error
+        raise MachineError(describe_fault(error, item.path)) from error
+
+
+def _change_time(path: str) -> int:
+    try:
+        return os.stat(path).st_ctime_ns
+    except OSError as error:
+        raise MachineError(describe_fault(error, path)) from error
+
+
+def hash_item(split: str, item: Item, data: bytes) -> int:
+    """Compute a hash of an image with its split, name and label; sums of it identify sets of images in any order."""
+    about = json.dumps([split, item.file_name, item.label, len(data)])
+    return int.from_bytes(hashlib.sha256(about.encode() + data).digest(), "big")
+
+
+def _decode(data: bytes, item: Item, convert: Callable | None) -> tuple[bytes, bool]:
+    """Decode an image as training does; return the bytes to store and whether they were converted."""
+    if not item.size:
+        raise DataError("the file is empty")
+    if len(data) != item.size:
+        raise DataError(f"the file has {len(data)} of {item.size} bytes")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns about damaged metadata
+        decode_image(data)
+        stored = convert(data, Image.open(io.BytesIO(data))) if convert else data
     return stored, stored is not data
 
 

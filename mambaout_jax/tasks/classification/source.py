@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from mambaout_jax.data import DataError, Records, open_records
-from mambaout_jax.data.names import prepare_command
+from mambaout_jax.data.names import normalize_name, prepare_command
 
 # The label features, and the largest number of labels of an image in each.
 LABEL_FEATURES = {
@@ -104,7 +104,7 @@ def open_source(name: str, split: str, data_dir: str | None = None) -> ImageSour
     """
     records = open_records(name, split, data_dir)
     feature = _label_feature(name, records)
-    class_names = tuple(_class_feature(records, feature).names)
+    class_names = tuple(map(normalize_name, _class_feature(records, feature).names))
     source = ImageSource(
         records,
         name=records.name,

@@ -15,7 +15,7 @@ from mambaout_jax.checks import ConfigKey
 from mambaout_jax.data import DataError, EvalTransform, TrainTransform
 from mambaout_jax.data.eval_transform import CROP_MODES
 from mambaout_jax.data.imagenet_classes import IMAGENET_SPLITS, imagenet_class_names
-from mambaout_jax.data.names import IMAGENET
+from mambaout_jax.data.names import IMAGENET, normalize_name
 from mambaout_jax.models import Model, create_model
 from mambaout_jax.tasks.api import (
     Batch,
@@ -173,7 +173,7 @@ class Classification(Task):
                 "expected a dataset with the classes of the model"
             )
         for index, (theirs, ours) in enumerate(zip(source.class_names, names, strict=True)):
-            if theirs != ours:
+            if normalize_name(theirs) != normalize_name(ours):
                 raise TaskError(
                     f"class {index} is {theirs!r} in dataset {source.name!r} but {ours!r} in the model; expected a "
                     "dataset with the classes of the model"

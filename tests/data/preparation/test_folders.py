@@ -32,7 +32,7 @@ def test_class_folders_alone_are_one_split_with_sorted_labels(tmp_path):
         assert item.size == Path(item.path).stat().st_size
 
 
-@pytest.mark.parametrize("name", ["val", "validation"])
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
 def test_split_folders_have_the_split_names_of_tfds(tmp_path, name):
     for part in ("train", name, "test"):
         write(tmp_path / part, TWO)
@@ -70,7 +70,10 @@ def test_hidden_files_and_licenses_are_ignored(tmp_path):
         ({"val/ant": 1, "test/ant": 1}, "has test and val but no train"),
         ({"train/ant": 1, "train/bee": 1, "val/cow": 1}, "val has the class 'cow', which is missing in .*/train"),
         ({"train/ant": 1, "train/bee": 1, "val": 0}, "val has no images; expected them in"),
-        ({"train/ant": 1, "train/bee": 1, "val/ant": 1, "validation/ant": 1}, "has both val and validation"),
+        (
+            {"train/ant": 1, "train/bee": 1, "val/ant": 1, "validation/ant": 1},
+            "has train and val and validation, of which two are the validation split",
+        ),
         ({"train/ant": 1, "train/bee": 1, "extra/ant": 1}, "has the folder 'extra' next to train"),
         ({"train": 2}, "has 2 images outside of class folders"),
     ],
