@@ -36,6 +36,9 @@ PARTS = {  # name -> field, type, min, max, description
     "inc": (None, int, 1, 1, "1: the strength of every operation grows with the magnitude"),
 }
 
+PART = re.compile(r"([a-z]+)(\d+(?:\.\d+)?)")
+RECIPE = "rand-m9-mstd0.5-inc1"
+
 Matrix = tuple[float, float, float, float, float, float]
 Affine = Callable[[np.ndarray, Matrix, str, tuple[int, ...]], np.ndarray]
 
@@ -80,7 +83,7 @@ class RandAugment:
             raise _parse_error(text, f"it starts with {first!r}, not 'rand'")
         numbers = {}
         for part in parts:
-            match = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?)", part)
+            match = PART.fullmatch(part)
             if match is None or match[1] not in PARTS:
                 raise _parse_error(text, f"part {part!r} is unknown")
             name, number = match.groups()
@@ -91,7 +94,7 @@ class RandAugment:
                 raise _parse_error(text, f"{name} is repeated")
             numbers[field] = kind(number)
         if numbers.pop(None, None) is None:
-            raise _parse_error(text, "inc1 is missing")
+            raise _parse_error(text, "inc1 is missing, without which timm has other color operations")
         return cls(**numbers)
 
     def draw(self, rng: np.random.Generator) -> list[Operation]:
@@ -153,9 +156,22 @@ def affine_opencv(image: np.ndarray, matrix: Matrix, interpolation: str, fill: t
 
 def _parse_error(text: str, what: str) -> DataError:
     known = ", ".join(f"{name} ({description})" for name, (*_, description) in PARTS.items())
-    return DataError(
-        f"auto_augment is {text!r}: {what}; expected a string such as 'rand-m9-mstd0.5-inc1', with the parts {known}"
-    )
+    return DataError(f"auto_augment is {text!r}: {what}; the nearest is {_nearest(text)!r}, of the parts {known}")
+
+
+def _nearest(text: str) -> str:
+    """Return the string of this notation that is nearest to one of timm's: its valid parts, and inc1."""
+    first, *parts = text.split("-")
+    if first != "rand":
+        return RECIPE
+    kept = {}
+    for part in parts:
+        match = PART.fullmatch(part)
+        if match and match[1] in PARTS and match[1] != "inc":
+            _, kind, low, high, _ = PARTS[match[1]]
+            if match[1] != "mstd" or float(match[2]) <= high:  # timm draws from a uniform distribution above 100
+                kept[match[1]] = f"{match[1]}{kind(min(max(float(match[2]), low), high)):g}"
+    return "-".join(["rand", *kept.values(), "inc1"])
 
 
 def _rotation(strength: float, width: int, height: int) -> Matrix:
