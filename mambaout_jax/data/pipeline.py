@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import grain
 import numpy as np
 from absl import flags
+from grain._src.python.ipc import shared_memory_array  # no public function waits for its thread
 
 from mambaout_jax.data.arguments import require
 from mambaout_jax.data.errors import DataError
@@ -303,7 +304,14 @@ def _iterate_workers(chunks: grain.IterDataset, per_batch: int, source: Source, 
             raise
         raise status.explain(error, f"split {source.split!r} of dataset {source.name!r}") from None
     finally:
+        _wait_for_deletions()
         status.close()
+
+
+def _wait_for_deletions() -> None:
+    """Wait until Grain's thread has deleted the shared memory of the last chunks, which would be reported as leaked."""
+    if pool := shared_memory_array.SharedMemoryArray._del_thread_pool:
+        pool.apply(int)  # the only thread deletes in order
 
 
 def _iterate(dataset: grain.IterDataset, per_batch: int) -> Iterator[Batch]:
@@ -311,7 +319,10 @@ def _iterate(dataset: grain.IterDataset, per_batch: int) -> Iterator[Batch]:
     iterator = iter(dataset)
     try:
         while chunks := list(itertools.islice(iterator, per_batch)):
-            yield _map_arrays(np.concatenate, chunks)
+            batch = _map_arrays(np.concatenate, chunks)
+            for chunk in chunks:
+                _clear(chunk)
+            yield batch
     except DataError as error:
         raise DataError(str(error)) from None  # without the traceback of a thread or worker
     except Exception as error:  # also raised by Grain, which starts processes and shares memory
@@ -320,6 +331,14 @@ def _iterate(dataset: grain.IterDataset, per_batch: int) -> Iterator[Batch]:
         raise
     finally:
         iterator.close()
+
+
+def _clear(tree: dict[str, Any]) -> None:
+    """Release the shared memory of a chunk, of which Grain keeps the last ones in reference cycles."""
+    for value in tree.values():
+        if isinstance(value, dict):
+            _clear(value)
+    tree.clear()
 
 
 def _check_arguments(batch_size: int, num_workers: int, host_index: int, host_count: int, on_bad_record: str) -> None:
