@@ -32,10 +32,8 @@ if __name__ == "__main__":
 @pytest.mark.parametrize(("count", "end"), [(3, "close"), (11, "close"), (100, "leave")])
 def test_no_shared_memory_is_leaked(tmp_path, count, end):
     (tmp_path / "program.py").write_text(PROGRAM)
-    options = {"check": False, "capture_output": True, "text": True, "env": os.environ | {"PYTHONPATH": str(ROOT)}}
-    done = subprocess.run(
-        [sys.executable, str(tmp_path / "program.py"), str(count), end], **options
-    )
+    options = {"capture_output": True, "text": True, "env": os.environ | {"PYTHONPATH": str(ROOT)}}
+    done = subprocess.run([sys.executable, str(tmp_path / "program.py"), str(count), end], check=False, **options)
     assert (done.returncode, done.stdout.strip()) == (0, str(min(count, 11)))
     assert "leaked" not in done.stderr
 
