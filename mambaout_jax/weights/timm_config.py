@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from mambaout_jax.checks import find_fault, nearest_names, shorten
+from mambaout_jax.errors import printable
 from mambaout_jax.models import find_family, list_models
 from mambaout_jax.weights.errors import WeightsError
 
@@ -196,7 +197,7 @@ def _class_names(labels: Any, options: Mapping[str, Any], origin: str) -> tuple[
     names = labels
     if isinstance(labels, dict):
         names = [labels.get(str(index)) for index in range(len(labels))]
-    if not isinstance(names, list) or not all(isinstance(name, str) and name.isprintable() for name in names):
+    if not isinstance(names, list) or not all(isinstance(name, str) and printable(name) == name for name in names):
         raise WeightsError(
             f"{origin}: {CONFIG_NAME} has label_names {shorten(labels)}; a list of strings, one per class, is expected"
         )

@@ -14,6 +14,8 @@ from mambaout_jax.data.prepare.folders import LEFT_BEHIND, is_left_behind, read_
 from mambaout_jax.errors import print_error, printable
 from mambaout_jax.tasks.classification.source import ImageSource, open_source
 from mambaout_jax.tasks.classification.task import Classification
+from mambaout_jax.weights import WeightsError
+from mambaout_jax.weights.timm_config import _class_names
 from tests.data import photos
 from tests.data.preparation import imagenets
 
@@ -93,6 +95,23 @@ def test_names_of_all_languages_are_printed_and_prepared_as_they_are(tmp_path, n
     assert main(["prepare", "folder", str(tmp_path / "pets"), f"--data-dir={tmp_path}/out", "--workers=1"]) == 0
     source = open_source("pets", "train", str(tmp_path / "out"))
     assert set(source.class_names) == {unicodedata.normalize("NFC", name), "dog"}
+
+
+@pytest.mark.parametrize("name", [*HARMLESS, *(name for name in HOSTILE if name != "Icon\r")])
+def test_prepare_accepts_the_class_names_that_an_export_accepts(tmp_path, name):
+    try:
+        exported = _class_names(["dog", name], {}, "weights") is not None
+    except WeightsError:
+        exported = False
+    assert exported == (name in HARMLESS)
+    if name == "\ud800":  # no file can have this name
+        return
+    write(tmp_path, name, "dog")
+    if exported:
+        assert read_folder(tmp_path, "pets").class_names
+    else:
+        with pytest.raises(DataError, match=r"the name of the class folder .*; rename it"):
+            read_folder(tmp_path, "pets")
 
 
 @pytest.mark.parametrize("name", HOSTILE)

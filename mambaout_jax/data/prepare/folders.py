@@ -12,6 +12,7 @@ from mambaout_jax.data.errors import DataError
 from mambaout_jax.data.names import normalize_name
 from mambaout_jax.data.prepare.dataset_writer import Dataset
 from mambaout_jax.data.prepare.shards import Item
+from mambaout_jax.errors import printable
 
 VERSION = "1.0.0"
 # Common folder names of splits -> names in TFDS.
@@ -185,6 +186,8 @@ def _check_class_name(folder: Path, name: str) -> None:
         raise DataError(f"{where} is not UTF-8; rename it")
     if name != name.strip() or "\n" in name or "\r" in name:  # TFDS stores names as lines of a file, stripped
         raise DataError(f"{where} starts or ends with a space, or has a line break; rename it")
+    if printable(name) != name:  # weights with such class names would be refused
+        raise DataError(f"{where} has control characters; rename it")
 
 
 def _is_utf8(name: str) -> bool:
