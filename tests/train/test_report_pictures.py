@@ -99,6 +99,8 @@ def test_images_of_other_data_are_not_shown(workdir, change):
 class Photographs:
     """A fake dataset of two photographs, one of them damaged."""
 
+    exif_orientation = False
+
     def __len__(self):
         return 2
 
