@@ -212,6 +212,7 @@ def test_every_handler_of_all_exceptions_asks_whose_fault_it_was():
     assert list(handlers_that_blame_the_data()) == []
 
 
+@pytest.mark.run
 def test_the_limit_of_open_files_becomes_the_hard_one():
     program = (
         "import resource; from mambaout_jax.machine import raise_open_file_limit\n"

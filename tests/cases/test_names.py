@@ -147,6 +147,7 @@ OWN_WORDS = {
     "mambaout_jax/cli/models.py",
     "mambaout_jax/cli/plan.py",
     "mambaout_jax/plan/kernels.py",
+    "mambaout_jax/process.py",
     "mambaout_jax/study/study.py",
     "mambaout_jax/study/variants.py",
     "mambaout_jax/supervisor.py",  # passes on the output of a process that has escaped it
