@@ -15,6 +15,16 @@ def is_remote(path: str | os.PathLike) -> bool:
     return "://" in os.fspath(path)
 
 
+def find_pattern(path: str | os.PathLike) -> str:
+    """Return a phrase about a character in a path that libraries read as part of a pattern; empty if it has none.
+
+    Orbax and TFDS pass whole paths to `glob` without escaping them.
+    """
+    text = os.fspath(path) if is_remote(path) else os.path.abspath(os.path.expanduser(path))
+    found = next((char for char in text if char in "*?["), None)
+    return "" if found is None else f"has {found!r} in its path, which libraries read as a pattern; rename the folder"
+
+
 def explain(error: Exception) -> str:
     """Return one line on an error of any bucket client, with the remedy if it is known."""
     if isinstance(error, ImportError):

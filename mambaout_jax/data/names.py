@@ -9,6 +9,7 @@ from tensorflow_datasets.core import constants, naming
 
 from mambaout_jax.checks import suggest
 from mambaout_jax.data.errors import DataError
+from mambaout_jax.storage import find_pattern
 
 DIGITS, PATHFINDER, IMAGENET = "digits", "pathfinder", "imagenet2012"
 # TFDS has the default configs of its own datasets; our builders are not imported for reading.
@@ -56,10 +57,13 @@ def data_root(data_dir: str | None) -> epath.Path:
     """Return the folder of prepared datasets; None is the default folder of TFDS.
 
     Raises:
-        DataError: the URL scheme is unknown.
+        DataError: the URL scheme is unknown, or the path has characters of a pattern.
     """
+    folder = data_dir or constants.DATA_DIR
+    if fault := find_pattern(folder):
+        raise DataError(f"data_dir {folder} {fault}")
     try:
-        return epath.Path(data_dir or constants.DATA_DIR).expanduser()
+        return epath.Path(folder).expanduser()
     except KeyError as error:
         raise DataError(f"data_dir {data_dir} begins with {error}; expected a local folder, gs:// or s3://") from None
 

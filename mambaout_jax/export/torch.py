@@ -85,7 +85,7 @@ def import_weights(
         raise RunError(f"{path} is in a bucket; import into a local folder and copy it there")
     load_plugins(plugins)
     kind = get_task(task)
-    target = epath.Path(os.path.realpath(open_workdir(path)))
+    target = epath.Path(os.path.realpath(open_workdir(path, to_write=True)))
     _check_target(target, force)
     checkpoint = read_checkpoint(source)
     resolved = resolve_model(checkpoint, name)

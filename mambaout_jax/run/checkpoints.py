@@ -17,6 +17,7 @@ from mambaout_jax.machine import MachineError, describe_fault
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.files import write_atomically
 from mambaout_jax.run.state import TrainState
+from mambaout_jax.storage import find_pattern
 from mambaout_jax.tasks.api import Metric
 
 # Two, as a fallback if the newest one cannot be read.
@@ -39,12 +40,14 @@ class Checkpoints:
         headline: the metric that selects the best checkpoint; None if nothing is evaluated.
 
     Raises:
-        RunError: the directory does not exist and `read_only` is set.
+        RunError: the directory does not exist and `read_only` is set, or orbax cannot write to its path.
     """
 
     def __init__(self, directory: epath.Path, headline: Metric | None = None, *, read_only: bool = False):
         if read_only and not directory.exists():
             raise RunError(f"{directory.parent} has no checkpoint; train first, or use another workdir")
+        if not read_only and (fault := find_pattern(directory)):
+            raise RunError(f"{directory} {fault}")
         self._directory = directory
         self._headline = headline
         self._manager = ocp.CheckpointManager(
@@ -232,7 +235,7 @@ class Checkpoints:
 
     def _move_aside(self, step: int) -> None:
         aside = f"unreadable.{step}"
-        taken = len(list(self._directory.parent.glob(f"{aside}*")))
+        taken = sum(path.name.startswith(aside) for path in self._directory.parent.iterdir())
         # The target's parent always exists; buckets have no empty folders.
         (self._directory / str(step)).rename(self._directory.parent / (f"{aside}.{taken}" if taken else aside))
 

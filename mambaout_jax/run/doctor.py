@@ -184,7 +184,7 @@ def _data(name: str, split: str, data_dir: str | None) -> list[Check]:
 
 def _workdir(path: epath.PathLike) -> list[Check]:
     try:
-        workdir = open_workdir(path)
+        workdir = open_workdir(path, to_write=True)
         fault = _fault(workdir)
     except RunError as error:
         fault = str(error)

@@ -9,6 +9,7 @@ import platform
 import re
 import shlex
 import shutil
+import string
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +27,7 @@ from mambaout_jax.run.checkpoints import Checkpoints
 from mambaout_jax.run.config import RunConfig, changed_keys, from_json
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.files import find_write_error, write_atomically
-from mambaout_jax.storage import REMOTE_SECONDS, explain, is_remote
+from mambaout_jax.storage import REMOTE_SECONDS, explain, find_pattern, is_remote
 from mambaout_jax.tasks.api import Labels, Task
 
 LOCK = ".lock"
@@ -55,8 +56,11 @@ class Run(NamedTuple):
     weights: str
 
 
-def open_workdir(path: epath.PathLike) -> epath.Path:
+def open_workdir(path: epath.PathLike, *, to_write: bool = False) -> epath.Path:
     """Return an absolute local path, which orbax requires, or the path in a reachable bucket.
+
+    Args:
+        to_write: checkpoints will be written, so the path may not have characters of a pattern.
 
     Raises:
         RunError: the path is invalid, or the bucket cannot be reached.
@@ -65,6 +69,8 @@ def open_workdir(path: epath.PathLike) -> epath.Path:
         raise RunError("the path of the workdir is empty; expected a folder")
     if re.match(r"\w+:/", os.fspath(path)) and not _IN_BUCKET.match(os.fspath(path)):
         raise RunError(f"{path} is not a valid workdir; expected a folder or gs://BUCKET/..., the bucket in lower case")
+    if to_write and (fault := find_pattern(path)):
+        raise RunError(f"workdir {path} {fault}")
     if not is_remote(path):
         return epath.Path(path).expanduser().absolute()
     workdir = epath.Path(path)
@@ -111,7 +117,8 @@ def is_workdir(path: epath.PathLike) -> bool:
 
 def has_checkpoints(workdir: epath.Path) -> bool:
     """Return whether a workdir has checkpoints of a run, readable or not."""
-    return any((workdir / "checkpoints").glob("[0-9]*"))
+    folder = workdir / "checkpoints"
+    return folder.is_dir() and any(path.name[0] in string.digits for path in folder.iterdir())
 
 
 def claim_workdir(path: epath.PathLike, config: RunConfig) -> epath.Path:
@@ -120,7 +127,7 @@ def claim_workdir(path: epath.PathLike, config: RunConfig) -> epath.Path:
     Raises:
         RunError: the workdir is not writable, or `config.resume` does not allow resuming its run.
     """
-    workdir = open_workdir(path)
+    workdir = open_workdir(path, to_write=True)
     if fault := find_write_error(workdir):
         raise RunError(f"workdir {workdir} is not writable ({fault}); use another --workdir")
     if (kept := workdir / "checkpoints").exists() and not kept.is_dir():

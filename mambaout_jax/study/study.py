@@ -186,7 +186,9 @@ def _claimed(path: epath.PathLike, plan: dict[str, Any], changeable: Collection[
     """Create and lock the workdir, or check that it contains the same study, except for `changeable` config keys."""
     if is_remote(path):
         raise RunError(f"workdir {path} is in a bucket; a study requires a local folder")
-    workdir = open_workdir(path)
+    workdir = open_workdir(path, to_write=True)
+    for name in plan["variants"]:  # their runs have workdirs of these names
+        open_workdir(workdir / "runs" / name, to_write=True)
     file = workdir / "plan.json"
     with contextlib.ExitStack() as cleanup:
         try:

@@ -154,6 +154,7 @@ class _Setup(NamedTuple):
 
 def _prepare(config: RunConfig, path: epath.PathLike) -> _Setup:
     """Build what is trained; checks all of the config that does not depend on the state of the workdir."""
+    workdir = open_workdir(path, to_write=True)  # fails on an invalid path before the dataset is opened
     task = config.build_task()
     task.check()
     train_source = open_split(config, task, config.data.train_split)
@@ -163,7 +164,7 @@ def _prepare(config: RunConfig, path: epath.PathLike) -> _Setup:
     example = task.train_transform(model, train_source).empty()
     task.eval_transform(model, validation)  # fails on invalid options now, not at the first evaluation
     program = training_program(config, task, model, example, len(train_source), mesh)
-    if config.init_from is not None and not has_checkpoints(open_workdir(path)):
+    if config.init_from is not None and not has_checkpoints(workdir):
         _load_pretrained(config, model)  # an error of the user, found before anything is written
     return _Setup(config, task, train_source, validation, model, mesh, program)
 
