@@ -49,8 +49,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert or inspect, and print the result."""
+    from mambaout_jax.weights import UnknownVariantError, WeightsError
+
     with exit_on_signals(signal.SIGTERM, signal.SIGHUP):
-        {"import": _import, "export": _export, "inspect": _inspect}[args.action](args)
+        try:
+            {"import": _import, "export": _export, "inspect": _inspect}[args.action](args)
+        except UnknownVariantError as error:
+            raise WeightsError(
+                f"{error} (set --model NAME; convert inspect FILE --model NAME lists the differences)"
+            ) from error
     return 0
 
 

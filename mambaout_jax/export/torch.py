@@ -90,9 +90,10 @@ def import_weights(
     checkpoint = read_checkpoint(source)
     resolved = resolve_model(checkpoint, name)
     model = create_model(resolved.name, **resolved.options)
-    for sentence in (_describe(source, checkpoint, resolved, model), resolved.note):
-        if sentence:
-            log(sentence)
+    log(_describe(source, checkpoint, resolved, model))
+    if resolved.others:
+        verb = "has" if len(resolved.others) == 1 else "have"
+        log(f"{' and '.join(resolved.others)} {verb} the same shapes; select another variant with --model")
     if checkpoint.config is None:
         spec = model.input_spec
         log(

@@ -12,6 +12,7 @@ from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.workdir import is_workdir, load_run
 from mambaout_jax.tasks.api import Task
 from mambaout_jax.weights import (
+    adapt_first_layer,
     differences,
     from_checkpoint,
     other_options,
@@ -37,7 +38,7 @@ class Pretrained(NamedTuple):
 
 
 def load_pretrained_for(source: epath.PathLike, model: Model, *, head_task: type[Task] | None = None) -> Pretrained:
-    """Load pretrained weights for a model, resampled if they depend on the image size and it differs.
+    """Load pretrained weights for a model, adapted to its image size and input channels.
 
     Args:
         source: the workdir of a run, whose EMA weights are preferred, or any source of `weights.from_torch`.
@@ -48,7 +49,7 @@ def load_pretrained_for(source: epath.PathLike, model: Model, *, head_task: type
             task, or parameters outside the last layer are missing, unexpected or of another shape.
     """
     if not is_workdir(source):
-        pretrained = _load_torch(source, model)
+        pretrained = _load_torch(source, model, with_classifier=head_task is not None)
         _check_head(pretrained, model, keep=head_task is not None)
         return pretrained
     run = load_run(source)
@@ -58,11 +59,12 @@ def load_pretrained_for(source: epath.PathLike, model: Model, *, head_task: type
             f"the last layer of the run in {source} was trained for the task {run.config.task.name!r} but config.task "
             f"is {head_task.name!r}; set config.init_head=new to initialize a new one"
         )
-    variables = resample_variables(model, run.variables, run.model.input_spec.size)
+    resampled = resample_variables(model, run.variables, run.model.input_spec.size)
+    variables = adapt_first_layer(model, resampled)
     if faults := [fault for path, fault in _differences(variables, model).items() if not _in_head(path, model)]:
         raise RunError(f"the weights in {source} do not match {model.name}: {'; '.join(faults)}")
     averaged = "EMA " if run.weights == "ema" else ""
-    description = f"the {averaged}weights of step {run.step} in {source}"
+    description = f"the {averaged}weights of step {run.step} in {source}{_describe_channels(run.model, model)}"
     pretrained = Pretrained(variables, run.model, run.labels, description)
     _check_head(pretrained, model, keep=head_task is not None)
     return pretrained
@@ -77,39 +79,48 @@ def _check_head(pretrained: Pretrained, model: Model, *, keep: bool) -> None:
         )
 
 
-def _load_torch(source: epath.PathLike, model: Model) -> Pretrained:
+def _load_torch(source: epath.PathLike, model: Model, *, with_classifier: bool) -> Pretrained:
     checkpoint = read_checkpoint(source)
     resolved = resolve_model(checkpoint, name=None if checkpoint.config else model.name)
-    num_classes = resolved.options.get("num_classes", model.num_classes)
-    theirs = create_model(resolved.name, **resolved.options) if checkpoint.config else model
+    shared = {key: resolved.options[key] for key in ("num_classes", "in_chans") if key in resolved.options}
+    # The model with the classes and channels of the weights.
+    same = create_model(model.name, **{**model.options, **shared})
+    theirs = create_model(resolved.name, **resolved.options) if checkpoint.config else same
     _check_same_network(source, theirs, model)
-    same_but_classes = create_model(model.name, **{**model.options, "num_classes": num_classes})
-    variables = from_checkpoint(same_but_classes, checkpoint)
+    variables = adapt_first_layer(model, from_checkpoint(same, checkpoint, with_classifier=with_classifier))
     names = checkpoint.config.class_names if checkpoint.config else None
     labels = {} if names is None else {"class_names": list(names)}
-    description = f"the weights in {source}{_describe_normalization(theirs, model)}"
-    return Pretrained(variables, same_but_classes, labels, description)
+    remarks = _describe_normalization(theirs, model) + _describe_channels(theirs, model)
+    return Pretrained(variables, same, labels, f"the weights in {source}{remarks}")
 
 
 def _check_same_network(source: epath.PathLike, theirs: Model, ours: Model) -> None:
-    """Check that two models differ at most in the number of classes, the image size and options of training."""
+    """Check that two models differ at most in classes, channels, image size and options of training."""
     if theirs.family is not ours.family:
         raise RunError(
             f"the weights in {source} are for {theirs.name}, a {theirs.family.module.__name__}; config.model.name "
             f"is {ours.name!r}, a {ours.family.module.__name__}: expected a model of the same family"
         )
-    if keys := [key for key in other_options(theirs.options, ours.options) if key != "img_size"]:
+    if keys := [key for key in other_options(theirs.options, ours.options) if key not in ("img_size", "in_chans")]:
         faults = [f"{key} {ours.options.get(key)!r}, not {theirs.options.get(key)!r}" for key in keys]
         raise RunError(f"the weights in {source} are for {theirs.name}; config.model has {'; '.join(faults)}")
 
 
 def _describe_normalization(theirs: Model, ours: Model) -> str:
     """Return a remark if the images were normalized differently; size and crop are options of the config."""
+    if theirs.in_chans != ours.in_chans:
+        return ""
     pairs = [(field, getattr(theirs.input_spec, field), getattr(ours.input_spec, field)) for field in ("mean", "std")]
     differing = [
         f"{field} {tuple(wanted)}, not {given}" for field, wanted, given in pairs if tuple(wanted) != tuple(given)
     ]
     return f" (trained on images with {' and '.join(differing)})" if differing else ""
+
+
+def _describe_channels(theirs: Model, ours: Model) -> str:
+    if theirs.in_chans == ours.in_chans:
+        return ""
+    return f" (first layer adapted from {theirs.in_chans} to {ours.in_chans} input channels)"
 
 
 def merge_pretrained(

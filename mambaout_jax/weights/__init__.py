@@ -11,10 +11,11 @@ from mambaout_jax.weights.errors import WeightsError, converting_file_errors
 from mambaout_jax.weights.files import ENDINGS, write_file
 from mambaout_jax.weights.folder import write_folder
 from mambaout_jax.weights.image_size import resample_variables
+from mambaout_jax.weights.input_channels import adapt_first_layer
 from mambaout_jax.weights.inspection import inspect_checkpoint
 from mambaout_jax.weights.mamba_block import mamba_block_from_torch, mamba_block_to_torch
 from mambaout_jax.weights.options import model_args, other_options
-from mambaout_jax.weights.resolve import ResolvedModel, resolve_model
+from mambaout_jax.weights.resolve import ResolvedModel, UnknownVariantError, resolve_model
 from mambaout_jax.weights.state_dict import differences
 from mambaout_jax.weights.verify import LogitsCheck, random_images
 
@@ -23,7 +24,9 @@ __all__ = [
     "LogitsCheck",
     "ResolvedModel",
     "TorchCheckpoint",
+    "UnknownVariantError",
     "WeightsError",
+    "adapt_first_layer",
     "converting_file_errors",
     "differences",
     "from_checkpoint",

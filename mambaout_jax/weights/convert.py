@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from mambaout_jax.models import Model, create_model
+from mambaout_jax.models import Model, create_model, variant_options
 from mambaout_jax.weights.checkpoint import TorchCheckpoint, read_checkpoint
 from mambaout_jax.weights.errors import WeightsError
-from mambaout_jax.weights.resolve import resolve_model
+from mambaout_jax.weights.input_channels import adapt_first_layer
+from mambaout_jax.weights.resolve import ResolvedModel, UnknownVariantError, resolve_model
 from mambaout_jax.weights.state_dict import from_tensors, to_tensors
 from mambaout_jax.weights.tensors import open_state_dict
 
@@ -33,10 +34,15 @@ def from_torch(model: Model, source: str | os.PathLike | Mapping[str, Any]) -> d
     return from_tensors(model, *open_state_dict(source))
 
 
-def from_checkpoint(model: Model, checkpoint: TorchCheckpoint) -> dict[str, Any]:
-    """Convert an open checkpoint to the variables of a model, as in `from_torch`."""
+def from_checkpoint(model: Model, checkpoint: TorchCheckpoint, *, with_classifier: bool = True) -> dict[str, Any]:
+    """Convert an open checkpoint to the variables of a model, as in `from_torch`.
+
+    Args:
+        with_classifier: False to ignore the last layer of the weights, if they have one; then the variables have none.
+    """
+    size = _trained_size(checkpoint)
     try:
-        return from_tensors(model, checkpoint.tensors, checkpoint.shapes, _trained_size(checkpoint))
+        return from_tensors(model, checkpoint.tensors, checkpoint.shapes, size, with_classifier=with_classifier)
     except WeightsError as error:
         if str(error).startswith(checkpoint.origin):
             raise
@@ -65,18 +71,36 @@ def to_torch(
     return to_tensors(model, variables, key_format, dtype)
 
 
-def load_pretrained(source: str | os.PathLike, **options: Any) -> tuple[Model, dict[str, Any]]:
+def load_pretrained(
+    source: str | os.PathLike, *, name: str | None = None, **options: Any
+) -> tuple[Model, dict[str, Any]]:
     """Load a model with its weights; the model is identified by config.json or by the shapes of the tensors.
 
     Args:
         source: as in `from_torch`, except a state dict.
+        name: name of the variant; None to identify it.
         options: options of `create_model` that override those of the weights (img_size, dtype, drop_path_rate, ...).
+            With another `in_chans`, the first layer is adapted by timm's rule.
 
     Raises:
-        WeightsError: as in `from_torch`, or no registered variant has these shapes.
+        WeightsError: as in `from_torch`, or, without a name, no registered variant has these shapes or
+            several with different preprocessing have them.
         ModelError: an option is unknown or out of range.
     """
     checkpoint = read_checkpoint(source)
-    resolved = resolve_model(checkpoint)
+    resolved = resolve_model(checkpoint, name)
+    _check_unambiguous(checkpoint.origin, resolved)
     model = create_model(resolved.name, **{**resolved.options, **options})
-    return model, from_checkpoint(model, checkpoint)
+    in_chans = resolved.options.get("in_chans", variant_options(resolved.name)["in_chans"])
+    theirs = create_model(model.name, **{**model.options, "in_chans": in_chans})
+    return model, adapt_first_layer(model, from_checkpoint(theirs, checkpoint))
+
+
+def _check_unambiguous(origin: str, resolved: ResolvedModel) -> None:
+    """Check that the variants with the shapes of the weights have the same preprocessing."""
+    specs = {name: create_model(name).input_spec for name in (resolved.name, *resolved.others)}
+    if len(set(specs.values())) > 1:
+        raise UnknownVariantError(
+            f"{origin}: {' and '.join(specs)} have these tensors but preprocess images differently; name the variant, "
+            f"for example with name={resolved.name!r}"
+        )

@@ -20,10 +20,14 @@ from mambaout_jax.weights.key_map import (
     tensor_specs,
     without_ignored,
 )
-from mambaout_jax.weights.state_dict import differences
+from mambaout_jax.weights.state_dict import classifier_shapes, differences
 
 # Of a tensor; NumPy cannot represent the shapes of much larger arrays.
 _MAX_ELEMENTS = 2**40
+
+
+class UnknownVariantError(WeightsError):
+    """Weights whose variant is ambiguous or unknown; with its name, they can be compared or loaded."""
 
 
 class ResolvedModel(NamedTuple):
@@ -33,13 +37,13 @@ class ResolvedModel(NamedTuple):
         key_format: key format of the weights.
         name: name for `create_model`.
         options: options for `create_model`.
-        note: a sentence if several variants match, else "".
+        others: names of other variants with these shapes.
     """
 
     key_format: KeyFormat
     name: str
     options: dict[str, Any]
-    note: str
+    others: tuple[str, ...] = ()
 
 
 def resolve_model(checkpoint: TorchCheckpoint, name: str | None = None) -> ResolvedModel:
@@ -56,7 +60,7 @@ def resolve_model(checkpoint: TorchCheckpoint, name: str | None = None) -> Resol
     try:
         return _resolve(checkpoint, name)
     except WeightsError as error:
-        raise WeightsError(f"{checkpoint.origin}: {error}") from error
+        raise type(error)(f"{checkpoint.origin}: {error}") from error
 
 
 def _resolve(checkpoint: TorchCheckpoint, name: str | None) -> ResolvedModel:
@@ -66,27 +70,25 @@ def _resolve(checkpoint: TorchCheckpoint, name: str | None) -> ResolvedModel:
     if config is not None:
         if name not in (None, config.architecture):
             raise WeightsError(f"config.json has architecture {config.architecture}; {name} is expected")
-        return ResolvedModel(key_format, config.architecture, {**config.options, **config.preprocessing}, "")
+        return ResolvedModel(key_format, config.architecture, {**config.options, **config.preprocessing})
     if name is not None:
-        return ResolvedModel(key_format, name, _data_options(name, key_format, checkpoint.shapes), "")
+        return ResolvedModel(key_format, name, _data_options(name, key_format, checkpoint.shapes))
     fits, faults = [], {}
     for family, key_format in formats:
         for variant in family.variants:
             options, num_faults = _compare(variant, key_format, without_ignored(key_format, checkpoint.shapes))
             faults[variant] = min(num_faults, faults.get(variant, num_faults))
             if not num_faults:
-                fits.append(ResolvedModel(key_format, variant, options, ""))
+                fits.append(ResolvedModel(key_format, variant, options))
     if not fits:
         nearest = min(faults, key=faults.__getitem__)
         tensors = f"{faults[nearest]} tensor{'s' if faults[nearest] > 1 else ''}"
-        raise WeightsError(
-            f"no variant has exactly these tensors; the closest, {nearest}, differs in {tensors}: set --model, "
-            "use a folder with a config.json, or list the differences with convert inspect FILE --model NAME"
+        raise UnknownVariantError(
+            f"no variant has exactly these tensors; the closest, {nearest}, differs in {tensors}: name the variant, or "
+            "use a folder with a config.json"
         )
     first, *others = fits
-    names = " and ".join(other.name for other in others)
-    verb = "has" if len(others) == 1 else "have"
-    return first._replace(note=f"{names} {verb} the same shapes; select another variant with --model" if others else "")
+    return first._replace(others=tuple(other.name for other in others))
 
 
 def _compare(name: str, key_format: KeyFormat, shapes: Mapping[str, Shape]) -> tuple[dict[str, Any], int]:
@@ -99,7 +101,10 @@ def _compare(name: str, key_format: KeyFormat, shapes: Mapping[str, Shape]) -> t
         return {}, num_faults
     options = _data_options(name, key_format, shapes)
     options = {key: value for key, value in options.items() if value != own[key]}
-    return options, len(differences(shapes, _shapes(family, name, key_format, **options)))
+    # Weights without a last layer fit; where it is needed, loading them reports it.
+    last_layer = classifier_shapes(_build(family, name), key_format)
+    complete = shapes if last_layer.keys() & shapes.keys() else {**shapes, **last_layer}
+    return options, len(differences(complete, _shapes(family, name, key_format, **options)))
 
 
 def _data_options(name: str, key_format: KeyFormat, shapes: Mapping[str, Shape]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from mambaout_jax.models import Model
+from mambaout_jax.models.api import ParamPath
 from mambaout_jax.models.key_format import KeyFormat
 from mambaout_jax.weights.errors import WeightsError
 from mambaout_jax.weights.image_size import model_of_weights, resample_variables
@@ -69,7 +70,12 @@ def _check_fit(what: str, model: str, shapes: Mapping[str, Shape], expected: Map
 
 
 def from_tensors(
-    model: Model, tensors: Mapping[str, Any], shapes: Mapping[str, Shape], img_size: tuple[int, int] | None = None
+    model: Model,
+    tensors: Mapping[str, Any],
+    shapes: Mapping[str, Shape],
+    img_size: tuple[int, int] | None = None,
+    *,
+    with_classifier: bool = True,
 ) -> dict[str, Any]:
     """Convert a state dict in any key format of the model's family to variables.
 
@@ -77,6 +83,7 @@ def from_tensors(
         tensors: tensors, read one at a time and once each.
         img_size: (height, width) of the training images; None if unknown. Position embeddings of another image size
             are resampled.
+        with_classifier: False to ignore the last layer of the weights, if they have one; then the variables have none.
 
     Raises:
         WeightsError: keys are missing, unexpected or of another shape, or values are neither float32 nor bfloat16, or
@@ -88,9 +95,42 @@ def from_tensors(
             f"the weights belong to a {family.module.__name__}; a {model.family.module.__name__} is expected"
         )
     key_format = get_format(model, key_format.name)
-    source = model_of_weights(model, key_format, shapes, img_size)
-    variables = load_state_dict(model.name, source.shapes, key_format, tensors, shapes)
-    return variables if source is model else resample_variables(model, variables, source.input_spec.size)
+    last_layer = classifier_shapes(model, key_format)
+    if with_classifier:
+        _check_classifier(model, key_format, shapes)
+        expected = model_of_weights(model, key_format, shapes, img_size)
+        variables = load_state_dict(model.name, expected.shapes, key_format, tensors, shapes)
+    else:
+        expected = model_of_weights(model, key_format, {**shapes, **last_layer}, img_size)
+        kept = {key: shape for key, shape in shapes.items() if key not in last_layer}
+        wanted = {**expected.shapes, "params": _without_layer(expected.shapes["params"], model.classifier)}
+        variables = load_state_dict(model.name, wanted, key_format, tensors, kept)
+    return variables if expected is model else resample_variables(model, variables, expected.input_spec.size)
+
+
+def classifier_shapes(model: Model, key_format: KeyFormat) -> dict[str, Shape]:
+    """Return the shapes of the tensors of the last layer, by key."""
+    return expected_shapes(
+        spec for spec in tensor_specs(model.shapes, key_format) if spec.paths[0][1:-1] == model.classifier
+    )
+
+
+def _check_classifier(model: Model, key_format: KeyFormat, shapes: Mapping[str, Shape]) -> None:
+    """Raise WeightsError if the last layer is all that the weights lack."""
+    missing = expected_shapes(tensor_specs(model.shapes, key_format)).keys() - shapes.keys()
+    if missing and missing == classifier_shapes(model, key_format).keys():
+        raise WeightsError(
+            f"the weights have no last layer ({', '.join(sorted(missing))}); they can be fine-tuned, with "
+            "config.init_from and config.init_head=new"
+        )
+
+
+def _without_layer(params: Mapping[str | int, Any], layer: ParamPath) -> dict[str | int, Any]:
+    """Return nested parameters without those of one layer."""
+    first, *rest = layer
+    if rest:
+        return {**params, first: _without_layer(params[first], tuple(rest))}
+    return {name: value for name, value in params.items() if name != first}
 
 
 def load_state_dict(

@@ -54,6 +54,7 @@ def _list_of(fits: Callable[[Any], bool], length: int | None = None) -> Callable
 
 
 _COUNT = _Kind("a positive integer", _is_count)
+_CLASSES = _Kind("an integer of at least 0", lambda value: _is_count(value) or (value == 0 and value is not False))
 _STRING = _Kind("a string", lambda value: isinstance(value, str))
 _SIZE = _Kind("[channels, height, width]", _list_of(_is_count, 3))
 
@@ -78,7 +79,11 @@ def read_config(path: str, origin: str) -> TimmConfig:
     inner = _get(config, "pretrained_cfg", _OBJECT, origin)
     prepared = config if inner is None else inner
     architecture = _architecture(_get(config, "architecture", _STRING, origin), origin)
-    options = _options(_get(config, "model_args", _OBJECT, origin) or {}, architecture, origin)
+    args = dict(_get(config, "model_args", _OBJECT, origin) or {})
+    given = [_get(part, "num_classes", _CLASSES, origin) for part in (config, prepared, args)]
+    num_classes = [value for value in given if value is not None]
+    args_classes = args.pop("num_classes", None)
+    options = _options(args, architecture, origin)
     if "global_pool" in find_family(architecture).options:
         if pool := _get(config, "global_pool", _STRING, origin):
             options.setdefault("global_pool", pool)
@@ -87,11 +92,12 @@ def read_config(path: str, origin: str) -> TimmConfig:
     size = _get(prepared, "input_size", _SIZE, origin)
     if size is not None:
         options.setdefault("in_chans", size[0])
-    num_classes = _get(config, "num_classes", _COUNT, origin) or _get(prepared, "num_classes", _COUNT, origin)
-    if num_classes is not None and options.setdefault("num_classes", num_classes) != num_classes:
+    if num_classes and num_classes[0]:  # timm writes 0 for weights without a last layer
+        options["num_classes"] = num_classes[0]
+    if args_classes is not None and args_classes != num_classes[0]:
         raise WeightsError(
-            f"{origin}: {CONFIG_NAME} has num_classes {num_classes} and, in model_args, {options['num_classes']}; "
-            "equal numbers are expected"
+            f"{origin}: {CONFIG_NAME} has num_classes {num_classes[0]} and, in model_args, {args_classes}; equal "
+            "numbers are expected"
         )
     labels = next(
         (part[key] for part in (config, prepared) for key in ("label_names", "labels") if part.get(key)), None

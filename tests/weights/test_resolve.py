@@ -1,11 +1,14 @@
 """The shapes of a file identify its variant, or one sentence names the closest one."""
 
+import jax
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 import mambaout_jax as mo
-from mambaout_jax.weights import WeightsError, resolve_model
+from mambaout_jax.weights import UnknownVariantError, WeightsError, resolve_model
 from tests.marks import slow_but
 from tests.weights import configurations, pytorch
 
@@ -36,7 +39,7 @@ def test_the_shapes_of_a_variant_name_it_in_every_key_format(name, options):
         assert found.key_format is key_format
         assert found.options == options
         assert configurations.shapes(same, key_format.name) == configurations.shapes(model, key_format.name)
-        assert found.name == name or f"{name} has the same shapes" in found.note
+        assert found.name == name or name in found.others
 
 
 @pytest.mark.parametrize("size", slow_but(["tiny"], ["tiny", "small", "base"]))
@@ -44,11 +47,19 @@ def test_the_shapes_of_a_variant_name_it_in_every_key_format(name, options):
 def test_the_first_of_several_variants_with_these_shapes_is_taken_and_the_others_are_named(size, options):
     model = mo.create_model(f"vit_{size}_patch16_224", **options)
     found = resolved(configurations.shapes(model))
-    assert found[1:] == (
-        f"deit_{size}_patch16_224",
-        options,
-        f"vit_{size}_patch16_224 has the same shapes; select another variant with --model",
-    )
+    assert found[1:] == (f"deit_{size}_patch16_224", options, (f"vit_{size}_patch16_224",))
+
+
+def test_load_pretrained_requires_the_name_where_variants_differ_in_preprocessing(tmp_path):
+    model = mo.create_model("vit_tiny_patch16_224", img_size=32)
+    tensors = mo.to_torch(model, jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), model.shapes))
+    save_file(tensors, tmp_path / "w.safetensors")
+    with pytest.raises(UnknownVariantError, match=r"deit_tiny_patch16_224 and vit_tiny_patch16_224 have these tensors"):
+        mo.load_pretrained(tmp_path / "w.safetensors")
+    for name in ("deit_tiny_patch16_224", "vit_tiny_patch16_224"):
+        found, _ = mo.load_pretrained(tmp_path / "w.safetensors", name=name)
+        assert found.name == name
+        assert found.input_spec.mean == mo.create_model(name).input_spec.mean
 
 
 def test_a_size_that_is_not_square_is_not_guessed():
@@ -70,14 +81,14 @@ def test_a_size_that_is_not_square_is_not_guessed():
 def test_sizes_that_no_variant_has_name_the_nearest_variant_and_ask_for_the_model(options, count):
     words = refusal(configurations.shapes(mo.create_model("mambaout_femto", **options)))
     assert "no variant has exactly these tensors; the closest, " in words
-    assert "set --model, use a folder with a config.json" in words
+    assert "name the variant, or use a folder with a config.json" in words
     if count is not None:
         assert f"the closest, mambaout_femto, differs in {count} tensor" in words
 
 
 def test_a_name_leaves_the_classes_and_channels_to_the_shapes():
     shapes = configurations.shapes(mo.create_model("mambaout_kobe", num_classes=7, in_chans=1))
-    assert resolved(shapes, "mambaout_femto")[1:] == ("mambaout_femto", {"num_classes": 7, "in_chans": 1}, "")
+    assert resolved(shapes, "mambaout_femto")[1:] == ("mambaout_femto", {"num_classes": 7, "in_chans": 1}, ())
     del shapes["stages.0.blocks.0.norm.weight"], shapes["head.fc.weight"]
     assert resolved(shapes, "mambaout_kobe").options == {"in_chans": 1}
 
@@ -85,7 +96,7 @@ def test_a_name_leaves_the_classes_and_channels_to_the_shapes():
 def test_a_name_leaves_the_size_of_the_images_to_the_shapes():
     shapes = configurations.shapes(mo.create_model("deit_tiny_patch16_224", img_size=384))
     options = {"num_classes": 1000, "in_chans": 3, "img_size": (384, 384)}
-    assert resolved(shapes, "vit_tiny_patch16_224")[1:] == ("vit_tiny_patch16_224", options, "")
+    assert resolved(shapes, "vit_tiny_patch16_224")[1:] == ("vit_tiny_patch16_224", options, ())
 
 
 def test_weights_of_another_family_than_the_named_one_are_refused_by_the_conversion():
