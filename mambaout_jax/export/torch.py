@@ -91,6 +91,8 @@ def import_weights(
     resolved = resolve_model(checkpoint, name)
     model = create_model(resolved.name, **resolved.options)
     log(_describe(source, checkpoint, resolved, model))
+    if checkpoint.ignored:
+        log(f"ignored in {source}: {', '.join(checkpoint.ignored)}")
     if resolved.others:
         verb = "has" if len(resolved.others) == 1 else "have"
         log(f"{' and '.join(resolved.others)} {verb} the same shapes; select another variant with --model")

@@ -91,6 +91,8 @@ def _load_torch(source: epath.PathLike, model: Model, *, with_classifier: bool) 
     names = checkpoint.config.class_names if checkpoint.config else None
     labels = {} if names is None else {"class_names": list(names)}
     remarks = _describe_normalization(theirs, model) + _describe_channels(theirs, model)
+    if checkpoint.ignored:
+        remarks += f" (ignored there: {', '.join(checkpoint.ignored)})"
     return Pretrained(variables, same, labels, f"the weights in {source}{remarks}")
 
 

@@ -23,6 +23,7 @@ class TorchCheckpoint(NamedTuple):
         tensors: tensors, read on each access and not cached; bfloat16 is ml_dtypes.bfloat16.
         shapes, dtypes: known without reading the tensors.
         wrapper: entry of the file that contains the weights, for example "model_ema".
+        ignored: descriptions of everything else in the file.
         config: config.json of a folder or hub repository.
     """
 
@@ -31,6 +32,7 @@ class TorchCheckpoint(NamedTuple):
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, str]
     wrapper: str | None
+    ignored: tuple[str, ...]
     config: TimmConfig | None
 
 

@@ -12,7 +12,7 @@ from mambaout_jax.weights.errors import WeightsError
 from mambaout_jax.weights.input_channels import adapt_first_layer
 from mambaout_jax.weights.resolve import ResolvedModel, UnknownVariantError, resolve_model
 from mambaout_jax.weights.state_dict import from_tensors, to_tensors
-from mambaout_jax.weights.tensors import open_state_dict
+from mambaout_jax.weights.tensors import open_state_dict, warn_of_ignored
 
 
 def from_torch(model: Model, source: str | os.PathLike | Mapping[str, Any]) -> dict[str, Any]:
@@ -30,7 +30,9 @@ def from_torch(model: Model, source: str | os.PathLike | Mapping[str, Any]) -> d
             listed), or values are neither float32 nor bfloat16, or not finite.
     """
     if not isinstance(source, Mapping):
-        return from_checkpoint(model, read_checkpoint(source))
+        checkpoint = read_checkpoint(source)
+        warn_of_ignored(checkpoint.origin, checkpoint.ignored)
+        return from_checkpoint(model, checkpoint)
     return from_tensors(model, *open_state_dict(source))
 
 
@@ -88,6 +90,7 @@ def load_pretrained(
         ModelError: an option is unknown or out of range.
     """
     checkpoint = read_checkpoint(source)
+    warn_of_ignored(checkpoint.origin, checkpoint.ignored)
     resolved = resolve_model(checkpoint, name)
     _check_unambiguous(checkpoint.origin, resolved)
     model = create_model(resolved.name, **{**resolved.options, **options})

@@ -126,11 +126,12 @@ def _read_safetensors(path: str) -> TensorFile:
         raise WeightsError(
             f"{path} is a damaged or truncated safetensors file ({reason:.100}); download or save it again"
         ) from error
-    names = without_prefixes(stored)
+    names, outside = without_prefixes(stored)
     return TensorFile(
         LazyTensors(names, lambda name: _read_tensor(file, path, name, codes[name])),
         {name: shapes[key] for name, key in names.items()},
         {name: _DTYPES.get(codes[key], codes[key]) for name, key in names.items()},
+        ignored=outside,
     )
 
 

@@ -19,8 +19,8 @@ def inspect_checkpoint(checkpoint: TorchCheckpoint, name: str | None = None) -> 
         name: variant to compare with; None to identify the variant.
 
     Returns:
-        Text under "key format", "variant", "parameters", "dtype" and "differences", under "entry" if the file has
-        several, and under "image size" if parameters depend on it.
+        Text under "key format", "variant", "parameters", "dtype" and "differences", under "entry" and "ignored" if
+        the file has other content, and under "image size" if parameters depend on it.
 
     Raises:
         WeightsError: the family is unknown, the key format cannot express the variant, or, without a name, no variant
@@ -43,6 +43,7 @@ def inspect_checkpoint(checkpoint: TorchCheckpoint, name: str | None = None) -> 
         "dtype": ", ".join(f"{kind} ({count} tensors)" if len(kinds) > 1 else kind for kind, count in kinds.items()),
         **({"image size": f"{size}; {sized} is resampled when loaded at another img_size"} if sized else {}),
         **({"entry": checkpoint.wrapper} if checkpoint.wrapper else {}),
+        **({"ignored": ", ".join(checkpoint.ignored)} if checkpoint.ignored else {}),
         "differences": "".join(f"\n  {key} {fault}" for key, fault in faults.items()) or "none",
     }
 

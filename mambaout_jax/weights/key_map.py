@@ -85,6 +85,15 @@ def is_ignored(key_format: KeyFormat, key: str) -> bool:
     return any(_compile(pattern).fullmatch(key) for pattern in key_format.ignored)
 
 
+def is_known(key: str) -> bool:
+    """Return whether a key belongs to any key format; keys without a dot, which many models share, do not count."""
+    return "." in key and any(
+        from_torch_key(key_format, key) is not None or is_ignored(key_format, key)
+        for family in families()
+        for key_format in family.key_formats
+    )
+
+
 def matching_formats(keys: Iterable[str], prefer: Family | None = None) -> list[tuple[Family, KeyFormat]]:
     """Return the key formats that match at least half of the keys of a state dict, best match first.
 

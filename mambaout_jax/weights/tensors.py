@@ -1,13 +1,16 @@
 """Lazily read tensors, by name."""
 
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mambaout_jax.weights.errors import WeightsError
+from mambaout_jax.weights.key_map import is_known
 
-_PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile, in either order
+# Of DistributedDataParallel and AveragedModel, of torch.compile, of Lightning, and of programs with several networks.
+_PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
 
 
 class TensorFile(NamedTuple):
@@ -15,13 +18,15 @@ class TensorFile(NamedTuple):
 
     Args:
         tensors: tensors, read on each access and not cached; bfloat16 is ml_dtypes.bfloat16.
-        wrapper: entry of the file that contains them; None if the file contains only the tensors.
+        wrapper: entry of the file that contains them; None if they are entries of the file itself.
+        ignored: descriptions of everything else in the file.
     """
 
     tensors: Mapping[str, np.ndarray]
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, str]
     wrapper: str | None = None
+    ignored: tuple[str, ...] = ()
 
 
 class LazyTensors(Mapping[str, np.ndarray]):
@@ -44,12 +49,26 @@ class LazyTensors(Mapping[str, np.ndarray]):
         return name in self._names  # the default implementation would read the tensor
 
 
-def without_prefixes(names: list[str]) -> dict[str, str]:
-    """Map names without the prefixes of wrapped models to full names; a prefix is removed if all names have it."""
-    cleaned = names
-    while prefix := next((p for p in _PREFIXES if cleaned and all(name.startswith(p) for name in cleaned)), None):
-        cleaned = [name.removeprefix(prefix) for name in cleaned]
-    return dict(zip(cleaned, names, strict=True))
+def without_prefixes(names: Iterable[str]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Remove the prefixes of wrapped models, unless the names with prefix belong to a known model.
+
+    A prefix is removed if most names have it. The others, such as the counter of PyTorch's AveragedModel, are not part
+    of the model.
+
+    Returns:
+        Full names by name without prefixes, and the full names that lack the prefix.
+    """
+    stripped, outside = {name: name for name in names}, []
+    while prefix := _common_prefix(stripped):
+        outside += [full for name, full in stripped.items() if not name.startswith(prefix)]
+        stripped = {name.removeprefix(prefix): full for name, full in stripped.items() if name.startswith(prefix)}
+    return stripped, tuple(outside)
+
+
+def _common_prefix(names: Collection[str]) -> str | None:
+    if 2 * sum(map(is_known, names)) > len(names):
+        return None
+    return next((p for p in _PREFIXES if 2 * sum(name.startswith(p) for name in names) > len(names)), None)
 
 
 def open_state_dict(state_dict: Mapping[str, Any]) -> tuple[LazyTensors, dict[str, tuple[int, ...]]]:
@@ -62,6 +81,13 @@ def open_state_dict(state_dict: Mapping[str, Any]) -> tuple[LazyTensors, dict[st
         if not isinstance(key, str) or not hasattr(value, "shape"):
             kind = type(value).__name__
             raise WeightsError(f"the state dict has a {kind} under {key!r}; tensors by name are expected")
-    names = without_prefixes(list(state_dict))
+    names, outside = without_prefixes(state_dict)
+    warn_of_ignored("the state dict", outside)
     shapes = {name: tuple(state_dict[key].shape) for name, key in names.items()}
     return LazyTensors(names, state_dict.__getitem__), shapes
+
+
+def warn_of_ignored(origin: str, ignored: Sequence[str]) -> None:
+    """Warn that parts of a source of weights were not used."""
+    if ignored:
+        warnings.warn(f"{origin}: ignored {', '.join(ignored)}", stacklevel=3)

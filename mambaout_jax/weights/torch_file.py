@@ -1,8 +1,8 @@
 """Files of torch.save; PyTorch is imported only when one is read or written."""
 
-import argparse
 import pickle
 import re
+import tarfile
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -14,41 +14,57 @@ import ml_dtypes
 import numpy as np
 
 from mambaout_jax.extras import importing
+from mambaout_jax.weights import inert_pickle
 from mambaout_jax.weights.errors import WeightsError
 from mambaout_jax.weights.tensors import LazyTensors, TensorFile, without_prefixes
 
-# In order of preference, as in timm: EMA weights first.
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+# In order of preference, as in timm: EMA weights first. Then the names of other programs.
+WRAPPERS = (
+    "state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model", "model_state_dict", "model_state", "module",
+    "net", "params",
+)  # fmt: skip
 
 
 def read_torch(path: str) -> TensorFile:
     """Read a state dict without running code in the file.
 
+    Objects of classes other than tensors and containers are not built; they are listed as ignored.
+
     Raises:
-        WeightsError: the file is damaged or contains anything but a state dict.
+        WeightsError: the file is damaged or contains no state dict.
         MissingExtraError: PyTorch is not installed.
     """
     torch = _import_torch(path)
     loaded = _load(torch, path)
-    wrapper = None
-    if isinstance(loaded, Mapping):
-        wrapper = next((key for key in WRAPPERS if isinstance(loaded.get(key), Mapping) and loaded[key]), None)
+    if not isinstance(loaded, Mapping):
+        raise WeightsError(f"{path} contains a {_kind(loaded)}; a state dict is expected")
+    wrapper = next((key for key in WRAPPERS if _tensors(torch, loaded.get(key))), None)
     weights = loaded if wrapper is None else loaded[wrapper]
-    where = path if wrapper is None else f"{path}, entry {wrapper!r},"
-    if not isinstance(weights, Mapping):
-        raise WeightsError(f"{path} contains a {type(weights).__name__}; a state dict is expected")
-    for name, value in weights.items():
-        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-            raise WeightsError(
-                f"{where} contains a {type(value).__name__} under {name!r:.80}; a state dict of tensors is expected"
-            )
-    names = without_prefixes(list(weights))
+    tensors = _tensors(torch, weights)
+    if loaded and not tensors:
+        content = ", ".join(f"{key!r:.80} ({_kind(value)})" for key, value in loaded.items())
+        raise WeightsError(f"{path} contains {content}; a state dict of tensors is expected")
+    others = {} if wrapper is None else {key: value for key, value in loaded.items() if key != wrapper}
+    others |= {key: value for key, value in weights.items() if key not in tensors}
+    names, outside = without_prefixes(tensors)
     return TensorFile(
-        LazyTensors(names, lambda name: _to_numpy(torch, path, name, weights[name])),
-        {name: tuple(weights[key].shape) for name, key in names.items()},
-        {name: str(weights[key].dtype).removeprefix("torch.") for name, key in names.items()},
+        LazyTensors(names, lambda name: _to_numpy(torch, path, name, tensors[name])),
+        {name: tuple(tensors[key].shape) for name, key in names.items()},
+        {name: str(tensors[key].dtype).removeprefix("torch.") for name, key in names.items()},
         wrapper,
+        (*outside, *(f"{key} ({_kind(value)})" for key, value in others.items())),
     )
+
+
+def _tensors(torch: ModuleType, value: Any) -> dict[str, Any]:
+    """Return the tensors of a state dict, by name; none for any other object."""
+    if not isinstance(value, Mapping):
+        return {}
+    return {key: item for key, item in value.items() if isinstance(key, str) and isinstance(item, torch.Tensor)}
+
+
+def _kind(value: Any) -> str:
+    return getattr(value, "kind", None) or type(value).__name__
 
 
 def write_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -79,16 +95,27 @@ def _import_torch(path: str) -> ModuleType:
 
 def _load(torch: ModuleType, path: str) -> Any:
     is_zip = False
-    # timm's training script stores its arguments in the file; a Namespace is plain data.
-    allowed = torch.serialization.safe_globals([argparse.Namespace])
     try:
-        with warnings.catch_warnings(), allowed, open(path, "rb") as file:
+        with warnings.catch_warnings(), open(path, "rb") as file:
             warnings.simplefilter("ignore")  # about old formats, which are supported
             is_zip = file.read(2) == b"PK"
             file.seek(0)
             # torch.load treats paths with this extension differently.
             mapped = is_zip and not path.endswith(".safetensors") and _is_stored(path)
-            return torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
+            try:
+                return torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
+            except pickle.UnpicklingError:
+                if tarfile.is_tarfile(path):  # a format of before 2017, which would be unpacked
+                    raise
+            file.seek(0)
+            # PyTorch's own reader of trusted types stops at the first other type, and at newer pickle protocols.
+            return torch.load(
+                path if mapped else file,
+                map_location="cpu",
+                weights_only=False,
+                mmap=mapped,
+                pickle_module=inert_pickle.module(torch),
+            )
     except Exception as error:  # damaged pickles raise errors of all types
         if isinstance(error, pickle.UnpicklingError):
             code = re.search(r"GLOBAL (\S+)", str(error))

@@ -73,7 +73,7 @@ def draw(model, seed=0):
 
 def checkpoint_of(shapes, config=None):
     """Return a checkpoint with shapes only."""
-    return TorchCheckpoint("weights.safetensors", {}, shapes, dict.fromkeys(shapes, "float32"), None, config)
+    return TorchCheckpoint("weights.safetensors", {}, shapes, dict.fromkeys(shapes, "float32"), None, (), config)
 
 
 def shapes_of(state_dict):

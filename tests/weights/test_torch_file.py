@@ -88,21 +88,21 @@ def test_averaged_weights_come_first_if_there_are_any(tmp_path):
     assert_weights(read(tmp_path, {"model": "mambaout_tiny", "state_dict": WEIGHTS}), "state_dict")
 
 
-def test_a_namespace_is_plain_data_and_stays_so(tmp_path):
-    hidden = argparse.Namespace(model="mambaout_tiny", evil=Evil(tmp_path / "ran"))
-    torch.save({"state_dict": WEIGHTS, "args": hidden}, tmp_path / "a.pth")
-    assert_refused(tmp_path / "a.pth", r"code \(posix.system\)")
-    assert not (tmp_path / "ran").exists()
-
-
 @pytest.mark.parametrize("how", [{}, {"_use_new_zipfile_serialization": False}, {"pickle_protocol": 4}])
-@pytest.mark.parametrize("wrap", [lambda evil: evil, lambda evil: {**WEIGHTS, "a": evil}, lambda evil: [evil]])
-def test_code_is_not_run_and_is_named(tmp_path, how, wrap):
+@pytest.mark.parametrize(
+    ("wrap", "words"),
+    [
+        (lambda evil: evil, r"contains a (posix\.system|Placeholder|Ignored)"),
+        (lambda evil: [evil], "contains a list"),
+        (lambda evil: {"a": evil}, r"contains 'a' \(posix\.system\)"),
+    ],
+)
+def test_code_is_not_run_and_is_named(tmp_path, how, wrap, words):
     evil = Evil(tmp_path / "ran")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.save(wrap(evil), tmp_path / "a.pth", **how)
-    assert_refused(tmp_path / "a.pth", r"(, which was not run|objects other than tensors); save only model.state_dict")
+    assert_refused(tmp_path / "a.pth", f"{words}; a state dict")
     assert not (tmp_path / "ran").exists()
     pickle.loads(pickle.dumps(evil))
     assert (tmp_path / "ran").exists()
@@ -121,15 +121,14 @@ def test_a_pickle_of_another_program_is_not_run(tmp_path, protocol):
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        (torch.nn.Linear(2, 2), r"code \(torch.nn.modules.linear.Linear\), which was not run"),
-        ({"p": pathlib.PurePosixPath("x")}, r"code \(pathlib.PurePosixPath\)"),
+        (torch.nn.Linear(2, 2), r"contains a torch\.nn\.modules\.linear\.Linear; a state dict"),
+        ({"p": pathlib.PurePosixPath("x")}, r"contains 'p' \(pathlib\.PurePosixPath\); a state dict"),
         ([torch.ones(1)], "contains a list; a state dict is expected"),
         (torch.ones(1), "contains a Tensor; a state dict"),
-        ({"a": torch.ones(1), "epoch": 3}, "contains a int under 'epoch'; a state dict"),
-        ({"model": {"a": [1]}}, "a.pth, entry 'model', contains a list under 'a'"),
-        ({0: torch.ones(1)}, "contains a Tensor under 0;"),
+        ({"model": {"a": [1]}}, r"contains 'model' \(dict\); a state dict"),
+        ({0: torch.ones(1)}, r"contains 0 \(Tensor\);"),
         ({}, "contains no tensors"),
-        ({"model": {}}, "contains a dict under 'model'"),
+        ({"teacher": WEIGHTS, "student": WEIGHTS}, r"contains 'teacher' \(dict\), 'student' \(dict\); a state dict"),
     ],
 )
 def test_what_is_no_state_dict_is_named(tmp_path, value, words):
