@@ -22,6 +22,8 @@ class ConfigKey(NamedTuple):
         default: default value; None for a key that is required, unless `kind` includes None.
         help: meaning, with the unit.
         changeable: whether a resumed run may change it, because a training step computes the same for every value.
+        inference: what about an option of a model affects its parameters or its logits at inference: its "value", its
+            "presence" (whether it is None), or "none".
     """
 
     kind: Any
@@ -29,6 +31,7 @@ class ConfigKey(NamedTuple):
     default: Any
     help: str
     changeable: bool = False
+    inference: str = "value"
 
     @property
     def kinds(self) -> tuple[Any, ...]:

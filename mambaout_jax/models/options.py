@@ -19,18 +19,30 @@ COMMON: Mapping[str, ConfigKey] = MappingProxyType(
     {
         "num_classes": ConfigKey(int, "1..1000000", 1000, "number of logits"),
         "in_chans": ConfigKey(int, "1..1024", 3, "channels of the images"),
-        "drop_rate": ConfigKey(float, "0..<1", 0.0, "dropout rate before the classifier"),
-        "dtype": ConfigKey(str, DTYPES, "float32", "dtype of matmuls and convolutions; parameters are float32"),
+        "drop_rate": ConfigKey(float, "0..<1", 0.0, "dropout rate before the classifier", inference="none"),
+        # Rounding does not make another model.
+        "dtype": ConfigKey(
+            str, DTYPES, "float32", "dtype of matmuls and convolutions; parameters are float32", inference="none"
+        ),
     }
 )
 # Families of many blocks have these as well.
 BLOCKS: Mapping[str, ConfigKey] = MappingProxyType(
     {
         "drop_path_rate": ConfigKey(
-            float, "0..<1", 0.0, "stochastic depth rate of the last block; it rises linearly from 0"
+            float,
+            "0..<1",
+            0.0,
+            "stochastic depth rate of the last block; it rises linearly from 0",
+            inference="none",
         ),
         "scan_blocks": ConfigKey(
-            bool, None, False, "compile identical blocks once, as a loop body (docs/compile.md)", changeable=True
+            bool,
+            None,
+            False,
+            "compile identical blocks once, as a loop body (docs/compile.md)",
+            changeable=True,
+            inference="none",
         ),
         "remat": ConfigKey(
             str,
@@ -39,6 +51,7 @@ BLOCKS: Mapping[str, ConfigKey] = MappingProxyType(
             "what the backward pass recomputes instead of storing: nothing; all but matrix products, convolutions, "
             "scans and attention; or whole blocks (docs/compile.md)",
             changeable=True,
+            inference="none",
         ),
     }
 )

@@ -6,10 +6,12 @@ from mambaout_jax.ops.images import normalize_images
 from mambaout_jax.ops.matmul import matmul
 from mambaout_jax.ops.norm import batch_norm, layer_norm, normalize, rms_norm
 from mambaout_jax.ops.scan_order import SCAN_ORDERS, flatten_map, unflatten_map
+from mambaout_jax.ops.selective_scan import IMPLS as SCAN_IMPLS
 from mambaout_jax.ops.selective_scan import selective_scan, selective_scan_step
 from mambaout_jax.ops.strided import strided_conv2d
 
 __all__ = [
+    "SCAN_IMPLS",
     "SCAN_ORDERS",
     "batch_norm",
     "depthwise_conv2d",

@@ -154,26 +154,40 @@ def _auto(prepare, *arguments):
 
 def _auto_fwd(prepare, *arguments):
     inputs = prepare(*arguments)
-    y, last, boundaries = _by_platform(inputs, (), _forward, recurrence_tpu.forward)
+    y, last, boundaries = _by_platform(_forward, recurrence_tpu.forward, inputs, ())
     return (y, last), (arguments, boundaries)
 
 
 def _auto_bwd(prepare, residuals, cotangents):
     arguments, boundaries = residuals
     inputs, to_arguments = jax.vjp(prepare, *arguments)
-    return to_arguments(_by_platform(inputs, (boundaries, *cotangents), _backward, recurrence_tpu.backward))
+    return to_arguments(_by_platform(_backward, recurrence_tpu.backward, inputs, (boundaries, *cotangents)))
 
 
 _auto.defvjp(_auto_fwd, _auto_bwd)
 
 
-def _by_platform(inputs, others, general, kernels):
-    """Run the implementation for the platform of lowering; the kernels require float32 and varying B and C."""
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _by_platform(general, kernels, inputs, others):
+    """Run the implementation for the platform of lowering; the kernels require float32 and varying B and C.
+
+    The derivative, which only second derivatives of the recurrence use, is that of the general implementation on every
+    platform: kernels have none.
+    """
     u, _, A, B, C, _ = inputs
     forms = {"cpu": partial(general, _loop), "default": partial(general, _associative)}
     if u.size and B.ndim == C.ndim == 4 and u.dtype == jnp.float32 and recurrence_tpu.fits(A.shape[1]):
         forms["tpu"] = partial(kernels, shape=chunk_shape(u.shape[1]))
     return lax.platform_dependent(*inputs, *others, **forms)
+
+
+def _by_platform_jvp(general, kernels, primals, tangents):
+    # `_loop` has no forward-mode derivative.
+    forms = {"cpu": partial(general, _sequential), "default": partial(general, _associative)}
+    return jax.jvp(lambda inputs, others: lax.platform_dependent(*inputs, *others, **forms), primals, tangents)
+
+
+_by_platform.defjvp(_by_platform_jvp)
 
 
 def _forward(run: Run, *inputs):

@@ -52,7 +52,8 @@ def selective_scan(
         impl: "sequential" loops over steps; "associative" composes all steps in a tree, with (b, l, d, n) in memory;
             "chunked" composes the steps of a chunk and loops over chunks, with a VJP that recomputes the states within
             chunks. "auto" has the same kind of VJP and computes the chunks with kernels on TPUs, with loops on CPUs,
-            and like "chunked" elsewhere. "chunked" and "auto" have no forward-mode derivative.
+            and like "chunked" elsewhere. "chunked" and "auto" have no forward-mode derivative; the gradient of "auto"
+            has derivatives of both modes, which store the states of all steps.
 
     Raises:
         ValueError: the type or shape of an argument is wrong, the sequence is empty, `A` has positive values (checked

@@ -103,8 +103,8 @@ def _check_same_network(source: epath.PathLike, theirs: Model, ours: Model) -> N
             f"the weights in {source} are for {theirs.name}, a {theirs.family.module.__name__}; config.model.name "
             f"is {ours.name!r}, a {ours.family.module.__name__}: expected a model of the same family"
         )
-    if keys := [key for key in other_options(theirs.options, ours.options) if key not in ("img_size", "in_chans")]:
-        faults = [f"{key} {ours.options.get(key)!r}, not {theirs.options.get(key)!r}" for key in keys]
+    if keys := set(other_options(ours.family, theirs.options, ours.options)) - {"img_size", "in_chans"}:
+        faults = [f"{key} {ours.options.get(key)!r}, not {theirs.options.get(key)!r}" for key in sorted(keys)]
         raise RunError(f"the weights in {source} are for {theirs.name}; config.model has {'; '.join(faults)}")
 
 

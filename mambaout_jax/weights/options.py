@@ -3,27 +3,30 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mambaout_jax.models import Model, variant_options
-
-# Options that change neither the parameters nor the logits at inference.
-TRAINING_OPTIONS = ("drop_path_rate", "drop_rate", "dtype", "scan_blocks", "remat")
+from mambaout_jax.checks import ConfigKey
+from mambaout_jax.models import Family, Model, variant_options
 
 
-def other_options(options: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
-    """Return the options that differ between two models, except those of training and the number of classes."""
+def other_options(family: Family, options: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
+    """Return the options that differ between two models of a family, except in what only affects training.
+
+    The number of classes is not compared.
+    """
     return [
-        key
-        for key in sorted(options.keys() | others.keys())
-        if key not in (*TRAINING_OPTIONS, "num_classes") and not _same(key, options.get(key), others.get(key))
+        name
+        for name, key in sorted(family.options.items())
+        if name != "num_classes" and _differs(key, options.get(name), others.get(name))
     ]
 
 
 def model_args(model: Model) -> dict[str, Any]:
     """Return the options that differ from the variant's, except num_classes, for timm's `create_model`."""
-    return {key: model.options[key] for key in other_options(model.options, variant_options(model.name))}
+    names = other_options(model.family, model.options, variant_options(model.name))
+    return {name: model.options[name] for name in names}
 
 
-def _same(key: str, value: Any, other: Any) -> bool:
-    if key == "ls_init_value":  # its value matters only for training
-        return (value is None) == (other is None)
-    return (tuple(value) if isinstance(value, list) else value) == (tuple(other) if isinstance(other, list) else other)
+def _differs(key: ConfigKey, value: Any, other: Any) -> bool:
+    if key.inference == "value":
+        first, second = (tuple(each) if isinstance(each, list) else each for each in (value, other))
+        return first != second
+    return key.inference == "presence" and (value is None) != (other is None)

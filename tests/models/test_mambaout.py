@@ -10,6 +10,7 @@ import mambaout_jax as mo
 from mambaout_jax.models import ModelError, cpu_compiler_options
 from mambaout_jax.models.layers.drop import drop_path
 from mambaout_jax.models.mambaout.model import GatedCNNBlock
+from mambaout_jax.weights.options import other_options
 from tests.models import golden
 
 SMALL = {"depths": (1, 2), "dims": (8, 16), "num_classes": 5}
@@ -85,9 +86,21 @@ def test_a_program_for_cpus_does_not_hold_the_weights_twice():
     assert memory.temp_size_in_bytes < memory.argument_size_in_bytes / 4
 
 
-def test_layer_scale_starts_where_timm_starts_it():
-    params = small_model(ls_init_value=1e-6).init(jax.random.key(0))["params"]
-    np.testing.assert_array_equal(params["stages"][0]["blocks"][0]["ls"]["gamma"], np.full(8, 1e-5, np.float32))
+@pytest.mark.parametrize("value", [0.0, 1e-6, 0.5])
+def test_layer_scale_starts_at_the_given_value(value):
+    params = small_model(ls_init_value=value).init(jax.random.key(0))["params"]
+    np.testing.assert_array_equal(params["stages"][0]["blocks"][0]["ls"]["gamma"], np.full(8, value, np.float32))
+
+
+def test_the_variants_of_timm_start_at_its_default():
+    names = [name for name in mo.list_models() if name.endswith("_rw")]
+    assert {mo.create_model(name).options["ls_init_value"] for name in names} == {1e-5}
+
+
+def test_only_the_presence_of_a_layer_scale_matters_to_weights():
+    model = small_model(ls_init_value=0.5)
+    assert other_options(model.family, model.options, small_model(ls_init_value=1e-5).options) == []
+    assert other_options(model.family, model.options, small_model().options) == ["ls_init_value"]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from mambaout_jax.models.layers.linear import Linear
 from mambaout_jax.models.layers.parameters import uniform_within
 from mambaout_jax.models.layers.selective_ssm import SelectiveSSM
 from mambaout_jax.models.options import DTYPES, require
+from mambaout_jax.ops import SCAN_IMPLS
 
 
 class BlockState(NamedTuple):
@@ -47,6 +48,7 @@ class MambaBlock(nnx.Module):
         bias: whether in_proj and out_proj have a bias.
         conv_bias: whether the convolution has a bias.
         ssm: False for the block without its SSM.
+        scan_impl: implementation of the scan, as in `selective_scan`.
         dtype: float32 or bfloat16, for matrix products and the convolution.
 
     Raises:
@@ -64,10 +66,12 @@ class MambaBlock(nnx.Module):
         bias: bool = False,
         conv_bias: bool = True,
         ssm: bool = True,
+        scan_impl: str = "auto",
         dtype: str | jnp.dtype = "float32",
     ):
         require.counts(d_model=d_model, d_state=d_state, d_conv=d_conv, dt_rank=1 if dt_rank is None else dt_rank)
         require.ratio("expand", expand, d_model)
+        require.choice("scan_impl", scan_impl, SCAN_IMPLS)
         require.choice("dtype", dtype, DTYPES)
         dtype, d_inner = jnp.dtype(dtype), int(expand * d_model)
 
@@ -80,7 +84,7 @@ class MambaBlock(nnx.Module):
         self.in_proj = linear(d_model, 2 * d_inner)
         self.conv1d = CausalConv1d(d_inner, d_conv, bias=conv_bias, dtype=dtype)
         rank = math.ceil(d_model / 16) if dt_rank is None else dt_rank
-        self.ssm = SelectiveSSM(d_inner, d_state=d_state, dt_rank=rank, dtype=dtype) if ssm else None
+        self.ssm = SelectiveSSM(d_inner, d_state=d_state, dt_rank=rank, impl=scan_impl, dtype=dtype) if ssm else None
         self.out_proj = linear(d_inner, d_model)
 
     @property

@@ -26,9 +26,12 @@ class SelectiveSSM(nnx.Module):
 
     Args:
         dt_rank: width of dt; None for channels / 16, rounded up.
+        impl: implementation of the scan, as in `selective_scan`.
     """
 
-    def __init__(self, channels: int, *, d_state: int = 16, dt_rank: int | None = None, dtype: jnp.dtype):
+    def __init__(
+        self, channels: int, *, d_state: int = 16, dt_rank: int | None = None, impl: str = "auto", dtype: jnp.dtype
+    ):
         rank = math.ceil(channels / 16) if dt_rank is None else dt_rank
         bound = channels**-0.5
         self.x_proj = Linear(channels, rank + 2 * d_state, bias=False, initializer=uniform_within(bound), dtype=dtype)
@@ -37,6 +40,7 @@ class SelectiveSSM(nnx.Module):
         )
         self.A_log = parameter((channels, d_state), _initial_decay)
         self.D = parameter((channels,), ones)
+        self.impl = impl
         self.dtype = dtype
 
     def __call__(
@@ -44,7 +48,8 @@ class SelectiveSSM(nnx.Module):
     ) -> Float[Array, "b l d"]:
         x = x.astype(self.dtype)
         delta, B, C = self.project(x)
-        return selective_scan(x, delta, self._decay(), B, C, self.D[...], z, reverse=reverse, **self._step_size())
+        options = {"reverse": reverse, "impl": self.impl, **self._step_size()}
+        return selective_scan(x, delta, self._decay(), B, C, self.D[...], z, **options)
 
     def step(
         self, state: Float[Array, "b d n"], x: Float[Array, "b d"], z: Float[Array, "b d"] | None = None

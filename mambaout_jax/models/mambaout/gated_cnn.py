@@ -14,9 +14,6 @@ from mambaout_jax.models.layers.parameters import saveable
 from mambaout_jax.models.layers.selective_ssm import SelectiveSSM, scan_2d
 from mambaout_jax.ops import SCAN_ORDERS
 
-# timm does not pass `ls_init_value` to LayerScale: this is its initial value for every `ls_init_value`.
-TIMM_LAYER_SCALE_INIT = 1e-5
-
 
 class GatedCNNBlock(nnx.Module):
     """The Gated CNN block: a gated depthwise convolution.
@@ -36,6 +33,7 @@ class GatedCNNBlock(nnx.Module):
         act_layer: str,
         ls_init_value: float | None,
         scan_order: str | None = None,
+        scan_impl: str = "auto",
         dtype: jnp.dtype,
     ):
         hidden = int(expansion_ratio * dim)
@@ -50,11 +48,11 @@ class GatedCNNBlock(nnx.Module):
         channels = self.conv_channels
         self.conv = Conv2d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels, dtype=dtype)
         directions = () if scan_order is None else SCAN_ORDERS[scan_order]
-        ssms = [SelectiveSSM(self.conv_channels, dtype=dtype) for _ in directions]
+        ssms = [SelectiveSSM(self.conv_channels, impl=scan_impl, dtype=dtype) for _ in directions]
         self.ssm = nnx.List(ssms) if ssms else None
         self.scan_order = scan_order
         self.fc2 = Linear(hidden, dim, dtype=dtype)
-        self.ls = None if ls_init_value is None else LayerScale(dim, TIMM_LAYER_SCALE_INIT)
+        self.ls = None if ls_init_value is None else LayerScale(dim, ls_init_value)
         self.act_layer = act_layer
 
     def __call__(

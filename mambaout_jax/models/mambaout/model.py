@@ -22,7 +22,7 @@ from mambaout_jax.models.layers.linear import ACTIVATIONS, Linear, activation
 from mambaout_jax.models.layers.norm import LayerNorm
 from mambaout_jax.models.mambaout.gated_cnn import GatedCNNBlock
 from mambaout_jax.models.options import BLOCKS, COMMON
-from mambaout_jax.ops import SCAN_ORDERS
+from mambaout_jax.ops import SCAN_IMPLS, SCAN_ORDERS
 
 
 class Stem(nnx.Module):
@@ -90,8 +90,8 @@ class Head(nnx.Module):
         return self.fc(x).astype(jnp.float32)
 
 
-# Names and defaults are those of timm 1.0.31, mambaout.py, except `token_mixer` and `scan_order`, which timm does not
-# have.
+# Names and defaults are those of timm 1.0.31, mambaout.py, except `token_mixer`, `scan_order` and `scan_impl`, which
+# timm does not have.
 OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
     {
         **COMMON,
@@ -111,7 +111,11 @@ OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
         "expansion_ratio": ConfigKey(float, ">0..64", 8 / 3, "ratio of hidden channels to dim"),
         "stem_mid_norm": ConfigKey(bool, None, True, "normalize between the convolutions of the stem"),
         "ls_init_value": ConfigKey(
-            float | None, "0..", None, "None for no LayerScale; any number adds one with initial value 1e-5, as in timm"
+            float | None,
+            "0..",
+            None,
+            "initial value of LayerScale; None for no LayerScale. timm starts at 1e-5 for every value",
+            inference="presence",
         ),
         "downsample": ConfigKey(
             str, ("conv", "conv_nf"), "conv", "norm after the convolution between stages, or before it (conv_nf)"
@@ -130,6 +134,9 @@ OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
             "order in which the SSM scans the feature map: row by row; also in reverse; or also along columns. Each "
             "direction has its own parameters. In every order, the convolution before the SSM sees "
             "(kernel_size - 1) / 2 rows and columns ahead",
+        ),
+        "scan_impl": ConfigKey(
+            str, SCAN_IMPLS, "auto", "implementation of the scan (docs/selective_scan.md)", inference="none"
         ),
     }
 )
@@ -161,6 +168,7 @@ class MambaOut(nnx.Module):
         drop_rate: float,
         token_mixer: str,
         scan_order: str,
+        scan_impl: str,
         dtype: str,
         scan_blocks: bool,
         remat: str,
@@ -186,6 +194,7 @@ class MambaOut(nnx.Module):
                     act_layer=act_layer,
                     ls_init_value=ls_init_value,
                     scan_order=scan_order if token_mixer == "conv_ssm" else None,
+                    scan_impl=scan_impl,
                     dtype=dtype,
                 )
                 for _ in range(depth)

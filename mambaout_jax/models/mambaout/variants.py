@@ -9,7 +9,8 @@ _NARROW = {"dims": (48, 96, 192, 288)}
 _MIDDLE = {"dims": (96, 192, 384, 576)}
 _WIDE = {"dims": (128, 256, 512, 768)}
 _MAMBA = {"token_mixer": "conv_ssm", "scan_order": "causal"}
-_RW = {"stem_mid_norm": False, "downsample": "conv_nf", "ls_init_value": 1e-6, "head_fn": "norm_mlp"}
+# timm 1.0.31 has ls_init_value 1e-6 here but does not pass it on; its LayerScale starts at 1e-5.
+_RW = {"stem_mid_norm": False, "downsample": "conv_nf", "ls_init_value": 1e-5, "head_fn": "norm_mlp"}
 
 VARIANTS: Mapping[str, Variant] = MappingProxyType(
     {
