@@ -1,6 +1,7 @@
 """Checkpoints: the latest two and the best one, saved in the background, restored only on an exact match."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from mambaout_jax import distributed
+from mambaout_jax.checks import as_number
 from mambaout_jax.machine import MachineError, describe_fault
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.files import write_atomically
@@ -28,6 +30,10 @@ logging.get_absl_logger().addFilter(lambda record: "tracked_metric" not in recor
 
 _PREFIX = {"raw": "", "ema": "ema_"}
 _ARRAY_ITEMS = ("params", "batch_stats", "ema_params", "ema_batch_stats", "optimizer")
+
+
+class _NoAverageError(RunError):
+    """A checkpoint without the EMA weights that were requested."""
 
 
 class Checkpoints:
@@ -50,6 +56,8 @@ class Checkpoints:
             raise RunError(f"{directory} {fault}")
         self._directory = directory
         self._headline = headline
+        if not read_only:
+            self._remove_unreadable_scores()
         self._manager = ocp.CheckpointManager(
             directory,
             # Explicit handlers, because a manager that has not saved yet cannot infer them.
@@ -69,10 +77,21 @@ class Checkpoints:
                         ),
                     ]
                 ),
+                lightweight_initialize=read_only,  # does not read scores, which may be damaged
                 cleanup_tmp_directories=not read_only,
                 create=not read_only,  # orbax's own read_only would print a warning
             ),
         )
+
+    def _remove_unreadable_scores(self) -> None:
+        """Remove the scores that are damaged, because orbax cannot open a directory that has one."""
+        if distributed.is_first() and self._headline is not None and self._directory.exists():
+            for step in self._directory.iterdir():
+                metrics = step / "metrics"
+                if metrics.exists() and not _has_score(metrics / "metrics", self._headline.key):
+                    logging.warning("the score of checkpoint %s cannot be read; it cannot be the best one", step)
+                    metrics.rmtree()
+        distributed.barrier("checking the scores of checkpoints")
 
     def steps(self) -> list[int]:
         """Return the saved steps in ascending order."""
@@ -190,7 +209,9 @@ class Checkpoints:
         saved = self._manager.item_metadata(step)
         for name, tree in wanted.items():
             if name.startswith("ema_") and name not in saved and "params" in saved:
-                raise RunError(f"checkpoint {self._directory / str(step)} has no {name!r}; it has {_names(saved)}")
+                raise _NoAverageError(
+                    f"checkpoint {self._directory / str(step)} has no {name!r}; it has {_names(saved)}"
+                )
             if saved.get(name) is None:  # truncated, or the process was killed while it deleted the step
                 raise OSError(f"{name!r} is missing or has no readable metadata")
             _check_fit(self._directory / str(step) / name, saved[name], tree)
@@ -203,11 +224,13 @@ class Checkpoints:
     def _newest(self, read: Callable[[int], Any], *, move_aside: bool) -> tuple[int, Any] | None:
         # Hosts may see different steps while a run saves; all use the list of the first.
         steps = json.loads(distributed.allgather_strings("listing checkpoints", json.dumps(self.steps()))[0])
-        unreadable = []
+        unreadable, no_average = [], None
         for step in reversed(steps):
             found, fault = None, ""
             try:
                 found = step, read(step)
+            except _NoAverageError as error:  # it may have been lost; an older checkpoint can have it
+                no_average, fault = no_average or error, str(error)
             except RunError:
                 raise
             # Orbax, tensorstore and JSON raise many types for a damaged file; all are handled the same way.
@@ -229,6 +252,8 @@ class Checkpoints:
                 distributed.barrier("moving unreadable checkpoints aside")
                 self._manager.reload()
             return found
+        if no_average is not None:
+            raise no_average
         if steps:
             raise RunError(f"none of the checkpoints {steps} in {self._directory} can be read; use another workdir")
         return None
@@ -238,6 +263,13 @@ class Checkpoints:
         taken = sum(path.name.startswith(aside) for path in self._directory.parent.iterdir())
         # The target's parent always exists; buckets have no empty folders.
         (self._directory / str(step)).rename(self._directory.parent / (f"{aside}.{taken}" if taken else aside))
+
+
+def _has_score(file: epath.Path, key: str) -> bool:
+    try:
+        return math.isfinite(as_number(json.loads(file.read_text())[key]))
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
 
 
 def _items(state: TrainState) -> dict[str, Any]:

@@ -147,6 +147,8 @@ def load_state_dict(
     values = {}
     for spec in specs:
         for path, value in zip(spec.paths, spec.from_torch(_read(tensors, spec)), strict=True):
+            if path[-1] == "running_var" and (num_bad := int((value < 0).sum())):
+                raise WeightsError(f"{spec.keys[0]} has {num_bad} negative values; a variance is at least 0")
             # Always copy: JAX may alias the array, and the tensor belongs to the caller.
             values[path] = jax.device_put(np.array(value, np.float32, order="C"))
     return jax.tree_util.tree_map_with_path(lambda path, _: values[tuple(entry.key for entry in path)], variables)

@@ -178,3 +178,25 @@ def test_inference_restores_the_weights_that_it_names(directory, state, weights)
     step, variables = Checkpoints(directory, read_only=True).restore_variables(abstract, [weights])
     assert step == 3
     assert_same(variables[weights], state.ema if weights == "ema" else state.variables)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"x', b"[]", b"{}", b"\xff", b'{"top1_ema": "x"}', b'{"top1_ema": NaN}'])
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_damaged_score_neither_prevents_reading_nor_saving(directory, state, content, step):
+    save(directory, state, [(1, 0.5), (2, 0.6)])
+    break_files(directory, step, "metrics", content)
+    found = Checkpoints(directory, read_only=True).restore_variables(abstract_state(model_of()).variables, ["raw"])
+    assert found[0] in (2, 3 - step)  # orbax reads a step with its score
+    save(directory, state, [(3, 0.1), (4, 0.2)])
+    checkpoints = Checkpoints(directory, HEADLINE)
+    assert checkpoints.steps() == [3 - step, 3, 4]
+    checkpoints.close()
+
+
+def test_a_checkpoint_that_lost_its_average_is_passed_over(directory, state):
+    save(directory, state, [(1, None), (2, None)])
+    (directory / "2" / "ema_params").rmtree()
+    abstract = abstract_state(model_of())
+    assert Checkpoints(directory, read_only=True).restore_variables(abstract.variables, ["ema"])[0] == 1
+    assert Checkpoints(directory, read_only=True).restore_variables(abstract.variables, ["raw"])[0] == 2
+    assert int(Checkpoints(directory).restore_state(abstract)[0].step) == 1

@@ -1,14 +1,16 @@
 """State dicts round-trip bit for bit, and mismatches are refused with all differences."""
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 
 import mambaout_jax as mo
+from mambaout_jax.models.key_format import KeyFormat, same_names
 from mambaout_jax.weights import WeightsError
 from mambaout_jax.weights.key_map import from_torch_key, matching_formats, to_torch_key
-from mambaout_jax.weights.state_dict import to_tensors
+from mambaout_jax.weights.state_dict import load_state_dict, to_tensors
 from tests.weights import pytorch
 
 BOTH = [(name, "timm") for name in mo.list_models()] + [(name, "mambaout") for name in pytorch.ORIGINAL]
@@ -222,3 +224,11 @@ def test_unknown_words_are_answered_with_the_known():
         mo.to_torch(model, pytorch.draw(model), "flax")
     with pytest.raises(WeightsError, match=r"^dtype is 'float16'; float32 or bfloat16 is expected$"):
         to_tensors(model, pytorch.draw(model), dtype="float16")
+
+
+def test_a_negative_variance_is_named():
+    key_format = KeyFormat("toy", same_names("bn.*"))
+    expected = {"batch_stats": {"bn": {"running_var": jax.ShapeDtypeStruct((3,), jnp.float32)}}}
+    tensors = {"bn.running_var": np.float32([1, -1, -2])}
+    with pytest.raises(WeightsError, match=r"bn\.running_var has 2 negative values; a variance is at least 0"):
+        load_state_dict("toy", expected, key_format, tensors, {"bn.running_var": (3,)})
