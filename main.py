@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 
-from mambaout_jax.errors import print_error, printable
+from mambaout_jax.errors import escape_unencodable_output, print_error, printable
 from mambaout_jax.extras import MissingExtraError, check_installed
 
 try:
@@ -36,6 +36,7 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process, fr
 
 def main(argv: list[str]) -> int:
     """Train or evaluate, and return the exit code."""
+    escape_unencodable_output()
     raise_open_file_limit()
     changes = [argument for argument in argv[1:] if _is_change(argument)]
     if fault := _find_fault(argv, changes):

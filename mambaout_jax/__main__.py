@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from mambaout_jax.checks import nearest_names
-from mambaout_jax.errors import is_user_error, print_error
+from mambaout_jax.errors import escape_unencodable_output, is_user_error, print_error
 from mambaout_jax.machine import MachineError, describe_fault, is_exhausted, raise_open_file_limit
 
 COMMANDS = ("analyze", "bench-data", "convert", "doctor", "models", "plan", "predict", "prepare", "report", "study")
@@ -22,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 on success, 1 if a check fails or for known failures of the machine, 2 for invalid input, 130 after Ctrl-C.
         Any other failure is raised.
     """
+    escape_unencodable_output()
     argv = list(sys.argv[1:] if argv is None else argv)
     raise_open_file_limit()
     try:

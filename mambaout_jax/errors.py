@@ -49,3 +49,8 @@ def _escape(char: str) -> str:
 
 
 _DIRECTIONS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+
+
+def escape_unencodable_output() -> None:
+    """Print characters that the encoding of stdout lacks as escapes, as Python does on stderr."""
+    sys.stdout.reconfigure(errors="backslashreplace")

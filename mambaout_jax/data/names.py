@@ -1,5 +1,6 @@
 """Dataset names: parsing, known names, the folder of datasets, and the command that prepares a dataset."""
 
+import os
 import unicodedata
 from collections.abc import Iterable
 
@@ -57,13 +58,15 @@ def data_root(data_dir: str | None) -> epath.Path:
     """Return the folder of prepared datasets; None is the default folder of TFDS.
 
     Raises:
-        DataError: the URL scheme is unknown, or the path has characters of a pattern.
+        DataError: the URL scheme or the home folder is unknown, or the path has characters of a pattern.
     """
-    folder = data_dir or constants.DATA_DIR
+    folder = os.path.expanduser(data_dir or constants.DATA_DIR)
+    if folder.startswith("~"):
+        raise DataError(f"{folder} is not a path, because the home folder is unknown; set config.data.data_dir or HOME")
     if fault := find_pattern(folder):
         raise DataError(f"data_dir {folder} {fault}")
     try:
-        return epath.Path(folder).expanduser()
+        return epath.Path(folder)
     except KeyError as error:
         raise DataError(f"data_dir {data_dir} begins with {error}; expected a local folder, gs:// or s3://") from None
 
