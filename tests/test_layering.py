@@ -19,6 +19,7 @@ FOLDERS = ("mambaout_jax", "configs", "benchmarks", "tests")
 # name only packages above it, which rules out cycles.
 IMPORTS = {
     "errors": set(),
+    "words": set(),
     "checks": set(),
     "extras": {"errors"},
     "process": set(),
@@ -29,7 +30,7 @@ IMPORTS = {
     "pages": {"extras"},
     "ops": set(),
     "data": {"process", "storage", "machine", "checks", "extras"},
-    "distributed": {"extras"},
+    "distributed": {"extras", "words"},
     "models": {"ops", "plugins", "checks"},
     "weights": {"models", "process", "extras"},
     "tasks": {"models", "data", "distributed", "pages", "checks"},

@@ -9,6 +9,7 @@ from mambaout_jax.cli.arguments import integer, positive_number
 from mambaout_jax.errors import print_error, printable
 from mambaout_jax.machine import describe_fault
 from mambaout_jax.process import exit_on_signals
+from mambaout_jax.words import count
 
 EPILOG = """\
   prepare NAME                      a TFDS dataset (NAME, NAME/CONFIG or NAME/CONFIG:VERSION), or digits
@@ -99,25 +100,28 @@ def _report(prepared) -> None:
     print(f"{prepared.name} is {already}prepared in {printable(prepared.folder)}")
     if not prepared.images_per_class:
         print("  from the same images and classes; --overwrite writes it again")
-    for split, count in prepared.num_images.items():
-        line = f"  {split}: {count:,} images of {prepared.num_classes:,} classes"
+    for split, num_images in prepared.num_images.items():
+        line = f"  {split}: {count(num_images, 'image')} of {count(prepared.num_classes, 'class')}"
         if prepared.images_per_class:
             counts = prepared.images_per_class[split]
-            line += f"; {min(counts):,} to {max(counts):,} images per class, median {statistics.median(counts):,.0f}"
+            line += f"; {min(counts):,} "
+            if min(counts) < max(counts):
+                line += f"to {max(counts):,}, median {statistics.median(counts):,.0f}, "
+            line += "per class"
         print(line)
     if prepared.num_converted:
         print(f"  {prepared.num_converted:,} of them were not grayscale or RGB JPEGs and were converted")
     if prepared.num_skipped:
-        print(f"  {prepared.num_skipped:,} files that cannot be decoded were skipped")
+        print(f"  skipped {count(prepared.num_skipped, 'file')} that cannot be decoded")
     train, validation = "train", next((name for name in ("validation", "test") if name in prepared.num_images), None)
     if validation is None:
-        count = prepared.num_images["train"]
-        if round(90 * count / 100) < count:  # as TFDS rounds
+        num_images = prepared.num_images["train"]
+        if round(90 * num_images / 100) < num_images:  # as TFDS rounds
             train, validation = "train[:90%]", "train[90%:]"
             print("  without a validation split; --val 0.1 makes one with the same share of each class")
         else:
             validation = "train"
-            print(f"  {count} images are too few for a validation split; using the training images")
+            print(f"  {count(num_images, 'image')}: too few for a validation split; using the training images")
     flags = {"name": prepared.name, "data_dir": prepared.data_dir, "train_split": train, "validation_split": validation}
     print("Use it with:")
     print(" ", printable(shlex.join(f"--config.data.{key}={value}" for key, value in flags.items())))

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from mambaout_jax.distributed.errors import DistributedError
+from mambaout_jax.words import count
 
 # Arrays with fewer elements are replicated, because a collective for each would cost more than it saves.
 MIN_SHARDED_SIZE = 2**14
@@ -33,7 +34,7 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
     if len(devices) % fsdp:
         fits = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
         raise DistributedError(
-            f"config.mesh.fsdp is {fsdp}; a divisor of the {len(devices)} devices is expected: "
+            f"config.mesh.fsdp is {fsdp}; a divisor of the {count(len(devices), 'device')} is expected: "
             f"{', '.join(map(str, fits))}"
         )
     grid = np.array(devices, dtype=object).reshape(-1, fsdp)

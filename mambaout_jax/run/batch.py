@@ -2,6 +2,7 @@
 
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.tasks.api import RowGroup
+from mambaout_jax.words import count
 
 
 def grad_accum_steps(batch_size: int, num_devices: int, microbatch_size: int | None, group: RowGroup) -> int:
@@ -20,14 +21,14 @@ def grad_accum_steps(batch_size: int, num_devices: int, microbatch_size: int | N
     if rest:
         groups = f" times config.{group.key} {group.size}" if group.size > 1 else ""
         raise RunError(
-            f"config.batch_size is {batch_size}; expected a multiple of the {num_devices} devices{groups}: the nearest "
-            f"is {near}"
+            f"config.batch_size is {batch_size}; expected a multiple of the {count(num_devices, 'device')}{groups}: "
+            f"the nearest is {near}"
         )
     if share % group.size:
         fits = max(size for size in range(1, group.size) if share % size == 0)
         raise RunError(
-            f"config.{group.key} is {group.size}; expected a divisor of the {share} images per device, because a group "
-            f"must not span devices: set it to {fits}, or config.batch_size to {near}"
+            f"config.{group.key} is {group.size}; expected a divisor of the {count(share, 'image')} per device, "
+            f"because a group must not span devices: set it to {fits}, or config.batch_size to {near}"
         )
     limit = microbatch_size or share
     return next(steps for steps in range(1, share + 1) if share % steps == 0 and share // steps <= limit)
@@ -41,8 +42,8 @@ def check_eval_batch(batch_size: int, num_devices: int) -> None:
     """
     if batch_size % num_devices:
         raise RunError(
-            f"config.eval_batch_size is {batch_size}; expected a multiple of the {num_devices} devices: the nearest "
-            f"is {_nearest_multiples(batch_size, num_devices)}"
+            f"config.eval_batch_size is {batch_size}; expected a multiple of the {count(num_devices, 'device')}: the "
+            f"nearest is {_nearest_multiples(batch_size, num_devices)}"
         )
 
 
@@ -56,4 +57,4 @@ def describe_batch(batch_size: int, num_devices: int, steps: int) -> str:
     share = batch_size // num_devices
     where = f"{share:,} on each of {num_devices:,} devices" if num_devices > 1 else "on one device"
     how = f"in {steps:,} microbatches of {share // steps:,}" if steps > 1 else "in one microbatch"
-    return f"{batch_size:,} images per step, {where}, {how}"
+    return f"{count(batch_size, 'image')} per step, {where}, {how}"

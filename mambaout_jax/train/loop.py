@@ -43,6 +43,7 @@ from mambaout_jax.train.program import TrainingProgram, training_program
 from mambaout_jax.train.recipe import differences_from_recipe
 from mambaout_jax.train.trace import StepTrace
 from mambaout_jax.weights.options import model_args
+from mambaout_jax.words import count
 
 
 def train(config: RunConfig, path: epath.PathLike) -> dict[str, Any]:
@@ -271,8 +272,8 @@ def _open_writer(
     writer.print_line(
         f"{model.name}{changes}, {model.num_params:,} parameters, on {setup.mesh.size} x "
         f"{jax.devices()[0].device_kind}; {len(setup.train_source):,} training and {len(setup.validation):,} "
-        f"validation images of {setup.train_source.name}; {config.num_epochs} epochs of {program.steps_per_epoch} "
-        f"steps; {'; '.join(filter(None, (batch, start.description)))}"
+        f"validation images of {setup.train_source.name}; {count(config.num_epochs, 'epoch')} of "
+        f"{count(program.steps_per_epoch, 'step')}; {'; '.join(filter(None, (batch, start.description)))}"
     )
     for sentence in differences_from_recipe(model.family.recipe, config.values):
         writer.print_line(f"differs from the published recipe: {sentence}")

@@ -151,7 +151,7 @@ def test_bad_files_are_skipped_on_request_and_counted(birds, tmp_path, capsys):
     assert main(command) == 0
     captured = capsys.readouterr()
     assert "train: 6 images of 2 classes" in captured.out
-    assert "3 files that cannot be decoded were skipped" in captured.out
+    assert "skipped 3 files that cannot be decoded" in captured.out
     assert "skipped: crow/text.jpg: " in captured.err
     assert len([*open_source("birds", "train", str(tmp_path / "out"))]) == 6
     assert main(command) == 0

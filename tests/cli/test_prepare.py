@@ -91,7 +91,7 @@ def test_a_folder_of_images_is_prepared_and_its_flags_are_printed(insects, tmp_p
     printed = capsys.readouterr().out
     assert printed.splitlines()[:4] == [
         f"insects is prepared in {out}/insects/1.0.0",
-        "  train: 40 images of 2 classes; 10 to 30 images per class, median 20",
+        "  train: 40 images of 2 classes; 10 to 30, median 20, per class",
         "  without a validation split; --val 0.1 makes one with the same share of each class",
         "Use it with:",
     ]
@@ -122,8 +122,8 @@ def test_imagenet_is_prepared_from_each_form(tmp_path, kind, capsys, monkeypatch
     assert run("imagenet", f"--{kind}={source}", f"--data-dir={tmp_path}/out", "--workers=1") == 0
     assert capsys.readouterr().out.splitlines() == [
         f"imagenet2012 is prepared in {tmp_path}/out/imagenet2012/5.1.0",
-        "  train: 15 images of 3 classes; 5 to 5 images per class, median 5",
-        "  validation: 6 images of 3 classes; 2 to 2 images per class, median 2",
+        "  train: 15 images of 3 classes; 5 per class",
+        "  validation: 6 images of 3 classes; 2 per class",
         "  2 of them were not grayscale or RGB JPEGs and were converted",
         "Use it with:",
         f"  --config.data.name=imagenet2012 --config.data.data_dir={tmp_path}/out --config.data.train_split=train "
@@ -176,7 +176,7 @@ def test_too_few_images_for_a_validation_split_are_mentioned(tmp_path, capsys, c
     lines = capsys.readouterr().out.splitlines()
     flags = dict(word.removeprefix("--config.data.").split("=", 1) for word in shlex.split(lines[-1]))
     parts = [len(open_source("few", flags[f"{split}_split"], f"{tmp_path}/out")) for split in ("train", "validation")]
-    told = f"  {count} images are too few for a validation split; using the training images"
+    told = f"  {count} images: too few for a validation split; using the training images"
     if told in lines:
         assert parts == [count, count]
         assert (flags["train_split"], flags["validation_split"]) == ("train", "train")

@@ -1,0 +1,18 @@
+import pytest
+
+from mambaout_jax.words import count
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "text"),
+    [
+        (0, "image", "0 images"),
+        (1, "image", "1 image"),
+        (2, "class", "2 classes"),
+        (1437, "training image", "1,437 training images"),
+        (3, "batch", "3 batches"),
+        (1, "class", "1 class"),
+    ],
+)
+def test_a_noun_agrees_with_its_number(number, noun, text):
+    assert count(number, noun) == text
