@@ -9,7 +9,7 @@ from typing import Any
 from etils import epath
 
 from mambaout_jax.checks import as_number
-from mambaout_jax.models import variant_options
+from mambaout_jax.models import find_family, variant_options
 from mambaout_jax.pages.render import render
 from mambaout_jax.report.curves import WEIGHTS, make_curves
 from mambaout_jax.run.errors import RunError
@@ -76,7 +76,7 @@ def _model_title(options: Mapping[str, Any]) -> str:
     """Return the name of the variant, and whether the model differs from it."""
     own = variant_options(options["name"])
     chosen = {**own, **{option: value for option, value in options.items() if option in own}}
-    return f"{options['name']}{' (modified)' if other_options(chosen, own) else ''}"
+    return f"{options['name']}{' (modified)' if other_options(find_family(options['name']), chosen, own) else ''}"
 
 
 def _sections(task: Task, workdir: epath.Path, labels: Labels, split: str) -> list[Section]:
