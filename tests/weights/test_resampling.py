@@ -64,7 +64,7 @@ def test_the_model_of_a_bare_file_is_built_at_the_size_that_is_asked_for(tmp_pat
     source = mo.create_model(NAME, img_size=64)
     state_dict = state_dict_of(source)
     save_file(state_dict, tmp_path / "weights.safetensors")
-    model, variables = mo.load_pretrained(tmp_path / "weights.safetensors", img_size=(32, 96))
+    model, variables = mo.load_pretrained(tmp_path / "weights.safetensors", name=NAME, img_size=(32, 96))
     assert model.input_spec.size == (32, 96)
     assert_resampled(model, variables, source, state_dict, (64, 64))
 
@@ -163,7 +163,7 @@ def test_a_vit_of_224_px_at_384_px_equals_timms(tmp_path):
     theirs = pytorch.noisy_timm(NAME, seed=1, img_size=384)
     state_dict = timm.models.vision_transformer.checkpoint_filter_fn(source.state_dict(), theirs)
     theirs.load_state_dict(state_dict, strict=True)
-    model, variables = mo.load_pretrained(tmp_path / "weights.safetensors", img_size=384)
+    model, variables = mo.load_pretrained(tmp_path / "weights.safetensors", name="deit_tiny_patch16_224", img_size=384)
     images = pytorch.random_images(model)
     expected = pytorch.timm_logits(theirs, images)
     assert pytorch.relative_difference(pytorch.logits_of(model, variables, images), expected) < 1e-5
