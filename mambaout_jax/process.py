@@ -149,15 +149,20 @@ def announced(sentence: str, say: Callable[[str], Any] | None = None) -> Iterato
     """Say what a wait is for, if it takes longer than two seconds.
 
     Args:
-        say: called with the sentence, from a thread; None to print it to stderr.
+        say: called with the sentence, from a thread; None to print it to stderr if that is a terminal.
     """
-    timer = threading.Timer(2.0, say or (lambda text: print(text, file=sys.stderr, flush=True)), [sentence])
+    timer = threading.Timer(2.0, say or _print_on_terminal, [sentence])
     timer.daemon = True
     timer.start()
     try:
         yield
     finally:
         timer.cancel()
+
+
+def _print_on_terminal(sentence: str) -> None:
+    if sys.stderr.isatty():
+        print(sentence, file=sys.stderr, flush=True)
 
 
 def lock(file: IO) -> None:
