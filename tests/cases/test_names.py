@@ -34,7 +34,7 @@ def write(folder, *classes):
 
 
 @pytest.mark.parametrize("is_folder", [True, False])
-@pytest.mark.parametrize("name", LEFTOVERS)
+@pytest.mark.parametrize("name", sorted(LEFTOVERS))
 def test_what_other_programs_leave_is_ignored_at_every_depth(tmp_path, name, is_folder):
     assert is_left_behind(name)
     layouts = {"flat": ("cat", "dog"), "splits": ("train/cat", "train/dog", "val/cat", "val/dog")}
