@@ -26,7 +26,7 @@ CONFIG = flags.DEFINE_string(
     None,
     "The experiment: FILE.py, FILE.py:ARGUMENT, or config.json of a run. --config.KEY=VALUE changes a key.",
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; an unfinished run in it is resumed.", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; an unfinished run in it is resumed.")
 MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join other processes; on TPUs they are found automatically.")
 COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0; required except on a TPU.")
@@ -77,6 +77,8 @@ def _find_fault(argv: list[str], changes: list[str]) -> str:
     """Return a sentence about flags that do not fit together; empty if they do."""
     if others := [argument for argument in argv[1:] if argument not in changes]:
         return f"{others[0]!r} is not a flag; flags start with --"
+    if WORKDIR.value is None:
+        return "--workdir is missing; try: python main.py --config=configs/digits.py --workdir=runs/digits"
     if not WORKDIR.value:
         return "--workdir is empty; a folder is expected, for example runs/digits"
     if CONFIG.value is None and MODE.value == "train":
@@ -97,6 +99,9 @@ def _parse_flags(argv: list[str]) -> list[str]:
     """Parse all flags but the changes of the config, which depend on its file and are returned with the rest."""
     changes = [argument for argument in argv[1:] if _is_change(argument)]
     others = [argument for argument in argv[1:] if not _is_change(argument)]
+    if {"--help", "-help", "-h"} & {*others}:  # absl's own help ends with exit code 1
+        print(f"{__doc__}\n{flags.FLAGS.main_module_help()}")
+        sys.exit(0)
     try:
         # Warnings only by default: absl's app would show every step of a checkpoint.
         return flags.FLAGS([argv[0], f"--verbosity={logging.WARNING}", *others]) + changes

@@ -8,17 +8,20 @@ import numpy as np
 
 import mambaout_jax as mo
 from mambaout_jax import plugins
+from mambaout_jax.run.config_file import read_config
 from mambaout_jax.tasks.api import Task
 
 PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
 
 
 def test_example_of_a_family_works_as_a_plugin(tmp_path, monkeypatch):
-    (example,) = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
+    example, experiment = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
     (tmp_path / "tinynet.py").write_text(example)
+    (tmp_path / "my_config.py").write_text(experiment)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(plugins, "_loaded", {})
     plugins.load(["tinynet"])
+    read_config(f"{tmp_path}/my_config.py").build_task().check()
     model = mo.create_model("tinynet_32", num_classes=10, img_size=32)
     variables = model.init(jax.random.key(0))
     images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))

@@ -231,7 +231,7 @@ def _images(config: RunConfig, model: Model, log: Log) -> np.ndarray:
     """Return images for the comparison of logits: random ones, and real ones if the config's dataset is prepared."""
     images = random_images(model, NUM_IMAGES)
     if config.data.name is None:
-        log(f"comparing logits on {NUM_IMAGES} random images; the dataset of the weights is unknown")
+        log(f"comparing logits on {NUM_IMAGES} random images, because the weights name no dataset")
         return images
     task: Task = config.build_task()
     try:

@@ -53,7 +53,10 @@ def steps_per_epoch(config: RunConfig, num_images: int) -> int:
         RunError: the dataset is smaller than a batch.
     """
     if config.batch_size > num_images:
+        size, group = 2 ** (num_images.bit_length() - 1), config.build_task().row_group()
+        smaller = f" --config.{group.key}={size}" if group.size > size else ""
         raise RunError(
-            f"config.batch_size is {config.batch_size}; expected at most {num_images}, the number of training images"
+            f"config.batch_size is {config.batch_size}; expected at most {num_images}, the number of training images: "
+            f"add --config.batch_size={size}{smaller}"
         )
     return num_images // config.batch_size

@@ -298,7 +298,8 @@ def _finished_results(setup: _Setup, start: _Start, workdir: epath.Path) -> dict
     if not isinstance(results, dict) or "task" not in results:
         return None
     if distributed.is_first():
-        print(f"Nothing to train: the run has finished all {setup.num_steps} steps.", file=sys.stderr)
+        again = "to train again, use another --workdir"
+        print(f"Nothing to train: the run has finished all {setup.num_steps} steps; {again}.", file=sys.stderr)
     return results
 
 

@@ -163,6 +163,8 @@ OWN_LINES = (
     "faults",
     "line",
     "count}",
+    "count(num_images",
+    "main_module_help",
     "manifests",
     "num_steps",
 )

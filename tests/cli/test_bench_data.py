@@ -132,7 +132,7 @@ def test_a_changed_key_is_what_is_measured(measured, capsys):
         (["--config.data.name=digit"], r"unknown dataset 'digit'; did you mean 'digits'"),
         (
             ["--config.batch_size=2000"],
-            r"config\.batch_size is 2000; expected at most 1437, the number of training images",
+            r"config\.batch_size is 2000; expected at most 1437, .*: add --config\.batch_size=1024$",
         ),
     ],
 )

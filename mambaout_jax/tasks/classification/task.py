@@ -16,7 +16,7 @@ from mambaout_jax.data import DataError, EvalTransform, TrainTransform
 from mambaout_jax.data.eval_transform import CROP_MODES
 from mambaout_jax.data.imagenet_classes import IMAGENET_SPLITS, imagenet_class_names
 from mambaout_jax.data.names import IMAGENET, normalize_name
-from mambaout_jax.models import Model, create_model
+from mambaout_jax.models import Model, ModelError, create_model
 from mambaout_jax.tasks.api import (
     Batch,
     EvalOutput,
@@ -232,7 +232,10 @@ class Classification(Task):
 
     def build_model(self, labels: Labels) -> Model:
         """Build the model of the config with one output per class."""
-        return create_model(num_classes=_num_classes(labels), **self.config.model)
+        try:
+            return create_model(num_classes=_num_classes(labels), **self.config.model)
+        except ModelError as error:
+            raise ModelError(f"config.model: {error}") from None
 
     def _augmentation(self) -> Augmentation:
         options = self.config.options
