@@ -98,4 +98,4 @@ def _inspect(args: argparse.Namespace) -> None:
     from mambaout_jax.weights import inspect_checkpoint, read_checkpoint
 
     for key, value in inspect_checkpoint(read_checkpoint(args.source), args.model).items():
-        print(printable(f"{key:<12} {value}"))
+        print("\n".join(map(printable, f"{key:<12} {value}".split("\n"))))
