@@ -100,7 +100,7 @@ def test_a_plugin_adds_its_family_with_all_that_a_family_has(toy):
     pytorch.assert_equal_trees(mo.from_torch(model, state_dict), variables)
     for name in ("toy_small", "toy_deep"):
         found = resolve_model(pytorch.checkpoint_of(configurations.shapes(mo.create_model(name, num_classes=7))))
-        assert found[1:] == (name, {"num_classes": 7}, "")
+        assert found[1:] == (name, {"num_classes": 7}, ())
     with pytest.raises(WeightsError, match="belong to a Toy; a MambaOut is expected"):
         mo.from_torch(pytorch.small_model(), state_dict)
 
