@@ -58,7 +58,7 @@ def test_the_product_with_the_hessian_is_the_difference_of_gradients(name):
     function, shape = EXAMPLES[name]
     x, v = draw(*shape), draw(*shape, seed=3)
     gradient = jax.jit(jax.grad(objective(function)))
-    product = jax.grad(lambda x: (gradient(x) * v).sum())(x)
+    product = jax.jit(jax.grad(lambda x: (gradient(x) * v).sum()))(x)
     step = 3e-3
     expected = (gradient(x + step * v) - gradient(x - step * v)) / (2 * step)
     np.testing.assert_allclose(product, expected, rtol=0.02, atol=0.01 * float(jnp.abs(expected).max()))
@@ -70,12 +70,13 @@ def test_second_derivatives_of_the_scan_equal_those_of_the_plain_loop(length):
 
     def product(impl):
         gradient = jax.grad(objective(lambda x: scan(x, impl, length)))
-        return jax.grad(lambda x: (gradient(x) * v).sum())(x)
+        return jax.jit(jax.grad(lambda x: (gradient(x) * v).sum()))(x)
 
     expected = product("sequential")
     scale = float(jnp.abs(expected).max())
     np.testing.assert_allclose(product("auto"), expected, rtol=1e-3, atol=1e-5 * scale)
-    forwards = jax.jvp(jax.grad(objective(lambda x: scan(x, "auto", length))), (x,), (v,))[1]
+    gradient = jax.grad(objective(lambda x: scan(x, "auto", length)))
+    forwards = jax.jit(lambda x, v: jax.jvp(gradient, (x,), (v,))[1])(x, v)
     np.testing.assert_allclose(forwards, expected, rtol=1e-3, atol=1e-5 * scale)
 
 
@@ -99,7 +100,7 @@ def test_models_have_second_derivatives(name):
     model = mo.create_model(name, **MODELS[name])
     variables, images = model.init(jax.random.key(0)), draw(1, 32, 32, 3)
     gradient = jax.grad(lambda x: (model.apply(variables, x) ** 2).sum())
-    penalty = jax.grad(lambda x: (gradient(x) ** 2).sum())(images)
+    penalty = jax.jit(jax.grad(lambda x: (gradient(x) ** 2).sum()))(images)
     assert float(jnp.abs(penalty).max()) > 0
     assert np.isfinite(penalty).all()
 
