@@ -29,6 +29,8 @@ from mambaout_jax.weights import (
     ResolvedModel,
     TorchCheckpoint,
     WeightsError,
+    check_file_target,
+    check_folder_target,
     converting_file_errors,
     from_checkpoint,
     from_torch,
@@ -155,6 +157,7 @@ def export_weights(
         RunError, WeightsError: the workdir, the key format or the output is invalid, or logits differ.
     """
     is_file = out.lower().endswith(ENDINGS)
+    (check_file_target if is_file else check_folder_target)(out, force)  # before the work
     run = load_run(path, weights)
     default = run.model.family.key_formats[0].name
     if key_format not in (None, default) and not is_file:
@@ -163,6 +166,8 @@ def export_weights(
             f"file with the extension {' or '.join(ENDINGS)}"
         )
     log(f"{path}: {run.model.name}, {run.weights} weights of step {run.step}")
+    if is_file and (changes := model_args(run.model)):
+        log(f"a file does not record {', '.join(changes)}, in which the model differs from its variant; a folder does")
     tensors = to_torch(run.model, run.variables, key_format, dtype)
     written = jax.tree.map(lambda leaf: leaf.astype(dtype).astype(jnp.float32), run.variables)
     check = LogitsCheck(run.model, written, _images(run.config, run.model, log))

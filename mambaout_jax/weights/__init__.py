@@ -8,8 +8,8 @@ from mambaout_jax.weights.convert import (
     to_torch,
 )
 from mambaout_jax.weights.errors import WeightsError, converting_file_errors
-from mambaout_jax.weights.files import ENDINGS, write_file
-from mambaout_jax.weights.folder import write_folder
+from mambaout_jax.weights.files import ENDINGS, check_file_target, write_file
+from mambaout_jax.weights.folder import check_folder_target, write_folder
 from mambaout_jax.weights.image_size import resample_variables
 from mambaout_jax.weights.input_channels import adapt_first_layer
 from mambaout_jax.weights.inspection import inspect_checkpoint
@@ -27,6 +27,8 @@ __all__ = [
     "UnknownVariantError",
     "WeightsError",
     "adapt_first_layer",
+    "check_file_target",
+    "check_folder_target",
     "converting_file_errors",
     "differences",
     "from_checkpoint",

@@ -56,19 +56,30 @@ def write_file(
     Raises:
         WeightsError: the extension is unknown, the path exists, or it cannot be written.
     """
-    target = Path(os.path.realpath(os.path.expanduser(path)))
-    if not target.name.endswith(ENDINGS):
-        raise WeightsError(f"{path} has an unknown extension; one of {', '.join(ENDINGS)} is expected")
+    target = check_file_target(path, force)
     with converting_file_errors(target), scratch_folder(target) as folder:
-        if os.path.lexists(target) and not target.is_file():
-            raise WeightsError(f"{path} exists and is not a file; choose another path")
-        if target.exists() and not force:
-            raise WeightsError(f"{path} exists; choose another path, or replace it with --force")
         draft = folder / target.name
         write_tensors(draft, tensors)
         if check is not None:
             check(draft)
         commit_file(draft, target, replace=force)
+
+
+def check_file_target(path: str | os.PathLike, force: bool) -> Path:
+    """Check that a weights file may be written, and return its path without links.
+
+    Raises:
+        WeightsError: see `write_file`.
+    """
+    target = Path(os.path.realpath(os.path.expanduser(path)))
+    if not target.name.endswith(ENDINGS):
+        raise WeightsError(f"{path} has an unknown extension; one of {', '.join(ENDINGS)} is expected")
+    with converting_file_errors(target):
+        if os.path.lexists(target) and not target.is_file():
+            raise WeightsError(f"{path} exists and is not a file; choose another path")
+        if target.exists() and not force:
+            raise WeightsError(f"{path} exists; choose another path, or replace it with --force")
+    return target
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from mambaout_jax.models import Model
 from mambaout_jax.process import commit_folder, scratch_folder, sync
 from mambaout_jax.weights.errors import WeightsError, converting_file_errors
-from mambaout_jax.weights.files import write_tensors
+from mambaout_jax.weights.files import ENDINGS, write_tensors
 from mambaout_jax.weights.options import model_args
 from mambaout_jax.weights.timm_config import CONFIG_NAME
 
@@ -29,6 +29,10 @@ def find_weights(folder: str, origin: str) -> str:
         if os.path.lexists(path := os.path.join(folder, name)):
             return path
     raise WeightsError(f"{origin} has no weights; one of {', '.join(WEIGHTS_NAMES)} is expected in it")
+
+
+# Extensions by which other programs choose a format; a folder of such a name would be a misunderstanding.
+_OTHER_FORMATS = (".onnx", ".npz", ".npy", ".h5", ".keras", ".msgpack", ".ckpt", ".pb", ".tflite", ".pkl", ".zip")
 
 
 def write_folder(
@@ -50,8 +54,7 @@ def write_folder(
     Raises:
         WeightsError: the path exists or cannot be written.
     """
-    target = Path(os.path.realpath(os.path.expanduser(path)))
-    _check_replaceable(target, path, force)
+    target = check_folder_target(path, force)
     with converting_file_errors(target), scratch_folder(target) as parent:
         draft = parent / target.name
         draft.mkdir()
@@ -90,9 +93,20 @@ def _timm_config(model: Model, class_names: Sequence[str] | None) -> dict[str, A
     }
 
 
-def _check_replaceable(target: Path, path: str | os.PathLike, force: bool) -> None:
+def check_folder_target(path: str | os.PathLike, force: bool) -> Path:
+    """Check that a folder may be written, and return its path without links.
+
+    Raises:
+        WeightsError: see `write_folder`.
+    """
+    target = Path(os.path.realpath(os.path.expanduser(path)))
+    if suffix := next((suffix for suffix in _OTHER_FORMATS if target.name.lower().endswith(suffix)), None):
+        raise WeightsError(
+            f"{path} has the extension of another format, {suffix}; a folder, or a file with the extension "
+            f"{' or '.join(ENDINGS)}, is expected"
+        )
     if not os.path.lexists(target):
-        return
+        return target
     if not target.is_dir():
         raise WeightsError(f"{path} exists and is not a folder; choose another path")
     try:
@@ -100,7 +114,7 @@ def _check_replaceable(target: Path, path: str | os.PathLike, force: bool) -> No
     except OSError as error:
         raise WeightsError(f"{path} cannot be read ({error.strerror}); choose another folder") from error
     if not entries:
-        return
+        return target
     if not force:
         raise WeightsError(f"{path} exists; choose another folder, or replace it with --force")
     foreign = sorted(
@@ -111,3 +125,4 @@ def _check_replaceable(target: Path, path: str | os.PathLike, force: bool) -> No
     if foreign or CONFIG_NAME not in {entry.name for entry in entries} or len(entries) == 1:
         what = f"contains {foreign[0]!r}" if foreign else "is not a folder in timm's format"
         raise WeightsError(f"{path} {what}, so --force does not replace it; choose another folder")
+    return target

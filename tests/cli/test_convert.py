@@ -77,6 +77,15 @@ def test_round_trip_prints_its_findings(workdir, file, tmp_path, capsys):
     assert answers[0] == answers[1]
 
 
+@pytest.mark.parametrize("name", ["m.onnx", "m.NPZ", "there", "there.safetensors"])
+def test_an_output_that_cannot_be_written_is_refused_before_the_weights_are_read(tmp_path, name, capsys):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "notes.txt").touch()
+    (tmp_path / "there.safetensors").touch()
+    assert main(["convert", "export", str(tmp_path / "no_run"), "--out", str(tmp_path / name)]) == 2
+    assert f"error: {tmp_path / name} " in capsys.readouterr().err
+
+
 def test_inspect_prints_key_format_variant_size_and_differences(folder, file, capsys):
     assert main(["convert", "inspect", str(folder)]) == 0
     lines = capsys.readouterr().out.splitlines()
