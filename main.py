@@ -19,7 +19,7 @@ except MissingExtraError as error:
 from absl import app, flags, logging
 
 from mambaout_jax.machine import raise_open_file_limit
-from mambaout_jax.process import announced, exit_at_once_on
+from mambaout_jax.process import announced, exit_at_once_on, tolerate_closed_terminal
 
 CONFIG = flags.DEFINE_string(
     "config",
@@ -37,6 +37,7 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process, fr
 def main(argv: list[str]) -> int:
     """Train or evaluate, and return the exit code."""
     escape_unencodable_output()
+    tolerate_closed_terminal()
     raise_open_file_limit()
     changes = [argument for argument in argv[1:] if _is_change(argument)]
     if fault := _find_fault(argv, changes):

@@ -4,7 +4,9 @@ Standard library only. Functions raise the errors of the operating system; calle
 """
 
 import contextlib
+import errno
 import fcntl
+import io
 import os
 import secrets
 import shutil
@@ -80,12 +82,26 @@ def stop_signals() -> tuple[int, ...]:
     return (signal.SIGTERM, signal.SIGINT, *hangup)
 
 
-def silence(descriptors: Iterable[int]) -> None:
-    """Discard what is written to file descriptors from now on, such as those of a terminal that is closing."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    for descriptor in descriptors:
-        os.dup2(null, descriptor)
-    os.close(null)
+class _Terminal(io.FileIO):
+    """A terminal that may close: what is written to it afterwards is lost, without an error."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return len(data)
+
+
+def tolerate_closed_terminal() -> None:
+    """Keep the program alive when the terminal that it prints to closes, so that it can save its work."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream.isatty():
+            terminal = io.BufferedWriter(_Terminal(stream.fileno(), "w", closefd=False))
+            encoding, errors = stream.encoding, stream.errors
+            setattr(sys, name, io.TextIOWrapper(terminal, encoding, errors, line_buffering=True))
 
 
 def exit_with_parent(parent: int, code: int) -> None:

@@ -1,6 +1,5 @@
 """Stopping all hosts at the same point after a signal to one of them."""
 
-import os
 import signal
 import sys
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import Self, TypeVar
 from tqdm import tqdm
 
 from mambaout_jax import distributed, supervisor
-from mambaout_jax.process import BackgroundCall, SignalHandlers, announced, silence, stop_signals
+from mambaout_jax.process import BackgroundCall, SignalHandlers, announced, stop_signals
 from mambaout_jax.run.errors import StoppedError
 
 T = TypeVar("T")
@@ -30,7 +29,6 @@ class StopSignals:
     def __init__(self) -> None:
         self._coordinator = distributed.StopCoordinator()
         self._handlers = SignalHandlers(stop_signals(), self._receive)
-        self._terminal = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
 
     def __enter__(self) -> Self:
         self._handlers.install()
@@ -41,8 +39,6 @@ class StopSignals:
         self._coordinator.close()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGHUP:
-            silence(self._terminal)  # writing to it would raise errors
         self._coordinator.request_stop(signal.Signals(number).name)
         if not supervisor.is_supervised():
             self._handlers.restore()
