@@ -2,10 +2,12 @@
 
 import argparse
 import json
+import os
 import signal
 from typing import Any
 
 from mambaout_jax.cli.arguments import add_plugins
+from mambaout_jax.process import SignalHandlers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,7 +18,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print a row per model."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # JAX's tracing may swallow KeyboardInterrupt
+    # KeyboardInterrupt may be swallowed where JAX calls back into Python while it traces.
+    handlers = SignalHandlers((signal.SIGINT,), lambda *_: os._exit(130))
+    handlers.install()
+    try:
+        _print_models(args)
+    finally:
+        handlers.restore()
+    return 0
+
+
+def _print_models(args: argparse.Namespace) -> None:
     from mambaout_jax import plugins
     from mambaout_jax.models import list_models
 
@@ -24,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     names = list_models()
     if args.json:
         print(json.dumps([_describe(name) for name in names], indent=2))
-        return 0
+        return
     width = max(map(len, names))
     print(f"{'model':<{width}}    params      MACs    size  published top-1, %")
     for name in names:
@@ -32,7 +44,6 @@ def run(args: argparse.Namespace) -> int:
         top1 = ", ".join(f"{percent:.1f} at {size}" for size, percent in row["top1"].items()) or "-"
         numbers = f"{row['params'] / 1e6:>6.2f} M  {row['macs'] / 1e9:>6.3f} G  {row['size']} px"
         print(f"{name:<{width}}  {numbers}  {top1}", flush=True)
-    return 0
 
 
 def _describe(name: str) -> dict[str, Any]:
