@@ -7,6 +7,7 @@ An example is a transformed record: a nested dict of NumPy arrays, image and tar
 with the arrays of its rows stacked.
 """
 
+import contextlib
 import functools
 import itertools
 import os
@@ -18,7 +19,6 @@ from typing import Any, Protocol
 import grain
 import numpy as np
 from absl import flags
-from grain._src.python.ipc import shared_memory_array  # no public function waits for its thread
 
 from mambaout_jax.data.arguments import require
 from mambaout_jax.data.errors import DataError
@@ -310,8 +310,12 @@ def _iterate_workers(chunks: grain.IterDataset, per_batch: int, source: Source, 
 
 def _wait_for_deletions() -> None:
     """Wait until Grain's thread has deleted the shared memory of the last chunks, which would be reported as leaked."""
-    if pool := shared_memory_array.SharedMemoryArray._del_thread_pool:
-        pool.apply(int)  # the only thread deletes in order
+    # Grain has no public function for this; without the private one, the warning at exit is harmless.
+    with contextlib.suppress(ImportError, AttributeError):
+        from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
+
+        if pool := SharedMemoryArray._del_thread_pool:
+            pool.apply(int)  # the only thread deletes in order
 
 
 def _iterate(dataset: grain.IterDataset, per_batch: int) -> Iterator[Batch]:
