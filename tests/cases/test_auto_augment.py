@@ -9,7 +9,12 @@ from mambaout_jax.data.randaugment import RandAugment
 from mambaout_jax.train.loop import train
 from tests.train import tiny
 
-UNDERSTOOD = ["rand-m9-mstd0.5-inc1", "rand-n3-m7-inc1", "rand-m9-p0.7-inc1", "rand-inc1"]
+UNDERSTOOD = {
+    "rand-m9-mstd0.5-inc1": RandAugment(magnitude=9.0, magnitude_std=0.5),
+    "rand-n3-m7-inc1": RandAugment(num_ops=3, magnitude=7.0),
+    "rand-m9-p0.7-inc1": RandAugment(magnitude=9.0, prob=0.7),
+    "rand-inc1": RandAugment(),
+}
 NEAREST = {
     "rand-m9": "rand-m9-inc1",
     "rand-m9-mstd0.5": "rand-m9-mstd0.5-inc1",
@@ -33,7 +38,7 @@ NEAREST = {
 
 @pytest.mark.parametrize("text", UNDERSTOOD)
 def test_strings_of_this_notation_are_understood(text):
-    RandAugment.parse(text)
+    assert RandAugment.parse(text) == UNDERSTOOD[text]
 
 
 @pytest.mark.parametrize("text", NEAREST)
