@@ -1,5 +1,6 @@
 """The errors that a user can fix, and how programs print them; without dependencies, for every package."""
 
+import io
 import sys
 import unicodedata
 
@@ -53,4 +54,5 @@ _DIRECTIONS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 
 def escape_unencodable_output() -> None:
     """Print characters that the encoding of stdout lacks as escapes, as Python does on stderr."""
-    sys.stdout.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a notebook has a stream of its own
+        sys.stdout.reconfigure(errors="backslashreplace")

@@ -162,7 +162,7 @@ def within_seconds(seconds: float, function: Callable[[], T]) -> T:
 
 @contextlib.contextmanager
 def announced(sentence: str, say: Callable[[str], Any] | None = None) -> Iterator[None]:
-    """Say what a wait is for, if it takes longer than two seconds.
+    """Print a sentence if the work in the body of the `with` statement takes longer than two seconds.
 
     Args:
         say: called with the sentence, from a thread; None to print it to stderr if that is a terminal.

@@ -57,7 +57,7 @@ def initialize(
         raise DistributedError(f"missing {' and '.join(missing)}; set all three options, or none on a TPU")
     if not missing:
         _check_address(coordinator, num_processes, process_id)
-    # The hosts of a run reach each other directly; through http_proxy, joining would hang. An empty value is no proxy.
+    # gRPC would connect the hosts through http_proxy, where joining hangs. An empty value disables its proxy.
     os.environ.setdefault("grpc_proxy", "")
     # The service would handle SIGTERM itself.
     jax.config.update("jax_enable_preemption_service", False)

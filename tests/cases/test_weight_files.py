@@ -1,4 +1,4 @@
-"""Weights are found in files of other programs, beside whatever these store, and nothing in a file is run."""
+"""Files of other programs are read: tensors are loaded, all other objects are ignored, and no code is run."""
 
 import argparse
 import collections

@@ -205,7 +205,7 @@ def _check_prepared(
         )
     if digest and read_origin(folder).get("digest") != digest():
         raise DataError(
-            f"{folder} was written from other images, names or labels than those of the source now ({counted} images, "
+            f"{folder} was written from other images, names or labels than those of the source (then {counted}, "
             f"now {expected.num_images}); {other}"
         )
     return expected._replace(num_images=counted)
