@@ -15,6 +15,12 @@ from mambaout_jax.models import ModelError
 from mambaout_jax.run.errors import RunError
 
 
+@pytest.fixture
+def without_pictures(monkeypatch):
+    """Leave out the pictures of pages, which take seconds to draw."""
+    monkeypatch.setattr(ssm_need_page, "_picture", lambda kind, *_: {"title": kind, "svg": ""})
+
+
 def test_of_the_papers_datasets_imagenet_is_short_and_the_others_are_long_or_near():
     rows = analyze()["rows"]
     found = [(row["dataset"], row["channels"], row["tokens"], row["threshold"], row["verdict"]) for row in rows]
@@ -74,8 +80,7 @@ def test_gated_cnn_is_counted_as_the_model_has_it_and_as_published_for_others():
 
 
 @pytest.mark.parametrize(("model", "directions"), [("mamba_tiny", 1), ("test_mambaout", 0)])
-def test_a_model_with_an_ssm_is_counted_with_it(model, directions, tmp_path, monkeypatch):
-    monkeypatch.setattr(ssm_need_page, "_picture", lambda kind, *_: {"title": kind, "svg": ""})  # costs seconds
+def test_a_model_with_an_ssm_is_counted_with_it(model, directions, tmp_path, without_pictures):
     analysis = analyze(model, size=(64, 64))
     assert analysis["directions"] == directions
     page = ssm_need_page.write_page(analysis, tmp_path).read_text()
@@ -112,6 +117,7 @@ def test_the_picture_has_a_line_for_the_block_with_an_ssm():
     assert four == pytest.approx(4 * one)
 
 
+@pytest.mark.run
 def test_page_has_the_gated_cnn_of_the_model(tmp_path):
     names = ("mambaout_base_wide_rw", "mambaout_base")
     wide, plain = (ssm_need_page.write_page(analyze(name, size=(64, 64)), tmp_path / name) for name in names)
@@ -169,6 +175,7 @@ def test_page_is_one_file_with_every_row_and_a_picture_of_each_kind_for_each_wid
     assert "The paper considers whole ViTs of one width" in text
 
 
+@pytest.mark.run
 def test_page_is_the_same_each_time_and_shows_lengths_beyond_its_usual_axis(tmp_path):
     analysis = analyze("test_mambaout", size=(2000, 2000))
     assert max(row["tokens"] for row in analysis["rows"]) > 4**8
@@ -185,7 +192,7 @@ def test_page_is_the_same_each_time_and_shows_lengths_beyond_its_usual_axis(tmp_
         ({"model": "mambaout_femto", "size": (64, 64)}, "Near the threshold in some cases: worth exploring there."),
     ],
 )
-def test_page_answers_first(tmp_path, arguments, answer):
+def test_page_answers_first(tmp_path, without_pictures, arguments, answer):
     assert f'<p class="answer">{answer}</p>' in ssm_need_page.write_page(analyze(**arguments), tmp_path).read_text()
 
 

@@ -13,6 +13,7 @@ from mambaout_jax.run.pretrained import load_pretrained_for, merge_pretrained
 from mambaout_jax.tasks.classification.task import Classification
 from mambaout_jax.weights import WeightsError
 from mambaout_jax.weights.folder import write_folder
+from tests.marks import slow_but
 from tests.timm import load_timm
 from tests.train import tiny, written_run
 from tests.weights import pytorch
@@ -64,10 +65,11 @@ def remove_head(path, model, *, keep_config=False):
 
 
 CASES = [(base, source) for base in (MAMBAOUT, VIT) for source in SOURCES if base is MAMBAOUT or source != "original"]
+WITHOUT_RUN = [case for case in CASES if case[1] != "workdir"]
 
 
-@pytest.mark.parametrize(("base", "source"), [case for case in CASES if case[1] != "workdir"])
-@pytest.mark.parametrize("size", [32, 48])
+@pytest.mark.parametrize(("base", "source"), WITHOUT_RUN)
+@pytest.mark.parametrize("size", slow_but([48], [32, 48]))
 def test_a_backbone_without_a_last_layer_starts_a_run_with_a_new_one(tmp_path, base, source, size):
     path, theirs, variables = write(tmp_path, source, base)
     remove_head(path, theirs)
@@ -83,7 +85,7 @@ def test_a_backbone_without_a_last_layer_starts_a_run_with_a_new_one(tmp_path, b
     )
 
 
-@pytest.mark.parametrize(("base", "source"), [case for case in CASES if case[1] != "workdir"])
+@pytest.mark.parametrize(("base", "source"), WITHOUT_RUN)
 def test_a_backbone_without_a_last_layer_is_refused_where_the_layer_is_needed(tmp_path, base, source):
     path, theirs, _ = write(tmp_path, source, base)
     remove_head(path, theirs)
@@ -121,7 +123,7 @@ def adapted(kernel, in_chans):
 
 
 @pytest.mark.parametrize(("base", "source"), CASES)
-@pytest.mark.parametrize("in_chans", [1, 3, 4])
+@pytest.mark.parametrize("in_chans", slow_but([4], [1, 3, 4]))
 def test_the_first_layer_is_adapted_to_another_number_of_channels(tmp_path, base, source, in_chans):
     path, _, variables = write(tmp_path, source, base)
     changes = {**base, "model.in_chans": in_chans}

@@ -12,6 +12,7 @@ import mambaout_jax as mo
 from mambaout_jax import ops
 from mambaout_jax.models import ModelError
 from mambaout_jax.models.layers import selective_ssm
+from tests.marks import slow_but
 
 OPS = Path(ops.__file__).parent
 
@@ -95,7 +96,7 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", slow_but(["vit_tiny_patch16_224"], list(MODELS)))
 def test_models_have_second_derivatives(name):
     model = mo.create_model(name, **MODELS[name])
     variables, images = model.init(jax.random.key(0)), draw(1, 32, 32, 3)

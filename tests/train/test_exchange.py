@@ -89,6 +89,7 @@ def test_bfloat16_export_reports_the_rounding_error(run, tmp_path):
     assert_same(mo.from_torch(run[1], tmp_path / "half.safetensors"), rounded)
 
 
+@pytest.mark.run
 def test_imported_weights_can_be_evaluated_used_for_prediction_and_fine_tuned(run, exported, tmp_path):
     import_weights(str(exported), tmp_path / "imported")
     config, _, _ = written_run.write(tmp_path / "twin", DIGITS)
@@ -105,11 +106,13 @@ def test_imported_weights_can_be_evaluated_used_for_prediction_and_fine_tuned(ru
     assert not (tmp_path / "nothing").exists()
 
 
+@pytest.mark.run
 def test_a_checkpoint_of_the_workdir_wins_over_what_it_started_from(run, exported):
     config = load_run(run[0]).config.replace({"init_from": str(exported.parent / "gone.safetensors")})
     assert evaluate(config, run[0])["weights"] == f"step {written_run.STEP}"
 
 
+@pytest.mark.run
 def test_weights_of_a_thousand_classes_are_imagenets(tmp_path):
     model, said = mo.create_model("test_mambaout"), []
     torch_weights.write_file(tmp_path / "a.safetensors", mo.to_torch(model, model.init(jax.random.key(0))))
@@ -120,6 +123,7 @@ def test_weights_of_a_thousand_classes_are_imagenets(tmp_path):
     assert imported.config.data.name == "imagenet2012"
 
 
+@pytest.mark.run
 def test_a_run_cannot_resume_in_a_workdir_of_imported_weights(exported, tmp_path):
     import_weights(str(exported), tmp_path / "imported")
     config, _, _ = written_run.write(tmp_path / "twin", DIGITS)
@@ -129,6 +133,7 @@ def test_a_run_cannot_resume_in_a_workdir_of_imported_weights(exported, tmp_path
         write_report(tmp_path / "imported")
 
 
+@pytest.mark.run
 def test_what_exists_is_replaced_only_with_force_and_a_run_never(run, exported, tmp_path):
     target = tmp_path / "imported"
     import_weights(str(exported), target)
@@ -158,6 +163,7 @@ def test_a_file_that_came_out_wrong_is_not_kept(run, tmp_path, monkeypatch, out)
     assert left_in(tmp_path) == []
 
 
+@pytest.mark.run
 def test_a_layer_that_is_swapped_is_found_by_its_logits(run, exported, tmp_path, monkeypatch):
     load = exchange.load_run
 

@@ -100,6 +100,7 @@ def test_finished_run_is_not_run_again(unbroken, capfd):
     assert (unbroken / "metrics.jsonl").read_text() == before
 
 
+@pytest.mark.run
 def test_finished_run_is_evaluated_again_after_a_change_of_the_evaluation(unbroken, tmp_path):
     shutil.copytree(unbroken, tmp_path / "run")
     changed = tiny.config(resume="any", **{"data.validation_split": "validation[:100]"})
@@ -115,6 +116,7 @@ def test_an_evaluation_whose_loss_is_not_finite_is_a_divergence():
         )
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("damage", [lambda text: text.replace('"task": "classification",', ""), lambda text: text[:40]])
 def test_finished_run_with_results_of_an_earlier_version_or_damaged_ones_gives_its_scores(unbroken, tmp_path, damage):
     shutil.copytree(unbroken, tmp_path / "run")

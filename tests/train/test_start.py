@@ -17,7 +17,6 @@ from mambaout_jax.train import loop
 from mambaout_jax.train.inputs import open_batches
 from mambaout_jax.train.loop import train
 from mambaout_jax.train.recipe import differences_from_recipe
-from tests.marks import slow_but
 from tests.train import tiny
 from tests.train.runs import records, start
 
@@ -37,7 +36,8 @@ def leaves(workdir, weights):
     return {".".join(str(key.key) for key in path): np.asarray(leaf) for path, leaf in flat}
 
 
-@pytest.mark.parametrize("head", slow_but(["keep"], ["keep", "new"]))
+@pytest.mark.run
+@pytest.mark.parametrize("head", ["keep", "new"])
 def test_run_starts_from_the_averaged_weights_of_another(trained, tmp_path, capfd, head):
     train(tiny.config(**STILL, init_from=str(trained), init_head=head), tmp_path / "run")
     given, raw, ema = leaves(trained, "ema"), leaves(tmp_path / "run", "raw"), leaves(tmp_path / "run", "ema")
@@ -59,6 +59,7 @@ def test_resumed_run_continues_with_its_own_weights(trained, tmp_path):
         np.testing.assert_array_equal(leaf, before[name])
 
 
+@pytest.mark.run
 def test_weights_of_another_model_are_refused_before_anything_runs(trained, tmp_path):
     with pytest.raises(RunError, match=r"config\.model has dims \(8, 24\), not \(8, 16\)"):
         train(tiny.config(init_from=str(trained), **{"model.dims": (8, 24)}), tmp_path / "run")
@@ -82,6 +83,7 @@ def test_run_prints_its_batch_and_its_differences_from_the_recipe(tmp_path, capf
     )
 
 
+@pytest.mark.run
 def test_bad_record_ends_a_run_after_saving_without_compiling_an_evaluation(tmp_path, monkeypatch):
     def compile_evaluation(*_):
         raise AssertionError("nothing is evaluated yet")
