@@ -15,6 +15,40 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
+class Checkpoint:
+    """A published file of PyTorch weights.
+
+    Args:
+        url: address of the file.
+        licence: SPDX name of the licence of the weights; None if none is stated.
+        sha256: digest of the file in hexadecimal, or the beginning of it that is published; None if none is.
+    """
+
+    url: str
+    licence: str | None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Publication:
+    """The paper and the original code of a family.
+
+    Args:
+        title: title of the paper.
+        paper: address of the paper.
+        repository: address of the original code.
+        licence: SPDX name of the licence of the original code.
+        bibtex: entry of a bibliography, as its authors give it.
+    """
+
+    title: str
+    paper: str
+    repository: str
+    licence: str
+    bibtex: str
+
+
+@dataclass(frozen=True)
 class Variant:
     """A named model of a family.
 
@@ -24,6 +58,7 @@ class Variant:
         mean, std: statistics of the training images for R, G and B, in [0, 1].
         crop_pct: share of the resized image that the evaluation crop keeps.
         top1: published ImageNet-1k top-1 in percent, by side of the evaluation image.
+        checkpoint: the published weights; None if there are none.
     """
 
     options: Mapping[str, Any]
@@ -32,6 +67,7 @@ class Variant:
     std: tuple[float, ...] = IMAGENET_STD
     crop_pct: float = 1.0
     top1: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
+    checkpoint: Checkpoint | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +98,7 @@ class Family:
         key_formats: names of its parameters in PyTorch programs; the first is the default for export.
         timm_options: options with only one value in timm; None if timm does not have the family.
         recipe: None if none is published.
+        publication: None for a family without a paper.
     """
 
     name: str
@@ -71,3 +108,4 @@ class Family:
     key_formats: tuple[KeyFormat, ...]
     timm_options: Mapping[str, Any] | None = None
     recipe: Recipe | None = None
+    publication: Publication | None = None

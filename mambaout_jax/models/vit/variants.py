@@ -3,7 +3,14 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from mambaout_jax.models.family import Variant
+from mambaout_jax.models.family import Checkpoint, Variant
+
+
+def _deit(name: str) -> Checkpoint:
+    """Return the weights that DeiT's authors published; the name ends with the beginning of their digest."""
+    url = f"https://dl.fbaipublicfiles.com/deit/{name}.pth"
+    return Checkpoint(url, "Apache-2.0", sha256=name.rpartition("-")[2])
+
 
 _TINY = {"embed_dim": 192, "num_heads": 3}
 _SMALL = {"embed_dim": 384, "num_heads": 6}
@@ -14,9 +21,15 @@ _GOOGLE = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "crop_pct": 0.9}
 # DeiT comes first: its weights are published as files without a name.
 VARIANTS: Mapping[str, Variant] = MappingProxyType(
     {
-        "deit_tiny_patch16_224": Variant(_TINY, crop_pct=0.9, top1={224: 72.2}),
-        "deit_small_patch16_224": Variant(_SMALL, crop_pct=0.9, top1={224: 79.8}),
-        "deit_base_patch16_224": Variant(_BASE, crop_pct=0.9, top1={224: 81.8}),
+        "deit_tiny_patch16_224": Variant(
+            _TINY, crop_pct=0.9, top1={224: 72.2}, checkpoint=_deit("deit_tiny_patch16_224-a1311bcf")
+        ),
+        "deit_small_patch16_224": Variant(
+            _SMALL, crop_pct=0.9, top1={224: 79.8}, checkpoint=_deit("deit_small_patch16_224-cd65a155")
+        ),
+        "deit_base_patch16_224": Variant(
+            _BASE, crop_pct=0.9, top1={224: 81.8}, checkpoint=_deit("deit_base_patch16_224-b5f2ef4d")
+        ),
         "vit_tiny_patch16_224": Variant(_TINY, **_GOOGLE),
         "vit_small_patch16_224": Variant(_SMALL, **_GOOGLE),
         "vit_base_patch16_224": Variant(_BASE, **_GOOGLE),
