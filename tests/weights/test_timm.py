@@ -21,7 +21,11 @@ MORE_SIZES = {"mambaout_base": ((288, 288), (200, 256))}
 
 @pytest.mark.parametrize(
     "name",
-    [name for name in TIMM_MODELS if "mambaout" in name],
+    [
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.nightly)
+        for name in TIMM_MODELS
+        if "mambaout" in name
+    ],
 )
 def test_variant_at_full_width_equals_timms_both_ways(name):
     check_both_ways(name, sizes=(None, *MORE_SIZES.get(name, ())))
