@@ -9,7 +9,19 @@ from mambaout_jax.checks import nearest_names
 from mambaout_jax.errors import escape_unencodable_output, is_user_error, print_error
 from mambaout_jax.machine import MachineError, describe_fault, is_exhausted, raise_open_file_limit
 
-COMMANDS = ("analyze", "bench-data", "convert", "doctor", "models", "plan", "predict", "prepare", "report", "study")
+COMMANDS = (
+    "analyze",
+    "bench-data",
+    "convert",
+    "doctor",
+    "models",
+    "plan",
+    "predict",
+    "prepare",
+    "report",
+    "reproduce",
+    "study",
+)
 CONFIG_HELP = "file of the experiment; --config.KEY=VALUE changes a key"
 
 

@@ -34,7 +34,7 @@ MODULES = {
         "tensorflow_datasets",
         "tqdm",
     ),
-    "hub": ("huggingface_hub",),
+    "hub": ("huggingface_hub", "pooch"),
     "torch": ("torch", "timm"),
     "prepare": ("tensorflow",),
 }

@@ -7,6 +7,7 @@ from mambaout_jax.weights.convert import (
     load_pretrained,
     to_torch,
 )
+from mambaout_jax.weights.download import download_checkpoint, sha256
 from mambaout_jax.weights.errors import WeightsError, converting_file_errors
 from mambaout_jax.weights.files import ENDINGS, check_file_target, write_file
 from mambaout_jax.weights.folder import check_folder_target, write_folder
@@ -31,6 +32,7 @@ __all__ = [
     "check_folder_target",
     "converting_file_errors",
     "differences",
+    "download_checkpoint",
     "from_checkpoint",
     "from_torch",
     "inspect_checkpoint",
@@ -43,6 +45,7 @@ __all__ = [
     "read_checkpoint",
     "resample_variables",
     "resolve_model",
+    "sha256",
     "to_torch",
     "write_file",
     "write_folder",
