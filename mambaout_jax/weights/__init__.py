@@ -7,7 +7,7 @@ from mambaout_jax.weights.convert import (
     load_pretrained,
     to_torch,
 )
-from mambaout_jax.weights.errors import WeightsError, converting_file_errors
+from mambaout_jax.weights.errors import NewHeadWarning, WeightsError, converting_file_errors
 from mambaout_jax.weights.files import ENDINGS, check_file_target, write_file
 from mambaout_jax.weights.folder import check_folder_target, write_folder
 from mambaout_jax.weights.image_size import resample_variables
@@ -22,6 +22,7 @@ from mambaout_jax.weights.verify import LogitsCheck, random_images
 __all__ = [
     "ENDINGS",
     "LogitsCheck",
+    "NewHeadWarning",
     "ResolvedModel",
     "TorchCheckpoint",
     "UnknownVariantError",
