@@ -37,7 +37,7 @@ def classify(model, files, **changes):
 
 @pytest.mark.parametrize("count", [1, 5, 9])
 def test_any_number_of_images_is_one_compile_and_the_same_answers(tmp_path, monkeypatch, count):
-    monkeypatch.setattr(predict, "MAX_BATCH_SIZE", 4)
+    monkeypatch.setattr(predict, "MAX_PREDICTED", 4)
     names = [list(COLOURS)[index % 3] for index in range(count)]
     files = [tmp_path / f"{index}.png" for index in range(count)]
     for file, name in zip(files, names, strict=True):
@@ -51,10 +51,12 @@ def test_crop_of_the_config_is_what_the_model_sees(tmp_path):
     image = Image.new("RGB", (96, 64), COLOURS["red"])
     image.paste(COLOURS["blue"], (24, 16, 72, 48))
     image.save(tmp_path / "frame.png")
-    seen = {
-        crop_pct: classify(MeanColour(), [tmp_path / "frame.png"], **{"data.crop_pct": crop_pct})[0][0]["class"]
-        for crop_pct in (None, 1.0, 0.5)
-    }
+    seen = {}
+    for crop_pct in (None, 1.0, 0.5):
+        changes = {"model.in_chans": 3, "model.img_size": (32, 48), "data.crop_pct": crop_pct}
+        model = MeanColour()
+        model.input_spec = tiny.config(**changes).build_task().build_model({"class_names": list(COLOURS)}).input_spec
+        seen[crop_pct] = classify(model, [tmp_path / "frame.png"], **changes)[0][0]["class"]
     assert seen == {None: "red", 1.0: "red", 0.5: "blue"}
 
 
