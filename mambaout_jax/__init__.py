@@ -5,13 +5,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mambaout_jax.models import Model, create_model, list_models
+    from mambaout_jax.run.workdir import load_run
+    from mambaout_jax.tasks.classification.inference import predict, preprocess
     from mambaout_jax.weights import from_torch, load_pretrained, to_torch
 
 _MODULES = {
     **dict.fromkeys(("Model", "create_model", "list_models"), "models"),
     **dict.fromkeys(("from_torch", "load_pretrained", "to_torch"), "weights"),
+    "load_run": "run.workdir",
+    **dict.fromkeys(("predict", "preprocess"), "tasks.classification.inference"),
 }
-__all__ = ["Model", "create_model", "from_torch", "list_models", "load_pretrained", "to_torch"]
+__all__ = [
+    "Model",
+    "create_model",
+    "from_torch",
+    "list_models",
+    "load_pretrained",
+    "load_run",
+    "predict",
+    "preprocess",
+    "to_torch",
+]
 
 
 def __getattr__(name: str) -> Any:

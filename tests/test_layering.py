@@ -44,7 +44,7 @@ IMPORTS = {
     "study": {"analyze", "train", "report"},
     "cli": {"study", "plan"},
     "main": {"train", "report"},
-    "__init__": {"weights"},
+    "__init__": {"run"},
     "__main__": {"cli", "checks", "errors", "machine"},
 }
 BANNED = {
@@ -61,8 +61,9 @@ BANNED = {
 # Where a ConfigDict is read: everything below takes plain arguments.
 CONFIG_READERS = {"mambaout_jax/run/config.py", "mambaout_jax/run/config_file.py"}
 TORCH = {"timm", "torch", "torchvision"}
-# Names of families, of their models and of tasks, by the folder that may know them; so may the registries.
-REGISTRIES = {"mambaout_jax/models/registry.py", "mambaout_jax/tasks/registry.py"}
+# Names of families, of their models and of tasks, by the folder that may know them; so may the registries, and the
+# list of the library's functions.
+REGISTRIES = {"mambaout_jax/models/registry.py", "mambaout_jax/tasks/registry.py", "mambaout_jax/__init__.py"}
 OWNED_NAMES = {
     **{f"mambaout_jax/models/{family.name}/": {family.name, *family.variants} for family in families()},
     **{f"mambaout_jax/tasks/{task.name}/": {task.name} for task in BUILT_IN},

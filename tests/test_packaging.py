@@ -109,6 +109,24 @@ assert not {{"jax", "tensorflow_datasets"}} & set(sys.modules)
 
 
 @pytest.mark.run
+def test_functions_of_the_library_that_need_an_extra_name_it():
+    program = """
+import mambaout_jax as mo
+from mambaout_jax.extras import MissingExtraError
+for name in ("load_run", "preprocess", "predict"):
+    try:
+        getattr(mo, name)
+    except MissingExtraError as error:
+        print(error)
+"""
+    done = run_without({"grain"}, program)
+    assert done.returncode == 0, done.stderr
+    packages = "run", "tasks", "tasks"
+    lines = [f'mambaout_jax.{package} requires grain; pip install "mambaout_jax[train]"' for package in packages]
+    assert done.stdout.splitlines() == lines
+
+
+@pytest.mark.run
 def test_main_names_the_extra_of_training():
     program = "import runpy; sys.argv = ['main.py', '--workdir=x']; runpy.run_path('main.py', run_name='__main__')"
     done = run_without({"absl", "ml_collections"}, program)

@@ -10,12 +10,14 @@ check_installed("train", __name__)
 from mambaout_jax.data.errors import DataError, WorkerDiedError
 from mambaout_jax.data.eval_transform import EvalTransform
 from mambaout_jax.data.pipeline import eval_batches, train_batches
+from mambaout_jax.data.randaugment import RandAugment
 from mambaout_jax.data.sources import Records, Source, open_records
 from mambaout_jax.data.train_transform import TrainTransform
 
 __all__ = [
     "DataError",
     "EvalTransform",
+    "RandAugment",
     "Records",
     "Source",
     "TrainTransform",

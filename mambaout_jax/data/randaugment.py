@@ -57,58 +57,6 @@ class Operation:
     interpolation: str = "bilinear"
 
 
-@dataclasses.dataclass(frozen=True)
-class RandAugment:
-    """A distribution of operations, drawn with replacement and applied with probability `prob`, each at its own level.
-
-    Args:
-        magnitude: mean level, from 0 to 10.
-        magnitude_std: standard deviation of the level, which is clipped to [0, 10].
-    """
-
-    num_ops: int = 2
-    magnitude: float = MAX_LEVEL
-    magnitude_std: float = 0.0
-    prob: float = 0.5
-
-    @classmethod
-    def parse(cls, text: str) -> "RandAugment":
-        """Build from timm's notation, such as "rand-m9-mstd0.5-inc1"; m, n, p and mstd are optional.
-
-        Raises:
-            DataError: a part is unknown, repeated, missing or out of range.
-        """
-        first, *parts = text.split("-")
-        if first != "rand":
-            raise _parse_error(text, f"it starts with {first!r}, not 'rand'")
-        numbers = {}
-        for part in parts:
-            match = PART.fullmatch(part)
-            if match is None or match[1] not in PARTS:
-                raise _parse_error(text, f"part {part!r} is unknown")
-            name, number = match.groups()
-            field, kind, low, high, description = PARTS[name]
-            if (kind is int and "." in number) or not low <= float(number) <= high:
-                raise _parse_error(text, f"{name} is {number}; expected {description}")
-            if field in numbers:
-                raise _parse_error(text, f"{name} is repeated")
-            numbers[field] = kind(number)
-        if numbers.pop(None, None) is None:
-            raise _parse_error(text, "inc1 is missing, without which timm has other color operations")
-        return cls(**numbers)
-
-    def draw(self, rng: np.random.Generator) -> list[Operation]:
-        """Draw the operations for one image; the number of random draws does not depend on their outcome."""
-        operations = []
-        for _ in range(self.num_ops):
-            name = OPERATIONS[rng.integers(len(OPERATIONS))]
-            level = min(max(rng.normal(self.magnitude, self.magnitude_std), 0.0), MAX_LEVEL)
-            applied, negative, bicubic = rng.random(3) < (self.prob, 0.5, 0.5)
-            if applied:
-                operations.append(Operation(name, -level if negative else level, "bicubic" if bicubic else "bilinear"))
-        return operations
-
-
 def apply(image: np.ndarray, operation: Operation, affine: Affine) -> np.ndarray:
     """Apply one operation to a uint8 image (h, w, c).
 
@@ -152,6 +100,68 @@ def affine_opencv(image: np.ndarray, matrix: Matrix, interpolation: str, fill: t
     outside = (u < 0) | (u >= width) | (v < 0) | (v >= height)
     filled = cv2.merge([np.full((height, width), value, np.uint8) for value in fill])
     return cv2.copyTo(filled, outside.view(np.uint8), moved).reshape(image.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class RandAugment:
+    """A distribution of operations, drawn with replacement and applied with probability `prob`, each at its own level.
+
+    Args:
+        magnitude: mean level, from 0 to 10.
+        magnitude_std: standard deviation of the level, which is clipped to [0, 10].
+    """
+
+    num_ops: int = 2
+    magnitude: float = MAX_LEVEL
+    magnitude_std: float = 0.0
+    prob: float = 0.5
+
+    @classmethod
+    def parse(cls, text: str) -> "RandAugment":
+        """Build from timm's notation, such as "rand-m9-mstd0.5-inc1"; m, n, p and mstd are optional.
+
+        Raises:
+            DataError: a part is unknown, repeated, missing or out of range.
+        """
+        first, *parts = text.split("-")
+        if first != "rand":
+            raise _parse_error(text, f"it starts with {first!r}, not 'rand'")
+        numbers = {}
+        for part in parts:
+            match = PART.fullmatch(part)
+            if match is None or match[1] not in PARTS:
+                raise _parse_error(text, f"part {part!r} is unknown")
+            name, number = match.groups()
+            field, kind, low, high, description = PARTS[name]
+            if (kind is int and "." in number) or not low <= float(number) <= high:
+                raise _parse_error(text, f"{name} is {number}; expected {description}")
+            if field in numbers:
+                raise _parse_error(text, f"{name} is repeated")
+            numbers[field] = kind(number)
+        if numbers.pop(None, None) is None:
+            raise _parse_error(text, "inc1 is missing, without which timm has other color operations")
+        return cls(**numbers)
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator, affine: Affine = affine_pillow) -> np.ndarray:
+        """Draw operations and apply them to a uint8 image (h, w, c); the result has the same shape.
+
+        Args:
+            affine: `affine_pillow` or `affine_opencv`.
+        """
+        for operation in self.draw(rng):
+            image = apply(image, operation, affine)
+        return image
+
+    def draw(self, rng: np.random.Generator) -> list[Operation]:
+        """Draw the operations for one image; the number of random draws does not depend on their outcome."""
+        operations = []
+        for _ in range(self.num_ops):
+            name = OPERATIONS[rng.integers(len(OPERATIONS))]
+            level = min(max(rng.normal(self.magnitude, self.magnitude_std), 0.0), MAX_LEVEL)
+            applied, negative, bicubic = rng.random(3) < (self.prob, 0.5, 0.5)
+            if applied:
+                operations.append(Operation(name, -level if negative else level, "bicubic" if bicubic else "bilinear"))
+        return operations
 
 
 def _parse_error(text: str, what: str) -> DataError:

@@ -15,7 +15,7 @@ from PIL import Image
 from mambaout_jax.data.arguments import INTERPOLATIONS, check_size_and_channels, require
 from mambaout_jax.data.decode import decode_fast, decode_image, find_turn, jpeg_size, power_of_two_within, to_array
 from mambaout_jax.data.errors import DataError
-from mambaout_jax.data.randaugment import LINEAR_AND_CUBIC, RandAugment, affine_opencv, affine_pillow, apply
+from mambaout_jax.data.randaugment import LINEAR_AND_CUBIC, RandAugment, affine_opencv, affine_pillow
 
 Box = tuple[int, int, int, int]
 
@@ -113,8 +113,7 @@ class TrainTransform:
         if self.flip and rng.random() < self.flip:
             pixels = cv2.flip(pixels, 1).reshape(pixels.shape)
         if self._rand_augment is not None:
-            for operation in self._rand_augment.draw(rng):
-                pixels = apply(pixels, operation, affine_opencv if fast else affine_pillow)
+            pixels = self._rand_augment(pixels, rng, affine_opencv if fast else affine_pillow)
         return pixels
 
     def empty(self) -> np.ndarray:

@@ -4,16 +4,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
-import numpy as np
-
 from mambaout_jax.data import DataError
 from mambaout_jax.machine import MachineError, describe_fault, is_exhausted
 from mambaout_jax.run.workdir import Run
-from mambaout_jax.tasks.api import Prediction
-
-# The largest batch, so that any number of files fits into memory.
-MAX_BATCH_SIZE = 32
+from mambaout_jax.tasks.api import MAX_PREDICTED, Prediction, stack_examples
 
 
 class FilePrediction(NamedTuple):
@@ -35,7 +29,7 @@ def predict_files(run: Run, files: Sequence[str]) -> Iterator[FilePrediction]:
     The model is compiled once for one batch size; the last batch is padded with empty examples.
     """
     predictor = run.task.predictor(run.model, run.labels)
-    batch_size = min(len(files), MAX_BATCH_SIZE)
+    batch_size = min(len(files), MAX_PREDICTED)
     for start in range(0, len(files), batch_size):
         examples, errors = [], {}
         for row, file in enumerate(files[start : start + batch_size]):
@@ -50,8 +44,7 @@ def predict_files(run: Run, files: Sequence[str]) -> Iterator[FilePrediction]:
                 errors[row] = str(error) or type(error).__name__
             examples.append(predictor.empty())
         if len(errors) < len(examples):
-            padded = examples + [predictor.empty()] * (batch_size - len(examples))
-            predictions = predictor(run.variables, jax.tree.map(lambda *rows: np.stack(rows), *padded))
+            predictions = predictor(run.variables, stack_examples(predictor, examples, batch_size))
         for row, file in enumerate(files[start : start + batch_size]):
             found = errors[row] if row in errors else predictions[row]
             yield FilePrediction(file, None, found) if isinstance(found, str) else FilePrediction(file, found)

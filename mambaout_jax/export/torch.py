@@ -10,6 +10,7 @@ import numpy as np
 from etils import epath
 
 from mambaout_jax.data import DataError
+from mambaout_jax.data.imagenet_classes import class_description
 from mambaout_jax.machine import MachineError, describe_fault, is_exhausted
 from mambaout_jax.models import Model, create_model
 from mambaout_jax.plugins import load as load_plugins
@@ -182,7 +183,12 @@ def export_weights(
     if is_file:
         write_file(out, tensors, force=force, check=check_draft)
     else:
-        write_folder(out, run.model, tensors, class_names=run.labels.get("class_names"), force=force, check=check_draft)
+        names = run.labels.get("class_names")
+        words = {name: class_description(name) for name in names or ()}
+        known = words if words and None not in words.values() else None  # timm requires all or none
+        write_folder(
+            out, run.model, tensors, class_names=names, class_descriptions=known, force=force, check=check_draft
+        )
 
 
 def _describe(source: str, checkpoint: TorchCheckpoint, resolved: ResolvedModel, model: Model) -> str:

@@ -43,7 +43,10 @@ class Run(NamedTuple):
     """A trained model with its config and task.
 
     Args:
+        config: the config of the run, plain values.
+        model: its `input_spec` has the crop with which the run is evaluated.
         labels: the labels of the dataset, as the task recorded them.
+        step: the number of steps that the weights were trained.
         weights: the kind of weights in `variables`, "ema" or "raw".
     """
 
@@ -54,6 +57,15 @@ class Run(NamedTuple):
     labels: Labels
     step: int
     weights: str
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Return the names of the classes in the order of the labels; None if they are unknown."""
+        names = self.labels.get("class_names")
+        return None if names is None else tuple(names)
+
+    def __repr__(self) -> str:
+        return f"<run of {self.model.name} for {self.task.name}: {self.weights} weights of step {self.step}>"
 
 
 def open_workdir(path: epath.PathLike, *, to_write: bool = False) -> epath.Path:
@@ -233,11 +245,14 @@ def load_run(path: epath.PathLike, weights: str | None = None) -> Run:
     """Load the model of a workdir with the weights of its newest checkpoint.
 
     Args:
+        path: a folder, or gs://BUCKET/...
         weights: "ema" or "raw"; None for "ema" if the run has an average, else "raw".
 
     Raises:
-        RunError: the workdir has no run, no readable checkpoint, or no average.
+        RunError: the workdir has no run, no readable checkpoint, or no such weights.
     """
+    if weights not in (None, "ema", "raw"):
+        raise RunError(f"weights is {weights!r}; 'ema', 'raw' or None is expected")
     workdir = open_workdir(path)
     config = load_config(workdir)
     labels = load_environment(workdir)["labels"]

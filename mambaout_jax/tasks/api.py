@@ -6,10 +6,11 @@ batches are prepared on the device, the loss, the metrics and the predictions.
 """
 
 import abc
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
+import jax
 import numpy as np
 from etils import epath
 from jaxtyping import Array, Key
@@ -18,6 +19,9 @@ from mambaout_jax.checks import ConfigKey
 from mambaout_jax.data import Source
 from mambaout_jax.data.pipeline import Batch, EvalExampleTransform, Example, TrainExampleTransform
 from mambaout_jax.models import Model
+
+# The largest batch of a prediction, so that any number of images fits into memory.
+MAX_PREDICTED = 32
 
 Labels = Mapping[str, Any]
 Scores = dict[str, float]
@@ -127,6 +131,12 @@ class Predictor(Protocol):
 
     def __call__(self, variables: dict[str, Any], batch: Batch) -> list[Prediction | str]:
         """Return a prediction or an error message for each row."""
+
+
+def stack_examples(predictor: Predictor, examples: Sequence[Example], batch_size: int) -> Batch:
+    """Stack examples to a batch of a fixed size, for which a predictor is compiled once, padded with empty ones."""
+    padded = [*examples, *[predictor.empty()] * (batch_size - len(examples))]
+    return jax.tree.map(lambda *rows: np.stack(rows), *padded)
 
 
 class ScoreText(NamedTuple):

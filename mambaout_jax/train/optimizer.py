@@ -1,4 +1,4 @@
-"""The learning-rate schedule and the optimizer."""
+"""The learning-rate schedule, the optimizer and the moving average, as functions of arrays and plain values."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,20 +14,26 @@ Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
 def warmup_cosine(
     *,
     learning_rate: float,
-    warmup_learning_rate: float,
-    min_learning_rate: float,
-    warmup_epochs: int,
-    cooldown_epochs: int,
     num_epochs: int,
     steps_per_epoch: int,
-    per_epoch: bool,
+    warmup_learning_rate: float = 0.0,
+    min_learning_rate: float = 0.0,
+    warmup_epochs: int = 0,
+    cooldown_epochs: int = 0,
+    per_epoch: bool = False,
 ) -> Schedule:
     """Build the schedule: linear warm-up, then a cosine whose time starts with the warm-up, then a constant.
 
     At epoch t: warm + t (peak - warm) / W for t < W; min + (peak - min) (1 + cos(pi t / T)) / 2 for t < T; then min;
     with T = num_epochs - cooldown_epochs.
 
+    Returns:
+        The function from the step, an integer array of any shape, to the learning rate, float32 of the same shape; a
+        schedule of optax.
+
     Args:
+        learning_rate: the peak.
+        num_epochs: epochs of the whole run, warm-up and cool-down included.
         per_epoch: update the learning rate once per epoch, as the published recipe does, instead of at each step.
 
     Reference: timm 0.6.11, CosineLRScheduler with warmup_prefix=False.
@@ -47,8 +53,16 @@ def warmup_cosine(
     return schedule
 
 
-def decay_mask(params: Any, no_decay: frozenset[tuple[str | int, ...]]) -> Any:
-    """Return the mask of parameters with weight decay: those with more than one axis that are not in `no_decay`."""
+def decay_mask(params: Any, no_decay: frozenset[tuple[str | int, ...]] = frozenset()) -> Any:
+    """Return the mask of parameters with weight decay: those with more than one axis that are not in `no_decay`.
+
+    Args:
+        params: arrays or shapes in nested dicts, such as `variables["params"]`.
+        no_decay: paths of other parameters without weight decay, such as `model.no_decay`.
+
+    Returns:
+        A bool for each parameter, in the same nested dicts; a mask of optax.
+    """
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf.ndim > 1 and tuple(entry.key for entry in path) not in no_decay, params
     )
@@ -58,13 +72,18 @@ def adamw(
     schedule: Schedule,
     *,
     weight_decay: float,
-    b1: float,
-    b2: float,
-    eps: float,
-    clip_grad_norm: float | None,
-    no_decay: frozenset[tuple[str | int, ...]],
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    clip_grad_norm: float | None = None,
+    no_decay: frozenset[tuple[str | int, ...]] = frozenset(),
 ) -> optax.GradientTransformation:
-    """Build AdamW with the decay mask, optionally with clipping by global norm before it."""
+    """Build AdamW with the decay mask, optionally with clipping by global norm before it.
+
+    Args:
+        weight_decay: multiplied by the learning rate, as in PyTorch.
+        no_decay: see `decay_mask`.
+    """
     update = optax.adamw(
         schedule,
         b1=b1,
@@ -74,3 +93,19 @@ def adamw(
         mask=lambda params: decay_mask(params, no_decay),
     )
     return update if clip_grad_norm is None else optax.chain(optax.clip_by_global_norm(clip_grad_norm), update)
+
+
+def update_ema(ema: Any, variables: Any, decay: float, step: Int[Array, ""] | int) -> Any:
+    """Compute the moving average of the variables after a step: ema + (1 - decay) (variables - ema).
+
+    The decay starts low to forget the initial values.
+
+    Args:
+        ema: the average before the step, with the structure and shapes of `variables`; the initial variables at step 0.
+        decay: the largest decay, such as 0.9999.
+        step: number of steps before this one.
+
+    Reference: TensorFlow's ExponentialMovingAverage with num_updates, min(decay, (1 + n) / (10 + n)).
+    """
+    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda old, new: old + (1.0 - decay) * (new - old), ema, variables)

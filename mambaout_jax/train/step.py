@@ -14,7 +14,7 @@ from mambaout_jax.models import Model
 from mambaout_jax.run.state import TrainState
 from mambaout_jax.tasks.api import Batch, LossTerm, Task
 from mambaout_jax.tasks.errors import TaskError
-from mambaout_jax.train.optimizer import Schedule
+from mambaout_jax.train.optimizer import Schedule, update_ema
 
 Denominators = Mapping[str, Any]
 
@@ -84,7 +84,7 @@ def make_train_step(
             "batch_stats": batch_stats,
         }
         metrics = _accumulate(metrics, state.step, loss, terms, optax.tree.norm(gradient), schedule(state.step))
-        ema = None if ema_decay is None else _update_ema(state.ema, variables, ema_decay, state.step)
+        ema = None if ema_decay is None else update_ema(state.ema, variables, ema_decay, state.step)
         return TrainState(state.step + 1, variables, ema, opt_state), metrics
 
     return train_step
@@ -177,15 +177,6 @@ def _as_divisor(denominator: Array | float) -> Array | float:
     if isinstance(denominator, jax.Array):
         return jax.lax.stop_gradient(jnp.where(denominator == 0, jnp.ones_like(denominator), denominator))
     return denominator or 1
-
-
-def _update_ema(ema: Any, variables: Any, decay: float, step: Int[Array, ""]) -> Any:
-    """Compute the moving average; its decay starts low to forget the initial values.
-
-    Reference: TensorFlow's ExponentialMovingAverage with num_updates, min(decay, (1 + n) / (10 + n)).
-    """
-    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda old, new: old + (1.0 - decay) * (new - old), ema, variables)
 
 
 def _accumulate(

@@ -8,7 +8,7 @@ from mambaout_jax.weights.convert import (
     to_torch,
 )
 from mambaout_jax.weights.download import download_checkpoint, sha256
-from mambaout_jax.weights.errors import WeightsError, converting_file_errors
+from mambaout_jax.weights.errors import NewHeadWarning, WeightsError, converting_file_errors
 from mambaout_jax.weights.files import ENDINGS, check_file_target, write_file
 from mambaout_jax.weights.folder import check_folder_target, write_folder
 from mambaout_jax.weights.image_size import resample_variables
@@ -23,6 +23,7 @@ from mambaout_jax.weights.verify import LogitsCheck, random_images
 __all__ = [
     "ENDINGS",
     "LogitsCheck",
+    "NewHeadWarning",
     "ResolvedModel",
     "TorchCheckpoint",
     "UnknownVariantError",

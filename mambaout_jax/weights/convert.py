@@ -1,17 +1,20 @@
 """Python functions for conversion: from PyTorch weights to variables and back."""
 
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
+from jaxtyping import Array, Key
 
 from mambaout_jax.models import Model, create_model, variant_options
 from mambaout_jax.weights.checkpoint import TorchCheckpoint, read_checkpoint
-from mambaout_jax.weights.errors import WeightsError
+from mambaout_jax.weights.errors import NewHeadWarning, WeightsError
 from mambaout_jax.weights.input_channels import adapt_first_layer
 from mambaout_jax.weights.resolve import ResolvedModel, UnknownVariantError, resolve_model
-from mambaout_jax.weights.state_dict import from_tensors, to_tensors
+from mambaout_jax.weights.state_dict import classifier_shapes, from_tensors, to_tensors, with_new_classifier
 from mambaout_jax.weights.tensors import open_state_dict, warn_of_ignored
 
 
@@ -74,15 +77,28 @@ def to_torch(
 
 
 def load_pretrained(
-    source: str | os.PathLike, *, name: str | None = None, **options: Any
+    source: str | os.PathLike,
+    *,
+    name: str | None = None,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    key: Key[Array, ""] | None = None,
+    **options: Any,
 ) -> tuple[Model, dict[str, Any]]:
     """Load a model with its weights; the model is identified by config.json or by the shapes of the tensors.
 
     Args:
         source: as in `from_torch`, except a state dict.
         name: name of the variant; None to identify it.
-        options: options of `create_model` that override those of the weights (img_size, dtype, drop_path_rate, ...).
-            With another `in_chans`, the first layer is adapted by timm's rule.
+        num_classes: number of outputs; None for that of the weights. For another number, or weights without a last
+            layer, the last layer is initialized as in `Model.init`, with a `NewHeadWarning`.
+        in_chans: number of input channels; None for that of the weights. For another number, the first layer is
+            adapted by timm's rule, and mean and std are 0.5 unless they are given.
+        img_size: side or (height, width) of the images; None for that of the weights. For another size, position
+            embeddings are resampled by timm's rule.
+        key: key of a new last layer; None for `jax.random.key(0)`.
+        options: other options of `create_model` that override those of the weights (dtype, drop_path_rate, ...).
 
     Raises:
         WeightsError: as in `from_torch`, or, without a name, no registered variant has these shapes or
@@ -93,10 +109,27 @@ def load_pretrained(
     warn_of_ignored(checkpoint.origin, checkpoint.ignored)
     resolved = resolve_model(checkpoint, name)
     _check_unambiguous(checkpoint.origin, resolved)
-    model = create_model(resolved.name, **{**resolved.options, **options})
-    in_chans = resolved.options.get("in_chans", variant_options(resolved.name)["in_chans"])
-    theirs = create_model(model.name, **{**model.options, "in_chans": in_chans})
-    return model, adapt_first_layer(model, from_checkpoint(theirs, checkpoint))
+    trained = {**variant_options(resolved.name), **resolved.options}
+    changed = {"num_classes": num_classes, "in_chans": in_chans, "img_size": img_size}
+    changed = {option: value for option, value in changed.items() if value is not None}
+    if changed.get("in_chans", trained["in_chans"]) != trained["in_chans"]:
+        trained = {option: value for option, value in trained.items() if option not in ("mean", "std")}
+    model = create_model(resolved.name, **{**trained, **options, **changed})
+    theirs = create_model(
+        model.name, **{**model.options, "num_classes": trained["num_classes"], "in_chans": trained["in_chans"]}
+    )
+    has_head = not classifier_shapes(theirs, resolved.key_format).keys().isdisjoint(checkpoint.shapes)
+    new_head = num_classes is not None and (num_classes != trained["num_classes"] or not has_head)
+    variables = adapt_first_layer(model, from_checkpoint(theirs, checkpoint, with_classifier=not new_head))
+    if new_head:
+        found = f"those of the weights have {trained['num_classes']}" if has_head else "the weights have none"
+        warnings.warn(
+            f"{checkpoint.origin}: drew a new last layer for {num_classes} classes ({found}); train it before use",
+            NewHeadWarning,
+            stacklevel=2,
+        )
+        variables = with_new_classifier(model, variables, jax.random.key(0) if key is None else key)
+    return model, variables
 
 
 def _check_unambiguous(origin: str, resolved: ResolvedModel) -> None:

@@ -11,6 +11,10 @@ class WeightsError(UserError):
     """Invalid weights or an invalid weights file or folder, described in one sentence."""
 
 
+class NewHeadWarning(UserWarning):
+    """A last layer that was drawn at random, because the weights have none for the number of classes."""
+
+
 @contextlib.contextmanager
 def converting_file_errors(target: Path) -> Iterator[None]:
     """Convert errors of the file system, such as a full disk, to WeightsError while `target` is written."""

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import ml_dtypes
 import numpy as np
+from jaxtyping import Array, Key
 
 from mambaout_jax.models import Model
 from mambaout_jax.models.api import ParamPath
@@ -120,8 +121,8 @@ def _check_classifier(model: Model, key_format: KeyFormat, shapes: Mapping[str, 
     missing = expected_shapes(tensor_specs(model.shapes, key_format)).keys() - shapes.keys()
     if missing and missing == classifier_shapes(model, key_format).keys():
         raise WeightsError(
-            f"the weights have no last layer ({', '.join(sorted(missing))}); they can be fine-tuned, with "
-            "config.init_from and config.init_head=new"
+            f"the weights have no last layer ({', '.join(sorted(missing))}); a new one is drawn by "
+            "config.init_head=new, or by load_pretrained with num_classes"
         )
 
 
@@ -131,6 +132,23 @@ def _without_layer(params: Mapping[str | int, Any], layer: ParamPath) -> dict[st
     if rest:
         return {**params, first: _without_layer(params[first], tuple(rest))}
     return {name: value for name, value in params.items() if name != first}
+
+
+def with_new_classifier(model: Model, variables: dict[str, Any], key: Key[Array, ""]) -> dict[str, Any]:
+    """Return variables with the last layer of `model.init(key)`; those given have none, or another one."""
+    # Under jit, the other layers are not computed.
+    layer = jax.jit(lambda key: _get_layer(model.init(key)["params"], model.classifier))(key)
+    return {**variables, "params": _with_layer(variables["params"], model.classifier, layer)}
+
+
+def _get_layer(params: Mapping[str | int, Any], path: ParamPath) -> Any:
+    first, *rest = path
+    return _get_layer(params[first], tuple(rest)) if rest else params[first]
+
+
+def _with_layer(params: Mapping[str | int, Any], path: ParamPath, layer: Any) -> dict[str | int, Any]:
+    first, *rest = path
+    return {**params, first: _with_layer(params[first], tuple(rest), layer) if rest else layer}
 
 
 def load_state_dict(

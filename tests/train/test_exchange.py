@@ -18,7 +18,7 @@ from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.workdir import load_run
 from mambaout_jax.tasks.classification.source import open_source
 from mambaout_jax.train.loop import train
-from mambaout_jax.weights import WeightsError
+from mambaout_jax.weights import WeightsError, read_checkpoint
 from mambaout_jax.weights.files import write_tensors
 from tests.train import written_run
 
@@ -76,6 +76,22 @@ def test_folder_round_trip_keeps_classes_and_preprocessing(run, tmp_path):
     assert "comparing logits on 4 random images and 4 of digits" in said
     assert "comparing logits on 4 random images, because the weights name no dataset" in said
     assert sum(sentence.startswith("read back: logits differ by 0 of the largest") for sentence in said) == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "descriptions"),
+    [
+        (("n01440764", "n01443537"), ["tench, Tinca tinca", "goldfish, Carassius auratus"]),
+        (("n01440764", "carp"), None),
+    ],
+)
+def test_folder_describes_classes_of_imagenet_in_the_words_of_wordnet(tmp_path, names, descriptions):
+    written_run.write(tmp_path / "run", names)
+    export_weights(tmp_path / "run", str(tmp_path / "out"))
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["label_names"] == list(names)
+    assert config.get("label_descriptions") == (descriptions and dict(zip(names, descriptions, strict=True)))
+    assert read_checkpoint(tmp_path / "out").config.class_names == names
 
 
 def test_bfloat16_export_reports_the_rounding_error(run, tmp_path):

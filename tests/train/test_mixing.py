@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,7 +66,7 @@ def test_a_batch_is_mixed_as_the_formula_says():
     draw = both_groups(one_group(0.3), one_group(0.5, cut=True, row=2, column=3))
     box = np.zeros((6, 5, 1), bool)
     box[0:4, 2:4] = True
-    mixed, mixed_targets = mix(x, targets, draw, Augmentation(mixup_group=3))
+    mixed, mixed_targets = mix(x, targets, draw)
     flipped = [2, 1, 0, 5, 4, 3]  # inside each group of three
     for i in range(6):
         lam = (0.3, 1 - 8 / 30)[i // 3]
@@ -76,7 +78,7 @@ def test_a_batch_is_mixed_as_the_formula_says():
 def test_a_share_of_one_changes_nothing():
     x, targets = noise(batch=4), jnp.eye(4, dtype=jnp.float32)
     for draw in (one_group(1.0), one_group(1.0, cut=True, row=3, column=2)):
-        mixed, mixed_targets = mix(x, targets, draw, Augmentation(mixup_group=4, round_mixed=True))
+        mixed, mixed_targets = mix(x, targets, draw, round_mixed=True)
         np.testing.assert_array_equal(mixed, x)
         np.testing.assert_array_equal(mixed_targets, targets)
 
@@ -84,9 +86,7 @@ def test_a_share_of_one_changes_nothing():
 def test_rounding_touches_pixels_of_mixup_alone():
     x, targets = 255 * noise(batch=4), jnp.eye(4, dtype=jnp.float32)
     draw = both_groups(one_group(0.3), one_group(0.5, cut=True, row=2, column=3))
-    exact, rounded = (
-        mix(x, targets, draw, Augmentation(mixup_group=2, round_mixed=value))[0] for value in (False, True)
-    )
+    exact, rounded = (mix(x, targets, draw, round_mixed=value)[0] for value in (False, True))
     np.testing.assert_array_equal(rounded[:2], np.rint(exact[:2]))
     np.testing.assert_array_equal(rounded[2:], exact[2:])
     assert (np.asarray(exact) % 1 != 0).all((1, 2, 3)).any()
@@ -111,12 +111,12 @@ def test_boxes_of_cutmix_are_those_that_the_recipe_drew():
         np.testing.assert_array_equal(got, expected)
 
 
-def draws(settings, groups=4000, h=20, w=30):
-    return draw_mix(KEY, (groups * settings.mixup_group, h, w, 3), settings)
+def draws(groups=4000, group=1, h=20, w=30, **settings):
+    return draw_mix(KEY, (groups * group, h, w, 3), group=group, **settings)
 
 
 def test_mixup_and_cutmix_are_drawn_at_the_switch_rate():
-    draw = draws(Augmentation(mixup_alpha=0.8, cutmix_alpha=1.0, mixup_prob=0.9, mixup_switch_prob=0.3, mixup_group=2))
+    draw = draws(mixup_alpha=0.8, cutmix_alpha=1.0, prob=0.9, switch_prob=0.3, group=2)
     cut, on = np.asarray(draw.cut), np.asarray(draw.share) < 1
     assert not (cut & ~on).any()
     assert abs(on.mean() - 0.9) < 0.02
@@ -124,25 +124,25 @@ def test_mixup_and_cutmix_are_drawn_at_the_switch_rate():
 
 
 def test_every_group_is_cut_without_mixup_and_none_without_cutmix():
-    assert draws(Augmentation(cutmix_alpha=1.0, mixup_prob=1.0)).cut.all()
-    assert not draws(Augmentation(mixup_alpha=1.0, mixup_prob=1.0)).cut.any()
+    assert draws(cutmix_alpha=1.0).cut.all()
+    assert not draws(mixup_alpha=1.0).cut.any()
 
 
 def test_cutmix_share_is_corrected_to_the_clipped_box():
-    draw = draws(Augmentation(cutmix_alpha=1.0, mixup_prob=1.0), groups=400)
+    draw = draws(cutmix_alpha=1.0, groups=400)
     area = np.asarray(cutmix_box(draw, 20, 30)).sum((1, 2)) / (20 * 30)
     # The partner of an image that is alone in its group is itself: groups of two show the share.
     pairs = Mix(*(value[:200] for value in draw))
     targets = jnp.tile(jnp.eye(2, dtype=jnp.float32), (200, 1))
-    _, mixed = mix(jnp.zeros((400, 20, 30, 1)), targets, pairs, Augmentation(mixup_group=2))
+    _, mixed = mix(jnp.zeros((400, 20, 30, 1)), targets, pairs)
     np.testing.assert_allclose(mixed[::2, 0], 1 - area[:200], rtol=1e-6, atol=1e-7)
     assert (area < 1 - np.asarray(draw.share) - 0.1).any(), "some boxes are clipped"
 
 
 def test_shares_follow_their_betas_and_centres_are_uniform():
-    blended = draws(Augmentation(mixup_alpha=0.8, mixup_prob=1.0))
+    blended = draws(mixup_alpha=0.8)
     assert stats.kstest(np.asarray(blended.share), stats.beta(0.8, 0.8).cdf).pvalue > 1e-3
-    cut = draws(Augmentation(cutmix_alpha=1.0, mixup_prob=1.0))
+    cut = draws(cutmix_alpha=1.0)
     assert stats.kstest(np.asarray(cut.share), stats.uniform.cdf).pvalue > 1e-3
     for centre, size in ((cut.row, 20), (cut.column, 30)):
         assert stats.chisquare(np.bincount(np.asarray(centre), minlength=size)).pvalue > 1e-3
@@ -151,9 +151,9 @@ def test_shares_follow_their_betas_and_centres_are_uniform():
 @pytest.mark.optimized
 def test_a_compiler_that_fuses_the_sum_moves_next_to_no_rounded_pixel():
     images = jnp.asarray(np.random.default_rng(5).integers(0, 256, (64, 48, 48, 3)), jnp.float32)
-    draw = draws(Augmentation(mixup_alpha=0.8, mixup_prob=1.0), groups=32)
-    settings = Augmentation(mixup_group=2, round_mixed=True)
-    plain, compiled = (f(images, jnp.eye(64), draw, settings)[0] for f in (mix, jax.jit(mix, static_argnums=3)))
+    draw = draws(mixup_alpha=0.8, groups=32)
+    rounded = functools.partial(mix, round_mixed=True)
+    plain, compiled = (f(images, jnp.eye(64), draw)[0] for f in (rounded, jax.jit(rounded)))
     apart = np.abs(np.asarray(plain - compiled))
     assert apart.max() <= 1
     assert apart.mean() < 1e-4

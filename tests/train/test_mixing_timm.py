@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mambaout_jax.tasks.classification.losses import smooth_one_hot
-from mambaout_jax.tasks.classification.mixing import Augmentation, Mix, draw_erasure, erase, mix
+from mambaout_jax.tasks.classification.mixing import Mix, draw_erasure, erase, mix
 from tests.timm import load_timm
 
 pytestmark = pytest.mark.torch
@@ -45,7 +45,7 @@ def test_pixels_and_targets_equal_timms_for_the_same_draws(cut, monkeypatch):
             jnp.asarray(images, jnp.float32),
             smooth_one_hot(jnp.asarray(labels), 1000, 0.1),
             Mix(*(jnp.asarray([value]) for value in (cut, share, row, column))),
-            Augmentation(mixup_group=8, round_mixed=True),
+            round_mixed=True,
         )
         np.testing.assert_array_equal(mixed, their_images.transpose(0, 2, 3, 1))
         np.testing.assert_allclose(targets, their_targets, rtol=2e-7, atol=1e-7)

@@ -147,3 +147,11 @@ def test_confusion_counts_every_image_in_its_row_and_column(workdir, digits):
 def test_confusion_is_shown_up_to_fifty_classes(workdir, classes, shown):
     edit_json(workdir, "environment.json", labels={"class_names": [str(label) for label in range(classes)]})
     assert ('class="confusion"' in write_and_read(workdir)) == shown
+
+
+def test_classes_of_imagenet_are_shown_in_the_words_of_wordnet(workdir):
+    names = ["n01440764", "n01443537", *map(str, range(2, 10))]
+    edit_json(workdir, "environment.json", labels={"class_names": names})
+    page = write_and_read(workdir)
+    assert "goldfish" in page
+    assert "n01443537" not in page

@@ -4,13 +4,15 @@ import json
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 import mambaout_jax as mo
 from mambaout_jax.models import ModelError
-from mambaout_jax.weights import WeightsError
+from mambaout_jax.weights import NewHeadWarning, WeightsError
 from tests.weights import pytorch
 
 
@@ -154,6 +156,53 @@ def test_an_unknown_option_is_refused_by_the_model(variant_file):
         mo.load_pretrained(variant_file, img_size=16)
 
 
-def test_an_option_that_changes_shapes_is_refused_with_what_differs(variant_file):
-    with pytest.raises(WeightsError, match=r"head\.fc\.weight has shape \(5, 256\) where \(7, 256\) is expected"):
-        mo.load_pretrained(variant_file, num_classes=7)
+def with_head(variables, model, fresh):
+    """Return variables with the last layer of others."""
+
+    def choose(path, leaf, new):
+        return new if tuple(entry.key for entry in path)[1:-1] == model.classifier else leaf
+
+    return jax.tree_util.tree_map_with_path(choose, variables, fresh)
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_another_number_of_classes_is_a_new_last_layer_with_a_warning(variant, variant_file, seed):
+    key = None if seed is None else jax.random.key(seed)
+    with pytest.warns(NewHeadWarning, match=r"variant\.safetensors: .* 7 classes.* 5"):
+        model, variables = mo.load_pretrained(variant_file, num_classes=7, key=key)
+    assert model.num_classes == 7
+    fresh = model.init(jax.random.key(0) if key is None else key)
+    pytorch.assert_equal_trees(variables, with_head(variant[1], model, fresh))
+    assert model.apply(variables, jnp.zeros((1, 32, 32, 3))).shape == (1, 7)
+
+
+def test_the_number_of_classes_of_the_weights_keeps_their_last_layer(variant, variant_file):
+    _, variables = mo.load_pretrained(variant_file, num_classes=5)
+    pytorch.assert_equal_trees(variables, variant[1])
+
+
+def test_weights_without_a_last_layer_are_loaded_with_a_new_one_or_refused(given, folder):
+    _, variables, state_dict = given
+    save_file(
+        {key: value for key, value in state_dict.items() if not key.startswith("head.fc.")},
+        folder / "model.safetensors",
+    )
+    about = json.loads((folder / "config.json").read_text())
+    del about["label_names"]
+    (folder / "config.json").write_text(json.dumps({**about, "num_classes": 0}))
+    with pytest.raises(WeightsError, match=r"have no last layer .* num_classes"):
+        mo.load_pretrained(folder)
+    with pytest.warns(NewHeadWarning, match="weights have none"):
+        model, loaded = mo.load_pretrained(folder, num_classes=3)
+    fresh = model.init(jax.random.key(0))
+    pytorch.assert_equal_trees(loaded, with_head(variables, model, fresh))
+
+
+@pytest.mark.parametrize("in_chans", [1, 4])
+def test_mean_and_std_of_other_channels_are_not_those_of_the_weights(folder, in_chans):
+    model, _ = mo.load_pretrained(folder, in_chans=in_chans)
+    assert (model.input_spec.mean, model.input_spec.std) == ((0.5,) * in_chans, (0.5,) * in_chans)
+    given, _ = mo.load_pretrained(folder, in_chans=in_chans, mean=(0.25,) * in_chans, std=(0.5,) * in_chans)
+    assert given.input_spec.mean == (0.25,) * in_chans
+    same, _ = mo.load_pretrained(folder, in_chans=3)
+    assert same.input_spec.mean == (0.5, 0.4, 0.3)

@@ -49,7 +49,11 @@ def augment(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "b k"]]:
-    """Compute the training batch, normalized images and soft targets, from uint8 images and labels."""
+    """Compute the training batch, normalized images and soft targets, from uint8 images and labels.
+
+    Args:
+        mean, std: of the channels, for values in [0, 1].
+    """
     crop_key, rotate_key, mix_key, erase_key = jax.random.split(key, 4)
     x = images.astype(jnp.float32)
     targets = smooth_one_hot(labels, num_classes, settings.label_smoothing)
@@ -59,7 +63,16 @@ def augment(
         limit = jnp.deg2rad(settings.rotate_degrees)
         x = rotate(x, jax.random.uniform(rotate_key, x.shape[:1], minval=-limit, maxval=limit))
     if settings.mixes:
-        x, targets = mix(x, targets, draw_mix(mix_key, x.shape, settings), settings)
+        draw = draw_mix(
+            mix_key,
+            x.shape,
+            group=settings.mixup_group,
+            mixup_alpha=settings.mixup_alpha,
+            cutmix_alpha=settings.cutmix_alpha,
+            prob=settings.mixup_prob,
+            switch_prob=settings.mixup_switch_prob,
+        )
+        x, targets = mix(x, targets, draw, round_mixed=settings.round_mixed)
     x = normalize_images(x, mean, std)
     if settings.random_erasing_prob:
         draw_key, noise_key = jax.random.split(erase_key)
@@ -109,21 +122,37 @@ class Mix(NamedTuple):
     column: Int[Array, "g"]
 
 
-def draw_mix(key: Key[Array, ""], shape: tuple[int, int, int, int], settings: Augmentation) -> Mix:
-    """Draw mixup or cutmix for each group of `settings.mixup_group` consecutive images.
+def draw_mix(
+    key: Key[Array, ""],
+    shape: tuple[int, int, int, int],
+    *,
+    group: int,
+    mixup_alpha: float = 0.0,
+    cutmix_alpha: float = 0.0,
+    prob: float = 1.0,
+    switch_prob: float = 0.5,
+) -> Mix:
+    """Draw mixup or cutmix for each group of consecutive images.
+
+    Args:
+        shape: (b, h, w, c) of the images.
+        group: number of images that share a draw and are mixed with each other; divides b.
+        mixup_alpha, cutmix_alpha: the weight is drawn from Beta(alpha, alpha); 0 for no mixup or no cutmix.
+        prob: probability that a group is mixed.
+        switch_prob: probability of cutmix, if both are on.
 
     References: Zhang et al., mixup, 2018; Yun et al., CutMix, 2019: the center of a box is uniform over the image.
     """
     batch, h, w, _ = shape
-    groups = (batch // settings.mixup_group,)
+    groups = (batch // group,)
     on_key, switch_key, mixup_key, cutmix_key, row_key, column_key = jax.random.split(key, 6)
-    on = jax.random.bernoulli(on_key, settings.mixup_prob, groups)
-    rate = settings.mixup_switch_prob if settings.mixup_alpha else 1.0
-    cut = on & jax.random.bernoulli(switch_key, rate if settings.cutmix_alpha else 0.0, groups)
+    on = jax.random.bernoulli(on_key, prob, groups)
+    rate = switch_prob if mixup_alpha else 1.0
+    cut = on & jax.random.bernoulli(switch_key, rate if cutmix_alpha else 0.0, groups)
     # Beta(0, 0) is undefined; alpha 0 is replaced by 1, and that branch is never used.
     mixup_share, cutmix_share = (
         distributed.replicate(jax.random.beta(key, alpha or 1.0, alpha or 1.0, groups))
-        for key, alpha in ((mixup_key, settings.mixup_alpha), (cutmix_key, settings.cutmix_alpha))
+        for key, alpha in ((mixup_key, mixup_alpha), (cutmix_key, cutmix_alpha))
     )
     return Mix(
         cut=cut,
@@ -153,24 +182,27 @@ def cutmix_box(draw: Mix, h: int, w: int) -> Bool[Array, "g h w"]:
 
 
 def mix(
-    x: Float[Array, "b h w c"], targets: Float[Array, "b k"], draw: Mix, settings: Augmentation
+    x: Float[Array, "b h w c"], targets: Float[Array, "b k"], draw: Mix, *, round_mixed: bool = False
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "b k"]]:
     """Mix image i of each group with image group - 1 - i, and their targets with the same weights.
 
-    The weight of cutmix's targets is the share of the image outside the box. Mixup's pixels are rounded if
-    `settings.round_mixed`.
+    The weight of cutmix's targets is the share of the image outside the box.
+
+    Args:
+        draw: of `draw_mix`; its number of groups divides b.
+        round_mixed: round the pixels of mixup.
     """
     h, w = x.shape[1:3]
     box = cutmix_box(draw, h, w)
 
     def partner(value: Array) -> tuple[Array, Array]:
-        grouped = value.reshape(-1, settings.mixup_group, *value.shape[1:])
+        grouped = value.reshape(len(draw.cut), -1, *value.shape[1:])
         return grouped, grouped[:, ::-1]
 
     own, other = partner(x)
     share = draw.share[:, None, None, None, None]
     blended = share * own + (1.0 - share) * other
-    if settings.round_mixed:
+    if round_mixed:
         blended = jnp.round(blended)
     untouched = (draw.cut | (draw.share == 1.0))[:, None, None, None, None]
     mixed = jnp.where(box[:, None, :, :, None], other, jnp.where(untouched, own, blended))
@@ -197,6 +229,9 @@ class Erasure(NamedTuple):
 def draw_erasure(key: Key[Array, ""], batch: int, rate: float) -> Erasure:
     """Draw a rectangle for each image with probability `rate`.
 
+    Args:
+        batch: number of images.
+
     Area U(0.02, 1/3) of the image, aspect log-uniform in (0.3, 1/0.3), 10 attempts. Reference: Zhong et al., Random
     Erasing Data Augmentation, 2020, with the constants of timm 0.6.11.
     """
@@ -212,7 +247,13 @@ def draw_erasure(key: Key[Array, ""], batch: int, rate: float) -> Erasure:
 
 
 def erase(x: Float[Array, "b h w c"], noise: Float[Array, "b h w c"], draw: Erasure) -> Float[Array, "b h w c"]:
-    """Replace the first rectangle that fits into the image, if any, with noise."""
+    """Replace the first rectangle that fits into the image, if any, with noise.
+
+    Args:
+        x: normalized images.
+        noise: standard normal, as in timm's mode "pixel".
+        draw: of `draw_erasure`.
+    """
     h, w = x.shape[1:3]
     area, aspect = draw.area * (h * w), jnp.exp(draw.aspect)
     heights, widths = jnp.round(jnp.sqrt(area * aspect)), jnp.round(jnp.sqrt(area / aspect))

@@ -1,12 +1,14 @@
-"""Classification of image files."""
+"""Classification of images."""
 
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from PIL import Image
 
 from mambaout_jax.data import EvalTransform
+from mambaout_jax.data.imagenet_classes import class_description, class_word, imagenet_class_names
 from mambaout_jax.models import Model, cpu_compiler_options
 from mambaout_jax.tasks.api import Batch, Example, Labels
 
@@ -14,28 +16,74 @@ from mambaout_jax.tasks.api import Batch, Example, Labels
 class ClassProbabilities(NamedTuple):
     """The class probabilities of one image.
 
+    Classes of ImageNet are shown by their first word in WordNet, others by their name, or by their index if they have
+    none.
+
     Args:
-        names: class names; classes without a name are shown by their index.
+        probabilities: float32 (k,).
+        names: class names, or none.
+        top: number of classes that are shown if no limit is given.
     """
 
     probabilities: np.ndarray
     names: tuple[str, ...]
+    top: int = 5
 
-    def to_json(self, limit: int) -> list[dict[str, Any]]:
-        """Return name, index and probability of the `limit` most probable classes."""
-        order = (-self.probabilities).argsort(kind="stable")[:limit]
-        return [
-            {
-                "class": self.names[index] if index < len(self.names) else str(index),
-                "index": int(index),
-                "probability": float(self.probabilities[index]),
-            }
-            for index in order
-        ]
+    def to_json(self, limit: int | None = None) -> list[dict[str, Any]]:
+        """Return name, index and probability of the `limit` most probable classes, and the words of WordNet."""
+        return [self._entry(index) for index in self._order(limit)]
 
-    def describe(self, limit: int) -> list[str]:
+    def describe(self, limit: int | None = None) -> list[str]:
         """Return a line for each of the `limit` most probable classes."""
-        return [f"{100 * guess['probability']:5.1f} %  {guess['class']}" for guess in self.to_json(limit)]
+        return [f"{self._percent(index):5.1f} %  {self._word(index)}" for index in self._order(limit)]
+
+    def _order(self, limit: int | None) -> list[int]:
+        limit = self.top if limit is None else limit
+        return (-self.probabilities).argsort(kind="stable")[:limit].tolist()
+
+    def _name(self, index: int) -> str:
+        return self.names[index] if index < len(self.names) else str(index)
+
+    def _word(self, index: int) -> str:
+        return class_word(self._name(index))
+
+    def _percent(self, index: int) -> float:
+        return 100 * float(self.probabilities[index])
+
+    def _entry(self, index: int) -> dict[str, Any]:
+        name = self._name(index)
+        described = {} if (words := class_description(name)) is None else {"description": words}
+        return {"class": name, **described, "index": index, "probability": float(self.probabilities[index])}
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{self._word(index)} {self._percent(index):.1f} %" for index in self._order(None))
+        return f"<{shown}>"
+
+
+def eval_image_transform(model: Model, *, exif_orientation: bool = False) -> EvalTransform:
+    """Build the evaluation transform of a model, from its `input_spec`.
+
+    Args:
+        exif_orientation: turn images upright by their EXIF orientation.
+    """
+    spec = model.input_spec
+    return EvalTransform(
+        size=spec.size,
+        channels=model.in_chans,
+        crop_pct=spec.crop_pct,
+        crop_mode=spec.crop_mode,
+        interpolation=spec.interpolation,
+        exif_orientation=exif_orientation,
+    )
+
+
+def is_turned_upright(labels: Labels) -> bool:
+    """Return whether images are turned upright by their EXIF orientation: as in the dataset of the weights.
+
+    If that is unknown, photographs are turned upright, except for models of ImageNet, which were trained without that.
+    """
+    names = tuple(labels.get("class_names") or ())
+    return labels.get("exif_orientation", names != imagenet_class_names())
 
 
 class ImagePredictor:
@@ -53,8 +101,8 @@ class ImagePredictor:
 
         return jax.jit(probabilities, compiler_options=cpu_compiler_options())
 
-    def prepare(self, image: bytes) -> Example:
-        """Decode, resize and crop an encoded image.
+    def prepare(self, image: bytes | Image.Image) -> Example:
+        """Decode, resize and crop an image.
 
         Raises:
             DataError: the image cannot be decoded.

@@ -14,6 +14,7 @@ from PIL import Image
 
 from mambaout_jax.checks import as_number
 from mambaout_jax.data import DataError, EvalTransform
+from mambaout_jax.data.imagenet_classes import class_word
 from mambaout_jax.pages.render import render
 from mambaout_jax.tasks.api import Labels, ScoreText, Section
 from mambaout_jax.tasks.classification.source import ImageSource
@@ -34,7 +35,7 @@ def sections(workdir: epath.Path, labels: Labels, open_split: Callable[[], Image
         TaskError: predictions.npz is damaged.
     """
     predictions = _read_predictions(workdir)
-    names = [str(name) for name in labels.get("class_names") or ()]
+    names = [class_word(str(name)) for name in labels.get("class_names") or ()]
     gallery = make_gallery(predictions, names, open_split)
     found = [Section("Predictions", Markup(render(__package__, "gallery.html.jinja", gallery=gallery)))]
     if confusion := make_confusion(predictions, names):

@@ -12,7 +12,7 @@ from etils import epath
 from jaxtyping import Array, Key
 
 from mambaout_jax.checks import ConfigKey
-from mambaout_jax.data import DataError, EvalTransform, TrainTransform
+from mambaout_jax.data import DataError, TrainTransform
 from mambaout_jax.data.eval_transform import CROP_MODES
 from mambaout_jax.data.imagenet_classes import IMAGENET_SPLITS, imagenet_class_names
 from mambaout_jax.data.names import IMAGENET, normalize_name
@@ -36,7 +36,7 @@ from mambaout_jax.tasks.classification.eval_sets import EVAL_SETS, class_mask, o
 from mambaout_jax.tasks.classification.losses import cross_entropy
 from mambaout_jax.tasks.classification.metrics import hits_and_loss, top_classes
 from mambaout_jax.tasks.classification.mixing import Augmentation, augment
-from mambaout_jax.tasks.classification.predictor import ImagePredictor
+from mambaout_jax.tasks.classification.predictor import ImagePredictor, eval_image_transform, is_turned_upright
 from mambaout_jax.tasks.classification.source import ImageSource, open_source
 from mambaout_jax.tasks.classification.transforms import EvalExample, TrainExample
 from mambaout_jax.tasks.errors import TaskError
@@ -213,27 +213,16 @@ class Classification(Task):
     def eval_transform(self, model: Model, source: ImageSource | None = None) -> EvalExample:
         """Return the evaluation transform of the model, with all labels of an image."""
         if source is None:
-            return EvalExample(self._eval_image_transform(model), 1)
-        transform = self._eval_image_transform(model, exif_orientation=source.exif_orientation)
+            return EvalExample(eval_image_transform(model), 1)
+        transform = eval_image_transform(model, exif_orientation=source.exif_orientation)
         return EvalExample(transform, source.max_labels)
 
-    def _eval_image_transform(self, model: Model, *, exif_orientation: bool = False) -> EvalTransform:
-        """Return the evaluation transform of the model; the config may override its crop."""
-        spec, options = model.input_spec, self.config.options
-        crop_pct, crop_mode = options["data.crop_pct"], options["data.crop_mode"]
-        return EvalTransform(
-            size=spec.size,
-            channels=model.in_chans,
-            crop_pct=spec.crop_pct if crop_pct is None else crop_pct,
-            crop_mode=spec.crop_mode if crop_mode is None else crop_mode,
-            interpolation=spec.interpolation,
-            exif_orientation=exif_orientation,
-        )
-
     def build_model(self, labels: Labels) -> Model:
-        """Build the model of the config with one output per class."""
+        """Build the model of the config with one output per class, and with the evaluation crop of the config."""
+        crop = {key: self.config.options[f"data.{key}"] for key in ("crop_pct", "crop_mode")}
+        crop = {key: value for key, value in crop.items() if value is not None}
         try:
-            return create_model(num_classes=_num_classes(labels), **self.config.model)
+            return create_model(num_classes=_num_classes(labels), **{**self.config.model, **crop})
         except ModelError as error:
             raise ModelError(f"config.model: {error}") from None
 
@@ -331,7 +320,7 @@ class Classification(Task):
 
     def describe_evaluation(self, model: Model, source: ImageSource) -> dict[str, Any]:
         """Return input size, crop, and the number of classes that predictions are restricted to."""
-        transform = self._eval_image_transform(model)
+        transform = eval_image_transform(model)
         return {
             "input_size": list(transform.size),
             "crop_pct": transform.crop_pct,
@@ -357,13 +346,9 @@ class Classification(Task):
         return report.score_text(scores, split)
 
     def predictor(self, model: Model, labels: Labels) -> ImagePredictor:
-        """Return the classifier of image files, which treats EXIF orientation as in the dataset of the weights.
-
-        Photographs are turned upright if the dataset is unknown; models of ImageNet were trained without that.
-        """
-        names = tuple(labels.get("class_names") or ())
-        upright = labels.get("exif_orientation", names != imagenet_class_names())
-        return ImagePredictor(model, self._eval_image_transform(model, exif_orientation=upright), labels)
+        """Return the classifier of images."""
+        transform = eval_image_transform(model, exif_orientation=is_turned_upright(labels))
+        return ImagePredictor(model, transform, labels)
 
     def report_sections(self, workdir: epath.Path, labels: Labels, split: str) -> list[Section]:
         """Return a gallery of predictions and, for few classes, the confusion matrix."""
