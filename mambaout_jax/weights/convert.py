@@ -82,7 +82,8 @@ def load_pretrained(
         source: as in `from_torch`, except a state dict.
         name: name of the variant; None to identify it.
         options: options of `create_model` that override those of the weights (img_size, dtype, drop_path_rate, ...).
-            With another `in_chans`, the first layer is adapted by timm's rule.
+            With another `in_chans`, the first layer is adapted by timm's rule; with `num_classes=0`, the classifier is
+            dropped.
 
     Raises:
         WeightsError: as in `from_torch`, or, without a name, no registered variant has these shapes or
@@ -94,9 +95,10 @@ def load_pretrained(
     resolved = resolve_model(checkpoint, name)
     _check_unambiguous(checkpoint.origin, resolved)
     model = create_model(resolved.name, **{**resolved.options, **options})
-    in_chans = resolved.options.get("in_chans", variant_options(resolved.name)["in_chans"])
-    theirs = create_model(model.name, **{**model.options, "in_chans": in_chans})
-    return model, adapt_first_layer(model, from_checkpoint(theirs, checkpoint))
+    own = {**variant_options(resolved.name), **resolved.options}
+    theirs = {**model.options, "in_chans": own["in_chans"], "num_classes": model.num_classes or own["num_classes"]}
+    variables = from_checkpoint(create_model(model.name, **theirs), checkpoint, with_classifier=model.num_classes > 0)
+    return model, adapt_first_layer(model, variables)
 
 
 def _check_unambiguous(origin: str, resolved: ResolvedModel) -> None:
