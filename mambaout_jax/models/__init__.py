@@ -4,6 +4,7 @@ from mambaout_jax.models.api import FeatureInfo, Functional, InputSpec, Model, c
 from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.family import Family, Recipe, Variant
 from mambaout_jax.models.layers.mamba_block import BlockState, MambaBlock
+from mambaout_jax.models.nnx_module import NNXModel
 from mambaout_jax.models.registry import create_model, families, find_family, list_models, option_keys, variant_options
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "MambaBlock",
     "Model",
     "ModelError",
+    "NNXModel",
     "Recipe",
     "Variant",
     "cpu_compiler_options",

@@ -261,6 +261,34 @@ class Model(Functional):
         """
         return dict(params) if self._resample_params is None else self._resample_params(params, img_size)
 
+    def to_nnx(self, variables: Variables, *, rngs: nnx.Rngs | None = None) -> nnx.Module:
+        """Build an nnx module with the variables, in evaluation mode; see `models.nnx_module.NNXModel`.
+
+        Args:
+            rngs: source of the keys of dropout and stochastic depth in training mode, its stream "dropout".
+
+        Raises:
+            ModelError: the variables have another structure than those of `init`.
+        """
+        from mambaout_jax.models.nnx_module import NNXModel
+
+        return NNXModel(self, self._merge(jax.tree.map(jnp.asarray, self._check(variables))), rngs)
+
+    def from_nnx(self, module: nnx.Module) -> Variables:
+        """Return the variables of a module that `to_nnx` built, for example after training.
+
+        Raises:
+            ModelError: it is another module, or its layers were changed.
+        """
+        from mambaout_jax.models.nnx_module import NNXModel
+
+        if not isinstance(module, NNXModel):
+            raise ModelError(
+                f"the module is a {type(module).__name__}; one that model.to_nnx(variables) built is expected"
+            )
+        states = nnx.state(module.network, nnx.Param), nnx.state(module.network, nnx.BatchStat)
+        return self._check(dict(zip(("params", "batch_stats"), map(nnx.to_pure_dict, states), strict=True)))
+
     def summary(self) -> "Summary":
         """Return a table of output shapes, parameters and multiply-adds: `print(model.summary())`."""
         from mambaout_jax.models.summary import summarize
