@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from mambaout_jax.tasks.classification.inference import predict, preprocess
     from mambaout_jax.weights import from_torch, load_pretrained, to_torch
 
+    __version__: str
+
 _MODULES = {
     **dict.fromkeys(("Model", "create_model", "list_models"), "models"),
     **dict.fromkeys(("from_torch", "load_pretrained", "to_torch"), "weights"),
@@ -32,4 +34,22 @@ def __getattr__(name: str) -> Any:
     # Imported on first use: processes that only decode images need neither flax nor the models.
     if name in _MODULES:
         return getattr(importlib.import_module(f"mambaout_jax.{_MODULES[name]}"), name)
+    if name == "__version__":
+        return _version()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])
+
+
+def _version() -> str:
+    """Return the version in the pyproject.toml of a checkout, or else that of the installed package."""
+    import tomllib
+    from importlib import metadata
+    from pathlib import Path
+
+    project = Path(__file__).parent.parent / "pyproject.toml"
+    if project.exists():
+        return tomllib.loads(project.read_text())["project"]["version"]
+    return metadata.version(__name__)

@@ -46,6 +46,11 @@ def load(names: Sequence[str]) -> None:
             _loaded[name] = module
 
 
+def loaded() -> tuple[str, ...]:
+    """Return the names of the modules that `load` imported, in order."""
+    return tuple(_loaded)
+
+
 def provided(attribute: str) -> tuple[Any, ...]:
     """Return the items of an attribute of all plugins, without duplicates, entry points first.
 

@@ -47,12 +47,10 @@ def _print_models(args: argparse.Namespace) -> None:
 
 
 def _describe(name: str) -> dict[str, Any]:
-    from mambaout_jax.models import create_model, find_family
-    from mambaout_jax.models.macs import count_model_macs
+    from mambaout_jax.models import find_family
+    from mambaout_jax.models.macs import variant_costs
 
-    model = create_model(name)
     variant = find_family(name).variants[name]
+    params, macs = variant_costs(name)
     top1 = {str(size): percent for size, percent in sorted(variant.top1.items())}
-    return {
-        "name": name, "params": model.num_params, "macs": count_model_macs(model), "size": variant.size, "top1": top1
-    }  # fmt: skip
+    return {"name": name, "params": params, "macs": macs, "size": variant.size, "top1": top1}

@@ -4,6 +4,7 @@ from mambaout_jax.models.api import FeatureInfo, Functional, InputSpec, Model, c
 from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.family import Checkpoint, Family, Publication, Recipe, Variant
 from mambaout_jax.models.layers.mamba_block import BlockState, MambaBlock
+from mambaout_jax.models.nnx_module import NNXModel
 from mambaout_jax.models.registry import create_model, families, find_family, list_models, option_keys, variant_options
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "MambaBlock",
     "Model",
     "ModelError",
+    "NNXModel",
     "Publication",
     "Recipe",
     "Variant",

@@ -1,10 +1,12 @@
 """Modules and models as plain functions of nested dicts. Code outside of models/ does not use flax."""
 
+import functools
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key, UInt8
 
@@ -14,9 +16,13 @@ from mambaout_jax.models.layers.parameters import init_state, state_shapes
 from mambaout_jax.models.options import MIN_SIZE
 from mambaout_jax.ops import normalize_images
 
+if TYPE_CHECKING:
+    from mambaout_jax.models.summary import Summary
+
 Variables = dict[str, Any]
 ParamPath = tuple[str | int, ...]
-Output = Literal["logits", "features"]
+Output = Literal["logits", "features", "embedding"]
+OUTPUTS: tuple[Output, ...] = ("logits", "features", "embedding")
 
 
 def cpu_compiler_options() -> dict[str, str] | None:
@@ -56,7 +62,8 @@ class InputSpec(NamedTuple):
 class Functional:
     """A module as functions of its `variables`, {"params": nested dict, "batch_stats": nested dict}.
 
-    Paths in the dicts are the attribute names of the module, with integers as list indices.
+    Paths in the dicts are the attribute names of the module, with integers as list indices. "batch_stats" may be absent
+    for a module without running statistics.
     """
 
     def __init__(self, module: nnx.Module, *, name: str | None = None):
@@ -90,14 +97,54 @@ class Functional:
     def _init(self, key: Key[Array, ""]) -> Variables:
         return {"params": init_state(self._params, key), "batch_stats": init_state(self._batch_stats, key)}
 
+    @functools.cached_property
+    def _expected(self) -> Variables:
+        return self.shapes
+
+    def _check(self, variables: Variables) -> Variables:
+        """Check the structure and the shapes of variables, and return them with "batch_stats".
+
+        Raises:
+            ModelError: keys are missing or unknown, or a shape is wrong.
+        """
+        given = variables
+        if isinstance(variables, Mapping) and not self._expected["batch_stats"]:
+            given = {"batch_stats": {}, **variables}
+        if fault := _find_mismatch(given, self._expected, "variables"):
+            raise ModelError(f"{fault}; variables as {self.name}.init(key) returns them are expected")
+        return given
+
     def _merge(self, variables: Variables) -> nnx.Module:
+        variables = self._check(variables)
         return nnx.merge(self._graphdef, variables["params"], variables["batch_stats"])
+
+
+def _find_mismatch(given: Any, expected: Any, name: str) -> str:
+    """Return the first difference of nested dicts from the expected shapes, in words; empty if there is none."""
+    if not isinstance(expected, Mapping):
+        shape = getattr(given, "shape", None)
+        if shape == expected.shape:
+            return ""
+        return f"{name} is a {type(given).__name__}" + (
+            "" if shape is None else f" of shape {shape}, not {expected.shape}"
+        )
+    if not isinstance(given, Mapping):
+        return f"{name} is a {type(given).__name__}, not a dict"
+    for word, keys in (
+        ("lacks the key", [key for key in expected if key not in given]),
+        ("has the unknown key", [key for key in given if key not in expected]),
+    ):
+        if keys:
+            return f"{name} {word}{'s' if len(keys) > 1 else ''} {', '.join(map(repr, keys))}"
+    children = (_find_mismatch(given[key], value, f"{name}[{key!r}]") for key, value in expected.items())
+    return next(filter(None, children), "")
 
 
 class Model(Functional):
     """A network as functions of its `variables`, whose paths follow timm's state-dict names.
 
-    A model is stochastic if and only if a key is passed.
+    A model is stochastic if and only if a key is passed. It is immutable: a copy is the model itself, and pickling
+    stores its name and its options.
     """
 
     def __init__(
@@ -116,18 +163,42 @@ class Model(Functional):
         self.classifier: ParamPath = tuple(module.classifier)
         self._resample_params = getattr(module, "resample_params", None)
 
+    def __repr__(self) -> str:
+        own = self.family.variant_options(self.name)
+        changes = [f"{name}={value!r}" for name, value in self.options.items() if own[name] != value]
+        height, width = self.input_spec.size
+        facts = [", ".join(changes), f"input {height}x{width}x{self.in_chans}", f"{self.num_params:,} parameters"]
+        return f"<Model {self.name}: {'; '.join(filter(None, facts))}>"
+
+    def __copy__(self) -> "Model":
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Model":
+        return self
+
     def apply(
         self, variables: Variables, images: Float[Array, "b h w i"], output: Output = "logits"
     ) -> Float[Array, "b k"] | list[Float[Array, "..."]]:
-        """Compute the logits or the list of feature maps of all stages, for inference.
+        """Compute the logits, the list of feature maps of all stages, or the embedding, for inference.
 
         Args:
             images: normalized by `input_spec`, at least 32 px high and wide.
+            output: "logits", which are the embedding if `num_classes` is 0; "features"; or "embedding", the pooled
+                input of the classifier.
 
         Raises:
-            ModelError: the images have the wrong rank or number of channels or are too small, or `output` is unknown.
+            ModelError: the images are not normalized, have the wrong rank or number of channels or are too small,
+                `output` is unknown, or the variables have another structure than those of `init`.
         """
         return self._run(self._merge(variables), images, None, output)
+
+    def features(self, variables: Variables, images: Float[Array, "b h w i"]) -> list[Float[Array, "..."]]:
+        """Compute the feature maps of all stages, for inference, as `apply(..., output="features")`."""
+        return self.apply(variables, images, "features")
+
+    def embed(self, variables: Variables, images: Float[Array, "b h w i"]) -> Float[Array, "b d"]:
+        """Compute the pooled input of the classifier, for inference, as `apply(..., output="embedding")`."""
+        return self.apply(variables, images, "embedding")
 
     def apply_train(
         self,
@@ -190,11 +261,58 @@ class Model(Functional):
         """
         return dict(params) if self._resample_params is None else self._resample_params(params, img_size)
 
+    def to_nnx(self, variables: Variables, *, rngs: nnx.Rngs | None = None) -> nnx.Module:
+        """Build an nnx module with the variables, in evaluation mode; see `models.nnx_module.NNXModel`.
+
+        Args:
+            rngs: source of the keys of dropout and stochastic depth in training mode, its stream "dropout".
+
+        Raises:
+            ModelError: the variables have another structure than those of `init`.
+        """
+        from mambaout_jax.models.nnx_module import NNXModel
+
+        return NNXModel(self, self._merge(jax.tree.map(jnp.asarray, self._check(variables))), rngs)
+
+    def from_nnx(self, module: nnx.Module) -> Variables:
+        """Return the variables of a module that `to_nnx` built, for example after training.
+
+        Raises:
+            ModelError: it is another module, or its layers were changed.
+        """
+        from mambaout_jax.models.nnx_module import NNXModel
+
+        if not isinstance(module, NNXModel):
+            raise ModelError(
+                f"the module is a {type(module).__name__}; one that model.to_nnx(variables) built is expected"
+            )
+        states = nnx.state(module.network, nnx.Param), nnx.state(module.network, nnx.BatchStat)
+        return self._check(dict(zip(("params", "batch_stats"), map(nnx.to_pure_dict, states), strict=True)))
+
+    def summary(self) -> "Summary":
+        """Return a table of output shapes, parameters and multiply-adds: `print(model.summary())`."""
+        from mambaout_jax.models.summary import summarize
+
+        return summarize(self)
+
     def _run(self, module: nnx.Module, images: Array, key: Key[Array, ""] | None, output: Output) -> Any:
-        if output not in ("logits", "features"):
-            raise ModelError(f"output is {output!r}; 'logits' or 'features' is expected")
+        if output not in OUTPUTS:
+            raise ModelError(f"output is {output!r}; {' or '.join(map(repr, OUTPUTS))} is expected")
+        if not hasattr(images, "ndim"):
+            raise ModelError(f"images are a {type(images).__name__}; an array is expected")
         if images.ndim != 4 or images.shape[3] != self.in_chans:
             raise ModelError(f"images have shape {images.shape}; (batch, height, width, {self.in_chans}) is expected")
         if min(images.shape[1:3]) < MIN_SIZE:
             raise ModelError(f"images are {images.shape[1]}x{images.shape[2]}; at least {MIN_SIZE} px is expected")
-        return module.features(images, key) if output == "features" else module.logits(images, key)
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise ModelError(
+                f"images are {images.dtype}; normalized floating-point images are expected: pass pixels in 0..255 "
+                "through model.input_spec.normalize first"
+            )
+        if output == "features":
+            return module.features(images, key)
+        if output == "logits" and self.num_classes:
+            return module.logits(images, key)
+        if not hasattr(module, "embed"):
+            raise ModelError(f"models of the family {self.family.name!r} have no embedding; its module has no `embed`")
+        return module.embed(images, key).astype(jnp.float32)

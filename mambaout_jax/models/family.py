@@ -58,6 +58,8 @@ class Variant:
         mean, std: statistics of the training images for R, G and B, in [0, 1].
         crop_pct: share of the resized image that the evaluation crop keeps.
         top1: published ImageNet-1k top-1 in percent, by side of the evaluation image.
+        params: number of parameters; None to count them where they are listed.
+        macs: multiply-adds for one image of `size`, as `models.macs` counts them; None to count them.
         checkpoint: the published weights; None if there are none.
     """
 
@@ -67,6 +69,8 @@ class Variant:
     std: tuple[float, ...] = IMAGENET_STD
     crop_pct: float = 1.0
     top1: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
+    params: int | None = None
+    macs: int | None = None
     checkpoint: Checkpoint | None = None
 
 
@@ -91,7 +95,8 @@ class Family:
 
     Args:
         name: name of the family.
-        module: the module class, which takes every option as a keyword argument.
+        module: the module class, which takes every option as a keyword argument. It has the methods `features`, `embed`
+            and `logits` of (images, key); docs/extending.md lists its attributes.
         options: by name, `models.options.COMMON` included; a default is that of the variants that do not set it.
         variants: by the name that `create_model` takes. Weights without a name are taken for the first of several
             variants that have the same shapes.
@@ -109,3 +114,9 @@ class Family:
     timm_options: Mapping[str, Any] | None = None
     recipe: Recipe | None = None
     publication: Publication | None = None
+
+    def variant_options(self, name: str) -> dict[str, Any]:
+        """Return every option of a variant with its value."""
+        variant = self.variants[name]
+        options = {option: key.default for option, key in self.options.items()} | dict(variant.options)
+        return options | ({"img_size": (variant.size, variant.size)} if "img_size" in options else {})

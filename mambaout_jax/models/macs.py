@@ -1,7 +1,7 @@
 """Multiply-adds of a function, counted from its jaxpr."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ from jax.extend.core import Jaxpr, JaxprEqn
 
 from mambaout_jax.models.api import Model
 from mambaout_jax.models.jaxprs import inner_jaxprs
-from mambaout_jax.models.registry import create_model
+from mambaout_jax.models.registry import create_model, find_family
 
 # Primitives that run the jaxpr in their parameters exactly once.
 _RUN_ONCE = ("jit", "closed_call", "custom_jvp_call", "custom_vjp_call", "remat2")
@@ -31,19 +31,43 @@ def count_macs(fn: Callable[..., Any], *args: Any) -> int:
     Raises:
         ValueError: a primitive runs products an unknown number of times.
     """
-    return _count(jax.make_jaxpr(fn)(*args).jaxpr)
+    return count_equations(jax.make_jaxpr(fn)(*args).jaxpr.eqns)
+
+
+def count_equations(equations: Iterable[JaxprEqn]) -> int:
+    """Count the multiply-adds of equations of a jaxpr, as `count_macs` does."""
+    return sum(map(_count_equation, equations))
 
 
 def count_model_macs(model: Model) -> int:
     """Count the multiply-adds of a model for one image of its input size."""
     image = jax.ShapeDtypeStruct((1, *model.input_spec.size, model.in_chans), jnp.float32)
-    if "scan_blocks" in model.options:  # the same sum, traced several times faster
-        model = create_model(model.name, **{**model.options, "scan_blocks": True})
+    model = fast_to_trace(model)
     return count_macs(model.apply, model.shapes, image)
 
 
+def variant_costs(name: str) -> tuple[int, int]:
+    """Return the parameters and the multiply-adds of a variant: those that it states, or else counted ones.
+
+    Raises:
+        ModelError: the name is unknown.
+    """
+    variant = find_family(name).variants[name]
+    if variant.params is not None and variant.macs is not None:
+        return variant.params, variant.macs
+    model = create_model(name)
+    return model.num_params, count_model_macs(model)
+
+
+def fast_to_trace(model: Model) -> Model:
+    """Return a model with the same multiply-adds that is traced several times faster, where its family has one."""
+    if "scan_blocks" not in model.options:
+        return model
+    return create_model(model.name, **{**model.options, "scan_blocks": True})
+
+
 def _count(jaxpr: Jaxpr) -> int:
-    return sum(map(_count_equation, jaxpr.eqns))
+    return count_equations(jaxpr.eqns)
 
 
 def _count_equation(equation: JaxprEqn) -> int:

@@ -2,6 +2,9 @@
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
+
+import jax.numpy as jnp
 
 from mambaout_jax.checks import ConfigKey, Require
 from mambaout_jax.models.errors import ModelError
@@ -17,7 +20,7 @@ require = Require(ModelError)
 # Every family has these; `model.num_classes` of a run comes from its dataset.
 COMMON: Mapping[str, ConfigKey] = MappingProxyType(
     {
-        "num_classes": ConfigKey(int, "1..1000000", 1000, "number of logits"),
+        "num_classes": ConfigKey(int, "0..1000000", 1000, "number of logits; 0 for the pooled features before them"),
         "in_chans": ConfigKey(int, "1..1024", 3, "channels of the images"),
         "drop_rate": ConfigKey(float, "0..<1", 0.0, "dropout rate before the classifier", inference="none"),
         # Rounding does not make another model.
@@ -55,6 +58,8 @@ BLOCKS: Mapping[str, ConfigKey] = MappingProxyType(
         ),
     }
 )
+# Options that require a key in training if they are not 0.
+DROP_RATES = ("drop_rate", "drop_path_rate")
 IMG_SIZE = ConfigKey(
     int | tuple[int, int], f"{MIN_SIZE}..{MAX_SIZE}", None, "side, or height and width, of the images in pixels"
 )
@@ -69,3 +74,13 @@ PREPROCESSING: Mapping[str, ConfigKey] = MappingProxyType(
         "interpolation": ConfigKey(str, ("bilinear", "bicubic"), None, "interpolation for resizing evaluation images"),
     }
 )
+
+
+def dtype_name(dtype: Any) -> Any:
+    """Return the name of a dtype, such as "bfloat16" for jnp.bfloat16; strings and all other values unchanged."""
+    if dtype is None or isinstance(dtype, str):
+        return dtype
+    try:
+        return jnp.dtype(dtype).name
+    except TypeError:
+        return dtype

@@ -1,8 +1,14 @@
 """The list of families, and models of all of them by name."""
 
+import copyreg
+import fnmatch
+import functools
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
+
+from flax import nnx
 
 from mambaout_jax import plugins
 from mambaout_jax.checks import ConfigKey, find_fault, suggest
@@ -10,9 +16,18 @@ from mambaout_jax.models import mambaout, vit
 from mambaout_jax.models.api import InputSpec, Model
 from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.family import Family, Variant
-from mambaout_jax.models.options import PREPROCESSING
+from mambaout_jax.models.options import DTYPES, PREPROCESSING, dtype_name
 
 BUILT_IN: tuple[Family, ...] = (mambaout.FAMILY, vit.FAMILY)
+
+# Arguments of timm's `create_model` that ours does not have, and what replaces them.
+_TIMM_ARGUMENTS: Mapping[str, str] = MappingProxyType(
+    {
+        "pretrained": "mo.load_pretrained(source) builds a model with its weights",
+        "checkpoint_path": "mo.load_pretrained(source) builds a model with its weights",
+        "features_only": "model.features(variables, images) computes the feature maps of every model",
+    }
+)
 
 
 def families() -> tuple[Family, ...]:
@@ -46,9 +61,14 @@ def find_family(model_name: str) -> Family:
     return owners[model_name]
 
 
-def list_models() -> list[str]:
-    """List the names that `create_model` takes, sorted."""
-    return sorted(name for family in families() for name in family.variants)
+def list_models(pattern: str | None = None) -> list[str]:
+    """List the names that `create_model` takes, sorted.
+
+    Args:
+        pattern: only names that match it, with the wildcards of `fnmatch`: "vit*"; None for all.
+    """
+    names = sorted(name for family in families() for name in family.variants)
+    return names if pattern is None else [name for name in names if fnmatch.fnmatchcase(name, pattern)]
 
 
 def option_keys(name: str) -> dict[str, ConfigKey]:
@@ -66,10 +86,7 @@ def variant_options(name: str) -> dict[str, Any]:
     Raises:
         ModelError: the name is unknown.
     """
-    family = find_family(name)
-    variant = family.variants[name]
-    options = {option: key.default for option, key in family.options.items()} | dict(variant.options)
-    return options | ({"img_size": (variant.size, variant.size)} if "img_size" in options else {})
+    return find_family(name).variant_options(name)
 
 
 def create_model(name: str, *, img_size: int | tuple[int, int] | None = None, **options: Any) -> Model:
@@ -78,9 +95,9 @@ def create_model(name: str, *, img_size: int | tuple[int, int] | None = None, **
     Args:
         name: one of `list_models()`.
         img_size: side or (height, width) of the images, 32 px and up; None for the variant's own.
-        options: options of the family that differ from the variant's, such as num_classes, drop_path_rate or dtype
-            (`option_keys(name)` has all of them), and fields of its `input_spec`: mean, std, crop_pct, crop_mode,
-            interpolation.
+        options: options of the family that differ from the variant's, such as num_classes (0 for no classifier),
+            drop_path_rate or dtype (`option_keys(name)` has all of them), and fields of its `input_spec`: mean, std,
+            crop_pct, crop_mode, interpolation.
 
     Raises:
         ModelError: the name or an option is unknown (the message has the nearest one), or a value is out of range.
@@ -89,16 +106,48 @@ def create_model(name: str, *, img_size: int | tuple[int, int] | None = None, **
     variant = family.variants[name]
     keys, own = option_keys(name), variant_options(name)
     given = options if img_size is None else {"img_size": img_size, **options}
+    values = {}
     for option, value in given.items():
+        if option in _TIMM_ARGUMENTS and option not in keys:
+            raise ModelError(f"{option!r} is not an option of create_model; {_TIMM_ARGUMENTS[option]}")
         _require_known(option, keys, f"option of {name}")
+        value = dtype_name(value) if keys[option].accept == DTYPES else value
         if fault := find_fault(option, keys[option], value):
             raise ModelError(fault)
-    values = {option: tuple(value) if isinstance(value, list) else value for option, value in given.items()}
+        values[option] = tuple(value) if isinstance(value, list) else value
     spec = _input_spec(variant, values.get("in_chans", own["in_chans"]), values)
     options = {option: value for option, value in {**own, **values}.items() if option in own}
     if "img_size" in own:  # the family's parameters depend on it
         options["img_size"] = spec.size
-    return Model(family.module(**options), name=name, family=family, options=options, input_spec=spec)
+    return Model(_build_module(family, options), name=name, family=family, options=options, input_spec=spec)
+
+
+def _build_module(family: Family, options: Mapping[str, Any]) -> nnx.Module:
+    """Build the module of a family, without its classifier if num_classes is 0."""
+    if options["num_classes"]:
+        return family.module(**options)
+    module = family.module(**{**options, "num_classes": 1})
+    *path, layer = module.classifier
+    owner = functools.reduce(
+        lambda node, name: node[name] if isinstance(name, int) else getattr(node, name), path, module
+    )
+    delattr(owner, layer)
+    return module
+
+
+def _reduce(model: Model) -> tuple[Any, ...]:
+    """Return what `pickle` stores of a model: its plugins, its name and all of its options."""
+    preprocessing = model.input_spec._asdict()
+    options = {**model.options, "img_size": preprocessing.pop("size"), **preprocessing}
+    return _restore, (plugins.loaded(), model.name, options)
+
+
+def _restore(plugin_names: Sequence[str], name: str, options: Mapping[str, Any]) -> Model:
+    plugins.load(plugin_names)
+    return create_model(name, **options)
+
+
+copyreg.pickle(Model, _reduce)
 
 
 def _input_spec(variant: Variant, in_chans: int, values: Mapping[str, Any]) -> InputSpec:

@@ -91,8 +91,8 @@ def load_pretrained(
     Args:
         source: as in `from_torch`, except a state dict.
         name: name of the variant; None to identify it.
-        num_classes: number of outputs; None for that of the weights. For another number, or weights without a last
-            layer, the last layer is initialized as in `Model.init`, with a `NewHeadWarning`.
+        num_classes: number of outputs; None for that of the weights, 0 for a model without a last layer. For another
+            number, or weights without a last layer, it is initialized as in `Model.init`, with a `NewHeadWarning`.
         in_chans: number of input channels; None for that of the weights. For another number, the first layer is
             adapted by timm's rule, and mean and std are 0.5 unless they are given.
         img_size: side or (height, width) of the images; None for that of the weights. For another size, position
@@ -119,8 +119,9 @@ def load_pretrained(
         model.name, **{**model.options, "num_classes": trained["num_classes"], "in_chans": trained["in_chans"]}
     )
     has_head = not classifier_shapes(theirs, resolved.key_format).keys().isdisjoint(checkpoint.shapes)
-    new_head = num_classes is not None and (num_classes != trained["num_classes"] or not has_head)
-    variables = adapt_first_layer(model, from_checkpoint(theirs, checkpoint, with_classifier=not new_head))
+    new_head = num_classes not in (None, 0) and (num_classes != trained["num_classes"] or not has_head)
+    with_classifier = num_classes != 0 and not new_head
+    variables = adapt_first_layer(model, from_checkpoint(theirs, checkpoint, with_classifier=with_classifier))
     if new_head:
         found = f"those of the weights have {trained['num_classes']}" if has_head else "the weights have none"
         warnings.warn(

@@ -9,15 +9,13 @@ from mambaout_jax.__main__ import main
 from mambaout_jax.models import find_family, macs
 
 
-@pytest.fixture
-def counted(monkeypatch):
-    """Patch the counts of models with plausible constants."""
-    counts = {name: 4_470_000_000 + index for index, name in enumerate(mo.list_models())}
-    monkeypatch.setattr(macs, "count_model_macs", lambda model: counts[model.name])
-    return counts
+@pytest.fixture(autouse=True)
+def no_models(monkeypatch):
+    """Refuse to build models: the variants of the package state their numbers."""
+    monkeypatch.setattr(macs, "create_model", None)
 
 
-def test_table_has_a_row_for_each_model_in_aligned_columns(counted, capsys):
+def test_table_has_a_row_for_each_model_in_aligned_columns(capsys):
     assert main(["models"]) == 0
     head, *rows = capsys.readouterr().out.splitlines()
     assert [row.split()[0] for row in rows] == mo.list_models()
@@ -29,12 +27,12 @@ def test_table_has_a_row_for_each_model_in_aligned_columns(counted, capsys):
     assert head.index("size") + len("size") == tiny.index(" px") + len(" px")
 
 
-def test_json_has_exact_numbers(counted, capsys):
+def test_json_has_exact_numbers(capsys):
     assert main(["models", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in rows] == mo.list_models()
     for row in rows:
         variant = find_family(row["name"]).variants[row["name"]]
-        assert (row["params"], row["macs"]) == (mo.create_model(row["name"]).num_params, counted[row["name"]])
+        assert (row["params"], row["macs"]) == (variant.params, variant.macs)
         assert row["size"] == variant.size
         assert row["top1"] == {str(size): percent for size, percent in variant.top1.items()}

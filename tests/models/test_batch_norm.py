@@ -235,13 +235,13 @@ def compare_devices() -> None:
     params, stats, images, weights = data(8)
     variables, images = variables_of(params, stats), jnp.asarray(images, jnp.float32)
     grad_fn = loss_of(build(scan=True, remat="full"), weights)
-    expected = jax.device_get(grad_fn(*variables.values(), images))
+    expected = jax.device_get(grad_fn(variables["params"], variables["batch_stats"], images))
     for kind in (jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit):
         mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
         with jax.set_mesh(mesh):
             sharding = jax.sharding.NamedSharding(mesh, jax.P("data"))
             replicated = jax.device_put(variables, jax.sharding.NamedSharding(mesh, jax.P()))
-            actual = grad_fn(*replicated.values(), jax.device_put(images, sharding))
+            actual = grad_fn(replicated["params"], replicated["batch_stats"], jax.device_put(images, sharding))
         assert_close(jax.device_get(actual), expected, 1e-5)
 
 

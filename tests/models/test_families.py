@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import save_file
 
 import mambaout_jax as mo
 from mambaout_jax.models import ModelError
@@ -68,7 +69,8 @@ def assert_close(ours, theirs, tolerance):
 
 @pytest.mark.parametrize(("family", "variant"), VARIANTS)
 def test_a_variant_has_the_published_number_of_parameters(family, variant):
-    assert mo.create_model(variant).num_params == golden.FAMILIES[family]["parameters"][variant]
+    published = golden.FAMILIES[family]["parameters"][variant]
+    assert FAMILIES[family].variants[variant].params == mo.create_model(variant).num_params == published
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -96,6 +98,34 @@ def test_first_layer_and_classifier_are_all_that_depends_on_channels_and_classes
 
     assert changed(channels) == {(*model.first_conv, "weight")}
     assert changed(classes) == {(*model.classifier, "weight"), (*model.classifier, "bias")}
+
+
+@every_small_model
+def test_logits_are_the_last_layer_of_the_embedding(name):
+    model, variables, x = small(name), variables_of(name), images()
+    logits, embedding = jax.jit(lambda v, x: (model.apply(v, x), model.embed(v, x)))(variables, x)
+    layer = functools.reduce(lambda tree, key: tree[key], model.classifier, variables["params"])
+    assert_close(embedding @ layer["weight"] + layer["bias"][None], logits, 1e-6)
+
+
+@every_small_model
+def test_without_classes_the_logits_are_the_embedding_and_there_is_no_last_layer(name, tmp_path):
+    model, headless, x = small(name), small(name, num_classes=0), images()
+    params = {
+        path: leaf
+        for path, leaf in leaves_by_path(variables_of(name)["params"]).items()
+        if path[:-1] != model.classifier
+    }
+    variables = {**variables_of(name), "params": nnx.traversals.unflatten_mapping(params)}
+    assert jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, shapes(headless))
+    expected = jax.jit(model.embed)(variables_of(name), x)
+    np.testing.assert_array_equal(jax.jit(headless.apply)(variables, x), expected)
+    pytorch.assert_equal_trees(mo.from_torch(headless, mo.to_torch(headless, variables)), variables)
+    save_file(mo.to_torch(model, variables_of(name)), tmp_path / "w.safetensors")
+    base, own = SMALL[name]
+    loaded, found = mo.load_pretrained(tmp_path / "w.safetensors", name=base, num_classes=0, img_size=SIZE, **own)
+    assert loaded.num_classes == 0
+    pytorch.assert_equal_trees(found, variables)
 
 
 @every_small_model

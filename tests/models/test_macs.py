@@ -6,8 +6,10 @@ import pytest
 from jax import lax
 
 import mambaout_jax as mo
-from mambaout_jax.models.macs import count_macs, count_model_macs
+from mambaout_jax import plugins
+from mambaout_jax.models.macs import count_macs, count_model_macs, variant_costs
 from tests.marks import slow_but
+from tests.toy import model as toy
 
 # In millions, convolutions and matrix products alone at 224 px: timm 1.0.31's modules, counted by hooks.
 PUBLISHED = {
@@ -38,9 +40,20 @@ X, W = spec(3, 5), spec(5, 7)
 ONE = 3 * 5 * 7
 
 
-@pytest.mark.parametrize("name", slow_but(["mambaout_femto", "mambaout_base_wide_rw"], PUBLISHED))
-def test_variant_has_the_published_multiply_adds(name):
-    assert round(count_model_macs(mo.create_model(name)) / 1e6) == PUBLISHED[name]
+@pytest.mark.parametrize(
+    "name", slow_but(["mambaout_femto", "mambaout_base_wide_rw", "test_mambaout"], mo.list_models())
+)
+def test_variant_has_the_multiply_adds_that_it_states(name):
+    model = mo.create_model(name)
+    counted = count_model_macs(model)
+    assert variant_costs(name) == (model.num_params, counted)
+    assert name not in PUBLISHED or round(counted / 1e6) == PUBLISHED[name]
+
+
+def test_variants_of_other_packages_that_state_nothing_are_counted(monkeypatch):
+    monkeypatch.setattr(plugins, "provided", lambda attribute: (toy.FAMILY,))
+    model = mo.create_model("spotter_small")
+    assert variant_costs("spotter_small") == (model.num_params, count_model_macs(model))
 
 
 @pytest.mark.parametrize("size", slow_but(["tiny"], PUBLISHED_VIT))

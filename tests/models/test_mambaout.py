@@ -106,7 +106,7 @@ def test_only_the_presence_of_a_layer_scale_matters_to_weights():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"num_classes": 0}, "num_classes"),
+        ({"num_classes": -1}, "num_classes"),
         ({"depths": (1, 1, 1)}, "depths"),
         ({"dims": (8, 16, 0, 32)}, "dims"),
         ({"dims": "wide"}, "dims"),

@@ -39,6 +39,21 @@ def test_logits_equal_timms(name, size, options):
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("name", ["test_mambaout", "vit_tiny_patch16_224"])
+def test_outputs_without_classes_equal_timms(name):
+    timm, torch = load_timm()
+    torch.manual_seed(0)
+    theirs = timm.create_model(name, num_classes=0).eval()
+    ours = mo.create_model(name, num_classes=0)
+    variables = mo.from_torch(ours, theirs.state_dict())
+    images = np.random.default_rng(0).normal(size=(2, *ours.input_spec.size, 3)).astype(np.float32)
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2))).numpy()
+    with jax.default_matmul_precision("highest"):
+        pooled = jax.jit(ours.apply)(variables, jnp.asarray(images))
+    np.testing.assert_allclose(pooled, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
 @pytest.mark.parametrize("name", TIMM_MODELS)
 def test_input_spec_and_names_are_timms(name):
     timm, _ = load_timm()

@@ -133,7 +133,7 @@ def test_the_softmax_of_a_bfloat16_model_is_float32():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"num_classes": 0}, "num_classes"),
+        ({"num_classes": -1}, "num_classes"),
         ({"depth": 1.5}, "depth"),
         ({"embed_dim": "wide"}, "embed_dim"),
         ({"num_heads": 5}, "embed_dim is 24; a multiple of num_heads 5 is expected"),

@@ -5,7 +5,7 @@ Really Need Mamba for Vision?, CVPR 2025, equations 8 to 11.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from mambaout_jax.models.layers.conv import CausalConv1d
 from mambaout_jax.models.layers.linear import Linear
 from mambaout_jax.models.layers.parameters import uniform_within
 from mambaout_jax.models.layers.selective_ssm import SelectiveSSM
-from mambaout_jax.models.options import DTYPES, require
+from mambaout_jax.models.options import DTYPES, dtype_name, require
 from mambaout_jax.ops import SCAN_IMPLS
 
 
@@ -67,12 +67,12 @@ class MambaBlock(nnx.Module):
         conv_bias: bool = True,
         ssm: bool = True,
         scan_impl: str = "auto",
-        dtype: str | jnp.dtype = "float32",
+        dtype: Any = "float32",
     ):
         require.counts(d_model=d_model, d_state=d_state, d_conv=d_conv, dt_rank=1 if dt_rank is None else dt_rank)
         require.ratio("expand", expand, d_model)
         require.choice("scan_impl", scan_impl, SCAN_IMPLS)
-        require.choice("dtype", dtype, DTYPES)
+        require.choice("dtype", dtype_name(dtype), DTYPES)
         dtype, d_inner = jnp.dtype(dtype), int(expand * d_model)
 
         def linear(inputs: int, outputs: int) -> Linear:

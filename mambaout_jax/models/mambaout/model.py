@@ -76,7 +76,7 @@ class PreLogits(nnx.Module):
 
 
 class Head(nnx.Module):
-    """The classifier: pooling, norm, hidden layer, dropout, linear layer; logits are float32."""
+    """Pooling, norm, hidden layer and dropout, and the linear layer `fc`, which `__call__` leaves to its caller."""
 
     def __init__(self, dim: int, num_classes: int, *, head_fn: str, drop_rate: float, dtype: jnp.dtype):
         self.norm = LayerNorm(dim)
@@ -84,10 +84,9 @@ class Head(nnx.Module):
         self.fc = Linear(4 * dim, num_classes, dtype=dtype)
         self.drop_rate = drop_rate
 
-    def __call__(self, x: Float[Array, "b h w d"], key: Key[Array, ""] | None) -> Float[Array, "b k"]:
+    def __call__(self, x: Float[Array, "b h w d"], key: Key[Array, ""] | None) -> Float[Array, "b e"]:
         x = self.norm(x.astype(jnp.float32).mean((1, 2)))
-        x = dropout(self.pre_logits(x), self.drop_rate, key)
-        return self.fc(x).astype(jnp.float32)
+        return dropout(self.pre_logits(x), self.drop_rate, key)
 
 
 # Names and defaults are those of timm 1.0.31, mambaout.py, except `token_mixer`, `scan_order` and `scan_impl`, which
@@ -252,7 +251,11 @@ class MambaOut(nnx.Module):
             maps.append(x)
         return maps
 
-    def logits(self, images: Float[Array, "b h w i"], key: Key[Array, ""] | None) -> Float[Array, "b k"]:
-        """Compute the logits."""
+    def embed(self, images: Float[Array, "b h w i"], key: Key[Array, ""] | None) -> Float[Array, "b e"]:
+        """Compute the input of the last layer."""
         num_blocks = len(self.drop_path_rates)
         return self.head(self.features(images, key)[-1], None if key is None else jax.random.fold_in(key, num_blocks))
+
+    def logits(self, images: Float[Array, "b h w i"], key: Key[Array, ""] | None) -> Float[Array, "b k"]:
+        """Compute the logits."""
+        return self.head.fc(self.embed(images, key)).astype(jnp.float32)

@@ -191,16 +191,19 @@ class VisionTransformer(nnx.Module):
         patches = self._patches(self._tokens(images, key))
         return [patches.reshape(patches.shape[0], *self._grid(self.img_size), patches.shape[2])]
 
-    def logits(self, images: Float[Array, "b h w i"], key: Key[Array, ""] | None) -> Float[Array, "b k"]:
-        """Compute the logits."""
+    def embed(self, images: Float[Array, "b h w i"], key: Key[Array, ""] | None) -> Float[Array, "b d"]:
+        """Compute the input of the last layer."""
         x = self._tokens(images, key)
         if self.norm is not None:
             x = self.norm(x)
         x = x[:, 0] if self.global_pool == "token" else self._patches(x).astype(jnp.float32).mean(1)
         if self.fc_norm is not None:
             x = self.fc_norm(x)
-        x = dropout(x, self.drop_rate, None if key is None else jax.random.fold_in(key, len(self.blocks)))
-        return self.head(x).astype(jnp.float32)
+        return dropout(x, self.drop_rate, None if key is None else jax.random.fold_in(key, len(self.blocks)))
+
+    def logits(self, images: Float[Array, "b h w i"], key: Key[Array, ""] | None) -> Float[Array, "b k"]:
+        """Compute the logits."""
+        return self.head(self.embed(images, key)).astype(jnp.float32)
 
     def _tokens(self, images, key):
         if images.shape[1:3] != self.img_size:

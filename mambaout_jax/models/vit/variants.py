@@ -22,16 +22,31 @@ _GOOGLE = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "crop_pct": 0.9}
 VARIANTS: Mapping[str, Variant] = MappingProxyType(
     {
         "deit_tiny_patch16_224": Variant(
-            _TINY, crop_pct=0.9, top1={224: 72.2}, checkpoint=_deit("deit_tiny_patch16_224-a1311bcf")
+            _TINY,
+            crop_pct=0.9,
+            top1={224: 72.2},
+            params=5_717_416,
+            macs=1_253_683_200,
+            checkpoint=_deit("deit_tiny_patch16_224-a1311bcf"),
         ),
         "deit_small_patch16_224": Variant(
-            _SMALL, crop_pct=0.9, top1={224: 79.8}, checkpoint=_deit("deit_small_patch16_224-cd65a155")
+            _SMALL,
+            crop_pct=0.9,
+            top1={224: 79.8},
+            params=22_050_664,
+            macs=4_598_882_304,
+            checkpoint=_deit("deit_small_patch16_224-cd65a155"),
         ),
         "deit_base_patch16_224": Variant(
-            _BASE, crop_pct=0.9, top1={224: 81.8}, checkpoint=_deit("deit_base_patch16_224-b5f2ef4d")
+            _BASE,
+            crop_pct=0.9,
+            top1={224: 81.8},
+            params=86_567_656,
+            macs=17_563_828_224,
+            checkpoint=_deit("deit_base_patch16_224-b5f2ef4d"),
         ),
-        "vit_tiny_patch16_224": Variant(_TINY, **_GOOGLE),
-        "vit_small_patch16_224": Variant(_SMALL, **_GOOGLE),
-        "vit_base_patch16_224": Variant(_BASE, **_GOOGLE),
+        "vit_tiny_patch16_224": Variant(_TINY, **_GOOGLE, params=5_717_416, macs=1_253_683_200),
+        "vit_small_patch16_224": Variant(_SMALL, **_GOOGLE, params=22_050_664, macs=4_598_882_304),
+        "vit_base_patch16_224": Variant(_BASE, **_GOOGLE, params=86_567_656, macs=17_563_828_224),
     }
 )
