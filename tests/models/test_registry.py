@@ -75,7 +75,7 @@ def toy(tmp_path, monkeypatch):
 
 
 def test_built_in_families_come_first_and_own_all_models():
-    assert [family.name for family in families()] == ["mambaout", "vit", "vim"]
+    assert [family.name for family in families()] == ["mambaout", "vit", "vim", "localvim"]
     assert sorted(name for family in families() for name in family.variants) == mo.list_models()
     assert all(find_family(name) is mo.create_model(name).family for name in ("mamba_femto", "deit_tiny_patch16_224"))
 

@@ -11,14 +11,16 @@ from jaxtyping import Array, Float
 from mambaout_jax.models.layers.conv import CausalConv1d
 from mambaout_jax.models.layers.linear import Linear
 from mambaout_jax.models.layers.parameters import Initializer, ones, parameter, saveable
+from mambaout_jax.models.layers.selective_ssm import initial_decay
 from mambaout_jax.ops import matmul, selective_scan
 
 
 class ScanInputs(NamedTuple):
-    """The arguments of `selective_scan` for one direction; delta is without `delta_bias` and softplus."""
+    """The arguments of `selective_scan` for one direction, with A = -exp(A_log); delta is without bias and softplus."""
 
     u: Float[Array, "b l e"]
     delta: Float[Array, "b l e"]
+    A_log: Float[Array, "e n"]
     B: Float[Array, "b l n"]
     C: Float[Array, "b l n"]
     D: Float[Array, " e"]
@@ -26,10 +28,9 @@ class ScanInputs(NamedTuple):
 
 
 class ScanBranch(nnx.Module):
-    """The input-dependent part of a scan: u = SiLU(conv1d(x)), (dt, B, C) = x_proj(u), delta = dt_proj(dt).
+    """The parameters of one direction: u = SiLU(conv1d(x)), (dt, B, C) = x_proj(u), delta = dt_proj(dt).
 
-    Parameter names are those of github.com/state-spaces/mamba at e9594ce1, mamba_simple.py. The decay is a parameter
-    of the block.
+    Their names are those of github.com/state-spaces/mamba at e9594ce1, mamba_simple.py.
 
     Args:
         channels: channels of x.
@@ -52,21 +53,21 @@ class ScanBranch(nnx.Module):
         self.dt_proj = Linear(
             dt_rank, channels, initializer=dt_initializer, bias_initializer=dt_bias_initializer, dtype=dtype
         )
+        self.A_log = parameter((channels, d_state), initial_decay)
         self.D = parameter((channels,), ones)
-        self.d_state = d_state
 
     def __call__(self, x: Float[Array, "b l e"]) -> ScanInputs:
         """Compute the arguments of the scan of a sequence."""
         u = jax.nn.silu(self.conv1d(x))
-        rank, weight = self.dt_proj.weight.shape[0], self.dt_proj.weight.astype(u.dtype)
-        dt, B, C = jnp.split(self.x_proj(u), [rank, rank + self.d_state], axis=-1)
+        rank, d_state = self.dt_proj.weight.shape[0], self.A_log.shape[1]
+        dt, B, C = jnp.split(self.x_proj(u), [rank, rank + d_state], axis=-1)
         # Without the bias, which the scan adds in float32.
-        return ScanInputs(u, saveable(matmul(dt, weight)), B, C, self.D[...], self.dt_proj.bias[...])
+        delta = saveable(matmul(dt, self.dt_proj.weight.astype(u.dtype)))
+        return ScanInputs(u, delta, self.A_log[...], B, C, self.D[...], self.dt_proj.bias[...])
 
 
 def scan_jointly(
     directions: Sequence[ScanInputs],
-    A_logs: Sequence[Float[Array, "e n"]],
     z: Sequence[Float[Array, "b l e"]] = (),
     *,
     impl: str,
@@ -74,14 +75,13 @@ def scan_jointly(
     """Compute the scans of several sequences of one length as one scan of their channels side by side.
 
     Args:
-        A_logs: logarithm of the decay rates of each scan.
         z: gate of each scan; none if empty.
     """
-    u, delta, B, C, D, delta_bias = zip(*directions, strict=True)
+    u, delta, A_log, B, C, D, delta_bias = zip(*directions, strict=True)
     y = selective_scan(
         jnp.concatenate(u, axis=-1),
         jnp.concatenate(delta, axis=-1),
-        -jnp.exp(jnp.concatenate(A_logs)),
+        -jnp.exp(jnp.concatenate(A_log)),
         jnp.stack(B, axis=2),
         jnp.stack(C, axis=2),
         jnp.concatenate(D),

@@ -56,7 +56,7 @@ class VisionMamba(nnx.Module):
     of its references. It accepts images of `img_size` only.
 
     Args:
-        mixers: the mixer of each block; a mixer has `no_decay`, names of its parameters without weight decay.
+        mixers: the mixer of each block; a mixer has `no_decay`, paths of its parameters without weight decay.
         patch_embed: module from images to patches, row by row, with the convolution `proj`.
         grid: rows and columns of patches.
         stride: distance of patches in pixels.
@@ -148,7 +148,7 @@ class VisionMamba(nnx.Module):
         own = ((name,) for name in ("pos_embed", *tokens))
         return (
             *own,
-            *(("layers", i, "mixer", name) for i, layer in enumerate(self.layers) for name in layer.mixer.no_decay),
+            *(("layers", i, "mixer", *path) for i, layer in enumerate(self.layers) for path in layer.mixer.no_decay),
         )
 
     def resample_params(

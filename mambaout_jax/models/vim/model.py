@@ -171,6 +171,17 @@ def lecun_normal(fan_in: int) -> Initializer:
     return lambda noise: scale * jax.scipy.special.ndtri(low + (high - low) * uniform(noise))
 
 
+class Reversed(nnx.Module):
+    """A scan of the same inputs as another one, from last to first, with its own decay."""
+
+    def __init__(self, channels: int, d_state: int):
+        self.A_log = parameter((channels, d_state), initial_decay)
+
+    def __call__(self, inputs: ScanInputs) -> ScanInputs:
+        u, delta, B, C = (jnp.flip(x, 1) for x in (inputs.u, inputs.delta, inputs.B, inputs.C))
+        return inputs._replace(u=u, delta=delta, A_log=self.A_log[...], B=B, C=C)
+
+
 class BidirectionalMixer(nnx.Module):
     """A sequence mixer: out_proj((forward(x) + backward(x)) * SiLU(z)) with (x, z) = in_proj(input).
 
@@ -205,34 +216,33 @@ class BidirectionalMixer(nnx.Module):
 
         self.in_proj = Linear(dim, 2 * inner, bias=False, initializer=uniform_within(dim**-0.5), dtype=dtype)
         self.forward = branch(initial_dt_bias)
-        self.A_log = parameter((inner, d_state), initial_decay)
-        # The reference initializes the step sizes of the forward scan only.
-        self.backward = branch(zeros) if bimamba_type == "v2" else None
-        self.A_b_log = None if bimamba_type == "none" else parameter((inner, d_state), initial_decay)
+        match bimamba_type:
+            case "v2":  # the reference initializes the step sizes of the forward scan only
+                self.backward = branch(zeros)
+            case "v1":
+                self.backward = Reversed(inner, d_state)
+            case _:
+                self.backward = None
         self.out_proj = Linear(inner, dim, bias=False, initializer=uniform_within((inner * depth) ** -0.5), dtype=dtype)
         self.gamma = None if init_layer_scale is None else parameter((dim,), constant(init_layer_scale))
         self.scale = 0.5 if bimamba_type == "v2" and divide_out else 1.0
         self.scan_impl = scan_impl
 
     @property
-    def no_decay(self) -> tuple[str, ...]:
-        """Return the names of the parameters without weight decay, vectors aside."""
-        return ("A_log",) if self.A_b_log is None else ("A_log", "A_b_log")
+    def no_decay(self) -> tuple[tuple[str, ...], ...]:
+        """Return the paths of the parameters without weight decay, vectors aside."""
+        return (("forward", "A_log"),) if self.backward is None else (("forward", "A_log"), ("backward", "A_log"))
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         x, z = self.in_proj.apply_split(x, [self.out_proj.weight.shape[0]])
-        inputs, A_logs = [self.forward(x)], [self.A_log[...]]
-        if self.A_b_log is not None:
-            # Reversed, so that both directions are one scan.
-            inputs.append(_reverse(inputs[0]) if self.backward is None else self.backward(jnp.flip(x, 1)))
-            A_logs.append(self.A_b_log[...])
-        y, *backward = scan_jointly(inputs, A_logs, impl=self.scan_impl)
+        scans = [self.forward(x)]
+        # Backward sequences are reversed, so that both directions are one scan.
+        if isinstance(self.backward, ScanBranch):
+            scans.append(self.backward(jnp.flip(x, 1)))
+        elif isinstance(self.backward, Reversed):
+            scans.append(self.backward(scans[0]))
+        y, *backward = scan_jointly(scans, impl=self.scan_impl)
         y = y + jnp.flip(backward[0], 1) if backward else y
         # The gate of both directions is the same.
         y = self.out_proj(self.scale * y * jax.nn.silu(z))
         return y if self.gamma is None else y * per_channel(self.gamma, y)
-
-
-def _reverse(inputs: ScanInputs) -> ScanInputs:
-    u, delta, B, C = (jnp.flip(x, 1) for x in inputs[:4])
-    return inputs._replace(u=u, delta=delta, B=B, C=C)
