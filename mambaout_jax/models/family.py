@@ -1,7 +1,7 @@
 """Families of models: modules, named variants, key formats and published recipes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -59,6 +59,7 @@ class Variant:
         crop_pct: share of the resized image that the evaluation crop keeps.
         top1: published ImageNet-1k top-1 in percent, by side of the evaluation image.
         checkpoint: the published weights; None if there are none.
+        recipe: values of the published training recipe that differ from those of the family, by dotted config key.
     """
 
     options: Mapping[str, Any]
@@ -68,6 +69,7 @@ class Variant:
     crop_pct: float = 1.0
     top1: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
     checkpoint: Checkpoint | None = None
+    recipe: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True)
@@ -109,3 +111,9 @@ class Family:
     timm_options: Mapping[str, Any] | None = None
     recipe: Recipe | None = None
     publication: Publication | None = None
+
+    def recipe_of(self, variant: str) -> Recipe | None:
+        """Return the published recipe of a variant; None if there is none."""
+        if self.recipe is None:
+            return None
+        return replace(self.recipe, values={**self.recipe.values, **self.variants[variant].recipe})

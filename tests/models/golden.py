@@ -111,6 +111,11 @@ def small_models() -> dict[str, tuple[str, dict[str, Any]]]:
     }
 
 
+def shallow_options(family: str) -> dict[str, Any]:
+    """Return options at which every kind of name of a variant occurs and nothing takes long."""
+    return _tuples(FAMILIES[family]["shallow"])
+
+
 def skipped() -> dict[str, int]:
     """Count the known cases that no test compares, by the reason."""
     known = set(json.loads((GOLDEN / "cases.json").read_text())) | _files().keys()

@@ -2,6 +2,7 @@
 
 from mambaout_jax.models.family import Family, Publication
 from mambaout_jax.models.localvim.model import OPTIONS, LocalVim
+from mambaout_jax.models.localvim.recipe import RECIPE
 from mambaout_jax.models.localvim.variants import VARIANTS
 from mambaout_jax.models.localvim.weights import ORIGINAL
 
@@ -11,6 +12,7 @@ FAMILY = Family(
     options=OPTIONS,
     variants=VARIANTS,
     key_formats=(ORIGINAL,),
+    recipe=RECIPE,
     publication=Publication(
         title="LocalMamba: Visual State Space Model with Windowed Selective Scan",
         paper="https://arxiv.org/abs/2403.09338",

@@ -2,6 +2,7 @@
 
 from mambaout_jax.models.family import Family, Publication
 from mambaout_jax.models.vim.model import OPTIONS, Vim
+from mambaout_jax.models.vim.recipe import RECIPE
 from mambaout_jax.models.vim.variants import VARIANTS
 from mambaout_jax.models.vim.weights import ORIGINAL
 
@@ -11,6 +12,7 @@ FAMILY = Family(
     options=OPTIONS,
     variants=VARIANTS,
     key_formats=(ORIGINAL,),
+    recipe=RECIPE,
     publication=Publication(
         title="Vision Mamba: Efficient Visual Representation Learning with Bidirectional State Space Model",
         paper="https://arxiv.org/abs/2401.09417",

@@ -2,14 +2,12 @@
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
 
 from mambaout_jax.models.family import Checkpoint, Variant
 
 
-def _variant(options: Mapping[str, Any], top1: float, repository: str, file: str, licence: str | None) -> Variant:
-    url = f"https://huggingface.co/hustvl/{repository}/resolve/main/{file}.pth"
-    return Variant(options, crop_pct=0.875, top1={224: top1}, checkpoint=Checkpoint(url, licence))
+def _weights(repository: str, file: str, licence: str | None = "Apache-2.0") -> Checkpoint:
+    return Checkpoint(f"https://huggingface.co/hustvl/{repository}/resolve/main/{file}.pth", licence)
 
 
 _SMALL = {"embed_dim": 384}
@@ -18,12 +16,33 @@ _PLUS = {"stride": 8}
 
 VARIANTS: Mapping[str, Variant] = MappingProxyType(
     {
-        "vim_tiny": _variant({}, 76.1, "Vim-tiny-midclstok", "vim_t_midclstok_76p1acc", "Apache-2.0"),
-        "vim_small": _variant(_SMALL, 80.5, "Vim-small-midclstok", "vim_s_midclstok_80p5acc", "Apache-2.0"),
-        "vim_base": _variant({"embed_dim": 768}, 81.9, "Vim-base-midclstok", "vim_b_midclstok_81p9acc", None),
-        "vim_tiny_plus": _variant(_PLUS, 78.3, "Vim-tiny-midclstok", "vim_t_midclstok_ft_78p3acc", "Apache-2.0"),
-        "vim_small_plus": _variant(
-            {**_SMALL, **_PLUS}, 81.6, "Vim-small-midclstok", "vim_s_midclstok_ft_81p6acc", "Apache-2.0"
+        "vim_tiny": Variant(
+            {}, crop_pct=0.875, top1={224: 76.1}, checkpoint=_weights("Vim-tiny-midclstok", "vim_t_midclstok_76p1acc")
+        ),
+        "vim_small": Variant(
+            _SMALL,
+            crop_pct=0.875,
+            top1={224: 80.5},
+            checkpoint=_weights("Vim-small-midclstok", "vim_s_midclstok_80p5acc"),
+            recipe={"batch_size": 512, "augment.mixup_group": 64, "optim.weight_decay": 0.05},
+        ),
+        "vim_base": Variant(
+            {"embed_dim": 768},
+            crop_pct=0.875,
+            top1={224: 81.9},
+            checkpoint=_weights("Vim-base-midclstok", "vim_b_midclstok_81p9acc", licence=None),
+        ),
+        "vim_tiny_plus": Variant(
+            _PLUS,
+            crop_pct=0.875,
+            top1={224: 78.3},
+            checkpoint=_weights("Vim-tiny-midclstok", "vim_t_midclstok_ft_78p3acc"),
+        ),
+        "vim_small_plus": Variant(
+            {**_SMALL, **_PLUS},
+            crop_pct=0.875,
+            top1={224: 81.6},
+            checkpoint=_weights("Vim-small-midclstok", "vim_s_midclstok_ft_81p6acc"),
         ),
     }
 )
