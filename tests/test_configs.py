@@ -20,8 +20,9 @@ IMAGENET = [
     f"imagenet:{name}"
     for name in ("mambaout_femto", "mambaout_kobe", "mambaout_tiny", "mambaout_small", "mambaout_base")
 ]
+PLAIN = {"imagenet:vim_tiny": 0.0, "imagenet:vim_small": 0.05, "imagenet:localvim_tiny": 0.1}
 STUDIES = ["study:digits", "study:pathfinder", "study:photos"]
-EXPERIMENTS = ["digits", "finetune", "imagenette", *IMAGENET, *STUDIES]
+EXPERIMENTS = ["digits", "finetune", "imagenette", *IMAGENET, *PLAIN, *STUDIES]
 # What an experiment leaves to the command line.
 GIVEN = {"finetune": ["--config.init_from=runs/femto", "--config.data.name=photos"]}
 
@@ -98,6 +99,17 @@ def test_every_file_says_how_to_run_it_and_what_it_costs(name):
     assert re.search(rf"python main\.py --config=configs/{name}\.py(:\w+)? --workdir=", text)
     assert "Cost" in text
     assert set(re.findall(r"--config\.([\w.]+)=", text)) <= known_keys({"model.name": "mambaout_femto"}).keys()
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_experiments_of_plain_models_have_the_recipe_and_the_drop_path_rate_of_the_model(name):
+    config, model = load(name), name.partition(":")[2]
+    recipe = find_family(model).recipe_of(model)
+    own = {"model.name": model, "model.drop_path_rate": PLAIN[name], "data.crop_pct": 0.875}
+    expected = {**RECIPE, **recipe.values, **own}
+    assert {key: config.all_values[key] for key in expected} == expected
+    assert differences_from_recipe(recipe, config.values) == []
+    assert 1_281_167 // config.batch_size % config.log_every_steps == 0
 
 
 @pytest.mark.parametrize("name", IMAGENET)

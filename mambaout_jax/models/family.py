@@ -1,7 +1,7 @@
 """Families of models: modules, named variants, key formats and published recipes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -61,6 +61,7 @@ class Variant:
         params: number of parameters; None to count them where they are listed.
         macs: multiply-adds for one image of `size`, as `models.macs` counts them; None to count them.
         checkpoint: the published weights; None if there are none.
+        recipe: values of the published training recipe that differ from those of the family, by dotted config key.
     """
 
     options: Mapping[str, Any]
@@ -72,6 +73,7 @@ class Variant:
     params: int | None = None
     macs: int | None = None
     checkpoint: Checkpoint | None = None
+    recipe: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True)
@@ -120,3 +122,9 @@ class Family:
         variant = self.variants[name]
         options = {option: key.default for option, key in self.options.items()} | dict(variant.options)
         return options | ({"img_size": (variant.size, variant.size)} if "img_size" in options else {})
+
+    def recipe_of(self, variant: str) -> Recipe | None:
+        """Return the published recipe of a variant; None if there is none."""
+        if self.recipe is None:
+            return None
+        return replace(self.recipe, values={**self.recipe.values, **self.variants[variant].recipe})

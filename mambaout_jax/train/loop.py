@@ -275,7 +275,7 @@ def _open_writer(
         f"validation images of {setup.train_source.name}; {count(config.num_epochs, 'epoch')} of "
         f"{count(program.steps_per_epoch, 'step')}; {'; '.join(filter(None, (batch, start.description)))}"
     )
-    for sentence in differences_from_recipe(model.family.recipe, config.values):
+    for sentence in differences_from_recipe(model.family.recipe_of(model.name), config.values):
         writer.print_line(f"differs from the published recipe: {sentence}")
     return writer
 

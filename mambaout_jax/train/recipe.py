@@ -19,7 +19,7 @@ def differences_from_recipe(recipe: Recipe | None, values: Mapping[str, Any]) ->
     """Return a sentence for each difference of a config from a recipe.
 
     Args:
-        recipe: the recipe of the model's family; None if there is none.
+        recipe: the recipe of the model; None if there is none.
         values: the values of the config, by dotted key.
 
     Returns:

@@ -87,7 +87,8 @@ def _resolve(checkpoint: TorchCheckpoint, name: str | None) -> ResolvedModel:
             f"no variant has exactly these tensors; the closest, {nearest}, differs in {tensors}: name the variant, or "
             "use a folder with a config.json"
         )
-    first, *others = fits
+    # Weights of one stride have the shapes of another stride at another image size.
+    first, *others = [fit for fit in fits if "img_size" not in fit.options] or fits
     return first._replace(others=tuple(other.name for other in others))
 
 

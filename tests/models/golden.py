@@ -82,7 +82,8 @@ def build(name: str, case: Case) -> mo.Model:
     for pattern, entry in FAMILIES[_family(name)]["cases"].items():
         if fnmatch.fnmatchcase(name, pattern):
             matching |= entry
-    options = {matching.get("rename", {}).get(key, key): value for key, value in case.options.items()}
+    names = matching.get("rename", {})
+    options = {names.get(key, key): value for key, value in case.options.items() if names.get(key, key) is not None}
     options = {"img_size": case.input.shape[1:3], **options, **_tuples(matching.get("options", {}))}
     return mo.create_model(matching["model"], **options)
 
@@ -94,6 +95,13 @@ def stage_maps(name: str, case: Case, count: int) -> list[tuple[np.ndarray, str]
     return [(case.features[key], case.layouts[key]) for key in keys[-count:]]
 
 
+def patches(name: str, tokens: np.ndarray, count: int) -> np.ndarray:
+    """Return the tokens of a case without its class token, which comes first or in the middle."""
+    in_middle = FAMILIES[_family(name)].get("class_token") == "middle"
+    first = count // 2 if in_middle else 0
+    return np.delete(tokens, slice(first, first + tokens.shape[1] - count), axis=1)
+
+
 def small_models() -> dict[str, tuple[str, dict[str, Any]]]:
     """Return small models of all families, as arguments of `create_model`."""
     return {
@@ -101,6 +109,11 @@ def small_models() -> dict[str, tuple[str, dict[str, Any]]]:
         for family, data in FAMILIES.items()
         for kind, options in data["small"].items()
     }
+
+
+def shallow_options(family: str) -> dict[str, Any]:
+    """Return options at which every kind of name of a variant occurs and nothing takes long."""
+    return _tuples(FAMILIES[family]["shallow"])
 
 
 def skipped() -> dict[str, int]:

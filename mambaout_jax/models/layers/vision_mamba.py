@@ -1,0 +1,255 @@
+"""A plain backbone of Mamba blocks, as in Vim and LocalVim: patches, position embeddings and class tokens."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from mambaout_jax.models.errors import ModelError
+from mambaout_jax.models.layers.blocks import run_blocks
+from mambaout_jax.models.layers.drop import drop_path, dropout
+from mambaout_jax.models.layers.linear import Linear
+from mambaout_jax.models.layers.norm import RMSNorm
+from mambaout_jax.models.layers.parameters import Initializer, normal, parameter
+from mambaout_jax.models.layers.position import resample_position_embedding
+from mambaout_jax.models.layers.rotation import rotate_patches
+
+CLASS_TOKENS = ("none", "first", "middle", "both")
+# The residual stream, float32, and the output of the last mixer.
+State = tuple[Float[Array, "b l d"], Float[Array, "b l d"]]
+
+
+class Block(nnx.Module):
+    """One block: x + mixer(norm(x)), where x is rotated before if the block has a grid.
+
+    Args:
+        grid: rows and columns of patches for the rotary position embedding; None for none.
+        num_prefix_tokens: number of tokens before the patches, which are not rotated.
+    """
+
+    def __init__(self, dim: int, mixer: nnx.Module, *, grid: tuple[int, int] | None, num_prefix_tokens: int):
+        self.norm = RMSNorm(dim)
+        self.mixer = mixer
+        self.grid = grid
+        self.num_prefix_tokens = num_prefix_tokens
+
+    def __call__(
+        self, state: State, key: Key[Array, ""] | None = None, drop_path_rate: float | Float[Array, ""] = 0.0
+    ) -> State:
+        x, _ = state
+        if self.grid is not None:
+            prefix, patches = jnp.split(x, [self.num_prefix_tokens], axis=1)
+            x = jnp.concatenate([prefix, rotate_patches(patches, self.grid)], axis=1)
+        y = self.mixer(self.norm(x))
+        return x + drop_path(y, drop_path_rate, key).astype(x.dtype), y
+
+
+class VisionMamba(nnx.Module):
+    """A sequence of Mamba blocks, followed by a norm and a linear layer on the class tokens or the mean of all tokens.
+
+    Its feature maps are the outputs of the mixers of chosen blocks, without class tokens, as in the segmentation models
+    of its references. It accepts images of `img_size` only.
+
+    Args:
+        mixers: the mixer of each block; a mixer has `no_decay`, paths of its parameters without weight decay.
+        patch_embed: module from images to patches, row by row, with the convolution `proj`.
+        grid: rows and columns of patches.
+        stride: distance of patches in pixels.
+        class_token: position of learned class tokens, one of `CLASS_TOKENS`.
+        rope: rotate the tokens by their position before every block.
+        out_indices: blocks of the feature maps; None for the last one.
+
+    Raises:
+        ModelError: options do not fit together.
+    """
+
+    def __init__(
+        self,
+        mixers: Sequence[nnx.Module],
+        patch_embed: nnx.Module,
+        *,
+        img_size: tuple[int, int],
+        grid: tuple[int, int],
+        stride: int,
+        embed_dim: int,
+        class_token: str,
+        class_token_initializer: Initializer,
+        rope: bool,
+        out_indices: tuple[int, ...] | None,
+        num_classes: int,
+        drop_path_rate: float,
+        drop_rate: float,
+        dtype: jnp.dtype,
+        scan_blocks: bool,
+        remat: str,
+    ):
+        depth = len(mixers)
+        chosen = (depth - 1,) if out_indices is None else tuple(out_indices)
+        if not chosen or list(chosen) != sorted({index % depth for index in chosen}):
+            raise ModelError(f"out_indices is {out_indices}; increasing numbers from 0 to {depth - 1} are expected")
+        if rope and embed_dim % 4:
+            raise ModelError(f"embed_dim is {embed_dim}; a multiple of 4 is expected with rope")
+        if rope and class_token not in ("none", "first"):
+            raise ModelError(f"class_token is {class_token!r}; 'none' or 'first' is expected with rope")
+        self.patch_embed = patch_embed
+        if class_token == "both":
+            self.cls_token_head = parameter((1, 1, embed_dim), class_token_initializer)
+            self.cls_token_tail = parameter((1, 1, embed_dim), class_token_initializer)
+        elif class_token != "none":
+            self.cls_token = parameter((1, 1, embed_dim), class_token_initializer)
+        num_patches = grid[0] * grid[1]
+        num_class_tokens = {"none": 0, "both": 2}.get(class_token, 1)
+        self.pos_embed = parameter((1, num_patches + num_class_tokens, embed_dim), normal)
+        self.layers = nnx.List(
+            Block(embed_dim, mixer, grid=grid if rope else None, num_prefix_tokens=num_class_tokens) for mixer in mixers
+        )
+        self.norm_f = RMSNorm(embed_dim)
+        self.head = Linear(embed_dim, num_classes, dtype=dtype)
+        self.img_size = img_size
+        self.grid = grid
+        self.stride = stride
+        self.class_token = class_token
+        self.out_indices = chosen
+        self.drop_rate = drop_rate
+        self.drop_path_rates = tuple(np.linspace(0.0, drop_path_rate, depth).tolist())
+        self.dtype = dtype
+        self.scan_blocks = scan_blocks
+        self.remat = remat
+
+    @property
+    def first_conv(self) -> tuple[str, ...]:
+        """Return the path of the first layer."""
+        return ("patch_embed", "proj")
+
+    @property
+    def classifier(self) -> tuple[str, ...]:
+        """Return the path of the last layer."""
+        return ("head",)
+
+    @property
+    def feature_channels(self) -> tuple[int, ...]:
+        """Return the channels of each map."""
+        return (self.pos_embed.shape[-1],) * len(self.out_indices)
+
+    @property
+    def feature_strides(self) -> tuple[int, ...]:
+        """Return the stride of each map, in pixels."""
+        return (self.stride,) * len(self.out_indices)
+
+    @property
+    def no_decay(self) -> tuple[tuple[str | int, ...], ...]:
+        """Return the paths of the parameters without weight decay, vectors aside."""
+        tokens = {"none": (), "both": ("cls_token_head", "cls_token_tail")}.get(self.class_token, ("cls_token",))
+        own = ((name,) for name in ("pos_embed", *tokens))
+        return (
+            *own,
+            *(("layers", i, "mixer", *path) for i, layer in enumerate(self.layers) for path in layer.mixer.no_decay),
+        )
+
+    def resample_params(
+        self, params: Mapping[tuple[str | int, ...], Any], img_size: tuple[int, int] | None = None
+    ) -> dict[tuple[str | int, ...], Any]:
+        """Return parameters for images of this model's size, from those for images of another size.
+
+        The position embeddings of patches are resampled by timm's rule; those of class tokens are kept.
+
+        Args:
+            params: arrays by path: all parameters or some of them.
+            img_size: (height, width) that they were trained at; None if unknown: then embeddings of another length
+                are taken to be those of square images.
+        """
+        embedding = params.get(("pos_embed",))
+        if embedding is None or (img_size is None and embedding.shape == self.pos_embed.shape):
+            return dict(params)
+        embedding = np.asarray(embedding)
+        where = list(self._class_positions(embedding.shape[1]))
+        old_grid = None if img_size is None else self.grid_of(img_size)
+        patches = resample_position_embedding(np.delete(embedding, where, axis=1), self.grid, old_grid=old_grid)
+        where_now = self._class_positions(patches.shape[1] + len(where))
+        before = [position - count for count, position in enumerate(where_now)]  # numbers of patches
+        return {**params, ("pos_embed",): np.insert(patches, before, embedding[:, where], axis=1)}
+
+    def grid_of(self, img_size: tuple[int, int]) -> tuple[int, int]:
+        """Return the rows and columns of patches of an image."""
+        return tuple(side // self.stride for side in img_size)
+
+    def features(self, images: Float[Array, "b h w i"], key: Key[Array, ""] | None) -> list[Array]:
+        """Compute the maps of the chosen blocks."""
+        state, maps = self._tokens(images), []
+        for first, last in itertools.pairwise((-1, *self.out_indices)):
+            state = self._run(state, key, first + 1, last + 1)
+            patches = self._patches(state[1])
+            maps.append(patches.reshape(patches.shape[0], *self.grid, patches.shape[2]))
+        return maps
+
+    def logits(self, images: Float[Array, "b h w i"], key: Key[Array, ""] | None) -> Float[Array, "b k"]:
+        """Compute the logits."""
+        x, _ = self._run(self._tokens(images), key, 0, len(self.layers))
+        if self.class_token != "none":
+            x = jnp.concatenate([x[:, i : i + 1] for i in self._class_positions(x.shape[1])], axis=1)
+        x = self.norm_f(x).mean(1)
+        x = dropout(x, self.drop_rate, None if key is None else jax.random.fold_in(key, len(self.layers)))
+        return self.head(x).astype(jnp.float32)
+
+    def _tokens(self, images) -> State:
+        """Compute the input of the first block."""
+        if images.shape[1:3] != self.img_size:
+            raise ModelError(
+                f"images are {images.shape[1]}x{images.shape[2]}; {self.img_size[0]}x{self.img_size[1]} is expected, "
+                "the img_size of the model and its position embeddings"
+            )
+        x = self.patch_embed(images).astype(jnp.float32)
+
+        def token(name):
+            return jnp.broadcast_to(getattr(self, name)[...], (x.shape[0], 1, x.shape[2]))
+
+        match self.class_token:
+            case "both":
+                x = jnp.concatenate([token("cls_token_head"), x, token("cls_token_tail")], axis=1)
+            case "first":
+                x = jnp.concatenate([token("cls_token"), x], axis=1)
+            case "middle":
+                before, after = jnp.split(x, [x.shape[1] // 2], axis=1)
+                x = jnp.concatenate([before, token("cls_token"), after], axis=1)
+        x = x + self.pos_embed[...]
+        return x, x.astype(self.dtype)
+
+    def _run(self, state: State, key, first: int, last: int) -> State:
+        """Compute the blocks from `first` to before `last`; neighbors with equal options are scanned as one loop."""
+        for start, stop in self._equal_blocks(first, last):
+            state = run_blocks(
+                self.layers[start:stop],
+                state,
+                key,
+                self.drop_path_rates[start:stop],
+                first=start,
+                scan=self.scan_blocks,
+                remat=self.remat,
+            )
+        return state
+
+    def _equal_blocks(self, first: int, last: int) -> Iterator[tuple[int, int]]:
+        """Return the ranges of neighboring blocks that differ only in their parameters."""
+        yield first, last
+
+    def _class_positions(self, length: int) -> tuple[int, ...]:
+        """Return the positions of class tokens in a sequence of all tokens."""
+        match self.class_token:
+            case "none":
+                return ()
+            case "first":
+                return (0,)
+            case "middle":
+                return ((length - 1) // 2,)
+            case _:
+                return (0, length - 1)
+
+    def _patches(self, x):
+        """Return a sequence without class tokens."""
+        bounds = itertools.pairwise((-1, *self._class_positions(x.shape[1]), x.shape[1]))
+        return jnp.concatenate([x[:, start + 1 : stop] for start, stop in bounds], axis=1)

@@ -1,0 +1,25 @@
+"""The published training recipe of Vim; configs/imagenet.py contains all of it but its repeated augmentation."""
+
+from types import MappingProxyType
+
+from mambaout_jax.models.family import Recipe
+
+RECIPE = Recipe(
+    dataset="imagenet2012",
+    values=MappingProxyType(
+        {
+            "batch_size": 1024,
+            "optim.learning_rate": 1e-3,  # 5e-4 for 512 images
+            "optim.warmup_epochs": 5,
+            "num_epochs": 300,
+            "optim.cooldown_epochs": 0,
+            "optim.schedule": "per_epoch",
+            "optim.weight_decay": 0.1,
+            "optim.ema_decay": 0.99996,
+            "data.interpolation": "bicubic",
+            # 1024 = 8 devices x 128 images; each device has one draw of mixup or cutmix.
+            "augment.mixup_group": 128,
+        }
+    ),
+    reference="Zhu et al., Vision Mamba, 2024: vim/main.py and vim/scripts/pt-vim-t.sh of its code",
+)

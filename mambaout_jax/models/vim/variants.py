@@ -1,0 +1,48 @@
+"""The named variants of Vim. Options and accuracies: github.com/hustvl/Vim at dd0358ad, README.md and vim/scripts."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from mambaout_jax.models.family import Checkpoint, Variant
+
+
+def _weights(repository: str, file: str, licence: str | None = "Apache-2.0") -> Checkpoint:
+    return Checkpoint(f"https://huggingface.co/hustvl/{repository}/resolve/main/{file}.pth", licence)
+
+
+_SMALL = {"embed_dim": 384}
+# Fine-tuned with patches that overlap; their weights have the shapes of larger images at the stride of the others.
+_PLUS = {"stride": 8}
+
+VARIANTS: Mapping[str, Variant] = MappingProxyType(
+    {
+        "vim_tiny": Variant(
+            {}, crop_pct=0.875, top1={224: 76.1}, checkpoint=_weights("Vim-tiny-midclstok", "vim_t_midclstok_76p1acc")
+        ),
+        "vim_small": Variant(
+            _SMALL,
+            crop_pct=0.875,
+            top1={224: 80.5},
+            checkpoint=_weights("Vim-small-midclstok", "vim_s_midclstok_80p5acc"),
+            recipe={"batch_size": 512, "augment.mixup_group": 64, "optim.weight_decay": 0.05},
+        ),
+        "vim_base": Variant(
+            {"embed_dim": 768},
+            crop_pct=0.875,
+            top1={224: 81.9},
+            checkpoint=_weights("Vim-base-midclstok", "vim_b_midclstok_81p9acc", licence=None),
+        ),
+        "vim_tiny_plus": Variant(
+            _PLUS,
+            crop_pct=0.875,
+            top1={224: 78.3},
+            checkpoint=_weights("Vim-tiny-midclstok", "vim_t_midclstok_ft_78p3acc"),
+        ),
+        "vim_small_plus": Variant(
+            {**_SMALL, **_PLUS},
+            crop_pct=0.875,
+            top1={224: 81.6},
+            checkpoint=_weights("Vim-small-midclstok", "vim_s_midclstok_ft_81p6acc"),
+        ),
+    }
+)

@@ -1,0 +1,57 @@
+"""Weights of Vim are recognized in the files that its authors publish, and messages name what they are."""
+
+import argparse
+
+import numpy as np
+import pytest
+
+import mambaout_jax as mo
+from mambaout_jax.weights import WeightsError
+from tests.marks import slow_but
+from tests.weights import configurations, pytorch
+from tests.weights.test_resolve import resolved
+
+SMALL = {"embed_dim": 24, "depth": 2, "num_classes": 5}
+PUBLISHED = ["vim_tiny", "vim_tiny_plus", "vim_small", "vim_small_plus"]
+
+
+@pytest.mark.parametrize("name", slow_but(["vim_tiny_plus"], PUBLISHED))
+def test_overlapping_patches_are_told_from_a_larger_image_by_the_published_size(name):
+    found = resolved(configurations.shapes(mo.create_model(name)))
+    assert (found.name, found.options, found.others) == (name, {}, ())
+
+
+def test_weights_of_patches_side_by_side_start_a_model_of_overlapping_patches():
+    source = mo.create_model("vim_tiny", img_size=48, **SMALL)
+    variables = mo.from_torch(
+        mo.create_model("vim_tiny_plus", img_size=48, **SMALL), mo.to_torch(source, pytorch.draw(source))
+    )
+    assert variables["params"]["pos_embed"].shape == (1, 5 * 5 + 1, 24)
+
+
+def test_weights_in_a_file_as_published_are_loaded(tmp_path):
+    torch = pytest.importorskip("torch")
+    model = mo.create_model("vim_tiny", num_classes=5)
+    variables = pytorch.draw(model)
+    state_dict = {key: torch.from_numpy(value.copy()) for key, value in mo.to_torch(model, variables).items()}
+    file = {"model": state_dict, "optimizer": {}, "epoch": 299, "args": argparse.Namespace(lr=1e-3)}
+    torch.save(file, tmp_path / "vim.pth")
+    with pytest.warns(UserWarning, match="ignored"):
+        found, back = mo.load_pretrained(tmp_path / "vim.pth")
+    assert found.name == "vim_tiny"
+    pytorch.assert_equal_trees(back, variables)
+
+
+def test_tables_of_the_rotary_embedding_are_not_read():
+    options = {**SMALL, "rope": True, "class_token": "first", "img_size": 32}
+    model = mo.create_model("vim_tiny", **options)
+    variables = pytorch.draw(model)
+    state_dict = mo.to_torch(model, variables)
+    state_dict |= {f"rope.freqs_{name}": np.zeros((4, 24), np.float32) for name in ("cos", "sin")}
+    pytorch.assert_equal_trees(mo.from_torch(model, state_dict), variables)
+
+
+def test_weights_of_another_type_of_scan_are_refused():
+    v1, v2 = (mo.create_model("vim_tiny", img_size=32, bimamba_type=name, **SMALL) for name in ("v1", "v2"))
+    with pytest.raises(WeightsError, match="conv1d_b"):
+        mo.from_torch(v2, mo.to_torch(v1, pytorch.draw(v1)))
