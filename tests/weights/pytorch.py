@@ -8,11 +8,10 @@ import numpy as np
 import mambaout_jax as mo
 from mambaout_jax.models import find_family
 from mambaout_jax.weights import TorchCheckpoint
+from tests.models import golden
 from tests.timm import load_timm
 
-# Depths at which every kind of name occurs and nothing takes long.
-SHALLOW = {"depths": (1, 2), "dims": (16, 24), "num_classes": 5}
-SHALLOW_VIT = {"embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 5}
+SHALLOW = {"num_classes": 5, **golden.shallow_options("mambaout")}
 # The variants that the original repository has.
 ORIGINAL = ("mambaout_base", "mambaout_femto", "mambaout_kobe", "mambaout_small", "mambaout_tiny")
 
@@ -60,8 +59,8 @@ def relative_difference(logits, expected):
 @functools.cache
 def small_model(name="mambaout_femto", **options):
     """Build a variant at small depths and widths."""
-    shallow = {"mambaout": SHALLOW, "vit": SHALLOW_VIT}[find_family(name).name]
-    return mo.create_model(name, img_size=32, **{**shallow, **options})
+    shallow = golden.shallow_options(find_family(name).name)
+    return mo.create_model(name, img_size=32, **{"num_classes": 5, **shallow, **options})
 
 
 def draw(model, seed=0):
