@@ -20,8 +20,22 @@ IMAGENET = [
     f"imagenet:{name}"
     for name in ("mambaout_femto", "mambaout_kobe", "mambaout_tiny", "mambaout_small", "mambaout_base")
 ]
+VMAMBA = [
+    f"imagenet:vmamba_{name}"
+    for name in (
+        "tiny_s1l8",
+        "small_s1l20",
+        "base_s1l20",
+        "tiny_s2l5",
+        "small_s2l15",
+        "base_s2l15",
+        "tiny_v0",
+        "small_v0",
+        "base_v0",
+    )
+]
 STUDIES = ["study:digits", "study:pathfinder", "study:photos"]
-EXPERIMENTS = ["digits", "finetune", "imagenette", *IMAGENET, *STUDIES]
+EXPERIMENTS = ["digits", "finetune", "imagenette", *IMAGENET, *VMAMBA, *STUDIES]
 # What an experiment leaves to the command line.
 GIVEN = {"finetune": ["--config.init_from=runs/femto", "--config.data.name=photos"]}
 
@@ -98,6 +112,17 @@ def test_every_file_says_how_to_run_it_and_what_it_costs(name):
     assert re.search(rf"python main\.py --config=configs/{name}\.py(:\w+)? --workdir=", text)
     assert "Cost" in text
     assert set(re.findall(r"--config\.([\w.]+)=", text)) <= known_keys({"model.name": "mambaout_femto"}).keys()
+
+
+@pytest.mark.parametrize("name", VMAMBA)
+def test_published_experiments_of_other_families_have_the_recipe_and_the_drop_path_rate_of_the_model(name):
+    config, model = load(name), name.partition(":")[2]
+    changed = {**find_family(model).recipe.values, "optim.ema_decay": None if model == "vmamba_tiny_v0" else 0.9999}
+    rate = {"tiny": 0.2, "small": 0.3, "base": 0.5 if model == "vmamba_base_s1l20" else 0.6}[model.split("_")[1]]
+    expected = {**RECIPE, **changed, "model.name": model, "model.drop_path_rate": rate, "data.crop_pct": 0.875}
+    assert {key: config.all_values[key] for key in expected} == expected
+    assert differences_from_recipe(find_family(model).recipe, config.values) == []
+    assert 1_281_167 // config.batch_size % config.log_every_steps == 0
 
 
 @pytest.mark.parametrize("name", IMAGENET)
