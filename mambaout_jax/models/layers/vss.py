@@ -4,6 +4,7 @@ Reference: Liu et al., VMamba: Visual State Space Model, 2024; github.com/MzeroM
 classification/models/vmamba.py. All norms have eps 1e-5.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -156,9 +157,12 @@ class VSSM(nnx.Module):
         x = self.patch_embed(images)
         maps, first = [], 0
         for stage in self.layers:
-            rates = self.drop_path_rates[first : first + len(stage.blocks)]
-            x = run_blocks(stage.blocks, x, key, rates, first=first, scan=self.scan_blocks, remat=self.remat)
-            first += len(stage.blocks)
+            # Only neighbors that scan in the same directions can be one loop.
+            for _, run in itertools.groupby(stage.blocks, lambda block: block.op.directions):
+                blocks = list(run)
+                rates = self.drop_path_rates[first : first + len(blocks)]
+                x = run_blocks(blocks, x, key, rates, first=first, scan=self.scan_blocks, remat=self.remat)
+                first += len(blocks)
             maps.append(x)
             if stage.downsample is not None:
                 x = stage.downsample(x)
