@@ -19,6 +19,8 @@ python main.py --config=configs/imagenet.py:mambaout_tiny --workdir=runs/mambaou
 | vmamba_tiny_v0 | 22.89 M | 0.2 | 82.2 % |
 | vmamba_small_v0 | 44.42 M | 0.3 | 83.5 % |
 | vmamba_base_v0 | 76.25 M | 0.6 | 83.7 % |
+| localvmamba_tiny | 25.53 M | 0.2 | 82.7 % |
+| localvmamba_small | 49.75 M | 0.2 | 83.7 % |
 
 Cost and result: not measured here yet. docs/recipe.md lists all hyperparameters of MambaOut and what may be changed.
 Its learning rate is constant within an epoch, as published; --config.optim.schedule=per_step changes it at every step.
@@ -50,6 +52,18 @@ VMAMBA = {
     "optim.clip_grad_norm": 5.0,
     "optim.ema_decay": 0.9999,
 }
+LOCALVMAMBA = {
+    "num_epochs": 300,
+    "batch_size": 1024,
+    "log_every_steps": 139,
+    "data.crop_pct": 0.875,
+    "data.interpolation": "bicubic",
+    "augment.mixup_alpha": 0.2,
+    "optim.learning_rate": 1e-3,
+    "optim.warmup_learning_rate": 1e-7,
+    "optim.min_learning_rate": 1e-6,
+    "optim.weight_decay": 0.04,
+}
 # Recipe and drop path rate of each model.
 MODELS = {
     "mambaout_femto": (MAMBAOUT, 0.025),
@@ -66,6 +80,8 @@ MODELS = {
     "vmamba_tiny_v0": (VMAMBA | {"optim.ema_decay": None}, 0.2),
     "vmamba_small_v0": (VMAMBA, 0.3),
     "vmamba_base_v0": (VMAMBA, 0.6),
+    "localvmamba_tiny": (LOCALVMAMBA, 0.2),
+    "localvmamba_small": (LOCALVMAMBA, 0.2),
 }
 
 

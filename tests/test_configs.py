@@ -34,8 +34,14 @@ VMAMBA = [
         "base_v0",
     )
 ]
+OTHERS = {
+    **{name: 0.3 if "small" in name else 0.2 for name in VMAMBA if "base" not in name},
+    **{name: 0.5 if "s1l20" in name else 0.6 for name in VMAMBA if "base" in name},
+    "imagenet:localvmamba_tiny": 0.2,
+    "imagenet:localvmamba_small": 0.2,
+}
 STUDIES = ["study:digits", "study:pathfinder", "study:photos"]
-EXPERIMENTS = ["digits", "finetune", "imagenette", *IMAGENET, *VMAMBA, *STUDIES]
+EXPERIMENTS = ["digits", "finetune", "imagenette", *IMAGENET, *OTHERS, *STUDIES]
 # What an experiment leaves to the command line.
 GIVEN = {"finetune": ["--config.init_from=runs/femto", "--config.data.name=photos"]}
 
@@ -114,12 +120,12 @@ def test_every_file_says_how_to_run_it_and_what_it_costs(name):
     assert set(re.findall(r"--config\.([\w.]+)=", text)) <= known_keys({"model.name": "mambaout_femto"}).keys()
 
 
-@pytest.mark.parametrize("name", VMAMBA)
+@pytest.mark.parametrize("name", OTHERS)
 def test_published_experiments_of_other_families_have_the_recipe_and_the_drop_path_rate_of_the_model(name):
     config, model = load(name), name.partition(":")[2]
-    changed = {**find_family(model).recipe.values, "optim.ema_decay": None if model == "vmamba_tiny_v0" else 0.9999}
-    rate = {"tiny": 0.2, "small": 0.3, "base": 0.5 if model == "vmamba_base_s1l20" else 0.6}[model.split("_")[1]]
-    expected = {**RECIPE, **changed, "model.name": model, "model.drop_path_rate": rate, "data.crop_pct": 0.875}
+    own = {"model.name": model, "model.drop_path_rate": OTHERS[name], "data.crop_pct": 0.875}
+    averaged = name in VMAMBA and not model.endswith("tiny_v0")
+    expected = {**RECIPE, **find_family(model).recipe.values, **own, "optim.ema_decay": 0.9999 if averaged else None}
     assert {key: config.all_values[key] for key in expected} == expected
     assert differences_from_recipe(find_family(model).recipe, config.values) == []
     assert 1_281_167 // config.batch_size % config.log_every_steps == 0
