@@ -13,6 +13,17 @@ python main.py --config=configs/imagenet.py:mambaout_tiny --workdir=runs/mambaou
 | vim_tiny | 7.15 M | 0 | 76.1 % |
 | vim_small | 25.80 M | 0.05 | 80.5 % |
 | localvim_tiny | 7.99 M | 0.1 | 76.2 % |
+| vmamba_tiny_s1l8 | 30.25 M | 0.2 | 82.6 % |
+| vmamba_small_s1l20 | 49.01 M | 0.3 | 83.3 % |
+| vmamba_base_s1l20 | 86.61 M | 0.5 | 83.8 % |
+| vmamba_tiny_s2l5 | 30.71 M | 0.2 | 82.5 % |
+| vmamba_small_s2l15 | 50.15 M | 0.3 | 83.6 % |
+| vmamba_base_s2l15 | 88.56 M | 0.6 | 83.9 % |
+| vmamba_tiny_v0 | 22.89 M | 0.2 | 82.2 % |
+| vmamba_small_v0 | 44.42 M | 0.3 | 83.5 % |
+| vmamba_base_v0 | 76.25 M | 0.6 | 83.7 % |
+| localvmamba_tiny | 25.53 M | 0.2 | 82.7 % |
+| localvmamba_small | 49.75 M | 0.2 | 83.7 % |
 
 Cost and result: not measured here yet. docs/recipe.md lists all hyperparameters of MambaOut and what may be changed.
 Its learning rate is constant within an epoch, as published; --config.optim.schedule=per_step changes it at every step.
@@ -47,19 +58,29 @@ VIM = {
     "optim.weight_decay": 0.1,
     "optim.ema_decay": 0.99996,
 }
-LOCALVIM = {
+VMAMBA = {
     "num_epochs": 300,
     "batch_size": 1024,
     "log_every_steps": 139,
     "data.crop_pct": 0.875,
     "data.interpolation": "bicubic",
-    "data.auto_augment": "rand-m9-mstd0.5",
+    "optim.learning_rate": 1e-3,
+    "optim.clip_grad_norm": 5.0,
+    "optim.ema_decay": 0.9999,
+}
+LOCALVMAMBA = {
+    "num_epochs": 300,
+    "batch_size": 1024,
+    "log_every_steps": 139,
+    "data.crop_pct": 0.875,
+    "data.interpolation": "bicubic",
     "augment.mixup_alpha": 0.2,
     "optim.learning_rate": 1e-3,
     "optim.warmup_learning_rate": 1e-7,
     "optim.min_learning_rate": 1e-6,
     "optim.weight_decay": 0.04,
 }
+LOCALVIM = LOCALVMAMBA | {"data.auto_augment": "rand-m9-mstd0.5"}
 # Recipe and drop path rate of each model.
 MODELS = {
     "mambaout_femto": (MAMBAOUT, 0.025),
@@ -70,6 +91,17 @@ MODELS = {
     "vim_tiny": (VIM, 0.0),
     "vim_small": (VIM | {"batch_size": 512, "augment.mixup_group": 64, "optim.weight_decay": 0.05}, 0.05),
     "localvim_tiny": (LOCALVIM, 0.1),
+    "vmamba_tiny_s1l8": (VMAMBA, 0.2),
+    "vmamba_small_s1l20": (VMAMBA, 0.3),
+    "vmamba_base_s1l20": (VMAMBA, 0.5),
+    "vmamba_tiny_s2l5": (VMAMBA, 0.2),
+    "vmamba_small_s2l15": (VMAMBA, 0.3),
+    "vmamba_base_s2l15": (VMAMBA, 0.6),
+    "vmamba_tiny_v0": (VMAMBA | {"optim.ema_decay": None}, 0.2),
+    "vmamba_small_v0": (VMAMBA, 0.3),
+    "vmamba_base_v0": (VMAMBA, 0.6),
+    "localvmamba_tiny": (LOCALVMAMBA, 0.2),
+    "localvmamba_small": (LOCALVMAMBA, 0.2),
 }
 
 

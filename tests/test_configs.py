@@ -20,9 +20,25 @@ IMAGENET = [
     f"imagenet:{name}"
     for name in ("mambaout_femto", "mambaout_kobe", "mambaout_tiny", "mambaout_small", "mambaout_base")
 ]
-PLAIN = {"imagenet:vim_tiny": 0.0, "imagenet:vim_small": 0.05, "imagenet:localvim_tiny": 0.1}
+# Drop path rate, and the decay of the average of the weights.
+OTHERS = {
+    "imagenet:vim_tiny": (0.0, 0.99996),
+    "imagenet:vim_small": (0.05, 0.99996),
+    "imagenet:vmamba_tiny_s1l8": (0.2, 0.9999),
+    "imagenet:vmamba_small_s1l20": (0.3, 0.9999),
+    "imagenet:vmamba_base_s1l20": (0.5, 0.9999),
+    "imagenet:vmamba_tiny_s2l5": (0.2, 0.9999),
+    "imagenet:vmamba_small_s2l15": (0.3, 0.9999),
+    "imagenet:vmamba_base_s2l15": (0.6, 0.9999),
+    "imagenet:vmamba_tiny_v0": (0.2, None),
+    "imagenet:vmamba_small_v0": (0.3, 0.9999),
+    "imagenet:vmamba_base_v0": (0.6, 0.9999),
+    "imagenet:localvim_tiny": (0.1, None),
+    "imagenet:localvmamba_tiny": (0.2, None),
+    "imagenet:localvmamba_small": (0.2, None),
+}
 STUDIES = ["study:digits", "study:pathfinder", "study:photos"]
-EXPERIMENTS = ["digits", "finetune", "imagenette", *IMAGENET, *PLAIN, *STUDIES]
+EXPERIMENTS = ["digits", "finetune", "imagenette", *IMAGENET, *OTHERS, *STUDIES]
 # What an experiment leaves to the command line.
 GIVEN = {"finetune": ["--config.init_from=runs/femto", "--config.data.name=photos"]}
 
@@ -101,12 +117,12 @@ def test_every_file_says_how_to_run_it_and_what_it_costs(name):
     assert set(re.findall(r"--config\.([\w.]+)=", text)) <= known_keys({"model.name": "mambaout_femto"}).keys()
 
 
-@pytest.mark.parametrize("name", PLAIN)
-def test_experiments_of_plain_models_have_the_recipe_and_the_drop_path_rate_of_the_model(name):
+@pytest.mark.parametrize("name", OTHERS)
+def test_experiments_of_other_families_have_the_recipe_of_their_model(name):
     config, model = load(name), name.partition(":")[2]
-    recipe = find_family(model).recipe_of(model)
-    own = {"model.name": model, "model.drop_path_rate": PLAIN[name], "data.crop_pct": 0.875}
-    expected = {**RECIPE, **recipe.values, **own}
+    recipe, (drop_path_rate, ema_decay) = find_family(model).recipe_of(model), OTHERS[name]
+    own = {"model.name": model, "model.drop_path_rate": drop_path_rate, "data.crop_pct": 0.875}
+    expected = {**RECIPE, **recipe.values, **own, "optim.ema_decay": ema_decay}
     assert {key: config.all_values[key] for key in expected} == expected
     assert differences_from_recipe(recipe, config.values) == []
     assert 1_281_167 // config.batch_size % config.log_every_steps == 0

@@ -88,10 +88,13 @@ class KeyFormat:
         rules: rules; the first that matches a parameter applies.
         ignored: patterns of keys that are not parameters, such as counters and precomputed tables. They may be absent,
             and are neither read nor written. `**` matches any dotted name.
+        linear: patterns of keys of matrices (out, in) that may be stored as 1x1 convolutions (out, in, 1, 1). They are
+            written as matrices.
         fixed: options of the family with only one value in this codebase.
     """
 
     name: str
     rules: tuple[Rule, ...]
     ignored: tuple[str, ...] = ()
+    linear: tuple[str, ...] = ()
     fixed: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))

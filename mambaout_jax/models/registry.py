@@ -12,13 +12,20 @@ from flax import nnx
 
 from mambaout_jax import plugins
 from mambaout_jax.checks import ConfigKey, find_fault, suggest
-from mambaout_jax.models import localvim, mambaout, vim, vit
+from mambaout_jax.models import localvim, localvmamba, mambaout, vim, vit, vmamba
 from mambaout_jax.models.api import InputSpec, Model
 from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.family import Family, Variant
 from mambaout_jax.models.options import DTYPES, PREPROCESSING, dtype_name
 
-BUILT_IN: tuple[Family, ...] = (mambaout.FAMILY, vit.FAMILY, vim.FAMILY, localvim.FAMILY)
+BUILT_IN: tuple[Family, ...] = (
+    mambaout.FAMILY,
+    vit.FAMILY,
+    vim.FAMILY,
+    vmamba.FAMILY,
+    localvim.FAMILY,
+    localvmamba.FAMILY,
+)
 
 # Arguments of timm's `create_model` that ours does not have, and what replaces them.
 _TIMM_ARGUMENTS: Mapping[str, str] = MappingProxyType(

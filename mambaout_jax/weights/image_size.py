@@ -11,7 +11,7 @@ from mambaout_jax.models import Model, ModelError, create_model
 from mambaout_jax.models.key_format import KeyFormat
 from mambaout_jax.models.options import MIN_SIZE
 from mambaout_jax.weights.errors import WeightsError
-from mambaout_jax.weights.key_map import Shape, expected_shapes, tensor_specs, without_ignored
+from mambaout_jax.weights.key_map import Shape, comparable_shapes, expected_shapes, tensor_specs
 
 Size = tuple[int, int]
 
@@ -38,7 +38,7 @@ def model_of_weights(
     if "img_size" not in model.options or img_size == model.input_spec.size:
         return model
     if img_size is None:
-        shapes = without_ignored(key_format, shapes)
+        shapes = comparable_shapes(key_format, shapes)
         own = expected_shapes(tensor_specs(model.shapes, key_format))
         if shapes == own:
             return model

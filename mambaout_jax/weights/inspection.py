@@ -6,7 +6,7 @@ from collections import Counter
 from mambaout_jax.models import Model, create_model
 from mambaout_jax.weights.checkpoint import TorchCheckpoint
 from mambaout_jax.weights.image_size import sized_axes
-from mambaout_jax.weights.key_map import expected_shapes, matching_formats, tensor_specs, without_ignored
+from mambaout_jax.weights.key_map import comparable_shapes, expected_shapes, matching_formats, tensor_specs
 from mambaout_jax.weights.options import model_args
 from mambaout_jax.weights.resolve import resolve_model
 from mambaout_jax.weights.state_dict import differences, get_format
@@ -32,7 +32,7 @@ def inspect_checkpoint(checkpoint: TorchCheckpoint, name: str | None = None) -> 
     own_format = get_format(model, key_format.name)
     expected = expected_shapes(tensor_specs(model.shapes, own_format))
     options = {"num_classes": model.num_classes, **model_args(model)}
-    faults = differences(without_ignored(key_format, checkpoint.shapes), expected)
+    faults = differences(comparable_shapes(key_format, checkpoint.shapes), expected)
     sized = ", ".join(sized_axes(model, own_format))
     size = "x".join(map(str, model.input_spec.size))
     kinds = Counter(checkpoint.dtypes.values())

@@ -82,7 +82,11 @@ def from_torch_key(key_format: KeyFormat, key: str) -> str | None:
 
 def is_ignored(key_format: KeyFormat, key: str) -> bool:
     """Return whether the key format ignores a key."""
-    return any(_compile(pattern).fullmatch(key) for pattern in key_format.ignored)
+    return _matches(key_format.ignored, key)
+
+
+def _matches(patterns: Iterable[str], key: str) -> bool:
+    return any(_compile(pattern).fullmatch(key) for pattern in patterns)
 
 
 def is_known(key: str) -> bool:
@@ -173,9 +177,13 @@ def expected_shapes(specs: Iterable[TensorSpec]) -> dict[str, Shape]:
     return {key: spec.shape for spec in specs for key in spec.keys}
 
 
-def without_ignored(key_format: KeyFormat, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-    """Return the shapes without ignored keys."""
-    return {key: shape for key, shape in shapes.items() if not is_ignored(key_format, key)}
+def comparable_shapes(key_format: KeyFormat, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Return shapes to compare with the expected ones: without ignored keys, and 1x1 convolutions as matrices."""
+    return {
+        key: shape[:2] if shape[2:] == (1, 1) and _matches(key_format.linear, key) else shape
+        for key, shape in shapes.items()
+        if not is_ignored(key_format, key)
+    }
 
 
 def _find_rule(key_format: KeyFormat, path: str) -> tuple[Rule, tuple[str, ...], int] | None:

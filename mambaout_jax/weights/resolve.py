@@ -15,10 +15,10 @@ from mambaout_jax.weights.image_size import sized_axes, square_size
 from mambaout_jax.weights.key_map import (
     Shape,
     TensorSpec,
+    comparable_shapes,
     expected_shapes,
     matching_formats,
     tensor_specs,
-    without_ignored,
 )
 from mambaout_jax.weights.state_dict import classifier_shapes, differences
 
@@ -76,7 +76,7 @@ def _resolve(checkpoint: TorchCheckpoint, name: str | None) -> ResolvedModel:
     fits, faults = [], {}
     for family, key_format in formats:
         for variant in family.variants:
-            options, num_faults = _compare(variant, key_format, without_ignored(key_format, checkpoint.shapes))
+            options, num_faults = _compare(variant, key_format, comparable_shapes(key_format, checkpoint.shapes))
             faults[variant] = min(num_faults, faults.get(variant, num_faults))
             if not num_faults:
                 fits.append(ResolvedModel(key_format, variant, options))

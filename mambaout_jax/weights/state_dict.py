@@ -16,10 +16,10 @@ from mambaout_jax.weights.image_size import model_of_weights, resample_variables
 from mambaout_jax.weights.key_map import (
     Shape,
     TensorSpec,
+    comparable_shapes,
     expected_shapes,
     matching_formats,
     tensor_specs,
-    without_ignored,
 )
 
 # Both convert to float32 without loss. float16 is rejected, because trained weights overflow or underflow in it.
@@ -161,7 +161,7 @@ def load_state_dict(
         variables: shapes of the variables.
     """
     specs = tensor_specs(variables, key_format)
-    _check_fit("the weights", name, without_ignored(key_format, shapes), expected_shapes(specs))
+    _check_fit("the weights", name, comparable_shapes(key_format, shapes), expected_shapes(specs))
     values = {}
     for spec in specs:
         for path, value in zip(spec.paths, spec.from_torch(_read(tensors, spec)), strict=True):
@@ -178,7 +178,7 @@ def _read(tensors: Mapping[str, Any], spec: TensorSpec) -> np.ndarray:
     for key in tied:
         if not np.array_equal(_to_numpy(tensors[key], key), values):
             raise WeightsError(f"{key} differs from {first}; the two are tied, so equal tensors are expected")
-    return values
+    return values.reshape(spec.shape)  # of a matrix that is stored as a 1x1 convolution
 
 
 def _to_numpy(tensor: Any, key: str) -> np.ndarray:

@@ -14,6 +14,7 @@ RECIPE = {
     "optim.learning_rate": 4e-3,
     "optim.warmup_epochs": 20,
     "optim.cooldown_epochs": 10,
+    "optim.schedule": "per_epoch",
     "augment.mixup_group": 128,
     "optim.weight_decay": 0.05,
 }

@@ -190,6 +190,20 @@ def test_what_no_rule_ignores_is_left_over_and_all_faults_are_listed():
     )
 
 
+LINEAR = KeyFormat("linear", same_names("mlp.*.*"), linear=("mlp.fc1.weight",))
+
+
+def test_a_linear_layer_may_be_stored_as_a_1x1_convolution_where_the_format_says_so():
+    variables = variables_of({"mlp": {name: {"weight": (E, R)} for name in ("fc1", "fc2")}})
+    matrices = {f"mlp.{name}.weight": numbers(R, E) for name in ("fc1", "fc2")}
+    expected = round_trip(LINEAR, variables, matrices)
+    convolution = {"mlp.fc1.weight": matrices["mlp.fc1.weight"][:, :, None, None]}
+    pytorch.assert_equal_trees(load(LINEAR, variables, {**matrices, **convolution}), expected)
+    for key, shape in (("fc2", (R, E, 1, 1)), ("fc1", (R, E, 1, 2)), ("fc1", (R, E, 1))):
+        with pytest.raises(WeightsError, match=rf"mlp.{key}.weight has shape \({R}, {E}, 1"):
+            load(LINEAR, variables, {**matrices, f"mlp.{key}.weight": np.zeros(shape, np.float32)})
+
+
 LOCAL = KeyFormat("localvim", (Rule(tuple(f"layers.#.A_log_{k}" for k in range(4)), "layers.#.A_log"),))
 
 

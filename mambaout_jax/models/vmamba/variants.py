@@ -1,0 +1,47 @@
+"""The named variants of VMamba.
+
+Options, accuracies and drop path rates: github.com/MzeroMiko/VMamba at 2ed52ead, assets/performance.md and
+classification/configs/vssm. The accuracies are those of the moving average of the weights, except for vmamba_tiny_v0.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from mambaout_jax.models.family import Checkpoint, Variant
+
+
+def _variant(options: Mapping[str, Any], depths: tuple[int, ...], width: int, top1: float, file: str) -> Variant:
+    dims = tuple(width * 2**stage for stage in range(4))
+    url = f"https://github.com/MzeroMiko/VMamba/releases/download/{file}.pth"
+    return Variant(
+        {"depths": depths, "dims": dims, **options}, crop_pct=0.875, top1={224: top1}, checkpoint=Checkpoint(url, None)
+    )
+
+
+# The model of the first version of the paper.
+_V0 = {
+    "ssm_d_state": 16,
+    "ssm_ratio": 2.0,
+    "ssm_conv_bias": True,
+    "forward_type": "v0",
+    "mlp_ratio": 0.0,
+    "patchembed_version": "v1",
+    "downsample_version": "v1",
+}
+# s: ssm_ratio; l: blocks of the third stage.
+_S1, _S2 = {"ssm_ratio": 1.0}, {"ssm_ratio": 2.0}
+
+VARIANTS: Mapping[str, Variant] = MappingProxyType(
+    {
+        "vmamba_tiny_s1l8": _variant(_S1, (2, 2, 8, 2), 96, 82.6, "%23v2cls/vssm1_tiny_0230s_ckpt_epoch_264"),
+        "vmamba_small_s1l20": _variant(_S1, (2, 2, 20, 2), 96, 83.3, "%23v2cls/vssm1_small_0229s_ckpt_epoch_240"),
+        "vmamba_base_s1l20": _variant(_S1, (2, 2, 20, 2), 128, 83.8, "%23v2cls/vssm1_base_0229s_ckpt_epoch_225"),
+        "vmamba_tiny_s2l5": _variant(_S2, (2, 2, 5, 2), 96, 82.5, "%23v2cls/vssm_tiny_0230_ckpt_epoch_262"),
+        "vmamba_small_s2l15": _variant(_S2, (2, 2, 15, 2), 96, 83.6, "%23v2cls/vssm_small_0229_ckpt_epoch_222"),
+        "vmamba_base_s2l15": _variant(_S2, (2, 2, 15, 2), 128, 83.9, "%23v2cls/vssm_base_0229_ckpt_epoch_237"),
+        "vmamba_tiny_v0": _variant(_V0, (2, 2, 9, 2), 96, 82.2, "%23v0cls/vssmtiny_dp01_ckpt_epoch_292"),
+        "vmamba_small_v0": _variant(_V0, (2, 2, 27, 2), 96, 83.5, "%23v0cls/vssmsmall_dp03_ckpt_epoch_238"),
+        "vmamba_base_v0": _variant(_V0, (2, 2, 27, 2), 128, 83.7, "%23v0cls/vssmbase_dp06_ckpt_epoch_241"),
+    }
+)
