@@ -1,6 +1,7 @@
 """Predictions for image files with the weights of a run."""
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import jax
 import numpy as np
 
 from mambaout_jax.data import DataError
+from mambaout_jax.data.prepare.folders import has_image_extension, list_folder
 from mambaout_jax.machine import MachineError, describe_fault, is_exhausted
 from mambaout_jax.run.workdir import Run
 from mambaout_jax.tasks.api import Prediction
@@ -27,6 +29,52 @@ class FilePrediction(NamedTuple):
     file: str
     prediction: Prediction | None
     error: str = ""
+
+
+class FoundFiles(NamedTuple):
+    """The files to predict.
+
+    Args:
+        images: paths in order.
+        others: files in folders whose extension is not that of an image.
+    """
+
+    images: list[str]
+    others: list[str]
+
+
+def find_files(paths: Iterable[str]) -> FoundFiles:
+    """List files, and the images in folders and their subfolders, sorted.
+
+    What `prepare folder` ignores is ignored here too. A file outside of the folders is listed whatever its name.
+
+    Raises:
+        DataError: a folder has no images, or cannot be read.
+    """
+    found = FoundFiles([], [])
+    for path in paths:
+        if not os.path.isdir(path):
+            found.images.append(path)
+            continue
+        files = sorted(_walk(Path(path), set()))
+        images = [file for file in files if has_image_extension(file.name)]
+        if not images:
+            raise DataError(f"{path} has no images in it or its subfolders; a folder of images is expected")
+        found.images.extend(map(str, images))
+        found.others.extend(str(file) for file in files if not has_image_extension(file.name))
+    return found
+
+
+def _walk(folder: Path, visited: set[str]) -> Iterator[Path]:
+    """Yield the files below a folder, each folder once even if links form a loop."""
+    real = os.path.realpath(folder)
+    if real in visited:
+        return
+    visited.add(real)
+    folders, files = list_folder(folder)
+    yield from (folder / file.name for file in files)
+    for name in folders:
+        yield from _walk(folder / name, visited)
 
 
 def predict_files(run: Run, files: Sequence[str]) -> Iterator[FilePrediction]:

@@ -17,6 +17,8 @@ from mambaout_jax.errors import printable
 VERSION = "1.0.0"
 # Common folder names of splits -> names in TFDS.
 SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
+# Known to Pillow only if `pillow-heif` is installed; without it, the files are reported and not passed over.
+HEIF_EXTENSIONS = (".heic", ".heif")
 # What other programs leave behind, in lower case; ignored everywhere, as are hidden files.
 LEFT_BEHIND = {
     "$recycle.bin",  # Windows
@@ -52,6 +54,12 @@ class File(NamedTuple):
 def is_left_behind(name: str) -> bool:
     """Return whether a file or folder is hidden or was left behind by another program."""
     return name.startswith(".") or name.lower() in LEFT_BEHIND
+
+
+def has_image_extension(name: str) -> bool:
+    """Return whether the extension of a file is that of an image, whether or not a package for its format is there."""
+    extension = os.path.splitext(name)[1].lower()
+    return extension in HEIF_EXTENSIONS or extension in Image.registered_extensions()
 
 
 def read_folder(folder: Path, name: str, validation: float = 0.0) -> Dataset:
@@ -144,7 +152,7 @@ def list_classes(folder: Path) -> dict[str, list[File]]:
         DataError: there are images outside of class folders or folders inside of them, or a name is invalid.
     """
     class_names, others = list_folder(folder)
-    images = [file for file in others if os.path.splitext(file.name)[1].lower() in Image.registered_extensions()]
+    images = [file for file in others if has_image_extension(file.name)]
     if images:
         raise DataError(
             f"{folder} has {len(images)} images outside of class folders (first: {images[0].name}); "
