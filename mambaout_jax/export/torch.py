@@ -104,7 +104,7 @@ def import_weights(
             f"{source} has no preprocessing settings; assuming {spec.size[0]}x{spec.size[1]} pixels, crop "
             f"{spec.crop_pct}, mean and std of {model.name} (a folder in timm's format has them in its config.json)"
         )
-    found = {"class_names": checkpoint.config.class_names if checkpoint.config else None}
+    found = {key: getattr(checkpoint.config, key, None) for key in ("class_names", "exif_orientation")}
     config = evaluation_config(kind, {"name": model.name, **_changes(model)}, None, plugins)
     imported = config.build_task().imported_labels(model, found)
     if imported.remark:
@@ -182,7 +182,8 @@ def export_weights(
     if is_file:
         write_file(out, tensors, force=force, check=check_draft)
     else:
-        write_folder(out, run.model, tensors, class_names=run.labels.get("class_names"), force=force, check=check_draft)
+        known = {key: run.labels.get(key) for key in ("class_names", "exif_orientation")}
+        write_folder(out, run.model, tensors, **known, force=force, check=check_draft)
 
 
 def _describe(source: str, checkpoint: TorchCheckpoint, resolved: ResolvedModel, model: Model) -> str:

@@ -13,7 +13,7 @@ from mambaout_jax.process import commit_folder, scratch_folder, sync
 from mambaout_jax.weights.errors import WeightsError, converting_file_errors
 from mambaout_jax.weights.files import ENDINGS, write_tensors
 from mambaout_jax.weights.options import model_args
-from mambaout_jax.weights.timm_config import CONFIG_NAME
+from mambaout_jax.weights.timm_config import CONFIG_NAME, EXIF_ORIENTATION
 
 # In order of preference, as in timm.
 WEIGHTS_NAMES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
@@ -41,6 +41,7 @@ def write_folder(
     tensors: Mapping[str, np.ndarray],
     *,
     class_names: Sequence[str] | None = None,
+    exif_orientation: bool | None = None,
     force: bool = False,
     check: Callable[[Path], None] | None = None,
 ) -> None:
@@ -48,6 +49,7 @@ def write_folder(
 
     Args:
         tensors: state dict of the model, in the first key format of its family.
+        exif_orientation: whether the model was trained on images turned upright by their EXIF orientation, if known.
         force: replace an existing folder if it contains only such files.
         check: validates the temporary folder before it is moved to `path`; raises if it is invalid.
 
@@ -58,7 +60,7 @@ def write_folder(
     with converting_file_errors(target), scratch_folder(target) as parent:
         draft = parent / target.name
         draft.mkdir()
-        config = _timm_config(model, class_names)
+        config = _timm_config(model, class_names, exif_orientation)
         (draft / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         sync(draft / CONFIG_NAME)
         write_tensors(draft / WEIGHTS_NAMES[0], tensors)
@@ -68,7 +70,7 @@ def write_folder(
         commit_folder(draft, target, replace=force)
 
 
-def _timm_config(model: Model, class_names: Sequence[str] | None) -> dict[str, Any]:
+def _timm_config(model: Model, class_names: Sequence[str] | None, exif_orientation: bool | None) -> dict[str, Any]:
     args, spec = model_args(model), model.input_spec
     return {
         "architecture": model.name,
@@ -76,6 +78,7 @@ def _timm_config(model: Model, class_names: Sequence[str] | None) -> dict[str, A
         "num_features": model.feature_info[-1].channels,
         "global_pool": model.options.get("global_pool", "avg"),  # families without the option use average pooling
         **({} if class_names is None else {"label_names": list(class_names)}),
+        **({} if exif_orientation is None else {EXIF_ORIENTATION: exif_orientation}),
         **({"model_args": args} if args else {}),
         "pretrained_cfg": {
             "custom_load": False,

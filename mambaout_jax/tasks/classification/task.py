@@ -120,7 +120,7 @@ class Classification(Task):
     """Image classification with soft targets, mixup, cutmix and random erasing.
 
     Labels are {"class_names": list}, or {"num_classes": int} for weights without class names. "exif_orientation" is the
-    rule of the dataset; it is missing in imported weights.
+    rule of the dataset; it is missing in imported weights that do not record it.
 
     Args:
         config: the plain values of the config.
@@ -182,13 +182,15 @@ class Classification(Task):
     def imported_labels(self, model: Model, labels: Labels) -> ImportedLabels:
         """Return the class names of imported weights; ImageNet's if there are 1,000 classes without names."""
         names, official, remark = labels.get("class_names"), imagenet_class_names(), ""
+        upright = labels.get("exif_orientation")
+        rule = {} if upright is None else {"exif_orientation": upright}
         if names is None and model.num_classes == len(official):
             names = official
             remark = f"No class names for the {model.num_classes} classes in the weights; assuming ImageNet-1k."
         if names is None:
-            return ImportedLabels({"num_classes": model.num_classes, "class_names": None}, None, remark)
+            return ImportedLabels({"num_classes": model.num_classes, "class_names": None} | rule, None, remark)
         dataset = IMAGENET if tuple(names) == official else None
-        return ImportedLabels({"class_names": list(names)}, dataset, remark)
+        return ImportedLabels({"class_names": list(names)} | rule, dataset, remark)
 
     def train_transform(self, model: Model, source: ImageSource | None = None) -> TrainExample:
         """Return the random crop and augmentation of an image at the model's input size, with its label."""
