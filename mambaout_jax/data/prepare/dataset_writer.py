@@ -44,6 +44,7 @@ class Dataset:
             because it is pickled. None to store bytes unchanged.
         exif_orientation: whether images are turned upright by their EXIF orientation when they are read.
         skip_bad: leave out images that cannot be decoded.
+        source_stamp: a fingerprint of the source's files, taken before they were read; None for none.
         about: additional arguments of `tfds.core.DatasetInfo`.
     """
 
@@ -55,6 +56,7 @@ class Dataset:
     convert: Callable[[bytes, Image.Image], bytes] | None = None
     exif_orientation: bool = False
     skip_bad: bool = False
+    source_stamp: str | None = None
     about: dict = dataclasses.field(default_factory=dict)
 
 
@@ -207,7 +209,8 @@ def _write_metadata(dataset: Dataset, jobs: Sequence[ShardJob], manifests: dict)
     data = jobs[0].file.parent
     content = sum(int(manifest["content"], 16) for manifest in manifests.values())
     digest = _join_digest(dataset.class_names, content)
-    (data / ORIGIN).write_text(json.dumps({"digest": digest, "exif_orientation": dataset.exif_orientation}))
+    origin = {"digest": digest, "exif_orientation": dataset.exif_orientation, "source_stamp": dataset.source_stamp}
+    (data / ORIGIN).write_text(json.dumps(origin))
     template = tfds.core.ShardedFileTemplate(data_dir=data, dataset_name=dataset.name, filetype_suffix=FILE_FORMAT)
     splits = []
     for split in dataset.splits:
