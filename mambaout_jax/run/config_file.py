@@ -99,6 +99,9 @@ def _run(path: str, call: Callable[[], Any]) -> Any:
         text = " ".join(str(error).split())
         if isinstance(error, SyntaxError) or (isinstance(error, ValueError) and "null bytes" in text):
             raise RunError(f"--config={path} is not a Python file: {text}") from error
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        frames = traceback.extract_tb(error.__traceback__)
+        if type(error) is ValueError and frames[-1].filename == path:  # the experiment's own words on its argument
+            raise RunError(f"--config={path}: {text}") from error
+        lines = [frame.lineno for frame in frames if frame.filename == path]
         place = f", line {lines[-1]}" if lines else ""
         raise RunError(f"--config={path}{place}: {type(error).__name__}: {text}") from error

@@ -84,7 +84,7 @@ def design_variants(
             to within 2 % of the baseline's parameters.
         ModelError: an option is invalid.
     """
-    specs = _read_specs(study)
+    specs = read_specs(study)
     given = dict(model)
     base = specs[study["baseline"]]
     options = create_model(given["name"]).options
@@ -115,7 +115,12 @@ _SPEC = {
 }
 
 
-def _read_specs(study: Mapping[str, Any] | None) -> dict[str, VariantSpec]:
+def read_specs(study: Mapping[str, Any] | None) -> dict[str, VariantSpec]:
+    """Read the section `study` of a config.
+
+    Raises:
+        RunError: it is missing or invalid.
+    """
     expected = ("baseline", *COMPARISONS, "variants")
     if not isinstance(study, Mapping) or sorted(study) != sorted(expected):
         found = f"has the keys {', '.join(study)}" if isinstance(study, Mapping) else "is missing"

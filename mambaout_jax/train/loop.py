@@ -39,7 +39,7 @@ from mambaout_jax.storage import is_remote
 from mambaout_jax.tasks.api import Task
 from mambaout_jax.train.inputs import training_batches
 from mambaout_jax.train.metrics import MetricWriter, SilentWriter, StepLog
-from mambaout_jax.train.program import TrainingProgram, training_program
+from mambaout_jax.train.program import TrainingProgram, check_batches, training_program
 from mambaout_jax.train.recipe import differences_from_recipe
 from mambaout_jax.train.trace import StepTrace
 from mambaout_jax.weights.options import model_args
@@ -157,11 +157,12 @@ def _prepare(config: RunConfig, path: epath.PathLike) -> _Setup:
     """Build what is trained; checks all of the config that does not depend on the state of the workdir."""
     workdir = open_workdir(path, to_write=True)  # fails on an invalid path before the dataset is opened
     task = config.build_task()
+    mesh = distributed.make_mesh(config.fsdp)
+    check_batches(config, task, mesh.size)
     task.check()
     train_source = open_split(config, task, config.data.train_split)
     validation = open_split(config, task, config.data.validation_split)
     model = task.build_model(train_source.labels)
-    mesh = distributed.make_mesh(config.fsdp)
     example = task.train_transform(model, train_source).empty()
     task.eval_transform(model, validation)  # fails on invalid options now, not at the first evaluation
     program = training_program(config, task, model, example, len(train_source), mesh)
