@@ -7,9 +7,12 @@ from collections.abc import Sequence
 
 from mambaout_jax.checks import nearest_names
 from mambaout_jax.errors import escape_unencodable_output, is_user_error, print_error
+from mambaout_jax.extras import check_installed
 from mambaout_jax.machine import MachineError, describe_fault, is_exhausted, raise_open_file_limit
 
 COMMANDS = ("analyze", "bench-data", "convert", "doctor", "models", "plan", "predict", "prepare", "report", "study")
+# These do something with the core dependencies alone.
+CORE_COMMANDS = ("convert", "models")
 CONFIG_HELP = "file of the experiment; --config.KEY=VALUE changes a key"
 
 
@@ -62,6 +65,8 @@ def _run(argv: list[str]) -> int:
                 changes = [argument for argument in argv if argument.startswith("--config.")]
                 subparser.set_defaults(config_changes=changes)
     args = parser.parse_args([argument for argument in argv if argument not in changes])
+    if name not in CORE_COMMANDS:  # before an import would name a package instead of the command
+        check_installed("train", name)
     return args.run(args)
 
 

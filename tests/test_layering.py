@@ -45,7 +45,7 @@ IMPORTS = {
     "cli": {"study", "plan", "export"},
     "main": {"train", "report"},
     "__init__": {"weights"},
-    "__main__": {"cli", "checks", "errors", "machine"},
+    "__main__": {"cli", "checks", "errors", "extras", "machine"},
 }
 BANNED = {
     "flax.nnx.Optimizer": "it costs ten times the dispatch of jax.jit on plain dicts",

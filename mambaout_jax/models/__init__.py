@@ -4,7 +4,15 @@ from mambaout_jax.models.api import FeatureInfo, Functional, InputSpec, Model, c
 from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.family import Family, Recipe, Variant
 from mambaout_jax.models.layers.mamba_block import BlockState, MambaBlock
-from mambaout_jax.models.registry import create_model, families, find_family, list_models, option_keys, variant_options
+from mambaout_jax.models.registry import (
+    create_model,
+    families,
+    families_with,
+    find_family,
+    list_models,
+    option_keys,
+    variant_options,
+)
 
 __all__ = [
     "BlockState",
@@ -20,6 +28,7 @@ __all__ = [
     "cpu_compiler_options",
     "create_model",
     "families",
+    "families_with",
     "find_family",
     "list_models",
     "option_keys",

@@ -60,6 +60,11 @@ def option_keys(name: str) -> dict[str, ConfigKey]:
     return {**find_family(name).options, **PREPROCESSING}
 
 
+def families_with(option: str) -> list[str]:
+    """Return the names of the families that have an option."""
+    return [family.name for family in families() if option in family.options]
+
+
 def variant_options(name: str) -> dict[str, Any]:
     """Return every option of a variant with its value.
 
@@ -90,6 +95,12 @@ def create_model(name: str, *, img_size: int | tuple[int, int] | None = None, **
     keys, own = option_keys(name), variant_options(name)
     given = options if img_size is None else {"img_size": img_size, **options}
     for option, value in given.items():
+        if option not in keys and (owners := families_with(option)):
+            near = suggest(option, keys) or ";"
+            raise ModelError(
+                f"{option!r} is an option of {' and '.join(owners)}, not of {name}{near} expected one of "
+                f"{', '.join(sorted(keys))}"
+            )
         _require_known(option, keys, f"option of {name}")
         if fault := find_fault(option, keys[option], value):
             raise ModelError(fault)
