@@ -32,7 +32,7 @@ IMPORTS = {
     "data": {"process", "storage", "machine", "checks", "extras"},
     "distributed": {"extras", "words"},
     "models": {"ops", "plugins", "checks"},
-    "weights": {"models", "process", "extras"},
+    "weights": {"models", "process", "storage", "extras"},
     "tasks": {"models", "data", "distributed", "pages", "checks"},
     "run": {"tasks", "weights", "supervisor"},
     "evaluate": {"run"},

@@ -124,7 +124,7 @@ def import_weights(
         _write_workdir(draft, config, environment, variables)
         check = LogitsCheck(model, variables, _images(config, model, log))
         del variables  # avoids two copies of a large model in memory
-        log(check.require("read back", load_run(draft).variables))
+        log(check.require("checkpoint read back", load_run(draft).variables))
         if verify_timm:
             log(check.require_timm(source))
         commit_folder(draft, target, replace=force)
@@ -175,7 +175,7 @@ def export_weights(
         log(f"rounded to {dtype}: logits change by {check.difference(run.variables):.2g} of the largest")
 
     def check_draft(draft: os.PathLike) -> None:
-        log(check.require("read back", from_torch(run.model, draft)))
+        log(check.require("weights read back", from_torch(run.model, draft)))
         if verify_timm:
             log(check.require_timm(os.fspath(draft)))
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from mambaout_jax.models import Model
 from mambaout_jax.process import commit_folder, scratch_folder, sync
+from mambaout_jax.storage import find_unknown_home
 from mambaout_jax.weights.errors import WeightsError, converting_file_errors
 from mambaout_jax.weights.files import ENDINGS, write_tensors
 from mambaout_jax.weights.options import model_args
@@ -102,6 +103,8 @@ def check_folder_target(path: str | os.PathLike, force: bool) -> Path:
     Raises:
         WeightsError: see `write_folder`.
     """
+    if fault := find_unknown_home(path):
+        raise WeightsError(f"{path} {fault}")
     target = Path(os.path.realpath(os.path.expanduser(path)))
     if suffix := next((suffix for suffix in _OTHER_FORMATS if target.name.lower().endswith(suffix)), None):
         raise WeightsError(

@@ -81,7 +81,7 @@ def prepare_imagenet(
     """
     metadata = metadata or imagenet.official_metadata()
 
-    folder = Path(source).expanduser()
+    folder = _expand_home(source)
 
     def read(workspace: Path | None) -> Dataset:
         try:
@@ -139,7 +139,7 @@ def prepare_folder(
             other images, or it would be written into the image folder.
         OSError: a write failed.
     """
-    folder = Path(source).expanduser()
+    folder = _expand_home(source)
     real = Path(os.path.realpath(folder))
     name = real.name if name is None else name
     _check_name(name)
@@ -204,8 +204,14 @@ def _prepare(
     return prepared
 
 
+def _expand_home(source: str) -> Path:
+    if fault := storage.find_unknown_home(source):
+        raise DataError(f"{source} {fault}")
+    return Path(source).expanduser()
+
+
 def _local_folder(root: epath.Path, name: str, version: str) -> Path:
-    return Path(LOCAL_DATA_DIR if storage.is_remote(root) else root).expanduser() / name / version
+    return _expand_home(LOCAL_DATA_DIR if storage.is_remote(root) else os.fspath(root)) / name / version
 
 
 def _check_prepared(
