@@ -95,8 +95,8 @@ def train(config: RunConfig, path: epath.PathLike) -> dict[str, Any]:
             evaluator = Evaluator(config, setup.task, setup.model, mesh=setup.mesh, stop=stop)
             host_batches = training_batches(config, setup.task, setup.model, setup.train_source, start_step=step)
             cleanup.callback(host_batches.close)
-            batches = distributed.prefetch(log.timed(host_batches), distributed.batch_sharding(setup.mesh))
-            log.restart()
+            sharding = distributed.batch_sharding(setup.mesh)
+            batches = log.timed(distributed.prefetch(host_batches, sharding, host_keys=["skipped"]))
             while True:
                 if setup.evaluates_at(step) and not evaluated:
                     metrics = log.flush(step, metrics)
@@ -318,6 +318,7 @@ def _evaluate(
         DivergedError: a loss is not finite.
     """
     scored = evaluator(validation, state.weights, predict=state.best_weights)
+    writer.exclude(evaluator.compile_seconds)
     for weights, scores in scored.scores.items():
         if not math.isfinite(scores.get("loss", 0.0)):
             raise DivergedError(
