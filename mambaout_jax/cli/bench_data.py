@@ -5,7 +5,8 @@ import contextlib
 import json
 import math
 
-from mambaout_jax.cli.arguments import positive_number
+from mambaout_jax.cli.arguments import LOADING, positive_number
+from mambaout_jax.process import announced
 
 TAKES_CONFIG = "required"
 
@@ -24,14 +25,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the results; return 1 if they are below --need."""
-    from mambaout_jax.data.input_speed import measure_input
-    from mambaout_jax.data.workers import THREADS, count_cores
-    from mambaout_jax.run.config_file import read_config
-    from mambaout_jax.train.inputs import open_batches
+    with announced(LOADING):
+        from mambaout_jax.data.input_speed import measure_input
+        from mambaout_jax.data.workers import THREADS, count_cores
+        from mambaout_jax.run.config_file import read_config
+        from mambaout_jax.train.inputs import open_batches
 
     changes = [] if args.workers is None else [f"--config.data.num_workers={args.workers}"]
     config = read_config(args.config, [*args.config_changes, *changes])
-    with contextlib.closing(open_batches(config)) as batches:
+    sentence = f"Reading batches for {args.seconds:g} s, after the first one."
+    with contextlib.closing(open_batches(config)) as batches, announced(sentence):
         speed = measure_input(batches, args.seconds)
     cores = count_cores()
     active = min(config.data.num_workers or THREADS, cores)

@@ -4,8 +4,9 @@ import argparse
 import json
 import sys
 
-from mambaout_jax.cli.arguments import integer
+from mambaout_jax.cli.arguments import LOADING, integer
 from mambaout_jax.errors import print_error, printable
+from mambaout_jax.process import announced
 from mambaout_jax.words import count
 
 
@@ -31,15 +32,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the predictions for each file; return 2 if a file failed, after all others are done."""
-    from mambaout_jax.evaluate.predict import find_files, predict_files
-    from mambaout_jax.run.workdir import load_run
+    with announced(LOADING):
+        from mambaout_jax.evaluate.predict import find_files, predict_files
+        from mambaout_jax.run.workdir import load_run
 
     files = find_files(args.paths)
     if files.others:
         others = f"{count(len(files.others), 'file')} without the extension of an image"
         print(printable(f"passed over {others} (first: {files.others[0]})"), file=sys.stderr)
+    with announced("Loading the weights."):
+        run = load_run(args.workdir, weights=args.weights)
     answers, failed = [], False
-    for found in predict_files(load_run(args.workdir, weights=args.weights), files.images):
+    for found in predict_files(run, files.images):
         if found.error:
             failed = True
             print_error(f"{found.file}: {found.error}")

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ import numpy as np
 from mambaout_jax.data import DataError
 from mambaout_jax.data.prepare.folders import has_image_extension, list_folder
 from mambaout_jax.machine import MachineError, describe_fault, is_exhausted
+from mambaout_jax.process import announced
 from mambaout_jax.run.workdir import Run
 from mambaout_jax.tasks.api import Prediction
 
@@ -83,7 +85,7 @@ def predict_files(run: Run, files: Sequence[str]) -> Iterator[FilePrediction]:
     The model is compiled once for one batch size; the last batch is padded with empty examples.
     """
     predictor = run.task.predictor(run.model, run.labels)
-    batch_size = min(len(files), MAX_BATCH_SIZE)
+    batch_size, compiled = min(len(files), MAX_BATCH_SIZE), False
     for start in range(0, len(files), batch_size):
         examples, errors = [], {}
         for row, file in enumerate(files[start : start + batch_size]):
@@ -99,7 +101,10 @@ def predict_files(run: Run, files: Sequence[str]) -> Iterator[FilePrediction]:
             examples.append(predictor.empty())
         if len(errors) < len(examples):
             padded = examples + [predictor.empty()] * (batch_size - len(examples))
-            predictions = predictor(run.variables, jax.tree.map(lambda *rows: np.stack(rows), *padded))
+            batch = jax.tree.map(lambda *rows: np.stack(rows), *padded)
+            with nullcontext() if compiled else announced("Compiling the model for prediction."):
+                predictions = predictor(run.variables, batch)
+            compiled = True
         for row, file in enumerate(files[start : start + batch_size]):
             found = errors[row] if row in errors else predictions[row]
             yield FilePrediction(file, None, found) if isinstance(found, str) else FilePrediction(file, found)
