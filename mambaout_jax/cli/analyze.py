@@ -6,6 +6,7 @@ from typing import Any
 
 from mambaout_jax.cli.arguments import LOADING
 from mambaout_jax.process import announced
+from mambaout_jax.words import count
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out == "":
         raise RunError("--out is empty; expected a folder, such as runs/analysis")
     if args.size is not None and len(args.size) > 2:
-        raise RunError(f"--size has {len(args.size)} numbers; expected a side, or a height and a width")
+        raise RunError(f"--size has {count(len(args.size), 'number')}; expected a side, or a height and a width")
     size = None if args.size is None else (args.size[0], args.size[-1])
     analysis = analyze(args.model, args.dataset, size)
     page = None

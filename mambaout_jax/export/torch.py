@@ -42,6 +42,7 @@ from mambaout_jax.weights import (
     write_file,
     write_folder,
 )
+from mambaout_jax.words import count
 
 # The number of random and of real images: a check takes seconds, and one image is enough to detect a wrong layer.
 NUM_IMAGES = 4
@@ -189,9 +190,8 @@ def export_weights(
 def _describe(source: str, checkpoint: TorchCheckpoint, resolved: ResolvedModel, model: Model) -> str:
     entry = f", entry {checkpoint.wrapper!r}" if checkpoint.wrapper else ""
     changes = "".join(f", {key} {value}" for key, value in model_args(model).items())
-    return (
-        f"{source}{entry}: {model.name}{changes}, {model.num_classes} classes, in key format {resolved.key_format.name}"
-    )
+    size = count(model.num_classes, "class")
+    return f"{source}{entry}: {model.name}{changes}, {size}, in key format {resolved.key_format.name}"
 
 
 def _check_target(target: epath.Path, force: bool) -> None:

@@ -227,8 +227,8 @@ def _restore_or_initialize(config: RunConfig, setup: _Setup, workdir: epath.Path
             )
         if step > setup.num_steps:
             raise RunError(
-                f"workdir {workdir} is at step {step}, after the {setup.num_steps} steps of config.num_epochs; use "
-                "more epochs or another --workdir"
+                f"workdir {workdir} is at step {step}, after the {count(setup.num_steps, 'step')} of "
+                "config.num_epochs; use more epochs or another --workdir"
             )
         seconds = metadata["seconds"]
         return _Start(state, step, metadata["evaluated"], seconds, step_key, f"resumed from step {step}")
@@ -271,7 +271,7 @@ def _open_writer(
     changes = "".join(f", {option} {value}" for option, value in model_args(model).items())
     batch = describe_batch(config.batch_size, setup.mesh.size, program.grad_accum_steps)
     writer.print_line(
-        f"{model.name}{changes}, {model.num_params:,} parameters, on {setup.mesh.size} x "
+        f"{model.name}{changes}, {count(model.num_params, 'parameter')}, on {setup.mesh.size} x "
         f"{jax.devices()[0].device_kind}; {len(setup.train_source):,} training and {len(setup.validation):,} "
         f"validation images of {setup.train_source.name}; {count(config.num_epochs, 'epoch')} of "
         f"{count(program.steps_per_epoch, 'step')}; {'; '.join(filter(None, (batch, start.description)))}"
@@ -300,7 +300,7 @@ def _finished_results(setup: _Setup, start: _Start, workdir: epath.Path) -> dict
         return None
     if distributed.is_first():
         again = "to train again, use another --workdir"
-        print(f"Nothing to train: the run has finished all {setup.num_steps} steps; {again}.", file=sys.stderr)
+        print(f"Nothing to train: the run has finished all {count(setup.num_steps, 'step')}; {again}.", file=sys.stderr)
     return results
 
 

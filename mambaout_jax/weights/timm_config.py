@@ -9,6 +9,7 @@ from mambaout_jax.checks import find_fault, nearest_names, shorten
 from mambaout_jax.errors import printable
 from mambaout_jax.models import find_family, list_models
 from mambaout_jax.weights.errors import WeightsError
+from mambaout_jax.words import count
 
 CONFIG_NAME = "config.json"
 # An entry of this package. It is at the top level, because timm takes all of pretrained_cfg as arguments.
@@ -191,7 +192,7 @@ def _preprocessing(
     prepared: Mapping[str, Any], size: list[int] | None, options: Mapping[str, Any], origin: str
 ) -> dict[str, Any]:
     channels = options.get("in_chans", 3)
-    numbers = _Kind(f"a list of {channels} numbers, one per channel,", _list_of(_is_number, channels))
+    numbers = _Kind(f"a list of {count(channels, 'number')}, one per channel,", _list_of(_is_number, channels))
     positive = _Kind(f"a list of {channels} positive numbers, one per channel,", _list_of(_is_positive, channels))
     found = {
         # As in timm, the option of the model takes precedence.

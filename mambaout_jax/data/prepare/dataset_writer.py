@@ -30,6 +30,7 @@ from mambaout_jax.data.sources import ORIGIN
 from mambaout_jax.errors import printable
 from mambaout_jax.machine import MachineError, describe_fault
 from mambaout_jax.process import commit_folder, lock
+from mambaout_jax.words import count
 
 FILE_FORMAT = "array_record"
 
@@ -137,7 +138,7 @@ def write_dataset(dataset: Dataset, workspace: Path, target: Path, workers: int)
     missing = [job for job in jobs if job.file not in manifests]
     _check_space(workspace, missing)
     if manifests:
-        tqdm.write(f"{len(manifests)} of {len(jobs)} shards exist from an earlier run", file=sys.stderr)
+        tqdm.write(f"{len(manifests)} of {count(len(jobs), 'shard')} exist from an earlier run", file=sys.stderr)
     num_done = sum(manifest["records"] for manifest in manifests.values())
     with tqdm(total=len(all_items), initial=num_done, unit=" images", desc=dataset.name) as bar:
         manifests |= dict(zip([job.file for job in missing], run_jobs(write_shard, missing, workers, bar), strict=True))
@@ -247,8 +248,8 @@ def _check_readable(
     if unreadable and not dataset.skip_bad:
         name, reason = unreadable[0]
         raise DataError(
-            f"{len(unreadable)} of {total} files are not images that Pillow can decode (first: {name}: {reason}); "
-            "replace or remove them and rerun the command"
+            f"{len(unreadable)} of {count(total, 'file')} are not images that Pillow can decode (first: {name}: "
+            f"{reason}); replace or remove them and rerun the command"
         )
     empty = [name for name, count in zip(dataset.class_names, counts["train"], strict=True) if not count]
     if unreadable and (empty or not all(map(sum, counts.values()))):

@@ -25,6 +25,7 @@ from mambaout_jax.data.prepare import folders
 from mambaout_jax.data.prepare.dataset_writer import Dataset, read_info
 from mambaout_jax.data.prepare.shards import Item
 from mambaout_jax.data.prepare.tfrecords import index_tfrecord
+from mambaout_jax.words import count
 
 VERSION = "5.1.0"
 TRAIN_TAR, VALIDATION_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
@@ -159,7 +160,7 @@ def read_tfrecords(folder: Path, metadata: ImageNetMetadata) -> Dataset:
                 raise DataError(f"{path} is missing; copy it again")
             items = list(index_tfrecord(path))
             if len(items) != length:
-                raise DataError(f"{path} has {len(items)} records; expected {length}; copy it again")
+                raise DataError(f"{path} has {count(len(items), 'record')}; expected {length}; copy it again")
             for item in items:
                 if not 0 <= item.label <= last:
                     raise DataError(f"{item.file_name} in {path} has the label {item.label}; expected 0 to {last}")
@@ -230,7 +231,7 @@ def as_rgb_jpeg(data: bytes, image: Image.Image) -> bytes:
 def _imagenet(splits: dict[str, list[Item]], metadata: ImageNetMetadata, source: Path) -> Dataset:
     for split, expected in metadata.num_images.items():
         if len(splits[split]) != expected:
-            raise DataError(f"{source} has {len(splits[split]):,} images for {split}; expected {expected:,}")
+            raise DataError(f"{source} has {count(len(splits[split]), 'image')} for {split}; expected {expected:,}")
     expected = Counter(metadata.validation_labels)
     counted = Counter(metadata.class_names[item.label] for item in splits["validation"])
     for name in metadata.class_names:
@@ -276,7 +277,7 @@ def _check_tars(folder: Path, metadata: ImageNetMetadata, checked_file: Path | N
     for name, (expected, _) in metadata.tars.items():
         if sizes[name] != expected:
             raise DataError(
-                f"{folder / name} has {sizes[name]:,} bytes; expected {expected:,}: it is truncated or was "
+                f"{folder / name} has {count(sizes[name], 'byte')}; expected {expected:,}: it is truncated or was "
                 f"repacked; {DOWNLOAD}"
             )
     if checked_file is None:
