@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 
+from mambaout_jax.checks import find_experiment_fault
 from mambaout_jax.errors import escape_unencodable_output, print_error, printable
 from mambaout_jax.extras import MissingExtraError, check_installed
 
@@ -89,7 +90,7 @@ def _find_fault(argv: list[str], changes: list[str]) -> str:
     address = COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
     if any(value is not None for value in address) and not DISTRIBUTED.value:
         return "--coordinator, --num_processes and --process_id require --distributed"
-    return ""
+    return "" if CONFIG.value is None else find_experiment_fault(CONFIG.value, changes)
 
 
 def _is_change(argument: str) -> bool:

@@ -33,16 +33,15 @@ from mambaout_jax.run.config import default_config
 
 def get_config(dataset: str) -> ConfigDict:
     """Return the experiment for a dataset: what differs from the defaults in docs/config.md, and the variants."""
-    experiments = {"digits": _digits, "pathfinder": _pathfinder, "photos": _photos}
-    if dataset not in experiments:
+    if dataset not in EXPERIMENTS:
         raise ValueError(
-            f"no experiment for {dataset!r}; expected one of {', '.join(experiments)}, or your own file. The "
+            f"no experiment for {dataset!r}; expected one of {', '.join(EXPERIMENTS)}, or your own file. The "
             "settings for photos suit most photographs"
         )
     config = default_config()
     config.data.name = dataset
     config.optim.clip_grad_norm = 1.0
-    experiments[dataset](config)
+    EXPERIMENTS[dataset](config)
     with config.unlocked():
         config.study = get_study()
     return config
@@ -105,6 +104,9 @@ def _photos(config: ConfigDict) -> None:
     )
     config.augment.random_erasing_prob = 0.25
     config.optim.ema_decay = 0.999
+
+
+EXPERIMENTS = {"digits": _digits, "pathfinder": _pathfinder, "photos": _photos}
 
 
 def _resize(data: ConfigDict) -> None:

@@ -5,8 +5,9 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from mambaout_jax.checks import nearest_names
+from mambaout_jax.checks import find_experiment_fault, nearest_names
 from mambaout_jax.errors import escape_unencodable_output, is_user_error, print_error
+from mambaout_jax.extras import check_installed
 from mambaout_jax.machine import MachineError, describe_fault, is_exhausted, raise_open_file_limit
 
 COMMANDS = (
@@ -22,6 +23,8 @@ COMMANDS = (
     "reproduce",
     "study",
 )
+# These do something with the core dependencies alone.
+CORE_COMMANDS = ("convert", "models")
 CONFIG_HELP = "file of the experiment; --config.KEY=VALUE changes a key"
 
 
@@ -74,6 +77,11 @@ def _run(argv: list[str]) -> int:
                 changes = [argument for argument in argv if argument.startswith("--config.")]
                 subparser.set_defaults(config_changes=changes)
     args = parser.parse_args([argument for argument in argv if argument not in changes])
+    config = getattr(args, "config", None)
+    if config is not None and (fault := find_experiment_fault(config, changes)):
+        return print_error(fault)
+    if name not in CORE_COMMANDS:  # before an import would name a package instead of the command
+        check_installed("train", name)
     return args.run(args)
 
 

@@ -4,6 +4,8 @@ import ast
 import difflib
 import math
 import numbers
+import os
+import re
 import reprlib
 import types
 import typing
@@ -99,6 +101,32 @@ def nearest_names(name: str, known: Iterable[str], limit: int = 1) -> list[str]:
     known = list(known)
     similar = difflib.get_close_matches(name, known, n=limit, cutoff=0.75)
     return similar or difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+
+
+def split_experiment(file: str) -> tuple[str, str | None]:
+    """Split FILE.py:ARGUMENT into the path and the argument; None for no argument."""
+    parts = re.fullmatch(r"(.+\.py):(.*)", file, re.DOTALL)
+    return (file, None) if parts is None else (parts[1], parts[2])
+
+
+def split_change(change: str) -> tuple[str, str] | None:
+    """Split --config.KEY=VALUE into the key and the value; None if it has no value."""
+    parts = re.fullmatch(r"--?config\.([^=]+)=(.*)", change, re.DOTALL)
+    return None if parts is None else (parts[1], parts[2])
+
+
+def find_experiment_fault(file: str, changes: Iterable[str] = ()) -> str:
+    """Return a sentence about what is wrong with the arguments of an experiment; empty if nothing is.
+
+    Programs call it before they import the packages that can read an experiment, which takes seconds.
+    """
+    path, _ = split_experiment(file)
+    if os.path.isdir(path):
+        return f"--config={path} is a directory; a Python file, or the config.json of a run, is expected"
+    if not os.path.exists(path):
+        return f"--config={path} does not exist; an experiment such as configs/digits.py is expected"
+    incomplete = next((change for change in changes if split_change(change) is None), None)
+    return "" if incomplete is None else f"{incomplete} has no value; --config.KEY=VALUE is expected"
 
 
 def parse_text(key: ConfigKey, text: str) -> Any:

@@ -25,6 +25,18 @@ def find_pattern(path: str | os.PathLike) -> str:
     return "" if found is None else f"has {found!r} in its path, which libraries read as a pattern; rename the folder"
 
 
+def find_unknown_home(path: str | os.PathLike) -> str:
+    """Return a phrase about a path in a home folder that is unknown; empty for other paths.
+
+    Such a path would be a folder named `~` in the current one.
+    """
+    text = os.fspath(path)
+    if not os.path.expanduser(text).startswith("~"):
+        return ""
+    remedy = "set HOME" if text.partition("/")[0] == "~" else "check the user's name"
+    return f"is not a path, because the home folder is unknown; {remedy}, or write the path out"
+
+
 def explain(error: Exception) -> str:
     """Return one line on an error of any bucket client, with the remedy if it is known."""
     if isinstance(error, ImportError):

@@ -29,10 +29,10 @@ IMPORTS = {
     "supervisor": {"process"},
     "pages": {"extras"},
     "ops": set(),
-    "data": {"process", "storage", "machine", "checks", "extras"},
+    "data": {"process", "storage", "machine", "checks", "extras", "words"},
     "distributed": {"extras", "words"},
     "models": {"ops", "plugins", "checks"},
-    "weights": {"models", "process", "extras"},
+    "weights": {"models", "process", "storage", "extras", "words"},
     "tasks": {"models", "data", "distributed", "pages", "checks"},
     "run": {"tasks", "weights", "supervisor"},
     "export": {"run"},
@@ -45,7 +45,7 @@ IMPORTS = {
     "cli": {"study", "plan"},
     "main": {"train", "report"},
     "__init__": {"run"},
-    "__main__": {"cli", "checks", "errors", "machine"},
+    "__main__": {"cli", "checks", "errors", "extras", "machine"},
 }
 BANNED = {
     "flax.nnx.Optimizer": "it costs ten times the dispatch of jax.jit on plain dicts",

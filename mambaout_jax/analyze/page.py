@@ -18,6 +18,7 @@ from mambaout_jax.pages.figures import BLUE, GREY, INK, ORANGE, adapt_svg, style
 from mambaout_jax.pages.render import render
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.files import write_atomically
+from mambaout_jax.storage import find_unknown_home
 
 DASHED, DOTTED = (0, (4, 1.5)), (0, (1, 1.5))
 # Range of the axis in powers of four, extended if a length is outside.
@@ -30,7 +31,9 @@ def write_page(analysis: dict[str, Any], folder: epath.PathLike) -> epath.Path:
     Raises:
         RunError: a file cannot be written.
     """
-    folder = epath.Path(folder)
+    if fault := find_unknown_home(folder):
+        raise RunError(f"--out {folder} {fault}")
+    folder = epath.Path(folder).expanduser()
     flops = partial(_draw_flops, analysis["gated_cnn"], analysis["directions"])
     drawers = {"flops": flops, "memory": _draw_memory}
     pictures = []

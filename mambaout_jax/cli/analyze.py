@@ -4,6 +4,10 @@ import argparse
 import json
 from typing import Any
 
+from mambaout_jax.cli.arguments import LOADING
+from mambaout_jax.process import announced
+from mambaout_jax.words import count
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
@@ -27,20 +31,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print a row per stage, and the path of the page if one was requested."""
-    from mambaout_jax.analyze.ssm_need import analyze
-    from mambaout_jax.run.errors import RunError
+    with announced(LOADING):
+        from mambaout_jax.analyze.ssm_need import analyze
+        from mambaout_jax.run.errors import RunError
 
     if args.out == "":
         raise RunError("--out is empty; expected a folder, such as runs/analysis")
     if args.size is not None and len(args.size) > 2:
-        raise RunError(f"--size has {len(args.size)} numbers; expected a side, or a height and a width")
+        raise RunError(f"--size has {count(len(args.size), 'number')}; expected a side, or a height and a width")
     size = None if args.size is None else (args.size[0], args.size[-1])
     analysis = analyze(args.model, args.dataset, size)
     page = None
     if args.out is not None:
-        from mambaout_jax.analyze.page import write_page
+        with announced("Drawing the page."):
+            from mambaout_jax.analyze.page import write_page
 
-        page = write_page(analysis, args.out)
+            page = write_page(analysis, args.out)
     if args.json:
         print(json.dumps(analysis, indent=2))
     else:

@@ -4,6 +4,9 @@ import argparse
 import math
 from collections.abc import Callable
 
+# Said by commands whose imports take more than two seconds.
+LOADING = "Loading JAX and the dataset readers."
+
 
 def add_plugins(parser: argparse.ArgumentParser) -> None:
     """Declare `--plugin`; its values are a list."""

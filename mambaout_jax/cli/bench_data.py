@@ -5,7 +5,9 @@ import contextlib
 import json
 import math
 
-from mambaout_jax.cli.arguments import positive_number
+from mambaout_jax.cli.arguments import LOADING, positive_number
+from mambaout_jax.process import announced
+from mambaout_jax.words import count
 
 TAKES_CONFIG = "required"
 
@@ -24,14 +26,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the results; return 1 if they are below --need."""
-    from mambaout_jax.data.input_speed import measure_input
-    from mambaout_jax.data.workers import THREADS, count_cores
-    from mambaout_jax.run.config_file import read_config
-    from mambaout_jax.train.inputs import open_batches
+    with announced(LOADING):
+        from mambaout_jax.data.input_speed import measure_input
+        from mambaout_jax.data.workers import THREADS, count_cores
+        from mambaout_jax.run.config_file import read_config
+        from mambaout_jax.train.inputs import open_batches
 
     changes = [] if args.workers is None else [f"--config.data.num_workers={args.workers}"]
     config = read_config(args.config, [*args.config_changes, *changes])
-    with contextlib.closing(open_batches(config)) as batches:
+    sentence = f"Reading batches for {args.seconds:g} s, after the first one."
+    with contextlib.closing(open_batches(config)) as batches, announced(sentence):
         speed = measure_input(batches, args.seconds)
     cores = count_cores()
     active = min(config.data.num_workers or THREADS, cores)
@@ -64,13 +68,13 @@ def _describe(figures: dict) -> str:
     pipeline = f"pipeline {figures['pipeline']}, " if "pipeline" in figures else ""
     return "\n".join(
         [
-            f"{figures['dataset']}, {pipeline}{workers} on {figures['cores']} cores, batch size "
+            f"{figures['dataset']}, {pipeline}{workers} on {count(figures['cores'], 'core')}, batch size "
             f"{figures['batch_size']}",
             f"first batch      {figures['start_seconds']:8.1f} s",
             f"images           {figures['images_per_second']:8.0f} /s, {figures['images_per_second_per_core']:.0f} /s "
             "per active core",
             f"wait per batch   {1e3 * figures['batch_seconds_p50']:8.1f} ms median, "
-            f"{1e3 * figures['batch_seconds_p99']:.1f} ms 99th percentile, over {figures['batches']} batches",
+            f"{1e3 * figures['batch_seconds_p99']:.1f} ms 99th percentile, over {count(figures['batches'], 'batch')}",
             f"pixels           {figures['bytes_per_second'] / 2**20:8.1f} MiB/s",
         ]
     )
@@ -79,8 +83,8 @@ def _describe(figures: dict) -> str:
 def _judge(has: float, need: float, active: int) -> str:
     if has >= need:
         return f"Enough for {need:g} images/s, with {100 * (has / need - 1):.0f} % to spare."
-    more = math.ceil(need / has * active)
+    cores = count(math.ceil(need / has * active), "core")
     return (
-        f"Not enough for {need:g} images/s: {100 * has / need:.0f} %. At this rate per core, {more} cores are needed; "
+        f"Not enough for {need:g} images/s: {100 * has / need:.0f} %. At this rate per core, it takes {cores}; "
         "--config.data.pipeline=fast or more --workers may help."
     )

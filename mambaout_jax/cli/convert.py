@@ -6,6 +6,7 @@ import signal
 
 from mambaout_jax.cli.arguments import add_plugins
 from mambaout_jax.errors import printable
+from mambaout_jax.extras import check_installed
 from mambaout_jax.process import exit_on_signals
 
 EPILOG = """\
@@ -51,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
     """Convert or inspect, and print the result."""
     from mambaout_jax.weights import UnknownVariantError, WeightsError
 
+    if args.action != "inspect":
+        check_installed("train", f"convert {args.action}")
     with exit_on_signals(signal.SIGTERM, signal.SIGHUP):
         try:
             {"import": _import, "export": _export, "inspect": _inspect}[args.action](args)

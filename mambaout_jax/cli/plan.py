@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from mambaout_jax.cli.arguments import integer, number
+from mambaout_jax.words import count
 
 TAKES_CONFIG = "required"
 WARNING = (
@@ -107,7 +108,8 @@ def _largest(figures: dict[str, Any]) -> str:
     if not figures["largest_microbatch"]:
         return "Not even a microbatch of 8 images fits into the memory of a chip."
     gib = figures["largest_microbatch_memory"] / 2**30
-    return f"Largest microbatch per chip: {figures['largest_microbatch']} images, {gib:.2f} GiB (checked by compiling)."
+    size = count(figures["largest_microbatch"], "image")
+    return f"Largest microbatch per chip: {size}, {gib:.2f} GiB (checked by compiling)."
 
 
 def _speed(figures: dict[str, Any]) -> list[str]:
@@ -119,7 +121,7 @@ def _speed(figures: dict[str, Any]) -> list[str]:
         f"images                       {figures['images_per_second']:,.0f} /s",
         f"MFU                          {100 * figures['mfu']:.1f} % of the bfloat16 peak, "
         f"{figures['flops_per_image'] / 1e9:.2f} GFLOPs per image",
-        f"full run                     {figures['steps']:,} steps, {figures['hours']:,.2f} hours, "
+        f"full run                     {count(figures['steps'], 'step')}, {figures['hours']:,.2f} hours, "
         f"{figures['chip_hours']:,.1f} chip hours",
     ]
     if "cost" in figures:

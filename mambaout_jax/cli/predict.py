@@ -1,16 +1,24 @@
-"""Run prediction on image files with the weights of a run."""
+"""Run prediction on image files, or folders of them, with the weights of a run."""
 
 import argparse
 import json
+import sys
 
-from mambaout_jax.cli.arguments import integer
+from mambaout_jax.cli.arguments import LOADING, integer
 from mambaout_jax.errors import print_error, printable
+from mambaout_jax.process import announced
+from mambaout_jax.words import count
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("workdir", help="folder of a training run")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="JPEG, PNG or another format that Pillow reads")
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="image in a format that Pillow reads, or folder, for all images in it and its subfolders",
+    )
     parser.add_argument("--weights", choices=("ema", "raw"), help="default: ema (moving average) if the run has it")
     parser.add_argument(
         "--top",
@@ -24,11 +32,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the predictions for each file; return 2 if a file failed, after all others are done."""
-    from mambaout_jax.evaluate.predict import predict_files
-    from mambaout_jax.run.workdir import load_run
+    with announced(LOADING):
+        from mambaout_jax.evaluate.predict import find_files, predict_files
+        from mambaout_jax.run.workdir import load_run
 
+    files = find_files(args.paths)
+    if files.others:
+        others = f"{count(len(files.others), 'file')} without the extension of an image"
+        print(printable(f"passed over {others} (first: {files.others[0]})"), file=sys.stderr)
+    with announced("Loading the weights."):
+        run = load_run(args.workdir, weights=args.weights)
     answers, failed = [], False
-    for found in predict_files(load_run(args.workdir, weights=args.weights), args.images):
+    for found in predict_files(run, files.images):
         if found.error:
             failed = True
             print_error(f"{found.file}: {found.error}")

@@ -5,10 +5,10 @@ import shlex
 import signal
 import statistics
 
-from mambaout_jax.cli.arguments import integer, positive_number
+from mambaout_jax.cli.arguments import LOADING, integer, positive_number
 from mambaout_jax.errors import print_error, printable
 from mambaout_jax.machine import describe_fault
-from mambaout_jax.process import exit_on_signals
+from mambaout_jax.process import announced, exit_on_signals
 from mambaout_jax.words import count
 
 EPILOG = """\
@@ -58,9 +58,10 @@ def _fraction(text: str) -> float:
 
 def run(args: argparse.Namespace) -> int:
     """Prepare the dataset and print its path; return 1 if a download, an upload or a write fails."""
-    from mambaout_jax.data import DataError
-    from mambaout_jax.data.prepare import prepare_dataset, prepare_folder, prepare_imagenet
-    from mambaout_jax.data.workers import count_cores
+    with announced(LOADING):
+        from mambaout_jax.data import DataError
+        from mambaout_jax.data.prepare import prepare_dataset, prepare_folder, prepare_imagenet
+        from mambaout_jax.data.workers import count_cores
 
     kinds = [kind for kind in KINDS if getattr(args, kind) is not None]
     own = args.name in ("imagenet", "folder")

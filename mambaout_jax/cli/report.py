@@ -2,7 +2,9 @@
 
 import argparse
 
+from mambaout_jax.cli.arguments import LOADING
 from mambaout_jax.errors import printable
+from mambaout_jax.process import announced
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,7 +14,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the report and print its path."""
-    from mambaout_jax.report.html import write_report
+    with announced(LOADING):
+        from mambaout_jax.report.html import write_report
 
-    print(printable(str(write_report(args.workdir))))
+    with announced("Drawing the report."):
+        page = write_report(args.workdir)
+    print(printable(str(page)))
     return 0

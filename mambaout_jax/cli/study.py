@@ -5,8 +5,9 @@ import json
 import os
 import re
 
-from mambaout_jax.cli.arguments import integer
+from mambaout_jax.cli.arguments import LOADING, integer
 from mambaout_jax.errors import printable
+from mambaout_jax.process import announced
 
 TAKES_CONFIG = "optional"
 EPILOG = """\
@@ -27,9 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the study and print its tables; the exit codes are those of main.py."""
-    from mambaout_jax.run.config_file import read_config
-    from mambaout_jax.run.errors import report_error
-    from mambaout_jax.study.study import find_experiment, run_study
+    with announced(LOADING):
+        from mambaout_jax.run.config_file import read_config
+        from mambaout_jax.run.errors import report_error
+        from mambaout_jax.study.study import find_experiment, run_study
 
     workdir = args.workdir or f"runs/study-{re.sub('[/:]+', '-', args.dataset)}"
     experiment = args.config or find_experiment(args.dataset)

@@ -10,7 +10,7 @@ from tensorflow_datasets.core import constants, naming
 
 from mambaout_jax.checks import suggest
 from mambaout_jax.data.errors import DataError
-from mambaout_jax.storage import find_pattern
+from mambaout_jax.storage import find_pattern, find_unknown_home
 
 DIGITS, PATHFINDER, IMAGENET = "digits", "pathfinder", "imagenet2012"
 # TFDS has the default configs of its own datasets; our builders are not imported for reading.
@@ -61,8 +61,8 @@ def data_root(data_dir: str | None) -> epath.Path:
         DataError: the URL scheme or the home folder is unknown, or the path has characters of a pattern.
     """
     folder = os.path.expanduser(data_dir or constants.DATA_DIR)
-    if folder.startswith("~"):
-        raise DataError(f"{folder} is not a path, because the home folder is unknown; set config.data.data_dir or HOME")
+    if fault := find_unknown_home(folder):
+        raise DataError(f"data_dir {folder} {fault}")
     if fault := find_pattern(folder):
         raise DataError(f"data_dir {folder} {fault}")
     try:

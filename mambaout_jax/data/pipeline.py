@@ -25,6 +25,7 @@ from mambaout_jax.data.errors import DataError
 from mambaout_jax.data.sources import Source
 from mambaout_jax.data.workers import THREADS, WorkerInit, WorkerStatus, is_worker_death, set_current_record
 from mambaout_jax.machine import SHARED_MEMORY, MachineError, describe_fault
+from mambaout_jax.words import count
 
 Example = dict[str, Any]
 Batch = dict[str, Any]
@@ -97,8 +98,8 @@ def train_batches(
     used = steps_per_epoch * batch_size
     if used > len(source):
         raise DataError(
-            f"{steps_per_epoch} steps of {batch_size} images need {used} images and split {source.split!r} of "
-            f"{source.name!r} has {len(source)}; use fewer steps per epoch or a smaller batch"
+            f"{count(steps_per_epoch, 'step')} of {count(batch_size, 'image')} need {count(used, 'image')} and split "
+            f"{source.split!r} of {source.name!r} has {len(source)}; use fewer steps per epoch or a smaller batch"
         )
     rows = _HostRows(start_step, batch_size // host_count, host_index, host_count)
     sample = _TrainSample(source, transform, seed, used, on_bad_record == "skip")
@@ -184,7 +185,9 @@ class _TrainSample:
                 continue
             return {**example, "skipped": np.int32(skipped)}
         if self._attempts > 1:
-            failure = DataError(f"{failure}, and the {self._attempts - 1} records before it cannot be decoded either")
+            failure = DataError(
+                f"{failure}, and the {count(self._attempts - 1, 'record')} before it cannot be decoded either"
+            )
         raise _bad_record(self.source, index, failure)
 
 
@@ -352,5 +355,7 @@ def _check_arguments(batch_size: int, num_workers: int, host_index: int, host_co
     if not 0 <= host_index < host_count:
         raise DataError(f"host_index is {host_index}; expected 0 to {host_count - 1}")
     if batch_size % host_count:
-        raise DataError(f"a batch of {batch_size} images cannot be split equally among {host_count} hosts")
+        raise DataError(
+            f"a batch of {count(batch_size, 'image')} cannot be split equally among {count(host_count, 'host')}"
+        )
     require.choice("on_bad_record", on_bad_record, ("raise", "skip"))

@@ -12,6 +12,7 @@ from mambaout_jax.data.record_files import READER_OPTIONS
 from mambaout_jax.machine import MachineError, describe_fault
 from mambaout_jax.process import within_seconds
 from mambaout_jax.storage import REMOTE_SECONDS, is_remote
+from mambaout_jax.words import count
 
 THREADS = 16
 
@@ -56,8 +57,8 @@ def check_shards(split: str, folder: epath.Path, shards: Sequence[Any], command:
         faults = [_fault(folder / item[0], item[1]) for item in suspected if item is not None]
     if faults:
         raise DataError(
-            f"{len(faults)} of {len(expected)} files of {split} in {folder} cannot be read (first: {faults[0]}); "
-            f"copy them again, or move the folder away and run: {command}"
+            f"{len(faults)} of {count(len(expected), 'file')} of {split} in {folder} cannot be read (first: "
+            f"{faults[0]}); copy them again, or move the folder away and run: {command}"
         )
 
 
@@ -73,7 +74,7 @@ def _fault(file: epath.Path, expected: int) -> str | None:
         if fault := describe_fault(error):
             raise MachineError(f"{file} cannot be read: {fault}") from error
         return f"{file.name} is truncated or damaged: {str(error).partition(';')[0] or 'it has no footer'}"
-    return None if found == expected else f"{file.name} has {found} records; expected {expected}"
+    return None if found == expected else f"{file.name} has {count(found, 'record')}; expected {expected}"
 
 
 def _list_names(folder: epath.Path) -> list[str] | None:

@@ -25,6 +25,7 @@ from mambaout_jax.data.names import (
 )
 from mambaout_jax.data.record_files import RecordFiles
 from mambaout_jax.data.shard_check import check_shards, list_names
+from mambaout_jax.words import count
 
 Features = Mapping[str, Any]
 FILE_FORMAT = "array_record"
@@ -155,7 +156,7 @@ def open_records(name: str, split: str, data_dir: str | None = None) -> Records:
     try:
         shards = info.splits[split].file_instructions
     except (KeyError, ValueError):
-        splits = ", ".join(f"{key} ({value.num_examples} records)" for key, value in info.splits.items())
+        splits = ", ".join(f"{key} ({count(value.num_examples, 'record')})" for key, value in info.splits.items())
         raise DataError(f"dataset {name!r} has no split {split!r}; it has {splits}") from None
     if sum(shard.take for shard in shards) <= 0:
         raise DataError(f"split {split!r} of dataset {name!r} has no records; choose another slice")

@@ -1,5 +1,6 @@
 """Evaluation of weights on a split, during or after training; each image is scored once."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -59,6 +60,7 @@ class Evaluator:
         self._mesh = mesh
         self._stop = stop
         self._programs: dict[Any, Callable[..., EvalOutput]] = {}
+        self.compile_seconds = 0.0  # of the last evaluation
 
     def describe(self, source: Source) -> dict[str, Any]:
         """Return task, dataset, split and the task's evaluation settings."""
@@ -87,7 +89,9 @@ class Evaluator:
         context = jax.tree.map(np.asarray, task.eval_context(source))
         context = distributed.put_global(context, jax.tree.map(lambda _: distributed.replicated(self._mesh), context))
         transform = task.eval_transform(self._model, source)
+        started = time.monotonic()
         program = self._program(transform.empty(), context)
+        self.compile_seconds = time.monotonic() - started
         # A list, not a set: all processes must gather in the same order.
         wanted = [name for name in weights if task.scores_from_rows or name == predict]
         totals: dict[str, list[dict[str, Any]]] = {name: [] for name in weights}

@@ -1,11 +1,15 @@
 """Predictions for image files with the weights of a run."""
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
 from mambaout_jax.data import DataError
+from mambaout_jax.data.prepare.folders import has_image_extension, list_folder
 from mambaout_jax.machine import MachineError, describe_fault, is_exhausted
+from mambaout_jax.process import announced
 from mambaout_jax.run.workdir import Run
 from mambaout_jax.tasks.api import MAX_PREDICTED, Prediction, stack_examples
 
@@ -23,13 +27,59 @@ class FilePrediction(NamedTuple):
     error: str = ""
 
 
+class FoundFiles(NamedTuple):
+    """The files to predict.
+
+    Args:
+        images: paths in order.
+        others: files in folders whose extension is not that of an image.
+    """
+
+    images: list[str]
+    others: list[str]
+
+
+def find_files(paths: Iterable[str]) -> FoundFiles:
+    """List files, and the images in folders and their subfolders, sorted.
+
+    What `prepare folder` ignores is ignored here too. A file outside of the folders is listed whatever its name.
+
+    Raises:
+        DataError: a folder has no images, or cannot be read.
+    """
+    found = FoundFiles([], [])
+    for path in paths:
+        if not os.path.isdir(path):
+            found.images.append(path)
+            continue
+        files = sorted(_walk(Path(path), set()))
+        images = [file for file in files if has_image_extension(file.name)]
+        if not images:
+            raise DataError(f"{path} has no images in it or its subfolders; a folder of images is expected")
+        found.images.extend(map(str, images))
+        found.others.extend(str(file) for file in files if not has_image_extension(file.name))
+    return found
+
+
+def _walk(folder: Path, visited: set[str]) -> Iterator[Path]:
+    """Yield the files below a folder, each folder once even if links form a loop."""
+    real = os.path.realpath(folder)
+    if real in visited:
+        return
+    visited.add(real)
+    folders, files = list_folder(folder)
+    yield from (folder / file.name for file in files)
+    for name in folders:
+        yield from _walk(folder / name, visited)
+
+
 def predict_files(run: Run, files: Sequence[str]) -> Iterator[FilePrediction]:
     """Yield a prediction for each file, in order.
 
     The model is compiled once for one batch size; the last batch is padded with empty examples.
     """
     predictor = run.task.predictor(run.model, run.labels)
-    batch_size = min(len(files), MAX_PREDICTED)
+    batch_size, compiled = min(len(files), MAX_PREDICTED), False
     for start in range(0, len(files), batch_size):
         examples, errors = [], {}
         for row, file in enumerate(files[start : start + batch_size]):
@@ -44,7 +94,10 @@ def predict_files(run: Run, files: Sequence[str]) -> Iterator[FilePrediction]:
                 errors[row] = str(error) or type(error).__name__
             examples.append(predictor.empty())
         if len(errors) < len(examples):
-            predictions = predictor(run.variables, stack_examples(predictor, examples, batch_size))
+            batch = stack_examples(predictor, examples, batch_size)
+            with nullcontext() if compiled else announced("Compiling the model for prediction."):
+                predictions = predictor(run.variables, batch)
+            compiled = True
         for row, file in enumerate(files[start : start + batch_size]):
             found = errors[row] if row in errors else predictions[row]
             yield FilePrediction(file, None, found) if isinstance(found, str) else FilePrediction(file, found)

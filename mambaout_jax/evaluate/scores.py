@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mambaout_jax.tasks.registry import get_task
+from mambaout_jax.words import count
 
 # Text columns, aligned on the left.
 _TEXT = ("dataset", "split", "weights", "input")
@@ -48,7 +49,7 @@ def _row(scored: Mapping[str, Any], weights: str) -> dict[str, str]:
 def _remarks(scored: Mapping[str, Any]) -> Iterable[str]:
     name = scored["dataset"]
     if scored["unlabelled"]:
-        yield f"{name}: {scored['unlabelled']:,} images without a target excluded"
+        yield f"{name}: {count(scored['unlabelled'], 'image')} without a target excluded"
     if scored["skipped"]:
         yield f"{name}: {scored['skipped']:,} unreadable images excluded"
     for remark in get_task(scored["task"]).remarks(scored):

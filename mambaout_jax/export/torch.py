@@ -43,6 +43,7 @@ from mambaout_jax.weights import (
     write_file,
     write_folder,
 )
+from mambaout_jax.words import count
 
 # The number of random and of real images: a check takes seconds, and one image is enough to detect a wrong layer.
 NUM_IMAGES = 4
@@ -105,7 +106,7 @@ def import_weights(
             f"{source} has no preprocessing settings; assuming {spec.size[0]}x{spec.size[1]} pixels, crop "
             f"{spec.crop_pct}, mean and std of {model.name} (a folder in timm's format has them in its config.json)"
         )
-    found = {"class_names": checkpoint.config.class_names if checkpoint.config else None}
+    found = {key: getattr(checkpoint.config, key, None) for key in ("class_names", "exif_orientation")}
     config = evaluation_config(kind, {"name": model.name, **_changes(model)}, None, plugins)
     imported = config.build_task().imported_labels(model, found)
     if imported.remark:
@@ -125,7 +126,7 @@ def import_weights(
         _write_workdir(draft, config, environment, variables)
         check = LogitsCheck(model, variables, _images(config, model, log))
         del variables  # avoids two copies of a large model in memory
-        log(check.require("read back", load_run(draft).variables))
+        log(check.require("checkpoint read back", load_run(draft).variables))
         if verify_timm:
             log(check.require_timm(source))
         commit_folder(draft, target, replace=force)
@@ -176,7 +177,7 @@ def export_weights(
         log(f"rounded to {dtype}: logits change by {check.difference(run.variables):.2g} of the largest")
 
     def check_draft(draft: os.PathLike) -> None:
-        log(check.require("read back", from_torch(run.model, draft)))
+        log(check.require("weights read back", from_torch(run.model, draft)))
         if verify_timm:
             log(check.require_timm(os.fspath(draft)))
 
@@ -187,16 +188,22 @@ def export_weights(
         words = {name: class_description(name) for name in names or ()}
         known = words if words and None not in words.values() else None  # timm requires all or none
         write_folder(
-            out, run.model, tensors, class_names=names, class_descriptions=known, force=force, check=check_draft
+            out,
+            run.model,
+            tensors,
+            class_names=names,
+            class_descriptions=known,
+            exif_orientation=run.labels.get("exif_orientation"),
+            force=force,
+            check=check_draft,
         )
 
 
 def _describe(source: str, checkpoint: TorchCheckpoint, resolved: ResolvedModel, model: Model) -> str:
     entry = f", entry {checkpoint.wrapper!r}" if checkpoint.wrapper else ""
     changes = "".join(f", {key} {value}" for key, value in model_args(model).items())
-    return (
-        f"{source}{entry}: {model.name}{changes}, {model.num_classes} classes, in key format {resolved.key_format.name}"
-    )
+    size = count(model.num_classes, "class")
+    return f"{source}{entry}: {model.name}{changes}, {size}, in key format {resolved.key_format.name}"
 
 
 def _check_target(target: epath.Path, force: bool) -> None:

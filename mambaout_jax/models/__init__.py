@@ -5,7 +5,15 @@ from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.family import Checkpoint, Family, Publication, Recipe, Variant
 from mambaout_jax.models.layers.mamba_block import BlockState, MambaBlock
 from mambaout_jax.models.nnx_module import NNXModel
-from mambaout_jax.models.registry import create_model, families, find_family, list_models, option_keys, variant_options
+from mambaout_jax.models.registry import (
+    create_model,
+    families,
+    families_with,
+    find_family,
+    list_models,
+    option_keys,
+    variant_options,
+)
 
 __all__ = [
     "BlockState",
@@ -24,6 +32,7 @@ __all__ = [
     "cpu_compiler_options",
     "create_model",
     "families",
+    "families_with",
     "find_family",
     "list_models",
     "option_keys",

@@ -87,6 +87,11 @@ def option_keys(name: str) -> dict[str, ConfigKey]:
     return {**find_family(name).options, **PREPROCESSING}
 
 
+def families_with(option: str) -> list[str]:
+    """Return the names of the families that have an option."""
+    return [family.name for family in families() if option in family.options]
+
+
 def variant_options(name: str) -> dict[str, Any]:
     """Return every option of a variant with its value.
 
@@ -117,6 +122,12 @@ def create_model(name: str, *, img_size: int | tuple[int, int] | None = None, **
     for option, value in given.items():
         if option in _TIMM_ARGUMENTS and option not in keys:
             raise ModelError(f"{option!r} is not an option of create_model; {_TIMM_ARGUMENTS[option]}")
+        if option not in keys and (owners := families_with(option)):
+            near = suggest(option, keys) or ";"
+            raise ModelError(
+                f"{option!r} is an option of {' and '.join(owners)}, not of {name}{near} expected one of "
+                f"{', '.join(sorted(keys))}"
+            )
         _require_known(option, keys, f"option of {name}")
         value = dtype_name(value) if keys[option].accept == DTYPES else value
         if fault := find_fault(option, keys[option], value):

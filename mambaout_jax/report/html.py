@@ -18,6 +18,7 @@ from mambaout_jax.run.workdir import load_config, load_environment, open_workdir
 from mambaout_jax.tasks.api import Labels, Section, Task
 from mambaout_jax.tasks.errors import TaskError
 from mambaout_jax.weights.options import other_options
+from mambaout_jax.words import count
 
 
 def write_report(workdir: epath.PathLike) -> epath.Path:
@@ -184,7 +185,7 @@ def _notices(results: dict | None, train: list[dict], evals: list[dict], unreada
         what = (
             "1 line of metrics.jsonl cannot be read and was"
             if unreadable == 1
-            else f"{unreadable} lines of metrics.jsonl cannot be read and were"
+            else f"{count(unreadable, 'line')} of metrics.jsonl cannot be read and were"
         )
         notices.append(f"{what} skipped.")
     return notices

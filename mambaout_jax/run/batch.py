@@ -55,6 +55,6 @@ def _nearest_multiples(size: int, unit: int) -> str:
 def describe_batch(batch_size: int, num_devices: int, steps: int) -> str:
     """Return a description of the split of a batch over devices and microbatches."""
     share = batch_size // num_devices
-    where = f"{share:,} on each of {num_devices:,} devices" if num_devices > 1 else "on one device"
-    how = f"in {steps:,} microbatches of {share // steps:,}" if steps > 1 else "in one microbatch"
+    where = f"{share:,} on each of {count(num_devices, 'device')}" if num_devices > 1 else "on one device"
+    how = f"in {count(steps, 'microbatch')} of {share // steps:,}" if steps > 1 else "in one microbatch"
     return f"{count(batch_size, 'image')} per step, {where}, {how}"

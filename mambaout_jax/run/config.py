@@ -11,8 +11,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mambaout_jax.checks import ConfigKey, find_fault, nearest_names
-from mambaout_jax.models import find_family, option_keys, variant_options
+from mambaout_jax.checks import ConfigKey, find_fault, nearest_names, suggest
+from mambaout_jax.models import families_with, find_family, option_keys, variant_options
 from mambaout_jax.plugins import load as load_plugins
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.tasks.api import Task, TaskConfig
@@ -322,6 +322,10 @@ def _describe_unknown(name: str, value: Any, keys: Mapping[str, ConfigKey], mode
         return f"config.{name} is {value!r}; it is a section with keys such as {', '.join(inner[:3])}"
     near = " or ".join(f"config.{key}" for key in nearest_names(name, keys, limit=3))
     if name.startswith("model.") and model is not None:
+        if owners := families_with(name.removeprefix("model.")):
+            options = [key for key in option_keys(model) if f"model.{key}" in keys]
+            hint = suggest(name.removeprefix("model."), options) or f", which has {', '.join(options)}"
+            return f"config.{name} is an option of {' and '.join(owners)}, not of {model}{hint}"
         return f"config.{name} is not an option of {model}; did you mean {near}?"
     return f"config.{name} is not a known key; did you mean {near}?"
 

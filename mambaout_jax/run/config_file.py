@@ -2,8 +2,6 @@
 
 import inspect
 import json
-import os
-import re
 import runpy
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mambaout_jax.checks import parse_literal, parse_text
+from mambaout_jax.checks import find_experiment_fault, parse_literal, parse_text, split_change, split_experiment
 from mambaout_jax.run.config import KEYS, RunConfig, flatten_config, known_keys, parse_flat
 from mambaout_jax.run.errors import RunError
 
@@ -31,7 +29,9 @@ def read_config(file: str, changes: Sequence[str] = ()) -> RunConfig:
         RunError: the file cannot be loaded, or a key or value is invalid.
         TaskError, PluginError, ModelError: the task, plugin or model does not exist.
     """
-    given, texts = _load(file), _split_changes(changes)
+    if fault := find_experiment_fault(file, changes):
+        raise RunError(fault)
+    given, texts = _load(*split_experiment(file)), dict(filter(None, map(split_change, changes)))
     for name in _STRUCTURE:
         if name in texts:
             given[name] = parse_text(KEYS[name], texts[name])
@@ -43,24 +43,7 @@ def read_config(file: str, changes: Sequence[str] = ()) -> RunConfig:
     return parse_flat(given | changed)
 
 
-def _split_changes(changes: Sequence[str]) -> dict[str, str]:
-    texts = {}
-    for change in changes:
-        parts = re.fullmatch(r"--?config\.([^=]+)=(.*)", change, re.DOTALL)
-        if parts is None:
-            raise RunError(f"{change} has no value; --config.KEY=VALUE is expected")
-        texts[parts[1]] = parts[2]
-    return texts
-
-
-def _load(file: str) -> dict[str, Any]:
-    path, argument = file, None
-    if parts := re.fullmatch(r"(.+\.py):(.*)", file, re.DOTALL):
-        path, argument = parts.groups()
-    if os.path.isdir(path):
-        raise RunError(f"--config={path} is a directory; a Python file, or the config.json of a run, is expected")
-    if not os.path.exists(path):
-        raise RunError(f"--config={path} does not exist; an experiment such as configs/digits.py is expected")
+def _load(path: str, argument: str | None) -> dict[str, Any]:
     if path.endswith(".json"):
         config = _load_json(path)
     else:
@@ -99,6 +82,9 @@ def _run(path: str, call: Callable[[], Any]) -> Any:
         text = " ".join(str(error).split())
         if isinstance(error, SyntaxError) or (isinstance(error, ValueError) and "null bytes" in text):
             raise RunError(f"--config={path} is not a Python file: {text}") from error
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        frames = traceback.extract_tb(error.__traceback__)
+        if type(error) is ValueError and frames[-1].filename == path:  # the experiment's own words on its argument
+            raise RunError(f"--config={path}: {text}") from error
+        lines = [frame.lineno for frame in frames if frame.filename == path]
         place = f", line {lines[-1]}" if lines else ""
         raise RunError(f"--config={path}{place}: {type(error).__name__}: {text}") from error

@@ -22,6 +22,7 @@ from mambaout_jax.process import within_seconds
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.files import find_write_error
 from mambaout_jax.run.workdir import PACKAGES, open_workdir
+from mambaout_jax.words import count
 
 COLLECTIVE_SECONDS = 60
 # Hosts with NTP differ by less, network latency included.
@@ -111,7 +112,7 @@ def _devices() -> list[Check]:
         )
     expected = len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(","))
     seen = jax.process_count()
-    missing = "" if seen >= expected else f"{seen} of {expected} hosts joined; add --distributed on every host"
+    missing = "" if seen >= expected else f"{seen} of {count(expected, 'host')} joined; add --distributed on every host"
     return [
         Check("hosts", f"{seen} of {max(expected, seen)}", missing, must_match=True),
         Check("chips per host", f"{jax.local_device_count()} x {kind}", fault, must_match=True),
@@ -139,7 +140,7 @@ def _collective() -> list[Check]:
         fault = f"a sum over all devices took more than {COLLECTIVE_SECONDS} s; check the network between hosts"
         return [Check("collective", "none", fault)]
     correct = value == jax.device_count()
-    fault = "" if correct else f"the sum of ones over {jax.device_count()} devices was {value:g}"
+    fault = "" if correct else f"the sum of ones over {count(jax.device_count(), 'device')} was {value:g}"
     return [Check("collective", f"{1e3 * seconds:.1f} ms", fault)]
 
 
@@ -168,17 +169,17 @@ def _data(name: str, split: str, data_dir: str | None) -> list[Check]:
     try:
         ensure_prepared(name, data_dir)
         source = open_records(name, split, data_dir)
-        count, size, started = 0, 0, time.perf_counter()
+        number, size, started = 0, 0, time.perf_counter()
         # A stride of a large prime covers the whole split, as shuffled training does.
-        while count < len(source) and time.perf_counter() - started < READ_SECONDS:
-            size += sum(feature.ByteSize() for feature in source[count * 7919 % len(source)].values())
-            count += 1
+        while number < len(source) and time.perf_counter() - started < READ_SECONDS:
+            size += sum(feature.ByteSize() for feature in source[number * 7919 % len(source)].values())
+            number += 1
         seconds = time.perf_counter() - started
     except (DataError, OSError) as error:
         return [Check("data", "none", str(error)), Check("reading", "none")]
     return [
-        Check("data", f"{len(source):,} records of {source.name}", must_match=True),
-        Check("reading", f"{count / seconds:,.0f} records/s, {size / seconds / 2**20:.1f} MiB/s"),
+        Check("data", f"{count(len(source), 'record')} of {source.name}", must_match=True),
+        Check("reading", f"{number / seconds:,.0f} records/s, {size / seconds / 2**20:.1f} MiB/s"),
     ]
 
 

@@ -13,6 +13,7 @@ from mambaout_jax.run.errors import RunError
 from mambaout_jax.study.statistics import holm, interval, is_significant, minimum_detectable_effect, p_value
 from mambaout_jax.study.variants import COMPARISONS, StudyVariant
 from mambaout_jax.tasks.api import Metric
+from mambaout_jax.words import count
 
 # How the answer refers to each comparison, in order of importance.
 SIZES: Mapping[str, str] = MappingProxyType({"matched": "at equal parameters", "removed": "at equal widths"})
@@ -215,7 +216,7 @@ def _answer(
         score = f"{majority_baseline:.2f} {metric.unit}".strip()
         return (
             f"No variant is significantly better than the majority baseline of {score} "
-            f"with {len(variants[0]['scores'])} repeats, so the study has no answer; use more seeds."
+            f"with {count(len(variants[0]['scores']), 'repeat')}, so the study has no answer; use more seeds."
         )
     better, worse = (_name_significant(with_ssm, significant, direction) for direction in (1, -1))
     others = [difference for difference in tested if difference["variant"] not in significant]
@@ -227,7 +228,9 @@ def _answer(
         if not matched:
             sentences.append(f"At equal parameters, no SSM is significantly better than {baseline}.")
         elif not any(difference["variant"] in significant for difference in matched):
-            sentences.append(f"At equal parameters, none is significant after correction for {len(tested)} tests.")
+            sentences.append(
+                f"At equal parameters, none is significant after correction for {count(len(tested), 'test')}."
+            )
     elif others:
         sentences.append(f"No SSM is significantly better than {baseline}.")
     if worse:
@@ -235,7 +238,7 @@ def _answer(
     if words := " or ".join(word for sign, word in ((1, "better"), (-1, "worse")) if sign in uncorrected):
         sentences.append(
             f"An SSM that is {words} only in the tables below is significant in a single test, but not after "
-            f"correction for {len(tested)} tests."
+            f"correction for {count(len(tested), 'test')}."
         )
     if others and not better:
         claim = "the others do not help" if worse else "an SSM does not help"
@@ -269,5 +272,7 @@ def _power(differences: Sequence[Mapping[str, Any]], tests: int, claim: str, met
     effect = max(filter(None, effects))
     if metric.unit == "%" and effect >= 100:
         repeats = len(differences[0]["values"])
-        return f"This does not show that {claim}: {repeats} repeats cannot detect any difference; use more seeds."
+        return (
+            f"This does not show that {claim}: {count(repeats, 'repeat')} cannot detect any difference; use more seeds."
+        )
     return f"This does not show that {claim}: with {tests} tests, the minimum detectable effect is {effect:.2f} points."

@@ -4,6 +4,7 @@ import itertools
 import re
 
 from mambaout_jax.run.errors import RunError
+from mambaout_jax.words import count
 
 # Group 1 is the name of a split, group 2 the start of its slice, which must be an index.
 _SPLIT = re.compile(r"([\w-]+)(?:\[(\d*):-?\d*%?\])?")
@@ -29,7 +30,9 @@ def fold_splits(split: str, num_images: int, num_folds: int) -> list[tuple[str, 
             "that starts at an index, such as 'train' or 'train[:5000]'"
         )
     if num_images < num_folds:
-        raise RunError(f"split {split!r} has {num_images} images; expected at least one per fold, {num_folds} in all")
+        raise RunError(
+            f"split {split!r} has {count(num_images, 'image')}; expected at least one per fold, {num_folds} in all"
+        )
     name, start = match[1], int(match[2] or 0)
     edges = [start + fold * num_images // num_folds for fold in range(num_folds + 1)]
 

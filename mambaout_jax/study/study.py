@@ -3,7 +3,10 @@
 import contextlib
 import io
 import json
+import math
+import os
 import re
+import runpy
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
@@ -13,7 +16,9 @@ import jax
 from etils import epath
 from PIL import Image
 
+from mambaout_jax import distributed
 from mambaout_jax.analyze.ssm_need import measure_first_stage
+from mambaout_jax.checks import suggest
 from mambaout_jax.data import DataError, Source
 from mambaout_jax.models import Model
 from mambaout_jax.report.html import write_report
@@ -28,8 +33,11 @@ from mambaout_jax.study.findings import DIVERGED, Divergence, Outcome, read_dive
 from mambaout_jax.study.folds import fold_splits
 from mambaout_jax.study.memory import step_memory
 from mambaout_jax.study.page import write_page
-from mambaout_jax.study.variants import StudyVariant, design_variants
+from mambaout_jax.study.variants import StudyVariant, design_variants, read_specs
+from mambaout_jax.tasks.api import Task
+from mambaout_jax.train.inputs import steps_per_epoch
 from mambaout_jax.train.loop import train
+from mambaout_jax.train.program import check_batches
 
 # The files that a run writes last, in this order.
 LAST_FILES = ("results.json", "report.html")
@@ -40,14 +48,21 @@ def find_experiment(dataset: str) -> str:
     """Return the experiment in configs/study.py for a dataset, as `read_config` takes it.
 
     Raises:
-        RunError: the package is installed without configs/.
+        RunError: the package is installed without configs/, or it has no experiment for the dataset.
     """
     if not EXPERIMENTS.exists():
         raise RunError(
             f"configs/study.py is not part of the installed package; to study dataset {dataset!r}, run in a checkout "
             "of the repository or set an experiment with --config"
         )
-    return f"{EXPERIMENTS}:{re.split('[/:]', dataset)[0]}"
+    name = re.split("[/:]", dataset)[0]
+    known = runpy.run_path(os.fspath(EXPERIMENTS))["EXPERIMENTS"]
+    if name not in known:
+        raise RunError(
+            f"no experiment for dataset {name!r}{suggest(name, known) or ';'} expected one of {', '.join(known)}; for "
+            "other photographs, add --config=configs/study.py:photos"
+        )
+    return f"{EXPERIMENTS}:{name}"
 
 
 def run_study(config: RunConfig, path: epath.PathLike, num_repeats: int) -> dict[str, Any]:
@@ -70,13 +85,11 @@ def run_study(config: RunConfig, path: epath.PathLike, num_repeats: int) -> dict
         StoppedError: the process received a signal; the state is saved.
     """
     with StopSignals() as stop, contextlib.ExitStack() as cleanup:
-        if config.init_from is not None:
-            raise RunError("config.init_from is set, but all variants of a study start from random weights; unset it")
-        config.replace({"seed": config.seed + num_repeats - 1})  # the largest seed has to be valid too
         settings, task = nest(config.values), config.build_task()
-        task.check()
+        _check(config, task, path, num_repeats)
         source = open_split(config, task, config.data.train_split)
         folds = fold_splits(config.data.train_split, len(source), num_repeats)
+        steps_per_epoch(config, len(source) - math.ceil(len(source) / num_repeats))  # refuses batches above a fold
 
         def build(options: Mapping[str, Any]) -> Model:
             return config.with_model(options).build_task().build_model(source.labels)
@@ -118,6 +131,24 @@ def run_study(config: RunConfig, path: epath.PathLike, num_repeats: int) -> dict
         write_atomically(workdir / "study.json", json.dumps(study, indent=2) + "\n")
         write_page(workdir, study)
         return study
+
+
+def _check(config: RunConfig, task: Task, path: epath.PathLike, num_repeats: int) -> None:
+    """Check what depends on neither the dataset nor the content of the workdir, before anything that takes long."""
+    if config.init_from is not None:
+        raise RunError("config.init_from is set, but all variants of a study start from random weights; unset it")
+    config.replace({"seed": config.seed + num_repeats - 1})  # the largest seed has to be valid too
+    _local_workdir(path)
+    read_specs(nest(config.values).get("study"))
+    fold_splits(config.data.train_split, num_repeats, num_repeats)
+    check_batches(config, task, distributed.make_mesh(config.fsdp).size)
+    task.check()
+
+
+def _local_workdir(path: epath.PathLike) -> epath.Path:
+    if is_remote(path):
+        raise RunError(f"workdir {path} is in a bucket; a study requires a local folder")
+    return open_workdir(path, to_write=True)
 
 
 def run_folder(workdir: epath.Path, variant: StudyVariant, repeat: int) -> epath.Path:
@@ -184,9 +215,7 @@ def _train_variants(
 @contextlib.contextmanager
 def _claimed(path: epath.PathLike, plan: dict[str, Any], changeable: Collection[str]) -> Iterator[epath.Path]:
     """Create and lock the workdir, or check that it contains the same study, except for `changeable` config keys."""
-    if is_remote(path):
-        raise RunError(f"workdir {path} is in a bucket; a study requires a local folder")
-    workdir = open_workdir(path, to_write=True)
+    workdir = _local_workdir(path)
     for name in plan["variants"]:  # their runs have workdirs of these names
         open_workdir(workdir / "runs" / name, to_write=True)
     file = workdir / "plan.json"

@@ -12,6 +12,7 @@ from mambaout_jax.checks import ConfigKey, find_fault
 from mambaout_jax.models import Model, create_model
 from mambaout_jax.models.macs import count_model_macs
 from mambaout_jax.run.errors import RunError
+from mambaout_jax.words import count
 
 TOLERANCE = 0.02  # of the baseline's parameters
 # Each is a key of `config.study` that lists variants.
@@ -84,7 +85,7 @@ def design_variants(
             to within 2 % of the baseline's parameters.
         ModelError: an option is invalid.
     """
-    specs = _read_specs(study)
+    specs = read_specs(study)
     given = dict(model)
     base = specs[study["baseline"]]
     options = create_model(given["name"]).options
@@ -115,7 +116,12 @@ _SPEC = {
 }
 
 
-def _read_specs(study: Mapping[str, Any] | None) -> dict[str, VariantSpec]:
+def read_specs(study: Mapping[str, Any] | None) -> dict[str, VariantSpec]:
+    """Read the section `study` of a config.
+
+    Raises:
+        RunError: it is missing or invalid.
+    """
     expected = ("baseline", *COMPARISONS, "variants")
     if not isinstance(study, Mapping) or sorted(study) != sorted(expected):
         found = f"has the keys {', '.join(study)}" if isinstance(study, Mapping) else "is missing"
@@ -191,20 +197,20 @@ def _match(
     build: Callable[[Options], Model],
     target: int,
 ) -> Options:
-    def count(options: Options) -> int:
+    def count_params(options: Options) -> int:
         return build(options).num_params
 
     start = build(options).options
     if isinstance(start[spec.width], tuple):
-        near = _match_scaled(spec.width, start[spec.width], options, count, target)
+        near = _match_scaled(spec.width, start[spec.width], options, count_params, target)
     else:
-        near = _match_multiples(spec, start[spec.multiple_of], options, count, target)
-    counted = [(options, count(options)) for options in near]
+        near = _match_multiples(spec, start[spec.multiple_of], options, count_params, target)
+    counted = [(options, count_params(options)) for options in near]
     nearest, params = min(counted, key=lambda found: abs(found[1] - target))
     if abs(params - target) > TOLERANCE * target:
         raise RunError(
-            f"variant {name} has {params:,} parameters at its nearest width and the baseline {target:,}, more than "
-            f"{100 * TOLERANCE:g} % apart; use larger config.model.{base_width}"
+            f"variant {name} has {count(params, 'parameter')} at its nearest width and the baseline {target:,}, more "
+            f"than {100 * TOLERANCE:g} % apart; use larger config.model.{base_width}"
         )
     return nearest
 

@@ -39,7 +39,7 @@ from mambaout_jax.storage import is_remote
 from mambaout_jax.tasks.api import Task
 from mambaout_jax.train.inputs import training_batches
 from mambaout_jax.train.metrics import MetricWriter, SilentWriter, StepLog
-from mambaout_jax.train.program import TrainingProgram, training_program
+from mambaout_jax.train.program import TrainingProgram, check_batches, training_program
 from mambaout_jax.train.recipe import differences_from_recipe
 from mambaout_jax.train.trace import StepTrace
 from mambaout_jax.weights.options import model_args
@@ -95,8 +95,8 @@ def train(config: RunConfig, path: epath.PathLike) -> dict[str, Any]:
             evaluator = Evaluator(config, setup.task, setup.model, mesh=setup.mesh, stop=stop)
             host_batches = training_batches(config, setup.task, setup.model, setup.train_source, start_step=step)
             cleanup.callback(host_batches.close)
-            batches = distributed.prefetch(log.timed(host_batches), distributed.batch_sharding(setup.mesh))
-            log.restart()
+            sharding = distributed.batch_sharding(setup.mesh)
+            batches = log.timed(distributed.prefetch(host_batches, sharding, host_keys=["skipped"]))
             while True:
                 if setup.evaluates_at(step) and not evaluated:
                     metrics = log.flush(step, metrics)
@@ -157,11 +157,12 @@ def _prepare(config: RunConfig, path: epath.PathLike) -> _Setup:
     """Build what is trained; checks all of the config that does not depend on the state of the workdir."""
     workdir = open_workdir(path, to_write=True)  # fails on an invalid path before the dataset is opened
     task = config.build_task()
+    mesh = distributed.make_mesh(config.fsdp)
+    check_batches(config, task, mesh.size)
     task.check()
     train_source = open_split(config, task, config.data.train_split)
     validation = open_split(config, task, config.data.validation_split)
     model = task.build_model(train_source.labels)
-    mesh = distributed.make_mesh(config.fsdp)
     example = task.train_transform(model, train_source).empty()
     task.eval_transform(model, validation)  # fails on invalid options now, not at the first evaluation
     program = training_program(config, task, model, example, len(train_source), mesh)
@@ -226,8 +227,8 @@ def _restore_or_initialize(config: RunConfig, setup: _Setup, workdir: epath.Path
             )
         if step > setup.num_steps:
             raise RunError(
-                f"workdir {workdir} is at step {step}, after the {setup.num_steps} steps of config.num_epochs; use "
-                "more epochs or another --workdir"
+                f"workdir {workdir} is at step {step}, after the {count(setup.num_steps, 'step')} of "
+                "config.num_epochs; use more epochs or another --workdir"
             )
         seconds = metadata["seconds"]
         return _Start(state, step, metadata["evaluated"], seconds, step_key, f"resumed from step {step}")
@@ -270,7 +271,7 @@ def _open_writer(
     changes = "".join(f", {option} {value}" for option, value in model_args(model).items())
     batch = describe_batch(config.batch_size, setup.mesh.size, program.grad_accum_steps)
     writer.print_line(
-        f"{model.name}{changes}, {model.num_params:,} parameters, on {setup.mesh.size} x "
+        f"{model.name}{changes}, {count(model.num_params, 'parameter')}, on {setup.mesh.size} x "
         f"{jax.devices()[0].device_kind}; {len(setup.train_source):,} training and {len(setup.validation):,} "
         f"validation images of {setup.train_source.name}; {count(config.num_epochs, 'epoch')} of "
         f"{count(program.steps_per_epoch, 'step')}; {'; '.join(filter(None, (batch, start.description)))}"
@@ -299,7 +300,7 @@ def _finished_results(setup: _Setup, start: _Start, workdir: epath.Path) -> dict
         return None
     if distributed.is_first():
         again = "to train again, use another --workdir"
-        print(f"Nothing to train: the run has finished all {setup.num_steps} steps; {again}.", file=sys.stderr)
+        print(f"Nothing to train: the run has finished all {count(setup.num_steps, 'step')}; {again}.", file=sys.stderr)
     return results
 
 
@@ -317,6 +318,7 @@ def _evaluate(
         DivergedError: a loss is not finite.
     """
     scored = evaluator(validation, state.weights, predict=state.best_weights)
+    writer.exclude(evaluator.compile_seconds)
     for weights, scores in scored.scores.items():
         if not math.isfinite(scores.get("loss", 0.0)):
             raise DivergedError(

@@ -88,6 +88,11 @@ class MetricWriter:
         if self._bar.disable:
             self.print_line(f"step {record['step']}/{self._num_steps}, epoch {record['epoch']:.1f}, {text}")
 
+    def exclude(self, seconds: float) -> None:
+        """Exclude time that is spent once, such as that of a compilation, from the estimate of the time left."""
+        if self._clock is not None:
+            self._clock = self._clock[0] + seconds, self._clock[1]
+
     def evaluation(self, record: Mapping[str, Any], inputs: str) -> None:
         """Write the scores of an evaluation.
 
@@ -129,7 +134,7 @@ class SilentWriter:
     def _ignore(self, *_: Any) -> None:
         pass
 
-    advance = print_line = train = evaluation = saved = close = _ignore
+    advance = print_line = train = exclude = evaluation = saved = close = _ignore
 
 
 class StepLog:
@@ -169,10 +174,13 @@ class StepLog:
         self._since, self._waited = time.monotonic(), 0.0
 
     def timed(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Yield host batches; measure the time spent waiting for them, and remove and sum their "skipped"."""
+        """Yield batches; measure the time spent waiting for them, and remove and sum their "skipped".
+
+        The first one has no part in it: that wait is the start of the data workers, and fills all queues.
+        """
         rows = iter(batches)
         batch = next(rows, None)
-        self.restart()  # excludes the start of the workers
+        self.restart()
         while batch is not None:
             self.skipped += int(batch.pop("skipped").sum())
             yield batch

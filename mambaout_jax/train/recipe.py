@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mambaout_jax.models import Recipe
+from mambaout_jax.words import count
 
 
 def linearly_scaled_lr(recipe: Recipe, batch_size: int) -> float:
@@ -47,5 +48,5 @@ def _explain(name: str, recipe: Recipe, values: Mapping[str, Any]) -> str:
         return f"; the linear scaling rule gives config.optim.learning_rate {ruled:g}, {given}"
     if name == "augment.mixup_group":
         draws, published = (of["batch_size"] // of[name] for of in (values, recipe.values))
-        return f"; a step draws mixup or cutmix {draws} times, in the recipe {published} times"
+        return f"; a step draws mixup or cutmix {count(draws, 'time')}, in the recipe {count(published, 'time')}"
     return ""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mambaout_jax.process import commit_file, scratch_folder, set_default_mode, sync
+from mambaout_jax.storage import find_unknown_home
 from mambaout_jax.weights.errors import WeightsError, converting_file_errors
 from mambaout_jax.weights.tensors import LazyTensors, TensorFile, without_prefixes
 from mambaout_jax.weights.torch_file import read_torch, write_torch
@@ -71,6 +72,8 @@ def check_file_target(path: str | os.PathLike, force: bool) -> Path:
     Raises:
         WeightsError: see `write_file`.
     """
+    if fault := find_unknown_home(path):
+        raise WeightsError(f"{path} {fault}")
     target = Path(os.path.realpath(os.path.expanduser(path)))
     if not target.name.endswith(ENDINGS):
         raise WeightsError(f"{path} has an unknown extension; one of {', '.join(ENDINGS)} is expected")

@@ -10,10 +10,11 @@ import numpy as np
 
 from mambaout_jax.models import Model
 from mambaout_jax.process import commit_folder, scratch_folder, sync
+from mambaout_jax.storage import find_unknown_home
 from mambaout_jax.weights.errors import WeightsError, converting_file_errors
 from mambaout_jax.weights.files import ENDINGS, write_tensors
 from mambaout_jax.weights.options import model_args
-from mambaout_jax.weights.timm_config import CONFIG_NAME
+from mambaout_jax.weights.timm_config import CONFIG_NAME, EXIF_ORIENTATION
 
 # In order of preference, as in timm.
 WEIGHTS_NAMES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
@@ -42,6 +43,7 @@ def write_folder(
     *,
     class_names: Sequence[str] | None = None,
     class_descriptions: Mapping[str, str] | None = None,
+    exif_orientation: bool | None = None,
     force: bool = False,
     check: Callable[[Path], None] | None = None,
 ) -> None:
@@ -50,6 +52,7 @@ def write_folder(
     Args:
         tensors: state dict of the model, in the first key format of its family.
         class_descriptions: descriptions by class name, if all classes have one.
+        exif_orientation: whether the model was trained on images turned upright by their EXIF orientation, if known.
         force: replace an existing folder if it contains only such files.
         check: validates the temporary folder before it is moved to `path`; raises if it is invalid.
 
@@ -60,7 +63,7 @@ def write_folder(
     with converting_file_errors(target), scratch_folder(target) as parent:
         draft = parent / target.name
         draft.mkdir()
-        config = _timm_config(model, class_names, class_descriptions)
+        config = _timm_config(model, class_names, class_descriptions, exif_orientation)
         (draft / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         sync(draft / CONFIG_NAME)
         write_tensors(draft / WEIGHTS_NAMES[0], tensors)
@@ -71,7 +74,10 @@ def write_folder(
 
 
 def _timm_config(
-    model: Model, class_names: Sequence[str] | None, class_descriptions: Mapping[str, str] | None
+    model: Model,
+    class_names: Sequence[str] | None,
+    class_descriptions: Mapping[str, str] | None,
+    exif_orientation: bool | None,
 ) -> dict[str, Any]:
     args, spec = model_args(model), model.input_spec
     return {
@@ -81,6 +87,7 @@ def _timm_config(
         "global_pool": model.options.get("global_pool", "avg"),  # families without the option use average pooling
         **({} if class_names is None else {"label_names": list(class_names)}),
         **({} if class_descriptions is None else {"label_descriptions": dict(class_descriptions)}),
+        **({} if exif_orientation is None else {EXIF_ORIENTATION: exif_orientation}),
         **({"model_args": args} if args else {}),
         "pretrained_cfg": {
             "custom_load": False,
@@ -104,6 +111,8 @@ def check_folder_target(path: str | os.PathLike, force: bool) -> Path:
     Raises:
         WeightsError: see `write_folder`.
     """
+    if fault := find_unknown_home(path):
+        raise WeightsError(f"{path} {fault}")
     target = Path(os.path.realpath(os.path.expanduser(path)))
     if suffix := next((suffix for suffix in _OTHER_FORMATS if target.name.lower().endswith(suffix)), None):
         raise WeightsError(

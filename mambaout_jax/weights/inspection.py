@@ -10,6 +10,7 @@ from mambaout_jax.weights.key_map import comparable_shapes, expected_shapes, mat
 from mambaout_jax.weights.options import model_args
 from mambaout_jax.weights.resolve import resolve_model
 from mambaout_jax.weights.state_dict import differences, get_format
+from mambaout_jax.words import count
 
 
 def inspect_checkpoint(checkpoint: TorchCheckpoint, name: str | None = None) -> dict[str, str]:
@@ -36,11 +37,14 @@ def inspect_checkpoint(checkpoint: TorchCheckpoint, name: str | None = None) -> 
     sized = ", ".join(sized_axes(model, own_format))
     size = "x".join(map(str, model.input_spec.size))
     kinds = Counter(checkpoint.dtypes.values())
+    num_params = sum(map(math.prod, checkpoint.shapes.values()))
     return {
         "key format": key_format.name,
         "variant": ", ".join([model.name, *(f"{key} {value}" for key, value in options.items())]),
-        "parameters": f"{sum(map(math.prod, checkpoint.shapes.values())):,} in {len(checkpoint.shapes)} tensors",
-        "dtype": ", ".join(f"{kind} ({count} tensors)" if len(kinds) > 1 else kind for kind, count in kinds.items()),
+        "parameters": f"{num_params:,} in {count(len(checkpoint.shapes), 'tensor')}",
+        "dtype": ", ".join(
+            f"{kind} ({count(number, 'tensor')})" if len(kinds) > 1 else kind for kind, number in kinds.items()
+        ),
         **({"image size": f"{size}; {sized} is resampled when loaded at another img_size"} if sized else {}),
         **({"entry": checkpoint.wrapper} if checkpoint.wrapper else {}),
         **({"ignored": ", ".join(checkpoint.ignored)} if checkpoint.ignored else {}),

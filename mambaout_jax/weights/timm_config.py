@@ -9,8 +9,11 @@ from mambaout_jax.checks import find_fault, nearest_names, shorten
 from mambaout_jax.errors import printable
 from mambaout_jax.models import find_family, list_models
 from mambaout_jax.weights.errors import WeightsError
+from mambaout_jax.words import count
 
 CONFIG_NAME = "config.json"
+# An entry of this package. It is at the top level, because timm takes all of pretrained_cfg as arguments.
+EXIF_ORIENTATION = "exif_orientation"
 
 
 class TimmConfig(NamedTuple):
@@ -20,12 +23,15 @@ class TimmConfig(NamedTuple):
         architecture: name of a variant, without the tag of its weights.
         options: options for `create_model`.
         preprocessing: options for `create_model` that set its `input_spec`, as far as the file has them.
+        exif_orientation: whether the model was trained on images that were turned upright by their EXIF orientation;
+            None in files of timm, which has no such entry and ignores it.
     """
 
     architecture: str
     options: dict[str, Any]
     preprocessing: dict[str, Any]
     class_names: tuple[str, ...] | None
+    exif_orientation: bool | None
 
 
 class _Kind(NamedTuple):
@@ -55,6 +61,7 @@ def _list_of(fits: Callable[[Any], bool], length: int | None = None) -> Callable
 
 _COUNT = _Kind("a positive integer", _is_count)
 _CLASSES = _Kind("an integer of at least 0", lambda value: _is_count(value) or (value == 0 and value is not False))
+_BOOLEAN = _Kind("true or false", lambda value: isinstance(value, bool))
 _STRING = _Kind("a string", lambda value: isinstance(value, str))
 _SIZE = _Kind("[channels, height, width]", _list_of(_is_count, 3))
 
@@ -103,7 +110,11 @@ def read_config(path: str, origin: str) -> TimmConfig:
         (part[key] for part in (config, prepared) for key in ("label_names", "labels") if part.get(key)), None
     )
     return TimmConfig(
-        architecture, options, _preprocessing(prepared, size, options, origin), _class_names(labels, options, origin)
+        architecture,
+        options,
+        _preprocessing(prepared, size, options, origin),
+        _class_names(labels, options, origin),
+        _get(config, EXIF_ORIENTATION, _BOOLEAN, origin),
     )
 
 
@@ -181,7 +192,7 @@ def _preprocessing(
     prepared: Mapping[str, Any], size: list[int] | None, options: Mapping[str, Any], origin: str
 ) -> dict[str, Any]:
     channels = options.get("in_chans", 3)
-    numbers = _Kind(f"a list of {channels} numbers, one per channel,", _list_of(_is_number, channels))
+    numbers = _Kind(f"a list of {count(channels, 'number')}, one per channel,", _list_of(_is_number, channels))
     positive = _Kind(f"a list of {channels} positive numbers, one per channel,", _list_of(_is_positive, channels))
     found = {
         # As in timm, the option of the model takes precedence.

@@ -88,10 +88,12 @@ def difference(logits: Float[np.ndarray, "b k"], expected: Float[np.ndarray, "b 
 def _check_difference(what: str, found: float) -> str:
     if not found <= TOLERANCE:
         raise WeightsError(
-            f"{what}: logits differ by {found:.2g} of the largest, where at most {TOLERANCE:g} is allowed; check the "
-            "weights with convert inspect"
+            f"{what}: the logits differ by {found:.2g} of the largest logit, where at most {TOLERANCE:g} is allowed; "
+            "check the weights with convert inspect"
         )
-    return f"{what}: logits differ by {found:.2g} of the largest; at most {TOLERANCE:g} is allowed"
+    if found == 0:
+        return f"{what}: the logits are identical"
+    return f"{what}: the logits agree, with a largest difference of {found:.2g} of the largest logit"
 
 
 def timm_logits(model: Model, source: str, images: Float[np.ndarray, "b h w c"]) -> Float[np.ndarray, "b k"]:

@@ -80,7 +80,7 @@ def test_no_folder_is_created_in_place_of_an_unknown_home(tmp_path, without_user
     command = [sys.executable, "-m", "mambaout_jax", "prepare", "digits"]
     found = subprocess.run(command, cwd=tmp_path, env=without_user, capture_output=True, text=True, check=False)
     assert found.returncode == 2, found.stderr
-    assert "the home folder is unknown; set config.data.data_dir or HOME" in found.stderr
+    assert "the home folder is unknown; set HOME" in found.stderr
     assert not (tmp_path / "~").exists()
 
 

@@ -98,12 +98,12 @@ def test_a_host_without_enough_throughput_fails_with_the_cores_needed(unopened, 
     assert bench("--need=4000", f"--workers={workers}") == 1
     sentence = capsys.readouterr().out.splitlines()[-1]
     assert sentence.startswith("Not enough for 4000 images/s: 25 %.")
-    assert f" {cores} cores are needed" in sentence
+    assert f" {cores} cores; " in sentence
 
 
 def test_a_part_of_a_core_counts_as_one(unopened, capsys):
     assert bench("--need=1001", "--workers=4") == 1
-    assert " 5 cores are needed" in capsys.readouterr().out
+    assert " 5 cores; " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("need", "enough"), [(800, True), (4000, False)])

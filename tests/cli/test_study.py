@@ -67,7 +67,7 @@ def test_the_named_dataset_is_the_one_that_is_studied(monkeypatch, command, caps
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--dataset", "beans"], "no experiment for 'beans'"),
+        (["--dataset", "beans"], "no experiment for dataset 'beans'"),
         (["--dataset", "digits", "--config.batch_sise=3"], "batch_sise"),
         (["--dataset", "digits", "--config=nowhere.py"], "nowhere.py"),
         (["--dataset", "digits", "--config.model.name=vit_tiny_patch16_224"], "vit_tiny_patch16_224"),

@@ -6,6 +6,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import mambaout_jax as mo
+from mambaout_jax.models import ModelError, create_model
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.pretrained import load_pretrained_for, merge_pretrained
 from mambaout_jax.run.workdir import claim_workdir
@@ -75,9 +76,17 @@ def test_no_run_starts_from_a_folder_or_file_of_another_family(vit_run, tmp_path
 
 def test_an_option_of_another_family_is_refused_with_the_nearest_of_its_own():
     with pytest.raises(
-        RunError, match=r"config\.model\.depths is not an option of deit_tiny_patch16_224; .*model\.depth\?"
+        RunError, match=r"config\.model\.depths is an option of mambaout, not of deit_tiny_patch16_224; .*'depth'\?"
     ):
         build({**VIT, "model.depths": (1, 2)})
+
+
+def test_an_option_of_other_families_is_refused_with_their_names():
+    words = r"attention'? is an option of vit, not of mambaout_femto[,;] .*token_mixer"
+    with pytest.raises(RunError, match=rf"config\.model\.{words}"):
+        build({"model.attention": "full"})
+    with pytest.raises(ModelError, match=words):
+        create_model("mambaout_femto", attention="full")
 
 
 @pytest.mark.parametrize("init_head", ["keep", "new"])

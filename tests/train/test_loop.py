@@ -112,7 +112,12 @@ def test_an_evaluation_whose_loss_is_not_finite_is_a_divergence():
     scored = SimpleNamespace(scores={"raw": {"top1": 10.0, "loss": float("nan")}})
     with pytest.raises(DivergedError, match="the loss of the raw weights on 'validation' is nan at step 7"):
         _evaluate(
-            lambda *args, **options: scored, SimpleNamespace(split="validation"), mock.Mock(), None, None, {"step": 7}
+            mock.Mock(return_value=scored),
+            SimpleNamespace(split="validation"),
+            mock.Mock(),
+            None,
+            mock.Mock(),
+            {"step": 7},
         )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+from mambaout_jax import distributed
 from mambaout_jax.tasks.classification.task import Classification
 from mambaout_jax.train import metrics
 from mambaout_jax.train.metrics import MetricWriter, SilentWriter, StepLog
@@ -82,6 +83,15 @@ def test_time_left_is_computed_from_the_pace_since_the_first_record(writer, cloc
     assert second.endswith(", 1:04 left")
 
 
+def test_compilations_do_not_delay_the_estimated_end(writer, clock, capsys):
+    writer.exclude(7.0)  # before the clock of the estimate starts
+    writer.train(record(0.0))
+    clock.now += 500.0  # an evaluation, of which 484 s were its compilation
+    writer.exclude(484.0)
+    writer.train({**record(0.0), "step": 36})
+    assert capsys.readouterr().err.splitlines()[1].endswith(", 1:04 left")
+
+
 def test_every_record_is_a_line_of_json(writer, tmp_path):
     writer.train(record(0.25))
     writer.train(record(0.5))
@@ -104,8 +114,12 @@ def metrics_of(steps, **terms):
     return StepMetrics(count, number, terms, number, number, jnp.int32(-1), number, number, number)
 
 
-def run(clock, waits, *, step_seconds=0.25, every):
-    """Run steps that wait for their batches, and return the records."""
+def run(clock, waits, *, step_seconds=0.25, every, ahead=iter):
+    """Run steps that wait for their batches, and return the records.
+
+    Args:
+        ahead: reads batches ahead of the steps.
+    """
     records = Records()
 
     def batches():
@@ -115,7 +129,7 @@ def run(clock, waits, *, step_seconds=0.25, every):
 
     log = StepLog(records, metrics_of(0), batch_size=BATCH_SIZE, steps_per_epoch=10, every=every, started=clock.now)
     metrics = log.fresh
-    for step, batch in enumerate(log.timed(batches()), 1):
+    for step, batch in enumerate(log.timed(ahead(batches())), 1):
         assert list(batch) == ["label"]
         clock.now += step_seconds
         metrics = log.after_step(step, metrics_of(int(metrics.steps) + 1))
@@ -138,6 +152,15 @@ def test_wait_for_the_first_batch_is_not_part_of_the_throughput(clock):
     assert [record["input_wait"] for record in quick] == [record["input_wait"] for record in slow]
     assert [record["images_per_second"] for record in quick] == [record["images_per_second"] for record in slow]
     assert slow[0]["seconds"] == quick[0]["seconds"] + 512.0
+
+
+def test_the_batches_that_fill_the_queue_are_not_waited_for(clock):
+    def prefetch(batches):
+        return distributed.prefetch(batches, distributed.batch_sharding(distributed.make_mesh()), ["skipped"])
+
+    filling = distributed.mesh.PREFETCHED + 1
+    for record in run(clock, [64.0] * filling + [0.25] * 4, every=2, ahead=prefetch)[:1]:
+        assert record["input_wait"] == (0.25 + 0.25) / (3 * 0.25 + 0.25 + 0.25)
 
 
 def test_records_that_were_skipped_are_counted_over_the_run(clock):

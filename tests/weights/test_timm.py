@@ -152,8 +152,8 @@ def test_the_live_timm_judges_a_file(key_format, tmp_path):
     path = tmp_path / "weights.safetensors"
     save_file(mo.to_torch(model, variables, key_format), path)
     check = LogitsCheck(model, variables, images)
-    assert check.require_timm(str(path)).startswith(f"timm {load_timm()[0].__version__}: logits differ by ")
+    assert check.require_timm(str(path)).startswith(f"timm {load_timm()[0].__version__}: the logits agree, ")
     with pytest.raises(WeightsError, match=r"timm .* cannot load .*weights\.safetensors: .*size mismatch for head\.fc"):
         LogitsCheck(other, pytorch.draw(other), images).require_timm(str(path))
-    with pytest.raises(WeightsError, match=r"^timm .*: logits differ by .* of the largest, where"):
+    with pytest.raises(WeightsError, match=r"^timm .*: logits differ by .* of the largest logit, where"):
         LogitsCheck(model, pytorch.draw(model), images).require_timm(str(path))

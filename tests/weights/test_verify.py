@@ -28,9 +28,7 @@ def moved(variables, path, change):
 def test_equal_weights_give_no_difference(checked):
     variables, check = checked
     assert check.difference(variables) == 0
-    assert check.require("read back", variables) == (
-        "read back: logits differ by 0 of the largest; at most 0.0001 is allowed"
-    )
+    assert check.require("weights read back", variables) == "weights read back: the logits are identical"
 
 
 @pytest.mark.parametrize(
@@ -49,7 +47,8 @@ def test_one_wrong_layer_is_refused(checked, path, change):
     change = (lambda x: np.roll(x, 1)) if change is np.roll else change
     wrong = moved(variables, path, change)
     with pytest.raises(
-        WeightsError, match=r"^the draft: logits differ by .* of the largest, where at most 0\.0001 is allowed"
+        WeightsError,
+        match=r"^the draft: the logits differ by .* of the largest logit, where at most 0\.0001 is allowed",
     ):
         check.require("the draft", wrong)
 

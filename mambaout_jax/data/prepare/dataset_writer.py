@@ -30,6 +30,7 @@ from mambaout_jax.data.sources import ORIGIN
 from mambaout_jax.errors import printable
 from mambaout_jax.machine import MachineError, describe_fault
 from mambaout_jax.process import commit_folder, lock
+from mambaout_jax.words import count
 
 FILE_FORMAT = "array_record"
 
@@ -44,6 +45,7 @@ class Dataset:
             because it is pickled. None to store bytes unchanged.
         exif_orientation: whether images are turned upright by their EXIF orientation when they are read.
         skip_bad: leave out images that cannot be decoded.
+        source_stamp: a fingerprint of the source's files, taken before they were read; None for none.
         about: additional arguments of `tfds.core.DatasetInfo`.
     """
 
@@ -55,6 +57,7 @@ class Dataset:
     convert: Callable[[bytes, Image.Image], bytes] | None = None
     exif_orientation: bool = False
     skip_bad: bool = False
+    source_stamp: str | None = None
     about: dict = dataclasses.field(default_factory=dict)
 
 
@@ -135,7 +138,7 @@ def write_dataset(dataset: Dataset, workspace: Path, target: Path, workers: int)
     missing = [job for job in jobs if job.file not in manifests]
     _check_space(workspace, missing)
     if manifests:
-        tqdm.write(f"{len(manifests)} of {len(jobs)} shards exist from an earlier run", file=sys.stderr)
+        tqdm.write(f"{len(manifests)} of {count(len(jobs), 'shard')} exist from an earlier run", file=sys.stderr)
     num_done = sum(manifest["records"] for manifest in manifests.values())
     with tqdm(total=len(all_items), initial=num_done, unit=" images", desc=dataset.name) as bar:
         manifests |= dict(zip([job.file for job in missing], run_jobs(write_shard, missing, workers, bar), strict=True))
@@ -207,7 +210,8 @@ def _write_metadata(dataset: Dataset, jobs: Sequence[ShardJob], manifests: dict)
     data = jobs[0].file.parent
     content = sum(int(manifest["content"], 16) for manifest in manifests.values())
     digest = _join_digest(dataset.class_names, content)
-    (data / ORIGIN).write_text(json.dumps({"digest": digest, "exif_orientation": dataset.exif_orientation}))
+    origin = {"digest": digest, "exif_orientation": dataset.exif_orientation, "source_stamp": dataset.source_stamp}
+    (data / ORIGIN).write_text(json.dumps(origin))
     template = tfds.core.ShardedFileTemplate(data_dir=data, dataset_name=dataset.name, filetype_suffix=FILE_FORMAT)
     splits = []
     for split in dataset.splits:
@@ -244,8 +248,8 @@ def _check_readable(
     if unreadable and not dataset.skip_bad:
         name, reason = unreadable[0]
         raise DataError(
-            f"{len(unreadable)} of {total} files are not images that Pillow can decode (first: {name}: {reason}); "
-            "replace or remove them and rerun the command"
+            f"{len(unreadable)} of {count(total, 'file')} are not images that Pillow can decode (first: {name}: "
+            f"{reason}); replace or remove them and rerun the command"
         )
     empty = [name for name, count in zip(dataset.class_names, counts["train"], strict=True) if not count]
     if unreadable and (empty or not all(map(sum, counts.values()))):

@@ -13,10 +13,13 @@ from mambaout_jax.data.names import normalize_name
 from mambaout_jax.data.prepare.dataset_writer import Dataset
 from mambaout_jax.data.prepare.shards import Item
 from mambaout_jax.errors import printable
+from mambaout_jax.words import count
 
 VERSION = "1.0.0"
 # Common folder names of splits -> names in TFDS.
 SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
+# Known to Pillow only if `pillow-heif` is installed; without it, the files are reported and not passed over.
+HEIF_EXTENSIONS = (".heic", ".heif")
 # What other programs leave behind, in lower case; ignored everywhere, as are hidden files.
 LEFT_BEHIND = {
     "$recycle.bin",  # Windows
@@ -54,6 +57,12 @@ def is_left_behind(name: str) -> bool:
     return name.startswith(".") or name.lower() in LEFT_BEHIND
 
 
+def has_image_extension(name: str) -> bool:
+    """Return whether the extension of a file is that of an image, whether or not a package for its format is there."""
+    extension = os.path.splitext(name)[1].lower()
+    return extension in HEIF_EXTENSIONS or extension in Image.registered_extensions()
+
+
 def read_folder(folder: Path, name: str, validation: float = 0.0) -> Dataset:
     """List DIR/{train,val,test}/CLASS/* or DIR/CLASS/*; the latter is a single split, "train".
 
@@ -71,7 +80,7 @@ def read_folder(folder: Path, name: str, validation: float = 0.0) -> Dataset:
     listed = {split: list_classes(part) for split, part in parts.items()}
     labels = {class_name: label for label, class_name in enumerate(sorted(listed["train"]))}
     if len(labels) < 2:
-        raise DataError(f"{parts['train']} has {len(labels)} class folders; expected two or more")
+        raise DataError(f"{parts['train']} has {count(len(labels), 'class folder')}; expected two or more")
     for class_name, files in listed["train"].items():
         if not files:
             raise DataError(f"class folder {parts['train'] / class_name} has no images; add some or remove it")
@@ -94,7 +103,7 @@ def read_folder(folder: Path, name: str, validation: float = 0.0) -> Dataset:
         if "validation" in splits:
             raise DataError(f"{folder} has a validation split already, in {parts['validation']}; leave out --val")
         splits["train"], splits["validation"] = _split(splits["train"], validation)
-    about = {"description": f"Images of {len(labels)} classes, from class folders."}
+    about = {"description": f"Images of {count(len(labels), 'class')}, from class folders."}
     return Dataset(name, VERSION, tuple(labels), splits, exif_orientation=True, about=about)
 
 
@@ -144,10 +153,10 @@ def list_classes(folder: Path) -> dict[str, list[File]]:
         DataError: there are images outside of class folders or folders inside of them, or a name is invalid.
     """
     class_names, others = list_folder(folder)
-    images = [file for file in others if os.path.splitext(file.name)[1].lower() in Image.registered_extensions()]
+    images = [file for file in others if has_image_extension(file.name)]
     if images:
         raise DataError(
-            f"{folder} has {len(images)} images outside of class folders (first: {images[0].name}); "
+            f"{folder} has {count(len(images), 'image')} outside of class folders (first: {images[0].name}); "
             f"expected them in {folder}/CLASS"
         )
     classes = {}

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
 import re
 import tarfile
 from collections import Counter
@@ -24,11 +25,13 @@ from mambaout_jax.data.prepare import folders
 from mambaout_jax.data.prepare.dataset_writer import Dataset, read_info
 from mambaout_jax.data.prepare.shards import Item
 from mambaout_jax.data.prepare.tfrecords import index_tfrecord
+from mambaout_jax.words import count
 
 VERSION = "5.1.0"
 TRAIN_TAR, VALIDATION_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 VALIDATION_FILE = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 CHUNK_BYTES = 4 << 20
+MANY_FILES = 10_000  # that many take seconds, so that a progress bar is shown
 DOWNLOAD = "download it again from image-net.org, or unpack the images and use --folder"
 
 
@@ -67,11 +70,12 @@ def official_metadata() -> ImageNetMetadata:
     return ImageNetMetadata(imagenet_class_names(), tuple(labels), dict(IMAGENET_SPLITS), tars)
 
 
-def read_tars(folder: Path, metadata: ImageNetMetadata, checked_file: Path) -> Dataset:
+def read_tars(folder: Path, metadata: ImageNetMetadata, checked_file: Path | None = None) -> Dataset:
     """Index the images inside the two official tars, after checking sizes and checksums.
 
     Args:
-        checked_file: JSON file with the tars that were already checked, for resumed runs.
+        checked_file: JSON file with the tars that were already checked, for resumed runs; None to leave out the
+            checksums.
 
     Raises:
         DataError: a tar is missing, differs from the official one, or is damaged.
@@ -137,6 +141,35 @@ def read_tfrecords(folder: Path, metadata: ImageNetMetadata) -> Dataset:
     Raises:
         DataError: the dataset is missing, is a different one, or has incomplete files.
     """
+    prepared = _find_prepared(folder)
+    info = read_info(prepared)
+    file_format = info.file_format.value
+    names = info.features["label"].names if info.name == IMAGENET and "label" in info.features else ()
+    if file_format != "tfrecord" or tuple(names) != metadata.class_names:
+        raise DataError(
+            f"{prepared} has {info.name} as {file_format}; expected {IMAGENET} as tfrecord, with its classes"
+        )
+    splits, last = {}, len(metadata.class_names) - 1
+    for split in metadata.num_images:
+        if split not in info.splits:
+            raise DataError(f"{prepared} has no split {split!r}; prepare it with TFDS, or use --tars or --folder")
+        splits[split] = []
+        shards = list(zip(map(Path, info.splits[split].filepaths), info.splits[split].shard_lengths, strict=True))
+        for path, length in tqdm(shards, desc=f"listing {split}", unit=" files"):
+            if not path.exists():
+                raise DataError(f"{path} is missing; copy it again")
+            items = list(index_tfrecord(path))
+            if len(items) != length:
+                raise DataError(f"{path} has {count(len(items), 'record')}; expected {length}; copy it again")
+            for item in items:
+                if not 0 <= item.label <= last:
+                    raise DataError(f"{item.file_name} in {path} has the label {item.label}; expected 0 to {last}")
+            splits[split] += items
+    return _imagenet(splits, metadata, prepared)
+
+
+def _find_prepared(folder: Path) -> Path:
+    """Return the folder of the newest version of `imagenet2012` that TFDS prepared."""
     prepared = sorted(
         file.parent
         for pattern in ("", "5.*/", f"{IMAGENET}/5.*/")
@@ -146,30 +179,41 @@ def read_tfrecords(folder: Path, metadata: ImageNetMetadata) -> Dataset:
         raise DataError(
             f"{folder} has no {IMAGENET} prepared by TFDS; expected a folder such as {folder}/{IMAGENET}/5.1.0"
         )
-    info = read_info(prepared[-1])
-    file_format = info.file_format.value
-    names = info.features["label"].names if info.name == IMAGENET and "label" in info.features else ()
-    if file_format != "tfrecord" or tuple(names) != metadata.class_names:
-        raise DataError(
-            f"{prepared[-1]} has {info.name} as {file_format}; expected {IMAGENET} as tfrecord, with its classes"
-        )
-    splits, last = {}, len(metadata.class_names) - 1
-    for split in metadata.num_images:
-        if split not in info.splits:
-            raise DataError(f"{prepared[-1]} has no split {split!r}; prepare it with TFDS, or use --tars or --folder")
-        splits[split] = []
-        shards = list(zip(map(Path, info.splits[split].filepaths), info.splits[split].shard_lengths, strict=True))
-        for path, length in tqdm(shards, desc=f"listing {split}", unit=" files"):
-            if not path.exists():
-                raise DataError(f"{path} is missing; copy it again")
-            items = list(index_tfrecord(path))
-            if len(items) != length:
-                raise DataError(f"{path} has {len(items)} records; expected {length}; copy it again")
-            for item in items:
-                if not 0 <= item.label <= last:
-                    raise DataError(f"{item.file_name} in {path} has the label {item.label}; expected 0 to {last}")
-            splits[split] += items
-    return _imagenet(splits, metadata, prepared[-1])
+    return prepared[-1]
+
+
+def stamp_files(kind: str, folder: Path) -> str:
+    """Compute a fingerprint of the files of a source without reading them, in seconds to a minute.
+
+    It covers names, sizes, and when the files last changed, which no program can set: a source with the same
+    fingerprint as before has the same images and labels. One with another fingerprint may have them too.
+
+    Args:
+        kind: form of the source: "tars", "folder" or "tfrecord".
+
+    Raises:
+        DataError: the folder does not exist, or an entry cannot be read.
+    """
+    if kind == "tars":
+        files = [file.path for file in folders.list_folder(folder)[1] if file.name in (TRAIN_TAR, VALIDATION_TAR)]
+    elif kind == "tfrecord":
+        folder = _find_prepared(folder)
+        files = [file.path for file in folders.list_folder(folder)[1]]
+    else:
+        parts = [name for name in folders.list_folder(folder)[0] if name in folders.SPLITS]
+        files = [path for name in parts for path in _walk(folder / name)]
+    digest = hashlib.sha256(kind.encode())
+    for path in tqdm(files, desc=f"comparing {IMAGENET}", unit=" files", disable=len(files) < MANY_FILES):
+        stat = os.stat(path)
+        digest.update(json.dumps([os.path.relpath(path, folder), stat.st_size, stat.st_ctime_ns]).encode())
+    return digest.hexdigest()
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    names, files = folders.list_folder(folder)
+    yield from (file.path for file in files)
+    for name in names:
+        yield from _walk(folder / name)
 
 
 def as_rgb_jpeg(data: bytes, image: Image.Image) -> bytes:
@@ -187,7 +231,7 @@ def as_rgb_jpeg(data: bytes, image: Image.Image) -> bytes:
 def _imagenet(splits: dict[str, list[Item]], metadata: ImageNetMetadata, source: Path) -> Dataset:
     for split, expected in metadata.num_images.items():
         if len(splits[split]) != expected:
-            raise DataError(f"{source} has {len(splits[split]):,} images for {split}; expected {expected:,}")
+            raise DataError(f"{source} has {count(len(splits[split]), 'image')} for {split}; expected {expected:,}")
     expected = Counter(metadata.validation_labels)
     counted = Counter(metadata.class_names[item.label] for item in splits["validation"])
     for name in metadata.class_names:
@@ -199,7 +243,7 @@ def _imagenet(splits: dict[str, list[Item]], metadata: ImageNetMetadata, source:
         "description": "ILSVRC 2012, aka ImageNet: 1,000 classes of photographs.",
         "homepage": "https://image-net.org/",
     }
-    return Dataset(IMAGENET, VERSION, metadata.class_names, splits, "jpeg", as_rgb_jpeg, about)
+    return Dataset(IMAGENET, VERSION, metadata.class_names, splits, "jpeg", as_rgb_jpeg, about=about)
 
 
 def _label_of(class_name: str, labels: dict[str, int], where: Path | str) -> int:
@@ -221,7 +265,7 @@ def _validation_label(where: Path, name: str, metadata: ImageNetMetadata, labels
     return labels[metadata.validation_labels[int(match[1]) - 1]]
 
 
-def _check_tars(folder: Path, metadata: ImageNetMetadata, checked_file: Path) -> None:
+def _check_tars(folder: Path, metadata: ImageNetMetadata, checked_file: Path | None) -> None:
     _, present = folders.list_folder(folder)
     sizes = {file.name: file.size for file in present}
     for name in metadata.tars:
@@ -233,9 +277,11 @@ def _check_tars(folder: Path, metadata: ImageNetMetadata, checked_file: Path) ->
     for name, (expected, _) in metadata.tars.items():
         if sizes[name] != expected:
             raise DataError(
-                f"{folder / name} has {sizes[name]:,} bytes; expected {expected:,}: it is truncated or was "
+                f"{folder / name} has {count(sizes[name], 'byte')}; expected {expected:,}: it is truncated or was "
                 f"repacked; {DOWNLOAD}"
             )
+    if checked_file is None:
+        return
     checked = json.loads(checked_file.read_text()) if checked_file.exists() else []
     for name, (_, expected) in metadata.tars.items():
         state = [name, sizes[name], (folder / name).stat().st_mtime_ns]

@@ -3,9 +3,9 @@
 import dataclasses
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from etils import epath
 
@@ -61,7 +61,10 @@ def prepare_imagenet(
     metadata: imagenet.ImageNetMetadata | None = None,
     overwrite: bool = False,
 ) -> Prepared:
-    """Write ImageNet as the dataset `imagenet2012` of TFDS; do nothing if it exists.
+    """Write ImageNet as the dataset `imagenet2012` of TFDS; do nothing if it was written from the same files.
+
+    The files are the same if their names, sizes and times of change are; otherwise their images are compared, which
+    reads all of them.
 
     Args:
         kind: form of `source`: "tars", "folder" or "tfrecord".
@@ -72,23 +75,41 @@ def prepare_imagenet(
         overwrite: replace an existing dataset.
 
     Raises:
-        DataError: the source is not ImageNet, is incomplete or damaged, or another run is preparing it.
+        DataError: the source is not ImageNet, is incomplete or damaged, the dataset exists with other images, or
+            another run is preparing it.
         OSError: a write failed.
     """
     metadata = metadata or imagenet.official_metadata()
 
-    def read(workspace: Path) -> Dataset:
-        folder = Path(source).expanduser()
+    folder = _expand_home(source)
+
+    def read(workspace: Path | None) -> Dataset:
         try:
             if kind == "tars":
-                return imagenet.read_tars(folder, metadata, workspace / "checked.json")
+                return imagenet.read_tars(folder, metadata, workspace and workspace / "checked.json")
             return {"folder": imagenet.read_folders, "tfrecord": imagenet.read_tfrecords}[kind](folder, metadata)
         except PermissionError as error:
             raise folders.unreadable(error, folder) from error
 
-    counts = metadata.num_images
+    def read_stamped(workspace: Path) -> Dataset:
+        stamp = imagenet.stamp_files(kind, folder)
+        return dataclasses.replace(read(workspace), source_stamp=stamp)
+
+    def is_same(origin: Mapping[str, Any]) -> bool:
+        if origin.get("source_stamp") == imagenet.stamp_files(kind, folder):
+            return True
+        return origin["digest"] == content_digest(read(None))
+
     return _prepare(
-        IMAGENET, imagenet.VERSION, counts, metadata.class_names, read, data_dir, workers, overwrite=overwrite
+        IMAGENET,
+        imagenet.VERSION,
+        metadata.num_images,
+        metadata.class_names,
+        read_stamped,
+        data_dir,
+        workers,
+        is_same=is_same,
+        overwrite=overwrite,
     )
 
 
@@ -118,7 +139,7 @@ def prepare_folder(
             other images, or it would be written into the image folder.
         OSError: a write failed.
     """
-    folder = Path(source).expanduser()
+    folder = _expand_home(source)
     real = Path(os.path.realpath(folder))
     name = real.name if name is None else name
     _check_name(name)
@@ -135,7 +156,7 @@ def prepare_folder(
         lambda _: dataset,
         data_dir,
         workers,
-        digest=lambda: content_digest(dataset),
+        is_same=lambda origin: origin["digest"] == content_digest(dataset),
         overwrite=overwrite,
     )
 
@@ -149,7 +170,7 @@ def _prepare(
     data_dir: str | None,
     workers: int,
     *,
-    digest: Callable[[], str] | None = None,
+    is_same: Callable[[Mapping[str, Any]], bool],
     overwrite: bool,
 ) -> Prepared:
     root = data_root(data_dir)
@@ -163,7 +184,7 @@ def _prepare(
             raise MachineError(f"data_dir {root} cannot be read: {fault}") from error
         raise DataError(f"data_dir {root} cannot be read ({error})") from error
     if complete and not overwrite:
-        return _check_prepared(target, prepared, class_names, digest)
+        return _check_prepared(target, prepared, class_names, is_same)
     local = _local_folder(root, name, version)
     check_is_folder(local)
     try:
@@ -175,7 +196,7 @@ def _prepare(
                 counts = {split: sum(found) for split, found in written.images_per_class.items()}
                 prepared = prepared._replace(num_images=counts, **written._asdict())
             elif remote:
-                prepared = _check_prepared(epath.Path(local), prepared, class_names, digest)
+                prepared = _check_prepared(epath.Path(local), prepared, class_names, is_same)
             if remote:
                 upload(epath.Path(local), target)
     except PermissionError as error:
@@ -183,27 +204,41 @@ def _prepare(
     return prepared
 
 
+def _expand_home(source: str) -> Path:
+    if fault := storage.find_unknown_home(source):
+        raise DataError(f"{source} {fault}")
+    return Path(source).expanduser()
+
+
 def _local_folder(root: epath.Path, name: str, version: str) -> Path:
-    return Path(LOCAL_DATA_DIR if storage.is_remote(root) else root).expanduser() / name / version
+    return _expand_home(LOCAL_DATA_DIR if storage.is_remote(root) else os.fspath(root)) / name / version
 
 
 def _check_prepared(
-    folder: epath.Path, expected: Prepared, class_names: tuple[str, ...], digest: Callable[[], str] | None
+    folder: epath.Path, expected: Prepared, class_names: tuple[str, ...], is_same: Callable[[Mapping[str, Any]], bool]
 ) -> Prepared:
-    """Check that a dataset has the expected images, by their digest or else by their numbers; return its counts."""
+    """Check that a dataset was written from the images of the source, and return its counts.
+
+    Args:
+        is_same: compares what `prepare` recorded about the images of the dataset with the source.
+    """
     info = read_info(folder)
     counted = {split: info.splits[split].num_examples for split in info.splits}
     file_format = info.file_format.value
     other = "rerun with --overwrite to replace it, or choose another name or data_dir"
     same = file_format == FILE_FORMAT and tuple(map(normalize_name, info.features["label"].names)) == class_names
-    if digest is None:
-        same = same and all(counted.get(split) == count for split, count in expected.num_images.items())
     if not same:
         raise DataError(
             f"{folder} already has {expected.name}, as {file_format} with {counted}; expected {FILE_FORMAT} "
             f"with {expected.num_images} and the same classes; {other}"
         )
-    if digest and read_origin(folder).get("digest") != digest():
+    origin = read_origin(folder)
+    if "digest" not in origin:
+        raise DataError(
+            f"{folder} was written by another program, so that its images cannot be compared with those of the source; "
+            f"train on it as it is, or {other}"
+        )
+    if not is_same(origin):
         raise DataError(
             f"{folder} was written from other images, names or labels than those of the source (then {counted}, "
             f"now {expected.num_images}); {other}"

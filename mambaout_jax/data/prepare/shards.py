@@ -23,6 +23,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from mambaout_jax.data.decode import decode_image
 from mambaout_jax.data.errors import DataError
 from mambaout_jax.machine import MachineError, describe_fault
+from mambaout_jax.words import count
 
 WRITER_OPTIONS = "group_size:1"  # required for random access, and the setting of TFDS
 
@@ -150,7 +151,7 @@ def _decode(data: bytes, item: Item, convert: Callable | None) -> tuple[bytes, b
     if not item.size:
         raise DataError("the file is empty")
     if len(data) != item.size:
-        raise DataError(f"the file has {len(data)} of {item.size} bytes")
+        raise DataError(f"the file has {len(data)} of {count(item.size, 'byte')}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about damaged metadata
         decode_image(data)
@@ -172,7 +173,7 @@ def _read_back(file: Path, checksums: Sequence[int]) -> dict:
     labels, num_bytes = collections.Counter(), 0
     with contextlib.closing(array_record_module.ArrayRecordReader(str(file))) as reader:
         if reader.num_records() != len(checksums):
-            raise OSError(f"{file} has {reader.num_records()} of {len(checksums)} records; check the disk")
+            raise OSError(f"{file} has {reader.num_records()} of {count(len(checksums), 'record')}; check the disk")
         for index, checksum in enumerate(checksums):
             record = reader.read()
             if zlib.crc32(record) != checksum:

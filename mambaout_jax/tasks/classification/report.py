@@ -19,6 +19,7 @@ from mambaout_jax.pages.render import render
 from mambaout_jax.tasks.api import Labels, ScoreText, Section
 from mambaout_jax.tasks.classification.source import ImageSource
 from mambaout_jax.tasks.errors import TaskError
+from mambaout_jax.words import count
 
 NUM_MISTAKES, NUM_CORRECT = 32, 16
 MAX_CONFUSION_CLASSES = 50
@@ -46,16 +47,16 @@ def sections(workdir: epath.Path, labels: Labels, open_split: Callable[[], Image
 
 def score_text(score: Mapping[str, Any], split: str) -> ScoreText:
     """Return accuracies, the interval of top-1, the loss and the number of misclassified images."""
-    top1, count = as_number(score.get("top1")), int(score.get("count", 0))
-    wrong = f"{round(count * (1 - top1 / 100)):,}" if math.isfinite(top1) else "unknown"
+    top1, scored = as_number(score.get("top1")), int(score.get("count", 0))
+    wrong = f"{round(scored * (1 - top1 / 100)):,}" if math.isfinite(top1) else "unknown"
     return ScoreText(
-        f"{wrong} of {count:,} images of {split} misclassified",
+        f"{wrong} of {count(scored, 'image')} of {split} misclassified",
         {
             "top-1, %": f"{top1:.2f}",
-            "95 % interval": _interval(top1, count),
+            "95 % interval": _interval(top1, scored),
             "top-5, %": f"{as_number(score.get('top5')):.2f}",
             "loss": f"{as_number(score.get('loss')):.4f}",
-            "images": f"{count:,}",
+            "images": f"{scored:,}",
         },
         f"Every image of {split} is counted once. The 95 % interval accounts only for the number of images.",
     )

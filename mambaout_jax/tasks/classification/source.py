@@ -7,6 +7,7 @@ import tensorflow_datasets as tfds
 
 from mambaout_jax.data import DataError, Records, open_records
 from mambaout_jax.data.names import normalize_name, prepare_command
+from mambaout_jax.words import count
 
 # The label features, and the largest number of labels of an image in each.
 LABEL_FEATURES = {
@@ -84,7 +85,7 @@ class ImageSource:
             raise DataError("the record has no image")
         if len(labels) > self.max_labels or (self.max_labels == 1 and not labels):
             expected = "1" if self.max_labels == 1 else f"0 to {self.max_labels}"
-            raise DataError(f"the record has {len(labels)} labels; expected {expected}")
+            raise DataError(f"the record has {count(len(labels), 'label')}; expected {expected}")
         return images[0], labels
 
     def __repr__(self) -> str:

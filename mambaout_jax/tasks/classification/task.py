@@ -40,6 +40,7 @@ from mambaout_jax.tasks.classification.predictor import ImagePredictor, eval_ima
 from mambaout_jax.tasks.classification.source import ImageSource, open_source
 from mambaout_jax.tasks.classification.transforms import EvalExample, TrainExample
 from mambaout_jax.tasks.errors import TaskError
+from mambaout_jax.words import count
 
 # The largest number of records that the majority baseline reads.
 MOST_LABELS = 2000
@@ -120,7 +121,7 @@ class Classification(Task):
     """Image classification with soft targets, mixup, cutmix and random erasing.
 
     Labels are {"class_names": list}, or {"num_classes": int} for weights without class names. "exif_orientation" is the
-    rule of the dataset; it is missing in imported weights.
+    rule of the dataset; it is missing in imported weights that do not record it.
 
     Args:
         config: the plain values of the config.
@@ -169,8 +170,8 @@ class Classification(Task):
         num_classes, names = _num_classes(labels), labels.get("class_names") or source.class_names
         if len(source.class_names) != num_classes:
             raise TaskError(
-                f"dataset {source.name!r} has {len(source.class_names)} classes but the model has {num_classes}; "
-                "expected a dataset with the classes of the model"
+                f"dataset {source.name!r} has {count(len(source.class_names), 'class')} but the model has "
+                f"{num_classes}; expected a dataset with the classes of the model"
             )
         for index, (theirs, ours) in enumerate(zip(source.class_names, names, strict=True)):
             if normalize_name(theirs) != normalize_name(ours):
@@ -182,13 +183,15 @@ class Classification(Task):
     def imported_labels(self, model: Model, labels: Labels) -> ImportedLabels:
         """Return the class names of imported weights; ImageNet's if there are 1,000 classes without names."""
         names, official, remark = labels.get("class_names"), imagenet_class_names(), ""
+        upright = labels.get("exif_orientation")
+        rule = {} if upright is None else {"exif_orientation": upright}
         if names is None and model.num_classes == len(official):
             names = official
-            remark = f"No class names for the {model.num_classes} classes in the weights; assuming ImageNet-1k."
+            remark = f"No class names for the {count(model.num_classes, 'class')} in the weights; assuming ImageNet-1k."
         if names is None:
-            return ImportedLabels({"num_classes": model.num_classes, "class_names": None}, None, remark)
+            return ImportedLabels({"num_classes": model.num_classes, "class_names": None} | rule, None, remark)
         dataset = IMAGENET if tuple(names) == official else None
-        return ImportedLabels({"class_names": list(names)}, dataset, remark)
+        return ImportedLabels({"class_names": list(names)} | rule, dataset, remark)
 
     def train_transform(self, model: Model, source: ImageSource | None = None) -> TrainExample:
         """Return the random crop and augmentation of an image at the model's input size, with its label."""
@@ -338,7 +341,8 @@ class Classification(Task):
     def remarks(record: Mapping[str, Any]) -> Iterable[str]:
         """Yield a remark on the number of classes, if predictions were restricted."""
         if record["ranked_classes"] < record["num_classes"]:
-            yield f"restricted to the {record['ranked_classes']} of {record['num_classes']} classes that occur in it"
+            total = count(record["num_classes"], "class")
+            yield f"restricted to the {record['ranked_classes']} of {total} that occur in it"
 
     @staticmethod
     def score_text(scores: Mapping[str, Any], split: str) -> ScoreText:
