@@ -6,13 +6,13 @@ from typing import Any
 
 from mambaout_jax import plugins
 from mambaout_jax.checks import ConfigKey, find_fault, suggest
-from mambaout_jax.models import mambaout, vit
+from mambaout_jax.models import mambaout, mambavision, vit
 from mambaout_jax.models.api import InputSpec, Model
 from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.family import Family, Variant
 from mambaout_jax.models.options import PREPROCESSING
 
-BUILT_IN: tuple[Family, ...] = (mambaout.FAMILY, vit.FAMILY)
+BUILT_IN: tuple[Family, ...] = (mambaout.FAMILY, vit.FAMILY, mambavision.FAMILY)
 
 
 def families() -> tuple[Family, ...]:
@@ -115,7 +115,7 @@ def _input_spec(variant: Variant, in_chans: int, values: Mapping[str, Any]) -> I
         std=variant.std if rgb else (0.5,) * in_chans,
         size=size if isinstance(size, tuple) else (size, size),
         crop_pct=variant.crop_pct,
-        crop_mode="center",
+        crop_mode=variant.crop_mode,
         interpolation="bicubic",
     )
     return spec._replace(**{field: values[field] for field in spec._fields if field in values})
