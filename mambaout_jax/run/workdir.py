@@ -45,6 +45,7 @@ class Run(NamedTuple):
     Args:
         labels: the labels of the dataset, as the task recorded them.
         weights: the kind of weights in `variables`, "ema" or "raw".
+        licence: name of the licence of the weights; None if they were trained from scratch or it is unknown.
     """
 
     config: RunConfig
@@ -54,6 +55,7 @@ class Run(NamedTuple):
     labels: Labels
     step: int
     weights: str
+    licence: str | None = None
 
 
 def open_workdir(path: epath.PathLike, *, to_write: bool = False) -> epath.Path:
@@ -240,7 +242,8 @@ def load_run(path: epath.PathLike, weights: str | None = None) -> Run:
     """
     workdir = open_workdir(path)
     config = load_config(workdir)
-    labels = load_environment(workdir)["labels"]
+    environment = load_environment(workdir)
+    labels = environment["labels"]
     task = config.build_task()
     model = task.build_model(labels)
     weights = weights or ("raw" if config.optim.ema_decay is None else "ema")
@@ -250,7 +253,7 @@ def load_run(path: epath.PathLike, weights: str | None = None) -> Run:
     )
     step, variables = checkpoints.restore_variables(abstract, [weights])
     checkpoints.close()
-    return Run(config, task, model, variables[weights], labels, step, weights)
+    return Run(config, task, model, variables[weights], labels, step, weights, environment.get("licence"))
 
 
 def load_environment(workdir: epath.Path) -> dict[str, Any]:
@@ -275,8 +278,12 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
-def describe_environment(source: Source) -> dict[str, Any]:
-    """Return everything except the config that a run depends on: versions, devices, dataset."""
+def describe_environment(source: Source, licence: str | None = None) -> dict[str, Any]:
+    """Return everything except the config that a run depends on: versions, devices, dataset.
+
+    Args:
+        licence: name of the licence of the weights that the run started from, if known.
+    """
     return {
         **_versions(),
         "platform": jax.default_backend(),
@@ -286,6 +293,7 @@ def describe_environment(source: Source) -> dict[str, Any]:
         "dataset": source.name,
         "fingerprint": source.fingerprint,
         "labels": dict(source.labels),
+        **({} if licence is None else {"licence": licence}),
     }
 
 

@@ -41,6 +41,7 @@ def write_folder(
     tensors: Mapping[str, np.ndarray],
     *,
     class_names: Sequence[str] | None = None,
+    licence: str | None = None,
     force: bool = False,
     check: Callable[[Path], None] | None = None,
 ) -> None:
@@ -48,6 +49,7 @@ def write_folder(
 
     Args:
         tensors: state dict of the model, in the first key format of its family.
+        licence: name of the licence of the weights, if known.
         force: replace an existing folder if it contains only such files.
         check: validates the temporary folder before it is moved to `path`; raises if it is invalid.
 
@@ -58,7 +60,7 @@ def write_folder(
     with converting_file_errors(target), scratch_folder(target) as parent:
         draft = parent / target.name
         draft.mkdir()
-        config = _timm_config(model, class_names)
+        config = _timm_config(model, class_names, licence)
         (draft / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         sync(draft / CONFIG_NAME)
         write_tensors(draft / WEIGHTS_NAMES[0], tensors)
@@ -68,7 +70,7 @@ def write_folder(
         commit_folder(draft, target, replace=force)
 
 
-def _timm_config(model: Model, class_names: Sequence[str] | None) -> dict[str, Any]:
+def _timm_config(model: Model, class_names: Sequence[str] | None, licence: str | None) -> dict[str, Any]:
     args, spec = model_args(model), model.input_spec
     return {
         "architecture": model.name,
@@ -79,6 +81,7 @@ def _timm_config(model: Model, class_names: Sequence[str] | None) -> dict[str, A
         **({"model_args": args} if args else {}),
         "pretrained_cfg": {
             "custom_load": False,
+            **({} if licence is None else {"license": licence.lower()}),
             "input_size": [model.in_chans, *spec.size],
             "fixed_input_size": "img_size" in model.options,
             "interpolation": spec.interpolation,

@@ -20,12 +20,14 @@ class TimmConfig(NamedTuple):
         architecture: name of a variant, without the tag of its weights.
         options: options for `create_model`.
         preprocessing: options for `create_model` that set its `input_spec`, as far as the file has them.
+        licence: name of the licence of the weights, if the file has it.
     """
 
     architecture: str
     options: dict[str, Any]
     preprocessing: dict[str, Any]
     class_names: tuple[str, ...] | None
+    licence: str | None = None
 
 
 class _Kind(NamedTuple):
@@ -103,7 +105,11 @@ def read_config(path: str, origin: str) -> TimmConfig:
         (part[key] for part in (config, prepared) for key in ("label_names", "labels") if part.get(key)), None
     )
     return TimmConfig(
-        architecture, options, _preprocessing(prepared, size, options, origin), _class_names(labels, options, origin)
+        architecture,
+        options,
+        _preprocessing(prepared, size, options, origin),
+        _class_names(labels, options, origin),
+        _get(prepared, "license", _STRING, origin),
     )
 
 
