@@ -1,5 +1,6 @@
 """Evaluation of weights on a split, during or after training; each image is scored once."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from jax.sharding import Mesh
 
 from mambaout_jax import distributed
 from mambaout_jax.data import Source, eval_batches
+from mambaout_jax.errors import printable
 from mambaout_jax.models import Model, cpu_compiler_options
 from mambaout_jax.run.batch import check_eval_batch
 from mambaout_jax.run.checkpoints import Checkpoints
@@ -28,6 +30,7 @@ from mambaout_jax.run.workdir import (
     open_workdir,
 )
 from mambaout_jax.tasks.api import Batch, EvalOutput, Scores, Task
+from mambaout_jax.weights import licence_notice
 
 # Entries of a batch that stay on the host.
 _HOST_KEYS = ("index", "skipped")
@@ -234,6 +237,8 @@ def _load_pretrained(
         raise RunError("config.init_head is 'new', but a new last layer is untrained; set it to 'keep' to evaluate")
     model = task.build_model(sources[0].labels)
     pretrained = load_pretrained_for(config.init_from, model, head_task=config.task)
+    if (notice := licence_notice(pretrained.licence, model.name)) and distributed.is_first():
+        print(printable(notice), file=sys.stderr)
     labels = task.imported_labels(pretrained.model, pretrained.labels).labels
     for source in sources:
         task.check_source(source, labels)

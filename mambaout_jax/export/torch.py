@@ -33,8 +33,10 @@ from mambaout_jax.weights import (
     check_file_target,
     check_folder_target,
     converting_file_errors,
+    find_licence,
     from_checkpoint,
     from_torch,
+    licence_notice,
     model_args,
     random_images,
     read_checkpoint,
@@ -113,6 +115,10 @@ def import_weights(
         log(imported.remark)
     config = config.replace({"data.name": imported.dataset})
     environment = {"imported_from": source, "labels": imported.labels}
+    if licence := find_licence(checkpoint, model.name):
+        environment["licence"] = licence
+    if notice := licence_notice(licence, model.name):
+        log(notice)
     config.build_task().eval_transform(model)  # fails here on invalid preprocessing settings
     variables = from_checkpoint(model, checkpoint)
     try:
@@ -170,6 +176,8 @@ def export_weights(
     log(f"{path}: {run.model.name}, {run.weights} weights of step {run.step}")
     if is_file and (changes := model_args(run.model)):
         log(f"a file does not record {', '.join(changes)}, in which the model differs from its variant; a folder does")
+    if notice := licence_notice(run.licence, run.model.name):
+        log(f"{notice}{'; a file does not record it, a folder does' if is_file else ''}")
     tensors = to_torch(run.model, run.variables, key_format, dtype)
     written = jax.tree.map(lambda leaf: leaf.astype(dtype).astype(jnp.float32), run.variables)
     check = LogitsCheck(run.model, written, _images(run.config, run.model, log))
@@ -194,6 +202,7 @@ def export_weights(
             class_names=names,
             class_descriptions=known,
             exif_orientation=run.labels.get("exif_orientation"),
+            licence=run.licence,
             force=force,
             check=check_draft,
         )

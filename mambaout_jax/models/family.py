@@ -57,6 +57,7 @@ class Variant:
         size: side of the training images, in pixels.
         mean, std: statistics of the training images for R, G and B, in [0, 1].
         crop_pct: share of the resized image that the evaluation crop keeps.
+        crop_mode: how the evaluation crop is taken, one of the values of the option.
         top1: published ImageNet-1k top-1 in percent, by side of the evaluation image.
         params: number of parameters; None to count them where they are listed.
         macs: multiply-adds for one image of `size`, as `models.macs` counts them; None to count them.
@@ -69,6 +70,7 @@ class Variant:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     crop_pct: float = 1.0
+    crop_mode: str = "center"
     top1: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
     params: int | None = None
     macs: int | None = None

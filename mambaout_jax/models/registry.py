@@ -12,7 +12,7 @@ from flax import nnx
 
 from mambaout_jax import plugins
 from mambaout_jax.checks import ConfigKey, find_fault, suggest
-from mambaout_jax.models import localvim, localvmamba, mambaout, vim, vit, vmamba
+from mambaout_jax.models import localvim, localvmamba, mambaout, mambavision, vim, vit, vmamba
 from mambaout_jax.models.api import InputSpec, Model
 from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.family import Family, Variant
@@ -25,6 +25,7 @@ BUILT_IN: tuple[Family, ...] = (
     vmamba.FAMILY,
     localvim.FAMILY,
     localvmamba.FAMILY,
+    mambavision.FAMILY,
 )
 
 # Arguments of timm's `create_model` that ours does not have, and what replaces them.
@@ -182,7 +183,7 @@ def _input_spec(variant: Variant, in_chans: int, values: Mapping[str, Any]) -> I
         std=variant.std if rgb else (0.5,) * in_chans,
         size=size if isinstance(size, tuple) else (size, size),
         crop_pct=variant.crop_pct,
-        crop_mode="center",
+        crop_mode=variant.crop_mode,
         interpolation="bicubic",
     )
     return spec._replace(**{field: values[field] for field in spec._fields if field in values})

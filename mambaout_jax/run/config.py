@@ -79,6 +79,9 @@ KEYS: Mapping[str, ConfigKey] = {
         "counted",
     ),
     "model.name": ConfigKey(str, None, None, "a model that `python -m mambaout_jax models` lists"),
+    "optim.name": ConfigKey(
+        str, ("adamw", "lamb"), "adamw", "optimizer; LAMB also scales the update of each matrix to the matrix's norm"
+    ),
     "optim.learning_rate": ConfigKey(
         float,
         "0..",
@@ -93,12 +96,10 @@ KEYS: Mapping[str, ConfigKey] = {
     "optim.schedule": ConfigKey(
         str, ("per_step", "per_epoch"), "per_step", "whether the learning rate changes at every step or every epoch"
     ),
-    "optim.weight_decay": ConfigKey(
-        float, "0..", 0.05, "decoupled weight decay of AdamW, multiplied by the learning rate"
-    ),
-    "optim.b1": ConfigKey(float, "0..<1", 0.9, "decay rate of AdamW's first moment"),
-    "optim.b2": ConfigKey(float, "0..<1", 0.999, "decay rate of AdamW's second moment"),
-    "optim.eps": ConfigKey(float, "0..", 1e-8, "epsilon of AdamW, added to the denominator"),
+    "optim.weight_decay": ConfigKey(float, "0..", 0.05, "decoupled weight decay, multiplied by the learning rate"),
+    "optim.b1": ConfigKey(float, "0..<1", 0.9, "decay rate of the first moment"),
+    "optim.b2": ConfigKey(float, "0..<1", 0.999, "decay rate of the second moment"),
+    "optim.eps": ConfigKey(float, "0..", 1e-8, "epsilon, added to the denominator"),
     "optim.clip_grad_norm": ConfigKey(float | None, "0..", None, "maximum global gradient norm; no clipping if unset"),
     "optim.ema_decay": ConfigKey(
         float | None,
@@ -129,6 +130,7 @@ class DataConfig:
 class OptimConfig:
     """The section `optim`."""
 
+    name: str
     learning_rate: float
     warmup_learning_rate: float
     min_learning_rate: float

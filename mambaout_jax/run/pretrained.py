@@ -14,6 +14,7 @@ from mambaout_jax.tasks.api import Task
 from mambaout_jax.weights import (
     adapt_first_layer,
     differences,
+    find_licence,
     from_checkpoint,
     other_options,
     read_checkpoint,
@@ -29,12 +30,14 @@ class Pretrained(NamedTuple):
         model: the pretrained model.
         labels: the labels of its outputs; empty if unknown.
         description: the origin of the weights, for messages.
+        licence: name of their licence; None if it is unknown.
     """
 
     variables: dict[str, Any]
     model: Model
     labels: Mapping[str, Any]
     description: str
+    licence: str | None
 
 
 def load_pretrained_for(source: epath.PathLike, model: Model, *, head_task: type[Task] | None = None) -> Pretrained:
@@ -65,7 +68,7 @@ def load_pretrained_for(source: epath.PathLike, model: Model, *, head_task: type
         raise RunError(f"the weights in {source} do not match {model.name}: {'; '.join(faults)}")
     averaged = "EMA " if run.weights == "ema" else ""
     description = f"the {averaged}weights of step {run.step} in {source}{_describe_channels(run.model, model)}"
-    pretrained = Pretrained(variables, run.model, run.labels, description)
+    pretrained = Pretrained(variables, run.model, run.labels, description, run.licence)
     _check_head(pretrained, model, keep=head_task is not None)
     return pretrained
 
@@ -93,7 +96,8 @@ def _load_torch(source: epath.PathLike, model: Model, *, with_classifier: bool) 
     remarks = _describe_normalization(theirs, model) + _describe_channels(theirs, model)
     if checkpoint.ignored:
         remarks += f" (ignored there: {', '.join(checkpoint.ignored)})"
-    return Pretrained(variables, same, labels, f"the weights in {source}{remarks}")
+    licence = find_licence(checkpoint, resolved.name)
+    return Pretrained(variables, same, labels, f"the weights in {source}{remarks}", licence)
 
 
 def _check_same_network(source: epath.PathLike, theirs: Model, ours: Model) -> None:

@@ -48,6 +48,7 @@ class Run(NamedTuple):
         labels: the labels of the dataset, as the task recorded them.
         step: the number of steps that the weights were trained.
         weights: the kind of weights in `variables`, "ema" or "raw".
+        licence: name of the licence of the weights; None if they were trained from scratch or it is unknown.
     """
 
     config: RunConfig
@@ -57,6 +58,7 @@ class Run(NamedTuple):
     labels: Labels
     step: int
     weights: str
+    licence: str | None = None
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -257,7 +259,8 @@ def load_run(path: epath.PathLike, weights: str | None = None) -> Run:
         raise RunError(f"weights is {weights!r}; 'ema', 'raw' or None is expected")
     workdir = open_workdir(path)
     config = load_config(workdir)
-    labels = load_environment(workdir)["labels"]
+    environment = load_environment(workdir)
+    labels = environment["labels"]
     task = config.build_task()
     model = task.build_model(labels)
     weights = weights or ("raw" if config.optim.ema_decay is None else "ema")
@@ -267,7 +270,7 @@ def load_run(path: epath.PathLike, weights: str | None = None) -> Run:
     )
     step, variables = checkpoints.restore_variables(abstract, [weights])
     checkpoints.close()
-    return Run(config, task, model, variables[weights], labels, step, weights)
+    return Run(config, task, model, variables[weights], labels, step, weights, environment.get("licence"))
 
 
 def load_environment(workdir: epath.Path) -> dict[str, Any]:
@@ -292,8 +295,12 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
-def describe_environment(source: Source) -> dict[str, Any]:
-    """Return everything except the config that a run depends on: versions, devices, dataset."""
+def describe_environment(source: Source, licence: str | None = None) -> dict[str, Any]:
+    """Return everything except the config that a run depends on: versions, devices, dataset.
+
+    Args:
+        licence: name of the licence of the weights that the run started from, if known.
+    """
     return {
         **_versions(),
         "platform": jax.default_backend(),
@@ -303,6 +310,7 @@ def describe_environment(source: Source) -> dict[str, Any]:
         "dataset": source.name,
         "fingerprint": source.fingerprint,
         "labels": dict(source.labels),
+        **({} if licence is None else {"licence": licence}),
     }
 
 

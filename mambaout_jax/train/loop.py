@@ -31,6 +31,7 @@ from mambaout_jax.run.workdir import (
     describe_program,
     has_checkpoints,
     load_config,
+    load_environment,
     lock_workdir,
     open_workdir,
     record_run,
@@ -42,6 +43,7 @@ from mambaout_jax.train.metrics import MetricWriter, SilentWriter, StepLog
 from mambaout_jax.train.program import TrainingProgram, check_batches, training_program
 from mambaout_jax.train.recipe import differences_from_recipe
 from mambaout_jax.train.trace import StepTrace
+from mambaout_jax.weights import licence_notice
 from mambaout_jax.weights.options import model_args
 from mambaout_jax.words import count
 
@@ -67,7 +69,7 @@ def train(config: RunConfig, path: epath.PathLike) -> dict[str, Any]:
             return results
         evaluated = evaluated and step < setup.num_steps  # a kill before results.json repeats the last evaluation
         lowered = setup.program.lower()  # a model that does not match the task fails here, before anything is written
-        environment = describe_environment(setup.train_source)
+        environment = describe_environment(setup.train_source, start.licence)
         writer = _open_writer(config, setup, workdir, start, environment, cleanup)
         log = StepLog(
             writer,
@@ -199,6 +201,7 @@ class _Start(NamedTuple):
         seconds: training time before the restart.
         step_key: the key that each step folds with its number.
         description: the origin of the weights; empty for a random initialization.
+        licence: name of the licence of the weights that the run started from, if known.
     """
 
     state: TrainState
@@ -207,6 +210,7 @@ class _Start(NamedTuple):
     seconds: float
     step_key: jax.Array
     description: str
+    licence: str | None
 
 
 def _restore_or_initialize(config: RunConfig, setup: _Setup, workdir: epath.Path, checkpoints: Checkpoints) -> _Start:
@@ -231,19 +235,22 @@ def _restore_or_initialize(config: RunConfig, setup: _Setup, workdir: epath.Path
                 "config.num_epochs; use more epochs or another --workdir"
             )
         seconds = metadata["seconds"]
-        return _Start(state, step, metadata["evaluated"], seconds, step_key, f"resumed from step {step}")
+        licence = load_environment(workdir).get("licence")
+        return _Start(state, step, metadata["evaluated"], seconds, step_key, f"resumed from step {step}", licence)
     state = jax.jit(setup.program.init_state, out_shardings=placed)(init_key)
-    description = ""
+    description, licence = "", None
     if config.init_from is not None:
+        pretrained = _load_pretrained(config, setup.model)
+        licence = pretrained.licence
         variables, description = merge_pretrained(
-            _load_pretrained(config, setup.model),
+            pretrained,
             setup.model,
             state.variables,
             init_head=config.init_head,
             labels=setup.train_source.labels,
         )
         state = jax.jit(with_variables, out_shardings=placed)(state, variables)
-    return _Start(state, 0, False, 0.0, step_key, description)
+    return _Start(state, 0, False, 0.0, step_key, description, licence)
 
 
 def _open_writer(
@@ -276,6 +283,8 @@ def _open_writer(
         f"validation images of {setup.train_source.name}; {count(config.num_epochs, 'epoch')} of "
         f"{count(program.steps_per_epoch, 'step')}; {'; '.join(filter(None, (batch, start.description)))}"
     )
+    if notice := licence_notice(start.licence, model.name):
+        writer.print_line(notice)
     for sentence in differences_from_recipe(model.family.recipe_of(model.name), config.values):
         writer.print_line(f"differs from the published recipe: {sentence}")
     return writer

@@ -1,6 +1,8 @@
 """The learning-rate schedule, the optimizer and the moving average, as functions of arrays and plain values."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -84,14 +86,42 @@ def adamw(
         weight_decay: multiplied by the learning rate, as in PyTorch.
         no_decay: see `decay_mask`.
     """
-    update = optax.adamw(
-        schedule,
-        b1=b1,
-        b2=b2,
-        eps=eps,
-        weight_decay=weight_decay,
-        mask=lambda params: decay_mask(params, no_decay),
+    mask = partial(decay_mask, no_decay=no_decay)
+    update = optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=mask)
+    return _with_clipping(update, clip_grad_norm)
+
+
+def lamb(
+    schedule: Schedule,
+    *,
+    weight_decay: float,
+    b1: float,
+    b2: float,
+    eps: float,
+    clip_grad_norm: float | None,
+    no_decay: frozenset[tuple[str | int, ...]],
+) -> optax.GradientTransformation:
+    """Build LAMB: AdamW whose update of each parameter with weight decay is scaled to the norm of the parameter.
+
+    Parameters without weight decay are updated as by AdamW, as in timm.
+
+    Reference: You et al., Large Batch Optimization for Deep Learning: Training BERT in 76 minutes, 2020.
+    """
+    mask = partial(decay_mask, no_decay=no_decay)
+    update = optax.chain(
+        optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
+        optax.add_decayed_weights(weight_decay, mask),
+        optax.masked(optax.scale_by_trust_ratio(), mask),
+        optax.scale_by_learning_rate(schedule),
     )
+    return _with_clipping(update, clip_grad_norm)
+
+
+# By the values of `config.optim.name`.
+OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = MappingProxyType({"adamw": adamw, "lamb": lamb})
+
+
+def _with_clipping(update: optax.GradientTransformation, clip_grad_norm: float | None) -> optax.GradientTransformation:
     return update if clip_grad_norm is None else optax.chain(optax.clip_by_global_norm(clip_grad_norm), update)
 
 

@@ -13,7 +13,7 @@ from mambaout_jax.run.config import RunConfig
 from mambaout_jax.run.state import TrainState, init_state
 from mambaout_jax.tasks.api import Example, Task
 from mambaout_jax.train.inputs import steps_per_epoch
-from mambaout_jax.train.optimizer import Schedule, adamw, warmup_cosine
+from mambaout_jax.train.optimizer import OPTIMIZERS, Schedule, warmup_cosine
 from mambaout_jax.train.step import StepMetrics, init_step_metrics, make_train_step
 
 
@@ -103,7 +103,7 @@ def build_optimizer(
         steps_per_epoch=steps_per_epoch,
         per_epoch=optim.schedule == "per_epoch",
     )
-    optimizer = adamw(
+    optimizer = OPTIMIZERS[optim.name](
         schedule,
         weight_decay=optim.weight_decay,
         b1=optim.b1,

@@ -14,6 +14,7 @@ from mambaout_jax.weights.folder import check_folder_target, write_folder
 from mambaout_jax.weights.image_size import resample_variables
 from mambaout_jax.weights.input_channels import adapt_first_layer
 from mambaout_jax.weights.inspection import inspect_checkpoint
+from mambaout_jax.weights.licence import find_licence, licence_notice
 from mambaout_jax.weights.mamba_block import mamba_block_from_torch, mamba_block_to_torch
 from mambaout_jax.weights.options import model_args, other_options
 from mambaout_jax.weights.resolve import ResolvedModel, UnknownVariantError, resolve_model
@@ -34,9 +35,11 @@ __all__ = [
     "converting_file_errors",
     "differences",
     "download_checkpoint",
+    "find_licence",
     "from_checkpoint",
     "from_torch",
     "inspect_checkpoint",
+    "licence_notice",
     "load_pretrained",
     "mamba_block_from_torch",
     "mamba_block_to_torch",

@@ -13,6 +13,7 @@ from mambaout_jax.models import Model, create_model, variant_options
 from mambaout_jax.weights.checkpoint import TorchCheckpoint, read_checkpoint
 from mambaout_jax.weights.errors import NewHeadWarning, WeightsError
 from mambaout_jax.weights.input_channels import adapt_first_layer
+from mambaout_jax.weights.licence import find_licence, licence_notice
 from mambaout_jax.weights.resolve import ResolvedModel, UnknownVariantError, resolve_model
 from mambaout_jax.weights.state_dict import classifier_shapes, from_tensors, to_tensors, with_new_classifier
 from mambaout_jax.weights.tensors import open_state_dict, warn_of_ignored
@@ -88,6 +89,8 @@ def load_pretrained(
 ) -> tuple[Model, dict[str, Any]]:
     """Load a model with its weights; the model is identified by config.json or by the shapes of the tensors.
 
+    A licence that forbids commercial use of the weights is stated in a warning.
+
     Args:
         source: as in `from_torch`, except a state dict.
         name: name of the variant; None to identify it.
@@ -109,6 +112,8 @@ def load_pretrained(
     warn_of_ignored(checkpoint.origin, checkpoint.ignored)
     resolved = resolve_model(checkpoint, name)
     _check_unambiguous(checkpoint.origin, resolved)
+    if notice := licence_notice(find_licence(checkpoint, resolved.name), resolved.name):
+        warnings.warn(f"{checkpoint.origin}: {notice}", stacklevel=2)
     trained = {**variant_options(resolved.name), **resolved.options}
     changed = {"num_classes": num_classes, "in_chans": in_chans, "img_size": img_size}
     changed = {option: value for option, value in changed.items() if value is not None}

@@ -44,6 +44,7 @@ def write_folder(
     class_names: Sequence[str] | None = None,
     class_descriptions: Mapping[str, str] | None = None,
     exif_orientation: bool | None = None,
+    licence: str | None = None,
     force: bool = False,
     check: Callable[[Path], None] | None = None,
 ) -> None:
@@ -53,6 +54,7 @@ def write_folder(
         tensors: state dict of the model, in the first key format of its family.
         class_descriptions: descriptions by class name, if all classes have one.
         exif_orientation: whether the model was trained on images turned upright by their EXIF orientation, if known.
+        licence: name of the licence of the weights, if known.
         force: replace an existing folder if it contains only such files.
         check: validates the temporary folder before it is moved to `path`; raises if it is invalid.
 
@@ -63,7 +65,7 @@ def write_folder(
     with converting_file_errors(target), scratch_folder(target) as parent:
         draft = parent / target.name
         draft.mkdir()
-        config = _timm_config(model, class_names, class_descriptions, exif_orientation)
+        config = _timm_config(model, class_names, class_descriptions, exif_orientation, licence)
         (draft / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         sync(draft / CONFIG_NAME)
         write_tensors(draft / WEIGHTS_NAMES[0], tensors)
@@ -78,6 +80,7 @@ def _timm_config(
     class_names: Sequence[str] | None,
     class_descriptions: Mapping[str, str] | None,
     exif_orientation: bool | None,
+    licence: str | None,
 ) -> dict[str, Any]:
     args, spec = model_args(model), model.input_spec
     return {
@@ -91,6 +94,7 @@ def _timm_config(
         **({"model_args": args} if args else {}),
         "pretrained_cfg": {
             "custom_load": False,
+            **({} if licence is None else {"license": licence.lower()}),
             "input_size": [model.in_chans, *spec.size],
             "fixed_input_size": "img_size" in model.options,
             "interpolation": spec.interpolation,

@@ -7,6 +7,7 @@ from mambaout_jax.models import Model, create_model
 from mambaout_jax.weights.checkpoint import TorchCheckpoint
 from mambaout_jax.weights.image_size import sized_axes
 from mambaout_jax.weights.key_map import comparable_shapes, expected_shapes, matching_formats, tensor_specs
+from mambaout_jax.weights.licence import find_licence
 from mambaout_jax.weights.options import model_args
 from mambaout_jax.weights.resolve import resolve_model
 from mambaout_jax.weights.state_dict import differences, get_format
@@ -21,7 +22,7 @@ def inspect_checkpoint(checkpoint: TorchCheckpoint, name: str | None = None) -> 
 
     Returns:
         Text under "key format", "variant", "parameters", "dtype" and "differences", under "entry" and "ignored" if
-        the file has other content, and under "image size" if parameters depend on it.
+        the file has other content, under "image size" if parameters depend on it, and under "licence" if it is known.
 
     Raises:
         WeightsError: the family is unknown, the key format cannot express the variant, or, without a name, no variant
@@ -47,6 +48,7 @@ def inspect_checkpoint(checkpoint: TorchCheckpoint, name: str | None = None) -> 
         ),
         **({"image size": f"{size}; {sized} is resampled when loaded at another img_size"} if sized else {}),
         **({"entry": checkpoint.wrapper} if checkpoint.wrapper else {}),
+        **({"licence": licence} if (licence := find_licence(checkpoint, model.name)) else {}),
         **({"ignored": ", ".join(checkpoint.ignored)} if checkpoint.ignored else {}),
         "differences": "".join(f"\n  {key} {fault}" for key, fault in faults.items()) or "none",
     }

@@ -10,7 +10,7 @@ from mambaout_jax.weights.errors import WeightsError
 from mambaout_jax.weights.key_map import is_known
 
 # Of DistributedDataParallel and AveragedModel, of torch.compile, of Lightning, and of programs with several networks.
-_PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
+_PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.")
 
 
 class TensorFile(NamedTuple):

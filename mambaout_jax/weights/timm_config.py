@@ -25,13 +25,15 @@ class TimmConfig(NamedTuple):
         preprocessing: options for `create_model` that set its `input_spec`, as far as the file has them.
         exif_orientation: whether the model was trained on images that were turned upright by their EXIF orientation;
             None in files of timm, which has no such entry and ignores it.
+        licence: name of the licence of the weights, if the file has it.
     """
 
     architecture: str
     options: dict[str, Any]
     preprocessing: dict[str, Any]
     class_names: tuple[str, ...] | None
-    exif_orientation: bool | None
+    exif_orientation: bool | None = None
+    licence: str | None = None
 
 
 class _Kind(NamedTuple):
@@ -115,6 +117,7 @@ def read_config(path: str, origin: str) -> TimmConfig:
         _preprocessing(prepared, size, options, origin),
         _class_names(labels, options, origin),
         _get(config, EXIF_ORIENTATION, _BOOLEAN, origin),
+        _get(prepared, "license", _STRING, origin),
     )
 
 

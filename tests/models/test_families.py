@@ -76,7 +76,7 @@ def test_a_variant_has_the_published_number_of_parameters(family, variant):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_maps_have_the_channels_and_strides_that_the_model_states(family):
     model = mo.create_model(next(iter(FAMILIES[family].variants)))
-    assert mo.create_model(model.name).num_params == sum(leaf.size for leaf in jax.tree.leaves(shapes(model)))
+    assert mo.create_model(model.name).num_params == sum(leaf.size for leaf in jax.tree.leaves(shapes(model)["params"]))
     batch = jax.ShapeDtypeStruct((2, *model.input_spec.size, 3), jnp.float32)
     logits, maps = jax.eval_shape(
         lambda v, x: [model.apply(v, x, output=output) for output in ("logits", "features")], shapes(model), batch
@@ -174,10 +174,11 @@ def test_drop_path_draws_for_each_branch_and_sample_and_rises_over_the_blocks(na
     rates = module_of(model).drop_path_rates
     np.testing.assert_allclose(rates, np.linspace(0.0, 0.6, len(rates)))
     one = images(batch=1)
-    same = jnp.broadcast_to(one, (256, *one.shape[1:]))
+    same = jnp.broadcast_to(one, (1024, *one.shape[1:]))
     logits = jax.jit(lambda v, x, key: model.apply_train(v, x, key=key)[0])(variables_of(name), same, jax.random.key(5))
     outcomes = {row.tobytes() for row in np.asarray(logits, np.float32).round(4)}
-    assert len(outcomes) == 2 ** ((len(rates) - 1) * data_of(name)["residual_branches"])
+    branches = np.broadcast_to(data_of(name)["residual_branches"], len(rates))  # of all blocks, or of each
+    assert len(outcomes) == 2 ** branches[1:].sum()
 
 
 @every_small_model
@@ -218,7 +219,15 @@ def test_scan_and_remat_change_no_value_and_no_gradient(name):
             trained = {**variables, "params": params}
             return jnp.square(model.apply_train(trained, x, key=jax.random.key(2))[0]).mean()
 
-        return loss(variables["params"])
+        value, gradients = loss(variables["params"])
+        # Gradients of biases that the mean of a batch cancels are rounding errors.
+        cancelled = data_of(name).get("cancelled", [])
+        kept = {
+            path: leaf
+            for path, leaf in leaves_by_path(gradients).items()
+            if not any(fnmatch.fnmatchcase(".".join(map(str, path)), pattern) for pattern in cancelled)
+        }
+        return value, list(kept.values())
 
     expected = results()
     assert all(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(expected)), "every parameter is used"

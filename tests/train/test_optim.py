@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import mambaout_jax as mo
-from mambaout_jax.train.optimizer import adamw, decay_mask, warmup_cosine
+from mambaout_jax.train.optimizer import adamw, decay_mask, lamb, warmup_cosine
 from tests.marks import slow_but
 from tests.timm import TIMM_MODELS, load_timm
 
@@ -142,6 +142,44 @@ def one_update(gradient, **options):
     optimizer = adamw(lambda step: jnp.float32(0.5), no_decay=frozenset(), **settings)
     updates, _ = optimizer.update(gradient, optimizer.init(params), params)
     return updates
+
+
+def test_lamb_scales_the_update_of_a_matrix_to_its_norm_and_that_of_a_vector_not():
+    params = {"weight": jnp.full((2, 2), 3.0), "bias": jnp.full(2, 3.0)}
+    settings = {"weight_decay": 0.1, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "clip_grad_norm": None}
+    gradient = jax.tree.map(jnp.ones_like, params)
+    ours, theirs = (build(lambda step: jnp.float32(0.5), no_decay=frozenset(), **settings) for build in (lamb, adamw))
+    (scaled, _), (expected, _) = (each.update(gradient, each.init(params), params) for each in (ours, theirs))
+    np.testing.assert_allclose(np.linalg.norm(scaled["weight"]), 0.5 * np.linalg.norm(params["weight"]), rtol=1e-6)
+    np.testing.assert_array_equal(scaled["bias"], expected["bias"])
+
+
+@pytest.mark.torch
+def test_lamb_equals_timms():
+    _, torch = load_timm()
+    from timm.optim import Lamb
+
+    rng = np.random.default_rng(0)
+    params = {"weight": rng.normal(size=(3, 4)).astype(np.float32), "bias": rng.normal(size=4).astype(np.float32)}
+    theirs = {name: torch.nn.Parameter(torch.from_numpy(value.copy())) for name, value in params.items()}
+    groups = [
+        {"params": [theirs["weight"]], "weight_decay": 0.1},
+        {"params": [theirs["bias"]], "weight_decay": 0.0},
+    ]
+    reference = Lamb(groups, lr=0.01, eps=1e-6, max_grad_norm=None)
+    settings = {"weight_decay": 0.1, "b1": 0.9, "b2": 0.999, "eps": 1e-6, "clip_grad_norm": None}
+    optimizer = lamb(lambda step: jnp.float32(0.01), no_decay=frozenset(), **settings)
+    ours, state = jax.tree.map(jnp.asarray, params), None
+    state = optimizer.init(ours)
+    for _ in range(3):
+        gradient = {name: rng.normal(size=value.shape).astype(np.float32) for name, value in params.items()}
+        updates, state = optimizer.update(gradient, state, ours)
+        ours = jax.tree.map(jnp.add, ours, updates)
+        for name, parameter in theirs.items():
+            parameter.grad = torch.from_numpy(gradient[name])
+        reference.step()
+    for name, parameter in theirs.items():
+        np.testing.assert_allclose(ours[name], parameter.detach().numpy(), rtol=0, atol=1e-6)
 
 
 def test_decay_is_multiplied_by_the_learning_rate():

@@ -65,9 +65,13 @@ def small_model(name="mambaout_femto", **options):
 
 def draw(model, seed=0):
     """Draw variables without repeated values, so that swaps are detected."""
-    leaves, treedef = jax.tree.flatten(jax.eval_shape(model.init, jax.random.key(0)))
     rng = np.random.default_rng(seed)
-    return jax.tree.unflatten(treedef, [rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves])
+
+    def values(path, leaf):
+        drawn = rng.normal(size=leaf.shape).astype(np.float32)
+        return np.abs(drawn) if path[-1].key == "running_var" else drawn
+
+    return jax.tree_util.tree_map_with_path(values, jax.eval_shape(model.init, jax.random.key(0)))
 
 
 def checkpoint_of(shapes, config=None):

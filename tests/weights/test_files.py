@@ -101,7 +101,7 @@ def test_a_tensor_is_read_when_it_is_asked_for(tmp_path):
     assert grown < 48
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+@pytest.mark.parametrize("prefix", ["module.", "encoder.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
 def test_prefixes_of_wrapped_models_go_if_all_names_have_them(tmp_path, prefix):
     path = tmp_path / "a.safetensors"
     write_file(path, {prefix + name: array for name, array in TENSORS.items()})

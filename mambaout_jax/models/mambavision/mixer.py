@@ -1,0 +1,71 @@
+"""The token mixer of MambaVision: a selective scan next to a symmetric branch without one, and its ablations."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from mambaout_jax.models.layers.conv import CausalConv1d
+from mambaout_jax.models.layers.linear import Linear
+from mambaout_jax.models.layers.parameters import saveable
+from mambaout_jax.models.layers.selective_ssm import SelectiveSSM
+
+D_STATE, D_CONV = 8, 3
+# In the order in which they lead from Mamba's mixer to MambaVision's.
+TOKEN_MIXERS = ("causal_conv", "conv", "gated", "concat")
+
+
+class Conv1d(CausalConv1d):
+    """A depthwise convolution of a sequence, centered on the current step; `weight` is (k, 1, d)."""
+
+    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        around, length = self.weight.shape[0] - 1, x.shape[1]
+        padded = jnp.pad(x, ((0, 0), (around // 2, around - around // 2), (0, 0)))
+        return self._sum(padded, length)
+
+
+class TwiceBiasedSSM(SelectiveSSM):
+    """A selective scan to whose step sizes the bias of `dt_proj` is added twice, as in the published models.
+
+    `dt_proj` adds it before the scan does. All matrices start as N(0, 0.02^2) and the bias as 0.
+    """
+
+    def __init__(self, channels: int, *, d_state: int, dt_rank: int, impl: str, dtype: jnp.dtype):
+        super().__init__(channels, d_state=d_state, dt_rank=dt_rank, impl=impl, dtype=dtype)
+        self.x_proj = Linear(channels, dt_rank + 2 * d_state, bias=False, dtype=dtype)
+        self.dt_proj = Linear(dt_rank, channels, dtype=dtype)
+
+    def project(
+        self, x: Float[Array, "*batch d"]
+    ) -> tuple[Float[Array, "*batch d"], Float[Array, "*batch n"], Float[Array, "*batch n"]]:
+        """Compute delta (with one bias, before the other and softplus), B and C from the input."""
+        rank, (_, d_state) = self.dt_proj.weight.shape[0], self.A_log.shape
+        dt, B, C = jnp.split(self.x_proj(x), [rank, rank + d_state], axis=-1)
+        return self.dt_proj(dt), B, C
+
+
+class MambaVisionMixer(nnx.Module):
+    """out_proj(concat(SSM(SiLU(conv1d_x(x))), SiLU(conv1d_z(z)))) with (x, z) = in_proj(input), two halves of width.
+
+    Args:
+        token_mixer: "concat" as above; "gated" multiplies the branches instead of concatenating them; "conv" is gated,
+            and z is not convolved; "causal_conv" is like "conv" with a causal convolution, as in Mamba.
+    """
+
+    def __init__(self, dim: int, *, token_mixer: str = "concat", scan_impl: str = "auto", dtype: jnp.dtype):
+        half = dim // 2
+        self.in_proj = Linear(dim, 2 * half, bias=False, dtype=dtype)
+        conv = CausalConv1d if token_mixer == "causal_conv" else Conv1d
+        self.conv1d_x = conv(half, D_CONV, bias=False, dtype=dtype)
+        self.conv1d_z = Conv1d(half, D_CONV, bias=False, dtype=dtype) if token_mixer in ("gated", "concat") else None
+        self.ssm = TwiceBiasedSSM(half, d_state=D_STATE, dt_rank=math.ceil(dim / 16), impl=scan_impl, dtype=dtype)
+        self.out_proj = Linear(2 * half if token_mixer == "concat" else half, dim, bias=False, dtype=dtype)
+        self.token_mixer = token_mixer
+
+    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        x, z = self.in_proj.apply_split(x, [self.conv1d_x.weight.shape[-1]])
+        z = jax.nn.silu(z if self.conv1d_z is None else self.conv1d_z(z))
+        y = saveable(self.ssm(jax.nn.silu(self.conv1d_x(x))))
+        return self.out_proj.apply_concat(y, z) if self.token_mixer == "concat" else self.out_proj(y * z)

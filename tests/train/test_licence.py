@@ -1,0 +1,89 @@
+"""A licence that forbids commercial use is stated where weights are loaded, and goes into what is made of them."""
+
+import json
+
+import pytest
+
+import mambaout_jax as mo
+from mambaout_jax.export.torch import export_weights, import_weights
+from mambaout_jax.run.pretrained import load_pretrained_for
+from mambaout_jax.run.workdir import load_environment, load_run
+from mambaout_jax.train.loop import train
+from mambaout_jax.weights import find_licence
+from mambaout_jax.weights.folder import write_folder
+from tests.train import tiny, written_run
+from tests.weights import pytorch
+
+RESTRICTED = "CC-BY-NC-SA-4.0"
+DIGITS = tuple(map(str, range(10)))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Weights with a licence, as their authors could publish them."""
+    parent = tmp_path_factory.mktemp("licence")
+    _, model, weights = written_run.write(parent / "run", DIGITS)
+    state_dict = mo.to_torch(model, weights["raw"])
+    write_folder(parent / "model", model, state_dict, class_names=DIGITS, licence=RESTRICTED)
+    return parent / "model"
+
+
+@pytest.fixture(scope="module")
+def imported(folder):
+    """The workdir of the weights, and what was said about it."""
+    said = []
+    import_weights(str(folder), folder.parent / "imported", log=said.append)
+    return folder.parent / "imported", said
+
+
+def notices(said):
+    return [sentence for sentence in said if "cc-by-nc-sa-4.0, which forbids commercial use" in sentence]
+
+
+def test_loading_weights_warns(folder):
+    with pytest.warns(UserWarning, match="cc-by-nc-sa-4.0, which forbids commercial use"):
+        mo.load_pretrained(folder)
+
+
+def test_a_workdir_of_imported_weights_has_the_licence_and_passes_it_on(imported, tmp_path):
+    workdir, said = imported
+    assert len(notices(said)) == 1
+    assert load_environment(workdir)["licence"] == load_run(workdir).licence == RESTRICTED.lower()
+    said = []
+    export_weights(workdir, str(tmp_path / "model"), log=said.append)
+    assert len(notices(said)) == 1
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["pretrained_cfg"]["license"] == (
+        RESTRICTED.lower()
+    )
+
+
+def test_an_exported_file_is_said_to_lack_the_licence(imported, tmp_path):
+    said = []
+    export_weights(imported[0], str(tmp_path / "model.safetensors"), log=said.append)
+    assert any("a file does not record it" in sentence for sentence in notices(said))
+
+
+def test_pretrained_weights_have_their_licence_from_a_folder_and_from_a_workdir(folder, imported):
+    for source in (folder, imported[0]):
+        model = tiny.config().build_task().build_model({"class_names": list(DIGITS)})
+        assert load_pretrained_for(source, model).licence == RESTRICTED.lower()
+
+
+def test_weights_of_a_run_from_scratch_have_no_licence(folder, tmp_path):
+    export_weights(folder.parent / "run", str(tmp_path / "model"))
+    assert "license" not in json.loads((tmp_path / "model" / "config.json").read_text())["pretrained_cfg"]
+
+
+def test_a_file_without_config_is_taken_to_be_the_published_one_if_that_is_restricted():
+    file = pytorch.checkpoint_of({})
+    assert find_licence(file, "mambavision_t") == RESTRICTED
+    assert find_licence(file, "mambaout_tiny") is None
+
+
+@pytest.mark.run
+def test_a_run_from_restricted_weights_says_so_and_has_the_licence_after_it_was_resumed(imported, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    for epochs in (1, 2):
+        train(tiny.config(init_from=str(imported[0]), num_epochs=epochs, resume="any"), workdir)
+        assert "which forbids commercial use" in capsys.readouterr().err
+        assert load_environment(workdir)["licence"] == RESTRICTED.lower()
