@@ -187,14 +187,17 @@ class VisionMamba(nnx.Module):
             maps.append(patches.reshape(patches.shape[0], *self.grid, patches.shape[2]))
         return maps
 
-    def logits(self, images: Float[Array, "b h w i"], key: Key[Array, ""] | None) -> Float[Array, "b k"]:
-        """Compute the logits."""
+    def embed(self, images: Float[Array, "b h w i"], key: Key[Array, ""] | None) -> Float[Array, "b d"]:
+        """Compute the input of the last layer."""
         x, _ = self._run(self._tokens(images), key, 0, len(self.layers))
         if self.class_token != "none":
             x = jnp.concatenate([x[:, i : i + 1] for i in self._class_positions(x.shape[1])], axis=1)
         x = self.norm_f(x).mean(1)
-        x = dropout(x, self.drop_rate, None if key is None else jax.random.fold_in(key, len(self.layers)))
-        return self.head(x).astype(jnp.float32)
+        return dropout(x, self.drop_rate, None if key is None else jax.random.fold_in(key, len(self.layers)))
+
+    def logits(self, images: Float[Array, "b h w i"], key: Key[Array, ""] | None) -> Float[Array, "b k"]:
+        """Compute the logits."""
+        return self.head(self.embed(images, key)).astype(jnp.float32)
 
     def _tokens(self, images) -> State:
         """Compute the input of the first block."""

@@ -102,16 +102,15 @@ class Stage(nnx.Module):
 
 
 class Head(nnx.Module):
-    """The classifier: norm, mean over the map, dropout, linear layer; logits are float32."""
+    """Norm, mean over the map and dropout, and the linear layer `fc`, which `__call__` leaves to its caller."""
 
     def __init__(self, dim: int, num_classes: int, *, drop_rate: float, dtype: jnp.dtype):
         self.norm = LayerNorm(dim, eps=1e-5)
         self.fc = Linear(dim, num_classes, dtype=dtype)
         self.drop_rate = drop_rate
 
-    def __call__(self, x: Float[Array, "b h w d"], key: Key[Array, ""] | None) -> Float[Array, "b k"]:
-        x = self.norm(x).astype(jnp.float32).mean((1, 2))
-        return self.fc(dropout(x, self.drop_rate, key)).astype(jnp.float32)
+    def __call__(self, x: Float[Array, "b h w d"], key: Key[Array, ""] | None) -> Float[Array, "b d"]:
+        return dropout(self.norm(x).astype(jnp.float32).mean((1, 2)), self.drop_rate, key)
 
 
 class VSSM(nnx.Module):
@@ -168,7 +167,11 @@ class VSSM(nnx.Module):
                 x = stage.downsample(x)
         return maps
 
-    def logits(self, images: Float[Array, "b h w i"], key: Key[Array, ""] | None) -> Float[Array, "b k"]:
-        """Compute the logits."""
+    def embed(self, images: Float[Array, "b h w i"], key: Key[Array, ""] | None) -> Float[Array, "b d"]:
+        """Compute the input of the last layer."""
         num_blocks = len(self.drop_path_rates)
         return self.head(self.features(images, key)[-1], None if key is None else jax.random.fold_in(key, num_blocks))
+
+    def logits(self, images: Float[Array, "b h w i"], key: Key[Array, ""] | None) -> Float[Array, "b k"]:
+        """Compute the logits."""
+        return self.head.fc(self.embed(images, key)).astype(jnp.float32)

@@ -317,11 +317,14 @@ class MambaVision(nnx.Module):
             maps.append(x)
         return maps
 
+    def embed(self, images: Float[Array, "b h w i"], key: Key[Array, ""] | None) -> Float[Array, "b d"]:
+        """Compute the input of the last layer."""
+        x = self.norm(self.features(images, key)[-1]).astype(jnp.float32).mean((1, 2))
+        return dropout(x, self.drop_rate, None if key is None else jax.random.fold_in(key, len(self.drop_path_rates)))
+
     def logits(self, images: Float[Array, "b h w i"], key: Key[Array, ""] | None) -> Float[Array, "b k"]:
         """Compute the logits."""
-        x = self.norm(self.features(images, key)[-1]).astype(jnp.float32).mean((1, 2))
-        x = dropout(x, self.drop_rate, None if key is None else jax.random.fold_in(key, len(self.drop_path_rates)))
-        return self.head(x).astype(jnp.float32)
+        return self.head(self.embed(images, key)).astype(jnp.float32)
 
     def _run(self, blocks, x, key, first):
         """Run the blocks of a stage; neighbors of one kind are scanned together."""
