@@ -9,7 +9,13 @@ from mambaout_jax.models.localvmamba.model import SMALL, TINY
 # The weights of the tiny model are not published; the README announces them.
 VARIANTS: Mapping[str, Variant] = MappingProxyType(
     {
-        "localvmamba_tiny": Variant({"depths": (2, 2, 9, 2), "directions": TINY}, crop_pct=0.875, top1={224: 82.7}),
+        "localvmamba_tiny": Variant(
+            {"depths": (2, 2, 9, 2), "directions": TINY},
+            crop_pct=0.875,
+            top1={224: 82.7},
+            params=25_527_160,
+            macs=3_688_464_384,
+        ),
         "localvmamba_small": Variant(
             {"depths": (2, 2, 27, 2), "directions": SMALL},
             crop_pct=0.875,
@@ -17,6 +23,8 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             checkpoint=Checkpoint(
                 "https://github.com/hunto/LocalMamba/releases/download/v1.0.0/local_vssm_small.ckpt", None
             ),
+            params=49_748_536,
+            macs=7_710_750_720,
         ),
     }
 )

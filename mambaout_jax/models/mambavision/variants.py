@@ -34,31 +34,63 @@ _LARGE_IMAGES = {"size": 512, "crop_pct": 0.93, "crop_mode": "squash"}
 # "21k" was pretrained on ImageNet-21k and fine-tuned on ImageNet-1k.
 VARIANTS: Mapping[str, Variant] = MappingProxyType(
     {
-        "mambavision_t": Variant(_T, top1={224: 82.3}, checkpoint=_published("T-1K", "tiny_1k")),
-        "mambavision_t2": Variant(_T2, crop_pct=0.98, top1={224: 82.7}, checkpoint=_published("T2-1K", "tiny2_1k")),
-        "mambavision_s": Variant(_S, crop_pct=0.93, top1={224: 83.3}, checkpoint=_published("S-1K", "small_1k")),
-        "mambavision_b": Variant(_B, top1={224: 84.2}, checkpoint=_published("B-1K", "base_1k")),
-        "mambavision_b_21k": Variant(_B, top1={224: 84.9}, checkpoint=_published("B-21K", "base_21k")),
-        "mambavision_l": Variant(_L, top1={224: 85.0}, checkpoint=_published("L-1K", "large_1k")),
-        "mambavision_l_21k": Variant(_L, top1={224: 86.1}, checkpoint=_published("L-21K", "large_21k")),
-        "mambavision_l2": Variant(_L2, top1={224: 85.3}, checkpoint=_published("L2-1K", "large2_1k")),
+        "mambavision_t": Variant(
+            _T, top1={224: 82.3}, checkpoint=_published("T-1K", "tiny_1k"), params=31_794_248, macs=4_563_570_176
+        ),
+        "mambavision_t2": Variant(
+            _T2,
+            crop_pct=0.98,
+            top1={224: 82.7},
+            checkpoint=_published("T2-1K", "tiny2_1k"),
+            params=35_104_008,
+            macs=5_233_921_536,
+        ),
+        "mambavision_s": Variant(
+            _S,
+            crop_pct=0.93,
+            top1={224: 83.3},
+            checkpoint=_published("S-1K", "small_1k"),
+            params=50_140_584,
+            macs=7_576_390_656,
+        ),
+        "mambavision_b": Variant(
+            _B, top1={224: 84.2}, checkpoint=_published("B-1K", "base_1k"), params=97_685_288, macs=15_160_397_824
+        ),
+        "mambavision_b_21k": Variant(
+            _B, top1={224: 84.9}, checkpoint=_published("B-21K", "base_21k"), params=97_685_288, macs=15_160_397_824
+        ),
+        "mambavision_l": Variant(
+            _L, top1={224: 85.0}, checkpoint=_published("L-1K", "large_1k"), params=227_961_048, macs=35_156_673_664
+        ),
+        "mambavision_l_21k": Variant(
+            _L, top1={224: 86.1}, checkpoint=_published("L-21K", "large_21k"), params=227_961_048, macs=35_156_673_664
+        ),
+        "mambavision_l2": Variant(
+            _L2, top1={224: 85.3}, checkpoint=_published("L2-1K", "large2_1k"), params=241_554_824, macs=37_876_065_472
+        ),
         "mambavision_l2_512_21k": Variant(
             {**_L2, **_windows(512)},
             **_LARGE_IMAGES,
             top1={512: 87.3},
             checkpoint=_published("L2-512-21K", "L2_21k_240m_512"),
+            params=241_554_824,
+            macs=206_185_639_168,
         ),
         "mambavision_l3_256_21k": Variant(
             {**_L3, **_windows(256)},
             size=256,
             top1={256: 87.3},
             checkpoint=_published("L3-256-21K", "L3_21k_740m_256"),
+            params=739_570_472,
+            macs=123_536_883_712,
         ),
         "mambavision_l3_512_21k": Variant(
             {**_L3, **_windows(512)},
             **_LARGE_IMAGES,
             top1={512: 88.1},
             checkpoint=_published("L3-512-21K", "L3_21k_740m_512"),
+            params=739_570_472,
+            macs=511_254_151_168,
         ),
     }
 )

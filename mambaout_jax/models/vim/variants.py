@@ -17,7 +17,12 @@ _PLUS = {"stride": 8}
 VARIANTS: Mapping[str, Variant] = MappingProxyType(
     {
         "vim_tiny": Variant(
-            {}, crop_pct=0.875, top1={224: 76.1}, checkpoint=_weights("Vim-tiny-midclstok", "vim_t_midclstok_76p1acc")
+            {},
+            crop_pct=0.875,
+            top1={224: 76.1},
+            checkpoint=_weights("Vim-tiny-midclstok", "vim_t_midclstok_76p1acc"),
+            params=7_148_008,
+            macs=1_278_193_152,
         ),
         "vim_small": Variant(
             _SMALL,
@@ -25,24 +30,32 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             top1={224: 80.5},
             checkpoint=_weights("Vim-small-midclstok", "vim_s_midclstok_80p5acc"),
             recipe={"batch_size": 512, "augment.mixup_group": 64, "optim.weight_decay": 0.05},
+            params=25_796_584,
+            macs=4_822_195_200,
         ),
         "vim_base": Variant(
             {"embed_dim": 768},
             crop_pct=0.875,
             top1={224: 81.9},
             checkpoint=_weights("Vim-base-midclstok", "vim_b_midclstok_81p9acc", licence=None),
+            params=97_598_440,
+            macs=18_707_625_984,
         ),
         "vim_tiny_plus": Variant(
             _PLUS,
             crop_pct=0.875,
             top1={224: 78.3},
             checkpoint=_weights("Vim-tiny-midclstok", "vim_t_midclstok_ft_78p3acc"),
+            params=7_250_344,
+            macs=4_736_331_264,
         ),
         "vim_small_plus": Variant(
             {**_SMALL, **_PLUS},
             crop_pct=0.875,
             top1={224: 81.6},
             checkpoint=_weights("Vim-small-midclstok", "vim_s_midclstok_ft_81p6acc"),
+            params=26_001_256,
+            macs=17_868_807_168,
         ),
     }
 )

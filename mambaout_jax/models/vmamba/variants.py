@@ -34,14 +34,74 @@ _S1, _S2 = {"ssm_ratio": 1.0}, {"ssm_ratio": 2.0}
 
 VARIANTS: Mapping[str, Variant] = MappingProxyType(
     {
-        "vmamba_tiny_s1l8": _variant(_S1, (2, 2, 8, 2), 96, 82.6, "%23v2cls/vssm1_tiny_0230s_ckpt_epoch_264"),
-        "vmamba_small_s1l20": _variant(_S1, (2, 2, 20, 2), 96, 83.3, "%23v2cls/vssm1_small_0229s_ckpt_epoch_240"),
-        "vmamba_base_s1l20": _variant(_S1, (2, 2, 20, 2), 128, 83.8, "%23v2cls/vssm1_base_0229s_ckpt_epoch_225"),
-        "vmamba_tiny_s2l5": _variant(_S2, (2, 2, 5, 2), 96, 82.5, "%23v2cls/vssm_tiny_0230_ckpt_epoch_262"),
-        "vmamba_small_s2l15": _variant(_S2, (2, 2, 15, 2), 96, 83.6, "%23v2cls/vssm_small_0229_ckpt_epoch_222"),
-        "vmamba_base_s2l15": _variant(_S2, (2, 2, 15, 2), 128, 83.9, "%23v2cls/vssm_base_0229_ckpt_epoch_237"),
-        "vmamba_tiny_v0": _variant(_V0, (2, 2, 9, 2), 96, 82.2, "%23v0cls/vssmtiny_dp01_ckpt_epoch_292"),
-        "vmamba_small_v0": _variant(_V0, (2, 2, 27, 2), 96, 83.5, "%23v0cls/vssmsmall_dp03_ckpt_epoch_238"),
-        "vmamba_base_v0": _variant(_V0, (2, 2, 27, 2), 128, 83.7, "%23v0cls/vssmbase_dp06_ckpt_epoch_241"),
+        "vmamba_tiny_s1l8": _variant(
+            _S1,
+            (2, 2, 8, 2),
+            96,
+            82.6,
+            "%23v2cls/vssm1_tiny_0230s_ckpt_epoch_264",
+            params=30_249_064,
+            macs=4_812_621_312,
+        ),
+        "vmamba_small_s1l20": _variant(
+            _S1,
+            (2, 2, 20, 2),
+            96,
+            83.3,
+            "%23v2cls/vssm1_small_0229s_ckpt_epoch_240",
+            params=49_012_840,
+            macs=8_469_548_544,
+        ),
+        "vmamba_base_s1l20": _variant(
+            _S1,
+            (2, 2, 20, 2),
+            128,
+            83.8,
+            "%23v2cls/vssm1_base_0229s_ckpt_epoch_225",
+            params=86_614_504,
+            macs=15_030_642_688,
+        ),
+        "vmamba_tiny_s2l5": _variant(
+            _S2, (2, 2, 5, 2), 96, 82.5, "%23v2cls/vssm_tiny_0230_ckpt_epoch_262", params=30_705_832, macs=4_716_208_128
+        ),
+        "vmamba_small_s2l15": _variant(
+            _S2,
+            (2, 2, 15, 2),
+            96,
+            83.6,
+            "%23v2cls/vssm_small_0229_ckpt_epoch_222",
+            params=50_147_752,
+            macs=8_498_976_768,
+        ),
+        "vmamba_base_s2l15": _variant(
+            _S2,
+            (2, 2, 15, 2),
+            128,
+            83.9,
+            "%23v2cls/vssm_base_0229_ckpt_epoch_237",
+            params=88_557_800,
+            macs=15_069_880_320,
+        ),
+        "vmamba_tiny_v0": _variant(
+            _V0, (2, 2, 9, 2), 96, 82.2, "%23v0cls/vssmtiny_dp01_ckpt_epoch_292", params=22_893_448, macs=3_676_962_816
+        ),
+        "vmamba_small_v0": _variant(
+            _V0,
+            (2, 2, 27, 2),
+            96,
+            83.5,
+            "%23v0cls/vssmsmall_dp03_ckpt_epoch_238",
+            params=44_417_416,
+            macs=7_689_738_240,
+        ),
+        "vmamba_base_v0": _variant(
+            _V0,
+            (2, 2, 27, 2),
+            128,
+            83.7,
+            "%23v0cls/vssmbase_dp06_ckpt_epoch_241",
+            params=76_254_056,
+            macs=13_297_262_592,
+        ),
     }
 )
