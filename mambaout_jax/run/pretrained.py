@@ -152,7 +152,7 @@ def merge_pretrained(
     elif all(value in (None, labels.get(name, value)) for name, value in pretrained.labels.items()):
         head = "their last layer"
     else:
-        head = "their last layer, which was trained for other classes"
+        head = "their last layer, which was trained for other labels"
     return variables, f"initialized from {pretrained.description}, with {head}"
 
 

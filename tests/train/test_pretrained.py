@@ -72,7 +72,7 @@ def test_a_last_layer_of_other_classes_is_refused_with_the_key_to_set(run):
 
 def test_a_last_layer_for_other_class_names_is_mentioned(run):
     _, sentence, _ = load(run[0], NAMES[::-1])
-    assert sentence.endswith("with their last layer, which was trained for other classes")
+    assert sentence.endswith("with their last layer, which was trained for other labels")
 
 
 @pytest.mark.parametrize("init_head", ["keep", "new"])
