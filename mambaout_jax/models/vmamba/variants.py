@@ -11,11 +11,25 @@ from typing import Any
 from mambaout_jax.models.family import Checkpoint, Variant
 
 
-def _variant(options: Mapping[str, Any], depths: tuple[int, ...], width: int, top1: float, file: str) -> Variant:
+def _variant(
+    options: Mapping[str, Any],
+    depths: tuple[int, ...],
+    width: int,
+    top1: float,
+    file: str,
+    *,
+    params: int,
+    macs: int,
+) -> Variant:
     dims = tuple(width * 2**stage for stage in range(4))
     url = f"https://github.com/MzeroMiko/VMamba/releases/download/{file}.pth"
     return Variant(
-        {"depths": depths, "dims": dims, **options}, crop_pct=0.875, top1={224: top1}, checkpoint=Checkpoint(url, None)
+        {"depths": depths, "dims": dims, **options},
+        crop_pct=0.875,
+        top1={224: top1},
+        params=params,
+        macs=macs,
+        checkpoint=Checkpoint(url, None),
     )
 
 
