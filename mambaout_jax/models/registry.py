@@ -6,13 +6,13 @@ from typing import Any
 
 from mambaout_jax import plugins
 from mambaout_jax.checks import ConfigKey, find_fault, suggest
-from mambaout_jax.models import mambaout, vit
+from mambaout_jax.models import mambaout, plainmamba, vit
 from mambaout_jax.models.api import InputSpec, Model
 from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.family import Family, Variant
 from mambaout_jax.models.options import PREPROCESSING
 
-BUILT_IN: tuple[Family, ...] = (mambaout.FAMILY, vit.FAMILY)
+BUILT_IN: tuple[Family, ...] = (mambaout.FAMILY, vit.FAMILY, plainmamba.FAMILY)
 
 
 def families() -> tuple[Family, ...]:

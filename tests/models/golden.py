@@ -82,7 +82,8 @@ def build(name: str, case: Case) -> mo.Model:
     for pattern, entry in FAMILIES[_family(name)]["cases"].items():
         if fnmatch.fnmatchcase(name, pattern):
             matching |= entry
-    options = {matching.get("rename", {}).get(key, key): value for key, value in case.options.items()}
+    names = matching.get("rename", {})
+    options = {names.get(key, key): value for key, value in case.options.items() if names.get(key, key) is not None}
     options = {"img_size": case.input.shape[1:3], **options, **_tuples(matching.get("options", {}))}
     return mo.create_model(matching["model"], **options)
 
@@ -103,12 +104,18 @@ def small_models() -> dict[str, tuple[str, dict[str, Any]]]:
     }
 
 
+def shallow_options(family: str) -> dict[str, Any]:
+    """Return options at which every kind of name of a variant occurs and nothing takes long."""
+    return _tuples(FAMILIES[family]["shallow"])
+
+
 def skipped() -> dict[str, int]:
     """Count the known cases that no test compares, by the reason."""
     known = set(json.loads((GOLDEN / "cases.json").read_text())) | _files().keys()
     absent = known - _files().keys()
     others = [name for name in _files() if about(name)["kind"] == "model" and not _family(name)]
-    blocks = set(names("gated_cnn_block__*") + names("mamba_block__*"))  # tests of their layers compare them
+    bare = ("gated_cnn_block__*", "mamba_block__*", "plainmamba_mixer__*")  # tests of their layers compare them
+    blocks = {name for pattern in bare for name in names(pattern)}
     elsewhere = "lacks them" if "MAMBAOUT_GOLDEN" in os.environ else "is not set"
     return {
         f"not in tests/golden, and MAMBAOUT_GOLDEN {elsewhere}": len(absent),

@@ -8,11 +8,10 @@ import numpy as np
 import mambaout_jax as mo
 from mambaout_jax.models import find_family
 from mambaout_jax.weights import TorchCheckpoint
+from tests.models import golden
 from tests.timm import load_timm
 
-# Depths at which every kind of name occurs and nothing takes long.
-SHALLOW = {"depths": (1, 2), "dims": (16, 24), "num_classes": 5}
-SHALLOW_VIT = {"embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 5}
+SHALLOW = {"num_classes": 5, **golden.shallow_options("mambaout")}
 # The variants that the original repository has.
 ORIGINAL = ("mambaout_base", "mambaout_femto", "mambaout_kobe", "mambaout_small", "mambaout_tiny")
 
@@ -60,15 +59,19 @@ def relative_difference(logits, expected):
 @functools.cache
 def small_model(name="mambaout_femto", **options):
     """Build a variant at small depths and widths."""
-    shallow = {"mambaout": SHALLOW, "vit": SHALLOW_VIT}[find_family(name).name]
-    return mo.create_model(name, img_size=32, **{**shallow, **options})
+    shallow = golden.shallow_options(find_family(name).name)
+    return mo.create_model(name, img_size=32, **{"num_classes": 5, **shallow, **options})
 
 
 def draw(model, seed=0):
     """Draw variables without repeated values, so that swaps are detected."""
-    leaves, treedef = jax.tree.flatten(jax.eval_shape(model.init, jax.random.key(0)))
     rng = np.random.default_rng(seed)
-    return jax.tree.unflatten(treedef, [rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves])
+
+    def values(path, leaf):
+        noise = rng.normal(size=leaf.shape).astype(np.float32)
+        return np.abs(noise) if path[-1].key == "running_var" else noise
+
+    return jax.tree.map_with_path(values, jax.eval_shape(model.init, jax.random.key(0)))
 
 
 def checkpoint_of(shapes, config=None):

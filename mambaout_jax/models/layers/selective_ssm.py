@@ -36,9 +36,9 @@ class SelectiveSSM(nnx.Module):
         bound = channels**-0.5
         self.x_proj = Linear(channels, rank + 2 * d_state, bias=False, initializer=uniform_within(bound), dtype=dtype)
         self.dt_proj = Linear(
-            rank, channels, initializer=uniform_within(rank**-0.5), bias_initializer=_initial_dt_bias, dtype=dtype
+            rank, channels, initializer=uniform_within(rank**-0.5), bias_initializer=initial_dt_bias, dtype=dtype
         )
-        self.A_log = parameter((channels, d_state), _initial_decay)
+        self.A_log = parameter((channels, d_state), initial_decay)
         self.D = parameter((channels,), ones)
         self.impl = impl
         self.dtype = dtype
@@ -85,12 +85,12 @@ def scan_2d(ssms: Sequence[SelectiveSSM], x: Float[Array, "b h w c"], scan_order
     return sum(unflatten_map(scan, h, w, columns=columns) for scan, columns in scans)
 
 
-def _initial_decay(noise):
+def initial_decay(noise: Float[Array, "d n"]) -> Float[Array, "d n"]:
     """Return ln(1), ..., ln(n) for each channel."""
     return jnp.broadcast_to(jnp.log(jnp.arange(1, noise.shape[1] + 1, dtype=noise.dtype)), noise.shape)
 
 
-def _initial_dt_bias(noise):
+def initial_dt_bias(noise: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Return the bias whose softplus is a step size, log-uniform between DT_MIN and DT_MAX."""
     low, high = math.log(DT_MIN), math.log(DT_MAX)
     dt = jnp.maximum(jnp.exp(low + (high - low) * uniform(noise)), DT_FLOOR)

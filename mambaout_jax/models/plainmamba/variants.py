@@ -1,0 +1,34 @@
+"""The named variants of PlainMamba. Options, accuracies and weights: github.com/ChenhongyiYang/PlainMamba at 0975a1d0."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from mambaout_jax.models.family import Checkpoint, Variant
+
+
+def _published(name: str) -> Checkpoint:
+    return Checkpoint(f"https://huggingface.co/ChenhongyiYang/PlainMamba/resolve/main/{name}.pth", None)
+
+
+VARIANTS: Mapping[str, Variant] = MappingProxyType(
+    {
+        "plainmamba_l1": Variant(
+            {"embed_dim": 192, "depth": 24, "num_convs": 1, "layers_with_dwconv": (0,)},
+            crop_pct=0.875,
+            top1={224: 77.9},
+            checkpoint=_published("l1"),
+        ),
+        "plainmamba_l2": Variant(
+            {"embed_dim": 384, "depth": 24, "num_convs": 2},
+            crop_pct=0.875,
+            top1={224: 81.6},
+            checkpoint=_published("l2"),
+        ),
+        "plainmamba_l3": Variant(
+            {"embed_dim": 448, "depth": 36, "num_convs": 2},
+            crop_pct=0.875,
+            top1={224: 82.3},
+            checkpoint=_published("l3"),
+        ),
+    }
+)
