@@ -1,4 +1,4 @@
-"""Train MambaOut on ImageNet-1k with the published recipe; the argument is the model.
+"""Train a model on ImageNet-1k with its published recipe; the argument is the model.
 
 python -m mambaout_jax prepare imagenet --tars DIR
 python main.py --config=configs/imagenet.py:mambaout_tiny --workdir=runs/mambaout_tiny
@@ -10,9 +10,12 @@ python main.py --config=configs/imagenet.py:mambaout_tiny --workdir=runs/mambaou
 | mambaout_tiny | 26.55 M | 0.2 | 82.7 % |
 | mambaout_small | 48.49 M | 0.4 | 84.1 % |
 | mambaout_base | 84.81 M | 0.6 | 84.2 % |
+| plainmamba_l1 | 7.55 M | 0.2 | 77.9 % |
+| plainmamba_l2 | 26.15 M | 0.2 | 81.6 % |
+| plainmamba_l3 | 50.96 M | 0.4 | 82.3 % |
 
-Cost and result: not measured here yet. docs/recipe.md lists all hyperparameters and what may be changed. The
-learning rate is constant within an epoch, as published; --config.optim.schedule=per_step changes it at every step.
+Cost and result: not measured here yet. docs/recipe.md lists all hyperparameters of MambaOut and what may be changed.
+Its learning rate is constant within an epoch, as published; --config.optim.schedule=per_step changes it at every step.
 Use --config.model.dtype=bfloat16 on TPUs. Measure how many data.num_workers a machine needs with
 `python -m mambaout_jax bench-data --config=configs/imagenet.py:mambaout_tiny`.
 """
@@ -21,41 +24,72 @@ from ml_collections import ConfigDict
 
 from mambaout_jax.run.config import default_config
 
-DROP_PATH_RATES = {
-    "mambaout_femto": 0.025,
-    "mambaout_kobe": 0.025,
-    "mambaout_tiny": 0.2,
-    "mambaout_small": 0.4,
-    "mambaout_base": 0.6,
+# What differs between the recipes.
+MAMBAOUT = {
+    "num_epochs": 310,
+    "batch_size": 4096,
+    "log_every_steps": 52,  # six lines an epoch of 312 steps
+    "data.crop_pct": 1.0,
+    "optim.learning_rate": 4e-3,
+    "optim.cooldown_epochs": 10,
+    "optim.schedule": "per_epoch",
+}
+PLAINMAMBA = {
+    "num_epochs": 300,
+    "batch_size": 2048,
+    "microbatch_size": 256,
+    "log_every_steps": 125,  # five lines an epoch of 625 steps
+    "data.crop_pct": 0.875,
+    "data.interpolation": "bicubic",
+    "augment.mixup_group": 256,
+    "optim.learning_rate": 2e-3,
+    "optim.warmup_learning_rate": 2e-6,
+    "optim.min_learning_rate": 2e-5,
+    "optim.clip_grad_norm": 1.0,
+    "optim.ema_decay": 0.9999,
+}
+PLAINMAMBA_L1 = PLAINMAMBA | {"optim.warmup_epochs": 15, "optim.clip_grad_norm": 5.0, "optim.ema_decay": None}
+PLAINMAMBA_L3 = PLAINMAMBA | {
+    "batch_size": 1024,
+    "log_every_steps": 139,  # nine lines an epoch of 1251 steps
+    "optim.learning_rate": 1e-3,
+    "optim.warmup_learning_rate": 1e-6,
+    "optim.min_learning_rate": 1e-5,
+}
+# Recipe and drop path rate of each model.
+MODELS = {
+    "mambaout_femto": (MAMBAOUT, 0.025),
+    "mambaout_kobe": (MAMBAOUT, 0.025),
+    "mambaout_tiny": (MAMBAOUT, 0.2),
+    "mambaout_small": (MAMBAOUT, 0.4),
+    "mambaout_base": (MAMBAOUT, 0.6),
+    "plainmamba_l1": (PLAINMAMBA_L1, 0.2),
+    "plainmamba_l2": (PLAINMAMBA, 0.2),
+    "plainmamba_l3": (PLAINMAMBA_L3, 0.4),
 }
 
 
 def get_config(model: str) -> ConfigDict:
     """Return the experiment of a model: what differs from the defaults in docs/config.md."""
-    if model not in DROP_PATH_RATES:
-        raise ValueError(f"no published recipe for {model!r}; expected one of {', '.join(DROP_PATH_RATES)}")
+    if model not in MODELS:
+        raise ValueError(f"no published recipe for {model!r}; expected one of {', '.join(MODELS)}")
+    recipe, drop_path_rate = MODELS[model]
     config = default_config()
     config.seed = 42
-    config.num_epochs = 310
-    config.batch_size = 4096
     config.microbatch_size = 128
     config.eval_batch_size = 1024
-    config.log_every_steps = 52  # six lines an epoch of 312 steps
 
     config.data.name = "imagenet2012"
     config.data.auto_augment = "rand-m9-mstd0.5-inc1"
-    config.data.crop_pct = 1.0
     config.data.num_workers = 32
 
-    config.model.update(name=model, drop_path_rate=DROP_PATH_RATES[model])
+    config.model.update(name=model, drop_path_rate=drop_path_rate)
 
     config.augment.mixup_alpha = 0.8
     config.augment.cutmix_alpha = 1.0
     config.augment.mixup_group = 128
     config.augment.random_erasing_prob = 0.25
 
-    config.optim.learning_rate = 4e-3
     config.optim.warmup_epochs = 20
-    config.optim.cooldown_epochs = 10
-    config.optim.schedule = "per_epoch"
+    config.update_from_flattened_dict(recipe)
     return config

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mambaout_jax.analyze.ssm_need import measure_first_stage
-from mambaout_jax.models import find_family
+from mambaout_jax.models import find_family, find_recipe
 from mambaout_jax.run.config import known_keys
 from mambaout_jax.run.config_file import read_config
 from mambaout_jax.run.errors import RunError
@@ -20,8 +20,9 @@ IMAGENET = [
     f"imagenet:{name}"
     for name in ("mambaout_femto", "mambaout_kobe", "mambaout_tiny", "mambaout_small", "mambaout_base")
 ]
+OTHERS = {"imagenet:plainmamba_l1": 0.2, "imagenet:plainmamba_l2": 0.2, "imagenet:plainmamba_l3": 0.4}
 STUDIES = ["study:digits", "study:pathfinder", "study:photos"]
-EXPERIMENTS = ["digits", "finetune", "imagenette", *IMAGENET, *STUDIES]
+EXPERIMENTS = ["digits", "finetune", "imagenette", *IMAGENET, *OTHERS, *STUDIES]
 # What an experiment leaves to the command line.
 GIVEN = {"finetune": ["--config.init_from=runs/femto", "--config.data.name=photos"]}
 
@@ -108,6 +109,17 @@ def test_published_experiments_have_the_recipe(name):
     assert differences_from_recipe(find_family(config.model["name"]).recipe, config.values) == []
     assert 1_281_167 // config.batch_size == 312
     assert 312 % config.log_every_steps == 0
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_published_experiments_of_other_families_have_the_recipe_of_the_model(name):
+    config, model = load(name), name.partition(":")[2]
+    recipe, variant = find_recipe(model), find_family(model).variants[model]
+    own = {"model.name": model, "model.drop_path_rate": OTHERS[name], "data.crop_pct": variant.crop_pct}
+    expected = {**RECIPE, "microbatch_size": 256, **recipe.values, **own}
+    assert {key: config.all_values[key] for key in expected} == expected
+    assert differences_from_recipe(recipe, config.values) == []
+    assert 1_281_167 // config.batch_size % config.log_every_steps == 0
 
 
 def test_published_experiments_differ_in_model_and_drop_path_alone():

@@ -4,7 +4,15 @@ from mambaout_jax.models.api import FeatureInfo, Functional, InputSpec, Model, c
 from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.family import Checkpoint, Family, Publication, Recipe, Variant
 from mambaout_jax.models.layers.mamba_block import BlockState, MambaBlock
-from mambaout_jax.models.registry import create_model, families, find_family, list_models, option_keys, variant_options
+from mambaout_jax.models.registry import (
+    create_model,
+    families,
+    find_family,
+    find_recipe,
+    list_models,
+    option_keys,
+    variant_options,
+)
 
 __all__ = [
     "BlockState",
@@ -23,6 +31,7 @@ __all__ = [
     "create_model",
     "families",
     "find_family",
+    "find_recipe",
     "list_models",
     "option_keys",
     "variant_options",

@@ -59,6 +59,7 @@ class Variant:
         crop_pct: share of the resized image that the evaluation crop keeps.
         top1: published ImageNet-1k top-1 in percent, by side of the evaluation image.
         checkpoint: the published weights; None if there are none.
+        recipe: values of the family's recipe that differ for the variant, by dotted config key.
     """
 
     options: Mapping[str, Any]
@@ -68,6 +69,7 @@ class Variant:
     crop_pct: float = 1.0
     top1: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
     checkpoint: Checkpoint | None = None
+    recipe: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class Family:
             variants that have the same shapes.
         key_formats: names of its parameters in PyTorch programs; the first is the default for export.
         timm_options: options with only one value in timm; None if timm does not have the family.
-        recipe: None if none is published.
+        recipe: of the variants that do not change it (`registry.find_recipe`); None if none is published.
         publication: None for a family without a paper.
     """
 

@@ -2,6 +2,8 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from mambaout_jax import plugins
@@ -9,7 +11,7 @@ from mambaout_jax.checks import ConfigKey, find_fault, suggest
 from mambaout_jax.models import mambaout, plainmamba, vit
 from mambaout_jax.models.api import InputSpec, Model
 from mambaout_jax.models.errors import ModelError
-from mambaout_jax.models.family import Family, Variant
+from mambaout_jax.models.family import Family, Recipe, Variant
 from mambaout_jax.models.options import PREPROCESSING
 
 BUILT_IN: tuple[Family, ...] = (mambaout.FAMILY, vit.FAMILY, plainmamba.FAMILY)
@@ -44,6 +46,19 @@ def find_family(model_name: str) -> Family:
     owners = {name: family for family in families() for name in family.variants}
     _require_known(model_name, owners, "model")
     return owners[model_name]
+
+
+def find_recipe(model_name: str) -> Recipe | None:
+    """Return the published training recipe of a variant, or None if there is none.
+
+    Raises:
+        ModelError: the name is unknown.
+    """
+    family = find_family(model_name)
+    changed = family.variants[model_name].recipe
+    if family.recipe is None or not changed:
+        return family.recipe
+    return replace(family.recipe, values=MappingProxyType({**family.recipe.values, **changed}))
 
 
 def list_models() -> list[str]:

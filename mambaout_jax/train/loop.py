@@ -14,7 +14,7 @@ from mambaout_jax import distributed
 from mambaout_jax.data import DataError, Source
 from mambaout_jax.evaluate.evaluation import Evaluation, Evaluator
 from mambaout_jax.machine import MachineError
-from mambaout_jax.models import Model
+from mambaout_jax.models import Model, find_recipe
 from mambaout_jax.run.batch import describe_batch
 from mambaout_jax.run.checkpoints import Checkpoints
 from mambaout_jax.run.config import RunConfig, nest
@@ -275,7 +275,7 @@ def _open_writer(
         f"validation images of {setup.train_source.name}; {count(config.num_epochs, 'epoch')} of "
         f"{count(program.steps_per_epoch, 'step')}; {'; '.join(filter(None, (batch, start.description)))}"
     )
-    for sentence in differences_from_recipe(model.family.recipe, config.values):
+    for sentence in differences_from_recipe(find_recipe(config.model["name"]), config.values):
         writer.print_line(f"differs from the published recipe: {sentence}")
     return writer
 

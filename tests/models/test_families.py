@@ -74,7 +74,7 @@ def test_a_variant_has_the_published_number_of_parameters(family, variant):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_maps_have_the_channels_and_strides_that_the_model_states(family):
     model = mo.create_model(next(iter(FAMILIES[family].variants)))
-    assert mo.create_model(model.name).num_params == sum(leaf.size for leaf in jax.tree.leaves(shapes(model)))
+    assert mo.create_model(model.name).num_params == sum(leaf.size for leaf in jax.tree.leaves(shapes(model)["params"]))
     batch = jax.ShapeDtypeStruct((2, *model.input_spec.size, 3), jnp.float32)
     logits, maps = jax.eval_shape(
         lambda v, x: [model.apply(v, x, output=output) for output in ("logits", "features")], shapes(model), batch

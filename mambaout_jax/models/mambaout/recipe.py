@@ -13,6 +13,7 @@ RECIPE = Recipe(
             "optim.warmup_epochs": 20,
             "num_epochs": 310,
             "optim.cooldown_epochs": 10,
+            "optim.schedule": "per_epoch",
             # 4096 = 8 devices x 4 microbatches x 128 images; each microbatch has one draw of mixup or cutmix.
             "augment.mixup_group": 128,
         }

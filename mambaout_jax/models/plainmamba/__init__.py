@@ -2,6 +2,7 @@
 
 from mambaout_jax.models.family import Family, Publication
 from mambaout_jax.models.plainmamba.model import OPTIONS, PlainMamba
+from mambaout_jax.models.plainmamba.recipe import RECIPE
 from mambaout_jax.models.plainmamba.variants import VARIANTS
 from mambaout_jax.models.plainmamba.weights import ORIGINAL
 
@@ -11,6 +12,7 @@ FAMILY = Family(
     options=OPTIONS,
     variants=VARIANTS,
     key_formats=(ORIGINAL,),
+    recipe=RECIPE,
     publication=Publication(
         title="PlainMamba: Improving Non-Hierarchical Mamba in Visual Recognition",
         paper="https://arxiv.org/abs/2403.17695",

@@ -81,7 +81,7 @@ class SnakeMixer(nnx.Module):
 
     def _scan(self, u: Float[Array, "b h w e"]) -> Float[Array, "b h w e"]:
         """Compute the sum of the scans along all paths, as one scan of their channels side by side."""
-        b, h, w, e = u.shape
+        b, h, w, _ = u.shape
         rank, (_, n) = self.dt_proj.weight.shape[0], self.A_log.shape
         dt, B, C = jnp.split(self.x_proj(u).reshape(b, h * w, -1), [rank, rank + n], axis=-1)
         delta = saveable(matmul(dt, self.dt_proj.weight.astype(dt.dtype)))
