@@ -24,6 +24,9 @@ python main.py --config=configs/imagenet.py:mambaout_tiny --workdir=runs/mambaou
 | vmamba_base_v0 | 76.25 M | 0.6 | 83.7 % |
 | localvmamba_tiny | 25.53 M | 0.2 | 82.7 % |
 | localvmamba_small | 49.75 M | 0.2 | 83.7 % |
+| plainmamba_l1 | 7.55 M | 0.2 | 77.9 % |
+| plainmamba_l2 | 26.15 M | 0.2 | 81.6 % |
+| plainmamba_l3 | 50.96 M | 0.4 | 82.3 % |
 
 Cost and result: not measured here yet. docs/recipe.md lists all hyperparameters of MambaOut and what may be changed.
 Its learning rate is constant within an epoch, as published; --config.optim.schedule=per_step changes it at every step.
@@ -81,6 +84,28 @@ LOCALVMAMBA = {
     "optim.weight_decay": 0.04,
 }
 LOCALVIM = LOCALVMAMBA | {"data.auto_augment": "rand-m9-mstd0.5"}
+PLAINMAMBA = {
+    "num_epochs": 300,
+    "batch_size": 2048,
+    "microbatch_size": 256,
+    "log_every_steps": 125,  # five lines an epoch of 625 steps
+    "data.crop_pct": 0.875,
+    "data.interpolation": "bicubic",
+    "augment.mixup_group": 256,
+    "optim.learning_rate": 2e-3,
+    "optim.warmup_learning_rate": 2e-6,
+    "optim.min_learning_rate": 2e-5,
+    "optim.clip_grad_norm": 1.0,
+    "optim.ema_decay": 0.9999,
+}
+PLAINMAMBA_L1 = PLAINMAMBA | {"optim.warmup_epochs": 15, "optim.clip_grad_norm": 5.0, "optim.ema_decay": None}
+PLAINMAMBA_L3 = PLAINMAMBA | {
+    "batch_size": 1024,
+    "log_every_steps": 139,  # nine lines an epoch of 1251 steps
+    "optim.learning_rate": 1e-3,
+    "optim.warmup_learning_rate": 1e-6,
+    "optim.min_learning_rate": 1e-5,
+}
 # Recipe and drop path rate of each model.
 MODELS = {
     "mambaout_femto": (MAMBAOUT, 0.025),
@@ -102,6 +127,9 @@ MODELS = {
     "vmamba_base_v0": (VMAMBA, 0.6),
     "localvmamba_tiny": (LOCALVMAMBA, 0.2),
     "localvmamba_small": (LOCALVMAMBA, 0.2),
+    "plainmamba_l1": (PLAINMAMBA_L1, 0.2),
+    "plainmamba_l2": (PLAINMAMBA, 0.2),
+    "plainmamba_l3": (PLAINMAMBA_L3, 0.4),
 }
 
 

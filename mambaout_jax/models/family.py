@@ -106,7 +106,7 @@ class Family:
             variants that have the same shapes.
         key_formats: names of its parameters in PyTorch programs; the first is the default for export.
         timm_options: options with only one value in timm; None if timm does not have the family.
-        recipe: None if none is published.
+        recipe: of the variants that do not change it (`recipe_of`); None if none is published.
         publication: None for a family without a paper.
     """
 

@@ -12,7 +12,7 @@ from flax import nnx
 
 from mambaout_jax import plugins
 from mambaout_jax.checks import ConfigKey, find_fault, suggest
-from mambaout_jax.models import localvim, localvmamba, mambaout, mambavision, vim, vit, vmamba
+from mambaout_jax.models import localvim, localvmamba, mambaout, mambavision, plainmamba, vim, vit, vmamba
 from mambaout_jax.models.api import InputSpec, Model
 from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.family import Family, Variant
@@ -23,6 +23,7 @@ BUILT_IN: tuple[Family, ...] = (
     vit.FAMILY,
     vim.FAMILY,
     vmamba.FAMILY,
+    plainmamba.FAMILY,
     localvim.FAMILY,
     localvmamba.FAMILY,
     mambavision.FAMILY,

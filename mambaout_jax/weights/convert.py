@@ -52,7 +52,16 @@ def from_checkpoint(model: Model, checkpoint: TorchCheckpoint, *, with_classifie
     except WeightsError as error:
         if str(error).startswith(checkpoint.origin):
             raise
-        raise WeightsError(f"{checkpoint.origin}: {error}") from error
+        raise WeightsError(f"{checkpoint.origin}: {_describe_other(model, checkpoint)}{error}") from error
+
+
+def _describe_other(model: Model, checkpoint: TorchCheckpoint) -> str:
+    """Return the beginning of a message that names the variant of the weights, unless it is the model's or unknown."""
+    try:
+        found = resolve_model(checkpoint)
+    except WeightsError:
+        return ""
+    return "" if model.name in (found.name, *found.others) else f"these are weights of {found.name}; "
 
 
 def _trained_size(checkpoint: TorchCheckpoint) -> tuple[int, int] | None:

@@ -127,7 +127,7 @@ def skipped() -> dict[str, int]:
     absent = known() - _files().keys()
     others = [name for name in _files() if about(name)["kind"] == "model" and not _family(name)]
     # Tests of their layers compare them.
-    layers = ("gated_cnn_block__*", "mamba_block__*", "vss_block__*", "mambavision_mixer__*")
+    layers = ("gated_cnn_block__*", "mamba_block__*", "vss_block__*", "mambavision_mixer__*", "plainmamba_mixer__*")
     blocks = {name for pattern in layers for name in names(pattern)}
     elsewhere = "lacks them" if "MAMBAOUT_GOLDEN" in os.environ else "is not set"
     return {

@@ -1,7 +1,7 @@
 import pytest
 
 import mambaout_jax as mo
-from mambaout_jax.models import find_family
+from mambaout_jax.models import find_family, list_models
 from mambaout_jax.train.recipe import differences_from_recipe, linearly_scaled_lr
 
 PUBLISHED = find_family("mambaout_femto").recipe
@@ -78,6 +78,20 @@ def test_other_datasets_and_pretrained_weights_have_no_differences(changes):
 def test_a_family_without_a_recipe_departs_from_none():
     recipe = mo.create_model("deit_tiny_patch16_224").family.recipe
     assert differences_from_recipe(recipe, {**RECIPE, "batch_size": 1024, "num_epochs": 300}) == []
+
+
+def test_a_variant_changes_values_of_the_recipe_of_its_family_only():
+    for name in list_models():
+        family = find_family(name)
+        changed = family.variants[name].recipe
+        if family.recipe is None:
+            assert not changed
+            assert find_family(name).recipe_of(name) is None
+        else:
+            assert changed.keys() <= family.recipe.values.keys()
+            assert find_family(name).recipe_of(name).values == {**family.recipe.values, **changed}
+    assert find_family("plainmamba_l2").recipe_of("plainmamba_l2") == find_family("plainmamba_l2").recipe
+    assert find_family("plainmamba_l3").recipe_of("plainmamba_l3").values["batch_size"] == 1024
 
 
 def test_a_task_without_the_keys_of_the_recipe_has_no_differences():
