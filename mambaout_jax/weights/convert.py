@@ -52,16 +52,19 @@ def from_checkpoint(model: Model, checkpoint: TorchCheckpoint, *, with_classifie
     except WeightsError as error:
         if str(error).startswith(checkpoint.origin):
             raise
-        raise WeightsError(f"{checkpoint.origin}: {_describe_other(model, checkpoint)}{error}") from error
+        if name := _other_variant(model, checkpoint):
+            raise WeightsError(f"{checkpoint.origin}: the weights do not fit {model.name}, but {name}") from error
+        raise WeightsError(f"{checkpoint.origin}: {error}") from error
 
 
-def _describe_other(model: Model, checkpoint: TorchCheckpoint) -> str:
-    """Return the beginning of a message that names the variant of the weights, unless it is the model's or unknown."""
+def _other_variant(model: Model, checkpoint: TorchCheckpoint) -> str | None:
+    """Return the variant that the weights have the shapes of, if it is another one of the model's family."""
     try:
-        found = resolve_model(checkpoint)
+        found = resolve_model(checkpoint._replace(config=None))
     except WeightsError:
-        return ""
-    return "" if model.name in (found.name, *found.others) else f"these are weights of {found.name}; "
+        return None
+    same = model.name in (found.name, *found.others) or found.name not in model.family.variants
+    return None if same else found.name
 
 
 def _trained_size(checkpoint: TorchCheckpoint) -> tuple[int, int] | None:

@@ -4,6 +4,7 @@ import argparse
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import mambaout_jax as mo
 from mambaout_jax.weights import WeightsError
@@ -55,3 +56,12 @@ def test_weights_of_another_type_of_scan_are_refused():
     v1, v2 = (mo.create_model("vim_tiny", img_size=32, bimamba_type=name, **SMALL) for name in ("v1", "v2"))
     with pytest.raises(WeightsError, match="conv1d_b"):
         mo.from_torch(v2, mo.to_torch(v1, pytorch.draw(v1)))
+
+
+def test_weights_of_another_variant_are_refused_with_the_names_of_both(tmp_path):
+    source = mo.create_model("vim_tiny", num_classes=5)
+    save_file(mo.to_torch(source, pytorch.draw(source)), tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError, match=r"w\.safetensors: the weights do not fit vim_small, but vim_tiny$"):
+        mo.load_pretrained(tmp_path / "w.safetensors", name="vim_small")
+    with pytest.raises(WeightsError, match="the weights belong to a Vim; a LocalVim is expected"):
+        mo.load_pretrained(tmp_path / "w.safetensors", name="localvim_tiny")
