@@ -27,10 +27,18 @@ python main.py --config=configs/imagenet.py:mambaout_tiny --workdir=runs/mambaou
 | plainmamba_l1 | 7.55 M | 0.2 | 77.9 % |
 | plainmamba_l2 | 26.15 M | 0.2 | 81.6 % |
 | plainmamba_l3 | 50.96 M | 0.4 | 82.3 % |
+| mambavision_t | 31.79 M | 0.2 | 82.3 % |
+| mambavision_t2 | 35.10 M | 0.2 | 82.7 % |
+| mambavision_s | 50.14 M | 0.2 | 83.3 % |
+| mambavision_b | 97.69 M | 0.3 | 84.2 % |
+| mambavision_l | 227.96 M | 0.3 | 85.0 % |
+| mambavision_l2 | 241.55 M | 0.3 | 85.3 % |
 
 Cost and result: not measured here yet. docs/recipe.md lists all hyperparameters of MambaOut and what may be changed.
 Its learning rate is constant within an epoch, as published; --config.optim.schedule=per_step changes it at every step.
 Vim was trained with repeated augmentation (each image three times in a batch), which is not available here.
+MambaVision was trained with self-distillation from the moving average of its weights (MESA), which is not available
+here; its augmentation is assumed to be that of MambaOut.
 Use --config.model.dtype=bfloat16 on TPUs. Measure how many data.num_workers a machine needs with
 `python -m mambaout_jax bench-data --config=configs/imagenet.py:mambaout_tiny`.
 """
@@ -106,6 +114,16 @@ PLAINMAMBA_L3 = PLAINMAMBA | {
     "optim.warmup_learning_rate": 1e-6,
     "optim.min_learning_rate": 1e-5,
 }
+MAMBAVISION = {
+    "num_epochs": 310,
+    "batch_size": 4096,
+    "log_every_steps": 52,
+    "optim.name": "lamb",
+    "optim.learning_rate": 5e-3,
+    "optim.cooldown_epochs": 10,
+    "optim.clip_grad_norm": 5.0,
+    "optim.ema_decay": 0.9998,
+}
 # Recipe and drop path rate of each model.
 MODELS = {
     "mambaout_femto": (MAMBAOUT, 0.025),
@@ -130,6 +148,12 @@ MODELS = {
     "plainmamba_l1": (PLAINMAMBA_L1, 0.2),
     "plainmamba_l2": (PLAINMAMBA, 0.2),
     "plainmamba_l3": (PLAINMAMBA_L3, 0.4),
+    "mambavision_t": (MAMBAVISION, 0.2),
+    "mambavision_t2": (MAMBAVISION, 0.2),
+    "mambavision_s": (MAMBAVISION, 0.2),
+    "mambavision_b": (MAMBAVISION | {"optim.warmup_epochs": 35, "optim.weight_decay": 0.075}, 0.3),
+    "mambavision_l": (MAMBAVISION | {"optim.weight_decay": 0.12}, 0.3),
+    "mambavision_l2": (MAMBAVISION | {"optim.weight_decay": 0.12}, 0.3),
 }
 
 
