@@ -257,7 +257,8 @@ def failed_write(folder, name, before):
         "try: write_file(sys.argv[1], {'a': np.ones(10**6, np.float32)}, force=True)\n"
         "except WeightsError as error: print(error)\n"
     )
-    command = [*before, sys.executable, "-c", script, folder / name]
+    # -B: under the limit, Python would leave truncated bytecode in the cache of the tests.
+    command = [*before, sys.executable, "-B", "-c", script, folder / name]
     run = subprocess.run(command, capture_output=True, check=False, text=True)
     assert run.returncode == 0, run.stderr
     return run.stdout.strip()
