@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 
 import mambaout_jax as mo
+from mambaout_jax.models import find_family
 from mambaout_jax.models.key_format import KeyFormat, same_names
 from mambaout_jax.weights import WeightsError
 from mambaout_jax.weights.key_map import from_torch_key, matching_formats, to_torch_key
 from mambaout_jax.weights.state_dict import load_state_dict, to_tensors
 from tests.weights import pytorch
 
-BOTH = [(name, "timm") for name in mo.list_models()] + [(name, "mambaout") for name in pytorch.ORIGINAL]
+BOTH = [(name, find_family(name).key_formats[0].name) for name in mo.list_models()]
+BOTH += [(name, "mambaout") for name in pytorch.ORIGINAL]
 
 
 @pytest.fixture
