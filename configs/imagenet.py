@@ -24,10 +24,18 @@ python main.py --config=configs/imagenet.py:mambaout_tiny --workdir=runs/mambaou
 | vmamba_base_v0 | 76.25 M | 0.6 | 83.7 % |
 | localvmamba_tiny | 25.53 M | 0.2 | 82.7 % |
 | localvmamba_small | 49.75 M | 0.2 | 83.7 % |
+| mambavision_t | 31.79 M | 0.2 | 82.3 % |
+| mambavision_t2 | 35.10 M | 0.2 | 82.7 % |
+| mambavision_s | 50.14 M | 0.2 | 83.3 % |
+| mambavision_b | 97.69 M | 0.3 | 84.2 % |
+| mambavision_l | 227.96 M | 0.3 | 85.0 % |
+| mambavision_l2 | 241.55 M | 0.3 | 85.3 % |
 
 Cost and result: not measured here yet. docs/recipe.md lists all hyperparameters of MambaOut and what may be changed.
 Its learning rate is constant within an epoch, as published; --config.optim.schedule=per_step changes it at every step.
 Vim was trained with repeated augmentation (each image three times in a batch), which is not available here.
+MambaVision was trained with self-distillation from the moving average of its weights (MESA), which is not available
+here; its batch size and augmentation are assumed to be those of MambaOut.
 Use --config.model.dtype=bfloat16 on TPUs. Measure how many data.num_workers a machine needs with
 `python -m mambaout_jax bench-data --config=configs/imagenet.py:mambaout_tiny`.
 """
@@ -81,6 +89,16 @@ LOCALVMAMBA = {
     "optim.weight_decay": 0.04,
 }
 LOCALVIM = LOCALVMAMBA | {"data.auto_augment": "rand-m9-mstd0.5"}
+MAMBAVISION = {
+    "num_epochs": 310,
+    "batch_size": 4096,
+    "log_every_steps": 52,
+    "optim.name": "lamb",
+    "optim.learning_rate": 5e-3,
+    "optim.cooldown_epochs": 10,
+    "optim.clip_grad_norm": 5.0,
+    "optim.ema_decay": 0.9998,
+}
 # Recipe and drop path rate of each model.
 MODELS = {
     "mambaout_femto": (MAMBAOUT, 0.025),
@@ -102,6 +120,12 @@ MODELS = {
     "vmamba_base_v0": (VMAMBA, 0.6),
     "localvmamba_tiny": (LOCALVMAMBA, 0.2),
     "localvmamba_small": (LOCALVMAMBA, 0.2),
+    "mambavision_t": (MAMBAVISION, 0.2),
+    "mambavision_t2": (MAMBAVISION, 0.2),
+    "mambavision_s": (MAMBAVISION, 0.2),
+    "mambavision_b": (MAMBAVISION | {"optim.warmup_epochs": 35, "optim.weight_decay": 0.075}, 0.3),
+    "mambavision_l": (MAMBAVISION | {"optim.weight_decay": 0.12}, 0.3),
+    "mambavision_l2": (MAMBAVISION | {"optim.weight_decay": 0.12}, 0.3),
 }
 
 

@@ -2,15 +2,17 @@
 
 import ast
 import re
+import runpy
 from pathlib import Path
 
 import pytest
 
 from mambaout_jax.analyze.ssm_need import measure_first_stage
-from mambaout_jax.models import find_family
+from mambaout_jax.models import create_model, find_family
 from mambaout_jax.run.config import known_keys
 from mambaout_jax.run.config_file import read_config
 from mambaout_jax.run.errors import RunError
+from mambaout_jax.study.variants import design_variants
 from mambaout_jax.train.recipe import differences_from_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -36,9 +38,15 @@ OTHERS = {
     "imagenet:localvim_tiny": (0.1, None),
     "imagenet:localvmamba_tiny": (0.2, None),
     "imagenet:localvmamba_small": (0.2, None),
+    "imagenet:mambavision_t": (0.2, 0.9998),
+    "imagenet:mambavision_t2": (0.2, 0.9998),
+    "imagenet:mambavision_s": (0.2, 0.9998),
+    "imagenet:mambavision_b": (0.3, 0.9998),
+    "imagenet:mambavision_l": (0.3, 0.9998),
+    "imagenet:mambavision_l2": (0.3, 0.9998),
 }
 STUDIES = ["study:digits", "study:pathfinder", "study:photos"]
-EXPERIMENTS = ["digits", "finetune", "imagenette", *IMAGENET, *OTHERS, *STUDIES]
+EXPERIMENTS = ["digits", "finetune", "imagenette", "study_mambavision", *IMAGENET, *OTHERS, *STUDIES]
 # What an experiment leaves to the command line.
 GIVEN = {"finetune": ["--config.init_from=runs/femto", "--config.data.name=photos"]}
 
@@ -121,8 +129,9 @@ def test_every_file_says_how_to_run_it_and_what_it_costs(name):
 def test_experiments_of_other_families_have_the_recipe_of_their_model(name):
     config, model = load(name), name.partition(":")[2]
     recipe, (drop_path_rate, ema_decay) = find_family(model).recipe_of(model), OTHERS[name]
-    own = {"model.name": model, "model.drop_path_rate": drop_path_rate, "data.crop_pct": 0.875}
-    expected = {**RECIPE, **recipe.values, **own, "optim.ema_decay": ema_decay}
+    crop_pct = None if model.startswith("mambavision") else 0.875  # that of the variant
+    own = {"model.name": model, "model.drop_path_rate": drop_path_rate, "data.crop_pct": crop_pct}
+    expected = {**RECIPE, "optim.schedule": "per_step", **recipe.values, **own, "optim.ema_decay": ema_decay}
     assert {key: config.all_values[key] for key in expected} == expected
     assert differences_from_recipe(recipe, config.values) == []
     assert 1_281_167 // config.batch_size % config.log_every_steps == 0
@@ -168,6 +177,15 @@ def test_every_study_can_remove_its_ssm_and_evaluates_at_its_end(name):
     assert config.data.name == name.partition(":")[2]
     assert config.num_epochs % config.eval_every_epochs == 0
     assert config.init_from is None
+
+
+def test_the_study_of_mixers_compares_them_at_equal_parameters():
+    config = runpy.run_path(str(CONFIGS / "study_mambavision.py"))["get_config"]().to_dict()
+    variants = design_variants(
+        config["model"], config["study"], lambda options: create_model(num_classes=10, **options)
+    )
+    assert len(variants) == 10
+    assert all(abs(variant.params - variants[0].params) < 0.02 * variants[0].params for variant in variants[2:])
 
 
 @pytest.mark.parametrize(("name", "verdict"), [("study:digits", "short"), ("study:pathfinder", "long")])

@@ -1,4 +1,4 @@
-"""The published training recipe of MambaVision, as far as all variants share it; configs/imagenet.py has the rest.
+"""The published training recipe of MambaVision; variants.py has the values of single variants.
 
 Its self-distillation from the moving average of the weights (MESA) is not part of this program.
 """
@@ -11,14 +11,16 @@ RECIPE = Recipe(
     dataset="imagenet2012",
     values=MappingProxyType(
         {
-            "batch_size": 4096,
+            "batch_size": 4096,  # assumed, like the augmentation in configs/imagenet.py; not verified
             "num_epochs": 310,
             "optim.name": "lamb",
             "optim.learning_rate": 5e-3,
+            "optim.warmup_epochs": 20,
             "optim.cooldown_epochs": 10,
+            "optim.weight_decay": 0.05,
             "optim.clip_grad_norm": 5.0,
             "optim.ema_decay": 0.9998,
         }
     ),
-    reference="Hatamizadeh and Kautz, MambaVision, 2025, and its published training configurations",
+    reference="Hatamizadeh and Kautz, MambaVision, 2025, and the training configurations of its code",
 )

@@ -54,19 +54,34 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             macs=7_576_390_656,
         ),
         "mambavision_b": Variant(
-            _B, top1={224: 84.2}, checkpoint=_published("B-1K", "base_1k"), params=97_685_288, macs=15_160_397_824
+            _B,
+            top1={224: 84.2},
+            checkpoint=_published("B-1K", "base_1k"),
+            params=97_685_288,
+            macs=15_160_397_824,
+            recipe={"optim.warmup_epochs": 35, "optim.weight_decay": 0.075},
         ),
         "mambavision_b_21k": Variant(
             _B, top1={224: 84.9}, checkpoint=_published("B-21K", "base_21k"), params=97_685_288, macs=15_160_397_824
         ),
         "mambavision_l": Variant(
-            _L, top1={224: 85.0}, checkpoint=_published("L-1K", "large_1k"), params=227_961_048, macs=35_156_673_664
+            _L,
+            top1={224: 85.0},
+            checkpoint=_published("L-1K", "large_1k"),
+            params=227_961_048,
+            macs=35_156_673_664,
+            recipe={"optim.weight_decay": 0.12},
         ),
         "mambavision_l_21k": Variant(
             _L, top1={224: 86.1}, checkpoint=_published("L-21K", "large_21k"), params=227_961_048, macs=35_156_673_664
         ),
         "mambavision_l2": Variant(
-            _L2, top1={224: 85.3}, checkpoint=_published("L2-1K", "large2_1k"), params=241_554_824, macs=37_876_065_472
+            _L2,
+            top1={224: 85.3},
+            checkpoint=_published("L2-1K", "large2_1k"),
+            params=241_554_824,
+            macs=37_876_065_472,
+            recipe={"optim.weight_decay": 0.12},
         ),
         "mambavision_l2_512_21k": Variant(
             {**_L2, **_windows(512)},
