@@ -38,7 +38,7 @@ Cost and result: not measured here yet. docs/recipe.md lists all hyperparameters
 Its learning rate is constant within an epoch, as published; --config.optim.schedule=per_step changes it at every step.
 Vim was trained with repeated augmentation (each image three times in a batch), which is not available here.
 MambaVision was trained with self-distillation from the moving average of its weights (MESA), which is not available
-here; its augmentation is assumed to be that of MambaOut.
+here; its batch size and augmentation are assumed to be those of MambaOut.
 Use --config.model.dtype=bfloat16 on TPUs. Measure how many data.num_workers a machine needs with
 `python -m mambaout_jax bench-data --config=configs/imagenet.py:mambaout_tiny`.
 """

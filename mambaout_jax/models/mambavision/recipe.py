@@ -11,7 +11,7 @@ RECIPE = Recipe(
     dataset="imagenet2012",
     values=MappingProxyType(
         {
-            "batch_size": 4096,
+            "batch_size": 4096,  # assumed, like the augmentation in configs/imagenet.py; not verified
             "num_epochs": 310,
             "optim.name": "lamb",
             "optim.learning_rate": 5e-3,
