@@ -1,13 +1,14 @@
 """Modules and models as plain functions of nested dicts. Code outside of models/ does not use flax."""
 
-import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Key, UInt8
 
 from mambaout_jax.models.errors import ModelError
@@ -15,6 +16,7 @@ from mambaout_jax.models.family import Family
 from mambaout_jax.models.layers.parameters import init_state, state_shapes
 from mambaout_jax.models.options import MIN_SIZE
 from mambaout_jax.ops import normalize_images
+from mambaout_jax.ops.sharding import spec_of, with_auto_axes
 
 if TYPE_CHECKING:
     from mambaout_jax.models.summary import Summary
@@ -73,7 +75,10 @@ class Functional:
         self._graphdef, self._params, self._batch_stats = nnx.split(module, nnx.Param, nnx.BatchStat)
         # Jitted once, so that repeated calls outside of jit are not traced again.
         self._call = jax.jit(
-            lambda method, variables, args: getattr(self._merge(variables), method)(*args), static_argnums=0
+            lambda method, variables, args: self._compute(
+                lambda module, *args: getattr(module, method)(*args), variables, *args
+            )[0],
+            static_argnums=0,
         )
 
     @property
@@ -97,7 +102,7 @@ class Functional:
     def _init(self, key: Key[Array, ""]) -> Variables:
         return {"params": init_state(self._params, key), "batch_stats": init_state(self._batch_stats, key)}
 
-    @functools.cached_property
+    @cached_property
     def _expected(self) -> Variables:
         return self.shapes
 
@@ -114,8 +119,22 @@ class Functional:
             raise ModelError(f"{fault}; variables as {self.name}.init(key) returns them are expected")
         return given
 
-    def _merge(self, variables: Variables) -> nnx.Module:
+    def _compute(self, function: Callable[..., Any], variables: Variables, *args: Any) -> tuple[Any, Variables]:
+        """Compute `function(module, *args)` and the batch statistics of the module after it, on any mesh.
+
+        Explicit axes are Auto inside. The first axis of results is split like that of the first array of `args`.
+        """
         variables = self._check(variables)
+
+        def run(variables: Variables, *args: Any) -> tuple[Any, Variables]:
+            module = self._merge(variables)
+            return function(module, *args), nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
+
+        specs = [spec_of(leaf) for leaf in jax.tree.leaves(args) if isinstance(leaf, jax.Array)]
+        rows = PartitionSpec(*specs[0][:1]) if specs else PartitionSpec()
+        return with_auto_axes(run, variables, *args, out=(rows, jax.tree.map(spec_of, variables["batch_stats"])))
+
+    def _merge(self, variables: Variables) -> nnx.Module:
         return nnx.merge(self._graphdef, variables["params"], variables["batch_stats"])
 
 
@@ -190,7 +209,7 @@ class Model(Functional):
             ModelError: the images are not normalized, have the wrong rank or number of channels or are too small,
                 `output` is unknown, or the variables have another structure than those of `init`.
         """
-        return self._run(self._merge(variables), images, None, output)
+        return self._compute(partial(self._run, output=output), variables, images, None)[0]
 
     def features(self, variables: Variables, images: Float[Array, "b h w i"]) -> list[Float[Array, "..."]]:
         """Compute the feature maps of all stages, for inference, as `apply(..., output="features")`."""
@@ -216,10 +235,12 @@ class Model(Functional):
         Returns:
             The output, and the running statistics, updated with this batch.
         """
-        module = self._merge(variables)
-        module.train()
-        result = self._run(module, images, key, output)
-        return result, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
+
+        def train(module: nnx.Module, images: Array, key: Key[Array, ""] | None) -> Any:
+            module.train()
+            return self._run(module, images, key, output)
+
+        return self._compute(train, variables, images, key)
 
     def call(self, variables: Variables, method: str, *args: Any, train: bool = False) -> tuple[Any, Variables]:
         """Apply a method of the module, for tasks that run their models in several stages.
@@ -233,16 +254,18 @@ class Model(Functional):
         Raises:
             ModelError: models of this family do not have the method.
         """
-        module = self._merge(variables)
-        if not hasattr(module, method):
-            raise ModelError(
-                f"{self.name} has no method {method!r}, which the task calls; a model of another family than "
-                f"{self.family.name!r} is expected"
-            )
-        if train:
-            module.train()
-        result = getattr(module, method)(*args)
-        return result, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
+
+        def call(module: nnx.Module, *args: Any) -> Any:
+            if not hasattr(module, method):
+                raise ModelError(
+                    f"{self.name} has no method {method!r}, which the task calls; a model of another family than "
+                    f"{self.family.name!r} is expected"
+                )
+            if train:
+                module.train()
+            return getattr(module, method)(*args)
+
+        return self._compute(call, variables, *args)
 
     def resample_params(
         self, params: Mapping[ParamPath, Any], img_size: tuple[int, int] | None = None

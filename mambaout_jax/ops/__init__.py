@@ -1,6 +1,7 @@
 """Array functions without learned parameters."""
 
 from mambaout_jax.ops.activations import gelu
+from mambaout_jax.ops.conv import conv2d
 from mambaout_jax.ops.depthwise import depthwise_conv2d
 from mambaout_jax.ops.images import normalize_images
 from mambaout_jax.ops.matmul import matmul
@@ -14,6 +15,7 @@ __all__ = [
     "SCAN_IMPLS",
     "SCAN_ORDERS",
     "batch_norm",
+    "conv2d",
     "depthwise_conv2d",
     "flatten_map",
     "gelu",

@@ -10,7 +10,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
+
+from mambaout_jax.ops.conv import convolve, convolve_vjp
+from mambaout_jax.ops.sharding import spec_of, with_auto_axes
 
 # XLA's CPU backend fuses a slice into its consumer unless the consumer would evaluate it more than 15 times. In a loop
 # over channels, the offset of a fused dynamic slice is a load, which prevents LLVM from vectorizing the loop.
@@ -31,8 +35,8 @@ def depthwise_conv2d(
     Args:
         kernel: kh and kw are odd, and may exceed the size of the map.
         impl: "lax" is the grouped convolution; "shift" is the sum of shifted maps, accumulated in float32; "auto" is
-            "shift" in programs lowered for CPU and "lax" elsewhere. "shift" and "auto" have a custom VJP and no
-            forward-mode derivative.
+            "shift" in programs lowered for CPU and "lax" elsewhere. All have a custom VJP and no forward-mode
+            derivative.
 
     Raises:
         ValueError: kh or kw is even, or `impl` is unknown.
@@ -40,23 +44,21 @@ def depthwise_conv2d(
     kh, kw = kernel.shape[:2]
     if kh % 2 == 0 or kw % 2 == 0:
         raise ValueError(f"the depthwise kernel is {kh}x{kw}; odd sides are expected, to preserve the size of the map")
-    if impl == "lax":
-        return _lax(x, kernel)
-    if impl == "shift":
-        return _with_vjp(x, kernel, _shift, _shift_vjp)
-    if impl == "auto":
-        return _with_vjp(x, kernel, _auto, _auto_vjp)
-    raise ValueError(f"impl is {impl!r}; 'auto', 'lax' or 'shift' is expected")
+    if impl not in _IMPLS:
+        raise ValueError(f"impl is {impl!r}; 'auto', 'lax' or 'shift' is expected")
+    *rows, channels = spec_of(x)
+    out = PartitionSpec(*rows, channels or spec_of(kernel)[-1])
+    return with_auto_axes(partial(_with_vjp, *_IMPLS[impl]), x, kernel, out=out)
 
 
 # `lax.platform_dependent` is called inside the VJP, not differentiated: its own VJP stores the residuals of all
 # branches.
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _with_vjp(x, kernel, forward, vjp):
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _with_vjp(forward, vjp, x, kernel):
     return forward(x, kernel)
 
 
-def _fwd(x, kernel, forward, vjp):
+def _fwd(forward, vjp, x, kernel):
     return forward(x, kernel), (x, kernel)
 
 
@@ -76,18 +78,17 @@ def _auto_vjp(x, kernel, dy):
 
 
 def _lax(x, kernel):
-    return lax.conv_general_dilated(
-        x,
-        kernel.astype(x.dtype),
-        window_strides=(1, 1),
-        padding=[(side // 2, side // 2) for side in kernel.shape[:2]],
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=x.shape[-1],
-    )
+    return convolve(*_same(x, kernel), x, kernel.astype(x.dtype))
 
 
 def _lax_vjp(x, kernel, dy):
-    return jax.vjp(_lax, x, kernel)[1](dy)
+    dx, dkernel = convolve_vjp(*_same(x, kernel), x, kernel.astype(x.dtype), dy)
+    return dx, dkernel.astype(kernel.dtype)
+
+
+def _same(x, kernel):
+    kh, kw = kernel.shape[:2]
+    return (1, 1), (kh // 2, kw // 2), x.shape[-1]
 
 
 def _shift(x, kernel):
@@ -111,8 +112,8 @@ def _shift_kernel_gradient(x, kernel, dy):
     Each step of the loop adds whole rows of dy, with one multiply-add over (b, kh, kw, c) per pixel. The batch is
     summed last, outside the loop, so that a sharded batch costs one all-reduce.
     """
-    kh, kw, _, c = kernel.shape
-    b, h, w = x.shape[:3]
+    kh, kw = kernel.shape[:2]
+    h, w = x.shape[1:3]
     rows = min(h, -(-_READS_UNFUSED // w))
     steps = -(-h // rows)
     missing = steps * rows - h
@@ -127,9 +128,13 @@ def _shift_kernel_gradient(x, kernel, dy):
             x_rows[:, i : i + kh, j : j + kw] * dy_rows[:, i : i + 1, j : j + 1] for i, j in pixels
         ), None
 
-    total, _ = lax.scan(step, jnp.zeros((b, kh, kw, c), jnp.float32), rows * jnp.arange(steps))
+    # Zeros like a part of x, to vary over the same axes under `shard_map`.
+    total, _ = lax.scan(step, jnp.zeros_like(x_pad[:, :kh, :kw]), rows * jnp.arange(steps))
     return total.sum(0)[:, :, None].astype(kernel.dtype)
 
 
 def _pad(x, top, bottom, side):
     return jnp.pad(x.astype(jnp.float32), ((0, 0), (top, bottom), (side, side), (0, 0)))
+
+
+_IMPLS = {"auto": (_auto, _auto_vjp), "lax": (_lax, _lax_vjp), "shift": (_shift, _shift_vjp)}

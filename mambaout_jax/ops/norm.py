@@ -9,10 +9,12 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from mambaout_jax.ops.sharding import spec_of, with_auto_axes
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
+
 def layer_norm(
     x: Float[Array, "*batch d"], weight: Float[Array, " d"], bias: Float[Array, " d"], eps: float
 ) -> Float[Array, "*batch d"]:
@@ -20,10 +22,15 @@ def layer_norm(
 
     The backward pass stores x, the mean and the scale; autodiff would store three arrays of the size of x.
     """
-    return _layer_norm_fwd(x, weight, bias, eps)[0]
+    return with_auto_axes(partial(_layer_norm, eps), x, weight, bias, out=spec_of(x))
 
 
-def _layer_norm_fwd(x, weight, bias, eps):
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _layer_norm(eps, x, weight, bias):
+    return _layer_norm_fwd(eps, x, weight, bias)[0]
+
+
+def _layer_norm_fwd(eps, x, weight, bias):
     x32 = x.astype(jnp.float32)
     mean = x32.mean(-1, keepdims=True)
     scale = lax.rsqrt(jnp.square(x32 - mean).mean(-1, keepdims=True) + eps)
@@ -42,19 +49,23 @@ def _layer_norm_bwd(eps, residuals, dy):
     return dx.astype(x.dtype), dweight.astype(weight.dtype), dbias.astype(bias.dtype)
 
 
-layer_norm.defvjp(_layer_norm_fwd, _layer_norm_bwd)
+_layer_norm.defvjp(_layer_norm_fwd, _layer_norm_bwd)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
 def rms_norm(x: Float[Array, "*batch d"], weight: Float[Array, " d"], eps: float) -> Float[Array, "*batch d"]:
     """Compute x / sqrt(mean(x^2) + eps) * weight over the last axis.
 
     The backward pass stores x and the scale. Reference: Zhang and Sennrich, Root Mean Square Layer Normalization, 2019.
     """
-    return _rms_norm_fwd(x, weight, eps)[0]
+    return with_auto_axes(partial(_rms_norm, eps), x, weight, out=spec_of(x))
 
 
-def _rms_norm_fwd(x, weight, eps):
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _rms_norm(eps, x, weight):
+    return _rms_norm_fwd(eps, x, weight)[0]
+
+
+def _rms_norm_fwd(eps, x, weight):
     x32 = x.astype(jnp.float32)
     scale = lax.rsqrt(jnp.square(x32).mean(-1, keepdims=True) + eps)
     return (x32 * scale * _row(weight, x)).astype(x.dtype), (x, scale, weight)
@@ -70,27 +81,33 @@ def _rms_norm_bwd(eps, residuals, dy):
     return dx.astype(x.dtype), dweight.astype(weight.dtype)
 
 
-rms_norm.defvjp(_rms_norm_fwd, _rms_norm_bwd)
+_rms_norm.defvjp(_rms_norm_fwd, _rms_norm_bwd)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
 def batch_norm(
     x: Float[Array, "*batch d"], weight: Float[Array, " d"], bias: Float[Array, " d"], eps: float
 ) -> tuple[Float[Array, "*batch d"], Float[Array, " d"], Float[Array, " d"]]:
     """Compute (x - mean) / sqrt(variance + eps) * weight + bias with statistics per channel, over all other axes.
 
-    If the batch is sharded, the statistics are those of the whole batch. The backward pass stores x, the mean and the
-    scale.
+    If the batch is sharded, the statistics are those of the whole batch; under `shard_map` and `pmap`, those of the
+    rows of one device. The backward pass stores x, the mean and the scale.
 
     Returns:
         The result, the mean, and the biased variance. The statistics are float32, and no gradient flows through them.
 
     Reference: Ioffe and Szegedy, Batch Normalization, 2015.
     """
-    return _batch_norm_fwd(x, weight, bias, eps)[0]
+    channels = PartitionSpec(spec_of(x)[-1])
+    out = spec_of(x), channels, channels
+    return with_auto_axes(partial(_batch_norm, eps), x, weight, bias, out=out)
 
 
-def _batch_norm_fwd(x, weight, bias, eps):
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _batch_norm(eps, x, weight, bias):
+    return _batch_norm_fwd(eps, x, weight, bias)[0]
+
+
+def _batch_norm_fwd(eps, x, weight, bias):
     batch = tuple(range(x.ndim - 1))
     x32 = x.astype(jnp.float32)
     mean = x32.mean(batch, keepdims=True)
@@ -111,7 +128,7 @@ def _batch_norm_bwd(eps, residuals, cotangents):
     return dx.astype(x.dtype), dweight.reshape(-1).astype(weight.dtype), dbias.reshape(-1).astype(bias.dtype)
 
 
-batch_norm.defvjp(_batch_norm_fwd, _batch_norm_bwd)
+_batch_norm.defvjp(_batch_norm_fwd, _batch_norm_bwd)
 
 
 def normalize(

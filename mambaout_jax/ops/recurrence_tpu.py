@@ -18,6 +18,8 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float
 
+from mambaout_jax.ops.sharding import vary_alike
+
 LANES, ROWS = 128, 8
 # Preferred and maximum number of states times channels in a block: the float32 states of a chunk then take 3 and 6 MiB
 # of the 16 MiB available to a kernel.
@@ -52,9 +54,8 @@ class Sizes(NamedTuple):
 
 
 def fits(num_states: int) -> bool:
-    """Return whether the kernels can run: the states of a block fit, and no mesh axis has explicit sharding."""
-    kinds = jax.sharding.get_abstract_mesh().axis_types
-    return num_states * LANES <= _LARGEST and AxisType.Explicit not in kinds
+    """Return whether the states of a block fit."""
+    return num_states * LANES <= _LARGEST
 
 
 def kernel_sizes(batch: int, chunks: int, steps: int, channels: int, groups: int, states: int) -> Sizes:
@@ -72,7 +73,7 @@ def forward(u, delta, A, B, C, state, *, shape: tuple[int, int], interpret: bool
     """
     sizes = kernel_sizes(len(u), *shape, u.shape[2], B.shape[2], A.shape[1])
     layout = partial(_layout, sizes=sizes)
-    run = _per_device(partial(_forward_kernels, sizes=sizes, interpret=interpret), sizes.batch)
+    run = _per_device(partial(_forward_kernels, sizes=sizes, interpret=interpret), sizes.batch, interpret)
     y, last, boundaries = run(layout(u, delta, A, B, C, state))
     (d, n), length = A.shape, u.shape[1]
     boundaries = jnp.moveaxis(_unpad_channels(boundaries, d, sizes)[:, :, :n], 1, 0)
@@ -88,7 +89,7 @@ def backward(u, delta, A, B, C, state, boundaries, dy, dlast, *, shape: tuple[in
     sizes = kernel_sizes(len(u), *shape, u.shape[2], B.shape[2], A.shape[1])
     inputs, to_inputs = jax.vjp(partial(_layout, sizes=sizes), u, delta, A, B, C, state)
     boundaries = _pad_channels(jnp.moveaxis(boundaries, 0, 1), sizes, rows=sizes.states)
-    run = _per_device(partial(_backward_kernels, sizes=sizes, interpret=interpret), sizes.batch)
+    run = _per_device(partial(_backward_kernels, sizes=sizes, interpret=interpret), sizes.batch, interpret)
     du, ddelta, dA, dB, dC, dstate = run(
         inputs, boundaries, _pad_channels(dy, sizes, rows=sizes.length), _states_first(dlast, sizes)
     )
@@ -132,7 +133,7 @@ def _columns(x: Float[Array, "b l g n"], sizes: Sizes) -> Float[Array, "b g stat
     return x.transpose(0, 3, 4, 1, 2).reshape(batch, groups, sizes.states, sizes.chunks * LANES)
 
 
-def _per_device(run, batch: int):
+def _per_device(run, batch: int, interpret: bool):
     """Return `run` under `shard_map`, so that each device processes its own sequences: XLA cannot partition kernels."""
     mesh = jax.sharding.get_abstract_mesh()
     axes = tuple(name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto)
@@ -144,9 +145,12 @@ def _per_device(run, batch: int):
 
     def sharded(inputs, *others):
         specs = (rows, rows, whole, rows, rows, rows)
-        return jax.shard_map(run, in_specs=(specs, *[rows] * len(others)), out_specs=rows, check_vma=False)(
-            inputs, *others
-        )
+        return jax.shard_map(
+            lambda *arrays: run(*vary_alike(arrays)),
+            in_specs=(specs, *[rows] * len(others)),
+            out_specs=rows,
+            check_vma=not interpret,  # the interpreter of Pallas fails with it
+        )(inputs, *others)
 
     return sharded
 
@@ -171,7 +175,10 @@ def _specs(sizes: Sizes, chunk):
 _ORDER = pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"))
 
 
-_float32 = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+def _like(x, *shapes):
+    """Return float32 shapes that vary over the same axes as x under `shard_map`."""
+    varying = jax.typeof(x).manual_axis_type
+    return [jax.ShapeDtypeStruct(shape, jnp.float32, manual_axis_type=varying) for shape in shapes]
 
 
 def _forward_kernels(inputs, *, sizes: Sizes, interpret: bool):
@@ -184,11 +191,12 @@ def _forward_kernels(inputs, *, sizes: Sizes, interpret: bool):
         grid=sizes.grid,
         in_specs=[rows, rows, decay, columns, columns, state],
         out_specs=[rows, state, boundaries],
-        out_shape=[
-            _float32((batch, sizes.length, channels)),
-            _float32((batch, sizes.states, channels)),
-            _float32((batch, sizes.chunks, sizes.states, channels)),
-        ],
+        out_shape=_like(
+            inputs[0],
+            (batch, sizes.length, channels),
+            (batch, sizes.states, channels),
+            (batch, sizes.chunks, sizes.states, channels),
+        ),
         scratch_shapes=[pltpu.VMEM((sizes.states, sizes.block), jnp.float32)],
         compiler_params=_ORDER,
         interpret=interpret,
@@ -236,14 +244,15 @@ def _backward_kernels(inputs, boundaries, dy, dlast, *, sizes: Sizes, interpret:
         grid=sizes.grid,
         in_specs=[rows, rows, decay, columns, columns, before, rows, state],
         out_specs=[rows, rows, state, gradient, gradient, state],
-        out_shape=[
-            _float32((batch, length, channels)),
-            _float32((batch, length, channels)),
-            _float32((batch, sizes.states, channels)),
-            _float32((batch, sizes.groups, blocks, sizes.states, lanes)),
-            _float32((batch, sizes.groups, blocks, sizes.states, lanes)),
-            _float32((batch, sizes.states, channels)),
-        ],
+        out_shape=_like(
+            dy,
+            (batch, length, channels),
+            (batch, length, channels),
+            (batch, sizes.states, channels),
+            (batch, sizes.groups, blocks, sizes.states, lanes),
+            (batch, sizes.groups, blocks, sizes.states, lanes),
+            (batch, sizes.states, channels),
+        ),
         scratch_shapes=[
             pltpu.VMEM((sizes.steps, sizes.states, sizes.block), jnp.float32),
             state_scratch,

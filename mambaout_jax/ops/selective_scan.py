@@ -11,9 +11,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from mambaout_jax.ops.recurrence import recurrence
+from mambaout_jax.ops.sharding import spec_of, with_auto_axes
 
 IMPLS = ("auto", "sequential", "associative", "chunked")
 # Live arrays A that were checked to have no positive values.
@@ -65,9 +67,8 @@ def selective_scan(
         raise ValueError(f"impl is {impl!r}; {', '.join(map(repr, IMPLS))} is expected")
     given = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
     _check(given | {"initial_state": initial_state}, step=False)
-    y, last = _run(
-        u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus=delta_softplus, reverse=reverse, impl=impl
-    )
+    run = partial(_run, delta_softplus=delta_softplus, reverse=reverse, impl=impl)
+    y, last = with_auto_axes(run, u, delta, A, B, C, D, z, delta_bias, initial_state, out=_specs(u))
     return (y, last) if return_last_state else y
 
 
@@ -94,7 +95,13 @@ def selective_scan_step(
     """
     given = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
     _check(given | {"state": state}, step=True)
-    return _run_step(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus=delta_softplus)
+    run = partial(_run_step, delta_softplus=delta_softplus)
+    return with_auto_axes(run, state, u, delta, A, B, C, D, z, delta_bias, out=_specs(u))
+
+
+def _specs(u):
+    """Return the shardings of y and a state."""
+    return spec_of(u), PartitionSpec(spec_of(u)[0], spec_of(u)[-1])
 
 
 # Jitted, so that calls outside of jit reuse the compiled program; otherwise every call would trace loops and
@@ -120,7 +127,7 @@ def _prepare(u, delta, A, B, C, delta_bias, state, *, delta_softplus, reverse):
     """Return the inputs of `recurrence`, in the order of its steps."""
     dtype = jnp.dtype("float64" if u.dtype == jnp.float64 else "float32")
     u, delta, A, B, C = (x.astype(dtype) for x in (u, delta, A, B, C))
-    # Zeros like the product, to inherit its sharding.
+    # Zeros like the product, to vary over the same axes under `shard_map`.
     state = jnp.zeros_like(u[:, 0, :, None] * A[None]) if state is None else state.astype(dtype)
     if delta_bias is not None:
         delta = delta + delta_bias.astype(dtype)[None, None]

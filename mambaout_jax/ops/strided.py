@@ -5,10 +5,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from mambaout_jax.ops.conv import convolve
+from mambaout_jax.ops.sharding import spec_of, with_auto_axes
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
+
 def strided_conv2d(
     x: Float[Array, "b h w i"], kernel: Float[Array, "kh kw i o"], stride: int
 ) -> Float[Array, "b ho wo o"]:
@@ -20,10 +23,16 @@ def strided_conv2d(
     Args:
         kernel: kh and kw are odd.
     """
+    *rows, _ = spec_of(x)
+    return with_auto_axes(partial(_strided, stride), x, kernel, out=PartitionSpec(*rows, spec_of(kernel)[-1]))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _strided(stride, x, kernel):
     return _convolve(x, kernel, stride)
 
 
-def _fwd(x, kernel, stride):
+def _fwd(stride, x, kernel):
     return _convolve(x, kernel, stride), (x, kernel)
 
 
@@ -34,17 +43,12 @@ def _bwd(stride, residuals, dy):
     return lax.platform_dependent(*residuals, dy, cpu=vjp_of(_multiply_patches), default=vjp_of(_convolve))
 
 
-strided_conv2d.defvjp(_fwd, _bwd)
+_strided.defvjp(_fwd, _bwd)
 
 
 def _convolve(x, kernel, stride):
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(stride, stride),
-        padding=[(side // 2, side // 2) for side in kernel.shape[:2]],
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    kh, kw = kernel.shape[:2]
+    return convolve((stride, stride), (kh // 2, kw // 2), 1, x, kernel)
 
 
 def _multiply_patches(x, kernel, stride):

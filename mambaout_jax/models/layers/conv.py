@@ -2,7 +2,6 @@
 
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 from jaxtyping import Array, Float
 
 from mambaout_jax.models.layers.parameters import (
@@ -14,7 +13,7 @@ from mambaout_jax.models.layers.parameters import (
     uniform_within,
     zeros,
 )
-from mambaout_jax.ops import depthwise_conv2d, matmul, strided_conv2d
+from mambaout_jax.ops import conv2d, depthwise_conv2d, matmul, strided_conv2d
 
 Pair = int | tuple[int, int]
 
@@ -64,14 +63,7 @@ class Conv2d(nnx.Module):
             return strided_conv2d(x, weight, self.stride[0])
         if kernel == self.stride and self.padding == (0, 0) and self.groups == 1:
             return _multiply_patches(x, weight)
-        return lax.conv_general_dilated(
-            x,
-            weight,
-            window_strides=self.stride,
-            padding=[(side, side) for side in self.padding],
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=self.groups,
-        )
+        return conv2d(x, weight, stride=self.stride, padding=self.padding, groups=self.groups)
 
 
 def _pair(value: Pair) -> tuple[int, int]:

@@ -1,0 +1,82 @@
+"""Every model of every family has the same results and gradients on meshes with axes of any type."""
+
+import contextlib
+
+import jax
+import numpy as np
+import pytest
+
+import mambaout_jax as mo
+from mambaout_jax.models import MambaBlock
+from mambaout_jax.models.api import Functional
+from tests import meshes
+from tests.meshes import LAYOUTS
+from tests.models import golden
+
+SMALL = golden.small_models()
+BATCH, SIZE = 8, (32, 40)
+SCANNED = {"scan_blocks": True, "remat": "full"}
+every_small_model = pytest.mark.parametrize("name", SMALL)
+
+
+def program(name, *, random=True, output="logits", **options):
+    """Return the training forward pass as a function of weights and images, with weights and images."""
+    base, own = SMALL[name]
+    rates = {"drop_path_rate": 0.3, "drop_rate": 0.2}
+    model = mo.create_model(base, **{"img_size": SIZE, "num_classes": 4, **own, **rates, **options})
+    rng = np.random.default_rng(3)
+
+    def moved(leaf):  # so that a residual branch is as large as its trunk
+        return np.asarray(leaf) + 0.2 * rng.normal(size=leaf.shape).astype(np.float32)
+
+    variables = jax.tree.map(moved, model.init(jax.random.key(0)))
+    images = rng.normal(size=(BATCH, *SIZE, 3)).astype(np.float32)
+
+    def run(params, images):
+        key = jax.random.key(1) if random else None
+        return model.apply_train({**variables, "params": params}, images, key=key, output=output)[0]
+
+    return run, variables["params"], images
+
+
+def compare(name):
+    # Under `shard_map` and `pmap`, a key is the same on all devices, and so are the draws for their rows.
+    alone, together = program(name, random=False), program(name)
+    found = {layout: meshes.compare(layout, *(alone if layout == "shard_map" else together)) for layout in LAYOUTS}
+    leaves = len(jax.tree.leaves(together[1]))
+    return found | {"pmap": {"difference": meshes.compare_pmap(*alone)}, "leaves": leaves}
+
+
+@every_small_model
+@pytest.mark.parametrize(("layout", "options"), [("explicit_model", {}), ("shard_map", SCANNED)])
+def test_gradients_have_the_types_of_their_weights(name, layout, options):
+    meshes.check_types(layout, *program(name, output="features", **options))
+
+
+@pytest.mark.run
+@every_small_model
+def test_four_devices_equal_one(name):
+    found = meshes.on_four_devices("tests.models.test_sharding", f"compare({name!r})")
+    leaves = found.pop("leaves")
+    for layout, result in found.items():
+        assert result["difference"] < 1e-5, (layout, result)
+        if layout in LAYOUTS and LAYOUTS[layout].is_data_parallel:
+            assert result["collectives"].keys() <= {"all-reduce"}, (layout, result)
+            assert result["collectives"]["all-reduce"] <= leaves, (layout, result)
+
+
+@pytest.mark.parametrize("in_context", [True, False], ids=["set_mesh", "arrays_alone"])
+def test_results_are_split_like_the_first_argument(in_context):
+    block = Functional(MambaBlock(8))
+    mesh = jax.make_mesh((1,), ("data",))
+    variables = jax.device_put(block.init(jax.random.key(0)), jax.NamedSharding(mesh, jax.P()))
+    rows = jax.NamedSharding(mesh, jax.P("data"))
+    x = jax.device_put(np.ones((2, 5, 8), np.float32), rows)
+
+    def specs(tree):
+        return [leaf.sharding.spec[0] for leaf in jax.tree.leaves(tree)]
+
+    with jax.set_mesh(mesh) if in_context else contextlib.nullcontext():
+        assert specs(block.apply(variables, x)) == ["data"]
+        state = jax.device_put(MambaBlock(8).initial_state(2), rows)
+        assert specs(block.apply(variables, state, x[:, 0], method="step")) == ["data"] * 3
