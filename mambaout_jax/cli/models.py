@@ -38,11 +38,11 @@ def _print_models(args: argparse.Namespace) -> None:
         print(json.dumps([_describe(name) for name in names], indent=2))
         return
     width = max(map(len, names))
-    print(f"{'model':<{width}}    params      MACs    size  published top-1, %")
+    print(f"{'model':<{width}}    params       MACs    size  published top-1, %")
     for name in names:
         row = _describe(name)
         top1 = ", ".join(f"{percent:.1f} at {size}" for size, percent in row["top1"].items()) or "-"
-        numbers = f"{row['params'] / 1e6:>6.2f} M  {row['macs'] / 1e9:>6.3f} G  {row['size']} px"
+        numbers = f"{row['params'] / 1e6:>6.2f} M  {row['macs'] / 1e9:>7.3f} G  {row['size']} px"
         print(f"{name:<{width}}  {numbers}  {top1}", flush=True)
 
 

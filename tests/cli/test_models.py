@@ -20,7 +20,7 @@ def test_table_has_a_row_for_each_model_in_aligned_columns(capsys):
     head, *rows = capsys.readouterr().out.splitlines()
     assert [row.split()[0] for row in rows] == mo.list_models()
     tiny = next(row for row in rows if row.startswith("mambaout_tiny "))
-    assert tiny.split(maxsplit=1)[1].strip() == "26.55 M   4.470 G  224 px  82.7 at 224, 83.5 at 288"
+    assert tiny.split(maxsplit=1)[1].strip() == "26.55 M    4.470 G  224 px  82.7 at 224, 83.5 at 288"
     assert next(row for row in rows if row.startswith("test_mambaout ")).endswith("160 px  -")
     assert len({row.index(" px  ") for row in rows}) == 1
     assert head.index("published") == tiny.index("82.7")
