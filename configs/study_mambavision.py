@@ -1,10 +1,11 @@
-"""Compare the token mixers and the hybrid patterns of MambaVision, a small one on scikit-learn's digits.
+"""Compare the token mixers and the hybrid patterns of a small MambaVision on scikit-learn's digits.
 
 python -m mambaout_jax study --dataset digits --config=configs/study_mambavision.py --seeds 3
 
-The baseline has windows with attention in all blocks of the last two stages, and no SSM. The variants have as many
-parameters; they differ in the mixer and in which blocks have it instead of attention. With the published settings, the
-mixer concatenates its branches and attention is in the last half of the blocks. To train the baseline alone:
+The baseline has windows with attention in all blocks of the last two stages, and no SSM. The variants are matched to
+its number of parameters; they differ in the mixer and in the blocks that have it instead of attention. With the
+published settings, the mixer concatenates its branches and attention is in the last half of the blocks. To train the
+baseline alone:
 python main.py --config=configs/study_mambavision.py --workdir=runs/study-mambavision
 
 The paper compares these on ImageNet-1k. Digits at 64 px have 16 tokens in the third stage and 4 in the last, so this

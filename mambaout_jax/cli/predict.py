@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     files = find_files(args.paths)
     if files.others:
         others = f"{count(len(files.others), 'file')} without the extension of an image"
-        print(printable(f"passed over {others} (first: {files.others[0]})"), file=sys.stderr)
+        print(printable(f"skipped {others} (first: {files.others[0]})"), file=sys.stderr)
     with announced("Loading the weights."):
         run = load_run(args.workdir, weights=args.weights)
     answers, failed = [], False

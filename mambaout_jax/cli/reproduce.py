@@ -2,8 +2,10 @@
 
 import argparse
 
-from mambaout_jax.cli.arguments import number
+from mambaout_jax.cli.arguments import LOADING, number
 from mambaout_jax.errors import printable
+from mambaout_jax.process import announced
+from mambaout_jax.words import count
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print both accuracies; return 1 if they differ by more than the tolerance."""
-    from mambaout_jax.evaluate.reproduce import reproduce
+    with announced(LOADING):
+        from mambaout_jax.evaluate.reproduce import reproduce
 
     record = reproduce(
         args.model,
@@ -34,8 +37,9 @@ def run(args: argparse.Namespace) -> int:
     )
     difference = record["top1"] - record["published_top1"]
     reproduced = abs(difference) <= args.tolerance
+    images = count(int(record["count"]), "image")
     sentence = (
-        f"{args.model} at {record['size']} px: {record['top1']:.3f} % top-1 of {record['count']} images, published "
+        f"{args.model} at {record['size']} px: {record['top1']:.3f} % top-1 of {images}, published "
         f"{record['published_top1']:.3f} %, difference {difference:+.3f}: {'' if reproduced else 'not '}reproduced"
     )
     print(printable(sentence))

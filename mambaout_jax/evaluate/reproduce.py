@@ -6,7 +6,7 @@ from typing import Any
 from etils import epath
 
 from mambaout_jax.evaluate.evaluation import evaluate
-from mambaout_jax.export.torch import import_weights
+from mambaout_jax.export.torch import check_import_target, import_weights
 from mambaout_jax.models import create_model, find_family
 from mambaout_jax.run.config import evaluation_config
 from mambaout_jax.run.dataset import open_split
@@ -50,7 +50,9 @@ def reproduce(
         raise RunError(f"the dataset of {name} is unknown; a model with the classes of a known dataset is expected")
     config = config.replace({"data.name": dataset, "data.data_dir": data_dir})
     task = config.build_task()
-    open_split(config, task, config.data.validation_split)  # before the download
+    # Checked before the download.
+    check_import_target(path, force)
+    open_split(config, task, config.data.validation_split)
     checkpoint = variant.checkpoint
     log(f"{checkpoint.url} (licence of the weights: {checkpoint.licence or 'not stated'})")
     file = download_checkpoint(checkpoint)

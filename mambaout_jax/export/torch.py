@@ -87,12 +87,9 @@ def import_weights(
     Raises:
         RunError, TaskError, WeightsError, ModelError: the source or the workdir is invalid, or logits differ.
     """
-    if is_remote(path):
-        raise RunError(f"{path} is in a bucket; import into a local folder and copy it there")
     load_plugins(plugins)
     kind = get_task(task)
-    target = epath.Path(os.path.realpath(open_workdir(path, to_write=True)))
-    _check_target(target, force)
+    target = check_import_target(path, force)
     checkpoint = read_checkpoint(source)
     resolved = resolve_model(checkpoint, name)
     model = create_model(resolved.name, **resolved.options)
@@ -215,9 +212,17 @@ def _describe(source: str, checkpoint: TorchCheckpoint, resolved: ResolvedModel,
     return f"{source}{entry}: {model.name}{changes}, {size}, in key format {resolved.key_format.name}"
 
 
-def _check_target(target: epath.Path, force: bool) -> None:
+def check_import_target(path: epath.PathLike, force: bool) -> epath.Path:
+    """Check that a workdir of imported weights may be written, and return its path without links.
+
+    Raises:
+        RunError: it is in a bucket, exists without `force`, or has other files.
+    """
+    if is_remote(path):
+        raise RunError(f"{path} is in a bucket; import into a local folder and copy it there")
+    target = epath.Path(os.path.realpath(open_workdir(path, to_write=True)))
     if not os.path.lexists(target):
-        return
+        return target
     if not force:
         raise RunError(f"{target} exists; use another folder, or replace it with --force")
     if (
@@ -228,6 +233,7 @@ def _check_target(target: epath.Path, force: bool) -> None:
         raise RunError(
             f"{target} has files other than imported weights, so --force does not replace it; use another folder"
         )
+    return target
 
 
 def _changes(model: Model) -> dict[str, Any]:

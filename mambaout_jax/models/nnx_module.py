@@ -18,7 +18,7 @@ class NNXModel(nnx.Module):
     Args:
         model: the model that the module was built from; it has the `input_spec`.
         network: the module of the model's family, whose paths are those of the variables.
-        rngs: source of keys, its stream "dropout", which is forked; None to pass `rngs` to each call instead.
+        rngs: source of keys; its stream "dropout" is forked. None to pass `rngs` to each call instead.
     """
 
     def __init__(self, model: Model, network: nnx.Module, rngs: nnx.Rngs | None = None):

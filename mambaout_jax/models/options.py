@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from mambaout_jax.checks import ConfigKey, Require
 from mambaout_jax.models.errors import ModelError
+from mambaout_jax.ops import SCAN_IMPLS
 
 DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "save_matmuls", "full")
@@ -60,6 +61,7 @@ BLOCKS: Mapping[str, ConfigKey] = MappingProxyType(
 )
 # Options that require a key in training if they are not 0.
 DROP_RATES = ("drop_rate", "drop_path_rate")
+SCAN_IMPL = ConfigKey(str, SCAN_IMPLS, "auto", "implementation of the scan (docs/selective_scan.md)", inference="none")
 IMG_SIZE = ConfigKey(
     int | tuple[int, int], f"{MIN_SIZE}..{MAX_SIZE}", None, "side, or height and width, of the images in pixels"
 )

@@ -58,7 +58,7 @@ def convolve_vjp(
     """Compute the gradients of x and of the kernel of several groups.
 
     Where the batch is split over some axes of a mesh only, XLA sums the gradient of the kernel over the other axes too,
-    on which it is the same. (XLA of jaxlib 0.10 and 0.12; one group is not affected.)
+    although it is replicated over them. (XLA of jaxlib 0.10 and 0.12; one group is not affected.)
     """
     forward = partial(convolve, stride, padding, groups)
     (dkernel,) = jax.vjp(partial(forward, split_over_all_axes(x)), kernel)[1](split_over_all_axes(dy))

@@ -20,10 +20,11 @@ def spec_of(x: Any) -> PartitionSpec:
 
 
 def with_auto_axes(function: Callable[..., Any], *arguments: Any, out: Any) -> Any:
-    """Compute `function(*arguments)`, where `function` sees neither Explicit axes nor arguments that vary differently.
+    """Compute `function(*arguments)` without Explicit axes, and with arguments that vary over the same axes.
 
-    Explicit axes are Auto inside, and under `shard_map` all arrays vary over the axes of any of them. JAX transposes
-    both conversions: a gradient has the sharding of its argument, and that of a weight is summed over the devices.
+    Explicit axes are Auto inside; under `shard_map`, all arrays are cast to vary over the union of their axes. JAX
+    transposes both conversions: a gradient has the sharding of its argument, and that of a weight is summed over the
+    devices.
 
     Args:
         arguments: pytrees; only their JAX arrays are converted.

@@ -95,11 +95,11 @@ def lamb(
     schedule: Schedule,
     *,
     weight_decay: float,
-    b1: float,
-    b2: float,
-    eps: float,
-    clip_grad_norm: float | None,
-    no_decay: frozenset[tuple[str | int, ...]],
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    clip_grad_norm: float | None = None,
+    no_decay: frozenset[tuple[str | int, ...]] = frozenset(),
 ) -> optax.GradientTransformation:
     """Build LAMB: AdamW whose update of each parameter with weight decay is scaled to the norm of the parameter.
 

@@ -11,12 +11,13 @@ from jaxtyping import Array, Key
 
 from mambaout_jax.models import Model, create_model, variant_options
 from mambaout_jax.weights.checkpoint import TorchCheckpoint, read_checkpoint
-from mambaout_jax.weights.errors import NewHeadWarning, WeightsError
+from mambaout_jax.weights.errors import MisfitError, NewHeadWarning, WeightsError
 from mambaout_jax.weights.input_channels import adapt_first_layer
 from mambaout_jax.weights.licence import find_licence, licence_notice
 from mambaout_jax.weights.resolve import ResolvedModel, UnknownVariantError, resolve_model
 from mambaout_jax.weights.state_dict import classifier_shapes, from_tensors, to_tensors, with_new_classifier
 from mambaout_jax.weights.tensors import open_state_dict, warn_of_ignored
+from mambaout_jax.words import count
 
 
 def from_torch(model: Model, source: str | os.PathLike | Mapping[str, Any]) -> dict[str, Any]:
@@ -52,7 +53,7 @@ def from_checkpoint(model: Model, checkpoint: TorchCheckpoint, *, with_classifie
     except WeightsError as error:
         if str(error).startswith(checkpoint.origin):
             raise
-        if name := _other_variant(model, checkpoint):
+        if isinstance(error, MisfitError) and (name := _other_variant(model, checkpoint)):
             raise WeightsError(f"{checkpoint.origin}: the weights do not fit {model.name}, but {name}") from error
         raise WeightsError(f"{checkpoint.origin}: {error}") from error
 
@@ -142,7 +143,8 @@ def load_pretrained(
     if new_head:
         found = f"those of the weights have {trained['num_classes']}" if has_head else "the weights have none"
         warnings.warn(
-            f"{checkpoint.origin}: drew a new last layer for {num_classes} classes ({found}); train it before use",
+            f"{checkpoint.origin}: drew a new last layer for {count(num_classes, 'class')} ({found}); train it before "
+            "use",
             NewHeadWarning,
             stacklevel=2,
         )

@@ -1,4 +1,4 @@
-"""Downloads of published weights, into the user's cache and compared with their digest."""
+"""Downloads of published weights into the user's cache, with a check of their SHA-256."""
 
 import hashlib
 import os

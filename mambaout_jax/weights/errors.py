@@ -11,6 +11,10 @@ class WeightsError(UserError):
     """Invalid weights or an invalid weights file or folder, described in one sentence."""
 
 
+class MisfitError(WeightsError):
+    """Weights whose names or shapes are not those of the model."""
+
+
 class NewHeadWarning(UserWarning):
     """A last layer that was drawn at random, because the weights have none for the number of classes."""
 

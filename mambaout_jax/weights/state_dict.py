@@ -11,7 +11,7 @@ from jaxtyping import Array, Key
 from mambaout_jax.models import Model
 from mambaout_jax.models.api import ParamPath
 from mambaout_jax.models.key_format import KeyFormat
-from mambaout_jax.weights.errors import WeightsError
+from mambaout_jax.weights.errors import MisfitError, WeightsError
 from mambaout_jax.weights.image_size import model_of_weights, resample_variables
 from mambaout_jax.weights.key_map import (
     Shape,
@@ -67,7 +67,7 @@ def _check_fit(what: str, model: str, shapes: Mapping[str, Shape], expected: Map
     if faults := differences(shapes, expected):
         shown = {name: name if name and name.isprintable() else repr(name) for name in faults}
         listed = "; ".join(f"{shown[name]} {fault}" for name, fault in faults.items())
-        raise WeightsError(f"{what} do not fit {model}: {listed}")
+        raise MisfitError(f"{what} do not fit {model}: {listed}")
 
 
 def from_tensors(

@@ -11,6 +11,7 @@ ARGUMENTS = {
     "predict": ["runs/x", "a.png"],
     "prepare": ["digits"],
     "report": ["runs/x"],
+    "reproduce": ["mambaout_femto"],
     "study": ["--dataset=digits"],
 }
 CONVERSIONS = {"convert import": ["a.pth", "--out=runs/x"], "convert export": ["runs/x", "--out=a.pth"]}

@@ -15,6 +15,7 @@ OTHER_WORDS = {
 ALLOWED = {
     ("models/layers/position.py", "num_patches"),  # beside a grid of another number, the least of which is one
     ("models/registry.py", "in_chans"),  # beside a list of another length
+    ("models/localvim/model.py", "len(directions)"),  # beside another number
     ("ops/selective_scan.py", "groups['B']"),  # `ops` imports no other package
     ("ops/selective_scan.py", "channels"),
     ("ops/selective_scan.py", "x.ndim"),

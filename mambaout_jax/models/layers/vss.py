@@ -102,7 +102,7 @@ class Stage(nnx.Module):
 
 
 class Head(nnx.Module):
-    """Norm, mean over the map and dropout, and the linear layer `fc`, which `__call__` leaves to its caller."""
+    """Norm, mean over the map and dropout, and the linear layer `fc`, which `__call__` does not apply."""
 
     def __init__(self, dim: int, num_classes: int, *, drop_rate: float, dtype: jnp.dtype):
         self.norm = LayerNorm(dim, eps=1e-5)
@@ -116,8 +116,8 @@ class Head(nnx.Module):
 class VSSM(nnx.Module):
     """An image classifier of `patch_embed`, `layers` (stages) and `head`; the base class of models.
 
-    The feature map of a stage is the output of its last block, before the downsampling. No matrix is exempt from weight
-    decay, and neither are A_logs and dt_projs_bias: the original training code exempts vectors only.
+    The feature map of a stage is the output of its last block, before the downsampling. All matrices have weight
+    decay, including A_logs and dt_projs_bias: the original training code exempts vectors only.
     """
 
     first_conv = ("patch_embed", "conv1")

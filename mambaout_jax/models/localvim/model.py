@@ -21,8 +21,7 @@ from mambaout_jax.models.layers.local_scan import ChannelGate, LocalDirection, p
 from mambaout_jax.models.layers.parameters import normal, uniform_within, zeros
 from mambaout_jax.models.layers.patch_embed import PatchEmbed
 from mambaout_jax.models.layers.vision_mamba import VisionMamba
-from mambaout_jax.models.options import BLOCKS, COMMON, IMG_SIZE
-from mambaout_jax.ops import SCAN_IMPLS
+from mambaout_jax.models.options import BLOCKS, COMMON, IMG_SIZE, SCAN_IMPL
 
 # Found by the authors' search, for a model of 20 blocks.
 SEARCHED = (
@@ -77,15 +76,13 @@ OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
         "out_indices": ConfigKey(
             tuple[int, ...] | None, "0..", None, "blocks of the feature maps; the last one if unset", inference="none"
         ),
-        "scan_impl": ConfigKey(
-            str, SCAN_IMPLS, "auto", "implementation of the selective scan", changeable=True, inference="none"
-        ),
+        "scan_impl": SCAN_IMPL,
     }
 )
 
 
 class LocalVim(VisionMamba):
-    """LocalVim, with the options of `OPTIONS`; it has a block for each of `directions`.
+    """LocalVim, with the options of `OPTIONS`; it has one block per entry of `directions`.
 
     Raises:
         ModelError: options do not fit together.
@@ -159,8 +156,8 @@ class LocalVim(VisionMamba):
 class LocalMixer(nnx.Module):
     """A sequence mixer: out_proj(sum of attn(scan(xz)) over the directions) with xz = in_proj(input).
 
-    Each direction has its own parameters, and gates its output by SiLU(z). (In the reference, the decays of a block are
-    one tensor in training, which each direction updates by its own gradient.)
+    Each direction has its own parameters, and gates its output by SiLU(z). (In the reference, the A_log of all
+    directions of a block share memory in training, so that each is updated by the gradients of all.)
 
     Args:
         directions: the order of each scan.

@@ -15,8 +15,7 @@ from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.layers.local_scan import ChannelGate, LocalDirection, parse_directions
 from mambaout_jax.models.layers.ss2d import SS2D
 from mambaout_jax.models.layers.vss import VSSM, Head, PatchEmbedding, PatchMerging, Stage, VSSBlock
-from mambaout_jax.models.options import BLOCKS, COMMON
-from mambaout_jax.ops import SCAN_IMPLS
+from mambaout_jax.models.options import BLOCKS, COMMON, SCAN_IMPL
 
 # Found by the authors' search.
 TINY = (
@@ -87,9 +86,7 @@ OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
         ),
         "ssm_conv": ConfigKey(int, "1..127", 3, "kernel size of the depthwise convolution, in pixels; odd"),
         "ssm_conv_bias": ConfigKey(bool, None, True, "bias of the depthwise convolution"),
-        "scan_impl": ConfigKey(
-            str, SCAN_IMPLS, "auto", "implementation of the scan (docs/selective_scan.md)", inference="none"
-        ),
+        "scan_impl": SCAN_IMPL,
     }
 )
 
@@ -125,8 +122,8 @@ class LocalVMamba(VSSM):
             raise ModelError(f"depths is {depths} and dims {dims}; tuples of equal length are expected")
         if len(directions) != sum(depths):
             raise ModelError(
-                f"directions has {len(directions)} entries; {sum(depths)} are expected, one for each block of depths "
-                f"{depths}"
+                f"the length of directions is {len(directions)}; {sum(depths)} is expected, an entry for each block of "
+                f"depths {depths}"
             )
         if ssm_conv % 2 == 0:
             raise ModelError(f"ssm_conv is {ssm_conv}; an odd number is expected, so that maps keep their size")

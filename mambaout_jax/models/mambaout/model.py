@@ -21,8 +21,8 @@ from mambaout_jax.models.layers.drop import dropout
 from mambaout_jax.models.layers.linear import ACTIVATIONS, Linear, activation
 from mambaout_jax.models.layers.norm import LayerNorm
 from mambaout_jax.models.mambaout.gated_cnn import GatedCNNBlock
-from mambaout_jax.models.options import BLOCKS, COMMON
-from mambaout_jax.ops import SCAN_IMPLS, SCAN_ORDERS
+from mambaout_jax.models.options import BLOCKS, COMMON, SCAN_IMPL
+from mambaout_jax.ops import SCAN_ORDERS
 
 
 class Stem(nnx.Module):
@@ -134,9 +134,7 @@ OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
             "direction has its own parameters. In every order, the convolution before the SSM sees "
             "(kernel_size - 1) / 2 rows and columns ahead",
         ),
-        "scan_impl": ConfigKey(
-            str, SCAN_IMPLS, "auto", "implementation of the scan (docs/selective_scan.md)", inference="none"
-        ),
+        "scan_impl": SCAN_IMPL,
     }
 )
 

@@ -26,8 +26,7 @@ from mambaout_jax.models.layers.linear import Linear, Mlp, activation
 from mambaout_jax.models.layers.norm import BatchNorm, LayerNorm, LayerScale
 from mambaout_jax.models.layers.parameters import uniform_within
 from mambaout_jax.models.mambavision.mixer import TOKEN_MIXERS, MambaVisionMixer
-from mambaout_jax.models.options import BLOCKS, COMMON
-from mambaout_jax.ops import SCAN_IMPLS
+from mambaout_jax.models.options import BLOCKS, COMMON, SCAN_IMPL
 
 NUM_STAGES = 4
 FIRST_WINDOWED = 2  # stages 0 and 1 have convolutions
@@ -211,9 +210,7 @@ OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
             None,
             "number of blocks with attention in each of the last two stages, at most all; None for half, rounded down",
         ),
-        "scan_impl": ConfigKey(
-            str, SCAN_IMPLS, "auto", "implementation of the scan (docs/selective_scan.md)", inference="none"
-        ),
+        "scan_impl": SCAN_IMPL,
     }
 )
 
@@ -267,8 +264,8 @@ class MambaVision(nnx.Module):
             attentive = attention_indices(depths[stage], attention_pattern, attention_blocks)
             if windowed and attentive and width % num_heads[stage]:
                 raise ModelError(
-                    f"stage {stage} has {width} channels and {num_heads[stage]} heads; a number of channels that the "
-                    "heads divide is expected"
+                    f"num_heads of stage {stage} is {num_heads[stage]}; a divisor of its number of channels, {width}, "
+                    "is expected"
                 )
             blocks: list[nnx.Module] = []
             for index in range(depths[stage]):

@@ -29,9 +29,9 @@ class SnakeMixer(nnx.Module):
     """A gated selective scan of a feature map along four paths: out_proj(sum of the scans * SiLU(z)).
 
     (v, z) = in_proj(x); u = SiLU(conv2d(v)); (dt, B, C) = x_proj(u). The scan along a path reads u in the order of the
-    path. Its delta, B and C are those of the pixels row by row on every path, as in the reference; added to B at each
-    step is the row of `direction_Bs` for the move that led there. Delta is softplus(dt_proj(dt) + bias of dt_proj): the
-    reference adds the bias twice. The paths share all parameters.
+    path. Delta, B and C are not reordered: every path reads them row by row, as in the reference. The row of
+    `direction_Bs` for the move to a position is added to B at this step. Delta is softplus(dt_proj(dt) + bias of
+    dt_proj): the reference adds the bias twice. The paths share all parameters.
 
     Args:
         d_state: states per channel.

@@ -26,9 +26,9 @@ from mambaout_jax.models.layers.linear import Linear
 from mambaout_jax.models.layers.norm import BatchNorm, LayerNorm
 from mambaout_jax.models.layers.parameters import normal, parameter, uniform_within
 from mambaout_jax.models.layers.position import resample_position_embedding
-from mambaout_jax.models.options import BLOCKS, COMMON, IMG_SIZE, require
+from mambaout_jax.models.options import BLOCKS, COMMON, IMG_SIZE, SCAN_IMPL, require
 from mambaout_jax.models.plainmamba.mixer import SnakeMixer
-from mambaout_jax.ops import SCAN_IMPLS, gelu
+from mambaout_jax.ops import gelu
 
 STEM_CHANNELS = 64
 MAX_CONVS = 8
@@ -130,9 +130,7 @@ OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
         "out_indices": ConfigKey(
             tuple[int, ...] | None, "0..", None, "blocks of the feature maps; the last one if unset", inference="none"
         ),
-        "scan_impl": ConfigKey(
-            str, SCAN_IMPLS, "auto", "implementation of the scan (docs/selective_scan.md)", inference="none"
-        ),
+        "scan_impl": SCAN_IMPL,
     }
 )
 

@@ -31,8 +31,7 @@ from mambaout_jax.models.layers.parameters import (
 )
 from mambaout_jax.models.layers.selective_ssm import initial_decay, initial_dt_bias
 from mambaout_jax.models.layers.vision_mamba import CLASS_TOKENS, VisionMamba
-from mambaout_jax.models.options import BLOCKS, COMMON, IMG_SIZE
-from mambaout_jax.ops import SCAN_IMPLS
+from mambaout_jax.models.options import BLOCKS, COMMON, IMG_SIZE, SCAN_IMPL
 
 OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
     {
@@ -48,12 +47,12 @@ OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
             str,
             ("none", "v1", "v2"),
             "v2",
-            "none: forward scans only; v1: forward and backward scans that differ in their decay; v2: that share only "
-            "the projections of the block",
+            "none: forward scan only; v1: also a backward scan with its own A; v2: also a backward scan with its own "
+            "convolution and SSM",
         ),
         "divide_out": ConfigKey(bool, None, True, "use the mean of both scans of v2, not their sum"),
         "class_token": ConfigKey(
-            str, CLASS_TOKENS, "middle", "position of learned class tokens, which are classified; none: the mean of all"
+            str, CLASS_TOKENS, "middle", "position of class tokens that are classified; none: the mean of all tokens"
         ),
         "rope": ConfigKey(
             bool, None, False, "rotate the patches by their position before every block; for square images"
@@ -65,9 +64,7 @@ OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
         "out_indices": ConfigKey(
             tuple[int, ...] | None, "0..", None, "blocks of the feature maps; the last one if unset", inference="none"
         ),
-        "scan_impl": ConfigKey(
-            str, SCAN_IMPLS, "auto", "implementation of the selective scan", changeable=True, inference="none"
-        ),
+        "scan_impl": SCAN_IMPL,
     }
 )  # fmt: skip
 

@@ -16,8 +16,8 @@ from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.layers.norm import LayerNorm
 from mambaout_jax.models.layers.ss2d import CROSS_SCAN, SS2D
 from mambaout_jax.models.layers.vss import VSSM, Head, PatchEmbedding, PatchMerging, Stage, VSSBlock, default_conv
-from mambaout_jax.models.options import BLOCKS, COMMON, require
-from mambaout_jax.ops import SCAN_IMPLS, gelu
+from mambaout_jax.models.options import BLOCKS, COMMON, SCAN_IMPL, require
+from mambaout_jax.ops import gelu
 
 
 class ConvPatchEmbedding(nnx.Module):
@@ -71,9 +71,7 @@ OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
         "downsample_version": ConfigKey(
             str, tuple(DOWNSAMPLES), "v3", "a linear layer on 2x2 windows (v1), or a strided convolution (v3)"
         ),
-        "scan_impl": ConfigKey(
-            str, SCAN_IMPLS, "auto", "implementation of the scan (docs/selective_scan.md)", inference="none"
-        ),
+        "scan_impl": SCAN_IMPL,
     }
 )
 

@@ -1,6 +1,6 @@
 """The named variants of VMamba.
 
-Options, accuracies and drop path rates: github.com/MzeroMiko/VMamba at 2ed52ead, assets/performance.md and
+Options and accuracies: github.com/MzeroMiko/VMamba at 2ed52ead, assets/performance.md and
 classification/configs/vssm. The accuracies are those of the moving average of the weights, except for vmamba_tiny_v0.
 """
 

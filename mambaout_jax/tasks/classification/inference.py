@@ -23,6 +23,7 @@ from mambaout_jax.tasks.classification.predictor import (
     is_turned_upright,
 )
 from mambaout_jax.tasks.errors import TaskError
+from mambaout_jax.words import count
 
 _CHANNELS = ((), (1,), (3,), (4,))
 # A path, an encoded image, a PIL image, or pixels.
@@ -37,8 +38,8 @@ def preprocess(
     Args:
         images: one image or a list: paths, encoded bytes, PIL images, or uint8 pixels (h, w), (h, w, 1), (h, w, 3) or
             (h, w, 4), whose alpha is dropped; or one array of pixels (b, h, w, c).
-        exif_orientation: turn images upright by their EXIF orientation. None for yes, except if the model has the
-            number of classes of ImageNet-1k, whose models were trained without that.
+        exif_orientation: turn images upright by their EXIF orientation. None to do so unless the classes are those of
+            ImageNet-1k (assumed for 1,000 outputs without `class_names`), whose models were trained without it.
 
     Raises:
         DataError: an image cannot be read or decoded, or there is none.
@@ -59,7 +60,8 @@ def predict(
 ) -> list[ClassProbabilities]:
     """Compute the class probabilities of each image.
 
-    The results are those of the command `predict`. The model is compiled once for each number of images up to 32.
+    The results are those of the command `predict` for the same class names and EXIF orientation rule. The model is
+    compiled once for each number of images up to 32.
 
     Args:
         images: as in `preprocess`.
@@ -70,10 +72,14 @@ def predict(
 
     Raises:
         DataError: an image cannot be read or decoded, or there is none.
-        TaskError: the number of names is not that of the outputs, or the probabilities are not finite.
+        TaskError: the model has no last layer, the number of names is not that of the outputs, or the probabilities
+            are not finite.
     """
+    if not model.num_classes:
+        raise TaskError(f"{model.name} has no last layer (num_classes is 0); use model.embed")
     if class_names is not None and len(class_names) != model.num_classes:
-        raise TaskError(f"class_names has {len(class_names)} names; {model.num_classes}, one per output, are expected")
+        names = count(len(class_names), "name")
+        raise TaskError(f"class_names has {names}; {model.num_classes}, one per output, are expected")
     predictor = _build_predictor(model, None if class_names is None else tuple(class_names), exif_orientation)
     named = _list_images(images)
     batch_size, found = min(len(named), MAX_PREDICTED), []
