@@ -116,8 +116,9 @@ def test_every_file_is_tested():
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_experiment_builds_its_model(name):
+def test_every_experiment_builds_its_model_and_its_transforms(name):
     assert build_model(name).num_classes == 10
+    load(name).build_task().check()
 
 
 @pytest.mark.parametrize("name", FILES)

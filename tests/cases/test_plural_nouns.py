@@ -16,6 +16,11 @@ ALLOWED = {
     ("models/layers/position.py", "num_patches"),  # beside a grid of another number, the least of which is one
     ("models/registry.py", "in_chans"),  # beside a list of another length
     ("models/localvim/model.py", "len(directions)"),  # beside another number
+    ("models/localvim/model.py", "NUM_DIRECTIONS"),
+    ("models/mambavision/model.py", "NUM_STAGES"),
+    ("models/localvmamba/model.py", "ssm_ratio"),  # before the verb
+    ("models/api.py", "self.num_params"),
+    ("run/workdir.py", "self.weights"),  # "ema" or "raw"
     ("ops/selective_scan.py", "groups['B']"),  # `ops` imports no other package
     ("ops/selective_scan.py", "channels"),
     ("ops/selective_scan.py", "x.ndim"),

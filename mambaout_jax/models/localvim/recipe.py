@@ -1,4 +1,4 @@
-"""The published training recipe of LocalVim; configs/imagenet.py contains all of it."""
+"""The published training recipe of LocalVim; configs/imagenet.py contains all of it but auto_augment."""
 
 from types import MappingProxyType
 

@@ -20,6 +20,7 @@ def _variant(
     *,
     params: int,
     macs: int,
+    recipe: Mapping[str, Any] = MappingProxyType({}),
 ) -> Variant:
     dims = tuple(width * 2**stage for stage in range(4))
     url = f"https://github.com/MzeroMiko/VMamba/releases/download/{file}.pth"
@@ -30,6 +31,7 @@ def _variant(
         params=params,
         macs=macs,
         checkpoint=Checkpoint(url, None),
+        recipe=recipe,
     )
 
 
@@ -97,7 +99,14 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             macs=15_069_880_320,
         ),
         "vmamba_tiny_v0": _variant(
-            _V0, (2, 2, 9, 2), 96, 82.2, "%23v0cls/vssmtiny_dp01_ckpt_epoch_292", params=22_893_448, macs=3_676_962_816
+            _V0,
+            (2, 2, 9, 2),
+            96,
+            82.2,
+            "%23v0cls/vssmtiny_dp01_ckpt_epoch_292",
+            params=22_893_448,
+            macs=3_676_962_816,
+            recipe={"optim.ema_decay": None},
         ),
         "vmamba_small_v0": _variant(
             _V0,
