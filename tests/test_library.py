@@ -16,7 +16,6 @@ SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, flags=re.MULTIL
 NAMES = list(SECTIONS)
 LAST_OF_CORE = NAMES.index("One token at a time")
 OF_TRAINING = sorted({*extras.MODULES["train"], *extras.MODULES["hub"]} - OF_FLAX)
-FOUR_DEVICES = 'import os\nos.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"\n'
 
 
 def program(section):
@@ -34,7 +33,7 @@ def test_the_page_says_which_sections_need_only_the_core():
 @pytest.mark.parametrize("section", NAMES[: LAST_OF_CORE + 1])
 def test_a_program_of_the_core_runs_without_the_packages_of_extras(section, tmp_path):
     start = f"import os\nos.chdir({str(tmp_path)!r})\n"
-    done = run_without(OF_TRAINING, FOUR_DEVICES + start + program(section))
+    done = run_without(OF_TRAINING, start + program(section))
     assert done.returncode == 0, done.stderr
 
 
@@ -45,5 +44,5 @@ def test_a_program_of_training_runs(section, tmp_path):
     written_run.write(folder, tuple(map(str, range(10))))
     Image.new("L", (32, 32)).save(folder / "example.png")
     start = f"import os\nos.chdir({str(tmp_path)!r})\n"
-    done = run_without(["nothing"], FOUR_DEVICES + start + program(section))
+    done = run_without(["nothing"], start + program(section))
     assert done.returncode == 0, done.stderr
