@@ -128,14 +128,19 @@ class Functional:
 
         def run(variables: Variables, *args: Any) -> tuple[Any, Variables]:
             module = self._merge(variables)
-            return function(module, *args), nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
+            return function(module, *args), _statistics(module)
 
         specs = [spec_of(leaf) for leaf in jax.tree.leaves(args) if isinstance(leaf, jax.Array)]
         rows = PartitionSpec(*specs[0][:1]) if specs else PartitionSpec()
-        return with_auto_axes(run, variables, *args, out=(rows, jax.tree.map(spec_of, variables["batch_stats"])))
+        of_statistics = jax.tree.map(spec_of, _statistics(self._merge(variables)))
+        return with_auto_axes(run, variables, *args, out=(rows, of_statistics))
 
     def _merge(self, variables: Variables) -> nnx.Module:
         return nnx.merge(self._graphdef, variables["params"], variables["batch_stats"])
+
+
+def _statistics(module: nnx.Module) -> Variables:
+    return nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
 
 
 def _find_mismatch(given: Any, expected: Any, name: str) -> str:

@@ -32,6 +32,10 @@ def scan(x, impl="auto", length=100):
 # By file; each takes an array and has a custom derivative in it.
 EXAMPLES = {
     "activations.py": (ops.gelu, (3, 4)),
+    "conv.py": (
+        lambda x: ops.conv2d(x, (1.0 + x[0, :3, :3, :2, None] ** 2) * jnp.ones((1, 1, 1, 4)), stride=(2, 1), groups=2),
+        (1, 5, 4, 4),
+    ),
     "depthwise.py": (lambda x: ops.depthwise_conv2d(x, 1.0 + x[0, :3, :3, None] ** 2), (1, 5, 4, 2)),
     "matmul.py": (lambda x: ops.matmul(x, x.T), (3, 4)),
     "norm.py": (lambda x: ops.layer_norm(x, 1 + x[0], x[1], 1e-5) + ops.rms_norm(x, x[0], 1e-5), (3, 4)),
