@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key, PyTree
 
+from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.layers.parameters import SAVEABLE
 
 # What the backward pass recomputes. "save_matmuls" recomputes all results that are not marked as `saveable`: norms,
@@ -22,6 +23,18 @@ _POLICIES: Mapping[str, Callable[..., Any] | None] = MappingProxyType(
         "full": jax.checkpoint_policies.nothing_saveable,
     }
 )
+
+
+def chosen_blocks(out_indices: Sequence[int] | None, depth: int) -> tuple[int, ...]:
+    """Return the blocks whose outputs are feature maps: those of the option `out_indices`, or else the last one.
+
+    Raises:
+        ModelError: they are not increasing indices of blocks.
+    """
+    chosen = (depth - 1,) if out_indices is None else tuple(out_indices)
+    if not chosen or list(chosen) != sorted({index % depth for index in chosen}):
+        raise ModelError(f"out_indices is {out_indices}; increasing numbers from 0 to {depth - 1} are expected")
+    return chosen
 
 
 def run_blocks(

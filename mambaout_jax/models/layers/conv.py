@@ -1,5 +1,7 @@
 """Convolutions with PyTorch's padding."""
 
+import math
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -64,6 +66,33 @@ class Conv2d(nnx.Module):
         if kernel == self.stride and self.padding == (0, 0) and self.groups == 1:
             return _multiply_patches(x, weight)
         return conv2d(x, weight, stride=self.stride, padding=self.padding, groups=self.groups)
+
+
+def default_conv2d(
+    in_chans: int,
+    out_chans: int,
+    kernel_size: int,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    groups: int = 1,
+    bias: bool = True,
+    dtype: jnp.dtype,
+) -> Conv2d:
+    """Build a convolution with the initial values of PyTorch's `nn.Conv2d`, which most families keep."""
+    initializer = uniform_within(1 / math.sqrt(kernel_size**2 * in_chans // groups))
+    return Conv2d(
+        in_chans,
+        out_chans,
+        kernel_size,
+        stride=stride,
+        padding=padding,
+        groups=groups,
+        bias=bias,
+        initializer=initializer,
+        bias_initializer=initializer,
+        dtype=dtype,
+    )
 
 
 def _pair(value: Pair) -> tuple[int, int]:

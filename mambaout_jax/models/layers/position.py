@@ -1,9 +1,11 @@
-"""Resampling of position embeddings to another input size."""
+"""Position embeddings and the size of images: checks, and resampling to another size."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from mambaout_jax.models.errors import ModelError
 
@@ -44,6 +46,46 @@ def resample_position_embedding(
     patches = patches[0].astype(np.float64).reshape(*old_grid, -1)
     patches = np.einsum("yh,xw,hwd->yxd", rows, columns, patches, optimize=True)
     return np.concatenate([prefix, patches.reshape(1, math.prod(grid), -1).astype(prefix.dtype)], axis=1)
+
+
+def resample_pos_embed(
+    params: Mapping[tuple[str | int, ...], Any],
+    shape: tuple[int, ...],
+    grid: tuple[int, int],
+    *,
+    old_grid: tuple[int, int] | None,
+    num_prefix_tokens: int = 0,
+) -> dict[tuple[str | int, ...], Any]:
+    """Return parameters with `pos_embed` resampled to a grid; all others are returned as they are.
+
+    Args:
+        params: arrays by path: all parameters of a model or some of them.
+        shape: shape of the model's own `pos_embed`; without `old_grid`, embeddings of this shape are kept.
+        grid, old_grid, num_prefix_tokens: as in `resample_position_embedding`.
+
+    Raises:
+        ModelError: the number of patches does not match the old grid.
+    """
+    embedding = params.get(("pos_embed",))
+    if embedding is None or (old_grid is None and embedding.shape == shape):
+        return dict(params)
+    resampled = resample_position_embedding(
+        np.asarray(embedding), grid, old_grid=old_grid, num_prefix_tokens=num_prefix_tokens
+    )
+    return {**params, ("pos_embed",): resampled}
+
+
+def check_image_size(images: Float[Array, "b h w i"], img_size: tuple[int, int]) -> None:
+    """Check that images have the size that a model's position embeddings are for.
+
+    Raises:
+        ModelError: they have another size.
+    """
+    if images.shape[1:3] != img_size:
+        raise ModelError(
+            f"images are {images.shape[1]}x{images.shape[2]}; {img_size[0]}x{img_size[1]} is expected, the img_size of "
+            "the model and its position embeddings"
+        )
 
 
 def _bicubic_matrix(old_size: int, new_size: int) -> Float[np.ndarray, "m n"]:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from mambaout_jax.models.layers.conv import Conv2d
+from mambaout_jax.models.layers.conv import default_conv2d
 from mambaout_jax.models.layers.linear import Linear
 from mambaout_jax.models.layers.norm import LayerNorm
 from mambaout_jax.models.layers.parameters import ones, parameter, saveable, uniform_within
@@ -55,7 +55,7 @@ CROSS_SCAN = tuple(CrossDirection(columns, reverse) for reverse in (False, True)
 class SS2D(nnx.Module):
     """The mixer out_proj(out_norm(sum of scans of SiLU(conv(x))) * SiLU(z)) with (x, z) = in_proj(input).
 
-    Without `gated`, there is no z. Each direction has its own parameters, stacked along the first axis. All directions
+    Each direction has its own parameters, stacked along the first axis. All directions
     are one selective scan of their channels side by side; shorter sequences are padded with zeros at the end.
 
     Args:
@@ -64,7 +64,7 @@ class SS2D(nnx.Module):
         directions: order of each scan.
         dt_rank: width of the step size projection; None for dim / 16, rounded up.
         kernel_size: side of the depthwise convolution; odd.
-        gated: multiply the output by SiLU(z).
+        gated: multiply the output by SiLU(z); if False, in_proj computes x only.
         scan_gate: applied to the output of each scan, its pixels row by row, before the sum.
         impl: implementation of the scan, as in `selective_scan`.
     """
@@ -86,18 +86,9 @@ class SS2D(nnx.Module):
     ):
         inner, count = int(ratio * dim), len(directions)
         rank = math.ceil(dim / 16) if dt_rank is None else dt_rank
-        conv_initializer = uniform_within(1 / kernel_size)
         self.in_proj = Linear(dim, 2 * inner if gated else inner, bias=False, dtype=dtype)
-        self.conv2d = Conv2d(
-            inner,
-            inner,
-            kernel_size,
-            padding=kernel_size // 2,
-            groups=inner,
-            bias=conv_bias,
-            initializer=conv_initializer,
-            bias_initializer=conv_initializer,
-            dtype=dtype,
+        self.conv2d = default_conv2d(
+            inner, inner, kernel_size, padding=kernel_size // 2, groups=inner, bias=conv_bias, dtype=dtype
         )
         self.x_proj_weight = parameter((count, rank + 2 * d_state, inner), uniform_within(inner**-0.5))
         self.dt_projs_weight = parameter((count, inner, rank), uniform_within(rank**-0.5))

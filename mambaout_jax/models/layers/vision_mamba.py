@@ -11,12 +11,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from mambaout_jax.models.errors import ModelError
-from mambaout_jax.models.layers.blocks import run_blocks
+from mambaout_jax.models.layers.blocks import chosen_blocks, run_blocks
 from mambaout_jax.models.layers.drop import drop_path, dropout
 from mambaout_jax.models.layers.linear import Linear
 from mambaout_jax.models.layers.norm import RMSNorm
 from mambaout_jax.models.layers.parameters import Initializer, normal, parameter
-from mambaout_jax.models.layers.position import resample_position_embedding
+from mambaout_jax.models.layers.position import check_image_size, resample_position_embedding
 from mambaout_jax.models.layers.rotation import rotate_patches
 
 CLASS_TOKENS = ("none", "first", "middle", "both")
@@ -89,9 +89,6 @@ class VisionMamba(nnx.Module):
         remat: str,
     ):
         depth = len(mixers)
-        chosen = (depth - 1,) if out_indices is None else tuple(out_indices)
-        if not chosen or list(chosen) != sorted({index % depth for index in chosen}):
-            raise ModelError(f"out_indices is {out_indices}; increasing numbers from 0 to {depth - 1} are expected")
         if rope and embed_dim % 4:
             raise ModelError(f"embed_dim is {embed_dim}; a multiple of 4 is expected with rope")
         if rope and class_token not in ("none", "first"):
@@ -114,7 +111,7 @@ class VisionMamba(nnx.Module):
         self.grid = grid
         self.stride = stride
         self.class_token = class_token
-        self.out_indices = chosen
+        self.out_indices = chosen_blocks(out_indices, depth)
         self.drop_rate = drop_rate
         self.drop_path_rates = tuple(np.linspace(0.0, drop_path_rate, depth).tolist())
         self.dtype = dtype
@@ -201,11 +198,7 @@ class VisionMamba(nnx.Module):
 
     def _tokens(self, images) -> State:
         """Compute the input of the first block."""
-        if images.shape[1:3] != self.img_size:
-            raise ModelError(
-                f"images are {images.shape[1]}x{images.shape[2]}; {self.img_size[0]}x{self.img_size[1]} is expected, "
-                "the img_size of the model and its position embeddings"
-            )
+        check_image_size(images, self.img_size)
         x = self.patch_embed(images).astype(jnp.float32)
 
         def token(name):

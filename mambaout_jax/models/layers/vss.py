@@ -5,7 +5,6 @@ classification/models/vmamba.py. All norms have eps 1e-5.
 """
 
 import itertools
-import math
 from collections.abc import Sequence
 
 import jax
@@ -15,36 +14,18 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from mambaout_jax.models.layers.blocks import run_blocks
-from mambaout_jax.models.layers.conv import Conv2d
+from mambaout_jax.models.layers.conv import default_conv2d
 from mambaout_jax.models.layers.drop import drop_path, dropout
 from mambaout_jax.models.layers.linear import Linear, Mlp
 from mambaout_jax.models.layers.norm import LayerNorm
-from mambaout_jax.models.layers.parameters import uniform_within
 from mambaout_jax.models.layers.ss2d import SS2D
-
-
-def default_conv(
-    in_chans: int, out_chans: int, kernel_size: int, *, stride: int, padding: int = 0, dtype: jnp.dtype
-) -> Conv2d:
-    """Build a strided convolution with PyTorch's default initial values."""
-    initializer = uniform_within(1 / math.sqrt(kernel_size**2 * in_chans))
-    return Conv2d(
-        in_chans,
-        out_chans,
-        kernel_size,
-        stride=stride,
-        padding=padding,
-        initializer=initializer,
-        bias_initializer=initializer,
-        dtype=dtype,
-    )
 
 
 class PatchEmbedding(nnx.Module):
     """A convolution of patches of 4x4 pixels and a norm."""
 
     def __init__(self, in_chans: int, dim: int, *, dtype: jnp.dtype):
-        self.conv1 = default_conv(in_chans, dim, 4, stride=4, dtype=dtype)
+        self.conv1 = default_conv2d(in_chans, dim, 4, stride=4, dtype=dtype)
         self.norm1 = LayerNorm(dim, eps=1e-5)
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b ho wo d"]:

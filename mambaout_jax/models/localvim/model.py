@@ -21,7 +21,7 @@ from mambaout_jax.models.layers.local_scan import ChannelGate, LocalDirection, p
 from mambaout_jax.models.layers.parameters import normal, uniform_within, zeros
 from mambaout_jax.models.layers.patch_embed import PatchEmbed
 from mambaout_jax.models.layers.vision_mamba import VisionMamba
-from mambaout_jax.models.options import BLOCKS, COMMON, IMG_SIZE, SCAN_IMPL
+from mambaout_jax.models.options import BLOCKS, COMMON, IMG_SIZE, OUT_INDICES, SCAN_IMPL
 
 # Found by the authors' search, for a model of 20 blocks.
 SEARCHED = (
@@ -73,9 +73,7 @@ OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
         "rope": ConfigKey(
             bool, None, True, "rotate the patches by their position before every block; not with class_token"
         ),
-        "out_indices": ConfigKey(
-            tuple[int, ...] | None, "0..", None, "blocks of the feature maps; the last one if unset", inference="none"
-        ),
+        "out_indices": OUT_INDICES,
         "scan_impl": SCAN_IMPL,
     }
 )

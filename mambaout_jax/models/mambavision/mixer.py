@@ -29,7 +29,7 @@ class Conv1d(CausalConv1d):
 class TwiceBiasedSSM(SelectiveSSM):
     """A selective scan to whose step sizes the bias of `dt_proj` is added twice, as in the published models.
 
-    `dt_proj` adds it before the scan does. All matrices start as N(0, 0.02^2) and the bias as 0.
+    All matrices start as N(0, 0.02^2) and the bias as 0.
     """
 
     def __init__(self, channels: int, *, d_state: int, dt_rank: int, impl: str, dtype: jnp.dtype):
@@ -37,13 +37,8 @@ class TwiceBiasedSSM(SelectiveSSM):
         self.x_proj = Linear(channels, dt_rank + 2 * d_state, bias=False, dtype=dtype)
         self.dt_proj = Linear(dt_rank, channels, dtype=dtype)
 
-    def project(
-        self, x: Float[Array, "*batch d"]
-    ) -> tuple[Float[Array, "*batch d"], Float[Array, "*batch n"], Float[Array, "*batch n"]]:
-        """Compute delta (with one bias, before the other and softplus), B and C from the input."""
-        rank, (_, d_state) = self.dt_proj.weight.shape[0], self.A_log.shape
-        dt, B, C = jnp.split(self.x_proj(x), [rank, rank + d_state], axis=-1)
-        return self.dt_proj(dt), B, C
+    def _step_size(self):
+        return {"delta_bias": 2.0 * self.dt_proj.bias[...], "delta_softplus": True}
 
 
 class MambaVisionMixer(nnx.Module):

@@ -5,10 +5,8 @@ the published models set have the names of the original code.
 """
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +18,10 @@ from mambaout_jax.checks import ConfigKey
 from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.layers.attention import Attention
 from mambaout_jax.models.layers.blocks import run_blocks
-from mambaout_jax.models.layers.conv import Conv2d
+from mambaout_jax.models.layers.conv import default_conv2d
 from mambaout_jax.models.layers.drop import drop_path, dropout
 from mambaout_jax.models.layers.linear import Linear, Mlp, activation
 from mambaout_jax.models.layers.norm import BatchNorm, LayerNorm, LayerScale
-from mambaout_jax.models.layers.parameters import uniform_within
 from mambaout_jax.models.mambavision.mixer import TOKEN_MIXERS, MambaVisionMixer
 from mambaout_jax.models.options import BLOCKS, COMMON, SCAN_IMPL
 
@@ -32,20 +29,13 @@ NUM_STAGES = 4
 FIRST_WINDOWED = 2  # stages 0 and 1 have convolutions
 
 
-def _conv3x3(in_chans: int, out_chans: int, *, stride: int = 1, bias: bool = False, dtype: jnp.dtype) -> Conv2d:
-    """Build a convolution with PyTorch's default initial values."""
-    initial = uniform_within(1 / math.sqrt(9 * in_chans))
-    options: dict[str, Any] = {"initializer": initial, "bias_initializer": initial, "dtype": dtype}
-    return Conv2d(in_chans, out_chans, 3, stride=stride, padding=1, bias=bias, **options)
-
-
 class Stem(nnx.Module):
     """Two strided convolutions, from an image to a map of a quarter of its size."""
 
     def __init__(self, in_chans: int, in_dim: int, dim: int, *, dtype: jnp.dtype):
-        self.conv1 = _conv3x3(in_chans, in_dim, stride=2, dtype=dtype)
+        self.conv1 = default_conv2d(in_chans, in_dim, 3, stride=2, padding=1, bias=False, dtype=dtype)
         self.norm1 = BatchNorm(in_dim, eps=1e-4)
-        self.conv2 = _conv3x3(in_dim, dim, stride=2, dtype=dtype)
+        self.conv2 = default_conv2d(in_dim, dim, 3, stride=2, padding=1, bias=False, dtype=dtype)
         self.norm2 = BatchNorm(dim, eps=1e-4)
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b ho wo d"]:
@@ -57,9 +47,9 @@ class ConvBlock(nnx.Module):
     """x + ls(norm2(conv2(act(norm1(conv1(x)))))) with the approximate GELU; ls is absent if `layer_scale` is None."""
 
     def __init__(self, dim: int, *, layer_scale: float | None, dtype: jnp.dtype):
-        self.conv1 = _conv3x3(dim, dim, bias=True, dtype=dtype)
+        self.conv1 = default_conv2d(dim, dim, 3, padding=1, dtype=dtype)
         self.norm1 = BatchNorm(dim)
-        self.conv2 = _conv3x3(dim, dim, bias=True, dtype=dtype)
+        self.conv2 = default_conv2d(dim, dim, 3, padding=1, dtype=dtype)
         self.norm2 = BatchNorm(dim)
         self.ls = None if layer_scale is None else LayerScale(dim, layer_scale)
 
@@ -109,7 +99,7 @@ class Downsample(nnx.Module):
     """A strided convolution to twice the channels; the map is halved."""
 
     def __init__(self, dim: int, *, dtype: jnp.dtype):
-        self.conv = _conv3x3(dim, 2 * dim, stride=2, dtype=dtype)
+        self.conv = default_conv2d(dim, 2 * dim, 3, stride=2, padding=1, bias=False, dtype=dtype)
 
     def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b ho wo e"]:
         return self.conv(x)

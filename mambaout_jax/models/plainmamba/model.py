@@ -19,14 +19,14 @@ from jaxtyping import Array, Float, Key
 from mambaout_jax.checks import ConfigKey
 from mambaout_jax.models.api import ParamPath
 from mambaout_jax.models.errors import ModelError
-from mambaout_jax.models.layers.blocks import run_blocks
-from mambaout_jax.models.layers.conv import Conv2d
+from mambaout_jax.models.layers.blocks import chosen_blocks, run_blocks
+from mambaout_jax.models.layers.conv import default_conv2d
 from mambaout_jax.models.layers.drop import drop_path, dropout
 from mambaout_jax.models.layers.linear import Linear
 from mambaout_jax.models.layers.norm import BatchNorm, LayerNorm
-from mambaout_jax.models.layers.parameters import normal, parameter, uniform_within
-from mambaout_jax.models.layers.position import resample_position_embedding
-from mambaout_jax.models.options import BLOCKS, COMMON, IMG_SIZE, SCAN_IMPL, require
+from mambaout_jax.models.layers.parameters import normal, parameter
+from mambaout_jax.models.layers.position import check_image_size, resample_pos_embed
+from mambaout_jax.models.options import BLOCKS, COMMON, IMG_SIZE, OUT_INDICES, SCAN_IMPL, require
 from mambaout_jax.models.plainmamba.mixer import SnakeMixer
 from mambaout_jax.ops import gelu
 
@@ -40,7 +40,7 @@ class ConvNorm(nnx.Module):
     def __init__(
         self, in_chans: int, out_chans: int, kernel_size: int, *, stride: int = 1, groups: int = 1, dtype: jnp.dtype
     ):
-        self.conv = Conv2d(
+        self.conv = default_conv2d(
             in_chans,
             out_chans,
             kernel_size,
@@ -48,18 +48,12 @@ class ConvNorm(nnx.Module):
             padding=kernel_size // 2,
             groups=groups,
             bias=False,
-            initializer=_conv_default(in_chans // groups, kernel_size),
             dtype=dtype,
         )
         self.norm = BatchNorm(out_chans)
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b ho wo o"]:
         return self.norm(self.conv(x))
-
-
-def _conv_default(in_chans: int, kernel_size: int):
-    """Return PyTorch's default initializer of convolutions."""
-    return uniform_within(1 / math.sqrt(in_chans * kernel_size**2))
 
 
 class ConvPatchEmbed(nnx.Module):
@@ -72,16 +66,7 @@ class ConvPatchEmbed(nnx.Module):
         self.stem = ConvNorm(in_chans, STEM_CHANNELS, 7, stride=2, dtype=dtype)
         self.convs = nnx.List(ConvNorm(STEM_CHANNELS, STEM_CHANNELS, 3, dtype=dtype) for _ in range(num_convs))
         side = patch_size // 2
-        initializer = _conv_default(STEM_CHANNELS, side)
-        self.proj = Conv2d(
-            STEM_CHANNELS,
-            dim,
-            side,
-            stride=side,
-            initializer=initializer,
-            bias_initializer=initializer,
-            dtype=dtype,
-        )
+        self.proj = default_conv2d(STEM_CHANNELS, dim, side, stride=side, dtype=dtype)
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b ho wo d"]:
         for layer in (self.stem, *self.convs):
@@ -127,9 +112,7 @@ OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
         "expand": ConfigKey(float, ">0..64", 2.0, "ratio of scanned channels to embed_dim"),
         "kernel_size": ConfigKey(int, "1..127", 7, "kernel size of the convolution before the scan, in pixels; odd"),
         "bias": ConfigKey(bool, None, True, "biases in the first and the last layer of the mixer"),
-        "out_indices": ConfigKey(
-            tuple[int, ...] | None, "0..", None, "blocks of the feature maps; the last one if unset", inference="none"
-        ),
+        "out_indices": OUT_INDICES,
         "scan_impl": SCAN_IMPL,
     }
 )
@@ -178,9 +161,7 @@ class PlainMamba(nnx.Module):
             raise ModelError(
                 f"layers_with_dwconv is {layers_with_dwconv}; indices of blocks from 0 to {depth - 1} are expected"
             )
-        self.out_indices = (depth - 1,) if out_indices is None else tuple(out_indices)
-        if list(self.out_indices) != sorted({index % depth for index in self.out_indices}):
-            raise ModelError(f"out_indices is {out_indices}; increasing numbers from 0 to {depth - 1} are expected")
+        self.out_indices = chosen_blocks(out_indices, depth)
         dtype = jnp.dtype(dtype)
         self.img_size = tuple(img_size)
         self.patch_size = patch_size
@@ -245,15 +226,8 @@ class PlainMamba(nnx.Module):
             img_size: (height, width) that they were trained at; None if unknown: then embeddings of another length
                 are taken to be those of square images.
         """
-        embedding = params.get(("pos_embed",))
-        if embedding is None or (img_size is None and embedding.shape == self.pos_embed.shape):
-            return dict(params)
-        resampled = resample_position_embedding(
-            np.asarray(embedding),
-            self._grid(self.img_size),
-            old_grid=None if img_size is None else self._grid(img_size),
-        )
-        return {**params, ("pos_embed",): resampled}
+        old_grid = None if img_size is None else self._grid(img_size)
+        return resample_pos_embed(params, self.pos_embed.shape, self._grid(self.img_size), old_grid=old_grid)
 
     def features(self, images: Float[Array, "b h w i"], key: Key[Array, ""] | None) -> list[Array]:
         """Compute the maps of the chosen blocks."""
@@ -274,11 +248,7 @@ class PlainMamba(nnx.Module):
         return self.head(self.embed(images, key)).astype(jnp.float32)
 
     def _tokens(self, images):
-        if images.shape[1:3] != self.img_size:
-            raise ModelError(
-                f"images are {images.shape[1]}x{images.shape[2]}; {self.img_size[0]}x{self.img_size[1]} is expected, "
-                "the img_size of the model and its position embeddings"
-            )
+        check_image_size(images, self.img_size)
         x = self.patch_embed(images)
         return x + self.pos_embed.astype(x.dtype).reshape(1, *x.shape[1:])
 

@@ -31,7 +31,7 @@ from mambaout_jax.models.layers.parameters import (
 )
 from mambaout_jax.models.layers.selective_ssm import initial_decay, initial_dt_bias
 from mambaout_jax.models.layers.vision_mamba import CLASS_TOKENS, VisionMamba
-from mambaout_jax.models.options import BLOCKS, COMMON, IMG_SIZE, SCAN_IMPL
+from mambaout_jax.models.options import BLOCKS, COMMON, IMG_SIZE, OUT_INDICES, SCAN_IMPL
 
 OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
     {
@@ -61,9 +61,7 @@ OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
             float | None, "..", None, "initial value of a scale per channel after the mixer; None for no scale",
             inference="presence",
         ),
-        "out_indices": ConfigKey(
-            tuple[int, ...] | None, "0..", None, "blocks of the feature maps; the last one if unset", inference="none"
-        ),
+        "out_indices": OUT_INDICES,
         "scan_impl": SCAN_IMPL,
     }
 )  # fmt: skip

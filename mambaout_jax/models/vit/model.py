@@ -26,7 +26,7 @@ from mambaout_jax.models.layers.linear import Linear, Mlp
 from mambaout_jax.models.layers.norm import LayerNorm
 from mambaout_jax.models.layers.parameters import normal, parameter
 from mambaout_jax.models.layers.patch_embed import PatchEmbed
-from mambaout_jax.models.layers.position import resample_position_embedding
+from mambaout_jax.models.layers.position import check_image_size, resample_pos_embed
 from mambaout_jax.models.options import BLOCKS, COMMON, IMG_SIZE, require
 
 
@@ -174,17 +174,13 @@ class VisionTransformer(nnx.Module):
             img_size: (height, width) that they were trained at; None if unknown: then embeddings of another length
                 are taken to be those of square images.
         """
-        embedding = params.get(("pos_embed",))
-        num_prefix_tokens = 0 if self.cls_token is None else 1
-        if embedding is None or (img_size is None and embedding.shape == self.pos_embed.shape):
-            return dict(params)
-        resampled = resample_position_embedding(
-            np.asarray(embedding),
+        return resample_pos_embed(
+            params,
+            self.pos_embed.shape,
             self._grid(self.img_size),
             old_grid=None if img_size is None else self._grid(img_size),
-            num_prefix_tokens=num_prefix_tokens,
+            num_prefix_tokens=0 if self.cls_token is None else 1,
         )
-        return {**params, ("pos_embed",): resampled}
 
     def features(self, images: Float[Array, "b h w i"], key: Key[Array, ""] | None) -> list[Array]:
         """Compute the one map."""
@@ -206,11 +202,7 @@ class VisionTransformer(nnx.Module):
         return self.head(self.embed(images, key)).astype(jnp.float32)
 
     def _tokens(self, images, key):
-        if images.shape[1:3] != self.img_size:
-            raise ModelError(
-                f"images are {images.shape[1]}x{images.shape[2]}; {self.img_size[0]}x{self.img_size[1]} is expected, "
-                "the img_size of the model and its position embeddings"
-            )
+        check_image_size(images, self.img_size)
         x = self.patch_embed(images)
         if self.cls_token is not None:
             first = jnp.broadcast_to(self.cls_token.astype(x.dtype), (x.shape[0], 1, x.shape[2]))

@@ -13,9 +13,10 @@ from jaxtyping import Array, Float
 
 from mambaout_jax.checks import ConfigKey
 from mambaout_jax.models.errors import ModelError
+from mambaout_jax.models.layers.conv import default_conv2d
 from mambaout_jax.models.layers.norm import LayerNorm
 from mambaout_jax.models.layers.ss2d import CROSS_SCAN, SS2D
-from mambaout_jax.models.layers.vss import VSSM, Head, PatchEmbedding, PatchMerging, Stage, VSSBlock, default_conv
+from mambaout_jax.models.layers.vss import VSSM, Head, PatchEmbedding, PatchMerging, Stage, VSSBlock
 from mambaout_jax.models.options import BLOCKS, COMMON, SCAN_IMPL, require
 from mambaout_jax.ops import gelu
 
@@ -24,9 +25,9 @@ class ConvPatchEmbedding(nnx.Module):
     """Two strided convolutions, each with a norm, from an image to a map of a quarter of its size."""
 
     def __init__(self, in_chans: int, dim: int, *, dtype: jnp.dtype):
-        self.conv1 = default_conv(in_chans, dim // 2, 3, stride=2, padding=1, dtype=dtype)
+        self.conv1 = default_conv2d(in_chans, dim // 2, 3, stride=2, padding=1, dtype=dtype)
         self.norm1 = LayerNorm(dim // 2, eps=1e-5)
-        self.conv2 = default_conv(dim // 2, dim, 3, stride=2, padding=1, dtype=dtype)
+        self.conv2 = default_conv2d(dim // 2, dim, 3, stride=2, padding=1, dtype=dtype)
         self.norm2 = LayerNorm(dim, eps=1e-5)
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b ho wo d"]:
@@ -37,7 +38,7 @@ class ConvDownsample(nnx.Module):
     """A strided convolution and a norm; the map is halved."""
 
     def __init__(self, dim: int, out_dim: int, *, dtype: jnp.dtype):
-        self.conv = default_conv(dim, out_dim, 3, stride=2, padding=1, dtype=dtype)
+        self.conv = default_conv2d(dim, out_dim, 3, stride=2, padding=1, dtype=dtype)
         self.post_norm = LayerNorm(out_dim, eps=1e-5)
 
     def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b ho wo e"]:

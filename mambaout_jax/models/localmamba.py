@@ -1,0 +1,42 @@
+"""The paper and the training recipe that LocalVim and LocalVMamba share; configs/imagenet.py contains all of the recipe but auto_augment."""
+
+from types import MappingProxyType
+
+from mambaout_jax.models.family import Publication, Recipe
+
+# The original auto_augment, rand-m9-mstd0.5, is not listed: without inc1, it is not available here. The repository does
+# not state whether the published weights were trained with gradient clipping or a moving average.
+RECIPE = Recipe(
+    dataset="imagenet2012",
+    values=MappingProxyType(
+        {
+            "batch_size": 1024,
+            "optim.learning_rate": 1e-3,
+            "optim.warmup_learning_rate": 1e-7,
+            "optim.min_learning_rate": 1e-6,
+            "optim.weight_decay": 0.04,
+            "optim.warmup_epochs": 20,
+            "num_epochs": 300,
+            "optim.cooldown_epochs": 0,
+            "optim.schedule": "per_step",
+            "data.interpolation": "bicubic",
+            "augment.mixup_alpha": 0.2,
+            # 1024 = 8 devices x 128 images; each device has one draw of mixup or cutmix.
+            "augment.mixup_group": 128,
+        }
+    ),
+    reference="Huang et al., LocalMamba, 2024: classification/configs/strategies/local_mamba/config.yaml of the code",
+)
+
+PUBLICATION = Publication(
+    title="LocalMamba: Visual State Space Model with Windowed Selective Scan",
+    paper="https://arxiv.org/abs/2403.09338",
+    repository="https://github.com/hunto/LocalMamba",
+    licence="Apache-2.0",
+    bibtex="""@article{huang2024localmamba,
+  title={LocalMamba: Visual State Space Model with Windowed Selective Scan},
+  author={Huang, Tao and Pei, Xiaohuan and You, Shan and Wang, Fei and Qian, Chen and Xu, Chang},
+  journal={arXiv preprint arXiv:2403.09338},
+  year={2024}
+}""",
+    )
