@@ -9,7 +9,7 @@ baseline alone:
 python main.py --config=configs/study_mambavision.py --workdir=runs/study-mambavision
 
 The paper compares these on ImageNet-1k. Digits at 64 px have 16 tokens in the third stage and 4 in the last, so this
-checks that all variants train; it is no evidence about larger images. Cost and result: not measured here yet.
+only checks that all variants train, and predicts nothing for larger images. Cost and result: not measured here yet.
 """
 
 from ml_collections import ConfigDict

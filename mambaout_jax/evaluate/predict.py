@@ -42,7 +42,7 @@ class FoundFiles(NamedTuple):
 def find_files(paths: Iterable[str]) -> FoundFiles:
     """List files, and the images in folders and their subfolders, sorted.
 
-    What `prepare folder` ignores is ignored here too. A file outside of the folders is listed whatever its name.
+    What `prepare folder` ignores is ignored here too. Files in `paths` are listed under any name.
 
     Raises:
         DataError: a folder has no images, or cannot be read.

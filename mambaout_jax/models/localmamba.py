@@ -1,11 +1,12 @@
-"""The paper and the training recipe that LocalVim and LocalVMamba share; configs/imagenet.py contains all of the recipe but auto_augment."""
+"""The paper and the training recipe of LocalMamba, which two families share."""
 
 from types import MappingProxyType
 
 from mambaout_jax.models.family import Publication, Recipe
 
-# The original auto_augment, rand-m9-mstd0.5, is not listed: without inc1, it is not available here. The repository does
-# not state whether the published weights were trained with gradient clipping or a moving average.
+# configs/imagenet.py contains all of it but auto_augment: rand-m9-mstd0.5 is not available here without inc1.
+# The cosine of the learning rate starts at epoch 0 here, and after the warm-up in the original. The repository does not
+# state whether the published weights were trained with gradient clipping or a moving average.
 RECIPE = Recipe(
     dataset="imagenet2012",
     values=MappingProxyType(
@@ -39,4 +40,4 @@ PUBLICATION = Publication(
   journal={arXiv preprint arXiv:2403.09338},
   year={2024}
 }""",
-    )
+)

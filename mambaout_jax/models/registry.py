@@ -175,7 +175,7 @@ def _input_spec(variant: Variant, in_chans: int, values: Mapping[str, Any]) -> I
     for statistic in ("mean", "std"):
         if len(values.get(statistic, range(in_chans))) != in_chans:
             raise ModelError(
-                f"{statistic} is {values[statistic]!r}; a number for each of the {in_chans} channels is expected"
+                f"{statistic} is {values[statistic]!r}; one number per channel, for in_chans {in_chans}, is expected"
             )
     size = values.get("img_size", variant.size)
     rgb = in_chans == 3

@@ -13,9 +13,8 @@ OTHER_WORDS = {
 }  # fmt: skip
 # Expressions that are names of something, or numbers that are never one.
 ALLOWED = {
-    ("models/layers/position.py", "num_patches"),  # beside a grid of another number, the least of which is one
-    ("models/registry.py", "in_chans"),  # beside a list of another length
-    ("models/localvim/model.py", "len(directions)"),  # beside another number
+    ("models/layers/position.py", "num_patches"),  # differs from the grid, which has at least one
+    ("models/localvim/model.py", "len(directions)"),  # a number other than NUM_DIRECTIONS
     ("models/localvim/model.py", "NUM_DIRECTIONS"),
     ("models/mambavision/model.py", "NUM_STAGES"),
     ("models/localvmamba/model.py", "ssm_ratio"),  # before the verb

@@ -1,8 +1,8 @@
 """LocalVim, a plain backbone of Mamba blocks with windowed scans."""
 
-from mambaout_jax.models.family import Family, Publication
+from mambaout_jax.models.family import Family
+from mambaout_jax.models.localmamba import PUBLICATION, RECIPE
 from mambaout_jax.models.localvim.model import OPTIONS, LocalVim
-from mambaout_jax.models.localvim.recipe import RECIPE
 from mambaout_jax.models.localvim.variants import VARIANTS
 from mambaout_jax.models.localvim.weights import ORIGINAL
 
@@ -13,16 +13,5 @@ FAMILY = Family(
     variants=VARIANTS,
     key_formats=(ORIGINAL,),
     recipe=RECIPE,
-    publication=Publication(
-        title="LocalMamba: Visual State Space Model with Windowed Selective Scan",
-        paper="https://arxiv.org/abs/2403.09338",
-        repository="https://github.com/hunto/LocalMamba",
-        licence="Apache-2.0",
-        bibtex="""@article{huang2024localmamba,
-  title={LocalMamba: Visual State Space Model with Windowed Selective Scan},
-  author={Huang, Tao and Pei, Xiaohuan and You, Shan and Wang, Fei and Qian, Chen and Xu, Chang},
-  journal={arXiv preprint arXiv:2403.09338},
-  year={2024}
-}""",
-    ),
+    publication=PUBLICATION,
 )
