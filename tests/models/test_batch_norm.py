@@ -37,6 +37,20 @@ class Block(nnx.Module):
         return x + self.bn(self.conv(x))
 
 
+def test_statistics_that_are_numpy_arrays_are_updated_under_a_gradient():
+    block = models.Functional(BatchNorm(CHANNELS))
+    variables = jax.tree.map(np.asarray, block.init(jax.random.key(0)))
+    x = jnp.arange(6.0).reshape(3, CHANNELS)
+
+    def loss(params):
+        module = nnx.merge(block._graphdef, params, variables["batch_stats"])
+        module.train()
+        return module(x).sum(), module.running_mean[...]
+
+    _, mean = jax.grad(loss, has_aux=True)(variables["params"])
+    np.testing.assert_allclose(mean, 0.1 * x.mean(0), rtol=1e-6)
+
+
 class Net(nnx.Module):
     """A few blocks."""
 

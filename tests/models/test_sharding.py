@@ -16,12 +16,7 @@ from tests.models import golden
 SMALL = golden.small_models()
 BATCH, SIZE = 8, (32, 40)
 SCANNED = {"scan_blocks": True, "remat": "full"}
-# Other families were not compared yet; some differ, or gather their batch.
-COMPARED = ("mambaout-", "vit-")
-NOT_COMPARED = pytest.mark.xfail(reason="not compared on meshes yet", strict=False)
-every_small_model = pytest.mark.parametrize(
-    "name", [name if name.startswith(COMPARED) else pytest.param(name, marks=NOT_COMPARED) for name in SMALL]
-)
+every_small_model = pytest.mark.parametrize("name", SMALL)
 
 
 def program(name, *, random=True, output="logits", **options):
@@ -45,11 +40,25 @@ def program(name, *, random=True, output="logits", **options):
 
 
 def compare(name):
-    # Under `shard_map` and `pmap`, a key is the same on all devices, and so are the draws for their rows.
-    alone, together = program(name, random=False), program(name)
-    found = {layout: meshes.compare(layout, *(alone if layout == "shard_map" else together)) for layout in LAYOUTS}
-    leaves = len(jax.tree.leaves(together[1]))
-    return found | {"pmap": {"difference": meshes.compare_pmap(*alone)}, "leaves": leaves}
+    """Compare four devices with one on every layout.
+
+    Returns:
+        The results by layout, the number of sums over devices that are needed, and the difference that is allowed.
+    """
+    base, own = SMALL[name]
+    num_statistics = len(jax.tree.leaves(mo.create_model(base, **own).shapes["batch_stats"]))
+    together = program(name)
+    found = {layout: meshes.compare(layout, *together) for layout in LAYOUTS if layout != "shard_map"}
+    allowed = 1e-5
+    alone = program(name, random=False)
+    if num_statistics:  # of few values here, which magnifies rounding
+        allowed = max(allowed, 10 * meshes.reordering_difference(*alone))
+    else:  # under `shard_map` and `pmap`, batch statistics would be those of one device
+        # There a key is the same on all devices, and so are the draws for their rows.
+        found["shard_map"] = meshes.compare("shard_map", *alone)
+        found["pmap"] = {"difference": meshes.compare_pmap(*alone)}
+    # Each gradient is summed once; each batch statistic once forward and once, with another sum, backward.
+    return found, len(jax.tree.leaves(together[1])) + 2 * num_statistics, allowed
 
 
 @every_small_model
@@ -61,13 +70,12 @@ def test_gradients_have_the_types_of_their_weights(name, layout, options):
 @pytest.mark.run
 @every_small_model
 def test_four_devices_equal_one(name):
-    found = meshes.on_four_devices("tests.models.test_sharding", f"compare({name!r})")
-    leaves = found.pop("leaves")
+    found, sums, allowed = meshes.on_four_devices("tests.models.test_sharding", f"compare({name!r})")
     for layout, result in found.items():
-        assert result["difference"] < 1e-5, (layout, result)
+        assert result["difference"] < allowed, (layout, result)
         if layout in LAYOUTS and LAYOUTS[layout].is_data_parallel:
             assert result["collectives"].keys() <= {"all-reduce"}, (layout, result)
-            assert result["collectives"]["all-reduce"] <= leaves, (layout, result)
+            assert result["collectives"]["all-reduce"] <= sums, (layout, result)
 
 
 @pytest.mark.parametrize("in_context", [True, False], ids=["set_mesh", "arrays_alone"])

@@ -64,8 +64,8 @@ class BatchNorm(nnx.Module):
             raise ModelError("batch statistics need at least 2 values per channel; got 1: use a larger microbatch")
         y, batch_mean, batch_variance = batch_norm(x, weight, bias, self.eps)
         unbiased = batch_variance * (count / (count - 1))
-        self.running_mean[...] = (1 - self.momentum) * mean + self.momentum * batch_mean
-        self.running_var[...] = (1 - self.momentum) * variance + self.momentum * unbiased
+        self.running_mean.set_value((1 - self.momentum) * mean + self.momentum * batch_mean)
+        self.running_var.set_value((1 - self.momentum) * variance + self.momentum * unbiased)
         return y
 
 
