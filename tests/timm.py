@@ -4,8 +4,8 @@ from functools import cache
 
 import mambaout_jax as mo
 
-# What timm has: of MambaOut, what has no state space model.
-TIMM_MODELS = [name for name in mo.list_models() if not name.startswith("mamba_")]
+# What timm has: MambaOut without its variants that have a state space model, and ViT.
+TIMM_MODELS = [name for pattern in ("*mambaout*", "vit*", "deit*") for name in mo.list_models(pattern)]
 
 
 @cache

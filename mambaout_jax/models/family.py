@@ -62,7 +62,8 @@ class Variant:
         params: number of parameters; None to count them where they are listed.
         macs: multiply-adds for one image of `size`, as `models.macs` counts them; None to count them.
         checkpoint: the published weights; None if there are none.
-        recipe: values of the published training recipe that differ from those of the family, by dotted config key.
+        recipe: values of the published training recipe that differ from those of the family, by dotted config key; None
+            if it was trained in another way.
     """
 
     options: Mapping[str, Any]
@@ -75,7 +76,7 @@ class Variant:
     params: int | None = None
     macs: int | None = None
     checkpoint: Checkpoint | None = None
-    recipe: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    recipe: Mapping[str, Any] | None = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ class Family:
 
     def recipe_of(self, variant: str) -> Recipe | None:
         """Return the published recipe of a variant; None if there is none."""
-        if self.recipe is None:
+        changed = self.variants[variant].recipe
+        if self.recipe is None or changed is None:
             return None
-        return replace(self.recipe, values={**self.recipe.values, **self.variants[variant].recipe})
+        return replace(self.recipe, values={**self.recipe.values, **changed})

@@ -84,7 +84,7 @@ def test_a_variant_changes_values_of_the_recipe_of_its_family_only():
     for name in list_models():
         family = find_family(name)
         changed = family.variants[name].recipe
-        if family.recipe is None:
+        if family.recipe is None or changed is None:
             assert not changed
             assert find_family(name).recipe_of(name) is None
         else:
@@ -92,6 +92,13 @@ def test_a_variant_changes_values_of_the_recipe_of_its_family_only():
             assert find_family(name).recipe_of(name).values == {**family.recipe.values, **changed}
     assert find_family("plainmamba_l2").recipe_of("plainmamba_l2") == find_family("plainmamba_l2").recipe
     assert find_family("plainmamba_l3").recipe_of("plainmamba_l3").values["batch_size"] == 1024
+
+
+@pytest.mark.parametrize(
+    "name", ["vim_tiny_plus", "mambavision_b_21k", "mambaout_base_plus_rw", "deit_tiny_patch16_224"]
+)
+def test_a_variant_that_was_trained_in_another_way_has_no_recipe(name):
+    assert find_family(name).recipe_of(name) is None
 
 
 def test_a_task_without_the_keys_of_the_recipe_has_no_differences():

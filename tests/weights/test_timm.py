@@ -155,5 +155,5 @@ def test_the_live_timm_judges_a_file(key_format, tmp_path):
     assert check.require_timm(str(path)).startswith(f"timm {load_timm()[0].__version__}: the logits agree, ")
     with pytest.raises(WeightsError, match=r"timm .* cannot load .*weights\.safetensors: .*size mismatch for head\.fc"):
         LogitsCheck(other, pytorch.draw(other), images).require_timm(str(path))
-    with pytest.raises(WeightsError, match=r"^timm .*: logits differ by .* of the largest logit, where"):
+    with pytest.raises(WeightsError, match=r"^timm .*: the logits differ by .* of the largest logit, where"):
         LogitsCheck(model, pytorch.draw(model), images).require_timm(str(path))

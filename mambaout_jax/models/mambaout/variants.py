@@ -70,6 +70,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             params=48_495_560,
             macs=8_936_423_616,
             checkpoint=_timm("mambaout_small_rw.sw_e450_in1k"),
+            recipe=None,  # timm does not publish the recipes of *_rw
         ),
         "mambaout_base_short_rw": Variant(
             {"depths": (3, 3, 25, 3), **_WIDE, **_RW, "expansion_ratio": 3.0, "conv_ratio": 1.25},
@@ -78,6 +79,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             params=88_827_688,
             macs=16_280_785_216,
             checkpoint=_timm("mambaout_base_short_rw.sw_e500_in1k"),
+            recipe=None,
         ),
         "mambaout_base_tall_rw": Variant(
             {"depths": (3, 4, 30, 3), **_WIDE, **_RW, "expansion_ratio": 2.5, "conv_ratio": 1.25},
@@ -86,6 +88,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             params=86_481_448,
             macs=16_116_684_608,
             checkpoint=_timm("mambaout_base_tall_rw.sw_e500_in1k"),
+            recipe=None,
         ),
         "mambaout_base_wide_rw": Variant(
             {
@@ -101,6 +104,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             params=94_448_104,
             macs=17_751_798_144,
             checkpoint=_timm("mambaout_base_wide_rw.sw_e500_in1k"),
+            recipe=None,
         ),
         "mambaout_base_plus_rw": Variant(
             {
@@ -115,6 +119,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             params=101_656_552,
             macs=19_161_191_808,
             checkpoint=_timm("mambaout_base_plus_rw.sw_e150_in12k_ft_in1k"),
+            recipe=None,
         ),
         "test_mambaout": Variant(
             {

@@ -62,7 +62,12 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             recipe={"optim.warmup_epochs": 35, "optim.weight_decay": 0.075},
         ),
         "mambavision_b_21k": Variant(
-            _B, top1={224: 84.9}, checkpoint=_published("B-21K", "base_21k"), params=97_685_288, macs=15_160_397_824
+            _B,
+            top1={224: 84.9},
+            checkpoint=_published("B-21K", "base_21k"),
+            params=97_685_288,
+            macs=15_160_397_824,
+            recipe=None,
         ),
         "mambavision_l": Variant(
             _L,
@@ -73,7 +78,12 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             recipe={"optim.weight_decay": 0.12},
         ),
         "mambavision_l_21k": Variant(
-            _L, top1={224: 86.1}, checkpoint=_published("L-21K", "large_21k"), params=227_961_048, macs=35_156_673_664
+            _L,
+            top1={224: 86.1},
+            checkpoint=_published("L-21K", "large_21k"),
+            params=227_961_048,
+            macs=35_156_673_664,
+            recipe=None,
         ),
         "mambavision_l2": Variant(
             _L2,
@@ -90,6 +100,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             checkpoint=_published("L2-512-21K", "L2_21k_240m_512"),
             params=241_554_824,
             macs=206_185_639_168,
+            recipe=None,
         ),
         "mambavision_l3_256_21k": Variant(
             {**_L3, **_windows(256)},
@@ -98,6 +109,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             checkpoint=_published("L3-256-21K", "L3_21k_740m_256"),
             params=739_570_472,
             macs=123_536_883_712,
+            recipe=None,
         ),
         "mambavision_l3_512_21k": Variant(
             {**_L3, **_windows(512)},
@@ -106,6 +118,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             checkpoint=_published("L3-512-21K", "L3_21k_740m_512"),
             params=739_570_472,
             macs=511_254_151_168,
+            recipe=None,
         ),
     }
 )
