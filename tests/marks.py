@@ -3,8 +3,9 @@
 import pytest
 
 
-def slow_but(quick, cases):
-    """Return the cases of a parametrized test, all but the quick ones marked for the tier `run`."""
+def slow_but(quick, cases, tier="run"):
+    """Return the cases of a parametrized test, all but the quick ones marked for a later tier."""
     missing = [case for case in quick if case not in cases]
     assert not missing, f"no such cases: {missing}"
-    return [case if case in quick else pytest.param(case, marks=pytest.mark.run) for case in cases]
+    mark = getattr(pytest.mark, tier)
+    return [case if case in quick else pytest.param(case, marks=mark) for case in cases]

@@ -58,6 +58,11 @@ def model_names() -> list[str]:
     return [name for name in sorted(_files()) if _family(name)]
 
 
+def own_model_names() -> list[str]:
+    """List those of them that the repository has."""
+    return [name for name in model_names() if _files()[name].parent == GOLDEN]
+
+
 def about(name: str) -> dict[str, Any]:
     """Return what is recorded of a case."""
     return json.loads(_files()[name].read_text())
@@ -115,6 +120,11 @@ def small_models() -> dict[str, tuple[str, dict[str, Any]]]:
         for family, data in FAMILIES.items()
         for kind, options in data["small"].items()
     }
+
+
+def first_small_models() -> list[str]:
+    """Return the first small model of each family."""
+    return [f"{family}-{next(iter(data['small']))}" for family, data in FAMILIES.items()]
 
 
 def shallow_options(family: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 import mambaout_jax as mo
 from mambaout_jax.models import ModelError
 from mambaout_jax.models.registry import BUILT_IN
+from tests.marks import slow_but
 from tests.models import golden
 from tests.weights import pytorch
 
@@ -27,6 +28,7 @@ VARIANTS = [(family.name, variant) for family in BUILT_IN for variant in family.
 SIZE = (32, 40)
 
 every_small_model = pytest.mark.parametrize("name", SMALL)
+one_model_of_each_family = pytest.mark.parametrize("name", slow_but(golden.first_small_models(), SMALL, "nightly"))
 
 
 @functools.cache
@@ -59,6 +61,16 @@ def leaves_by_path(tree):
     return {tuple(entry.key for entry in path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
+def count(variables):
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
+
+
+def without_classifier(model, variables):
+    params = leaves_by_path(variables["params"])
+    kept = {path: leaf for path, leaf in params.items() if path[:-1] != model.classifier}
+    return {**variables, "params": nnx.traversals.unflatten_mapping(kept)}
+
+
 def module_of(model):
     return nnx.merge(model._graphdef, model._params, model._batch_stats)
 
@@ -76,8 +88,10 @@ def test_a_variant_has_the_published_number_of_parameters(family, variant):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_maps_have_the_channels_and_strides_that_the_model_states(family):
-    model = mo.create_model(next(iter(FAMILIES[family].variants)))
-    assert mo.create_model(model.name).num_params == sum(leaf.size for leaf in jax.tree.leaves(shapes(model)["params"]))
+    variant = next(iter(FAMILIES[family].variants))
+    assert mo.create_model(variant).num_params == count(shapes(mo.create_model(variant)))
+    model = mo.create_model(variant, **golden.shallow_options(family))
+    assert model.num_params == count(shapes(model))
     batch = jax.ShapeDtypeStruct((2, *model.input_spec.size, 3), jnp.float32)
     logits, maps = jax.eval_shape(
         lambda v, x: [model.apply(v, x, output=output) for output in ("logits", "features")], shapes(model), batch
@@ -102,33 +116,30 @@ def test_first_layer_and_classifier_are_all_that_depends_on_channels_and_classes
 
 
 @every_small_model
-def test_logits_are_the_last_layer_of_the_embedding(name):
-    model, variables, x = small(name), variables_of(name), images()
-    logits, embedding = jax.jit(lambda v, x: (model.apply(v, x), model.embed(v, x)))(variables, x)
+def test_logits_are_the_last_layer_of_the_embedding_which_is_all_that_a_model_without_classes_has(name):
+    model, headless, variables, x = small(name), small(name, num_classes=0), variables_of(name), images()
+    kept = without_classifier(model, variables)
+    assert jax.tree.map(np.shape, kept) == jax.tree.map(np.shape, shapes(headless))
+    logits, embedding, alone = jax.jit(
+        lambda v, kept, x: (model.apply(v, x), model.embed(v, x), headless.apply(kept, x))
+    )(variables, kept, x)
     layer = functools.reduce(lambda tree, key: tree[key], model.classifier, variables["params"])
     assert_close(embedding @ layer["weight"] + layer["bias"][None], logits, 1e-6)
+    assert_close(alone, embedding, 1e-6)
 
 
 @every_small_model
-def test_without_classes_the_logits_are_the_embedding_and_there_is_no_last_layer(name, tmp_path):
-    model, headless, x = small(name), small(name, num_classes=0), images()
-    params = {
-        path: leaf
-        for path, leaf in leaves_by_path(variables_of(name)["params"]).items()
-        if path[:-1] != model.classifier
-    }
-    variables = {**variables_of(name), "params": nnx.traversals.unflatten_mapping(params)}
-    assert jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, shapes(headless))
-    expected = jax.jit(model.embed)(variables_of(name), x)
-    np.testing.assert_array_equal(jax.jit(headless.apply)(variables, x), expected)
-    pytorch.assert_equal_trees(mo.from_torch(headless, mo.to_torch(headless, variables)), variables)
+def test_a_model_without_classes_takes_and_gives_weights_without_the_last_layer(name, tmp_path):
+    model, headless = small(name), small(name, num_classes=0)
+    kept = without_classifier(model, variables_of(name))
+    pytorch.assert_equal_trees(mo.from_torch(headless, mo.to_torch(headless, kept)), kept)
     save_file(mo.to_torch(model, variables_of(name)), tmp_path / "w.safetensors")
     base, own = SMALL[name]
     licence = pytest.warns(UserWarning, match="licence") if data_of(name).get("restricted") else nullcontext()
     with licence:
         loaded, found = mo.load_pretrained(tmp_path / "w.safetensors", name=base, num_classes=0, img_size=SIZE, **own)
     assert loaded.num_classes == 0
-    pytorch.assert_equal_trees(found, variables)
+    pytorch.assert_equal_trees(found, kept)
 
 
 @every_small_model
@@ -171,7 +182,7 @@ def test_a_model_is_random_only_with_a_key(name):
     np.testing.assert_array_equal(train(variables, x, jax.random.key(1)), with_key)
 
 
-@every_small_model
+@one_model_of_each_family
 def test_drop_path_draws_for_each_branch_and_sample_and_rises_over_the_blocks(name):
     model = small(name, drop_path_rate=0.6)
     rates = module_of(model).drop_path_rates
@@ -184,7 +195,7 @@ def test_drop_path_draws_for_each_branch_and_sample_and_rises_over_the_blocks(na
     assert len(outcomes) == 2 ** branches[1:].sum()
 
 
-@every_small_model
+@one_model_of_each_family
 def test_bfloat16_computes_low_and_keeps_parameters_and_logits_high(name):
     model, variables = small(name, dtype="bfloat16"), jax.tree.map(lambda leaf: leaf / 2, variables_of(name))
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes(model))} == {jnp.dtype("float32")}
@@ -209,7 +220,7 @@ def test_sizes_that_no_stride_divides_are_taken_or_refused_by_name(name, no_type
         assert jnp.isfinite(logits).all()
 
 
-@every_small_model
+@one_model_of_each_family
 def test_scan_and_remat_change_no_value_and_no_gradient(name):
     variables, x = variables_of(name), images()
 
@@ -252,7 +263,7 @@ def test_weights_go_to_pytorch_and_come_back_in_every_key_format(name):
     assert converted
 
 
-@every_small_model
+@one_model_of_each_family
 def test_an_exported_program_computes_the_same(name):
     pytest.importorskip("flatbuffers", reason="jax.export serializes by flatbuffers")
     model, x = small(name), images()

@@ -9,6 +9,7 @@ import pytest
 import mambaout_jax as mo
 from mambaout_jax.models.registry import BUILT_IN
 from mambaout_jax.weights.key_map import from_torch_key, is_ignored, matching_formats, to_torch_key
+from tests.marks import slow_but
 from tests.models import golden
 from tests.weights import pytorch
 
@@ -27,7 +28,7 @@ def test_numbers_that_restricted_code_computed_are_not_in_the_repository():
             assert not list(golden.GOLDEN.glob(f"{family}*")), family
 
 
-@pytest.mark.parametrize("name", golden.model_names())
+@pytest.mark.parametrize("name", slow_but(golden.own_model_names(), golden.model_names()))
 def test_converted_weights_compute_what_the_reference_computes_and_come_back(name):
     case = golden.load(name)
     model = golden.build(name, case)

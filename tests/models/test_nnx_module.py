@@ -14,12 +14,13 @@ from flax import nnx
 import mambaout_jax as mo
 from mambaout_jax import plugins
 from mambaout_jax.models import ModelError, NNXModel
+from tests.marks import slow_but
 from tests.models import golden
 from tests.toy import model as toy
 
 SMALL = golden.small_models()
 RATES = {"drop_rate": 0.2, "drop_path_rate": 0.3}
-every_small_model = pytest.mark.parametrize("name", SMALL)
+one_model_of_each_family = pytest.mark.parametrize("name", slow_but(golden.first_small_models(), SMALL, "nightly"))
 
 
 @functools.cache
@@ -58,7 +59,7 @@ def assert_close(ours, theirs):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * max(float(jnp.abs(b).max()), 1e-6))
 
 
-@every_small_model
+@one_model_of_each_family
 def test_module_computes_every_output_of_the_model_without_changing_its_variables(name):
     model, x = small(name, **RATES), images(small(name))
     module = model.to_nnx(variables_of(name), rngs=nnx.Rngs(0))
@@ -100,7 +101,7 @@ def train_both(model, variables, steps=5):
     return (losses, model.from_nnx(module)), (expected, variables)
 
 
-@every_small_model
+@one_model_of_each_family
 def test_five_steps_of_an_nnx_optimizer_equal_those_of_optax(name):
     ours, expected = train_both(small(name, **RATES), variables_of(name))
     assert_close(ours, expected)
@@ -147,7 +148,7 @@ def test_keys_come_from_the_module_or_the_call():
     assert_close(compute(quiet, x), jax.jit(model.apply)(variables_of(name), x))
 
 
-@every_small_model
+@pytest.mark.parametrize("name", ["mambaout-conv", "vit-class_token"])
 def test_copies_are_independent_and_compare_equal_as_graphs(name):
     model, x = small(name), images(small(name))
     module = model.to_nnx(variables_of(name), rngs=nnx.Rngs(0))
@@ -159,7 +160,7 @@ def test_copies_are_independent_and_compare_equal_as_graphs(name):
         assert_close(compute(other, x), jax.jit(model.apply)(variables_of(name), x))
 
 
-@every_small_model
+@one_model_of_each_family
 def test_module_can_be_displayed(name, capsys):
     nnx.display(small(name).to_nnx(variables_of(name), rngs=nnx.Rngs(0)))
     printed = capsys.readouterr().out

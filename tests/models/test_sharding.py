@@ -10,13 +10,15 @@ import mambaout_jax as mo
 from mambaout_jax.models import MambaBlock
 from mambaout_jax.models.api import Functional
 from tests import meshes
+from tests.marks import slow_but
 from tests.meshes import LAYOUTS
 from tests.models import golden
 
 SMALL = golden.small_models()
 BATCH, SIZE = 8, (32, 40)
 SCANNED = {"scan_blocks": True, "remat": "full"}
-every_small_model = pytest.mark.parametrize("name", SMALL)
+# The others at night: they take minutes to compile.
+COMPARED = ["mambaout-conv", "mambaout-conv_ssm", "vit-class_token"]
 
 
 def program(name, *, random=True, output="logits", **options):
@@ -61,14 +63,14 @@ def compare(name):
     return found, len(jax.tree.leaves(together[1])) + 2 * num_statistics, allowed
 
 
-@every_small_model
+@pytest.mark.parametrize("name", slow_but(golden.first_small_models(), SMALL, "nightly"))
 @pytest.mark.parametrize(("layout", "options"), [("explicit_model", {}), ("shard_map", SCANNED)])
 def test_gradients_have_the_types_of_their_weights(name, layout, options):
     meshes.check_types(layout, *program(name, output="features", **options))
 
 
 @pytest.mark.run
-@every_small_model
+@pytest.mark.parametrize("name", slow_but(COMPARED, SMALL, "nightly"))
 def test_four_devices_equal_one(name):
     found, sums, allowed = meshes.on_four_devices("tests.models.test_sharding", f"compare({name!r})")
     for layout, result in found.items():
