@@ -59,7 +59,7 @@ def describe_fault(error: BaseException, place: str | os.PathLike = "") -> str:
         return ""
     code = _error_code(error)
     if code == errno.ENOMEM:
-        return "the machine has not enough memory; use fewer workers (data.num_workers) or smaller batches"
+        return "the machine does not have enough memory; use fewer workers (data.num_workers) or smaller batches"
     path = _path(error) or os.fspath(place)
     if code == errno.EMFILE:
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

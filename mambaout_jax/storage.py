@@ -22,7 +22,9 @@ def find_pattern(path: str | os.PathLike) -> str:
     """
     text = os.fspath(path) if is_remote(path) else os.path.abspath(os.path.expanduser(path))
     found = next((char for char in text if char in "*?["), None)
-    return "" if found is None else f"has {found!r} in its path, which libraries read as a pattern; rename the folder"
+    return (
+        "" if found is None else f"has {found!r} in its path, which libraries read as a glob pattern; rename the folder"
+    )
 
 
 def find_unknown_home(path: str | os.PathLike) -> str:
@@ -34,7 +36,7 @@ def find_unknown_home(path: str | os.PathLike) -> str:
     if not os.path.expanduser(text).startswith("~"):
         return ""
     remedy = "set HOME" if text.partition("/")[0] == "~" else "check the user's name"
-    return f"is not a path, because the home folder is unknown; {remedy}, or write the path out"
+    return f"is not a path, because the home folder is unknown; {remedy}, or use an absolute path"
 
 
 def explain(error: Exception) -> str:

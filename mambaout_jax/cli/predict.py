@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
     files = find_files(args.paths)
     if files.others:
-        others = f"{count(len(files.others), 'file')} without the extension of an image"
+        others = f"{count(len(files.others), 'file')} without an image extension"
         print(printable(f"skipped {others} (first: {files.others[0]})"), file=sys.stderr)
     with announced("Loading the weights."):
         run = load_run(args.workdir, weights=args.weights)

@@ -166,7 +166,9 @@ class RandAugment:
 
 def _parse_error(text: str, what: str) -> DataError:
     known = ", ".join(f"{name} ({description})" for name, (*_, description) in PARTS.items())
-    return DataError(f"auto_augment is {text!r}: {what}; the nearest is {_nearest(text)!r}, of the parts {known}")
+    return DataError(
+        f"auto_augment is {text!r}: {what}; the nearest is {_nearest(text)!r}, and the known parts are {known}"
+    )
 
 
 def _nearest(text: str) -> str:

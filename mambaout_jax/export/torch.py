@@ -172,7 +172,10 @@ def export_weights(
         )
     log(f"{path}: {run.model.name}, {run.weights} weights of step {run.step}")
     if is_file and (changes := model_args(run.model)):
-        log(f"a file does not record {', '.join(changes)}, in which the model differs from its variant; a folder does")
+        log(
+            f"a file does not record the options that differ from those of the variant, {', '.join(changes)}; a folder "
+            "does"
+        )
     if notice := licence_notice(run.licence, run.model.name):
         log(f"{notice}{'; a file does not record it, a folder does' if is_file else ''}")
     tensors = to_torch(run.model, run.variables, key_format, dtype)
@@ -264,7 +267,7 @@ def _images(config: RunConfig, model: Model, log: Log) -> np.ndarray:
     """Return images for the comparison of logits: random ones, and real ones if the config's dataset is prepared."""
     images = random_images(model, NUM_IMAGES)
     if config.data.name is None:
-        log(f"comparing logits on {NUM_IMAGES} random images, because the weights name no dataset")
+        log(f"comparing logits on {NUM_IMAGES} random images, because the dataset of the weights is unknown")
         return images
     task: Task = config.build_task()
     try:

@@ -165,7 +165,7 @@ def _find_mismatch(given: Any, expected: Any, name: str) -> str:
 
 
 class Model(Functional):
-    """A network as functions of its `variables`, whose paths follow timm's state-dict names.
+    """A network as functions of its `variables`, whose paths follow timm's state-dict names where timm has the family.
 
     A model is stochastic if and only if a key is passed. It is immutable: a copy is the model itself, and pickling
     stores its name and its options.

@@ -12,7 +12,7 @@ from mambaout_jax.models.options import DROP_RATES
 class NNXModel(nnx.Module):
     """A network that contains its variables, built by `Model.to_nnx`; `Model.from_nnx` returns its variables.
 
-    It starts in evaluation mode, as after `eval()`. After `train()`, it drops units and blocks by its rates and
+    It starts in evaluation mode, as after `eval()`. After `train()`, it applies dropout and stochastic depth and
     normalizes by batch statistics, and each call updates the running statistics and draws a key.
 
     Args:

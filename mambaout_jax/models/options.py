@@ -62,7 +62,7 @@ BLOCKS: Mapping[str, ConfigKey] = MappingProxyType(
 # Options that require a key in training if they are not 0.
 DROP_RATES = ("drop_rate", "drop_path_rate")
 OUT_INDICES = ConfigKey(
-    tuple[int, ...] | None, "0..", None, "blocks of the feature maps; the last one if unset", inference="none"
+    tuple[int, ...] | None, "0..", None, "blocks that return feature maps; the last one if unset", inference="none"
 )
 SCAN_IMPL = ConfigKey(str, SCAN_IMPLS, "auto", "implementation of the scan (docs/selective_scan.md)", inference="none")
 IMG_SIZE = ConfigKey(

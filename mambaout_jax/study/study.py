@@ -60,7 +60,7 @@ def find_experiment(dataset: str) -> str:
     if name not in known:
         raise RunError(
             f"no experiment for dataset {name!r}{suggest(name, known) or ';'} expected one of {', '.join(known)}; for "
-            "other photographs, add --config=configs/study.py:photos"
+            "your own photographs, add --config=configs/study.py:photos"
         )
     return f"{EXPERIMENTS}:{name}"
 
@@ -117,7 +117,7 @@ def run_study(config: RunConfig, path: epath.PathLike, num_repeats: int) -> dict
         memory = {}
         for variant in finished:
             memory[variant.name] = stop.interruptible(
-                partial(step_memory, _config(config, variant, 0, folds[0])), f"Compiling {variant.name} for its memory."
+                partial(step_memory, _config(config, variant, 0, folds[0])), f"Estimating the memory of {variant.name}."
             )
             jax.clear_caches()
         stop.check()

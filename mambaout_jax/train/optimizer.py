@@ -24,7 +24,7 @@ def warmup_cosine(
     cooldown_epochs: int = 0,
     per_epoch: bool = False,
 ) -> Schedule:
-    """Build the schedule: linear warm-up, then a cosine whose time starts with the warm-up, then a constant.
+    """Build the schedule: linear warm-up, then a cosine counted from the start of the run, then a constant.
 
     At epoch t: warm + t (peak - warm) / W for t < W; min + (peak - min) (1 + cos(pi t / T)) / 2 for t < T; then min;
     with T = num_epochs - cooldown_epochs.
@@ -34,7 +34,7 @@ def warmup_cosine(
         schedule of optax.
 
     Args:
-        learning_rate: the peak.
+        learning_rate: the base learning rate, `peak` above; the largest rate used is lower if there is a warm-up.
         num_epochs: epochs of the whole run, warm-up and cool-down included.
         per_epoch: update the learning rate once per epoch, as the published recipe does, instead of at each step.
 

@@ -44,7 +44,7 @@ def _explain(name: str, recipe: Recipe, values: Mapping[str, Any]) -> str:
     """Return a remark on the effect of a different value, for keys that need one."""
     if name in ("batch_size", "optim.learning_rate"):
         rate, ruled = values["optim.learning_rate"], linearly_scaled_lr(recipe, values["batch_size"])
-        given = "which the config has" if abs(rate - ruled) <= 1e-6 * ruled else f"the config has {rate}"
+        given = "as in the config" if abs(rate - ruled) <= 1e-6 * ruled else f"the config has {rate}"
         return f"; the linear scaling rule gives config.optim.learning_rate {ruled:g}, {given}"
     if name == "augment.mixup_group":
         draws, published = (of["batch_size"] // of[name] for of in (values, recipe.values))

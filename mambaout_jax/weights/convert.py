@@ -141,10 +141,10 @@ def load_pretrained(
     with_classifier = num_classes != 0 and not new_head
     variables = adapt_first_layer(model, from_checkpoint(theirs, checkpoint, with_classifier=with_classifier))
     if new_head:
-        found = f"those of the weights have {trained['num_classes']}" if has_head else "the weights have none"
+        found = f"the weights have {trained['num_classes']}" if has_head else "the weights have none"
         warnings.warn(
-            f"{checkpoint.origin}: drew a new last layer for {count(num_classes, 'class')} ({found}); train it before "
-            "use",
+            f"{checkpoint.origin}: initialized a new last layer for {count(num_classes, 'class')} ({found}); train it "
+            "before use",
             NewHeadWarning,
             stacklevel=2,
         )

@@ -33,6 +33,6 @@ def licence_notice(licence: str | None, name: str) -> str | None:
     if not is_restricted(licence):
         return None
     return (
-        f"the weights of {name} have the licence {licence}, which forbids commercial use of them and of weights made "
-        "from them"
+        f"the weights of {name} have the licence {licence}, which forbids commercial use of them and of weights "
+        "derived from them"
     )

@@ -121,7 +121,7 @@ def _check_classifier(model: Model, key_format: KeyFormat, shapes: Mapping[str, 
     missing = expected_shapes(tensor_specs(model.shapes, key_format)).keys() - shapes.keys()
     if missing and missing == classifier_shapes(model, key_format).keys():
         raise WeightsError(
-            f"the weights have no last layer ({', '.join(sorted(missing))}); a new one is drawn by "
+            f"the weights have no last layer ({', '.join(sorted(missing))}); a new one is initialized by "
             "config.init_head=new, or by load_pretrained with num_classes"
         )
 

@@ -79,7 +79,7 @@ def test_copies_in_both_normal_forms_give_the_same_names(tmp_path):
 
 def test_two_folders_of_one_name_are_refused(tmp_path):
     write(tmp_path, DECOMPOSED, COMPOSED)
-    with pytest.raises(DataError, match="two folders 'café', which differ only in their encoding; join them"):
+    with pytest.raises(DataError, match="two folders 'café', which differ only in their encoding; merge them"):
         read_folder(tmp_path, "pets")
 
 

@@ -56,7 +56,7 @@ def test_known_endings_are_a_sentence_and_a_code(capsys, error, code, sentence):
         (ValueError("Disk quota exceeded"), r"no space left for runs/x on the disk mounted at / "),
         (OSError(errno.ENOSPC, "No space left on device", "/dev/shm/x"), "the shared memory .* is full"),
         (OSError(errno.EMFILE, "Too many open files", "runs/x/a"), "too many open files; the limit of this process"),
-        (MemoryError(), "the machine has not enough memory"),
+        (MemoryError(), "the machine does not have enough memory"),
     ],
 )
 def test_exhausted_resources_are_named_with_their_place(capsys, error, words):

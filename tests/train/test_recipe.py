@@ -35,7 +35,7 @@ def test_the_recipe_does_not_depart_from_itself():
         (
             {"batch_size": 1024, "optim.learning_rate": 1e-3},
             "config.batch_size is 1024, the recipe's is 4096; the linear scaling rule gives "
-            "config.optim.learning_rate 0.001, which the config has",
+            "config.optim.learning_rate 0.001, as in the config",
         ),
         (
             {"optim.learning_rate": 2e-3},

@@ -170,7 +170,7 @@ def list_classes(folder: Path) -> dict[str, list[File]]:
                 raise DataError(f"the name of the file {file.path!r} is not UTF-8; rename it")
         composed = normalize_name(class_name)
         if composed in classes:
-            raise DataError(f"{folder} has two folders {composed!r}, which differ only in their encoding; join them")
+            raise DataError(f"{folder} has two folders {composed!r}, which differ only in their encoding; merge them")
         classes[composed] = [file._replace(name=normalize_name(file.name)) for file in files]
     return classes
 

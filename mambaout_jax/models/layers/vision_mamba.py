@@ -61,7 +61,7 @@ class VisionMamba(nnx.Module):
         grid: rows and columns of patches.
         stride: distance of patches in pixels.
         class_token: position of learned class tokens, one of `CLASS_TOKENS`.
-        rope: rotate the patches by their position before every block.
+        rope: apply rotary position embeddings (RoPE) to the patches before every block.
         out_indices: blocks of the feature maps; None for the last one.
 
     Raises:

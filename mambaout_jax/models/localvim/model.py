@@ -68,10 +68,10 @@ OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
             bool,
             None,
             False,
-            "classify a learned class token in the middle of the patches, not their mean",
+            "classify from a learned class token in the middle of the patches, not from their mean",
         ),
         "rope": ConfigKey(
-            bool, None, True, "rotate the patches by their position before every block; not with class_token"
+            bool, None, True, "apply rotary position embeddings (RoPE) before every block; not with class_token"
         ),
         "out_indices": OUT_INDICES,
         "scan_impl": SCAN_IMPL,

@@ -39,7 +39,7 @@ OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
         **BLOCKS,
         "img_size": IMG_SIZE,
         "patch_size": ConfigKey(int, "1..1024", 16, "side of a patch in pixels"),
-        "stride": ConfigKey(int, "1..1024", 16, "distance of neighboring patches in pixels"),
+        "stride": ConfigKey(int, "1..1024", 16, "stride of the patch embedding in pixels"),
         "embed_dim": ConfigKey(int, "1..65536", 192, "channels of a token"),
         "depth": ConfigKey(int, "1..1000", 24, "number of blocks"),
         "d_state": ConfigKey(int, "1..1024", 16, "states of the scan per channel"),
@@ -52,13 +52,13 @@ OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
         ),
         "divide_out": ConfigKey(bool, None, True, "use the mean of both scans of v2, not their sum"),
         "class_token": ConfigKey(
-            str, CLASS_TOKENS, "middle", "position of class tokens that are classified; none: the mean of all tokens"
+            str, CLASS_TOKENS, "middle", "position of class tokens fed to the classifier; none: the mean of all tokens"
         ),
         "rope": ConfigKey(
-            bool, None, False, "rotate the patches by their position before every block; for square images"
+            bool, None, False, "apply rotary position embeddings (RoPE) before every block; for square images"
         ),
         "init_layer_scale": ConfigKey(
-            float | None, "..", None, "initial value of a scale per channel after the mixer; None for no scale",
+            float | None, "..", None, "initial value of LayerScale after the mixer; None for no LayerScale",
             inference="presence",
         ),
         "out_indices": OUT_INDICES,
