@@ -7,8 +7,9 @@ import pytest
 
 from mambaout_jax.models import Functional
 from mambaout_jax.models.key_format import KeyFormat, same_names
+from mambaout_jax.models.layers.conv import default_conv2d
 from mambaout_jax.models.layers.ss2d import CROSS_SCAN, SS2D
-from mambaout_jax.models.layers.vss import VSSBlock, default_conv
+from mambaout_jax.models.layers.vss import VSSBlock
 from mambaout_jax.weights.state_dict import export_state_dict, load_state_dict
 from mambaout_jax.weights.tensors import open_state_dict
 from tests.models import golden
@@ -111,7 +112,7 @@ def test_initial_values_are_those_of_the_reference():
 
 
 def test_strided_convolutions_start_with_pytorchs_values():
-    conv = Functional(default_conv(16, 32, 3, stride=2, dtype=FLOAT32)).init(jax.random.key(0))["params"]
+    conv = Functional(default_conv2d(16, 32, 3, stride=2, dtype=FLOAT32)).init(jax.random.key(0))["params"]
     for values in conv.values():
         assert 0.8 / 12 < float(jnp.abs(values).max()) <= 1 / 12
         assert abs(float(values.std()) - 1 / 12 / 3**0.5) < 0.2 / 12
