@@ -1,4 +1,6 @@
-"""Numbers with nouns in sentences; standard library only."""
+"""Numbers with nouns, and lists, in sentences; standard library only."""
+
+from collections.abc import Iterable
 
 _ES = ("s", "x", "ch", "sh")
 
@@ -8,3 +10,9 @@ def count(number: int, noun: str) -> str:
     if number == 1:
         return f"1 {noun}"
     return f"{number:,} {noun}{'es' if noun.endswith(_ES) else 's'}"
+
+
+def listed(words: Iterable[str]) -> str:
+    """Return words as a list: "a", "a and b", "a, b and c"."""
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last

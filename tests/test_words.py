@@ -1,6 +1,6 @@
 import pytest
 
-from mambaout_jax.words import count
+from mambaout_jax.words import count, listed
 
 
 @pytest.mark.parametrize(
@@ -16,3 +16,7 @@ from mambaout_jax.words import count
 )
 def test_a_noun_agrees_with_its_number(number, noun, text):
     assert count(number, noun) == text
+
+
+def test_a_list_has_one_and():
+    assert [listed(words) for words in ("a", "ab", "abc")] == ["a", "a and b", "a, b and c"]

@@ -17,6 +17,7 @@ from mambaout_jax.models.api import InputSpec, Model
 from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.family import Family, Variant
 from mambaout_jax.models.options import DTYPES, PREPROCESSING, dtype_name
+from mambaout_jax.words import listed
 
 BUILT_IN: tuple[Family, ...] = (
     mambaout.FAMILY,
@@ -127,7 +128,7 @@ def create_model(name: str, *, img_size: int | tuple[int, int] | None = None, **
         if option not in keys and (owners := families_with(option)):
             near = suggest(option, keys) or ";"
             raise ModelError(
-                f"{option!r} is an option of {' and '.join(owners)}, not of {name}{near} expected one of "
+                f"{option!r} is an option of {listed(owners)}, not of {name}{near} expected one of "
                 f"{', '.join(sorted(keys))}"
             )
         _require_known(option, keys, f"option of {name}")

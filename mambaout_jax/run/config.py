@@ -17,6 +17,7 @@ from mambaout_jax.plugins import load as load_plugins
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.tasks.api import Task, TaskConfig
 from mambaout_jax.tasks.registry import DEFAULT, get_task
+from mambaout_jax.words import listed
 
 # Keys of every run. A task adds its own, and `model` takes every option of the model (`models.option_keys`).
 KEYS: Mapping[str, ConfigKey] = {
@@ -327,7 +328,7 @@ def _describe_unknown(name: str, value: Any, keys: Mapping[str, ConfigKey], mode
         if owners := families_with(name.removeprefix("model.")):
             options = [key for key in option_keys(model) if f"model.{key}" in keys]
             hint = suggest(name.removeprefix("model."), options) or f", which has {', '.join(options)}"
-            return f"config.{name} is an option of {' and '.join(owners)}, not of {model}{hint}"
+            return f"config.{name} is an option of {listed(owners)}, not of {model}{hint}"
         return f"config.{name} is not an option of {model}; did you mean {near}?"
     return f"config.{name} is not a known key; did you mean {near}?"
 

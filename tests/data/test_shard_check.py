@@ -17,7 +17,7 @@ from tests.data import photos
 def test_a_missing_shard_is_named(data_dir, tmp_path):
     (shard,) = copied_shards(data_dir, tmp_path)
     shard.unlink()
-    with pytest.raises(DataError, match=f"1 of 1 files of .*first: {re.escape(shard.name)} is missing.*; copy them"):
+    with pytest.raises(DataError, match=f"1 of 1 file of .*first: {re.escape(shard.name)} is missing.*; copy them"):
         open_source("photos", "train", str(tmp_path))
 
 
@@ -27,7 +27,7 @@ def test_a_truncated_shard_is_an_error(data_dir, tmp_path, keep):
     cut(shard, keep)
     with pytest.raises(
         DataError,
-        match=r"1 of 1 files of split 'train' of dataset 'photos' .*truncated or .*; copy .* move the folder away and"
+        match=r"1 of 1 file of split 'train' of dataset 'photos' .*truncated or .*; copy .* move the folder away and"
         " run: ",
     ):
         open_source("photos", "train", str(tmp_path))

@@ -40,8 +40,10 @@ REQUIRES = {
     "init_head": ["--config.init_from=x"],
     "model.scan_order": ["--config.model.token_mixer=conv_ssm"],
     "model.expansion_ratio": ["--config.model.conv_ratio=0.25"],
-    "model.class_token": ["--config.model.global_pool=avg"],
+    ("deit_tiny_patch16_224", "model.class_token"): ["--config.model.global_pool=avg"],
     "model.attention": ["--config.model.global_pool=avg"],
+    ("localvim_tiny", "model.class_token"): ["--config.model.rope=False"],
+    ("vim_tiny", "model.rope"): ["--config.model.class_token=first"],
 }
 STRUCTURE = ("task", "plugins", "model.name")
 
@@ -67,6 +69,9 @@ def another_value(key):
         return value, value
     if typing.get_origin(kind) is tuple:
         item, last = typing.get_args(kind)
+        if item is str and key.default:
+            value = key.default[::-1]
+            return value, str(value)
         if item is str:
             return ("tests.toy.plugin",), "tests.toy.plugin"
         low = max(lowest(key), 0.0) if item is float else int(lowest(key))
@@ -74,7 +79,7 @@ def another_value(key):
         if last is ... and key.default is not None:
             value = tuple(reversed(key.default))
         elif last is ...:
-            value = (0.25, 0.5, 0.75)
+            value = (0, 1) if item is int else (0.25, 0.5, 0.75)
         return value, str(value)
     if kind is bool:
         return not key.default, str(not key.default)
@@ -114,7 +119,7 @@ def test_every_key_can_be_set_unset_and_mistyped(files, task, model, name):
     file, key = files(task, model), known_keys({"task": task, "model.name": model})[name]
     if name not in STRUCTURE:
         value, text = another_value(key)
-        config = read_config(file, [f"--config.{name}={text}", *REQUIRES.get(name, [])])
+        config = read_config(file, [f"--config.{name}={text}", *REQUIRES.get((model, name), REQUIRES.get(name, []))])
         assert config.values[name] == value
         if name.startswith("model."):
             built = config.build_task().build_model({"num_classes": 10})

@@ -76,7 +76,8 @@ def test_no_run_starts_from_a_folder_or_file_of_another_family(vit_run, tmp_path
 
 def test_an_option_of_another_family_is_refused_with_the_nearest_of_its_own():
     with pytest.raises(
-        RunError, match=r"config\.model\.depths is an option of mambaout, not of deit_tiny_patch16_224; .*'depth'\?"
+        RunError,
+        match=r"config\.model\.depths is an option of mambaout, .* and mambavision, not of deit_tiny_.*'depth'\?",
     ):
         build({**VIT, "model.depths": (1, 2)})
 

@@ -63,7 +63,7 @@ def test_hidden_files_and_licenses_are_ignored(tmp_path):
     ("classes", "words"),
     [
         ({}, "has 0 class folders; expected two or more"),
-        ({"ant": 1}, "has 1 class folders; expected two or more"),
+        ({"ant": 1}, "has 1 class folder; expected two or more"),
         ({"ant": 1, "bee": 0}, "class folder .*/bee has no images; add some or remove it"),
         ({"ant/small": 1, "bee": 1}, "class folder .*/ant has the folder 'small'; expected only images"),
         ({"ant": 1, "bee": 1, ".": 2}, "has 2 images outside of class folders .first: 0.png"),

@@ -149,7 +149,7 @@ def test_tars_are_checked_once(tmp_path, tars, monkeypatch):
         ),
         (
             imagenets.pack({"n01440764.tar": imagenets.pack({"n01440764_1.JPEG": b"1"})}),
-            "has 1 images for train; expected 15",
+            "has 1 image for train; expected 15",
         ),
     ],
 )
@@ -190,7 +190,7 @@ def test_incomplete_tfrecords_are_refused(tmp_path, tfrecords):
     first.write_bytes(content)
     images = list(imagenets.train_images().items())
     imagenets.write_tfrecord(second, [imagenets.serialise(*images[0], label=0)])
-    assert_refused(tmp_path, "tfrecord", tfrecords, "has 1 records; expected 7")
+    assert_refused(tmp_path, "tfrecord", tfrecords, "has 1 record; expected 7")
     imagenets.write_tfrecord(second, [imagenets.serialise(*image, label=3) for image in images[:7]])
     assert_refused(tmp_path, "tfrecord", tfrecords, "n01440764_0.JPEG in .* has the label 3; expected 0 to 2")
     second.unlink()
