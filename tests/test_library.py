@@ -18,11 +18,16 @@ LAST_OF_CORE = NAMES.index("One token at a time")
 OF_TRAINING = sorted({*extras.MODULES["train"], *extras.MODULES["hub"]} - OF_FLAX)
 
 
+def blocks(section):
+    """Return the programs of a section."""
+    found = re.findall(r"^```python\n(.*?)^```", SECTIONS[section], flags=re.MULTILINE | re.DOTALL)
+    assert found, section
+    return list(map(textwrap.dedent, found))
+
+
 def program(section):
     """Return the blocks of a section as one program."""
-    blocks = re.findall(r"^```python\n(.*?)^```", SECTIONS[section], flags=re.MULTILINE | re.DOTALL)
-    assert blocks, section
-    return "\n".join(map(textwrap.dedent, blocks))
+    return "\n".join(blocks(section))
 
 
 def test_the_page_says_which_sections_need_only_the_core():
@@ -45,4 +50,33 @@ def test_a_program_of_training_runs(section, tmp_path):
     Image.new("L", (32, 32)).save(folder / "example.png")
     start = f"import os\nos.chdir({str(tmp_path)!r})\n"
     done = run_without(["nothing"], start + program(section))
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def four_devices(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+
+@pytest.mark.run
+def test_a_gradient_is_computed_on_four_devices(four_devices):
+    check = """
+assert jax.device_count() == 4
+assert not images.sharding.is_fully_replicated
+assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(gradients))
+"""
+    done = run_without(OF_TRAINING, program("Several devices") + check)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.run
+def test_fine_tuning_on_four_devices_gives_the_losses_of_one(four_devices):
+    alone, _, sharded = blocks("Fine-tuning with optax")
+    check = """
+assert jax.device_count() == 4 and len(images.sharding.device_set) == 4
+assert not images.sharding.is_fully_replicated
+assert abs(loss - of_one_device) < 1e-4 * abs(of_one_device), (loss, of_one_device)
+"""
+    done = run_without(["nothing"], alone + "\nof_one_device = float(loss)\n" + sharded + check)
     assert done.returncode == 0, done.stderr
