@@ -115,7 +115,7 @@ def test_first_layer_and_classifier_are_all_that_depends_on_channels_and_classes
     assert changed(classes) == {(*model.classifier, "weight"), (*model.classifier, "bias")}
 
 
-@every_small_model
+@one_model_of_each_family
 def test_logits_are_the_last_layer_of_the_embedding_which_is_all_that_a_model_without_classes_has(name):
     model, headless, variables, x = small(name), small(name, num_classes=0), variables_of(name), images()
     kept = without_classifier(model, variables)
@@ -128,7 +128,7 @@ def test_logits_are_the_last_layer_of_the_embedding_which_is_all_that_a_model_wi
     assert_close(alone, embedding, 1e-6)
 
 
-@every_small_model
+@one_model_of_each_family
 def test_a_model_without_classes_takes_and_gives_weights_without_the_last_layer(name, tmp_path):
     model, headless = small(name), small(name, num_classes=0)
     kept = without_classifier(model, variables_of(name))
@@ -166,7 +166,7 @@ def test_weight_decay_spares_what_the_reference_spares(name):
     assert model.no_decay == {path for path in paths if path[-1] in data_of(name)["no_decay"]}
 
 
-@every_small_model
+@one_model_of_each_family
 def test_a_model_is_random_only_with_a_key(name):
     model, variables, x = small(name, drop_path_rate=0.9, drop_rate=0.9), variables_of(name), images()
     logits = jax.jit(model.apply)(variables, x)

@@ -63,7 +63,7 @@ def compare(name):
     return found, len(jax.tree.leaves(together[1])) + 2 * num_statistics, allowed
 
 
-@pytest.mark.parametrize("name", slow_but(golden.first_small_models(), SMALL, "nightly"))
+@pytest.mark.parametrize("name", slow_but(COMPARED, SMALL, "nightly"))
 @pytest.mark.parametrize(("layout", "options"), [("explicit_model", {}), ("shard_map", SCANNED)])
 def test_gradients_have_the_types_of_their_weights(name, layout, options):
     meshes.check_types(layout, *program(name, output="features", **options))
