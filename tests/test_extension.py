@@ -83,7 +83,7 @@ def validation():
 # Whole runs.
 
 
-@pytest.mark.run
+@pytest.mark.nightly
 def test_a_run_with_workers_stops_and_resumes_to_the_bits_of_an_unbroken_one(unbroken, tmp_path):
     arguments = train_arguments(tmp_path / "run", **{"data.num_workers": 2})
     process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True)

@@ -117,7 +117,7 @@ def test_a_full_disk_is_one_sentence(training, command, capsys):
     assert "no space left" in capsys.readouterr().err
 
 
-@pytest.mark.run
+@pytest.mark.nightly
 def test_a_killed_study_resumes_and_compiles_a_variant_once(tmp_path):
     environment = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"}
     environment["PYTHONPATH"] = str(ROOT)

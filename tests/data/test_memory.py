@@ -27,7 +27,7 @@ def size(segment: Path) -> int:
         return 0
 
 
-@pytest.mark.run
+@pytest.mark.nightly
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's /proc")
 @pytest.mark.parametrize("workers", [0, 1])
 def test_memory_is_constant_over_ten_thousand_batches(workers):

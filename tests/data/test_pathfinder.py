@@ -75,7 +75,7 @@ def test_dashes_have_gaps_and_dots_are_the_brightest(name):
         assert cv2.connectedComponents((image == 255).astype(np.uint8))[0] - 1 == 2
 
 
-@pytest.mark.run
+@pytest.mark.nightly
 def test_dots_are_on_endpoints_and_a_pair_shares_endpoints_and_directions(pairs):
     for apart, joined in pairs:
         assert np.array_equal(apart.dots, joined.dots)

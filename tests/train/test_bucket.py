@@ -190,7 +190,7 @@ def test_a_run_that_is_stopped_damaged_and_killed_ends_as_a_local_one(served, tm
     assert list((tmp_path / "compiled").iterdir())
 
 
-@pytest.mark.run
+@pytest.mark.nightly
 def test_two_processes_share_a_bucket(served):
     short = tiny.flags(num_epochs=1, **{"optim.warmup_epochs": 0})
     codes, said = finish_all(start_all(2, [*short, "--workdir=gs://bucket/run"]))

@@ -56,7 +56,7 @@ class Thousand(tfds.core.GeneratorBasedBuilder):
             yield number, {"image": photos.encode(draw_class(number * 7 % 1000)), "label": number * 7 % 1000}
 
 
-@pytest.mark.run
+@pytest.mark.nightly
 def test_a_hundred_steps_of_the_recipe_lower_the_loss(tmp_path):
     tfds.disable_progress_bar()
     photos.write(Thousand, tmp_path / "datasets")

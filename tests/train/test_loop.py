@@ -135,7 +135,7 @@ def test_finished_run_with_results_of_an_earlier_version_or_damaged_ones_gives_i
 
 
 @pytest.mark.run
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.nightly)])
 def test_signal_in_training_saves_and_resumes_to_the_same_bits(unbroken, tmp_path, number):
     workdir = tmp_path / "run"
     process = start(workdir, lambda _: records(workdir, "train"))
@@ -184,7 +184,7 @@ def test_interruptible_work_returns_its_result_or_error():
             stop.interruptible(lambda: 1 / 0, "Dividing.")
 
 
-@pytest.mark.run
+@pytest.mark.nightly
 def test_signal_in_evaluation_saves_and_resumes_to_the_same_bits(unbroken, tmp_path, monkeypatch):
     top_classes, calls = task.top_classes, []
 
@@ -268,7 +268,7 @@ def test_invalid_config_is_refused_before_anything_is_written(tmp_path, changes,
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.run
+@pytest.mark.nightly
 def test_profile_traces_the_configured_steps(tmp_path):
     train(tiny.config(**{"num_epochs": 1, "profile.start_step": 2, "profile.num_steps": 1}), tmp_path / "run")
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))

@@ -38,7 +38,7 @@ def assert_same(a, b):
         np.testing.assert_array_equal(x, y)
 
 
-@pytest.mark.run
+@pytest.mark.nightly
 def test_a_run_learns_resumes_to_the_same_bits_and_goes_to_pytorch(tmp_path, monkeypatch):
     unbroken, stopped = tmp_path / "unbroken", tmp_path / "stopped"
     results = train(tiny.config(**CHANGES), unbroken)

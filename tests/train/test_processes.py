@@ -57,6 +57,7 @@ def test_two_processes_equal_one_and_evaluate_every_image_once(unbroken, two_pro
     assert_equals_one_process(two_processes, unbroken)
 
 
+@pytest.mark.nightly
 def test_four_processes_equal_one_and_evaluate_every_image_once(unbroken, tmp_path):
     codes, said = finish_all(start_all(4, command(tmp_path / "run")))
     assert codes == [0] * 4, said
@@ -87,6 +88,7 @@ def test_a_signal_to_one_stops_all_at_the_same_step_and_any_number_resumes(unbro
     assert_same_weights(again, two_processes)
 
 
+@pytest.mark.nightly
 def test_a_signal_to_one_that_still_compiles_stops_all(tmp_path):
     # The other process has compiled and dispatched some steps; both finish those steps.
     program = textwrap.dedent(f"""

@@ -26,7 +26,7 @@ MODEL = {
 }
 
 
-@pytest.mark.run
+@pytest.mark.nightly
 def test_a_run_resumes_evaluates_and_predicts(tmp_path):
     config = tiny.config(save_every_steps=tiny.STEPS_PER_EPOCH).with_model(MODEL)
     unbroken, resumed = tmp_path / "unbroken", tmp_path / "resumed"

@@ -14,7 +14,7 @@ from tests.weights.test_resolve import resolved
 PUBLISHED = ["localvim_tiny", "localvim_small", "localvim_tiny_middle_cls_token"]
 
 
-@pytest.mark.parametrize("name", slow_but(["localvim_tiny_middle_cls_token"], PUBLISHED))
+@pytest.mark.parametrize("name", slow_but(["localvim_tiny_middle_cls_token"], PUBLISHED, "nightly"))
 def test_the_shapes_of_a_variant_name_it(name):
     found = resolved(configurations.shapes(mo.create_model(name)))
     assert (found.name, found.options, found.others) == (name, {}, ())

@@ -31,7 +31,7 @@ def as_published(state_dict):
     }
 
 
-@pytest.mark.parametrize("name", slow_but(["plainmamba_l2"], PUBLISHED))
+@pytest.mark.parametrize("name", slow_but(["plainmamba_l2"], PUBLISHED, "nightly"))
 def test_averages_of_training_do_not_hide_the_variant(name):
     shapes = configurations.shapes(mo.create_model(name))
     published = as_published({key: np.broadcast_to(np.zeros(()), shape) for key, shape in shapes.items()})
@@ -39,7 +39,7 @@ def test_averages_of_training_do_not_hide_the_variant(name):
     assert (found.name, found.options, found.others) == (name, {}, ())
 
 
-@pytest.mark.parametrize("name", slow_but(["plainmamba_l1"], PUBLISHED))
+@pytest.mark.parametrize("name", slow_but(["plainmamba_l1"], PUBLISHED, "nightly"))
 def test_weights_in_a_file_as_published_are_loaded(tmp_path, name):
     torch = pytest.importorskip("torch")
     model = mo.create_model(name, num_classes=5)

@@ -28,7 +28,9 @@ def refusal(shapes, name=None):
 
 
 @pytest.mark.parametrize("options", [{}, TASK], ids=["own", "other"])
-@pytest.mark.parametrize("name", slow_but(["mambaout_femto", "mamba_femto", "test_mambaout"], mo.list_models()))
+@pytest.mark.parametrize(
+    "name", slow_but(["mambaout_femto", "mamba_femto", "test_mambaout"], mo.list_models(), "nightly")
+)
 def test_the_shapes_of_a_variant_name_it_in_every_key_format(name, options):
     model = mo.create_model(name, **options)
     for key_format in model.family.key_formats:

@@ -16,7 +16,7 @@ SMALL = {"embed_dim": 24, "depth": 2, "num_classes": 5}
 PUBLISHED = ["vim_tiny", "vim_tiny_plus", "vim_small", "vim_small_plus"]
 
 
-@pytest.mark.parametrize("name", slow_but(["vim_tiny_plus"], PUBLISHED))
+@pytest.mark.parametrize("name", slow_but(["vim_tiny_plus"], PUBLISHED, "nightly"))
 def test_overlapping_patches_are_told_from_a_larger_image_by_the_published_size(name):
     found = resolved(configurations.shapes(mo.create_model(name)))
     assert (found.name, found.options, found.others) == (name, {}, ())
