@@ -31,7 +31,7 @@ IMPORTS = {
     "ops": set(),
     "data": {"process", "storage", "machine", "checks", "extras", "words"},
     "distributed": {"extras", "words"},
-    "models": {"ops", "plugins", "checks"},
+    "models": {"ops", "plugins", "checks", "words"},
     "weights": {"models", "process", "storage", "extras", "words"},
     "tasks": {"models", "data", "distributed", "pages", "checks"},
     "run": {"tasks", "weights", "supervisor"},
