@@ -11,11 +11,17 @@ from jaxtyping import Array, Key
 
 from mambaout_jax.models import Model, create_model, variant_options
 from mambaout_jax.weights.checkpoint import TorchCheckpoint, read_checkpoint
-from mambaout_jax.weights.errors import MisfitError, NewHeadWarning, WeightsError
+from mambaout_jax.weights.errors import MisfitError, NewHeadWarning, WeightsError, naming_source
 from mambaout_jax.weights.input_channels import adapt_first_layer
 from mambaout_jax.weights.licence import find_licence, licence_notice
 from mambaout_jax.weights.resolve import ResolvedModel, UnknownVariantError, resolve_model
-from mambaout_jax.weights.state_dict import classifier_shapes, from_tensors, to_tensors, with_new_classifier
+from mambaout_jax.weights.state_dict import (
+    classifier_shapes,
+    detect_format,
+    from_tensors,
+    to_tensors,
+    with_new_classifier,
+)
 from mambaout_jax.weights.tensors import open_state_dict, warn_of_ignored
 from mambaout_jax.words import count
 
@@ -136,7 +142,9 @@ def load_pretrained(
     theirs = create_model(
         model.name, **{**model.options, "num_classes": trained["num_classes"], "in_chans": trained["in_chans"]}
     )
-    has_head = not classifier_shapes(theirs, resolved.key_format).keys().isdisjoint(checkpoint.shapes)
+    with naming_source(checkpoint.origin):
+        last_layer = classifier_shapes(theirs, detect_format(theirs, checkpoint.shapes))
+    has_head = not last_layer.keys().isdisjoint(checkpoint.shapes)
     new_head = num_classes not in (None, 0) and (num_classes != trained["num_classes"] or not has_head)
     with_classifier = num_classes != 0 and not new_head
     variables = adapt_first_layer(model, from_checkpoint(theirs, checkpoint, with_classifier=with_classifier))

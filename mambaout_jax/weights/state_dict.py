@@ -50,6 +50,20 @@ def get_format(model: Model, name: str | None = None) -> KeyFormat:
     return key_format
 
 
+def detect_format(model: Model, shapes: Mapping[str, Shape]) -> KeyFormat:
+    """Return the key format of a state dict for a model.
+
+    Raises:
+        WeightsError: the state dict belongs to another family, or its format cannot express the model.
+    """
+    family, key_format = matching_formats(shapes, prefer=model.family)[0]
+    if family is not model.family:
+        raise WeightsError(
+            f"the weights belong to a {family.module.__name__}; a {model.family.module.__name__} is expected"
+        )
+    return get_format(model, key_format.name)
+
+
 def differences(shapes: Mapping[str, Shape], expected: Mapping[str, Shape]) -> dict[str, str]:
     """Return a description of each tensor that is missing, unexpected or of another shape, by name."""
     faults = {}
@@ -90,12 +104,7 @@ def from_tensors(
         WeightsError: keys are missing, unexpected or of another shape, or values are neither float32 nor bfloat16, or
             not finite.
     """
-    family, key_format = matching_formats(shapes, prefer=model.family)[0]
-    if family is not model.family:
-        raise WeightsError(
-            f"the weights belong to a {family.module.__name__}; a {model.family.module.__name__} is expected"
-        )
-    key_format = get_format(model, key_format.name)
+    key_format = detect_format(model, shapes)
     last_layer = classifier_shapes(model, key_format)
     if with_classifier:
         _check_classifier(model, key_format, shapes)

@@ -107,6 +107,20 @@ def test_weights_of_another_family_than_the_named_one_are_refused_by_the_convers
         mo.from_torch(mo.create_model("vit_tiny_patch16_224"), mo.to_torch(model, pytorch.draw(model)))
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("vit_tiny_patch16_224", "the weights belong to a MambaOut; a VisionTransformer is expected"),
+        ("test_mambaout", "key format 'mambaout' cannot express test_mambaout"),
+    ],
+)
+def test_load_pretrained_names_the_family_or_format_of_the_weights_before_their_tensors(tmp_path, name, words):
+    model = pytorch.small_model()
+    save_file(mo.to_torch(model, pytorch.draw(model), "mambaout"), tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError, match=rf"w\.safetensors: {words}"):
+        mo.load_pretrained(tmp_path / "w.safetensors", name=name)
+
+
 FEMTO = configurations.shapes(mo.create_model("mambaout_femto"))
 
 

@@ -63,5 +63,5 @@ def test_weights_of_another_variant_are_refused_with_the_names_of_both(tmp_path)
     save_file(mo.to_torch(source, pytorch.draw(source)), tmp_path / "w.safetensors")
     with pytest.raises(WeightsError, match=r"w\.safetensors: the weights do not fit vim_small, but vim_tiny$"):
         mo.load_pretrained(tmp_path / "w.safetensors", name="vim_small")
-    with pytest.raises(WeightsError, match="the weights belong to a Vim; a LocalVim is expected"):
+    with pytest.raises(WeightsError, match=r"w\.safetensors: the weights belong to a Vim; a LocalVim is expected"):
         mo.load_pretrained(tmp_path / "w.safetensors", name="localvim_tiny")
