@@ -13,8 +13,9 @@ from mambaout_jax.models import Model, create_model, variant_options
 from mambaout_jax.weights.checkpoint import TorchCheckpoint, read_checkpoint
 from mambaout_jax.weights.errors import MisfitError, NewHeadWarning, WeightsError, naming_source
 from mambaout_jax.weights.input_channels import adapt_first_layer
+from mambaout_jax.weights.key_map import Shape
 from mambaout_jax.weights.licence import find_licence, licence_notice
-from mambaout_jax.weights.resolve import ResolvedModel, UnknownVariantError, resolve_model
+from mambaout_jax.weights.resolve import ResolvedModel, UnknownVariantError, resolve_model, resolve_shapes
 from mambaout_jax.weights.state_dict import (
     classifier_shapes,
     detect_format,
@@ -44,7 +45,7 @@ def from_torch(model: Model, source: str | os.PathLike | Mapping[str, Any]) -> d
         checkpoint = read_checkpoint(source)
         warn_of_ignored(checkpoint.origin, checkpoint.ignored)
         return from_checkpoint(model, checkpoint)
-    return from_tensors(model, *open_state_dict(source))
+    return _convert(model, *open_state_dict(source))
 
 
 def from_checkpoint(model: Model, checkpoint: TorchCheckpoint, *, with_classifier: bool = True) -> dict[str, Any]:
@@ -53,25 +54,36 @@ def from_checkpoint(model: Model, checkpoint: TorchCheckpoint, *, with_classifie
     Args:
         with_classifier: False to ignore the last layer of the weights, if they have one; then the variables have none.
     """
-    size = _trained_size(checkpoint)
-    try:
-        return from_tensors(model, checkpoint.tensors, checkpoint.shapes, size, with_classifier=with_classifier)
-    except WeightsError as error:
-        if str(error).startswith(checkpoint.origin):
-            raise
-        if isinstance(error, MisfitError) and (name := _other_variant(model, checkpoint)):
-            raise WeightsError(f"{checkpoint.origin}: the weights do not fit {model.name}, but {name}") from error
-        raise WeightsError(f"{checkpoint.origin}: {error}") from error
+    with naming_source(checkpoint.origin):
+        return _convert(
+            model, checkpoint.tensors, checkpoint.shapes, _trained_size(checkpoint), with_classifier=with_classifier
+        )
 
 
-def _other_variant(model: Model, checkpoint: TorchCheckpoint) -> str | None:
-    """Return the variant that the weights have the shapes of, if it is another one of the model's family."""
+def _convert(
+    model: Model,
+    tensors: Mapping[str, Any],
+    shapes: Mapping[str, Shape],
+    img_size: tuple[int, int] | None = None,
+    *,
+    with_classifier: bool = True,
+) -> dict[str, Any]:
+    """Convert a state dict as in `from_tensors`; if it does not fit, the message names the variant that it fits."""
     try:
-        found = resolve_model(checkpoint._replace(config=None))
+        return from_tensors(model, tensors, shapes, img_size, with_classifier=with_classifier)
+    except MisfitError as error:
+        if name := _other_variant(model, shapes):
+            raise WeightsError(f"the weights do not fit {model.name}, but {name}") from error
+        raise
+
+
+def _other_variant(model: Model, shapes: Mapping[str, Shape]) -> str | None:
+    """Return the variant that the weights have the shapes of, if it is not that of the model."""
+    try:
+        found = resolve_shapes(shapes)
     except WeightsError:
         return None
-    same = model.name in (found.name, *found.others) or found.name not in model.family.variants
-    return None if same else found.name
+    return None if model.name in (found.name, *found.others) else found.name
 
 
 def _trained_size(checkpoint: TorchCheckpoint) -> tuple[int, int] | None:

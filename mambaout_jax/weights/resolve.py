@@ -10,7 +10,7 @@ import numpy as np
 from mambaout_jax.models import Family, Model, create_model, find_family, variant_options
 from mambaout_jax.models.key_format import KeyFormat
 from mambaout_jax.weights.checkpoint import TorchCheckpoint
-from mambaout_jax.weights.errors import WeightsError
+from mambaout_jax.weights.errors import WeightsError, naming_source
 from mambaout_jax.weights.image_size import sized_axes, square_size
 from mambaout_jax.weights.key_map import (
     Shape,
@@ -57,26 +57,32 @@ def resolve_model(checkpoint: TorchCheckpoint, name: str | None = None) -> Resol
         WeightsError: the keys match no known family, no variant has exactly these shapes, or config.json names another
             variant.
     """
-    try:
+    with naming_source(checkpoint.origin):
         return _resolve(checkpoint, name)
-    except WeightsError as error:
-        raise type(error)(f"{checkpoint.origin}: {error}") from error
 
 
 def _resolve(checkpoint: TorchCheckpoint, name: str | None) -> ResolvedModel:
-    formats = matching_formats(checkpoint.shapes, prefer=None if name is None else find_family(name))
-    _, key_format = formats[0]
     config = checkpoint.config
-    if config is not None:
-        if name not in (None, config.architecture):
-            raise WeightsError(f"config.json has architecture {config.architecture}; {name} is expected")
-        return ResolvedModel(key_format, config.architecture, {**config.options, **config.preprocessing})
-    if name is not None:
+    if config is None and name is None:
+        return resolve_shapes(checkpoint.shapes)
+    _, key_format = matching_formats(checkpoint.shapes, prefer=None if name is None else find_family(name))[0]
+    if config is None:
         return ResolvedModel(key_format, name, _data_options(name, key_format, checkpoint.shapes))
+    if name not in (None, config.architecture):
+        raise WeightsError(f"config.json has architecture {config.architecture}; {name} is expected")
+    return ResolvedModel(key_format, config.architecture, {**config.options, **config.preprocessing})
+
+
+def resolve_shapes(shapes: Mapping[str, Shape]) -> ResolvedModel:
+    """Identify the model of a state dict by comparing shapes with every variant.
+
+    Raises:
+        WeightsError: the keys match no known family, or no variant has exactly these shapes.
+    """
     fits, faults = [], {}
-    for family, key_format in formats:
+    for family, key_format in matching_formats(shapes):
         for variant in family.variants:
-            options, num_faults = _compare(variant, key_format, comparable_shapes(key_format, checkpoint.shapes))
+            options, num_faults = _compare(variant, key_format, comparable_shapes(key_format, shapes))
             faults[variant] = min(num_faults, faults.get(variant, num_faults))
             if not num_faults:
                 fits.append(ResolvedModel(key_format, variant, options))

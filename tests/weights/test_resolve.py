@@ -121,6 +121,17 @@ def test_load_pretrained_names_the_family_or_format_of_the_weights_before_their_
         mo.load_pretrained(tmp_path / "w.safetensors", name=name)
 
 
+@pytest.mark.parametrize("as_file", [False, True])
+def test_weights_of_another_family_whose_keys_match_are_refused_with_the_names_of_both(tmp_path, as_file):
+    model = mo.create_model("vmamba_tiny_v0", num_classes=5)
+    source = mo.to_torch(model, jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), model.shapes))
+    if as_file:
+        save_file(source, source := tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError, match="the weights do not fit localvmamba_tiny, but vmamba_tiny_v0$") as caught:
+        mo.from_torch(mo.create_model("localvmamba_tiny", num_classes=5), source)
+    assert str(caught.value).startswith(f"{source}: " if as_file else "the weights")
+
+
 FEMTO = configurations.shapes(mo.create_model("mambaout_femto"))
 
 
