@@ -32,6 +32,7 @@ from mambaout_jax.weights import (
     WeightsError,
     check_file_target,
     check_folder_target,
+    check_unambiguous,
     converting_file_errors,
     find_licence,
     from_checkpoint,
@@ -92,6 +93,7 @@ def import_weights(
     target = check_import_target(path, force)
     checkpoint = read_checkpoint(source)
     resolved = resolve_model(checkpoint, name)
+    check_unambiguous(source, resolved)
     model = create_model(resolved.name, **resolved.options)
     log(_describe(source, checkpoint, resolved, model))
     if checkpoint.ignored:

@@ -15,7 +15,7 @@ from mambaout_jax.weights.errors import MisfitError, NewHeadWarning, WeightsErro
 from mambaout_jax.weights.input_channels import adapt_first_layer
 from mambaout_jax.weights.key_map import Shape
 from mambaout_jax.weights.licence import find_licence, licence_notice
-from mambaout_jax.weights.resolve import ResolvedModel, UnknownVariantError, resolve_model, resolve_shapes
+from mambaout_jax.weights.resolve import check_unambiguous, resolve_model, resolve_shapes
 from mambaout_jax.weights.state_dict import (
     classifier_shapes,
     detect_format,
@@ -136,13 +136,13 @@ def load_pretrained(
 
     Raises:
         WeightsError: as in `from_torch`, or, without a name, no registered variant has these shapes or
-            several with different preprocessing have them.
+            several that differ in options or preprocessing have them.
         ModelError: an option is unknown or out of range.
     """
     checkpoint = read_checkpoint(source)
     warn_of_ignored(checkpoint.origin, checkpoint.ignored)
     resolved = resolve_model(checkpoint, name)
-    _check_unambiguous(checkpoint.origin, resolved)
+    check_unambiguous(checkpoint.origin, resolved)
     if notice := licence_notice(find_licence(checkpoint, resolved.name), resolved.name):
         warnings.warn(f"{checkpoint.origin}: {notice}", stacklevel=2)
     trained = {**variant_options(resolved.name), **resolved.options}
@@ -170,13 +170,3 @@ def load_pretrained(
         )
         variables = with_new_classifier(model, variables, jax.random.key(0) if key is None else key)
     return model, variables
-
-
-def _check_unambiguous(origin: str, resolved: ResolvedModel) -> None:
-    """Check that the variants with the shapes of the weights have the same preprocessing."""
-    specs = {name: create_model(name).input_spec for name in (resolved.name, *resolved.others)}
-    if len(set(specs.values())) > 1:
-        raise UnknownVariantError(
-            f"{origin}: {' and '.join(specs)} have these tensors but preprocess images differently; name the variant, "
-            f"for example with name={resolved.name!r}"
-        )

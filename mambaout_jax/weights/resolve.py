@@ -20,6 +20,7 @@ from mambaout_jax.weights.key_map import (
     matching_formats,
     tensor_specs,
 )
+from mambaout_jax.weights.options import other_options
 from mambaout_jax.weights.state_dict import classifier_shapes, differences
 
 # Of a tensor; NumPy cannot represent the shapes of much larger arrays.
@@ -37,7 +38,7 @@ class ResolvedModel(NamedTuple):
         key_format: key format of the weights.
         name: name for `create_model`.
         options: options for `create_model`.
-        others: names of other variants with these shapes.
+        others: names of other variants with these shapes, which may differ in other respects (`check_unambiguous`).
     """
 
     key_format: KeyFormat
@@ -93,9 +94,39 @@ def resolve_shapes(shapes: Mapping[str, Shape]) -> ResolvedModel:
             f"no variant has exactly these tensors; the closest, {nearest}, differs in {tensors}: name the variant, or "
             "use a folder with a config.json"
         )
-    # Weights of one stride have the shapes of another stride at another image size.
-    first, *others = [fit for fit in fits if "img_size" not in fit.options] or fits
+    # Weights of one stride have the shapes of another stride at another image size. Models are rarely trained on
+    # smaller images than the published ones.
+    fits = [fit for fit in fits if not _is_reduced(fit)] or fits
+    first, *others = sorted(fits, key=lambda fit: "img_size" in fit.options)
     return first._replace(others=tuple(other.name for other in others))
+
+
+def _is_reduced(fit: ResolvedModel) -> bool:
+    """Return whether the images of the weights are smaller than those of the variant."""
+    return "img_size" in fit.options and fit.options["img_size"] < tuple(variant_options(fit.name)["img_size"])
+
+
+def check_unambiguous(origin: str, resolved: ResolvedModel) -> None:
+    """Check that all variants with the shapes of the weights are the same model with the same preprocessing.
+
+    Raises:
+        UnknownVariantError: two of them differ.
+    """
+    if different := sorted({word for other in resolved.others for word in _distinctions(resolved.name, other)}):
+        raise UnknownVariantError(
+            f"{origin}: {' and '.join((resolved.name, *resolved.others))} have these tensors but differ in "
+            f"{', '.join(different)}; name the variant, for example {resolved.name}"
+        )
+
+
+def _distinctions(name: str, other: str) -> set[str]:
+    """Return what differs between two variants in inference: options, preprocessing or the family."""
+    families = find_family(name), find_family(other)
+    if families[0] is not families[1]:
+        return {"the family"}
+    options = other_options(families[0], variant_options(name), variant_options(other))
+    specs = create_model(name).input_spec._asdict(), create_model(other).input_spec._asdict()
+    return {*options, *(field for field, value in specs[0].items() if value != specs[1][field])} - {"img_size"}
 
 
 def _compare(name: str, key_format: KeyFormat, shapes: Mapping[str, Shape]) -> tuple[dict[str, Any], int]:

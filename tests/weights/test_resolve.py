@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 import mambaout_jax as mo
-from mambaout_jax.weights import UnknownVariantError, WeightsError, resolve_model
+from mambaout_jax.weights import UnknownVariantError, WeightsError, check_unambiguous, resolve_model
 from tests.marks import slow_but
 from tests.weights import configurations, pytorch
 
@@ -60,6 +60,20 @@ def test_load_pretrained_requires_the_name_where_variants_differ_in_preprocessin
         found, _ = mo.load_pretrained(tmp_path / "w.safetensors", name=name)
         assert found.name == name
         assert found.input_spec.mean == mo.create_model(name).input_spec.mean
+
+
+def test_variants_with_the_same_tensors_are_ambiguous_if_they_compute_something_else():
+    same, different = (
+        resolved(configurations.shapes(mo.create_model(name))) for name in ("mambavision_b", "mambavision_l2")
+    )
+    assert (same.name, same.others) == ("mambavision_b", ("mambavision_b_21k",))
+    check_unambiguous("w.pth", same)
+    message = (
+        "^w.pth: mambavision_l2 and mambavision_l2_512_21k have these tensors but differ in crop_mode, crop_pct, size, "
+        "window_size; name the variant"
+    )
+    with pytest.raises(UnknownVariantError, match=message):
+        check_unambiguous("w.pth", different)
 
 
 def test_a_size_that_is_not_square_is_not_guessed():
@@ -127,7 +141,7 @@ def test_weights_of_another_family_whose_keys_match_are_refused_with_the_names_o
     source = mo.to_torch(model, jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), model.shapes))
     if as_file:
         save_file(source, source := tmp_path / "w.safetensors")
-    with pytest.raises(WeightsError, match="the weights do not fit localvmamba_tiny, but vmamba_tiny_v0$") as caught:
+    with pytest.raises(WeightsError, match=r"the weights do not fit localvmamba_tiny, but vmamba_tiny_v0$") as caught:
         mo.from_torch(mo.create_model("localvmamba_tiny", num_classes=5), source)
     assert str(caught.value).startswith(f"{source}: " if as_file else "the weights")
 
