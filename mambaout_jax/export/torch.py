@@ -68,6 +68,7 @@ def import_weights(
     path: epath.PathLike,
     *,
     name: str | None = None,
+    entry: str | None = None,
     task: str = DEFAULT,
     plugins: Sequence[str] = (),
     verify_timm: bool = False,
@@ -79,6 +80,7 @@ def import_weights(
     Args:
         source: any source of `weights.from_torch`.
         name: name of the variant; None to infer it from the source.
+        entry: entry of a file of torch.save that contains the weights; None to find it by its name.
         task: the task that the weights were trained for.
         plugins: modules with families or tasks of other packages.
         verify_timm: also compare with the installed timm.
@@ -91,7 +93,7 @@ def import_weights(
     load_plugins(plugins)
     kind = get_task(task)
     target = check_import_target(path, force)
-    checkpoint = read_checkpoint(source)
+    checkpoint = read_checkpoint(source, entry=entry)
     resolved = resolve_model(checkpoint, name)
     check_unambiguous(source, resolved)
     model = create_model(resolved.name, **resolved.options)

@@ -112,6 +112,7 @@ def load_pretrained(
     source: str | os.PathLike,
     *,
     name: str | None = None,
+    entry: str | None = None,
     num_classes: int | None = None,
     in_chans: int | None = None,
     img_size: int | tuple[int, int] | None = None,
@@ -125,6 +126,8 @@ def load_pretrained(
     Args:
         source: as in `from_torch`, except a state dict.
         name: name of the variant; None to identify it.
+        entry: entry of a file of torch.save that contains the weights, for example "model"; None to find it by its
+            name, moving averages first.
         num_classes: number of outputs; None for that of the weights, 0 for a model without a last layer. For another
             number, or weights without a last layer, it is initialized as in `Model.init`, with a `NewHeadWarning`.
         in_chans: number of input channels; None for that of the weights. For another number, the first layer is
@@ -139,7 +142,7 @@ def load_pretrained(
             several that differ in options or preprocessing have them.
         ModelError: an option is unknown or out of range.
     """
-    checkpoint = read_checkpoint(source)
+    checkpoint = read_checkpoint(source, entry=entry)
     warn_of_ignored(checkpoint.origin, checkpoint.ignored)
     resolved = resolve_model(checkpoint, name)
     check_unambiguous(checkpoint.origin, resolved)

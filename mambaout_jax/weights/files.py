@@ -27,15 +27,20 @@ _DTYPES = {
 }
 
 
-def read_file(path: str | os.PathLike) -> TensorFile:
+def read_file(path: str | os.PathLike, entry: str | None = None) -> TensorFile:
     """Open a weights file; the format is detected from the content, not from the extension.
 
+    Args:
+        entry: entry of a file of torch.save that contains the weights; None to find it by its name.
+
     Raises:
-        WeightsError: the file cannot be read, is damaged, or contains no weights.
+        WeightsError: the file cannot be read, is damaged, or contains no weights, or not in this entry.
     """
     path = os.fspath(path)
     kind = _kind(path)
-    content = _read_safetensors(path) if kind == "safetensors" else read_torch(path)
+    if kind == "safetensors" and entry is not None:
+        raise WeightsError(f"{path} is a safetensors file, which has no entries; omit the entry {entry!r}")
+    content = _read_safetensors(path) if kind == "safetensors" else read_torch(path, entry)
     if not content.shapes:
         raise WeightsError(f"{path} contains no tensors; the weights of a model are expected")
     return content

@@ -18,6 +18,7 @@ import mambaout_jax as mo
 from mambaout_jax.__main__ import main
 from mambaout_jax.export import torch as exchange
 from tests.train import written_run
+from tests.weights import pytorch
 
 NAMES = tuple(f"digit {label}" for label in range(10))
 
@@ -137,6 +138,23 @@ def test_inspect_names_the_variant_of_the_weights_and_the_one_to_compare_with(tm
     assert "cls_token has shape (1, 1, 192) where (1, 1, 384) is expected" in found["differences "]
     words = refusal(capsys, "inspect", file, "--model", "localvim_tiny")
     assert words == f"error: {file}: the weights belong to a Vim; a LocalVim is expected\n"
+
+
+@pytest.mark.torch
+def test_import_and_inspect_read_the_entry_of_that_name(folder, file, tmp_path, capsys):
+    torch = pytest.importorskip("torch")
+    shutil.copytree(folder, tmp_path / "digits")
+    (tmp_path / "digits" / "model.safetensors").unlink()
+    state_dict = {key: torch.from_numpy(value) for key, value in load_file(file).items()}
+    average = {key: value + 1 for key, value in state_dict.items()}
+    torch.save({"model": state_dict, "model_ema": average}, tmp_path / "digits" / "pytorch_model.bin")
+    assert inspect(capsys, tmp_path / "digits")["entry       "] == "model_ema"
+    assert inspect(capsys, tmp_path / "digits", "--entry", "model")["entry       "] == "model"
+    assert main(["convert", "import", str(tmp_path / "digits"), "--entry=model", "--out", str(tmp_path / "w")]) == 0
+    assert "entry 'model'" in capsys.readouterr().out
+    run = mo.load_run(tmp_path / "w")
+    pytorch.assert_equal_trees(run.variables, mo.from_torch(run.model, file))
+    assert "has no entries" in refusal(capsys, "inspect", file, "--entry", "model")
 
 
 def test_inspect_counts_ignored_tensors(folder, file, tmp_path, capsys):
