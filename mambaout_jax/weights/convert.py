@@ -100,7 +100,7 @@ def to_torch(
     Args:
         key_format: name of one of `model.family.key_formats`, not all of which can express every option; None for the
             first, which is timm's if timm has the family.
-        dtype: dtype of all tensors, "float32" or "bfloat16" (ml_dtypes.bfloat16).
+        dtype: dtype of all tensors but counters, "float32" or "bfloat16" (ml_dtypes.bfloat16).
 
     Raises:
         WeightsError: the format cannot express the model, or the variables belong to another model.

@@ -217,12 +217,15 @@ def to_tensors(
 
     Args:
         key_format: name of a format of the model's family; None for the first.
-        dtype: dtype of all tensors, "float32" or "bfloat16".
+        dtype: dtype of all tensors but counters, "float32" or "bfloat16".
 
     Raises:
         WeightsError: the format cannot express the model, or the variables belong to another model.
     """
-    return export_state_dict(model.name, model.shapes, get_format(model, key_format), variables, dtype)
+    found = get_format(model, key_format)
+    state_dict = export_state_dict(model.name, model.shapes, found, variables, dtype)
+    buffers = found.buffers(model.options, state_dict)
+    return state_dict | {key: _round(value, dtype) for key, value in buffers.items()}
 
 
 def export_state_dict(
@@ -239,13 +242,19 @@ def export_state_dict(
         raise WeightsError(f"dtype is {dtype!r}; {' or '.join(DTYPES)} is expected")
     values = _by_name(variables)
     _check_fit("the variables", name, _shapes(values), _shapes(_by_name(expected)))
-    kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     state_dict = {}
     for spec in specs:
         leaves = [np.asarray(values[".".join(map(str, path))]) for path in spec.paths]
-        tensor = np.ascontiguousarray(spec.to_torch(leaves)).astype(kind)
+        tensor = _round(np.ascontiguousarray(spec.to_torch(leaves)), dtype)
         state_dict |= dict.fromkeys(spec.keys, tensor)
     return state_dict
+
+
+def _round(array: np.ndarray, dtype: str) -> np.ndarray:
+    """Convert an array to the dtype of exported tensors; counters remain integers."""
+    if np.issubdtype(array.dtype, np.integer):
+        return array
+    return array.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
 
 
 def _by_name(variables: dict[str, Any]) -> dict[str, Any]:
