@@ -31,7 +31,8 @@ def from_torch(model: Model, source: str | os.PathLike | Mapping[str, Any]) -> d
     """Convert PyTorch weights to the variables of a model, in float32.
 
     The key format is detected from the keys. The match is exact. Position embeddings of another image size are
-    resampled by timm's rule, from the size in config.json or else from square images.
+    resampled by timm's rule, from the size in config.json or else from square images. A licence that forbids commercial
+    use of the weights of a file or folder is stated in a warning.
 
     Args:
         source: a .safetensors, .pth, .pt or .bin file, a Hugging Face folder in timm's format, a hub id
@@ -44,6 +45,7 @@ def from_torch(model: Model, source: str | os.PathLike | Mapping[str, Any]) -> d
     if not isinstance(source, Mapping):
         checkpoint = read_checkpoint(source)
         warn_of_ignored(checkpoint.origin, checkpoint.ignored)
+        _warn_of_licence(checkpoint, model.name)
         return from_checkpoint(model, checkpoint)
     return _convert(model, *open_state_dict(source))
 
@@ -84,6 +86,11 @@ def _other_variant(model: Model, shapes: Mapping[str, Shape]) -> str | None:
     except WeightsError:
         return None
     return None if model.name in (found.name, *found.others) else found.name
+
+
+def _warn_of_licence(checkpoint: TorchCheckpoint, name: str) -> None:
+    if notice := licence_notice(find_licence(checkpoint, name), name):
+        warnings.warn(f"{checkpoint.origin}: {notice}", stacklevel=3)
 
 
 def _trained_size(checkpoint: TorchCheckpoint) -> tuple[int, int] | None:
@@ -146,8 +153,7 @@ def load_pretrained(
     warn_of_ignored(checkpoint.origin, checkpoint.ignored)
     resolved = resolve_model(checkpoint, name)
     check_unambiguous(checkpoint.origin, resolved)
-    if notice := licence_notice(find_licence(checkpoint, resolved.name), resolved.name):
-        warnings.warn(f"{checkpoint.origin}: {notice}", stacklevel=2)
+    _warn_of_licence(checkpoint, resolved.name)
     trained = {**variant_options(resolved.name), **resolved.options}
     changed = {"num_classes": num_classes, "in_chans": in_chans, "img_size": img_size}
     changed = {option: value for option, value in changed.items() if value is not None}
