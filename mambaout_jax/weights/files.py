@@ -159,7 +159,7 @@ def _read_tensor(file: Any, path: str, name: str, code: str) -> np.ndarray:
         return file.get_tensor(name)
     except Exception as error:  # unsupported dtypes and truncated files raise different types
         raise WeightsError(
-            f"{path} has {name!r:.80} as {code}, which could not be read; float32, float16 or bfloat16 is expected"
+            f"{path} has {name!r:.80} as {code}, which could not be read; float32 or bfloat16 is expected"
         ) from error
 
 
@@ -173,4 +173,4 @@ def _write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         if found := re.search(r"os error (\d+)", str(error)):
             raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
         kinds = ", ".join(sorted({str(array.dtype) for array in tensors.values()}))
-        raise WeightsError(f"{path.name} cannot store {kinds}; float32, float16 or bfloat16 is expected") from error
+        raise WeightsError(f"{path.name} cannot store {kinds}; float32 or bfloat16 is expected") from error

@@ -154,7 +154,7 @@ def _to_numpy(torch: ModuleType, path: str, name: str, tensor: Any) -> np.ndarra
     except (RuntimeError, TypeError) as error:
         raise WeightsError(
             f"{path} has {name!r:.80} as {tensor.dtype} with layout {tensor.layout}, which NumPy does not support; a "
-            "dense tensor of float32, float16 or bfloat16 is expected"
+            "dense tensor of float32 or bfloat16 is expected"
         ) from error
 
 
