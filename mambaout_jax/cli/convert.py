@@ -10,8 +10,8 @@ from mambaout_jax.extras import check_installed
 from mambaout_jax.process import exit_on_signals
 
 EPILOG = """\
-A source is a .safetensors, .pth, .pt or .bin file, a Hugging Face folder in timm's format, or hf-hub:ORG/NAME, with
-the parameter names of timm or of the original repository."""
+A source is a .safetensors file, a file of torch.save (.pth, .pth.tar, .ckpt, .pt, .bin), a Hugging Face folder in
+timm's format, or hf-hub:ORG/NAME, with the parameter names of timm or of the original repository."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

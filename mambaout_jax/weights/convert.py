@@ -35,12 +35,14 @@ def from_torch(model: Model, source: str | os.PathLike | Mapping[str, Any]) -> d
     use of the weights of a file or folder is stated in a warning.
 
     Args:
-        source: a .safetensors, .pth, .pt or .bin file, a Hugging Face folder in timm's format, a hub id
-            (hf-hub:ORG/NAME), or a state dict of arrays or PyTorch tensors.
+        source: a .safetensors file, a file of torch.save (.pth, .pth.tar, .ckpt, .pt, .bin), a Hugging Face folder in
+            timm's format, a hub id (hf-hub:ORG/NAME), or a state dict of arrays or PyTorch tensors.
 
     Raises:
         WeightsError: the source cannot be read, parameters are missing, unexpected or of another shape (all are
             listed), or values are neither float32 nor bfloat16, or not finite.
+        MissingExtraError: the source is a file of torch.save and PyTorch is not installed, or a hub id and
+            huggingface_hub is not.
     """
     if not isinstance(source, Mapping):
         checkpoint = read_checkpoint(source)
@@ -147,6 +149,7 @@ def load_pretrained(
     Raises:
         WeightsError: as in `from_torch`, or, without a name, no registered variant has these shapes or
             several that differ in options or preprocessing have them.
+        MissingExtraError: as in `from_torch`.
         ModelError: an option is unknown or out of range.
     """
     checkpoint = read_checkpoint(source, entry=entry)
