@@ -41,20 +41,22 @@ def inspect_checkpoint(checkpoint: TorchCheckpoint, name: str | None = None) -> 
 def _inspect(checkpoint: TorchCheckpoint, name: str | None) -> dict[str, str]:
     resolved = resolve_model(checkpoint, name)
     model = create_model(resolved.name, **resolved.options)
-    key_format = detect_format(model, checkpoint.shapes)
+    fits = [fit for fit in _fitting_variants(checkpoint) if fit != model.name]
+    try:
+        key_format = detect_format(model, checkpoint.shapes)
+    except WeightsError as error:
+        raise WeightsError(f"{error} (they fit {' and '.join(fits) or 'no variant'}, not {model.name})") from error
     expected = expected_shapes(tensor_specs(model.shapes, key_format))
     shapes = comparable_shapes(key_format, checkpoint.shapes)
     options = {"num_classes": model.num_classes, **model_args(model)}
     faults = differences(shapes, expected)
-    fits = [fit for fit in _fitting_variants(checkpoint) if fit != model.name]
     sized = ", ".join(sized_axes(model, key_format))
     size = "x".join(map(str, model.input_spec.size))
     kinds = Counter(checkpoint.dtypes[key] for key in shapes)
     num_params = sum(map(math.prod, shapes.values()))
     num_buffers = len(checkpoint.shapes) - len(shapes)
-    ignored = ([f"{count(num_buffers, 'buffer')} of the key format"] if num_buffers else []) + _shorten(
-        checkpoint.ignored
-    )
+    buffers = [f"{count(num_buffers, 'buffer')} of the key format"] if num_buffers else []
+    ignored = [*buffers, *_shorten(checkpoint.ignored)]
     return {
         "key format": key_format.name,
         "variant": ", ".join([model.name, *(f"{key} {value}" for key, value in options.items())]),

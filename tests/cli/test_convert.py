@@ -137,7 +137,8 @@ def test_inspect_names_the_variant_of_the_weights_and_the_one_to_compare_with(tm
     assert found["fits        "] == "vim_tiny"
     assert "cls_token has shape (1, 1, 192) where (1, 1, 384) is expected" in found["differences "]
     words = refusal(capsys, "inspect", file, "--model", "localvim_tiny")
-    assert words == f"error: {file}: the weights belong to a Vim; a LocalVim is expected\n"
+    expected = "the weights belong to a Vim; a LocalVim is expected (they fit vim_tiny, not localvim_tiny)"
+    assert words == f"error: {file}: {expected}\n"
 
 
 @pytest.mark.torch
