@@ -10,8 +10,8 @@ from mambaout_jax.extras import check_installed
 from mambaout_jax.process import exit_on_signals
 
 EPILOG = """\
-A source is a .safetensors, .pth, .pt or .bin file, a Hugging Face folder in timm's format, or hf-hub:ORG/NAME, with
-the parameter names of timm or of the original repository."""
+A source is a .safetensors file, a file of torch.save (.pth, .pth.tar, .ckpt, .pt, .bin), a Hugging Face folder in
+timm's format, or hf-hub:ORG/NAME, with the parameter names of timm or of the original repository."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     importing.add_argument("source", metavar="FILE_OR_ID", help="the weights")
     importing.add_argument("--out", metavar="WORKDIR", required=True, help="output folder")
     importing.add_argument("--model", metavar="NAME", help="the variant (default: from config.json or shapes)")
+    _add_entry(importing)
     importing.add_argument("--task", metavar="NAME", help="task of the weights (default: classification)")
     add_plugins(importing)
 
@@ -46,6 +47,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     inspecting = actions.add_parser("inspect", help="describe the weights of a source", epilog=EPILOG)
     inspecting.add_argument("source", metavar="FILE_OR_ID", help="the weights")
     inspecting.add_argument("--model", metavar="NAME", help="variant to compare with (default: from the shapes)")
+    _add_entry(inspecting)
+
+
+def _add_entry(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--entry",
+        metavar="NAME",
+        help="entry of a PyTorch file that contains the weights, such as model (default: the moving average, if any)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -72,6 +82,7 @@ def _import(args: argparse.Namespace) -> None:
         args.source,
         args.out,
         name=args.model,
+        entry=args.entry,
         task=args.task or DEFAULT,
         plugins=args.plugin,
         verify_timm=args.verify == "timm",
@@ -100,5 +111,5 @@ def _export(args: argparse.Namespace) -> None:
 def _inspect(args: argparse.Namespace) -> None:
     from mambaout_jax.weights import inspect_checkpoint, read_checkpoint
 
-    for key, value in inspect_checkpoint(read_checkpoint(args.source), args.model).items():
+    for key, value in inspect_checkpoint(read_checkpoint(args.source, entry=args.entry), args.model).items():
         print("\n".join(map(printable, f"{key:<12} {value}".split("\n"))))

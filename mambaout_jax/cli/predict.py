@@ -34,14 +34,16 @@ def run(args: argparse.Namespace) -> int:
     """Print the predictions for each file; return 2 if a file failed, after all others are done."""
     with announced(LOADING):
         from mambaout_jax.evaluate.predict import find_files, predict_files
-        from mambaout_jax.run.workdir import load_run
+        from mambaout_jax.run.workdir import restore_run
 
     files = find_files(args.paths)
     if files.others:
         others = f"{count(len(files.others), 'file')} without an image extension"
         print(printable(f"skipped {others} (first: {files.others[0]})"), file=sys.stderr)
     with announced("Loading the weights."):
-        run = load_run(args.workdir, weights=args.weights)
+        run = restore_run(args.workdir, weights=args.weights)
+    if run.licence_notice:
+        print(printable(run.licence_notice), file=sys.stderr)
     answers, failed = [], False
     for found in predict_files(run, files.images):
         if found.error:

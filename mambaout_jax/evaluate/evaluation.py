@@ -221,6 +221,7 @@ def _restore(
     for source in sources:
         task.check_source(source, environment["labels"])
     model = task.build_model(environment["labels"])
+    _print_notice(environment.get("licence"), model)
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     kept = ["raw"] if is_imported(workdir) or config.optim.ema_decay is None else ["raw", "ema"]
     abstract = distributed.sharded_shapes(model.init, jax.random.key(0), sharding=mesh)
@@ -237,13 +238,18 @@ def _load_pretrained(
         raise RunError("config.init_head is 'new', but a new last layer is untrained; set it to 'keep' to evaluate")
     model = task.build_model(sources[0].labels)
     pretrained = load_pretrained_for(config.init_from, model, head_task=config.task)
-    if (notice := licence_notice(pretrained.licence, model.name)) and distributed.is_first():
-        print(printable(notice), file=sys.stderr)
+    _print_notice(pretrained.licence, model)
     labels = task.imported_labels(pretrained.model, pretrained.labels).labels
     for source in sources:
         task.check_source(source, labels)
     placed = distributed.shardings(distributed.sharded_shapes(model.init, jax.random.key(0), sharding=mesh))
     return model, {"raw": distributed.put_global(pretrained.variables, placed)}, pretrained.description
+
+
+def _print_notice(licence: str | None, model: Model) -> None:
+    """Print a sentence about a licence that forbids commercial use of the weights."""
+    if (notice := licence_notice(licence, model.name)) and distributed.is_first():
+        print(printable(notice), file=sys.stderr)
 
 
 def _score_set(evaluator: Evaluator, source: Source, weights: dict[str, Any]) -> dict[str, Any]:

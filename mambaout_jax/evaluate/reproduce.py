@@ -56,7 +56,7 @@ def reproduce(
     checkpoint = variant.checkpoint
     log(f"{checkpoint.url} (licence of the weights: {checkpoint.licence or 'not stated'})")
     file = download_checkpoint(checkpoint)
-    import_weights(str(file), path, name=name, force=force, log=log)
+    import_weights(str(file), path, name=name, entry=checkpoint.entry, force=force, log=log)
     scores = evaluate(load_config(epath.Path(path)).replace({"data.data_dir": data_dir}), path)["sets"][0]["raw"]
     return {
         "url": checkpoint.url,

@@ -20,7 +20,7 @@ from mambaout_jax.run.config import RunConfig, evaluation_config
 from mambaout_jax.run.dataset import open_split
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.state import TrainState
-from mambaout_jax.run.workdir import check_space, is_workdir, load_environment, load_run, open_workdir, record_run
+from mambaout_jax.run.workdir import check_space, is_workdir, load_environment, open_workdir, record_run, restore_run
 from mambaout_jax.storage import is_remote
 from mambaout_jax.tasks.api import Task
 from mambaout_jax.tasks.registry import DEFAULT, get_task
@@ -32,10 +32,10 @@ from mambaout_jax.weights import (
     WeightsError,
     check_file_target,
     check_folder_target,
+    check_unambiguous,
     converting_file_errors,
     find_licence,
     from_checkpoint,
-    from_torch,
     licence_notice,
     model_args,
     random_images,
@@ -67,6 +67,7 @@ def import_weights(
     path: epath.PathLike,
     *,
     name: str | None = None,
+    entry: str | None = None,
     task: str = DEFAULT,
     plugins: Sequence[str] = (),
     verify_timm: bool = False,
@@ -78,6 +79,7 @@ def import_weights(
     Args:
         source: any source of `weights.from_torch`.
         name: name of the variant; None to infer it from the source.
+        entry: entry of a file of torch.save that contains the weights; None to find it by its name.
         task: the task that the weights were trained for.
         plugins: modules with families or tasks of other packages.
         verify_timm: also compare with the installed timm.
@@ -90,8 +92,9 @@ def import_weights(
     load_plugins(plugins)
     kind = get_task(task)
     target = check_import_target(path, force)
-    checkpoint = read_checkpoint(source)
+    checkpoint = read_checkpoint(source, entry=entry)
     resolved = resolve_model(checkpoint, name)
+    check_unambiguous(source, resolved)
     model = create_model(resolved.name, **resolved.options)
     log(_describe(source, checkpoint, resolved, model))
     if checkpoint.ignored:
@@ -129,7 +132,7 @@ def import_weights(
         _write_workdir(draft, config, environment, variables)
         check = LogitsCheck(model, variables, _images(config, model, log))
         del variables  # avoids two copies of a large model in memory
-        log(check.require("checkpoint read back", load_run(draft).variables))
+        log(check.require("checkpoint read back", restore_run(draft).variables))
         if verify_timm:
             log(check.require_timm(source))
         commit_folder(draft, target, replace=force)
@@ -163,7 +166,7 @@ def export_weights(
     """
     is_file = out.lower().endswith(ENDINGS)
     (check_file_target if is_file else check_folder_target)(out, force)  # before the work
-    run = load_run(path, weights)
+    run = restore_run(path, weights)
     default = run.model.family.key_formats[0].name
     if key_format not in (None, default) and not is_file:
         raise WeightsError(
@@ -176,7 +179,7 @@ def export_weights(
             f"a file does not record the options that differ from those of the variant, {', '.join(changes)}; a folder "
             "does"
         )
-    if notice := licence_notice(run.licence, run.model.name):
+    if notice := run.licence_notice:
         log(f"{notice}{'; a file does not record it, a folder does' if is_file else ''}")
     tensors = to_torch(run.model, run.variables, key_format, dtype)
     written = jax.tree.map(lambda leaf: leaf.astype(dtype).astype(jnp.float32), run.variables)
@@ -185,7 +188,7 @@ def export_weights(
         log(f"rounded to {dtype}: logits change by {check.difference(run.variables):.2g} of the largest")
 
     def check_draft(draft: os.PathLike) -> None:
-        log(check.require("weights read back", from_torch(run.model, draft)))
+        log(check.require("weights read back", from_checkpoint(run.model, read_checkpoint(draft))))
         if verify_timm:
             log(check.require_timm(os.fspath(draft)))
 

@@ -22,11 +22,14 @@ class Checkpoint:
         url: address of the file.
         licence: SPDX name of the licence of the weights; None if none is stated.
         sha256: digest of the file in hexadecimal, or the beginning of it that is published; None if none is.
+        entry: entry of the file that has the weights of the published accuracy; None for the one that is read by
+            default, which is the moving average if there is one.
     """
 
     url: str
     licence: str | None
     sha256: str | None = None
+    entry: str | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ class Family:
             and `logits` of (images, key); docs/extending.md lists its attributes.
         options: by name, `models.options.COMMON` included; a default is that of the variants that do not set it.
         variants: by the name that `create_model` takes. Weights without a name are taken for the first of several
-            variants that have the same shapes.
+            variants with the same shapes, options and preprocessing.
         key_formats: names of its parameters in PyTorch programs; the first is the default for export.
         timm_options: options with only one value in timm; None if timm does not have the family.
         recipe: of the variants that do not change it (`recipe_of`); None if none is published.

@@ -4,7 +4,7 @@
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -79,6 +79,12 @@ def same_names(*patterns: str) -> tuple[Rule, ...]:
     return tuple(Rule(pattern, pattern) for pattern in patterns)
 
 
+def batch_counters(options: Mapping[str, Any], keys: Iterable[str]) -> dict[str, np.ndarray]:
+    """Return the counters of batches of all batch norms in a state dict, at zero, for `KeyFormat.buffers`."""
+    names = [key.removesuffix("running_var") for key in keys if key.endswith(".running_var")]
+    return {f"{name}num_batches_tracked": np.zeros((), np.int64) for name in names}
+
+
 @dataclass(frozen=True, eq=False)
 class KeyFormat:
     """The parameter names of a family in one PyTorch codebase.
@@ -87,7 +93,9 @@ class KeyFormat:
         name: name of the format, as in `key_format=`.
         rules: rules; the first that matches a parameter applies.
         ignored: patterns of keys that are not parameters, such as counters and precomputed tables. They may be absent,
-            and are neither read nor written. `**` matches any dotted name.
+            and are not read. `**` matches any dotted name.
+        buffers: function of (options of the model, keys of its parameters) that computes those of the ignored tensors
+            that PyTorch's `load_state_dict(strict=True)` requires, by key. They are written.
         linear: patterns of keys of matrices (out, in) that may be stored as 1x1 convolutions (out, in, 1, 1). They are
             written as matrices.
         fixed: options of the family with only one value in this codebase.
@@ -96,5 +104,6 @@ class KeyFormat:
     name: str
     rules: tuple[Rule, ...]
     ignored: tuple[str, ...] = ()
+    buffers: Callable[[Mapping[str, Any], Iterable[str]], Mapping[str, np.ndarray]] = lambda options, keys: {}
     linear: tuple[str, ...] = ()
     fixed: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))

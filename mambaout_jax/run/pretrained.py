@@ -9,7 +9,7 @@ from etils import epath
 from mambaout_jax.models import Model, create_model
 from mambaout_jax.models.api import ParamPath
 from mambaout_jax.run.errors import RunError
-from mambaout_jax.run.workdir import is_workdir, load_run
+from mambaout_jax.run.workdir import is_workdir, restore_run
 from mambaout_jax.tasks.api import Task
 from mambaout_jax.weights import (
     adapt_first_layer,
@@ -55,7 +55,7 @@ def load_pretrained_for(source: epath.PathLike, model: Model, *, head_task: type
         pretrained = _load_torch(source, model, with_classifier=head_task is not None)
         _check_head(pretrained, model, keep=head_task is not None)
         return pretrained
-    run = load_run(source)
+    run = restore_run(source)
     _check_same_network(source, run.model, model)
     if head_task not in (None, run.config.task):
         raise RunError(

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import string
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +30,7 @@ from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.files import find_write_error, write_atomically
 from mambaout_jax.storage import REMOTE_SECONDS, explain, find_pattern, find_unknown_home, is_remote
 from mambaout_jax.tasks.api import Labels, Task
+from mambaout_jax.weights import licence_notice
 
 LOCK = ".lock"
 # The packages that affect the numbers of a run.
@@ -59,6 +61,11 @@ class Run(NamedTuple):
     step: int
     weights: str
     licence: str | None = None
+
+    @property
+    def licence_notice(self) -> str | None:
+        """Return a sentence about a licence that forbids commercial use; None for any other."""
+        return None if self.licence is None else licence_notice(self.licence, self.model.name)
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -248,6 +255,8 @@ def is_imported(workdir: epath.Path) -> bool:
 def load_run(path: epath.PathLike, weights: str | None = None) -> Run:
     """Load the model of a workdir with the weights of its newest checkpoint.
 
+    A licence that forbids commercial use of the weights is stated in a warning.
+
     Args:
         path: a folder, or gs://BUCKET/...
         weights: "ema" or "raw"; None for "ema" if the run has an average, else "raw".
@@ -255,6 +264,14 @@ def load_run(path: epath.PathLike, weights: str | None = None) -> Run:
     Raises:
         RunError: the workdir has no run, no readable checkpoint, or no such weights.
     """
+    run = restore_run(path, weights)
+    if run.licence_notice:
+        warnings.warn(f"{path}: {run.licence_notice}", stacklevel=2)
+    return run
+
+
+def restore_run(path: epath.PathLike, weights: str | None = None) -> Run:
+    """Load the model of a workdir as in `load_run`, without a warning."""
     if weights not in (None, "ema", "raw"):
         raise RunError(f"weights is {weights!r}; 'ema', 'raw' or None is expected")
     workdir = open_workdir(path)

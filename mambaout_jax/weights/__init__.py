@@ -17,7 +17,7 @@ from mambaout_jax.weights.inspection import inspect_checkpoint
 from mambaout_jax.weights.licence import find_licence, licence_notice
 from mambaout_jax.weights.mamba_block import mamba_block_from_torch, mamba_block_to_torch
 from mambaout_jax.weights.options import model_args, other_options
-from mambaout_jax.weights.resolve import ResolvedModel, UnknownVariantError, resolve_model
+from mambaout_jax.weights.resolve import ResolvedModel, UnknownVariantError, check_unambiguous, resolve_model
 from mambaout_jax.weights.state_dict import differences
 from mambaout_jax.weights.verify import LogitsCheck, random_images
 
@@ -32,6 +32,7 @@ __all__ = [
     "adapt_first_layer",
     "check_file_target",
     "check_folder_target",
+    "check_unambiguous",
     "converting_file_errors",
     "differences",
     "download_checkpoint",

@@ -36,8 +36,12 @@ class TorchCheckpoint(NamedTuple):
     config: TimmConfig | None
 
 
-def read_checkpoint(source: str | os.PathLike) -> TorchCheckpoint:
+def read_checkpoint(source: str | os.PathLike, *, entry: str | None = None) -> TorchCheckpoint:
     """Open a weights file, a folder in timm's format, or hf-hub:ORG/NAME[@REVISION], without running code in it.
+
+    Args:
+        entry: entry of a file of torch.save that contains the weights, for example "model"; None to find it by its
+            name, moving averages first.
 
     Raises:
         WeightsError: the source does not exist, cannot be downloaded, is damaged, or contains no weights.
@@ -57,5 +61,5 @@ def read_checkpoint(source: str | os.PathLike) -> TorchCheckpoint:
         raise WeightsError(f"{origin} does not exist; a weights file, a folder or hf-hub:ORG/NAME is expected")
     else:
         config, weights = None, folder
-    content = read_file(weights)
+    content = read_file(weights, entry)
     return TorchCheckpoint(origin, *content, config)

@@ -11,11 +11,18 @@ from jaxtyping import Array, Key
 
 from mambaout_jax.models import Model, create_model, variant_options
 from mambaout_jax.weights.checkpoint import TorchCheckpoint, read_checkpoint
-from mambaout_jax.weights.errors import MisfitError, NewHeadWarning, WeightsError
+from mambaout_jax.weights.errors import MisfitError, NewHeadWarning, WeightsError, naming_source
 from mambaout_jax.weights.input_channels import adapt_first_layer
+from mambaout_jax.weights.key_map import Shape
 from mambaout_jax.weights.licence import find_licence, licence_notice
-from mambaout_jax.weights.resolve import ResolvedModel, UnknownVariantError, resolve_model
-from mambaout_jax.weights.state_dict import classifier_shapes, from_tensors, to_tensors, with_new_classifier
+from mambaout_jax.weights.resolve import check_unambiguous, resolve_model, resolve_shapes
+from mambaout_jax.weights.state_dict import (
+    classifier_shapes,
+    detect_format,
+    from_tensors,
+    to_tensors,
+    with_new_classifier,
+)
 from mambaout_jax.weights.tensors import open_state_dict, warn_of_ignored
 from mambaout_jax.words import count
 
@@ -24,21 +31,25 @@ def from_torch(model: Model, source: str | os.PathLike | Mapping[str, Any]) -> d
     """Convert PyTorch weights to the variables of a model, in float32.
 
     The key format is detected from the keys. The match is exact. Position embeddings of another image size are
-    resampled by timm's rule, from the size in config.json or else from square images.
+    resampled by timm's rule, from the size in config.json or else from square images. A licence that forbids commercial
+    use of the weights of a file or folder is stated in a warning.
 
     Args:
-        source: a .safetensors, .pth, .pt or .bin file, a Hugging Face folder in timm's format, a hub id
-            (hf-hub:ORG/NAME), or a state dict of arrays or PyTorch tensors.
+        source: a .safetensors file, a file of torch.save (.pth, .pth.tar, .ckpt, .pt, .bin), a Hugging Face folder in
+            timm's format, a hub id (hf-hub:ORG/NAME), or a state dict of arrays or PyTorch tensors.
 
     Raises:
         WeightsError: the source cannot be read, parameters are missing, unexpected or of another shape (all are
             listed), or values are neither float32 nor bfloat16, or not finite.
+        MissingExtraError: the source is a file of torch.save and PyTorch is not installed, or a hub id and
+            huggingface_hub is not.
     """
     if not isinstance(source, Mapping):
         checkpoint = read_checkpoint(source)
         warn_of_ignored(checkpoint.origin, checkpoint.ignored)
+        _warn_of_licence(checkpoint, model.name)
         return from_checkpoint(model, checkpoint)
-    return from_tensors(model, *open_state_dict(source))
+    return _convert(model, *open_state_dict(source))
 
 
 def from_checkpoint(model: Model, checkpoint: TorchCheckpoint, *, with_classifier: bool = True) -> dict[str, Any]:
@@ -47,25 +58,41 @@ def from_checkpoint(model: Model, checkpoint: TorchCheckpoint, *, with_classifie
     Args:
         with_classifier: False to ignore the last layer of the weights, if they have one; then the variables have none.
     """
-    size = _trained_size(checkpoint)
-    try:
-        return from_tensors(model, checkpoint.tensors, checkpoint.shapes, size, with_classifier=with_classifier)
-    except WeightsError as error:
-        if str(error).startswith(checkpoint.origin):
-            raise
-        if isinstance(error, MisfitError) and (name := _other_variant(model, checkpoint)):
-            raise WeightsError(f"{checkpoint.origin}: the weights do not fit {model.name}, but {name}") from error
-        raise WeightsError(f"{checkpoint.origin}: {error}") from error
+    with naming_source(checkpoint.origin):
+        return _convert(
+            model, checkpoint.tensors, checkpoint.shapes, _trained_size(checkpoint), with_classifier=with_classifier
+        )
 
 
-def _other_variant(model: Model, checkpoint: TorchCheckpoint) -> str | None:
-    """Return the variant that the weights have the shapes of, if it is another one of the model's family."""
+def _convert(
+    model: Model,
+    tensors: Mapping[str, Any],
+    shapes: Mapping[str, Shape],
+    img_size: tuple[int, int] | None = None,
+    *,
+    with_classifier: bool = True,
+) -> dict[str, Any]:
+    """Convert a state dict as in `from_tensors`; if it does not fit, the message names the variant that it fits."""
     try:
-        found = resolve_model(checkpoint._replace(config=None))
+        return from_tensors(model, tensors, shapes, img_size, with_classifier=with_classifier)
+    except MisfitError as error:
+        if name := _other_variant(model, shapes):
+            raise WeightsError(f"the weights do not fit {model.name}, but {name}") from error
+        raise
+
+
+def _other_variant(model: Model, shapes: Mapping[str, Shape]) -> str | None:
+    """Return the variant that the weights have the shapes of, if it is not that of the model."""
+    try:
+        found = resolve_shapes(shapes)
     except WeightsError:
         return None
-    same = model.name in (found.name, *found.others) or found.name not in model.family.variants
-    return None if same else found.name
+    return None if model.name in (found.name, *found.others) else found.name
+
+
+def _warn_of_licence(checkpoint: TorchCheckpoint, name: str) -> None:
+    if notice := licence_notice(find_licence(checkpoint, name), name):
+        warnings.warn(f"{checkpoint.origin}: {notice}", stacklevel=3)
 
 
 def _trained_size(checkpoint: TorchCheckpoint) -> tuple[int, int] | None:
@@ -82,7 +109,7 @@ def to_torch(
     Args:
         key_format: name of one of `model.family.key_formats`, not all of which can express every option; None for the
             first, which is timm's if timm has the family.
-        dtype: dtype of all tensors, "float32" or "bfloat16" (ml_dtypes.bfloat16).
+        dtype: dtype of all tensors but counters, "float32" or "bfloat16" (ml_dtypes.bfloat16).
 
     Raises:
         WeightsError: the format cannot express the model, or the variables belong to another model.
@@ -94,6 +121,7 @@ def load_pretrained(
     source: str | os.PathLike,
     *,
     name: str | None = None,
+    entry: str | None = None,
     num_classes: int | None = None,
     in_chans: int | None = None,
     img_size: int | tuple[int, int] | None = None,
@@ -107,6 +135,8 @@ def load_pretrained(
     Args:
         source: as in `from_torch`, except a state dict.
         name: name of the variant; None to identify it.
+        entry: entry of a file of torch.save that contains the weights, for example "model"; None to find it by its
+            name, moving averages first.
         num_classes: number of outputs; None for that of the weights, 0 for a model without a last layer. For another
             number, or weights without a last layer, it is initialized as in `Model.init`, with a `NewHeadWarning`.
         in_chans: number of input channels; None for that of the weights. For another number, the first layer is
@@ -118,15 +148,15 @@ def load_pretrained(
 
     Raises:
         WeightsError: as in `from_torch`, or, without a name, no registered variant has these shapes or
-            several with different preprocessing have them.
+            several that differ in options or preprocessing have them.
+        MissingExtraError: as in `from_torch`.
         ModelError: an option is unknown or out of range.
     """
-    checkpoint = read_checkpoint(source)
+    checkpoint = read_checkpoint(source, entry=entry)
     warn_of_ignored(checkpoint.origin, checkpoint.ignored)
     resolved = resolve_model(checkpoint, name)
-    _check_unambiguous(checkpoint.origin, resolved)
-    if notice := licence_notice(find_licence(checkpoint, resolved.name), resolved.name):
-        warnings.warn(f"{checkpoint.origin}: {notice}", stacklevel=2)
+    check_unambiguous(checkpoint.origin, resolved)
+    _warn_of_licence(checkpoint, resolved.name)
     trained = {**variant_options(resolved.name), **resolved.options}
     changed = {"num_classes": num_classes, "in_chans": in_chans, "img_size": img_size}
     changed = {option: value for option, value in changed.items() if value is not None}
@@ -136,7 +166,9 @@ def load_pretrained(
     theirs = create_model(
         model.name, **{**model.options, "num_classes": trained["num_classes"], "in_chans": trained["in_chans"]}
     )
-    has_head = not classifier_shapes(theirs, resolved.key_format).keys().isdisjoint(checkpoint.shapes)
+    with naming_source(checkpoint.origin):
+        last_layer = classifier_shapes(theirs, detect_format(theirs, checkpoint.shapes))
+    has_head = not last_layer.keys().isdisjoint(checkpoint.shapes)
     new_head = num_classes not in (None, 0) and (num_classes != trained["num_classes"] or not has_head)
     with_classifier = num_classes != 0 and not new_head
     variables = adapt_first_layer(model, from_checkpoint(theirs, checkpoint, with_classifier=with_classifier))
@@ -150,13 +182,3 @@ def load_pretrained(
         )
         variables = with_new_classifier(model, variables, jax.random.key(0) if key is None else key)
     return model, variables
-
-
-def _check_unambiguous(origin: str, resolved: ResolvedModel) -> None:
-    """Check that the variants with the shapes of the weights have the same preprocessing."""
-    specs = {name: create_model(name).input_spec for name in (resolved.name, *resolved.others)}
-    if len(set(specs.values())) > 1:
-        raise UnknownVariantError(
-            f"{origin}: {' and '.join(specs)} have these tensors but preprocess images differently; name the variant, "
-            f"for example with name={resolved.name!r}"
-        )

@@ -20,6 +20,17 @@ class NewHeadWarning(UserWarning):
 
 
 @contextlib.contextmanager
+def naming_source(origin: str) -> Iterator[None]:
+    """Add the source of the weights to messages that do not start with it."""
+    try:
+        yield
+    except WeightsError as error:
+        if str(error).startswith(origin):
+            raise
+        raise type(error)(f"{origin}: {error}") from error
+
+
+@contextlib.contextmanager
 def converting_file_errors(target: Path) -> Iterator[None]:
     """Convert errors of the file system, such as a full disk, to WeightsError while `target` is written."""
     try:

@@ -27,15 +27,20 @@ _DTYPES = {
 }
 
 
-def read_file(path: str | os.PathLike) -> TensorFile:
+def read_file(path: str | os.PathLike, entry: str | None = None) -> TensorFile:
     """Open a weights file; the format is detected from the content, not from the extension.
 
+    Args:
+        entry: entry of a file of torch.save that contains the weights; None to find it by its name.
+
     Raises:
-        WeightsError: the file cannot be read, is damaged, or contains no weights.
+        WeightsError: the file cannot be read, is damaged, or contains no weights, or not in this entry.
     """
     path = os.fspath(path)
     kind = _kind(path)
-    content = _read_safetensors(path) if kind == "safetensors" else read_torch(path)
+    if kind == "safetensors" and entry is not None:
+        raise WeightsError(f"{path} is a safetensors file, which has no entries; omit the entry {entry!r}")
+    content = _read_safetensors(path) if kind == "safetensors" else read_torch(path, entry)
     if not content.shapes:
         raise WeightsError(f"{path} contains no tensors; the weights of a model are expected")
     return content
@@ -154,7 +159,7 @@ def _read_tensor(file: Any, path: str, name: str, code: str) -> np.ndarray:
         return file.get_tensor(name)
     except Exception as error:  # unsupported dtypes and truncated files raise different types
         raise WeightsError(
-            f"{path} has {name!r:.80} as {code}, which could not be read; float32, float16 or bfloat16 is expected"
+            f"{path} has {name!r:.80} as {code}, which could not be read; float32 or bfloat16 is expected"
         ) from error
 
 
@@ -168,4 +173,4 @@ def _write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         if found := re.search(r"os error (\d+)", str(error)):
             raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
         kinds = ", ".join(sorted({str(array.dtype) for array in tensors.values()}))
-        raise WeightsError(f"{path.name} cannot store {kinds}; float32, float16 or bfloat16 is expected") from error
+        raise WeightsError(f"{path.name} cannot store {kinds}; float32 or bfloat16 is expected") from error

@@ -2,16 +2,20 @@
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 
-from mambaout_jax.models import Model, create_model
+from mambaout_jax.models import create_model
 from mambaout_jax.weights.checkpoint import TorchCheckpoint
+from mambaout_jax.weights.errors import WeightsError, naming_source
 from mambaout_jax.weights.image_size import sized_axes
-from mambaout_jax.weights.key_map import comparable_shapes, expected_shapes, matching_formats, tensor_specs
+from mambaout_jax.weights.key_map import comparable_shapes, expected_shapes, tensor_specs
 from mambaout_jax.weights.licence import find_licence
 from mambaout_jax.weights.options import model_args
-from mambaout_jax.weights.resolve import resolve_model
-from mambaout_jax.weights.state_dict import differences, get_format
+from mambaout_jax.weights.resolve import resolve_model, resolve_shapes
+from mambaout_jax.weights.state_dict import detect_format, differences
 from mambaout_jax.words import count
+
+_NUM_SHOWN = 10  # ignored entries, of which a file can have thousands
 
 
 def inspect_checkpoint(checkpoint: TorchCheckpoint, name: str | None = None) -> dict[str, str]:
@@ -21,41 +25,66 @@ def inspect_checkpoint(checkpoint: TorchCheckpoint, name: str | None = None) -> 
         name: variant to compare with; None to identify the variant.
 
     Returns:
-        Text under "key format", "variant", "parameters", "dtype" and "differences", under "entry" and "ignored" if
-        the file has other content, under "image size" if parameters depend on it, and under "licence" if it is known.
+        Text under "key format", "variant", "parameters", "dtype" and "differences"; under "also fits" if other variants
+        have these shapes, or "fits" if only they have; under "entry" and "ignored" if the file has other content, under
+        "image size" if parameters depend on it, and under "licence" if it is known.
 
     Raises:
-        WeightsError: the family is unknown, the key format cannot express the variant, or, without a name, no variant
-            has exactly these shapes.
+        WeightsError: the family is unknown or not that of the variant, the key format cannot express the variant, or,
+            without a name, no variant has exactly these shapes.
         ModelError: the name is unknown.
     """
-    model = _build_model(checkpoint, name)
-    _, key_format = matching_formats(checkpoint.shapes, prefer=model.family)[0]
-    own_format = get_format(model, key_format.name)
-    expected = expected_shapes(tensor_specs(model.shapes, own_format))
+    with naming_source(checkpoint.origin):
+        return _inspect(checkpoint if name is None else checkpoint._replace(config=None), name)
+
+
+def _inspect(checkpoint: TorchCheckpoint, name: str | None) -> dict[str, str]:
+    resolved = resolve_model(checkpoint, name)
+    model = create_model(resolved.name, **resolved.options)
+    fits = [fit for fit in _fitting_variants(checkpoint) if fit != model.name]
+    try:
+        key_format = detect_format(model, checkpoint.shapes)
+    except WeightsError as error:
+        raise WeightsError(f"{error} (they fit {' and '.join(fits) or 'no variant'}, not {model.name})") from error
+    expected = expected_shapes(tensor_specs(model.shapes, key_format))
+    shapes = comparable_shapes(key_format, checkpoint.shapes)
     options = {"num_classes": model.num_classes, **model_args(model)}
-    faults = differences(comparable_shapes(key_format, checkpoint.shapes), expected)
-    sized = ", ".join(sized_axes(model, own_format))
+    faults = differences(shapes, expected)
+    sized = ", ".join(sized_axes(model, key_format))
     size = "x".join(map(str, model.input_spec.size))
-    kinds = Counter(checkpoint.dtypes.values())
-    num_params = sum(map(math.prod, checkpoint.shapes.values()))
+    kinds = Counter(checkpoint.dtypes[key] for key in shapes)
+    num_params = sum(map(math.prod, shapes.values()))
+    num_buffers = len(checkpoint.shapes) - len(shapes)
+    buffers = [f"{count(num_buffers, 'buffer')} of the key format"] if num_buffers else []
+    ignored = [*buffers, *_shorten(checkpoint.ignored)]
     return {
         "key format": key_format.name,
         "variant": ", ".join([model.name, *(f"{key} {value}" for key, value in options.items())]),
-        "parameters": f"{num_params:,} in {count(len(checkpoint.shapes), 'tensor')}",
+        **({"fits" if faults else "also fits": ", ".join(fits)} if fits else {}),
+        "parameters": f"{num_params:,} in {count(len(shapes), 'tensor')}",
         "dtype": ", ".join(
             f"{kind} ({count(number, 'tensor')})" if len(kinds) > 1 else kind for kind, number in kinds.items()
         ),
         **({"image size": f"{size}; {sized} is resampled when loaded at another img_size"} if sized else {}),
         **({"entry": checkpoint.wrapper} if checkpoint.wrapper else {}),
         **({"licence": licence} if (licence := find_licence(checkpoint, model.name)) else {}),
-        **({"ignored": ", ".join(checkpoint.ignored)} if checkpoint.ignored else {}),
+        **({"ignored": ", ".join(ignored)} if ignored else {}),
         "differences": "".join(f"\n  {key} {fault}" for key, fault in faults.items()) or "none",
     }
 
 
-def _build_model(checkpoint: TorchCheckpoint, name: str | None) -> Model:
-    if name is not None:
-        checkpoint = checkpoint._replace(config=None)
-    resolved = resolve_model(checkpoint, name)
-    return create_model(resolved.name, **resolved.options)
+def _fitting_variants(checkpoint: TorchCheckpoint) -> tuple[str, ...]:
+    """Return the variants with the shapes of weights whose options are not stated."""
+    if checkpoint.config is not None:
+        return ()
+    try:
+        found = resolve_shapes(checkpoint.shapes)
+    except WeightsError:
+        return ()
+    return found.name, *found.others
+
+
+def _shorten(ignored: Sequence[str]) -> list[str]:
+    """Return descriptions of the first ignored entries and the number of the others."""
+    shown = ignored if len(ignored) <= _NUM_SHOWN + 1 else ignored[:_NUM_SHOWN]
+    return [*shown, *([f"{len(ignored) - len(shown):,} more"] if len(shown) < len(ignored) else [])]

@@ -10,7 +10,7 @@ import numpy as np
 from mambaout_jax.models import Family, Model, create_model, find_family, variant_options
 from mambaout_jax.models.key_format import KeyFormat
 from mambaout_jax.weights.checkpoint import TorchCheckpoint
-from mambaout_jax.weights.errors import WeightsError
+from mambaout_jax.weights.errors import WeightsError, naming_source
 from mambaout_jax.weights.image_size import sized_axes, square_size
 from mambaout_jax.weights.key_map import (
     Shape,
@@ -20,6 +20,7 @@ from mambaout_jax.weights.key_map import (
     matching_formats,
     tensor_specs,
 )
+from mambaout_jax.weights.options import other_options
 from mambaout_jax.weights.state_dict import classifier_shapes, differences
 
 # Of a tensor; NumPy cannot represent the shapes of much larger arrays.
@@ -37,7 +38,7 @@ class ResolvedModel(NamedTuple):
         key_format: key format of the weights.
         name: name for `create_model`.
         options: options for `create_model`.
-        others: names of other variants with these shapes.
+        others: names of other variants with these shapes, which may differ in other respects (`check_unambiguous`).
     """
 
     key_format: KeyFormat
@@ -57,26 +58,32 @@ def resolve_model(checkpoint: TorchCheckpoint, name: str | None = None) -> Resol
         WeightsError: the keys match no known family, no variant has exactly these shapes, or config.json names another
             variant.
     """
-    try:
+    with naming_source(checkpoint.origin):
         return _resolve(checkpoint, name)
-    except WeightsError as error:
-        raise type(error)(f"{checkpoint.origin}: {error}") from error
 
 
 def _resolve(checkpoint: TorchCheckpoint, name: str | None) -> ResolvedModel:
-    formats = matching_formats(checkpoint.shapes, prefer=None if name is None else find_family(name))
-    _, key_format = formats[0]
     config = checkpoint.config
-    if config is not None:
-        if name not in (None, config.architecture):
-            raise WeightsError(f"config.json has architecture {config.architecture}; {name} is expected")
-        return ResolvedModel(key_format, config.architecture, {**config.options, **config.preprocessing})
-    if name is not None:
+    if config is None and name is None:
+        return resolve_shapes(checkpoint.shapes)
+    _, key_format = matching_formats(checkpoint.shapes, prefer=None if name is None else find_family(name))[0]
+    if config is None:
         return ResolvedModel(key_format, name, _data_options(name, key_format, checkpoint.shapes))
+    if name not in (None, config.architecture):
+        raise WeightsError(f"config.json has architecture {config.architecture}; {name} is expected")
+    return ResolvedModel(key_format, config.architecture, {**config.options, **config.preprocessing})
+
+
+def resolve_shapes(shapes: Mapping[str, Shape]) -> ResolvedModel:
+    """Identify the model of a state dict by comparing shapes with every variant.
+
+    Raises:
+        WeightsError: the keys match no known family, or no variant has exactly these shapes.
+    """
     fits, faults = [], {}
-    for family, key_format in formats:
+    for family, key_format in matching_formats(shapes):
         for variant in family.variants:
-            options, num_faults = _compare(variant, key_format, comparable_shapes(key_format, checkpoint.shapes))
+            options, num_faults = _compare(variant, key_format, comparable_shapes(key_format, shapes))
             faults[variant] = min(num_faults, faults.get(variant, num_faults))
             if not num_faults:
                 fits.append(ResolvedModel(key_format, variant, options))
@@ -87,9 +94,39 @@ def _resolve(checkpoint: TorchCheckpoint, name: str | None) -> ResolvedModel:
             f"no variant has exactly these tensors; the closest, {nearest}, differs in {tensors}: name the variant, or "
             "use a folder with a config.json"
         )
-    # Weights of one stride have the shapes of another stride at another image size.
-    first, *others = [fit for fit in fits if "img_size" not in fit.options] or fits
+    # Weights of one stride have the shapes of another stride at another image size. Models are rarely trained on
+    # smaller images than the published ones.
+    fits = [fit for fit in fits if not _is_reduced(fit)] or fits
+    first, *others = sorted(fits, key=lambda fit: "img_size" in fit.options)
     return first._replace(others=tuple(other.name for other in others))
+
+
+def _is_reduced(fit: ResolvedModel) -> bool:
+    """Return whether the images of the weights are smaller than those of the variant."""
+    return "img_size" in fit.options and fit.options["img_size"] < tuple(variant_options(fit.name)["img_size"])
+
+
+def check_unambiguous(origin: str, resolved: ResolvedModel) -> None:
+    """Check that all variants with the shapes of the weights are the same model with the same preprocessing.
+
+    Raises:
+        UnknownVariantError: two of them differ.
+    """
+    if different := sorted({word for other in resolved.others for word in _distinctions(resolved.name, other)}):
+        raise UnknownVariantError(
+            f"{origin}: {' and '.join((resolved.name, *resolved.others))} have these tensors but differ in "
+            f"{', '.join(different)}; name the variant, for example {resolved.name}"
+        )
+
+
+def _distinctions(name: str, other: str) -> set[str]:
+    """Return what differs between two variants in inference: options, preprocessing or the family."""
+    families = find_family(name), find_family(other)
+    if families[0] is not families[1]:
+        return {"the family"}
+    options = other_options(families[0], variant_options(name), variant_options(other))
+    specs = create_model(name).input_spec._asdict(), create_model(other).input_spec._asdict()
+    return {*options, *(field for field, value in specs[0].items() if value != specs[1][field])} - {"img_size"}
 
 
 def _compare(name: str, key_format: KeyFormat, shapes: Mapping[str, Shape]) -> tuple[dict[str, Any], int]:

@@ -50,6 +50,20 @@ def get_format(model: Model, name: str | None = None) -> KeyFormat:
     return key_format
 
 
+def detect_format(model: Model, shapes: Mapping[str, Shape]) -> KeyFormat:
+    """Return the key format of a state dict for a model.
+
+    Raises:
+        WeightsError: the state dict belongs to another family, or its format cannot express the model.
+    """
+    family, key_format = matching_formats(shapes, prefer=model.family)[0]
+    if family is not model.family:
+        raise WeightsError(
+            f"the weights belong to a {family.module.__name__}; a {model.family.module.__name__} is expected"
+        )
+    return get_format(model, key_format.name)
+
+
 def differences(shapes: Mapping[str, Shape], expected: Mapping[str, Shape]) -> dict[str, str]:
     """Return a description of each tensor that is missing, unexpected or of another shape, by name."""
     faults = {}
@@ -90,12 +104,7 @@ def from_tensors(
         WeightsError: keys are missing, unexpected or of another shape, or values are neither float32 nor bfloat16, or
             not finite.
     """
-    family, key_format = matching_formats(shapes, prefer=model.family)[0]
-    if family is not model.family:
-        raise WeightsError(
-            f"the weights belong to a {family.module.__name__}; a {model.family.module.__name__} is expected"
-        )
-    key_format = get_format(model, key_format.name)
+    key_format = detect_format(model, shapes)
     last_layer = classifier_shapes(model, key_format)
     if with_classifier:
         _check_classifier(model, key_format, shapes)
@@ -208,12 +217,15 @@ def to_tensors(
 
     Args:
         key_format: name of a format of the model's family; None for the first.
-        dtype: dtype of all tensors, "float32" or "bfloat16".
+        dtype: dtype of all tensors but counters, "float32" or "bfloat16".
 
     Raises:
         WeightsError: the format cannot express the model, or the variables belong to another model.
     """
-    return export_state_dict(model.name, model.shapes, get_format(model, key_format), variables, dtype)
+    found = get_format(model, key_format)
+    state_dict = export_state_dict(model.name, model.shapes, found, variables, dtype)
+    buffers = found.buffers(model.options, state_dict)
+    return state_dict | {key: _round(value, dtype) for key, value in buffers.items()}
 
 
 def export_state_dict(
@@ -230,13 +242,19 @@ def export_state_dict(
         raise WeightsError(f"dtype is {dtype!r}; {' or '.join(DTYPES)} is expected")
     values = _by_name(variables)
     _check_fit("the variables", name, _shapes(values), _shapes(_by_name(expected)))
-    kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     state_dict = {}
     for spec in specs:
         leaves = [np.asarray(values[".".join(map(str, path))]) for path in spec.paths]
-        tensor = np.ascontiguousarray(spec.to_torch(leaves)).astype(kind)
+        tensor = _round(np.ascontiguousarray(spec.to_torch(leaves)), dtype)
         state_dict |= dict.fromkeys(spec.keys, tensor)
     return state_dict
+
+
+def _round(array: np.ndarray, dtype: str) -> np.ndarray:
+    """Convert an array to the dtype of exported tensors; counters remain integers."""
+    if np.issubdtype(array.dtype, np.integer):
+        return array
+    return array.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
 
 
 def _by_name(variables: dict[str, Any]) -> dict[str, Any]:

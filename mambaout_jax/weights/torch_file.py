@@ -25,20 +25,26 @@ WRAPPERS = (
 )  # fmt: skip
 
 
-def read_torch(path: str) -> TensorFile:
+def read_torch(path: str, entry: str | None = None) -> TensorFile:
     """Read a state dict without running code in the file.
 
     Objects of classes other than tensors and containers are not built; they are listed as ignored.
 
+    Args:
+        entry: entry of the file that contains the state dict; None for the first of `WRAPPERS`, else the file itself.
+
     Raises:
-        WeightsError: the file is damaged or contains no state dict.
+        WeightsError: the file is damaged or contains no state dict, or not in this entry.
         MissingExtraError: PyTorch is not installed.
     """
     torch = _import_torch(path)
     loaded = _load(torch, path)
     if not isinstance(loaded, Mapping):
         raise WeightsError(f"{path} contains a {_kind(loaded)}; a state dict is expected")
-    wrapper = next((key for key in WRAPPERS if _tensors(torch, loaded.get(key))), None)
+    if entry is not None and not _tensors(torch, loaded.get(entry)):
+        others = ", ".join(f"{key!r:.80}" for key, value in loaded.items() if _tensors(torch, value)) or "none"
+        raise WeightsError(f"{path} has no state dict in an entry {entry!r}; entries with a state dict: {others}")
+    wrapper = entry or next((key for key in WRAPPERS if _tensors(torch, loaded.get(key))), None)
     weights = loaded if wrapper is None else loaded[wrapper]
     tensors = _tensors(torch, weights)
     if loaded and not tensors:
@@ -148,7 +154,7 @@ def _to_numpy(torch: ModuleType, path: str, name: str, tensor: Any) -> np.ndarra
     except (RuntimeError, TypeError) as error:
         raise WeightsError(
             f"{path} has {name!r:.80} as {tensor.dtype} with layout {tensor.layout}, which NumPy does not support; a "
-            "dense tensor of float32, float16 or bfloat16 is expected"
+            "dense tensor of float32 or bfloat16 is expected"
         ) from error
 
 

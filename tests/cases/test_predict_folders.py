@@ -79,7 +79,7 @@ def test_hostile_names_in_a_folder_are_predicted_and_printed_safely(tmp_path, mo
     config = tiny.config(**{"model.in_chans": 3})
     labels = {"class_names": list(COLOURS)}
     run = workdirs.Run(config, config.build_task(), MeanColour(), 1.0, labels, 7, "raw")
-    monkeypatch.setattr(workdirs, "load_run", lambda workdir, weights=None: run)
+    monkeypatch.setattr(workdirs, "restore_run", lambda workdir, weights=None: run)
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (40, 40), COLOURS["red"]).save(tmp_path / "photos" / name)
     (tmp_path / "photos" / f"{name}.txt").touch()

@@ -1,20 +1,24 @@
 """The command converts in both directions, says what it found, and ends bad input with one sentence and code 2."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
+import mambaout_jax as mo
 from mambaout_jax.__main__ import main
 from mambaout_jax.export import torch as exchange
 from tests.train import written_run
+from tests.weights import pytorch
 
 NAMES = tuple(f"digit {label}" for label in range(10))
 
@@ -99,6 +103,67 @@ def test_inspect_prints_key_format_variant_size_and_differences(folder, file, ca
     words = capsys.readouterr().out
     assert "  stages.2.blocks.14.fc1.weight is missing\n" in words
     assert "  stem.conv1.weight has shape (4, 1, 3, 3) where (24, 1, 3, 3) is expected\n" in words
+
+
+def write_zeros(file, name, **options):
+    model = mo.create_model(name, **options)
+    tensors = mo.to_torch(model, jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), model.shapes))
+    save_file(tensors, file)
+    return tensors
+
+
+def inspect(capsys, *argv):
+    """Return what `convert inspect` prints, by the name of the line."""
+    capsys.readouterr()
+    assert main(["convert", "inspect", *map(str, argv)]) == 0
+    return dict(re.findall(r"^(\S.{11}) ((?:.|\n(?= ))*)", capsys.readouterr().out, re.MULTILINE))
+
+
+def test_weights_of_variants_with_another_preprocessing_are_ambiguous(tmp_path, capsys):
+    file = tmp_path / "vit.safetensors"
+    write_zeros(file, "vit_tiny_patch16_224", img_size=32)
+    assert inspect(capsys, file)["also fits   "] == "vit_tiny_patch16_224"
+    words = refusal(capsys, "import", file, "--out", tmp_path / "imported")
+    assert "deit_tiny_patch16_224 and vit_tiny_patch16_224 have these tensors but differ in mean, std; " in words
+    assert "set --model NAME" in words
+    assert not (tmp_path / "imported").exists()
+
+
+def test_inspect_names_the_variant_of_the_weights_and_the_one_to_compare_with(tmp_path, capsys):
+    file = tmp_path / "vim.safetensors"
+    write_zeros(file, "vim_tiny", num_classes=5)
+    found = inspect(capsys, file, "--model", "vim_small")
+    assert found["variant     "].startswith("vim_small, ")
+    assert found["fits        "] == "vim_tiny"
+    assert "cls_token has shape (1, 1, 192) where (1, 1, 384) is expected" in found["differences "]
+    words = refusal(capsys, "inspect", file, "--model", "localvim_tiny")
+    expected = "the weights belong to a Vim; a LocalVim is expected (they fit vim_tiny, not localvim_tiny)"
+    assert words == f"error: {file}: {expected}\n"
+
+
+@pytest.mark.torch
+def test_import_and_inspect_read_the_entry_of_that_name(folder, file, tmp_path, capsys):
+    torch = pytest.importorskip("torch")
+    shutil.copytree(folder, tmp_path / "digits")
+    (tmp_path / "digits" / "model.safetensors").unlink()
+    state_dict = {key: torch.from_numpy(value) for key, value in load_file(file).items()}
+    average = {key: value + 1 for key, value in state_dict.items()}
+    torch.save({"model": state_dict, "model_ema": average}, tmp_path / "digits" / "pytorch_model.bin")
+    assert inspect(capsys, tmp_path / "digits")["entry       "] == "model_ema"
+    assert inspect(capsys, tmp_path / "digits", "--entry", "model")["entry       "] == "model"
+    assert main(["convert", "import", str(tmp_path / "digits"), "--entry=model", "--out", str(tmp_path / "w")]) == 0
+    assert "entry 'model'" in capsys.readouterr().out
+    run = mo.load_run(tmp_path / "w")
+    pytorch.assert_equal_trees(run.variables, mo.from_torch(run.model, file))
+    assert "has no entries" in refusal(capsys, "inspect", file, "--entry", "model")
+
+
+def test_inspect_counts_ignored_tensors(folder, file, tmp_path, capsys):
+    tensors = {f"module.{key}": value for key, value in load_file(file).items()}
+    others = {f"teacher.{index}": np.zeros(1, np.float32) for index in range(30)}
+    shutil.copytree(folder, tmp_path / "digits")
+    save_file({**tensors, **others}, tmp_path / "digits" / "model.safetensors")
+    assert inspect(capsys, tmp_path / "digits")["ignored     "].endswith(", 20 more")
 
 
 CONVNEXT = {

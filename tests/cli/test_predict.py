@@ -38,7 +38,7 @@ def model(monkeypatch):
     model = TopColour()
     labels = {"class_names": ["red", "green", "blue"]}
     run = workdirs.Run(CONFIG, TASK, model, {"scale": jnp.float32(1)}, labels, 7, "raw")
-    monkeypatch.setattr(workdirs, "load_run", lambda workdir, weights=None: run)
+    monkeypatch.setattr(workdirs, "restore_run", lambda workdir, weights=None: run)
     return model
 
 
@@ -165,7 +165,7 @@ def test_invalid_top_is_refused(model, capsys, top):
 def test_weights_are_those_asked_for(model, monkeypatch, tmp_path, words, expected):
     asked = []
     run = workdirs.load_run("runs/x")
-    monkeypatch.setattr(workdirs, "load_run", lambda workdir, weights=None: asked.append((workdir, weights)) or run)
+    monkeypatch.setattr(workdirs, "restore_run", lambda workdir, weights=None: asked.append((workdir, weights)) or run)
     Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
     assert main(["predict", "runs/x", str(tmp_path / "a.png"), *words]) == 0
     assert asked == [("runs/x", expected)]
@@ -173,7 +173,7 @@ def test_weights_are_those_asked_for(model, monkeypatch, tmp_path, words, expect
 
 def test_diverged_weights_are_an_error(model, monkeypatch, tmp_path, capsys):
     run = workdirs.load_run("runs/x")._replace(variables={"scale": jnp.float32(jnp.nan)})
-    monkeypatch.setattr(workdirs, "load_run", lambda workdir, weights=None: run)
+    monkeypatch.setattr(workdirs, "restore_run", lambda workdir, weights=None: run)
     Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
     assert main(["predict", "runs/x", str(tmp_path / "a.png")]) == 2
     captured = capsys.readouterr()
@@ -188,7 +188,7 @@ def test_real_model_of_one_channel_is_given_what_its_spec_says(monkeypatch, tmp_
     variables = model.init(jax.random.key(0))
     labels = {"class_names": [f"digit {label}" for label in range(10)]}
     run = workdirs.Run(CONFIG, TASK, model, variables, labels, 1, "raw")
-    monkeypatch.setattr(workdirs, "load_run", lambda workdir, weights=None: run)
+    monkeypatch.setattr(workdirs, "restore_run", lambda workdir, weights=None: run)
     pixels = np.random.default_rng(0).integers(0, 255, (32, 32), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     (answer,) = classify(capsys, tmp_path / "a.png")

@@ -181,7 +181,7 @@ def test_a_file_that_came_out_wrong_is_not_kept(run, tmp_path, monkeypatch, out)
 
 @pytest.mark.run
 def test_a_layer_that_is_swapped_is_found_by_its_logits(run, exported, tmp_path, monkeypatch):
-    load = exchange.load_run
+    load = exchange.restore_run
 
     def swapped(path, weights=None):
         run = load(path, weights)
@@ -189,7 +189,7 @@ def test_a_layer_that_is_swapped_is_found_by_its_logits(run, exported, tmp_path,
         block["norm"]["weight"], block["norm"]["bias"] = block["norm"]["bias"], block["norm"]["weight"]
         return run
 
-    monkeypatch.setattr(exchange, "load_run", swapped)
+    monkeypatch.setattr(exchange, "restore_run", swapped)
     with pytest.raises(WeightsError, match="read back: the logits differ by"):
         import_weights(str(exported), tmp_path / "imported")
     assert left_in(tmp_path) == []

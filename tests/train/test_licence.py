@@ -3,11 +3,14 @@
 import json
 
 import pytest
+from PIL import Image
 
 import mambaout_jax as mo
+from mambaout_jax.__main__ import main
+from mambaout_jax.evaluate.evaluation import evaluate
 from mambaout_jax.export.torch import export_weights, import_weights
 from mambaout_jax.run.pretrained import load_pretrained_for
-from mambaout_jax.run.workdir import load_environment, load_run
+from mambaout_jax.run.workdir import load_environment, restore_run
 from mambaout_jax.train.loop import train
 from mambaout_jax.weights import find_licence
 from mambaout_jax.weights.folder import write_folder
@@ -40,21 +43,36 @@ def notices(said):
     return [sentence for sentence in said if "cc-by-nc-sa-4.0, which forbids commercial use" in sentence]
 
 
-def test_loading_weights_warns(folder):
-    with pytest.warns(UserWarning, match="cc-by-nc-sa-4.0, which forbids commercial use"):
-        mo.load_pretrained(folder)
+def test_loading_weights_warns(folder, imported):
+    model = restore_run(imported[0]).model
+    for load in (mo.load_pretrained, lambda source: mo.from_torch(model, source), mo.load_run):
+        with pytest.warns(UserWarning, match="cc-by-nc-sa-4.0, which forbids commercial use") as caught:
+            load(imported[0] if load is mo.load_run else folder)
+        assert [warning.filename for warning in caught] == [__file__]
 
 
 def test_a_workdir_of_imported_weights_has_the_licence_and_passes_it_on(imported, tmp_path):
     workdir, said = imported
     assert len(notices(said)) == 1
-    assert load_environment(workdir)["licence"] == load_run(workdir).licence == RESTRICTED.lower()
+    assert load_environment(workdir)["licence"] == restore_run(workdir).licence == RESTRICTED.lower()
     said = []
     export_weights(workdir, str(tmp_path / "model"), log=said.append)
     assert len(notices(said)) == 1
     assert json.loads((tmp_path / "model" / "config.json").read_text())["pretrained_cfg"]["license"] == (
         RESTRICTED.lower()
     )
+
+
+def test_prediction_and_evaluation_with_imported_weights_say_so_once(imported, tmp_path, capsys):
+    image = tmp_path / "image.png"
+    Image.new("L", (8, 8)).save(image)
+    assert main(["predict", str(imported[0]), str(image), "--json"]) == 0
+    captured = capsys.readouterr()
+    json.loads(captured.out)
+    assert captured.err.count("which forbids commercial use") == 1
+    config, _, _ = written_run.write(tmp_path / "twin", DIGITS)
+    evaluate(config.replace({"optim.ema_decay": None}), imported[0])
+    assert capsys.readouterr().err.count("which forbids commercial use") == 1
 
 
 def test_an_exported_file_is_said_to_lack_the_licence(imported, tmp_path):

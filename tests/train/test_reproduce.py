@@ -7,14 +7,17 @@ from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import jax
+import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from safetensors.numpy import load_file
 
 import mambaout_jax as mo
 from mambaout_jax.__main__ import main
 from mambaout_jax.data import DataError
 from mambaout_jax.evaluate.reproduce import reproduce
 from mambaout_jax.models import Checkpoint, registry
+from mambaout_jax.run.workdir import load_run
 from mambaout_jax.weights import WeightsError, write_file
 from tests.data import small_eval_sets
 
@@ -65,9 +68,9 @@ def digest_of(file):
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def publish(monkeypatch, url, sha256, top1=0.1):
+def publish(monkeypatch, url, sha256, top1=0.1, entry=None):
     family = registry.find_family(NAME)
-    variant = replace(family.variants[NAME], checkpoint=Checkpoint(url, "MIT", sha256), top1={160: top1})
+    variant = replace(family.variants[NAME], checkpoint=Checkpoint(url, "MIT", sha256, entry), top1={160: top1})
     changed = replace(family, variants={**family.variants, NAME: variant})
     monkeypatch.setattr(
         registry, "BUILT_IN", tuple(changed if other is family else other for other in registry.BUILT_IN)
@@ -90,6 +93,30 @@ def test_the_score_is_that_of_the_imported_weights_and_a_second_call_downloads_n
     again = reproduce(NAME, tmp_path / "run", data_dir=data_dir, force=True)
     assert again == record
     assert requested == [f"/{file.name}"]
+
+
+@pytest.mark.torch
+def test_the_entry_with_the_published_accuracy_is_imported(served, data_dir, tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    file, _ = served
+    state_dict = {key: torch.from_numpy(value) for key, value in load_file(file).items()}
+    average = {key: value + 1 for key, value in state_dict.items()}
+    torch.save({"model": state_dict, "model_ema": average}, file)
+    url = registry.find_family(NAME).variants[NAME].checkpoint.url
+    scores = {}
+    for entry in (None, "model"):
+        publish(monkeypatch, url, None, entry=entry)
+        reproduce(NAME, tmp_path / "run", data_dir=data_dir, force=True)
+        scores[entry] = load_run(tmp_path / "run").variables["params"]["head"]["fc"]["bias"]
+    np.testing.assert_array_equal(scores["model"], state_dict["head.fc.bias"])
+    np.testing.assert_array_equal(scores[None], average["head.fc.bias"])
+
+
+def test_the_accuracy_of_vmamba_is_that_of_its_average_except_for_the_first_tiny_model():
+    family = registry.find_family("vmamba_tiny_v0")
+    entries = {name: variant.checkpoint.entry for name, variant in family.variants.items()}
+    assert {name for name, entry in entries.items() if entry == "model"} == {"vmamba_tiny_v0"}
+    assert set(entries.values()) == {None, "model"}
 
 
 @pytest.mark.parametrize("characters", [8, 64])

@@ -305,8 +305,7 @@ def test_every_key_format_of_every_family_is_invertible(family):
                 back = mo.from_torch(model, state_dict)
                 pytorch.assert_equal_trees(back, variables)
                 pytorch.assert_equal_state_dicts(mo.to_torch(model, back, key_format.name), state_dict)
-                assert {to_torch_key(key_format, from_torch_key(key_format, key)) for key in state_dict} == {
-                    *state_dict
-                }
+                keys = {key for key in state_dict if not is_ignored(key_format, key)}
+                assert {to_torch_key(key_format, from_torch_key(key_format, key)) for key in keys} == keys
                 seen.add(key_format.name)
     assert seen == {key_format.name for key_format in family.key_formats}

@@ -8,6 +8,7 @@ import pytest
 import mambaout_jax as mo
 from mambaout_jax.weights import WeightsError
 from tests.marks import slow_but
+from tests.models import golden
 from tests.weights import configurations, pytorch
 from tests.weights.test_resolve import resolved
 
@@ -33,6 +34,15 @@ def test_weights_in_a_file_as_published_are_loaded(tmp_path):
         found, back = mo.load_pretrained(tmp_path / "w.ckpt")
     assert found.name == "localvim_tiny"
     pytorch.assert_equal_trees(back, variables)
+
+
+def test_tables_of_the_rotary_embedding_are_written_for_the_image_size_in_the_dtype_of_the_weights():
+    model = mo.create_model("localvim_tiny", img_size=(32, 48), **golden.shallow_options("localvim"))
+    variables = pytorch.draw(model)
+    half = mo.to_torch(model, variables, dtype="bfloat16")
+    assert half["rope.freqs_cos"].shape == (6, model.options["embed_dim"])
+    assert {value.dtype for value in half.values()} == {np.dtype("bfloat16")}
+    pytorch.assert_equal_trees(mo.from_torch(model, mo.to_torch(model, variables)), variables)
 
 
 def test_weights_with_fewer_directions_are_refused():

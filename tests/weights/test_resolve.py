@@ -3,12 +3,12 @@
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 import mambaout_jax as mo
-from mambaout_jax.weights import UnknownVariantError, WeightsError, resolve_model
+from mambaout_jax.weights import UnknownVariantError, WeightsError, check_unambiguous, resolve_model
 from tests.marks import slow_but
 from tests.weights import configurations, pytorch
 
@@ -64,6 +64,20 @@ def test_load_pretrained_requires_the_name_where_variants_differ_in_preprocessin
         assert found.input_spec.mean == mo.create_model(name).input_spec.mean
 
 
+def test_variants_with_the_same_tensors_are_ambiguous_if_they_compute_something_else():
+    same, different = (
+        resolved(configurations.shapes(mo.create_model(name))) for name in ("mambavision_b", "mambavision_l2")
+    )
+    assert (same.name, same.others) == ("mambavision_b", ("mambavision_b_21k",))
+    check_unambiguous("w.pth", same)
+    message = (
+        "^w.pth: mambavision_l2 and mambavision_l2_512_21k have these tensors but differ in crop_mode, crop_pct, size, "
+        "window_size; name the variant"
+    )
+    with pytest.raises(UnknownVariantError, match=message):
+        check_unambiguous("w.pth", different)
+
+
 def test_a_size_that_is_not_square_is_not_guessed():
     shapes = configurations.shapes(mo.create_model("vit_tiny_patch16_224", img_size=(32, 64)))
     assert "the closest, deit_tiny_patch16_224, differs in 1 tensor:" in refusal(shapes)
@@ -109,7 +123,33 @@ def test_weights_of_another_family_than_the_named_one_are_refused_by_the_convers
         mo.from_torch(mo.create_model("vit_tiny_patch16_224"), mo.to_torch(model, pytorch.draw(model)))
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("vit_tiny_patch16_224", "the weights belong to a MambaOut; a VisionTransformer is expected"),
+        ("test_mambaout", "key format 'mambaout' cannot express test_mambaout"),
+    ],
+)
+def test_load_pretrained_names_the_family_or_format_of_the_weights_before_their_tensors(tmp_path, name, words):
+    model = pytorch.small_model()
+    save_file(mo.to_torch(model, pytorch.draw(model), "mambaout"), tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError, match=rf"w\.safetensors: {words}"):
+        mo.load_pretrained(tmp_path / "w.safetensors", name=name)
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_weights_of_another_family_whose_keys_match_are_refused_with_the_names_of_both(tmp_path, as_file):
+    model = mo.create_model("vmamba_tiny_v0", num_classes=5)
+    source = mo.to_torch(model, jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), model.shapes))
+    if as_file:
+        save_file(source, source := tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError, match=r"the weights do not fit localvmamba_tiny, but vmamba_tiny_v0$") as caught:
+        mo.from_torch(mo.create_model("localvmamba_tiny", num_classes=5), source)
+    assert str(caught.value).startswith(f"{source}: " if as_file else "the weights")
+
+
 FEMTO = configurations.shapes(mo.create_model("mambaout_femto"))
+LAST_LAYER = {"head.fc.weight", "head.fc.bias"}
 
 
 @settings(max_examples=50, deadline=None)
@@ -121,6 +161,7 @@ FEMTO = configurations.shapes(mo.create_model("mambaout_femto"))
         max_size=5,
     )
 )
+@example(dict.fromkeys(LAST_LAYER))
 def test_any_shapes_are_the_variant_or_one_sentence(changes):
     shapes = {key: shape for key, shape in {**FEMTO, **changes}.items() if shape is not None}
     try:
@@ -128,6 +169,9 @@ def test_any_shapes_are_the_variant_or_one_sentence(changes):
     except WeightsError as error:
         words = str(error)
     else:
-        assert configurations.shapes(mo.create_model(found.name, **found.options)) == shapes
+        expected = configurations.shapes(mo.create_model(found.name, **found.options))
+        if LAST_LAYER.isdisjoint(shapes):  # weights without a last layer are those of the variant, too
+            expected = {key: shape for key, shape in expected.items() if key not in LAST_LAYER}
+        assert expected == shapes
         return
     assert "\n" not in words

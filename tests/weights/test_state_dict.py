@@ -40,7 +40,7 @@ def test_a_round_trip_in_any_key_format_keeps_every_bit(name, key_format):
     variables = pytorch.draw(model)
     state_dict = mo.to_torch(model, variables, key_format)
     assert matching_formats(state_dict)[0][1].name == key_format
-    assert {value.dtype for value in state_dict.values()} == {np.dtype("float32")}
+    assert {value.dtype for key, value in state_dict.items() if "num_batches" not in key} == {np.dtype("float32")}
     assert all(value.flags.c_contiguous for value in state_dict.values())
     back = mo.from_torch(model, state_dict)
     pytorch.assert_equal_trees(back, variables)

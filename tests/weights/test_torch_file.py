@@ -88,6 +88,15 @@ def test_averaged_weights_come_first_if_there_are_any(tmp_path):
     assert_weights(read(tmp_path, {"model": "mambaout_tiny", "state_dict": WEIGHTS}), "state_dict")
 
 
+def test_an_entry_of_a_file_is_read_by_its_name(tmp_path):
+    file = {"model_ema": {"a": torch.ones(1)}, "model": WEIGHTS, "epoch": 3}
+    torch.save(file, tmp_path / "a.pth")
+    assert_weights(content := read_file(tmp_path / "a.pth", "model"), "model")
+    assert content.ignored == ("model_ema (dict)", "epoch (int)")
+    with pytest.raises(WeightsError, match=r"has no state dict in an entry 'epoch'; .*: 'model_ema', 'model'$"):
+        read_file(tmp_path / "a.pth", "epoch")
+
+
 @pytest.mark.parametrize("how", [{}, {"_use_new_zipfile_serialization": False}, {"pickle_protocol": 4}])
 @pytest.mark.parametrize(
     ("wrap", "words"),
@@ -140,7 +149,10 @@ def test_what_is_no_state_dict_is_named(tmp_path, value, words):
 def test_a_tensor_that_numpy_cannot_hold_is_named(tmp_path, odd):
     content = read(tmp_path, {"odd": odd, "fine": torch.ones(1)})
     assert content.tensors["fine"].tolist() == [1]
-    with pytest.raises(WeightsError, match=r"a.pth has 'odd' as torch.float.*which NumPy does not support"):
+    with pytest.raises(
+        WeightsError,
+        match=r"a.pth has 'odd' as torch.float.*which NumPy does not support; a dense tensor of float32 or bfloat16 is",
+    ):
         content.tensors["odd"]
 
 

@@ -1,6 +1,7 @@
 """Parameter names of LocalVim in PyTorch codebases."""
 
 from mambaout_jax.models.key_format import KeyFormat, Rule, same_names
+from mambaout_jax.models.layers.rotation import rotary_buffers
 
 # github.com/hunto/LocalMamba at 75e5d1f0, classification/lib/models/local_vim.py.
 ORIGINAL = KeyFormat(
@@ -24,4 +25,5 @@ ORIGINAL = KeyFormat(
         Rule("layers.#.mixer.A_log_#", "layers.#.mixer.branches.#.A_log"),
     ),
     ignored=("rope.freqs_cos", "rope.freqs_sin"),  # tables of the rotary position embedding
+    buffers=rotary_buffers,
 )

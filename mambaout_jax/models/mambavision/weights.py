@@ -1,6 +1,6 @@
 """Parameter names of MambaVision in PyTorch codebases."""
 
-from mambaout_jax.models.key_format import KeyFormat, Rule, same_names
+from mambaout_jax.models.key_format import KeyFormat, Rule, batch_counters, same_names
 
 # The published checkpoints. They have no LayerScale in the first two stages; its name extends theirs.
 ORIGINAL = KeyFormat(
@@ -35,4 +35,5 @@ ORIGINAL = KeyFormat(
         *same_names("norm.*", "head.*"),
     ),
     ignored=("**.num_batches_tracked",),
+    buffers=batch_counters,
 )

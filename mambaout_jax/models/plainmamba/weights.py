@@ -1,6 +1,6 @@
 """Parameter names of PlainMamba in its own repository."""
 
-from mambaout_jax.models.key_format import KeyFormat, Rule
+from mambaout_jax.models.key_format import KeyFormat, Rule, batch_counters
 from mambaout_jax.models.plainmamba.model import MAX_CONVS
 
 # Convolution, norm and activation of each are consecutive entries of one nn.Sequential.
@@ -33,4 +33,5 @@ ORIGINAL = KeyFormat(
     ),
     # Training with a moving average saves it as the parameters, and what it averages under ema_*.
     ignored=("**.num_batches_tracked", "ema_*"),
+    buffers=batch_counters,
 )

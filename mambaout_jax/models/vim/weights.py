@@ -1,6 +1,7 @@
 """Parameter names of Vim in PyTorch codebases."""
 
 from mambaout_jax.models.key_format import KeyFormat, Rule, same_names
+from mambaout_jax.models.layers.rotation import rotary_buffers
 
 
 def _branch(name: str, suffix: str, decay: str) -> tuple[Rule, ...]:
@@ -35,4 +36,5 @@ ORIGINAL = KeyFormat(
         *_branch("backward", "_b", "A_b_log"),
     ),
     ignored=("rope.freqs_cos", "rope.freqs_sin"),  # tables of the rotary position embedding
+    buffers=rotary_buffers,
 )

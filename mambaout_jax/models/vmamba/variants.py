@@ -20,6 +20,7 @@ def _variant(
     *,
     params: int,
     macs: int,
+    entry: str | None = None,
     recipe: Mapping[str, Any] = MappingProxyType({}),
 ) -> Variant:
     dims = tuple(width * 2**stage for stage in range(4))
@@ -30,7 +31,7 @@ def _variant(
         top1={224: top1},
         params=params,
         macs=macs,
-        checkpoint=Checkpoint(url, None),
+        checkpoint=Checkpoint(url, None, entry=entry),
         recipe=recipe,
     )
 
@@ -106,6 +107,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             "%23v0cls/vssmtiny_dp01_ckpt_epoch_292",
             params=22_893_448,
             macs=3_676_962_816,
+            entry="model",
             recipe={"optim.ema_decay": None},
         ),
         "vmamba_small_v0": _variant(
