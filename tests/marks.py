@@ -8,4 +8,7 @@ def slow_but(quick, cases, tier="run"):
     missing = [case for case in quick if case not in cases]
     assert not missing, f"no such cases: {missing}"
     mark = getattr(pytest.mark, tier)
-    return [case if case in quick else pytest.param(case, marks=mark) for case in cases]
+    return [
+        case if case in quick else pytest.param(*(case if isinstance(case, tuple) else [case]), marks=mark)
+        for case in cases
+    ]

@@ -14,6 +14,7 @@ from mambaout_jax.run.config_file import read_config
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.study.variants import design_variants
 from mambaout_jax.train.recipe import differences_from_recipe
+from tests.marks import slow_but
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -49,7 +50,8 @@ OTHERS = {
     "imagenet:mambavision_l2": (0.3, 0.9998),
 }
 STUDIES = ["study:digits", "study:pathfinder", "study:photos"]
-EXPERIMENTS = ["digits", "finetune", "imagenette", "study_mambavision", *IMAGENET, *OTHERS, *STUDIES]
+FILES_ALONE = ["digits", "finetune", "imagenette", "study_mambavision"]
+EXPERIMENTS = [*FILES_ALONE, *IMAGENET, *OTHERS, *STUDIES]
 # What an experiment leaves to the command line.
 GIVEN = {"finetune": ["--config.init_from=runs/femto", "--config.data.name=photos"]}
 
@@ -115,7 +117,7 @@ def test_every_file_is_tested():
     assert {name.partition(":")[0] for name in EXPERIMENTS} == set(FILES)
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", slow_but([*FILES_ALONE, IMAGENET[0], *STUDIES], EXPERIMENTS))
 def test_every_experiment_builds_its_model_and_its_transforms(name):
     assert build_model(name).num_classes == 10
     load(name).build_task().check()
@@ -184,6 +186,7 @@ def test_every_study_can_remove_its_ssm_and_evaluates_at_its_end(name):
     assert config.init_from is None
 
 
+@pytest.mark.run
 def test_the_study_of_mixers_compares_them_at_equal_parameters():
     config = runpy.run_path(str(CONFIGS / "study_mambavision.py"))["get_config"]().to_dict()
     variants = design_variants(

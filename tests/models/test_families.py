@@ -28,7 +28,17 @@ VARIANTS = [(family.name, variant) for family in BUILT_IN for variant in family.
 SIZE = (32, 40)
 
 every_small_model = pytest.mark.parametrize("name", SMALL)
-one_model_of_each_family = pytest.mark.parametrize("name", slow_but(golden.first_small_models(), SMALL, "nightly"))
+# Expensive properties: of three models by default, of one model of each family in `run`, of the others at night.
+QUICK = ["mambaout-conv", "vim-v2", "vit-class_token"]
+OTHERS = [name for name in golden.first_small_models() if name not in QUICK]
+one_model_of_each_family = pytest.mark.parametrize(
+    "name",
+    [
+        *QUICK,
+        *slow_but([], OTHERS),
+        *slow_but([], [name for name in SMALL if name not in (*QUICK, *OTHERS)], "nightly"),
+    ],
+)
 
 
 @functools.cache
@@ -86,7 +96,7 @@ def test_a_variant_has_the_published_number_of_parameters(family, variant):
     assert FAMILIES[family].variants[variant].params == mo.create_model(variant).num_params == published
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", slow_but(["mambaout", "vit", "vim"], FAMILIES))
 def test_maps_have_the_channels_and_strides_that_the_model_states(family):
     variant = next(iter(FAMILIES[family].variants))
     assert mo.create_model(variant).num_params == count(shapes(mo.create_model(variant)))
@@ -142,7 +152,7 @@ def test_a_model_without_classes_takes_and_gives_weights_without_the_last_layer(
     pytorch.assert_equal_trees(found, kept)
 
 
-@every_small_model
+@one_model_of_each_family
 def test_initial_values_are_those_of_the_reference(name):
     for path, leaf in leaves_by_path(small(name).init(jax.random.key(0))["params"]).items():
         key = ".".join(map(str, path))

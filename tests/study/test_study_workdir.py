@@ -32,6 +32,7 @@ def workdir(tmp_path):
     return tmp_path / "study"
 
 
+@pytest.mark.run
 def test_a_run_without_its_report_is_not_finished(training, experiment, workdir):
     run_study(experiment, workdir, 2)
     shutil.rmtree(workdir / "runs" / "conv" / "0")

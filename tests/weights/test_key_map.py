@@ -292,6 +292,7 @@ def test_wildcards_keep_numbers_and_names_in_order(stage, block, leaf):
     assert to_torch_key(key_format, path.replace("norm", "norm1")) is None
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("family", families(), ids=lambda family: family.name)
 def test_every_key_format_of_every_family_is_invertible(family):
     """Import after export and export after import change no bit, for every variant at small size."""

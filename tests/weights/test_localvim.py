@@ -21,6 +21,7 @@ def test_the_shapes_of_a_variant_name_it(name):
     assert (found.name, found.options, found.others) == (name, {}, ())
 
 
+@pytest.mark.run
 def test_weights_in_a_file_as_published_are_loaded(tmp_path):
     torch = pytest.importorskip("torch")
     model = mo.create_model("localvim_tiny", num_classes=5)

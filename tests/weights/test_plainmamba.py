@@ -39,6 +39,7 @@ def test_averages_of_training_do_not_hide_the_variant(name):
     assert (found.name, found.options, found.others) == (name, {}, ())
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("name", slow_but(["plainmamba_l1"], PUBLISHED, "nightly"))
 def test_weights_in_a_file_as_published_are_loaded(tmp_path, name):
     torch = pytest.importorskip("torch")

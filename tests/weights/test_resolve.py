@@ -152,6 +152,7 @@ FEMTO = configurations.shapes(mo.create_model("mambaout_femto"))
 LAST_LAYER = {"head.fc.weight", "head.fc.bias"}
 
 
+@pytest.mark.run
 @settings(max_examples=50, deadline=None)
 @given(
     st.dictionaries(

@@ -12,8 +12,10 @@ from mambaout_jax.models.key_format import KeyFormat, same_names
 from mambaout_jax.weights import WeightsError
 from mambaout_jax.weights.key_map import from_torch_key, matching_formats, to_torch_key
 from mambaout_jax.weights.state_dict import load_state_dict, to_tensors
+from tests.marks import slow_but
 from tests.weights import pytorch
 
+QUICK = ["mambaout_femto", "vim_tiny", "vit_tiny_patch16_224"]
 FORMATS = [
     (name, key_format.name)
     for name in mo.list_models()
@@ -34,7 +36,9 @@ def refusal(model, source):
     return str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "key_format"), FORMATS)
+@pytest.mark.parametrize(
+    ("name", "key_format"), slow_but([item for item in FORMATS if item[0] in QUICK], FORMATS, "nightly")
+)
 def test_a_round_trip_in_any_key_format_keeps_every_bit(name, key_format):
     model = pytorch.small_model(name)
     variables = pytorch.draw(model)
@@ -47,7 +51,7 @@ def test_a_round_trip_in_any_key_format_keeps_every_bit(name, key_format):
     pytorch.assert_equal_state_dicts(mo.to_torch(model, back, key_format), state_dict)
 
 
-@pytest.mark.parametrize("name", mo.list_models())
+@pytest.mark.parametrize("name", slow_but(QUICK, mo.list_models(), "nightly"))
 def test_every_name_of_a_full_variant_has_one_key_and_comes_back(name):
     model = mo.create_model(name)
     names = [

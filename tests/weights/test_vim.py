@@ -45,6 +45,7 @@ def test_weights_of_patches_side_by_side_start_a_model_of_overlapping_patches():
     assert variables["params"]["pos_embed"].shape == (1, 5 * 5 + 1, 24)
 
 
+@pytest.mark.run
 def test_weights_in_a_file_as_published_are_loaded(tmp_path):
     torch = pytest.importorskip("torch")
     model = mo.create_model("vim_tiny", num_classes=5)
@@ -73,6 +74,7 @@ def test_weights_of_another_type_of_scan_are_refused():
         mo.from_torch(v2, mo.to_torch(v1, pytorch.draw(v1)))
 
 
+@pytest.mark.run
 def test_weights_of_another_variant_are_refused_with_the_names_of_both(tmp_path):
     source = mo.create_model("vim_tiny", num_classes=5)
     save_file(mo.to_torch(source, pytorch.draw(source)), tmp_path / "w.safetensors")
