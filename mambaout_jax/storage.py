@@ -22,9 +22,7 @@ def find_pattern(path: str | os.PathLike) -> str:
     """
     text = os.fspath(path) if is_remote(path) else os.path.abspath(os.path.expanduser(path))
     found = next((char for char in text if char in "*?["), None)
-    return (
-        "" if found is None else f"has {found!r} in its path, which libraries read as a pattern; rename the folder"
-    )
+    return "" if found is None else f"has {found!r} in its path, which libraries read as a pattern; rename the folder"
 
 
 def find_unknown_home(path: str | os.PathLike) -> str:

@@ -61,7 +61,7 @@ class VisionMamba(nnx.Module):
         grid: rows and columns of patches.
         stride: distance of patches in pixels.
         class_token: position of learned class tokens, one of `CLASS_TOKENS`.
-        rope: apply rotary position embeddings (RoPE) to the patches before every block.
+        rope: apply rotary position embeddings (RoPE) to the patches before every block; for square images.
         out_indices: blocks of the feature maps; None for the last one.
 
     Raises:
@@ -91,6 +91,9 @@ class VisionMamba(nnx.Module):
         depth = len(mixers)
         if rope and embed_dim % 4:
             raise ModelError(f"embed_dim is {embed_dim}; a multiple of 4 is expected with rope")
+        # The reference has one number of patches per side, by which it scales the positions of rows and columns.
+        if rope and grid[0] != grid[1]:
+            raise ModelError(f"img_size is {img_size}; square images are expected with rope")
         if rope and class_token not in ("none", "first"):
             raise ModelError(f"class_token is {class_token!r}; 'none' or 'first' is expected with rope")
         self.patch_embed = patch_embed

@@ -71,7 +71,10 @@ OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
             "classify from a learned class token in the middle of the patches, not from their mean",
         ),
         "rope": ConfigKey(
-            bool, None, True, "apply rotary position embeddings (RoPE) before every block; not with class_token"
+            bool,
+            None,
+            True,
+            "apply rotary position embeddings (RoPE) before every block; for square images, not with class_token",
         ),
         "out_indices": OUT_INDICES,
         "scan_impl": SCAN_IMPL,

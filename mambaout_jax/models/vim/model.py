@@ -101,11 +101,8 @@ class Vim(VisionMamba):
         img_size = tuple(img_size)
         if min(img_size) < patch_size:
             raise ModelError(f"img_size is {img_size}; at least patch_size {patch_size} is expected")
-        if rope and (img_size[0] != img_size[1] or stride != patch_size):
-            raise ModelError(
-                f"img_size is {img_size} and stride is {stride}; with rope, square images and stride {patch_size}, the "
-                "patch_size, are expected"
-            )
+        if rope and stride != patch_size:
+            raise ModelError(f"stride is {stride}; {patch_size}, the patch_size, is expected with rope")
         dtype = jnp.dtype(dtype)
         self.patch_size = patch_size
         self.stride = stride
