@@ -49,6 +49,17 @@ def test_version_is_that_of_the_checkout_or_else_of_the_installed_package(tmp_pa
     monkeypatch.setattr(mo, "__file__", str(tmp_path / "mambaout_jax" / "__init__.py"))
     monkeypatch.setattr(metadata, "version", {"mambaout_jax": "9.8.7"}.get)
     assert mo.__version__ == "9.8.7"
+    # Another project left its own file in site-packages.
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "other"\nversion = "1.0"\n')
+    assert mo.__version__ == "9.8.7"
+    (tmp_path / "pyproject.toml").write_text("[tool.ruff]\n")
+    assert mo.__version__ == "9.8.7"
+
+
+@pytest.mark.parametrize("name", ["data", "errors", "models", "ops", "tasks", "weights"])
+def test_packages_are_attributes_without_an_import(name, monkeypatch):
+    monkeypatch.delattr(mo, name, raising=False)
+    assert getattr(mo, name).__name__ == f"mambaout_jax.{name}"
 
 
 def test_patterns_select_models():
