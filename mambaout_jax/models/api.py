@@ -122,7 +122,8 @@ class Functional:
     def _compute(self, function: Callable[..., Any], variables: Variables, *args: Any) -> tuple[Any, Variables]:
         """Compute `function(module, *args)` and the batch statistics of the module after it, on any mesh.
 
-        Explicit axes are Auto inside. The first axis of results is split like that of the first array of `args`.
+        Explicit axes are Auto inside. The first axis of results is split like that of the first array of `args`;
+        scalars are replicated.
         """
         variables = self._check(variables)
 
@@ -130,10 +131,17 @@ class Functional:
             module = self._merge(variables)
             return function(module, *args), _statistics(module)
 
-        specs = [spec_of(leaf) for leaf in jax.tree.leaves(args) if isinstance(leaf, jax.Array)]
-        rows = PartitionSpec(*specs[0][:1]) if specs else PartitionSpec()
         of_statistics = jax.tree.map(spec_of, _statistics(self._merge(variables)))
-        return with_auto_axes(run, variables, *args, out=(rows, of_statistics))
+
+        def compute(of_results: Any) -> tuple[Any, Variables]:
+            return with_auto_axes(run, variables, *args, out=(of_results, of_statistics))
+
+        specs = [spec_of(leaf) for leaf in jax.tree.leaves(args) if isinstance(leaf, jax.Array)]
+        rows = specs[0][0] if specs and specs[0] else None
+        if rows is None:
+            return compute(PartitionSpec())
+        results, _ = jax.eval_shape(lambda: compute(PartitionSpec()))
+        return compute(jax.tree.map(lambda result: PartitionSpec(rows) if result.ndim else PartitionSpec(), results))
 
     def _merge(self, variables: Variables) -> nnx.Module:
         return nnx.merge(self._graphdef, variables["params"], variables["batch_stats"])
