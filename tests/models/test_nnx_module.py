@@ -153,13 +153,11 @@ def test_every_output_takes_its_key_from_the_call():
     model = small(name, **RATES)
     x, key, module = images(model), jax.random.key(1), model.to_nnx(variables_of(name))
     module.train()
-    for output, method in (("features", module.features), ("embedding", module.embed)):
+    for output, method in (("features", NNXModel.features), ("embedding", NNXModel.embed)):
         expected, _ = jax.jit(functools.partial(model.apply_train, output=output))(variables_of(name), x, key=key)
-        assert_close(
-            nnx.jit(lambda module, x, key: getattr(module, method.__name__)(x, rngs=key))(module, x, key), expected
-        )
+        assert_close(nnx.jit(method)(module, x, rngs=key), expected)
         with pytest.raises(ModelError, match="to the call"):
-            method(x)
+            method(module, x)
 
 
 def test_a_source_without_the_stream_of_dropout_is_refused_if_a_rate_needs_it():
