@@ -127,6 +127,17 @@ def test_an_unknown_option_is_answered_with_the_nearest(option, near):
         small(**{option: 1})
 
 
+def test_integers_of_numpy_are_plain_integers(no_type_checks):
+    model = mo.create_model(
+        "mambaout_femto", num_classes=np.int64(7), depths=(np.int32(1),), dims=[np.int64(8)], img_size=np.int64(64)
+    )
+    plain = mo.create_model("mambaout_femto", num_classes=7, depths=(1,), dims=(8,), img_size=64)
+    assert repr(model) == repr(plain)
+    assert {type(side) for side in (model.num_classes, *model.options["dims"], *model.input_spec.size)} == {int}
+    with pytest.raises(ModelError, match="num_classes is .*; an integer"):
+        mo.create_model("mambaout_femto", num_classes=np.True_)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", jnp.bfloat16, jnp.dtype("bfloat16")])
 def test_a_dtype_may_be_a_name_or_an_object(dtype):
     assert small(dtype=dtype).options["dtype"] == "bfloat16"

@@ -172,6 +172,8 @@ class MambaOut(nnx.Module):
     ):
         if len(depths) != len(dims):
             raise ModelError(f"depths is {depths} and dims {dims}; tuples of equal length are expected")
+        if dims[0] < 2:
+            raise ModelError(f"dims is {dims}; at least 2 channels in the first stage are expected")
         if kernel_size % 2 == 0:
             raise ModelError(f"kernel_size is {kernel_size}; an odd number is expected, so that maps keep their size")
         if token_mixer == "conv" and scan_order != "causal":

@@ -23,7 +23,7 @@ from mambaout_jax.models.layers.drop import drop_path, dropout
 from mambaout_jax.models.layers.linear import Linear, Mlp, activation
 from mambaout_jax.models.layers.norm import BatchNorm, LayerNorm, LayerScale
 from mambaout_jax.models.mambavision.mixer import TOKEN_MIXERS, MambaVisionMixer
-from mambaout_jax.models.options import BLOCKS, COMMON, SCAN_IMPL
+from mambaout_jax.models.options import BLOCKS, COMMON, SCAN_IMPL, require
 
 NUM_STAGES = 4
 FIRST_WINDOWED = 2  # stages 0 and 1 have convolutions
@@ -245,6 +245,7 @@ class MambaVision(nnx.Module):
                 f"attention_blocks is {attention_blocks} and attention_pattern 'alternating'; set attention_blocks to "
                 "None, or the pattern to 'last' or 'first'"
             )
+        require.ratio("mlp_ratio", mlp_ratio, dim * 2**FIRST_WINDOWED)
         dtype = jnp.dtype(dtype)
         self.stem = Stem(in_chans, in_dim, dim, dtype=dtype)
         self.feature_channels = tuple(dim * 2**stage for stage in range(NUM_STAGES))
