@@ -134,7 +134,7 @@ def test_integers_of_numpy_are_plain_integers(no_type_checks):
     plain = mo.create_model("mambaout_femto", num_classes=7, depths=(1,), dims=(8,), img_size=64)
     assert repr(model) == repr(plain)
     assert {type(side) for side in (model.num_classes, *model.options["dims"], *model.input_spec.size)} == {int}
-    with pytest.raises(ModelError, match="num_classes is .*; an integer"):
+    with pytest.raises(ModelError, match=r"num_classes is .*; an integer"):
         mo.create_model("mambaout_femto", num_classes=np.True_)
 
 

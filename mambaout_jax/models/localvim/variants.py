@@ -26,6 +26,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             {"embed_dim": 384, "directions": ("h h_flip w2 w2_flip",) * 20},
             crop_pct=0.875,
             top1={224: 81.1},
+            recipe=None,  # the recipe is stated for localvim_tiny alone
             params=27_783_784,
             macs=4_501_527_552,
         ),
@@ -34,6 +35,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             crop_pct=0.875,
             top1={224: 77.8},
             checkpoint=_original("local_vim_tiny_middle_cls_token"),
+            recipe=None,
             params=7_994_536,
             macs=1_242_410_496,
         ),

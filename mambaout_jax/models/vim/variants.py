@@ -38,6 +38,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             crop_pct=0.875,
             top1={224: 81.9},
             checkpoint=_weights("Vim-base-midclstok", "vim_b_midclstok_81p9acc", licence=None),
+            recipe=None,  # the repository has no script for it
             params=97_598_440,
             macs=18_707_625_984,
         ),
