@@ -199,6 +199,7 @@ class LocalMixer(nnx.Module):
             for _ in directions
         )
         self.attn = ChannelGate(inner, dtype=dtype)
+        # The reference draws all linear layers from N(0, 0.02^2), and then this one again.
         self.out_proj = Linear(inner, dim, bias=False, initializer=uniform_within((inner * depth) ** -0.5), dtype=dtype)
         self.directions = tuple(directions)
         self.grid = grid
