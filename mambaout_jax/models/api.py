@@ -96,7 +96,18 @@ class Functional:
         return jax.jit(self._init)(key)
 
     def apply(self, variables: Variables, *args: Any, method: str = "__call__") -> Any:
-        """Apply a method of the module, for inference."""
+        """Apply a method of the module, for inference.
+
+        Args:
+            args: arguments of the method, arrays in any pytree. On a mesh, results are split by rows like the first
+                array.
+            method: name of the method.
+
+        Raises:
+            ModelError: the variables have another structure or other shapes than those of `init`, or what the method
+                raises.
+            AttributeError: the module does not have the method.
+        """
         return self._call(method, variables, args)
 
     def _init(self, key: Key[Array, ""]) -> Variables:
