@@ -81,6 +81,13 @@ def mix(params, x, token_mixer):
     return (np.concatenate([y, z], 1) if token_mixer == "concat" else y * z) @ p["out_proj"]["weight"]
 
 
+def test_only_a_causal_convolution_has_steps():
+    steps = {
+        kind: hasattr(MambaVisionMixer(16, token_mixer=kind, dtype=FLOAT32).conv1d_x, "step") for kind in TOKEN_MIXERS
+    }
+    assert steps == {"causal_conv": True, "conv": False, "gated": False, "concat": False}
+
+
 @pytest.mark.parametrize("token_mixer", TOKEN_MIXERS)
 def test_a_mixer_computes_its_formula(token_mixer):
     mixer = Functional(MambaVisionMixer(16, token_mixer=token_mixer, dtype=FLOAT32))
