@@ -46,6 +46,14 @@ class FeatureInfo(NamedTuple):
     stride: int
 
 
+class ScanInfo(NamedTuple):
+    """The selective scans of a block: number of directions, channels of each, and states per channel."""
+
+    directions: int = 0
+    channels: int = 0
+    d_state: int = 0
+
+
 class InputSpec(NamedTuple):
     """Preprocessing of images: mean and std for values in [0, 1], (height, width) in pixels, evaluation crop."""
 
@@ -200,6 +208,8 @@ class Model(Functional):
         self.num_classes: int = options["num_classes"]
         self.in_chans: int = options["in_chans"]
         self.feature_info = tuple(map(FeatureInfo, module.feature_channels, module.feature_strides))
+        # Of the blocks before each feature map; without directions where these have no SSM.
+        self.scan_info = tuple(ScanInfo(*scan) for scan in getattr(module, "scans", ((),) * len(self.feature_info)))
         # Paths of the first layer, which alone depends on in_chans, and of the last, which alone depends on
         # num_classes.
         self.first_conv: ParamPath = tuple(module.first_conv)

@@ -11,7 +11,7 @@ import pytest
 import mambaout_jax as mo
 from mambaout_jax.analyze import formulas
 from mambaout_jax.analyze.ssm_need import GATED_CNN
-from mambaout_jax.models import Functional, MambaBlock
+from mambaout_jax.models import Functional, MambaBlock, ScanInfo
 from mambaout_jax.models.macs import SCAN_OF_CHANNEL, SCAN_OF_STATE, count_macs
 from mambaout_jax.ops import SCAN_ORDERS
 
@@ -81,9 +81,9 @@ def test_gated_cnn_block_counts_what_a_model_does_for_one_block_more(
         return count_macs(model.apply, jax.eval_shape(model.init, jax.random.key(0)), spec(1, 32, 48, 3))
 
     tokens = formulas.count_tokens((32, 48), 4)
-    directions = 0 if scan_order is None else len(SCAN_ORDERS[scan_order])
-    terms = formulas.gated_cnn_block_flops(16, tokens, directions=directions, **options)
-    scan = tokens * int(options["conv_ratio"] * 16) * directions * (SCAN_OF_STATE * formulas.D_STATE + SCAN_OF_CHANNEL)
+    directions, channels = 0 if scan_order is None else len(SCAN_ORDERS[scan_order]), int(conv_ratio * 16)
+    terms = formulas.gated_cnn_block_flops(16, tokens, scans=ScanInfo(directions, channels, 16), **options)
+    scan = tokens * channels * directions * (SCAN_OF_STATE * 16 + SCAN_OF_CHANNEL)
     assert total(terms) - terms.get("scan", 0) == 2 * (macs(2) - macs(1) - scan)
 
 

@@ -103,6 +103,11 @@ class SS2D(nnx.Module):
         self.impl = impl
         self.dtype = dtype
 
+    @property
+    def scans(self) -> tuple[int, int, int]:
+        """Return the number of directions, their channels and the states per channel."""
+        return len(self.directions), self.out_proj.weight.shape[0], self.A_logs.shape[1]
+
     def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
         x, *z = self.in_proj.apply_split(x, [self.out_proj.weight.shape[0]] if self.gated else [])
         y = self.out_norm(self.scan(jax.nn.silu(self.conv2d(x))))

@@ -56,7 +56,8 @@ class VisionMamba(nnx.Module):
     of its references. It accepts images of `img_size` only.
 
     Args:
-        mixers: the mixer of each block; a mixer has `no_decay`, paths of its parameters without weight decay.
+        mixers: the mixer of each block; a mixer has `no_decay`, paths of its parameters without weight decay, and
+            `scans`, its number of directions, their channels and the states per channel.
         patch_embed: module from images to patches, row by row, with the convolution `proj`.
         grid: rows and columns of patches.
         stride: distance of patches in pixels.
@@ -150,6 +151,11 @@ class VisionMamba(nnx.Module):
             *own,
             *(("layers", i, "mixer", *path) for i, layer in enumerate(self.layers) for path in layer.mixer.no_decay),
         )
+
+    @property
+    def scans(self) -> tuple[tuple[int, ...], ...]:
+        """Return the directions, channels and states of the scans of a block, for each map."""
+        return (self.layers[0].mixer.scans,) * len(self.out_indices)
 
     def resample_params(
         self, params: Mapping[tuple[str | int, ...], Any], img_size: tuple[int, int] | None = None

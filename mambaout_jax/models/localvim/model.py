@@ -211,6 +211,11 @@ class LocalMixer(nnx.Module):
         """Return the paths of the parameters without weight decay, vectors aside."""
         return tuple(("branches", index, "A_log") for index in range(NUM_DIRECTIONS))
 
+    @property
+    def scans(self) -> tuple[int, int, int]:
+        """Return the number of directions, their channels and the states per channel."""
+        return len(self.directions), *self.branches[0].A_log.shape
+
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         token, xz = self._cut(self.in_proj(x))
         xz = xz.reshape(len(xz), *self.grid, xz.shape[2])

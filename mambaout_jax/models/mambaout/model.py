@@ -238,6 +238,12 @@ class MambaOut(nnx.Module):
         """Return the stride of each stage's map, in pixels."""
         return tuple(4 * 2**index for index in range(len(self.dims)))
 
+    @property
+    def scans(self) -> tuple[tuple[int, ...], ...]:
+        """Return the directions, channels and states of the scans of a block, for each map."""
+        ssms = [stage.blocks[0].ssm or () for stage in self.stages]
+        return tuple((len(ssm), *ssm[0].A_log.shape) if ssm else () for ssm in ssms)
+
     def features(self, images: Float[Array, "b h w i"], key: Key[Array, ""] | None) -> list[Array]:
         """Compute the map of every stage."""
         x = self.stem(images)

@@ -288,6 +288,13 @@ class MambaVision(nnx.Module):
             for name in ("A_log", "D")
         )
 
+    @property
+    def scans(self) -> tuple[tuple[int, ...], ...]:
+        """Return the directions, channels and states of the scans of a block, for each map."""
+        mixers = [[getattr(block, "mixer", None) for block in stage.blocks] for stage in self.stages]
+        ssms = [next((each.ssm for each in stage if isinstance(each, MambaVisionMixer)), None) for stage in mixers]
+        return tuple(() if ssm is None else (1, *ssm.A_log.shape) for ssm in ssms)
+
     def features(self, images: Float[Array, "b h w i"], key: Key[Array, ""] | None) -> list[Array]:
         """Compute the map of every stage, before the downsampling to the next."""
         x = self.stem(images)

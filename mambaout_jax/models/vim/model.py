@@ -225,6 +225,11 @@ class BidirectionalMixer(nnx.Module):
         """Return the paths of the parameters without weight decay, vectors aside."""
         return (("forward", "A_log"),) if self.backward is None else (("forward", "A_log"), ("backward", "A_log"))
 
+    @property
+    def scans(self) -> tuple[int, int, int]:
+        """Return the number of directions, their channels and the states per channel."""
+        return 1 if self.backward is None else 2, *self.forward.A_log.shape
+
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         x, z = self.in_proj.apply_split(x, [self.out_proj.weight.shape[0]])
         scans = [self.forward(x)]
