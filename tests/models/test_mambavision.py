@@ -11,8 +11,9 @@ from mambaout_jax.models import Functional, ModelError
 from mambaout_jax.models.jaxprs import inner_jaxprs
 from mambaout_jax.models.key_format import default_transform
 from mambaout_jax.models.layers.attention import Attention
+from mambaout_jax.models.layers.windows import merge_windows, split_windows
 from mambaout_jax.models.mambavision.mixer import TOKEN_MIXERS, MambaVisionMixer
-from mambaout_jax.models.mambavision.model import ConvBlock, attention_indices, merge_windows, split_windows
+from mambaout_jax.models.mambavision.model import ConvBlock, attention_indices
 from mambaout_jax.models.mambavision.weights import ORIGINAL
 from mambaout_jax.weights.key_map import from_torch_key
 from tests.models import golden

@@ -22,6 +22,7 @@ from mambaout_jax.models.layers.conv import default_conv2d
 from mambaout_jax.models.layers.drop import drop_path, dropout
 from mambaout_jax.models.layers.linear import Linear, Mlp, activation
 from mambaout_jax.models.layers.norm import BatchNorm, LayerNorm, LayerScale
+from mambaout_jax.models.layers.windows import merge_windows, split_windows
 from mambaout_jax.models.mambavision.mixer import TOKEN_MIXERS, MambaVisionMixer
 from mambaout_jax.models.options import BLOCKS, COMMON, SCAN_IMPL, require
 
@@ -116,25 +117,6 @@ class Stage(nnx.Module):
         self.downsample = downsample
         self.blocks = nnx.List(blocks)
         self.window = window
-
-
-def split_windows(x: Float[Array, "b h w d"], side: int) -> Float[Array, "n l d"]:
-    """Split maps into square windows, row by row, and each window into tokens, row by row.
-
-    Maps are padded with zeros at the bottom and right to a multiple of the side. The zeros are tokens like others.
-    """
-    b, h, w, d = x.shape
-    rows, columns = -(-h // side), -(-w // side)
-    x = jnp.pad(x, ((0, 0), (0, rows * side - h), (0, columns * side - w), (0, 0)))
-    x = x.reshape(b, rows, side, columns, side, d).swapaxes(2, 3)
-    return x.reshape(b * rows * columns, side * side, d)
-
-
-def merge_windows(x: Float[Array, "n l d"], side: int, h: int, w: int) -> Float[Array, "b h w d"]:
-    """Merge the windows of `split_windows` into maps of height h and width w."""
-    rows, columns = -(-h // side), -(-w // side)
-    x = x.reshape(-1, rows, columns, side, side, x.shape[-1]).swapaxes(2, 3)
-    return x.reshape(-1, rows * side, columns * side, x.shape[-1])[:, :h, :w]
 
 
 def attention_indices(depth: int, pattern: str, count: int | None) -> frozenset[int]:
