@@ -16,7 +16,7 @@ from mambaout_jax.models.layers.drop import drop_path, dropout
 from mambaout_jax.models.layers.linear import Linear
 from mambaout_jax.models.layers.norm import RMSNorm
 from mambaout_jax.models.layers.parameters import Initializer, normal, parameter
-from mambaout_jax.models.layers.position import check_image_size, resample_position_embedding
+from mambaout_jax.models.layers.position import check_image_size, resample_pos_embed
 from mambaout_jax.models.layers.rotation import rotate_patches
 
 CLASS_TOKENS = ("none", "first", "middle", "both")
@@ -169,16 +169,13 @@ class VisionMamba(nnx.Module):
             img_size: (height, width) that they were trained at; None if unknown: then embeddings of another length
                 are taken to be those of square images.
         """
-        embedding = params.get(("pos_embed",))
-        if embedding is None or (img_size is None and embedding.shape == self.pos_embed.shape):
-            return dict(params)
-        embedding = np.asarray(embedding)
-        where = list(self._class_positions(embedding.shape[1]))
-        old_grid = None if img_size is None else self.grid_of(img_size)
-        patches = resample_position_embedding(np.delete(embedding, where, axis=1), self.grid, old_grid=old_grid)
-        where_now = self._class_positions(patches.shape[1] + len(where))
-        before = [position - count for count, position in enumerate(where_now)]  # numbers of patches
-        return {**params, ("pos_embed",): np.insert(patches, before, embedding[:, where], axis=1)}
+        return resample_pos_embed(
+            params,
+            self.pos_embed.shape,
+            self.grid,
+            old_grid=None if img_size is None else self.grid_of(img_size),
+            class_positions=self._class_positions,
+        )
 
     def grid_of(self, img_size: tuple[int, int]) -> tuple[int, int]:
         """Return the rows and columns of patches of an image."""
