@@ -17,6 +17,8 @@ _MODULES = {
     "load_run": "run.workdir",
     **dict.fromkeys(("predict", "preprocess"), "tasks.classification.inference"),
 }
+# As attributes without an import of their own: mo.ops.selective_scan.
+_PACKAGES = ("checks", "data", "errors", "models", "ops", "plugins", "run", "tasks", "train", "weights")
 __all__ = [
     "Model",
     "create_model",
@@ -34,6 +36,8 @@ def __getattr__(name: str) -> Any:
     # Imported on first use: processes that only decode images need neither flax nor the models.
     if name in _MODULES:
         return getattr(importlib.import_module(f"mambaout_jax.{_MODULES[name]}"), name)
+    if name in _PACKAGES:
+        return importlib.import_module(f"mambaout_jax.{name}")
     if name == "__version__":
         return _version()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -49,7 +53,7 @@ def _version() -> str:
     from importlib import metadata
     from pathlib import Path
 
-    project = Path(__file__).parent.parent / "pyproject.toml"
-    if project.exists():
-        return tomllib.loads(project.read_text())["project"]["version"]
-    return metadata.version(__name__)
+    file = Path(__file__).parent.parent / "pyproject.toml"
+    # Next to an installed package, it is a file of another project.
+    project = tomllib.loads(file.read_text(encoding="utf-8")).get("project", {}) if file.exists() else {}
+    return project["version"] if project.get("name") == __name__ else metadata.version(__name__)

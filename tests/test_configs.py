@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mambaout_jax.analyze.ssm_need import measure_first_stage
-from mambaout_jax.models import create_model, find_family
+from mambaout_jax.models import create_model, families, find_family
 from mambaout_jax.run.config import known_keys
 from mambaout_jax.run.config_file import read_config
 from mambaout_jax.run.errors import RunError
@@ -152,6 +152,12 @@ def test_published_experiments_have_the_recipe(name):
     assert differences_from_recipe(find_family(config.model["name"]).recipe, config.values) == []
     assert 1_281_167 // config.batch_size == 312
     assert 312 % config.log_every_steps == 0
+
+
+def test_every_published_model_with_a_recipe_has_an_experiment():
+    variants = {(family, name): variant for family in families() for name, variant in family.variants.items()}
+    published = {name for (family, name), variant in variants.items() if variant.top1 and family.recipe_of(name)}
+    assert published == {name.partition(":")[2] for name in (*IMAGENET, *OTHERS)}
 
 
 def test_published_experiments_differ_in_model_and_drop_path_alone():

@@ -8,6 +8,8 @@ Reference: Yu and Wang, MambaOut: Do We Really Need Mamba for Vision?, CVPR 2025
 
 import math
 
+from mambaout_jax.models import ScanInfo
+
 # States per channel, taps of the convolution and expansion of a Mamba block.
 # Reference: github.com/state-spaces/mamba at e9594ce1, mamba_ssm/modules/mamba_simple.py.
 D_STATE, D_CONV, EXPAND = 16, 4, 2
@@ -45,24 +47,25 @@ def transformer_block_flops(dim: int, tokens: int, *, causal: bool = False) -> d
 
 
 def gated_cnn_block_flops(
-    dim: int, tokens: int, *, kernel_size: int, expansion_ratio: float, conv_ratio: float, directions: int = 0
+    dim: int, tokens: int, *, kernel_size: int, expansion_ratio: float, conv_ratio: float, scans: ScanInfo | None = None
 ) -> dict[str, int]:
     """Compute the FLOPs of a Gated CNN block (equations 8 to 10), optionally with an SSM.
 
     With H hidden and C convolved channels: fc1 to 2 H channels, a k x k depthwise convolution of C of them, fc2 from H,
-    and per direction an SSM of C channels.
+    and optionally per direction the projections and the scan of an SSM.
 
     Args:
         expansion_ratio: H over D; published: 8/3.
         conv_ratio: C over D; published: 1.
-        directions: number of scan directions of the SSM; 0 for a block without an SSM.
+        scans: directions, channels and states of the SSM; None for a block without an SSM. That of a Mamba block has C
+            channels and 16 states.
     """
     hidden, convolved = int(expansion_ratio * dim), int(conv_ratio * dim)
-    ssm = _ssm_flops(convolved, math.ceil(convolved / 16), tokens) if directions else {}
+    ssm = {} if scans is None else _ssm_flops(scans.channels, math.ceil(scans.channels / 16), tokens, scans.d_state)
     return {
         "fc1": 2 * tokens * dim * 2 * hidden,
         "conv": 2 * tokens * convolved * kernel_size**2,
-        **{term: directions * count for term, count in ssm.items()},
+        **{term: scans.directions * count for term, count in ssm.items()},
         "fc2": 2 * tokens * hidden * dim,
     }
 
@@ -77,16 +80,16 @@ def mamba_block_flops(dim: int, tokens: int) -> dict[str, int]:
     return {
         "in_proj": 2 * tokens * dim * 2 * inner,
         "conv": 2 * tokens * inner * D_CONV,
-        **_ssm_flops(inner, rank, tokens),
+        **_ssm_flops(inner, rank, tokens, D_STATE),
         "out_proj": 2 * tokens * inner * dim,
     }
 
 
-def _ssm_flops(channels: int, rank: int, tokens: int) -> dict[str, int]:
+def _ssm_flops(channels: int, rank: int, tokens: int, d_state: int) -> dict[str, int]:
     return {
-        "x_proj": 2 * tokens * channels * (rank + 2 * D_STATE),
+        "x_proj": 2 * tokens * channels * (rank + 2 * d_state),
         "dt_proj": 2 * tokens * rank * channels,
-        "scan": tokens * channels * (SCAN_OF_STATE * D_STATE + SCAN_OF_CHANNEL),
+        "scan": tokens * channels * (SCAN_OF_STATE * d_state + SCAN_OF_CHANNEL),
     }
 
 

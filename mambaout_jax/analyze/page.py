@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from mambaout_jax.analyze import formulas
+from mambaout_jax.models import ScanInfo
 from mambaout_jax.pages.figures import BLUE, GREY, INK, ORANGE, adapt_svg, style_axes
 from mambaout_jax.pages.render import render
 from mambaout_jax.run.errors import RunError
@@ -34,13 +35,13 @@ def write_page(analysis: dict[str, Any], folder: epath.PathLike) -> epath.Path:
     if fault := find_unknown_home(folder):
         raise RunError(f"--out {folder} {fault}")
     folder = epath.Path(folder).expanduser()
-    flops = partial(_draw_flops, analysis["gated_cnn"], analysis["directions"])
-    drawers = {"flops": flops, "memory": _draw_memory}
     pictures = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for dim in dict.fromkeys(row["channels"] for row in analysis["rows"]):
             rows = [row for row in analysis["rows"] if row["channels"] == dim]
+            flops = partial(_draw_flops, analysis["gated_cnn"], ScanInfo(**rows[0]["scans"]))
+            drawers = {"flops": flops, "memory": _draw_memory}
             pictures.append((dim, [_picture(kind, draw, dim, rows, folder) for kind, draw in drawers.items()]))
         page = folder / "analyze.html"
         write_atomically(page, _render(analysis, pictures))
@@ -95,7 +96,7 @@ def _powers(lengths: list[int]) -> range:
     return range(min(SHORTEST, math.floor(first)), max(LONGEST, math.ceil(last)) + 1)
 
 
-def _draw_flops(gated_cnn: Mapping[str, Any], directions: int, axes: Axes, dim: int, lengths: list[int]) -> str:
+def _draw_flops(gated_cnn: Mapping[str, Any], scans: ScanInfo, axes: Axes, dim: int, lengths: list[int]) -> str:
     cnn = partial(formulas.gated_cnn_block_flops, **gated_cnn)
     lines = [
         ("Transformer", ORANGE, "-", formulas.transformer_block_flops),
@@ -103,8 +104,8 @@ def _draw_flops(gated_cnn: Mapping[str, Any], directions: int, axes: Axes, dim: 
         ("Gated CNN", BLUE, "-", cnn),
         ("Mamba", BLUE, DASHED, formulas.mamba_block_flops),
     ]
-    if directions:
-        lines.append(("Gated CNN + SSM", BLUE, DOTTED, partial(cnn, directions=directions)))
+    if scans.directions:
+        lines.append(("Gated CNN + SSM", BLUE, DOTTED, partial(cnn, scans=scans)))
     for label, color, line, count in lines:
         values = [sum(count(dim, length).values()) / length for length in lengths]
         axes.plot(lengths, values, color=color, linestyle=line, label=label, linewidth=1.8)

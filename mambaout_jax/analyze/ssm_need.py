@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 
 from mambaout_jax.analyze import formulas
 from mambaout_jax.checks import suggest
-from mambaout_jax.models import Model, create_model
-from mambaout_jax.ops import SCAN_ORDERS
+from mambaout_jax.models import Model, ScanInfo, create_model
 from mambaout_jax.run.errors import RunError
 
 # Height and width of the images in the paper, in pixels.
@@ -40,28 +39,29 @@ GATED_CNN = MappingProxyType({"kernel_size": 7, "expansion_ratio": 8 / 3, "conv_
 
 
 class Stage(NamedTuple):
-    """A group of equal blocks: its channels, and the pixels per token in height and width."""
+    """A group of equal blocks: its channels, the pixels per token in height and width, and the scans of its SSM."""
 
     name: str
     channels: int
     stride: int
+    scans: ScanInfo = ScanInfo()
 
 
 def analyze(
-    model: str | None = None, dataset: str | None = None, size: tuple[int, int] | None = None
+    model: str | Model | None = None, dataset: str | None = None, size: tuple[int, int] | None = None
 ) -> dict[str, Any]:
     """Compute all numbers for the stages of a model, or for the paper's two widths.
 
     Args:
-        model: a name for `create_model`.
+        model: a name for `create_model`, or a model.
         dataset: one of `DATASETS`, for its image size.
         size: height and width. Without dataset and size, the default is the model's input size or, for the paper's
             widths, the size of each dataset.
 
     Returns:
-        The model, the answer as a sentence, the options of its Gated CNN blocks (the published ones if it has none),
-        the number of scan directions of their SSM (0 without an SSM), and a list of rows. FLOPs are per block, by
-        term; memory is a count of numbers.
+        The name of the model, the answer as a sentence, the options of its Gated CNN blocks (the published ones if it
+        has none), the number of directions in which its SSM scans (0 without an SSM; the largest of all stages), and a
+        list of rows. FLOPs are per block, by term; memory is a count of numbers.
 
     Raises:
         ModelError: the model is unknown.
@@ -76,26 +76,29 @@ def analyze(
         raise RunError(
             f"{dataset!r} is not a known dataset{near or '.'} Known datasets are {', '.join(DATASETS)}; or set --size"
         )
-    gated_cnn, directions = dict(GATED_CNN), 0
+    gated_cnn = dict(GATED_CNN)
     if model is None:
         stages = [Stage(name, channels, PATCH) for name, channels in WIDTHS.items()]
         sizes = DATASETS
     else:
-        built = create_model(model)
+        built = create_model(model) if isinstance(model, str) else model
         infos = built.feature_info
         names = [f"stage {number}" for number in range(1, len(infos) + 1)] if len(infos) > 1 else ["all blocks"]
-        stages = [Stage(name, info.channels, info.stride) for name, info in zip(names, infos, strict=True)]
+        stages = [Stage(name, *info, scans) for name, info, scans in zip(names, infos, built.scan_info, strict=True)]
         sizes = {"": built.input_spec.size}
         gated_cnn |= {option: built.options[option] for option in GATED_CNN if option in built.options}
-        if built.options.get("token_mixer") == "conv_ssm":
-            directions = len(SCAN_ORDERS[built.options["scan_order"]])
     if dataset is not None:
         sizes = {dataset: DATASETS[dataset]}
     elif size is not None:
         sizes = {"": size}
-    rows = [_row(dataset, size, stage, gated_cnn, directions) for dataset, size in sizes.items() for stage in stages]
+    directions = max(stage.scans.directions for stage in stages)
+    rows = [
+        _row(dataset, size, stage, gated_cnn, with_ssm=directions > 0)
+        for dataset, size in sizes.items()
+        for stage in stages
+    ]
     return {
-        "model": model,
+        "model": None if model is None else built.name,
         "answer": answer([row["verdict"] for row in rows]),
         "gated_cnn": gated_cnn,
         "directions": directions,
@@ -142,7 +145,7 @@ def measure_first_stage(model: Model) -> dict[str, Any]:
 
 
 def _row(
-    dataset: str, size: tuple[int, int], stage: Stage, gated_cnn: Mapping[str, Any], directions: int
+    dataset: str, size: tuple[int, int], stage: Stage, gated_cnn: Mapping[str, Any], *, with_ssm: bool
 ) -> dict[str, Any]:
     dim, tokens = stage.channels, formulas.count_tokens(size, stage.stride)
     cnn = partial(formulas.gated_cnn_block_flops, dim, tokens, **gated_cnn)
@@ -150,7 +153,7 @@ def _row(
         "transformer": formulas.transformer_block_flops(dim, tokens),
         "causal_transformer": formulas.transformer_block_flops(dim, tokens, causal=True),
         "gated_cnn": cnn(),
-        **({"gated_cnn_ssm": cnn(directions=directions)} if directions else {}),
+        **({"gated_cnn_ssm": cnn(scans=stage.scans)} if with_ssm else {}),
         "mamba": formulas.mamba_block_flops(dim, tokens),
     }
     return {
@@ -160,6 +163,7 @@ def _row(
         "stage": stage.name,
         "stride": stage.stride,
         "channels": dim,
+        "scans": stage.scans._asdict(),
         **measure_length(dim, tokens),
         "flops": {block: {"total": sum(terms.values()), **terms} for block, terms in flops.items()},
         "memory": {

@@ -1,6 +1,6 @@
 """Vision models by name, as plain functions of nested dicts."""
 
-from mambaout_jax.models.api import FeatureInfo, Functional, InputSpec, Model, cpu_compiler_options
+from mambaout_jax.models.api import FeatureInfo, Functional, InputSpec, Model, ScanInfo, cpu_compiler_options
 from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.family import Checkpoint, Family, Publication, Recipe, Variant
 from mambaout_jax.models.layers.mamba_block import BlockState, MambaBlock
@@ -28,6 +28,7 @@ __all__ = [
     "NNXModel",
     "Publication",
     "Recipe",
+    "ScanInfo",
     "Variant",
     "cpu_compiler_options",
     "create_model",

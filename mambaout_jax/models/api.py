@@ -46,6 +46,14 @@ class FeatureInfo(NamedTuple):
     stride: int
 
 
+class ScanInfo(NamedTuple):
+    """The selective scans of a block: number of directions, channels of each, and states per channel."""
+
+    directions: int = 0
+    channels: int = 0
+    d_state: int = 0
+
+
 class InputSpec(NamedTuple):
     """Preprocessing of images: mean and std for values in [0, 1], (height, width) in pixels, evaluation crop."""
 
@@ -96,7 +104,18 @@ class Functional:
         return jax.jit(self._init)(key)
 
     def apply(self, variables: Variables, *args: Any, method: str = "__call__") -> Any:
-        """Apply a method of the module, for inference."""
+        """Apply a method of the module, for inference.
+
+        Args:
+            args: arguments of the method, arrays in any pytree. On a mesh, results are split by rows like the first
+                array.
+            method: name of the method.
+
+        Raises:
+            ModelError: the variables have another structure or other shapes than those of `init`, or what the method
+                raises.
+            AttributeError: the module does not have the method.
+        """
         return self._call(method, variables, args)
 
     def _init(self, key: Key[Array, ""]) -> Variables:
@@ -122,7 +141,8 @@ class Functional:
     def _compute(self, function: Callable[..., Any], variables: Variables, *args: Any) -> tuple[Any, Variables]:
         """Compute `function(module, *args)` and the batch statistics of the module after it, on any mesh.
 
-        Explicit axes are Auto inside. The first axis of results is split like that of the first array of `args`.
+        Explicit axes are Auto inside. The first axis of results is split like that of the first array of `args`;
+        scalars are replicated.
         """
         variables = self._check(variables)
 
@@ -130,10 +150,17 @@ class Functional:
             module = self._merge(variables)
             return function(module, *args), _statistics(module)
 
-        specs = [spec_of(leaf) for leaf in jax.tree.leaves(args) if isinstance(leaf, jax.Array)]
-        rows = PartitionSpec(*specs[0][:1]) if specs else PartitionSpec()
         of_statistics = jax.tree.map(spec_of, _statistics(self._merge(variables)))
-        return with_auto_axes(run, variables, *args, out=(rows, of_statistics))
+
+        def compute(of_results: Any) -> tuple[Any, Variables]:
+            return with_auto_axes(run, variables, *args, out=(of_results, of_statistics))
+
+        specs = [spec_of(leaf) for leaf in jax.tree.leaves(args) if isinstance(leaf, jax.Array)]
+        rows = specs[0][0] if specs and specs[0] else None
+        if rows is None:
+            return compute(PartitionSpec())
+        results, _ = jax.eval_shape(lambda: compute(PartitionSpec()))
+        return compute(jax.tree.map(lambda result: PartitionSpec(rows) if result.ndim else PartitionSpec(), results))
 
     def _merge(self, variables: Variables) -> nnx.Module:
         return nnx.merge(self._graphdef, variables["params"], variables["batch_stats"])
@@ -181,6 +208,8 @@ class Model(Functional):
         self.num_classes: int = options["num_classes"]
         self.in_chans: int = options["in_chans"]
         self.feature_info = tuple(map(FeatureInfo, module.feature_channels, module.feature_strides))
+        # Of the blocks before each feature map; without directions where these have no SSM.
+        self.scan_info = tuple(ScanInfo(*scan) for scan in getattr(module, "scans", ((),) * len(self.feature_info)))
         # Paths of the first layer, which alone depends on in_chans, and of the last, which alone depends on
         # num_classes.
         self.first_conv: ParamPath = tuple(module.first_conv)

@@ -11,19 +11,24 @@ from jax.extend.core import Jaxpr, JaxprEqn
 from mambaout_jax.models.api import Model
 from mambaout_jax.models.jaxprs import inner_jaxprs
 from mambaout_jax.models.registry import create_model, find_family
+from mambaout_jax.ops.selective_scan import run_scan
 
+# Multiply-adds of a selective scan per position and channel: for each state, and in addition.
+SCAN_OF_STATE, SCAN_OF_CHANNEL = 9, 1
 # Primitives that run the jaxpr in their parameters exactly once.
 _RUN_ONCE = ("jit", "closed_call", "custom_jvp_call", "custom_vjp_call", "remat2")
 
 
 def count_macs(fn: Callable[..., Any], *args: Any) -> int:
-    """Count the multiply-adds of all matrix products and convolutions in `fn`.
+    """Count the multiply-adds of all matrix products, convolutions and selective scans in `fn`.
 
-    Everything else is free, including norms, activations and the recurrence of `selective_scan` (about 3 multiply-adds
-    and an exponential per position, channel and state; its projections are matrix products and do count).
+    Everything else is free, including norms and activations. A selective scan of n states counts as 9 n + 1 per
+    position and channel, for every implementation, in addition to the products of its projections. This is the rule of
+    VMamba's authors (`flops_selective_scan_fn` in their code), whose FLOPs count a multiply-add once. The gradient of a
+    scan is not counted right.
 
-    A scan counts as its body times its length, a conditional (`lax.cond`, `lax.platform_dependent`) as its most
-    expensive branch: an op that is a convolution on some platforms and a sum on others counts as the convolution.
+    A loop (`lax.scan`) counts as its body times its length, a conditional (`lax.cond`, `lax.platform_dependent`) as its
+    most expensive branch: an op that is a convolution on some platforms and a sum on others counts as the convolution.
 
     Args:
         args: arguments of `fn`: arrays or `jax.ShapeDtypeStruct`s, in any pytree.
@@ -80,6 +85,9 @@ def _count_equation(equation: JaxprEqn) -> int:
         # Each output sums over the kernel window and the input channels of one group.
         kernel, spec = equation.invars[1].aval.shape, params["dimension_numbers"].rhs_spec
         return equation.outvars[0].aval.size * math.prod(kernel[axis] for axis in spec[1:])
+    if name == "jit" and params["name"] == run_scan.__name__:
+        u, _, A, *_ = (var.aval for var in equation.invars)
+        return u.size * (SCAN_OF_STATE * A.shape[-1] + SCAN_OF_CHANNEL)
     inner = [_count(jaxpr) for jaxpr in inner_jaxprs(params)]
     if not any(inner):
         return 0

@@ -8,6 +8,8 @@ from mambaout_jax.models.api import Model, Output
 from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.options import DROP_RATES
 
+Source = nnx.Rngs | nnx.RngStream | Key[Array, ""] | None
+
 
 class NNXModel(nnx.Module):
     """A network that contains its variables, built by `Model.to_nnx`; `Model.from_nnx` returns its variables.
@@ -28,14 +30,15 @@ class NNXModel(nnx.Module):
         self.model = model
         self.network = network
         self.deterministic = True
-        self.rngs = nnx.data(None if rngs is None else rngs["dropout"].fork())
+        stream = _dropout_stream(rngs)
+        self.rngs = nnx.data(None if stream is None else stream.fork())
 
     def __call__(
         self,
         images: Float[Array, "b h w i"],
         output: Output = "logits",
         *,
-        rngs: nnx.Rngs | nnx.RngStream | Key[Array, ""] | None = None,
+        rngs: Source = None,
     ) -> Float[Array, "b k"] | list[Float[Array, "..."]]:
         """Compute the logits, the list of feature maps of all stages, or the embedding.
 
@@ -51,13 +54,13 @@ class NNXModel(nnx.Module):
         key = None if self.deterministic else self._draw_key(self.rngs if rngs is None else rngs)
         return self.model._run(self.network, images, key, output)
 
-    def features(self, images: Float[Array, "b h w i"]) -> list[Float[Array, "..."]]:
-        """Compute the feature maps of all stages."""
-        return self(images, "features")
+    def features(self, images: Float[Array, "b h w i"], *, rngs: Source = None) -> list[Float[Array, "..."]]:
+        """Compute the feature maps of all stages, as a call with output="features"."""
+        return self(images, "features", rngs=rngs)
 
-    def embed(self, images: Float[Array, "b h w i"]) -> Float[Array, "b d"]:
-        """Compute the pooled input of the classifier."""
-        return self(images, "embedding")
+    def embed(self, images: Float[Array, "b h w i"], *, rngs: Source = None) -> Float[Array, "b d"]:
+        """Compute the pooled input of the classifier, as a call with output="embedding"."""
+        return self(images, "embedding", rngs=rngs)
 
     def set_view(self, deterministic: bool | None = None, use_running_average: bool | None = None) -> None:
         """Set the mode of a copy; called by `nnx.view`."""
@@ -65,9 +68,8 @@ class NNXModel(nnx.Module):
         given = {name: value for name, value in modes.items() if value is not None}
         self.set_attributes(raise_if_not_found=False, **given)
 
-    def _draw_key(self, rngs: nnx.Rngs | nnx.RngStream | Key[Array, ""] | None) -> Key[Array, ""] | None:
-        if isinstance(rngs, nnx.Rngs):
-            rngs = rngs["dropout"]
+    def _draw_key(self, rngs: Source) -> Key[Array, ""] | None:
+        rngs = _dropout_stream(rngs)
         if rngs is not None:
             return rngs if isinstance(rngs, jax.Array) else rngs()
         rates = {name: self.model.options.get(name) for name in DROP_RATES}
@@ -77,3 +79,8 @@ class NNXModel(nnx.Module):
                 "to to_nnx or to the call"
             )
         return None
+
+
+def _dropout_stream(rngs: Source) -> nnx.RngStream | Key[Array, ""] | None:
+    """Return the stream "dropout" or else "default" of Rngs, None if they have neither; other sources unchanged."""
+    return getattr(rngs, "dropout", None) if isinstance(rngs, nnx.Rngs) else rngs

@@ -1,5 +1,6 @@
 """Options that all families of models have, and the check of any option."""
 
+import numbers
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -89,3 +90,10 @@ def dtype_name(dtype: Any) -> Any:
         return jnp.dtype(dtype).name
     except TypeError:
         return dtype
+
+
+def plain_integers(value: Any) -> Any:
+    """Return an integer of NumPy as an int, a list or tuple as a tuple of such values, and other values unchanged."""
+    if isinstance(value, tuple | list):
+        return tuple(map(plain_integers, value))
+    return int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else value

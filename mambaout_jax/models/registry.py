@@ -16,7 +16,7 @@ from mambaout_jax.models import localvim, localvmamba, mambaout, mambavision, pl
 from mambaout_jax.models.api import InputSpec, Model
 from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.family import Family, Variant
-from mambaout_jax.models.options import DTYPES, PREPROCESSING, dtype_name
+from mambaout_jax.models.options import DTYPES, PREPROCESSING, dtype_name, plain_integers
 from mambaout_jax.words import listed
 
 BUILT_IN: tuple[Family, ...] = (
@@ -132,10 +132,10 @@ def create_model(name: str, *, img_size: int | tuple[int, int] | None = None, **
                 f"{', '.join(sorted(keys))}"
             )
         _require_known(option, keys, f"option of {name}")
-        value = dtype_name(value) if keys[option].accept == DTYPES else value
+        value = dtype_name(value) if keys[option].accept == DTYPES else plain_integers(value)
         if fault := find_fault(option, keys[option], value):
             raise ModelError(fault)
-        values[option] = tuple(value) if isinstance(value, list) else value
+        values[option] = value
     spec = _input_spec(variant, values.get("in_chans", own["in_chans"]), values)
     options = {option: value for option, value in {**own, **values}.items() if option in own}
     if "img_size" in own:  # the family's parameters depend on it

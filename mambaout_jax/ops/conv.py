@@ -27,6 +27,10 @@ def conv2d(
     Args:
         kernel: j is i / groups.
         stride, padding: (vertical, horizontal).
+        groups: a divisor of i and of o.
+
+    Raises:
+        ValueError: the groups do not divide the channels, or the kernel has another number of input channels.
     """
     run = partial(convolve if groups == 1 else _grouped, stride, padding, groups)
     *rows, _ = spec_of(x)

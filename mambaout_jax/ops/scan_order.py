@@ -1,7 +1,7 @@
 """Orders in which a sequence model scans a feature map.
 
-A direction is row by row or column by column, forward or backward. Columns are a transpose and backward is
-`selective_scan(reverse=True)`, so that no gather is needed.
+A direction is row by row or column by column, forward or backward. Columns are a transpose and backward is a flip, so
+that no gather is needed.
 
 References: rows in both directions, Zhu et al., Vision Mamba, 2024; all four directions, Liu et al., VMamba, 2024.
 """
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
@@ -18,6 +19,15 @@ class Direction(NamedTuple):
 
     columns: bool
     reverse: bool
+
+    def sequence(self, x: Float[Array, "b h w c"]) -> Float[Array, "b l c"]:
+        """Return the pixels of a feature map in this order."""
+        y = flatten_map(x, columns=self.columns)
+        return jnp.flip(y, 1) if self.reverse else y
+
+    def feature_map(self, y: Float[Array, "b l c"], height: int, width: int) -> Float[Array, "b h w c"]:
+        """Return the feature map of a sequence: the inverse of `sequence`."""
+        return unflatten_map(jnp.flip(y, 1) if self.reverse else y, height, width, columns=self.columns)
 
 
 _ROWS = (Direction(columns=False, reverse=False), Direction(columns=False, reverse=True))

@@ -67,7 +67,7 @@ def selective_scan(
         raise ValueError(f"impl is {impl!r}; {', '.join(map(repr, IMPLS))} is expected")
     given = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
     _check(given | {"initial_state": initial_state}, step=False)
-    run = partial(_run, delta_softplus=delta_softplus, reverse=reverse, impl=impl)
+    run = partial(run_scan, delta_softplus=delta_softplus, reverse=reverse, impl=impl)
     y, last = with_auto_axes(run, u, delta, A, B, C, D, z, delta_bias, initial_state, out=_specs(u))
     return (y, last) if return_last_state else y
 
@@ -107,7 +107,8 @@ def _specs(u):
 # Jitted, so that calls outside of jit reuse the compiled program; otherwise every call would trace loops and
 # `platform_dependent` again. (With inline=True, gradients would not reuse it.)
 @partial(jax.jit, static_argnames=("delta_softplus", "reverse", "impl"))
-def _run(u, delta, A, B, C, D, z, delta_bias, state, *, delta_softplus, reverse, impl):
+def run_scan(u, delta, A, B, C, D, z, delta_bias, state, *, delta_softplus, reverse, impl):
+    """Compute y and the last state of checked arguments. Programs contain it under its name, by which it is counted."""
     B, C = (x[:, :, None] if x.ndim == 3 else x for x in (B, C))
     prepare = partial(_prepare, delta_softplus=delta_softplus, reverse=reverse)
     y, last = recurrence(prepare, u, delta, A, B, C, delta_bias, state, impl=impl)
@@ -119,7 +120,7 @@ def _run(u, delta, A, B, C, D, z, delta_bias, state, *, delta_softplus, reverse,
 def _run_step(state, u, delta, A, B, C, D, z, delta_bias, *, delta_softplus):
     u, delta, B, C, z = (None if x is None else x[:, None] for x in (u, delta, B, C, z))
     fixed = {"delta_softplus": delta_softplus, "reverse": False, "impl": "sequential"}
-    y, state = _run(u, delta, A, B, C, D, z, delta_bias, state, **fixed)
+    y, state = run_scan(u, delta, A, B, C, D, z, delta_bias, state, **fixed)
     return y[:, 0], state
 
 

@@ -8,11 +8,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import mambaout_jax as mo
+from mambaout_jax import plugins
 from mambaout_jax.analyze import formulas
 from mambaout_jax.analyze import page as ssm_need_page
 from mambaout_jax.analyze.ssm_need import DATASETS, GATED_CNN, analyze, answer, length_verdict
-from mambaout_jax.models import ModelError
+from mambaout_jax.models import ModelError, ScanInfo
 from mambaout_jax.run.errors import RunError
+from tests.models import golden
+from tests.toy import model as toy
 
 
 @pytest.fixture
@@ -98,9 +101,45 @@ def test_a_model_with_an_ssm_is_counted_with_it(model, directions, tmp_path, wit
             assert f"<td>{found['total'] / 1e9:.3f}</td>" in page
 
 
+@pytest.mark.parametrize("name", golden.small_models())
+def test_the_scans_of_every_stage_are_those_of_the_model(name):
+    base, options = golden.small_models()[name]
+    analysis = analyze(mo.create_model(base, **options))
+    expected = golden.scans_of(name)
+    assert [list(row["scans"].values()) for row in analysis["rows"]] == expected
+    assert analysis["directions"] == max(directions for directions, *_ in expected)
+    assert analysis["model"] == base
+    for row, (directions, channels, states) in zip(analysis["rows"], expected, strict=True):
+        assert ("gated_cnn_ssm" in row["flops"]) == bool(analysis["directions"])
+        if directions:
+            terms = row["flops"]["gated_cnn_ssm"]
+            assert terms["scan"] == row["tokens"] * directions * channels * (7 * states + 3)
+
+
+@pytest.mark.parametrize(
+    ("model", "directions"),
+    [
+        *(("vim_tiny", 2), ("localvim_tiny", 4), ("vmamba_tiny_s1l8", 4), ("localvmamba_tiny", 4)),
+        *(("plainmamba_l1", 4), ("mambavision_t", 1), ("vit_tiny_patch16_224", 0), ("mambaout_femto", 0)),
+        *((mo.create_model("mamba_femto", scan_order=order), n) for order, n in (("bidirectional", 2), ("cross", 4))),
+        (mo.create_model("vim_tiny", bimamba_type="none"), 1),
+    ],
+)
+def test_directions_are_those_of_the_paper(model, directions):
+    assert analyze(model)["directions"] == directions
+
+
+def test_a_model_of_another_package_without_scans_has_none(monkeypatch):
+    monkeypatch.setattr(plugins, "provided", lambda attribute: (toy.FAMILY,))
+    assert analyze("spotter_small")["directions"] == 0
+
+
 def test_every_direction_of_a_scan_counts():
     options = {"kernel_size": 7, "expansion_ratio": 8 / 3, "conv_ratio": 1.5}
-    none, one, four = (formulas.gated_cnn_block_flops(32, 9, directions=count, **options) for count in (0, 1, 4))
+    none, one, four = (
+        formulas.gated_cnn_block_flops(32, 9, scans=scans, **options)
+        for scans in (None, ScanInfo(1, 48, 16), ScanInfo(4, 48, 16))
+    )
     for term in ("x_proj", "dt_proj", "scan"):
         assert four[term] == 4 * one[term]
         assert term not in none
@@ -110,7 +149,7 @@ def test_the_picture_has_a_line_for_the_block_with_an_ssm():
     lines = {}
     for directions in (0, 1, 4):
         axes = Figure().add_subplot()
-        ssm_need_page._draw_flops(GATED_CNN, directions, axes, 96, [64, 256])
+        ssm_need_page._draw_flops(GATED_CNN, ScanInfo(directions, 96, 16), axes, 96, [64, 256])
         lines[directions] = {line.get_label(): line.get_ydata()[0] for line in axes.get_lines()}
     assert "Gated CNN + SSM" not in lines[0]
     one, four = (lines[directions]["Gated CNN + SSM"] - lines[0]["Gated CNN"] for directions in (1, 4))

@@ -122,6 +122,12 @@ def small_models() -> dict[str, tuple[str, dict[str, Any]]]:
     }
 
 
+def scans_of(name: str) -> list[list[int]]:
+    """Return the directions, channels and states of the scans of a small model, for each of its maps."""
+    family, _, kind = name.partition("-")
+    return FAMILIES[family]["scans"][kind]
+
+
 def first_small_models() -> list[str]:
     """Return the first small model of each family."""
     return [f"{family}-{next(iter(data['small']))}" for family, data in FAMILIES.items()]

@@ -8,6 +8,7 @@ from flax import nnx
 
 from mambaout_jax.models.layers.conv import Conv2d
 from mambaout_jax.models.layers.patch_embed import PatchEmbed
+from mambaout_jax.ops import conv2d
 
 # (in, out, kernel, stride, padding, groups): each form, and what just misses it.
 CASES = {
@@ -101,3 +102,11 @@ def test_patches_are_tokens_row_by_row():
     expected = convolve(x, params["proj"]["weight"], 4, 0, 1) + params["proj"]["bias"]
     tokens = applied(PatchEmbed(3, 5, 4, dtype=jnp.dtype("float32")), params, x)
     np.testing.assert_allclose(tokens, expected.reshape(2, -1, 5), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("channels", "kernel", "groups"), [(6, (3, 3, 3, 8), 4), (6, (3, 3, 2, 8), 3), (6, (3, 3, 4, 8), 1)]
+)
+def test_groups_that_do_not_divide_the_channels_are_refused(channels, kernel, groups):
+    with pytest.raises(ValueError, match="feature"):
+        conv2d(jnp.ones((1, 5, 5, channels)), jnp.ones(kernel), groups=groups)

@@ -49,6 +49,17 @@ def test_version_is_that_of_the_checkout_or_else_of_the_installed_package(tmp_pa
     monkeypatch.setattr(mo, "__file__", str(tmp_path / "mambaout_jax" / "__init__.py"))
     monkeypatch.setattr(metadata, "version", {"mambaout_jax": "9.8.7"}.get)
     assert mo.__version__ == "9.8.7"
+    # Another project left its own file in site-packages.
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "other"\nversion = "1.0"\n')
+    assert mo.__version__ == "9.8.7"
+    (tmp_path / "pyproject.toml").write_text("[tool.ruff]\n")
+    assert mo.__version__ == "9.8.7"
+
+
+@pytest.mark.parametrize("name", ["data", "errors", "models", "ops", "tasks", "weights"])
+def test_packages_are_attributes_without_an_import(name, monkeypatch):
+    monkeypatch.delattr(mo, name, raising=False)
+    assert getattr(mo, name).__name__ == f"mambaout_jax.{name}"
 
 
 def test_patterns_select_models():
@@ -114,6 +125,17 @@ def test_arguments_of_timm_are_answered_with_ours(argument):
 def test_an_unknown_option_is_answered_with_the_nearest(option, near):
     with pytest.raises(ModelError, match=f"did you mean '{near}'"):
         small(**{option: 1})
+
+
+def test_integers_of_numpy_are_plain_integers(no_type_checks):
+    model = mo.create_model(
+        "mambaout_femto", num_classes=np.int64(7), depths=(np.int32(1),), dims=[np.int64(8)], img_size=np.int64(64)
+    )
+    plain = mo.create_model("mambaout_femto", num_classes=7, depths=(1,), dims=(8,), img_size=64)
+    assert repr(model) == repr(plain)
+    assert {type(side) for side in (model.num_classes, *model.options["dims"], *model.input_spec.size)} == {int}
+    with pytest.raises(ModelError, match=r"num_classes is .*; an integer"):
+        mo.create_model("mambaout_femto", num_classes=np.True_)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", jnp.bfloat16, jnp.dtype("bfloat16")])

@@ -31,13 +31,9 @@ every_small_model = pytest.mark.parametrize("name", SMALL)
 # Expensive properties: of three models by default, of one model of each family in `run`, of the others at night.
 QUICK = ["mambaout-conv", "vim-v2", "vit-class_token"]
 OTHERS = [name for name in golden.first_small_models() if name not in QUICK]
+REST = [name for name in SMALL if name not in (*QUICK, *OTHERS)]
 one_model_of_each_family = pytest.mark.parametrize(
-    "name",
-    [
-        *QUICK,
-        *slow_but([], OTHERS),
-        *slow_but([], [name for name in SMALL if name not in (*QUICK, *OTHERS)], "nightly"),
-    ],
+    "name", [*QUICK, *slow_but([], OTHERS), *slow_but([], REST, "nightly")]
 )
 
 

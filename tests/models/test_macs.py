@@ -8,6 +8,7 @@ from jax import lax
 import mambaout_jax as mo
 from mambaout_jax import plugins
 from mambaout_jax.models.macs import count_macs, count_model_macs, variant_costs
+from mambaout_jax.ops import SCAN_IMPLS, selective_scan, selective_scan_step
 from tests.marks import slow_but
 from tests.toy import model as toy
 
@@ -26,6 +27,34 @@ PUBLISHED = {
 }
 # The same, and those of attention: the specification of DeiT's models.
 PUBLISHED_VIT = {"tiny": 1254, "small": 4599, "base": 17564}
+
+# GFLOPs, where a multiply-add is one, and the largest relative difference. The authors of VMamba count as we do, and
+# those of PlainMamba nearly; the numbers of LocalVMamba and MambaVision leave out other operations.
+FLOPS = [
+    ("vmamba_tiny_s1l8", 4.9, 0.02),
+    ("vmamba_small_s1l20", 8.6, 0.01),
+    ("vmamba_base_s1l20", 15.2, 0.01),
+    ("vmamba_tiny_s2l5", 4.9, 0.02),
+    ("vmamba_small_s2l15", 8.7, 0.01),
+    ("vmamba_base_s2l15", 15.4, 0.01),
+    ("vmamba_tiny_v0", 5.6, 0.01),
+    ("vmamba_small_v0", 11.2, 0.01),
+    ("vmamba_base_v0", 18.0, 0.01),
+    ("localvmamba_tiny", 5.7, 0.02),
+    ("localvmamba_small", 11.4, 0.02),
+    ("plainmamba_l1", 3.0, 0.01),
+    ("plainmamba_l2", 8.1, 0.01),
+    ("plainmamba_l3", 14.4, 0.01),
+    ("mambavision_t", 4.4, 0.05),
+    ("mambavision_t2", 5.1, 0.05),
+    ("mambavision_s", 7.5, 0.05),
+    ("mambavision_b", 15.0, 0.05),
+    ("mambavision_l", 34.9, 0.05),
+    ("mambavision_l2", 37.5, 0.05),
+    ("mambavision_l2_512_21k", 196.3, 0.055),
+    ("mambavision_l3_256_21k", 122.3, 0.05),
+    ("mambavision_l3_512_21k", 489.1, 0.05),
+]
 
 
 def spec(*shape):
@@ -111,6 +140,40 @@ def with_vjp(function):
 @pytest.mark.parametrize("wrap", [jax.jit, jax.checkpoint, with_jvp, with_vjp])
 def test_wrapped_function_counts_once(wrap):
     assert count_macs(wrap(product), X, W) == ONE
+
+
+@pytest.mark.parametrize("impl", SCAN_IMPLS)
+def test_a_selective_scan_counts_by_its_states_for_every_implementation(impl):
+    def scan(u, A, B):
+        return selective_scan(u, u, A, B, B, A[:, 0], u, impl=impl)
+
+    arguments = spec(2, 40, 6), spec(6, 4), spec(2, 40, 4)
+    once = 2 * 40 * 6 * (9 * 4 + 1)
+    assert count_macs(scan, *arguments) == once
+    assert count_macs(jax.jit(jax.checkpoint(scan)), *arguments) == once
+    assert count_macs(lambda *arguments: lax.map(lambda _: scan(*arguments), jnp.arange(3)), *arguments) == 3 * once
+
+
+@pytest.mark.parametrize("impl", SCAN_IMPLS)
+def test_a_step_of_a_selective_scan_counts_as_one_position(impl):
+    step = count_macs(selective_scan_step, spec(2, 6, 4), spec(2, 6), spec(2, 6), spec(6, 4), spec(2, 4), spec(2, 4))
+    assert step == 2 * 6 * (9 * 4 + 1)
+
+
+@pytest.mark.parametrize(("name", "published", "tolerance"), FLOPS)
+def test_models_have_the_published_flops(name, published, tolerance):
+    assert variant_costs(name)[1] / 1e9 == pytest.approx(published, rel=tolerance)
+
+
+@pytest.mark.parametrize(("name", "published"), [("vim_tiny", 1.5), ("vim_small", 5.1), ("localvim_tiny", 1.5)])
+def test_the_published_flops_of_vim_are_more_than_its_products_and_less_than_with_its_scans(name, published):
+    params = mo.create_model(name).shapes["params"]
+    decays = [leaf for path, leaf in jax.tree.leaves_with_path(params["layers"]) if path[-1].key == "A_log"]
+    scans = params["pos_embed"].shape[1] * sum(
+        channels * (9 * n + 1) for channels, n in (leaf.shape for leaf in decays)
+    )
+    counted = variant_costs(name)[1]
+    assert (counted - scans) / 1e9 < published < counted / 1e9
 
 
 def test_scan_counts_its_length():

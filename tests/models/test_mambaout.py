@@ -110,6 +110,7 @@ def test_only_the_presence_of_a_layer_scale_matters_to_weights():
         ({"depths": (1, 1, 1)}, "depths"),
         ({"dims": (8, 16, 0, 32)}, "dims"),
         ({"dims": "wide"}, "dims"),
+        ({"dims": (1, 8, 8, 8)}, "dims is .*; at least 2 channels in the first stage"),
         ({"depths": (1.5, 1, 1, 1)}, "depths"),
         ({"drop_rate": "half"}, "drop_rate"),
         ({"kernel_size": 4}, "kernel_size"),

@@ -11,8 +11,9 @@ from mambaout_jax.models import Functional, ModelError
 from mambaout_jax.models.jaxprs import inner_jaxprs
 from mambaout_jax.models.key_format import default_transform
 from mambaout_jax.models.layers.attention import Attention
+from mambaout_jax.models.layers.windows import merge_windows, split_windows
 from mambaout_jax.models.mambavision.mixer import TOKEN_MIXERS, MambaVisionMixer
-from mambaout_jax.models.mambavision.model import ConvBlock, attention_indices, merge_windows, split_windows
+from mambaout_jax.models.mambavision.model import ConvBlock, attention_indices
 from mambaout_jax.models.mambavision.weights import ORIGINAL
 from mambaout_jax.weights.key_map import from_torch_key
 from tests.models import golden
@@ -79,6 +80,13 @@ def mix(params, x, token_mixer):
         outputs.append(state @ C[t] + ssm["D"] * x[t])
     y = np.stack(outputs)
     return (np.concatenate([y, z], 1) if token_mixer == "concat" else y * z) @ p["out_proj"]["weight"]
+
+
+def test_only_a_causal_convolution_has_steps():
+    steps = {
+        kind: hasattr(MambaVisionMixer(16, token_mixer=kind, dtype=FLOAT32).conv1d_x, "step") for kind in TOKEN_MIXERS
+    }
+    assert steps == {"causal_conv": True, "conv": False, "gated": False, "concat": False}
 
 
 @pytest.mark.parametrize("token_mixer", TOKEN_MIXERS)
@@ -190,6 +198,7 @@ def test_a_convolution_block_uses_the_approximate_activation():
         ({"depths": (1, 1, 2)}, "depths"),
         ({"num_heads": (1, 1, 2, 3)}, "stage 3"),
         ({"attention_pattern": "alternating", "attention_blocks": 2}, "attention_blocks"),
+        ({"mlp_ratio": 0.001}, "mlp_ratio is 0.001; a finite number of at least 1/32"),
     ],
 )
 def test_options_that_do_not_fit_together_are_refused(options, named):

@@ -149,6 +149,31 @@ def test_keys_come_from_the_module_or_the_call():
     assert_close(compute(quiet, x), jax.jit(model.apply)(variables_of(name), x))
 
 
+def test_every_output_takes_its_key_from_the_call():
+    name = "mambaout-conv"
+    model = small(name, **RATES)
+    x, key, module = images(model), jax.random.key(1), model.to_nnx(variables_of(name))
+    module.train()
+    for output, method in (("features", NNXModel.features), ("embedding", NNXModel.embed)):
+        expected, _ = jax.jit(functools.partial(model.apply_train, output=output))(variables_of(name), x, key=key)
+        assert_close(nnx.jit(method)(module, x, rngs=key), expected)
+        with pytest.raises(ModelError, match="to the call"):
+            method(module, x)
+
+
+def test_a_source_without_the_stream_of_dropout_is_refused_if_a_rate_needs_it():
+    name = "mambaout-conv"
+    params = nnx.Rngs(params=0)
+    model, quiet = small(name, **RATES), small(name)
+    for module in (model.to_nnx(variables_of(name)), model.to_nnx(variables_of(name), rngs=params)):
+        module.train()
+        with pytest.raises(ModelError, match=r"drop_rate is 0\.2 .* pass rngs=nnx\.Rngs\(0\)"):
+            module(images(model), rngs=params)
+    module = quiet.to_nnx(variables_of(name), rngs=params)
+    module.train()
+    assert_close(compute(module, images(quiet)), jax.jit(quiet.apply)(variables_of(name), images(quiet)))
+
+
 @every_small_model
 def test_copies_are_independent_and_compare_equal_as_graphs(name):
     model, x = small(name), images(small(name))

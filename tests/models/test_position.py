@@ -7,7 +7,7 @@ import pytest
 
 import mambaout_jax as mo
 from mambaout_jax.models import ModelError
-from mambaout_jax.models.layers.position import resample_position_embedding
+from mambaout_jax.models.layers.position import resample_pos_embed, resample_position_embedding
 from tests.timm import load_timm
 from tests.weights import pytorch
 
@@ -15,8 +15,8 @@ GRIDS = [((14, 14), (24, 24)), ((14, 14), (7, 9)), ((3, 5), (5, 3)), ((16, 4), (
 SMALL = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 5}
 
 
-def embedding(grid, num_prefix_tokens=1):
-    length = num_prefix_tokens + grid[0] * grid[1]
+def embedding(grid, num_class_tokens=1):
+    length = num_class_tokens + grid[0] * grid[1]
     return np.random.default_rng(0).normal(size=(1, length, 6)).astype(np.float32)
 
 
@@ -39,15 +39,14 @@ def test_values_are_pytorchs():
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("num_prefix_tokens", [0, 1, 2])
 @pytest.mark.parametrize(("old_grid", "grid"), GRIDS)
-def test_resampling_equals_timms(old_grid, grid, num_prefix_tokens):
+def test_resampling_equals_timms(old_grid, grid):
     _, torch = load_timm()
     from timm.layers import resample_abs_pos_embed
 
-    values = embedding(old_grid, num_prefix_tokens)
-    expected = resample_abs_pos_embed(torch.from_numpy(values), list(grid), list(old_grid), num_prefix_tokens)
-    actual = resample_position_embedding(values, grid, old_grid=old_grid, num_prefix_tokens=num_prefix_tokens)
+    values = embedding(old_grid, 0)
+    expected = resample_abs_pos_embed(torch.from_numpy(values), list(grid), list(old_grid), 0)
+    actual = resample_position_embedding(values, grid, old_grid=old_grid)
     assert actual.dtype == np.float32
     np.testing.assert_allclose(actual, expected.numpy(), rtol=0, atol=1e-5)
 
@@ -79,12 +78,20 @@ def test_a_constant_stays_constant_and_the_same_grid_is_returned():
     assert resample_position_embedding(ones, (3, 4), old_grid=(3, 4)) is ones
 
 
-@pytest.mark.parametrize("num_prefix_tokens", [0, 1, 3])
-def test_prefix_tokens_are_kept(num_prefix_tokens):
-    values = embedding((4, 4), num_prefix_tokens)
-    actual = resample_position_embedding(values, (3, 6), num_prefix_tokens=num_prefix_tokens)
-    assert actual.shape == (1, num_prefix_tokens + 18, 6)
-    np.testing.assert_array_equal(actual[:, :num_prefix_tokens], values[:, :num_prefix_tokens])
+@pytest.mark.parametrize("of_class", [[], [0], [0, 1, 2], [0, -1]])
+def test_embeddings_of_class_tokens_are_kept(of_class):
+    values = embedding((4, 4), len(of_class))
+    (actual,) = resample_pos_embed(
+        {("pos_embed",): values},
+        (),
+        (3, 6),
+        old_grid=None,
+        class_positions=lambda length: [position % length for position in of_class],
+    ).values()
+    assert actual.shape == (1, len(of_class) + 18, 6)
+    np.testing.assert_array_equal(actual[:, of_class], values[:, of_class])
+    patches = resample_position_embedding(np.delete(values, of_class, axis=1), (3, 6))
+    np.testing.assert_array_equal(np.delete(actual, of_class, axis=1), patches)
 
 
 def test_a_model_resamples_its_position_embeddings_only():

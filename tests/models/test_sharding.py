@@ -5,10 +5,12 @@ import contextlib
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 import mambaout_jax as mo
 from mambaout_jax.models import MambaBlock
 from mambaout_jax.models.api import Functional
+from mambaout_jax.models.layers.parameters import ones, parameter
 from tests import meshes
 from tests.marks import slow_but
 from tests.meshes import LAYOUTS
@@ -95,3 +97,22 @@ def test_results_are_split_like_the_first_argument(in_context):
         assert specs(block.apply(variables, x)) == ["data"]
         state = jax.device_put(MambaBlock(8).initial_state(2), rows)
         assert specs(block.apply(variables, state, x[:, 0], method="step")) == ["data"] * 3
+
+
+class Statistics(nnx.Module):
+    def __init__(self):
+        self.weight = parameter((8,), ones)
+
+    def __call__(self, x):
+        y = x * self.weight[None]
+        return y, y.sum(), y.mean(1)
+
+
+def test_results_of_any_rank_are_split_by_rows_as_far_as_they_have_axes():
+    functional = Functional(Statistics())
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    variables = jax.device_put(functional.init(jax.random.key(0)), jax.NamedSharding(mesh, jax.P()))
+    x = jax.device_put(np.ones((2, 8), np.float32), jax.NamedSharding(mesh, jax.P("data")))
+    rows, total, means = functional.apply(variables, x)
+    assert [jax.typeof(y).sharding.spec for y in (rows, total, means)] == [jax.P("data", None), jax.P(), jax.P("data")]
+    assert total == 16

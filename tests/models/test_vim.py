@@ -176,7 +176,7 @@ def test_a_class_token_that_comes_first_is_not_rotated():
     ("options", "words"),
     [
         ({"rope": True, "img_size": (32, 40), "class_token": "none"}, "square images"),
-        ({"rope": True, "stride": 4, "class_token": "none"}, "stride 8"),
+        ({"rope": True, "stride": 4, "class_token": "none"}, "8, the patch_size"),
         ({"rope": True}, "'none' or 'first' is expected with rope"),
         ({"rope": True, "class_token": "none", "embed_dim": 26}, "a multiple of 4"),
         ({"patch_size": 64}, "at least patch_size 64"),

@@ -119,6 +119,13 @@ def test_batches_are_what_an_evaluation_sees(run, files):
         np.testing.assert_allclose(found.probabilities, row, rtol=1e-4, atol=1e-6)
 
 
+def test_batches_of_one_shape_are_normalized_by_one_program():
+    data = encode(photograph(), "JPEG")
+    mo.preprocess(data, Brightness())
+    with jax.no_tracing(True):
+        mo.preprocess(data, Brightness())
+
+
 @pytest.mark.parametrize("exif_orientation", [None, True, False])
 def test_photographs_are_turned_upright_unless_that_is_refused(exif_orientation):
     model, data = Brightness(), encode(photograph(), "JPEG", TURNED)

@@ -108,8 +108,8 @@ def _multiply_patches(x, weight):
     return matmul(patches, weight.reshape(-1, o))
 
 
-class CausalConv1d(nnx.Module):
-    """A causal depthwise convolution of a sequence; `weight` is (k, 1, d), with the current step as the last tap."""
+class DepthwiseConv1d(nnx.Module):
+    """The base of depthwise convolutions of a sequence plus a bias; `weight` is (k, 1, d)."""
 
     def __init__(self, channels: int, kernel_size: int, *, bias: bool, dtype: jnp.dtype):
         initializer = uniform_within(kernel_size**-0.5)
@@ -117,20 +117,25 @@ class CausalConv1d(nnx.Module):
         self.bias = parameter((channels,), initializer) if bias else None
         self.dtype = dtype
 
+    def _convolve(self, x, before, after):
+        """Compute the convolution with zeros before and after the sequence."""
+        x = jnp.pad(x, ((0, 0), (before, after), (0, 0))).astype(self.dtype).astype(jnp.float32)
+        taps = self.weight.shape[0]
+        length = x.shape[1] - taps + 1
+        y = sum(x[:, tap : tap + length] * self.weight[tap : tap + 1] for tap in range(taps))
+        y = y if self.bias is None else y + self.bias[None, None, :]
+        return y.astype(self.dtype)
+
+
+class CausalConv1d(DepthwiseConv1d):
+    """A causal depthwise convolution of a sequence; the current step is the last tap of `weight` (k, 1, d)."""
+
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
-        before, length = self.weight.shape[0] - 1, x.shape[1]
-        padded = jnp.pad(x, ((0, 0), (before, 0), (0, 0)))
-        return self._sum(padded, length)
+        return self._convolve(x, self.weight.shape[0] - 1, 0)
 
     def step(
         self, window: Float[Array, "b k d"], x: Float[Array, "b d"]
     ) -> tuple[Float[Array, "b d"], Float[Array, "b k d"]]:
         """Compute the output at the next position and the updated window of inputs."""
         window = jnp.concatenate([window, x[:, None].astype(window.dtype)], axis=1)
-        return self._sum(window, 1)[:, 0], window[:, 1:]
-
-    def _sum(self, x, length):
-        x = x.astype(self.dtype).astype(jnp.float32)
-        y = sum(x[:, tap : tap + length] * self.weight[tap : tap + 1] for tap in range(self.weight.shape[0]))
-        y = y if self.bias is None else y + self.bias[None, None, :]
-        return y.astype(self.dtype)
+        return self._convolve(window, 0, 0)[:, 0], window[:, 1:]

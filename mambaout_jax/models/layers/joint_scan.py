@@ -66,6 +66,12 @@ class ScanBranch(nnx.Module):
         return ScanInputs(u, delta, self.A_log[...], B, C, self.D[...], self.dt_proj.bias[...])
 
 
+def pad_to_longest(sequences: Sequence[Float[Array, "b _ c"]]) -> list[Float[Array, "b l c"]]:
+    """Pad sequences with zeros at the end, to the length of the longest."""
+    longest = max(x.shape[1] for x in sequences)
+    return [jnp.pad(x, ((0, 0), (0, longest - x.shape[1]), (0, 0))) for x in sequences]
+
+
 def scan_jointly(
     directions: Sequence[ScanInputs],
     z: Sequence[Float[Array, "b l e"]] = (),

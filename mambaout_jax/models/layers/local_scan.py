@@ -4,6 +4,7 @@ Reference: Huang et al., LocalMamba: Visual State Space Model with Windowed Sele
 github.com/hunto/LocalMamba at 75e5d1f0, classification/lib/models/mamba.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from jaxtyping import Array, Float
 from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.layers.linear import Linear
 from mambaout_jax.models.layers.norm import LayerNorm
+from mambaout_jax.models.layers.windows import merge_windows, split_windows
 from mambaout_jax.ops import gelu
 
 
@@ -38,13 +40,11 @@ class LocalDirection(NamedTuple):
         If the windows do not tile the map, it is padded with zeros at the bottom and right. The zeros are in the
         sequence, and come first in a flipped one.
         """
-        b, h, w, c = x.shape
-        if self.window is None:
-            x = x.swapaxes(1, 2) if self.columns else x
-        else:
-            side, (rows, columns) = self.window, self._windows(h, w)
-            x = jnp.pad(x, ((0, 0), (0, rows * side - h), (0, columns * side - w), (0, 0)))
-            x = x.reshape(b, rows, side, columns, side, c).swapaxes(2, 3)
+        b, *_, c = x.shape
+        if self.window is not None:
+            x = split_windows(x, self.window)
+        elif self.columns:
+            x = x.swapaxes(1, 2)
         x = x.reshape(b, -1, c)
         return jnp.flip(x, 1) if self.flip else x
 
@@ -61,19 +61,13 @@ class LocalDirection(NamedTuple):
             return y.reshape(b, height, width, c).swapaxes(1, 2).reshape(b, height, width, c)
         if self.window is None:
             return y.reshape(b, height, width, c)
-        side, (rows, columns) = self.window, self._windows(height, width)
-        y = y.reshape(b, rows, columns, side, side, c).swapaxes(2, 3).reshape(b, rows * side, columns * side, c)
-        return y[:, :height, :width]
+        return merge_windows(y, self.window, height, width)
 
     def length(self, height: int, width: int) -> int:
         """Return the length of the sequence of a map, with its padding."""
         if self.window is None:
             return height * width
-        rows, columns = self._windows(height, width)
-        return rows * columns * self.window**2
-
-    def _windows(self, height, width):
-        return -(-height // self.window), -(-width // self.window)
+        return math.prod(-(-side // self.window) * self.window for side in (height, width))
 
 
 def parse_directions(blocks: Sequence[str]) -> tuple[tuple[LocalDirection, ...], ...]:

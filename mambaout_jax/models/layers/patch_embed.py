@@ -1,13 +1,10 @@
 """The patch embedding."""
 
-import math
-
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from mambaout_jax.models.layers.conv import Conv2d
-from mambaout_jax.models.layers.parameters import uniform_within
+from mambaout_jax.models.layers.conv import default_conv2d
 
 
 class PatchEmbed(nnx.Module):
@@ -18,17 +15,7 @@ class PatchEmbed(nnx.Module):
     """
 
     def __init__(self, in_chans: int, dim: int, patch_size: int, *, dtype: jnp.dtype):
-        # PyTorch's default initialization of convolutions, as in the reference implementations.
-        initializer = uniform_within(1 / math.sqrt(patch_size**2 * in_chans))
-        self.proj = Conv2d(
-            in_chans,
-            dim,
-            patch_size,
-            stride=patch_size,
-            initializer=initializer,
-            bias_initializer=initializer,
-            dtype=dtype,
-        )
+        self.proj = default_conv2d(in_chans, dim, patch_size, stride=patch_size, dtype=dtype)
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b l d"]:
         x = self.proj(x)

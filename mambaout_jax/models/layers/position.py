@@ -1,7 +1,7 @@
 """Position embeddings and the size of images: checks, and resampling to another size."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,25 +15,23 @@ def resample_position_embedding(
     grid: tuple[int, int],
     *,
     old_grid: tuple[int, int] | None = None,
-    num_prefix_tokens: int = 0,
 ) -> Float[np.ndarray, "1 m d"]:
-    """Interpolate learned position embeddings to another patch grid; those of prefix tokens are kept.
+    """Interpolate learned position embeddings of patches to another grid.
 
     Bicubic with half-pixel centers, like `torch.nn.functional.interpolate(mode="bicubic", antialias=True)`; the rule of
     `resample_abs_pos_embed` in timm 1.0.31.
 
     Args:
-        embedding: embeddings of the prefix tokens, then of the patches row by row.
+        embedding: embeddings of the patches row by row.
         grid: target rows and columns of patches.
         old_grid: rows and columns of `embedding`; None for a square grid.
-        num_prefix_tokens: number of tokens before the patches, such as the class token.
 
     Raises:
         ModelError: the number of patches does not match the old grid.
     """
-    num_patches = embedding.shape[1] - num_prefix_tokens
+    num_patches = embedding.shape[1]
     if old_grid is None:
-        old_grid = (math.isqrt(max(num_patches, 0)),) * 2
+        old_grid = (math.isqrt(num_patches),) * 2
     if math.prod(old_grid) != num_patches:
         raise ModelError(
             f"position embeddings have {num_patches} patches; {old_grid[0]}x{old_grid[1]} is expected, the grid of the "
@@ -41,11 +39,10 @@ def resample_position_embedding(
         )
     if old_grid == tuple(grid):
         return embedding
-    prefix, patches = np.split(embedding, [num_prefix_tokens], axis=1)
     rows, columns = (_bicubic_matrix(*sizes) for sizes in zip(old_grid, grid, strict=True))
-    patches = patches[0].astype(np.float64).reshape(*old_grid, -1)
+    patches = embedding[0].astype(np.float64).reshape(*old_grid, -1)
     patches = np.einsum("yh,xw,hwd->yxd", rows, columns, patches, optimize=True)
-    return np.concatenate([prefix, patches.reshape(1, math.prod(grid), -1).astype(prefix.dtype)], axis=1)
+    return patches.reshape(1, math.prod(grid), -1).astype(embedding.dtype)
 
 
 def resample_pos_embed(
@@ -54,14 +51,15 @@ def resample_pos_embed(
     grid: tuple[int, int],
     *,
     old_grid: tuple[int, int] | None,
-    num_prefix_tokens: int = 0,
+    class_positions: Callable[[int], Sequence[int]] = lambda length: (),
 ) -> dict[tuple[str | int, ...], Any]:
-    """Return parameters with `pos_embed` resampled to a grid; all others are returned as they are.
+    """Return parameters with the patches of `pos_embed` resampled to a grid; all others are returned as they are.
 
     Args:
         params: arrays by path: all parameters of a model or some of them.
         shape: shape of the model's own `pos_embed`; without `old_grid`, embeddings of this shape are kept.
-        grid, old_grid, num_prefix_tokens: as in `resample_position_embedding`.
+        grid, old_grid: as in `resample_position_embedding`.
+        class_positions: function from the number of all tokens to the positions of class tokens among them.
 
     Raises:
         ModelError: the number of patches does not match the old grid.
@@ -69,10 +67,12 @@ def resample_pos_embed(
     embedding = params.get(("pos_embed",))
     if embedding is None or (old_grid is None and embedding.shape == shape):
         return dict(params)
-    resampled = resample_position_embedding(
-        np.asarray(embedding), grid, old_grid=old_grid, num_prefix_tokens=num_prefix_tokens
-    )
-    return {**params, ("pos_embed",): resampled}
+    embedding = np.asarray(embedding)
+    where = list(class_positions(embedding.shape[1]))
+    patches = resample_position_embedding(np.delete(embedding, where, axis=1), grid, old_grid=old_grid)
+    where_now = class_positions(patches.shape[1] + len(where))
+    before = [position - count for count, position in enumerate(where_now)]  # numbers of patches
+    return {**params, ("pos_embed",): np.insert(patches, before, embedding[:, where], axis=1)}
 
 
 def check_image_size(images: Float[Array, "b h w i"], img_size: tuple[int, int]) -> None:

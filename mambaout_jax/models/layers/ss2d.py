@@ -6,7 +6,7 @@ github.com/MzeroMiko/VMamba at 2ed52ead, classification/models/vmamba.py.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,13 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from mambaout_jax.models.layers.conv import default_conv2d
+from mambaout_jax.models.layers.joint_scan import pad_to_longest
 from mambaout_jax.models.layers.linear import Linear
 from mambaout_jax.models.layers.norm import LayerNorm
 from mambaout_jax.models.layers.parameters import ones, parameter, saveable, uniform_within
 from mambaout_jax.models.layers.selective_ssm import initial_decay, initial_dt_bias
-from mambaout_jax.ops import flatten_map, matmul, selective_scan, unflatten_map
+from mambaout_jax.ops import matmul, selective_scan
+from mambaout_jax.ops.scan_order import Direction
 
 
 @runtime_checkable
@@ -32,24 +34,8 @@ class ScanDirection(Protocol):
         """Return the map of a sequence, without its padding."""
 
 
-class CrossDirection(NamedTuple):
-    """Row by row or column by column, from the first pixel or, if `reverse`, from the last."""
-
-    columns: bool
-    reverse: bool
-
-    def sequence(self, x: Float[Array, "b h w c"]) -> Float[Array, "b l c"]:
-        """Return the pixels of a map in this order."""
-        y = flatten_map(x, columns=self.columns)
-        return jnp.flip(y, 1) if self.reverse else y
-
-    def feature_map(self, y: Float[Array, "b l c"], height: int, width: int) -> Float[Array, "b h w c"]:
-        """Return the map of a sequence: the inverse of `sequence`."""
-        return unflatten_map(jnp.flip(y, 1) if self.reverse else y, height, width, columns=self.columns)
-
-
 # The order of VMamba's parameters.
-CROSS_SCAN = tuple(CrossDirection(columns, reverse) for reverse in (False, True) for columns in (False, True))
+CROSS_SCAN = tuple(Direction(columns, reverse) for reverse in (False, True) for columns in (False, True))
 
 
 class SS2D(nnx.Module):
@@ -103,6 +89,11 @@ class SS2D(nnx.Module):
         self.impl = impl
         self.dtype = dtype
 
+    @property
+    def scans(self) -> tuple[int, int, int]:
+        """Return the number of directions, their channels and the states per channel."""
+        return len(self.directions), self.out_proj.weight.shape[0], self.A_logs.shape[1]
+
     def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
         x, *z = self.in_proj.apply_split(x, [self.out_proj.weight.shape[0]] if self.gated else [])
         y = self.out_norm(self.scan(jax.nn.silu(self.conv2d(x))))
@@ -126,11 +117,11 @@ class SS2D(nnx.Module):
         delta = [saveable(matmul(part, weight.T)) for part, weight in zip(dt, dt_projs, strict=True)]
         lengths = [part.shape[1] for part in u]
         y = selective_scan(
-            jnp.concatenate(_pad(u), axis=-1),
-            jnp.concatenate(_pad(delta), axis=-1),
+            jnp.concatenate(pad_to_longest(u), axis=-1),
+            jnp.concatenate(pad_to_longest(delta), axis=-1),
             -jnp.exp(self.A_logs[...]),
-            jnp.stack(_pad(B), axis=2),
-            jnp.stack(_pad(C), axis=2),
+            jnp.stack(pad_to_longest(B), axis=2),
+            jnp.stack(pad_to_longest(C), axis=2),
             self.Ds[...],
             delta_bias=self.dt_projs_bias.reshape(-1),
             delta_softplus=True,
@@ -143,9 +134,3 @@ class SS2D(nnx.Module):
     def _weight(self, x):
         b, h, w, e = x.shape
         return self.scan_gate(x.reshape(b, h * w, e)).reshape(b, h, w, e)
-
-
-def _pad(sequences):
-    """Pad sequences with zeros at the end, to the length of the longest."""
-    longest = max(x.shape[1] for x in sequences)
-    return [jnp.pad(x, ((0, 0), (0, longest - x.shape[1]), (0, 0))) for x in sequences]

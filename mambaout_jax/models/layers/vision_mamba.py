@@ -16,7 +16,7 @@ from mambaout_jax.models.layers.drop import drop_path, dropout
 from mambaout_jax.models.layers.linear import Linear
 from mambaout_jax.models.layers.norm import RMSNorm
 from mambaout_jax.models.layers.parameters import Initializer, normal, parameter
-from mambaout_jax.models.layers.position import check_image_size, resample_position_embedding
+from mambaout_jax.models.layers.position import check_image_size, resample_pos_embed
 from mambaout_jax.models.layers.rotation import rotate_patches
 
 CLASS_TOKENS = ("none", "first", "middle", "both")
@@ -56,12 +56,13 @@ class VisionMamba(nnx.Module):
     of its references. It accepts images of `img_size` only.
 
     Args:
-        mixers: the mixer of each block; a mixer has `no_decay`, paths of its parameters without weight decay.
+        mixers: the mixer of each block; a mixer has `no_decay`, paths of its parameters without weight decay, and
+            `scans`, its number of directions, their channels and the states per channel.
         patch_embed: module from images to patches, row by row, with the convolution `proj`.
         grid: rows and columns of patches.
         stride: distance of patches in pixels.
         class_token: position of learned class tokens, one of `CLASS_TOKENS`.
-        rope: apply rotary position embeddings (RoPE) to the patches before every block.
+        rope: apply rotary position embeddings (RoPE) to the patches before every block; for square images.
         out_indices: blocks of the feature maps; None for the last one.
 
     Raises:
@@ -91,6 +92,9 @@ class VisionMamba(nnx.Module):
         depth = len(mixers)
         if rope and embed_dim % 4:
             raise ModelError(f"embed_dim is {embed_dim}; a multiple of 4 is expected with rope")
+        # The reference has one number of patches per side, by which it scales the positions of rows and columns.
+        if rope and grid[0] != grid[1]:
+            raise ModelError(f"img_size is {img_size}; square images are expected with rope")
         if rope and class_token not in ("none", "first"):
             raise ModelError(f"class_token is {class_token!r}; 'none' or 'first' is expected with rope")
         self.patch_embed = patch_embed
@@ -148,6 +152,11 @@ class VisionMamba(nnx.Module):
             *(("layers", i, "mixer", *path) for i, layer in enumerate(self.layers) for path in layer.mixer.no_decay),
         )
 
+    @property
+    def scans(self) -> tuple[tuple[int, ...], ...]:
+        """Return the directions, channels and states of the scans of a block, for each map."""
+        return (self.layers[0].mixer.scans,) * len(self.out_indices)
+
     def resample_params(
         self, params: Mapping[tuple[str | int, ...], Any], img_size: tuple[int, int] | None = None
     ) -> dict[tuple[str | int, ...], Any]:
@@ -160,16 +169,13 @@ class VisionMamba(nnx.Module):
             img_size: (height, width) that they were trained at; None if unknown: then embeddings of another length
                 are taken to be those of square images.
         """
-        embedding = params.get(("pos_embed",))
-        if embedding is None or (img_size is None and embedding.shape == self.pos_embed.shape):
-            return dict(params)
-        embedding = np.asarray(embedding)
-        where = list(self._class_positions(embedding.shape[1]))
-        old_grid = None if img_size is None else self.grid_of(img_size)
-        patches = resample_position_embedding(np.delete(embedding, where, axis=1), self.grid, old_grid=old_grid)
-        where_now = self._class_positions(patches.shape[1] + len(where))
-        before = [position - count for count, position in enumerate(where_now)]  # numbers of patches
-        return {**params, ("pos_embed",): np.insert(patches, before, embedding[:, where], axis=1)}
+        return resample_pos_embed(
+            params,
+            self.pos_embed.shape,
+            self.grid,
+            old_grid=None if img_size is None else self.grid_of(img_size),
+            class_positions=self._class_positions,
+        )
 
     def grid_of(self, img_size: tuple[int, int]) -> tuple[int, int]:
         """Return the rows and columns of patches of an image."""

@@ -132,6 +132,11 @@ class VSSM(nnx.Module):
         """Return the stride of each stage's map, in pixels."""
         return tuple(4 * 2**index for index in range(len(self.layers)))
 
+    @property
+    def scans(self) -> tuple[tuple[int, ...], ...]:
+        """Return the directions, channels and states of the scans of a block, for each map."""
+        return tuple(max(block.op.scans for block in stage.blocks) for stage in self.layers)
+
     def features(self, images: Float[Array, "b h w i"], key: Key[Array, ""] | None) -> list[Array]:
         """Compute the map of every stage."""
         x = self.patch_embed(images)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from mambaout_jax.checks import ConfigKey
 from mambaout_jax.models.errors import ModelError
-from mambaout_jax.models.layers.joint_scan import ScanBranch, scan_jointly
+from mambaout_jax.models.layers.joint_scan import ScanBranch, pad_to_longest, scan_jointly
 from mambaout_jax.models.layers.linear import Linear
 from mambaout_jax.models.layers.local_scan import ChannelGate, LocalDirection, parse_directions
 from mambaout_jax.models.layers.parameters import normal, uniform_within, zeros
@@ -71,7 +71,10 @@ OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
             "classify from a learned class token in the middle of the patches, not from their mean",
         ),
         "rope": ConfigKey(
-            bool, None, True, "apply rotary position embeddings (RoPE) before every block; not with class_token"
+            bool,
+            None,
+            True,
+            "apply rotary position embeddings (RoPE) before every block; for square images, not with class_token",
         ),
         "out_indices": OUT_INDICES,
         "scan_impl": SCAN_IMPL,
@@ -196,6 +199,7 @@ class LocalMixer(nnx.Module):
             for _ in directions
         )
         self.attn = ChannelGate(inner, dtype=dtype)
+        # The reference draws all linear layers from N(0, 0.02^2), and then this one again.
         self.out_proj = Linear(inner, dim, bias=False, initializer=uniform_within((inner * depth) ** -0.5), dtype=dtype)
         self.directions = tuple(directions)
         self.grid = grid
@@ -207,12 +211,16 @@ class LocalMixer(nnx.Module):
         """Return the paths of the parameters without weight decay, vectors aside."""
         return tuple(("branches", index, "A_log") for index in range(NUM_DIRECTIONS))
 
+    @property
+    def scans(self) -> tuple[int, int, int]:
+        """Return the number of directions, their channels and the states per channel."""
+        return len(self.directions), *self.branches[0].A_log.shape
+
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         token, xz = self._cut(self.in_proj(x))
         xz = xz.reshape(len(xz), *self.grid, xz.shape[2])
-        sequences = [self._insert(token, direction.sequence(xz)) for direction in self.directions]
-        longest = max(sequence.shape[1] for sequence in sequences)
-        xs, zs = zip(*(jnp.split(_pad(sequence, longest), 2, axis=2) for sequence in sequences), strict=True)
+        sequences = pad_to_longest([self._insert(token, direction.sequence(xz)) for direction in self.directions])
+        xs, zs = zip(*(jnp.split(sequence, 2, axis=2) for sequence in sequences), strict=True)
         scans = [branch(x) for branch, x in zip(self.branches, xs, strict=True)]
         ys = scan_jointly(scans, zs, impl=self.scan_impl)
         maps = map(self._merge, self.directions, ys)
@@ -240,7 +248,3 @@ class LocalMixer(nnx.Module):
     @property
     def _position(self):
         return math.prod(self.grid) // 2
-
-
-def _pad(x, length):
-    return jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0)))

@@ -14,7 +14,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             crop_pct=0.875,
             top1={224: 82.7},
             params=25_527_160,
-            macs=3_688_464_384,
+            macs=5_622_564_864,
         ),
         "localvmamba_small": Variant(
             {"depths": (2, 2, 27, 2), "directions": SMALL},
@@ -24,7 +24,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
                 "https://github.com/hunto/LocalMamba/releases/download/v1.0.0/local_vssm_small.ckpt", None
             ),
             params=49_748_536,
-            macs=7_710_750_720,
+            macs=11_203_000_320,
         ),
     }
 )

@@ -172,6 +172,8 @@ class MambaOut(nnx.Module):
     ):
         if len(depths) != len(dims):
             raise ModelError(f"depths is {depths} and dims {dims}; tuples of equal length are expected")
+        if dims[0] < 2:
+            raise ModelError(f"dims is {dims}; at least 2 channels in the first stage are expected")
         if kernel_size % 2 == 0:
             raise ModelError(f"kernel_size is {kernel_size}; an odd number is expected, so that maps keep their size")
         if token_mixer == "conv" and scan_order != "causal":
@@ -235,6 +237,12 @@ class MambaOut(nnx.Module):
     def feature_strides(self) -> tuple[int, ...]:
         """Return the stride of each stage's map, in pixels."""
         return tuple(4 * 2**index for index in range(len(self.dims)))
+
+    @property
+    def scans(self) -> tuple[tuple[int, ...], ...]:
+        """Return the directions, channels and states of the scans of a block, for each map."""
+        ssms = [stage.blocks[0].ssm or () for stage in self.stages]
+        return tuple((len(ssm), *ssm[0].A_log.shape) if ssm else () for ssm in ssms)
 
     def features(self, images: Float[Array, "b h w i"], key: Key[Array, ""] | None) -> list[Array]:
         """Compute the map of every stage."""

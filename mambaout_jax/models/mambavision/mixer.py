@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from mambaout_jax.models.layers.conv import CausalConv1d
+from mambaout_jax.models.layers.conv import CausalConv1d, DepthwiseConv1d
 from mambaout_jax.models.layers.linear import Linear
 from mambaout_jax.models.layers.parameters import saveable
 from mambaout_jax.models.layers.selective_ssm import SelectiveSSM
@@ -17,13 +17,12 @@ D_STATE, D_CONV = 8, 3
 TOKEN_MIXERS = ("causal_conv", "conv", "gated", "concat")
 
 
-class Conv1d(CausalConv1d):
+class CenteredConv1d(DepthwiseConv1d):
     """A depthwise convolution of a sequence, centered on the current step; `weight` is (k, 1, d)."""
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
-        around, length = self.weight.shape[0] - 1, x.shape[1]
-        padded = jnp.pad(x, ((0, 0), (around // 2, around - around // 2), (0, 0)))
-        return self._sum(padded, length)
+        around = self.weight.shape[0] - 1
+        return self._convolve(x, around // 2, around - around // 2)
 
 
 class TwiceBiasedSSM(SelectiveSSM):
@@ -52,9 +51,10 @@ class MambaVisionMixer(nnx.Module):
     def __init__(self, dim: int, *, token_mixer: str = "concat", scan_impl: str = "auto", dtype: jnp.dtype):
         half = dim // 2
         self.in_proj = Linear(dim, 2 * half, bias=False, dtype=dtype)
-        conv = CausalConv1d if token_mixer == "causal_conv" else Conv1d
+        conv = CausalConv1d if token_mixer == "causal_conv" else CenteredConv1d
         self.conv1d_x = conv(half, D_CONV, bias=False, dtype=dtype)
-        self.conv1d_z = Conv1d(half, D_CONV, bias=False, dtype=dtype) if token_mixer in ("gated", "concat") else None
+        convolves_z = token_mixer in ("gated", "concat")
+        self.conv1d_z = CenteredConv1d(half, D_CONV, bias=False, dtype=dtype) if convolves_z else None
         self.ssm = TwiceBiasedSSM(half, d_state=D_STATE, dt_rank=math.ceil(dim / 16), impl=scan_impl, dtype=dtype)
         self.out_proj = Linear(2 * half if token_mixer == "concat" else half, dim, bias=False, dtype=dtype)
         self.token_mixer = token_mixer

@@ -22,8 +22,9 @@ from mambaout_jax.models.layers.conv import default_conv2d
 from mambaout_jax.models.layers.drop import drop_path, dropout
 from mambaout_jax.models.layers.linear import Linear, Mlp, activation
 from mambaout_jax.models.layers.norm import BatchNorm, LayerNorm, LayerScale
+from mambaout_jax.models.layers.windows import merge_windows, split_windows
 from mambaout_jax.models.mambavision.mixer import TOKEN_MIXERS, MambaVisionMixer
-from mambaout_jax.models.options import BLOCKS, COMMON, SCAN_IMPL
+from mambaout_jax.models.options import BLOCKS, COMMON, SCAN_IMPL, require
 
 NUM_STAGES = 4
 FIRST_WINDOWED = 2  # stages 0 and 1 have convolutions
@@ -116,25 +117,6 @@ class Stage(nnx.Module):
         self.downsample = downsample
         self.blocks = nnx.List(blocks)
         self.window = window
-
-
-def split_windows(x: Float[Array, "b h w d"], side: int) -> Float[Array, "n l d"]:
-    """Split maps into square windows, row by row, and each window into tokens, row by row.
-
-    Maps are padded with zeros at the bottom and right to a multiple of the side. The zeros are tokens like others.
-    """
-    b, h, w, d = x.shape
-    rows, columns = -(-h // side), -(-w // side)
-    x = jnp.pad(x, ((0, 0), (0, rows * side - h), (0, columns * side - w), (0, 0)))
-    x = x.reshape(b, rows, side, columns, side, d).swapaxes(2, 3)
-    return x.reshape(b * rows * columns, side * side, d)
-
-
-def merge_windows(x: Float[Array, "n l d"], side: int, h: int, w: int) -> Float[Array, "b h w d"]:
-    """Merge the windows of `split_windows` into maps of height h and width w."""
-    rows, columns = -(-h // side), -(-w // side)
-    x = x.reshape(-1, rows, columns, side, side, x.shape[-1]).swapaxes(2, 3)
-    return x.reshape(-1, rows * side, columns * side, x.shape[-1])[:, :h, :w]
 
 
 def attention_indices(depth: int, pattern: str, count: int | None) -> frozenset[int]:
@@ -245,6 +227,7 @@ class MambaVision(nnx.Module):
                 f"attention_blocks is {attention_blocks} and attention_pattern 'alternating'; set attention_blocks to "
                 "None, or the pattern to 'last' or 'first'"
             )
+        require.ratio("mlp_ratio", mlp_ratio, dim * 2**FIRST_WINDOWED)
         dtype = jnp.dtype(dtype)
         self.stem = Stem(in_chans, in_dim, dim, dtype=dtype)
         self.feature_channels = tuple(dim * 2**stage for stage in range(NUM_STAGES))
@@ -286,6 +269,13 @@ class MambaVision(nnx.Module):
             if isinstance(module.mixer, MambaVisionMixer)
             for name in ("A_log", "D")
         )
+
+    @property
+    def scans(self) -> tuple[tuple[int, ...], ...]:
+        """Return the directions, channels and states of the scans of a block, for each map."""
+        mixers = [[getattr(block, "mixer", None) for block in stage.blocks] for stage in self.stages]
+        ssms = [next((each.ssm for each in stage if isinstance(each, MambaVisionMixer)), None) for stage in mixers]
+        return tuple(() if ssm is None else (1, *ssm.A_log.shape) for ssm in ssms)
 
     def features(self, images: Float[Array, "b h w i"], key: Key[Array, ""] | None) -> list[Array]:
         """Compute the map of every stage, before the downsampling to the next."""

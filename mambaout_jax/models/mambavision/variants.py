@@ -35,7 +35,7 @@ _LARGE_IMAGES = {"size": 512, "crop_pct": 0.93, "crop_mode": "squash"}
 VARIANTS: Mapping[str, Variant] = MappingProxyType(
     {
         "mambavision_t": Variant(
-            _T, top1={224: 82.3}, checkpoint=_published("T-1K", "tiny_1k"), params=31_794_248, macs=4_563_570_176
+            _T, top1={224: 82.3}, checkpoint=_published("T-1K", "tiny_1k"), params=31_794_248, macs=4_575_016_576
         ),
         "mambavision_t2": Variant(
             _T2,
@@ -43,7 +43,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             top1={224: 82.7},
             checkpoint=_published("T2-1K", "tiny2_1k"),
             params=35_104_008,
-            macs=5_233_921_536,
+            macs=5_249_946_496,
         ),
         "mambavision_s": Variant(
             _S,
@@ -51,14 +51,14 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             top1={224: 83.3},
             checkpoint=_published("S-1K", "small_1k"),
             params=50_140_584,
-            macs=7_576_390_656,
+            macs=7_591_499_904,
         ),
         "mambavision_b": Variant(
             _B,
             top1={224: 84.2},
             checkpoint=_published("B-1K", "base_1k"),
             params=97_685_288,
-            macs=15_160_397_824,
+            macs=15_184_206_336,
             recipe={"optim.warmup_epochs": 35, "optim.weight_decay": 0.075},
         ),
         "mambavision_b_21k": Variant(
@@ -66,7 +66,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             top1={224: 84.9},
             checkpoint=_published("B-21K", "base_21k"),
             params=97_685_288,
-            macs=15_160_397_824,
+            macs=15_184_206_336,
             recipe=None,
         ),
         "mambavision_l": Variant(
@@ -74,7 +74,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             top1={224: 85.0},
             checkpoint=_published("L-1K", "large_1k"),
             params=227_961_048,
-            macs=35_156_673_664,
+            macs=35_193_130_448,
             recipe={"optim.weight_decay": 0.12},
         ),
         "mambavision_l_21k": Variant(
@@ -82,7 +82,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             top1={224: 86.1},
             checkpoint=_published("L-21K", "large_21k"),
             params=227_961_048,
-            macs=35_156_673_664,
+            macs=35_193_130_448,
             recipe=None,
         ),
         "mambavision_l2": Variant(
@@ -90,7 +90,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             top1={224: 85.3},
             checkpoint=_published("L2-1K", "large2_1k"),
             params=241_554_824,
-            macs=37_876_065_472,
+            macs=37_918_130_992,
             recipe={"optim.weight_decay": 0.12},
         ),
         "mambavision_l2_512_21k": Variant(
@@ -99,7 +99,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             top1={512: 87.3},
             checkpoint=_published("L2-512-21K", "L2_21k_240m_512"),
             params=241_554_824,
-            macs=206_185_639_168,
+            macs=206_405_410_048,
             recipe=None,
         ),
         "mambavision_l3_256_21k": Variant(
@@ -108,7 +108,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             top1={256: 87.3},
             checkpoint=_published("L3-256-21K", "L3_21k_740m_256"),
             params=739_570_472,
-            macs=123_536_883_712,
+            macs=123_656_486_912,
             recipe=None,
         ),
         "mambavision_l3_512_21k": Variant(
@@ -117,7 +117,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             top1={512: 88.1},
             checkpoint=_published("L3-512-21K", "L3_21k_740m_512"),
             params=739_570_472,
-            macs=511_254_151_168,
+            macs=511_732_563_968,
             recipe=None,
         ),
     }

@@ -13,9 +13,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from mambaout_jax.models.layers.conv import Conv2d
+from mambaout_jax.models.layers.conv import default_conv2d
 from mambaout_jax.models.layers.linear import Linear
-from mambaout_jax.models.layers.parameters import normal, ones, parameter, saveable, uniform_within
+from mambaout_jax.models.layers.parameters import normal, ones, parameter, saveable
 from mambaout_jax.models.layers.selective_ssm import initial_decay
 from mambaout_jax.ops import matmul, selective_scan
 
@@ -54,17 +54,9 @@ class SnakeMixer(nnx.Module):
     ):
         channels, rank = int(expand * dim), math.ceil(dim / 16)
         self.in_proj = Linear(dim, 2 * channels, bias=bias, dtype=dtype)
-        # PyTorch's default; the reference initializes only linear layers otherwise.
-        initializer = uniform_within(1 / kernel_size)
-        self.conv2d = Conv2d(
-            channels,
-            channels,
-            kernel_size,
-            padding=kernel_size // 2,
-            groups=channels,
-            initializer=initializer,
-            bias_initializer=initializer,
-            dtype=dtype,
+        # The reference changes PyTorch's initial values of linear layers only.
+        self.conv2d = default_conv2d(
+            channels, channels, kernel_size, padding=kernel_size // 2, groups=channels, dtype=dtype
         )
         self.x_proj = Linear(channels, rank + 2 * d_state, bias=False, dtype=dtype)
         self.dt_proj = Linear(rank, channels, dtype=dtype)

@@ -27,7 +27,7 @@ from mambaout_jax.models.layers.norm import BatchNorm, LayerNorm
 from mambaout_jax.models.layers.parameters import normal, parameter
 from mambaout_jax.models.layers.position import check_image_size, resample_pos_embed
 from mambaout_jax.models.options import BLOCKS, COMMON, IMG_SIZE, OUT_INDICES, SCAN_IMPL, require
-from mambaout_jax.models.plainmamba.mixer import SnakeMixer
+from mambaout_jax.models.plainmamba.mixer import NUM_PATHS, SnakeMixer
 from mambaout_jax.ops import gelu
 
 STEM_CHANNELS = 64
@@ -213,6 +213,11 @@ class PlainMamba(nnx.Module):
         names = ("A_log", "D", "direction_Bs")
         mixers = (("blocks", index, "mixer", name) for index in range(len(self.blocks)) for name in names)
         return (("pos_embed",), *mixers)
+
+    @property
+    def scans(self) -> tuple[tuple[int, ...], ...]:
+        """Return the directions, channels and states of the scans of a block, for each map."""
+        return ((NUM_PATHS, *self.blocks[0].mixer.A_log.shape),) * len(self.out_indices)
 
     def resample_params(
         self, params: Mapping[ParamPath, Any], img_size: tuple[int, int] | None = None

@@ -23,7 +23,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             checkpoint=_published("l1"),
             recipe={"optim.warmup_epochs": 15, "optim.clip_grad_norm": 5.0, "optim.ema_decay": None},
             params=7_551_656,
-            macs=1_965_222_144,
+            macs=3_012_897_024,
         ),
         "plainmamba_l2": Variant(
             {"embed_dim": 384, "depth": 24, "num_convs": 2},
@@ -31,7 +31,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             top1={224: 81.6},
             checkpoint=_published("l2"),
             params=26_145_832,
-            macs=5_979_356_160,
+            macs=8_074_705_920,
         ),
         "plainmamba_l3": Variant(
             {"embed_dim": 448, "depth": 36, "num_convs": 2},
@@ -45,7 +45,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
                 "optim.min_learning_rate": 1e-5,
             },
             params=50_956_456,
-            macs=10_766_110_208,
+            macs=14_432_972_288,
         ),
     }
 )

@@ -101,11 +101,8 @@ class Vim(VisionMamba):
         img_size = tuple(img_size)
         if min(img_size) < patch_size:
             raise ModelError(f"img_size is {img_size}; at least patch_size {patch_size} is expected")
-        if rope and (img_size[0] != img_size[1] or stride != patch_size):
-            raise ModelError(
-                f"img_size is {img_size} and stride is {stride}; with rope, square images and stride {patch_size}, the "
-                "patch_size, are expected"
-            )
+        if rope and stride != patch_size:
+            raise ModelError(f"stride is {stride}; {patch_size}, the patch_size, is expected with rope")
         dtype = jnp.dtype(dtype)
         self.patch_size = patch_size
         self.stride = stride
@@ -227,6 +224,11 @@ class BidirectionalMixer(nnx.Module):
     def no_decay(self) -> tuple[tuple[str, ...], ...]:
         """Return the paths of the parameters without weight decay, vectors aside."""
         return (("forward", "A_log"),) if self.backward is None else (("forward", "A_log"), ("backward", "A_log"))
+
+    @property
+    def scans(self) -> tuple[int, int, int]:
+        """Return the number of directions, their channels and the states per channel."""
+        return 1 if self.backward is None else 2, *self.forward.A_log.shape
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         x, z = self.in_proj.apply_split(x, [self.out_proj.weight.shape[0]])

@@ -22,7 +22,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             top1={224: 76.1},
             checkpoint=_weights("Vim-tiny-midclstok", "vim_t_midclstok_76p1acc"),
             params=7_148_008,
-            macs=1_278_193_152,
+            macs=1_804_703_232,
         ),
         "vim_small": Variant(
             _SMALL,
@@ -31,15 +31,16 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             checkpoint=_weights("Vim-small-midclstok", "vim_s_midclstok_80p5acc"),
             recipe={"batch_size": 512, "augment.mixup_group": 64, "optim.weight_decay": 0.05},
             params=25_796_584,
-            macs=4_822_195_200,
+            macs=5_875_215_360,
         ),
         "vim_base": Variant(
             {"embed_dim": 768},
             crop_pct=0.875,
             top1={224: 81.9},
             checkpoint=_weights("Vim-base-midclstok", "vim_b_midclstok_81p9acc", licence=None),
+            recipe=None,  # the repository has no script for it
             params=97_598_440,
-            macs=18_707_625_984,
+            macs=20_813_666_304,
         ),
         "vim_tiny_plus": Variant(
             _PLUS,
@@ -48,7 +49,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             checkpoint=_weights("Vim-tiny-midclstok", "vim_t_midclstok_ft_78p3acc"),
             recipe=None,
             params=7_250_344,
-            macs=4_736_331_264,
+            macs=6_687_358_464,
         ),
         "vim_small_plus": Variant(
             {**_SMALL, **_PLUS},
@@ -57,7 +58,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             checkpoint=_weights("Vim-small-midclstok", "vim_s_midclstok_ft_81p6acc"),
             recipe=None,
             params=26_001_256,
-            macs=17_868_807_168,
+            macs=21_770_861_568,
         ),
     }
 )

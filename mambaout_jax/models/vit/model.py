@@ -179,7 +179,7 @@ class VisionTransformer(nnx.Module):
             self.pos_embed.shape,
             self._grid(self.img_size),
             old_grid=None if img_size is None else self._grid(img_size),
-            num_prefix_tokens=0 if self.cls_token is None else 1,
+            class_positions=lambda _: () if self.cls_token is None else (0,),
         )
 
     def features(self, images: Float[Array, "b h w i"], key: Key[Array, ""] | None) -> list[Array]:

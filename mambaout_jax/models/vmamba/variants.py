@@ -58,7 +58,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             82.6,
             "%23v2cls/vssm1_tiny_0230s_ckpt_epoch_264",
             params=30_249_064,
-            macs=4_812_621_312,
+            macs=4_875_843_072,
         ),
         "vmamba_small_s1l20": _variant(
             _S1,
@@ -67,7 +67,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             83.3,
             "%23v2cls/vssm1_small_0229s_ckpt_epoch_240",
             params=49_012_840,
-            macs=8_469_548_544,
+            macs=8_568_897_024,
         ),
         "vmamba_base_s1l20": _variant(
             _S1,
@@ -76,10 +76,10 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             83.8,
             "%23v2cls/vssm1_base_0229s_ckpt_epoch_225",
             params=86_614_504,
-            macs=15_030_642_688,
+            macs=15_163_107_328,
         ),
         "vmamba_tiny_s2l5": _variant(
-            _S2, (2, 2, 5, 2), 96, 82.5, "%23v2cls/vssm_tiny_0230_ckpt_epoch_262", params=30_705_832, macs=4_716_208_128
+            _S2, (2, 2, 5, 2), 96, 82.5, "%23v2cls/vssm_tiny_0230_ckpt_epoch_262", params=30_705_832, macs=4_824_588_288
         ),
         "vmamba_small_s2l15": _variant(
             _S2,
@@ -88,7 +88,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             83.6,
             "%23v2cls/vssm_small_0229_ckpt_epoch_222",
             params=50_147_752,
-            macs=8_498_976_768,
+            macs=8_667_568_128,
         ),
         "vmamba_base_s2l15": _variant(
             _S2,
@@ -97,7 +97,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             83.9,
             "%23v2cls/vssm_base_0229_ckpt_epoch_237",
             params=88_557_800,
-            macs=15_069_880_320,
+            macs=15_294_668_800,
         ),
         "vmamba_tiny_v0": _variant(
             _V0,
@@ -106,7 +106,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             82.2,
             "%23v0cls/vssmtiny_dp01_ckpt_epoch_292",
             params=22_893_448,
-            macs=3_676_962_816,
+            macs=5_597_700_096,
             entry="model",
             recipe={"optim.ema_decay": None},
         ),
@@ -117,7 +117,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             83.5,
             "%23v0cls/vssmsmall_dp03_ckpt_epoch_238",
             params=44_417_416,
-            macs=7_689_738_240,
+            macs=11_181_987_840,
         ),
         "vmamba_base_v0": _variant(
             _V0,
@@ -126,7 +126,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             83.7,
             "%23v0cls/vssmbase_dp06_ckpt_epoch_241",
             params=76_254_056,
-            macs=13_297_262_592,
+            macs=17_953_595_392,
         ),
     }
 )

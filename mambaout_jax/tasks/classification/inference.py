@@ -14,7 +14,7 @@ from PIL import Image
 from mambaout_jax.data import DataError
 from mambaout_jax.data.imagenet_classes import imagenet_class_names
 from mambaout_jax.machine import MachineError, describe_fault, is_exhausted
-from mambaout_jax.models import Model
+from mambaout_jax.models import InputSpec, Model
 from mambaout_jax.tasks.api import MAX_PREDICTED, Example, stack_examples
 from mambaout_jax.tasks.classification.predictor import (
     ClassProbabilities,
@@ -46,7 +46,7 @@ def preprocess(
     """
     predictor = _build_predictor(model, None, exif_orientation)
     pixels = np.stack([example["image"] for example in _examples(predictor, _list_images(images))])
-    return jax.jit(model.input_spec.normalize)(pixels)
+    return _normalize(model.input_spec, pixels)
 
 
 def predict(
@@ -91,6 +91,11 @@ def predict(
         if isinstance(row, str):
             raise TaskError(f"{name}: {row}")
     return [row._replace(top=top) for row in found]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _normalize(spec: InputSpec, pixels: UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    return spec.normalize(pixels)
 
 
 # Cached, because a predictor has the compiled model.
