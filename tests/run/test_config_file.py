@@ -43,6 +43,7 @@ REQUIRES = {
     ("deit_tiny_patch16_224", "model.class_token"): ["--config.model.global_pool=avg"],
     "model.attention": ["--config.model.global_pool=avg"],
     ("localvim_tiny", "model.class_token"): ["--config.model.rope=False"],
+    ("localvim_tiny", "model.img_size"): ["--config.model.rope=False"],
     ("vim_tiny", "model.rope"): ["--config.model.class_token=first"],
 }
 STRUCTURE = ("task", "plugins", "model.name")
