@@ -22,7 +22,9 @@ def newest_step(workdir):
 
 # Programs that end as the command that they are given, with the terminal on stdin as their own, or without SIGHUP.
 OWN_TERMINAL = (
-    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+    "import fcntl, os, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "signal.signal(signal.SIGHUP, signal.SIG_DFL); "  # ignored below nohup
+    "os.execv(sys.argv[1], sys.argv[1:])"
 )
 NO_HANGUP = "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
 
