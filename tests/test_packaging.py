@@ -42,7 +42,7 @@ sys.meta_path.insert(0, Blocker())
 
 def run_without(modules, program, *arguments):
     command = [sys.executable, "-c", BLOCK + program, ",".join(modules), *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=900)
 
 
 def names(requirements):
