@@ -28,11 +28,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from _timing import check, finish, machine, median_ratio, time_interleaved, write_json
+from selective_scan import passes
 
 import mambaout_jax as mo
 from mambaout_jax.models import cpu_compiler_options
 from mambaout_jax.models.jaxprs import inner_jaxprs
-from mambaout_jax.ops import selective_scan
 from mambaout_jax.ops.selective_scan import run_scan
 from mambaout_jax.plan.plan import plan
 from mambaout_jax.plan.program import dataset_of
@@ -215,14 +215,8 @@ def draw(shapes):
 
 def time_scan(arguments, rounds):
     """Yield each pass with the median ratio of the times, and the median times in ms by implementation."""
-
-    def programs(impl):
-        forward = partial(selective_scan, impl=impl)
-        loss = lambda *arguments: (forward(*arguments) ** 2).sum()  # noqa: E731
-        return {"forward": forward, "gradient": jax.grad(loss, argnums=(0, 1, 2, 3, 4))}
-
     for kind in ("forward", "gradient"):
-        calls = {impl: partial(jax.jit(programs(impl)[kind]), *arguments) for impl in ("auto", "associative")}
+        calls = {impl: partial(jax.jit(passes(impl)[kind]), *arguments) for impl in ("auto", "associative")}
         seconds = time_interleaved(calls, rounds)
         ratio = median_ratio(seconds["associative"], seconds["auto"])
         yield kind, ratio, {impl: 1e3 * median(of) for impl, of in seconds.items()}

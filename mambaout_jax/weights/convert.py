@@ -1,8 +1,9 @@
 """Python functions for conversion: from PyTorch weights to variables and back."""
 
+import contextlib
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -49,7 +50,9 @@ def from_torch(model: Model, source: str | os.PathLike | Mapping[str, Any]) -> d
         warn_of_ignored(checkpoint.origin, checkpoint.ignored)
         _warn_of_licence(checkpoint, model.name)
         return from_checkpoint(model, checkpoint)
-    return _convert(model, *open_state_dict(source))
+    tensors, shapes = open_state_dict(source)
+    with _naming_variant(model, shapes):
+        return from_tensors(model, tensors, shapes)
 
 
 def from_checkpoint(model: Model, checkpoint: TorchCheckpoint, *, with_classifier: bool = True) -> dict[str, Any]:
@@ -58,23 +61,16 @@ def from_checkpoint(model: Model, checkpoint: TorchCheckpoint, *, with_classifie
     Args:
         with_classifier: False to ignore the last layer of the weights, if they have one; then the variables have none.
     """
-    with naming_source(checkpoint.origin):
-        return _convert(
-            model, checkpoint.tensors, checkpoint.shapes, _trained_size(checkpoint), with_classifier=with_classifier
-        )
+    size = _trained_size(checkpoint)
+    with naming_source(checkpoint.origin), _naming_variant(model, checkpoint.shapes):
+        return from_tensors(model, checkpoint.tensors, checkpoint.shapes, size, with_classifier=with_classifier)
 
 
-def _convert(
-    model: Model,
-    tensors: Mapping[str, Any],
-    shapes: Mapping[str, Shape],
-    img_size: tuple[int, int] | None = None,
-    *,
-    with_classifier: bool = True,
-) -> dict[str, Any]:
-    """Convert a state dict as in `from_tensors`; if it does not fit, the message names the variant that it fits."""
+@contextlib.contextmanager
+def _naming_variant(model: Model, shapes: Mapping[str, Shape]) -> Iterator[None]:
+    """Name, in the error of weights that do not fit a model, the variant that they fit."""
     try:
-        return from_tensors(model, tensors, shapes, img_size, with_classifier=with_classifier)
+        yield
     except MisfitError as error:
         if name := _other_variant(model, shapes):
             raise WeightsError(f"the weights do not fit {model.name}, but {name}") from error
