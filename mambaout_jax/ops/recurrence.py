@@ -20,26 +20,27 @@ from mambaout_jax.ops import recurrence_tpu
 _SHORT = 4
 
 
+# Channels come last, so that y is a sum across vector registers, not within them, in the groups that share B and C, so
+# that these broadcast. Sequences come first in all arrays, so that sums over them are taken once, after the scan.
 class Fixed(NamedTuple):
     """Inputs that are constant along the sequence; B or C is None if it varies."""
 
-    A: Float[Array, "1 n d"]
-    B: Float[Array, "1 n d"] | None
-    C: Float[Array, "1 n d"] | None
+    A: Float[Array, "b g n c"]
+    B: Float[Array, "b g n c"] | None
+    C: Float[Array, "b g n c"] | None
 
 
 class Varying(NamedTuple):
     """Inputs that vary along the sequence, time axis first; B or C is None if it is constant."""
 
-    u: Float[Array, "l b d"]
-    delta: Float[Array, "l b d"]
-    B: Float[Array, "l b n g"] | None
-    C: Float[Array, "l b n g"] | None
+    u: Float[Array, "l b g c"]
+    delta: Float[Array, "l b g c"]
+    B: Float[Array, "l b g n"] | None
+    C: Float[Array, "l b g n"] | None
 
 
-# Channels last, so that y is a sum across vector registers, not within them.
-State = Float[Array, "b n d"]
-# A scan over the first axis of `varying`; returns the last state and y (l, b, d).
+State = Float[Array, "b g n c"]
+# A scan over the first axis of `varying`; returns the last state and y (l, b, g, c).
 Run = Callable[[Fixed, State, Varying], tuple[State, Array]]
 # Returns (u, delta, A, B, C, state) in one dtype: u and delta (b, l, d), A (d, n), B and C (b, l, g, n) or (d, n),
 # state (b, d, n).
@@ -63,17 +64,26 @@ def recurrence(
     inputs = prepare(*arguments)
     if impl == "chunked":
         last, y = scan_recomputed(_associative, *_chunks(*inputs))
-        return _join_chunks(y, inputs[0]), last.transpose(0, 2, 1)
+        return _join_chunks(y, inputs[0]), _channels_first(last)
     run = {"sequential": _sequential, "associative": _associative}[impl]
     last, y = run(*_time_major(*inputs))
-    return jnp.moveaxis(y, 0, 1), last.transpose(0, 2, 1)
+    return jnp.moveaxis(y, 0, 1).reshape(inputs[0].shape), _channels_first(last)
 
 
 def _step(fixed: Fixed, state: State, now: Varying) -> tuple[State, Array]:
     """Compute one step; the arrays of `now` have no time axis."""
-    B, C = (_per_channel(*pair, fixed.A) for pair in ((fixed.B, now.B), (fixed.C, now.C)))
-    state = jnp.exp(now.delta[:, None] * fixed.A) * state + (now.delta * now.u)[:, None] * B
-    return state, (state * C).sum(1)
+    # Sums over states or channels are products of matrices, here and in derivatives: XLA's CPU backend hands larger
+    # plain sums to YNNPACK, which takes several times as long as the rest of the step.
+    product = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
+    ones = jnp.ones_like(fixed.A[..., 0])
+    B, C = (ones if x is None else x for x in (now.B, now.C))
+    decay = jnp.exp(product("bgc,bgn->bgnc", now.delta, ones) * fixed.A)
+    state = decay * state + _times(product("bgc,bgn->bgnc", now.delta * now.u, B), fixed.B)
+    return state, product("bgnc,bgn->bgc", _times(state, fixed.C), C)
+
+
+def _times(x: Array, constant: Array | None) -> Array:
+    return x if constant is None else x * constant
 
 
 def _sequential(fixed: Fixed, state: State, varying: Varying) -> tuple[State, Array]:
@@ -82,21 +92,12 @@ def _sequential(fixed: Fixed, state: State, varying: Varying) -> tuple[State, Ar
 
 def _associative(fixed: Fixed, state: State, varying: Varying) -> tuple[State, Array]:
     """Compute all steps by a tree of compositions; a step is a pair (a, x), which maps h to a h + x."""
-    A, *constants = (None if x is None else x[None] for x in fixed)
-    B, C = (_per_channel(*pair, A) for pair in zip(constants, (varying.B, varying.C), strict=True))
-    a = jnp.exp(varying.delta[:, :, None] * A)
-    x = (varying.delta * varying.u)[:, :, None] * B
+    B, C = (y[..., None] if x is None else x[None] for x, y in ((fixed.B, varying.B), (fixed.C, varying.C)))
+    a = jnp.exp(varying.delta[:, :, :, None] * fixed.A[None])
+    x = (varying.delta * varying.u)[:, :, :, None] * B
     x = x.at[0].add(a[0] * state)
     _, states = lax.associative_scan(compose, (a, x))
-    return states[-1], (states * C).sum(2)
-
-
-def _per_channel(constant: Array | None, groups: Float[Array, "... g"] | None, like: Float[Array, "... d"]) -> Array:
-    """Return B or C with a last axis that broadcasts against the channels of `like`."""
-    if groups is None:
-        return constant
-    g, d = groups.shape[-1], like.shape[-1]
-    return groups if g == 1 else jnp.repeat(groups, d // g, axis=-1, total_repeat_length=d)
+    return states[-1], (states * C).sum(3)
 
 
 def compose(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -192,21 +193,36 @@ _by_platform.defjvp(_by_platform_jvp)
 
 def _forward(run: Run, *inputs):
     (last, y), (_, boundaries, _) = _recomputed_fwd(run, *_chunks(*inputs))
-    return _join_chunks(y, inputs[0]), last.transpose(0, 2, 1), boundaries
+    return _join_chunks(y, inputs[0]), _channels_first(last), jax.vmap(_channels_first)(boundaries).swapaxes(2, 3)
 
 
 def _backward(run: Run, *arguments):
     *inputs, boundaries, dy, dlast = arguments
-    (fixed, _, chunks), to_inputs = jax.vjp(_chunks, *inputs)
-    cotangents = dlast.transpose(0, 2, 1), _split_chunks(jnp.moveaxis(dy, 1, 0))
+    (fixed, state, chunks), to_inputs = jax.vjp(_chunks, *inputs)
+    dy = _split_chunks(jnp.moveaxis(dy, 1, 0)).reshape(chunks.u.shape)
+    cotangents = _grouped(dlast, state.shape[1]), dy
+    boundaries = _grouped(boundaries.swapaxes(2, 3), state.shape[1])
     return to_inputs(_recomputed_bwd(run, (fixed, boundaries, chunks), cotangents))
 
 
 def _time_major(u, delta, A, B, C, state) -> tuple[Fixed, State, Varying]:
-    constant = [x.T[None] if x.ndim == 2 else None for x in (B, C)]
-    projections = [x.transpose(1, 0, 3, 2) if x.ndim == 4 else None for x in (B, C)]
-    varying = Varying(jnp.moveaxis(u, 1, 0), jnp.moveaxis(delta, 1, 0), *projections)
-    return Fixed(A.T[None], *constant), state.transpose(0, 2, 1), varying
+    groups = next((x.shape[2] for x in (B, C) if x.ndim == 4), 1)
+    varying = Varying(
+        *(jnp.moveaxis(x, 1, 0).reshape(x.shape[1], len(x), groups, x.shape[2] // groups) for x in (u, delta)),
+        *(jnp.moveaxis(x, 1, 0) if x.ndim == 4 else None for x in (B, C)),
+    )
+    state = _grouped(state, groups)
+    fixed = (jnp.broadcast_to(_grouped(x, groups)[None], state.shape) if x.ndim == 2 else None for x in (A, B, C))
+    return Fixed(*fixed), state, varying
+
+
+def _grouped(x: Float[Array, "... d n"], groups: int) -> Float[Array, "... g n c"]:
+    *sizes, d, n = x.shape
+    return x.reshape(*sizes, groups, d // groups, n).swapaxes(-1, -2)
+
+
+def _channels_first(state: State) -> Float[Array, "b d n"]:
+    return lax.collapse(state.swapaxes(2, 3), 1, 3)
 
 
 def _chunks(*inputs) -> tuple[Fixed, State, Varying]:
@@ -227,5 +243,5 @@ def chunk_shape(length: int) -> tuple[int, int]:
     return count, -(-length // (count * recurrence_tpu.ROWS)) * recurrence_tpu.ROWS
 
 
-def _join_chunks(y: Float[Array, "chunks steps b d"], u: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
-    return jnp.moveaxis(lax.collapse(y, 0, 2)[: u.shape[1]], 0, 1)
+def _join_chunks(y: Float[Array, "chunks steps b g c"], u: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+    return jnp.moveaxis(lax.collapse(y, 0, 2)[: u.shape[1]], 0, 1).reshape(u.shape)

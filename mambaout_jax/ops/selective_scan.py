@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from mambaout_jax.ops.activations import softplus
 from mambaout_jax.ops.recurrence import recurrence
 from mambaout_jax.ops.sharding import spec_of, with_auto_axes
 
@@ -133,7 +134,7 @@ def _prepare(u, delta, A, B, C, delta_bias, state, *, delta_softplus, reverse):
     if delta_bias is not None:
         delta = delta + delta_bias.astype(dtype)[None, None]
     if delta_softplus:
-        delta = jax.nn.softplus(delta)
+        delta = softplus(delta)
     if reverse:
         u, delta = jnp.flip(u, 1), jnp.flip(delta, 1)
         B, C = (jnp.flip(x, 1) if x.ndim == 4 else x for x in (B, C))
