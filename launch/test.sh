@@ -10,7 +10,8 @@ Create a virtual environment, install the requirements of the tests, and run the
 
 usage: launch/test.sh [option...] [pytest argument...]
 
-  --all             also run end-to-end runs and tests that start, signal and kill processes (marker: run)
+  --all             also run tests that take longer (marker: slow), end-to-end runs, and tests that start, signal and
+                    kill processes (marker: run)
   --torch           also install PyTorch and timm, and run the tests that compare with them (marker: torch)
   --python PATH     use this Python, 3.11 or newer, and .venv-VERSION (default: the first one found)
   --dry-run         print the commands without running them
@@ -47,7 +48,7 @@ else
 fi
 
 marks="not nightly"
-"$all" || marks+=" and not run"
+"$all" || marks+=" and not run and not slow"
 "$torch" || marks+=" and not torch"
 say "Testing"
 run cd "$root"

@@ -21,7 +21,7 @@ with the lowest versions of the requirements that have a wheel for this Python.
 TEXT
 }
 
-marks="not nightly and not run and not torch" pass=()
+marks="not nightly and not run and not slow and not torch" pass=()
 while [ $# -gt 0 ]; do
   case $1 in
     --help | -h) help; exit ;;

@@ -3,7 +3,7 @@
 import pytest
 
 
-def slow_but(quick, cases, tier="run"):
+def slow_but(quick, cases, tier="slow"):
     """Return the cases of a parametrized test, all but the quick ones marked for a later tier."""
     missing = [case for case in quick if case not in cases]
     assert not missing, f"no such cases: {missing}"

@@ -192,7 +192,7 @@ def test_every_study_can_remove_its_ssm_and_evaluates_at_its_end(name):
     assert config.init_from is None
 
 
-@pytest.mark.run
+@pytest.mark.nightly
 def test_the_study_of_mixers_compares_them_at_equal_parameters():
     config = runpy.run_path(str(CONFIGS / "study_mambavision.py"))["get_config"]().to_dict()
     variants = design_variants(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 import mambaout_jax as mo
 from mambaout_jax import plugins
@@ -14,6 +15,7 @@ from mambaout_jax.tasks.api import Task
 PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
 
 
+@pytest.mark.slow
 def test_example_of_a_family_works_as_a_plugin(tmp_path, monkeypatch):
     example, experiment = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
     (tmp_path / "tinynet.py").write_text(example)

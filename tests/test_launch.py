@@ -89,7 +89,7 @@ def test_training_keeps_what_it_compiled_beside_the_environment(launch, tmp_path
 def test_dry_run_of_tests_passes_the_rest_to_pytest(launch):
     pytest_command = "-m pytest -n auto --dist loadfile --no-loadscope-reorder"
     default = launch("test.sh", "--dry-run", "-k", "a b")
-    assert f"{pytest_command} -m 'not nightly and not run and not torch' -k 'a b'\n" in default
+    assert f"{pytest_command} -m 'not nightly and not run and not slow and not torch' -k 'a b'\n" in default
     everything = launch("test.sh", "--dry-run", "--all", "--torch")
     assert "[train,test,torch]' torch==" in everything
     assert everything.endswith(f"{pytest_command} -m 'not nightly'\n")
@@ -103,7 +103,7 @@ def test_dry_run_of_the_lowest_versions_installs_uv_then_the_floors(launch):
     assert " --resolution lowest-direct " in commands[3]
     assert commands[3].endswith("--requirements 'CHECKOUT/pyproject.toml' --extra train --extra test")
     assert commands[-1].startswith("+ 'lowest/bin/python' -m pytest ")
-    assert commands[-1].endswith("-m 'not nightly and not run and not torch' -k 'a b'")
+    assert commands[-1].endswith("-m 'not nightly and not run and not slow and not torch' -k 'a b'")
 
 
 def test_dry_run_of_installing_checks_every_case_with_every_python(launch):

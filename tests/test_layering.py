@@ -5,6 +5,7 @@ lines that break it, so that no law passes because it looks at nothing.
 """
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -70,11 +71,16 @@ OWNED_NAMES = {
 }
 
 
+@functools.cache
+def parse(source):
+    return ast.parse(source)
+
+
 def sources(root, *patterns):
     """Yield (path below root, parsed source) of the program's Python files, or of those that match."""
     for pattern in patterns or ("main.py", "configs/**/*.py", "mambaout_jax/**/*.py"):
         for path in sorted(root.glob(pattern)):
-            yield path.relative_to(root).as_posix(), ast.parse(path.read_text())
+            yield path.relative_to(root).as_posix(), parse(path.read_text())
 
 
 def package_of(path):

@@ -223,6 +223,7 @@ def checked_extras(root, package):
     return set()
 
 
+@pytest.mark.slow
 def test_imports_of_extras_are_guarded():
     assert list(unguarded_imports(ROOT)) == []
 

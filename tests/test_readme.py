@@ -64,6 +64,7 @@ def test_every_command_of_the_readme_runs(tmp_path, monkeypatch):
         assert done.returncode == 0, (arguments, done.stderr)
 
 
+@pytest.mark.slow
 def test_library_snippet_of_the_readme_runs():
     (snippet,) = (text for kind, text in BLOCKS if kind == "python")
     scope: dict = {}

@@ -32,6 +32,7 @@ def test_the_paper_s_numbers_come_out():
     assert [formulas.count_tokens(size, 16) for size in sizes] == [196, 4000, 4096]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [32, 33, 160, 223, 224, 225])
 def test_tokens_are_those_of_strided_convolutions(side):
     model = mo.create_model("test_mambaout")
@@ -66,6 +67,7 @@ def test_ratio_is_that_of_the_two_terms_and_one_at_the_threshold(dim, length):
     assert formulas.length_ratio(dim, formulas.length_threshold(dim)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("expansion_ratio", "conv_ratio", "kernel_size", "scan_order"),
     [(8 / 3, 1.0, 7, None), (3.0, 1.25, 5, None), (3.0, 1.25, 5, "causal"), (8 / 3, 1.0, 7, "cross")],

@@ -67,6 +67,7 @@ def test_strongest_verdict_decides_the_answer(verdicts, sentence):
     assert answer(verdicts) == sentence
 
 
+@pytest.mark.slow
 def test_gated_cnn_is_counted_as_the_model_has_it_and_as_published_for_others():
     plain = {"kernel_size": 7, "expansion_ratio": 8 / 3, "conv_ratio": 1.0}
     for model, options in (
@@ -197,6 +198,7 @@ def test_what_is_unknown_is_one_sentence(arguments, error, message):
         analyze(**arguments)
 
 
+@pytest.mark.slow
 def test_page_is_one_file_with_every_row_and_a_picture_of_each_kind_for_each_width(tmp_path):
     analysis = analyze("test_mambaout")
     page = ssm_need_page.write_page(analysis, tmp_path / "new" / "out")

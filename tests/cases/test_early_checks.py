@@ -52,6 +52,7 @@ def test_a_study_checks_its_workdir_before_its_data(closed, tmp_path, monkeypatc
         study.run_study(settings(tmp_path), workdir, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch_size", "fits"), [(718, True), (719, False), (1000, False)])
 def test_a_batch_above_a_fold_is_refused_before_the_search_for_widths(tmp_path, monkeypatch, batch_size, fits):
     class SearchError(Exception):

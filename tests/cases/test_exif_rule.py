@@ -32,6 +32,7 @@ def seen(workdir, orientation):
     return run.task.predictor(run.model, run.labels).prepare(with_exif(orientation))["image"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("class_names", "rule", "upright"), RULES)
 def test_prediction_treats_exif_alike_before_and_after_an_export_and_import(tmp_path, class_names, rule, upright):
     write_run(tmp_path / "run", class_names, rule)
@@ -44,6 +45,7 @@ def test_prediction_treats_exif_alike_before_and_after_an_export_and_import(tmp_
     np.testing.assert_array_equal(seen(tmp_path / "run", 6), seen(tmp_path / "imported", 6))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["yes", 1, []])
 def test_an_invalid_rule_is_named(tmp_path, rule):
     write_run(tmp_path / "run", NAMES, True)
@@ -64,6 +66,7 @@ def test_timm_reads_a_folder_with_the_rule(tmp_path):
     assert model.num_classes == len(NAMES)
 
 
+@pytest.mark.slow
 def test_a_model_of_imagenet_ignores_exif_unless_its_dataset_did_not(tmp_path):
     write_run(tmp_path / "run", NAMES, None)
     run = load_run(tmp_path / "run")

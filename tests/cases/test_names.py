@@ -186,6 +186,7 @@ def unescaped_prints():
                 yield f"{relative}:{node.lineno}: {text}"
 
 
+@pytest.mark.slow
 def test_every_print_of_a_name_is_escaped():
     assert list(unescaped_prints()) == []
 

@@ -33,6 +33,7 @@ SEARCHES = {
 }
 
 
+@pytest.mark.slow
 def test_every_search_by_a_pattern_is_listed():
     found = {
         (path.relative_to(PACKAGE).as_posix(), ast.unparse(node.func))
@@ -79,6 +80,7 @@ def test_a_relative_path_inside_such_a_folder_is_refused(tmp_path, monkeypatch):
         data_root("data")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PATTERNS)
 def test_a_run_that_was_moved_into_such_a_folder_is_found_and_loaded(tmp_path, name):
     written_run.write(tmp_path / "plain", NAMES)
@@ -88,6 +90,7 @@ def test_a_run_that_was_moved_into_such_a_folder_is_found_and_loaded(tmp_path, n
     assert load_run(tmp_path / name).step == written_run.STEP
 
 
+@pytest.mark.slow
 def test_other_unusual_names_are_used_literally(tmp_path):
     workdir = tmp_path / "a b#1 100%25 {x,y} @2 ü~!$&'()+;=]"
     written_run.write(workdir, NAMES)
@@ -95,6 +98,7 @@ def test_other_unusual_names_are_used_literally(tmp_path):
     assert not find_pattern(workdir)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PATTERNS)
 def test_weights_files_may_have_such_names(tmp_path, name):
     written_run.write(tmp_path / "run", NAMES)

@@ -68,6 +68,7 @@ CASES = [(base, source) for base in (MAMBAOUT, VIT) for source in SOURCES if bas
 WITHOUT_RUN = [case for case in CASES if case[1] != "workdir"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("base", "source"), WITHOUT_RUN)
 @pytest.mark.parametrize("size", slow_but([48], [32, 48]))
 def test_a_backbone_without_a_last_layer_starts_a_run_with_a_new_one(tmp_path, base, source, size):
@@ -85,6 +86,7 @@ def test_a_backbone_without_a_last_layer_starts_a_run_with_a_new_one(tmp_path, b
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("base", "source"), WITHOUT_RUN)
 def test_a_backbone_without_a_last_layer_is_refused_where_the_layer_is_needed(tmp_path, base, source):
     path, theirs, _ = write(tmp_path, source, base)
@@ -93,6 +95,7 @@ def test_a_backbone_without_a_last_layer_is_refused_where_the_layer_is_needed(tm
         load_pretrained_for(path, build(**base), head_task=Classification)
 
 
+@pytest.mark.slow
 def test_other_missing_tensors_are_still_listed(tmp_path):
     path, theirs, _ = write(tmp_path, "file", MAMBAOUT)
     remove_head(path, theirs)
@@ -104,6 +107,7 @@ def test_other_missing_tensors_are_still_listed(tmp_path):
             load_pretrained_for(path, build(**MAMBAOUT), head_task=head_task)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["test_mambaout", "vit_tiny_patch16_224"])
 def test_a_variant_without_its_last_layer_is_recognized_and_the_missing_layer_named(tmp_path, name):
     model = mo.create_model(name)
@@ -122,6 +126,7 @@ def adapted(kernel, in_chans):
     return np.concatenate([kernel] * in_chans, -2)[..., :in_chans, :] * np.float32(base / in_chans)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("base", "source"), CASES)
 @pytest.mark.parametrize("in_chans", slow_but([4], [1, 3, 4]))
 def test_the_first_layer_is_adapted_to_another_number_of_channels(tmp_path, base, source, in_chans):
@@ -143,6 +148,7 @@ def get(variables, path):
     return leaf
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_chans", [1, 4])
 def test_load_pretrained_adapts_the_channels(tmp_path, in_chans):
     path, _, variables = write(tmp_path, "folder", MAMBAOUT)
@@ -152,6 +158,7 @@ def test_load_pretrained_adapts_the_channels(tmp_path, in_chans):
     np.testing.assert_allclose(get(loaded, model.first_conv)["weight"], adapted(kernel, in_chans), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_other_options_than_classes_channels_and_size_are_still_refused(tmp_path):
     path, _, _ = write(tmp_path, "workdir", MAMBAOUT)
     with pytest.raises(RunError, match="stem_mid_norm False, not True"):

@@ -58,6 +58,7 @@ def objective(function):
     return lambda x: (function(x) ** 2).sum() / 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_the_product_with_the_hessian_is_the_difference_of_gradients(name):
     function, shape = EXAMPLES[name]
@@ -69,6 +70,7 @@ def test_the_product_with_the_hessian_is_the_difference_of_gradients(name):
     np.testing.assert_allclose(product, expected, rtol=0.02, atol=0.01 * float(jnp.abs(expected).max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [3, 130])
 def test_second_derivatives_of_the_scan_equal_those_of_the_plain_loop(length):
     x, v = draw(1, length, 2), draw(1, length, 2, seed=3)
@@ -85,6 +87,7 @@ def test_second_derivatives_of_the_scan_equal_those_of_the_plain_loop(length):
     np.testing.assert_allclose(forwards, expected, rtol=1e-3, atol=1e-5 * scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 def test_second_derivatives_of_the_scan_lower_for_every_platform(platform):
     gradient = jax.grad(objective(scan))
@@ -100,7 +103,8 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", slow_but(["vit_tiny_patch16_224"], list(MODELS)))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", slow_but(["vit_tiny_patch16_224"], list(MODELS), "nightly"))
 def test_models_have_second_derivatives(name):
     model = mo.create_model(name, **MODELS[name])
     variables, images = model.init(jax.random.key(0)), draw(1, 32, 32, 3)
@@ -110,6 +114,7 @@ def test_models_have_second_derivatives(name):
     assert np.isfinite(penalty).all()
 
 
+@pytest.mark.slow
 def test_a_model_uses_the_chosen_implementation_of_the_scan(monkeypatch):
     used = []
     real = selective_ssm.selective_scan

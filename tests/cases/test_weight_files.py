@@ -14,9 +14,11 @@ from safetensors.numpy import save_file
 import mambaout_jax as mo
 from mambaout_jax.weights.files import read_file
 from mambaout_jax.weights.tensors import without_prefixes
+from tests.marks import slow_but
 from tests.weights import pytorch
 from tests.weights.test_torch_file import Evil
 
+pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
 WEIGHTS = {"stem.weight": torch.arange(6.0).reshape(2, 3), "head.bias": torch.ones(2).bfloat16()}
@@ -105,7 +107,7 @@ def test_other_names_are_left_as_they_are(names):
     assert without_prefixes(names) == ({name: name for name in names}, ())
 
 
-@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("prefix", slow_but(["module."], PREFIXES))
 @pytest.mark.parametrize("key_format", ["timm", "mambaout"])
 def test_a_prefixed_file_loads_like_the_plain_one(tmp_path, prefix, key_format):
     model = pytorch.small_model()

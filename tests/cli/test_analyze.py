@@ -49,6 +49,7 @@ def test_json_has_every_number(words, arguments, capsys):
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(analyze(**arguments)))
 
 
+@pytest.mark.slow
 def test_page_is_written_to_out_and_its_path_is_printed(tmp_path, capsys):
     assert main(["analyze", "--dataset=imagenet", "--out", str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out.endswith(f"\npage: {tmp_path}/out/analyze.html\n")

@@ -61,6 +61,7 @@ def change(folder, **changes):
     save_file(kept, folder / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_round_trip_prints_its_findings(workdir, file, tmp_path, capsys):
     assert main(["convert", "export", str(workdir), "--out", str(tmp_path / "folder"), "--weights", "raw"]) == 0
     words = capsys.readouterr().out
@@ -90,6 +91,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_weights_are_read
     assert f"error: {tmp_path / name} " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_inspect_prints_key_format_variant_size_and_differences(folder, file, capsys):
     assert main(["convert", "inspect", str(folder)]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -119,6 +121,7 @@ def inspect(capsys, *argv):
     return dict(re.findall(r"^(\S.{11}) ((?:.|\n(?= ))*)", capsys.readouterr().out, re.MULTILINE))
 
 
+@pytest.mark.slow
 def test_weights_of_variants_with_another_preprocessing_are_ambiguous(tmp_path, capsys):
     file = tmp_path / "vit.safetensors"
     write_zeros(file, "vit_tiny_patch16_224", img_size=32)
@@ -129,6 +132,7 @@ def test_weights_of_variants_with_another_preprocessing_are_ambiguous(tmp_path, 
     assert not (tmp_path / "imported").exists()
 
 
+@pytest.mark.slow
 def test_inspect_names_the_variant_of_the_weights_and_the_one_to_compare_with(tmp_path, capsys):
     file = tmp_path / "vim.safetensors"
     write_zeros(file, "vim_tiny", num_classes=5)
@@ -240,6 +244,7 @@ def test_an_unknown_task_or_plugin_is_refused(file, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_wrong_path_or_name_is_refused(workdir, file, folder, tmp_path, capsys):
     out = ("--out", tmp_path / "x")
     assert "did you mean 'mambaout_femto'" in refusal(capsys, "import", file, *out, "--model", "mambaout_femo")
@@ -284,6 +289,7 @@ def test_a_terminated_command_leaves_nothing(folder, tmp_path, number):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "words"),
     [({"interpolation": "lanczos"}, "interpolation is 'lanczos'"), ({"crop_mode": "foo"}, "crop_mode is 'foo'")],

@@ -181,6 +181,7 @@ def test_diverged_weights_are_an_error(model, monkeypatch, tmp_path, capsys):
     assert not captured.out
 
 
+@pytest.mark.slow
 def test_real_model_of_one_channel_is_given_what_its_spec_says(monkeypatch, tmp_path, capsys):
     model = mo.create_model(
         "mambaout_femto", img_size=32, in_chans=1, num_classes=10, depths=(1, 1, 1, 1), dims=(8, 8, 8, 8)

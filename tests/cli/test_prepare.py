@@ -19,6 +19,7 @@ def run(*words):
     return prepare.run(parser.parse_args(words))
 
 
+@pytest.mark.slow
 def test_digits_are_prepared_and_their_folder_is_printed(tmp_path, capsys):
     assert run("digits", "--data-dir", str(tmp_path)) == 0
     assert capsys.readouterr().out == f"digits is prepared in {tmp_path}/digits/1.0.0\n"

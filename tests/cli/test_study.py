@@ -23,6 +23,7 @@ def command(tmp_path):
     return ["study", "--dataset", "digits", "--workdir", str(tmp_path / "study"), f"--config.data.data_dir={tmp_path}"]
 
 
+@pytest.mark.slow
 def test_prints_the_answer_a_table_for_each_comparison_and_the_page(training, command, tmp_path, capsys):
     assert main(command) == 0
     printed = capsys.readouterr().out.splitlines()
@@ -36,16 +37,19 @@ def test_prints_the_answer_a_table_for_each_comparison_and_the_page(training, co
     assert printed[-1] == f"page: {tmp_path / 'study' / 'study.html'}"
 
 
+@pytest.mark.slow
 def test_json_is_the_content_of_the_file(training, command, tmp_path, capsys):
     assert main([*command, "--json", "--seeds=2"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "study" / "study.json").read_text())
 
 
+@pytest.mark.slow
 def test_config_changes_reach_every_run(training, command):
     assert main([*command, "--config.optim.learning_rate=0.5"]) == 0
     assert {config.optim.learning_rate for config in training.configs.values()} == {0.5}
 
 
+@pytest.mark.slow
 def test_a_named_config_is_used_for_the_named_dataset(training, command, tmp_path, capsys):
     assert main([*command, f"--config={EXPERIMENT}:digits", "--config.batch_size=32"]) == 0
     assert {config.batch_size for config in training.configs.values()} == {32}
@@ -90,6 +94,7 @@ def test_fewer_than_two_seeds_show_no_spread_and_are_refused(capsys, seeds):
     assert f"'{seeds}' is not an integer of at least 2" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_variant_that_diverges_is_left_out_of_the_tables(training, command, capsys):
     training.diverging = {("matched-ssm-causal", 0)}
     assert main(command) == 0
@@ -100,6 +105,7 @@ def test_a_variant_that_diverges_is_left_out_of_the_tables(training, command, ca
     assert "Excluded because a run diverged: SSM (causal) (repeat 0)." in captured.out
 
 
+@pytest.mark.slow
 def test_a_diverging_model_without_an_ssm_ends_the_study_with_a_remedy(training, command, tmp_path, capsys):
     training.diverging = {("conv", 1)}
     folder = tmp_path / "study" / "runs" / "conv" / "1"
@@ -111,6 +117,7 @@ def test_a_diverging_model_without_an_ssm_ends_the_study_with_a_remedy(training,
         )
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_sentence(training, command, capsys):
     training.stop_after, training.error = 1, OSError("No space left on device")
     assert main(command) == 1

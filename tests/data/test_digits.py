@@ -33,6 +33,7 @@ def digits_dir(tmp_path_factory):
     return str(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("split", "size"), [("train", 1437), ("validation", 360)])
 def test_splits_are_those_of_train_test_split(digits_dir, split, size):
     images, labels = load_digits(return_X_y=True)
@@ -46,6 +47,7 @@ def test_splits_are_those_of_train_test_split(digits_dir, split, size):
     assert source.class_names == tuple("0123456789")
 
 
+@pytest.mark.slow
 def test_first_use_prepares_offline_and_prints_nothing(tmp_path, monkeypatch, capsys):
     def refuse(*args, **kwargs):
         raise AssertionError("the network was asked")
@@ -66,6 +68,7 @@ def test_second_use_writes_nothing(digits_dir, monkeypatch):
     assert {file: file.stat().st_mtime_ns for file in Path(digits_dir).rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_equal_data_prepared_elsewhere_has_the_same_fingerprint(digits_dir, tmp_path):
     ensure_prepared("digits", str(tmp_path))
     one, other = (open_source("digits", "train", folder) for folder in (digits_dir, str(tmp_path)))
@@ -85,6 +88,7 @@ def test_digits_prepared_by_earlier_versions_are_read_and_have_the_same_fingerpr
     assert sorted({record["label"] for record in splits["validation"]}) == list(range(10))
 
 
+@pytest.mark.slow
 def test_of_two_concurrent_processes_the_second_uses_the_files_of_the_first(tmp_path, monkeypatch):
     generate, written = builders._generate, []
 

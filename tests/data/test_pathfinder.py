@@ -51,6 +51,7 @@ def small(monkeypatch):
         monkeypatch.setattr(config, "num_validation", 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_dots_are_joined_exactly_if_solid_curves_connect_them(name):
     config = dataclasses.replace(CONFIGS[name], dash=(1.0, 0.0))
@@ -119,7 +120,7 @@ def score_in_folds(features):
     return cross_val_score(model, np.array(features), labels, groups=groups, cv=GroupKFold(5)).mean()
 
 
-@pytest.mark.run
+@pytest.mark.nightly
 def test_no_statistic_separates_the_classes(pairs):
     features = np.array([statistics_of(scene, CONFIGS["32"]) for pair in pairs for scene in pair])
     apart, joined = features[::2], features[1::2]
@@ -198,6 +199,7 @@ def test_bytes_are_the_same_everywhere(name, split):
     assert hashlib.sha256(b"".join(files)).hexdigest()[:16] == DIGESTS[name, split]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_pairs_do_not_depend_on_those_before_and_no_two_are_equal(name):
     config = CONFIGS[name]
@@ -221,6 +223,7 @@ def test_png_is_read_by_other_libraries_with_the_same_pixels(shape):
     assert np.array_equal(cv2.imdecode(np.frombuffer(encode_gray(pixels), np.uint8), cv2.IMREAD_UNCHANGED), pixels)
 
 
+@pytest.mark.slow
 def test_both_splits_are_balanced_and_contain_the_drawn_images(small, tmp_path):
     config = CONFIGS["32"]
     assert prepare_dataset("pathfinder/32", str(tmp_path)) == str(tmp_path / "pathfinder" / "32" / "2.0.0")
@@ -237,6 +240,7 @@ def test_both_splits_are_balanced_and_contain_the_drawn_images(small, tmp_path):
         assert source.class_names == ("apart", "joined")
 
 
+@pytest.mark.slow
 def test_the_middle_size_is_the_default(small, tmp_path):
     assert prepare_dataset("pathfinder", str(tmp_path)) == str(tmp_path / "pathfinder" / "64" / "2.0.0")
     assert open_source("pathfinder", "train", str(tmp_path)).name == "pathfinder/64"
@@ -261,6 +265,7 @@ def test_the_middle_size_is_the_default_without_importing_the_builder(small, tmp
     assert done.stdout.split() == ["pathfinder/64", "12"]
 
 
+@pytest.mark.slow
 def test_a_second_preparation_writes_nothing(small, tmp_path, monkeypatch):
     folder = prepare_dataset("pathfinder/32", str(tmp_path))
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}

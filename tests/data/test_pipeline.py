@@ -107,6 +107,7 @@ def test_image_and_label_stay_together():
         np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], batch["label"])
 
 
+@pytest.mark.slow
 def test_order_is_new_in_every_epoch_and_for_every_seed():
     def order(seed, epoch):
         batches = train_batches(

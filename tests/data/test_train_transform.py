@@ -207,6 +207,7 @@ def draws(image, seed):
     return box, interpolation, rng.random() < 0.5, RandAugment.parse(RECIPE["auto_augment"]).draw(rng)
 
 
+@pytest.mark.slow
 def test_exact_pipeline_crops_resizes_flips_and_augments_in_this_order():
     content, exact = jpeg(), TrainTransform(**RECIPE, pipeline="exact")
     for seed in range(40):

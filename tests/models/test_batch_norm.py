@@ -37,6 +37,7 @@ class Block(nnx.Module):
         return x + self.bn(self.conv(x))
 
 
+@pytest.mark.slow
 def test_statistics_that_are_numpy_arrays_are_updated_under_a_gradient():
     block = models.Functional(BatchNorm(CHANNELS))
     variables = jax.tree.map(np.asarray, block.init(jax.random.key(0)))
@@ -174,6 +175,7 @@ def assert_close(actual, expected, tolerance=2e-5):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * np.abs(theirs).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scan", "remat"), WAYS)
 def test_training_equals_the_reference_however_blocks_run(scan, remat):
     for actual, expected in zip(train(build(scan, remat)), numpy_training(), strict=True):

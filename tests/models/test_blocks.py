@@ -75,6 +75,7 @@ class Dropping(nnx.Module):
             return x + drop_path(dropout(self.linear(x), 0.5, first), rate, second)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rates", [(0.0, 0.0, 0.0), (0.0, 0.1, 0.2), (0.1, 0.1, 0.1)])
 def test_every_block_gets_a_key_of_its_own_whatever_its_rate(rates):
     x, results = jax.random.normal(jax.random.key(1), (8, 4)), []
@@ -96,6 +97,7 @@ def test_what_is_drawn_and_stored_is_the_same_for_each_block_by_itself(family):
     assert plain.no_decay == scanned.no_decay
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("remat", REMAT)
 def test_a_stage_of_several_blocks_is_one_loop(family, remat):
@@ -109,6 +111,7 @@ def test_a_stage_of_several_blocks_is_one_loop(family, remat):
     assert lengths(make(family, remat=remat, **depths)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("scan_blocks", [False, True])
 def test_each_remat_stores_less_than_the_one_before(family, scan_blocks):
@@ -116,6 +119,7 @@ def test_each_remat_stores_less_than_the_one_before(family, scan_blocks):
     assert none > 1.2 * save_matmuls > 1.2 * 1.2 * full
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_loop_stores_what_blocks_one_by_one_store(family):
     for remat in REMAT:
@@ -123,6 +127,7 @@ def test_a_loop_stores_what_blocks_one_by_one_store(family):
         assert abs(scanned - plain) < 0.01 * plain, remat
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_save_matmuls_computes_no_product_and_no_convolution_again(family):
     def macs(remat):
@@ -141,6 +146,7 @@ def test_multiply_adds_are_counted_in_a_loop(family):
     assert scanned == plain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_loop_draws_nothing_without_a_key_or_a_rate(family):
     assert "random_bits" in str(forward(make(family, scan_blocks=True), jax.random.key(0)))

@@ -17,6 +17,7 @@ import mambaout_jax as mo
 from mambaout_jax import plugins
 from mambaout_jax.models import MambaBlock, ModelError, variant_options
 from mambaout_jax.models.macs import count_model_macs
+from tests.marks import slow_but
 from tests.models import golden
 from tests.toy import model as toy
 
@@ -79,7 +80,7 @@ def test_repr_has_name_changes_size_and_parameters(name):
     assert shown.startswith(f"<{type(model).__name__} {model.name}: ")
 
 
-@every_small_model
+@pytest.mark.parametrize("name", slow_but(["mambaout-conv", "vim-v2", "vit-class_token"], SMALL))
 @pytest.mark.parametrize("num_classes", [5, 0])
 def test_summary_adds_up_to_the_model(name, num_classes):
     model = small(name, num_classes=num_classes)
@@ -147,6 +148,7 @@ def test_a_dtype_may_be_a_name_or_an_object(dtype):
             small(dtype=wrong)
 
 
+@pytest.mark.slow
 def test_images_that_are_not_normalized_are_refused(no_type_checks):
     model = small()
     variables = model.init(jax.random.key(0))
@@ -166,6 +168,7 @@ def changed(tree, path, value):
     return {key: given for key, given in {**tree, first: value}.items() if given is not None}
 
 
+@pytest.mark.slow
 def test_another_structure_of_variables_is_one_sentence(no_type_checks):
     model = small()
     variables = model.init(jax.random.key(0))
@@ -188,6 +191,7 @@ def test_another_structure_of_variables_is_one_sentence(no_type_checks):
             assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_batch_statistics_may_be_absent_where_a_model_has_none(monkeypatch):
     model = small()
     params = model.init(jax.random.key(0))["params"]

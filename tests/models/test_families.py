@@ -28,7 +28,7 @@ VARIANTS = [(family.name, variant) for family in BUILT_IN for variant in family.
 SIZE = (32, 40)
 
 every_small_model = pytest.mark.parametrize("name", SMALL)
-# Expensive properties: of three models by default, of one model of each family in `run`, of the others at night.
+# Expensive properties: of three models by default, of one model of each family in `slow`, of the others at night.
 QUICK = ["mambaout-conv", "vim-v2", "vit-class_token"]
 OTHERS = [name for name in golden.first_small_models() if name not in QUICK]
 REST = [name for name in SMALL if name not in (*QUICK, *OTHERS)]
@@ -92,6 +92,7 @@ def test_a_variant_has_the_published_number_of_parameters(family, variant):
     assert FAMILIES[family].variants[variant].params == mo.create_model(variant).num_params == published
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", slow_but(["mambaout", "vit", "vim"], FAMILIES))
 def test_maps_have_the_channels_and_strides_that_the_model_states(family):
     variant = next(iter(FAMILIES[family].variants))
@@ -121,6 +122,7 @@ def test_first_layer_and_classifier_are_all_that_depends_on_channels_and_classes
     assert changed(classes) == {(*model.classifier, "weight"), (*model.classifier, "bias")}
 
 
+@pytest.mark.slow
 @one_model_of_each_family
 def test_logits_are_the_last_layer_of_the_embedding_which_is_all_that_a_model_without_classes_has(name):
     model, headless, variables, x = small(name), small(name, num_classes=0), variables_of(name), images()
@@ -134,6 +136,7 @@ def test_logits_are_the_last_layer_of_the_embedding_which_is_all_that_a_model_wi
     assert_close(alone, embedding, 1e-6)
 
 
+@pytest.mark.slow
 @one_model_of_each_family
 def test_a_model_without_classes_takes_and_gives_weights_without_the_last_layer(name, tmp_path):
     model, headless = small(name), small(name, num_classes=0)
@@ -148,6 +151,7 @@ def test_a_model_without_classes_takes_and_gives_weights_without_the_last_layer(
     pytorch.assert_equal_trees(found, kept)
 
 
+@pytest.mark.slow
 @one_model_of_each_family
 def test_initial_values_are_those_of_the_reference(name):
     for path, leaf in leaves_by_path(small(name).init(jax.random.key(0))["params"]).items():
@@ -172,6 +176,7 @@ def test_weight_decay_spares_what_the_reference_spares(name):
     assert model.no_decay == {path for path in paths if path[-1] in data_of(name)["no_decay"]}
 
 
+@pytest.mark.slow
 @one_model_of_each_family
 def test_a_model_is_random_only_with_a_key(name):
     model, variables, x = small(name, drop_path_rate=0.9, drop_rate=0.9), variables_of(name), images()
@@ -188,6 +193,7 @@ def test_a_model_is_random_only_with_a_key(name):
     np.testing.assert_array_equal(train(variables, x, jax.random.key(1)), with_key)
 
 
+@pytest.mark.slow
 @one_model_of_each_family
 def test_drop_path_draws_for_each_branch_and_sample_and_rises_over_the_blocks(name):
     model = small(name, drop_path_rate=0.6)
@@ -201,6 +207,7 @@ def test_drop_path_draws_for_each_branch_and_sample_and_rises_over_the_blocks(na
     assert len(outcomes) == 2 ** branches[1:].sum()
 
 
+@pytest.mark.slow
 @one_model_of_each_family
 def test_bfloat16_computes_low_and_keeps_parameters_and_logits_high(name):
     model, variables = small(name, dtype="bfloat16"), jax.tree.map(lambda leaf: leaf / 2, variables_of(name))
@@ -214,7 +221,7 @@ def test_bfloat16_computes_low_and_keeps_parameters_and_logits_high(name):
     assert 0 < float(jnp.abs(logits - exact).max()) < 0.05 * float(jnp.abs(exact).max())
 
 
-@every_small_model
+@one_model_of_each_family
 def test_sizes_that_no_stride_divides_are_taken_or_refused_by_name(name, no_type_checks):
     model, x = small(name), images((33, 47), batch=1)
     if "img_size" in model.options:
@@ -226,6 +233,7 @@ def test_sizes_that_no_stride_divides_are_taken_or_refused_by_name(name, no_type
         assert jnp.isfinite(logits).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{"scan_blocks": True, "remat": "full"}, pytest.param({"remat": "save_matmuls"}, marks=pytest.mark.nightly)],

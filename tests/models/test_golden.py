@@ -28,7 +28,10 @@ def test_numbers_that_restricted_code_computed_are_not_in_the_repository():
             assert not list(golden.GOLDEN.glob(f"{family}*")), family
 
 
-@pytest.mark.parametrize("name", slow_but(golden.own_model_names(), golden.model_names()))
+QUICK = ["mambaout_orig__narrow_64", "timm_mambaout__test_mambaout", "vim__tiny_like", "vit__full_cls_token"]
+
+
+@pytest.mark.parametrize("name", slow_but(QUICK, golden.model_names()))
 def test_converted_weights_compute_what_the_reference_computes_and_come_back(name):
     case = golden.load(name)
     model = golden.build(name, case)
@@ -61,6 +64,7 @@ def test_converted_weights_compute_what_the_reference_computes_and_come_back(nam
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_every_key_format_of_a_family_is_compared():
     compared = {matching_formats(golden.load(name).state_dict)[0][1].name for name in golden.model_names()}
     absent = {family for family, data in golden.FAMILIES.items() if data.get("restricted")} - {

@@ -30,6 +30,7 @@ def drawn(model, scale=0.3):
     return jax.tree.map(lambda leaf: jnp.asarray(scale * leaf), pytorch.draw(model))
 
 
+@pytest.mark.slow
 def test_a_class_token_is_in_the_middle_of_every_scan_and_of_its_output(monkeypatch):
     model, seen = small_model(class_token=True, rope=False), []
     mixer = mixer_of(model, drawn(model))
@@ -58,6 +59,7 @@ def test_a_class_token_is_in_the_middle_of_every_scan_and_of_its_output(monkeypa
     assert {len(sequence) for sequence in seen} == {37}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("class_token", [False, True])
 def test_maps_that_are_not_square_are_scanned(class_token):
     model = small_model(class_token=class_token, rope=False, img_size=(32, 48))
@@ -68,6 +70,7 @@ def test_maps_that_are_not_square_are_scanned(class_token):
     assert maps[0].shape == (1, 4, 6, 24)
 
 
+@pytest.mark.slow
 def test_neighboring_blocks_with_equal_directions_are_one_loop_each():
     directions = (BLOCK, BLOCK, "h h_flip v v_flip", BLOCK, BLOCK, BLOCK)
     plain, scanned = (small_model(directions=directions, scan_blocks=scan) for scan in (False, True))
@@ -100,6 +103,7 @@ def test_options_that_do_not_fit_together_are_refused(options, words, no_type_ch
         small_model(**options)
 
 
+@pytest.mark.slow
 def test_initial_values_of_a_mixer_are_those_that_the_reference_ends_up_with():
     model = mo.create_model("localvim_tiny", directions=(BLOCK,) * 2, num_classes=2)
     mixer = model.init(jax.random.key(0))["params"]["layers"][1]["mixer"]

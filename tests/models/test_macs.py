@@ -8,6 +8,7 @@ from jax import lax
 import mambaout_jax as mo
 from mambaout_jax import plugins
 from mambaout_jax.models.macs import count_macs, count_model_macs, variant_costs
+from mambaout_jax.models.registry import BUILT_IN
 from mambaout_jax.ops import SCAN_IMPLS, selective_scan, selective_scan_step
 from tests.marks import slow_but
 from tests.toy import model as toy
@@ -69,8 +70,14 @@ X, W = spec(3, 5), spec(5, 7)
 ONE = 3 * 5 * 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", slow_but(["mambaout_femto", "mambaout_base_wide_rw", "test_mambaout"], mo.list_models())
+    "name",
+    slow_but(
+        ["mambaout_base_wide_rw", "test_mambaout", *(next(iter(family.variants)) for family in BUILT_IN)],
+        mo.list_models(),
+        "nightly",
+    ),
 )
 def test_variant_has_the_multiply_adds_that_it_states(name):
     model = mo.create_model(name)
@@ -85,6 +92,7 @@ def test_variants_of_other_packages_that_state_nothing_are_counted(monkeypatch):
     assert variant_costs("spotter_small") == (model.num_params, count_model_macs(model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", slow_but(["tiny"], PUBLISHED_VIT))
 @pytest.mark.parametrize("attention", ["full", "causal"])
 def test_products_of_attention_are_counted(size, attention):

@@ -39,6 +39,7 @@ def test_mamba_is_mambaout_with_a_state_space_model_and_nothing_else():
         assert (variant.size, variant.crop_pct, dict(variant.top1)) == (twin.size, twin.crop_pct, {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_but(["mamba_femto"], MAMBAS))
 def test_counts_are_those_of_the_twin_and_of_a_state_space_model_in_each_block(name):
     twin = name.replace("mamba_", "mambaout_")
@@ -52,6 +53,7 @@ def test_counts_are_those_of_the_twin_and_of_a_state_space_model_in_each_block(n
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan_order", SCAN_ORDERS)
 def test_each_direction_has_parameters_of_its_own(scan_order):
     counts = [
@@ -91,6 +93,7 @@ def block(scan_order, dim=8):
     return (lambda params: nnx.merge(graphdef, params)), nnx.traversals.unflatten_mapping(params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan_order", ["causal", "cross"])
 def test_without_C_and_with_D_one_it_is_the_convolution_with_silu_after_it(scan_order):
     merge, params = block(scan_order)
@@ -111,6 +114,7 @@ def test_without_C_and_with_D_one_it_is_the_convolution_with_silu_after_it(scan_
     np.testing.assert_allclose(*both, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_state_space_model_reads_silu_of_the_convolution():
     """The whole block, written out from its equation."""
     merge, params = block("bidirectional")
@@ -129,6 +133,7 @@ def test_the_state_space_model_reads_silu_of_the_convolution():
     np.testing.assert_allclose(*both(params), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_orders_are_different_functions_of_any_map():
     x, outputs = images((33, 47)), []
     cross = noisy(mamba(scan_order="cross", **ONE_BLOCK).init(jax.random.key(0)))

@@ -78,6 +78,7 @@ def test_weights_that_do_not_fit_are_listed():
 OPTIONS = [{}, {"d_conv": 1}, {"d_conv": 5, "d_state": 3, "bias": True, "conv_bias": False}, {"ssm": False}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_streaming_equals_the_whole(options):
     block = functional(8, **options)
@@ -93,6 +94,7 @@ def test_streaming_equals_the_whole(options):
         np.testing.assert_allclose(jnp.stack(outputs[:length], 1), whole, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_outside_of_jit_only_the_first_call_is_traced():
     block = functional(8)
     variables, x = drawn(block), sequences(2)
@@ -106,6 +108,7 @@ def test_outside_of_jit_only_the_first_call_is_traced():
     np.testing.assert_allclose(y, whole[:, 1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ssm", "reach"), [(True, 10), (False, 4)])
 def test_block_sees_the_past_alone_and_without_ssm_as_far_as_its_convolution(ssm, reach):
     block = functional(8, ssm=ssm)
@@ -115,6 +118,7 @@ def test_block_sees_the_past_alone_and_without_ssm_as_far_as_its_convolution(ssm
     np.testing.assert_array_equal(seen, np.tri(10, dtype=bool) & ~np.tri(10, k=-reach, dtype=bool))
 
 
+@pytest.mark.slow
 def test_the_pair_differs_by_the_ssm_alone():
     with_ssm, without = functional(8), functional(8, ssm=False)
     more, less = ({**block.init(jax.random.key(0))["params"]} for block in (with_ssm, without))
@@ -138,6 +142,7 @@ def test_the_pair_differs_by_the_ssm_alone():
         np.testing.assert_allclose(jax.jit(block.apply)(given, x), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_initial_values_lie_within_pytorchs_bounds():
     params = functional(64, bias=True).init(jax.random.key(0))["params"]
     for layer, bound in (("in_proj", 64**-0.5), ("out_proj", 128**-0.5), ("conv1d", 4**-0.5)):
@@ -146,6 +151,7 @@ def test_initial_values_lie_within_pytorchs_bounds():
     assert params["ssm"]["dt_proj"]["weight"].shape == (4, 128)  # of d_model, not of the inner width
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_low_and_remembers_states_high():
     low, high = functional(32, dtype="bfloat16"), functional(32)
     variables, x = drawn(low, 0.05), sequences(40, 32)

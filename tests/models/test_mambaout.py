@@ -42,6 +42,7 @@ def block_params(case):
     return mo.from_torch(model, state_dict)["params"]["stages"][0]["blocks"][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", golden.names("gated_cnn_block__*"))
 def test_block_matches_reference(name):
     case = golden.load(name)
@@ -75,6 +76,7 @@ def test_drop_path_keeps_the_mean():
     assert abs(float(dropped.mean()) - 1.0) < 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.optimized
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="other compilers schedule otherwise")
 def test_a_program_for_cpus_does_not_hold_the_weights_twice():
@@ -92,6 +94,7 @@ def test_layer_scale_starts_at_the_given_value(value):
     np.testing.assert_array_equal(params["stages"][0]["blocks"][0]["ls"]["gamma"], np.full(8, value, np.float32))
 
 
+@pytest.mark.slow
 def test_the_variants_of_timm_start_at_its_default():
     names = [name for name in mo.list_models() if name.endswith("_rw")]
     assert {mo.create_model(name).options["ls_init_value"] for name in names} == {1e-5}

@@ -89,6 +89,7 @@ def test_only_a_causal_convolution_has_steps():
     assert steps == {"causal_conv": True, "conv": False, "gated": False, "concat": False}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("token_mixer", TOKEN_MIXERS)
 def test_a_mixer_computes_its_formula(token_mixer):
     mixer = Functional(MambaVisionMixer(16, token_mixer=token_mixer, dtype=FLOAT32))
@@ -100,6 +101,7 @@ def test_a_mixer_computes_its_formula(token_mixer):
     np.testing.assert_allclose(output, expected, rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", golden.names("mambavision_mixer__*"))
 def test_the_mixer_matches_its_reference(name):
     case = golden.load(name)

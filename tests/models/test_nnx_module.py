@@ -60,6 +60,7 @@ def assert_close(ours, theirs):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * max(float(jnp.abs(b).max()), 1e-6))
 
 
+@pytest.mark.slow
 @every_small_model
 def test_module_computes_every_output_of_the_model_without_changing_its_variables(name):
     model, x = small(name, **RATES), images(small(name))
@@ -102,6 +103,7 @@ def train_both(model, variables, steps=5):
     return (losses, model.from_nnx(module)), (expected, variables)
 
 
+@pytest.mark.slow
 @every_small_model
 def test_five_steps_of_an_nnx_optimizer_equal_those_of_optax(name):
     ours, expected = train_both(small(name, **RATES), variables_of(name))
@@ -109,6 +111,7 @@ def test_five_steps_of_an_nnx_optimizer_equal_those_of_optax(name):
     assert not any(map(np.array_equal, *map(jax.tree.leaves, (ours[1]["params"], variables_of(name)["params"]))))
 
 
+@pytest.mark.slow
 def test_training_updates_batch_statistics_as_apply_train_does(spotter):
     model, variables = spotter
     ours, expected = train_both(model, variables)
@@ -116,6 +119,7 @@ def test_training_updates_batch_statistics_as_apply_train_does(spotter):
     assert jax.tree.leaves(ours[1]["batch_stats"])
 
 
+@pytest.mark.slow
 def test_evaluation_uses_running_statistics_and_keeps_them(spotter):
     model, variables = spotter
     module, x = model.to_nnx(variables, rngs=nnx.Rngs(0)), images(model)
@@ -131,6 +135,7 @@ def test_evaluation_uses_running_statistics_and_keeps_them(spotter):
     assert module.deterministic
 
 
+@pytest.mark.slow
 def test_keys_come_from_the_module_or_the_call():
     name = "mambaout-conv"
     model = small(name, **RATES)
@@ -149,6 +154,7 @@ def test_keys_come_from_the_module_or_the_call():
     assert_close(compute(quiet, x), jax.jit(model.apply)(variables_of(name), x))
 
 
+@pytest.mark.slow
 def test_every_output_takes_its_key_from_the_call():
     name = "mambaout-conv"
     model = small(name, **RATES)
@@ -161,6 +167,7 @@ def test_every_output_takes_its_key_from_the_call():
             method(module, x)
 
 
+@pytest.mark.slow
 def test_a_source_without_the_stream_of_dropout_is_refused_if_a_rate_needs_it():
     name = "mambaout-conv"
     params = nnx.Rngs(params=0)
@@ -174,6 +181,7 @@ def test_a_source_without_the_stream_of_dropout_is_refused_if_a_rate_needs_it():
     assert_close(compute(module, images(quiet)), jax.jit(quiet.apply)(variables_of(name), images(quiet)))
 
 
+@pytest.mark.slow
 @every_small_model
 def test_copies_are_independent_and_compare_equal_as_graphs(name):
     model, x = small(name), images(small(name))
@@ -194,6 +202,7 @@ def test_module_can_be_displayed(name, capsys):
     assert "initializer" not in printed
 
 
+@pytest.mark.slow
 def test_only_a_module_of_the_model_is_converted_back(no_type_checks):
     name = "mambaout-conv"
     model, other = small(name), small(name, num_classes=7)

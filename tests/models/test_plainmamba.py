@@ -60,6 +60,7 @@ def mixer_of(case):
     return mixer, load_state_dict("mixer", mixer.shapes, KeyFormat("plainmamba", same_names(*layers)), *tensors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MIXERS)
 def test_the_mixer_and_its_paths_are_the_references(name):
     case, (height, width) = golden.load(name), golden.about(name)["kwargs"]["hw_shape"]
@@ -116,6 +117,7 @@ def test_only_the_input_follows_the_path_and_the_bias_of_the_step_counts_twice()
     np.testing.assert_allclose(y.reshape(12, -1), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_paths_are_one_scan_without_a_state_for_every_position():
     model = small_model(img_size=128, d_state=7)
     batch = jax.ShapeDtypeStruct((2, 128, 128, 3), jnp.float32)
@@ -132,6 +134,7 @@ def test_paths_are_transposes_and_flips_without_gathers():
     assert " scatter" not in text
 
 
+@pytest.mark.slow
 def test_incomplete_patches_are_filled_with_zeros_after_the_stem():
     model = small_model(img_size=(33, 42))
     assert model.shapes["params"]["pos_embed"].shape == (1, 5 * 6, 24)
@@ -143,6 +146,7 @@ def test_incomplete_patches_are_filled_with_zeros_after_the_stem():
     assert np.abs(np.asarray(feature_map - other)).max() > 1e-4, "the norm of the stem shifts black pixels"
 
 
+@pytest.mark.slow
 def test_maps_are_those_of_the_chosen_blocks():
     model, last = small_model(out_indices=(0, 2)), small_model()
     variables = drawn(model)
@@ -153,6 +157,7 @@ def test_maps_are_those_of_the_chosen_blocks():
     np.testing.assert_allclose(maps[0], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_initial_convolutions_are_pytorchs():
     params = mo.create_model("plainmamba_l1", depth=1).init(jax.random.key(0))["params"]
     proj, conv2d = params["patch_embed"]["proj"], params["blocks"][0]["mixer"]["conv2d"]

@@ -81,6 +81,7 @@ def test_built_in_families_come_first_and_own_all_models():
     assert all(find_family(name) is mo.create_model(name).family for name in ("mamba_femto", "deit_tiny_patch16_224"))
 
 
+@pytest.mark.slow
 def test_a_plugin_adds_its_family_with_all_that_a_family_has(toy):
     plugins.load([toy])
     model = mo.create_model("toy_small", num_classes=7)

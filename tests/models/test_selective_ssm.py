@@ -49,6 +49,7 @@ def by_loop(params, x, reverse=False):
     return y
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("options", [{}, {"d_state": 3, "dt_rank": 4}])
 def test_layer_is_its_recurrence(options, reverse):
@@ -59,6 +60,7 @@ def test_layer_is_its_recurrence(options, reverse):
     np.testing.assert_allclose(y, by_loop(params, sequence(), reverse), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gate_is_silu_of_z():
     merge, params = build()
     x, z = sequence(), 3 * sequence()[::-1]
@@ -66,6 +68,7 @@ def test_gate_is_silu_of_z():
     np.testing.assert_allclose(gated, plain * jax.nn.silu(z), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [2, 6])
 def test_steps_equal_the_scan(batch):
     merge, params = build()
@@ -78,6 +81,7 @@ def test_steps_equal_the_scan(batch):
         np.testing.assert_allclose(y, whole[:, t], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("channels", "rank"), [(16, 1), (17, 2), (96, 6)])
 def test_rank_is_a_sixteenth_rounded_up(channels, rank):
     _, params = build(channels)
@@ -90,6 +94,7 @@ def test_rank_is_a_sixteenth_rounded_up(channels, rank):
     }
 
 
+@pytest.mark.slow
 def test_initial_values_are_the_references():
     _, params = build(2048, dt_rank=128)
     np.testing.assert_allclose(params["A_log"], np.broadcast_to(np.log(np.arange(1, 17)), (2048, 16)), rtol=1e-6)
@@ -113,6 +118,7 @@ def test_uniform_values_reach_their_bounds_and_no_further():
     np.testing.assert_allclose(values, [-0.5, 0.0, 0.5], atol=1e-7)
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_parameters_states_and_decay_high():
     (low, params), (high, _) = build(64, dtype="bfloat16"), build(64)
     x = sequence(64, 50)
@@ -137,10 +143,12 @@ def reached(scan_order, size=(3, 4)):
     return np.abs(jax.jit(jax.jacrev(outputs))(x)).sum((1, -1)).reshape(size[0] * size[1], -1) > 0
 
 
+@pytest.mark.slow
 def test_causal_order_sees_earlier_pixels_alone():
     np.testing.assert_array_equal(reached("causal"), np.tri(12, dtype=bool))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan_order", ["bidirectional", "cross"])
 def test_other_orders_see_every_pixel(scan_order):
     assert reached(scan_order).all()

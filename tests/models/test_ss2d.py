@@ -80,6 +80,7 @@ def test_the_cross_scan_reads_rows_and_columns_in_both_directions():
         np.testing.assert_array_equal(direction.feature_map(direction.sequence(x), 2, 3), x)
 
 
+@pytest.mark.slow
 def test_one_scan_of_all_directions_is_the_sum_of_a_scan_of_each_for_sequences_of_any_length():
     directions, x = (CROSS_SCAN[3], ColumnsOnly(), CROSS_SCAN[0]), images((2, 3, 4, 10))
     joint = Functional(SS2D(5, directions=directions, dtype=FLOAT32, **SMALL))
@@ -93,6 +94,7 @@ def test_one_scan_of_all_directions_is_the_sum_of_a_scan_of_each_for_sequences_o
     np.testing.assert_allclose(ours, total, rtol=0, atol=1e-5 * float(jnp.abs(total).max()))
 
 
+@pytest.mark.slow
 def test_initial_values_are_those_of_the_reference():
     params = Functional(SS2D(32, directions=CROSS_SCAN, dtype=FLOAT32, **SMALL)).init(jax.random.key(0))["params"]
     np.testing.assert_allclose(params["A_logs"], np.log(np.tile([1.0, 2.0, 3.0], (256, 1))), rtol=1e-6)

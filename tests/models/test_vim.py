@@ -105,6 +105,7 @@ def test_class_tokens_are_put_among_the_patches_and_taken_out_of_maps(class_toke
     np.testing.assert_array_equal(module._patches(numbered)[0, :, 0], np.delete(numbered[0, :, 0], positions))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("class_token", ["none", "first", "middle", "both"])
 def test_the_classifier_gets_the_mean_of_the_class_tokens_or_of_all_tokens(class_token):
     model = small_model(class_token=class_token)
@@ -134,6 +135,7 @@ def test_position_embeddings_of_patches_are_resampled_and_those_of_class_tokens_
     np.testing.assert_array_equal(np.delete(resampled, list(after), axis=1), expected)
 
 
+@pytest.mark.slow
 def test_patches_overlap_at_a_smaller_stride():
     model = mo.create_model("vim_tiny_plus")
     assert model.shapes["params"]["pos_embed"].shape == (1, 27 * 27 + 1, 192)
@@ -142,6 +144,7 @@ def test_patches_overlap_at_a_smaller_stride():
     assert feature_map.shape == (1, 27, 27, 192)
 
 
+@pytest.mark.slow
 def test_maps_are_those_of_the_chosen_blocks():
     model, last = small_model(depth=3, out_indices=(0, 2)), small_model(depth=3)
     variables = drawn(model)
@@ -162,6 +165,7 @@ def test_a_rotation_is_by_the_row_in_the_first_half_of_the_channels_and_by_the_c
         np.testing.assert_allclose(turned[..., pair], pairs[..., pair] * np.exp(1j * angle), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_class_token_that_comes_first_is_not_rotated():
     model = small_model(rope=True, class_token="first")
     block = module_of(model, drawn(model)).layers[0]
@@ -190,6 +194,7 @@ def test_options_that_do_not_fit_together_are_refused(options, words, no_type_ch
         small_model(**options)
 
 
+@pytest.mark.slow
 def test_initial_values_of_a_mixer_are_those_that_the_reference_ends_up_with():
     model = mo.create_model("vim_tiny", depth=4, num_classes=2, init_layer_scale=0.1)
     mixer = model.init(jax.random.key(0))["params"]["layers"][1]["mixer"]
@@ -213,6 +218,7 @@ def test_initial_values_of_a_mixer_are_those_that_the_reference_ends_up_with():
     np.testing.assert_array_equal(mixer["gamma"], np.float32(0.1))
 
 
+@pytest.mark.slow
 def test_the_initial_patch_embedding_is_cut_at_two_standard_deviations():
     weight = mo.create_model("vim_tiny").init(jax.random.key(0))["params"]["patch_embed"]["proj"]["weight"]
     std = 768**-0.5

@@ -38,6 +38,7 @@ def drawn(model, scale=0.2):
     return jax.tree.map(lambda leaf: jnp.asarray(scale * leaf), pytorch.draw(model))
 
 
+@pytest.mark.slow
 def test_a_causal_map_never_depends_on_later_patches():
     def reach(model):
         """Tell for each patch of the map which patches of the image it depends on."""
@@ -56,6 +57,7 @@ def test_a_causal_map_never_depends_on_later_patches():
     assert reach(small_model()).all()
 
 
+@pytest.mark.slow
 def test_a_class_token_that_comes_first_sees_itself_alone():
     def change(model):
         variables = drawn(model)
@@ -96,6 +98,7 @@ def test_the_model_takes_images_of_its_own_size_alone(no_type_checks):
     assert "img_size" not in mo.create_model("test_mambaout", img_size=64).options
 
 
+@pytest.mark.slow
 def test_each_branch_of_each_block_is_dropped_by_itself():
     model = small_model(depth=4, drop_path_rate=0.5)
     rates = module_of(model).drop_path_rates

@@ -72,6 +72,7 @@ def test_one_pixel_equals_the_formula():
     np.testing.assert_allclose(y[0, 2, 3], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", ["shift", "auto"])
 def test_vmap_equals_a_loop(impl):
     xs, kernel, dys = _data((3, 2, 6, 7, 4), (3, 3))
@@ -83,6 +84,7 @@ def test_vmap_equals_a_loop(impl):
     _assert_close(jax.vmap(run)(xs, dys), jax.tree.map(lambda *a: jnp.stack(a), *looped), 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", ["shift", "auto"])
 def test_recomputing_equals_storing(impl):
     x, kernel, dy = _data((2, 6, 7, 4), (5, 5))

@@ -80,6 +80,7 @@ def test_bfloat16_is_the_float32_result_rounded_once(norm):
         np.testing.assert_allclose(a.astype(jnp.float32), e, rtol=0, atol=_tolerance(e, tolerance))
 
 
+@pytest.mark.slow
 def test_small_variance_with_a_large_mean_is_precise():
     x = jnp.asarray([[1000.0, 1000.25, 1000.5, 1000.75]])
     expected = np.array([-3, -1, 1, 3]) / np.sqrt(5)
@@ -89,6 +90,7 @@ def test_small_variance_with_a_large_mean_is_precise():
     np.testing.assert_allclose((mean[0], variance[0]), (1000.375, 0.078125), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_no_gradient_flows_through_batch_statistics():
     x, weight, bias, _ = _data((4, 3))
     gradient = jax.grad(lambda x: sum(s.sum() for s in batch_norm(x, weight, bias, EPS)[1:]))(x)

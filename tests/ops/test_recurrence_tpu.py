@@ -37,12 +37,13 @@ def assert_close(actual, expected):
 
 
 # One chunk and several, with full and padded lanes, rows and groups.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("length", "channels", "states", "groups"),
     [
         (5, 6, 3, 1),
-        pytest.param(150, 260, 16, 2, marks=pytest.mark.run),
-        pytest.param(16, 128, 96, 1, marks=pytest.mark.run),
+        pytest.param(150, 260, 16, 2, marks=pytest.mark.slow),
+        pytest.param(16, 128, 96, 1, marks=pytest.mark.slow),
     ],
 )
 def test_kernels_equal_the_loop(length, channels, states, groups):
@@ -61,6 +62,7 @@ def lowered(function, *arguments, platform):
     return jax.jit(function).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
 
 
+@pytest.mark.slow
 def test_only_programs_for_tpus_contain_the_kernels():
     u, delta, A, B, C, _ = draw(2, 20, 6, 3)
 
@@ -74,6 +76,7 @@ def test_only_programs_for_tpus_contain_the_kernels():
         assert "selective_scan_" not in lowered(gradient, u, platform=platform)
 
 
+@pytest.mark.slow
 def test_too_many_states_and_constant_projections_use_the_general_implementation():
     u, delta, A, B, C, _ = draw(1, 20, 2, 100)
     assert "selective_scan_forward" not in lowered(lambda u: selective_scan(u, delta, A, B, C), u, platform="tpu")
@@ -83,6 +86,7 @@ def test_too_many_states_and_constant_projections_use_the_general_implementation
     )
 
 
+@pytest.mark.slow
 def test_kernels_are_mapped_over_the_devices_of_a_mesh():
     u, delta, A, B, C, _ = draw(2, 20, 6, 3)
 

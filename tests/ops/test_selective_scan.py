@@ -102,18 +102,20 @@ def test_groups_and_constants(impl, shape):
     assert_close(scan(arguments, impl=impl), loop(**arguments))
 
 
+@pytest.mark.slow
 def test_one_of_B_and_C_may_be_constant():
     arguments = draw(2, 9, 4, 3, groups=2) | {"C": draw(2, 9, 4, 3, constant=True, seed=1)["C"]}
     for impl in IMPLS:
         assert_close(scan(arguments, impl=impl), loop(**arguments))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "reverse"),
     [
-        pytest.param({}, False, marks=pytest.mark.run),
+        pytest.param({}, False, marks=pytest.mark.nightly),
         ({"groups": 2}, True),
-        pytest.param({"constant": True}, False, marks=pytest.mark.run),
+        pytest.param({"constant": True}, False, marks=pytest.mark.nightly),
     ],
 )
 def test_every_gradient_equals_that_of_the_loop(shape, reverse):
@@ -130,6 +132,7 @@ def test_every_gradient_equals_that_of_the_loop(shape, reverse):
         assert_close(gradient(arguments, impl), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", slow_but(["auto"], IMPLS))
 def test_gradients_equal_finite_differences(impl):
     with jax.enable_x64(True):
@@ -153,6 +156,7 @@ def test_gradients_equal_finite_differences(impl):
         np.testing.assert_allclose(slope, expected, rtol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", slow_but(["auto"], IMPLS))
 def test_chained_parts_equal_the_whole_sequence(impl):
     arguments = draw(2, 140, 4, 3)
@@ -176,6 +180,7 @@ def test_streaming_equals_scanning(shape):
     assert_close(state, last)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("impl", slow_but(["auto"], IMPLS))
 def test_the_scan_is_causal(impl, reverse):
@@ -205,6 +210,7 @@ def long_and_exact():
         return low, jax.device_get(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", slow_but(["auto", "sequential"], IMPLS))
 def test_bfloat16_is_precise_for_long_sequences_and_strong_decay(impl):
     low, expected = long_and_exact()
@@ -213,6 +219,7 @@ def test_bfloat16_is_precise_for_long_sequences_and_strong_decay(impl):
     assert_close((np.asarray(y, np.float64), last), expected, rtol=1e-2)
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=6, deadline=None)
 @hypothesis.given(
     batch=st.integers(1, 3),
@@ -267,6 +274,7 @@ def test_explicit_sharding_is_preserved(impl):
         assert_close(scan(sharded, impl=impl), scan(arguments, impl=impl))
 
 
+@pytest.mark.slow
 def test_nonfinite_delta_is_an_error_under_debug_nans():
     arguments = draw(1, 5, 2, 2)
     arguments["delta"] = arguments["delta"].at[0, 3].set(np.nan)

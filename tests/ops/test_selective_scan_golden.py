@@ -15,10 +15,11 @@ CASES = golden.names("selective_scan__*")
 SHORT = ("selective_scan__L1_var", "selective_scan__L7_plain_nosoftplus")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "impl"),
     [
-        pytest.param(name, impl, marks=[pytest.mark.run] if name not in SHORT and impl != "auto" else [])
+        pytest.param(name, impl, marks=[pytest.mark.slow] if name not in SHORT and impl != "auto" else [])
         for name in CASES
         for impl in IMPLS
     ],

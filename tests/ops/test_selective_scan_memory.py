@@ -9,6 +9,7 @@ from tests.ops.test_selective_scan import draw, scan
 pytestmark = pytest.mark.optimized
 
 
+@pytest.mark.slow
 def test_no_array_contains_all_states():
     arguments = draw(2, 8192, 8, 16)
     all_states = 4 * 2 * 8192 * 8 * 16
@@ -30,6 +31,7 @@ def test_auto_is_the_plain_loop_for_short_sequences():
     assert program("auto", 5) != program("sequential", 5)
 
 
+@pytest.mark.slow
 def test_the_backward_pass_stores_little_more_than_the_inputs():
     arguments = draw(2, 256, 32, 4)
     low = {key: x if key == "A" else x.astype(jnp.bfloat16) for key, x in arguments.items()}

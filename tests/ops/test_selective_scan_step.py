@@ -41,6 +41,7 @@ def test_invalid_step_arguments_are_named_as_passed(change, sentence, no_type_ch
         selective_scan_step(**one_step(draw(2, 5, 4, 3)) | change)
 
 
+@pytest.mark.slow
 def test_constant_B_and_C_of_a_step_are_passed_as_one_group_per_channel():
     # With as many sequences as channels, (d, n) would be interpreted as (b, n).
     now, constant = one_step(draw(4, 1, 4, 3)), draw(4, 1, 4, 3, constant=True)
@@ -51,6 +52,7 @@ def test_constant_B_and_C_of_a_step_are_passed_as_one_group_per_channel():
     assert np.abs(selective_scan_step(**now | own, delta_softplus=True)[0] - expected).max() > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", IMPLS)
 def test_outside_of_jit_only_the_first_call_is_compiled(impl, caplog):
     function = functools.partial(selective_scan, return_last_state=True, impl=impl)

@@ -114,7 +114,7 @@ def test_gradients_have_the_types_of_their_arguments(case, layout):
 
 
 @pytest.mark.run
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", slow_but(["explicit_model", "shard_map"], LAYOUTS, "nightly"))
 def test_four_devices_equal_one(layout):
     found = meshes.on_four_devices("tests.ops.test_sharding", f"compare({layout!r})")
     for case, result in found.items():

@@ -55,6 +55,7 @@ def test_a_schedule_takes_all_its_steps_on_all_chips():
     assert run_time(0.5, 14_400, 16) == {"steps": 14_400, "hours": 2.0, "chip_hours": 32.0}
 
 
+@pytest.mark.slow
 def test_flops_of_a_step_are_three_forward_passes():
     assert planning.flops_per_image(create_model("mambaout_tiny")) == pytest.approx(6 * 4470e6, rel=1e-3)
 

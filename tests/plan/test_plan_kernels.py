@@ -40,6 +40,7 @@ def test_where_two_cores_share_a_grid_one_half_is_counted():
     assert count_bundles(CODE.replace(">>", ">"), "    loop: start=0, step=1, limit=6\n", programs=8) == 3 + 6 * 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lengths", [(32,), (32, 32), (32, 64)])
 def test_kernels_of_a_function_are_found_once_for_each_shape(lengths):
     def loss(inputs):

@@ -75,6 +75,7 @@ def test_a_run_whose_terminal_closes_saves_its_state(tmp_path):
     assert newest_step(tmp_path / "run") > 0
 
 
+@pytest.mark.nightly
 def test_a_run_that_ignores_a_closed_terminal_goes_on(tmp_path):
     line = [sys.executable, "-c", NO_HANGUP, *command(tmp_path / "run", num_epochs=2000)]
     process = subprocess.Popen(line, cwd=ROOT, stderr=subprocess.DEVNULL)

@@ -42,6 +42,7 @@ def study(training, experiment, tmp_path):
     return run_study(experiment, tmp_path / "study", 3)
 
 
+@pytest.mark.slow
 def test_variants_of_a_repeat_differ_in_nothing_but_their_model(study, training):
     assert set(training.configs) == {(variant.name, repeat) for variant in VARIANTS for repeat in range(3)}
     for variant in VARIANTS:
@@ -53,6 +54,7 @@ def test_variants_of_a_repeat_differ_in_nothing_but_their_model(study, training)
             assert config == {key: value for key, value in base.items() if not key.startswith("model.")}
 
 
+@pytest.mark.slow
 def test_variants_see_the_same_batches_and_repeats_others(study, training):
     def first(name, repeat):
         batch = next(open_batches(training.configs[name, repeat]))

@@ -30,6 +30,7 @@ def test_folds_are_disjoint_cover_and_leave_the_rest(num_folds, more, start):
         assert sorted(positions(train) + test) == everything
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "train[:90%]", "train[100:]", "train[7:500]"])
 def test_a_dataset_gives_each_image_to_one_fold(tmp_path_factory, split):
     data_dir = str(tmp_path_factory.getbasetemp() / "datasets")

@@ -66,6 +66,7 @@ def test_a_study_of_independent_repeats_shows_the_detectable_difference_four_tim
     assert shown == pytest.approx(0.8, abs=0.04)
 
 
+@pytest.mark.slow
 def test_a_study_finds_a_difference_where_there_is_none_once_in_twenty():
     n, studies = 3, 4000
     rng = np.random.default_rng(1)

@@ -28,6 +28,7 @@ def variants():
     return {variant.name: variant for variant in design_variants(GIVEN, STUDY, create)}
 
 
+@pytest.mark.slow
 def test_every_entry_has_its_place_in_each_comparison(variants):
     names = {f"{comparison}-{name}": name for comparison in COMPARISONS for name in STUDY[comparison]}
     assert list(variants) == ["conv", *names]
@@ -39,6 +40,7 @@ def test_every_entry_has_its_place_in_each_comparison(variants):
         assert (variants[name].title, variants[name].has_ssm) == (spec["title"], spec["has_ssm"])
 
 
+@pytest.mark.slow
 def test_counts_are_those_of_the_models(variants):
     for variant in variants.values():
         variables = jax.eval_shape(build(variant).init, jax.random.key(0))
@@ -46,6 +48,7 @@ def test_counts_are_those_of_the_models(variants):
         assert variant.macs > 10_000
 
 
+@pytest.mark.slow
 def test_widths_are_searched_without_initializing_a_model(monkeypatch, variants):
     monkeypatch.setattr(Model, "init", None)
     found = design_variants(GIVEN, STUDY, create)
@@ -85,6 +88,7 @@ def test_a_vit_has_the_tokens_of_the_first_stage_and_as_many_blocks(variants):
     assert (vit.options["class_token"], vit.options["global_pool"]) == (False, "avg")
 
 
+@pytest.mark.slow
 def test_widths_that_cannot_match_are_one_sentence():
     with pytest.raises(RunError, match=r"variant ssm-causal has .* parameters .*larger config.model.dims"):
         design_variants({**MODEL, "depths": (1,), "dims": (4,)}, STUDY, create)

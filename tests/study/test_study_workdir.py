@@ -43,6 +43,7 @@ def test_a_run_without_its_report_is_not_finished(training, experiment, workdir)
     assert set(training.configs) == {("conv", 0), ("conv", 1)}
 
 
+@pytest.mark.slow
 def test_a_kill_before_the_plan_was_written_leaves_a_folder_of_a_study(training, experiment, workdir):
     workdir.mkdir()
     (workdir / ".plan.json.123").write_text("{")
@@ -51,6 +52,7 @@ def test_a_kill_before_the_plan_was_written_leaves_a_folder_of_a_study(training,
     assert (workdir / "study.html").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["[]", "3", "null"])
 def test_a_plan_that_is_not_an_object_is_one_sentence(training, experiment, workdir, content):
     workdir.mkdir()
@@ -59,6 +61,7 @@ def test_a_plan_that_is_not_an_object_is_one_sentence(training, experiment, work
         run_study(experiment, workdir, 2)
 
 
+@pytest.mark.slow
 def test_a_folder_of_something_else_is_left_as_it_is(training, experiment, tmp_path):
     (tmp_path / "photo.png").write_text("")
     with pytest.raises(RunError, match="has files but no study"):
@@ -66,6 +69,7 @@ def test_a_folder_of_something_else_is_left_as_it_is(training, experiment, tmp_p
     assert {path.name for path in tmp_path.iterdir()} <= {"photo.png", "datasets"}
 
 
+@pytest.mark.slow
 def test_a_run_whose_files_are_damaged_is_named(training, experiment, workdir):
     run_study(experiment, workdir, 2)
     (workdir / "runs" / "conv" / "1" / "metrics.jsonl").unlink()
@@ -73,6 +77,7 @@ def test_a_run_whose_files_are_damaged_is_named(training, experiment, workdir):
         run_study(experiment, workdir, 2)
 
 
+@pytest.mark.slow
 def test_a_second_study_in_the_same_folder_is_refused(training, experiment, workdir, monkeypatch):
     trained = []
 
@@ -105,6 +110,7 @@ def test_a_folder_without_locks_is_a_warning(tmp_path, monkeypatch, capsys):
         assert "cannot be locked (Function not implemented)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_diverged_variant_is_not_trained_again(training, experiment, workdir):
     training.diverging = {("matched-ssm-causal", 1), ("matched-vit-full", 0)}
     found = run_study(experiment, workdir, 3)
@@ -133,6 +139,7 @@ def test_a_diverged_variant_is_not_trained_again(training, experiment, workdir):
     assert not run_study(experiment, workdir, 3)["diverged"]
 
 
+@pytest.mark.slow
 def test_a_damaged_record_of_a_divergence_is_one_sentence(training, experiment, workdir):
     training.diverging = {("matched-vit-full", 0)}
     run_study(experiment, workdir, 2)
@@ -141,6 +148,7 @@ def test_a_damaged_record_of_a_divergence_is_one_sentence(training, experiment, 
         run_study(experiment, workdir, 2)
 
 
+@pytest.mark.slow
 def test_a_signal_does_not_wait_for_the_design_of_the_variants(training, experiment, workdir, monkeypatch):
     done = threading.Event()
 
@@ -156,6 +164,7 @@ def test_a_signal_does_not_wait_for_the_design_of_the_variants(training, experim
     assert not workdir.exists()
 
 
+@pytest.mark.slow
 def test_a_study_of_an_earlier_version_is_refused(training, experiment, workdir):
     run_study(experiment, workdir, 2)
     plan = json.loads((workdir / "plan.json").read_text())

@@ -108,6 +108,7 @@ def test_a_bucket_that_does_not_respond_is_an_error(silent):
     assert find_write_error(epath.Path("gs://bucket/run")) == "no answer within 0.05 s"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "words"),
     [

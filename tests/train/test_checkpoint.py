@@ -79,24 +79,28 @@ def test_latest_two_and_best_are_kept(directory, state):
     assert Checkpoints(directory).steps() == [2, 4, 5]
 
 
+@pytest.mark.slow
 def test_best_of_a_metric_that_falls_is_the_lowest(directory, state):
     falling = Metric("error", "error", higher_is_better=False)
     save(directory, state, [(1, 50.0), (2, 10.0), (3, 80.0), (4, None), (5, 15.0)], falling)
     assert Checkpoints(directory).steps() == [2, 4, 5]
 
 
+@pytest.mark.slow
 def test_best_is_remembered_over_restarts(directory, state):
     save(directory, state, [(1, 50.0), (2, 90.0), (3, 80.0)])
     save(directory, state, [(4, 85.0), (5, None), (6, None)])
     assert Checkpoints(directory).steps() == [2, 5, 6]
 
 
+@pytest.mark.slow
 def test_step_saved_before_its_evaluation_can_still_be_the_best(directory, state):
     save(directory, state, [(1, None), (2, None)])
     save(directory, state, [(2, 90.0), (3, None), (4, None), (5, 80.0)])
     assert Checkpoints(directory).steps() == [2, 4, 5]
 
 
+@pytest.mark.slow
 def test_step_is_not_deleted_while_its_score_is_written(directory, state, monkeypatch):
     save(directory, state, [(1, None), (2, None)])
     checkpoints = Checkpoints(directory, HEADLINE)
@@ -113,6 +117,7 @@ def test_nothing_saved_restores_nothing(directory):
     assert Checkpoints(directory).restore_state(abstract_state(model_of())) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("item", slow_but(["params"], ["params", "optimizer", "metadata", "ema_params"]))
 @pytest.mark.parametrize("content", [b"", b"garbage"], ids=["truncated", "overwritten"])
 def test_newest_that_can_be_read_is_used(directory, state, item, content, caplog):
@@ -129,6 +134,7 @@ def test_newest_that_can_be_read_is_used(directory, state, item, content, caplog
     assert (directory.parent / "unreadable.2").exists()
 
 
+@pytest.mark.slow
 def test_step_whose_metadata_lack_a_name_is_passed_over(directory, state):
     save(directory, state, [(1, None), (2, None)])
     (directory / "2" / "metadata" / "metadata").write_text("{}")
@@ -137,6 +143,7 @@ def test_step_whose_metadata_lack_a_name_is_passed_over(directory, state):
     assert "note" in metadata
 
 
+@pytest.mark.slow
 def test_step_that_lost_an_item_is_passed_over(directory, state):
     save(directory, state, [(1, None), (2, None)])
     (directory / "2" / "optimizer").rmtree()
@@ -144,6 +151,7 @@ def test_step_that_lost_an_item_is_passed_over(directory, state):
     assert int(restored.step) == 1
 
 
+@pytest.mark.slow
 def test_nothing_readable_is_an_error(directory, state):
     save(directory, state, [(1, None)])
     break_files(directory, 1, "params", b"")
@@ -152,6 +160,7 @@ def test_nothing_readable_is_an_error(directory, state):
             Checkpoints(directory).restore_state(abstract_state(model_of()))
 
 
+@pytest.mark.slow
 def test_another_model_is_refused_with_every_difference(directory, state):
     save(directory, state, [(1, None)])
     other = model_of(num_classes=4, depths=(2,), stem_mid_norm=False)
@@ -165,12 +174,14 @@ def test_another_model_is_refused_with_every_difference(directory, state):
         assert words in str(refusal.value)
 
 
+@pytest.mark.slow
 def test_missing_average_is_refused(directory, state):
     save(directory, replace(state, ema=None), [(1, None)])
     with pytest.raises(RunError, match="no 'ema_params'"):
         Checkpoints(directory).restore_state(abstract_state(model_of()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["raw", "ema"])
 def test_inference_restores_the_weights_that_it_names(directory, state, weights):
     save(directory, state, [(3, None)])
@@ -181,6 +192,7 @@ def test_inference_restores_the_weights_that_it_names(directory, state, weights)
     assert_same(variables[weights], state.ema if weights == "ema" else state.variables)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content", slow_but([b""], [b"", b'{"x', b"[]", b"{}", b"\xff", b'{"top1_ema": "x"}', b'{"top1_ema": NaN}'])
 )
@@ -196,6 +208,7 @@ def test_a_damaged_score_neither_prevents_reading_nor_saving(directory, state, c
     checkpoints.close()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_lost_its_average_is_passed_over(directory, state):
     save(directory, state, [(1, None), (2, None)])
     (directory / "2" / "ema_params").rmtree()

@@ -90,6 +90,7 @@ def score_by_hand(run, source, view=None, classes=range(1000)):
     return {"top1": top1, "top5": top5, "loss": np.mean(losses), "count": len(hits)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LABELS)
 def test_scores_equal_those_by_hand(run, scored, sets_dir, name):
     classes = LABELS[name] if EVAL_SETS[name].subset else range(1000)
@@ -102,6 +103,7 @@ def test_some_images_are_hits_and_some_are_not(scored):
     assert 0 < top1 < top5 < 2700
 
 
+@pytest.mark.slow
 def test_subsets_are_easier_than_all_classes(run, scored, sets_dir):
     of_all = score_by_hand(run, open_eval_set("imagenet_a", sets_dir))
     assert scored[0]["imagenet_a"]["ema"]["loss"] < of_all["loss"]
@@ -121,6 +123,7 @@ def test_every_image_is_scored_once_or_counted_as_excluded(scored):
     }
 
 
+@pytest.mark.slow
 def test_validation_split_comes_first_and_a_set_named_twice_is_scored_once(run, scored):
     assert [result["dataset"] for result in scored[1]["sets"]][:2] == ["imagenet2012", "imagenet_v2/matched-frequency"]
     assert len(scored[1]["sets"]) == 6
@@ -153,6 +156,7 @@ def test_each_row_of_the_table_names_dataset_split_weights_and_input(scored):
     ]
 
 
+@pytest.mark.slow
 def test_crop_of_the_config_is_what_is_scored_and_printed(run, scored, sets_dir):
     record = evaluate(config_of(run, **{"data.crop_pct": 0.5, "data.crop_mode": "squash"}), run[0])
     view = EvalTransform(size=(32, 32), crop_pct=0.5, crop_mode="squash")
@@ -162,6 +166,7 @@ def test_crop_of_the_config_is_what_is_scored_and_printed(run, scored, sets_dir)
     assert "32x32, crop 0.5 squash" in format_scores(record)
 
 
+@pytest.mark.slow
 def test_sets_with_equally_many_labels_share_a_program(run, monkeypatch):
     built = []
     compile_ = evaluation.Evaluator._compile
@@ -172,6 +177,7 @@ def test_sets_with_equally_many_labels_share_a_program(run, monkeypatch):
     assert len(built) == 2, "one for single labels, one for several"
 
 
+@pytest.mark.slow
 def test_an_evaluator_compiles_at_its_first_use_and_changes_nothing_that_it_is_called_with(run, monkeypatch):
     workdir, config, model, weights = run
     built, compile_ = [], evaluation.Evaluator._compile

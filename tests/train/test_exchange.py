@@ -54,6 +54,7 @@ def left_in(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["ema", "raw"])
 @pytest.mark.parametrize("key_format", ["timm", "mambaout"])
 @pytest.mark.parametrize("out", ["digits.safetensors", pytest.param("digits.pth", marks=pytest.mark.torch)])
@@ -63,6 +64,7 @@ def test_a_file_and_back_has_the_same_bits(run, tmp_path, out, key_format, weigh
     assert_same(mo.from_torch(run[1], tmp_path / out), run[2][weights])
 
 
+@pytest.mark.slow
 def test_folder_round_trip_keeps_classes_and_preprocessing(run, tmp_path):
     said = []
     export_weights(run[0], str(tmp_path / "folder"), log=said.append)
@@ -78,6 +80,7 @@ def test_folder_round_trip_keeps_classes_and_preprocessing(run, tmp_path):
     assert sum(sentence.endswith("read back: the logits are identical") for sentence in said) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("names", "descriptions"),
     [
@@ -94,6 +97,7 @@ def test_folder_describes_classes_of_imagenet_in_the_words_of_wordnet(tmp_path, 
     assert read_checkpoint(tmp_path / "out").config.class_names == names
 
 
+@pytest.mark.slow
 def test_bfloat16_export_reports_the_rounding_error(run, tmp_path):
     said = []
     export_weights(run[0], str(tmp_path / "half.safetensors"), dtype="bfloat16", log=said.append)
@@ -166,6 +170,7 @@ def test_what_exists_is_replaced_only_with_force_and_a_run_never(run, exported, 
     export_weights(run[0], str(file), force=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("out", ["a.safetensors", "a"])
 def test_a_file_that_came_out_wrong_is_not_kept(run, tmp_path, monkeypatch, out):
     def write(path, tensors):
@@ -222,6 +227,7 @@ def test_the_live_timm_agrees_with_what_is_imported(exported, tmp_path):
     assert sum(sentence.startswith("timm 1.") for sentence in said) == 1
 
 
+@pytest.mark.slow
 def test_environment_has_the_source_of_imported_weights(exported, tmp_path):
     import_weights(str(exported), tmp_path / "imported")
     environment = json.loads((tmp_path / "imported" / "environment.json").read_text())

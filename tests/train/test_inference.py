@@ -80,6 +80,7 @@ def files(tmp_path):
     return sorted(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_run_has_model_variables_class_names_and_task(run):
     assert (run.class_names, run.task.name, run.step, run.weights) == (NAMES, "classification", written_run.STEP, "ema")
     assert run.model.apply(run.variables, jnp.zeros((1, 32, 48, 3))).shape == (1, 3)
@@ -98,6 +99,7 @@ def test_what_is_no_run_is_refused(tmp_path):
         mo.load_run(tmp_path / "missing")
 
 
+@pytest.mark.slow
 def test_predictions_for_a_run_equal_those_of_the_command(run, workdir, files, capsys):
     assert main(["predict", "--json", "--top=2", str(workdir), *map(str, files)]) == 0
     expected = [answer["predictions"] for answer in json.loads(capsys.readouterr().out)]
@@ -107,6 +109,7 @@ def test_predictions_for_a_run_equal_those_of_the_command(run, workdir, files, c
     assert "tench" in repr(found[0]._replace(top=3))
 
 
+@pytest.mark.slow
 def test_batches_are_what_an_evaluation_sees(run, files):
     source = type("Source", (), {"exif_orientation": True, "max_labels": 1})
     evaluated = run.task.eval_transform(run.model, source)

@@ -43,6 +43,7 @@ def notices(said):
     return [sentence for sentence in said if "cc-by-nc-sa-4.0, which forbids commercial use" in sentence]
 
 
+@pytest.mark.slow
 def test_loading_weights_warns(folder, imported):
     model = restore_run(imported[0]).model
     for load in (mo.load_pretrained, lambda source: mo.from_torch(model, source), mo.load_run):
@@ -51,6 +52,7 @@ def test_loading_weights_warns(folder, imported):
         assert [warning.filename for warning in caught] == [__file__]
 
 
+@pytest.mark.slow
 def test_a_workdir_of_imported_weights_has_the_licence_and_passes_it_on(imported, tmp_path):
     workdir, said = imported
     assert len(notices(said)) == 1
@@ -63,6 +65,7 @@ def test_a_workdir_of_imported_weights_has_the_licence_and_passes_it_on(imported
     )
 
 
+@pytest.mark.slow
 def test_prediction_and_evaluation_with_imported_weights_say_so_once(imported, tmp_path, capsys):
     image = tmp_path / "image.png"
     Image.new("L", (8, 8)).save(image)
@@ -75,18 +78,21 @@ def test_prediction_and_evaluation_with_imported_weights_say_so_once(imported, t
     assert capsys.readouterr().err.count("which forbids commercial use") == 1
 
 
+@pytest.mark.slow
 def test_an_exported_file_is_said_to_lack_the_licence(imported, tmp_path):
     said = []
     export_weights(imported[0], str(tmp_path / "model.safetensors"), log=said.append)
     assert any("a file does not record it" in sentence for sentence in notices(said))
 
 
+@pytest.mark.slow
 def test_pretrained_weights_have_their_licence_from_a_folder_and_from_a_workdir(folder, imported):
     for source in (folder, imported[0]):
         model = tiny.config().build_task().build_model({"class_names": list(DIGITS)})
         assert load_pretrained_for(source, model).licence == RESTRICTED.lower()
 
 
+@pytest.mark.slow
 def test_weights_of_a_run_from_scratch_have_no_licence(folder, tmp_path):
     export_weights(folder.parent / "run", str(tmp_path / "model"))
     assert "license" not in json.loads((tmp_path / "model" / "config.json").read_text())["pretrained_cfg"]

@@ -42,6 +42,7 @@ def test_run_writes_the_documented_files(unbroken):
     np.testing.assert_allclose(100 * hits.mean(), results["ema"]["top1"])
 
 
+@pytest.mark.slow
 def test_evaluation_equals_the_end_of_training(unbroken):
     results = json.loads((unbroken / "results.json").read_text())
     record = evaluate(None, unbroken)
@@ -51,6 +52,7 @@ def test_evaluation_equals_the_end_of_training(unbroken):
         assert scores[weights] == pytest.approx(results[weights], rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", slow_but([7], [7, 500]))
 def test_evaluation_counts_every_image_once_for_ragged_sizes(unbroken, batch_size):
     results = json.loads((unbroken / "results.json").read_text())
@@ -77,6 +79,7 @@ def test_killed_and_resumed_run_equals_unbroken_run(unbroken, tmp_path):
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
+@pytest.mark.slow
 def test_refused_config_leaves_the_workdir_as_it_was(unbroken):
     before = (unbroken / "config.json").read_text()
     with pytest.raises(RunError, match="does not match"):
@@ -93,6 +96,7 @@ def test_broken_config_of_a_workdir_is_named(unbroken, tmp_path):
         train(tiny.config(), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_finished_run_is_not_run_again(unbroken, capfd):
     before = (unbroken / "metrics.jsonl").read_text()
     assert train(tiny.config(), unbroken) == json.loads((unbroken / "results.json").read_text())
@@ -170,6 +174,7 @@ def test_compilation_is_abandoned_after_a_signal():
     release.set()
 
 
+@pytest.mark.slow
 def test_work_that_takes_long_says_what_it_is(capsys):
     with StopSignals() as stop:
         stop.interruptible(lambda: None, "At once.")
@@ -235,6 +240,7 @@ def test_workdir_that_cannot_be_written_is_one_sentence_at_the_start(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_checkpoints_that_are_not_a_directory_are_one_sentence_at_the_start(tmp_path):
     (tmp_path / "checkpoints").write_text("")
     with pytest.raises(RunError, match=r"checkpoints is not a directory; move it, or use another --workdir"):

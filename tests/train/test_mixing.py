@@ -60,6 +60,7 @@ def both_groups(*groups):
     return Mix(*(jnp.concatenate(values) for values in zip(*groups, strict=True)))
 
 
+@pytest.mark.slow
 def test_a_batch_is_mixed_as_the_formula_says():
     x, targets = noise(batch=6), jnp.eye(6, dtype=jnp.float32)
     # Sides of 6 sqrt(0.5) = 4 and 5 sqrt(0.5) = 3 pixels: two rows and one column on either side of the center.
@@ -75,6 +76,7 @@ def test_a_batch_is_mixed_as_the_formula_says():
         np.testing.assert_allclose(mixed_targets[i], lam * targets[i] + (1 - lam) * targets[flipped[i]], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_share_of_one_changes_nothing():
     x, targets = noise(batch=4), jnp.eye(4, dtype=jnp.float32)
     for draw in (one_group(1.0), one_group(1.0, cut=True, row=3, column=2)):
@@ -92,6 +94,7 @@ def test_rounding_touches_pixels_of_mixup_alone():
     assert (np.asarray(exact) % 1 != 0).all((1, 2, 3)).any()
 
 
+@pytest.mark.slow
 def test_boxes_of_cutmix_are_those_that_the_recipe_drew():
     # Share, row and column of the center -> top, bottom, left, right in 14 x 20 pixels, by timm 0.6.11's rand_bbox.
     for (share, row, column), (top, bottom, left, right) in {
@@ -115,6 +118,7 @@ def draws(groups=4000, group=1, h=20, w=30, **settings):
     return draw_mix(KEY, (groups * group, h, w, 3), group=group, **settings)
 
 
+@pytest.mark.slow
 def test_mixup_and_cutmix_are_drawn_at_the_switch_rate():
     draw = draws(mixup_alpha=0.8, cutmix_alpha=1.0, prob=0.9, switch_prob=0.3, group=2)
     cut, on = np.asarray(draw.cut), np.asarray(draw.share) < 1
@@ -123,11 +127,13 @@ def test_mixup_and_cutmix_are_drawn_at_the_switch_rate():
     assert abs(cut.mean() - 0.9 * 0.3) < 0.03
 
 
+@pytest.mark.slow
 def test_every_group_is_cut_without_mixup_and_none_without_cutmix():
     assert draws(cutmix_alpha=1.0).cut.all()
     assert not draws(mixup_alpha=1.0).cut.any()
 
 
+@pytest.mark.slow
 def test_cutmix_share_is_corrected_to_the_clipped_box():
     draw = draws(cutmix_alpha=1.0, groups=400)
     area = np.asarray(cutmix_box(draw, 20, 30)).sum((1, 2)) / (20 * 30)
@@ -148,6 +154,7 @@ def test_shares_follow_their_betas_and_centres_are_uniform():
         assert stats.chisquare(np.bincount(np.asarray(centre), minlength=size)).pvalue > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.optimized
 def test_a_compiler_that_fuses_the_sum_moves_next_to_no_rounded_pixel():
     images = jnp.asarray(np.random.default_rng(5).integers(0, 256, (64, 48, 48, 3)), jnp.float32)
@@ -175,6 +182,7 @@ def test_crop_shifts_by_at_most_the_padding():
     assert len(corners) == (2 * pad + 1) ** 2, "every shift occurs"
 
 
+@pytest.mark.slow
 def test_rotation_by_a_quarter_turn_is_exact_and_by_zero_is_nothing():
     x = noise(batch=3, h=6, w=6)
     turned = rotate(x, jnp.asarray([0.0, np.pi / 2, -np.pi / 2], jnp.float32))
@@ -203,6 +211,7 @@ def erased(draw, h, w):
     return np.asarray(erase(jnp.zeros(shape), jnp.ones(shape), draw))[..., 0] == 1
 
 
+@pytest.mark.slow
 def test_a_rectangle_is_smaller_than_the_image():
     wide = Erasure(*(jnp.asarray(value) for value in ([True], [[0.3, 0.3]], [[3.0, 1.0]], [0.5], [0.5])))
     box = erased(wide, 16, 64)[0]
@@ -213,6 +222,7 @@ def test_a_rectangle_is_smaller_than_the_image():
     assert erased(wide._replace(aspect=jnp.asarray([[3.0, -1.0]])), 16, 64)[0].sum() == 11 * 29
 
 
+@pytest.mark.slow
 def test_rectangles_reach_every_border():
     draw = draw_erasure(KEY, 2000, 1.0)._replace(area=jnp.full((2000, 10), 0.1), aspect=jnp.zeros((2000, 10)))
     boxes = erased(draw, 16, 16)
@@ -221,6 +231,7 @@ def test_rectangles_reach_every_border():
         assert abs(edge.any(1).mean() - 1 / 12) < 0.03
 
 
+@pytest.mark.slow
 def test_erasing_follows_mixing_and_normalisation_and_leaves_targets():
     images = jnp.asarray(np.random.default_rng(2).integers(0, 256, (128, 24, 24, 3), np.uint8))
     settings = Augmentation(mixup_alpha=0.8, cutmix_alpha=1.0, mixup_prob=1.0, mixup_group=4, label_smoothing=0.1)

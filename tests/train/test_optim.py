@@ -140,6 +140,7 @@ def one_update(gradient, **options):
     return updates
 
 
+@pytest.mark.slow
 def test_lamb_scales_the_update_of_a_matrix_to_its_norm_and_that_of_a_vector_not():
     params = {"weight": jnp.full((2, 2), 3.0), "bias": jnp.full(2, 3.0)}
     settings = {"weight_decay": 0.1, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "clip_grad_norm": None}

@@ -67,6 +67,7 @@ def test_average_moves_by_the_smaller_decay(step):
     np.testing.assert_allclose(found["w"], np.full(3, decay), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_mixed_images_and_targets_have_the_same_shares():
     images, targets = jnp.repeat(jnp.arange(6.0), 8 * 8).reshape(6, 8, 8, 1), jnp.eye(6)
     draw = draw_mix(KEY, images.shape, group=2, mixup_alpha=0.8, cutmix_alpha=1.0)
@@ -74,6 +75,7 @@ def test_mixed_images_and_targets_have_the_same_shares():
     np.testing.assert_allclose(mixed.mean((1, 2, 3)), mixed_targets @ jnp.arange(6.0), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_erased_pixels_are_noise_in_one_rectangle():
     noise = jax.random.normal(KEY, (16, 24, 24, 3))
     erased = np.asarray(erase(jnp.zeros_like(noise), noise, draw_erasure(KEY, 16, 1.0)))
@@ -106,6 +108,7 @@ def test_batches_of_images_in_memory_have_each_image_once_per_epoch_from_any_ste
     np.testing.assert_array_equal(resumed["image"], batches[3]["image"])
 
 
+@pytest.mark.slow
 def test_the_pieces_make_a_training_loop():
     model = mo.create_model("mambaout_femto", depths=(1, 1), dims=(8, 16), num_classes=8, img_size=32)
     variables = ema = model.init(KEY)

@@ -34,6 +34,7 @@ def assert_same(a, b):
         np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [32, 48])
 def test_pretrained_weights_are_bit_identical_for_any_input_size(run, size):
     workdir, weights = run
@@ -43,6 +44,7 @@ def test_pretrained_weights_are_bit_identical_for_any_input_size(run, size):
     assert sentence == f"initialized from the EMA weights of step 7 in {workdir}, with their last layer"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_classes", [3, 10])
 def test_init_head_new_initializes_only_the_last_layer(run, num_classes):
     workdir, weights = run
@@ -54,6 +56,7 @@ def test_init_head_new_initializes_only_the_last_layer(run, num_classes):
     assert sentence.endswith("with a new last layer")
 
 
+@pytest.mark.slow
 def test_raw_weights_are_used_without_an_average(tmp_path):
     _, _, weights = written_run.write(tmp_path / "run", NAMES, **{"optim.ema_decay": None})
     variables, sentence, _ = load(tmp_path / "run")
@@ -70,11 +73,13 @@ def test_a_last_layer_of_other_classes_is_refused_with_the_key_to_set(run):
         load(run[0], NAMES[:3])
 
 
+@pytest.mark.slow
 def test_a_last_layer_for_other_class_names_is_mentioned(run):
     _, sentence, _ = load(run[0], NAMES[::-1])
     assert sentence.endswith("with their last layer, which was trained for other labels")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("init_head", ["keep", "new"])
 def test_another_model_is_refused_with_all_differences(run, init_head):
     with pytest.raises(RunError, match="are for mambaout_femto; config") as refusal:

@@ -48,6 +48,7 @@ def test_page_has_results_config_versions_and_command(workdir):
     assert "not finished" not in page
 
 
+@pytest.mark.slow
 def test_page_is_one_file_of_well_formed_html(logged):
     page = write_and_read(logged)
     tags = Tags(page)
@@ -62,6 +63,7 @@ def test_page_is_one_file_of_well_formed_html(logged):
     assert len(page) < 300_000
 
 
+@pytest.mark.slow
 def test_same_workdir_gives_same_bytes_and_leaves_nothing_else(logged):
     before = set(logged.iterdir())
     first = write_and_read(logged)
@@ -69,6 +71,7 @@ def test_same_workdir_gives_same_bytes_and_leaves_nothing_else(logged):
     assert set(logged.iterdir()) - before == {logged / "report.html"}
 
 
+@pytest.mark.slow
 def test_unfinished_run_shows_its_last_evaluation_and_says_so(logged):
     (logged / "results.json").unlink()
     (logged / "predictions.npz").unlink()
@@ -78,6 +81,7 @@ def test_unfinished_run_shows_its_last_evaluation_and_says_so(logged):
     assert "No predictions yet" in page
 
 
+@pytest.mark.slow
 def test_records_of_other_kinds_are_not_damage(logged):
     with (logged / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "save", "step": 20, "blocked_seconds": 0.1}\n')
@@ -92,6 +96,7 @@ def test_run_that_has_only_a_config_gets_a_page(workdir):
     assert "Nothing has been logged yet." in page
 
 
+@pytest.mark.slow
 def test_later_of_two_lines_of_one_step_wins(workdir):
     (workdir / "results.json").unlink()
     write_metrics(
@@ -114,6 +119,7 @@ def test_diverged_run_names_the_first_bad_step_and_is_drawn_up_to_it(workdir, va
     assert "training from 1 at epoch 0.5 to 0.5 at epoch 1" in page
 
 
+@pytest.mark.slow
 def test_torn_line_of_metrics_is_counted_and_the_others_shown(logged):
     with (logged / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "tra')
@@ -155,6 +161,7 @@ DAMAGED_LINES = (
 )
 
 
+@pytest.mark.slow
 def test_lines_that_no_run_writes_do_not_spoil_the_page(workdir):
     write_metrics(workdir, [train_line(20), eval_line(20, 97.5), *DAMAGED_LINES])
     assert "2 lines of metrics.jsonl cannot be read" in words(write_and_read(workdir))

@@ -24,6 +24,7 @@ from tests.train.finished_run import (
 )
 
 
+@pytest.mark.slow
 def test_ids_are_unique_and_references_resolve(logged):
     page = write_and_read(logged)
     ids = re.findall(r'\bid="([^"]*)"', page)
@@ -33,6 +34,7 @@ def test_ids_are_unique_and_references_resolve(logged):
     assert references <= set(ids)
 
 
+@pytest.mark.slow
 def test_figures_use_the_colors_of_the_page_and_have_a_description(logged):
     page = write_and_read(logged)
     svgs = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
@@ -45,6 +47,7 @@ def test_figures_use_the_colors_of_the_page_and_have_a_description(logged):
     assert all(attributes.get("alt") for tag, attributes in Tags(page).found if tag == "img")
 
 
+@pytest.mark.slow
 def test_more_points_than_pixels_are_drawn_as_means(workdir):
     write_metrics(workdir, [train_line(step, loss=step % 7) for step in range(1, 3001)])
     first, last = sum([1, 2, 3, 4, 5, 6, 0, 1, 2, 3]) / 10, sum(step % 7 for step in range(2991, 3001)) / 10

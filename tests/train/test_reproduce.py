@@ -77,6 +77,7 @@ def publish(monkeypatch, url, sha256, top1=0.1, entry=None):
     )
 
 
+@pytest.mark.slow
 def test_the_score_is_that_of_the_imported_weights_and_a_second_call_downloads_nothing(served, data_dir, tmp_path):
     file, requested = served
     said = []
@@ -119,6 +120,7 @@ def test_the_accuracy_of_vmamba_is_that_of_its_average_except_for_the_first_tiny
     assert set(entries.values()) == {None, "model"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("characters", [8, 64])
 def test_a_file_with_another_digest_is_neither_used_nor_kept(served, data_dir, tmp_path, monkeypatch, characters):
     file, _ = served
@@ -149,6 +151,7 @@ def test_a_variant_without_published_weights_is_refused(tmp_path):
         reproduce("mamba_femto", tmp_path / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tolerance", "code", "verdict"), [("100", 0, ": reproduced"), ("0", 1, ": not reproduced")])
 def test_the_exit_code_says_whether_the_accuracy_was_reproduced(
     served, data_dir, tmp_path, monkeypatch, capsys, tolerance, code, verdict

@@ -71,6 +71,7 @@ def gradient_of(model, **options):
     return jax.tree.map(np.subtract, state.variables["params"], after.variables["params"]), metrics
 
 
+@pytest.mark.slow
 def test_accumulation_equals_the_batch_at_once(model):
     whole, metrics = gradient_of(model)
     for parts in (2, 4):
@@ -207,6 +208,7 @@ def test_first_nonfinite_step_is_recorded(plain):
     assert np.isnan(metrics.nonfinite_loss)
 
 
+@pytest.mark.slow
 def test_average_follows_its_formula(model):
     step, state = step_of(model, ema_decay=0.5)
 
@@ -229,6 +231,7 @@ MIXED = {
 }
 
 
+@pytest.mark.slow
 def test_random_numbers_depend_on_step_and_key(model):
     step, state = step_of(model, augmentation=MIXED)
     first, again = (step(state, init_step_metrics(), batch(), KEY)[1].loss for _ in range(2))
@@ -248,6 +251,7 @@ def ragged_labels(rng, rows, num_classes, most):
     return labels
 
 
+@pytest.mark.slow
 def test_rank_is_the_place_of_the_best_label_in_a_stable_sort():
     rng = np.random.default_rng(0)
     logits = rng.integers(0, 4, (200, 10)).astype(np.float32)  # with ties
@@ -267,6 +271,7 @@ def test_nan_logits_are_never_a_hit(labels):
     assert int(rank_of_labels(logits.at[0, 3].set(1e9), jnp.asarray([[3, -1]]))[0]) == 5
 
 
+@pytest.mark.slow
 def test_evaluation_ignores_masked_rows(model):
     variables = initial(model)
     images = batch(6)
@@ -292,6 +297,7 @@ class Identity:
         return images[:, 0, :, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("subset", [None, range(3, 12, 2)])
 def test_hits_and_loss_of_several_labels_equal_a_loop_over_the_class_mask(subset):
     rng = np.random.default_rng(1)

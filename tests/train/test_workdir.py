@@ -63,6 +63,7 @@ def test_a_damaged_config_is_named(tmp_path, key, value, words):
         load_run(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_of_another_task_is_not_evaluated(tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "BUILT_IN", (Classification, Sorting))
     written_run.write(tmp_path, NAMES, task="sorting")
@@ -70,6 +71,7 @@ def test_a_run_of_another_task_is_not_evaluated(tmp_path, monkeypatch):
         evaluate(tiny.config(), tmp_path)
 
 
+@pytest.mark.slow
 def test_the_last_layer_of_another_task_is_neither_evaluated_nor_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "BUILT_IN", (Classification, Sorting))
     given, new = tmp_path / "given", tmp_path / "new"
@@ -79,6 +81,7 @@ def test_the_last_layer_of_another_task_is_neither_evaluated_nor_kept(tmp_path, 
             use(tiny.config(init_from=str(given)), new)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_another_task_with_a_new_last_layer(tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "BUILT_IN", (Classification, Sorting))
     written_run.write(tmp_path, NAMES, task="sorting")

@@ -98,6 +98,7 @@ json_values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @quickly
 @given(data=st.data())
 def test_a_config_with_any_value_anywhere(tmp_path, safetensors, data):

@@ -283,6 +283,7 @@ def test_a_rule_whose_patterns_do_not_correspond_cannot_be_written(rule):
         Rule(*rule)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 200), st.integers(0, 200), st.from_regex(r"[A-Za-z_]\w{0,8}", fullmatch=True))
 def test_wildcards_keep_numbers_and_names_in_order(stage, block, leaf):
     key_format = KeyFormat("toys", (Rule("s.#.#.*", "stages.#.blocks.#.norm.*"),))

@@ -15,13 +15,14 @@ from tests.weights.test_resolve import resolved
 PUBLISHED = ["localvim_tiny", "localvim_small", "localvim_tiny_middle_cls_token"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_but(["localvim_tiny_middle_cls_token"], PUBLISHED, "nightly"))
 def test_the_shapes_of_a_variant_name_it(name):
     found = resolved(configurations.shapes(mo.create_model(name)))
     assert (found.name, found.options, found.others) == (name, {}, ())
 
 
-@pytest.mark.run
+@pytest.mark.nightly
 def test_weights_in_a_file_as_published_are_loaded(tmp_path):
     torch = pytest.importorskip("torch")
     model = mo.create_model("localvim_tiny", num_classes=5)

@@ -44,6 +44,7 @@ def test_round_trip_keeps_every_bit(scan_order, tmp_path):
     pytorch.assert_equal_trees(mo.from_torch(model, tmp_path / "mamba.safetensors"), variables)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan_order", SCAN_ORDERS)
 def test_the_config_of_a_folder_names_its_model(scan_order, tmp_path):
     model = mamba(scan_order, act_layer="silu")
@@ -54,6 +55,7 @@ def test_the_config_of_a_folder_names_its_model(scan_order, tmp_path):
     assert (back.name, back.options, back.input_spec) == (model.name, model.options, model.input_spec)
 
 
+@pytest.mark.slow
 def test_another_scan_order_is_not_guessed():
     shapes = configurations.shapes(mo.create_model("mamba_femto", scan_order="bidirectional", num_classes=7))
     with pytest.raises(
@@ -81,6 +83,7 @@ def test_a_block_without_its_state_space_model_is_listed():
         mo.from_torch(twin, state_dict)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mamba_femto", "mambaout_femto"])
 def test_live_timm_cannot_build_it_and_that_is_said(name, tmp_path, monkeypatch):
     monkeypatch.setattr(verify, "_load_timm", lambda: pytest.fail("timm is not needed to say so"))
@@ -92,6 +95,7 @@ def test_live_timm_cannot_build_it_and_that_is_said(name, tmp_path, monkeypatch)
         check.require_timm(str(tmp_path / "model"))
 
 
+@pytest.mark.slow
 def test_logits_of_the_copy_are_those_of_the_model(tmp_path):
     model = mamba("bidirectional")
     variables = model.init(jax.random.key(0))

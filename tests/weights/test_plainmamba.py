@@ -31,6 +31,7 @@ def as_published(state_dict):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_but(["plainmamba_l2"], PUBLISHED, "nightly"))
 def test_averages_of_training_do_not_hide_the_variant(name):
     shapes = configurations.shapes(mo.create_model(name))
@@ -70,6 +71,7 @@ def test_convolutions_have_the_places_of_a_sequence_with_norms_and_activations(n
     assert keys == {str(3 * index + offset) for index in range(num_convs) for offset in (0, 1)}
 
 
+@pytest.mark.slow
 def test_position_embeddings_of_another_square_size_are_resampled():
     source, model = small_model(img_size=64), small_model(img_size=(48, 80))
     variables = pytorch.draw(source)
@@ -93,6 +95,7 @@ def test_weights_of_another_family_or_variant_are_refused_by_name():
         mo.from_torch(without, mo.to_torch(model, pytorch.draw(model)))
 
 
+@pytest.mark.slow
 def test_a_file_of_another_variant_is_refused_with_both_names(tmp_path):
     shapes = configurations.shapes(mo.create_model("plainmamba_l1"))
     save_file({key: np.zeros(shape, np.float32) for key, shape in shapes.items()}, tmp_path / "l1.safetensors")

@@ -15,8 +15,10 @@ import mambaout_jax as mo
 from mambaout_jax.__main__ import main
 from mambaout_jax.models.registry import BUILT_IN
 from mambaout_jax.weights import write_folder
+from tests.marks import slow_but
 from tests.weights import pytorch
 
+pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
 WEIGHTS, OTHERS = "weights", "others"
@@ -65,6 +67,7 @@ def to_tensors(state_dict, prefix=""):
     return {prefix + key: torch.from_numpy(value.copy()) for key, value in state_dict.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("published", FORMATS, ids=lambda found: f"{found.name}{found.ending}-{found.prefix}")
 def test_weights_in_a_file_as_published_are_read(tmp_path, published):
     model = pytorch.small_model(published.name)
@@ -90,7 +93,10 @@ def test_the_documentation_lists_all_endings_and_entries():
 
 
 @pytest.mark.run
-@pytest.mark.parametrize("name", [next(iter(family.variants)) for family in BUILT_IN])
+@pytest.mark.parametrize(
+    "name",
+    slow_but(["vmamba_tiny_s1l8", "mambavision_t"], [next(iter(family.variants)) for family in BUILT_IN], "nightly"),
+)
 def test_weights_of_every_family_are_imported_and_used_for_prediction(tmp_path, capsys, name):
     model = pytorch.small_model(name)
     state_dict = mo.to_torch(model, model.init(jax.random.key(0)))

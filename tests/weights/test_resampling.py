@@ -60,6 +60,7 @@ def test_a_state_dict_of_square_images_fits_a_model_of_any_size(img_size, option
     assert_resampled(model, mo.from_torch(model, state_dict), source, state_dict, (48, 48))
 
 
+@pytest.mark.slow
 def test_the_model_of_a_bare_file_is_built_at_the_size_that_is_asked_for(tmp_path):
     source = mo.create_model(NAME, img_size=64)
     state_dict = state_dict_of(source)
@@ -102,6 +103,7 @@ def test_embeddings_of_no_square_images_are_refused():
     )
 
 
+@pytest.mark.slow
 def test_everything_else_has_to_fit_exactly_with_all_differences_listed():
     state_dict = state_dict_of(vit(48))
     state_dict["dist_token"] = state_dict.pop("cls_token")
@@ -129,6 +131,7 @@ def test_other_patches_than_the_models_are_listed(tmp_path):
         mo.from_torch(vit(48), tmp_path / "model")
 
 
+@pytest.mark.slow
 def test_inspection_says_for_which_images_weights_are(tmp_path):
     source = mo.create_model(NAME, img_size=64)
     save_file(state_dict_of(source), tmp_path / "weights.safetensors")

@@ -27,6 +27,7 @@ def refusal(shapes, name=None):
     return str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, TASK], ids=["own", "other"])
 @pytest.mark.parametrize(
     "name", slow_but(["mambaout_femto", "mamba_femto", "test_mambaout"], mo.list_models(), "nightly")
@@ -44,6 +45,7 @@ def test_the_shapes_of_a_variant_name_it_in_every_key_format(name, options):
         assert found.name == name or name in found.others
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", slow_but(["tiny"], ["tiny", "small", "base"]))
 @pytest.mark.parametrize("options", [{}, {"img_size": (384, 384)}, {"img_size": (96, 96), **TASK}], ids=str)
 def test_the_first_of_several_variants_with_these_shapes_is_taken_and_the_others_are_named(size, options):
@@ -52,6 +54,7 @@ def test_the_first_of_several_variants_with_these_shapes_is_taken_and_the_others
     assert found[1:] == (f"deit_{size}_patch16_224", options, (f"vit_{size}_patch16_224",))
 
 
+@pytest.mark.slow
 def test_load_pretrained_requires_the_name_where_variants_differ_in_preprocessing(tmp_path):
     model = mo.create_model("vit_tiny_patch16_224", img_size=32)
     tensors = mo.to_torch(model, jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), model.shapes))
@@ -64,6 +67,7 @@ def test_load_pretrained_requires_the_name_where_variants_differ_in_preprocessin
         assert found.input_spec.mean == mo.create_model(name).input_spec.mean
 
 
+@pytest.mark.slow
 def test_variants_with_the_same_tensors_are_ambiguous_if_they_compute_something_else():
     same, different = (
         resolved(configurations.shapes(mo.create_model(name))) for name in ("mambavision_b", "mambavision_l2")
@@ -137,6 +141,7 @@ def test_load_pretrained_names_the_family_or_format_of_the_weights_before_their_
         mo.load_pretrained(tmp_path / "w.safetensors", name=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("as_file", [False, True])
 def test_weights_of_another_family_whose_keys_match_are_refused_with_the_names_of_both(tmp_path, as_file):
     model = mo.create_model("vmamba_tiny_v0", num_classes=5)
@@ -152,7 +157,7 @@ FEMTO = configurations.shapes(mo.create_model("mambaout_femto"))
 LAST_LAYER = {"head.fc.weight", "head.fc.bias"}
 
 
-@pytest.mark.run
+@pytest.mark.nightly
 @settings(max_examples=50, deadline=None)
 @given(
     st.dictionaries(

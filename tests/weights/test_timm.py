@@ -69,6 +69,7 @@ def load_strictly(theirs, state_dict):
     theirs.load_state_dict(checkpoint_filter_fn(tensors, theirs), strict=True)
 
 
+@pytest.mark.nightly
 @settings(max_examples=10, deadline=None)
 @given(configurations.options())
 def test_any_configuration_equals_timms(options):

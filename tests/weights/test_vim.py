@@ -15,6 +15,7 @@ from tests.weights.test_resolve import resolved
 SMALL = {"embed_dim": 24, "depth": 2, "num_classes": 5}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_but(["vim_tiny"], ["vim_tiny", "vim_small"], "nightly"))
 def test_published_weights_of_patches_side_by_side_are_not_those_of_small_images(name):
     found = resolved(configurations.shapes(mo.create_model(name)))
@@ -23,6 +24,7 @@ def test_published_weights_of_patches_side_by_side_are_not_those_of_small_images
     assert (larger.name, larger.options, larger.others) == (name, {"img_size": (384, 384)}, ())
 
 
+@pytest.mark.slow
 def test_weights_of_overlapping_patches_are_ambiguous_without_a_name(tmp_path):
     plus = mo.create_model("vim_tiny_plus", num_classes=5)
     source = mo.create_model("vim_tiny", img_size=432, num_classes=5)

@@ -165,6 +165,7 @@ def with_head(variables, model, fresh):
     return jax.tree_util.tree_map_with_path(choose, variables, fresh)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [None, 3])
 def test_another_number_of_classes_is_a_new_last_layer_with_a_warning(variant, variant_file, seed):
     key = None if seed is None else jax.random.key(seed)
@@ -176,11 +177,13 @@ def test_another_number_of_classes_is_a_new_last_layer_with_a_warning(variant, v
     assert model.apply(variables, jnp.zeros((1, 32, 32, 3))).shape == (1, 7)
 
 
+@pytest.mark.slow
 def test_the_number_of_classes_of_the_weights_keeps_their_last_layer(variant, variant_file):
     _, variables = mo.load_pretrained(variant_file, num_classes=5)
     pytorch.assert_equal_trees(variables, variant[1])
 
 
+@pytest.mark.slow
 def test_weights_without_a_last_layer_are_loaded_with_a_new_one_or_refused(given, folder):
     _, variables, state_dict = given
     save_file(
@@ -198,6 +201,7 @@ def test_weights_without_a_last_layer_are_loaded_with_a_new_one_or_refused(given
     pytorch.assert_equal_trees(loaded, with_head(variables, model, fresh))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_chans", [1, 4])
 def test_mean_and_std_of_other_channels_are_not_those_of_the_weights(folder, in_chans):
     model, _ = mo.load_pretrained(folder, in_chans=in_chans)

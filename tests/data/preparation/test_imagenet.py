@@ -88,6 +88,7 @@ def test_gray_and_rgb_jpegs_keep_their_bytes(mode):
     assert imagenet.as_rgb_jpeg(data, Image.open(io.BytesIO(data))) is data
 
 
+@pytest.mark.slow
 def test_the_official_metadata_is_that_of_ilsvrc_2012():
     metadata = imagenet.official_metadata()
     assert metadata.num_images == {"train": 1281167, "validation": 50000}
