@@ -38,7 +38,6 @@ Cost and result: not measured here yet. docs/recipe.md lists all hyperparameters
 The learning rate of MambaOut and Vim is constant within an epoch, as published; --config.optim.schedule=per_step
 changes it at every step.
 Vim was trained with repeated augmentation (each image three times in a batch), which is not available here.
-LocalVim and LocalVMamba were trained with rand-m9-mstd0.5; without inc1, it is not available here, so inc1 is used.
 MambaVision was trained with self-distillation from the moving average of its weights (MESA), which is not available
 here; its batch size and augmentation are assumed to be those of MambaOut.
 Use --config.model.dtype=bfloat16 on TPUs. Measure how many data.num_workers a machine needs with
@@ -87,6 +86,7 @@ LOCALMAMBA = {
     "log_every_steps": 139,
     "data.crop_pct": 0.875,
     "data.interpolation": "bicubic",
+    "data.auto_augment": "rand-m9-mstd0.5",
     "augment.mixup_alpha": 0.2,
     "optim.learning_rate": 1e-3,
     "optim.warmup_learning_rate": 1e-7,

@@ -1,11 +1,14 @@
-"""RandAugment on uint8 arrays (h, w, c), c = 1 or 3, with fifteen operations.
+"""RandAugment on uint8 arrays (h, w, c), c = 1 or 3.
 
 Color operations give the same pixels as Pillow, most of them by lookup tables. Geometric operations use Pillow itself
 (`affine_pillow`) or OpenCV (`affine_opencv`, which is faster). Operations are drawn first and applied afterwards, so
 that tests can set level and sign.
 
-Reference: Cubuk et al., "RandAugment" (2019), with the levels of timm 0.6.11 in which the strength of every operation
-increases with the level ("inc1").
+There are two sets of fifteen operations, which differ in six: in `INCREASING` (timm's "inc1") their strength increases
+with the level; in `PLAIN` posterize and solarize are weaker at higher levels, and the factor of color operations rises
+from 0.1 to 1.9, where 1 is no change.
+
+Reference: Cubuk et al., "RandAugment" (2019), with the levels of timm 0.6.11.
 """
 
 import dataclasses
@@ -33,7 +36,7 @@ PARTS = {  # name -> field, type, min, max, description
     "n": ("num_ops", int, 1, 15, "an integer from 1 to 15"),
     "p": ("prob", float, 0, 1, "from 0 to 1"),
     "mstd": ("magnitude_std", float, 0, 100, "from 0 to 100"),
-    "inc": (None, int, 1, 1, "1: the strength of every operation grows with the magnitude"),
+    "inc": ("increasing", int, 0, 1, "0, or 1 if the strength of every operation grows with the magnitude"),
 }
 
 PART = re.compile(r"([a-z]+)(\d+(?:\.\d+)?)")
@@ -109,19 +112,21 @@ class RandAugment:
     Args:
         magnitude: mean level, from 0 to 10.
         magnitude_std: standard deviation of the level, which is clipped to [0, 10].
+        increasing: draw from the operations `INCREASING`, as timm does with "inc1", instead of `PLAIN`.
     """
 
     num_ops: int = 2
     magnitude: float = MAX_LEVEL
     magnitude_std: float = 0.0
     prob: float = 0.5
+    increasing: bool = False
 
     @classmethod
     def parse(cls, text: str) -> "RandAugment":
-        """Build from timm's notation, such as "rand-m9-mstd0.5-inc1"; m, n, p and mstd are optional.
+        """Build from timm's notation, such as "rand-m9-mstd0.5-inc1"; every part but the first is optional.
 
         Raises:
-            DataError: a part is unknown, repeated, missing or out of range.
+            DataError: a part is unknown, repeated or out of range.
         """
         first, *parts = text.split("-")
         if first != "rand":
@@ -138,9 +143,7 @@ class RandAugment:
             if field in numbers:
                 raise _parse_error(text, f"{name} is repeated")
             numbers[field] = kind(number)
-        if numbers.pop(None, None) is None:
-            raise _parse_error(text, "inc1 is missing, without which timm has other color operations")
-        return cls(**numbers)
+        return cls(**numbers | {"increasing": bool(numbers.get("increasing"))})
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator, affine: Affine = affine_pillow) -> np.ndarray:
         """Draw operations and apply them to a uint8 image (h, w, c); the result has the same shape.
@@ -154,9 +157,9 @@ class RandAugment:
 
     def draw(self, rng: np.random.Generator) -> list[Operation]:
         """Draw the operations for one image; the number of random draws does not depend on their outcome."""
-        operations = []
+        names, operations = INCREASING if self.increasing else PLAIN, []
         for _ in range(self.num_ops):
-            name = OPERATIONS[rng.integers(len(OPERATIONS))]
+            name = names[rng.integers(len(names))]
             level = min(max(rng.normal(self.magnitude, self.magnitude_std), 0.0), MAX_LEVEL)
             applied, negative, bicubic = rng.random(3) < (self.prob, 0.5, 0.5)
             if applied:
@@ -172,18 +175,18 @@ def _parse_error(text: str, what: str) -> DataError:
 
 
 def _nearest(text: str) -> str:
-    """Return the string of this notation that is nearest to one of timm's: its valid parts, and inc1."""
+    """Return the string of this notation that is nearest to one of timm's: its valid parts."""
     first, *parts = text.split("-")
     if first != "rand":
         return RECIPE
     kept = {}
     for part in parts:
         match = PART.fullmatch(part)
-        if match and match[1] in PARTS and match[1] != "inc":
+        if match and match[1] in PARTS:
             _, kind, low, high, _ = PARTS[match[1]]
             if match[1] != "mstd" or float(match[2]) <= high:  # timm draws from a uniform distribution above 100
                 kept[match[1]] = f"{match[1]}{kind(min(max(float(match[2]), low), high)):g}"
-    return "-".join(["rand", *kept.values(), "inc1"])
+    return "-".join(["rand", *kept.values()])
 
 
 def _rotation(strength: float, width: int, height: int) -> Matrix:
@@ -219,7 +222,15 @@ def _blend(base: np.ndarray, values: np.ndarray, factor: float) -> np.ndarray:
     return np.clip(mixed, 0, 255, out=mixed).astype(np.uint8)
 
 
+def _part(level: float, whole: int) -> int:
+    return int(abs(level) / MAX_LEVEL * whole)
+
+
 def _factor(level: float) -> float:
+    return abs(level) / MAX_LEVEL * 1.8 + 0.1
+
+
+def _increasing_factor(level: float) -> float:
     return max(0.1, 1.0 + level / MAX_LEVEL * 0.9)
 
 
@@ -247,53 +258,59 @@ def _equalize(image: np.ndarray, level: float) -> np.ndarray:
     return _look_up(image, tables.clip(0, 255))
 
 
-def _posterize(image: np.ndarray, level: float) -> np.ndarray:
-    bits = 4 - int(abs(level) / MAX_LEVEL * 4)  # 0 at the highest level, which gives a black image
+def _posterize(image: np.ndarray, bits: int) -> np.ndarray:
+    # 0 bits give a black image.
     return image & np.uint8(256 - 2 ** (8 - bits))
 
 
-def _solarize(image: np.ndarray, level: float) -> np.ndarray:
-    threshold = 256 - int(abs(level) / MAX_LEVEL * 256)
+def _solarize(image: np.ndarray, threshold: int) -> np.ndarray:
     values = np.arange(256)
     return _look_up(image, np.where(values < threshold, values, 255 - values))
 
 
 def _solarize_add(image: np.ndarray, level: float) -> np.ndarray:
-    added = int(abs(level) / MAX_LEVEL * 110)
     values = np.arange(256)
-    return _look_up(image, np.where(values < 128, values + added, values))
+    return _look_up(image, np.where(values < 128, values + _part(level, 110), values))
 
 
-def _color(image: np.ndarray, level: float) -> np.ndarray:
-    return image if image.shape[-1] == 1 else _blend(cv2.merge([_gray(image)] * 3), image, _factor(level))
+def _color(image: np.ndarray, factor: float) -> np.ndarray:
+    return image if image.shape[-1] == 1 else _blend(cv2.merge([_gray(image)] * 3), image, factor)
 
 
-def _contrast(image: np.ndarray, level: float) -> np.ndarray:
+def _contrast(image: np.ndarray, factor: float) -> np.ndarray:
     gray = _gray(image)
     mean = int(cv2.sumElems(gray)[0] / gray.size + 0.5)
-    return _look_up(image, _blend(np.uint8(mean), np.arange(256), _factor(level)))
+    return _look_up(image, _blend(np.uint8(mean), np.arange(256), factor))
 
 
-def _brightness(image: np.ndarray, level: float) -> np.ndarray:
-    return _look_up(image, _blend(np.uint8(0), np.arange(256), _factor(level)))
+def _brightness(image: np.ndarray, factor: float) -> np.ndarray:
+    return _look_up(image, _blend(np.uint8(0), np.arange(256), factor))
 
 
-def _sharpness(image: np.ndarray, level: float) -> np.ndarray:
+def _sharpness(image: np.ndarray, factor: float) -> np.ndarray:
     smooth = image.copy()  # edges are not smoothed
     smooth[1:-1, 1:-1] = cv2.filter2D(image, -1, SMOOTH).reshape(image.shape)[1:-1, 1:-1]
-    return _blend(smooth, image, _factor(level))
+    return _blend(smooth, image, factor)
 
 
 VALUES: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
     "AutoContrast": _autocontrast,
     "Equalize": _equalize,
     "Invert": lambda image, level: ~image,
-    "PosterizeIncreasing": _posterize,
-    "SolarizeIncreasing": _solarize,
+    "Posterize": lambda image, level: _posterize(image, _part(level, 4)),
+    "PosterizeIncreasing": lambda image, level: _posterize(image, 4 - _part(level, 4)),
+    "Solarize": lambda image, level: _solarize(image, _part(level, 256)),
+    "SolarizeIncreasing": lambda image, level: _solarize(image, 256 - _part(level, 256)),
     "SolarizeAdd": _solarize_add,
-    "ColorIncreasing": _color,
-    "ContrastIncreasing": _contrast,
-    "BrightnessIncreasing": _brightness,
-    "SharpnessIncreasing": _sharpness,
+    "Color": lambda image, level: _color(image, _factor(level)),
+    "ColorIncreasing": lambda image, level: _color(image, _increasing_factor(level)),
+    "Contrast": lambda image, level: _contrast(image, _factor(level)),
+    "ContrastIncreasing": lambda image, level: _contrast(image, _increasing_factor(level)),
+    "Brightness": lambda image, level: _brightness(image, _factor(level)),
+    "BrightnessIncreasing": lambda image, level: _brightness(image, _increasing_factor(level)),
+    "Sharpness": lambda image, level: _sharpness(image, _factor(level)),
+    "SharpnessIncreasing": lambda image, level: _sharpness(image, _increasing_factor(level)),
 }
 OPERATIONS = (*VALUES, *MATRICES)
+PLAIN = tuple(name for name in OPERATIONS if not name.endswith("Increasing"))
+INCREASING = tuple(name for name in OPERATIONS if f"{name}Increasing" not in VALUES)

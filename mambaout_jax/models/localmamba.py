@@ -4,7 +4,6 @@ from types import MappingProxyType
 
 from mambaout_jax.models.family import Publication, Recipe
 
-# configs/imagenet.py contains all of it but auto_augment: rand-m9-mstd0.5 is not available here without inc1.
 # The cosine of the learning rate starts at epoch 0 here, and after the warm-up in the original. The repository does not
 # state whether the published weights were trained with gradient clipping or a moving average.
 RECIPE = Recipe(
@@ -21,6 +20,7 @@ RECIPE = Recipe(
             "optim.cooldown_epochs": 0,
             "optim.schedule": "per_step",
             "data.interpolation": "bicubic",
+            "data.auto_augment": "rand-m9-mstd0.5",
             "augment.mixup_alpha": 0.2,
             # 1024 = 8 devices x 128 images; each device has one draw of mixup or cutmix.
             "augment.mixup_group": 128,

@@ -10,21 +10,24 @@ from mambaout_jax.train.loop import train
 from tests.train import tiny
 
 UNDERSTOOD = {
-    "rand-m9-mstd0.5-inc1": RandAugment(magnitude=9.0, magnitude_std=0.5),
-    "rand-n3-m7-inc1": RandAugment(num_ops=3, magnitude=7.0),
-    "rand-m9-p0.7-inc1": RandAugment(magnitude=9.0, prob=0.7),
-    "rand-inc1": RandAugment(),
+    "rand-m9-mstd0.5-inc1": RandAugment(magnitude=9.0, magnitude_std=0.5, increasing=True),
+    "rand-n3-m7-inc1": RandAugment(num_ops=3, magnitude=7.0, increasing=True),
+    "rand-m9-p0.7-inc1": RandAugment(magnitude=9.0, prob=0.7, increasing=True),
+    "rand-inc1": RandAugment(increasing=True),
+    "rand-m9": RandAugment(magnitude=9.0),
+    "rand-m9-mstd0.5": RandAugment(magnitude=9.0, magnitude_std=0.5),
+    "rand-m9-mstd0.5-inc0": RandAugment(magnitude=9.0, magnitude_std=0.5),
+    "rand-m9-n3-mstd0.5": RandAugment(num_ops=3, magnitude=9.0, magnitude_std=0.5),
+    "rand": RandAugment(),
 }
 NEAREST = {
-    "rand-m9": "rand-m9-inc1",
-    "rand-m9-mstd0.5": "rand-m9-mstd0.5-inc1",
-    "rand-m9-mstd0.5-inc0": "rand-m9-mstd0.5-inc1",
-    "rand-m9-n3-mstd0.5": "rand-m9-n3-mstd0.5-inc1",
     "rand-m9-mstd101-inc1": "rand-m9-inc1",
     "rand-m15-mmax15-inc1": "rand-m10-inc1",
+    "rand-m15-mmax15": "rand-m10",
+    "rand-m9-inc2": "rand-m9-inc1",
+    "rand-mstd1-tweights": "rand-mstd1",
     "rand-m9-w0-inc1": "rand-m9-inc1",
     "rand-m9-t1-inc1": "rand-m9-inc1",
-    "rand": "rand-inc1",
     "rand-m9.5-inc1": "rand-m9-inc1",
     "original": "rand-m9-mstd0.5-inc1",
     "originalr": "rand-m9-mstd0.5-inc1",
@@ -49,7 +52,7 @@ def test_other_strings_are_refused_with_the_nearest_that_is_understood(text):
 
 
 def test_nothing_is_written_before_the_refusal(tmp_path):
-    config = tiny.config(**{"data.auto_augment": "rand-m9"})
-    with pytest.raises(DataError, match="the nearest is 'rand-m9-inc1'"):
+    config = tiny.config(**{"data.auto_augment": "rand-m15"})
+    with pytest.raises(DataError, match="the nearest is 'rand-m10'"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

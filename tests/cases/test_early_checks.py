@@ -14,7 +14,7 @@ from tests.train import tiny
 FAULTS = {
     "mesh.fsdp": {"mesh.fsdp": 64},
     "augment.mixup_group": {"augment.mixup_alpha": 0.2, "augment.mixup_group": 24, "batch_size": 64},
-    "data.auto_augment": {"data.auto_augment": "rand-m9"},
+    "data.auto_augment": {"data.auto_augment": "rand-m15"},
 }
 FAULTS_OF_STUDIES = {
     **FAULTS,

@@ -11,8 +11,10 @@ from scipy import stats
 from mambaout_jax.data import DataError
 from mambaout_jax.data.randaugment import (
     FILL,
+    INCREASING,
     MATRICES,
     OPERATIONS,
+    PLAIN,
     VALUES,
     Operation,
     RandAugment,
@@ -26,6 +28,7 @@ from tests.timm import load_timm
 
 GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "randaugment.npz")
 RECIPE = "rand-m9-mstd0.5-inc1"
+SETS = {RECIPE: INCREASING, "rand-m9-mstd0.5": PLAIN}
 
 
 def noise(height, width, channels=3, low=0, high=256):
@@ -55,16 +58,14 @@ def test_every_operation_at_every_level_equals_timm(name, image):
 
 
 @pytest.mark.torch
-def test_operations_and_fill_are_timms():
+@pytest.mark.parametrize(("text", "operations"), SETS.items())
+def test_operations_and_fill_are_timms(text, operations):
     load_timm()
-    from timm.data import auto_augment, create_transform
+    from timm.data import create_transform
 
-    theirs = create_transform((3, 224, 224), is_training=True, auto_augment=RECIPE, interpolation="random").transforms[
-        2
-    ]
-    assert set(OPERATIONS) == {op.name for op in theirs.ops}
-    assert len(OPERATIONS) == len(auto_augment._RAND_INCREASING_TRANSFORMS) == len(theirs.ops)
-    ours = RandAugment.parse(RECIPE)
+    theirs = create_transform((3, 224, 224), is_training=True, auto_augment=text, interpolation="random").transforms[2]
+    assert sorted(operations) == sorted(op.name for op in theirs.ops)
+    ours = RandAugment.parse(text)
     assert theirs.num_layers == ours.num_ops
     for op in theirs.ops:
         assert (op.prob, op.magnitude, op.magnitude_std) == (ours.prob, ours.magnitude, ours.magnitude_std)
@@ -83,23 +84,41 @@ def test_every_operation_equals_recorded_timm_pixels(name):
         np.testing.assert_array_equal(found, GOLDEN[key], err_msg=key)
 
 
+def share(level, whole):
+    return int(abs(level) / 10 * whole)
+
+
 def factor(level):
+    return abs(level) / 10 * 1.8 + 0.1
+
+
+def increasing(level):
     return max(0.1, 1 + level / 10 * 0.9)
+
+
+def posterize(image, bits):
+    return ImageOps.posterize(image, bits) if bits else image.point(lambda _: 0)
 
 
 PILLOW = {
     "AutoContrast": lambda image, level: ImageOps.autocontrast(image),
     "Equalize": lambda image, level: ImageOps.equalize(image),
     "Invert": lambda image, level: ImageOps.invert(image),
-    "PosterizeIncreasing": lambda image, level: ImageOps.posterize(image, 4 - int(abs(level) / 10 * 4)),
-    "SolarizeIncreasing": lambda image, level: ImageOps.solarize(image, 256 - int(abs(level) / 10 * 256)),
+    "Posterize": lambda image, level: posterize(image, share(level, 4)),
+    "PosterizeIncreasing": lambda image, level: posterize(image, 4 - share(level, 4)),
+    "Solarize": lambda image, level: ImageOps.solarize(image, share(level, 256)),
+    "SolarizeIncreasing": lambda image, level: ImageOps.solarize(image, 256 - share(level, 256)),
     "SolarizeAdd": lambda image, level: image.point(
-        [min(255, v + int(abs(level) / 10 * 110)) if v < 128 else v for v in range(256)] * len(image.getbands())
+        [min(255, v + share(level, 110)) if v < 128 else v for v in range(256)] * len(image.getbands())
     ),
-    "ColorIncreasing": lambda image, level: ImageEnhance.Color(image).enhance(factor(level)),
-    "ContrastIncreasing": lambda image, level: ImageEnhance.Contrast(image).enhance(factor(level)),
-    "BrightnessIncreasing": lambda image, level: ImageEnhance.Brightness(image).enhance(factor(level)),
-    "SharpnessIncreasing": lambda image, level: ImageEnhance.Sharpness(image).enhance(factor(level)),
+    "Color": lambda image, level: ImageEnhance.Color(image).enhance(factor(level)),
+    "ColorIncreasing": lambda image, level: ImageEnhance.Color(image).enhance(increasing(level)),
+    "Contrast": lambda image, level: ImageEnhance.Contrast(image).enhance(factor(level)),
+    "ContrastIncreasing": lambda image, level: ImageEnhance.Contrast(image).enhance(increasing(level)),
+    "Brightness": lambda image, level: ImageEnhance.Brightness(image).enhance(factor(level)),
+    "BrightnessIncreasing": lambda image, level: ImageEnhance.Brightness(image).enhance(increasing(level)),
+    "Sharpness": lambda image, level: ImageEnhance.Sharpness(image).enhance(factor(level)),
+    "SharpnessIncreasing": lambda image, level: ImageEnhance.Sharpness(image).enhance(increasing(level)),
 }
 
 
@@ -117,8 +136,23 @@ def test_color_operations_equal_pillow_at_any_level_and_size(name, channels):
         np.testing.assert_array_equal(apply(image, Operation(name, level), affine_pillow), expected)
 
 
-def test_posterizing_at_the_highest_level_gives_black():
-    assert not apply(IMAGES["picture"], Operation("PosterizeIncreasing", 10.0), affine_pillow).any()
+@pytest.mark.parametrize(("name", "level"), [("Posterize", 0.0), ("PosterizeIncreasing", 10.0)])
+def test_posterizing_to_no_bits_gives_black(name, level):
+    assert not apply(IMAGES["picture"], Operation(name, level), affine_pillow).any()
+
+
+def change(name, level):
+    """Return how much an operation changes the pixels of an image on average, in either direction."""
+    image = IMAGES["picture"].astype(int)
+    found = (apply(IMAGES["picture"], Operation(name, sign * level), affine_pillow) for sign in (-1, 1))
+    return np.mean([np.abs(pixels - image).mean() for pixels in found])
+
+
+@pytest.mark.parametrize("name", [name for name in INCREASING if name not in PLAIN])
+def test_the_strength_of_an_increasing_operation_grows_with_the_level_unlike_that_of_the_plain_one(name):
+    levels = (1.0, 4.0, 6.0, 9.0)
+    assert np.all(np.diff([change(name, level) for level in levels]) > 0)
+    assert np.any(np.diff([change(name.removesuffix("Increasing"), level) for level in levels]) < 0)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -161,11 +195,13 @@ def draw(text, count=6000):
     return [randaugment.draw(rng) for _ in range(count)]
 
 
-def test_operations_are_drawn_equally_often_with_replacement():
-    drawn = draw(RECIPE)
-    names = [operation.name for operations in drawn for operation in operations]
-    assert stats.chisquare([names.count(name) for name in OPERATIONS]).pvalue > 0.01
-    pairs = [operations for operations in drawn if len(operations) == 2]
+@pytest.mark.parametrize(("text", "operations"), SETS.items())
+def test_operations_are_drawn_equally_often_with_replacement(text, operations):
+    drawn = draw(text)
+    names = [operation.name for image in drawn for operation in image]
+    assert set(names) == set(operations)
+    assert stats.chisquare([names.count(name) for name in operations]).pvalue > 0.01
+    pairs = [image for image in drawn if len(image) == 2]
     assert np.mean([a.name == b.name for a, b in pairs]) == pytest.approx(1 / 15, abs=0.02)
 
 
@@ -197,10 +233,11 @@ def test_magnitude_without_deviation_is_constant():
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (RECIPE, RandAugment(2, 9, 0.5, 0.5)),
-        ("rand-inc1", RandAugment(2, 10, 0.0, 0.5)),
-        ("rand-inc1-p0.8-n3-m5", RandAugment(3, 5, 0.0, 0.8)),
-        ("rand-mstd1-m0-inc1", RandAugment(2, 0, 1.0, 0.5)),
+        (RECIPE, RandAugment(2, 9, 0.5, 0.5, True)),
+        ("rand-inc1", RandAugment(2, 10, 0.0, 0.5, True)),
+        ("rand-inc1-p0.8-n3-m5", RandAugment(3, 5, 0.0, 0.8, True)),
+        ("rand-mstd1-m0-inc0", RandAugment(2, 0, 1.0, 0.5, False)),
+        ("rand", RandAugment(2, 10, 0.0, 0.5, False)),
     ],
 )
 def test_timms_notation_is_read(text, expected):
@@ -217,8 +254,8 @@ def test_timms_notation_is_read(text, expected):
         ("rand--m9-inc1", "part '' is unknown"),
         ("rand-mstd0.5.5-inc1", "part 'mstd0.5.5' is unknown"),
         ("rand-m9-m8-inc1", "m is repeated"),
-        ("rand-m9", "inc1 is missing"),
-        ("rand-m9-inc0", "inc is 0; expected 1"),
+        ("rand-m9-inc2", "inc is 2; expected 0, or 1 if the strength"),
+        ("rand-m9-inc1-inc1", "inc is repeated"),
         ("rand-m9.5-inc1", "m is 9.5; expected an integer from 0 to 10"),
         ("rand-n1.5-inc1", "n is 1.5; expected an integer from 1 to 15"),
         ("rand-n16-inc1", "n is 16; expected an integer"),
@@ -234,7 +271,7 @@ def test_invalid_notation_is_named_with_the_known_parts(text, words):
     with pytest.raises(DataError) as error:
         RandAugment.parse(text)
     assert str(error.value).startswith(f"auto_augment is {text!r}: {words}")
-    for part in ("m (an integer", "n (an integer", "p (from", "mstd (from", "inc (1: the strength"):
+    for part in ("m (an integer", "n (an integer", "p (from", "mstd (from", "inc (0, or 1 if the strength"):
         assert part in str(error.value)
 
 

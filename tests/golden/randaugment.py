@@ -21,7 +21,7 @@ FILL = (124, 116, 104)
 def timm_operation(name: str, image: np.ndarray, level: float, interpolation: str) -> np.ndarray:
     """Do timm's operation to an image (h, w, c) at a level whose sign is given rather than drawn.
 
-    timm keeps no bits of a posterized image at level 10, which this Pillow refuses and older ones made black.
+    timm may keep no bits of a posterized image, which this Pillow refuses and older ones made black.
     """
     load_timm()
     from timm.data import auto_augment
@@ -32,7 +32,7 @@ def timm_operation(name: str, image: np.ndarray, level: float, interpolation: st
         arguments = level_to_arguments(abs(level), {}) if level_to_arguments else ()
     finally:
         auto_augment._randomly_negate = drawn
-    if name == "PosterizeIncreasing" and arguments == (0,):
+    if name.startswith("Posterize") and arguments == (0,):
         return np.zeros_like(image)
     options = {"resample": Image.Resampling[interpolation.upper()], "fillcolor": FILL}
     return np.asarray(auto_augment.NAME_TO_OP[name](Image.fromarray(image), *arguments, **options))
@@ -41,13 +41,13 @@ def timm_operation(name: str, image: np.ndarray, level: float, interpolation: st
 def main() -> None:
     """Write the file beside this one."""
     load_timm()
-    from timm.data.auto_augment import _RAND_INCREASING_TRANSFORMS as NAMES
+    from timm.data.auto_augment import _RAND_INCREASING_TRANSFORMS, _RAND_TRANSFORMS
 
     # A picture that fills the range, and one that does not, for the operations that stretch it.
     picture = np.asarray(textured(20, 24))
     images = np.stack([picture, (picture // 3 + [40, 90, 120]).astype(np.uint8)])
     arrays = {"images": images}
-    for name in NAMES:
+    for name in dict.fromkeys([*_RAND_INCREASING_TRANSFORMS, *_RAND_TRANSFORMS]):
         for number, level in enumerate(LEVELS):
             interpolation = ("bilinear", "bicubic")[number % 2]
             key = f"{name}/{level}/{interpolation}"
