@@ -37,7 +37,7 @@ python main.py --config=configs/imagenet.py:mambaout_tiny --workdir=runs/mambaou
 Cost and result: not measured here yet. docs/recipe.md lists all hyperparameters of MambaOut and what may be changed.
 The learning rate of MambaOut and Vim is constant within an epoch, as published; --config.optim.schedule=per_step
 changes it at every step.
-Vim was trained with repeated augmentation (each image three times in a batch), which is not available here.
+Vim is trained with repeated augmentation: an epoch has a third of the images, each in three consecutive rows.
 MambaVision was trained with self-distillation from the moving average of its weights (MESA), which is not available
 here; its batch size and augmentation are assumed to be those of MambaOut.
 Use --config.model.dtype=bfloat16 on TPUs. Measure how many data.num_workers a machine needs with
@@ -64,6 +64,7 @@ VIM = {
     "log_every_steps": 139,  # nine lines an epoch of 1251 steps
     "data.crop_pct": 0.875,
     "data.interpolation": "bicubic",
+    "data.repeated_aug": 3,
     "optim.learning_rate": 1e-3,
     "optim.warmup_epochs": 5,
     "optim.schedule": "per_epoch",

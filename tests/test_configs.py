@@ -75,6 +75,7 @@ RECIPE = {
     "data.auto_augment": "rand-m9-mstd0.5-inc1",
     "data.crop_pct": 1.0,
     "data.on_bad_record": "raise",
+    "data.repeated_aug": 1,
     "model.img_size": (224, 224),
     "model.drop_rate": 0.0,
     "model.dtype": "float32",

@@ -10,6 +10,7 @@ with the arrays of its rows stacked.
 import contextlib
 import functools
 import itertools
+import math
 import os
 import shutil
 import sys
@@ -66,6 +67,7 @@ def train_batches(
     batch_size: int,
     steps_per_epoch: int,
     seed: int,
+    repeated_aug: int = 1,
     start_step: int = 0,
     num_workers: int = 0,
     host_index: int = 0,
@@ -74,13 +76,15 @@ def train_batches(
 ) -> Iterator[Batch]:
     """Yield this host's share of every batch from `start_step` on, endlessly.
 
-    Every epoch has a new permutation of the records, of which the first steps_per_epoch * batch_size are used once
-    each. The global batch is the concatenation of the hosts' batches. Batches have the stacked arrays of `transform`,
-    and "skipped" int32 (b,): the number of undecodable records that this row replaces.
+    Every epoch has a new permutation of the records, of which the first steps_per_epoch * batch_size / repeated_aug are
+    used, each in `repeated_aug` consecutive rows. The global batch is the concatenation of the hosts' batches. Batches
+    have the stacked arrays of `transform`, and "skipped" int32 (b,): the number of undecodable records that this row
+    replaces.
 
     Args:
         batch_size: rows of a global batch, over all hosts.
         seed: from 0 to 2**32 - 1.
+        repeated_aug: rows per record, each with its own random numbers.
         num_workers: number of decoding processes; 0 decodes in threads of this process.
         host_index: this host's rank in mesh order.
         on_bad_record: "raise" raises for undecodable records; "skip" replaces them by the next decodable one.
@@ -88,21 +92,25 @@ def train_batches(
     Raises:
         DataError: an argument is invalid, or, during iteration, a record cannot be decoded.
         MachineError: during iteration, records cannot be read, or a worker died; never skipped.
+
+    Reference of repeated augmentation: Hoffer et al., Augment Your Batch, 2020.
     """
     _check_arguments(batch_size, num_workers, host_index, host_count, on_bad_record)
     require.at_least("steps_per_epoch", steps_per_epoch, 1)
+    require.at_least("repeated_aug", repeated_aug, 1)
     require.at_least("start_step", start_step, 0)
     require.at_least("seed", seed, 0)
     if seed >= 2**32:
         raise DataError(f"seed is {seed}; expected less than 2**32")
-    used = steps_per_epoch * batch_size
+    epoch_rows = steps_per_epoch * batch_size
+    used = math.ceil(epoch_rows / repeated_aug)
     if used > len(source):
         raise DataError(
             f"{count(steps_per_epoch, 'step')} of {count(batch_size, 'image')} need {count(used, 'image')} and split "
             f"{source.split!r} of {source.name!r} has {len(source)}; use fewer steps per epoch or a smaller batch"
         )
     rows = _HostRows(start_step, batch_size // host_count, host_index, host_count)
-    sample = _TrainSample(source, transform, seed, used, on_bad_record == "skip")
+    sample = _TrainSample(source, transform, seed, epoch_rows, repeated_aug, on_bad_record == "skip")
     return _read_ahead(rows, sample, sys.maxsize // batch_size, batch_size // host_count, num_workers)
 
 
@@ -160,21 +168,25 @@ class _HostRows:
 class _TrainSample:
     """A map from rows of the run to examples.
 
-    Row r is the record at position r % used of epoch r // used. The permutation of an epoch (four bytes per record) is
-    drawn with NumPy, because Grain's index shuffle costs as much as decoding on small datasets.
+    Row r is the record at position r % epoch_rows // repeats of epoch r // epoch_rows. The permutation of an epoch
+    (four bytes per record) is drawn with NumPy, because Grain's index shuffle costs as much as decoding on small
+    datasets.
     """
 
-    def __init__(self, source: Source, transform: TrainExampleTransform, seed: int, used: int, skip: bool):
+    def __init__(
+        self, source: Source, transform: TrainExampleTransform, seed: int, epoch_rows: int, repeats: int, skip: bool
+    ):
         self.source = source
         self.transform = transform
         self._seed = seed
-        self._used = used
+        self._epoch_rows = epoch_rows
+        self._repeats = repeats
         self._attempts = min(MAX_BAD_IN_A_ROW, len(source)) if skip else 1
 
     def __call__(self, row: int) -> Example:
         rng = np.random.Generator(np.random.Philox(key=[self._seed, row]))
-        epoch, position = divmod(row, self._used)
-        first = int(_permutation(len(self.source), self._seed, epoch)[position])
+        epoch, position = divmod(row, self._epoch_rows)
+        first = int(_permutation(len(self.source), self._seed, epoch)[position // self._repeats])
         for skipped in range(self._attempts):
             index = (first + skipped) % len(self.source)
             set_current_record(index)

@@ -69,6 +69,13 @@ KEYS: Mapping[str, ConfigKey] = {
     ),
     "data.train_split": ConfigKey(str, None, "train", "split for training"),
     "data.validation_split": ConfigKey(str, None, "validation", "split for evaluation"),
+    "data.repeated_aug": ConfigKey(
+        int,
+        "1..",
+        1,
+        "repeated augmentation: number of consecutive rows with the same image, each augmented on its own; an epoch "
+        "keeps its number of steps and sees fewer images",
+    ),
     "data.num_workers": ConfigKey(
         int, "0..", 0, "worker processes that decode images; 0 decodes in threads", changeable=True
     ),
@@ -123,6 +130,7 @@ class DataConfig:
     data_dir: str | None
     train_split: str
     validation_split: str
+    repeated_aug: int
     num_workers: int
     on_bad_record: str
 

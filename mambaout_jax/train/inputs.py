@@ -38,6 +38,7 @@ def training_batches(
         batch_size=config.batch_size,
         steps_per_epoch=steps_per_epoch(config, len(source)),
         seed=config.seed,
+        repeated_aug=config.data.repeated_aug,
         start_step=start_step,
         num_workers=config.data.num_workers,
         host_index=jax.process_index(),

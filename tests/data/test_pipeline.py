@@ -68,9 +68,12 @@ def test_batches_have_the_promised_shapes_and_types(photos):
     }
 
 
+@pytest.mark.parametrize("repeated_aug", [1, 3])
 @pytest.mark.parametrize("start", [1, 4, 5, 11])
-def test_batch_at_a_step_does_not_depend_on_where_the_run_started(photos, start):
-    assert_equal(train_photos(photos, 13)[start:], train_photos(photos, 13 - start, start_step=start))
+def test_batch_at_a_step_does_not_depend_on_where_the_run_started(photos, start, repeated_aug):
+    options = {"repeated_aug": repeated_aug}
+    whole, rest = train_photos(photos, 13, **options), train_photos(photos, 13 - start, start_step=start, **options)
+    assert_equal(whole[start:], rest)
 
 
 def test_a_late_step_is_reached_without_reading_earlier_batches(photos):
@@ -79,16 +82,19 @@ def test_a_late_step_is_reached_without_reading_earlier_batches(photos):
 
 @pytest.mark.run
 def test_batches_do_not_depend_on_the_number_of_workers_which_exit_on_close(photos):
-    assert_equal(train_photos(photos, 7, start_step=2), train_photos(photos, 7, start_step=2, num_workers=2))
+    options = {"start_step": 2, "repeated_aug": 3}
+    assert_equal(train_photos(photos, 7, **options), train_photos(photos, 7, num_workers=2, **options))
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.parametrize("repeated_aug", [1, 3])
 @pytest.mark.parametrize("hosts", [2, 4])
 @pytest.mark.parametrize("start", [0, 3])
-def test_global_batch_is_the_concatenation_of_the_hosts_in_rank_order(photos, hosts, start):
-    shares = [train_photos(photos, 7, host_index=host, host_count=hosts, start_step=start) for host in range(hosts)]
+def test_global_batch_is_the_concatenation_of_the_hosts_in_rank_order(photos, hosts, start, repeated_aug):
+    options = {"start_step": start, "repeated_aug": repeated_aug}
+    shares = [train_photos(photos, 7, host_index=host, host_count=hosts, **options) for host in range(hosts)]
     joined = [join(parts) for parts in zip(*shares, strict=True)]
-    assert_equal(train_photos(photos, 7, start_step=start), joined)
+    assert_equal(train_photos(photos, 7, **options), joined)
 
 
 def test_epoch_uses_every_record_once_up_to_the_dropped_tail():
@@ -100,6 +106,29 @@ def test_epoch_uses_every_record_once_up_to_the_dropped_tail():
         assert set(used) <= set(range(23))
     dropped = {frozenset(range(23)) - set(labels(batches[5 * epoch : 5 * epoch + 5])) for epoch in range(epochs)}
     assert len(dropped) > 1
+
+
+def test_repeated_augmentation_has_each_record_in_consecutive_rows_and_another_part_of_them_in_each_epoch():
+    options = {"batch_size": 4, "steps_per_epoch": 5, "seed": 0, "repeated_aug": 3}
+    batches = take(train_batches(NumberedSource(23), RESIZE, **options), 30)
+    epochs = [labels(batches[start : start + 5]) for start in range(0, 30, 5)]
+    for rows in epochs:
+        assert len(set(rows)) == 7, "of 20 rows"
+        assert rows == np.repeat(rows[::3], 3)[:20].tolist()
+    assert len({frozenset(rows) for rows in epochs}) == 6
+
+
+def test_repeated_augmentation_augments_each_row_on_its_own(photos):
+    (batch,) = train_photos(photos, 1, batch_size=12, steps_per_epoch=1, repeated_aug=3)
+    assert len({image.tobytes() for image in batch["image"]}) > 8
+
+
+def test_repeated_augmentation_has_as_many_rows_as_the_records_allow():
+    options = {"batch_size": 8, "seed": 0, "repeated_aug": 3}
+    batches = take(train_batches(NumberedSource(8), RESIZE, steps_per_epoch=3, **options), 3)
+    assert sorted(labels(batches)) == np.repeat(range(8), 3).tolist()
+    with pytest.raises(DataError, match="4 steps of 8 images need 11 images and split 'train' of 'numbered' has 8"):
+        train_batches(NumberedSource(8), RESIZE, steps_per_epoch=4, **options)
 
 
 def test_image_and_label_stay_together():

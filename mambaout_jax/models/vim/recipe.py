@@ -1,4 +1,8 @@
-"""The published training recipe of Vim; configs/imagenet.py contains all of it but its repeated augmentation."""
+"""The published training recipe of Vim.
+
+The copies of an image in repeated augmentation are consecutive here, so most of them share a draw of mixup or cutmix;
+in the original they are on different devices, each with a draw of its own.
+"""
 
 from types import MappingProxyType
 
@@ -17,6 +21,7 @@ RECIPE = Recipe(
             "optim.weight_decay": 0.1,
             "optim.ema_decay": 0.99996,
             "data.interpolation": "bicubic",
+            "data.repeated_aug": 3,
             # 1024 = 8 devices x 128 images; each device has one draw of mixup or cutmix.
             "augment.mixup_group": 128,
         }
