@@ -38,8 +38,8 @@ Cost and result: not measured here yet. docs/recipe.md lists all hyperparameters
 The learning rate of MambaOut and Vim is constant within an epoch, as published; --config.optim.schedule=per_step
 changes it at every step.
 Vim is trained with repeated augmentation: an epoch has a third of the images, each in three consecutive rows.
-MambaVision was trained with self-distillation from the moving average of its weights (MESA), which is not available
-here; its batch size and augmentation are assumed to be those of MambaOut.
+MambaVision is trained with self-distillation from the moving average of its weights (MESA). Its batch size and
+augmentation are assumed to be those of MambaOut.
 Use --config.model.dtype=bfloat16 on TPUs. Measure how many data.num_workers a machine needs with
 `python -m mambaout_jax bench-data --config=configs/imagenet.py:mambaout_tiny`.
 """
@@ -125,6 +125,7 @@ MAMBAVISION = {
     "optim.cooldown_epochs": 10,
     "optim.clip_grad_norm": 5.0,
     "optim.ema_decay": 0.9998,
+    "loss.mesa": 1.0,
 }
 # Recipe and drop path rate of each model.
 MODELS = {
@@ -150,12 +151,12 @@ MODELS = {
     "plainmamba_l1": (PLAINMAMBA_L1, 0.2),
     "plainmamba_l2": (PLAINMAMBA, 0.2),
     "plainmamba_l3": (PLAINMAMBA_L3, 0.4),
-    "mambavision_t": (MAMBAVISION, 0.2),
-    "mambavision_t2": (MAMBAVISION, 0.2),
+    "mambavision_t": (MAMBAVISION | {"loss.mesa": 0.5}, 0.2),
+    "mambavision_t2": (MAMBAVISION | {"loss.mesa": 0.75}, 0.2),
     "mambavision_s": (MAMBAVISION, 0.2),
     "mambavision_b": (MAMBAVISION | {"optim.warmup_epochs": 35, "optim.weight_decay": 0.075}, 0.3),
-    "mambavision_l": (MAMBAVISION | {"optim.weight_decay": 0.12}, 0.3),
-    "mambavision_l2": (MAMBAVISION | {"optim.weight_decay": 0.12}, 0.3),
+    "mambavision_l": (MAMBAVISION | {"optim.weight_decay": 0.12, "loss.mesa": 6.0}, 0.3),
+    "mambavision_l2": (MAMBAVISION | {"optim.weight_decay": 0.12, "loss.mesa": 6.0}, 0.3),
 }
 
 

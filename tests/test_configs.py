@@ -100,6 +100,7 @@ RECIPE = {
     "optim.eps": 1e-8,
     "optim.clip_grad_norm": None,
     "optim.ema_decay": None,
+    "loss.mesa": 0.0,
 }
 
 

@@ -208,8 +208,16 @@ class RunConfig:
 
         Raises:
             TaskError: its values do not fit together.
+            RunError: it requires a moving average of the weights and there is none.
         """
-        return self.task.from_config(TaskConfig(self.data.name, self.data.data_dir, self.model, self.task_options))
+        task = self.task.from_config(TaskConfig(self.data.name, self.data.data_dir, self.model, self.task_options))
+        distillation = task.distillation()
+        if distillation and self.optim.ema_decay is None:
+            raise RunError(
+                f"config.{distillation.key} is {self.values[distillation.key]} but config.optim.ema_decay is unset; "
+                "set it, for example with --config.optim.ema_decay=0.9998"
+            )
+        return task
 
     def replace(self, changes: Mapping[str, Any]) -> "RunConfig":
         """Return the config with other values, by dotted name.

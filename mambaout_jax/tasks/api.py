@@ -90,6 +90,18 @@ class RowGroup(NamedTuple):
     key: str = ""
 
 
+class Distillation(NamedTuple):
+    """The use of predictions of the moving average of the weights (EMA) as targets of the loss.
+
+    Args:
+        start: fraction of the training after which they are used.
+        key: the config key that enables it.
+    """
+
+    start: float
+    key: str
+
+
 class TaskConfig(NamedTuple):
     """The plain values that a task is built from.
 
@@ -170,7 +182,7 @@ class Task(abc.ABC):
         keys: the task's own config keys, by dotted name.
         metrics: the metrics of an evaluation. The first is the headline metric: it selects the best checkpoint and is
             shown first. A metric with the key "loss" is plotted with the training loss.
-        loss_terms: names of the terms of the loss.
+        loss_terms: names of the terms of the loss, as a class attribute or a property.
         scores_from_rows: whether `score` needs the values that `collect` returns; otherwise only `join_predictions`
             does.
     """
@@ -281,6 +293,21 @@ class Task(abc.ABC):
 
         A task may call the model several times, sample from the key and read the targets.
         """
+
+    def distillation(self) -> Distillation | None:
+        """Return how the loss uses predictions of the moving average of the weights; None if it does not."""
+        return None
+
+    def ema_targets(self, model: Model, variables: dict[str, Any], batch: Batch) -> Any:
+        """Compute targets for a prepared microbatch from the moving average of the weights, if there is a distillation.
+
+        `train_loss` reads them as batch["ema"]. Before the start of the distillation they are not computed, but zeros,
+        for which their term of the loss must be 0.
+
+        Args:
+            variables: the moving average; no gradient is computed for it.
+        """
+        return {}
 
     def eval_context(self, source: Source) -> Any:
         """Return the argument `context` of `evaluate_batch`: a tree of arrays, the same for all batches of a source."""

@@ -65,13 +65,21 @@ def training_program(
     def initial_state(key: jax.Array) -> TrainState:
         return init_state(model, optimizer, key, ema=config.optim.ema_decay is not None)
 
+    distillation = task.distillation()
+    num_steps = config.num_epochs * epoch_steps
     return TrainingProgram(
         epoch_steps,
         accum_steps,
         initial_state,
         lambda: init_step_metrics(task.loss_terms),
         make_train_step(
-            task, model, optimizer, schedule, grad_accum_steps=accum_steps, ema_decay=config.optim.ema_decay
+            task,
+            model,
+            optimizer,
+            schedule,
+            grad_accum_steps=accum_steps,
+            ema_decay=config.optim.ema_decay,
+            distillation_step=distillation and round(distillation.start * num_steps),
         ),
         distributed.sharded_shapes(initial_state, jax.random.key(0), sharding=mesh),
         distributed.batch_shapes(example, config.batch_size, mesh),

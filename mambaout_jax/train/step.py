@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from mambaout_jax.tasks.errors import TaskError
 from mambaout_jax.train.optimizer import Schedule, update_ema
 
 Denominators = Mapping[str, Any]
+TrainLoss = Callable[[dict[str, Any], Batch, Key[Array, ""]], tuple[Mapping[str, LossTerm], Any]]
 
 
 @jax.tree_util.register_dataclass
@@ -63,6 +65,7 @@ def make_train_step(
     *,
     grad_accum_steps: int,
     ema_decay: float | None,
+    distillation_step: int | None = None,
 ) -> Callable[[TrainState, StepMetrics, Batch, Key[Array, ""]], tuple[TrainState, StepMetrics]]:
     """Build the function (state, metrics, batch, key) -> (state, metrics).
 
@@ -70,14 +73,29 @@ def make_train_step(
 
     Args:
         grad_accum_steps: number of microbatches per batch.
+        distillation_step: first step that computes the `ema_targets` of the task; None if it has no distillation.
     """
+
+    def train_loss(
+        state: TrainState, variables: dict[str, Any], batch: Batch, key: Key[Array, ""]
+    ) -> tuple[Mapping[str, LossTerm], Any]:
+        if distillation_step is not None:
+            batch = {**batch, "ema": _ema_targets(task, model, state.ema, batch, state.step < distillation_step)}
+        terms, batch_stats = task.train_loss(model, _replicate_params(variables), batch, key)
+        if terms.keys() != set(task.loss_terms):
+            raise TaskError(
+                f"task {task.name!r} returned the loss terms {sorted(terms)}; expected its loss_terms {task.loss_terms}"
+            )
+        return terms, batch_stats
 
     def train_step(
         state: TrainState, metrics: StepMetrics, batch: Batch, key: Key[Array, ""]
     ) -> tuple[TrainState, StepMetrics]:
         prepare_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
         batch = task.prepare_batch(model, batch, prepare_key)
-        gradient, loss, terms, batch_stats = _gradient(task, model, state.variables, batch, loss_key, grad_accum_steps)
+        gradient, loss, terms, batch_stats = _gradient(
+            partial(train_loss, state), state.variables, batch, loss_key, grad_accum_steps
+        )
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.variables["params"])
         variables = {
             "params": optax.apply_updates(state.variables["params"], updates),
@@ -90,8 +108,25 @@ def make_train_step(
     return train_step
 
 
+def _replicate_params(variables: dict[str, Any]) -> dict[str, Any]:
+    return {**variables, "params": distributed.replicate(variables["params"])}
+
+
+def _ema_targets(task: Task, model: Model, ema: Any, batch: Batch, early: Array) -> Any:
+    """Compute the targets that a task derives from the moving average of the weights; zeros if `early`."""
+
+    def compute(batch: Batch) -> Any:
+        return task.ema_targets(model, _replicate_params(ema), batch)
+
+    def zeros(batch: Batch) -> Any:
+        return jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), jax.eval_shape(compute, batch))
+
+    # The function for a false condition is the first branch of the program, which is the one that plans count.
+    return jax.lax.cond(early, zeros, compute, batch)
+
+
 def _gradient(
-    task: Task, model: Model, variables: Any, batch: Batch, key: Key[Array, ""], grad_accum_steps: int
+    train_loss: TrainLoss, variables: dict[str, Any], batch: Batch, key: Key[Array, ""], grad_accum_steps: int
 ) -> tuple[Any, Array, dict[str, Array], Any]:
     """Compute the gradient of a batch, its loss, the terms of the loss and the updated batch statistics.
 
@@ -100,12 +135,7 @@ def _gradient(
     """
 
     def loss_fn(params: Any, batch_stats: Any, batch: Batch, key: Key[Array, ""], denominators: Denominators | None):
-        replicated = {"params": distributed.replicate(params), "batch_stats": batch_stats}
-        terms, batch_stats = task.train_loss(model, replicated, batch, key)
-        if terms.keys() != set(task.loss_terms):
-            raise TaskError(
-                f"task {task.name!r} returned the loss terms {sorted(terms)}; expected its loss_terms {task.loss_terms}"
-            )
+        terms, batch_stats = train_loss({"params": params, "batch_stats": batch_stats}, batch, key)
         if denominators is None:
             denominators = {name: _as_divisor(term.denominator) for name, term in terms.items()}
         values = {name: term.numerator / denominators[name] for name, term in terms.items()}
@@ -124,8 +154,7 @@ def _gradient(
     microbatches = jax.tree.map(split, batch), jax.random.split(key, grad_accum_steps)
 
     def terms_of(batch: Batch, key: Key[Array, ""]) -> Mapping[str, LossTerm]:
-        replicated = {"params": distributed.replicate(params), "batch_stats": batch_stats}
-        return task.train_loss(model, replicated, batch, key)[0]
+        return train_loss(variables, batch, key)[0]
 
     denominators = _sum_denominators(terms_of, microbatches, grad_accum_steps)
 

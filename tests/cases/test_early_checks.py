@@ -15,6 +15,7 @@ FAULTS = {
     "mesh.fsdp": {"mesh.fsdp": 64},
     "augment.mixup_group": {"augment.mixup_alpha": 0.2, "augment.mixup_group": 24, "batch_size": 64},
     "data.auto_augment": {"data.auto_augment": "rand-m15"},
+    "loss.mesa": {"loss.mesa": 1.0, "optim.ema_decay": None},
 }
 FAULTS_OF_STUDIES = {
     **FAULTS,

@@ -28,6 +28,8 @@ CHANGES = {
     "augment.cutmix_alpha": 1.0,
     "augment.mixup_prob": 1.0,
     "augment.mixup_group": 8,
+    "loss.mesa": 1.0,
+    "loss.mesa_start": 0.1,  # step 9
 }
 ERASING = {"augment.random_erasing_prob": 0.25, "augment.rotate_degrees": 5.0}
 COLLECTIVE = re.compile(r"(?:all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")

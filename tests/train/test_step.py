@@ -7,11 +7,15 @@ import optax
 import pytest
 
 import mambaout_jax as mo
+from mambaout_jax import distributed
 from mambaout_jax.models import InputSpec
+from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.state import TrainState
 from mambaout_jax.tasks.api import LossTerm
+from mambaout_jax.tasks.classification.losses import kl_divergence
 from mambaout_jax.tasks.classification.metrics import rank_of_labels
 from mambaout_jax.tasks.errors import TaskError
+from mambaout_jax.train import program
 from mambaout_jax.train.optimizer import adamw
 from mambaout_jax.train.step import init_step_metrics, make_train_step
 from tests.train import tiny
@@ -173,6 +177,128 @@ def test_loss_terms_that_a_task_does_not_declare_are_an_error():
         TaskError, match=r"returned the loss terms \['ratio'\]; expected its loss_terms \('ratio', 'other'\)"
     ):
         step(state, init_step_metrics(task.loss_terms), {"x": jnp.ones((8, 3))}, KEY)
+
+
+class Distilled:
+    """A linear model whose loss has the product of its outputs with those of the average."""
+
+    name = "distilled"
+    loss_terms = ("rows", "product")
+
+    def __init__(self):
+        self.evaluated = []
+
+    def prepare_batch(self, model, batch, key):
+        return batch
+
+    def ema_targets(self, model, variables, batch):
+        jax.debug.callback(self.evaluated.append, len(batch["x"]))
+        return batch["x"] @ variables["params"]["w"]
+
+    def train_loss(self, model, variables, batch, key):
+        outputs = batch["x"] @ variables["params"]["w"]
+        terms = {
+            "rows": LossTerm(jnp.square(outputs).sum(), len(outputs)),
+            "product": LossTerm((outputs * batch.get("ema", 0.0)).sum(), len(outputs)),
+        }
+        return terms, variables["batch_stats"]
+
+
+@pytest.mark.parametrize("grad_accum_steps", [1, 2])
+@pytest.mark.parametrize("average", ["the weights", "other weights"])
+def test_targets_from_the_average_have_no_gradient_and_are_computed_from_their_step_on(average, grad_accum_steps):
+    x, w = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3)), jnp.float32), jnp.asarray([0.5, -1.0, 2.0])
+    w_ema = w if average == "the weights" else jnp.asarray([1.0, 0.5, -3.0])
+    task, optimizer = Distilled(), optax.sgd(1.0)
+    step = make_train_step(
+        task,
+        None,
+        optimizer,
+        lambda step: 1.0,
+        grad_accum_steps=grad_accum_steps,
+        ema_decay=0.9,
+        distillation_step=5,
+    )
+    step = jax.jit(step)
+    variables, ema = ({"params": {"w": leaf}, "batch_stats": {}} for leaf in (w, w_ema))
+    plain, both = 2 * x.T @ (x @ w) / 8, 2 * x.T @ (x @ w) / 8 + x.T @ (x @ w_ema) / 8
+    for number, gradient, term, evaluated in ((4, plain, 0.0, 0), (5, both, ((x @ w) * (x @ w_ema)).mean(), 8)):
+        state = TrainState(jnp.int32(number), variables, ema, optimizer.init(variables["params"]))
+        after, metrics = step(state, init_step_metrics(task.loss_terms), {"x": x}, KEY)
+        jax.effects_barrier()
+        np.testing.assert_allclose(w - after.variables["params"]["w"], gradient, rtol=1e-5)
+        np.testing.assert_allclose(metrics.loss_terms["product"], term, rtol=1e-5)
+        assert sum(task.evaluated) == evaluated
+
+
+def test_a_step_without_distillation_never_evaluates_the_average():
+    task, optimizer, params = Distilled(), optax.sgd(1.0), {"w": jnp.ones(3)}
+    step = make_train_step(task, None, optimizer, lambda step: 1.0, grad_accum_steps=1, ema_decay=0.9)
+    variables = {"params": params, "batch_stats": {}}
+    state = TrainState(jnp.int32(0), variables, variables, optimizer.init(params))
+    text = str(jax.make_jaxpr(step)(state, init_step_metrics(), {"x": jnp.ones((8, 3))}, KEY))
+    assert "cond[" not in text
+    assert "callback" not in text
+
+
+class Noisy:
+    """A linear model with noise in training instead of dropout."""
+
+    def apply(self, variables, images):
+        return images.reshape(len(images), -1) @ variables["params"]
+
+    def apply_train(self, variables, images, *, key):
+        logits = self.apply(variables, images)
+        return logits + jax.random.normal(key, logits.shape), {}
+
+
+def test_mesa_is_the_weighted_divergence_from_predictions_of_the_average_without_noise():
+    task, model = task_of(**{"loss.mesa": 0.7}), Noisy()
+    rng = np.random.default_rng(0)
+    images, w, w_ema = (rng.normal(size=size).astype(np.float32) for size in ((8, 2, 3, 1), (6, 4), (6, 4)))
+    rows = {"image": images, "target": np.eye(4, dtype=np.float32)[np.arange(8) % 4]}
+
+    @jax.jit
+    def compute(rows):
+        targets = task.ema_targets(model, {"params": w_ema}, rows)
+        return task.train_loss(model, {"params": w}, {**rows, "ema": targets}, KEY)[0]
+
+    terms = compute(rows)
+    noise = np.asarray(jax.random.normal(KEY, (8, 4)))
+    pixels = images.reshape(8, 6)
+    ours, theirs = (np.asarray(jax.nn.log_softmax(x)) for x in (pixels @ w + noise, pixels @ w_ema))
+    assert terms.keys() == set(task.loss_terms)
+    np.testing.assert_allclose(terms["cross_entropy"].numerator, -(rows["target"] * ours).sum(), rtol=1e-5)
+    np.testing.assert_allclose(terms["mesa"].numerator, 0.7 * (np.exp(theirs) * (theirs - ours)).sum(), rtol=1e-5)
+    assert terms["mesa"].denominator == 8
+    assert task_of().loss_terms == ("cross_entropy",)
+
+
+def test_divergence_and_its_gradient_are_zero_for_equal_predictions_and_for_targets_of_zeros():
+    compute = jax.jit(jax.value_and_grad(lambda logits, targets: kl_divergence(logits, targets).sum()))
+    logits = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    for targets in (probabilities, np.zeros((5, 7), np.float32)):
+        for value in compute(logits, targets):
+            np.testing.assert_allclose(value, np.zeros_like(value), atol=1e-6)
+    assert compute(logits, np.eye(5, 7, dtype=np.float32))[0] > 1
+
+
+def test_mesa_without_an_average_is_refused_before_anything_is_opened():
+    config = tiny.config(**{"loss.mesa": 0.5, "optim.ema_decay": None, "data.name": "no_such_dataset"})
+    words = r"^config\.loss\.mesa is 0\.5 but config\.optim\.ema_decay is unset; set it, for example with --config\."
+    with pytest.raises(RunError, match=words):
+        config.build_task()
+
+
+@pytest.mark.parametrize(("start", "first"), [(0.0, 0), (0.25, 5), (1.0, 20)])
+def test_mesa_starts_at_its_fraction_of_the_training(monkeypatch, start, first):
+    config = tiny.config(num_epochs=4, **{"loss.mesa": 0.5, "loss.mesa_start": start})
+    task, found = config.build_task(), []
+    model = task.build_model({"num_classes": 10})
+    monkeypatch.setattr(program, "make_train_step", lambda *_, distillation_step, **__: found.append(distillation_step))
+    program.training_program(config, task, model, task.train_transform(model).empty(), 1437, distributed.make_mesh())
+    assert found == [first]
 
 
 def test_steps_lower_the_loss_and_are_counted(plain):

@@ -35,7 +35,12 @@ _LARGE_IMAGES = {"size": 512, "crop_pct": 0.93, "crop_mode": "squash"}
 VARIANTS: Mapping[str, Variant] = MappingProxyType(
     {
         "mambavision_t": Variant(
-            _T, top1={224: 82.3}, checkpoint=_published("T-1K", "tiny_1k"), params=31_794_248, macs=4_575_016_576
+            _T,
+            top1={224: 82.3},
+            checkpoint=_published("T-1K", "tiny_1k"),
+            params=31_794_248,
+            macs=4_575_016_576,
+            recipe={"loss.mesa": 0.5},
         ),
         "mambavision_t2": Variant(
             _T2,
@@ -44,6 +49,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             checkpoint=_published("T2-1K", "tiny2_1k"),
             params=35_104_008,
             macs=5_249_946_496,
+            recipe={"loss.mesa": 0.75},
         ),
         "mambavision_s": Variant(
             _S,
@@ -75,7 +81,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             checkpoint=_published("L-1K", "large_1k"),
             params=227_961_048,
             macs=35_193_130_448,
-            recipe={"optim.weight_decay": 0.12},
+            recipe={"optim.weight_decay": 0.12, "loss.mesa": 6.0},
         ),
         "mambavision_l_21k": Variant(
             _L,
@@ -91,7 +97,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             checkpoint=_published("L2-1K", "large2_1k"),
             params=241_554_824,
             macs=37_918_130_992,
-            recipe={"optim.weight_decay": 0.12},
+            recipe={"optim.weight_decay": 0.12, "loss.mesa": 6.0},
         ),
         "mambavision_l2_512_21k": Variant(
             {**_L2, **_windows(512)},

@@ -16,3 +16,8 @@ def smooth_one_hot(labels: Int[Array, "b"], num_classes: int, smoothing: float) 
 def cross_entropy(logits: Float[Array, "b k"], targets: Float[Array, "b k"]) -> Float[Array, "b"]:
     """Compute -sum(target * log_softmax(logits)) for each sample."""
     return -jnp.sum(targets * jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1)
+
+
+def kl_divergence(logits: Float[Array, "b k"], targets: Float[Array, "b k"]) -> Float[Array, "b"]:
+    """Compute sum(target * (log(target) - log_softmax(logits))) for each sample; 0 for targets of zeros."""
+    return cross_entropy(logits, targets) - jax.scipy.special.entr(targets).sum(axis=-1)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Self
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
@@ -19,6 +20,7 @@ from mambaout_jax.data.names import IMAGENET, normalize_name
 from mambaout_jax.models import Model, ModelError, create_model
 from mambaout_jax.tasks.api import (
     Batch,
+    Distillation,
     EvalOutput,
     ImportedLabels,
     Labels,
@@ -33,7 +35,7 @@ from mambaout_jax.tasks.api import (
 )
 from mambaout_jax.tasks.classification import report
 from mambaout_jax.tasks.classification.eval_sets import EVAL_SETS, class_mask, open_eval_set
-from mambaout_jax.tasks.classification.losses import cross_entropy
+from mambaout_jax.tasks.classification.losses import cross_entropy, kl_divergence
 from mambaout_jax.tasks.classification.metrics import hits_and_loss, top_classes
 from mambaout_jax.tasks.classification.mixing import Augmentation, augment
 from mambaout_jax.tasks.classification.predictor import ImagePredictor, eval_image_transform, is_turned_upright
@@ -114,6 +116,15 @@ _AUGMENT_KEYS: Mapping[str, ConfigKey] = {
         float, "0..1", 0.1, "label smoothing: fraction of the target distributed evenly over all classes"
     ),
 }
+_LOSS_KEYS: Mapping[str, ConfigKey] = {
+    "loss.mesa": ConfigKey(
+        float,
+        "0..",
+        0.0,
+        "weight of MESA: the KL divergence of the predictions from those of the EMA of the weights; 0 for none",
+    ),
+    "loss.mesa_start": ConfigKey(float, "0..1", 0.25, "fraction of the training after which MESA starts"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,18 +143,22 @@ class Classification(Task):
     mixup_group: int
 
     name: ClassVar[str] = "classification"
-    keys: ClassVar[Mapping[str, ConfigKey]] = {**_DATA_KEYS, **_AUGMENT_KEYS}
+    keys: ClassVar[Mapping[str, ConfigKey]] = {**_DATA_KEYS, **_AUGMENT_KEYS, **_LOSS_KEYS}
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("top1", "top-1", "%"),
         Metric("top5", "top-5", "%"),
         Metric("loss", "loss", digits=4, higher_is_better=False),
     )
-    loss_terms: ClassVar[tuple[str, ...]] = ("cross_entropy",)
 
     @classmethod
     def from_config(cls, config: TaskConfig) -> Self:
         """Build the task."""
         return cls(config, config.options["augment.mixup_group"])
+
+    @property
+    def loss_terms(self) -> tuple[str, ...]:
+        """Return the names of the terms of the loss."""
+        return ("cross_entropy", "mesa") if self.distillation() else ("cross_entropy",)
 
     def open_source(self, split: str) -> ImageSource:
         """Open a split of the dataset."""
@@ -262,10 +277,24 @@ class Classification(Task):
     def train_loss(
         self, model: Model, variables: dict[str, Any], batch: Batch, key: Key[Array, ""]
     ) -> tuple[dict[str, LossTerm], Any]:
-        """Compute the mean cross-entropy over images."""
+        """Compute the mean over images of the cross-entropy and, with MESA, of the weighted KL divergence.
+
+        Reference: Du et al., Sharpness-Aware Training for Free, 2022, with a temperature of 1.
+        """
         logits, batch_stats = model.apply_train(variables, batch["image"], key=key)
-        losses = cross_entropy(logits, batch["target"])
-        return {"cross_entropy": LossTerm(losses.sum(), len(losses))}, batch_stats
+        losses = {"cross_entropy": cross_entropy(logits, batch["target"])}
+        if self.distillation():
+            losses["mesa"] = self.config.options["loss.mesa"] * kl_divergence(logits, batch["ema"])
+        return {name: LossTerm(values.sum(), len(values)) for name, values in losses.items()}, batch_stats
+
+    def distillation(self) -> Distillation | None:
+        """Return the start of MESA."""
+        options = self.config.options
+        return Distillation(options["loss.mesa_start"], "loss.mesa") if options["loss.mesa"] else None
+
+    def ema_targets(self, model: Model, variables: dict[str, Any], batch: Batch) -> Array:
+        """Compute the probabilities of the classes (b, k) for the augmented images, without dropout."""
+        return jax.nn.softmax(model.apply(variables, batch["image"]))
 
     def eval_context(self, source: ImageSource) -> np.ndarray:
         """Return the mask of the classes that predictions are restricted to, bool (k,)."""
