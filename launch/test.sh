@@ -12,7 +12,8 @@ usage: launch/test.sh [option...] [pytest argument...]
 
   --all             also run tests that take longer (marker: slow), end-to-end runs, and tests that start, signal and
                     kill processes (marker: run)
-  --torch           also install PyTorch and timm, and run the tests that compare with them (marker: torch)
+  --torch           also install PyTorch, timm and transformers, and run the tests that compare with them (marker:
+                    torch)
   --python PATH     use this Python, 3.11 or newer, and .venv-VERSION (default: the first one found)
   --dry-run         print the commands without running them
   --help            print this
@@ -42,7 +43,7 @@ while [ $# -gt 0 ]; do
 done
 if "$torch"; then
   # The versions that the comparisons were made with.
-  install test-torch --editable "${root}[train,test,torch]" torch==2.13.0 timm==1.0.31
+  install test-torch --editable "${root}[train,test,torch]" torch==2.13.0 timm==1.0.31 transformers==5.23.0
 else
   install test --editable "${root}[train,test]"
 fi

@@ -44,7 +44,15 @@ jaxtyping.install_import_hook(
 # The tests in here state laws of mathematics, which hold however a program is compiled, and most of their time went
 # into optimising programs that run once, for milliseconds. What is about memory, compiled text or whole runs has to see
 # the program as users do: it lives elsewhere, starts a process of its own, or carries the marker `optimized`.
-LAWS = ("ops", "models", "weights", "cases/test_second_derivatives.py", "train/test_step.py", "train/test_mixing.py")
+LAWS = (
+    "ops",
+    "models",
+    "weights",
+    "cases/test_second_derivatives.py",
+    "train/test_step.py",
+    "train/test_mixing.py",
+    "train/test_training_agrees.py",
+)
 
 
 def pytest_collection_modifyitems(items):

@@ -91,7 +91,7 @@ def test_dry_run_of_tests_passes_the_rest_to_pytest(launch):
     default = launch("test.sh", "--dry-run", "-k", "a b")
     assert f"{pytest_command} -m 'not nightly and not run and not slow and not torch' -k 'a b'\n" in default
     everything = launch("test.sh", "--dry-run", "--all", "--torch")
-    assert "[train,test,torch]' torch==" in everything
+    assert "[train,test,torch]' torch==2.13.0 timm==1.0.31 transformers==5.23.0\n" in everything
     assert everything.endswith(f"{pytest_command} -m 'not nightly'\n")
 
 

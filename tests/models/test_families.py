@@ -289,3 +289,20 @@ def test_an_exported_program_computes_the_same(name):
     apply = jax.jit(lambda leaves, x: model.apply(jax.tree.unflatten(structure, leaves), x))
     program = jax.export.deserialize(jax.export.export(apply)(leaves, x).serialize())
     assert_close(program.call(leaves, x), apply(leaves, x), 1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.nightly)])
+@one_model_of_each_family
+def test_programs_are_lowered_for_tpus_without_one_and_contain_the_kernels_of_scans(name, dtype):
+    model, x = small(name, dtype=dtype), jax.ShapeDtypeStruct((4, *SIZE, 3), jnp.float32)
+
+    def loss(params, batch_stats, x):
+        return jnp.square(model.apply_train({"params": params, "batch_stats": batch_stats}, x)[0]).mean()
+
+    params, batch_stats = model.shapes["params"], model.shapes["batch_stats"]
+    forward = jax.export.export(jax.jit(model.apply), platforms=["tpu"])(model.shapes, x)
+    step = jax.export.export(jax.jit(jax.value_and_grad(loss)), platforms=["tpu"])(params, batch_stats, x)
+    scans = any(map(any, golden.scans_of(name)))
+    for program, kernel in ((forward, "selective_scan_forward"), (step, "selective_scan_backward")):
+        assert (kernel in program.mlir_module()) == scans

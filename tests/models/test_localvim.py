@@ -90,6 +90,7 @@ def test_neighboring_blocks_with_equal_directions_are_one_loop_each():
         ({"img_size": (32, 36)}, "multiples of patch_size 8"),
         ({"img_size": (32, 48)}, r"\(32, 48\); square images are expected with rope"),
         ({"class_token": True, "rope": True}, "class_token and rope"),
+        ({"class_token": "random", "rope": False}, "class_token is 'random'"),
         ({"directions": ()}, "directions is empty"),
         ({"directions": ("h v",)}, "a block has 2 directions; 4 are expected"),
         ({"directions": ("h v w2 x",)}, "direction 'x' is unknown"),

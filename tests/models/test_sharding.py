@@ -21,6 +21,9 @@ BATCH, SIZE = 8, (32, 40)
 SCANNED = {"scan_blocks": True, "remat": "full"}
 # The others at night: they take minutes to compile.
 COMPARED = ["mambaout-conv", "mambaout-conv_ssm", "vit-class_token"]
+# Allowed differences above 1e-5: at the position that the key draws, weights that differ in their last bit change
+# gradients by 2e-5.
+ALLOWED = {"vim-random": 1e-4}
 
 
 def program(name, *, random=True, output="logits", **options):
@@ -53,7 +56,7 @@ def compare(name):
     num_statistics = len(jax.tree.leaves(mo.create_model(base, **own).shapes["batch_stats"]))
     together = program(name)
     found = {layout: meshes.compare(layout, *together) for layout in LAYOUTS if layout != "shard_map"}
-    allowed = 1e-5
+    allowed = ALLOWED.get(name, 1e-5)
     alone = program(name, random=False)
     if num_statistics:  # of few values here, which magnifies rounding
         allowed = max(allowed, 10 * meshes.reordering_difference(*alone))

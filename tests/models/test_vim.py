@@ -11,6 +11,7 @@ from flax import nnx
 import mambaout_jax as mo
 from mambaout_jax.models import ModelError
 from mambaout_jax.models.layers.rotation import rotate_patches
+from mambaout_jax.models.layers.vision_mamba import CLASS_TOKENS
 from tests.weights import pytorch
 
 SMALL = {"patch_size": 8, "stride": 8, "embed_dim": 24, "depth": 2, "d_state": 4, "num_classes": 5}
@@ -30,6 +31,11 @@ def drawn(model, scale=0.3):
 
 def module_of(model, variables):
     return nnx.merge(model._graphdef, variables["params"], variables["batch_stats"])
+
+
+def small_module(class_token, **options):
+    model = small_model(class_token=class_token, **options)
+    return module_of(model, drawn(model))
 
 
 def scan_by_steps(x, z, branch):
@@ -87,7 +93,8 @@ def reversed_scan(x, z, params):
 
 
 @pytest.mark.parametrize(
-    ("class_token", "positions"), [("none", []), ("first", [0]), ("middle", [8]), ("both", [0, 17])]
+    ("class_token", "positions"),
+    [("none", []), ("first", [0]), ("middle", [8]), ("both", [0, 17]), ("random", [8])],
 )
 def test_class_tokens_are_put_among_the_patches_and_taken_out_of_maps(class_token, positions):
     model = small_model(class_token=class_token)
@@ -105,8 +112,57 @@ def test_class_tokens_are_put_among_the_patches_and_taken_out_of_maps(class_toke
     np.testing.assert_array_equal(module._patches(numbered)[0, :, 0], np.delete(numbered[0, :, 0], positions))
 
 
+def test_a_random_class_token_has_every_position_equally_often():
+    module = small_module("random")
+    drawn_positions = jax.vmap(module._draw_position)(jax.random.split(jax.random.key(1), 1700))
+    counts = np.bincount(drawn_positions, minlength=17)
+    assert len(counts) == 17
+    assert abs(counts - 100).max() < 50  # 5 standard deviations
+    assert module._draw_position(None) is None
+    assert small_module("middle")._draw_position(jax.random.key(1)) is None
+
+
+def test_a_class_token_is_put_at_a_drawn_position_and_taken_out_of_maps():
+    module = small_module("random")
+    embedding = module.pos_embed[...][0]
+    patches = module.patch_embed(images())[0]
+    numbered = jnp.arange(17.0)[None, :, None]
+
+    @jax.jit
+    def at(position):
+        return module._tokens(images(), position)[0][0] - embedding, module._patches(numbered, position)[0, :, 0]
+
+    for position in range(17):
+        tokens, others = at(position)
+        np.testing.assert_allclose(tokens[position], module.cls_token[0, 0], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(np.delete(tokens, position, axis=0), patches, rtol=0, atol=1e-5)
+        np.testing.assert_array_equal(others, np.delete(np.arange(17.0), position))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("class_token", ["none", "first", "middle", "both"])
+def test_a_model_with_a_random_class_token_is_the_one_with_a_fixed_token_where_it_is_drawn():
+    """The parameters are the same, and without a key the token is in the middle."""
+    random, middle, first = (small_model(class_token=token, depth=1) for token in ("random", "middle", "first"))
+    assert jax.tree.map(np.shape, random.shapes) == jax.tree.map(np.shape, middle.shapes)
+    variables, x, module = drawn(random), images(batch=1), small_module("random", depth=1)
+    keys = jax.random.split(jax.random.key(0), 100)
+    positions = jax.vmap(module._draw_position)(keys).tolist()
+
+    @jax.jit
+    def outputs(key):
+        drawn = [random.apply_train(variables, x, key=key, output=output)[0] for output in ("logits", "features")]
+        fixed = [[model.apply(variables, x, output) for output in ("logits", "features")] for model in (middle, first)]
+        return drawn, *fixed, [random.apply(variables, x, output) for output in ("logits", "features")]
+
+    for position, index in ((8, 1), (0, 2)):
+        found = outputs(keys[positions.index(position)])
+        for pair in ((found[0], found[index]), (found[3], found[1])):
+            for ours, theirs in zip(*map(jax.tree.leaves, pair), strict=True):
+                np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("class_token", CLASS_TOKENS)
 def test_the_classifier_gets_the_mean_of_the_class_tokens_or_of_all_tokens(class_token):
     model = small_model(class_token=class_token)
     variables = drawn(model)
@@ -117,7 +173,7 @@ def test_the_classifier_gets_the_mean_of_the_class_tokens_or_of_all_tokens(class
     np.testing.assert_allclose(model.apply(variables, images()), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("class_token", ["none", "first", "middle", "both"])
+@pytest.mark.parametrize("class_token", CLASS_TOKENS)
 @pytest.mark.parametrize("img_size", [(48, 48), (32, 64)])
 def test_position_embeddings_of_patches_are_resampled_and_those_of_class_tokens_kept(class_token, img_size):
     small, large = small_model(class_token=class_token), small_model(class_token=class_token, img_size=img_size)
@@ -182,6 +238,7 @@ def test_a_class_token_that_comes_first_is_not_rotated():
         ({"rope": True, "img_size": (32, 40), "class_token": "none"}, "square images"),
         ({"rope": True, "stride": 4, "class_token": "none"}, "8, the patch_size"),
         ({"rope": True}, "'none' or 'first' is expected with rope"),
+        ({"rope": True, "class_token": "random"}, "'none' or 'first' is expected with rope"),
         ({"rope": True, "class_token": "none", "embed_dim": 26}, "a multiple of 4"),
         ({"patch_size": 64}, "at least patch_size 64"),
         ({"out_indices": (1, 0)}, "increasing numbers from 0 to 1"),

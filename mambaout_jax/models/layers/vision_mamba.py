@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.layers.blocks import chosen_blocks, run_blocks
@@ -19,7 +19,7 @@ from mambaout_jax.models.layers.parameters import Initializer, normal, parameter
 from mambaout_jax.models.layers.position import check_image_size, resample_pos_embed
 from mambaout_jax.models.layers.rotation import rotate_patches
 
-CLASS_TOKENS = ("none", "first", "middle", "both")
+CLASS_TOKENS = ("none", "first", "middle", "both", "random")
 # The residual stream, float32, and the output of the last mixer.
 State = tuple[Float[Array, "b l d"], Float[Array, "b l d"]]
 
@@ -61,7 +61,9 @@ class VisionMamba(nnx.Module):
         patch_embed: module from images to patches, row by row, with the convolution `proj`.
         grid: rows and columns of patches.
         stride: distance of patches in pixels.
-        class_token: position of learned class tokens, one of `CLASS_TOKENS`.
+        class_token: position of learned class tokens, one of `CLASS_TOKENS`. "random" draws the position of one class
+            token, the same for the whole batch, with equal probability of every position before, between and after the
+            patches; without a key it is "middle".
         rope: apply rotary position embeddings (RoPE) to the patches before every block; for square images.
         out_indices: blocks of the feature maps; None for the last one.
 
@@ -183,17 +185,21 @@ class VisionMamba(nnx.Module):
 
     def features(self, images: Float[Array, "b h w i"], key: Key[Array, ""] | None) -> list[Array]:
         """Compute the maps of the chosen blocks."""
-        state, maps = self._tokens(images), []
+        position = self._draw_position(key)
+        state, maps = self._tokens(images, position), []
         for first, last in itertools.pairwise((-1, *self.out_indices)):
             state = self._run(state, key, first + 1, last + 1)
-            patches = self._patches(state[1])
+            patches = self._patches(state[1], position)
             maps.append(patches.reshape(patches.shape[0], *self.grid, patches.shape[2]))
         return maps
 
     def embed(self, images: Float[Array, "b h w i"], key: Key[Array, ""] | None) -> Float[Array, "b d"]:
         """Compute the input of the last layer."""
-        x, _ = self._run(self._tokens(images), key, 0, len(self.layers))
-        if self.class_token != "none":
+        position = self._draw_position(key)
+        x, _ = self._run(self._tokens(images, position), key, 0, len(self.layers))
+        if position is not None:
+            x = jax.lax.dynamic_slice_in_dim(x, position, 1, axis=1)
+        elif self.class_token != "none":
             x = jnp.concatenate([x[:, i : i + 1] for i in self._class_positions(x.shape[1])], axis=1)
         x = self.norm_f(x).mean(1)
         return dropout(x, self.drop_rate, None if key is None else jax.random.fold_in(key, len(self.layers)))
@@ -202,8 +208,16 @@ class VisionMamba(nnx.Module):
         """Compute the logits."""
         return self.head(self.embed(images, key)).astype(jnp.float32)
 
-    def _tokens(self, images) -> State:
-        """Compute the input of the first block."""
+    def _draw_position(self, key) -> Int[Array, ""] | None:
+        """Return a random position of the class token; None if its position is fixed, as it is without a key."""
+        if self.class_token != "random" or key is None:
+            return None
+        # Blocks and dropout use the keys from 0 to the number of blocks.
+        key = jax.random.fold_in(key, len(self.layers) + 1)
+        return jax.random.randint(key, (), 0, self.pos_embed.shape[1])
+
+    def _tokens(self, images, position=None) -> State:
+        """Compute the input of the first block, with the class token at `position` if it is drawn."""
         check_image_size(images, self.img_size)
         x = self.patch_embed(images).astype(jnp.float32)
 
@@ -215,7 +229,9 @@ class VisionMamba(nnx.Module):
                 x = jnp.concatenate([token("cls_token_head"), x, token("cls_token_tail")], axis=1)
             case "first":
                 x = jnp.concatenate([token("cls_token"), x], axis=1)
-            case "middle":
+            case "random" if position is not None:
+                x = _insert(x, token("cls_token"), position)
+            case "middle" | "random":
                 before, after = jnp.split(x, [x.shape[1] // 2], axis=1)
                 x = jnp.concatenate([before, token("cls_token"), after], axis=1)
         x = x + self.pos_embed[...]
@@ -240,18 +256,34 @@ class VisionMamba(nnx.Module):
         yield first, last
 
     def _class_positions(self, length: int) -> tuple[int, ...]:
-        """Return the positions of class tokens in a sequence of all tokens."""
+        """Return the fixed positions of class tokens in a sequence of all tokens."""
         match self.class_token:
             case "none":
                 return ()
             case "first":
                 return (0,)
-            case "middle":
+            case "middle" | "random":
                 return ((length - 1) // 2,)
             case _:
                 return (0, length - 1)
 
-    def _patches(self, x):
-        """Return a sequence without class tokens."""
+    def _patches(self, x, position=None):
+        """Return a sequence without class tokens; `position` is that of a drawn one."""
+        if position is not None:
+            return _remove(x, position)
         bounds = itertools.pairwise((-1, *self._class_positions(x.shape[1]), x.shape[1]))
         return jnp.concatenate([x[:, start + 1 : stop] for start, stop in bounds], axis=1)
+
+
+# By `where`, which XLA fuses and partitions, unlike slices whose length is not known when the program is compiled.
+def _insert(x: Float[Array, "b l d"], token: Float[Array, "b 1 d"], position: Int[Array, ""]) -> Float[Array, "b _ d"]:
+    """Return a sequence, one longer, that has a token at a position known only at run time."""
+    index = jnp.arange(x.shape[1] + 1)[None, :, None]
+    before, after = jnp.concatenate([x, token], axis=1), jnp.concatenate([token, x], axis=1)
+    return jnp.where(index < position, before, jnp.where(index == position, token, after))
+
+
+def _remove(x: Float[Array, "b l d"], position: Int[Array, ""]) -> Float[Array, "b _ d"]:
+    """Return a sequence without the token at a position known only at run time."""
+    index = jnp.arange(x.shape[1] - 1)[None, :, None]
+    return jnp.where(index < position, x[:, :-1], x[:, 1:])

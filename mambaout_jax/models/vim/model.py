@@ -52,7 +52,11 @@ OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
         ),
         "divide_out": ConfigKey(bool, None, True, "use the mean of both scans of v2, not their sum"),
         "class_token": ConfigKey(
-            str, CLASS_TOKENS, "middle", "position of class tokens fed to the classifier; none: the mean of all tokens"
+            str,
+            CLASS_TOKENS,
+            "middle",
+            "position of class tokens fed to the classifier; none: the mean of all tokens; random: drawn for each "
+            "training batch, the middle otherwise",
         ),
         "rope": ConfigKey(
             bool, None, False, "apply rotary position embeddings (RoPE) before every block; for square images"
