@@ -32,7 +32,7 @@ IMPORTS = {
     "data": {"process", "storage", "machine", "checks", "extras", "words"},
     "distributed": {"extras", "words"},
     "models": {"ops", "plugins", "checks", "words"},
-    "weights": {"models", "process", "storage", "extras", "words"},
+    "weights": {"models", "process", "storage", "machine", "extras", "words"},
     "tasks": {"models", "data", "distributed", "pages", "checks"},
     "run": {"tasks", "weights", "supervisor"},
     "export": {"run"},

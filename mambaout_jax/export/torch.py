@@ -11,7 +11,8 @@ from etils import epath
 
 from mambaout_jax.data import DataError
 from mambaout_jax.data.imagenet_classes import class_description
-from mambaout_jax.machine import MachineError, describe_fault, is_exhausted
+from mambaout_jax.errors import reason
+from mambaout_jax.machine import raise_fault
 from mambaout_jax.models import Model, create_model
 from mambaout_jax.plugins import load as load_plugins
 from mambaout_jax.process import commit_folder, scratch_folder
@@ -121,16 +122,18 @@ def import_weights(
         log(notice)
     config.build_task().eval_transform(model)  # fails here on invalid preprocessing settings
     variables = from_checkpoint(model, checkpoint)
+    images = _images(config, model, log)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"{target} cannot be written ({error.strerror}); use another folder") from error
+        raise_fault(error, target, to_write=True)
+        raise RunError(f"{target} cannot be written ({reason(error)}); use another folder") from error
     # Checked first, because orbax prints pages of errors on a full disk.
     check_space(target.parent, _OVERHEAD + sum(leaf.nbytes for leaf in jax.tree.leaves(variables)))
     with converting_file_errors(target), scratch_folder(target) as drafts:
         draft = epath.Path(drafts) / "workdir"
         _write_workdir(draft, config, environment, variables)
-        check = LogitsCheck(model, variables, _images(config, model, log))
+        check = LogitsCheck(model, variables, images)
         del variables  # avoids two copies of a large model in memory
         log(check.require("checkpoint read back", restore_run(draft).variables))
         if verify_timm:
@@ -261,9 +264,8 @@ def _write_workdir(
         checkpoints.close()
         record_run(workdir, config, environment)
     except (OSError, ValueError) as error:
-        if not is_exhausted(error):
-            raise
-        raise MachineError(describe_fault(error, workdir.parent.parent)) from error
+        raise_fault(error, workdir.parent.parent, to_write=True)
+        raise
 
 
 def _images(config: RunConfig, model: Model, log: Log) -> np.ndarray:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from mambaout_jax.errors import reason
+from mambaout_jax.machine import raise_fault
 from mambaout_jax.process import commit_file, scratch_folder, set_default_mode, sync
 from mambaout_jax.storage import find_unknown_home
 from mambaout_jax.weights.errors import WeightsError, converting_file_errors
@@ -116,7 +118,8 @@ def _kind(path: str) -> str:
         with open(path, "rb") as file:
             head = file.read(9)
     except OSError as error:
-        raise WeightsError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+        raise_fault(error, path)
+        raise WeightsError(f"{path} cannot be read ({reason(error)}); choose another file") from error
     if not head:
         raise WeightsError(f"{path} is empty; download or save it again")
     if head.startswith(b"PK\x03\x04"):
@@ -141,9 +144,10 @@ def _read_safetensors(path: str) -> TensorFile:
         shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
         codes = {name: part.get_dtype() for name, part in slices.items()}
     except (SafetensorError, OSError) as error:
-        reason = str(error).splitlines()[0].rpartition(": ")[2]
+        raise_fault(error, path)
+        words = str(error).splitlines()[0].rpartition(": ")[2]
         raise WeightsError(
-            f"{path} is a damaged or truncated safetensors file ({reason:.100}); download or save it again"
+            f"{path} is a damaged or truncated safetensors file ({words:.100}); download or save it again"
         ) from error
     names, outside = without_prefixes(stored)
     return TensorFile(
@@ -158,6 +162,7 @@ def _read_tensor(file: Any, path: str, name: str, code: str) -> np.ndarray:
     try:
         return file.get_tensor(name)
     except Exception as error:  # unsupported dtypes and truncated files raise different types
+        raise_fault(error, path)
         raise WeightsError(
             f"{path} has {name!r:.80} as {code}, which could not be read; float32 or bfloat16 is expected"
         ) from error

@@ -26,7 +26,6 @@ PATTERNS = ["run[1]", "depths=[1,1]", "a*b", "what?", "sweep[0]/run"]
 SEARCHES = {
     ("data/prepare/dataset_writer.py", "folder.rglob"): "pathlib",
     ("data/prepare/imagenet.py", "folder.glob"): "pathlib",
-    ("data/sources.py", "(root / dataset).glob"): "data_root",
     ("plan/kernels.py", "folder.glob"): "pathlib",
     ("run/logs.py", "folder.rglob"): "pathlib",
     ("run/workdir.py", "place.rglob"): "pathlib",

@@ -15,6 +15,8 @@ from PIL import Image
 from mambaout_jax.checks import as_number
 from mambaout_jax.data import DataError, EvalTransform
 from mambaout_jax.data.imagenet_classes import class_word
+from mambaout_jax.errors import reason
+from mambaout_jax.machine import describe_fault, raise_fault
 from mambaout_jax.pages.render import render
 from mambaout_jax.tasks.api import Labels, ScoreText, Section
 from mambaout_jax.tasks.classification.source import ImageSource
@@ -83,7 +85,8 @@ def _read_predictions(workdir: epath.Path) -> dict[str, np.ndarray] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise TaskError(f"{path} cannot be read ({error}); evaluate the workdir again") from None
+        raise_fault(error, path)
+        raise TaskError(f"{path} cannot be read ({reason(error)}); evaluate the workdir again") from None
     labels, classes, probabilities = predictions.values()
     if labels.ndim != 1 or classes.shape != probabilities.shape or classes.shape[:1] != labels.shape:
         raise TaskError(f"{path} has arrays of inconsistent shapes; evaluate the workdir again")
@@ -112,7 +115,7 @@ def make_gallery(
     try:
         source, missing = _open_same(open_split, labels, np.concatenate([most_confident, spread])), None
     except (DataError, OSError) as error:
-        source, missing = None, f"The images cannot be shown: {error}."
+        source, missing = None, f"The images cannot be shown: {describe_fault(error) or reason(error)}."
 
     def card(index: int) -> dict[str, Any]:
         first = int(classes[index, 0])
@@ -159,7 +162,8 @@ def _thumbnail(source: Any, index: int) -> dict[str, Any] | None:
         side = min(THUMBNAIL_SIDE, *image.size)
         channels = 1 if image.mode == "L" else 3
         pixels = EvalTransform((side, side), channels=channels, exif_orientation=source.exif_orientation)(image)
-    except (DataError, OSError, Image.DecompressionBombError):
+    except (DataError, OSError, Image.DecompressionBombError) as error:
+        raise_fault(error)
         return None
     image = Image.fromarray(pixels.squeeze(-1) if channels == 1 else pixels)
     small = side < THUMBNAIL_SIDE // 2

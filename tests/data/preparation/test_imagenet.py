@@ -9,6 +9,7 @@ from PIL import Image
 from mambaout_jax.data import DataError
 from mambaout_jax.data.prepare import imagenet
 from mambaout_jax.data.prepare.images import prepare_imagenet
+from mambaout_jax.machine import MachineError
 from mambaout_jax.tasks.classification.source import open_source
 from tests.data import photos
 from tests.data.preparation import imagenets
@@ -100,7 +101,7 @@ def test_the_official_metadata_is_that_of_ilsvrc_2012():
 
 
 def assert_refused(tmp_path, kind, source, words, metadata=METADATA):
-    with pytest.raises(DataError, match=words):
+    with pytest.raises((DataError, MachineError), match=words):
         prepare_imagenet(kind, str(source), str(tmp_path / "out"), metadata=metadata)
     assert not (tmp_path / "out" / "imagenet2012" / "5.1.0").exists()
 
@@ -242,8 +243,8 @@ def test_an_unreadable_source_is_named_instead_of_the_target(tmp_path, tars, unp
     with monkeypatch.context() as patch:
         patch.setattr(imagenet, "_sha256", refuse)
         assert_refused(
-            tmp_path, "tars", folder, "train.tar cannot be read .Permission denied.; check its permissions", metadata
+            tmp_path, "tars", folder, "train.tar: Permission denied; check the disk and its permissions", metadata
         )
     real = os.scandir
     monkeypatch.setattr(os, "scandir", lambda path=".": refuse(path) if path == unpacked else real(path))
-    assert_refused(tmp_path, "folder", unpacked, "unpacked cannot be read .Permission denied.; check its permissions")
+    assert_refused(tmp_path, "folder", unpacked, "unpacked: Permission denied; check the disk and its permissions")
