@@ -9,9 +9,13 @@ import signal
 import sys
 
 from mambaout_jax.checks import find_experiment_fault
-from mambaout_jax.errors import escape_unencodable_output, print_error, printable
+from mambaout_jax.errors import escape_output, print_error, printable
 from mambaout_jax.extras import MissingExtraError, check_installed
+from mambaout_jax.process import announced, exit_at_once_on, tolerate_closed_terminal
 
+if __name__ == "__main__":  # before absl is imported, whose logger keeps the stream that it finds
+    tolerate_closed_terminal()
+    escape_output()
 try:
     check_installed("train", "training")
 except MissingExtraError as error:
@@ -20,7 +24,6 @@ except MissingExtraError as error:
 from absl import app, flags, logging
 
 from mambaout_jax.machine import raise_open_file_limit
-from mambaout_jax.process import announced, exit_at_once_on, tolerate_closed_terminal
 
 CONFIG = flags.DEFINE_string(
     "config",
@@ -37,8 +40,6 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process, fr
 
 def main(argv: list[str]) -> int:
     """Train or evaluate, and return the exit code."""
-    escape_unencodable_output()
-    tolerate_closed_terminal()
     raise_open_file_limit()
     changes = [argument for argument in argv[1:] if _is_change(argument)]
     if fault := _find_fault(argv, changes):
