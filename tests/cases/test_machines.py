@@ -14,7 +14,7 @@ PROXY = "http://192.0.2.1:9"  # reserved for documentation: nothing answers
 
 
 @pytest.mark.run
-@pytest.mark.parametrize("variables", [("http_proxy",), ("https_proxy", "HTTPS_PROXY")], ids=str)
+@pytest.mark.parametrize("variables", [("http_proxy",), ("https_proxy", "HTTPS_PROXY"), ("grpc_proxy",)], ids=str)
 def test_processes_join_each_other_without_the_proxy(monkeypatch, variables):
     for name in variables:
         monkeypatch.setenv(name, PROXY)
