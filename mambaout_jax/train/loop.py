@@ -8,6 +8,7 @@ import time
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from etils import epath
 
 from mambaout_jax import distributed
@@ -337,7 +338,8 @@ def _evaluate(
             )
     writer.evaluation(stamp | scored.scores | {"skipped": scored.skipped}, evaluator.describe_input(validation))
     if scored.predictions is not None and distributed.is_first():
-        write_arrays(workdir / "predictions.npz", scored.predictions)
+        fingerprint = {"fingerprint": np.array(validation.fingerprint)}
+        write_arrays(workdir / "predictions.npz", scored.predictions | fingerprint)
     return scored
 
 

@@ -26,6 +26,7 @@ from mambaout_jax.words import count
 NUM_MISTAKES, NUM_CORRECT = 32, 16
 MAX_CONFUSION_CLASSES = 50
 THUMBNAIL_SIDE = 112
+_ARRAYS = ("labels", "classes", "probabilities", "fingerprint")
 
 
 def sections(workdir: epath.Path, labels: Labels, open_split: Callable[[], ImageSource]) -> list[Section]:
@@ -81,13 +82,13 @@ def _read_predictions(workdir: epath.Path) -> dict[str, np.ndarray] | None:
     path = workdir / "predictions.npz"
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-            predictions = {name: arrays[name] for name in ("labels", "classes", "probabilities")}
+            predictions = {name: arrays[name] for name in _ARRAYS}
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise_fault(error, path)
         raise TaskError(f"{path} cannot be read ({reason(error)}); evaluate the workdir again") from None
-    labels, classes, probabilities = predictions.values()
+    labels, classes, probabilities, _ = predictions.values()
     if labels.ndim != 1 or classes.shape != probabilities.shape or classes.shape[:1] != labels.shape:
         raise TaskError(f"{path} has arrays of inconsistent shapes; evaluate the workdir again")
     return predictions if labels.size else None
@@ -100,7 +101,7 @@ def make_gallery(
 
     Args:
         predictions: the arrays of predictions.npz; row i belongs to image i of the validation split.
-        open_split: opens the dataset; images are shown only if its labels equal those in `predictions`.
+        open_split: opens the dataset; images are shown only if it is the one in `predictions`.
 
     Returns:
         The number of mistakes and of images, the cards of each kind, and the reason for missing images.
@@ -113,7 +114,7 @@ def make_gallery(
     most_confident = wrong[np.argsort(-probabilities[wrong, 0], kind="stable")][:NUM_MISTAKES]
     spread = right[np.unique(np.linspace(0, len(right) - 1, min(NUM_CORRECT, len(right))).round().astype(int))]
     try:
-        source, missing = _open_same(open_split, labels, np.concatenate([most_confident, spread])), None
+        source, missing = _open_same(open_split, str(predictions["fingerprint"])), None
     except (DataError, OSError) as error:
         source, missing = None, f"The images cannot be shown: {describe_fault(error) or reason(error)}."
 
@@ -139,9 +140,9 @@ def make_gallery(
     }
 
 
-def _open_same(open_split: Callable[[], ImageSource], labels: np.ndarray, shown: np.ndarray) -> ImageSource:
+def _open_same(open_split: Callable[[], ImageSource], fingerprint: str) -> ImageSource:
     source = open_split()
-    if len(source) != len(labels) or any(source[int(index)]["label"] != labels[index] for index in shown):
+    if source.fingerprint != fingerprint:
         raise DataError("the dataset prepared here differs from the evaluated one")
     return source
 
