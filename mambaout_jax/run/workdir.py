@@ -29,7 +29,7 @@ from mambaout_jax.run.checkpoints import Checkpoints
 from mambaout_jax.run.config import RunConfig, changed_keys, from_json
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.files import find_write_error, write_atomically
-from mambaout_jax.storage import REMOTE_SECONDS, explain, find_pattern, find_unknown_home, is_remote
+from mambaout_jax.storage import REMOTE_SECONDS, explain, find_pattern, find_undecodable, find_unknown_home, is_remote
 from mambaout_jax.tasks.api import Labels, Task
 from mambaout_jax.weights import licence_notice
 
@@ -91,7 +91,7 @@ def open_workdir(path: epath.PathLike, *, to_write: bool = False) -> epath.Path:
         raise RunError("the path of the workdir is empty; expected a folder")
     if re.match(r"\w+:/", os.fspath(path)) and not _IN_BUCKET.match(os.fspath(path)):
         raise RunError(f"{path} is not a valid workdir; expected a folder or gs://BUCKET/..., the bucket in lower case")
-    if fault := find_unknown_home(path):
+    if fault := find_unknown_home(path) or find_undecodable(path):
         raise RunError(f"workdir {path} {fault}")
     if to_write and (fault := find_pattern(path)):
         raise RunError(f"workdir {path} {fault}")

@@ -213,7 +213,7 @@ def _expand_home(source: str) -> Path:
 
 
 def _local_folder(root: epath.Path, name: str, version: str) -> Path:
-    return _expand_home(LOCAL_DATA_DIR if storage.is_remote(root) else os.fspath(root)) / name / version
+    return Path(data_root(LOCAL_DATA_DIR) if storage.is_remote(root) else root) / name / version
 
 
 def _check_prepared(
