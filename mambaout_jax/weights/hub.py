@@ -4,6 +4,7 @@ import re
 
 from mambaout_jax.extras import importing
 from mambaout_jax.machine import is_exhausted, raise_fault
+from mambaout_jax.storage import find_unknown_home
 from mambaout_jax.weights.errors import WeightsError
 from mambaout_jax.weights.folder import WEIGHTS_NAMES
 from mambaout_jax.weights.timm_config import CONFIG_NAME
@@ -56,9 +57,11 @@ class _Repository:
     def fetch(self, name: str) -> str:
         """Download a file if necessary and return its path in the cache."""
         with importing("hub", f"{self.source} requires huggingface_hub"):
-            from huggingface_hub import hf_hub_download
+            from huggingface_hub import constants, hf_hub_download
             from huggingface_hub.errors import LocalEntryNotFoundError
 
+        if fault := find_unknown_home(constants.HF_HUB_CACHE):
+            raise WeightsError(f"{self.source}: its cache, {constants.HF_HUB_CACHE}, {fault}")
         self.offline_reason = self.offline_reason or self._check(name)
         try:
             return hf_hub_download(
