@@ -15,6 +15,7 @@ FAULTS = {
     "mesh.fsdp": {"mesh.fsdp": 64},
     "augment.mixup_group": {"augment.mixup_alpha": 0.2, "augment.mixup_group": 24, "batch_size": 64},
     "data.auto_augment": {"data.auto_augment": "rand-m9"},
+    "data.eval_sets": {"data.eval_sets": "imagenet_a,imagenet_v3"},
 }
 FAULTS_OF_STUDIES = {
     **FAULTS,
