@@ -137,6 +137,17 @@ def test_tars_are_checked_once(tmp_path, tars, monkeypatch):
     assert prepare("tars", folder, tmp_path, metadata)[0].num_images == imagenets.NUM_IMAGES
 
 
+def test_a_list_of_checked_tars_that_was_cut_short_is_ignored(tmp_path, tars, monkeypatch):
+    folder, metadata = tars
+    with monkeypatch.context() as patch:
+        patch.setattr(imagenet, "_list_train_tar", lambda path: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepare("tars", folder, tmp_path, metadata)
+    [checked] = tmp_path.rglob("checked.json")
+    checked.write_text(checked.read_text()[:9])
+    assert prepare("tars", folder, tmp_path, metadata)[0].num_images == imagenets.NUM_IMAGES
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
