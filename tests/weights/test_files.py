@@ -118,6 +118,16 @@ def test_a_prefix_that_one_name_lacks_stays(tmp_path):
     assert_same(read_file(tmp_path / "a.safetensors").tensors, mixed)
 
 
+def test_averages_next_to_a_model_do_not_hide_its_prefix(tmp_path):
+    names = [f"stages.0.blocks.0.{layer}.weight" for layer in ("norm", "fc1", "conv", "fc2")]
+    averages = ["model_ema.decay", "model_ema.num_updates", *(f"model_ema.{name.replace('.', '')}" for name in names)]
+    stored = [*(f"model.{name}" for name in names), *averages]
+    write_file(tmp_path / "a.safetensors", dict.fromkeys(stored, TENSORS["scalar"]))
+    content = read_file(tmp_path / "a.safetensors")
+    assert list(content.shapes) == sorted(names)
+    assert set(content.ignored) == set(averages)
+
+
 @pytest.mark.parametrize("length", [3, 9, 60, -40, -1])
 def test_a_safetensors_file_cut_short_is_refused(tmp_path, length):
     path = tmp_path / "a.safetensors"
