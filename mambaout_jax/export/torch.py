@@ -33,6 +33,7 @@ from mambaout_jax.weights import (
     WeightsError,
     check_file_target,
     check_folder_target,
+    check_timm,
     check_unambiguous,
     converting_file_errors,
     find_licence,
@@ -97,6 +98,8 @@ def import_weights(
     resolved = resolve_model(checkpoint, name)
     check_unambiguous(source, resolved)
     model = create_model(resolved.name, **resolved.options)
+    if verify_timm:
+        check_timm(model)
     log(_describe(source, checkpoint, resolved, model))
     if checkpoint.ignored:
         log(f"ignored in {source}: {', '.join(checkpoint.ignored)}")
@@ -170,6 +173,8 @@ def export_weights(
     is_file = out.lower().endswith(ENDINGS)
     (check_file_target if is_file else check_folder_target)(out, force)  # before the work
     run = restore_run(path, weights)
+    if verify_timm:
+        check_timm(run.model)
     default = run.model.family.key_formats[0].name
     if key_format not in (None, default) and not is_file:
         raise WeightsError(

@@ -14,7 +14,7 @@ from mambaout_jax.process import commit_file, scratch_folder, set_default_mode, 
 from mambaout_jax.storage import find_unknown_home
 from mambaout_jax.weights.errors import WeightsError, converting_file_errors
 from mambaout_jax.weights.tensors import LazyTensors, TensorFile, without_prefixes
-from mambaout_jax.weights.torch_file import read_torch, write_torch
+from mambaout_jax.weights.torch_file import import_torch, read_torch, write_torch
 
 TORCH_ENDINGS = (".pth", ".pt", ".bin", ".pth.tar")
 ENDINGS = (".safetensors", *TORCH_ENDINGS)
@@ -78,6 +78,7 @@ def check_file_target(path: str | os.PathLike, force: bool) -> Path:
 
     Raises:
         WeightsError: see `write_file`.
+        MissingExtraError: the format requires PyTorch, which is not installed.
     """
     if fault := find_unknown_home(path):
         raise WeightsError(f"{path} {fault}")
@@ -89,6 +90,8 @@ def check_file_target(path: str | os.PathLike, force: bool) -> Path:
             raise WeightsError(f"{path} exists and is not a file; choose another path")
         if target.exists() and not force:
             raise WeightsError(f"{path} exists; choose another path, or replace it with --force")
+    if target.name.endswith(TORCH_ENDINGS):
+        import_torch(target.name)
     return target
 
 

@@ -38,7 +38,7 @@ def read_torch(path: str, entry: str | None = None) -> TensorFile:
         WeightsError: the file is damaged or contains no state dict, or not in this entry.
         MissingExtraError: PyTorch is not installed.
     """
-    torch = _import_torch(path)
+    torch = import_torch(path)
     loaded = _load(torch, path)
     if not isinstance(loaded, Mapping):
         raise WeightsError(f"{path} contains a {_kind(loaded)}; a state dict is expected")
@@ -82,7 +82,7 @@ def write_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         MissingExtraError: PyTorch is not installed.
         OSError: the file cannot be written.
     """
-    torch = _import_torch(path.name)
+    torch = import_torch(path.name)
     state_dict = {name: _to_torch(torch, name, array) for name, array in tensors.items()}
     # Python's file objects raise OSError where PyTorch's own writer raises an internal error.
     with path.open("wb") as file:
@@ -94,7 +94,12 @@ def write_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
             raise
 
 
-def _import_torch(path: str) -> ModuleType:
+def import_torch(path: str) -> ModuleType:
+    """Import PyTorch, which a file requires.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
     with importing("torch", f"{path} requires PyTorch"):
         import torch
     return torch

@@ -107,12 +107,7 @@ def timm_logits(model: Model, source: str, images: Float[np.ndarray, "b h w c"])
         WeightsError: timm does not have the model or cannot load the weights.
         MissingExtraError: timm or PyTorch is not installed.
     """
-    family, title = model.family, model.family.module.__name__
-    if family.timm_options is None:
-        raise WeightsError(f"timm has no {title}; omit --verify timm")
-    built = family.timm_options.items()
-    if others := [f"{key} {model.options[key]!r}" for key, value in built if model.options[key] != value]:
-        raise WeightsError(f"timm has no {title} with {' and '.join(others)}; omit --verify timm")
+    check_timm(model)
     timm, torch = _load_timm()
     source = os.path.expanduser(source)
     source = f"local-dir:{source}" if os.path.isdir(source) else source
@@ -128,6 +123,22 @@ def timm_logits(model: Model, source: str, images: Float[np.ndarray, "b h w c"])
         raise WeightsError(f"timm {timm.__version__} cannot load {source}: {' '.join(str(error).split())}") from error
     with torch.inference_mode():
         return timm_model.eval().float()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+
+
+def check_timm(model: Model) -> None:
+    """Check that timm is installed and has a model, before the work that `LogitsCheck.require_timm` verifies.
+
+    Raises:
+        WeightsError: timm does not have the model.
+        MissingExtraError: timm or PyTorch is not installed.
+    """
+    family, title = model.family, model.family.module.__name__
+    if family.timm_options is None:
+        raise WeightsError(f"timm has no {title}; omit --verify timm")
+    built = family.timm_options.items()
+    if others := [f"{key} {model.options[key]!r}" for key, value in built if model.options[key] != value]:
+        raise WeightsError(f"timm has no {title} with {' and '.join(others)}; omit --verify timm")
+    _load_timm()
 
 
 @functools.cache
