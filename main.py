@@ -4,14 +4,12 @@ Exit codes: 0 finished; 1 the program or the machine failed; 2 invalid input; 3 
 stopped the run, or another process of it was lost: rerun the same command.
 """
 
-import os
-import signal
 import sys
 
 from mambaout_jax.checks import find_experiment_fault
 from mambaout_jax.errors import escape_output, print_error, printable
 from mambaout_jax.extras import MissingExtraError, check_installed
-from mambaout_jax.process import announced, exit_at_once_on, tolerate_closed_terminal
+from mambaout_jax.process import announced, exit_at_once_on_stop, tolerate_closed_terminal
 
 if __name__ == "__main__":  # before absl is imported, whose logger keeps the stream that it finds
     tolerate_closed_terminal()
@@ -51,7 +49,7 @@ def main(argv: list[str]) -> int:
             return supervisor.supervise(sys.argv)
         supervisor.exit_with_supervisor()
     else:  # until a run installs its handlers, there is nothing to save
-        exit_at_once_on(signal.SIGTERM, signal.SIGINT, code=os.EX_TEMPFAIL, advice="rerun the same command to resume")
+        exit_at_once_on_stop("rerun the same command to resume")
     with announced("Loading JAX and the dataset readers."):
         from mambaout_jax import distributed
         from mambaout_jax.evaluate.evaluation import evaluate
