@@ -129,7 +129,7 @@ def lock_workdir(workdir: epath.Path) -> Iterator[None]:
             ) from error
         except OSError as error:  # some network file systems do not support locks
             raise_fault(error, workdir)
-            sentence = f"workdir {workdir} cannot be locked ({error.strerror}); make sure that no other process uses it"
+            sentence = f"workdir {workdir} cannot be locked ({reason(error)}); make sure that no other process uses it"
             print(printable(sentence), file=sys.stderr)
         yield
 
