@@ -277,7 +277,7 @@ def _images(config: RunConfig, model: Model, log: Log) -> np.ndarray:
     """Return images for the comparison of logits: random ones, and real ones if the config's dataset is prepared."""
     images = random_images(model, NUM_IMAGES)
     if config.data.name is None:
-        log(f"comparing logits on {NUM_IMAGES} random images, because the dataset of the weights is unknown")
+        log(f"comparing logits on {count(NUM_IMAGES, 'random image')}, because the dataset of the weights is unknown")
         return images
     task: Task = config.build_task()
     try:
@@ -286,7 +286,7 @@ def _images(config: RunConfig, model: Model, log: Log) -> np.ndarray:
         indices = np.linspace(0, len(source) - 1, NUM_IMAGES).astype(int)
         real = np.stack([transform(source[index])["image"] for index in indices])
     except DataError as error:
-        log(f"comparing logits on {NUM_IMAGES} random images and no real ones: {error}")
+        log(f"comparing logits on {count(NUM_IMAGES, 'random image')} and no real ones: {error}")
         return images
-    log(f"comparing logits on {NUM_IMAGES} random images and {NUM_IMAGES} of {source.name}")
+    log(f"comparing logits on {count(NUM_IMAGES, 'random image')} and {NUM_IMAGES} of {source.name}")
     return np.concatenate([images, model.input_spec.normalize(jnp.asarray(real))])

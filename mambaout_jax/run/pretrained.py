@@ -23,6 +23,7 @@ from mambaout_jax.weights import (
     resample_variables,
     resolve_model,
 )
+from mambaout_jax.words import count
 
 
 class Pretrained(NamedTuple):
@@ -128,7 +129,7 @@ def _describe_normalization(theirs: Model, ours: Model) -> str:
 def _describe_channels(theirs: Model, ours: Model) -> str:
     if theirs.in_chans == ours.in_chans:
         return ""
-    return f" (first layer adapted from {theirs.in_chans} to {ours.in_chans} input channels)"
+    return f" (first layer adapted from {theirs.in_chans} to {count(ours.in_chans, 'input channel')})"
 
 
 def merge_pretrained(

@@ -278,4 +278,7 @@ def _power(differences: Sequence[Mapping[str, Any]], tests: int, claim: str, met
         return (
             f"This does not show that {claim}: {count(repeats, 'repeat')} cannot detect any difference; use more seeds."
         )
-    return f"This does not show that {claim}: with {tests} tests, the minimum detectable effect is {effect:.2f} points."
+    return (
+        f"This does not show that {claim}: with {count(tests, 'test')}, the minimum detectable effect is "
+        f"{effect:.2f} points."
+    )

@@ -280,9 +280,10 @@ def _open_writer(
     batch = describe_batch(config.batch_size, setup.mesh.size, program.grad_accum_steps)
     writer.print_line(
         f"{model.name}{changes}, {count(model.num_params, 'parameter')}, on {setup.mesh.size} x "
-        f"{jax.devices()[0].device_kind}; {len(setup.train_source):,} training and {len(setup.validation):,} "
-        f"validation images of {setup.train_source.name}; {count(config.num_epochs, 'epoch')} of "
-        f"{count(program.steps_per_epoch, 'step')}; {'; '.join(filter(None, (batch, start.description)))}"
+        f"{jax.devices()[0].device_kind}; {count(len(setup.train_source), 'training image')} and "
+        f"{count(len(setup.validation), 'validation image')} of {setup.train_source.name}; "
+        f"{count(config.num_epochs, 'epoch')} of {count(program.steps_per_epoch, 'step')}; "
+        f"{'; '.join(filter(None, (batch, start.description)))}"
     )
     if notice := licence_notice(start.licence, model.name):
         writer.print_line(notice)

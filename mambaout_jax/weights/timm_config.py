@@ -196,7 +196,9 @@ def _preprocessing(
 ) -> dict[str, Any]:
     channels = options.get("in_chans", 3)
     numbers = _Kind(f"a list of {count(channels, 'number')}, one per channel,", _list_of(_is_number, channels))
-    positive = _Kind(f"a list of {channels} positive numbers, one per channel,", _list_of(_is_positive, channels))
+    positive = _Kind(
+        f"a list of {count(channels, 'positive number')}, one per channel,", _list_of(_is_positive, channels)
+    )
     found = {
         # As in timm, the option of the model takes precedence.
         "img_size": options.get("img_size", None if size is None else tuple(size[1:])),

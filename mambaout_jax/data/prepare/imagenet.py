@@ -238,7 +238,8 @@ def _imagenet(splits: dict[str, list[Item]], metadata: ImageNetMetadata, source:
     for name in metadata.class_names:
         if counted[name] != expected[name]:
             raise DataError(
-                f"{source} has {counted[name]} validation images of the class {name}; expected {expected[name]}"
+                f"{source} has {count(counted[name], 'validation image')} of the class {name}; expected "
+                f"{expected[name]}"
             )
     about = {
         "description": "ILSVRC 2012, aka ImageNet: 1,000 classes of photographs.",

@@ -325,7 +325,7 @@ class Classification(Task):
                 failure = error
         if not labels:
             raise TaskError(
-                f"none of {len(indices):,} training records can be read ({failure}); prepare the dataset again"
+                f"none of {count(len(indices), 'training record')} can be read ({failure}); prepare the dataset again"
             )
         return 100 * max(labels.values()) / labels.total()
 

@@ -191,7 +191,7 @@ def test_validation_images_in_a_wrong_class_folder_are_refused(tmp_path):
     imagenets.write_folders(tmp_path / "nested", flat=False)
     image = next((tmp_path / "nested" / "val" / "n01440764").iterdir())
     image.rename(tmp_path / "nested" / "val" / "n02102040" / image.name)
-    assert_refused(tmp_path, "folder", tmp_path / "nested", "1 validation images of the class n01440764; expected 2")
+    assert_refused(tmp_path, "folder", tmp_path / "nested", "1 validation image of the class n01440764; expected 2")
 
 
 def test_incomplete_tfrecords_are_refused(tmp_path, tfrecords):
