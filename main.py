@@ -4,14 +4,16 @@ Exit codes: 0 finished; 1 the program or the machine failed; 2 invalid input; 3 
 stopped the run, or another process of it was lost: rerun the same command.
 """
 
-import os
-import signal
 import sys
 
 from mambaout_jax.checks import find_experiment_fault
-from mambaout_jax.errors import escape_unencodable_output, print_error, printable
+from mambaout_jax.errors import escape_output, print_error, printable
 from mambaout_jax.extras import MissingExtraError, check_installed
+from mambaout_jax.process import announced, exit_at_once_on_stop, tolerate_closed_terminal
 
+if __name__ == "__main__":  # before absl is imported, whose logger keeps the stream that it finds
+    tolerate_closed_terminal()
+    escape_output()
 try:
     check_installed("train", "training")
 except MissingExtraError as error:
@@ -20,7 +22,6 @@ except MissingExtraError as error:
 from absl import app, flags, logging
 
 from mambaout_jax.machine import raise_open_file_limit
-from mambaout_jax.process import announced, exit_at_once_on, tolerate_closed_terminal
 
 CONFIG = flags.DEFINE_string(
     "config",
@@ -37,8 +38,6 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process, fr
 
 def main(argv: list[str]) -> int:
     """Train or evaluate, and return the exit code."""
-    escape_unencodable_output()
-    tolerate_closed_terminal()
     raise_open_file_limit()
     changes = [argument for argument in argv[1:] if _is_change(argument)]
     if fault := _find_fault(argv, changes):
@@ -50,7 +49,7 @@ def main(argv: list[str]) -> int:
             return supervisor.supervise(sys.argv)
         supervisor.exit_with_supervisor()
     else:  # until a run installs its handlers, there is nothing to save
-        exit_at_once_on(signal.SIGTERM, signal.SIGINT, code=os.EX_TEMPFAIL, advice="rerun the same command to resume")
+        exit_at_once_on_stop("rerun the same command to resume")
     with announced("Loading JAX and the dataset readers."):
         from mambaout_jax import distributed
         from mambaout_jax.evaluate.evaluation import evaluate

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from mambaout_jax.checks import find_experiment_fault, nearest_names
-from mambaout_jax.errors import escape_unencodable_output, is_user_error, print_error
+from mambaout_jax.errors import escape_output, is_user_error, print_error
 from mambaout_jax.extras import check_installed
 from mambaout_jax.machine import MachineError, describe_fault, is_exhausted, raise_open_file_limit
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 on success, 1 if a check fails or for known failures of the machine, 2 for invalid input, 130 after Ctrl-C.
         Any other failure is raised.
     """
-    escape_unencodable_output()
+    escape_output()
     argv = list(sys.argv[1:] if argv is None else argv)
     raise_open_file_limit()
     try:

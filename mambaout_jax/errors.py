@@ -1,8 +1,11 @@
 """The errors that a user can fix, and how programs print them; without dependencies, for every package."""
 
+import functools
 import io
+import os
+import re
 import sys
-import unicodedata
+from typing import TextIO
 
 
 class UserError(ValueError):
@@ -33,26 +36,54 @@ def print_error(sentence: object, code: int = 2) -> int:
     return code
 
 
+# Control characters, separators of lines and paragraphs, marks that set the direction of text, and surrogates.
+_UNSAFE = "\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+
+
 def printable(name: str) -> str:
     """Return a name that is safe to print: control characters and bytes that are not UTF-8 are escaped.
 
     A carriage return in a file name wipes its line off the terminal, a bidirectional mark reorders it, and undecodable
     bytes cannot be printed. Spaces, emoji and their joiners stay.
     """
-    return "".join(map(_escape, name))
+    return re.sub(f"[{_UNSAFE}]", _escape, name)
 
 
-def _escape(char: str) -> str:
+def _escape(found: re.Match[str]) -> str:
+    char = found[0]
     if "\udc80" <= char <= "\udcff":  # how Python represents a byte that is not UTF-8
         return f"\\x{ord(char) - 0xDC00:02x}"
-    unsafe = unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") or unicodedata.bidirectional(char) in _DIRECTIONS
-    return ascii(char)[1:-1] if unsafe else char
+    return ascii(char)[1:-1]
 
 
-_DIRECTIONS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+def escape_output() -> None:
+    """Escape what is not safe to print in all that this process prints, logs and warns of, and in tracebacks.
+
+    Line breaks and tabs stay, and the control characters with which a progress bar redraws its line. Characters that
+    the encoding of a stream lacks are escaped too.
+    """
+    os.environ["PYTHON_COLORS"] = "0"  # Python 3.13 colors tracebacks, with control characters
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a notebook has streams of its own
+            stream.reconfigure(errors="backslashreplace")
+            # The method and not the stream is replaced, because loggers keep the stream.
+            stream.write = _SafeWriter(stream)
 
 
-def escape_unencodable_output() -> None:
-    """Print characters that the encoding of stdout lacks as escapes, as Python does on stderr."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a notebook has a stream of its own
-        sys.stdout.reconfigure(errors="backslashreplace")
+class _SafeWriter:
+    """The method `write` of a text stream, with control characters escaped."""
+
+    def __init__(self, stream: TextIO):
+        self._write = functools.partial(type(stream).write, stream)
+        self._first = ""  # the first character of the current line
+
+    def __call__(self, text: str) -> int:
+        # A bar starts its line with a carriage return. Nested ones move up from such a line.
+        is_bar = self._first == "\r"
+        if is_bar and re.fullmatch(r"(\x1b\[A)+", text):
+            kept = len(text)
+        else:
+            kept = int(text.startswith("\r") and (is_bar or not self._first))
+        self._write(text[:kept] + re.sub(rf"(?![\t\n])[{_UNSAFE}]", _escape, text[kept:]))
+        self._first = (self._first + text).rpartition("\n")[2][:1]
+        return len(text)

@@ -1,4 +1,4 @@
-"""Faults of the machine, as opposed to faults of the data.
+"""Faults of the machine, as opposed to faults of the user's data and files.
 
 Only bytes that do not decode are a fault of the data. A file that cannot be opened or read, a full disk, missing memory
 and an unresponsive server are faults of the machine: no record is at fault, and preparing the dataset again or skipping
@@ -24,6 +24,7 @@ _CODES = (
     errno.EDQUOT,
     errno.ENOMEM,
     errno.EACCES,
+    errno.EPERM,
     errno.EIO,
     errno.EROFS,
     errno.ESTALE,
@@ -36,6 +37,7 @@ _CODES = (
     errno.ENETUNREACH,
 )
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
+_PERMISSIONS = (errno.EACCES, errno.EPERM, errno.EROFS)
 _OPENCV_MEMORY = "Insufficient memory"
 _SYSTEM_CALL = re.compile(r"\w\(\) failed: ([^;]+)")  # the words of Riegeli, which reads and writes ArrayRecord
 _PATH = re.compile(r"\b(?:opening|reading|writing) (/[^;]+)")
@@ -74,6 +76,26 @@ def describe_fault(error: BaseException, place: str | os.PathLike = "") -> str:
         return " ".join(str(error).split()) or "a server did not answer"
     call = _SYSTEM_CALL.search(str(error))
     return " ".join(str(error).split()) if call else ""
+
+
+def raise_fault(error: BaseException, place: str | os.PathLike = "", *, to_write: bool = False) -> None:
+    """Raise the fault of the machine that an exception reports as a MachineError; return if it reports none.
+
+    Handlers that turn an exception into an error of the user, or into no error, call it first. Paths that do not exist
+    or are of another kind are faults of the user.
+
+    Args:
+        place: what was read or written, for exceptions that do not name a file.
+        to_write: a file or folder of the user's choice was written; missing permission is a reason to choose another.
+
+    Raises:
+        MachineError: the exception reports a fault of the machine.
+    """
+    code = error.errno if isinstance(error, OSError) else None
+    if code and (code not in _CODES or (to_write and code in _PERMISSIONS)):
+        return
+    if fault := describe_fault(error, place):
+        raise MachineError(fault) from error
 
 
 def is_exhausted(error: BaseException) -> bool:

@@ -65,15 +65,21 @@ def exit_on_signals(*numbers: int) -> Iterator[None]:
         handlers.restore()
 
 
-def exit_at_once_on(*numbers: int, code: int, advice: str) -> None:
-    """Convert signals to an exit with a sentence on stderr, for a process that has nothing to save or to clean up."""
+def exit_at_once_on_stop(advice: str) -> SignalHandlers:
+    """Convert SIGTERM and SIGINT to exit code 75 with a sentence on stderr, while there is nothing to save.
+
+    Returns:
+        The installed handlers.
+    """
 
     def leave(number: int, _: FrameType | None) -> None:
         with contextlib.suppress(OSError):
             os.write(2, f"error: stopped by {signal.Signals(number).name}; {advice}\n".encode())
-        os._exit(code)
+        os._exit(os.EX_TEMPFAIL)
 
-    SignalHandlers(numbers, leave).install()
+    handlers = SignalHandlers((signal.SIGTERM, signal.SIGINT), leave)
+    handlers.install()
+    return handlers
 
 
 def stop_signals() -> tuple[int, ...]:

@@ -37,6 +37,16 @@ def find_unknown_home(path: str | os.PathLike) -> str:
     return f"is not a path, because the home folder is unknown; {remedy}, or use an absolute path"
 
 
+def find_undecodable(path: str | os.PathLike) -> str:
+    """Return a phrase about a path that is not UTF-8, which libraries and reports require; empty for other paths."""
+    text = os.fspath(path) if is_remote(path) else os.path.abspath(path)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # surrogates represent other bytes in a path
+        return "has a name in its path that is not UTF-8; rename the folder"
+    return ""
+
+
 def explain(error: Exception) -> str:
     """Return one line on an error of any bucket client, with the remedy if it is known."""
     if isinstance(error, ImportError):

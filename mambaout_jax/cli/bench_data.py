@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _describe(figures: dict) -> str:
-    workers = f"{figures['workers']} worker processes" if figures["workers"] else "threads of one process"
+    workers = count(figures["workers"], "worker process") if figures["workers"] else "threads of one process"
     pipeline = f"pipeline {figures['pipeline']}, " if "pipeline" in figures else ""
     return "\n".join(
         [

@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from mambaout_jax.errors import print_error, printable
+from mambaout_jax.words import count
 
 TAKES_CONFIG = "optional"
 EPILOG = """\
@@ -56,5 +57,5 @@ def run(args: argparse.Namespace) -> int:
     except Exception as error:
         return report_error(error, args.workdir or "")
     if distributed.is_first():
-        print(f"\n{faults} problem{'s' if faults > 1 else ''} found" if faults else "\nready to train")
+        print(f"\n{count(faults, 'problem')} found" if faults else "\nready to train")
     return 1 if faults else 0

@@ -17,7 +17,6 @@ KERNELS = (
     "The compiler has no estimates for Pallas kernels. Each counts as the larger of its scheduled instructions "
     "({schedule:.1f} million cycles in total) and its memory transfers ({bytes:.1f} million)."
 )
-UNCOUNTED = "{} loops of unknown length are counted once: {}."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,9 +64,9 @@ def run(args: argparse.Namespace) -> int:
 def describe(model: str, dtype: str, figures: dict[str, Any]) -> list[str]:
     """Return the figures of a plan as lines of text."""
     steps, chips = figures["grad_accum_steps"], figures["chips"]
-    accumulation = f" in {steps} accumulation steps" if steps > 1 else ""
+    accumulation = f" in {count(steps, 'accumulation step')}" if steps > 1 else ""
     lines = [
-        f"{model} in {dtype} on {figures['topology']}: {chips} {'chip' if chips == 1 else 'chips'}, "
+        f"{model} in {dtype} on {figures['topology']}: {count(chips, 'chip')}, "
         f"batch {figures['batch_size']}, "
         f"{figures['batch_per_chip']} per chip{accumulation}, fsdp {figures['fsdp']}",
         "",
@@ -81,7 +80,10 @@ def describe(model: str, dtype: str, figures: dict[str, Any]) -> list[str]:
         if by_rule["schedule"] or by_rule["bytes"]:
             lines += ["", KERNELS.format(**by_rule)]
         if loops := figures["uncounted_loops"]:
-            lines += ["", UNCOUNTED.format(len(loops), ", ".join(sorted(set(loops))))]
+            lines += [
+                "",
+                f"{count(len(loops), 'loop')} of unknown length, counted once: {', '.join(sorted(set(loops)))}.",
+            ]
     return [*lines, "", WARNING]
 
 

@@ -7,7 +7,7 @@ import re
 
 from mambaout_jax.cli.arguments import LOADING, integer
 from mambaout_jax.errors import printable
-from mambaout_jax.process import announced
+from mambaout_jax.process import announced, exit_at_once_on_stop
 
 TAKES_CONFIG = "optional"
 EPILOG = """\
@@ -28,6 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the study and print its tables; the exit codes are those of main.py."""
+    handlers = exit_at_once_on_stop("rerun the same command to resume")  # until the study installs its own
+    try:
+        return _run(args)
+    finally:
+        handlers.restore()
+
+
+def _run(args: argparse.Namespace) -> int:
     with announced(LOADING):
         from mambaout_jax.run.config_file import read_config
         from mambaout_jax.run.errors import report_error

@@ -9,6 +9,7 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from mambaout_jax.data.errors import DataError
+from mambaout_jax.errors import reason
 from mambaout_jax.machine import MachineError, describe_fault
 
 with contextlib.suppress(ImportError):  # optional; nothing else is needed to read HEIC images
@@ -72,7 +73,7 @@ def decode_image(image: bytes | Image.Image, channels: int = 3, *, exif_orientat
             raise MachineError(fault) from error
         if isinstance(error, UnidentifiedImageError):  # its text has the address of an object
             raise DataError(_describe_unknown(image)) from error
-        raise DataError(f"Pillow cannot decode the image ({type(error).__name__}: {error})") from error
+        raise DataError(f"Pillow cannot decode the image ({type(error).__name__}: {reason(error)})") from error
 
 
 def _describe_unknown(image: bytes) -> str:

@@ -10,7 +10,7 @@ from tensorflow_datasets.core import constants, naming
 
 from mambaout_jax.checks import suggest
 from mambaout_jax.data.errors import DataError
-from mambaout_jax.storage import find_pattern, find_unknown_home
+from mambaout_jax.storage import find_pattern, find_undecodable, find_unknown_home
 
 DIGITS, PATHFINDER, IMAGENET = "digits", "pathfinder", "imagenet2012"
 # TFDS has the default configs of its own datasets; our builders are not imported for reading.
@@ -58,12 +58,10 @@ def data_root(data_dir: str | None) -> epath.Path:
     """Return the folder of prepared datasets; None is the default folder of TFDS.
 
     Raises:
-        DataError: the URL scheme or the home folder is unknown, or the path has characters of a pattern.
+        DataError: the URL scheme or the home folder is unknown, or the path is a pattern or not UTF-8.
     """
     folder = os.path.expanduser(data_dir or constants.DATA_DIR)
-    if fault := find_unknown_home(folder):
-        raise DataError(f"data_dir {folder} {fault}")
-    if fault := find_pattern(folder):
+    if fault := find_unknown_home(folder) or find_undecodable(folder) or find_pattern(folder):
         raise DataError(f"data_dir {folder} {fault}")
     try:
         return epath.Path(folder)

@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
 from mambaout_jax.data.errors import DataError
+from mambaout_jax.errors import reason
 from mambaout_jax.machine import MachineError, describe_fault
 
 # By default, a reader allocates 16 MiB and reads ahead, which is of no use for random access.
@@ -66,7 +67,7 @@ class RecordFiles(Sequence[tf_example_pb2.Example]):
             if fault := describe_fault(error, file):
                 raise MachineError(fault) from error
             if isinstance(error, RuntimeError | DecodeError):  # raised by ArrayRecord for damaged files
-                raise DataError(f"the record cannot be read ({type(error).__name__}: {error})") from error
+                raise DataError(f"the record cannot be read ({type(error).__name__}: {reason(error)})") from error
             raise
 
     def _reader(self, number: int) -> Any:

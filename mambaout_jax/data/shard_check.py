@@ -9,6 +9,7 @@ from etils import epath
 
 from mambaout_jax.data.errors import DataError
 from mambaout_jax.data.record_files import READER_OPTIONS
+from mambaout_jax.errors import reason
 from mambaout_jax.machine import MachineError, describe_fault
 from mambaout_jax.process import within_seconds
 from mambaout_jax.storage import REMOTE_SECONDS, is_remote
@@ -29,7 +30,7 @@ def list_names(folder: epath.Path) -> list[str] | None:
     except Exception as error:  # each bucket client raises its own types
         if fault := describe_fault(error):
             raise MachineError(f"{folder} cannot be read: {fault}") from error
-        raise DataError(f"{folder} cannot be read ({error})") from error
+        raise DataError(f"{folder} cannot be read ({reason(error)})") from error
 
 
 def check_shards(split: str, folder: epath.Path, shards: Sequence[Any], command: str) -> None:

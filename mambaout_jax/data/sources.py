@@ -3,10 +3,12 @@
 Datasets are read from their prepared files alone, without their builders and without TensorFlow.
 """
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import tensorflow_datasets as tfds
@@ -25,6 +27,8 @@ from mambaout_jax.data.names import (
 )
 from mambaout_jax.data.record_files import RecordFiles
 from mambaout_jax.data.shard_check import check_shards, list_names
+from mambaout_jax.errors import reason
+from mambaout_jax.machine import MachineError, describe_fault
 from mambaout_jax.words import count
 
 Features = Mapping[str, Any]
@@ -130,9 +134,34 @@ def read_origin(folder: os.PathLike) -> Mapping[str, Any]:
     """
     file = epath.Path(folder) / ORIGIN
     try:
-        return json.loads(file.read_text()) if file.exists() else {}
+        content = json.loads(file.read_text()) if file.exists() else {}
+        if not isinstance(content, dict):
+            raise ValueError("a JSON object is expected")
     except ValueError as error:
-        raise DataError(f"{file} is damaged ({error}); prepare the dataset again") from error
+        raise DataError(f"{file} is damaged ({reason(error)}); prepare the dataset again") from error
+    return content
+
+
+@contextlib.contextmanager
+def reading_metadata(folder: str | os.PathLike) -> Iterator[None]:
+    """Convert the errors of reading the metadata of a prepared dataset with TFDS, in the body of the `with` statement.
+
+    Raises:
+        DataError: TFDS cannot read the metadata.
+        MachineError: the files cannot be read.
+    """
+    try:
+        yield
+    except tfds.core.DatasetNotFoundError:
+        raise
+    except Exception as error:  # protobuf, json and TFDS raise many types for damaged metadata
+        if fault := describe_fault(error, folder):
+            raise MachineError(f"the metadata of the dataset in {folder} cannot be read: {fault}") from error
+        words = textwrap.shorten(f"{type(error).__name__}: {reason(error)}", 200)
+        raise DataError(
+            f"the metadata of the dataset in {folder} is damaged or from another version of TFDS ({words}); "
+            "copy or prepare it again"
+        ) from error
 
 
 def open_records(name: str, split: str, data_dir: str | None = None) -> Records:
@@ -175,7 +204,8 @@ def _open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
         raise DataError(f"data_dir {data_dir} does not exist; to create it, run: {prepare_command(name, data_dir)}")
     full_name = join_name(dataset, {"config": DEFAULT_CONFIGS.get(dataset), **options})
     try:
-        return read_only_builder.builder_from_files(full_name, data_dir=root)
+        with reading_metadata(root / dataset):
+            return read_only_builder.builder_from_files(full_name, data_dir=root)
     except tfds.core.DatasetNotFoundError:
         raise DataError(_explain_missing(name, dataset, root, present or [], data_dir)) from None
 
@@ -183,7 +213,20 @@ def _open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
 def _explain_missing(name: str, dataset: str, root: epath.Path, present: list[str], data_dir: str | None) -> str:
     if dataset not in present and dataset not in known_datasets():
         return unknown_dataset(dataset, present)
-    features = [file for depth in ("*", "*/*") for file in (root / dataset).glob(f"{depth}/features.json")]
-    prepared = sorted(file.parent.relative_to(root).as_posix() for file in features)
+    prepared = _find_prepared(root, dataset, depth=2)
     others = f" (but {', '.join(prepared)} is)" if prepared else ""
     return f"dataset {name!r} is not prepared in {root}{others}; run: {prepare_command(name, data_dir)}"
+
+
+def _find_prepared(root: epath.Path, name: str, depth: int) -> list[str]:
+    """Return the names of the folders in a folder that contain a dataset, sorted.
+
+    Raises:
+        MachineError: a folder cannot be read; TFDS would consider its dataset missing.
+    """
+    if not (root / name).is_dir():
+        return []
+    names = list_names(root / name) or []
+    if "features.json" in names:
+        return [name]
+    return [found for inner in sorted(names) if depth for found in _find_prepared(root, f"{name}/{inner}", depth - 1)]

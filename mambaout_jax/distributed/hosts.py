@@ -57,8 +57,8 @@ def initialize(
         raise DistributedError(f"missing {' and '.join(missing)}; set all three options, or none on a TPU")
     if not missing:
         _check_address(coordinator, num_processes, process_id)
-    # gRPC would connect the hosts through http_proxy, where joining hangs. An empty value disables its proxy.
-    os.environ.setdefault("grpc_proxy", "")
+    # gRPC would connect the hosts through grpc_proxy or http_proxy, where joining hangs. An empty value disables both.
+    os.environ.update(grpc_proxy="")
     # The service would handle SIGTERM itself.
     jax.config.update("jax_enable_preemption_service", False)
     try:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from mambaout_jax.data import DataError
 from mambaout_jax.data.prepare.folders import has_image_extension, list_folder
+from mambaout_jax.errors import reason
 from mambaout_jax.machine import MachineError, describe_fault, is_exhausted
 from mambaout_jax.process import announced
 from mambaout_jax.run.workdir import Run
@@ -89,7 +90,7 @@ def predict_files(run: Run, files: Sequence[str]) -> Iterator[FilePrediction]:
             except OSError as error:
                 if is_exhausted(error) or isinstance(error, MachineError):  # the next files would fail too
                     raise MachineError(describe_fault(error, file)) from error
-                errors[row] = error.strerror or str(error)
+                errors[row] = reason(error)
             except (DataError, ValueError) as error:
                 errors[row] = str(error) or type(error).__name__
             examples.append(predictor.empty())

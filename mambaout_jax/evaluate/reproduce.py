@@ -51,13 +51,13 @@ def reproduce(
     config = config.replace({"data.name": dataset, "data.data_dir": data_dir})
     task = config.build_task()
     # Checked before the download.
-    check_import_target(path, force)
+    path = check_import_target(path, force)
     open_split(config, task, config.data.validation_split)
     checkpoint = variant.checkpoint
     log(f"{checkpoint.url} (licence of the weights: {checkpoint.licence or 'not stated'})")
     file = download_checkpoint(checkpoint)
     import_weights(str(file), path, name=name, entry=checkpoint.entry, force=force, log=log)
-    scores = evaluate(load_config(epath.Path(path)).replace({"data.data_dir": data_dir}), path)["sets"][0]["raw"]
+    scores = evaluate(load_config(path).replace({"data.data_dir": data_dir}), path)["sets"][0]["raw"]
     return {
         "url": checkpoint.url,
         "sha256": sha256(file),

@@ -51,6 +51,6 @@ def _remarks(scored: Mapping[str, Any]) -> Iterable[str]:
     if scored["unlabelled"]:
         yield f"{name}: {count(scored['unlabelled'], 'image')} without a target excluded"
     if scored["skipped"]:
-        yield f"{name}: {scored['skipped']:,} unreadable images excluded"
+        yield f"{name}: {count(scored['skipped'], 'unreadable image')} excluded"
     for remark in get_task(scored["task"]).remarks(scored):
         yield f"{name}: {remark}"

@@ -11,7 +11,8 @@ from etils import epath
 
 from mambaout_jax.data import DataError
 from mambaout_jax.data.imagenet_classes import class_description
-from mambaout_jax.machine import MachineError, describe_fault, is_exhausted
+from mambaout_jax.errors import reason
+from mambaout_jax.machine import raise_fault
 from mambaout_jax.models import Model, create_model
 from mambaout_jax.plugins import load as load_plugins
 from mambaout_jax.process import commit_folder, scratch_folder
@@ -32,6 +33,7 @@ from mambaout_jax.weights import (
     WeightsError,
     check_file_target,
     check_folder_target,
+    check_timm,
     check_unambiguous,
     converting_file_errors,
     find_licence,
@@ -96,6 +98,8 @@ def import_weights(
     resolved = resolve_model(checkpoint, name)
     check_unambiguous(source, resolved)
     model = create_model(resolved.name, **resolved.options)
+    if verify_timm:
+        check_timm(model)
     log(_describe(source, checkpoint, resolved, model))
     if checkpoint.ignored:
         log(f"ignored in {source}: {', '.join(checkpoint.ignored)}")
@@ -121,16 +125,18 @@ def import_weights(
         log(notice)
     config.build_task().eval_transform(model)  # fails here on invalid preprocessing settings
     variables = from_checkpoint(model, checkpoint)
+    images = _images(config, model, log)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"{target} cannot be written ({error.strerror}); use another folder") from error
+        raise_fault(error, target, to_write=True)
+        raise RunError(f"{target} cannot be written ({reason(error)}); use another folder") from error
     # Checked first, because orbax prints pages of errors on a full disk.
     check_space(target.parent, _OVERHEAD + sum(leaf.nbytes for leaf in jax.tree.leaves(variables)))
     with converting_file_errors(target), scratch_folder(target) as drafts:
         draft = epath.Path(drafts) / "workdir"
         _write_workdir(draft, config, environment, variables)
-        check = LogitsCheck(model, variables, _images(config, model, log))
+        check = LogitsCheck(model, variables, images)
         del variables  # avoids two copies of a large model in memory
         log(check.require("checkpoint read back", restore_run(draft).variables))
         if verify_timm:
@@ -167,6 +173,8 @@ def export_weights(
     is_file = out.lower().endswith(ENDINGS)
     (check_file_target if is_file else check_folder_target)(out, force)  # before the work
     run = restore_run(path, weights)
+    if verify_timm:
+        check_timm(run.model)
     default = run.model.family.key_formats[0].name
     if key_format not in (None, default) and not is_file:
         raise WeightsError(
@@ -261,16 +269,15 @@ def _write_workdir(
         checkpoints.close()
         record_run(workdir, config, environment)
     except (OSError, ValueError) as error:
-        if not is_exhausted(error):
-            raise
-        raise MachineError(describe_fault(error, workdir.parent.parent)) from error
+        raise_fault(error, workdir.parent.parent, to_write=True)
+        raise
 
 
 def _images(config: RunConfig, model: Model, log: Log) -> np.ndarray:
     """Return images for the comparison of logits: random ones, and real ones if the config's dataset is prepared."""
     images = random_images(model, NUM_IMAGES)
     if config.data.name is None:
-        log(f"comparing logits on {NUM_IMAGES} random images, because the dataset of the weights is unknown")
+        log(f"comparing logits on {count(NUM_IMAGES, 'random image')}, because the dataset of the weights is unknown")
         return images
     task: Task = config.build_task()
     try:
@@ -279,7 +286,7 @@ def _images(config: RunConfig, model: Model, log: Log) -> np.ndarray:
         indices = np.linspace(0, len(source) - 1, NUM_IMAGES).astype(int)
         real = np.stack([transform(source[index])["image"] for index in indices])
     except DataError as error:
-        log(f"comparing logits on {NUM_IMAGES} random images and no real ones: {error}")
+        log(f"comparing logits on {count(NUM_IMAGES, 'random image')} and no real ones: {error}")
         return images
-    log(f"comparing logits on {NUM_IMAGES} random images and {NUM_IMAGES} of {source.name}")
+    log(f"comparing logits on {count(NUM_IMAGES, 'random image')} and {NUM_IMAGES} of {source.name}")
     return np.concatenate([images, model.input_spec.normalize(jnp.asarray(real))])

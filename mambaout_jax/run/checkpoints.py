@@ -268,7 +268,7 @@ class Checkpoints:
 def _has_score(file: epath.Path, key: str) -> bool:
     try:
         return math.isfinite(as_number(json.loads(file.read_text())[key]))
-    except (OSError, ValueError, TypeError, KeyError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, TypeError, KeyError):
         return False
 
 

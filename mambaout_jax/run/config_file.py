@@ -10,6 +10,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mambaout_jax.checks import find_experiment_fault, parse_literal, parse_text, split_change, split_experiment
+from mambaout_jax.errors import reason
+from mambaout_jax.machine import raise_fault
 from mambaout_jax.run.config import KEYS, RunConfig, flatten_config, known_keys, parse_flat
 from mambaout_jax.run.errors import RunError
 
@@ -61,7 +63,10 @@ def _load_json(path: str) -> Any:
         with open(path, encoding="utf-8") as file:
             return json.load(file)
     except (OSError, ValueError) as error:
-        raise RunError(f"--config={path} cannot be read ({error}); the config.json of a run is expected") from error
+        raise_fault(error, path)
+        raise RunError(
+            f"--config={path} cannot be read ({reason(error)}); the config.json of a run is expected"
+        ) from error
 
 
 def _call(path: str, get_config: Callable[..., Any], argument: str | None) -> Any:
@@ -79,6 +84,7 @@ def _run(path: str, call: Callable[[], Any]) -> Any:
     try:
         return call()
     except (Exception, SystemExit) as error:
+        raise_fault(error, path)
         text = " ".join(str(error).split())
         if isinstance(error, SyntaxError) or (isinstance(error, ValueError) and "null bytes" in text):
             raise RunError(f"--config={path} is not a Python file: {text}") from error

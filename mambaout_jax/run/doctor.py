@@ -18,6 +18,8 @@ from etils import epath
 from mambaout_jax import distributed
 from mambaout_jax.data import DataError, open_records
 from mambaout_jax.data.prepare import ensure_prepared
+from mambaout_jax.errors import reason
+from mambaout_jax.machine import describe_fault
 from mambaout_jax.process import within_seconds
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.files import find_write_error
@@ -176,7 +178,7 @@ def _data(name: str, split: str, data_dir: str | None) -> list[Check]:
             number += 1
         seconds = time.perf_counter() - started
     except (DataError, OSError) as error:
-        return [Check("data", "none", str(error)), Check("reading", "none")]
+        return [Check("data", "none", describe_fault(error) or reason(error)), Check("reading", "none")]
     return [
         Check("data", f"{count(len(source), 'record')} of {source.name}", must_match=True),
         Check("reading", f"{number / seconds:,.0f} records/s, {size / seconds / 2**20:.1f} MiB/s"),

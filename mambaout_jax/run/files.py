@@ -7,6 +7,8 @@ import jax
 import numpy as np
 from etils import epath
 
+from mambaout_jax.errors import reason
+from mambaout_jax.machine import describe_fault, is_exhausted
 from mambaout_jax.process import within_seconds, write_text_atomically
 from mambaout_jax.storage import REMOTE_SECONDS, explain, is_remote
 
@@ -32,7 +34,7 @@ def find_write_error(folder: epath.Path) -> str:
     try:
         write()
     except OSError as error:
-        return error.strerror or str(error)
+        return describe_fault(error, folder) if is_exhausted(error) else reason(error)
     return ""
 
 

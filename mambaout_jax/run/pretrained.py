@@ -1,11 +1,13 @@
 """Pretrained weights from another run or from PyTorch, to initialize a run or to evaluate."""
 
+import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 from etils import epath
 
+from mambaout_jax.data.names import normalize_name
 from mambaout_jax.models import Model, create_model
 from mambaout_jax.models.api import ParamPath
 from mambaout_jax.run.errors import RunError
@@ -21,6 +23,7 @@ from mambaout_jax.weights import (
     resample_variables,
     resolve_model,
 )
+from mambaout_jax.words import count
 
 
 class Pretrained(NamedTuple):
@@ -126,7 +129,7 @@ def _describe_normalization(theirs: Model, ours: Model) -> str:
 def _describe_channels(theirs: Model, ours: Model) -> str:
     if theirs.in_chans == ours.in_chans:
         return ""
-    return f" (first layer adapted from {theirs.in_chans} to {ours.in_chans} input channels)"
+    return f" (first layer adapted from {theirs.in_chans} to {count(ours.in_chans, 'input channel')})"
 
 
 def merge_pretrained(
@@ -149,11 +152,26 @@ def merge_pretrained(
     variables = jax.tree.unflatten(jax.tree.structure(fresh), jax.device_get(taken))
     if init_head == "new":
         head = "a new last layer"
-    elif all(value in (None, labels.get(name, value)) for name, value in pretrained.labels.items()):
+    elif _name_same_outputs(pretrained.labels, labels):
         head = "their last layer"
     else:
         head = "their last layer, which was trained for other labels"
     return variables, f"initialized from {pretrained.description}, with {head}"
+
+
+def _name_same_outputs(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> bool:
+    """Return whether labels do not contradict each other, in any normal form of Unicode.
+
+    Flags, such as whether images are turned upright, are about inputs.
+    """
+    return all(
+        value is None or isinstance(value, bool) or _composed(value) == _composed(ours.get(name, value))
+        for name, value in theirs.items()
+    )
+
+
+def _composed(value: Any) -> str:
+    return normalize_name(json.dumps(value, ensure_ascii=False))
 
 
 def _in_head(path: ParamPath, model: Model) -> bool:

@@ -22,13 +22,14 @@ from etils import epath
 from mambaout_jax import distributed
 from mambaout_jax.data import Source
 from mambaout_jax.errors import UserError, printable, reason
+from mambaout_jax.machine import raise_fault
 from mambaout_jax.models import Model, find_family
 from mambaout_jax.process import lock, within_seconds
 from mambaout_jax.run.checkpoints import Checkpoints
 from mambaout_jax.run.config import RunConfig, changed_keys, from_json
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.files import find_write_error, write_atomically
-from mambaout_jax.storage import REMOTE_SECONDS, explain, find_pattern, find_unknown_home, is_remote
+from mambaout_jax.storage import REMOTE_SECONDS, explain, find_pattern, find_undecodable, find_unknown_home, is_remote
 from mambaout_jax.tasks.api import Labels, Task
 from mambaout_jax.weights import licence_notice
 
@@ -90,7 +91,7 @@ def open_workdir(path: epath.PathLike, *, to_write: bool = False) -> epath.Path:
         raise RunError("the path of the workdir is empty; expected a folder")
     if re.match(r"\w+:/", os.fspath(path)) and not _IN_BUCKET.match(os.fspath(path)):
         raise RunError(f"{path} is not a valid workdir; expected a folder or gs://BUCKET/..., the bucket in lower case")
-    if fault := find_unknown_home(path):
+    if fault := find_unknown_home(path) or find_undecodable(path):
         raise RunError(f"workdir {path} {fault}")
     if to_write and (fault := find_pattern(path)):
         raise RunError(f"workdir {path} {fault}")
@@ -127,7 +128,8 @@ def lock_workdir(workdir: epath.Path) -> Iterator[None]:
                 f"workdir {workdir} is in use by another process; wait until it ends or use another --workdir"
             ) from error
         except OSError as error:  # some network file systems do not support locks
-            sentence = f"workdir {workdir} cannot be locked ({error.strerror}); make sure that no other process uses it"
+            raise_fault(error, workdir)
+            sentence = f"workdir {workdir} cannot be locked ({reason(error)}); make sure that no other process uses it"
             print(printable(sentence), file=sys.stderr)
         yield
 
@@ -236,19 +238,21 @@ def load_config(path: epath.PathLike) -> RunConfig:
     try:
         return from_json(recorded.read_text())
     except OSError as error:
+        raise_fault(error, recorded)
         fault = error.strerror or "not found"  # errors of storage clients have no strerror
         raise RunError(f"{path} is not the workdir of a run: it has no readable config.json ({fault})") from error
     except UserError as error:
         raise RunError(f"{recorded}: {error}") from error
     except ValueError as error:
-        raise RunError(f"{recorded} is not a valid config of a run ({error})") from error
+        raise RunError(f"{recorded} is not a valid config of a run ({reason(error)})") from error
 
 
 def is_imported(workdir: epath.Path) -> bool:
     """Return whether a workdir has imported weights rather than a run."""
     try:
         return "imported_from" in json.loads((workdir / "environment.json").read_text())
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError) as error:
+        raise_fault(error, workdir)
         return False
 
 
@@ -301,6 +305,7 @@ def load_environment(workdir: epath.Path) -> dict[str, Any]:
         if not isinstance(environment["labels"], dict):
             raise TypeError("labels are not an object")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise_fault(error, workdir)
         raise RunError(
             f"{workdir / 'environment.json'} is not a valid environment of a run ({reason(error)}); use a workdir that "
             "was trained or imported"

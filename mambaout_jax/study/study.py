@@ -20,6 +20,8 @@ from mambaout_jax import distributed
 from mambaout_jax.analyze.ssm_need import measure_first_stage
 from mambaout_jax.checks import suggest
 from mambaout_jax.data import DataError, Source
+from mambaout_jax.errors import reason
+from mambaout_jax.machine import raise_fault
 from mambaout_jax.models import Model
 from mambaout_jax.report.html import write_report
 from mambaout_jax.run.config import RunConfig, changeable_keys, flatten_config, known_keys, nest
@@ -236,11 +238,12 @@ def _claimed(path: epath.PathLike, plan: dict[str, Any], changeable: Collection[
             else:
                 write_atomically(file, json.dumps(plan, indent=2) + "\n")
         except OSError as error:
-            raise RunError(f"workdir {workdir} is not writable ({error.strerror}); use another --workdir") from error
+            raise_fault(error, workdir, to_write=True)
+            raise RunError(f"workdir {workdir} is not writable ({reason(error)}); use another --workdir") from error
         except ValueError as error:
             if isinstance(error, RunError):
                 raise
-            raise RunError(f"{file} is not the plan of a study ({error}); use another --workdir") from error
+            raise RunError(f"{file} is not the plan of a study ({reason(error)}); use another --workdir") from error
         yield workdir
 
 

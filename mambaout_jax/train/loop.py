@@ -8,12 +8,13 @@ import time
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from etils import epath
 
 from mambaout_jax import distributed
 from mambaout_jax.data import DataError, Source
 from mambaout_jax.evaluate.evaluation import Evaluation, Evaluator
-from mambaout_jax.machine import MachineError
+from mambaout_jax.machine import MachineError, raise_fault
 from mambaout_jax.models import Model
 from mambaout_jax.run.batch import describe_batch
 from mambaout_jax.run.checkpoints import Checkpoints
@@ -279,9 +280,10 @@ def _open_writer(
     batch = describe_batch(config.batch_size, setup.mesh.size, program.grad_accum_steps)
     writer.print_line(
         f"{model.name}{changes}, {count(model.num_params, 'parameter')}, on {setup.mesh.size} x "
-        f"{jax.devices()[0].device_kind}; {len(setup.train_source):,} training and {len(setup.validation):,} "
-        f"validation images of {setup.train_source.name}; {count(config.num_epochs, 'epoch')} of "
-        f"{count(program.steps_per_epoch, 'step')}; {'; '.join(filter(None, (batch, start.description)))}"
+        f"{jax.devices()[0].device_kind}; {count(len(setup.train_source), 'training image')} and "
+        f"{count(len(setup.validation), 'validation image')} of {setup.train_source.name}; "
+        f"{count(config.num_epochs, 'epoch')} of {count(program.steps_per_epoch, 'step')}; "
+        f"{'; '.join(filter(None, (batch, start.description)))}"
     )
     if notice := licence_notice(start.licence, model.name):
         writer.print_line(notice)
@@ -303,7 +305,8 @@ def _finished_results(setup: _Setup, start: _Start, workdir: epath.Path) -> dict
         return None
     try:
         results = json.loads((workdir / "results.json").read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        raise_fault(error, workdir)
         return None
     if not isinstance(results, dict) or "task" not in results:
         return None
@@ -336,7 +339,8 @@ def _evaluate(
             )
     writer.evaluation(stamp | scored.scores | {"skipped": scored.skipped}, evaluator.describe_input(validation))
     if scored.predictions is not None and distributed.is_first():
-        write_arrays(workdir / "predictions.npz", scored.predictions)
+        fingerprint = {"fingerprint": np.array(validation.fingerprint)}
+        write_arrays(workdir / "predictions.npz", scored.predictions | fingerprint)
     return scored
 
 

@@ -19,7 +19,7 @@ from mambaout_jax.weights.mamba_block import mamba_block_from_torch, mamba_block
 from mambaout_jax.weights.options import model_args, other_options
 from mambaout_jax.weights.resolve import ResolvedModel, UnknownVariantError, check_unambiguous, resolve_model
 from mambaout_jax.weights.state_dict import differences
-from mambaout_jax.weights.verify import LogitsCheck, random_images
+from mambaout_jax.weights.verify import LogitsCheck, check_timm, random_images
 
 __all__ = [
     "ENDINGS",
@@ -32,6 +32,7 @@ __all__ = [
     "adapt_first_layer",
     "check_file_target",
     "check_folder_target",
+    "check_timm",
     "check_unambiguous",
     "converting_file_errors",
     "differences",

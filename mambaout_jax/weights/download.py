@@ -6,7 +6,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from mambaout_jax.extras import importing
+from mambaout_jax.machine import is_exhausted, raise_fault
 from mambaout_jax.models import Checkpoint
+from mambaout_jax.storage import find_unknown_home
 from mambaout_jax.weights.errors import WeightsError
 
 _TIMEOUT_SECONDS = 30  # for each response of the server
@@ -27,15 +29,16 @@ def download_checkpoint(checkpoint: Checkpoint) -> Path:
     name = (
         f"{hashlib.sha256(checkpoint.url.encode()).hexdigest()[:8]}-{os.path.basename(urlsplit(checkpoint.url).path)}"
     )
+    cache = pooch.os_cache("mambaout_jax")
+    if fault := find_unknown_home(cache):
+        raise WeightsError(f"{checkpoint.url}: its cache, {cache}, {fault}")
     fetch = pooch.HTTPDownloader(timeout=_TIMEOUT_SECONDS, progressbar=False)
     pooch.get_logger().setLevel("WARNING")  # it suggests to record the digest
     try:
-        path = Path(
-            pooch.retrieve(
-                checkpoint.url, known_hash=None, fname=name, path=pooch.os_cache("mambaout_jax"), downloader=fetch
-            )
-        )
+        path = Path(pooch.retrieve(checkpoint.url, known_hash=None, fname=name, path=cache, downloader=fetch))
     except Exception as error:  # each transport raises its own types
+        if is_exhausted(error):
+            raise_fault(error, checkpoint.url)
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise WeightsError(f"{checkpoint.url}: the download failed ({reason[0]:.200}); try again") from error
     digest = sha256(path)

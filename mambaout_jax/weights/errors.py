@@ -4,7 +4,8 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from mambaout_jax.errors import UserError
+from mambaout_jax.errors import UserError, reason
+from mambaout_jax.machine import raise_fault
 
 
 class WeightsError(UserError):
@@ -32,10 +33,14 @@ def naming_source(origin: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def converting_file_errors(target: Path) -> Iterator[None]:
-    """Convert errors of the file system, such as a full disk, to WeightsError while `target` is written."""
+    """Convert errors of the file system while `target` is written to WeightsError.
+
+    Faults of the machine, such as a full disk, become MachineError.
+    """
     try:
         yield
     except OSError as error:
+        raise_fault(error, target, to_write=True)
         raise WeightsError(
-            f"{target} cannot be written ({error.strerror or error}); free some space or choose another path"
+            f"{target} cannot be written ({reason(error)}); free some space or choose another path"
         ) from error

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from mambaout_jax.errors import reason
+from mambaout_jax.machine import raise_fault
 from mambaout_jax.process import commit_file, scratch_folder, set_default_mode, sync
 from mambaout_jax.storage import find_unknown_home
 from mambaout_jax.weights.errors import WeightsError, converting_file_errors
 from mambaout_jax.weights.tensors import LazyTensors, TensorFile, without_prefixes
-from mambaout_jax.weights.torch_file import read_torch, write_torch
+from mambaout_jax.weights.torch_file import import_torch, read_torch, write_torch
 
 TORCH_ENDINGS = (".pth", ".pt", ".bin", ".pth.tar")
 ENDINGS = (".safetensors", *TORCH_ENDINGS)
@@ -76,6 +78,7 @@ def check_file_target(path: str | os.PathLike, force: bool) -> Path:
 
     Raises:
         WeightsError: see `write_file`.
+        MissingExtraError: the format requires PyTorch, which is not installed.
     """
     if fault := find_unknown_home(path):
         raise WeightsError(f"{path} {fault}")
@@ -87,6 +90,8 @@ def check_file_target(path: str | os.PathLike, force: bool) -> Path:
             raise WeightsError(f"{path} exists and is not a file; choose another path")
         if target.exists() and not force:
             raise WeightsError(f"{path} exists; choose another path, or replace it with --force")
+    if target.name.endswith(TORCH_ENDINGS):
+        import_torch(target.name)
     return target
 
 
@@ -116,7 +121,8 @@ def _kind(path: str) -> str:
         with open(path, "rb") as file:
             head = file.read(9)
     except OSError as error:
-        raise WeightsError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+        raise_fault(error, path)
+        raise WeightsError(f"{path} cannot be read ({reason(error)}); choose another file") from error
     if not head:
         raise WeightsError(f"{path} is empty; download or save it again")
     if head.startswith(b"PK\x03\x04"):
@@ -141,9 +147,10 @@ def _read_safetensors(path: str) -> TensorFile:
         shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
         codes = {name: part.get_dtype() for name, part in slices.items()}
     except (SafetensorError, OSError) as error:
-        reason = str(error).splitlines()[0].rpartition(": ")[2]
+        raise_fault(error, path)
+        words = str(error).splitlines()[0].rpartition(": ")[2]
         raise WeightsError(
-            f"{path} is a damaged or truncated safetensors file ({reason:.100}); download or save it again"
+            f"{path} is a damaged or truncated safetensors file ({words:.100}); download or save it again"
         ) from error
     names, outside = without_prefixes(stored)
     return TensorFile(
@@ -158,6 +165,7 @@ def _read_tensor(file: Any, path: str, name: str, code: str) -> np.ndarray:
     try:
         return file.get_tensor(name)
     except Exception as error:  # unsupported dtypes and truncated files raise different types
+        raise_fault(error, path)
         raise WeightsError(
             f"{path} has {name!r:.80} as {code}, which could not be read; float32 or bfloat16 is expected"
         ) from error

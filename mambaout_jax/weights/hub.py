@@ -3,6 +3,8 @@
 import re
 
 from mambaout_jax.extras import importing
+from mambaout_jax.machine import is_exhausted, raise_fault
+from mambaout_jax.storage import find_unknown_home
 from mambaout_jax.weights.errors import WeightsError
 from mambaout_jax.weights.folder import WEIGHTS_NAMES
 from mambaout_jax.weights.timm_config import CONFIG_NAME
@@ -55,9 +57,11 @@ class _Repository:
     def fetch(self, name: str) -> str:
         """Download a file if necessary and return its path in the cache."""
         with importing("hub", f"{self.source} requires huggingface_hub"):
-            from huggingface_hub import hf_hub_download
+            from huggingface_hub import constants, hf_hub_download
             from huggingface_hub.errors import LocalEntryNotFoundError
 
+        if fault := find_unknown_home(constants.HF_HUB_CACHE):
+            raise WeightsError(f"{self.source}: its cache, {constants.HF_HUB_CACHE}, {fault}")
         self.offline_reason = self.offline_reason or self._check(name)
         try:
             return hf_hub_download(
@@ -68,6 +72,8 @@ class _Repository:
                 f"{self.source}: {name} is not in the cache, and {self.offline_reason or 'it was removed'}"
             ) from None
         except Exception as error:  # each transport raises its own types
+            if is_exhausted(error):
+                raise_fault(error, self.source)
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise WeightsError(f"{self.source}: the download of {name} failed ({reason[0]:.200}); try again") from error
 
@@ -108,6 +114,8 @@ class _Repository:
                 raise WeightsError(f"{self.source} is not accessible (status {status}); {log_in}") from None
             return f"{constants.ENDPOINT} responds with status {status}; try again later"
         except Exception as error:  # each network stack raises its own types
+            if is_exhausted(error):
+                raise_fault(error, self.source)
             reason = str(error).strip().splitlines() or [type(error).__name__]
             return f"{constants.ENDPOINT} cannot be reached ({reason[0]:.200}); check the network"
         return None

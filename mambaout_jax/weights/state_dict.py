@@ -21,6 +21,7 @@ from mambaout_jax.weights.key_map import (
     matching_formats,
     tensor_specs,
 )
+from mambaout_jax.words import count
 
 # Both convert to float32 without loss. float16 is rejected, because trained weights overflow or underflow in it.
 DTYPES = ("float32", "bfloat16")
@@ -175,7 +176,7 @@ def load_state_dict(
     for spec in specs:
         for path, value in zip(spec.paths, spec.from_torch(_read(tensors, spec)), strict=True):
             if path[-1] == "running_var" and (num_bad := int((value < 0).sum())):
-                raise WeightsError(f"{spec.keys[0]} has {num_bad} negative values; a variance is at least 0")
+                raise WeightsError(f"{spec.keys[0]} has {count(num_bad, 'negative value')}; a variance is at least 0")
             # Always copy: JAX may alias the array, and the tensor belongs to the caller.
             values[path] = jax.device_put(np.array(value, np.float32, order="C"))
     return jax.tree_util.tree_map_with_path(lambda path, _: values[tuple(entry.key for entry in path)], variables)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from mambaout_jax.checks import find_fault, nearest_names, shorten
-from mambaout_jax.errors import printable
+from mambaout_jax.errors import printable, reason
+from mambaout_jax.machine import raise_fault
 from mambaout_jax.models import find_family, list_models
 from mambaout_jax.weights.errors import WeightsError
 from mambaout_jax.words import count
@@ -128,15 +129,14 @@ def _load(path: str, origin: str) -> dict[str, Any]:
         with open(path, encoding="utf-8") as file:
             config = json.load(file, object_pairs_hook=_without_duplicates)
     except OSError as error:
-        raise WeightsError(
-            f"{origin}: {CONFIG_NAME} cannot be read ({error.strerror}); check its permissions"
-        ) from error
+        raise_fault(error, path)
+        raise WeightsError(f"{origin}: {CONFIG_NAME} cannot be read ({reason(error)}); replace the file") from error
     except RecursionError as error:
         raise WeightsError(f"{origin}: {CONFIG_NAME} is nested too deeply; timm's format is expected") from error
     except ValueError as error:
-        reason = str(error).splitlines()[0]
+        words = str(error).splitlines()[0]
         raise WeightsError(
-            f"{origin}: {CONFIG_NAME} is not valid JSON ({reason:.100}); timm's format is expected"
+            f"{origin}: {CONFIG_NAME} is not valid JSON ({words:.100}); timm's format is expected"
         ) from error
     if not isinstance(config, dict):
         raise WeightsError(f"{origin}: {CONFIG_NAME} contains {shorten(config)}; a JSON object is expected")
@@ -196,7 +196,9 @@ def _preprocessing(
 ) -> dict[str, Any]:
     channels = options.get("in_chans", 3)
     numbers = _Kind(f"a list of {count(channels, 'number')}, one per channel,", _list_of(_is_number, channels))
-    positive = _Kind(f"a list of {channels} positive numbers, one per channel,", _list_of(_is_positive, channels))
+    positive = _Kind(
+        f"a list of {count(channels, 'positive number')}, one per channel,", _list_of(_is_positive, channels)
+    )
     found = {
         # As in timm, the option of the model takes precedence.
         "img_size": options.get("img_size", None if size is None else tuple(size[1:])),

@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from mambaout_jax.extras import importing
+from mambaout_jax.machine import raise_fault
 from mambaout_jax.weights import inert_pickle
 from mambaout_jax.weights.errors import WeightsError
 from mambaout_jax.weights.tensors import LazyTensors, TensorFile, without_prefixes
@@ -37,7 +38,7 @@ def read_torch(path: str, entry: str | None = None) -> TensorFile:
         WeightsError: the file is damaged or contains no state dict, or not in this entry.
         MissingExtraError: PyTorch is not installed.
     """
-    torch = _import_torch(path)
+    torch = import_torch(path)
     loaded = _load(torch, path)
     if not isinstance(loaded, Mapping):
         raise WeightsError(f"{path} contains a {_kind(loaded)}; a state dict is expected")
@@ -81,7 +82,7 @@ def write_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         MissingExtraError: PyTorch is not installed.
         OSError: the file cannot be written.
     """
-    torch = _import_torch(path.name)
+    torch = import_torch(path.name)
     state_dict = {name: _to_torch(torch, name, array) for name, array in tensors.items()}
     # Python's file objects raise OSError where PyTorch's own writer raises an internal error.
     with path.open("wb") as file:
@@ -93,7 +94,12 @@ def write_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
             raise
 
 
-def _import_torch(path: str) -> ModuleType:
+def import_torch(path: str) -> ModuleType:
+    """Import PyTorch, which a file requires.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
     with importing("torch", f"{path} requires PyTorch"):
         import torch
     return torch
@@ -123,6 +129,7 @@ def _load(torch: ModuleType, path: str) -> Any:
                 pickle_module=inert_pickle.module(torch),
             )
     except Exception as error:  # damaged pickles raise errors of all types
+        raise_fault(error, path)
         if isinstance(error, pickle.UnpicklingError):
             code = re.search(r"GLOBAL (\S+)", str(error))
             # A file cut short within a name, such as collections.OrderedDic, looks like code too.

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from mambaout_jax.extras import importing
+from mambaout_jax.machine import raise_fault
 from mambaout_jax.models import Model, cpu_compiler_options, create_model
 from mambaout_jax.weights.errors import WeightsError
 from mambaout_jax.weights.hub import PREFIXES
@@ -106,12 +107,7 @@ def timm_logits(model: Model, source: str, images: Float[np.ndarray, "b h w c"])
         WeightsError: timm does not have the model or cannot load the weights.
         MissingExtraError: timm or PyTorch is not installed.
     """
-    family, title = model.family, model.family.module.__name__
-    if family.timm_options is None:
-        raise WeightsError(f"timm has no {title}; omit --verify timm")
-    built = family.timm_options.items()
-    if others := [f"{key} {model.options[key]!r}" for key, value in built if model.options[key] != value]:
-        raise WeightsError(f"timm has no {title} with {' and '.join(others)}; omit --verify timm")
+    check_timm(model)
     timm, torch = _load_timm()
     source = os.path.expanduser(source)
     source = f"local-dir:{source}" if os.path.isdir(source) else source
@@ -123,9 +119,26 @@ def timm_logits(model: Model, source: str, images: Float[np.ndarray, "b h w c"])
             convert = sys.modules[type(timm_model).__module__].checkpoint_filter_fn  # from other key formats to timm's
             timm_model.load_state_dict(convert(timm.models.load_state_dict(source), timm_model), strict=True)
     except Exception as error:  # timm raises many types for invalid files, dtypes and shapes
+        raise_fault(error, source)
         raise WeightsError(f"timm {timm.__version__} cannot load {source}: {' '.join(str(error).split())}") from error
     with torch.inference_mode():
         return timm_model.eval().float()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+
+
+def check_timm(model: Model) -> None:
+    """Check that timm is installed and has a model, before the work that `LogitsCheck.require_timm` verifies.
+
+    Raises:
+        WeightsError: timm does not have the model.
+        MissingExtraError: timm or PyTorch is not installed.
+    """
+    family, title = model.family, model.family.module.__name__
+    if family.timm_options is None:
+        raise WeightsError(f"timm has no {title}; omit --verify timm")
+    built = family.timm_options.items()
+    if others := [f"{key} {model.options[key]!r}" for key, value in built if model.options[key] != value]:
+        raise WeightsError(f"timm has no {title} with {' and '.join(others)}; omit --verify timm")
+    _load_timm()
 
 
 @functools.cache

@@ -16,6 +16,7 @@ FAULTS = {
     "augment.mixup_group": {"augment.mixup_alpha": 0.2, "augment.mixup_group": 24, "batch_size": 64},
     "data.auto_augment": {"data.auto_augment": "rand-m15"},
     "loss.mesa": {"loss.mesa": 1.0, "optim.ema_decay": None},
+    "data.eval_sets": {"data.eval_sets": "imagenet_a,imagenet_v3"},
 }
 FAULTS_OF_STUDIES = {
     **FAULTS,

@@ -12,17 +12,26 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from etils import epath
 
-from mambaout_jax.data import DataError, EvalTransform, TrainTransform, decode, eval_batches, train_batches
+from mambaout_jax.data import DataError, EvalTransform, TrainTransform, decode, eval_batches, shard_check, train_batches
 from mambaout_jax.data.prepare import shards
+from mambaout_jax.data.prepare.folders import list_folder
 from mambaout_jax.data.record_files import RecordFiles
 from mambaout_jax.evaluate.predict import predict_files
-from mambaout_jax.machine import MachineError, describe_fault, is_exhausted, raise_open_file_limit
-from mambaout_jax.tasks.classification import eval_sets
+from mambaout_jax.machine import MachineError, describe_fault, is_exhausted, raise_fault, raise_open_file_limit
+from mambaout_jax.run.checkpoints import Checkpoints
+from mambaout_jax.run.workdir import is_imported, load_config, load_environment
+from mambaout_jax.study.findings import read_divergence, read_outcome
+from mambaout_jax.tasks.api import Metric
+from mambaout_jax.tasks.classification import eval_sets, report
 from mambaout_jax.tasks.classification.source import open_source
 from mambaout_jax.tasks.classification.task import Classification
 from mambaout_jax.tasks.classification.transforms import EvalExample, TrainExample
+from mambaout_jax.weights import write_file
+from mambaout_jax.weights.files import read_file
 from tests.data import photos
+from tests.test_layering import package_of, reachable
 
 ROOT = Path(__file__).parent.parent.parent
 FAULTS = {
@@ -194,22 +203,180 @@ def test_only_exhausted_resources_end_a_prediction(monkeypatch, tmp_path):
         list(predict_files(run, [str(file)]))
 
 
-def handlers_that_blame_the_data():
-    """Yield the handlers of all exceptions that raise a DataError or return, without asking whose fault it was."""
-    for path in sorted((ROOT / "mambaout_jax").glob("data/**/*.py")):
+# What a handler calls to learn whose fault an exception is, or to show all of it.
+ASKS = {"raise_fault", "describe_fault", "is_exhausted", "explain", "report_error", "print_exc"}
+BROAD = {"OSError", "Exception", "BaseException"}
+
+
+def may_ask(path):
+    """Return whether the package of a file may import `machine`; those below it leave exceptions to their callers."""
+    package = package_of(path.relative_to(ROOT).as_posix())
+    return package == "machine" or "machine" in reachable(package)
+
+
+def handlers_that_blame_others(root):
+    """Yield the handlers of errors of the system that neither ask whose fault it was nor end in `raise`."""
+    for path in (root / "main.py", *sorted((root / "mambaout_jax").glob("**/*.py"))):
+        if not may_ask(ROOT / path.relative_to(root)):
+            continue
         for node in ast.walk(ast.parse(path.read_text())):
-            if not isinstance(node, ast.ExceptHandler) or ast.unparse(node.type or ast.Name("Exception")) not in (
-                "Exception",
-                "BaseException",
-            ):
+            if not isinstance(node, ast.ExceptHandler):
                 continue
-            names = {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
-            if names & {"DataError", "None"} and "describe_fault" not in names:
-                yield f"{path.relative_to(ROOT)}:{node.lineno}"
+            caught = {"BaseException"} if node.type is None else {ast.unparse(kind) for kind in _types(node.type)}
+            called = {ast.unparse(inner.func) for inner in ast.walk(node) if isinstance(inner, ast.Call)}
+            asks = {name.rpartition(".")[2] for name in called} & ASKS
+            if caught & BROAD and not asks and ast.unparse(node.body[-1]) != "raise":
+                yield f"{path.relative_to(root)}:{node.lineno}"
 
 
-def test_every_handler_of_all_exceptions_asks_whose_fault_it_was():
-    assert list(handlers_that_blame_the_data()) == []
+def _types(node):
+    return node.elts if isinstance(node, ast.Tuple) else [node]
+
+
+def test_every_handler_of_errors_of_the_system_asks_whose_fault_it_was():
+    assert list(handlers_that_blame_others(ROOT)) == []
+
+
+@pytest.mark.parametrize(
+    ("handler", "is_seen"),
+    [
+        ("except OSError:\n    return None", True),
+        ("except (ValueError, OSError) as error:\n    raise ValueError(error)", True),
+        ("except Exception as error:\n    found = None", True),
+        ("except:\n    pass", True),
+        ("except OSError as error:\n    raise_fault(error)\n    return None", False),
+        ("except BaseException:\n    clean()\n    raise", False),
+        ("except FileNotFoundError:\n    return None", False),
+    ],
+)
+def test_the_law_sees_handlers_that_do_not_ask(handler, is_seen, tmp_path):
+    (tmp_path / "main.py").touch()
+    (tmp_path / "mambaout_jax" / "run").mkdir(parents=True)
+    body = "\n".join(f"    {line}" for line in f"try:\n    f()\n{handler}".split("\n"))
+    (tmp_path / "mambaout_jax" / "run" / "a.py").write_text(f"def g():\n{body}\n")
+    assert list(handlers_that_blame_others(tmp_path)) == (["mambaout_jax/run/a.py:4"] if is_seen else [])
+
+
+MACHINE_CODES = [errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, errno.ENOSPC, errno.ENOMEM]
+
+
+@pytest.mark.parametrize("code", MACHINE_CODES)
+@pytest.mark.parametrize("to_write", [False, True])
+def test_a_fault_of_the_machine_is_raised(code, to_write):
+    with pytest.raises(MachineError):
+        raise_fault(OSError(code, os.strerror(code), "/data/x"), to_write=to_write)
+
+
+@pytest.mark.parametrize("code", [errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EEXIST])
+def test_a_path_that_does_not_fit_is_a_fault_of_the_user(code):
+    raise_fault(OSError(code, os.strerror(code), "/data/x"))
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_missing_permission_is_a_reason_to_write_elsewhere_but_not_to_repair_a_file(code):
+    raise_fault(OSError(code, os.strerror(code), "/data/x"), to_write=True)
+    with pytest.raises(MachineError, match=r"/data/x: .*; check the disk and its permissions"):
+        raise_fault(OSError(code, os.strerror(code), "/data/x"))
+
+
+def failing(error):
+    def fail(*_, **__):
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("code", [*MACHINE_CODES, errno.EACCES])
+def test_a_score_that_cannot_be_read_is_kept(code, monkeypatch, tmp_path):
+    file = epath.Path(tmp_path) / "5" / "metrics" / "metrics"
+    file.parent.mkdir(parents=True)
+    file.write_text('{"top1": 5.0}')
+    with monkeypatch.context() as patch:
+        patch.setattr(type(file), "read_text", failing(OSError(code, os.strerror(code), str(file))))
+        with pytest.raises(OSError, match=re.escape(os.strerror(code))):
+            Checkpoints(epath.Path(tmp_path), Metric("top1", "top-1", "%"))
+    assert file.exists()
+
+
+def read_results(folder, patch, error):
+    patch.setattr(type(folder), "read_text", failing(error))
+    read_outcome(folder, "top1", 8)
+
+
+def read_divergence_record(folder, patch, error):
+    (folder / "diverged.json").write_text('{"reason": "x"}')
+    patch.setattr(type(folder), "read_text", failing(error))
+    read_divergence(folder, 0)
+
+
+def read_run_environment(folder, patch, error):
+    patch.setattr(type(folder), "read_text", failing(error))
+    load_environment(folder)
+
+
+def read_run_config(folder, patch, error):
+    patch.setattr(type(folder), "read_text", failing(error))
+    load_config(folder)
+
+
+def ask_for_imported(folder, patch, error):
+    patch.setattr(type(folder), "read_text", failing(error))
+    is_imported(folder)
+
+
+def write_weights(folder, patch, error):
+    write_file(folder / "a.safetensors", {"a": np.zeros(2, np.float32)}, check=failing(error))
+
+
+def read_weights(name, opener):
+    def read(folder, patch, error):
+        write_file(folder / name, {"a": np.zeros(2, np.float32)})
+        patch.setattr(f"mambaout_jax.weights.{opener}.open", failing(error), raising=False)
+        read_file(folder / name)
+
+    return read
+
+
+def list_images(folder, patch, error):
+    patch.setattr(os, "scandir", failing(error))
+    list_folder(Path(folder))
+
+
+def open_unlisted_version(folder, patch, error):
+    (folder / "photos" / "1.0.0").mkdir(parents=True)
+
+    def list_names(place):
+        if place.name == "1.0.0":
+            raise error
+        return [path.name for path in place.iterdir()]
+
+    patch.setattr(shard_check, "_list_names", list_names)
+    open_source("photos", "train", str(folder))
+
+
+def read_a_picture(folder, patch, error):
+    report._thumbnail(FailingSource(error), 0)
+
+
+PLACES = {
+    "results of a study": read_results,
+    "divergence of a study": read_divergence_record,
+    "environment": read_run_environment,
+    "config": read_run_config,
+    "kind of a workdir": ask_for_imported,
+    "writing weights": write_weights,
+    "weights": read_weights("a.safetensors", "files"),
+    "images": list_images,
+    "version of a dataset": open_unlisted_version,
+    "picture": read_a_picture,
+}
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EIO])
+@pytest.mark.parametrize("place", PLACES)
+def test_no_file_is_blamed_for_a_fault_of_the_machine(place, code, monkeypatch, tmp_path):
+    with monkeypatch.context() as patch, pytest.raises(MachineError):
+        PLACES[place](epath.Path(tmp_path), patch, OSError(code, os.strerror(code), "/data/x"))
 
 
 @pytest.mark.run

@@ -14,7 +14,7 @@ PROXY = "http://192.0.2.1:9"  # reserved for documentation: nothing answers
 
 
 @pytest.mark.run
-@pytest.mark.parametrize("variables", [("http_proxy",), ("https_proxy", "HTTPS_PROXY")], ids=str)
+@pytest.mark.parametrize("variables", [("http_proxy",), ("https_proxy", "HTTPS_PROXY"), ("grpc_proxy",)], ids=str)
 def test_processes_join_each_other_without_the_proxy(monkeypatch, variables):
     for name in variables:
         monkeypatch.setenv(name, PROXY)
@@ -86,6 +86,6 @@ def test_no_folder_is_created_in_place_of_an_unknown_home(tmp_path, without_user
 
 @pytest.mark.run
 def test_names_that_stdout_cannot_encode_are_escaped():
-    program = r"from mambaout_jax.errors import escape_unencodable_output as e; e(); print('\u00fc\udce9')"
+    program = r"from mambaout_jax.errors import escape_output as e; e(); print('\u00fc\udce9')"
     found = run(["-c", program], environment(PYTHONIOENCODING="ascii", HOME="/root"))
-    assert found.stdout.strip() == rb"\xfc\udce9"
+    assert found.stdout.strip() == rb"\xfc\xe9"

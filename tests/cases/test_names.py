@@ -1,17 +1,21 @@
 """Names as other systems write them: ignored leftovers, NFC and NFD, and names that a terminal would not survive."""
 
-import ast
+import logging
 import os
+import sys
+import traceback
 import unicodedata
+import warnings
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 from mambaout_jax.__main__ import main
 from mambaout_jax.data import DataError
 from mambaout_jax.data.prepare import folders, imagenet
 from mambaout_jax.data.prepare.folders import LEFT_BEHIND, is_left_behind, read_folder
-from mambaout_jax.errors import print_error, printable
+from mambaout_jax.errors import escape_output, print_error, printable
 from mambaout_jax.tasks.classification.source import ImageSource, open_source
 from mambaout_jax.tasks.classification.task import Classification
 from mambaout_jax.weights import WeightsError
@@ -140,55 +144,71 @@ def test_prepare_names_a_bad_file_without_its_control_characters(tmp_path, capsy
         assert line.isprintable()
 
 
-# Files whose prints show only numbers, and names and words of this package.
-OWN_WORDS = {
-    "mambaout_jax/cli/analyze.py",
-    "mambaout_jax/cli/bench_data.py",
-    "mambaout_jax/cli/models.py",
-    "mambaout_jax/cli/plan.py",
-    "mambaout_jax/plan/kernels.py",
-    "mambaout_jax/process.py",
-    "mambaout_jax/study/study.py",
-    "mambaout_jax/study/variants.py",
-    "mambaout_jax/supervisor.py",  # passes on the output of a process that has escaped it
+def warn(name):
+    # As `warnings` does, whose output pytest records.
+    sys.stderr.write(warnings.formatwarning(f"{name} is ignored", UserWarning, "a.py", 1, ""))
+
+
+def log(name):
+    handler = logging.StreamHandler(sys.stderr)
+    logging.getLogger("test").addHandler(handler)
+    logging.getLogger("test").warning("%s is ignored", name)
+    logging.getLogger("test").removeHandler(handler)
+
+
+def write_next_to_a_bar(name):
+    with tqdm(total=1, desc="reading") as bar:
+        tqdm.write(f"unreadable: {name}")
+        bar.update()
+
+
+def refuse_argument(name):
+    with pytest.raises(SystemExit):
+        main(["models", f"--{name}"])
+
+
+CHANNELS = {
+    "print": print,
+    "print to stderr": lambda name: print("file", name, file=sys.stderr),
+    "warnings": warn,
+    "logging": log,
+    "tqdm.write": write_next_to_a_bar,
+    "argparse": refuse_argument,
+    "traceback": lambda name: traceback.print_exception(ValueError(name)),
 }
-# Prints of other files that show only these.
-OWN_LINES = (
-    "prepared.num_",
-    "prepared.num_classes",
-    "scores",
-    "study",
-    "comparison",
-    "cells",
-    "faults",
-    "line",
-    "count}",
-    "count(num_images",
-    "main_module_help",
-    "manifests",
-    "num_steps",
-)
 
 
-def unescaped_prints():
-    """Yield the calls that print an expression that is neither constant, JSON nor passed through `printable`."""
-    for path in (ROOT / "main.py", *sorted((ROOT / "mambaout_jax").glob("**/*.py"))):
-        relative = path.relative_to(ROOT).as_posix()
-        if relative in OWN_WORDS:
-            continue
-        for node in ast.walk(ast.parse(path.read_text())):
-            if not isinstance(node, ast.Call) or ast.unparse(node.func) not in ("print", "tqdm.write"):
-                continue
-            text = ", ".join(map(ast.unparse, node.args))
-            names = {name.id for arg in node.args for name in ast.walk(arg) if isinstance(name, ast.Name)}
-            safe = "printable" in names or "json.dumps" in text or any(words in text for words in OWN_LINES)
-            if names and not safe:
-                yield f"{relative}:{node.lineno}: {text}"
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("channel", CHANNELS)
+def test_all_output_is_escaped(capsys, channel, name):
+    escape_output()
+    CHANNELS[channel](name)
+    shown = "".join(capsys.readouterr())
+    assert printable(name).replace(r"\n", "\n") in shown
+    if channel == "tqdm.write":
+        shown = shown.replace("\r", "")
+    assert shown.replace("\n", "").isprintable()
 
 
-@pytest.mark.slow
-def test_every_print_of_a_name_is_escaped():
-    assert list(unescaped_prints()) == []
+def test_progress_bars_are_drawn_as_without_escapes(capsys):
+    def draw():
+        without_rates = {"total": 2, "bar_format": "{desc} {n_fmt}/{total_fmt}"}
+        with tqdm(desc="shards", leave=False, **without_rates) as outer, tqdm(desc="images", **without_rates) as inner:
+            for bar in (outer, inner, inner, outer):
+                bar.update()
+                bar.refresh()
+        print("a\tb")
+        return "".join(capsys.readouterr())
+
+    plain = draw()
+    assert "\x1b[A" in plain
+    escape_output()
+    assert draw() == plain
+
+
+def test_all_programs_escape_their_output():
+    for program in (ROOT / "main.py", ROOT / "mambaout_jax" / "__main__.py"):
+        assert "    escape_output()\n" in program.read_text()
 
 
 def test_the_list_of_ignored_names_is_the_only_one():

@@ -8,6 +8,7 @@ from etils import epath
 
 from mambaout_jax.data.errors import DataError
 from mambaout_jax.data.names import data_root
+from mambaout_jax.data.prepare import images
 from mambaout_jax.export.torch import import_weights
 from mambaout_jax.run.checkpoints import Checkpoints
 from mambaout_jax.run.errors import RunError
@@ -21,30 +22,43 @@ PACKAGE = Path(__file__).parents[2] / "mambaout_jax"
 NAMES = [f"digit {label}" for label in range(10)]
 PATTERNS = ["run[1]", "depths=[1,1]", "a*b", "what?", "sweep[0]/run"]
 
-# Every search by a pattern, with the folder that it starts from. pathlib takes that folder literally, etils does not:
-# an etils folder has to be one that `find_pattern` has refused.
-SEARCHES = {
-    ("data/prepare/dataset_writer.py", "folder.rglob"): "pathlib",
-    ("data/prepare/imagenet.py", "folder.glob"): "pathlib",
-    ("data/sources.py", "(root / dataset).glob"): "data_root",
-    ("plan/kernels.py", "folder.glob"): "pathlib",
-    ("run/logs.py", "folder.rglob"): "pathlib",
-    ("run/workdir.py", "place.rglob"): "pathlib",
-}
+# Every search by a pattern, with the folder that it starts from. pathlib takes that folder literally.
+SEARCHES = [
+    ("data/prepare/dataset_writer.py", "folder.rglob"),
+    ("data/prepare/imagenet.py", "folder.glob"),
+    ("models/registry.py", "fnmatch.fnmatchcase"),  # names of models
+    ("plan/kernels.py", "folder.glob"),
+    ("plan/kernels.py", "folder.glob"),
+    ("run/logs.py", "folder.rglob"),
+    ("run/workdir.py", "place.rglob"),
+]
+PATTERN_FUNCTIONS = {"glob", "rglob", "iglob", "fnmatch", "fnmatchcase", "filter"}
+
+
+def searches(package):
+    """Yield file and function of every search by a pattern, by a method or a function of the standard library."""
+    for path in sorted(package.rglob("*.py")):
+        place = path.relative_to(package).as_posix()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module in ("glob", "fnmatch"):
+                yield place, f"from {node.module}"
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            name = ast.unparse(node.func)
+            if node.func.attr in PATTERN_FUNCTIONS and not name.startswith("jax."):
+                yield place, name
 
 
 @pytest.mark.slow
 def test_every_search_by_a_pattern_is_listed():
-    found = {
-        (path.relative_to(PACKAGE).as_posix(), ast.unparse(node.func))
-        for path in PACKAGE.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Attribute)
-        and node.func.attr in ("glob", "rglob", "iglob", "fnmatch", "filter")
-        and not ast.unparse(node.func).startswith("jax.")
-    }
-    assert found == set(SEARCHES)
+    assert list(searches(PACKAGE)) == SEARCHES
+
+
+def test_the_law_sees_functions_and_second_searches(tmp_path):
+    lines = ["from glob import glob", "a.glob('x')", "a.glob('y')", "fnmatch.fnmatchcase(a, b)"]
+    (tmp_path / "a.py").write_text("\n".join(lines))
+    found = [name for _, name in searches(tmp_path)]
+    assert found == ["from glob", "a.glob", "a.glob", "fnmatch.fnmatchcase"]
 
 
 @pytest.mark.parametrize("name", PATTERNS)
@@ -70,6 +84,28 @@ def test_the_default_data_dir_is_refused_too(tmp_path, monkeypatch):
     monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path / "tfds[1]"))
     with pytest.raises(DataError, match="pattern"):
         data_root(None)
+
+
+def test_the_folder_for_uploads_is_refused_too(tmp_path, monkeypatch):
+    (tmp_path / "home[1]").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home[1]"))
+    with pytest.raises(DataError, match="pattern"):
+        images._local_folder(epath.Path("gs://bucket"), "pets", "1.0.0")
+
+
+UNDECODABLE = "caf\udce9"
+
+
+def test_paths_that_are_not_utf8_are_refused_before_any_work(tmp_path):
+    for use in (
+        lambda path: claim_workdir(path, tiny.config()),
+        load_run,
+        lambda path: import_weights("missing.safetensors", path),
+        data_root,
+    ):
+        with pytest.raises((RunError, DataError), match="is not UTF-8; rename the folder"):
+            use(f"{tmp_path}/{UNDECODABLE}/run")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_relative_path_inside_such_a_folder_is_refused(tmp_path, monkeypatch):

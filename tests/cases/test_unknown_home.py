@@ -1,15 +1,24 @@
 """A path in an unknown home folder is refused, wherever files are written, instead of making a folder named `~`."""
 
 import os
+from pathlib import Path
 
 import pytest
 
+import mambaout_jax as mo
 from mambaout_jax.__main__ import main
 from mambaout_jax.errors import UserError
 from mambaout_jax.export.torch import import_weights
+from mambaout_jax.models import Checkpoint
 from mambaout_jax.run.workdir import claim_workdir, load_run
 from mambaout_jax.storage import find_unknown_home
-from mambaout_jax.weights import check_file_target, check_folder_target
+from mambaout_jax.weights import (
+    WeightsError,
+    check_file_target,
+    check_folder_target,
+    download_checkpoint,
+    read_checkpoint,
+)
 from tests.train import tiny
 
 UNKNOWN = ["~nosuchuser/x", "~nosuchuser"]
@@ -58,3 +67,24 @@ def test_an_unset_home_is_named(monkeypatch):
 def test_other_paths_are_taken(path, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     assert not find_unknown_home(path)
+
+
+def test_an_image_in_it_is_named():
+    model = mo.create_model("mambaout_femto")
+    with pytest.raises(UserError, match=r"~nosuchuser/x\.jpg: No such file or directory"):
+        mo.preprocess(["~nosuchuser/x.jpg"], model)
+
+
+DOWNLOADS = {
+    "published weights": lambda: download_checkpoint(Checkpoint("https://example.invalid/a.pth", None)),
+    "hub": lambda: read_checkpoint("hf-hub:org/name"),
+}
+
+
+@pytest.mark.parametrize("download", DOWNLOADS)
+def test_no_cache_of_downloads_is_made(download, monkeypatch):
+    monkeypatch.setattr("pooch.os_cache", lambda project: Path("~/.cache", project))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "~/.cache/huggingface/hub")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    with pytest.raises(WeightsError, match=r"its cache, ~/\.cache/.*, is not a path, .* unknown; set HOME"):
+        DOWNLOADS[download]()

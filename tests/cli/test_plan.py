@@ -108,7 +108,7 @@ def test_price_and_largest_batch_are_printed_on_request(planned, capsys):
 def test_loops_of_unknown_length_are_named(planned, capsys):
     planned[0].result = figures(uncounted_loops=["jit(step)/beta", "jit(step)/alpha", "jit(step)/beta"])
     assert command() == 0
-    assert "3 loops of unknown length are counted once: jit(step)/alpha, jit(step)/beta." in capsys.readouterr().out
+    assert "3 loops of unknown length, counted once: jit(step)/alpha, jit(step)/beta." in capsys.readouterr().out
 
 
 def test_json_has_every_figure_and_the_warning(planned, capsys):

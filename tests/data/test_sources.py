@@ -229,3 +229,31 @@ def test_labels_of_a_source_are_json_serializable(data_dir):
 
 def copy_photos(data_dir, folder):
     shutil.copytree(os.path.join(data_dir, "photos"), folder)
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+@pytest.mark.parametrize("content", ["", "{", "[]"])
+def test_damaged_metadata_is_one_sentence(data_dir, tmp_path, name, content):
+    copy_photos(data_dir, tmp_path / "photos")
+    for file in (tmp_path / "photos").rglob(name):
+        file.write_text(content)
+    with pytest.raises(DataError, match=r"the metadata of the dataset in .*photos.* is damaged .*; copy or prepare it"):
+        open_source("photos", "train", str(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "null"])
+def test_a_damaged_record_of_the_origin_is_one_sentence(data_dir, tmp_path, content):
+    copy_photos(data_dir, tmp_path / "photos")
+    for file in (tmp_path / "photos").rglob("features.json"):
+        file.with_name("origin.json").write_text(content)
+    with pytest.raises(DataError, match=r"origin\.json is damaged \(.*\); prepare the dataset again"):
+        open_source("photos", "train", str(tmp_path))
+
+
+def test_class_names_that_no_export_accepts_are_refused(data_dir, tmp_path):
+    copy_photos(data_dir, tmp_path / "photos")
+    for file in (tmp_path / "photos").rglob("label.labels.txt"):
+        first, *others = file.read_text().splitlines()
+        file.write_text("\n".join([f"{first}\x1b[2J", *others]) + "\n")
+    with pytest.raises(DataError, match=r"has the class .* whose name has control characters"):
+        open_source("photos", "train", str(tmp_path))

@@ -46,8 +46,12 @@ def catches(process, number):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("seconds", [0, 1.5])
-def test_a_signal_in_the_first_seconds_is_one_sentence(tmp_path, number, seconds):
-    process = subprocess.Popen(command(tmp_path / "run"), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+@pytest.mark.parametrize("program", ["main", "study"])
+def test_a_signal_in_the_first_seconds_is_one_sentence(tmp_path, program, number, seconds):
+    study = [sys.executable, "-m", "mambaout_jax", "study", "--dataset=digits", f"--workdir={tmp_path}/run"]
+    process = subprocess.Popen(
+        command(tmp_path / "run") if program == "main" else study, cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
     wait_until(process, lambda: catches(process, signal.SIGTERM))
     time.sleep(seconds)
     process.send_signal(number)

@@ -83,7 +83,7 @@ def test_a_stopped_study_resumes_and_repeats_no_run(training, experiment, tmp_pa
     with pytest.raises(StoppedError):
         run_study(experiment, tmp_path / "study", 3)
     training.stop_after = None
-    free = experiment.replace({"log_every_steps": 3, "resume": "any", "data.eval_sets": "digits"})
+    free = experiment.replace({"log_every_steps": 3, "resume": "any", "data.eval_sets": "imagenet_a"})
     assert run_study(free, tmp_path / "study", 3)["variants"][0]["scores"] == SCORES["conv"]
     assert len(training.configs) == 12
 

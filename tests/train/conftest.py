@@ -40,7 +40,9 @@ def workdir(tmp_path, digits, data_dir):
     environment = {"jax": "0.10.2", "labels": {"class_names": names}, "command": "main.py -x"}
     write_json(tmp_path, "environment.json", environment)
     write_json(tmp_path, "results.json", RESULTS)
-    write_predictions(tmp_path, [digits[i]["label"] for i in range(COUNT)], {7: 0.5, 11: 0.9, 13: 0.7})
+    write_predictions(
+        tmp_path, digits.fingerprint, [digits[i]["label"] for i in range(COUNT)], {7: 0.5, 11: 0.9, 13: 0.7}
+    )
     return tmp_path
 
 

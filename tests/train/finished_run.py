@@ -42,15 +42,20 @@ def eval_line(step, top1):
     return {"kind": "eval", "step": step, "epoch": step / 2, "raw": score, "ema": score, "seconds": 1.0}
 
 
-def write_predictions(workdir, labels, mistakes, classes=10):
-    """Predict all images correctly except `mistakes`, index -> probability of the wrong class."""
+def write_predictions(workdir, source, labels, mistakes, classes=10):
+    """Predict images correctly except `mistakes`, index -> probability of the wrong class.
+
+    Args:
+        source: fingerprint of the split.
+    """
     labels = np.array(labels, np.int32)
     top = np.stack([labels, (labels + 1) % classes], 1)
     probabilities = np.tile(np.float32([0.8, 0.1]), (len(labels), 1))
     for index, probability in mistakes.items():
         top[index] = top[index, ::-1]
         probabilities[index, 0] = probability
-    np.savez(workdir / "predictions.npz", labels=labels, classes=top, probabilities=probabilities)
+    arrays = {"labels": labels, "classes": top, "probabilities": probabilities, "fingerprint": source}
+    np.savez(workdir / "predictions.npz", **arrays)
 
 
 def write_and_read(workdir):

@@ -152,7 +152,7 @@ def test_each_row_of_the_table_names_dataset_split_weights_and_input(scored):
         "imagenet2012_real: 2 images without a target excluded",
         "imagenet_a: restricted to the 8 of 1,000 classes that occur in it",
         "imagenet_r: restricted to the 2 of 1,000 classes that occur in it",
-        "imagenet_sketch: 1 unreadable images excluded",
+        "imagenet_sketch: 1 unreadable image excluded",
     ]
 
 

@@ -79,6 +79,12 @@ def test_a_last_layer_for_other_class_names_is_mentioned(run):
     assert sentence.endswith("with their last layer, which was trained for other labels")
 
 
+def test_the_same_class_names_in_another_normal_form_are_the_same_labels(tmp_path):
+    written_run.write(tmp_path / "run", tuple(f"é {label}" for label in range(10)))
+    _, sentence, _ = load(tmp_path / "run", tuple(f"e\u0301 {label}" for label in range(10)))
+    assert sentence.endswith("with their last layer")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("init_head", ["keep", "new"])
 def test_another_model_is_refused_with_all_differences(run, init_head):

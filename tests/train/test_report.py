@@ -191,7 +191,8 @@ def test_damaged_file_is_named_in_one_sentence(workdir, name, content):
 
 
 def test_predictions_of_inconsistent_shapes_are_refused(workdir):
-    np.savez(workdir / "predictions.npz", labels=np.zeros(3), classes=np.zeros((2, 5)), probabilities=np.zeros((2, 5)))
+    arrays = {"labels": np.zeros(3), "classes": np.zeros((2, 5)), "probabilities": np.zeros((2, 5)), "fingerprint": ""}
+    np.savez(workdir / "predictions.npz", **arrays)
     with pytest.raises(RunError, match="inconsistent shapes"):
         write_report(workdir)
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mambaout_jax.extras import MissingExtraError
+from mambaout_jax.machine import MachineError
 from mambaout_jax.weights.errors import WeightsError
 from mambaout_jax.weights.files import read_file, write_file
 
@@ -117,6 +118,16 @@ def test_a_prefix_that_one_name_lacks_stays(tmp_path):
     assert_same(read_file(tmp_path / "a.safetensors").tensors, mixed)
 
 
+def test_averages_next_to_a_model_do_not_hide_its_prefix(tmp_path):
+    names = [f"stages.0.blocks.0.{layer}.weight" for layer in ("norm", "fc1", "conv", "fc2")]
+    averages = ["model_ema.decay", "model_ema.num_updates", *(f"model_ema.{name.replace('.', '')}" for name in names)]
+    stored = [*(f"model.{name}" for name in names), *averages]
+    write_file(tmp_path / "a.safetensors", dict.fromkeys(stored, TENSORS["scalar"]))
+    content = read_file(tmp_path / "a.safetensors")
+    assert list(content.shapes) == sorted(names)
+    assert set(content.ignored) == set(averages)
+
+
 @pytest.mark.parametrize("length", [3, 9, 60, -40, -1])
 def test_a_safetensors_file_cut_short_is_refused(tmp_path, length):
     path = tmp_path / "a.safetensors"
@@ -165,7 +176,8 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("mambaout_jax.weights.files.open", refuse, raising=False)  # pytest opens files too
-    assert_refused(tmp_path / "a.safetensors", r"cannot be read \(Permission denied\); check its permissions")
+    with pytest.raises(MachineError, match=r"a.safetensors: Permission denied; check the disk and its permissions"):
+        read_file(tmp_path / "a.safetensors")
 
 
 def test_a_file_that_shrank_while_it_was_read_is_named(tmp_path):
@@ -254,10 +266,11 @@ def failed_write(folder, name, before):
     """Write 4 MB in a process of its own; give what it says."""
     script = (
         "import sys, numpy as np\n"
+        "from mambaout_jax.machine import MachineError\n"
         "from mambaout_jax.weights.errors import WeightsError\n"
         "from mambaout_jax.weights.files import write_file\n"
         "try: write_file(sys.argv[1], {'a': np.ones(10**6, np.float32)}, force=True)\n"
-        "except WeightsError as error: print(error)\n"
+        "except (WeightsError, MachineError) as error: print(error)\n"
     )
     # -B: under the limit, Python would leave truncated bytecode in the cache of the tests.
     command = [*before, sys.executable, "-B", "-c", script, folder / name]
@@ -287,8 +300,9 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, name):
         pytest.skip("no small disk may be mounted here")
     inside = f'{mount} && "$@" && ls -A {tmp_path}'
     said = failed_write(tmp_path, name, before=["unshare", "-m", "sh", "-c", inside, "sh"])
-    remedy = "free some space or choose another path"
-    assert said == f"{tmp_path / name} cannot be written (No space left on device); {remedy}"
+    start = f"no space left for {tmp_path / name} on the disk mounted at {tmp_path} ("
+    assert said.startswith(start)
+    assert said.endswith(" MiB free); free some space")
 
 
 @pytest.mark.parametrize("links", [True, False])

@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import sys
-import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,9 +25,8 @@ from tqdm import tqdm
 from mambaout_jax.data.errors import DataError
 from mambaout_jax.data.prepare.shard_workers import run_jobs
 from mambaout_jax.data.prepare.shards import Item, ShardJob, hash_item, read_item, read_manifest, write_shard
-from mambaout_jax.data.sources import ORIGIN
+from mambaout_jax.data.sources import ORIGIN, reading_metadata
 from mambaout_jax.errors import printable
-from mambaout_jax.machine import MachineError, describe_fault
 from mambaout_jax.process import commit_folder, lock
 from mambaout_jax.words import count
 
@@ -76,16 +74,8 @@ def read_info(folder: str | os.PathLike) -> tfds.core.DatasetInfo:
         DataError: TFDS cannot read the metadata.
         MachineError: the files cannot be read.
     """
-    try:
+    with reading_metadata(folder):
         return tfds.builder_from_directory(folder).info
-    except Exception as error:  # protobuf, json and TFDS raise many types for damaged metadata
-        if fault := describe_fault(error, folder):
-            raise MachineError(f"the metadata of the dataset in {folder} cannot be read: {fault}") from error
-        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200)
-        raise DataError(
-            f"the metadata of the dataset in {folder} is damaged or from another version of TFDS ({reason}); "
-            "copy or prepare it again"
-        ) from error
 
 
 @contextlib.contextmanager

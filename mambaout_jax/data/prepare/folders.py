@@ -12,7 +12,8 @@ from mambaout_jax.data.errors import DataError
 from mambaout_jax.data.names import normalize_name
 from mambaout_jax.data.prepare.dataset_writer import Dataset
 from mambaout_jax.data.prepare.shards import Item
-from mambaout_jax.errors import printable
+from mambaout_jax.errors import printable, reason
+from mambaout_jax.machine import raise_fault
 from mambaout_jax.words import count
 
 VERSION = "1.0.0"
@@ -142,7 +143,8 @@ def list_folder(folder: Path) -> tuple[list[str], list[File]]:
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"{folder} is not a local directory; check the path") from None
     except OSError as error:
-        raise unreadable(error, folder) from error
+        raise_fault(error, folder)
+        raise DataError(f"{folder} cannot be read ({reason(error)}); check the path") from error
     return sorted(folders), sorted(files)
 
 
@@ -175,18 +177,13 @@ def list_classes(folder: Path) -> dict[str, list[File]]:
     return classes
 
 
-def unreadable(error: OSError, source: Path) -> DataError:
-    """Return the error for a source that cannot be read, at least in part."""
-    return DataError(f"{error.filename or source} cannot be read ({error.strerror or error}); check its permissions")
-
-
 def _is_folder(entry: os.DirEntry) -> bool:
     try:
         return stat.S_ISDIR(entry.stat().st_mode)
     except OSError as error:
-        if not entry.is_symlink() or isinstance(error, PermissionError):
-            raise unreadable(error, Path(entry.path)) from error
-        raise DataError(f"{entry.path} is a dangling link; fix or remove it") from None
+        raise_fault(error, entry.path)
+        fault = "is a dangling link" if entry.is_symlink() else f"cannot be read ({reason(error)})"
+        raise DataError(f"{entry.path} {fault}; fix or remove it") from None
 
 
 def _check_class_name(folder: Path, name: str) -> None:

@@ -3,6 +3,7 @@
 All of them give the dataset `imagenet2012` of TFDS, with classes in the order of their WordNet ids.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -237,7 +238,8 @@ def _imagenet(splits: dict[str, list[Item]], metadata: ImageNetMetadata, source:
     for name in metadata.class_names:
         if counted[name] != expected[name]:
             raise DataError(
-                f"{source} has {counted[name]} validation images of the class {name}; expected {expected[name]}"
+                f"{source} has {count(counted[name], 'validation image')} of the class {name}; expected "
+                f"{expected[name]}"
             )
     about = {
         "description": "ILSVRC 2012, aka ImageNet: 1,000 classes of photographs.",
@@ -282,7 +284,9 @@ def _check_tars(folder: Path, metadata: ImageNetMetadata, checked_file: Path | N
             )
     if checked_file is None:
         return
-    checked = json.loads(checked_file.read_text()) if checked_file.exists() else []
+    checked = []
+    with contextlib.suppress(FileNotFoundError, ValueError):  # a kill may have cut it short
+        checked = json.loads(checked_file.read_text())
     for name, (_, expected) in metadata.tars.items():
         state = [name, sizes[name], (folder / name).stat().st_mtime_ns]
         if state in checked:

@@ -24,7 +24,8 @@ from mambaout_jax.data.prepare.dataset_writer import (
 )
 from mambaout_jax.data.prepare.upload import upload
 from mambaout_jax.data.sources import read_origin
-from mambaout_jax.machine import MachineError, describe_fault
+from mambaout_jax.errors import reason
+from mambaout_jax.machine import MachineError, describe_fault, raise_fault
 from mambaout_jax.process import within_seconds
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -88,8 +89,9 @@ def prepare_imagenet(
             if kind == "tars":
                 return imagenet.read_tars(folder, metadata, workspace and workspace / "checked.json")
             return {"folder": imagenet.read_folders, "tfrecord": imagenet.read_tfrecords}[kind](folder, metadata)
-        except PermissionError as error:
-            raise folders.unreadable(error, folder) from error
+        except OSError as error:  # named as those of the source, before those of the target
+            raise_fault(error, folder)
+            raise
 
     def read_stamped(workspace: Path) -> Dataset:
         stamp = imagenet.stamp_files(kind, folder)
@@ -182,7 +184,7 @@ def _prepare(
     except Exception as error:  # each bucket client raises its own types
         if fault := describe_fault(error):
             raise MachineError(f"data_dir {root} cannot be read: {fault}") from error
-        raise DataError(f"data_dir {root} cannot be read ({error})") from error
+        raise DataError(f"data_dir {root} cannot be read ({reason(error)})") from error
     if complete and not overwrite:
         return _check_prepared(target, prepared, class_names, is_same)
     local = _local_folder(root, name, version)
@@ -211,7 +213,7 @@ def _expand_home(source: str) -> Path:
 
 
 def _local_folder(root: epath.Path, name: str, version: str) -> Path:
-    return _expand_home(LOCAL_DATA_DIR if storage.is_remote(root) else os.fspath(root)) / name / version
+    return Path(data_root(LOCAL_DATA_DIR) if storage.is_remote(root) else root) / name / version
 
 
 def _check_prepared(

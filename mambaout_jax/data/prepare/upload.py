@@ -5,6 +5,8 @@ from tqdm import tqdm
 
 from mambaout_jax.data.prepare.builders import METADATA
 from mambaout_jax.data.sources import ORIGIN
+from mambaout_jax.errors import reason
+from mambaout_jax.machine import MachineError, describe_fault
 
 
 def upload(folder: epath.Path, target: epath.Path) -> None:
@@ -14,7 +16,7 @@ def upload(folder: epath.Path, target: epath.Path) -> None:
     belongs to a dataset of the same digest. Otherwise all files are replaced.
 
     Raises:
-        OSError: the bucket cannot be written.
+        MachineError: the bucket cannot be written.
     """
     names = [path.name for path in folder.iterdir()]
     files = sorted(names, key=lambda name: (name in METADATA, name != ORIGIN, name))
@@ -33,4 +35,7 @@ def upload(folder: epath.Path, target: epath.Path) -> None:
                     (folder / name).copy(copy, overwrite=True)
                 bar.update(size)
     except Exception as error:  # each bucket client raises its own types
-        raise OSError(f"uploading {folder} to {target} failed ({error}); rerun the same command to resume") from error
+        words = describe_fault(error) or reason(error)
+        raise MachineError(
+            f"uploading {folder} to {target} failed ({words}); rerun the same command to resume"
+        ) from error

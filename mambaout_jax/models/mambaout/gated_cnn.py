@@ -13,6 +13,7 @@ from mambaout_jax.models.layers.norm import LayerNorm, LayerScale
 from mambaout_jax.models.layers.parameters import saveable
 from mambaout_jax.models.layers.selective_ssm import SelectiveSSM, scan_2d
 from mambaout_jax.ops import SCAN_ORDERS
+from mambaout_jax.words import count
 
 
 class GatedCNNBlock(nnx.Module):
@@ -40,8 +41,8 @@ class GatedCNNBlock(nnx.Module):
         self.conv_channels = int(conv_ratio * dim)
         if not 0 < self.conv_channels <= hidden:
             raise ModelError(
-                f"conv_ratio {conv_ratio} convolves {self.conv_channels} of {hidden} hidden channels (expansion_ratio "
-                f"{expansion_ratio} of {dim}); a value above 0 and at most expansion_ratio is expected"
+                f"conv_ratio {conv_ratio} convolves {self.conv_channels} of {count(hidden, 'hidden channel')} "
+                f"(expansion_ratio {expansion_ratio} of {dim}); a value above 0 and at most expansion_ratio is expected"
             )
         self.norm = LayerNorm(dim)
         self.fc1 = Linear(dim, 2 * hidden, dtype=dtype)

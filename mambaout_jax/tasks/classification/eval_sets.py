@@ -45,20 +45,29 @@ EVAL_SETS: Mapping[str, EvalSet] = MappingProxyType(
 )
 
 
-def open_eval_set(name: str, data_dir: str | None = None) -> ImageSource:
-    """Open the scored split of a known test set.
+def find_eval_set(name: str) -> tuple[str, str]:
+    """Return the full name of a known test set, and the split that is scored.
 
     Args:
         name: "dataset", "dataset/config" or "dataset/config:version".
 
     Raises:
-        DataError: the set is not one of `EVAL_SETS`, or cannot be opened.
+        DataError: the set is not one of `EVAL_SETS`.
     """
     dataset, options = parse_name(name)
     if dataset not in EVAL_SETS:
         raise DataError(f"{name!r} is not a known test set; expected one of {', '.join(EVAL_SETS)}")
     known = EVAL_SETS[dataset]
-    return open_source(join_name(dataset, {"config": known.config, **options}), known.split, data_dir)
+    return join_name(dataset, {"config": known.config, **options}), known.split
+
+
+def open_eval_set(name: str, data_dir: str | None = None) -> ImageSource:
+    """Open the scored split of a known test set.
+
+    Raises:
+        DataError: the set is not one of `EVAL_SETS`, or cannot be opened.
+    """
+    return open_source(*find_eval_set(name), data_dir)
 
 
 def class_mask(source: ImageSource) -> np.ndarray:

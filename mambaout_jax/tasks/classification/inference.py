@@ -13,7 +13,8 @@ from PIL import Image
 
 from mambaout_jax.data import DataError
 from mambaout_jax.data.imagenet_classes import imagenet_class_names
-from mambaout_jax.machine import MachineError, describe_fault, is_exhausted
+from mambaout_jax.errors import reason
+from mambaout_jax.machine import raise_fault
 from mambaout_jax.models import InputSpec, Model
 from mambaout_jax.tasks.api import MAX_PREDICTED, Example, stack_examples
 from mambaout_jax.tasks.classification.predictor import (
@@ -142,11 +143,10 @@ def _read(image: Any) -> bytes | Image.Image:
         return image
     if isinstance(image, str | os.PathLike):
         try:
-            return Path(image).expanduser().read_bytes()
+            return Path(os.path.expanduser(image)).read_bytes()
         except OSError as error:
-            if is_exhausted(error):
-                raise MachineError(describe_fault(error, image)) from error
-            raise DataError(error.strerror or str(error)) from error
+            raise_fault(error, image)
+            raise DataError(reason(error)) from error
     pixels = np.asarray(image)
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or not pixels.size or pixels.shape[2:] not in _CHANNELS:
         raise DataError(

@@ -15,6 +15,8 @@ from PIL import Image
 from mambaout_jax.checks import as_number
 from mambaout_jax.data import DataError, EvalTransform
 from mambaout_jax.data.imagenet_classes import class_word
+from mambaout_jax.errors import reason
+from mambaout_jax.machine import describe_fault, raise_fault
 from mambaout_jax.pages.render import render
 from mambaout_jax.tasks.api import Labels, ScoreText, Section
 from mambaout_jax.tasks.classification.source import ImageSource
@@ -24,6 +26,7 @@ from mambaout_jax.words import count
 NUM_MISTAKES, NUM_CORRECT = 32, 16
 MAX_CONFUSION_CLASSES = 50
 THUMBNAIL_SIDE = 112
+_ARRAYS = ("labels", "classes", "probabilities", "fingerprint")
 
 
 def sections(workdir: epath.Path, labels: Labels, open_split: Callable[[], ImageSource]) -> list[Section]:
@@ -79,12 +82,13 @@ def _read_predictions(workdir: epath.Path) -> dict[str, np.ndarray] | None:
     path = workdir / "predictions.npz"
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-            predictions = {name: arrays[name] for name in ("labels", "classes", "probabilities")}
+            predictions = {name: arrays[name] for name in _ARRAYS}
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise TaskError(f"{path} cannot be read ({error}); evaluate the workdir again") from None
-    labels, classes, probabilities = predictions.values()
+        raise_fault(error, path)
+        raise TaskError(f"{path} cannot be read ({reason(error)}); evaluate the workdir again") from None
+    labels, classes, probabilities, _ = predictions.values()
     if labels.ndim != 1 or classes.shape != probabilities.shape or classes.shape[:1] != labels.shape:
         raise TaskError(f"{path} has arrays of inconsistent shapes; evaluate the workdir again")
     return predictions if labels.size else None
@@ -97,7 +101,7 @@ def make_gallery(
 
     Args:
         predictions: the arrays of predictions.npz; row i belongs to image i of the validation split.
-        open_split: opens the dataset; images are shown only if its labels equal those in `predictions`.
+        open_split: opens the dataset; images are shown only if it is the one in `predictions`.
 
     Returns:
         The number of mistakes and of images, the cards of each kind, and the reason for missing images.
@@ -110,9 +114,9 @@ def make_gallery(
     most_confident = wrong[np.argsort(-probabilities[wrong, 0], kind="stable")][:NUM_MISTAKES]
     spread = right[np.unique(np.linspace(0, len(right) - 1, min(NUM_CORRECT, len(right))).round().astype(int))]
     try:
-        source, missing = _open_same(open_split, labels, np.concatenate([most_confident, spread])), None
+        source, missing = _open_same(open_split, str(predictions["fingerprint"])), None
     except (DataError, OSError) as error:
-        source, missing = None, f"The images cannot be shown: {error}."
+        source, missing = None, f"The images cannot be shown: {describe_fault(error) or reason(error)}."
 
     def card(index: int) -> dict[str, Any]:
         first = int(classes[index, 0])
@@ -136,9 +140,9 @@ def make_gallery(
     }
 
 
-def _open_same(open_split: Callable[[], ImageSource], labels: np.ndarray, shown: np.ndarray) -> ImageSource:
+def _open_same(open_split: Callable[[], ImageSource], fingerprint: str) -> ImageSource:
     source = open_split()
-    if len(source) != len(labels) or any(source[int(index)]["label"] != labels[index] for index in shown):
+    if source.fingerprint != fingerprint:
         raise DataError("the dataset prepared here differs from the evaluated one")
     return source
 
@@ -159,7 +163,8 @@ def _thumbnail(source: Any, index: int) -> dict[str, Any] | None:
         side = min(THUMBNAIL_SIDE, *image.size)
         channels = 1 if image.mode == "L" else 3
         pixels = EvalTransform((side, side), channels=channels, exif_orientation=source.exif_orientation)(image)
-    except (DataError, OSError, Image.DecompressionBombError):
+    except (DataError, OSError, Image.DecompressionBombError) as error:
+        raise_fault(error)
         return None
     image = Image.fromarray(pixels.squeeze(-1) if channels == 1 else pixels)
     small = side < THUMBNAIL_SIDE // 2

@@ -7,6 +7,7 @@ import tensorflow_datasets as tfds
 
 from mambaout_jax.data import DataError, Records, open_records
 from mambaout_jax.data.names import normalize_name, prepare_command
+from mambaout_jax.errors import printable
 from mambaout_jax.words import count
 
 # The label features, and the largest number of labels of an image in each.
@@ -106,6 +107,11 @@ def open_source(name: str, split: str, data_dir: str | None = None) -> ImageSour
     records = open_records(name, split, data_dir)
     feature = _label_feature(name, records)
     class_names = tuple(map(normalize_name, _class_feature(records, feature).names))
+    if bad := next((name for name in class_names if printable(name) != name), None):
+        raise DataError(
+            f"dataset {name!r} has the class {bad!r}, whose name has control characters; prepare it with other names, "
+            "because exported weights may not have such ones"
+        )
     source = ImageSource(
         records,
         name=records.name,

@@ -34,7 +34,7 @@ from mambaout_jax.tasks.api import (
     TaskConfig,
 )
 from mambaout_jax.tasks.classification import report
-from mambaout_jax.tasks.classification.eval_sets import EVAL_SETS, class_mask, open_eval_set
+from mambaout_jax.tasks.classification.eval_sets import EVAL_SETS, class_mask, find_eval_set, open_eval_set
 from mambaout_jax.tasks.classification.losses import cross_entropy, kl_divergence
 from mambaout_jax.tasks.classification.metrics import hits_and_loss, top_classes
 from mambaout_jax.tasks.classification.mixing import Augmentation, augment
@@ -175,10 +175,18 @@ class Classification(Task):
             return None
         return IMAGENET_SPLITS[split], {"class_names": list(imagenet_class_names())}
 
+    def _eval_sets(self) -> list[str]:
+        return list(filter(None, map(str.strip, (self.config.options["data.eval_sets"] or "").split(","))))
+
+    def check(self) -> None:
+        """Check the options of the model, the transforms, and the names of the test sets."""
+        super().check()
+        for name in self._eval_sets():
+            find_eval_set(name)
+
     def open_eval_sources(self) -> list[ImageSource]:
         """Open the sets that `data.eval_sets` names."""
-        names = (self.config.options["data.eval_sets"] or "").split(",")
-        return [open_eval_set(name, self.config.data_dir) for name in filter(None, map(str.strip, names))]
+        return [open_eval_set(name, self.config.data_dir) for name in self._eval_sets()]
 
     def check_source(self, source: ImageSource, labels: Labels) -> None:
         """Check that a source has the classes of a model; without class names only their number is compared."""
@@ -346,7 +354,7 @@ class Classification(Task):
                 failure = error
         if not labels:
             raise TaskError(
-                f"none of {len(indices):,} training records can be read ({failure}); prepare the dataset again"
+                f"none of {count(len(indices), 'training record')} can be read ({failure}); prepare the dataset again"
             )
         return 100 * max(labels.values()) / labels.total()
 

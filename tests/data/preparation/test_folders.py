@@ -5,6 +5,7 @@ import pytest
 
 from mambaout_jax.data import DataError
 from mambaout_jax.data.prepare import folders
+from mambaout_jax.machine import MachineError
 from tests.data import photos
 
 TWO = {"ant": 2, "bee": 3}
@@ -131,5 +132,5 @@ def test_an_unreadable_folder_is_named(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", str(folder))
 
     monkeypatch.setattr(folders.os, "scandir", refuse)
-    with pytest.raises(DataError, match=f"{tmp_path} cannot be read .Permission denied.; check its permissions"):
+    with pytest.raises(MachineError, match=f"{tmp_path}: Permission denied; check the disk and its permissions"):
         folders.read_folder(tmp_path, "insects")

@@ -9,6 +9,7 @@ from PIL import Image
 from mambaout_jax.data import DataError
 from mambaout_jax.data.prepare import imagenet
 from mambaout_jax.data.prepare.images import prepare_imagenet
+from mambaout_jax.machine import MachineError
 from mambaout_jax.tasks.classification.source import open_source
 from tests.data import photos
 from tests.data.preparation import imagenets
@@ -101,7 +102,7 @@ def test_the_official_metadata_is_that_of_ilsvrc_2012():
 
 
 def assert_refused(tmp_path, kind, source, words, metadata=METADATA):
-    with pytest.raises(DataError, match=words):
+    with pytest.raises((DataError, MachineError), match=words):
         prepare_imagenet(kind, str(source), str(tmp_path / "out"), metadata=metadata)
     assert not (tmp_path / "out" / "imagenet2012" / "5.1.0").exists()
 
@@ -134,6 +135,17 @@ def test_tars_are_checked_once(tmp_path, tars, monkeypatch):
         with pytest.raises(ZeroDivisionError):
             prepare("tars", folder, tmp_path, metadata)
     monkeypatch.setattr(imagenet, "_sha256", lambda path: pytest.fail("read again"))
+    assert prepare("tars", folder, tmp_path, metadata)[0].num_images == imagenets.NUM_IMAGES
+
+
+def test_a_list_of_checked_tars_that_was_cut_short_is_ignored(tmp_path, tars, monkeypatch):
+    folder, metadata = tars
+    with monkeypatch.context() as patch:
+        patch.setattr(imagenet, "_list_train_tar", lambda path: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepare("tars", folder, tmp_path, metadata)
+    [checked] = tmp_path.rglob("checked.json")
+    checked.write_text(checked.read_text()[:9])
     assert prepare("tars", folder, tmp_path, metadata)[0].num_images == imagenets.NUM_IMAGES
 
 
@@ -180,7 +192,7 @@ def test_validation_images_in_a_wrong_class_folder_are_refused(tmp_path):
     imagenets.write_folders(tmp_path / "nested", flat=False)
     image = next((tmp_path / "nested" / "val" / "n01440764").iterdir())
     image.rename(tmp_path / "nested" / "val" / "n02102040" / image.name)
-    assert_refused(tmp_path, "folder", tmp_path / "nested", "1 validation images of the class n01440764; expected 2")
+    assert_refused(tmp_path, "folder", tmp_path / "nested", "1 validation image of the class n01440764; expected 2")
 
 
 def test_incomplete_tfrecords_are_refused(tmp_path, tfrecords):
@@ -243,8 +255,8 @@ def test_an_unreadable_source_is_named_instead_of_the_target(tmp_path, tars, unp
     with monkeypatch.context() as patch:
         patch.setattr(imagenet, "_sha256", refuse)
         assert_refused(
-            tmp_path, "tars", folder, "train.tar cannot be read .Permission denied.; check its permissions", metadata
+            tmp_path, "tars", folder, "train.tar: Permission denied; check the disk and its permissions", metadata
         )
     real = os.scandir
     monkeypatch.setattr(os, "scandir", lambda path=".": refuse(path) if path == unpacked else real(path))
-    assert_refused(tmp_path, "folder", unpacked, "unpacked cannot be read .Permission denied.; check its permissions")
+    assert_refused(tmp_path, "folder", unpacked, "unpacked: Permission denied; check the disk and its permissions")
