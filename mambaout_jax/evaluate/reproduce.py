@@ -13,7 +13,7 @@ from mambaout_jax.run.dataset import open_split
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.workdir import load_config
 from mambaout_jax.tasks.registry import DEFAULT, get_task
-from mambaout_jax.weights import WeightsError, download_checkpoint, sha256
+from mambaout_jax.weights import WeightsError, download_checkpoint, import_torch, sha256
 
 
 def reproduce(
@@ -38,6 +38,7 @@ def reproduce(
 
     Raises:
         WeightsError: the variant has no published weights or accuracy, or the download fails.
+        MissingExtraError: the file requires PyTorch, which is not installed.
         RunError, DataError, TaskError: the dataset is not prepared, or the workdir is invalid.
     """
     variant, model = find_family(name).variants[name], create_model(name)
@@ -54,6 +55,8 @@ def reproduce(
     path = check_import_target(path, force)
     open_split(config, task, config.data.validation_split)
     checkpoint = variant.checkpoint
+    if not checkpoint.url.endswith(".safetensors"):
+        import_torch(checkpoint.url)
     log(f"{checkpoint.url} (licence of the weights: {checkpoint.licence or 'not stated'})")
     file = download_checkpoint(checkpoint)
     import_weights(str(file), path, name=name, entry=checkpoint.entry, force=force, log=log)

@@ -19,6 +19,7 @@ from mambaout_jax.weights.mamba_block import mamba_block_from_torch, mamba_block
 from mambaout_jax.weights.options import model_args, other_options
 from mambaout_jax.weights.resolve import ResolvedModel, UnknownVariantError, check_unambiguous, resolve_model
 from mambaout_jax.weights.state_dict import differences
+from mambaout_jax.weights.torch_file import import_torch
 from mambaout_jax.weights.verify import LogitsCheck, check_timm, random_images
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "find_licence",
     "from_checkpoint",
     "from_torch",
+    "import_torch",
     "inspect_checkpoint",
     "licence_notice",
     "load_pretrained",

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 import threading
 from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +17,7 @@ import mambaout_jax as mo
 from mambaout_jax.__main__ import main
 from mambaout_jax.data import DataError
 from mambaout_jax.evaluate.reproduce import reproduce
+from mambaout_jax.extras import MissingExtraError
 from mambaout_jax.models import Checkpoint, registry
 from mambaout_jax.run.workdir import load_run
 from mambaout_jax.weights import WeightsError, write_file
@@ -94,6 +96,15 @@ def test_the_score_is_that_of_the_imported_weights_and_a_second_call_downloads_n
     again = reproduce(NAME, tmp_path / "run", data_dir=data_dir, force=True)
     assert again == record
     assert requested == [f"/{file.name}"]
+
+
+def test_a_file_that_requires_pytorch_is_not_downloaded_without_it(served, data_dir, tmp_path, monkeypatch):
+    _, requested = served
+    publish(monkeypatch, "http://127.0.0.1:9/weights.pth", None)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(MissingExtraError, match=r"weights.pth requires PyTorch"):
+        reproduce(NAME, tmp_path / "run", data_dir=data_dir)
+    assert not requested
 
 
 @pytest.mark.torch
