@@ -78,7 +78,7 @@ def describe_fault(error: BaseException, place: str | os.PathLike = "") -> str:
     return " ".join(str(error).split()) if call else ""
 
 
-def raise_fault(error: BaseException, place: str | os.PathLike = "", *, to_write: bool = False) -> None:
+def raise_machine_fault(error: BaseException, place: str | os.PathLike = "", *, to_write: bool = False) -> None:
     """Raise the fault of the machine that an exception reports as a MachineError; return if it reports none.
 
     Handlers that turn an exception into an error of the user, or into no error, call it first. Paths that do not exist

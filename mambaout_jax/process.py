@@ -77,7 +77,7 @@ def exit_at_once_on_stop(advice: str) -> SignalHandlers:
             os.write(2, f"error: stopped by {signal.Signals(number).name}; {advice}\n".encode())
         os._exit(os.EX_TEMPFAIL)
 
-    handlers = SignalHandlers((signal.SIGTERM, signal.SIGINT), leave)
+    handlers = SignalHandlers(stop_signals(), leave)
     handlers.install()
     return handlers
 

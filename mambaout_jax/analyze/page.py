@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from mambaout_jax.analyze import formulas
 from mambaout_jax.errors import reason
-from mambaout_jax.machine import raise_fault
+from mambaout_jax.machine import raise_machine_fault
 from mambaout_jax.models import ScanInfo
 from mambaout_jax.pages.figures import BLUE, GREY, INK, ORANGE, adapt_svg, style_axes
 from mambaout_jax.pages.render import render
@@ -48,7 +48,7 @@ def write_page(analysis: dict[str, Any], folder: epath.PathLike) -> epath.Path:
         page = folder / "analyze.html"
         write_atomically(page, _render(analysis, pictures))
     except OSError as error:
-        raise_fault(error, folder, to_write=True)
+        raise_machine_fault(error, folder, to_write=True)
         raise RunError(f"{folder} is not writable ({reason(error)}); use another folder for --out") from None
     return page
 

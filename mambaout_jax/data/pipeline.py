@@ -76,10 +76,10 @@ def train_batches(
 ) -> Iterator[Batch]:
     """Yield this host's share of every batch from `start_step` on, endlessly.
 
-    Every epoch has a new permutation of the records, of which the first steps_per_epoch * batch_size / repeated_aug are
-    used, each in `repeated_aug` consecutive rows. The global batch is the concatenation of the hosts' batches. Batches
-    have the stacked arrays of `transform`, and "skipped" int32 (b,): the number of undecodable records that this row
-    replaces.
+    Every epoch has a new permutation of the records, of which the first ceil(steps_per_epoch * batch_size /
+    repeated_aug) are used, each in `repeated_aug` consecutive rows; the last one may have fewer. The global batch is
+    the concatenation of the hosts' batches. Batches have the stacked arrays of `transform`, and "skipped" int32 (b,):
+    the number of undecodable records that this row replaces.
 
     Args:
         batch_size: rows of a global batch, over all hosts.
@@ -105,9 +105,11 @@ def train_batches(
     epoch_rows = steps_per_epoch * batch_size
     used = math.ceil(epoch_rows / repeated_aug)
     if used > len(source):
+        repeats = f" with repeated_aug={repeated_aug}" if repeated_aug > 1 else ""
         raise DataError(
-            f"{count(steps_per_epoch, 'step')} of {count(batch_size, 'image')} need {count(used, 'image')} and split "
-            f"{source.split!r} of {source.name!r} has {len(source)}; use fewer steps per epoch or a smaller batch"
+            f"{count(steps_per_epoch, 'step')} of {count(batch_size, 'image')}{repeats} need {count(used, 'image')} "
+            f"and split {source.split!r} of {source.name!r} has {len(source)}; "
+            "use fewer steps per epoch or a smaller batch"
         )
     rows = _HostRows(start_step, batch_size // host_count, host_index, host_count)
     sample = _TrainSample(source, transform, seed, epoch_rows, repeated_aug, on_bad_record == "skip")

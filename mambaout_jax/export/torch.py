@@ -12,7 +12,7 @@ from etils import epath
 from mambaout_jax.data import DataError
 from mambaout_jax.data.imagenet_classes import class_description
 from mambaout_jax.errors import reason
-from mambaout_jax.machine import raise_fault
+from mambaout_jax.machine import raise_machine_fault
 from mambaout_jax.models import Model, create_model
 from mambaout_jax.plugins import load as load_plugins
 from mambaout_jax.process import commit_folder, scratch_folder
@@ -129,7 +129,7 @@ def import_weights(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise_fault(error, target, to_write=True)
+        raise_machine_fault(error, target, to_write=True)
         raise RunError(f"{target} cannot be written ({reason(error)}); use another folder") from error
     # Checked first, because orbax prints pages of errors on a full disk.
     check_space(target.parent, _OVERHEAD + sum(leaf.nbytes for leaf in jax.tree.leaves(variables)))
@@ -269,7 +269,7 @@ def _write_workdir(
         checkpoints.close()
         record_run(workdir, config, environment)
     except (OSError, ValueError) as error:
-        raise_fault(error, workdir.parent.parent, to_write=True)
+        raise_machine_fault(error, workdir.parent.parent, to_write=True)
         raise
 
 

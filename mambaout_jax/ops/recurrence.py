@@ -20,8 +20,9 @@ from mambaout_jax.ops import recurrence_tpu
 _SHORT = 4
 
 
-# Channels come last, so that y is a sum across vector registers, not within them, in the groups that share B and C, so
-# that these broadcast. Sequences come first in all arrays, so that sums over them are taken once, after the scan.
+# Layout: (batch, groups, states, channels of a group). Channels are last, so that the sum over states adds whole
+# vectors. B and C broadcast over the channels of their group. A, and constant B and C, are broadcast over the batch, so
+# that their gradients are summed over it once, after the scan.
 class Fixed(NamedTuple):
     """Inputs that are constant along the sequence; B or C is None if it varies."""
 
@@ -192,8 +193,9 @@ _by_platform.defjvp(_by_platform_jvp)
 
 
 def _forward(run: Run, *inputs):
+    """Return y, the last state, and the states before each chunk (chunks, b, n, d), as the TPU kernels return them."""
     (last, y), (_, boundaries, _) = _recomputed_fwd(run, *_chunks(*inputs))
-    return _join_chunks(y, inputs[0]), _channels_first(last), jax.vmap(_channels_first)(boundaries).swapaxes(2, 3)
+    return _join_chunks(y, inputs[0]), _channels_first(last), _ungrouped(boundaries)
 
 
 def _backward(run: Run, *arguments):
@@ -201,7 +203,7 @@ def _backward(run: Run, *arguments):
     (fixed, state, chunks), to_inputs = jax.vjp(_chunks, *inputs)
     dy = _split_chunks(jnp.moveaxis(dy, 1, 0)).reshape(chunks.u.shape)
     cotangents = _grouped(dlast, state.shape[1]), dy
-    boundaries = _grouped(boundaries.swapaxes(2, 3), state.shape[1])
+    boundaries = _grouped(boundaries.swapaxes(-1, -2), state.shape[1])
     return to_inputs(_recomputed_bwd(run, (fixed, boundaries, chunks), cotangents))
 
 
@@ -221,8 +223,13 @@ def _grouped(x: Float[Array, "... d n"], groups: int) -> Float[Array, "... g n c
     return x.reshape(*sizes, groups, d // groups, n).swapaxes(-1, -2)
 
 
+def _ungrouped(x: Float[Array, "... g n c"]) -> Float[Array, "... n d"]:
+    *sizes, g, n, c = x.shape
+    return x.swapaxes(-2, -3).reshape(*sizes, n, g * c)
+
+
 def _channels_first(state: State) -> Float[Array, "b d n"]:
-    return lax.collapse(state.swapaxes(2, 3), 1, 3)
+    return _ungrouped(state).swapaxes(-1, -2)
 
 
 def _chunks(*inputs) -> tuple[Fixed, State, Varying]:

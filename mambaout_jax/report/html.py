@@ -10,7 +10,7 @@ from etils import epath
 
 from mambaout_jax.checks import as_number
 from mambaout_jax.errors import reason
-from mambaout_jax.machine import raise_fault
+from mambaout_jax.machine import raise_machine_fault
 from mambaout_jax.models import find_family, variant_options
 from mambaout_jax.pages.render import render
 from mambaout_jax.report.curves import WEIGHTS, make_curves
@@ -38,10 +38,8 @@ def write_report(workdir: epath.PathLike) -> epath.Path:
         if not path.exists() or path.read_bytes() != page.encode():  # an unchanged page keeps its time stamp
             write_atomically(path, page)
     except OSError as error:
-        raise_fault(error, path, to_write=True)
-        raise RunError(
-            f"{path} cannot be written ({reason(error)}); make the folder writable or free some space"
-        ) from None
+        raise_machine_fault(error, path, to_write=True)
+        raise RunError(f"{path} cannot be written ({reason(error)}); make the folder writable") from None
     return path
 
 
@@ -98,7 +96,7 @@ def _read_json(workdir: epath.Path, name: str) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
-        raise_fault(error, workdir / name)
+        raise_machine_fault(error, workdir / name)
         raise RunError(f"{workdir / name} cannot be read ({reason(error)}); restore it or train again") from None
     if not isinstance(content, dict):
         raise RunError(f"{workdir / name} is not a JSON object; restore it or train again")
@@ -112,7 +110,7 @@ def _read_metrics(workdir: epath.Path) -> tuple[list[dict], list[dict], int]:
     except FileNotFoundError:
         return [], [], 0
     except OSError as error:
-        raise_fault(error, workdir / "metrics.jsonl")
+        raise_machine_fault(error, workdir / "metrics.jsonl")
         raise RunError(
             f"{workdir / 'metrics.jsonl'} cannot be read ({reason(error)}); restore it or train again"
         ) from None

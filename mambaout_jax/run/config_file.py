@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from mambaout_jax.checks import find_experiment_fault, parse_literal, parse_text, split_change, split_experiment
 from mambaout_jax.errors import reason
-from mambaout_jax.machine import raise_fault
+from mambaout_jax.machine import raise_machine_fault
 from mambaout_jax.run.config import KEYS, RunConfig, flatten_config, known_keys, parse_flat
 from mambaout_jax.run.errors import RunError
 
@@ -63,7 +63,7 @@ def _load_json(path: str) -> Any:
         with open(path, encoding="utf-8") as file:
             return json.load(file)
     except (OSError, ValueError) as error:
-        raise_fault(error, path)
+        raise_machine_fault(error, path)
         raise RunError(
             f"--config={path} cannot be read ({reason(error)}); the config.json of a run is expected"
         ) from error
@@ -84,7 +84,7 @@ def _run(path: str, call: Callable[[], Any]) -> Any:
     try:
         return call()
     except (Exception, SystemExit) as error:
-        raise_fault(error, path)
+        raise_machine_fault(error, path)
         text = " ".join(str(error).split())
         if isinstance(error, SyntaxError) or (isinstance(error, ValueError) and "null bytes" in text):
             raise RunError(f"--config={path} is not a Python file: {text}") from error

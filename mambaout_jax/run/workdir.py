@@ -22,7 +22,7 @@ from etils import epath
 from mambaout_jax import distributed
 from mambaout_jax.data import Source
 from mambaout_jax.errors import UserError, printable, reason
-from mambaout_jax.machine import raise_fault
+from mambaout_jax.machine import raise_machine_fault
 from mambaout_jax.models import Model, find_family
 from mambaout_jax.process import lock, within_seconds
 from mambaout_jax.run.checkpoints import Checkpoints
@@ -128,7 +128,7 @@ def lock_workdir(workdir: epath.Path) -> Iterator[None]:
                 f"workdir {workdir} is in use by another process; wait until it ends or use another --workdir"
             ) from error
         except OSError as error:  # some network file systems do not support locks
-            raise_fault(error, workdir)
+            raise_machine_fault(error, workdir)
             sentence = f"workdir {workdir} cannot be locked ({reason(error)}); make sure that no other process uses it"
             print(printable(sentence), file=sys.stderr)
         yield
@@ -238,7 +238,7 @@ def load_config(path: epath.PathLike) -> RunConfig:
     try:
         return from_json(recorded.read_text())
     except OSError as error:
-        raise_fault(error, recorded)
+        raise_machine_fault(error, recorded)
         fault = error.strerror or "not found"  # errors of storage clients have no strerror
         raise RunError(f"{path} is not the workdir of a run: it has no readable config.json ({fault})") from error
     except UserError as error:
@@ -252,7 +252,7 @@ def is_imported(workdir: epath.Path) -> bool:
     try:
         return "imported_from" in json.loads((workdir / "environment.json").read_text())
     except (OSError, ValueError, TypeError) as error:
-        raise_fault(error, workdir)
+        raise_machine_fault(error, workdir)
         return False
 
 
@@ -305,7 +305,7 @@ def load_environment(workdir: epath.Path) -> dict[str, Any]:
         if not isinstance(environment["labels"], dict):
             raise TypeError("labels are not an object")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise_fault(error, workdir)
+        raise_machine_fault(error, workdir)
         raise RunError(
             f"{workdir / 'environment.json'} is not a valid environment of a run ({reason(error)}); use a workdir that "
             "was trained or imported"

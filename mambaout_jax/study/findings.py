@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from mambaout_jax.errors import reason
-from mambaout_jax.machine import raise_fault
+from mambaout_jax.machine import raise_machine_fault
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.study.statistics import holm, interval, is_significant, minimum_detectable_effect, p_value
 from mambaout_jax.study.variants import COMPARISONS, StudyVariant
@@ -56,7 +56,7 @@ def read_outcome(folder: epath.Path, headline: str, batch_size: int) -> Outcome:
         score = results["ema" if "ema" in results else "raw"][headline]
         return Outcome(score, results["steps"], tuple(seconds))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise_fault(error, folder)
+        raise_machine_fault(error, folder)
         raise RunError(
             f"{folder} does not contain the files of a finished run ({reason(error)}); remove it and rerun the same "
             "command"
@@ -75,7 +75,7 @@ def read_divergence(folder: epath.Path, repeat: int) -> Divergence | None:
     try:
         return Divergence(repeat, str(json.loads(record.read_text())["reason"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise_fault(error, record)
+        raise_machine_fault(error, record)
         raise RunError(
             f"{record} is not a valid record of a divergence ({reason(error)}); remove {folder} to train it again"
         ) from error

@@ -21,7 +21,7 @@ from mambaout_jax.analyze.ssm_need import measure_first_stage
 from mambaout_jax.checks import suggest
 from mambaout_jax.data import DataError, Source
 from mambaout_jax.errors import reason
-from mambaout_jax.machine import raise_fault
+from mambaout_jax.machine import raise_machine_fault
 from mambaout_jax.models import Model
 from mambaout_jax.report.html import write_report
 from mambaout_jax.run.config import RunConfig, changeable_keys, flatten_config, known_keys, nest
@@ -238,7 +238,7 @@ def _claimed(path: epath.PathLike, plan: dict[str, Any], changeable: Collection[
             else:
                 write_atomically(file, json.dumps(plan, indent=2) + "\n")
         except OSError as error:
-            raise_fault(error, workdir, to_write=True)
+            raise_machine_fault(error, workdir, to_write=True)
             raise RunError(f"workdir {workdir} is not writable ({reason(error)}); use another --workdir") from error
         except ValueError as error:
             if isinstance(error, RunError):

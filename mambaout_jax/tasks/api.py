@@ -90,7 +90,7 @@ class RowGroup(NamedTuple):
     key: str = ""
 
 
-class Distillation(NamedTuple):
+class EmaDistillation(NamedTuple):
     """The use of predictions of the moving average of the weights (EMA) as targets of the loss.
 
     Args:
@@ -190,7 +190,7 @@ class Task(abc.ABC):
     name: ClassVar[str]
     keys: ClassVar[Mapping[str, ConfigKey]] = MappingProxyType({})
     metrics: ClassVar[tuple[Metric, ...]]
-    loss_terms: ClassVar[tuple[str, ...]]
+    loss_terms: tuple[str, ...]
     scores_from_rows: ClassVar[bool] = False
 
     @classmethod
@@ -294,15 +294,15 @@ class Task(abc.ABC):
         A task may call the model several times, sample from the key and read the targets.
         """
 
-    def distillation(self) -> Distillation | None:
+    def distillation(self) -> EmaDistillation | None:
         """Return how the loss uses predictions of the moving average of the weights; None if it does not."""
         return None
 
     def ema_targets(self, model: Model, variables: dict[str, Any], batch: Batch) -> Any:
         """Compute targets for a prepared microbatch from the moving average of the weights, if there is a distillation.
 
-        `train_loss` reads them as batch["ema"]. Before the start of the distillation they are not computed, but zeros,
-        for which their term of the loss must be 0.
+        `train_loss` reads them as batch["ema_targets"]. Before the start of the distillation they are zeros, for which
+        their term of the loss must be 0.
 
         Args:
             variables: the moving average; no gradient is computed for it.

@@ -14,7 +14,7 @@ from etils import epath
 from mambaout_jax import distributed
 from mambaout_jax.data import DataError, Source
 from mambaout_jax.evaluate.evaluation import Evaluation, Evaluator
-from mambaout_jax.machine import MachineError, raise_fault
+from mambaout_jax.machine import MachineError, raise_machine_fault
 from mambaout_jax.models import Model
 from mambaout_jax.run.batch import describe_batch
 from mambaout_jax.run.checkpoints import Checkpoints
@@ -306,7 +306,7 @@ def _finished_results(setup: _Setup, start: _Start, workdir: epath.Path) -> dict
     try:
         results = json.loads((workdir / "results.json").read_text())
     except (OSError, ValueError) as error:
-        raise_fault(error, workdir)
+        raise_machine_fault(error, workdir)
         return None
     if not isinstance(results, dict) or "task" not in results:
         return None

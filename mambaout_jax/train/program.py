@@ -79,7 +79,7 @@ def training_program(
             schedule,
             grad_accum_steps=accum_steps,
             ema_decay=config.optim.ema_decay,
-            distillation_step=distillation and round(distillation.start * num_steps),
+            distillation_step=None if distillation is None else round(distillation.start * num_steps),
         ),
         distributed.sharded_shapes(initial_state, jax.random.key(0), sharding=mesh),
         distributed.batch_shapes(example, config.batch_size, mesh),

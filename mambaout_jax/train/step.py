@@ -80,7 +80,10 @@ def make_train_step(
         state: TrainState, variables: dict[str, Any], batch: Batch, key: Key[Array, ""]
     ) -> tuple[Mapping[str, LossTerm], Any]:
         if distillation_step is not None:
-            batch = {**batch, "ema": _ema_targets(task, model, state.ema, batch, state.step < distillation_step)}
+            batch = {
+                **batch,
+                "ema_targets": _ema_targets(task, model, state.ema, batch, state.step < distillation_step),
+            }
         terms, batch_stats = task.train_loss(model, _replicate_params(variables), batch, key)
         if terms.keys() != set(task.loss_terms):
             raise TaskError(
@@ -121,7 +124,7 @@ def _ema_targets(task: Task, model: Model, ema: Any, batch: Batch, early: Array)
     def zeros(batch: Batch) -> Any:
         return jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), jax.eval_shape(compute, batch))
 
-    # The function for a false condition is the first branch of the program, which is the one that plans count.
+    # The function for a false condition is branch 0 of the program, the only one that `plan` counts; hence `early`.
     return jax.lax.cond(early, zeros, compute, batch)
 
 

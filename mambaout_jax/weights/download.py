@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from mambaout_jax.extras import importing
-from mambaout_jax.machine import is_exhausted, raise_fault
+from mambaout_jax.machine import is_exhausted, raise_machine_fault
 from mambaout_jax.models import Checkpoint
 from mambaout_jax.storage import find_unknown_home
 from mambaout_jax.weights.errors import WeightsError
@@ -38,7 +38,7 @@ def download_checkpoint(checkpoint: Checkpoint) -> Path:
         path = Path(pooch.retrieve(checkpoint.url, known_hash=None, fname=name, path=cache, downloader=fetch))
     except Exception as error:  # each transport raises its own types
         if is_exhausted(error):
-            raise_fault(error, checkpoint.url)
+            raise_machine_fault(error, checkpoint.url)
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise WeightsError(f"{checkpoint.url}: the download failed ({reason[0]:.200}); try again") from error
     digest = sha256(path)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mambaout_jax.errors import UserError, reason
-from mambaout_jax.machine import raise_fault
+from mambaout_jax.machine import raise_machine_fault
 
 
 class WeightsError(UserError):
@@ -40,7 +40,5 @@ def converting_file_errors(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise_fault(error, target, to_write=True)
-        raise WeightsError(
-            f"{target} cannot be written ({reason(error)}); free some space or choose another path"
-        ) from error
+        raise_machine_fault(error, target, to_write=True)
+        raise WeightsError(f"{target} cannot be written ({reason(error)}); choose another path") from error

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mambaout_jax.errors import reason
-from mambaout_jax.machine import raise_fault
+from mambaout_jax.machine import raise_machine_fault
 from mambaout_jax.process import commit_file, scratch_folder, set_default_mode, sync
 from mambaout_jax.storage import find_unknown_home
 from mambaout_jax.weights.errors import WeightsError, converting_file_errors
@@ -121,7 +121,7 @@ def _kind(path: str) -> str:
         with open(path, "rb") as file:
             head = file.read(9)
     except OSError as error:
-        raise_fault(error, path)
+        raise_machine_fault(error, path)
         raise WeightsError(f"{path} cannot be read ({reason(error)}); choose another file") from error
     if not head:
         raise WeightsError(f"{path} is empty; download or save it again")
@@ -147,7 +147,7 @@ def _read_safetensors(path: str) -> TensorFile:
         shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
         codes = {name: part.get_dtype() for name, part in slices.items()}
     except (SafetensorError, OSError) as error:
-        raise_fault(error, path)
+        raise_machine_fault(error, path)
         words = str(error).splitlines()[0].rpartition(": ")[2]
         raise WeightsError(
             f"{path} is a damaged or truncated safetensors file ({words:.100}); download or save it again"
@@ -165,7 +165,7 @@ def _read_tensor(file: Any, path: str, name: str, code: str) -> np.ndarray:
     try:
         return file.get_tensor(name)
     except Exception as error:  # unsupported dtypes and truncated files raise different types
-        raise_fault(error, path)
+        raise_machine_fault(error, path)
         raise WeightsError(
             f"{path} has {name!r:.80} as {code}, which could not be read; float32 or bfloat16 is expected"
         ) from error

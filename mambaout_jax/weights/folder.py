@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mambaout_jax.errors import reason
-from mambaout_jax.machine import raise_fault
+from mambaout_jax.machine import raise_machine_fault
 from mambaout_jax.models import Model
 from mambaout_jax.process import commit_folder, scratch_folder, sync
 from mambaout_jax.storage import find_unknown_home
@@ -132,7 +132,7 @@ def check_folder_target(path: str | os.PathLike, force: bool) -> Path:
     try:
         entries = list(os.scandir(target))
     except OSError as error:
-        raise_fault(error, path)
+        raise_machine_fault(error, path)
         raise WeightsError(f"{path} cannot be read ({reason(error)}); choose another folder") from error
     if not entries:
         return target

@@ -3,7 +3,7 @@
 import re
 
 from mambaout_jax.extras import importing
-from mambaout_jax.machine import is_exhausted, raise_fault
+from mambaout_jax.machine import is_exhausted, raise_machine_fault
 from mambaout_jax.storage import find_unknown_home
 from mambaout_jax.weights.errors import WeightsError
 from mambaout_jax.weights.folder import WEIGHTS_NAMES
@@ -73,7 +73,7 @@ class _Repository:
             ) from None
         except Exception as error:  # each transport raises its own types
             if is_exhausted(error):
-                raise_fault(error, self.source)
+                raise_machine_fault(error, self.source)
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise WeightsError(f"{self.source}: the download of {name} failed ({reason[0]:.200}); try again") from error
 
@@ -115,7 +115,7 @@ class _Repository:
             return f"{constants.ENDPOINT} responds with status {status}; try again later"
         except Exception as error:  # each network stack raises its own types
             if is_exhausted(error):
-                raise_fault(error, self.source)
+                raise_machine_fault(error, self.source)
             reason = str(error).strip().splitlines() or [type(error).__name__]
             return f"{constants.ENDPOINT} cannot be reached ({reason[0]:.200}); check the network"
         return None

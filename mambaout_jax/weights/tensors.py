@@ -52,8 +52,8 @@ class LazyTensors(Mapping[str, np.ndarray]):
 def without_prefixes(names: Iterable[str]) -> tuple[dict[str, str], tuple[str, ...]]:
     """Remove the prefixes of wrapped models, unless the names with prefix belong to a known model.
 
-    A prefix is removed if most names have it, or if a third have it and most of them belong to a known model without
-    it: a file may have moving averages of all tensors too. The other names are not part of the model.
+    A prefix is removed if most names have it, or if it is the only one that a third have and with which most belong to
+    a known model: a file may have moving averages of all tensors too. The other names are not part of the model.
 
     Returns:
         Full names by name without prefixes, and the full names that lack the prefix.
@@ -72,7 +72,8 @@ def _common_prefix(names: Collection[str]) -> str | None:
     if common := [prefix for prefix, own in inner.items() if 2 * len(own) > len(names)]:
         return common[0]
     frequent = [prefix for prefix, own in inner.items() if 3 * len(own) > len(names)]
-    return next((prefix for prefix in frequent if 2 * sum(map(is_known, inner[prefix])) > len(inner[prefix])), None)
+    of_models = [prefix for prefix in frequent if 2 * sum(map(is_known, inner[prefix])) > len(inner[prefix])]
+    return of_models[0] if len(of_models) == 1 else None  # of two networks, neither is chosen
 
 
 def open_state_dict(state_dict: Mapping[str, Any]) -> tuple[LazyTensors, dict[str, tuple[int, ...]]]:

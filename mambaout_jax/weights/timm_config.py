@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from mambaout_jax.checks import find_fault, nearest_names, shorten
 from mambaout_jax.errors import printable, reason
-from mambaout_jax.machine import raise_fault
+from mambaout_jax.machine import raise_machine_fault
 from mambaout_jax.models import find_family, list_models
 from mambaout_jax.weights.errors import WeightsError
 from mambaout_jax.words import count
@@ -129,7 +129,7 @@ def _load(path: str, origin: str) -> dict[str, Any]:
         with open(path, encoding="utf-8") as file:
             config = json.load(file, object_pairs_hook=_without_duplicates)
     except OSError as error:
-        raise_fault(error, path)
+        raise_machine_fault(error, path)
         raise WeightsError(f"{origin}: {CONFIG_NAME} cannot be read ({reason(error)}); replace the file") from error
     except RecursionError as error:
         raise WeightsError(f"{origin}: {CONFIG_NAME} is nested too deeply; timm's format is expected") from error

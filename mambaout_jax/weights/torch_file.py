@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from mambaout_jax.extras import importing
-from mambaout_jax.machine import raise_fault
+from mambaout_jax.machine import raise_machine_fault
 from mambaout_jax.weights import inert_pickle
 from mambaout_jax.weights.errors import WeightsError
 from mambaout_jax.weights.tensors import LazyTensors, TensorFile, without_prefixes
@@ -129,7 +129,7 @@ def _load(torch: ModuleType, path: str) -> Any:
                 pickle_module=inert_pickle.module(torch),
             )
     except Exception as error:  # damaged pickles raise errors of all types
-        raise_fault(error, path)
+        raise_machine_fault(error, path)
         if isinstance(error, pickle.UnpicklingError):
             code = re.search(r"GLOBAL (\S+)", str(error))
             # A file cut short within a name, such as collections.OrderedDic, looks like code too.

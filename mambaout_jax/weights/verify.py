@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from mambaout_jax.extras import importing
-from mambaout_jax.machine import raise_fault
+from mambaout_jax.machine import raise_machine_fault
 from mambaout_jax.models import Model, cpu_compiler_options, create_model
 from mambaout_jax.weights.errors import WeightsError
 from mambaout_jax.weights.hub import PREFIXES
@@ -119,7 +119,7 @@ def timm_logits(model: Model, source: str, images: Float[np.ndarray, "b h w c"])
             convert = sys.modules[type(timm_model).__module__].checkpoint_filter_fn  # from other key formats to timm's
             timm_model.load_state_dict(convert(timm.models.load_state_dict(source), timm_model), strict=True)
     except Exception as error:  # timm raises many types for invalid files, dtypes and shapes
-        raise_fault(error, source)
+        raise_machine_fault(error, source)
         raise WeightsError(f"timm {timm.__version__} cannot load {source}: {' '.join(str(error).split())}") from error
     with torch.inference_mode():
         return timm_model.eval().float()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()

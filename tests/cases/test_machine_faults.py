@@ -19,7 +19,7 @@ from mambaout_jax.data.prepare import shards
 from mambaout_jax.data.prepare.folders import list_folder
 from mambaout_jax.data.record_files import RecordFiles
 from mambaout_jax.evaluate.predict import predict_files
-from mambaout_jax.machine import MachineError, describe_fault, is_exhausted, raise_fault, raise_open_file_limit
+from mambaout_jax.machine import MachineError, describe_fault, is_exhausted, raise_machine_fault, raise_open_file_limit
 from mambaout_jax.run.checkpoints import Checkpoints
 from mambaout_jax.run.workdir import is_imported, load_config, load_environment
 from mambaout_jax.study.findings import read_divergence, read_outcome
@@ -204,7 +204,7 @@ def test_only_exhausted_resources_end_a_prediction(monkeypatch, tmp_path):
 
 
 # What a handler calls to learn whose fault an exception is, or to show all of it.
-ASKS = {"raise_fault", "describe_fault", "is_exhausted", "explain", "report_error", "print_exc"}
+ASKS = {"raise_machine_fault", "describe_fault", "is_exhausted", "explain", "report_error", "print_exc"}
 BROAD = {"OSError", "Exception", "BaseException"}
 
 
@@ -244,7 +244,7 @@ def test_every_handler_of_errors_of_the_system_asks_whose_fault_it_was():
         ("except (ValueError, OSError) as error:\n    raise ValueError(error)", True),
         ("except Exception as error:\n    found = None", True),
         ("except:\n    pass", True),
-        ("except OSError as error:\n    raise_fault(error)\n    return None", False),
+        ("except OSError as error:\n    raise_machine_fault(error)\n    return None", False),
         ("except BaseException:\n    clean()\n    raise", False),
         ("except FileNotFoundError:\n    return None", False),
     ],
@@ -264,19 +264,19 @@ MACHINE_CODES = [errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, errno.ENOS
 @pytest.mark.parametrize("to_write", [False, True])
 def test_a_fault_of_the_machine_is_raised(code, to_write):
     with pytest.raises(MachineError):
-        raise_fault(OSError(code, os.strerror(code), "/data/x"), to_write=to_write)
+        raise_machine_fault(OSError(code, os.strerror(code), "/data/x"), to_write=to_write)
 
 
 @pytest.mark.parametrize("code", [errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EEXIST])
 def test_a_path_that_does_not_fit_is_a_fault_of_the_user(code):
-    raise_fault(OSError(code, os.strerror(code), "/data/x"))
+    raise_machine_fault(OSError(code, os.strerror(code), "/data/x"))
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.EROFS])
 def test_missing_permission_is_a_reason_to_write_elsewhere_but_not_to_repair_a_file(code):
-    raise_fault(OSError(code, os.strerror(code), "/data/x"), to_write=True)
+    raise_machine_fault(OSError(code, os.strerror(code), "/data/x"), to_write=True)
     with pytest.raises(MachineError, match=r"/data/x: .*; check the disk and its permissions"):
-        raise_fault(OSError(code, os.strerror(code), "/data/x"))
+        raise_machine_fault(OSError(code, os.strerror(code), "/data/x"))
 
 
 def failing(error):

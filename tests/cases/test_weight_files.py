@@ -107,6 +107,14 @@ def test_other_names_are_left_as_they_are(names):
     assert without_prefixes(names) == ({name: name for name in names}, ())
 
 
+def test_of_two_networks_in_a_file_neither_is_chosen():
+    network = list(mo.to_torch(pytorch.small_model(), pytorch.draw(pytorch.small_model())))
+    names = [prefix + name for prefix in ("model.", "module.") for name in network]
+    assert without_prefixes(names) == ({name: name for name in names}, ())
+    both = [prefix + name for prefix in ("model.", "model_ema.") for name in network]
+    assert without_prefixes(both)[0] == {name: f"model.{name}" for name in network}
+
+
 @pytest.mark.parametrize("prefix", slow_but(["module."], PREFIXES))
 @pytest.mark.parametrize("key_format", ["timm", "mambaout"])
 def test_a_prefixed_file_loads_like_the_plain_one(tmp_path, prefix, key_format):

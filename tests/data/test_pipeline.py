@@ -127,7 +127,9 @@ def test_repeated_augmentation_has_as_many_rows_as_the_records_allow():
     options = {"batch_size": 8, "seed": 0, "repeated_aug": 3}
     batches = take(train_batches(NumberedSource(8), RESIZE, steps_per_epoch=3, **options), 3)
     assert sorted(labels(batches)) == np.repeat(range(8), 3).tolist()
-    with pytest.raises(DataError, match="4 steps of 8 images need 11 images and split 'train' of 'numbered' has 8"):
+    with pytest.raises(
+        DataError, match="8 images with repeated_aug=3 need 11 images and split 'train' of 'numbered' has 8"
+    ):
         train_batches(NumberedSource(8), RESIZE, steps_per_epoch=4, **options)
 
 

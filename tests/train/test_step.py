@@ -199,7 +199,7 @@ class Distilled:
         outputs = batch["x"] @ variables["params"]["w"]
         terms = {
             "rows": LossTerm(jnp.square(outputs).sum(), len(outputs)),
-            "product": LossTerm((outputs * batch.get("ema", 0.0)).sum(), len(outputs)),
+            "product": LossTerm((outputs * batch.get("ema_targets", 0.0)).sum(), len(outputs)),
         }
         return terms, variables["batch_stats"]
 
@@ -261,7 +261,7 @@ def test_mesa_is_the_weighted_divergence_from_predictions_of_the_average_without
     @jax.jit
     def compute(rows):
         targets = task.ema_targets(model, {"params": w_ema}, rows)
-        return task.train_loss(model, {"params": w}, {**rows, "ema": targets}, KEY)[0]
+        return task.train_loss(model, {"params": w}, {**rows, "ema_targets": targets}, KEY)[0]
 
     terms = compute(rows)
     noise = np.asarray(jax.random.normal(KEY, (8, 4)))

@@ -20,7 +20,7 @@ from mambaout_jax.data.prepare.digits import Digits
 from mambaout_jax.data.prepare.pathfinder import Pathfinder
 from mambaout_jax.errors import reason
 from mambaout_jax.extras import install_command
-from mambaout_jax.machine import raise_fault
+from mambaout_jax.machine import raise_machine_fault
 from mambaout_jax.storage import is_remote
 
 # Written last, because TFDS considers a folder with both files complete.
@@ -138,7 +138,7 @@ def _prepare_own(builder_class: type[tfds.core.GeneratorBasedBuilder], config: s
             shutil.rmtree(workspace, ignore_errors=True)
     except OSError as error:
         if not is_complete(target):
-            raise_fault(error, root, to_write=True)
+            raise_machine_fault(error, root, to_write=True)
             raise DataError(f"cannot write {name} to {root} ({reason(error)}); choose another data_dir") from error
     return str(target)
 

@@ -13,7 +13,7 @@ from mambaout_jax.data.names import normalize_name
 from mambaout_jax.data.prepare.dataset_writer import Dataset
 from mambaout_jax.data.prepare.shards import Item
 from mambaout_jax.errors import printable, reason
-from mambaout_jax.machine import raise_fault
+from mambaout_jax.machine import raise_machine_fault
 from mambaout_jax.words import count
 
 VERSION = "1.0.0"
@@ -143,7 +143,7 @@ def list_folder(folder: Path) -> tuple[list[str], list[File]]:
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"{folder} is not a local directory; check the path") from None
     except OSError as error:
-        raise_fault(error, folder)
+        raise_machine_fault(error, folder)
         raise DataError(f"{folder} cannot be read ({reason(error)}); check the path") from error
     return sorted(folders), sorted(files)
 
@@ -181,7 +181,7 @@ def _is_folder(entry: os.DirEntry) -> bool:
     try:
         return stat.S_ISDIR(entry.stat().st_mode)
     except OSError as error:
-        raise_fault(error, entry.path)
+        raise_machine_fault(error, entry.path)
         fault = "is a dangling link" if entry.is_symlink() else f"cannot be read ({reason(error)})"
         raise DataError(f"{entry.path} {fault}; fix or remove it") from None
 

@@ -285,7 +285,7 @@ def _check_tars(folder: Path, metadata: ImageNetMetadata, checked_file: Path | N
     if checked_file is None:
         return
     checked = []
-    with contextlib.suppress(FileNotFoundError, ValueError):  # a kill may have cut it short
+    with contextlib.suppress(FileNotFoundError, ValueError):  # damaged: all are checked again
         checked = json.loads(checked_file.read_text())
     for name, (_, expected) in metadata.tars.items():
         state = [name, sizes[name], (folder / name).stat().st_mtime_ns]
@@ -296,7 +296,7 @@ def _check_tars(folder: Path, metadata: ImageNetMetadata, checked_file: Path | N
                 f"{folder / name} does not have the official SHA-256: it is damaged or was repacked; {DOWNLOAD}"
             )
         checked.append(state)
-        checked_file.write_text(json.dumps(checked))
+        write_text_atomically(checked_file, json.dumps(checked))
 
 
 def _sha256(path: Path) -> str:

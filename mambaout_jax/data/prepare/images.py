@@ -25,7 +25,7 @@ from mambaout_jax.data.prepare.dataset_writer import (
 from mambaout_jax.data.prepare.upload import upload
 from mambaout_jax.data.sources import read_origin
 from mambaout_jax.errors import reason
-from mambaout_jax.machine import MachineError, describe_fault, raise_fault
+from mambaout_jax.machine import MachineError, describe_fault, raise_machine_fault
 from mambaout_jax.process import within_seconds
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -90,7 +90,7 @@ def prepare_imagenet(
                 return imagenet.read_tars(folder, metadata, workspace and workspace / "checked.json")
             return {"folder": imagenet.read_folders, "tfrecord": imagenet.read_tfrecords}[kind](folder, metadata)
         except OSError as error:  # named as those of the source, before those of the target
-            raise_fault(error, folder)
+            raise_machine_fault(error, folder)
             raise
 
     def read_stamped(workspace: Path) -> Dataset:

@@ -22,7 +22,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from mambaout_jax.data.decode import decode_image
 from mambaout_jax.data.errors import DataError
-from mambaout_jax.machine import MachineError, describe_fault, raise_fault
+from mambaout_jax.machine import MachineError, describe_fault, raise_machine_fault
 from mambaout_jax.words import count
 
 WRITER_OPTIONS = "group_size:1"  # required for random access, and the setting of TFDS
@@ -115,7 +115,7 @@ def read_manifest(job: ShardJob) -> dict | None:
         manifest = json.loads(job.manifest.read_text())
         same = manifest["digest"] == job.digest() and manifest["file_bytes"] == job.file.stat().st_size
     except (OSError, ValueError, KeyError) as error:
-        raise_fault(error, job.manifest)
+        raise_machine_fault(error, job.manifest)
         return None
     return manifest if same else None
 

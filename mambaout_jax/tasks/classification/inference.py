@@ -14,7 +14,7 @@ from PIL import Image
 from mambaout_jax.data import DataError
 from mambaout_jax.data.imagenet_classes import imagenet_class_names
 from mambaout_jax.errors import reason
-from mambaout_jax.machine import raise_fault
+from mambaout_jax.machine import raise_machine_fault
 from mambaout_jax.models import InputSpec, Model
 from mambaout_jax.tasks.api import MAX_PREDICTED, Example, stack_examples
 from mambaout_jax.tasks.classification.predictor import (
@@ -145,7 +145,7 @@ def _read(image: Any) -> bytes | Image.Image:
         try:
             return Path(os.path.expanduser(image)).read_bytes()
         except OSError as error:
-            raise_fault(error, image)
+            raise_machine_fault(error, image)
             raise DataError(reason(error)) from error
     pixels = np.asarray(image)
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or not pixels.size or pixels.shape[2:] not in _CHANNELS:

@@ -16,7 +16,7 @@ from mambaout_jax.checks import as_number
 from mambaout_jax.data import DataError, EvalTransform
 from mambaout_jax.data.imagenet_classes import class_word
 from mambaout_jax.errors import reason
-from mambaout_jax.machine import describe_fault, raise_fault
+from mambaout_jax.machine import MachineError, describe_fault, raise_machine_fault
 from mambaout_jax.pages.render import render
 from mambaout_jax.tasks.api import Labels, ScoreText, Section
 from mambaout_jax.tasks.classification.source import ImageSource
@@ -86,7 +86,7 @@ def _read_predictions(workdir: epath.Path) -> dict[str, np.ndarray] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise_fault(error, path)
+        raise_machine_fault(error, path)
         raise TaskError(f"{path} cannot be read ({reason(error)}); evaluate the workdir again") from None
     labels, classes, probabilities, _ = predictions.values()
     if labels.ndim != 1 or classes.shape != probabilities.shape or classes.shape[:1] != labels.shape:
@@ -113,17 +113,20 @@ def make_gallery(
     right = np.flatnonzero(classes[:, 0] == labels)
     most_confident = wrong[np.argsort(-probabilities[wrong, 0], kind="stable")][:NUM_MISTAKES]
     spread = right[np.unique(np.linspace(0, len(right) - 1, min(NUM_CORRECT, len(right))).round().astype(int))]
+    shown, missing = (most_confident, spread), None
+    pictures: dict[int, dict[str, Any] | None] = {}
     try:
-        source, missing = _open_same(open_split, str(predictions["fingerprint"])), None
-    except (DataError, OSError) as error:
-        source, missing = None, f"The images cannot be shown: {describe_fault(error) or reason(error)}."
+        source = _open_same(open_split, str(predictions["fingerprint"]))
+        pictures = {int(index): _thumbnail(source, index) for indices in shown for index in indices}
+    except (DataError, MachineError, OSError) as error:
+        missing = f"The images cannot be shown: {describe_fault(error) or reason(error)}."
 
     def card(index: int) -> dict[str, Any]:
         first = int(classes[index, 0])
         of_truth = probabilities[index][classes[index] == labels[index]]
         return {
             "index": int(index),
-            "picture": None if source is None else _thumbnail(source, index),
+            "picture": pictures.get(int(index)),
             "predicted": _name(names, first),
             "label": _name(names, int(labels[index])),
             "correct": first == labels[index],
@@ -135,8 +138,8 @@ def make_gallery(
         "missing": missing,
         "count": len(labels),
         "num_mistakes": len(wrong),
-        "mistakes": [card(index) for index in most_confident],
-        "correct": [card(index) for index in spread],
+        "mistakes": [card(index) for index in shown[0]],
+        "correct": [card(index) for index in shown[1]],
     }
 
 
@@ -164,7 +167,7 @@ def _thumbnail(source: Any, index: int) -> dict[str, Any] | None:
         channels = 1 if image.mode == "L" else 3
         pixels = EvalTransform((side, side), channels=channels, exif_orientation=source.exif_orientation)(image)
     except (DataError, OSError, Image.DecompressionBombError) as error:
-        raise_fault(error)
+        raise_machine_fault(error)
         return None
     image = Image.fromarray(pixels.squeeze(-1) if channels == 1 else pixels)
     small = side < THUMBNAIL_SIDE // 2

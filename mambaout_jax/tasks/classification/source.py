@@ -110,7 +110,7 @@ def open_source(name: str, split: str, data_dir: str | None = None) -> ImageSour
     if bad := next((name for name in class_names if printable(name) != name), None):
         raise DataError(
             f"dataset {name!r} has the class {bad!r}, whose name has control characters; prepare it with other names, "
-            "because exported weights may not have such ones"
+            "weights with such class names cannot be exported"
         )
     source = ImageSource(
         records,

@@ -20,7 +20,7 @@ from mambaout_jax.data.names import IMAGENET, normalize_name
 from mambaout_jax.models import Model, ModelError, create_model
 from mambaout_jax.tasks.api import (
     Batch,
-    Distillation,
+    EmaDistillation,
     EvalOutput,
     ImportedLabels,
     Labels,
@@ -292,13 +292,13 @@ class Classification(Task):
         logits, batch_stats = model.apply_train(variables, batch["image"], key=key)
         losses = {"cross_entropy": cross_entropy(logits, batch["target"])}
         if self.distillation():
-            losses["mesa"] = self.config.options["loss.mesa"] * kl_divergence(logits, batch["ema"])
+            losses["mesa"] = self.config.options["loss.mesa"] * kl_divergence(logits, batch["ema_targets"])
         return {name: LossTerm(values.sum(), len(values)) for name, values in losses.items()}, batch_stats
 
-    def distillation(self) -> Distillation | None:
+    def distillation(self) -> EmaDistillation | None:
         """Return the start of MESA."""
         options = self.config.options
-        return Distillation(options["loss.mesa_start"], "loss.mesa") if options["loss.mesa"] else None
+        return EmaDistillation(options["loss.mesa_start"], "loss.mesa") if options["loss.mesa"] else None
 
     def ema_targets(self, model: Model, variables: dict[str, Any], batch: Batch) -> Array:
         """Compute the probabilities of the classes (b, k) for the augmented images, without dropout."""
