@@ -145,8 +145,8 @@ def test_a_file_with_another_digest_is_neither_used_nor_kept(served, data_dir, t
 
 def test_an_absent_file_is_one_sentence(served, data_dir, tmp_path, monkeypatch):
     url = registry.find_family(NAME).variants[NAME].checkpoint.url
-    publish(monkeypatch, f"{url}.gone", None)
-    with pytest.raises(WeightsError, match=r"weights\.safetensors\.gone: the download failed \(.*404"):
+    publish(monkeypatch, url.replace("weights", "gone"), None)
+    with pytest.raises(WeightsError, match=r"gone\.safetensors: the download failed \(.*404"):
         reproduce(NAME, tmp_path / "run", data_dir=data_dir)
 
 
