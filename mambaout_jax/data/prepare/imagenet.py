@@ -26,6 +26,7 @@ from mambaout_jax.data.prepare import folders
 from mambaout_jax.data.prepare.dataset_writer import Dataset, read_info
 from mambaout_jax.data.prepare.shards import Item
 from mambaout_jax.data.prepare.tfrecords import index_tfrecord
+from mambaout_jax.process import write_text_atomically
 from mambaout_jax.words import count
 
 VERSION = "5.1.0"
