@@ -28,9 +28,10 @@ VARIANTS = [(family.name, variant) for family in BUILT_IN for variant in family.
 SIZE = (32, 40)
 
 every_small_model = pytest.mark.parametrize("name", SMALL)
-# Expensive properties: of three models by default, of one model of each family in `slow`, of the others at night.
+# Expensive properties: of three models by default, of the families that share no blocks with another in `slow`, of the
+# other models at night.
 QUICK = ["mambaout-conv", "vim-v2", "vit-class_token"]
-OTHERS = [name for name in golden.first_small_models() if name not in QUICK]
+OTHERS = [name for name in golden.first_small_models() if name not in QUICK and not name.startswith("local")]
 REST = [name for name in SMALL if name not in (*QUICK, *OTHERS)]
 one_model_of_each_family = pytest.mark.parametrize(
     "name", [*QUICK, *slow_but([], OTHERS), *slow_but([], REST, "nightly")]
