@@ -19,7 +19,7 @@ from mambaout_jax import distributed
 from mambaout_jax.data import DataError, open_records
 from mambaout_jax.data.prepare import ensure_prepared
 from mambaout_jax.errors import reason
-from mambaout_jax.machine import describe_fault
+from mambaout_jax.machine import MachineError, describe_fault
 from mambaout_jax.process import within_seconds
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.files import find_write_error
@@ -189,7 +189,7 @@ def _workdir(path: epath.PathLike) -> list[Check]:
     try:
         workdir = open_workdir(path, to_write=True)
         fault = _fault(workdir)
-    except RunError as error:
+    except (MachineError, RunError) as error:
         fault = str(error)
     # check_shared_filesystem is collective: all hosts must call it, or none.
     faults = distributed.allgather_strings("checking the workdir", fault)

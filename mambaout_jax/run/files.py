@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 
 from mambaout_jax.errors import reason
-from mambaout_jax.machine import describe_fault, is_exhausted
+from mambaout_jax.machine import raise_machine_fault
 from mambaout_jax.process import within_seconds, write_text_atomically
 from mambaout_jax.storage import REMOTE_SECONDS, explain, is_remote
 
@@ -17,6 +17,9 @@ def find_write_error(folder: epath.Path) -> str:
     """Create a folder if necessary and try to write into it; return the error message, empty on success.
 
     A bucket that does not respond in time counts as an error.
+
+    Raises:
+        MachineError: the disk is full or fails.
     """
     probe = folder / f".writable.{jax.process_index()}.{os.getpid()}"
 
@@ -34,7 +37,8 @@ def find_write_error(folder: epath.Path) -> str:
     try:
         write()
     except OSError as error:
-        return describe_fault(error, folder) if is_exhausted(error) else reason(error)
+        raise_machine_fault(error, folder, to_write=True)
+        return reason(error)
     return ""
 
 
