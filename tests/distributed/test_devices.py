@@ -28,9 +28,8 @@ CHANGES = {
     "augment.cutmix_alpha": 1.0,
     "augment.mixup_prob": 1.0,
     "augment.mixup_group": 8,
-    "loss.mesa": 1.0,
-    "loss.mesa_start": 0.1,  # step 9
 }
+MESA = {"loss.mesa": 1.0, "loss.mesa_start": 0.1}  # from step 8 on
 ERASING = {"augment.random_erasing_prob": 0.25, "augment.rotate_degrees": 5.0}
 COLLECTIVE = re.compile(r"(?:all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
 
@@ -81,12 +80,12 @@ def largest_difference(ours, theirs):
     return float(max(jax.tree.leaves(differences)))
 
 
-def compare() -> None:
+def compare(changes: dict[str, float]) -> None:
     """Print how the meshes of eight devices differ from one device."""
-    one = train_steps(distributed.make_mesh(devices=jax.devices()[:1]))
+    one = train_steps(distributed.make_mesh(devices=jax.devices()[:1]), **changes)
     found = {}
     for fsdp, scan_blocks in ((1, False), (4, False), (8, False), (8, True)):
-        many = train_steps(distributed.make_mesh(fsdp), **{"model.scan_blocks": scan_blocks})
+        many = train_steps(distributed.make_mesh(fsdp), **{"model.scan_blocks": scan_blocks, **changes})
         found[f"{fsdp} scanned" if scan_blocks else f"{fsdp}"] = {
             "loss": float(np.abs(np.subtract(many["losses"], one["losses"])).max()),
             "first": largest_difference(many["after"][0][0], one["after"][0][0]),
@@ -99,9 +98,10 @@ def compare() -> None:
 
 
 @pytest.mark.run
-def test_eight_devices_train_like_one_for_every_sharding_and_block_execution():
+@pytest.mark.parametrize("changes", [{}, pytest.param(MESA, marks=pytest.mark.nightly)], ids=["plain", "mesa"])
+def test_eight_devices_train_like_one_for_every_sharding_and_block_execution(changes):
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(ROOT)}
-    program = "from tests.distributed.test_devices import compare; compare()"
+    program = f"from tests.distributed.test_devices import compare; compare({changes})"
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
