@@ -66,7 +66,7 @@ def exit_on_signals(*numbers: int) -> Iterator[None]:
 
 
 def exit_at_once_on_stop(advice: str) -> SignalHandlers:
-    """Convert SIGTERM and SIGINT to exit code 75 with a sentence on stderr, while there is nothing to save.
+    """Convert the signals of `stop_signals` to exit code 75 with a sentence on stderr, while there is nothing to save.
 
     Returns:
         The installed handlers.

@@ -6,7 +6,7 @@ that tests can set level and sign.
 
 There are two sets of fifteen operations, which differ in six: in `INCREASING` (timm's "inc1") their strength increases
 with the level; in `PLAIN` posterize and solarize are weaker at higher levels, and the factor of color operations rises
-from 0.1 to 1.9, where 1 is no change.
+from 0.1 to 1.9. A factor of 1 leaves the image unchanged.
 
 Reference: Cubuk et al., "RandAugment" (2019), with the levels of timm 0.6.11.
 """
@@ -222,15 +222,15 @@ def _blend(base: np.ndarray, values: np.ndarray, factor: float) -> np.ndarray:
     return np.clip(mixed, 0, 255, out=mixed).astype(np.uint8)
 
 
-def _part(level: float, whole: int) -> int:
+def _scaled_level(level: float, whole: int) -> int:
     return int(abs(level) / MAX_LEVEL * whole)
 
 
-def _factor(level: float) -> float:
+def _enhance_factor(level: float) -> float:
     return abs(level) / MAX_LEVEL * 1.8 + 0.1
 
 
-def _increasing_factor(level: float) -> float:
+def _increasing_enhance_factor(level: float) -> float:
     return max(0.1, 1.0 + level / MAX_LEVEL * 0.9)
 
 
@@ -270,7 +270,7 @@ def _solarize(image: np.ndarray, threshold: int) -> np.ndarray:
 
 def _solarize_add(image: np.ndarray, level: float) -> np.ndarray:
     values = np.arange(256)
-    return _look_up(image, np.where(values < 128, values + _part(level, 110), values))
+    return _look_up(image, np.where(values < 128, values + _scaled_level(level, 110), values))
 
 
 def _color(image: np.ndarray, factor: float) -> np.ndarray:
@@ -297,19 +297,19 @@ VALUES: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
     "AutoContrast": _autocontrast,
     "Equalize": _equalize,
     "Invert": lambda image, level: ~image,
-    "Posterize": lambda image, level: _posterize(image, _part(level, 4)),
-    "PosterizeIncreasing": lambda image, level: _posterize(image, 4 - _part(level, 4)),
-    "Solarize": lambda image, level: _solarize(image, _part(level, 256)),
-    "SolarizeIncreasing": lambda image, level: _solarize(image, 256 - _part(level, 256)),
+    "Posterize": lambda image, level: _posterize(image, _scaled_level(level, 4)),
+    "PosterizeIncreasing": lambda image, level: _posterize(image, 4 - _scaled_level(level, 4)),
+    "Solarize": lambda image, level: _solarize(image, _scaled_level(level, 256)),
+    "SolarizeIncreasing": lambda image, level: _solarize(image, 256 - _scaled_level(level, 256)),
     "SolarizeAdd": _solarize_add,
-    "Color": lambda image, level: _color(image, _factor(level)),
-    "ColorIncreasing": lambda image, level: _color(image, _increasing_factor(level)),
-    "Contrast": lambda image, level: _contrast(image, _factor(level)),
-    "ContrastIncreasing": lambda image, level: _contrast(image, _increasing_factor(level)),
-    "Brightness": lambda image, level: _brightness(image, _factor(level)),
-    "BrightnessIncreasing": lambda image, level: _brightness(image, _increasing_factor(level)),
-    "Sharpness": lambda image, level: _sharpness(image, _factor(level)),
-    "SharpnessIncreasing": lambda image, level: _sharpness(image, _increasing_factor(level)),
+    "Color": lambda image, level: _color(image, _enhance_factor(level)),
+    "ColorIncreasing": lambda image, level: _color(image, _increasing_enhance_factor(level)),
+    "Contrast": lambda image, level: _contrast(image, _enhance_factor(level)),
+    "ContrastIncreasing": lambda image, level: _contrast(image, _increasing_enhance_factor(level)),
+    "Brightness": lambda image, level: _brightness(image, _enhance_factor(level)),
+    "BrightnessIncreasing": lambda image, level: _brightness(image, _increasing_enhance_factor(level)),
+    "Sharpness": lambda image, level: _sharpness(image, _enhance_factor(level)),
+    "SharpnessIncreasing": lambda image, level: _sharpness(image, _increasing_enhance_factor(level)),
 }
 OPERATIONS = (*VALUES, *MATRICES)
 PLAIN = tuple(name for name in OPERATIONS if not name.endswith("Increasing"))

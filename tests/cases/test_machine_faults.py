@@ -269,7 +269,7 @@ def test_a_fault_of_the_machine_is_raised(code, to_write):
 
 @pytest.mark.parametrize("code", [errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EEXIST])
 def test_a_path_that_does_not_fit_is_a_fault_of_the_user(code):
-    raise_machine_fault(OSError(code, os.strerror(code), "/data/x"))
+    assert raise_machine_fault(OSError(code, os.strerror(code), "/data/x")) is None
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.EROFS])

@@ -1,7 +1,7 @@
 """The published training recipe of MambaVision; variants.py has the values of single variants.
 
-MESA starts after 25 to 30 % of the training, depending on the variant; 25 % is used for all. Its temperature is assumed
-to be 1.
+MESA starts after 25 to 30 % of the training, depending on the variant; 25 % is used for all. Its scale and
+temperature are assumed to be 1.
 """
 
 from types import MappingProxyType

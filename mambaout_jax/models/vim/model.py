@@ -56,7 +56,7 @@ OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
             CLASS_TOKENS,
             "middle",
             "position of class tokens fed to the classifier; none: the mean of all tokens; random: drawn for each "
-            "training batch, the middle otherwise",
+            "forward pass in training, the middle otherwise",
         ),
         "rope": ConfigKey(
             bool, None, False, "apply rotary position embeddings (RoPE) before every block; for square images"

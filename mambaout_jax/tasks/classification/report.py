@@ -113,11 +113,11 @@ def make_gallery(
     right = np.flatnonzero(classes[:, 0] == labels)
     most_confident = wrong[np.argsort(-probabilities[wrong, 0], kind="stable")][:NUM_MISTAKES]
     spread = right[np.unique(np.linspace(0, len(right) - 1, min(NUM_CORRECT, len(right))).round().astype(int))]
-    shown, missing = (most_confident, spread), None
     pictures: dict[int, dict[str, Any] | None] = {}
+    missing = None
     try:
         source = _open_same(open_split, str(predictions["fingerprint"]))
-        pictures = {int(index): _thumbnail(source, index) for indices in shown for index in indices}
+        pictures = {int(index): _thumbnail(source, index) for index in (*most_confident, *spread)}
     except (DataError, MachineError, OSError) as error:
         missing = f"The images cannot be shown: {describe_fault(error) or reason(error)}."
 
@@ -138,8 +138,8 @@ def make_gallery(
         "missing": missing,
         "count": len(labels),
         "num_mistakes": len(wrong),
-        "mistakes": [card(index) for index in shown[0]],
-        "correct": [card(index) for index in shown[1]],
+        "mistakes": [card(index) for index in most_confident],
+        "correct": [card(index) for index in spread],
     }
 
 

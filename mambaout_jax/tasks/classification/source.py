@@ -109,7 +109,7 @@ def open_source(name: str, split: str, data_dir: str | None = None) -> ImageSour
     class_names = tuple(map(normalize_name, _class_feature(records, feature).names))
     if bad := next((name for name in class_names if printable(name) != name), None):
         raise DataError(
-            f"dataset {name!r} has the class {bad!r}, whose name has control characters; prepare it with other names, "
+            f"dataset {name!r} has the class {bad!r}, whose name has control characters; prepare it with other names: "
             "weights with such class names cannot be exported"
         )
     source = ImageSource(
