@@ -82,7 +82,7 @@ def build_pass(name, kind):
         return lambda: apply(variables, images)
     optimizer = optax.adamw(1e-3, weight_decay=0.05)
 
-    def step(variables, state):
+    def step(variables, state, images, labels):
         def loss(params):
             logits, batch_stats = model.apply_train({**variables, "params": params}, images)
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), batch_stats
@@ -95,7 +95,7 @@ def build_pass(name, kind):
     carried = [(variables, optimizer.init(variables["params"]))]
 
     def train():
-        carried.append(step(*carried.pop()))
+        carried.append(step(*carried.pop(), images, labels))
         return carried[-1]
 
     return train
