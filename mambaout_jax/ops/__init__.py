@@ -6,6 +6,7 @@ from mambaout_jax.ops.depthwise import depthwise_conv2d
 from mambaout_jax.ops.images import normalize_images
 from mambaout_jax.ops.matmul import matmul
 from mambaout_jax.ops.norm import batch_norm, layer_norm, normalize, rms_norm
+from mambaout_jax.ops.resize import adaptive_avg_pool, resize_bilinear
 from mambaout_jax.ops.scan_order import SCAN_ORDERS, flatten_map, unflatten_map
 from mambaout_jax.ops.selective_scan import IMPLS as SCAN_IMPLS
 from mambaout_jax.ops.selective_scan import selective_scan, selective_scan_step
@@ -14,6 +15,7 @@ from mambaout_jax.ops.strided import strided_conv2d
 __all__ = [
     "SCAN_IMPLS",
     "SCAN_ORDERS",
+    "adaptive_avg_pool",
     "batch_norm",
     "conv2d",
     "depthwise_conv2d",
@@ -23,6 +25,7 @@ __all__ = [
     "matmul",
     "normalize",
     "normalize_images",
+    "resize_bilinear",
     "rms_norm",
     "selective_scan",
     "selective_scan_step",

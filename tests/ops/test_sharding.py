@@ -61,6 +61,8 @@ CASES = {
         [(BATCH, 6, 7, 8)],
     ),
     "strided_conv2d": (lambda w, x: ops.strided_conv2d(*x, *w, 2), [(3, 3, 8, 12)], [(BATCH, 6, 7, 8)]),
+    "resize_bilinear": (lambda w, x: ops.resize_bilinear(*x, (9, 12)), [], [(BATCH, 3, 4, 8)]),
+    "adaptive_avg_pool": (lambda w, x: ops.adaptive_avg_pool(*x, (2, 3)), [], [(BATCH, 3, 4, 8)]),
     "flatten_map": (lambda w, x: ops.flatten_map(*x, columns=True), [], [(BATCH, 3, 4, 8)]),
     "unflatten_map": (lambda w, x: ops.unflatten_map(*x, 3, 4, columns=True), [], [(BATCH, 12, 8)]),
     **{
