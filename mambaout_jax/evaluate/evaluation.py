@@ -238,6 +238,8 @@ def _load_pretrained(
         raise RunError("config.init_head is 'new', but a new last layer is untrained; set it to 'keep' to evaluate")
     model = task.build_model(sources[0].labels)
     pretrained = load_pretrained_for(config.init_from, model, head_task=config.task)
+    if not pretrained.has_head:
+        raise RunError(f"{config.init_from} has weights of the backbone only; train the head first")
     _print_notice(pretrained.licence, model)
     labels = task.imported_labels(pretrained.model, pretrained.labels).labels
     for source in sources:

@@ -6,12 +6,15 @@ from mambaout_jax.models.family import Checkpoint, Family, Publication, Recipe, 
 from mambaout_jax.models.layers.mamba_block import BlockState, MambaBlock
 from mambaout_jax.models.nnx_module import NNXModel
 from mambaout_jax.models.registry import (
+    backbone_of,
     create_model,
+    dense_families,
     families,
     families_with,
     find_family,
     list_models,
     option_keys,
+    split_name,
     variant_options,
 )
 
@@ -30,12 +33,15 @@ __all__ = [
     "Recipe",
     "ScanInfo",
     "Variant",
+    "backbone_of",
     "cpu_compiler_options",
     "create_model",
+    "dense_families",
     "families",
     "families_with",
     "find_family",
     "list_models",
     "option_keys",
+    "split_name",
     "variant_options",
 ]

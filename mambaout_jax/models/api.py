@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Key, UInt8
 
 from mambaout_jax.models.errors import ModelError
-from mambaout_jax.models.family import Family
+from mambaout_jax.models.family import Family, head_modules
 from mambaout_jax.models.layers.parameters import init_state, state_shapes
 from mambaout_jax.models.options import MIN_SIZE
 from mambaout_jax.ops import normalize_images
@@ -210,11 +210,16 @@ class Model(Functional):
         self.feature_info = tuple(map(FeatureInfo, module.feature_channels, module.feature_strides))
         # Of the blocks before each feature map; without directions where these have no SSM.
         self.scan_info = tuple(ScanInfo(*scan) for scan in getattr(module, "scans", ((),) * len(self.feature_info)))
-        # Paths of the first layer, which alone depends on in_chans, and of the last, which alone depends on
-        # num_classes.
+        # Paths of the first layer, which alone depends on in_chans, and of the last.
         self.first_conv: ParamPath = tuple(module.first_conv)
         self.classifier: ParamPath = tuple(module.classifier)
+        # Paths of all layers that depend on num_classes.
+        self.output_layers: tuple[ParamPath, ...] = tuple(
+            map(tuple, getattr(module, "output_layers", (module.classifier,)))
+        )
+        self.head_modules = head_modules(module)
         self._resample_params = getattr(module, "resample_params", None)
+        self._module_type = type(module)
 
     def __repr__(self) -> str:
         own = self.family.variant_options(self.name)
@@ -231,13 +236,13 @@ class Model(Functional):
 
     def apply(
         self, variables: Variables, images: Float[Array, "b h w i"], output: Output = "logits"
-    ) -> Float[Array, "b k"] | list[Float[Array, "..."]]:
+    ) -> Float[Array, "b *map k"] | list[Float[Array, "..."]]:
         """Compute the logits, the list of feature maps of all stages, or the embedding, for inference.
 
         Args:
             images: normalized by `input_spec`, at least 32 px high and wide.
-            output: "logits", which are the embedding if `num_classes` is 0; "features"; or "embedding", the pooled
-                input of the classifier.
+            output: "logits", (b, k), or (b, h, w, k) of a model with a head for segmentation, and the embedding if
+                `num_classes` is 0; "features"; or "embedding", the pooled input of the classifier.
 
         Raises:
             ModelError: the images are not normalized, have the wrong rank or number of channels or are too small,
@@ -276,6 +281,10 @@ class Model(Functional):
 
         return self._compute(train, variables, images, key)
 
+    def has_method(self, name: str) -> bool:
+        """Return whether `call` can apply a method."""
+        return hasattr(self._module_type, name)
+
     def call(self, variables: Variables, method: str, *args: Any, train: bool = False) -> tuple[Any, Variables]:
         """Apply a method of the module, for tasks that run their models in several stages.
 
@@ -288,13 +297,13 @@ class Model(Functional):
         Raises:
             ModelError: models of this family do not have the method.
         """
+        if not self.has_method(method):
+            raise ModelError(
+                f"{self.name} has no method {method!r}, which the task calls; a model of another family than "
+                f"{self.family.name!r} is expected"
+            )
 
         def call(module: nnx.Module, *args: Any) -> Any:
-            if not hasattr(module, method):
-                raise ModelError(
-                    f"{self.name} has no method {method!r}, which the task calls; a model of another family than "
-                    f"{self.family.name!r} is expected"
-                )
             if train:
                 module.train()
             return getattr(module, method)(*args)

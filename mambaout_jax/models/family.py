@@ -1,6 +1,6 @@
 """Families of models: modules, named variants, key formats and published recipes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
@@ -12,6 +12,14 @@ from mambaout_jax.models.key_format import KeyFormat
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def head_modules(module: nnx.Module) -> tuple[str, ...]:
+    """Return the attributes of a module that only its embedding and its logits use, not its feature maps.
+
+    They are the class attribute `head_modules`, or else the attribute that has the last layer.
+    """
+    return tuple(getattr(module, "head_modules", module.classifier[:1]))
 
 
 @dataclass(frozen=True)
@@ -103,8 +111,9 @@ class Family:
 
     Args:
         name: name of the family.
-        module: the module class, which takes every option as a keyword argument. It has the methods `features`, `embed`
-            and `logits` of (images, key); docs/extending.md lists its attributes.
+        module: the module class, or a function that builds the module, which takes every option as a keyword argument.
+            It has the methods `features`, `embed` and `logits` of (images, key); docs/extending.md lists its
+            attributes.
         options: by name, `models.options.COMMON` included; a default is that of the variants that do not set it.
         variants: by the name that `create_model` takes. Weights without a name are taken for the first of several
             variants with the same shapes, options and preprocessing.
@@ -112,16 +121,20 @@ class Family:
         timm_options: options with only one value in timm; None if timm does not have the family.
         recipe: of the variants that do not change it (`recipe_of`); None if none is published.
         publication: None for a family without a paper.
+        backbone: the family of the backbones of models with a head; None for other models.
+        output_norms: pattern of the names of the norms of the feature maps, in published models with a head.
     """
 
     name: str
-    module: type[nnx.Module]
+    module: Callable[..., nnx.Module]
     options: Mapping[str, ConfigKey]
     variants: Mapping[str, Variant]
     key_formats: tuple[KeyFormat, ...]
     timm_options: Mapping[str, Any] | None = None
     recipe: Recipe | None = None
     publication: Publication | None = None
+    backbone: "Family | None" = None
+    output_norms: str = "norm#"
 
     def variant_options(self, name: str) -> dict[str, Any]:
         """Return every option of a variant with its value."""

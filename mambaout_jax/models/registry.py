@@ -16,6 +16,8 @@ from mambaout_jax.models import localvim, localvmamba, mambaout, mambavision, pl
 from mambaout_jax.models.api import InputSpec, Model
 from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.family import Family, Variant
+from mambaout_jax.models.heads import upernet
+from mambaout_jax.models.heads.head import CLASSIFIER_OPTIONS, Head, compose
 from mambaout_jax.models.options import DTYPES, PREPROCESSING, dtype_name, plain_integers
 from mambaout_jax.words import listed
 
@@ -29,6 +31,9 @@ BUILT_IN: tuple[Family, ...] = (
     localvmamba.FAMILY,
     mambavision.FAMILY,
 )
+
+# Each forms a family with the backbones of every family.
+HEADS: tuple[Head, ...] = (upernet.HEAD,)
 
 # Arguments of timm's `create_model` that ours does not have, and what replaces them.
 _TIMM_ARGUMENTS: Mapping[str, str] = MappingProxyType(
@@ -60,12 +65,28 @@ def families() -> tuple[Family, ...]:
     return found
 
 
+def dense_families() -> tuple[Family, ...]:
+    """Return the families of all heads on the backbones of all families."""
+    return tuple(compose(head, family) for head in HEADS for family in families())
+
+
+def split_name(model_name: str) -> tuple[Head | None, str]:
+    """Return the head and the name of the backbone of a model; None and its own name for models without a head."""
+    for head in HEADS:
+        if model_name.startswith(f"{head.name}_"):
+            return head, model_name.removeprefix(f"{head.name}_")
+    return None, model_name
+
+
 def find_family(model_name: str) -> Family:
-    """Return the family that a variant belongs to.
+    """Return the family that a variant belongs to; HEAD_BACKBONE is the variant of a head on a backbone.
 
     Raises:
         ModelError: the name is unknown; the message has the nearest known one.
     """
+    head, backbone = split_name(model_name)
+    if head is not None:
+        return compose(head, find_family(backbone))
     owners = {name: family for family in families() for name in family.variants}
     _require_known(model_name, owners, "model")
     return owners[model_name]
@@ -104,11 +125,14 @@ def variant_options(name: str) -> dict[str, Any]:
     return find_family(name).variant_options(name)
 
 
-def create_model(name: str, *, img_size: int | tuple[int, int] | None = None, **options: Any) -> Model:
+def create_model(
+    name: str, *, backbone: str | None = None, img_size: int | tuple[int, int] | None = None, **options: Any
+) -> Model:
     """Build a variant by name.
 
     Args:
-        name: one of `list_models()`.
+        name: one of `list_models()`, a head such as "upernet", or both, as in "upernet_mambaout_tiny".
+        backbone: one of `list_models()` for a head; None for other models.
         img_size: side or (height, width) of the images, 32 px and up; None for the variant's own.
         options: options of the family that differ from the variant's, such as num_classes (0 for no classifier),
             drop_path_rate or dtype (`option_keys(name)` has all of them), and fields of its `input_spec`: mean, std,
@@ -117,6 +141,7 @@ def create_model(name: str, *, img_size: int | tuple[int, int] | None = None, **
     Raises:
         ModelError: the name or an option is unknown (the message has the nearest one), or a value is out of range.
     """
+    name = _with_backbone(name, backbone)
     family = find_family(name)
     variant = family.variants[name]
     keys, own = option_keys(name), variant_options(name)
@@ -141,6 +166,26 @@ def create_model(name: str, *, img_size: int | tuple[int, int] | None = None, **
     if "img_size" in own:  # the family's parameters depend on it
         options["img_size"] = spec.size
     return Model(_build_module(family, options), name=name, family=family, options=options, input_spec=spec)
+
+
+def backbone_of(model: Model) -> Model | None:
+    """Return the classifier that the backbone of a model belongs to; None if the model has no head on a backbone."""
+    family = model.family.backbone
+    if family is None:
+        return None
+    _, name = split_name(model.name)
+    options = {option: model.options[option] for option in family.options if option not in CLASSIFIER_OPTIONS}
+    return create_model(name, **{**options, "img_size": model.input_spec.size})
+
+
+def _with_backbone(name: str, backbone: str | None) -> str:
+    """Return the full name of a model."""
+    names = [head.name for head in HEADS]
+    if (name in names) == (backbone is not None):
+        return name if backbone is None else f"{name}_{backbone}"
+    if backbone is None:
+        raise ModelError(f"{name!r} needs a backbone, for example create_model({name!r}, backbone='mambaout_tiny')")
+    raise ModelError(f"backbone is {backbone!r}, but {name!r} is not a head; expected one of {', '.join(names)}")
 
 
 def _build_module(family: Family, options: Mapping[str, Any]) -> nnx.Module:

@@ -8,10 +8,10 @@ import jax
 from etils import epath
 
 from mambaout_jax.data.names import normalize_name
-from mambaout_jax.models import Model, create_model
+from mambaout_jax.models import Model, backbone_of, create_model, find_family
 from mambaout_jax.models.api import ParamPath
 from mambaout_jax.run.errors import RunError
-from mambaout_jax.run.workdir import is_workdir, restore_run
+from mambaout_jax.run.workdir import is_workdir, load_config, open_workdir, restore_run
 from mambaout_jax.tasks.api import Task
 from mambaout_jax.weights import (
     adapt_first_layer,
@@ -23,6 +23,7 @@ from mambaout_jax.weights import (
     resample_variables,
     resolve_model,
 )
+from mambaout_jax.weights.key_map import matching_formats
 from mambaout_jax.words import count
 
 
@@ -34,6 +35,7 @@ class Pretrained(NamedTuple):
         labels: the labels of its outputs; empty if unknown.
         description: the origin of the weights, for messages.
         licence: name of their licence; None if it is unknown.
+        has_head: whether they have all layers but the last; False for those of a backbone.
     """
 
     variables: dict[str, Any]
@@ -41,6 +43,7 @@ class Pretrained(NamedTuple):
     labels: Mapping[str, Any]
     description: str
     licence: str | None
+    has_head: bool = True
 
 
 def load_pretrained_for(source: epath.PathLike, model: Model, *, head_task: type[Task] | None = None) -> Pretrained:
@@ -54,6 +57,8 @@ def load_pretrained_for(source: epath.PathLike, model: Model, *, head_task: type
         RunError, WeightsError: the source cannot be read, is of another family, its last layer was trained for another
             task, or parameters outside the last layer are missing, unexpected or of another shape.
     """
+    if (backbone := backbone_of(model)) is not None and _is_classifier(source, backbone):
+        return _of_backbone(load_pretrained_for(source, backbone), backbone)
     if not is_workdir(source):
         pretrained = _load_torch(source, model, with_classifier=head_task is not None)
         _check_head(pretrained, model, keep=head_task is not None)
@@ -74,6 +79,22 @@ def load_pretrained_for(source: epath.PathLike, model: Model, *, head_task: type
     pretrained = Pretrained(variables, run.model, run.labels, description, run.licence)
     _check_head(pretrained, model, keep=head_task is not None)
     return pretrained
+
+
+def _is_classifier(source: epath.PathLike, backbone: Model) -> bool:
+    """Return whether weights are those of a classifier of the family of a backbone."""
+    if is_workdir(source):
+        return find_family(load_config(open_workdir(source)).model["name"]) is backbone.family
+    return matching_formats(read_checkpoint(source).shapes)[0][0] is backbone.family
+
+
+def _of_backbone(pretrained: Pretrained, backbone: Model) -> Pretrained:
+    """Return the weights of a classifier as those of the backbone of a model; they have no head."""
+    variables = {
+        kind: {"backbone": {name: value for name, value in values.items() if name not in backbone.head_modules}}
+        for kind, values in pretrained.variables.items()
+    }
+    return pretrained._replace(variables=variables, labels={}, has_head=False)
 
 
 def _check_head(pretrained: Pretrained, model: Model, *, keep: bool) -> None:
@@ -146,11 +167,15 @@ def merge_pretrained(
         The variables on the host, and a sentence about their origin.
     """
     theirs = _flatten(pretrained.variables)
-    taken = [
-        leaf if init_head == "new" and _in_head(path, model) else theirs[path] for path, leaf in _flatten(fresh).items()
-    ]
+
+    def is_new(path: ParamPath) -> bool:
+        return (init_head == "new" and _in_head(path, model)) or (not pretrained.has_head and path not in theirs)
+
+    taken = [leaf if is_new(path) else theirs[path] for path, leaf in _flatten(fresh).items()]
     variables = jax.tree.unflatten(jax.tree.structure(fresh), jax.device_get(taken))
-    if init_head == "new":
+    if not pretrained.has_head:
+        head = "a new head"
+    elif init_head == "new":
         head = "a new last layer"
     elif _name_same_outputs(pretrained.labels, labels):
         head = "their last layer"
@@ -175,7 +200,7 @@ def _composed(value: Any) -> str:
 
 
 def _in_head(path: ParamPath, model: Model) -> bool:
-    return path[1 : 1 + len(model.classifier)] == model.classifier
+    return any(path[1 : 1 + len(layer)] == layer for layer in model.output_layers)
 
 
 def _flatten(variables: dict[str, Any]) -> dict[ParamPath, Any]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from mambaout_jax.models import Family, families
+from mambaout_jax.models import Family, dense_families, families
 from mambaout_jax.models.api import ParamPath
 from mambaout_jax.models.key_format import KeyFormat, Rule, Transform, default_transform
 from mambaout_jax.weights.errors import WeightsError
@@ -93,7 +93,7 @@ def is_known(key: str) -> bool:
     """Return whether a key belongs to any key format; keys without a dot, which many models share, do not count."""
     return "." in key and any(
         from_torch_key(key_format, key) is not None or is_ignored(key_format, key)
-        for family in families()
+        for family in (*families(), *dense_families())
         for key_format in family.key_formats
     )
 
@@ -109,14 +109,14 @@ def matching_formats(keys: Iterable[str], prefer: Family | None = None) -> list[
     """
     # Keys without a dot do not count: many models share names such as "pos_embed".
     keys = list(keys)
+    candidates = (*families(), *dense_families())
+    formats = [(family, key_format) for family in candidates for key_format in family.key_formats]
     known = {
         (family, key_format.name): sum(
             "." in key and (from_torch_key(key_format, key) is not None or is_ignored(key_format, key)) for key in keys
         )
-        for family in families()
-        for key_format in family.key_formats
+        for family, key_format in formats
     }
-    formats = [(family, key_format) for family in families() for key_format in family.key_formats]
     found = [pair for pair in formats if 2 * known[pair[0], pair[1].name] >= max(len(keys), 1)]
     if not found:
         some = ", ".join(sorted(keys)[:3]) or "none"

@@ -170,7 +170,7 @@ def _can_express(family: Family, options: Mapping[str, Any], key_format: KeyForm
 def _keys_of_data(family: Family, name: str, key_format: KeyFormat) -> set[str]:
     """Return the keys of all tensors whose shapes depend on num_classes, in_chans or img_size."""
     model = _build(family, name)
-    layers = (model.first_conv, model.classifier)
+    layers = (model.first_conv, *model.output_layers)
     keys = {key for spec in _specs(family, name, key_format) if spec.paths[0][1:-1] in layers for key in spec.keys}
     return keys | sized_axes(model, key_format).keys()
 

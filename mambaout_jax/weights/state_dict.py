@@ -1,5 +1,6 @@
 """Conversion of PyTorch state dicts to variables and back; the match is exact in both directions."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -114,15 +115,16 @@ def from_tensors(
     else:
         expected = model_of_weights(model, key_format, {**shapes, **last_layer}, img_size)
         kept = {key: shape for key, shape in shapes.items() if key not in last_layer}
-        wanted = {**expected.shapes, "params": _without_layer(expected.shapes["params"], model.classifier)}
+        params = functools.reduce(_without_layer, model.output_layers, expected.shapes["params"])
+        wanted = {**expected.shapes, "params": params}
         variables = load_state_dict(model.name, wanted, key_format, tensors, kept)
     return variables if expected is model else resample_variables(model, variables, expected.input_spec.size)
 
 
 def classifier_shapes(model: Model, key_format: KeyFormat) -> dict[str, Shape]:
-    """Return the shapes of the tensors of the last layer, by key."""
+    """Return the shapes of the tensors of the layers that depend on the classes, by key."""
     return expected_shapes(
-        spec for spec in tensor_specs(model.shapes, key_format) if spec.paths[0][1:-1] == model.classifier
+        spec for spec in tensor_specs(model.shapes, key_format) if spec.paths[0][1:-1] in model.output_layers
     )
 
 
@@ -145,10 +147,18 @@ def _without_layer(params: Mapping[str | int, Any], layer: ParamPath) -> dict[st
 
 
 def with_new_classifier(model: Model, variables: dict[str, Any], key: Key[Array, ""]) -> dict[str, Any]:
-    """Return variables with the last layer of `model.init(key)`; those given have none, or another one."""
+    """Return variables with the last layers of `model.init(key)`; those given have none, or others."""
+
     # Under jit, the other layers are not computed.
-    layer = jax.jit(lambda key: _get_layer(model.init(key)["params"], model.classifier))(key)
-    return {**variables, "params": _with_layer(variables["params"], model.classifier, layer)}
+    @jax.jit
+    def initialize(key: Key[Array, ""]) -> list[Any]:
+        params = model.init(key)["params"]
+        return [_get_layer(params, path) for path in model.output_layers]
+
+    params = variables["params"]
+    for path, layer in zip(model.output_layers, initialize(key), strict=True):
+        params = _with_layer(params, path, layer)
+    return {**variables, "params": params}
 
 
 def _get_layer(params: Mapping[str | int, Any], path: ParamPath) -> Any:

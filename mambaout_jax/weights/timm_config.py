@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from mambaout_jax.checks import find_fault, nearest_names, shorten
 from mambaout_jax.errors import printable, reason
 from mambaout_jax.machine import raise_machine_fault
-from mambaout_jax.models import find_family, list_models
+from mambaout_jax.models import find_family, list_models, split_name
 from mambaout_jax.weights.errors import WeightsError
 from mambaout_jax.words import count
 
@@ -163,9 +163,9 @@ def _architecture(value: str | None, origin: str) -> str:
     if value is None:
         raise WeightsError(f"{origin}: {CONFIG_NAME} has no architecture; timm's format is expected")
     name = value.split(".")[0]  # the rest is the tag of the weights
-    known = list_models()
-    if name not in known:
-        [near] = nearest_names(name[:100], known)
+    known, (_, backbone) = list_models(), split_name(name)
+    if backbone not in known:
+        [near] = nearest_names(backbone[:100], known)
         raise WeightsError(
             f"{origin}: {CONFIG_NAME} has architecture {shorten(value)}, which is not a known model; the nearest is "
             f"{near!r}; python -m mambaout_jax models lists all"

@@ -43,6 +43,11 @@ def _files() -> dict[str, Path]:
     return {path.stem: path for path in reversed(found)}
 
 
+def path(name: str) -> Path:
+    """Return the JSON file of a case."""
+    return _files()[name]
+
+
 def known() -> set[str]:
     """Return all cases that there are, here or elsewhere."""
     return set(json.loads((GOLDEN / "cases.json").read_text())) | _files().keys()
@@ -144,7 +149,8 @@ def skipped() -> dict[str, int]:
     others = [name for name in _files() if about(name)["kind"] == "model" and not _family(name)]
     # Tests of their layers compare them.
     layers = ("gated_cnn_block__*", "mamba_block__*", "vss_block__*", "mambavision_mixer__*", "plainmamba_mixer__*")
-    blocks = {name for pattern in layers for name in names(pattern)}
+    heads = ("uper_head__*", "fcn_head__*", "segmentor__*")
+    blocks = {name for pattern in (*layers, *heads) for name in names(pattern)}
     elsewhere = "lacks them" if "MAMBAOUT_GOLDEN" in os.environ else "is not set"
     return {
         f"not in tests/golden, and MAMBAOUT_GOLDEN {elsewhere}": len(absent),

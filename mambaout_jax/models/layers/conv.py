@@ -95,6 +95,26 @@ def default_conv2d(
     )
 
 
+class ConvTranspose2d(nnx.Module):
+    """A transposed convolution whose stride is its kernel size, plus a bias; `weight` is (k, k, in, out).
+
+    Every pixel becomes k x k pixels. Initial values are those of PyTorch's `nn.ConvTranspose2d`.
+    """
+
+    def __init__(self, in_chans: int, out_chans: int, kernel_size: int, *, dtype: jnp.dtype):
+        initializer = uniform_within(1 / math.sqrt(kernel_size**2 * out_chans))
+        self.weight = parameter((kernel_size, kernel_size, in_chans, out_chans), initializer)
+        self.bias = parameter((out_chans,), initializer)
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b ho wo o"]:
+        (b, h, w, i), (kh, kw, _, o) = x.shape, self.weight.shape
+        weight = self.weight.astype(self.dtype).transpose(2, 0, 1, 3).reshape(i, -1)
+        patches = matmul(x.astype(self.dtype), weight).reshape(b, h, w, kh, kw, o)
+        y = patches.swapaxes(2, 3).reshape(b, kh * h, kw * w, o)
+        return saveable(y + per_channel(self.bias, y))
+
+
 def _pair(value: Pair) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else value
 

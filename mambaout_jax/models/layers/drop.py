@@ -25,7 +25,16 @@ def drop_path(
 
 def dropout(x: Float[Array, "*batch d"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "*batch d"]:
     """Zero each element with probability `rate` and divide the others by 1 - rate."""
+    return _drop(x, rate, key, x.shape)
+
+
+def channel_dropout(x: Float[Array, "b h w d"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "b h w d"]:
+    """Zero each channel of each map with probability `rate` and divide the others by 1 - rate."""
+    return _drop(x, rate, key, (x.shape[0], 1, 1, x.shape[3]))
+
+
+def _drop(x, rate, key, shape):
     if key is None or rate == 0.0:
         return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    keep = jax.random.bernoulli(key, 1.0 - rate, shape)
     return x * (keep / (1.0 - rate)).astype(x.dtype)

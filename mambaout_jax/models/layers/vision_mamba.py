@@ -124,6 +124,9 @@ class VisionMamba(nnx.Module):
         self.scan_blocks = scan_blocks
         self.remat = remat
 
+    # What the feature maps do not use.
+    head_modules = ("norm_f", "head")
+
     @property
     def first_conv(self) -> tuple[str, ...]:
         """Return the path of the first layer."""

@@ -13,5 +13,6 @@ FAMILY = Family(
     variants=VARIANTS,
     key_formats=(ORIGINAL,),
     recipe=RECIPE,
+    output_norms="outnorm#",
     publication=PUBLICATION,
 )

@@ -197,6 +197,7 @@ class MambaVision(nnx.Module):
     feature_strides = (4, 8, 16, 32)
     first_conv = ("stem", "conv1")
     classifier = ("head",)
+    head_modules = ("norm", "head")  # what the feature maps do not use
 
     def __init__(
         self,

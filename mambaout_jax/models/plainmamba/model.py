@@ -187,6 +187,9 @@ class PlainMamba(nnx.Module):
         self.scan_blocks = scan_blocks
         self.remat = remat
 
+    # What the feature maps do not use.
+    head_modules = ("norm", "head")
+
     @property
     def first_conv(self) -> tuple[str, ...]:
         """Return the path of the first layer."""

@@ -5,8 +5,9 @@ transformers, 2021; for causal attention, Yu and Wang, MambaOut, 2025, figure 3.
 those of timm's `vision_transformer.py`.
 """
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -20,14 +21,14 @@ from mambaout_jax.checks import ConfigKey
 from mambaout_jax.models.api import ParamPath
 from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.layers.attention import Attention
-from mambaout_jax.models.layers.blocks import run_blocks
+from mambaout_jax.models.layers.blocks import chosen_blocks, run_blocks
 from mambaout_jax.models.layers.drop import drop_path, dropout
 from mambaout_jax.models.layers.linear import Linear, Mlp
 from mambaout_jax.models.layers.norm import LayerNorm
 from mambaout_jax.models.layers.parameters import normal, parameter
 from mambaout_jax.models.layers.patch_embed import PatchEmbed
 from mambaout_jax.models.layers.position import check_image_size, resample_pos_embed
-from mambaout_jax.models.options import BLOCKS, COMMON, IMG_SIZE, require
+from mambaout_jax.models.options import BLOCKS, COMMON, IMG_SIZE, OUT_INDICES, require
 
 
 def _almost_zero(noise: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -54,7 +55,7 @@ class Block(nnx.Module):
         return x + drop_path(self.mlp(self.norm2(x)), drop_path_rate, keys[1])
 
 
-# Names and defaults are those of timm 1.0.31, vision_transformer.py, except `attention`.
+# Names and defaults are those of timm 1.0.31, vision_transformer.py, except `attention` and `out_indices`.
 OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
     {
         **COMMON,
@@ -75,6 +76,7 @@ OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
         "attention": ConfigKey(
             str, ("full", "causal"), "full", "causal: a token attends to itself and the tokens before it"
         ),
+        "out_indices": OUT_INDICES,
     }
 )
 
@@ -82,8 +84,8 @@ OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
 class VisionTransformer(nnx.Module):
     """The Vision Transformer, with the options of `OPTIONS`.
 
-    Its one feature map is the output of the last block, before any norm and without the class token, as in timm's
-    `forward_intermediates` by default. It accepts images of `img_size` only.
+    Its feature maps are the outputs of the blocks in `out_indices`, before any norm and without the class token, as in
+    timm's `forward_intermediates` by default. It accepts images of `img_size` only.
 
     Raises:
         ModelError: options do not fit together, or the logits could not depend on the image.
@@ -102,6 +104,7 @@ class VisionTransformer(nnx.Module):
         global_pool: str,
         fc_norm: bool | None,
         attention: str,
+        out_indices: Sequence[int] | None,
         num_classes: int,
         in_chans: int,
         drop_path_rate: float,
@@ -132,10 +135,14 @@ class VisionTransformer(nnx.Module):
         self.head = Linear(embed_dim, num_classes, dtype=dtype)
         self.patch_size = patch_size
         self.global_pool = global_pool
+        self.out_indices = chosen_blocks(out_indices, depth)
         self.drop_rate = drop_rate
         self.drop_path_rates = tuple(np.linspace(0.0, drop_path_rate, depth).tolist())
         self.scan_blocks = scan_blocks
         self.remat = remat
+
+    # What the feature maps do not use.
+    head_modules = ("norm", "fc_norm", "head")
 
     @property
     def first_conv(self) -> tuple[str, ...]:
@@ -149,13 +156,13 @@ class VisionTransformer(nnx.Module):
 
     @property
     def feature_channels(self) -> tuple[int, ...]:
-        """Return the channels of the one map."""
-        return (self.pos_embed.shape[-1],)
+        """Return the channels of each map."""
+        return (self.pos_embed.shape[-1],) * len(self.out_indices)
 
     @property
     def feature_strides(self) -> tuple[int, ...]:
-        """Return the stride of the one map, in pixels."""
-        return (self.patch_size,)
+        """Return the stride of each map, in pixels."""
+        return (self.patch_size,) * len(self.out_indices)
 
     @property
     def no_decay(self) -> tuple[tuple[str, ...], ...]:
@@ -183,13 +190,17 @@ class VisionTransformer(nnx.Module):
         )
 
     def features(self, images: Float[Array, "b h w i"], key: Key[Array, ""] | None) -> list[Array]:
-        """Compute the one map."""
-        patches = self._patches(self._tokens(images, key))
-        return [patches.reshape(patches.shape[0], *self._grid(self.img_size), patches.shape[2])]
+        """Compute the maps of the chosen blocks."""
+        x, maps = self._tokens(images), []
+        for first, last in itertools.pairwise((-1, *self.out_indices)):
+            x = self._run_blocks(x, key, first + 1, last + 1)
+            patches = self._patches(x)
+            maps.append(patches.reshape(patches.shape[0], *self._grid(self.img_size), patches.shape[2]))
+        return maps
 
     def embed(self, images: Float[Array, "b h w i"], key: Key[Array, ""] | None) -> Float[Array, "b d"]:
         """Compute the input of the last layer."""
-        x = self._tokens(images, key)
+        x = self._run_blocks(self._tokens(images), key, 0, len(self.blocks))
         if self.norm is not None:
             x = self.norm(x)
         x = x[:, 0] if self.global_pool == "token" else self._patches(x).astype(jnp.float32).mean(1)
@@ -201,14 +212,19 @@ class VisionTransformer(nnx.Module):
         """Compute the logits."""
         return self.head(self.embed(images, key)).astype(jnp.float32)
 
-    def _tokens(self, images, key):
+    def _tokens(self, images):
+        """Compute the input of the first block."""
         check_image_size(images, self.img_size)
         x = self.patch_embed(images)
         if self.cls_token is not None:
             first = jnp.broadcast_to(self.cls_token.astype(x.dtype), (x.shape[0], 1, x.shape[2]))
             x = jnp.concatenate([first, x], axis=1)
-        x = x + self.pos_embed.astype(x.dtype)
-        return run_blocks(self.blocks, x, key, self.drop_path_rates, first=0, scan=self.scan_blocks, remat=self.remat)
+        return x + self.pos_embed.astype(x.dtype)
+
+    def _run_blocks(self, x, key, first, last):
+        """Compute the blocks from `first` to before `last`."""
+        rates = self.drop_path_rates[first:last]
+        return run_blocks(self.blocks[first:last], x, key, rates, first=first, scan=self.scan_blocks, remat=self.remat)
 
     def _grid(self, img_size):
         return tuple(side // self.patch_size for side in img_size)

@@ -13,6 +13,7 @@ FAMILY = Family(
     variants=VARIANTS,
     key_formats=(ORIGINAL, ARCHIVE),
     recipe=RECIPE,
+    output_norms="outnorm#",
     publication=Publication(
         title="VMamba: Visual State Space Model",
         paper="https://arxiv.org/abs/2401.10166",
