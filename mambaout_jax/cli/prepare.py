@@ -18,34 +18,43 @@ EPILOG = """\
   prepare imagenet --folder DIR     ImageNet from DIR/train/n01440764/*.JPEG and DIR/val
   prepare imagenet --tfrecord DIR   ImageNet from TFRecords that TFDS prepared
   prepare folder DIR                images in DIR/{train,val,test}/CLASS, or in DIR/CLASS (--val 0.1 splits them)
+  prepare scenes[/128|/256|/512|/match_128]  digits on photographs, for segmentation. Generated in a minute
+  prepare segmentation DIR          DIR/{train,val,test}/{images,masks}, or DIR/{images,masks}; DIR/classes.txt
+  prepare ade20k --zip FILE         ADE20K from ADEChallengeData2016.zip
+  prepare ade20k --folder DIR       ADE20K from the folder ADEChallengeData2016
 
 Rerun the same command to resume after an interruption."""
 KINDS = ("tars", "folder", "tfrecord")
+# Names that stand for files of the user.
+OWN = ("imagenet", "folder", "segmentation", "ade20k")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
-    parser.add_argument("name", metavar="NAME", help="imagenet, folder, or a dataset's name")
-    parser.add_argument("source", metavar="DIR", nargs="?", help="class folders of images (with `folder`)")
+    parser.add_argument("name", metavar="NAME", help="imagenet, folder, segmentation, ade20k, or a dataset's name")
+    parser.add_argument("source", metavar="DIR", nargs="?", help="your images (with `folder` and `segmentation`)")
     for kind in KINDS:
         parser.add_argument(f"--{kind}", metavar="DIR", help="location and format of ImageNet (with `imagenet`)")
-    parser.add_argument("--name", dest="called", metavar="NAME", help="name of the dataset (with `folder`)")
+    parser.add_argument("--zip", metavar="FILE", help="ADEChallengeData2016.zip (with `ade20k`)")
+    parser.add_argument(
+        "--name", dest="called", metavar="NAME", help="name of the dataset (with `folder` and `segmentation`)"
+    )
     parser.add_argument(
         "--val",
         type=_fraction,
         default=0.0,
         metavar="FRACTION",
-        help="fraction of the images of each class for a validation split (with `folder`)",
+        help="fraction of the images (with `folder`, of each class) for a validation split (with your folders)",
     )
-    parser.add_argument("--skip-bad", action="store_true", help="leave out files that are not images (with `folder`)")
-    parser.add_argument("--overwrite", action="store_true", help="replace the dataset (with `imagenet` and `folder`)")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out damaged files (with your folders)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the dataset (with your own files)")
     parser.add_argument("--data-dir", help="folder or bucket for prepared datasets (default: that of TFDS)")
     parser.add_argument(
         "--workers",
         type=integer(1),
-        help="number of writing processes (with `imagenet` and `folder`; default: one per core)",
+        help="number of writing processes (with your own files; default: one per core)",
     )
 
 
@@ -60,16 +69,26 @@ def run(args: argparse.Namespace) -> int:
     """Prepare the dataset and print its path; return 1 if a download, an upload or a write fails."""
     with announced(LOADING):
         from mambaout_jax.data import DataError
-        from mambaout_jax.data.prepare import prepare_dataset, prepare_folder, prepare_imagenet
+        from mambaout_jax.data.prepare import (
+            prepare_ade20k,
+            prepare_dataset,
+            prepare_folder,
+            prepare_imagenet,
+            prepare_segmentation,
+        )
         from mambaout_jax.data.workers import count_cores
 
     kinds = [kind for kind in KINDS if getattr(args, kind) is not None]
-    own = args.name in ("imagenet", "folder")
+    own = args.name in OWN
     if args.name == "imagenet" and (len(kinds) != 1 or args.source or args.called or args.val or args.skip_bad):
         raise DataError("prepare imagenet requires one of --tars DIR, --folder DIR and --tfrecord DIR")
-    if args.name == "folder" and (kinds or not args.source):
-        raise DataError("prepare folder requires the folder of the images: prepare folder DIR [--name NAME]")
-    others = (args.source, args.called, args.workers, args.val, args.skip_bad, args.overwrite)
+    if args.name in ("folder", "segmentation") and (kinds or args.zip or not args.source):
+        raise DataError(f"prepare {args.name} requires the folder of the images: prepare {args.name} DIR [--name NAME]")
+    if args.name == "ade20k" and (
+        (args.zip is None) == (kinds != ["folder"]) or args.source or args.called or args.val
+    ):
+        raise DataError("prepare ade20k requires one of --zip FILE and --folder DIR")
+    others = (args.zip, args.source, args.called, args.workers, args.val, args.skip_bad, args.overwrite)
     if not own and (kinds or any(others)):
         raise DataError(f"prepare {args.name} takes only --data-dir; for your own images, see prepare --help")
     workers = args.workers or count_cores()
@@ -78,8 +97,13 @@ def run(args: argparse.Namespace) -> int:
             if args.name == "imagenet":
                 source = getattr(args, kinds[0])
                 _report(prepare_imagenet(kinds[0], source, args.data_dir, workers, overwrite=args.overwrite))
-            elif args.name == "folder":
-                prepared = prepare_folder(
+            elif args.name == "ade20k":
+                source = args.zip or args.folder
+                zipped = args.zip is not None
+                _report(prepare_ade20k(source, args.data_dir, workers, zipped=zipped, overwrite=args.overwrite))
+            elif own:
+                prepare = {"folder": prepare_folder, "segmentation": prepare_segmentation}[args.name]
+                prepared = prepare(
                     args.source,
                     args.called,
                     args.data_dir,

@@ -12,9 +12,10 @@ from mambaout_jax.checks import suggest
 from mambaout_jax.data.errors import DataError
 from mambaout_jax.storage import find_pattern, find_undecodable, find_unknown_home
 
-DIGITS, PATHFINDER, IMAGENET = "digits", "pathfinder", "imagenet2012"
+DIGITS, PATHFINDER, SCENES = "digits", "pathfinder", "scenes"
+IMAGENET, ADE20K = "imagenet2012", "ade20k"
 # TFDS has the default configs of its own datasets; our builders are not imported for reading.
-DEFAULT_CONFIGS = {PATHFINDER: "64"}
+DEFAULT_CONFIGS = {PATHFINDER: "64", SCENES: "128"}
 
 
 def parse_name(name: str) -> tuple[str, dict]:
@@ -45,7 +46,7 @@ def join_name(dataset: str, options: dict) -> str:
 
 def known_datasets() -> list[str]:
     """Return the names of all datasets that can be prepared: those of TFDS and our generated ones."""
-    return sorted({*tfds.list_builders(with_community_datasets=False), DIGITS, PATHFINDER})
+    return sorted({*tfds.list_builders(with_community_datasets=False), DIGITS, PATHFINDER, SCENES})
 
 
 def unknown_dataset(dataset: str, others: Iterable[str] = ()) -> str:

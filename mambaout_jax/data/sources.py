@@ -108,6 +108,12 @@ class Records:
         """
         return bool(self._origin.get("exif_orientation"))
 
+    @property
+    def max_size(self) -> tuple[int, int] | None:
+        """Return the largest height and the largest width of the images, in pixels; None if they are not recorded."""
+        size = self._origin.get("max_size")
+        return None if size is None else tuple(size)
+
     def fingerprint(self, labels: Sequence[str]) -> str:
         """Return a fingerprint of the data and of `labels`, the names of the classes.
 

@@ -1,6 +1,20 @@
 """Preparation of datasets as ArrayRecord: TFDS datasets, ImageNet, and folders of images."""
 
 from mambaout_jax.data.prepare.builders import ensure_prepared, prepare_dataset
-from mambaout_jax.data.prepare.images import Prepared, prepare_folder, prepare_imagenet
+from mambaout_jax.data.prepare.images import (
+    Prepared,
+    prepare_ade20k,
+    prepare_folder,
+    prepare_imagenet,
+    prepare_segmentation,
+)
 
-__all__ = ["Prepared", "ensure_prepared", "prepare_dataset", "prepare_folder", "prepare_imagenet"]
+__all__ = [
+    "Prepared",
+    "ensure_prepared",
+    "prepare_ade20k",
+    "prepare_dataset",
+    "prepare_folder",
+    "prepare_imagenet",
+    "prepare_segmentation",
+]

@@ -14,14 +14,18 @@ from etils import epath
 from tensorflow_datasets.core import constants
 
 from mambaout_jax.data.errors import DataError
-from mambaout_jax.data.names import DIGITS, IMAGENET, PATHFINDER, data_root, parse_name, unknown_dataset
+from mambaout_jax.data.names import DIGITS, IMAGENET, PATHFINDER, SCENES, data_root, parse_name, unknown_dataset
 from mambaout_jax.data.prepare.dataset_writer import FILE_FORMAT
 from mambaout_jax.data.prepare.digits import Digits
 from mambaout_jax.data.prepare.pathfinder import Pathfinder
+from mambaout_jax.data.prepare.scenes import Scenes
 from mambaout_jax.errors import reason
 from mambaout_jax.extras import install_command
 from mambaout_jax.machine import raise_machine_fault
 from mambaout_jax.storage import is_remote
+
+# With several configs.
+GENERATED: dict[str, type[tfds.core.GeneratorBasedBuilder]] = {PATHFINDER: Pathfinder, SCENES: Scenes}
 
 # Written last, because TFDS considers a folder with both files complete.
 METADATA = (constants.FEATURES_FILENAME, constants.DATASET_INFO_FILENAME)
@@ -42,8 +46,8 @@ def prepare_dataset(name: str, data_dir: str | None = None) -> str:
     check_is_folder(data_root(data_dir))
     if dataset == DIGITS:
         return prepare_digits(data_dir)
-    if dataset == PATHFINDER:
-        return _prepare_pathfinder(options, data_dir)
+    if dataset in GENERATED:
+        return _prepare_generated(GENERATED[dataset], options, data_dir)
     if dataset == IMAGENET:
         raise DataError(
             f"{IMAGENET} is prepared from your own copy of ImageNet; "
@@ -77,7 +81,7 @@ def prepare_dataset(name: str, data_dir: str | None = None) -> str:
 
 
 def ensure_prepared(name: str, data_dir: str | None = None) -> None:
-    """Write `digits`, which requires no download, if it is missing; do nothing for other datasets and for buckets.
+    """Write `digits` or `scenes`, which require no download, if missing; do nothing for other datasets and for buckets.
 
     Called before a dataset is opened, so that the smallest experiment requires no preparation.
 
@@ -88,8 +92,13 @@ def ensure_prepared(name: str, data_dir: str | None = None) -> None:
     Raises:
         DataError: the name is malformed, or `data_dir` cannot be written.
     """
-    if parse_name(name)[0] == DIGITS and not is_remote(data_root(data_dir)):
+    dataset, options = parse_name(name)
+    if dataset not in (DIGITS, SCENES) or is_remote(data_root(data_dir)):
+        return
+    if dataset == DIGITS:
         prepare_digits(data_dir)
+    else:
+        _prepare_generated(Scenes, options, data_dir)
 
 
 def prepare_digits(data_dir: str | None = None) -> str:
@@ -104,16 +113,18 @@ def prepare_digits(data_dir: str | None = None) -> str:
     return _prepare_own(Digits, None, data_dir)
 
 
-def _prepare_pathfinder(options: dict, data_dir: str | None) -> str:
-    config = options.get("config", Pathfinder.DEFAULT_BUILDER_CONFIG_NAME)
-    version = options.get("version", str(Pathfinder.VERSION))
-    if config not in Pathfinder.builder_configs or version != str(Pathfinder.VERSION):
-        known = ", ".join(f"{Pathfinder.name}/{name}" for name in Pathfinder.builder_configs)
+def _prepare_generated(
+    builder_class: type[tfds.core.GeneratorBasedBuilder], options: dict, data_dir: str | None
+) -> str:
+    config = options.get("config", builder_class.DEFAULT_BUILDER_CONFIG_NAME)
+    version = options.get("version", str(builder_class.VERSION))
+    if config not in builder_class.builder_configs or version != str(builder_class.VERSION):
+        known = ", ".join(f"{builder_class.name}/{name}" for name in builder_class.builder_configs)
         raise DataError(
-            f"unknown dataset {Pathfinder.name}/{config}:{version}; expected one of {known}, in version "
-            f"{Pathfinder.VERSION}"
+            f"unknown dataset {builder_class.name}/{config}:{version}; expected one of {known}, in version "
+            f"{builder_class.VERSION}"
         )
-    return _prepare_own(Pathfinder, config, data_dir)
+    return _prepare_own(builder_class, config, data_dir)
 
 
 def _prepare_own(builder_class: type[tfds.core.GeneratorBasedBuilder], config: str | None, data_dir: str | None) -> str:

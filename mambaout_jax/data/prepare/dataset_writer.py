@@ -24,7 +24,15 @@ from tqdm import tqdm
 
 from mambaout_jax.data.errors import DataError
 from mambaout_jax.data.prepare.shard_workers import run_jobs
-from mambaout_jax.data.prepare.shards import Item, ShardJob, hash_item, read_item, read_manifest, write_shard
+from mambaout_jax.data.prepare.shards import (
+    Item,
+    ShardJob,
+    hash_item,
+    read_item,
+    read_label_map,
+    read_manifest,
+    write_shard,
+)
 from mambaout_jax.data.sources import ORIGIN, reading_metadata
 from mambaout_jax.errors import printable
 from mambaout_jax.process import commit_folder, lock
@@ -43,6 +51,8 @@ class Dataset:
             because it is pickled. None to store bytes unchanged.
         exif_orientation: whether images are turned upright by their EXIF orientation when they are read.
         skip_bad: leave out images that cannot be decoded.
+        read_labels: maps the bytes of a label map and (height, width) of its image to the bytes to store and the set of
+            its classes, or raises DataError; a module-level function or a partial of one. None for images with labels.
         source_stamp: a fingerprint of the source's files, taken before they were read; None for none.
         about: additional arguments of `tfds.core.DatasetInfo`.
     """
@@ -55,13 +65,15 @@ class Dataset:
     convert: Callable[[bytes, Image.Image], bytes] | None = None
     exif_orientation: bool = False
     skip_bad: bool = False
+    read_labels: Callable[[bytes, tuple[int, int]], tuple[bytes, set[int]]] | None = None
     source_stamp: str | None = None
     about: dict = dataclasses.field(default_factory=dict)
 
 
 class Written(NamedTuple):
-    """The content of a dataset, as read back from its files."""
+    """The content of a dataset, as written; an image with a label map counts for all of its classes."""
 
+    num_images: dict[str, int]
     images_per_class: dict[str, list[int]]
     num_converted: int
     num_skipped: int
@@ -134,14 +146,16 @@ def write_dataset(dataset: Dataset, workspace: Path, target: Path, workers: int)
         manifests |= dict(zip([job.file for job in missing], run_jobs(write_shard, missing, workers, bar), strict=True))
     unreadable = [tuple(bad) for job in jobs for bad in manifests[job.file]["unreadable"]]
     histograms = {split: collections.Counter() for split in dataset.splits}
+    num_images = dict.fromkeys(dataset.splits, 0)
     for job in jobs:
+        num_images[job.split] += manifests[job.file]["records"]
         labels = manifests[job.file].get("labels", {})
         histograms[job.split].update({int(label): count for label, count in labels.items()})
     counts = {split: [found[label] for label in range(len(dataset.class_names))] for split, found in histograms.items()}
     _check_readable(dataset, unreadable, len(all_items), counts)
     _write_metadata(dataset, jobs, manifests)
     commit_folder(jobs[0].file.parent, target, replace=True)
-    return Written(counts, sum(manifest["converted"] for manifest in manifests.values()), len(unreadable))
+    return Written(num_images, counts, sum(manifest["converted"] for manifest in manifests.values()), len(unreadable))
 
 
 def content_digest(dataset: Dataset) -> str:
@@ -152,9 +166,13 @@ def content_digest(dataset: Dataset) -> str:
     """
     items = [(split, item) for split, items in dataset.splits.items() for item in items]
     with ThreadPoolExecutor() as threads:
-        hashes = threads.map(lambda pair: hash_item(*pair, read_item(pair[1])), items)
+        hashes = threads.map(lambda pair: _hash_files(*pair), items)
         bar = tqdm(hashes, total=len(items), unit=" images", desc=f"comparing {dataset.name}")
         return _join_digest(dataset.class_names, sum(bar))
+
+
+def _hash_files(split: str, item: Item) -> int:
+    return hash_item(split, item, read_item(item), None if item.label_map is None else read_label_map(item))
 
 
 def _join_digest(class_names: Sequence[str], content: int) -> str:
@@ -175,7 +193,16 @@ def _plan(dataset: Dataset, workspace: Path) -> Iterator[ShardJob]:
         for index, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
             file = Path(template.sharded_filepath(shard_index=index, num_shards=num_shards))
             manifest = manifests / f"{file.name}.json"
-            yield ShardJob(split, file, manifest, tuple(items[start:end]), dataset.convert, dataset.skip_bad)
+            yield ShardJob(
+                split,
+                file,
+                manifest,
+                tuple(items[start:end]),
+                dataset.convert,
+                dataset.skip_bad,
+                dataset.read_labels,
+                dataset.exif_orientation,
+            )
 
 
 def _remove_stale_files(workspace: Path, jobs: Sequence[ShardJob], manifests: dict) -> None:
@@ -201,6 +228,9 @@ def _write_metadata(dataset: Dataset, jobs: Sequence[ShardJob], manifests: dict)
     content = sum(int(manifest["content"], 16) for manifest in manifests.values())
     digest = _join_digest(dataset.class_names, content)
     origin = {"digest": digest, "exif_orientation": dataset.exif_orientation, "source_stamp": dataset.source_stamp}
+    if dataset.read_labels:
+        sizes = [manifest["max_size"] for manifest in manifests.values()]
+        origin["max_size"] = [max(sides) for sides in zip(*sizes, strict=True)]
     (data / ORIGIN).write_text(json.dumps(origin))
     template = tfds.core.ShardedFileTemplate(data_dir=data, dataset_name=dataset.name, filetype_suffix=FILE_FORMAT)
     splits = []
@@ -218,15 +248,21 @@ def _write_metadata(dataset: Dataset, jobs: Sequence[ShardJob], manifests: dict)
         data_dir=data,
         features={
             "image": tfds.features.Image(encoding_format=dataset.encoding),
-            "label": tfds.features.ClassLabel(names=dataset.class_names),
+            **_label_feature(dataset),
             "file_name": tfds.features.Text(),
         },
         split_infos=splits,
         version=dataset.version,
         check_data=False,
-        supervised_keys=("image", "label"),
+        supervised_keys=("image", *_label_feature(dataset)),
         **dataset.about,
     )
+
+
+def _label_feature(dataset: Dataset) -> dict[str, tfds.features.FeatureConnector]:
+    if dataset.read_labels is None:
+        return {"label": tfds.features.ClassLabel(names=dataset.class_names)}
+    return {"label_map": tfds.features.LabeledImage(encoding_format="png", labels=list(dataset.class_names))}
 
 
 def _check_readable(
@@ -241,7 +277,9 @@ def _check_readable(
             f"{len(unreadable)} of {count(total, 'file')} are not images that Pillow can decode (first: {name}: "
             f"{reason}); replace or remove them and rerun the command"
         )
-    empty = [name for name, count in zip(dataset.class_names, counts["train"], strict=True) if not count]
+    # A class may be in none of the label maps.
+    per_class = [] if dataset.read_labels else zip(dataset.class_names, counts["train"], strict=True)
+    empty = [name for name, count in per_class if not count]
     if unreadable and (empty or not all(map(sum, counts.values()))):
         raise DataError(
             f"{f'class {empty[0]!r}' if empty else 'a split'} has no image that Pillow can decode; add some"

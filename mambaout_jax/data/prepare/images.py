@@ -11,8 +11,8 @@ from etils import epath
 
 from mambaout_jax import storage
 from mambaout_jax.data.errors import DataError
-from mambaout_jax.data.names import IMAGENET, data_root, known_datasets, normalize_name
-from mambaout_jax.data.prepare import folders, imagenet
+from mambaout_jax.data.names import ADE20K, IMAGENET, data_root, known_datasets, normalize_name
+from mambaout_jax.data.prepare import folders, imagenet, label_maps
 from mambaout_jax.data.prepare.builders import check_is_folder, is_complete
 from mambaout_jax.data.prepare.dataset_writer import (
     FILE_FORMAT,
@@ -142,18 +142,78 @@ def prepare_folder(
         OSError: a write failed.
     """
     folder = _expand_home(source)
-    real = Path(os.path.realpath(folder))
-    name = real.name if name is None else name
+    name = Path(os.path.realpath(folder)).name if name is None else name
     _check_name(name)
-    target = _local_folder(data_root(data_dir), name, folders.VERSION)
-    if Path(os.path.realpath(target)).is_relative_to(real):
-        raise DataError(f"{target} is inside the image folder {folder}; choose another folder with --data-dir")
     dataset = dataclasses.replace(folders.read_folder(folder, name, validation), skip_bad=skip_bad)
-    num_images = {split: len(items) for split, items in dataset.splits.items()}
+    return _prepare_listed(dataset, folder, data_dir, workers, overwrite=overwrite)
+
+
+def prepare_segmentation(
+    source: str,
+    name: str | None = None,
+    data_dir: str | None = None,
+    workers: int = 1,
+    *,
+    validation: float = 0.0,
+    skip_bad: bool = False,
+    overwrite: bool = False,
+) -> Prepared:
+    """Write images with masks as a TFDS dataset; do nothing if it was written from the same files.
+
+    Args:
+        source: a folder with {train,val,test}/{images,masks}/* or {images,masks}/*.
+        name: name of the dataset; None for the name of the folder.
+        data_dir: folder or bucket of prepared datasets; None for the default of TFDS.
+        workers: number of processes that write.
+        validation: fraction of the training images that become the split "validation"; 0 for none.
+        skip_bad: leave out images whose files cannot be decoded or do not match.
+        overwrite: replace an existing dataset.
+
+    Raises:
+        DataError: as in `prepare_folder`, or a mask does not match its image.
+        OSError: a write failed.
+    """
+    folder = _expand_home(source)
+    name = Path(os.path.realpath(folder)).name if name is None else name
+    _check_name(name)
+    dataset = dataclasses.replace(label_maps.read_mask_folder(folder, name, validation), skip_bad=skip_bad)
+    return _prepare_listed(dataset, folder, data_dir, workers, overwrite=overwrite)
+
+
+def prepare_ade20k(
+    source: str, data_dir: str | None = None, workers: int = 1, *, zipped: bool = False, overwrite: bool = False
+) -> Prepared:
+    """Write ADE20K as the dataset `ade20k`; do nothing if it was written from the same files.
+
+    Args:
+        source: the folder ADEChallengeData2016, or ADEChallengeData2016.zip.
+        data_dir: folder or bucket of prepared datasets; None for the default of TFDS.
+        workers: number of processes that write.
+        zipped: whether `source` is the zip file. It is extracted next to the prepared datasets, and kept.
+        overwrite: replace an existing dataset.
+
+    Raises:
+        DataError: the source is not ADE20K, or is incomplete or damaged.
+        OSError: a write failed.
+    """
+    folder = _expand_home(source)
+    if zipped:
+        extracted = _local_folder(data_root(data_dir), "downloads", ADE20K)
+        check_is_folder(extracted)
+        extracted.mkdir(parents=True, exist_ok=True)
+        folder = label_maps.extract_ade20k(folder, extracted)
+    return _prepare_listed(label_maps.read_ade20k(folder), folder, data_dir, workers, overwrite=overwrite)
+
+
+def _prepare_listed(dataset: Dataset, folder: Path, data_dir: str | None, workers: int, *, overwrite: bool) -> Prepared:
+    """Write a dataset whose files are listed."""
+    target = _local_folder(data_root(data_dir), dataset.name, dataset.version)
+    if Path(os.path.realpath(target)).is_relative_to(Path(os.path.realpath(folder))):
+        raise DataError(f"{target} is inside the image folder {folder}; choose another folder with --data-dir")
     return _prepare(
-        name,
+        dataset.name,
         dataset.version,
-        num_images,
+        {split: len(items) for split, items in dataset.splits.items()},
         dataset.class_names,
         lambda _: dataset,
         data_dir,
@@ -195,8 +255,7 @@ def _prepare(
                 if local.exists() and not overwrite:
                     raise DataError(f"{local} exists without the metadata of a dataset; move it away")
                 written = write_dataset(read(workspace), workspace, local, workers)
-                counts = {split: sum(found) for split, found in written.images_per_class.items()}
-                prepared = prepared._replace(num_images=counts, **written._asdict())
+                prepared = prepared._replace(**written._asdict())
             elif remote:
                 prepared = _check_prepared(epath.Path(local), prepared, class_names, is_same)
             if remote:
@@ -228,7 +287,9 @@ def _check_prepared(
     counted = {split: info.splits[split].num_examples for split in info.splits}
     file_format = info.file_format.value
     other = "rerun with --overwrite to replace it, or choose another name or data_dir"
-    same = file_format == FILE_FORMAT and tuple(map(normalize_name, info.features["label"].names)) == class_names
+    features = dict(info.features)
+    feature = features.get("label") or features["label_map"]
+    same = file_format == FILE_FORMAT and tuple(map(normalize_name, feature.names)) == class_names
     if not same:
         raise DataError(
             f"{folder} already has {expected.name}, as {file_format} with {counted}; expected {FILE_FORMAT} "

@@ -28,14 +28,27 @@ from mambaout_jax.words import count
 WRITER_OPTIONS = "group_size:1"  # required for random access, and the setting of TFDS
 
 
+class LabelMapFile(NamedTuple):
+    """The file of a label map, and its size in bytes."""
+
+    path: str
+    size: int
+
+
 class Item(NamedTuple):
-    """One image to write: its name, its label, and the file and byte range of its encoded bytes."""
+    """One image to write: its name, its label, and the file and byte range of its encoded bytes.
+
+    Args:
+        label: class of the image; -1 if it has a label map.
+        label_map: file with a class for each pixel; None for a label.
+    """
 
     file_name: str
     label: int
     path: str
     offset: int
     size: int
+    label_map: LabelMapFile | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,14 +61,21 @@ class ShardJob:
     items: tuple[Item, ...]
     convert: Callable | None
     skip_bad: bool = False
+    read_labels: Callable | None = None
+    exif_orientation: bool = False
 
     def digest(self) -> str:
         """Compute a fingerprint of the images without reading them; a finished shard with the same one is kept.
 
         It covers names, labels, sizes, and when the files last changed, which no copy or move preserves.
         """
-        changed = {path: _change_time(path) for path in {item.path for item in self.items}}
-        content = [(item.file_name, item.label, item.size, item.offset, changed[item.path]) for item in self.items]
+        label_maps = [item.label_map for item in self.items if item.label_map]
+        changed = {path: _change_time(path) for path in {part.path for part in (*self.items, *label_maps)}}
+        content = [
+            (item.file_name, item.label, item.size, item.offset, changed[item.path])
+            + ((item.label_map.size, changed[item.label_map.path]) if item.label_map else ())
+            for item in self.items
+        ]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
@@ -69,33 +89,41 @@ def write_shard(job: ShardJob, advance: Callable[[], None]) -> dict:
 
     Returns:
         The manifest: the number of records, their size in bytes, the number of images per label and of converted
-        images, the unreadable images as (name, reason), and the sum of `hash_item`, in hexadecimal digits.
+        images, the largest height and width, the unreadable images as (name, reason), and the sum of `hash_item`, in
+        hexadecimal digits.
 
     Raises:
         OSError: the shard cannot be written, or differs when read back.
     """
     temporary = job.file.with_name(f"{job.file.name}.{os.getpid()}.tmp")
     checksums, unreadable, num_converted, content = [], [], 0, 0
+    labels, max_size = collections.Counter(), [0, 0]
     digest = job.digest()
     try:
         with contextlib.closing(array_record_module.ArrayRecordWriter(str(temporary), WRITER_OPTIONS)) as writer:
             for item in job.items:
                 data = read_item(item)
-                content += hash_item(job.split, item, data)
+                mask = None if item.label_map is None else read_label_map(item)
+                content += hash_item(job.split, item, data, mask)
                 try:
-                    image, converted = _decode(data, item, job.convert)
+                    image, size, converted = _decode(data, item, job)
+                    classes = {item.label}
+                    if mask is not None:
+                        mask, classes = job.read_labels(mask, size)
                 except DataError as error:
                     unreadable.append((item.file_name, str(error)))
                 else:
-                    record = _serialize(image, item)
+                    record = _serialize(image, item, mask)
                     writer.write(record)
+                    labels.update(classes)
+                    max_size = [max(pair) for pair in zip(max_size, size, strict=True)]
                     checksums.append(zlib.crc32(record))
                     num_converted += converted
                 advance()
         manifest = {"unreadable": unreadable, "converted": num_converted, "content": f"{content:x}"}
         if unreadable and not (job.skip_bad and checksums):
             return manifest | {"records": 0}
-        manifest |= _read_back(temporary, checksums)
+        manifest |= _read_back(temporary, checksums) | {"labels": labels, "max_size": max_size}
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.rename(temporary, job.file)
@@ -134,6 +162,15 @@ def read_item(item: Item) -> bytes:
         raise MachineError(describe_fault(error, item.path)) from error
 
 
+def read_label_map(item: Item) -> bytes:
+    """Read the bytes of the label map of an image.
+
+    Raises:
+        MachineError: the file cannot be read.
+    """
+    return read_item(item._replace(path=item.label_map.path, offset=0, size=item.label_map.size))
+
+
 def _change_time(path: str) -> int:
     try:
         return os.stat(path).st_ctime_ns
@@ -141,37 +178,40 @@ def _change_time(path: str) -> int:
         raise MachineError(describe_fault(error, path)) from error
 
 
-def hash_item(split: str, item: Item, data: bytes) -> int:
-    """Compute a hash of an image with its split, name and label; sums of it identify sets of images in any order."""
+def hash_item(split: str, item: Item, data: bytes, label_map: bytes | None = None) -> int:
+    """Compute a hash of an image with its split, name and labels; sums of it identify sets of images in any order."""
     about = json.dumps([split, item.file_name, item.label, len(data)])
-    return int.from_bytes(hashlib.sha256(about.encode() + data).digest(), "big")
+    return int.from_bytes(hashlib.sha256(about.encode() + data + (label_map or b"")).digest(), "big")
 
 
-def _decode(data: bytes, item: Item, convert: Callable | None) -> tuple[bytes, bool]:
-    """Decode an image as training does; return the bytes to store and whether they were converted."""
+def _decode(data: bytes, item: Item, job: ShardJob) -> tuple[bytes, tuple[int, int], bool]:
+    """Decode an image as training does; return the bytes to store, (height, width), and whether they were converted."""
     if not item.size:
         raise DataError("the file is empty")
     if len(data) != item.size:
         raise DataError(f"the file has {len(data)} of {count(item.size, 'byte')}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about damaged metadata
-        decode_image(data)
-        stored = convert(data, Image.open(io.BytesIO(data))) if convert else data
-    return stored, stored is not data
+        width, height = decode_image(data, exif_orientation=job.exif_orientation).size
+        stored = job.convert(data, Image.open(io.BytesIO(data))) if job.convert else data
+    return stored, (height, width), stored is not data
 
 
-def _serialize(image: bytes, item: Item) -> bytes:
+def _serialize(image: bytes, item: Item, label_map: bytes | None) -> bytes:
     example = tf_example_pb2.Example()
     features = example.features.feature
     features["image"].bytes_list.value.append(image)
-    features["label"].int64_list.value.append(item.label)
+    if label_map is None:
+        features["label"].int64_list.value.append(item.label)
+    else:
+        features["label_map"].bytes_list.value.append(label_map)
     features["file_name"].bytes_list.value.append(item.file_name.encode())
     return example.SerializeToString(deterministic=True)
 
 
 def _read_back(file: Path, checksums: Sequence[int]) -> dict:
-    """Check each record of a file, and count its records, bytes and labels."""
-    labels, num_bytes = collections.Counter(), 0
+    """Check each record of a file, and count its records and bytes."""
+    num_bytes = 0
     with contextlib.closing(array_record_module.ArrayRecordReader(str(file))) as reader:
         if reader.num_records() != len(checksums):
             raise OSError(f"{file} has {reader.num_records()} of {count(len(checksums), 'record')}; check the disk")
@@ -179,6 +219,5 @@ def _read_back(file: Path, checksums: Sequence[int]) -> dict:
             record = reader.read()
             if zlib.crc32(record) != checksum:
                 raise OSError(f"record {index} of {file} differs from what was written; check the disk")
-            labels[tf_example_pb2.Example.FromString(record).features.feature["label"].int64_list.value[0]] += 1
             num_bytes += len(record)
-    return {"records": len(checksums), "bytes": num_bytes, "labels": labels}
+    return {"records": len(checksums), "bytes": num_bytes}

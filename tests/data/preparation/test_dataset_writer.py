@@ -63,7 +63,7 @@ def stop_after_shard_two(dataset, data_dir, monkeypatch):
 
 def test_a_written_dataset_is_read_by_tfds_and_open_source(insects, tmp_path):
     written = write(insects, tmp_path)
-    assert written == ({"train": [8, 8, 8], "validation": [2, 2, 1]}, 0, 0)
+    assert written == ({"train": 24, "validation": 5}, {"train": [8, 8, 8], "validation": [2, 2, 1]}, 0, 0)
     source = open_source("insects", "train", str(tmp_path))
     assert source.class_names == ("ant", "bee", "cow")
     content = (tmp_path / "images").read_bytes()

@@ -1,0 +1,239 @@
+"""Images with label maps: ADE20K, and folders of images and masks with the same names."""
+
+import functools
+import hashlib
+import io
+import zipfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from mambaout_jax.data.errors import DataError
+from mambaout_jax.data.names import ADE20K, normalize_name
+from mambaout_jax.data.prepare.dataset_writer import Dataset
+from mambaout_jax.data.prepare.folders import SPLITS, VERSION, File, has_image_extension, list_folder
+from mambaout_jax.data.prepare.shards import Item, LabelMapFile
+from mambaout_jax.errors import printable, reason
+from mambaout_jax.machine import MachineError, describe_fault, raise_machine_fault
+from mambaout_jax.words import count
+
+IGNORED = 255
+CLASSES_FILE = "classes.txt"
+# The folders of ADEChallengeData2016.zip, and the number of images that each has.
+ADE20K_FOLDER = "ADEChallengeData2016"
+ADE20K_SPLITS = {"training": ("train", 20_210), "validation": ("validation", 2_000)}
+ADE20K_CLASSES = 150
+
+
+def read_label_map(
+    encoded: bytes, size: tuple[int, int], *, num_classes: int, zero_is_ignored: bool
+) -> tuple[bytes, set[int]]:
+    """Check a label map, and return it as a gray PNG, with the set of its classes.
+
+    Args:
+        size: (height, width) of the image.
+        zero_is_ignored: 0 stands for no class and k for class k - 1, as in ADE20K.
+
+    Raises:
+        DataError: it is not a map of labels of the size of the image.
+    """
+    try:
+        image = Image.open(io.BytesIO(encoded))
+        image.load()
+    except Exception as error:  # Pillow's plugins raise many types for damaged files
+        if fault := describe_fault(error):
+            raise MachineError(fault) from error
+        raise DataError(f"the mask cannot be decoded ({type(error).__name__}: {reason(error)})") from error
+    if image.mode not in ("L", "P", "1"):
+        raise DataError(
+            f"the mask has pixels of mode {image.mode}; one label of 8 bits per pixel, gray or an index of a palette, "
+            "is expected"
+        )
+    labels = np.asarray(image).astype(np.uint8)
+    if labels.shape != size:
+        raise DataError(
+            f"the mask is {labels.shape[1]}x{labels.shape[0]} and the image {size[1]}x{size[0]}; equal sizes are "
+            "expected"
+        )
+    if zero_is_ignored:
+        labels = np.where(labels == 0, IGNORED, labels - (labels != IGNORED)).astype(np.uint8)
+    classes = set(np.unique(labels).tolist()) - {IGNORED}
+    if classes and max(classes) >= num_classes:
+        highest = max(classes) + zero_is_ignored
+        raise DataError(
+            f"the mask has the label {highest}; at most {num_classes - 1 + zero_is_ignored}, or {IGNORED} for ignored "
+            "pixels, is expected"
+        )
+    return cv2.imencode(".png", labels)[1].tobytes(), classes
+
+
+def read_ade20k(folder: Path) -> Dataset:
+    """List the images and label maps of ADE20K, as its challenge of 2016 has them.
+
+    Args:
+        folder: ADEChallengeData2016, or the folder that contains it.
+
+    Raises:
+        DataError: files are missing.
+    """
+    root = folder / ADE20K_FOLDER if (folder / ADE20K_FOLDER).is_dir() else folder
+    names = _read_object_names(root / "objectInfo150.txt")
+    splits = {}
+    for inner, (split, expected) in ADE20K_SPLITS.items():
+        splits[split] = _pair(root / "images" / inner, root / "annotations" / inner)
+        if len(splits[split]) != expected:
+            raise DataError(
+                f"{root / 'images' / inner} has {count(len(splits[split]), 'image')}; {expected:,} are expected"
+            )
+    return _dataset(ADE20K, names, splits, zero_is_ignored=True, description="ADE20K, 150 classes (2016).")
+
+
+def extract_ade20k(archive: Path, target: Path) -> Path:
+    """Extract ADEChallengeData2016.zip into a folder, and return it; files that are complete there are kept.
+
+    Raises:
+        DataError: the file is not a zip file, or is damaged.
+    """
+    try:
+        with zipfile.ZipFile(archive) as file:
+            for entry in file.infolist():
+                path = target / entry.filename
+                if not path.resolve().is_relative_to(target.resolve()):
+                    raise DataError(f"{archive} has the file {printable(entry.filename)}, outside of its folder")
+                if entry.is_dir() or (path.exists() and path.stat().st_size == entry.file_size):
+                    continue
+                file.extract(entry, target)
+    except (OSError, zipfile.BadZipFile, EOFError) as error:
+        raise_machine_fault(error, archive)
+        raise DataError(f"{archive} cannot be read ({reason(error)}); download it again") from error
+    return target
+
+
+def _read_object_names(file: Path) -> tuple[str, ...]:
+    """Return the first name of each class, by the last column of the table of ADE20K."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise_machine_fault(error, file)
+        raise DataError(f"{file} cannot be read ({reason(error)}); the folder {ADE20K_FOLDER} is expected") from error
+    rows = [line.split("\t") for line in lines if line.strip()][1:]
+    names = tuple(row[-1].split(",")[0].strip() for row in rows)
+    if len(names) != ADE20K_CLASSES:
+        raise DataError(f"{file} has {count(len(names), 'class')}; {ADE20K_CLASSES} are expected")
+    # Two of them share their first name.
+    return tuple(name if names.count(name) == 1 else rows[index][-1].strip() for index, name in enumerate(names))
+
+
+def read_mask_folder(folder: Path, name: str, validation: float = 0.0) -> Dataset:
+    """List DIR/{train,val,test}/{images,masks}/* or DIR/{images,masks}/*; the latter is a single split, "train".
+
+    The mask of an image has the same name, up to its ending. DIR/classes.txt has the name of each class, one a line;
+    without it, classes are named by their numbers, as many as the masks have.
+
+    Args:
+        name: name of the dataset.
+        validation: fraction of the images that become the split "validation"; 0 for none.
+
+    Raises:
+        DataError: the folder has another layout, or an image has no mask or a mask no image.
+    """
+    inner = list_folder(folder)[0]
+    if "images" in inner:
+        parts = {"train": folder}
+    else:
+        parts = {SPLITS[part]: folder / part for part in inner if part in SPLITS}
+        if "train" not in parts:
+            raise DataError(f"{folder} has neither images and masks nor train/images and train/masks")
+    splits = {split: _pair(part / "images", part / "masks") for split, part in parts.items()}
+    if validation:
+        if "validation" in splits:
+            raise DataError(f"{folder} has a validation split already, in {parts['validation']}; leave out --val")
+        splits["train"], splits["validation"] = _split(splits["train"], validation)
+    names = _read_class_names(folder / CLASSES_FILE) or _number_classes(splits)
+    description = f"Images with masks of {count(len(names), 'class')}, from folders."
+    return _dataset(name, names, splits, zero_is_ignored=False, description=description)
+
+
+def _dataset(
+    name: str, names: tuple[str, ...], splits: dict[str, list[Item]], *, zero_is_ignored: bool, description: str
+) -> Dataset:
+    read_labels = functools.partial(read_label_map, num_classes=len(names), zero_is_ignored=zero_is_ignored)
+    about = {"description": description}
+    return Dataset(
+        name, VERSION, names, splits, exif_orientation=not zero_is_ignored, read_labels=read_labels, about=about
+    )
+
+
+def _pair(images: Path, masks: Path) -> list[Item]:
+    """Return the images of a folder with the masks of another one."""
+    listed = [_by_stem(folder) for folder in (images, masks)]
+    for own, other, what, folder in (
+        (listed[0], listed[1], "mask", masks), (listed[1], listed[0], "image", images)
+    ):  # fmt: skip
+        if lonely := sorted(own.keys() - other.keys()):
+            raise DataError(
+                f"{own[lonely[0]].path} has no {what} in {folder} ({count(len(lonely), 'file')} in all); pairs with "
+                "the same name are expected"
+            )
+    return [
+        Item(file.name, -1, file.path, 0, file.size, LabelMapFile(listed[1][stem].path, listed[1][stem].size))
+        for stem, file in listed[0].items()
+    ]
+
+
+def _by_stem(folder: Path) -> dict[str, File]:
+    found: dict[str, File] = {}
+    for file in list_folder(folder)[1]:
+        if not has_image_extension(file.name):
+            continue
+        name = normalize_name(file.name)
+        if (stem := Path(name).stem) in found:
+            raise DataError(f"{folder} has two images with the name {stem!r}; rename one of them")
+        found[stem] = file._replace(name=name)
+    if not found:
+        raise DataError(f"{folder} has no images")
+    return found
+
+
+def _read_class_names(file: Path) -> tuple[str, ...] | None:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise_machine_fault(error, file)
+        raise DataError(f"{file} cannot be read ({reason(error)})") from error
+    names = tuple(normalize_name(line.strip()) for line in lines if line.strip())
+    if len(set(names)) < max(len(names), 2) or len(names) > IGNORED:
+        raise DataError(
+            f"{file} has {count(len(names), 'name')}; different names, at least 2 and at most {IGNORED}, are expected"
+        )
+    return names
+
+
+def _number_classes(splits: dict[str, list[Item]]) -> tuple[str, ...]:
+    """Return the numbers of the classes, up to the highest one in all masks."""
+    highest = 1
+    for items in splits.values():
+        for item in items:
+            try:
+                with Image.open(item.label_map.path) as image:
+                    labels = np.asarray(image) if image.mode in ("L", "P") else np.zeros(0, np.uint8)
+            except (
+                Exception
+            ) as error:  # Pillow's plugins raise many types; damaged files are named when they are written
+                raise_machine_fault(error, item.label_map.path)
+                continue
+            highest = max(highest, int(labels[labels != IGNORED].max(initial=0)))
+    return tuple(map(str, range(highest + 1)))
+
+
+def _split(items: list[Item], fraction: float) -> tuple[list[Item], list[Item]]:
+    """Split images into two parts, the same on every machine."""
+    if len(items) < 2:
+        raise DataError("there is one image; --val requires two or more")
+    ordered = sorted(items, key=lambda item: hashlib.sha256(item.file_name.encode()).digest())
+    number = min(max(round(fraction * len(ordered)), 1), len(ordered) - 1)
+    return ordered[number:], ordered[:number]

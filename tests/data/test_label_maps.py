@@ -1,0 +1,160 @@
+"""Folders of images and masks, and ADE20K, become datasets that a segmentation reads; what does not fit is named."""
+
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mambaout_jax.data import DataError
+from mambaout_jax.data.prepare import label_maps, prepare_ade20k, prepare_segmentation
+from mambaout_jax.data.sources import read_origin
+from mambaout_jax.tasks.segmentation.source import open_source
+from mambaout_jax.tasks.segmentation.transforms import Decoder
+
+
+def write_pair(folder, name, *, size=(20, 30), labels=None, mask_size=None, mode="L", parts=("images", "masks")):
+    rng = np.random.default_rng(sum(name.encode()))
+    image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+    mask = rng.integers(0, 3, mask_size or size, dtype=np.uint8) if labels is None else labels
+    for part in parts:
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(folder / parts[0] / f"{name}.jpg")
+    Image.fromarray(mask).convert(mode).save(folder / parts[1] / f"{name}.png")
+    return mask
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    masks = {name: write_pair(folder, name, size=(20 + len(name), 30)) for name in ("a", "bb", "ccc", "dddd")}
+    (folder / "classes.txt").write_text("sky\nroad\ncar\n")
+    return folder, masks
+
+
+def test_a_folder_becomes_a_dataset(photos, tmp_path):
+    folder, masks = photos
+    prepared = prepare_segmentation(str(folder), "roads", str(tmp_path / "data"), validation=0.25)
+    assert (prepared.num_images, prepared.num_classes) == ({"train": 3, "validation": 1}, 3)
+    found = []
+    for split in ("train", "validation"):
+        source = open_source("roads", split, str(tmp_path / "data"))
+        assert source.class_names == ("sky", "road", "car")
+        assert (source.size, source.max_size) == (None, (24, 30))
+        decode = Decoder(3, 3, source.exif_orientation)
+        found += [decode(source[index])[1] for index in range(len(source))]
+    key = lambda mask: (mask.shape, mask.tobytes())  # noqa: E731
+    for ours, theirs in zip(sorted(found, key=key), sorted(masks.values(), key=key), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    again = prepare_segmentation(str(folder), "roads", str(tmp_path / "data"), validation=0.25)
+    assert again.images_per_class is None
+    assert read_origin(prepared.folder)["max_size"] == [24, 30]
+
+
+def test_another_mask_is_noticed(photos, tmp_path):
+    folder, _ = photos
+    prepare_segmentation(str(folder), "roads", str(tmp_path / "data"))
+    write_pair(folder, "a", size=(21, 30), labels=np.full((21, 30), 2, np.uint8))
+    with pytest.raises(DataError, match="written from other images"):
+        prepare_segmentation(str(folder), "roads", str(tmp_path / "data"))
+
+
+def test_classes_without_names_are_numbers(tmp_path):
+    write_pair(tmp_path / "photos", "a", labels=np.array([[0, 4], [255, 1]], np.uint8), size=(2, 2))
+    prepared = prepare_segmentation(str(tmp_path / "photos"), "numbers", str(tmp_path / "data"))
+    assert open_source("numbers", "train", str(tmp_path / "data")).class_names == ("0", "1", "2", "3", "4")
+    assert prepared.images_per_class == {"train": [1, 1, 0, 0, 1]}
+
+
+def test_splits_have_folders_of_their_own(tmp_path):
+    for split in ("train", "val"):
+        write_pair(tmp_path / "photos" / split, split)
+    prepared = prepare_segmentation(str(tmp_path / "photos"), "splits", str(tmp_path / "data"))
+    assert prepared.num_images == {"train": 1, "validation": 1}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"mask_size": (20, 31)}, "the mask is 31x20 and the image 30x20"),
+        ({"labels": np.full((20, 30), 7, np.uint8)}, "the mask has the label 7; at most 2"),
+        ({"mode": "RGB"}, "pixels of mode RGB"),
+    ],
+)
+def test_masks_that_do_not_fit_are_named(photos, tmp_path, arguments, words, capfd):
+    folder, _ = photos
+    write_pair(folder, "e", **arguments)
+    with pytest.raises(DataError, match=r"e\.jpg"):
+        prepare_segmentation(str(folder), "roads", str(tmp_path / "data"))
+    assert words in capfd.readouterr().err
+    prepared = prepare_segmentation(str(folder), "roads", str(tmp_path / "data"), skip_bad=True)
+    assert (prepared.num_images["train"], prepared.num_skipped) == (4, 1)
+
+
+def test_palettes_are_labels(photos, tmp_path):
+    folder, _ = photos
+    labels = np.random.default_rng(0).integers(0, 3, (20, 30), dtype=np.uint8)
+    write_pair(folder, "e", labels=labels)
+    image = Image.fromarray(labels, "P")
+    image.putpalette([200, 10, 10, 10, 200, 10, 10, 10, 200])
+    image.save(folder / "masks" / "e.png")
+    prepare_segmentation(str(folder), "roads", str(tmp_path / "data"))
+    source = open_source("roads", "train", str(tmp_path / "data"))
+    maps = [Decoder(3, 3)(source[index])[1] for index in range(len(source))]
+    assert any(np.array_equal(labels, other) for other in maps)
+
+
+def test_an_image_without_a_mask_and_a_mask_without_an_image_are_named(photos, tmp_path):
+    folder, _ = photos
+    (folder / "masks" / "a.png").rename(folder / "masks" / "z.png")
+    with pytest.raises(DataError, match=r"a\.jpg has no mask"):
+        prepare_segmentation(str(folder), "roads", str(tmp_path / "data"))
+    (folder / "images" / "a.jpg").unlink()
+    with pytest.raises(DataError, match=r"z\.png has no image"):
+        prepare_segmentation(str(folder), "roads", str(tmp_path / "data"))
+
+
+@pytest.fixture
+def ade20k(tmp_path, monkeypatch):
+    """Write a small dataset with the layout of ADE20K."""
+    monkeypatch.setattr(label_maps, "ADE20K_SPLITS", {"training": ("train", 3), "validation": ("validation", 1)})
+    root = tmp_path / "source" / "ADEChallengeData2016"
+    for part, names in (("training", ("ADE_1", "ADE_2", "ADE_3")), ("validation", ("ADE_4",))):
+        for name in names:
+            labels = np.random.default_rng(0).integers(0, 151, (20, 30), dtype=np.uint8)
+            write_pair(root, name, labels=labels, parts=(f"images/{part}", f"annotations/{part}"))
+    rows = [f"{i}\t0.1\t1\t1\t1\tclass {i}, other" for i in range(1, 151)]
+    (root / "objectInfo150.txt").write_text("\n".join(["Idx\tRatio\tTrain\tVal\tStuff\tName", *rows]))
+    return root
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_ade20k_has_150_classes_and_ignores_0(ade20k, tmp_path, zipped):
+    source = ade20k
+    if zipped:
+        source = tmp_path / "ADEChallengeData2016.zip"
+        with zipfile.ZipFile(source, "w") as file:
+            for path in sorted(ade20k.rglob("*")):
+                file.write(path, path.relative_to(ade20k.parent))
+    prepared = prepare_ade20k(str(source), str(tmp_path / "data"), zipped=zipped)
+    assert prepared.num_images == {"train": 3, "validation": 1}
+    opened = open_source("ade20k", "validation", str(tmp_path / "data"))
+    assert opened.class_names[:2] == ("class 1", "class 2")
+    labels = Decoder(3, 150)(opened[0])[1].astype(int)
+    original = np.asarray(Image.open(ade20k / "annotations" / "validation" / "ADE_4.png")).astype(int)
+    np.testing.assert_array_equal(labels, np.where(original == 0, 255, original - 1))
+
+
+def test_an_incomplete_ade20k_is_refused(ade20k, tmp_path):
+    (ade20k / "images" / "training" / "ADE_1.jpg").unlink()
+    with pytest.raises(DataError, match="has no image"):
+        prepare_ade20k(str(ade20k), str(tmp_path / "data"))
+    (ade20k / "annotations" / "training" / "ADE_1.png").unlink()
+    with pytest.raises(DataError, match="has 2 images; 3 are"):
+        prepare_ade20k(str(ade20k), str(tmp_path / "data"))
+
+
+def test_a_damaged_archive_is_named(tmp_path):
+    (tmp_path / "broken.zip").write_bytes(b"PK\x03\x04 nothing")
+    with pytest.raises(DataError, match="download it again"):
+        prepare_ade20k(str(tmp_path / "broken.zip"), str(tmp_path / "data"), zipped=True)
