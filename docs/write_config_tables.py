@@ -8,6 +8,7 @@ from pathlib import Path
 from mambaout_jax.checks import ConfigKey
 from mambaout_jax.models import families
 from mambaout_jax.models.options import BLOCKS, COMMON, PREPROCESSING
+from mambaout_jax.models.registry import HEADS
 from mambaout_jax.run.config import KEYS
 from mambaout_jax.tasks.registry import BUILT_IN
 
@@ -37,6 +38,7 @@ def _tables() -> dict[str, str]:
     for family in families():
         own = {f"model.{name}": key for name, key in family.options.items() if name not in shared}
         tables[family.name] = _table(own)
+    tables |= {head.name: _table({f"model.{name}": key for name, key in head.options.items()}) for head in HEADS}
     return tables
 
 

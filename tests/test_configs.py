@@ -50,8 +50,15 @@ OTHERS = {
     "imagenet:mambavision_l2": (0.3, 0.9998),
 }
 STUDIES = ["study:digits", "study:pathfinder", "study:photos"]
-FILES_ALONE = ["digits", "finetune", "imagenette", "study_mambavision"]
-EXPERIMENTS = [*FILES_ALONE, *IMAGENET, *OTHERS, *STUDIES]
+FILES_ALONE = ["digits", "finetune", "imagenette", "scenes_segmentation", "study_mambavision"]
+ADE20K = [
+    f"ade20k:{name}"
+    for name in (
+        "mambaout_tiny", "mambaout_small", "mambaout_base",
+        "vmamba_tiny_s1l8", "vmamba_small_s2l15", "vmamba_base_s2l15",
+    )
+]  # fmt: skip
+EXPERIMENTS = [*FILES_ALONE, *IMAGENET, *OTHERS, *STUDIES, *ADE20K]
 # What an experiment leaves to the command line.
 GIVEN = {"finetune": ["--config.init_from=runs/femto", "--config.data.name=photos"]}
 
@@ -119,7 +126,7 @@ def test_every_file_is_tested():
     assert {name.partition(":")[0] for name in EXPERIMENTS} == set(FILES)
 
 
-@pytest.mark.parametrize("name", slow_but([*FILES_ALONE, IMAGENET[0], *STUDIES], EXPERIMENTS))
+@pytest.mark.parametrize("name", slow_but([*FILES_ALONE, IMAGENET[0], *STUDIES, ADE20K[0]], EXPERIMENTS))
 def test_every_experiment_builds_its_model_and_its_transforms(name):
     assert build_model(name).num_classes == 10
     load(name).build_task().check()
@@ -131,6 +138,24 @@ def test_every_file_says_how_to_run_it_and_what_it_costs(name):
     assert re.search(rf"python main\.py --config=configs/{name}\.py(:\w+)? --workdir=", text)
     assert "Cost" in text
     assert set(re.findall(r"--config\.([\w.]+)=", text)) <= known_keys({"model.name": "mambaout_femto"}).keys()
+
+
+@pytest.mark.parametrize("name", ADE20K)
+def test_experiments_of_ade20k_have_the_published_recipe(name):
+    """Optimizer, schedule and batch of mmsegmentation's config of Swin, with the learning rates of the papers."""
+    config = load(name)
+    rate = 1e-4 if "mambaout" in name else 6e-5
+    assert (config.num_steps, config.batch_size, config.optim.warmup_steps) == (160_000, 16, 1_500)
+    assert (config.optim.learning_rate, config.optim.warmup_learning_rate) == (rate, 1e-6 * rate)
+    assert (config.optim.weight_decay, config.optim.min_learning_rate, config.optim.clip_grad_norm) == (0.01, 0, None)
+    assert (config.optim.schedule, config.optim.decay_of) == ("linear", "all_but_norms")
+    options = config.task_options
+    assert (options["data.box"], options["data.box_scale"], options["data.cat_max_ratio"]) == (
+        (512, 2048),
+        (0.5, 2.0),
+        0.75,
+    )
+    assert (options["data.hflip_prob"], options["data.photometric"], options["loss.auxiliary"]) == (0.5, True, 0.4)
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -27,13 +27,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="number of predictions per image, the most probable first (default: 5)",
     )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="also write files for each image: the probabilities as JSON, or the label map, an overlay and the classes",
+    )
     parser.add_argument("--json", action="store_true", help="print a JSON list with an entry per file")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the predictions for each file; return 2 if a file failed, after all others are done."""
     with announced(LOADING):
-        from mambaout_jax.evaluate.predict import find_files, predict_files
+        from mambaout_jax.evaluate.predict import OutputFolder, find_files, predict_files
         from mambaout_jax.run.workdir import restore_run
 
     files = find_files(args.paths)
@@ -45,12 +50,15 @@ def run(args: argparse.Namespace) -> int:
     if run.licence_notice:
         print(printable(run.licence_notice), file=sys.stderr)
     answers, failed = [], False
+    out = None if args.out is None else OutputFolder(args.out)
     for found in predict_files(run, files.images):
         if found.error:
             failed = True
             print_error(f"{found.file}: {found.error}")
             answers.append({"file": found.file, "error": found.error})
             continue
+        if out is not None:
+            out.write(found)
         answers.append({"file": found.file, "predictions": found.prediction.to_json(args.top)})
         if not args.json:
             lines = [found.file, *(f"  {line}" for line in found.prediction.describe(args.top))]

@@ -1,5 +1,6 @@
 """Predictions for image files with the weights of a run."""
 
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -9,8 +10,9 @@ from typing import NamedTuple
 from mambaout_jax.data import DataError
 from mambaout_jax.data.prepare.folders import has_image_extension, list_folder
 from mambaout_jax.errors import reason
-from mambaout_jax.machine import MachineError, describe_fault, is_exhausted
+from mambaout_jax.machine import MachineError, describe_fault, is_exhausted, raise_machine_fault
 from mambaout_jax.process import announced
+from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.workdir import Run
 from mambaout_jax.tasks.api import MAX_PREDICTED, Prediction, stack_examples
 
@@ -38,6 +40,43 @@ class FoundFiles(NamedTuple):
 
     images: list[str]
     others: list[str]
+
+
+class OutputFolder:
+    """A folder with files for each image, named after it.
+
+    Raises:
+        RunError: it cannot be created.
+    """
+
+    def __init__(self, path: str):
+        self._path = Path(path)
+        self._used: set[str] = set()
+        try:
+            self._path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise_machine_fault(error, path, to_write=True)
+            raise RunError(f"{path} cannot be created ({reason(error)}); choose another --out") from error
+
+    def write(self, found: FilePrediction) -> None:
+        """Write the files of a prediction; images with the same name get numbers.
+
+        Raises:
+            RunError: a file cannot be written.
+        """
+        stem = Path(found.file).stem
+        name = next(name for number in itertools.count(1) if (name := self._numbered(stem, number)) not in self._used)
+        self._used.add(name)
+        try:
+            for ending, content in found.prediction.files(Path(found.file).read_bytes()).items():
+                (self._path / f"{name}{ending}").write_bytes(content)
+        except OSError as error:
+            raise_machine_fault(error, self._path, to_write=True)
+            raise RunError(f"{self._path} cannot be written ({reason(error)}); choose another --out") from error
+
+    @staticmethod
+    def _numbered(stem: str, number: int) -> str:
+        return stem if number == 1 else f"{stem}-{number}"
 
 
 def find_files(paths: Iterable[str]) -> FoundFiles:

@@ -282,11 +282,10 @@ def _images(config: RunConfig, model: Model, log: Log) -> np.ndarray:
     task: Task = config.build_task()
     try:
         source = open_split(config, task, config.data.validation_split)
-        transform = task.eval_transform(model, source)
         indices = np.linspace(0, len(source) - 1, NUM_IMAGES).astype(int)
-        real = np.stack([transform(source[index])["image"] for index in indices])
+        real = task.model_images(model, source, indices.tolist())
     except DataError as error:
         log(f"comparing logits on {count(NUM_IMAGES, 'random image')} and no real ones: {error}")
         return images
     log(f"comparing logits on {count(NUM_IMAGES, 'random image')} and {NUM_IMAGES} of {source.name}")
-    return np.concatenate([images, model.input_spec.normalize(jnp.asarray(real))])
+    return np.concatenate([images, real])

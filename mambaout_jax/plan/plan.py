@@ -73,7 +73,7 @@ def plan(
         if any(operation["rule"] != "compiler" for operation in operations):
             operations = estimated_operations(text, chip, kernel_cycles(config, topology, dataset))
         figures |= throughput(operations, chip, config.batch_size, mesh.size, flops_per_image(model))
-        figures |= run_time(figures["step_seconds"], program.steps_per_epoch * config.num_epochs, mesh.size)
+        figures |= run_time(figures["step_seconds"], config.total_steps(program.steps_per_epoch), mesh.size)
         if chip_hour_price is not None:
             figures["cost"] = chip_hour_price * figures["chip_hours"]
     if find_batch:

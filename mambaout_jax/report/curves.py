@@ -33,6 +33,11 @@ class Series(NamedTuple):
     values: np.ndarray
 
 
+def _capitalized(label: str) -> str:
+    """Return a label with a capital letter, unless it has its own, as "mIoU"."""
+    return label.capitalize() if label.islower() else label
+
+
 def make_curves(train: list[dict], evals: list[dict], metrics: Sequence[Metric]) -> list[dict[str, Any]]:
     """Build the plots of a run, without those that have no data.
 
@@ -59,7 +64,7 @@ def make_curves(train: list[dict], evals: list[dict], metrics: Sequence[Metric])
     headline = metrics[0]
     plots = [
         ("Loss", "", [_series("training", "training", train, "loss"), *tested("loss")]),
-        (headline.label.capitalize(), headline.unit, tested(headline.key)),
+        (_capitalized(headline.label), headline.unit, tested(headline.key)),
         ("Learning rate", "", [_series("learning rate", "alone", train, "learning_rate")]),
         ("Throughput", "images per second", [_series("throughput", "alone", train, "images_per_second")]),
         ("Waiting for data", "% of the time", [_series("waiting", "alone", waiting, "percent")]),

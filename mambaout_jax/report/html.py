@@ -69,6 +69,7 @@ def _render(workdir: epath.Path) -> str:
         scores=_scores(task, scores, split),
         notices=_notices(results, train, evals, unreadable),
         curves=make_curves(train, evals, task.metrics),
+        validation_loss=any(metric.key == "loss" for metric in task.metrics),
         sections=_sections(task, workdir, environment["labels"], split),
         config={key: _show(value) for key, value in config.values.items()},
         environment={key: _show(value) for key, value in environment.items() if key not in not_shown},

@@ -42,6 +42,9 @@ KEYS: Mapping[str, ConfigKey] = {
     ),
     "init_head": ConfigKey(str, ("keep", "new"), "keep", "last layer: from init_from, or randomly initialized"),
     "num_epochs": ConfigKey(int, "1..", 300, "epochs of the run, warm-up and cooldown included"),
+    "num_steps": ConfigKey(
+        int | None, "1..", None, "steps of the run, in place of num_epochs; the last epoch may be incomplete"
+    ),
     "batch_size": ConfigKey(int, "1..", 1024, "images per optimizer step, over all devices"),
     "microbatch_size": ConfigKey(
         int | None,
@@ -101,10 +104,22 @@ KEYS: Mapping[str, ConfigKey] = {
     "optim.min_learning_rate": ConfigKey(float, "0..", 1e-5, "learning rate at the end of the cosine"),
     "optim.warmup_epochs": ConfigKey(int, "0..", 5, "epochs of linear warm-up"),
     "optim.cooldown_epochs": ConfigKey(int, "0..", 0, "final epochs at the minimum learning rate"),
+    "optim.warmup_steps": ConfigKey(int, "0..", 0, "steps of linear warm-up, with the schedule `linear`"),
     "optim.schedule": ConfigKey(
-        str, ("per_step", "per_epoch"), "per_step", "whether the learning rate changes at every step or every epoch"
+        str,
+        ("per_step", "per_epoch", "linear"),
+        "per_step",
+        "a cosine that changes at every step or every epoch, after warmup_epochs; or a linear decay to "
+        "min_learning_rate at the last step, after warmup_steps",
     ),
     "optim.weight_decay": ConfigKey(float, "0..", 0.05, "decoupled weight decay, multiplied by the learning rate"),
+    "optim.decay_of": ConfigKey(
+        str,
+        ("matrices", "all_but_norms"),
+        "matrices",
+        "parameters with weight decay: those with more than one axis, except those that the model exempts; or all "
+        "whose name has no `norm`, which includes biases and the batch norms `bn` of heads (mmsegmentation)",
+    ),
     "optim.b1": ConfigKey(float, "0..<1", 0.9, "decay rate of the first moment"),
     "optim.b2": ConfigKey(float, "0..<1", 0.999, "decay rate of the second moment"),
     "optim.eps": ConfigKey(float, "0..", 1e-8, "epsilon, added to the denominator"),
@@ -145,8 +160,10 @@ class OptimConfig:
     min_learning_rate: float
     warmup_epochs: int
     cooldown_epochs: int
+    warmup_steps: int
     schedule: str
     weight_decay: float
+    decay_of: str
     b1: float
     b2: float
     eps: float
@@ -181,6 +198,7 @@ class RunConfig:
     init_from: str | None
     init_head: str
     num_epochs: int
+    num_steps: int | None
     batch_size: int
     microbatch_size: int | None
     eval_batch_size: int
@@ -202,6 +220,10 @@ class RunConfig:
         size = self.model.get("img_size", find_family(name).variants[name].size)
         values = {**_with_prefix("model", variant_options(name)), **self.values}
         return values | {"model.img_size": (size, size) if isinstance(size, int) else size}
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Return the steps of the run."""
+        return self.num_epochs * steps_per_epoch if self.num_steps is None else self.num_steps
 
     def build_task(self) -> Task:
         """Build the task of the run.
@@ -364,6 +386,9 @@ def _check(name: str, key: ConfigKey, value: Any) -> None:
 def _check_together(values: Mapping[str, Any]) -> None:
     if values["init_head"] == "new" and values["init_from"] is None:
         raise RunError("config.init_head is 'new' but config.init_from is unset; set it to a workdir or a weights file")
+    if values["optim.schedule"] == "linear" or values["num_steps"] is not None:
+        _check_steps(values)
+        return
     warmup, cooldown, length = (values[key] for key in ("optim.warmup_epochs", "optim.cooldown_epochs", "num_epochs"))
     if warmup + cooldown > length:
         phases = {"warmup": warmup, "cooldown": cooldown}
@@ -372,6 +397,20 @@ def _check_together(values: Mapping[str, Any]) -> None:
             f"config.optim.warmup_epochs {warmup} plus config.optim.cooldown_epochs {cooldown} exceeds "
             f"config.num_epochs {length}; add "
             + " ".join(f"--config.optim.{phase}_epochs={epochs}" for phase, epochs in shorter.items())
+        )
+
+
+def _check_steps(values: Mapping[str, Any]) -> None:
+    steps, warmup, schedule = (values[key] for key in ("num_steps", "optim.warmup_steps", "optim.schedule"))
+    if schedule != "linear":
+        raise RunError(
+            f"config.num_steps is {steps} and config.optim.schedule {schedule!r}, which counts epochs; add "
+            "--config.optim.schedule=linear, or unset num_steps"
+        )
+    if steps is not None and warmup >= steps:
+        raise RunError(
+            f"config.optim.warmup_steps is {warmup}; expected less than config.num_steps, {steps}: add "
+            f"--config.optim.warmup_steps={steps // 5}"
         )
 
 

@@ -11,9 +11,10 @@ from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float, Key
 
 from mambaout_jax.checks import ConfigKey
 from mambaout_jax.data import Source
@@ -126,6 +127,9 @@ class Prediction(Protocol):
 
     def describe(self, limit: int) -> list[str]:
         """Return the `limit` most confident parts of the prediction as lines of text."""
+
+    def files(self, image: bytes) -> dict[str, bytes]:
+        """Return files that show the prediction for an encoded image, by the ending of their names."""
 
 
 class Predictor(Protocol):
@@ -262,6 +266,15 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def eval_transform(self, model: Model, source: Source | None = None) -> EvalExampleTransform:
         """Return the transform of records for evaluation; without a source, for images of any dataset."""
+
+    def model_images(self, model: Model, source: Source, indices: Sequence[int]) -> Float[Array, "b h w c"]:
+        """Return normalized images of records at the model's input size, to compare the logits of two models.
+
+        Raises:
+            DataError: a record cannot be decoded.
+        """
+        transform = self.eval_transform(model, source)
+        return model.input_spec.normalize(jnp.asarray(np.stack([transform(source[i])["image"] for i in indices])))
 
     # Learning, on the devices.
 

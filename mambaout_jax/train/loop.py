@@ -144,7 +144,7 @@ class _Setup(NamedTuple):
 
     @property
     def num_steps(self) -> int:
-        return self.config.num_epochs * self.program.steps_per_epoch
+        return self.config.total_steps(self.program.steps_per_epoch)
 
     def evaluates_at(self, step: int) -> bool:
         every = self.config.eval_every_epochs * self.program.steps_per_epoch
@@ -233,7 +233,7 @@ def _restore_or_initialize(config: RunConfig, setup: _Setup, workdir: epath.Path
         if step > setup.num_steps:
             raise RunError(
                 f"workdir {workdir} is at step {step}, after the {count(setup.num_steps, 'step')} of "
-                "config.num_epochs; use more epochs or another --workdir"
+                "config.num_epochs or config.num_steps; use more or another --workdir"
             )
         seconds = metadata["seconds"]
         licence = load_environment(workdir).get("licence")
@@ -282,7 +282,7 @@ def _open_writer(
         f"{model.name}{changes}, {count(model.num_params, 'parameter')}, on {setup.mesh.size} x "
         f"{jax.devices()[0].device_kind}; {count(len(setup.train_source), 'training image')} and "
         f"{count(len(setup.validation), 'validation image')} of {setup.train_source.name}; "
-        f"{count(config.num_epochs, 'epoch')} of {count(program.steps_per_epoch, 'step')}; "
+        f"{_describe_length(config, program)}; "
         f"{'; '.join(filter(None, (batch, start.description)))}"
     )
     if notice := licence_notice(start.licence, model.name):
@@ -290,6 +290,13 @@ def _open_writer(
     for sentence in differences_from_recipe(model.family.recipe_of(model.name), config.values):
         writer.print_line(f"differs from the published recipe: {sentence}")
     return writer
+
+
+def _describe_length(config: RunConfig, program: TrainingProgram) -> str:
+    of_epoch = count(program.steps_per_epoch, "step")
+    if config.num_steps is not None:
+        return f"{count(config.num_steps, 'step')}, {of_epoch} an epoch"
+    return f"{count(config.num_epochs, 'epoch')} of {of_epoch}"
 
 
 def _finished_results(setup: _Setup, start: _Start, workdir: epath.Path) -> dict[str, Any] | None:

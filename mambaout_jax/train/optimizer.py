@@ -55,6 +55,32 @@ def warmup_cosine(
     return schedule
 
 
+def warmup_linear(
+    *,
+    learning_rate: float,
+    num_steps: int,
+    warmup_learning_rate: float = 0.0,
+    min_learning_rate: float = 0.0,
+    warmup_steps: int = 0,
+) -> Schedule:
+    """Build the schedule: linear warm-up to `learning_rate`, then linear decay to `min_learning_rate` at the last step.
+
+    The last step of the warm-up and the first one after it both have the full learning rate.
+
+    Reference: mmsegmentation 1.2.2, LinearLR and PolyLR with power 1.
+    """
+    decay_steps = num_steps - warmup_steps
+
+    def schedule(step: Int[Array, ""]) -> Float[Array, ""]:
+        warm = warmup_learning_rate + step * ((learning_rate - warmup_learning_rate) / max(warmup_steps - 1, 1))
+        # The steps that are left, so that float32 is precise at the end.
+        left = jnp.maximum(num_steps - 1 - step, 0)
+        decayed = min_learning_rate + left * ((learning_rate - min_learning_rate) / max(decay_steps - 1, 1))
+        return jnp.where(step < warmup_steps, warm, decayed).astype(jnp.float32)
+
+    return schedule
+
+
 def decay_mask(params: Any, no_decay: frozenset[tuple[str | int, ...]] = frozenset()) -> Any:
     """Return the mask of parameters with weight decay: those with more than one axis that are not in `no_decay`.
 
@@ -70,6 +96,26 @@ def decay_mask(params: Any, no_decay: frozenset[tuple[str | int, ...]] = frozens
     )
 
 
+def decay_all_but_norms(params: Any) -> Any:
+    """Return the mask of parameters with weight decay: all whose path has no name that contains "norm".
+
+    Biases and batch norms with other names are decayed. Reference: the rule `norm: decay_mult=0` of mmsegmentation's
+    configs, which matches parts of names.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: not any("norm" in str(entry.key) for entry in path), params
+    )
+
+
+# By the values of `config.optim.decay_of`: functions from `model.no_decay` to a mask of optax.
+DECAY_MASKS: Mapping[str, Callable[[frozenset[tuple[str | int, ...]]], Callable[[Any], Any]]] = MappingProxyType(
+    {
+        "matrices": lambda no_decay: partial(decay_mask, no_decay=no_decay),
+        "all_but_norms": lambda no_decay: decay_all_but_norms,
+    }
+)
+
+
 def adamw(
     schedule: Schedule,
     *,
@@ -79,14 +125,16 @@ def adamw(
     eps: float = 1e-8,
     clip_grad_norm: float | None = None,
     no_decay: frozenset[tuple[str | int, ...]] = frozenset(),
+    mask: Callable[[Any], Any] | None = None,
 ) -> optax.GradientTransformation:
     """Build AdamW with the decay mask, optionally with clipping by global norm before it.
 
     Args:
         weight_decay: multiplied by the learning rate, as in PyTorch.
         no_decay: see `decay_mask`.
+        mask: function from the parameters to the mask of those with weight decay; None for `decay_mask`.
     """
-    mask = partial(decay_mask, no_decay=no_decay)
+    mask = mask or partial(decay_mask, no_decay=no_decay)
     update = optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=mask)
     return _with_clipping(update, clip_grad_norm)
 
@@ -100,6 +148,7 @@ def lamb(
     eps: float = 1e-8,
     clip_grad_norm: float | None = None,
     no_decay: frozenset[tuple[str | int, ...]] = frozenset(),
+    mask: Callable[[Any], Any] | None = None,
 ) -> optax.GradientTransformation:
     """Build LAMB: AdamW whose update of each parameter with weight decay is scaled to the norm of the parameter.
 
@@ -107,7 +156,7 @@ def lamb(
 
     Reference: You et al., Large Batch Optimization for Deep Learning: Training BERT in 76 minutes, 2020.
     """
-    mask = partial(decay_mask, no_decay=no_decay)
+    mask = mask or partial(decay_mask, no_decay=no_decay)
     update = optax.chain(
         optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
         optax.add_decayed_weights(weight_decay, mask),

@@ -13,7 +13,7 @@ from mambaout_jax.run.config import RunConfig
 from mambaout_jax.run.state import TrainState, init_state
 from mambaout_jax.tasks.api import Example, Task
 from mambaout_jax.train.inputs import steps_per_epoch
-from mambaout_jax.train.optimizer import OPTIMIZERS, Schedule, warmup_cosine
+from mambaout_jax.train.optimizer import DECAY_MASKS, OPTIMIZERS, Schedule, warmup_cosine, warmup_linear
 from mambaout_jax.train.step import StepMetrics, init_step_metrics, make_train_step
 
 
@@ -66,7 +66,7 @@ def training_program(
         return init_state(model, optimizer, key, ema=config.optim.ema_decay is not None)
 
     distillation = task.distillation()
-    num_steps = config.num_epochs * epoch_steps
+    num_steps = config.total_steps(epoch_steps)
     return TrainingProgram(
         epoch_steps,
         accum_steps,
@@ -101,7 +101,31 @@ def build_optimizer(
 ) -> tuple[Schedule, optax.GradientTransformation]:
     """Build the schedule and the optimizer of a config."""
     optim = config.optim
-    schedule = warmup_cosine(
+    if optim.schedule == "linear":
+        schedule = warmup_linear(
+            learning_rate=optim.learning_rate,
+            warmup_learning_rate=optim.warmup_learning_rate,
+            min_learning_rate=optim.min_learning_rate,
+            warmup_steps=optim.warmup_steps,
+            num_steps=config.total_steps(steps_per_epoch),
+        )
+    else:
+        schedule = _cosine(config, steps_per_epoch)
+    optimizer = OPTIMIZERS[optim.name](
+        schedule,
+        weight_decay=optim.weight_decay,
+        b1=optim.b1,
+        b2=optim.b2,
+        eps=optim.eps,
+        clip_grad_norm=optim.clip_grad_norm,
+        mask=DECAY_MASKS[optim.decay_of](model.no_decay),
+    )
+    return schedule, optimizer
+
+
+def _cosine(config: RunConfig, steps_per_epoch: int) -> Schedule:
+    optim = config.optim
+    return warmup_cosine(
         learning_rate=optim.learning_rate,
         warmup_learning_rate=optim.warmup_learning_rate,
         min_learning_rate=optim.min_learning_rate,
@@ -111,13 +135,3 @@ def build_optimizer(
         steps_per_epoch=steps_per_epoch,
         per_epoch=optim.schedule == "per_epoch",
     )
-    optimizer = OPTIMIZERS[optim.name](
-        schedule,
-        weight_decay=optim.weight_decay,
-        b1=optim.b1,
-        b2=optim.b2,
-        eps=optim.eps,
-        clip_grad_norm=optim.clip_grad_norm,
-        no_decay=model.no_decay,
-    )
-    return schedule, optimizer

@@ -26,18 +26,22 @@ def get_config(model="{model}"):
     config.model.update(name=model)
     return config
 """
-# The first variant of every family, and every task.
-MODELS = [next(iter(family.variants)) for family in families()]
+# For every task, the first variant of every family, or models with its head.
+MODELS = {
+    "classification": [next(iter(family.variants)) for family in families()],
+    "segmentation": ["upernet_mambaout_femto", "upernet_plainmamba_l1"],
+}
 CASES = [
     (task.name, model, name)
     for task in BUILT_IN
-    for model in MODELS
+    for model in MODELS[task.name]
     for name in known_keys({"task": task.name, "model.name": model})
-    if model == MODELS[0] or name.startswith("model.")
+    if model == MODELS[task.name][0] or name.startswith("model.")
 ]
 # Values that require another key to be set as well, or that decide which keys there are.
 REQUIRES = {
     "init_head": ["--config.init_from=x"],
+    "num_steps": ["--config.optim.schedule=linear"],
     "model.scan_order": ["--config.model.token_mixer=conv_ssm"],
     "model.expansion_ratio": ["--config.model.conv_ratio=0.25"],
     ("deit_tiny_patch16_224", "model.class_token"): ["--config.model.global_pool=avg"],
@@ -80,7 +84,7 @@ def another_value(key):
         if last is ... and key.default is not None:
             value = tuple(reversed(key.default))
         elif last is ...:
-            value = (0, 1) if item is int else (0.25, 0.5, 0.75)
+            value = (0, 1, 2, 3) if item is int else (0.25, 0.5, 0.75)
         return value, str(value)
     if kind is bool:
         return not key.default, str(not key.default)
@@ -88,7 +92,7 @@ def another_value(key):
         return "something", "something"
     if kind is int:
         value = (
-            1
+            max(1, int(lowest(key)))
             if key.default is None
             else max(key.default // 2, int(lowest(key)))
             if key.default > 1

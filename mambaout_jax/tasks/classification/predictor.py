@@ -1,5 +1,6 @@
 """Classification of images."""
 
+import json
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -36,6 +37,10 @@ class ClassProbabilities(NamedTuple):
     def describe(self, limit: int | None = None) -> list[str]:
         """Return a line for each of the `limit` most probable classes."""
         return [f"{self._percent(index):5.1f} %  {self._word(index)}" for index in self._order(limit)]
+
+    def files(self, image: bytes) -> dict[str, bytes]:
+        """Return the probabilities of all classes as JSON."""
+        return {"_classes.json": (json.dumps(self.to_json(len(self.probabilities)), indent=2) + "\n").encode()}
 
     def _order(self, limit: int | None) -> list[int]:
         limit = self.top if limit is None else limit

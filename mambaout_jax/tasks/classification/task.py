@@ -16,7 +16,7 @@ from mambaout_jax.checks import ConfigKey
 from mambaout_jax.data import DataError, TrainTransform
 from mambaout_jax.data.eval_transform import CROP_MODES
 from mambaout_jax.data.imagenet_classes import IMAGENET_SPLITS, imagenet_class_names
-from mambaout_jax.data.names import IMAGENET, normalize_name
+from mambaout_jax.data.names import IMAGENET
 from mambaout_jax.models import Model, ModelError, create_model
 from mambaout_jax.tasks.api import (
     Batch,
@@ -42,6 +42,7 @@ from mambaout_jax.tasks.classification.predictor import ImagePredictor, eval_ima
 from mambaout_jax.tasks.classification.source import ImageSource, open_source
 from mambaout_jax.tasks.classification.transforms import EvalExample, TrainExample
 from mambaout_jax.tasks.errors import TaskError
+from mambaout_jax.tasks.labels import check_same_classes, num_classes
 from mambaout_jax.words import count
 
 # The largest number of records that the majority baseline reads.
@@ -190,18 +191,7 @@ class Classification(Task):
 
     def check_source(self, source: ImageSource, labels: Labels) -> None:
         """Check that a source has the classes of a model; without class names only their number is compared."""
-        num_classes, names = _num_classes(labels), labels.get("class_names") or source.class_names
-        if len(source.class_names) != num_classes:
-            raise TaskError(
-                f"dataset {source.name!r} has {count(len(source.class_names), 'class')} but the model has "
-                f"{num_classes}; expected a dataset with the classes of the model"
-            )
-        for index, (theirs, ours) in enumerate(zip(source.class_names, names, strict=True)):
-            if normalize_name(theirs) != normalize_name(ours):
-                raise TaskError(
-                    f"class {index} is {theirs!r} in dataset {source.name!r} but {ours!r} in the model; expected a "
-                    "dataset with the classes of the model"
-                )
+        check_same_classes(source.name, source.class_names, labels)
 
     def imported_labels(self, model: Model, labels: Labels) -> ImportedLabels:
         """Return the class names of imported weights; ImageNet's if there are 1,000 classes without names."""
@@ -248,7 +238,7 @@ class Classification(Task):
         crop = {key: self.config.options[f"data.{key}"] for key in ("crop_pct", "crop_mode")}
         crop = {key: value for key, value in crop.items() if value is not None}
         try:
-            return create_model(num_classes=_num_classes(labels), **{**self.config.model, **crop})
+            return create_model(num_classes=num_classes(labels), **{**self.config.model, **crop})
         except ModelError as error:
             raise ModelError(f"config.model: {error}") from None
 
@@ -394,12 +384,3 @@ class Classification(Task):
     def report_sections(self, workdir: epath.Path, labels: Labels, split: str) -> list[Section]:
         """Return a gallery of predictions and, for few classes, the confusion matrix."""
         return report.sections(workdir, labels, lambda: self.open_source(split))
-
-
-def _num_classes(labels: Labels) -> int:
-    names, number = labels.get("class_names"), labels.get("num_classes")
-    if isinstance(names, list | tuple):
-        return len(names)
-    if names is None and isinstance(number, int) and number > 0:
-        return number
-    raise TaskError(f"the labels of a model are {dict(labels)}; expected class names or the number of classes")

@@ -1,0 +1,59 @@
+"""Metrics of segmentation, from the pixels of each class summed over a set of images."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Integer
+
+from mambaout_jax.tasks.segmentation.losses import IGNORED
+
+
+class Areas(NamedTuple):
+    """Numbers of pixels of each class, (..., k): predicted and labelled, only predicted or labelled.
+
+    Pixels that are ignored are in none of them.
+    """
+
+    intersection: Array
+    predicted: Array
+    labelled: Array
+
+
+def count_areas(predicted: Integer[Array, "h w"], labels: Integer[Array, "h w"], num_classes: int) -> Areas:
+    """Count the pixels of each class in a map."""
+    classes = jnp.arange(num_classes, dtype=labels.dtype)[None, None, :]
+    valid = labels != IGNORED
+    # Comparisons instead of a histogram, whose scatters are slow on accelerators; XLA does not store them.
+    is_predicted = (predicted.astype(labels.dtype)[..., None] == classes) & valid[..., None]
+    is_labelled = labels[..., None] == classes
+    masks = is_predicted & is_labelled, is_predicted, is_labelled
+    return Areas(*(mask.sum((0, 1), dtype=jnp.int32) for mask in masks))
+
+
+def iou(areas: Areas) -> Float[np.ndarray, " k"]:
+    """Return the intersection over union of each class; NaN for classes that are neither predicted nor labelled."""
+    intersection, predicted, labelled = (np.asarray(area, np.float64) for area in areas)
+    with np.errstate(invalid="ignore"):
+        return intersection / (predicted + labelled - intersection)
+
+
+def recall(areas: Areas) -> Float[np.ndarray, " k"]:
+    """Return the share of the labelled pixels of each class that are predicted; NaN for classes without any."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(areas.intersection, np.float64) / np.asarray(areas.labelled, np.float64)
+
+
+def summarize(areas: Areas) -> dict[str, float]:
+    """Return mIoU, mAcc and aAcc in percent: means over the classes that have a value, and over all pixels."""
+    pixels = float(np.sum(areas.labelled))
+    return {
+        "miou": _mean_percent(iou(areas)),
+        "macc": _mean_percent(recall(areas)),
+        "aacc": 100 * float(np.sum(areas.intersection)) / max(pixels, 1),
+    }
+
+
+def _mean_percent(values: Float[np.ndarray, " k"]) -> float:
+    present = values[~np.isnan(values)]
+    return 100 * float(present.mean()) if present.size else 0.0

@@ -1,0 +1,108 @@
+"""Images with label maps, read from any TFDS dataset that has them, prepared as ArrayRecord."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from mambaout_jax.data import DataError, open_records
+from mambaout_jax.tasks.segmentation.losses import IGNORED
+from mambaout_jax.words import count
+
+
+class SegmentationSource:
+    """Records of one split by index: `source[i]` is {"image": encoded bytes, "label_map": encoded bytes}.
+
+    See `data.Source` for the other attributes.
+
+    Args:
+        records: parsed features by index, such as `data.Records`.
+        class_names: in the order of the labels.
+        size: (height, width) of every image; None if they differ.
+        max_size: largest height and largest width of the images.
+        exif_orientation: whether images are turned upright by their EXIF orientation.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Mapping[str, Any]],
+        *,
+        name: str,
+        split: str,
+        class_names: tuple[str, ...],
+        fingerprint: str,
+        size: tuple[int, int] | None,
+        max_size: tuple[int, int],
+        exif_orientation: bool = False,
+    ):
+        self._records = records
+        self.name = name
+        self.split = split
+        self.class_names = class_names
+        self.fingerprint = fingerprint
+        self.size = size
+        self.max_size = max_size
+        self.exif_orientation = exif_orientation
+
+    @property
+    def labels(self) -> Mapping[str, Any]:
+        """The class names, and whether images are turned upright, as metadata for JSON."""
+        return {"class_names": list(self.class_names), "exif_orientation": self.exif_orientation}
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict[str, bytes]:
+        features, record = self._records[index], {}
+        for name in ("image", "label_map"):
+            values = features[name].bytes_list.value
+            if not values:
+                raise DataError(f"the record has no {name}")
+            record[name] = values[0]
+        return record
+
+    def __repr__(self) -> str:
+        return f"SegmentationSource({self.fingerprint})"
+
+
+def open_source(name: str, split: str, data_dir: str | None = None) -> SegmentationSource:
+    """Open one split of a prepared dataset of images with label maps.
+
+    Args:
+        name: "dataset", "dataset/config" or "dataset/config:version"; without a version, the newest prepared one.
+        split: a split's name, or a slice of it such as "train[:90%]".
+        data_dir: the folder of prepared datasets; the default is that of TFDS.
+
+    Raises:
+        DataError: the dataset, split or folder does not exist, or the dataset has no label maps.
+    """
+    records = open_records(name, split, data_dir)
+    image, label_map = (records.features.get(feature) for feature in ("image", "label_map"))
+    if not isinstance(image, tfds.features.Image) or not isinstance(label_map, tfds.features.LabeledImage):
+        raise DataError(
+            f"dataset {name!r} has the features {', '.join(records.features)}; expected an image feature named 'image' "
+            "and a labeled image named 'label_map'"
+        )
+    class_names = tuple(label_map.names)
+    if not 2 <= len(class_names) <= IGNORED:
+        raise DataError(
+            f"dataset {name!r} has {count(len(class_names), 'class')}; at least 2 and at most {IGNORED} are expected"
+        )
+    shape = image.shape[:2]
+    size = None if None in shape else tuple(shape)
+    max_size = size or records.max_size
+    if max_size is None:
+        raise DataError(
+            f"dataset {name!r} does not record the size of its largest image; prepare it with "
+            "python -m mambaout_jax prepare"
+        )
+    return SegmentationSource(
+        records,
+        name=records.name,
+        split=split,
+        class_names=class_names,
+        fingerprint=records.fingerprint(class_names),
+        size=size,
+        max_size=max_size,
+        exif_orientation=records.exif_orientation,
+    )

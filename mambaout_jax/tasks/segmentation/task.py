@@ -1,0 +1,311 @@
+"""Semantic segmentation: a label is a class for each pixel."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jaxtyping import Array, Float, Key
+
+from mambaout_jax.checks import ConfigKey
+from mambaout_jax.data import DataError
+from mambaout_jax.data.names import ADE20K
+from mambaout_jax.models import Model, ModelError, create_model
+from mambaout_jax.tasks.api import (
+    Batch,
+    EvalOutput,
+    ImportedLabels,
+    Labels,
+    LossTerm,
+    Metric,
+    Scores,
+    ScoreText,
+    Section,
+    Task,
+    TaskConfig,
+)
+from mambaout_jax.tasks.errors import TaskError
+from mambaout_jax.tasks.labels import check_same_classes, num_classes
+from mambaout_jax.tasks.segmentation import report
+from mambaout_jax.tasks.segmentation.canvases import EvalSizes
+from mambaout_jax.tasks.segmentation.evaluation import Windows, blank_outside, segment
+from mambaout_jax.tasks.segmentation.losses import IGNORED, pixel_cross_entropy
+from mambaout_jax.tasks.segmentation.metrics import Areas, count_areas, summarize
+from mambaout_jax.tasks.segmentation.predictor import SegmentationPredictor
+from mambaout_jax.tasks.segmentation.source import SegmentationSource, open_source
+from mambaout_jax.tasks.segmentation.transforms import Decoder, EvalExample, TrainExample, decode_labels, resize_image
+from mambaout_jax.words import count
+
+# ADEChallengeData2016: images for training, and classes.
+ADE20K_IMAGES, ADE20K_CLASSES = 20_210, 150
+
+# The largest number of records that the majority baseline reads.
+MOST_BASELINE_RECORDS = 500
+
+_DATA_KEYS: Mapping[str, ConfigKey] = {
+    "data.box": ConfigKey(
+        tuple[int, int],
+        "32..16384",
+        (512, 2048),
+        "shorter and longer side, in pixels, of the box that images are resized into, with their aspect ratio",
+    ),
+    "data.box_scale": ConfigKey(
+        tuple[float, float], ">0..16", (0.5, 2.0), "smallest and largest factor of the box in training"
+    ),
+    "data.cat_max_ratio": ConfigKey(
+        float,
+        ">0..1",
+        0.75,
+        "largest share of one class in a training crop, which is drawn again up to 10 times; 1 for no limit",
+    ),
+    "data.hflip_prob": ConfigKey(float, "0..1", 0.5, "probability of a horizontal flip"),
+    "data.photometric": ConfigKey(
+        bool,
+        None,
+        True,
+        "change brightness, contrast, saturation and hue of training images, each with probability 1/2",
+    ),
+}
+_EVAL_KEYS: Mapping[str, ConfigKey] = {
+    "eval.window": ConfigKey(
+        int | None,
+        "32..16384",
+        None,
+        "side in pixels of the windows that an image is evaluated in; whole images if unset",
+        changeable=True,
+    ),
+    "eval.stride": ConfigKey(int, "1..16384", 341, "distance of windows in pixels", changeable=True),
+    "eval.scales": ConfigKey(
+        tuple[float, ...], ">0..16", (1.0,), "scales whose predictions are averaged", changeable=True
+    ),
+    "eval.flip": ConfigKey(bool, None, False, "average with the predictions for flipped images", changeable=True),
+    "eval.scale_of": ConfigKey(
+        str,
+        ("box", "image"),
+        "box",
+        "what eval.scales are factors of: the box (mmsegmentation 0.x), or the original image (mmsegmentation 1.x)",
+        changeable=True,
+    ),
+}
+_LOSS_KEYS: Mapping[str, ConfigKey] = {
+    "loss.auxiliary": ConfigKey(float, "0..", 0.4, "weight of the loss of the auxiliary head"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Segmentation(Task):
+    """Semantic segmentation by a model with a head such as UperNet.
+
+    Labels are {"class_names": list}, or {"num_classes": int} for weights without class names. Pixels with the label 255
+    are ignored.
+
+    Args:
+        config: the plain values of the config.
+    """
+
+    config: TaskConfig
+
+    name: ClassVar[str] = "segmentation"
+    keys: ClassVar[Mapping[str, ConfigKey]] = {**_DATA_KEYS, **_EVAL_KEYS, **_LOSS_KEYS}
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("miou", "mIoU", "%"),
+        Metric("macc", "mAcc", "%"),
+        Metric("aacc", "aAcc", "%"),
+    )
+    loss_terms: ClassVar[tuple[str, ...]] = ("decode", "auxiliary")
+
+    @classmethod
+    def from_config(cls, config: TaskConfig) -> Self:
+        """Build the task."""
+        return cls(config)
+
+    def open_source(self, split: str) -> SegmentationSource:
+        """Open a split of the dataset."""
+        return open_source(self.config.dataset, split, self.config.data_dir)
+
+    @staticmethod
+    def labels_of_size(num_classes: int) -> Labels:
+        """Return labels without names."""
+        return {"num_classes": num_classes}
+
+    def known_size(self, split: str) -> tuple[int, Labels] | None:
+        """Return the size of ADE20K's training split."""
+        if split != "train" or self.config.dataset.partition(":")[0] != ADE20K:
+            return None
+        return ADE20K_IMAGES, {"num_classes": ADE20K_CLASSES}
+
+    def check_source(self, source: SegmentationSource, labels: Labels) -> None:
+        """Check that a source has the classes of a model; without class names only their number is compared."""
+        check_same_classes(source.name, source.class_names, labels)
+
+    def imported_labels(self, model: Model, labels: Labels) -> ImportedLabels:
+        """Return the class names of imported weights, if they have them."""
+        names, upright = labels.get("class_names"), labels.get("exif_orientation")
+        rule = {} if upright is None else {"exif_orientation": upright}
+        if names is None:
+            return ImportedLabels({"num_classes": model.num_classes, "class_names": None} | rule, None, "")
+        return ImportedLabels({"class_names": list(names)} | rule, None, "")
+
+    def train_transform(self, model: Model, source: SegmentationSource | None = None) -> TrainExample:
+        """Return the random resizing, crop, flip and change of colors of an image, with its label map."""
+        options = self.config.options
+        return TrainExample(
+            decoder=self._decoder(model, source),
+            size=model.input_spec.size,
+            box=options["data.box"],
+            ratio=options["data.box_scale"],
+            cat_max_ratio=options["data.cat_max_ratio"],
+            flip=options["data.hflip_prob"],
+            photometric=options["data.photometric"] and model.in_chans == 3,
+        )
+
+    def eval_transform(self, model: Model, source: SegmentationSource | None = None) -> EvalExample:
+        """Return the transform of an image to its canvases, with its label map at the original size."""
+        size = model.input_spec.size
+        sizes = self._eval_sizes(model)
+        canvases = sizes.canvases(size, size) if source is None else sizes.canvases(source.size, source.max_size)
+        return EvalExample(self._decoder(model, source), sizes, canvases)
+
+    def model_images(self, model: Model, source: SegmentationSource, indices: Sequence[int]) -> Float[Array, "b h w c"]:
+        """Return normalized images, squeezed to the model's input size."""
+        decoder = self._decoder(model, source)
+        pixels = [resize_image(decoder.image(source[index]["image"]), model.input_spec.size) for index in indices]
+        return model.input_spec.normalize(jnp.asarray(np.stack(pixels)))
+
+    def _eval_sizes(self, model: Model) -> EvalSizes:
+        options = self.config.options
+        fixed = model.input_spec.size if "img_size" in model.options else None
+        return EvalSizes(
+            options["data.box"], options["eval.scales"], options["eval.scale_of"], options["eval.window"], fixed
+        )
+
+    def _windows(self) -> Windows | None:
+        options = self.config.options
+        return None if options["eval.window"] is None else Windows(options["eval.window"], options["eval.stride"])
+
+    def _decoder(self, model: Model, source: SegmentationSource | None) -> Decoder:
+        return Decoder(model.in_chans, model.num_classes, source is not None and source.exif_orientation)
+
+    def build_model(self, labels: Labels) -> Model:
+        """Build the model of the config with one output per class."""
+        try:
+            model = create_model(num_classes=num_classes(labels), **self.config.model)
+        except ModelError as error:
+            raise ModelError(f"config.model: {error}") from None
+        if not model.has_method("logits_with_auxiliary"):
+            raise TaskError(
+                f"config.model.name is {model.name!r}, which classifies images; a model with a head is expected, for "
+                f"example upernet_{model.name}"
+            )
+        return model
+
+    def prepare_batch(self, model: Model, batch: Batch, key: Key[Array, ""]) -> Batch:
+        """Normalize images (b, h, w, c); the pixels around smaller images have the mean color."""
+        images = blank_outside(model.input_spec.normalize(batch["image"]), batch["size"])
+        return {"image": images, "label": batch["label"]}
+
+    def train_loss(
+        self, model: Model, variables: dict[str, Any], batch: Batch, key: Key[Array, ""]
+    ) -> tuple[dict[str, LossTerm], Any]:
+        """Compute the mean cross-entropy over all pixels, ignored ones included, of both heads.
+
+        mmsegmentation divides by all pixels by default (`avg_non_ignore=False`).
+        """
+        logits, batch_stats = model.call(variables, "logits_with_auxiliary", batch["image"], key, train=True)
+        weights = 1.0, self.config.options["loss.auxiliary"]
+        return {
+            name: LossTerm(weight * pixel_cross_entropy(of_head, batch["label"]).sum(), batch["label"].size)
+            for name, weight, of_head in zip(self.loss_terms, weights, logits, strict=True)
+        }, batch_stats
+
+    def evaluate_batch(self, model: Model, variables: dict[str, Any], batch: Batch, context: Any) -> EvalOutput:
+        """Count the pixels of each class at the original size."""
+        canvases = self._eval_sizes(model).canvases_of(batch)
+        predicted = segment(
+            model, variables, batch, canvases, flip=self.config.options["eval.flip"], windows=self._windows()
+        )
+        areas = jax.vmap(lambda *maps: count_areas(*maps, model.num_classes))(predicted, batch["label"])
+        areas = Areas(*(jnp.where(batch["mask"][:, None], area, 0) for area in areas))
+        totals = {name: area.sum(0) for name, area in areas._asdict().items()}
+        return EvalOutput(
+            {**totals, "count": batch["mask"].sum()},
+            {"areas": areas._asdict(), "map": report.shrink(predicted, batch["original"])},
+        )
+
+    def collect(self, rows: dict[str, Any], index: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Return index, pixels of each class and the reduced label map of each image."""
+        return index, np.stack([rows["areas"][name] for name in Areas._fields], axis=1), rows["map"]
+
+    def score(self, totals: Mapping[str, Any], collected: list[Any], source: SegmentationSource) -> Scores:
+        """Compute mIoU, mAcc and aAcc in percent, and the number of scored images."""
+        areas = Areas(*(np.asarray(totals[name]) for name in Areas._fields))
+        return {**summarize(areas), "count": int(totals["count"])}
+
+    def join_predictions(self, collected: list[tuple[np.ndarray, ...]]) -> dict[str, np.ndarray]:
+        """Return the pixels of each class (n, 3, k) and the reduced label maps (n, h, w), in the source's order."""
+        index, areas, maps = (np.concatenate(parts) for parts in zip(*collected, strict=True))
+        order = np.argsort(index, kind="stable")
+        return {"areas": areas[order], "maps": maps[order]}
+
+    def baseline_score(self, source: SegmentationSource) -> float:
+        """Compute the mIoU of always predicting the most frequent class, from evenly spaced records.
+
+        Raises:
+            TaskError: none of these records can be read.
+        """
+        indices = np.linspace(0, len(source) - 1, min(len(source), MOST_BASELINE_RECORDS)).astype(int)
+        labelled, failure = np.zeros(IGNORED + 1, np.int64), None
+        for index in indices.tolist():
+            try:
+                labelled += np.bincount(decode_labels(source[index]["label_map"]).ravel(), minlength=IGNORED + 1)
+            except DataError as error:  # unreadable records are handled in training, by config.data.on_bad_record
+                failure = error
+        labelled = labelled[:IGNORED]
+        if not labelled.any():
+            raise TaskError(
+                f"none of {count(len(indices), 'training record')} can be read ({failure}); prepare the dataset again"
+            )
+        return 100 * float(labelled.max() / labelled.sum()) / int(np.count_nonzero(labelled))
+
+    def describe_evaluation(self, model: Model, source: SegmentationSource) -> dict[str, Any]:
+        """Return the sizes, the windows and the scales of the evaluation."""
+        options = self.config.options
+        names = ("data.box", "eval.window", "eval.stride", "eval.scales", "eval.scale_of", "eval.flip")
+        return {name.partition(".")[2]: options[name] for name in names} | {
+            "num_classes": model.num_classes,
+            "batch_norm": "running statistics of the training batches; those of the averaged weights are averaged too",
+        }
+
+    @staticmethod
+    def describe_input(record: Mapping[str, Any]) -> str:
+        """Return the size of images, and windows and scales if there are several."""
+        short, long = record["box"]
+        words = [f"within {long}x{short}" if record["scale_of"] == "box" else "original size"]
+        if record["window"] is not None:
+            words.append(f"windows of {record['window']} every {record['stride']}")
+        if len(record["scales"]) > 1 or record["flip"]:
+            words.append(f"scales {', '.join(map(str, record['scales']))}{', flipped' if record['flip'] else ''}")
+        return ", ".join(words)
+
+    @staticmethod
+    def score_text(scores: Mapping[str, Any], split: str) -> ScoreText:
+        """Return the scores as text."""
+        return report.score_text(scores, split)
+
+    def predictor(self, model: Model, labels: Labels) -> SegmentationPredictor:
+        """Return the segmentation of image files."""
+        options = self.config.options
+        return SegmentationPredictor(
+            model,
+            self._eval_sizes(model),
+            labels,
+            flip=options["eval.flip"],
+            windows=self._windows(),
+        )
+
+    def report_sections(self, workdir: epath.Path, labels: Labels, split: str) -> list[Section]:
+        """Return the IoU of each class and a gallery of predictions, worst ones first."""
+        return report.sections(workdir, labels, lambda: self.open_source(split))

@@ -1,0 +1,39 @@
+"""Colors of classes are distinct, and label maps survive their PNG."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from mambaout_jax.tasks.segmentation.drawing import encode_label_png, make_palette, overlay
+from mambaout_jax.tasks.segmentation.losses import IGNORED
+
+
+def test_classes_have_distinct_colors():
+    names = ["background", *map(str, range(20))]
+    palette = make_palette(names)
+    assert len({tuple(color) for color in palette[: len(names)].tolist()}) == len(names)
+    assert not palette[0].any()
+    assert (palette[IGNORED] == 255).all()
+
+
+def test_ade20k_has_its_usual_colors():
+    palette = make_palette(["wall", *(f"class {index}" for index in range(149))])
+    assert palette[:3].tolist() == [[120, 120, 120], [180, 120, 120], [6, 230, 230]]
+    assert palette[149].tolist() == [92, 0, 255]
+
+
+def test_a_label_png_has_the_labels_as_pixels():
+    labels = np.random.default_rng(0).integers(0, 200, (12, 9), dtype=np.uint8)
+    with Image.open(io.BytesIO(encode_label_png(labels, make_palette(["a", "b"])))) as image:
+        assert image.mode == "P"
+        np.testing.assert_array_equal(np.asarray(image), labels)
+
+
+def test_an_overlay_leaves_black_classes_unchanged():
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 1), dtype=np.uint8)
+    labels = np.zeros((8, 8), np.uint8)
+    labels[2:4] = 1
+    shown = overlay(image, labels, make_palette(["background", "thing"]))
+    np.testing.assert_array_equal(shown[labels == 0], np.repeat(image, 3, -1)[labels == 0])
+    assert (shown[labels == 1] != np.repeat(image, 3, -1)[labels == 1]).any()

@@ -1,0 +1,150 @@
+"""Label maps and metrics of images in canvases are those of the images alone, at their original size."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mambaout_jax as mo
+from mambaout_jax.ops import resize_bilinear
+from mambaout_jax.tasks.errors import TaskError
+from mambaout_jax.tasks.segmentation.canvases import EvalSizes
+from mambaout_jax.tasks.segmentation.evaluation import Windows, segment
+from mambaout_jax.tasks.segmentation.losses import IGNORED
+from mambaout_jax.tasks.segmentation.metrics import Areas, count_areas, iou, recall, summarize
+from mambaout_jax.tasks.segmentation.transforms import Decoder, EvalExample
+from tests.models import dense_golden
+from tests.tasks.plain_inference import mean_probabilities, sliding_logits, whole_logits
+
+NUM_CLASSES = 4
+
+
+@pytest.fixture(scope="module")
+def network():
+    """Return a small network whose predictions differ between pixels."""
+    case = dense_golden.load("segmentor__mambaout_whole_inference")
+    model = mo.create_model(
+        "upernet", backbone="mambaout_femto", dims=(8, 12, 16, 24), depths=(1, 1, 2, 1), num_classes=NUM_CLASSES,
+        channels=12, auxiliary_channels=16,
+    )  # fmt: skip
+    return model, mo.from_torch(model, case.state_dict)
+
+
+def images(*sizes):
+    rng = np.random.default_rng(0)
+    return [
+        np.repeat(np.repeat(rng.integers(0, 256, (-(-h // 8), -(-w // 8), 3), dtype=np.uint8), 8, 0), 8, 1)[:h, :w]
+        for h, w in sizes
+    ]
+
+
+def predict(network, sizes, canvases, pictures, **options):
+    """Return the label maps of pictures, each without its canvas."""
+    model, variables = network
+    transform = EvalExample(Decoder(3, NUM_CLASSES), sizes, canvases)
+    examples = [transform.place_image(picture) for picture in pictures]
+    batch = jax.tree.map(lambda *rows: np.stack(rows), *examples)
+    run = jax.jit(partial(segment, model, canvases=canvases, **options))
+    labels = np.asarray(run(variables, batch))
+    for row, picture in zip(labels, pictures, strict=True):
+        outside = np.ones(row.shape, bool)
+        outside[: picture.shape[0], : picture.shape[1]] = False
+        assert (row[outside] == IGNORED).all()
+    return [row[: picture.shape[0], : picture.shape[1]] for row, picture in zip(labels, pictures, strict=True)]
+
+
+def resized(network, sizes, picture):
+    """Return the normalized images of a picture at each scale."""
+    import cv2
+
+    model, _ = network
+    return [
+        model.input_spec.normalize(jnp.asarray(cv2.resize(picture, size[::-1], interpolation=cv2.INTER_LINEAR))[None])
+        for size in sizes.sizes(picture.shape[:2])
+    ]
+
+
+def assert_nearly_equal(ours, expected):
+    """Rounding may change the class of single pixels between two classes."""
+    assert ours.shape == expected.shape
+    assert np.mean(ours != expected) < 2e-3
+    assert len(np.unique(expected)) > 1
+
+
+def test_images_of_one_size_are_segmented_as_without_a_canvas(network):
+    model, variables = network
+    sizes = EvalSizes((64, 128), (1.0,), "box", None, None)
+    pictures = images((48, 80), (48, 80))
+    found = predict(network, sizes, sizes.canvases((48, 80), (48, 80)), pictures)
+    for picture, labels in zip(pictures, found, strict=True):
+        (image,) = resized(network, sizes, picture)
+        expected = resize_bilinear(whole_logits(model, variables, image), picture.shape[:2])[0].argmax(-1)
+        assert_nearly_equal(labels, np.asarray(expected))
+
+
+@pytest.mark.slow
+def test_images_of_several_sizes_are_segmented_in_padded_canvases(network):
+    model, variables = network
+    sizes = EvalSizes((64, 256), (1.0,), "box", None, None)
+    pictures = images((40, 50), (90, 30), (70, 200))
+    canvases = sizes.canvases(None, (96, 224))
+    assert len(canvases.images) > 2
+    found = predict(network, sizes, canvases, pictures)
+    for picture, labels in zip(pictures, found, strict=True):
+        (image,) = resized(network, sizes, picture)
+        height, width = image.shape[1:3]
+        (canvas,) = canvases.images[canvases.shape_of([(height, width)])]
+        padded = jnp.pad(image, ((0, 0), (0, canvas[0] - height), (0, canvas[1] - width), (0, 0)))
+        logits = whole_logits(model, variables, padded)[:, :height, :width]
+        assert_nearly_equal(labels, np.asarray(resize_bilinear(logits, picture.shape[:2])[0].argmax(-1)))
+
+
+@pytest.mark.slow
+def test_scales_and_flips_are_averaged(network):
+    model, variables = network
+    sizes = EvalSizes((64, 128), (0.5, 1.0), "image", None, None)
+    pictures = images((64, 96))
+    (labels,) = predict(network, sizes, sizes.canvases((64, 96), (64, 96)), pictures, flip=True)
+    passes = []
+    for image in resized(network, sizes, pictures[0]):
+        flipped = whole_logits(model, variables, image[:, :, ::-1])[:, :, ::-1]
+        passes += [resize_bilinear(logits, (64, 96)) for logits in (whole_logits(model, variables, image), flipped)]
+    assert_nearly_equal(labels, np.asarray(mean_probabilities(passes)[0].argmax(-1)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(64, 110), (70, 64), (150, 81)])
+def test_windows_lie_within_the_image(network, size):
+    model, variables = network
+    sizes = EvalSizes((64, 256), (1.0,), "box", 64, None)
+    (picture,) = images(size)
+    (labels,) = predict(network, sizes, sizes.canvases(None, (160, 160)), [picture], windows=Windows(64, 40))
+    (image,) = resized(network, sizes, picture)
+    logits = sliding_logits(model, variables, image, 64, 40)
+    assert_nearly_equal(labels, np.asarray(resize_bilinear(logits, size)[0].argmax(-1)))
+
+
+def test_models_of_one_size_need_windows_of_that_size():
+    with pytest.raises(TaskError, match=r"config\.eval\.window=64"):
+        EvalSizes((64, 256), (1.0,), "box", None, (64, 64)).canvases(None, (100, 100))
+    EvalSizes((64, 256), (1.0,), "box", 64, (64, 64)).canvases(None, (100, 100))
+    EvalSizes((64, 256), (1.0,), "box", None, (64, 64)).canvases((64, 64), (64, 64))
+
+
+@pytest.mark.parametrize("name", dense_golden.names("iou_metric__*"))
+def test_metrics_are_those_of_the_reference(name):
+    case = dense_golden.load(name)
+    count = case.record["num_classes"]
+    pairs = [(case.inputs[f"pred{i}"], case.inputs[f"label{i}"]) for i in range(len(case.inputs) // 2)]
+    counted = [count_areas(jnp.asarray(predicted), jnp.asarray(labels), count) for predicted, labels in pairs]
+    areas = Areas(*(sum(np.asarray(area, np.int64) for area in parts) for parts in zip(*counted, strict=True)))
+    case.assert_close("outputs/area_intersect", areas.intersection)
+    case.assert_close("outputs/area_label", areas.labelled)
+    case.assert_close("outputs/area_pred", areas.predicted)
+    case.assert_close("outputs/IoU", iou(areas).astype(np.float32))
+    case.assert_close("outputs/Acc", recall(areas).astype(np.float32))
+    scores = summarize(areas)
+    found = [round(100 * scores[key]) for key in ("miou", "macc", "aacc")]
+    np.testing.assert_array_equal(found, case.outputs["percent_times_100"])

@@ -1,0 +1,198 @@
+"""A segmentation is trained, stopped, resumed, evaluated, shown and exported as any other run."""
+
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import mambaout_jax as mo
+from mambaout_jax.data.prepare import prepare_segmentation
+from mambaout_jax.data.prepare.scenes import ScenesConfig, load_material, make_scene
+from mambaout_jax.evaluate.evaluation import evaluate
+from mambaout_jax.export.torch import export_weights, import_weights
+from mambaout_jax.report.html import write_report
+from mambaout_jax.run.config import default_config, parse_config
+from mambaout_jax.run.errors import RunError, StoppedError
+from mambaout_jax.run.pretrained import load_pretrained_for
+from mambaout_jax.run.workdir import load_run
+from mambaout_jax.tasks.errors import TaskError
+from mambaout_jax.tasks.segmentation import task
+from mambaout_jax.train.loop import train
+from mambaout_jax.weights import WeightsError, write_file
+
+CLASSES = ("background", *map(str, range(10)))
+SIZES = {"train": [(48, 64)] * 16, "val": [(48, 64), (64, 40), (56, 56), (64, 64), (33, 61)]}
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """Prepare small scenes from a folder; images for evaluation have several sizes."""
+    folder = tmp_path_factory.mktemp("scenes")
+    for split, sizes in SIZES.items():
+        material = load_material()["train" if split == "train" else "validation"]
+        for kind in ("images", "masks"):
+            (folder / split / kind).mkdir(parents=True)
+        for index, (height, width) in enumerate(sizes):
+            scene = make_scene(ScenesConfig(name="64", side=64), material, 0, index)
+            Image.fromarray(scene.image[:height, :width]).save(folder / split / "images" / f"{index}.png")
+            Image.fromarray(scene.labels[:height, :width]).save(folder / split / "masks" / f"{index}.png")
+    (folder / "classes.txt").write_text("\n".join(CLASSES))
+    target = tmp_path_factory.mktemp("data")
+    prepare_segmentation(str(folder), "digit_scenes", str(target))
+    return target
+
+
+def config(data_dir, **changes):
+    config = default_config("segmentation")
+    config.num_epochs = 2
+    config.batch_size = 8
+    config.eval_batch_size = 2
+    config.log_every_steps = 1
+    config.data.name = "digit_scenes"
+    config.data.data_dir = str(data_dir)
+    config.data.box = (48, 64)
+    config.model.update(
+        name="upernet_mambaout_femto", img_size=32, depths=(1, 1, 1, 1), dims=(4, 8, 8, 8), channels=8,
+        auxiliary_channels=8,
+    )  # fmt: skip
+    config.optim.learning_rate = 1e-2
+    config.optim.warmup_epochs = 0
+    config.optim.ema_decay = 0.9
+    for name, value in changes.items():
+        section, _, key = name.rpartition(".")
+        (config[section] if section else config)[key] = value
+    return parse_config(config)
+
+
+@pytest.fixture(scope="module")
+def finished(data_dir, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    return workdir, train(config(data_dir), workdir)
+
+
+def assert_same(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.run
+def test_a_resumed_run_equals_an_unbroken_one(finished, data_dir, tmp_path, monkeypatch):
+    summarize, calls = task.summarize, []
+
+    def interrupt(*args):
+        calls.append(args)
+        if len(calls) == 1:  # a second signal would not wait for the checkpoint
+            os.kill(os.getpid(), signal.SIGTERM)
+        return summarize(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(task, "summarize", interrupt)
+        with pytest.raises(StoppedError):
+            train(config(data_dir), tmp_path / "stopped")
+    train(config(data_dir), tmp_path / "stopped")
+    for weights in ("raw", "ema"):
+        one, other = load_run(finished[0], weights), load_run(tmp_path / "stopped", weights)
+        assert one.step == other.step == 4
+        assert_same(one.variables, other.variables)
+
+
+@pytest.mark.run
+def test_a_run_reports_scores_of_every_pixel(finished):
+    workdir, results = finished
+    (scores,) = evaluate(None, workdir)["sets"]
+    for key in ("miou", "macc", "aacc"):
+        assert scores["ema"][key] == pytest.approx(results["ema"][key], rel=1e-6)
+    assert scores["ema"]["count"] == len(SIZES["val"])
+    with np.load(workdir / "predictions.npz") as arrays:
+        labelled = arrays["areas"][:, 2].sum()
+    assert labelled == sum(height * width for height, width in SIZES["val"])
+    page = write_report(workdir).read_text()
+    assert "mIoU" in page
+    assert page.count("<figcaption>prediction") == len(SIZES["val"])
+
+
+@pytest.mark.run
+def test_predictions_are_files_for_each_image(finished, tmp_path, capsys):
+    from mambaout_jax.__main__ import main
+
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    assert main(["predict", str(finished[0]), str(tmp_path / "photo.png"), "--out", str(tmp_path / "out")]) == 0
+    assert "%" in capsys.readouterr().out
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"photo_labels.png", "photo_overlay.jpg", "photo_classes.json"}
+    with Image.open(tmp_path / "out" / "photo_labels.png") as labels:
+        assert (labels.mode, labels.size) == ("P", (70, 90))
+    classes = json.loads((tmp_path / "out" / "photo_classes.json").read_text())
+    assert sum(entry["share"] for entry in classes) == pytest.approx(1)
+
+
+@pytest.mark.run
+def test_weights_go_to_pytorch_and_back(finished, tmp_path):
+    workdir, _ = finished
+    export_weights(workdir, str(tmp_path / "folder"))
+    import_weights(str(tmp_path / "folder"), tmp_path / "imported", task="segmentation")
+    assert_same(load_run(tmp_path / "imported").variables, load_run(workdir).variables)
+    export_weights(workdir, str(tmp_path / "weights.safetensors"), key_format="mmseg-mambaout")
+    run = load_run(workdir)
+    assert_same(mo.from_torch(run.model, str(tmp_path / "weights.safetensors")), run.variables)
+
+
+def test_a_backbone_starts_from_a_classifier(data_dir, tmp_path):
+    parsed = config(data_dir)
+    model = parsed.build_task().build_model({"num_classes": 11})
+    options = {name: model.options[name] for name in ("depths", "dims")}
+    classifier = mo.create_model("mambaout_femto", num_classes=7, **options)
+    variables = classifier.init(jax.random.key(1))
+    write_file(str(tmp_path / "classifier.safetensors"), mo.to_torch(classifier, variables))
+    found = load_pretrained_for(str(tmp_path / "classifier.safetensors"), model)
+    assert not found.has_head
+    backbone = found.variables["params"]["backbone"]
+    assert backbone.keys() == model.shapes["params"]["backbone"].keys()
+    assert_same(backbone, {name: variables["params"][name] for name in backbone})
+    other = mo.create_model("upernet_vim_tiny", img_size=32)
+    with pytest.raises((RunError, WeightsError)):
+        load_pretrained_for(str(tmp_path / "classifier.safetensors"), other)
+
+
+def test_a_classifier_is_no_segmentation_model():
+    parsed = default_config("segmentation")
+    parsed.data.name, parsed.model.name = "digit_scenes", "vim_tiny"
+    with pytest.raises(TaskError, match="upernet_vim_tiny"):
+        parse_config(parsed).build_task().check()
+
+
+def losses_and_gradients(parsed, model, variables, batch):
+    built = parsed.build_task()
+
+    def loss(params, batch):
+        prepared = built.prepare_batch(model, batch, jax.random.key(0))
+        terms, batch_stats = built.train_loss(model, {**variables, "params": params}, prepared, jax.random.key(1))
+        return sum(term.numerator / term.denominator for term in terms.values()), batch_stats
+
+    return jax.value_and_grad(loss, has_aux=True)(variables["params"], batch)
+
+
+@pytest.mark.run
+def test_devices_compute_the_loss_the_gradient_and_the_statistics_of_one(data_dir):
+    parsed = config(data_dir, **{"model.drop_path_rate": 0.1})
+    built = parsed.build_task()
+    source = built.open_source("train")
+    model = built.build_model(source.labels)
+    transform = built.train_transform(model, source)
+    examples = [transform(source[index], np.random.default_rng(index)) for index in range(8)]
+    batch = jax.tree.map(lambda *rows: jnp.stack(rows), *examples)
+    variables = model.init(jax.random.key(0))
+    step = jax.jit(lambda variables, batch: losses_and_gradients(parsed, model, variables, batch))
+    expected = step(variables, batch)
+    mesh = jax.make_mesh((len(jax.devices()),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    with jax.set_mesh(mesh):
+        found = step(variables, jax.device_put(batch, rows))
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * max(np.abs(theirs).max(), 1e-3))
