@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-_ES = ("s", "x", "ch", "sh")
+_ES = ("s", "x", "tch", "sh")  # but "epochs"
 
 
 def count(number: int, noun: str) -> str:

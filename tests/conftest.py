@@ -32,6 +32,7 @@ atexit.register(shutil.rmtree, os.environ["TFDS_DATA_DIR"], ignore_errors=True)
 
 import jax
 import jaxtyping
+import numpy.testing  # noqa: F401  NumPy 2.0 starts a process when this is imported, which most tests must not
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -11,6 +11,7 @@ from mambaout_jax.words import count, listed
         (2, "class", "2 classes"),
         (1437, "training image", "1,437 training images"),
         (3, "batch", "3 batches"),
+        (7, "epoch", "7 epochs"),
         (1, "class", "1 class"),
     ],
 )

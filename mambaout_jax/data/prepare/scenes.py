@@ -181,7 +181,7 @@ def draw_digit(digit: np.ndarray, side: int, extent: int, angle: int, center: np
 def _paint(draws: Draws, image: np.ndarray, ink: np.ndarray, visible: np.ndarray) -> np.ndarray:
     """Paint ink in a random color that differs from what is below it by a low to high contrast."""
     below = image[visible].sum(0) // max(int(visible.sum()), 1) if visible.any() else np.zeros(3, np.int64)
-    contrast = 60 + _below(draws, 140)
+    contrast = 90 + _below(draws, 160)
     offset = draws.below(2 * UNIT, 3) - UNIT
     offset = offset * contrast // max(int(np.abs(offset).max()), 1)
     # Away from the limits, if the color would exceed them.
