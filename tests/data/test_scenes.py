@@ -40,7 +40,7 @@ def test_training_and_validation_have_disjoint_digits_and_photographs(material):
 
 @pytest.mark.parametrize(
     ("name", "digest"),
-    [("128", "5e0db18b0fd943a5"), ("match_128", "2216a231af2bc675")],
+    [("128", "13082ccd68ee334f"), ("match_128", "80c7c146a8555325")],
 )
 def test_labels_of_a_scene_are_the_same_on_every_machine(material, name, digest):
     """Photographs depend on the JPEG decoder, the rest does not."""
@@ -82,9 +82,9 @@ def test_scenes_of_other_sizes_have_more_pixels(material):
 def test_a_digit_that_is_not_turned_has_its_own_pixels():
     digit = np.random.default_rng(0).integers(0, 17, (8, 8))
     ink = draw_digit(digit, 8, 8, 0, np.array([4 * 256, 4 * 256]))
-    np.testing.assert_array_equal(ink, (2 * (digit * 255 // 16) - 96).clip(0, 255))
+    np.testing.assert_array_equal(ink, (3 * (digit * 255 // 16) - 256).clip(0, 255))
     turned = draw_digit(digit, 8, 8, 180, np.array([4 * 256, 4 * 256]))
-    np.testing.assert_allclose(turned, ink[::-1, ::-1], atol=2)
+    np.testing.assert_allclose(turned, ink[::-1, ::-1], atol=6)
 
 
 def test_any_number_of_digits_is_drawn(material):

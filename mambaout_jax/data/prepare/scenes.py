@@ -175,7 +175,7 @@ def draw_digit(digit: np.ndarray, side: int, extent: int, angle: int, center: np
     bottom = padded[row + 1, column] * (UNIT - x) + padded[row + 1, column + 1] * x
     ink = (top * (UNIT - y) + bottom * y) * 255 // (16 * UNIT * UNIT)
     # Steeper than interpolation, for sharp strokes at every size.
-    return np.where(inside, (2 * ink - 96).clip(0, 255), 0)
+    return np.where(inside, (3 * ink - 256).clip(0, 255), 0)
 
 
 def _paint(draws: Draws, image: np.ndarray, ink: np.ndarray, visible: np.ndarray) -> np.ndarray:
