@@ -61,7 +61,13 @@ def test_a_causal_map_never_depends_on_later_patches():
 def test_a_class_token_that_comes_first_sees_itself_alone():
     def change(model):
         variables = drawn(model)
-        first = jax.jit(lambda v, x: model._merge(v)._tokens(x, None)[:, 0])(variables, images())
+
+        @jax.jit
+        def first_token(variables, images):
+            module = model._merge(variables)
+            return module._run_blocks(module._tokens(images), None, 0, len(module.blocks))[:, 0]
+
+        first = first_token(variables, images())
         return float(jnp.abs(first - first[:1]).max())
 
     assert change(small_model(attention="causal", global_pool="avg")) == 0
