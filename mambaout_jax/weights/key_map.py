@@ -11,6 +11,7 @@ import numpy as np
 from mambaout_jax.models import Family, dense_families, families
 from mambaout_jax.models.api import ParamPath
 from mambaout_jax.models.key_format import KeyFormat, Rule, Transform, default_transform
+from mambaout_jax.models.registry import HEADS
 from mambaout_jax.weights.errors import WeightsError
 
 Shape = tuple[int, ...]
@@ -93,9 +94,15 @@ def is_known(key: str) -> bool:
     """Return whether a key belongs to any key format; keys without a dot, which many models share, do not count."""
     return "." in key and any(
         from_torch_key(key_format, key) is not None or is_ignored(key_format, key)
-        for family in (*families(), *dense_families())
+        for family in families()
         for key_format in family.key_formats
     )
+
+
+def has_head(keys: Iterable[str]) -> bool:
+    """Return whether a state dict is that of a model with a head, whose backbone has the names of a wrapped model."""
+    patterns = [pattern for head in HEADS for rule in head.rules for pattern in rule.keys]
+    return any(_matches(patterns, key) for key in keys)
 
 
 def matching_formats(keys: Iterable[str], prefer: Family | None = None) -> list[tuple[Family, KeyFormat]]:
@@ -109,7 +116,7 @@ def matching_formats(keys: Iterable[str], prefer: Family | None = None) -> list[
     """
     # Keys without a dot do not count: many models share names such as "pos_embed".
     keys = list(keys)
-    candidates = (*families(), *dense_families())
+    candidates = dense_families() if has_head(keys) else families()
     formats = [(family, key_format) for family in candidates for key_format in family.key_formats]
     known = {
         (family, key_format.name): sum(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mambaout_jax.weights.errors import WeightsError
-from mambaout_jax.weights.key_map import is_known
+from mambaout_jax.weights.key_map import has_head, is_known
 
 # Of DistributedDataParallel and AveragedModel, of torch.compile, of Lightning, and of programs with several networks.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.")
@@ -59,7 +59,7 @@ def without_prefixes(names: Iterable[str]) -> tuple[dict[str, str], tuple[str, .
         Full names by name without prefixes, and the full names that lack the prefix.
     """
     stripped, outside = {name: name for name in names}, []
-    while prefix := _common_prefix(stripped):
+    while not has_head(stripped) and (prefix := _common_prefix(stripped)):
         outside += [full for name, full in stripped.items() if not name.startswith(prefix)]
         stripped = {name.removeprefix(prefix): full for name, full in stripped.items() if name.startswith(prefix)}
     return stripped, tuple(outside)
