@@ -2,8 +2,8 @@
 
 python main.py --config=configs/scenes_segmentation.py --workdir=runs/scenes
 
-Cost: about 8 minutes on two CPU cores. Result: 12.7 % mIoU, 84.4 % of the pixels, seed 0. The model finds the digits but
-mixes up most of them after so short a training; num_epochs sets a longer one.
+Cost: about 8 minutes on two CPU cores. Result: 12.7 % mIoU, 84.4 % of the pixels, seed 0. The model finds the digits
+but mixes up most of them after so short a training; num_epochs sets a longer one.
 """
 
 from ml_collections import ConfigDict
