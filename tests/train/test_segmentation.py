@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -24,7 +26,9 @@ from mambaout_jax.tasks.errors import TaskError
 from mambaout_jax.tasks.segmentation import task
 from mambaout_jax.train.loop import train
 from mambaout_jax.weights import WeightsError, write_file
+from tests.train.segmentation_on_devices import config
 
+ROOT = Path(__file__).parents[2]
 CLASSES = ("background", *map(str, range(10)))
 SIZES = {"train": [(48, 64)] * 16, "val": [(48, 64), (64, 40), (56, 56), (64, 64), (33, 61)]}
 
@@ -45,28 +49,6 @@ def data_dir(tmp_path_factory):
     target = tmp_path_factory.mktemp("data")
     prepare_segmentation(str(folder), "digit_scenes", str(target))
     return target
-
-
-def config(data_dir, **changes):
-    config = default_config("segmentation")
-    config.num_epochs = 2
-    config.batch_size = 8
-    config.eval_batch_size = 2
-    config.log_every_steps = 1
-    config.data.name = "digit_scenes"
-    config.data.data_dir = str(data_dir)
-    config.data.box = (48, 64)
-    config.model.update(
-        name="upernet_mambaout_femto", img_size=32, depths=(1, 1, 1, 1), dims=(4, 8, 8, 8), channels=8,
-        auxiliary_channels=8,
-    )  # fmt: skip
-    config.optim.learning_rate = 1e-2
-    config.optim.warmup_epochs = 0
-    config.optim.ema_decay = 0.9
-    for name, value in changes.items():
-        section, _, key = name.rpartition(".")
-        (config[section] if section else config)[key] = value
-    return parse_config(config)
 
 
 @pytest.fixture(scope="module")
@@ -167,32 +149,15 @@ def test_a_classifier_is_no_segmentation_model():
         parse_config(parsed).build_task().check()
 
 
-def losses_and_gradients(parsed, model, variables, batch):
-    built = parsed.build_task()
-
-    def loss(params, batch):
-        prepared = built.prepare_batch(model, batch, jax.random.key(0))
-        terms, batch_stats = built.train_loss(model, {**variables, "params": params}, prepared, jax.random.key(1))
-        return sum(term.numerator / term.denominator for term in terms.values()), batch_stats
-
-    return jax.value_and_grad(loss, has_aux=True)(variables["params"], batch)
-
-
 @pytest.mark.run
-def test_devices_compute_the_loss_the_gradient_and_the_statistics_of_one(data_dir):
-    parsed = config(data_dir, **{"model.drop_path_rate": 0.1})
-    built = parsed.build_task()
-    source = built.open_source("train")
-    model = built.build_model(source.labels)
-    transform = built.train_transform(model, source)
-    examples = [transform(source[index], np.random.default_rng(index)) for index in range(8)]
-    batch = jax.tree.map(lambda *rows: jnp.stack(rows), *examples)
-    variables = model.init(jax.random.key(0))
-    step = jax.jit(lambda variables, batch: losses_and_gradients(parsed, model, variables, batch))
-    expected = step(variables, batch)
-    mesh = jax.make_mesh((len(jax.devices()),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    with jax.set_mesh(mesh):
-        found = step(variables, jax.device_put(batch, rows))
-    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * max(np.abs(theirs).max(), 1e-3))
+def test_eight_devices_compute_what_one_computes(data_dir):
+    """The loss, the gradient and the statistics of a step, and label maps of images in several canvases."""
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tests.train.segmentation_on_devices", str(data_dir)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["devices"] == 8
+    assert found["shapes"] > 1
+    assert found["step"] < 1e-5
+    assert found["other_labels"] == 0
