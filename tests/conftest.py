@@ -1,6 +1,7 @@
 """Make JAX strict: annotations are checked, ranks and (in ops) dtypes are never promoted in silence."""
 
 import atexit
+import importlib
 import multiprocessing.process
 import os
 import shutil
@@ -32,10 +33,12 @@ atexit.register(shutil.rmtree, os.environ["TFDS_DATA_DIR"], ignore_errors=True)
 
 import jax
 import jaxtyping
-import numpy.testing  # noqa: F401  NumPy 2.0 starts a process when this is imported, which most tests must not
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# NumPy 2.0 starts a process when this module is imported, which most tests must not.
+importlib.import_module("numpy.testing")
 
 jaxtyping.install_import_hook(
     ["mambaout_jax.ops", "mambaout_jax.models", "mambaout_jax.tasks.classification.losses"], "beartype.beartype"

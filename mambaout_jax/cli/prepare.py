@@ -80,15 +80,14 @@ def run(args: argparse.Namespace) -> int:
 
     kinds = [kind for kind in KINDS if getattr(args, kind) is not None]
     own = args.name in OWN
-    if args.name == "imagenet" and (len(kinds) != 1 or args.source or args.called or args.val or args.skip_bad):
+    of_folders = args.source, args.called, args.val, args.skip_bad
+    if args.name == "imagenet" and (len(kinds) != 1 or args.zip or any(of_folders)):
         raise DataError("prepare imagenet requires one of --tars DIR, --folder DIR and --tfrecord DIR")
     if args.name in ("folder", "segmentation") and (kinds or args.zip or not args.source):
         raise DataError(f"prepare {args.name} requires the folder of the images: prepare {args.name} DIR [--name NAME]")
-    if args.name == "ade20k" and (
-        (args.zip is None) == (kinds != ["folder"]) or args.source or args.called or args.val
-    ):
+    if args.name == "ade20k" and ((args.zip is None) == (kinds != ["folder"]) or any(of_folders)):
         raise DataError("prepare ade20k requires one of --zip FILE and --folder DIR")
-    others = (args.zip, args.source, args.called, args.workers, args.val, args.skip_bad, args.overwrite)
+    others = (args.zip, *of_folders, args.workers, args.overwrite)
     if not own and (kinds or any(others)):
         raise DataError(f"prepare {args.name} takes only --data-dir; for your own images, see prepare --help")
     workers = args.workers or count_cores()

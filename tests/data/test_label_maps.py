@@ -43,9 +43,7 @@ def test_a_folder_becomes_a_dataset(photos, tmp_path):
         assert (source.size, source.max_size) == (None, (24, 30))
         decode = Decoder(3, 3, source.exif_orientation)
         found += [decode(source[index])[1] for index in range(len(source))]
-    key = lambda mask: (mask.shape, mask.tobytes())  # noqa: E731
-    for ours, theirs in zip(sorted(found, key=key), sorted(masks.values(), key=key), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    assert {(mask.shape, mask.tobytes()) for mask in found} == {(mask.shape, mask.tobytes()) for mask in masks.values()}
     again = prepare_segmentation(str(folder), "roads", str(tmp_path / "data"), validation=0.25)
     assert again.images_per_class is None
     assert read_origin(prepared.folder)["max_size"] == [24, 30]
@@ -76,8 +74,8 @@ def test_splits_have_folders_of_their_own(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"mask_size": (20, 31)}, "the mask is 31x20 and the image 30x20"),
-        ({"labels": np.full((20, 30), 7, np.uint8)}, "the mask has the label 7; at most 2"),
+        ({"mask_size": (20, 31)}, "its image is 30x20 and its label map 31x20"),
+        ({"labels": np.full((20, 30), 7, np.uint8)}, "its label map has the label 7; 0 to 2"),
         ({"mode": "RGB"}, "pixels of mode RGB"),
     ],
 )

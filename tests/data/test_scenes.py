@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mambaout_jax.data.label_maps import IGNORED
 from mambaout_jax.data.prepare.scenes import (
-    IGNORED,
     MIN_VISIBLE,
     Scenes,
     draw_digit,

@@ -5,8 +5,8 @@ import io
 import numpy as np
 from PIL import Image
 
+from mambaout_jax.data.label_maps import IGNORED
 from mambaout_jax.tasks.segmentation.drawing import encode_label_png, make_palette, overlay
-from mambaout_jax.tasks.segmentation.losses import IGNORED
 
 
 def test_classes_have_distinct_colors():

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import mambaout_jax as mo
+from mambaout_jax.data.label_maps import IGNORED
 from mambaout_jax.ops import resize_bilinear
 from mambaout_jax.tasks.errors import TaskError
 from mambaout_jax.tasks.segmentation.canvases import EvalSizes
 from mambaout_jax.tasks.segmentation.evaluation import Windows, segment
-from mambaout_jax.tasks.segmentation.losses import IGNORED
 from mambaout_jax.tasks.segmentation.metrics import Areas, count_areas, iou, recall, summarize
 from mambaout_jax.tasks.segmentation.transforms import Decoder, EvalExample
 from tests.models import dense_golden

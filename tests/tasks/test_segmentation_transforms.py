@@ -5,13 +5,12 @@ import numpy as np
 import pytest
 
 from mambaout_jax.data import DataError
+from mambaout_jax.data.label_maps import IGNORED, decode_label_map
 from mambaout_jax.tasks.segmentation.canvases import EvalSizes, fit_size
-from mambaout_jax.tasks.segmentation.losses import IGNORED
 from mambaout_jax.tasks.segmentation.transforms import (
     Decoder,
     EvalExample,
     TrainExample,
-    decode_labels,
     distort,
     draw_box,
     draw_crop,
@@ -200,4 +199,4 @@ def test_palettes_are_read_as_labels(tmp_path):
     image = Image.fromarray(labels, "P")
     image.putpalette(list(range(256)) * 3)
     image.save(tmp_path / "labels.png")
-    np.testing.assert_array_equal(decode_labels((tmp_path / "labels.png").read_bytes()), labels)
+    np.testing.assert_array_equal(decode_label_map((tmp_path / "labels.png").read_bytes()), labels)

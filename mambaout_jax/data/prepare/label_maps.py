@@ -2,24 +2,23 @@
 
 import functools
 import hashlib
-import io
 import zipfile
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from mambaout_jax.data.errors import DataError
+from mambaout_jax.data.label_maps import IGNORED, check_label_map, decode_label_map
 from mambaout_jax.data.names import ADE20K, normalize_name
 from mambaout_jax.data.prepare.dataset_writer import Dataset
 from mambaout_jax.data.prepare.folders import SPLITS, VERSION, File, has_image_extension, list_folder
 from mambaout_jax.data.prepare.shards import Item, LabelMapFile
+from mambaout_jax.data.prepare.shards import read_label_map as read_label_map_file
 from mambaout_jax.errors import printable, reason
-from mambaout_jax.machine import MachineError, describe_fault, raise_machine_fault
+from mambaout_jax.machine import raise_machine_fault
 from mambaout_jax.words import count
 
-IGNORED = 255
 CLASSES_FILE = "classes.txt"
 # The folders of ADEChallengeData2016.zip, and the number of images that each has.
 ADE20K_FOLDER = "ADEChallengeData2016"
@@ -39,33 +38,11 @@ def read_label_map(
     Raises:
         DataError: it is not a map of labels of the size of the image.
     """
-    try:
-        image = Image.open(io.BytesIO(encoded))
-        image.load()
-    except Exception as error:  # Pillow's plugins raise many types for damaged files
-        if fault := describe_fault(error):
-            raise MachineError(fault) from error
-        raise DataError(f"the mask cannot be decoded ({type(error).__name__}: {reason(error)})") from error
-    if image.mode not in ("L", "P", "1"):
-        raise DataError(
-            f"the mask has pixels of mode {image.mode}; one label of 8 bits per pixel, gray or an index of a palette, "
-            "is expected"
-        )
-    labels = np.asarray(image).astype(np.uint8)
-    if labels.shape != size:
-        raise DataError(
-            f"the mask is {labels.shape[1]}x{labels.shape[0]} and the image {size[1]}x{size[0]}; equal sizes are "
-            "expected"
-        )
+    labels = decode_label_map(encoded)
     if zero_is_ignored:
         labels = np.where(labels == 0, IGNORED, labels - (labels != IGNORED)).astype(np.uint8)
+    check_label_map(labels, size, num_classes)
     classes = set(np.unique(labels).tolist()) - {IGNORED}
-    if classes and max(classes) >= num_classes:
-        highest = max(classes) + zero_is_ignored
-        raise DataError(
-            f"the mask has the label {highest}; at most {num_classes - 1 + zero_is_ignored}, or {IGNORED} for ignored "
-            "pixels, is expected"
-        )
     return cv2.imencode(".png", labels)[1].tobytes(), classes
 
 
@@ -219,12 +196,8 @@ def _number_classes(splits: dict[str, list[Item]]) -> tuple[str, ...]:
     for items in splits.values():
         for item in items:
             try:
-                with Image.open(item.label_map.path) as image:
-                    labels = np.asarray(image) if image.mode in ("L", "P") else np.zeros(0, np.uint8)
-            except (
-                Exception
-            ) as error:  # Pillow's plugins raise many types; damaged files are named when they are written
-                raise_machine_fault(error, item.label_map.path)
+                labels = decode_label_map(read_label_map_file(item))
+            except DataError:  # named when the files are written
                 continue
             highest = max(highest, int(labels[labels != IGNORED].max(initial=0)))
     return tuple(map(str, range(highest + 1)))

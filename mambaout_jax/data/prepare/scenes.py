@@ -21,12 +21,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from mambaout_jax.data.label_maps import IGNORED
 from mambaout_jax.data.prepare.digits import NUM_VALIDATION
 from mambaout_jax.data.prepare.pathfinder import Draws
 
 DIGIT_CLASSES = ("background", *map(str, range(10)))
 MATCH_CLASSES = ("background", "match")
-IGNORED = 255
 DIGIT_SIDE = 8
 UNIT = 256  # of coordinates, per pixel
 # Of 255, from which on a pixel has the class of the digit.

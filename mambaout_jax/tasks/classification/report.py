@@ -3,7 +3,6 @@
 import base64
 import io
 import math
-import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,6 +20,7 @@ from mambaout_jax.pages.render import render
 from mambaout_jax.tasks.api import Labels, ScoreText, Section
 from mambaout_jax.tasks.classification.source import ImageSource
 from mambaout_jax.tasks.errors import TaskError
+from mambaout_jax.tasks.predictions import open_evaluated, read_predictions
 from mambaout_jax.words import count
 
 NUM_MISTAKES, NUM_CORRECT = 32, 16
@@ -79,18 +79,12 @@ def _interval(percent: float, count: int) -> str:
 
 
 def _read_predictions(workdir: epath.Path) -> dict[str, np.ndarray] | None:
-    path = workdir / "predictions.npz"
-    try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-            predictions = {name: arrays[name] for name in _ARRAYS}
-    except FileNotFoundError:
+    predictions = read_predictions(workdir, _ARRAYS)
+    if predictions is None:
         return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise_machine_fault(error, path)
-        raise TaskError(f"{path} cannot be read ({reason(error)}); evaluate the workdir again") from None
     labels, classes, probabilities, _ = predictions.values()
     if labels.ndim != 1 or classes.shape != probabilities.shape or classes.shape[:1] != labels.shape:
-        raise TaskError(f"{path} has arrays of inconsistent shapes; evaluate the workdir again")
+        raise TaskError(f"{workdir / 'predictions.npz'} has arrays of inconsistent shapes; evaluate the workdir again")
     return predictions if labels.size else None
 
 
@@ -116,7 +110,7 @@ def make_gallery(
     pictures: dict[int, dict[str, Any] | None] = {}
     missing = None
     try:
-        source = _open_same(open_split, str(predictions["fingerprint"]))
+        source = open_evaluated(open_split, str(predictions["fingerprint"]))
         pictures = {int(index): _thumbnail(source, index) for index in (*most_confident, *spread)}
     except (DataError, MachineError, OSError) as error:
         missing = f"The images cannot be shown: {describe_fault(error) or reason(error)}."
@@ -141,13 +135,6 @@ def make_gallery(
         "mistakes": [card(index) for index in most_confident],
         "correct": [card(index) for index in spread],
     }
-
-
-def _open_same(open_split: Callable[[], ImageSource], fingerprint: str) -> ImageSource:
-    source = open_split()
-    if source.fingerprint != fingerprint:
-        raise DataError("the dataset prepared here differs from the evaluated one")
-    return source
 
 
 def _name(names: list[str], index: int) -> str:

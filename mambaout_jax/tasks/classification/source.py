@@ -8,6 +8,7 @@ import tensorflow_datasets as tfds
 from mambaout_jax.data import DataError, Records, open_records
 from mambaout_jax.data.names import normalize_name, prepare_command
 from mambaout_jax.errors import printable
+from mambaout_jax.tasks.sources import ClassSource
 from mambaout_jax.words import count
 
 # The label features, and the largest number of labels of an image in each.
@@ -18,46 +19,20 @@ LABEL_FEATURES = {
 }
 
 
-class ImageSource:
+class ImageSource(ClassSource):
     """Records of one split by index: `source[i]` is {"image": encoded bytes, "label": int}.
 
-    In datasets whose images have several labels or none, `max_labels` is more than 1 and "label" is a tuple. See
-    `data.Source` for the other attributes.
+    In datasets whose images have several labels or none, `max_labels` is more than 1 and "label" is a tuple.
 
     Args:
-        records: parsed features by index, such as `data.Records`.
-        class_names: in the order of the labels.
         feature: the name of the label feature, a key of LABEL_FEATURES.
-        exif_orientation: whether images are turned upright by their EXIF orientation.
+        others: arguments of `ClassSource`.
     """
 
-    def __init__(
-        self,
-        records: Sequence[Mapping[str, Any]],
-        *,
-        name: str,
-        split: str,
-        class_names: tuple[str, ...],
-        fingerprint: str,
-        feature: str = "label",
-        exif_orientation: bool = False,
-    ):
-        self._records = records
+    def __init__(self, records: Sequence[Mapping[str, Any]], *, feature: str = "label", **others: Any):
+        super().__init__(records, **others)
         self._feature = feature
-        self.name = name
-        self.split = split
-        self.class_names = class_names
-        self.fingerprint = fingerprint
-        self.exif_orientation = exif_orientation
         self.max_labels = LABEL_FEATURES[feature]
-
-    @property
-    def labels(self) -> Mapping[str, Any]:
-        """The class names, and whether images are turned upright, as metadata for JSON."""
-        return {"class_names": list(self.class_names), "exif_orientation": self.exif_orientation}
-
-    def __len__(self) -> int:
-        return len(self._records)
 
     def __getitem__(self, index: int) -> dict:
         image, labels = self._read(index)
@@ -88,9 +63,6 @@ class ImageSource:
             expected = "1" if self.max_labels == 1 else f"0 to {self.max_labels}"
             raise DataError(f"the record has {count(len(labels), 'label')}; expected {expected}")
         return images[0], labels
-
-    def __repr__(self) -> str:
-        return f"ImageSource({self.fingerprint})"
 
 
 def open_source(name: str, split: str, data_dir: str | None = None) -> ImageSource:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from mambaout_jax.tasks.segmentation.losses import IGNORED
+from mambaout_jax.data.label_maps import IGNORED
 
 Palette = np.ndarray
 # The colors of ADE20K's 150 classes, six hexadecimal digits each, as mmsegmentation shows them.

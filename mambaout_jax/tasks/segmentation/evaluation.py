@@ -15,9 +15,9 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, UInt8
 
+from mambaout_jax.data.label_maps import IGNORED
 from mambaout_jax.models import Model
 from mambaout_jax.tasks.segmentation.canvases import Canvases, Size
-from mambaout_jax.tasks.segmentation.losses import IGNORED
 
 # Entries of an example that do not depend on labels.
 IMAGE_KEYS = ("images", "sizes", "original", "shape")

@@ -4,10 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
+from mambaout_jax.data.label_maps import IGNORED
 from mambaout_jax.ops import resize_bilinear
-
-# The label of pixels that have no class.
-IGNORED = 255
 
 
 def pixel_cross_entropy(logits: Float[Array, "b h w k"], labels: Integer[Array, "b H W"]) -> Float[Array, "b H W"]:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer
 
-from mambaout_jax.tasks.segmentation.losses import IGNORED
+from mambaout_jax.data.label_maps import IGNORED
 
 
 class Areas(NamedTuple):

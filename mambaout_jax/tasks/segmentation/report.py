@@ -1,8 +1,6 @@
 """The sections of a report on a segmentation: the IoU of each class, and a gallery of predictions."""
 
 import base64
-import io
-import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,13 +13,14 @@ from markupsafe import Markup
 
 from mambaout_jax.checks import as_number
 from mambaout_jax.data import DataError
+from mambaout_jax.data.label_maps import IGNORED
 from mambaout_jax.errors import reason
 from mambaout_jax.machine import MachineError, describe_fault, raise_machine_fault
 from mambaout_jax.pages.render import render
 from mambaout_jax.tasks.api import Labels, ScoreText, Section
 from mambaout_jax.tasks.errors import TaskError
+from mambaout_jax.tasks.predictions import open_evaluated, read_predictions
 from mambaout_jax.tasks.segmentation.drawing import encode_picture, make_palette, overlay
-from mambaout_jax.tasks.segmentation.losses import IGNORED
 from mambaout_jax.tasks.segmentation.metrics import Areas, iou, recall, summarize
 from mambaout_jax.tasks.segmentation.source import SegmentationSource
 from mambaout_jax.tasks.segmentation.transforms import Decoder, resize_image, resize_labels
@@ -79,23 +78,17 @@ def sections(workdir: epath.Path, labels: Labels, open_split: Callable[[], Segme
     classes = make_classes(predictions["areas"], palette, names)
     return [
         Section("Classes", Markup(render(__package__, "classes.html.jinja", classes=classes))),
-        Section("Predictions", Markup(render(__package__, "gallery.html.jinja", gallery=gallery, classes=classes))),
+        Section("Predictions", Markup(render(__package__, "gallery.html.jinja", gallery=gallery))),
     ]
 
 
 def _read_predictions(workdir: epath.Path) -> dict[str, np.ndarray] | None:
-    path = workdir / "predictions.npz"
-    try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-            predictions = {name: arrays[name] for name in _ARRAYS}
-    except FileNotFoundError:
+    predictions = read_predictions(workdir, _ARRAYS)
+    if predictions is None:
         return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise_machine_fault(error, path)
-        raise TaskError(f"{path} cannot be read ({reason(error)}); evaluate the workdir again") from None
     areas, maps, _ = predictions.values()
     if areas.ndim != 3 or areas.shape[1] != len(Areas._fields) or maps.ndim != 3 or len(maps) != len(areas):
-        raise TaskError(f"{path} has arrays of inconsistent shapes; evaluate the workdir again")
+        raise TaskError(f"{workdir / 'predictions.npz'} has arrays of inconsistent shapes; evaluate the workdir again")
     return predictions if len(areas) else None
 
 
@@ -141,9 +134,7 @@ def make_gallery(
     spread = others[np.unique(np.linspace(0, len(others) - 1, min(NUM_OTHERS, len(others))).round().astype(int))]
     missing, pictures = None, {}
     try:
-        source = open_split()
-        if source.fingerprint != str(predictions["fingerprint"]):
-            raise DataError("the dataset prepared here differs from the evaluated one")
+        source = open_evaluated(open_split, str(predictions["fingerprint"]))
         for index in (*worst, *spread):
             pictures[int(index)] = _draw(source, int(index), predictions["maps"][index], palette, len(names))
     except (DataError, MachineError, OSError) as error:
@@ -162,36 +153,28 @@ def make_gallery(
 
 def _draw(source, index, predicted, palette, num_classes) -> list[tuple[str, str]] | None:
     """Return data URIs of an image, its prediction and its labels, with a name for each; None if it cannot be read."""
-    record = source[index]
-    channels = 1 if _is_gray(record["image"]) else 3
     try:
-        image, labels = Decoder(channels, num_classes or IGNORED, source.exif_orientation)(record)
+        image, labels = Decoder(3, num_classes or IGNORED, source.exif_orientation)(source[index])
     except DataError as error:
         raise_machine_fault(error)
         return None
     factor = max(labels.shape) / PICTURE_SIDE
     size = tuple(max(1, round(side / factor)) for side in labels.shape) if factor > 1 else labels.shape
-    of_image = factor_of_map(labels.shape, predicted.shape)
+    height, width = _size_in_map(labels.shape, predicted.shape)
     image, labels = resize_image(image, size), resize_labels(labels, size)
-    predicted = resize_labels(predicted[: of_image[0], : of_image[1]], size)
+    predicted = resize_labels(predicted[:height, :width], size)
     pictures = {
-        "image": np.broadcast_to(image, (*size, 3)),
+        "image": image,
         "prediction": overlay(image, predicted, palette),
         "label": overlay(image, labels, palette),
     }
     return [
-        (name, f"data:image/jpeg;base64,{base64.b64encode(encode_picture(np.ascontiguousarray(pixels))).decode()}")
+        (name, f"data:image/jpeg;base64,{base64.b64encode(encode_picture(pixels)).decode()}")
         for name, pixels in pictures.items()
     ]
 
 
-def factor_of_map(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
+def _size_in_map(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
     """Return (height, width) of the part of a reduced label map that an image of a size takes."""
     factor = max(max(size) / MAP_SIDE, 1)
     return tuple(max(1, min(int(side / factor + 0.5), limit)) for side, limit in zip(size, canvas, strict=True))
-
-
-def _is_gray(encoded: bytes) -> bool:
-    from PIL import Image
-
-    return Image.open(io.BytesIO(encoded)).mode in ("L", "1", "I;16")

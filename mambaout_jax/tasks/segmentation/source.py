@@ -6,51 +6,31 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from mambaout_jax.data import DataError, open_records
-from mambaout_jax.tasks.segmentation.losses import IGNORED
+from mambaout_jax.data.label_maps import IGNORED
+from mambaout_jax.tasks.sources import ClassSource
 from mambaout_jax.words import count
 
 
-class SegmentationSource:
+class SegmentationSource(ClassSource):
     """Records of one split by index: `source[i]` is {"image": encoded bytes, "label_map": encoded bytes}.
 
-    See `data.Source` for the other attributes.
-
     Args:
-        records: parsed features by index, such as `data.Records`.
-        class_names: in the order of the labels.
         size: (height, width) of every image; None if they differ.
         max_size: largest height and largest width of the images.
-        exif_orientation: whether images are turned upright by their EXIF orientation.
+        others: arguments of `ClassSource`.
     """
 
     def __init__(
         self,
         records: Sequence[Mapping[str, Any]],
         *,
-        name: str,
-        split: str,
-        class_names: tuple[str, ...],
-        fingerprint: str,
         size: tuple[int, int] | None,
         max_size: tuple[int, int],
-        exif_orientation: bool = False,
+        **others: Any,
     ):
-        self._records = records
-        self.name = name
-        self.split = split
-        self.class_names = class_names
-        self.fingerprint = fingerprint
+        super().__init__(records, **others)
         self.size = size
         self.max_size = max_size
-        self.exif_orientation = exif_orientation
-
-    @property
-    def labels(self) -> Mapping[str, Any]:
-        """The class names, and whether images are turned upright, as metadata for JSON."""
-        return {"class_names": list(self.class_names), "exif_orientation": self.exif_orientation}
-
-    def __len__(self) -> int:
-        return len(self._records)
 
     def __getitem__(self, index: int) -> dict[str, bytes]:
         features, record = self._records[index], {}
@@ -60,9 +40,6 @@ class SegmentationSource:
                 raise DataError(f"the record has no {name}")
             record[name] = values[0]
         return record
-
-    def __repr__(self) -> str:
-        return f"SegmentationSource({self.fingerprint})"
 
 
 def open_source(name: str, split: str, data_dir: str | None = None) -> SegmentationSource:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Key
 
 from mambaout_jax.checks import ConfigKey
 from mambaout_jax.data import DataError
+from mambaout_jax.data.label_maps import IGNORED, decode_label_map
 from mambaout_jax.data.names import ADE20K
 from mambaout_jax.models import Model, ModelError, create_model
 from mambaout_jax.tasks.api import (
@@ -32,11 +33,11 @@ from mambaout_jax.tasks.labels import check_same_classes, num_classes
 from mambaout_jax.tasks.segmentation import report
 from mambaout_jax.tasks.segmentation.canvases import EvalSizes
 from mambaout_jax.tasks.segmentation.evaluation import Windows, blank_outside, segment
-from mambaout_jax.tasks.segmentation.losses import IGNORED, pixel_cross_entropy
+from mambaout_jax.tasks.segmentation.losses import pixel_cross_entropy
 from mambaout_jax.tasks.segmentation.metrics import Areas, count_areas, summarize
 from mambaout_jax.tasks.segmentation.predictor import SegmentationPredictor
 from mambaout_jax.tasks.segmentation.source import SegmentationSource, open_source
-from mambaout_jax.tasks.segmentation.transforms import Decoder, EvalExample, TrainExample, decode_labels, resize_image
+from mambaout_jax.tasks.segmentation.transforms import Decoder, EvalExample, TrainExample, resize_image
 from mambaout_jax.words import count
 
 # ADEChallengeData2016: images for training, and classes.
@@ -260,7 +261,7 @@ class Segmentation(Task):
         labelled, failure = np.zeros(IGNORED + 1, np.int64), None
         for index in indices.tolist():
             try:
-                labelled += np.bincount(decode_labels(source[index]["label_map"]).ravel(), minlength=IGNORED + 1)
+                labelled += np.bincount(decode_label_map(source[index]["label_map"]).ravel(), minlength=IGNORED + 1)
             except DataError as error:  # unreadable records are handled in training, by config.data.on_bad_record
                 failure = error
         labelled = labelled[:IGNORED]

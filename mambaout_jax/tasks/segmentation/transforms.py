@@ -5,21 +5,18 @@ PhotoMetricDistortion, with the same draws in the same order.
 """
 
 import dataclasses
-import io
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from mambaout_jax.data import DataError
 from mambaout_jax.data.decode import decode_fast, decode_image, find_turn, to_array
-from mambaout_jax.machine import MachineError, describe_fault
+from mambaout_jax.data.label_maps import IGNORED, check_label_map, decode_label_map
 from mambaout_jax.tasks.segmentation.canvases import Canvases, EvalSizes, Size, fit_size
-from mambaout_jax.tasks.segmentation.losses import IGNORED
 
 Example = dict[str, np.ndarray]
 
-# Draws of RandomCrop before the last one, which is used whatever it holds.
+# Crops that are checked; if none of them passes, another one is used unchecked.
 CROP_ATTEMPTS = 10
 
 
@@ -53,39 +50,9 @@ class Decoder:
         Raises:
             DataError: one of them cannot be decoded, they differ in size, or a label is not a class.
         """
-        image, labels = self.image(record["image"]), decode_labels(record["label_map"])
-        if image.shape[:2] != labels.shape:
-            raise DataError(
-                f"its image is {image.shape[1]}x{image.shape[0]} and its label map "
-                f"{labels.shape[1]}x{labels.shape[0]}; equal sizes are expected"
-            )
-        if (largest := int(labels[labels != IGNORED].max(initial=0))) >= self.num_classes:
-            raise DataError(
-                f"its label map has the label {largest}; 0 to {self.num_classes - 1}, or {IGNORED} for ignored pixels, "
-                "are expected"
-            )
+        image, labels = self.image(record["image"]), decode_label_map(record["label_map"])
+        check_label_map(labels, image.shape[:2], self.num_classes)
         return image, labels
-
-
-def decode_labels(encoded: bytes) -> np.ndarray:
-    """Decode a label map to uint8 (h, w): an image whose pixels, gray or indices of a palette, are labels.
-
-    Raises:
-        DataError: it is another image.
-    """
-    try:
-        image = Image.open(io.BytesIO(encoded))
-        image.load()
-    except Exception as error:  # Pillow's plugins raise many types for damaged files
-        if fault := describe_fault(error):
-            raise MachineError(fault) from error
-        raise DataError(f"its label map cannot be decoded ({type(error).__name__})") from error
-    if image.mode not in ("L", "P"):
-        raise DataError(
-            f"its label map has pixels of mode {image.mode}; one label of 8 bits per pixel, gray or an index of a "
-            "palette, is expected"
-        )
-    return np.asarray(image)
 
 
 def resize_image(image: np.ndarray, size: Size) -> np.ndarray:
