@@ -1,12 +1,12 @@
 """The command converts in both directions, says what it found, and ends bad input with one sentence and code 2."""
 
 import json
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
@@ -280,13 +280,30 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(workdir, folder, tmp_pat
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_terminated_command_leaves_nothing(folder, tmp_path, number):
     command = [sys.executable, "-m", "mambaout_jax", "convert", "import", folder, "--out", tmp_path / "imported"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        while not any(tmp_path.glob(".imported.*")):
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.send_signal(number)
-        assert process.wait(60) == 128 + number
+    # Few milliseconds pass between the first byte and the last: stopped in them, the process waits for the signal.
+    for _ in range(20):
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            while not any(tmp_path.glob(".imported.*")) and process.poll() is None:
+                pass
+            if stopped(process) and any(tmp_path.glob(".imported.*")):
+                process.send_signal(number)
+                process.send_signal(signal.SIGCONT)
+                assert process.wait(60) == 128 + number
+                break
+            process.send_signal(signal.SIGCONT)
+        shutil.rmtree(tmp_path / "imported")
+    else:
+        pytest.fail("no process could be stopped while it wrote")
     assert list(tmp_path.iterdir()) == []
+
+
+def stopped(process):
+    """Stop a child process; return False if it ended before."""
+    process.send_signal(signal.SIGSTOP)
+    if process.returncode is not None:
+        return False
+    ended = os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    return ended.si_code == os.CLD_STOPPED
 
 
 @pytest.mark.slow
