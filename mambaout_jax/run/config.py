@@ -389,6 +389,12 @@ def _check_together(values: Mapping[str, Any]) -> None:
     if values["optim.schedule"] == "linear" or values["num_steps"] is not None:
         _check_steps(values)
         return
+    if values["optim.warmup_steps"]:
+        raise RunError(
+            f"config.optim.warmup_steps is {values['optim.warmup_steps']} and config.optim.schedule "
+            f"{values['optim.schedule']!r}, which warms up for whole epochs; add --config.optim.schedule=linear, or "
+            "set config.optim.warmup_epochs instead"
+        )
     warmup, cooldown, length = (values[key] for key in ("optim.warmup_epochs", "optim.cooldown_epochs", "num_epochs"))
     if warmup + cooldown > length:
         phases = {"warmup": warmup, "cooldown": cooldown}

@@ -42,6 +42,7 @@ CASES = [
 REQUIRES = {
     "init_head": ["--config.init_from=x"],
     "num_steps": ["--config.optim.schedule=linear"],
+    "optim.warmup_steps": ["--config.optim.schedule=linear"],
     "model.scan_order": ["--config.model.token_mixer=conv_ssm"],
     "model.expansion_ratio": ["--config.model.conv_ratio=0.25"],
     ("deit_tiny_patch16_224", "model.class_token"): ["--config.model.global_pool=avg"],

@@ -80,6 +80,7 @@ def test_a_mistyped_key_in_a_config_file_is_refused_where_it_is_set():
         ("data.crop_pct", 1e-7, "config.data.crop_pct is 1e-07; a number from 0.1 to 1, or None, is expected"),
         ("optim.learning_rate", float("nan"), "config.optim.learning_rate is nan"),
         ("optim.warmup_epochs", 50, "config.optim.warmup_epochs 50 .* add --config.optim.warmup_epochs=0$"),
+        ("optim.warmup_steps", 50, "config.optim.warmup_steps is 50 .* warms up for whole epochs; add"),
         ("microbatch_size", 0, "config.microbatch_size is 0; an integer of at least 1"),
         ("data.pipeline", "slow", "config.data.pipeline is 'slow'; 'exact' or 'fast'"),
         ("data.crop_mode", "centre", "config.data.crop_mode is 'centre'"),
