@@ -294,3 +294,12 @@ def test_norms_of_feature_maps_have_the_published_names(backbone, key):
     model = mo.create_model("upernet", backbone=backbone)
     for key_format in model.family.key_formats:
         assert to_torch_key(key_format, "norms.3.weight") == key
+
+
+@pytest.mark.parametrize("std", [0.01, 0.25])
+def test_classifiers_begin_with_the_given_spread(std):
+    model = mo.create_model("upernet", backbone="mambaout_femto", num_classes=150, channels=64, classifier_std=std)
+    params = model.init(jax.random.key(0))["params"]
+    for head in ("decode_head", "auxiliary_head"):
+        assert np.std(params[head]["conv_seg"]["weight"]) == pytest.approx(std, rel=0.05)
+        assert not np.any(params[head]["conv_seg"]["bias"])

@@ -42,6 +42,14 @@ OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
         "auxiliary_channels": ConfigKey(
             int, "1..65536", 256, "channels of the auxiliary head, which only training uses"
         ),
+        "classifier_std": ConfigKey(
+            float,
+            ">0..1",
+            0.01,
+            "standard deviation of the initial weights of the classifiers; without a pretrained backbone, about "
+            "1 / sqrt(channels) learns much faster",
+            inference="none",
+        ),
         "pool_scales": ConfigKey(
             tuple[int, ...], "1..1000", (1, 2, 3, 6), "sides of the grids of bins that the last map is pooled to"
         ),
@@ -57,8 +65,10 @@ def kaiming_normal(fan_out: int) -> Initializer:
     return lambda noise: math.sqrt(2 / fan_out) * noise
 
 
-def _classifier_initializer(noise):
-    return 0.01 * noise
+@cache
+def normal(std: float) -> Initializer:
+    """Return the initializer of N(0, std^2)."""
+    return lambda noise: std * noise
 
 
 class ConvModule(nnx.Module):
@@ -80,8 +90,8 @@ class ConvModule(nnx.Module):
         return jax.nn.relu(self.bn(self.conv(x)))
 
 
-def _classifier(channels: int, num_classes: int, dtype: jnp.dtype) -> Conv2d:
-    return Conv2d(channels, num_classes, 1, initializer=_classifier_initializer, dtype=dtype)
+def _classifier(channels: int, num_classes: int, std: float, dtype: jnp.dtype) -> Conv2d:
+    return Conv2d(channels, num_classes, 1, initializer=normal(std), dtype=dtype)
 
 
 class UPerHead(nnx.Module):
@@ -94,6 +104,7 @@ class UPerHead(nnx.Module):
         num_classes: int,
         *,
         pool_scales: Sequence[int],
+        classifier_std: float,
         drop_rate: float,
         dtype: jnp.dtype,
     ):
@@ -103,7 +114,7 @@ class UPerHead(nnx.Module):
         self.lateral_convs = nnx.List(ConvModule(width, channels, 1, dtype=dtype) for width in lower)
         self.fpn_convs = nnx.List(ConvModule(channels, channels, 3, dtype=dtype) for _ in lower)
         self.fpn_bottleneck = ConvModule(len(in_chans) * channels, channels, 3, dtype=dtype)
-        self.conv_seg = _classifier(channels, num_classes, dtype)
+        self.conv_seg = _classifier(channels, num_classes, classifier_std, dtype)
         self.pool_scales = tuple(pool_scales)
         self.drop_rate = drop_rate
 
@@ -131,9 +142,18 @@ class UPerHead(nnx.Module):
 class FCNHead(nnx.Module):
     """The auxiliary head: one convolution of one map, and the classifier."""
 
-    def __init__(self, in_chans: int, channels: int, num_classes: int, *, drop_rate: float, dtype: jnp.dtype):
+    def __init__(
+        self,
+        in_chans: int,
+        channels: int,
+        num_classes: int,
+        *,
+        classifier_std: float,
+        drop_rate: float,
+        dtype: jnp.dtype,
+    ):
         self.convs = nnx.List([ConvModule(in_chans, channels, 3, dtype=dtype)])
-        self.conv_seg = _classifier(channels, num_classes, dtype)
+        self.conv_seg = _classifier(channels, num_classes, classifier_std, dtype)
         self.drop_rate = drop_rate
 
     def __call__(self, x: Float[Array, "b h w i"], key: Key[Array, ""] | None) -> Float[Array, "b h w k"]:
@@ -156,6 +176,7 @@ class UperNet(nnx.Module):
         num_classes: int,
         channels: int,
         auxiliary_channels: int,
+        classifier_std: float,
         pool_scales: Sequence[int],
         output_norm_eps: float,
         drop_rate: float,
@@ -170,12 +191,9 @@ class UperNet(nnx.Module):
         self.backbone = backbone
         self.norms = nnx.List(LayerNorm(width, eps=output_norm_eps) for width in widths)
         self.neck = FeaturePyramid(widths[0], dtype=dtype) if len(set(strides)) == 1 else None
-        self.decode_head = UPerHead(
-            widths, channels, num_classes, pool_scales=pool_scales, drop_rate=drop_rate, dtype=dtype
-        )
-        self.auxiliary_head = FCNHead(
-            widths[AUXILIARY_MAP], auxiliary_channels, num_classes, drop_rate=drop_rate, dtype=dtype
-        )
+        classifier = {"classifier_std": classifier_std, "drop_rate": drop_rate}
+        self.decode_head = UPerHead(widths, channels, num_classes, pool_scales=pool_scales, **classifier, dtype=dtype)
+        self.auxiliary_head = FCNHead(widths[AUXILIARY_MAP], auxiliary_channels, num_classes, **classifier, dtype=dtype)
         self.feature_channels = tuple(widths)
         self.feature_strides = tuple(strides) if self.neck is None else _pyramid_strides(strides[0])
 
