@@ -1,6 +1,6 @@
 """Time the input pipelines against tf.data and PyTorch's DataLoader with timm's transforms, on the same files.
 
-    python benchmarks/input.py [--rounds 3] [--seconds 6] [--workers 2] [--json PATH]
+    python benchmarks/input.py [--task classification] [--rounds 3] [--seconds 6] [--workers 2] [--json PATH]
 
 600 JPEGs of about 500x375 pixels and 100 kB are generated. Each pipeline yields batches of 64 crops of 224 pixels: this
 package and tf.data with threads, the DataLoader and the rows "workers" with the same number of processes. Peers that
@@ -11,6 +11,10 @@ are not installed are skipped with a message. The exit code is 1 if a claim is m
     fast, with RandAugment       350 images/s per core
     exact, the full recipe       1.2 times the DataLoader to float, 1.0 times the DataLoader to uint8
     both pipelines               at least 0.85 times the transforms alone in as many processes
+
+With --task segmentation, 200 such images have label maps, and batches 16 crops of 512 pixels. The peer is PyTorch's
+DataLoader with the transforms of mmsegmentation 1.2.2, which needs mmcv-lite 2.1.0, ftfy and regex; the claim is 1.0
+times its speed.
 """
 
 import argparse
@@ -24,8 +28,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from statistics import median
 
+import _segmentation_input as segmentation
 import numpy as np
 import tensorflow_datasets as tfds
 from _timing import machine, median_ratio, write_json
@@ -35,8 +41,12 @@ from PIL import Image
 from mambaout_jax.data import TrainTransform, train_batches
 from mambaout_jax.data.input_speed import measure_input
 from mambaout_jax.data.workers import count_cores
-from mambaout_jax.tasks.classification.source import open_source
+from mambaout_jax.tasks.classification.source import ImageSource, open_source
 from mambaout_jax.tasks.classification.transforms import TrainExample
+from mambaout_jax.tasks.segmentation.source import SegmentationSource
+from mambaout_jax.tasks.segmentation.source import open_source as open_label_maps
+from mambaout_jax.tasks.segmentation.transforms import Decoder
+from mambaout_jax.tasks.segmentation.transforms import TrainExample as SegmentationExample
 
 BATCH_SIZE = 64
 SIZE = 224
@@ -85,6 +95,7 @@ def make_photo(number: int) -> bytes:
 def main() -> int:
     """Print a table with one row per pipeline, and the claims."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--task", choices=("classification", "segmentation"), default="classification")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--workers", type=int, default=2)
@@ -93,33 +104,10 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory() as folder:
         tfds.disable_progress_bar()
-        builder = Photos(data_dir=folder, file_format="array_record")
-        with contextlib.redirect_stdout(io.StringIO()):
-            builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
-        source = open_source("photos", "train", folder)
-        files = [source[index]["image"] for index in range(len(source))]
-        forms = {
-            "fast": lambda: ours(source, args, pipeline="fast"),
-            "fast, workers": lambda: ours(source, args, workers=args.workers, pipeline="fast"),
-            "fast, transforms alone": lambda: transforms_alone(source, args, pipeline="fast"),
-            "fast, bilinear": lambda: ours(source, args, pipeline="fast", interpolation="bilinear"),
-            "tf.data": lambda: tf_data(files, args, ("bilinear", "bicubic")),
-            "tf.data, bilinear": lambda: tf_data(files, args, ("bilinear",)),
-            "fast, RandAugment": lambda: ours(source, args, pipeline="fast", auto_augment=RAND_AUGMENT),
-            "fast, RandAugment, alone": lambda: transforms_alone(
-                source, args, pipeline="fast", auto_augment=RAND_AUGMENT
-            ),
-            "exact, RandAugment": lambda: ours(source, args, pipeline="exact", auto_augment=RAND_AUGMENT),
-            "exact, RandAugment, workers": lambda: ours(
-                source, args, workers=args.workers, pipeline="exact", auto_augment=RAND_AUGMENT
-            ),
-            "exact, RandAugment, alone": lambda: transforms_alone(
-                source, args, pipeline="exact", auto_augment=RAND_AUGMENT
-            ),
-            "timm, float": lambda: timm_loader(files, args, to_float=True),
-            "timm, uint8": lambda: timm_loader(files, args, to_float=False),
-        }
-        needs = {"tf.data": ("tensorflow",), "timm": ("torch", "timm")}
+        define = classification_forms if args.task == "classification" else segmentation_forms
+        source, forms = define(Path(folder), args)
+        sizes = [len(source[index]["image"]) for index in range(len(source))]
+        needs = {"tf.data": ("tensorflow",), "timm": ("torch", "timm"), "mmseg": ("torch", "mmseg", "mmcv")}
         for name in list(forms):
             missing = [module for module in needs.get(name.split(",")[0], ()) if not importlib.util.find_spec(module)]
             if missing:
@@ -131,7 +119,7 @@ def main() -> int:
                 seconds[name].append(1 / measure())
     cores = min(args.workers, count_cores())
     print(*(f"{name}: {value}" for name, value in machine().items()), sep="\n")
-    print(f"files: {len(files)}, {np.mean([len(file) for file in files]) / 1e3:.0f} kB on average\n")
+    print(f"files: {len(sizes)}, {np.mean(sizes) / 1e3:.0f} kB on average\n")
     print(f"{'pipeline':<28} {'images/s':>9} {'per core':>8}")
     for name, values in seconds.items():
         print(f"{name:<28} {1 / median(values):9.0f} {1 / median(values) / cores:8.0f}")
@@ -152,8 +140,9 @@ def main() -> int:
 def check_claims(seconds: dict[str, list[float]], cores: int) -> dict[str, tuple[float, float]]:
     """Return (measured, least) of each claim that could be measured."""
     claims = {
-        "fast, images/s per core": (1 / median(seconds["fast"]) / cores, 600.0),
-        "fast, RandAugment, images/s per core": (1 / median(seconds["fast, RandAugment"]) / cores, 350.0),
+        f"{name}, images/s per core": (1 / median(seconds[name]) / cores, least)
+        for name, least in (("fast", 600.0), ("fast, RandAugment", 350.0))
+        if name in seconds
     }
     for name, ours_name, peer, least in (
         ("fast / tf.data", "fast", "tf.data", 1.1),
@@ -162,10 +151,79 @@ def check_claims(seconds: dict[str, list[float]], cores: int) -> dict[str, tuple
         ("fast / transforms alone", "fast", "fast, transforms alone", 0.85),
         ("fast, RandAugment / transforms alone", "fast, RandAugment", "fast, RandAugment, alone", 0.85),
         ("exact, RandAugment / transforms alone", "exact, RandAugment", "exact, RandAugment, alone", 0.85),
+        ("ours / mmseg", "ours", "mmseg", 1.0),
     ):
         if peer in seconds:
             claims[name] = (median_ratio(seconds[peer], seconds[ours_name]), least)
     return claims
+
+
+def prepare(builder: tfds.core.GeneratorBasedBuilder) -> None:
+    """Write a dataset."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+
+
+def classification_forms(folder: Path, args: argparse.Namespace) -> tuple[ImageSource, dict[str, Callable[[], float]]]:
+    """Return the dataset, and what measures each pipeline."""
+    prepare(Photos(data_dir=folder, file_format="array_record"))
+    source = open_source("photos", "train", folder)
+    files = [source[index]["image"] for index in range(len(source))]
+    return source, {
+        "fast": lambda: ours(source, args, pipeline="fast"),
+        "fast, workers": lambda: ours(source, args, workers=args.workers, pipeline="fast"),
+        "fast, transforms alone": lambda: transforms_alone(source, args, pipeline="fast"),
+        "fast, bilinear": lambda: ours(source, args, pipeline="fast", interpolation="bilinear"),
+        "tf.data": lambda: tf_data(files, args, ("bilinear", "bicubic")),
+        "tf.data, bilinear": lambda: tf_data(files, args, ("bilinear",)),
+        "fast, RandAugment": lambda: ours(source, args, pipeline="fast", auto_augment=RAND_AUGMENT),
+        "fast, RandAugment, alone": lambda: transforms_alone(source, args, pipeline="fast", auto_augment=RAND_AUGMENT),
+        "exact, RandAugment": lambda: ours(source, args, pipeline="exact", auto_augment=RAND_AUGMENT),
+        "exact, RandAugment, workers": lambda: ours(
+            source, args, workers=args.workers, pipeline="exact", auto_augment=RAND_AUGMENT
+        ),
+        "exact, RandAugment, alone": lambda: transforms_alone(
+            source, args, pipeline="exact", auto_augment=RAND_AUGMENT
+        ),
+        "timm, float": lambda: timm_loader(files, args, to_float=True),
+        "timm, uint8": lambda: timm_loader(files, args, to_float=False),
+    }
+
+
+def segmentation_forms(
+    folder: Path, args: argparse.Namespace
+) -> tuple[SegmentationSource, dict[str, Callable[[], float]]]:
+    """Return the dataset, and what measures each pipeline."""
+    prepare(segmentation.Scenery(make_photo, data_dir=folder, file_format="array_record"))
+    source = open_label_maps("scenery", "train", folder)
+    transform = SegmentationExample(
+        Decoder(3, segmentation.NUM_CLASSES),
+        segmentation.SIZE,
+        segmentation.BOX,
+        segmentation.RATIO,
+        segmentation.CAT_MAX_RATIO,
+        flip=0.5,
+        photometric=True,
+    )
+
+    def ours(workers: int) -> float:
+        return rate(
+            train_batches(
+                source,
+                transform,
+                batch_size=segmentation.BATCH_SIZE,
+                steps_per_epoch=len(source) // segmentation.BATCH_SIZE,
+                seed=0,
+                num_workers=workers,
+            ),
+            args,
+        )
+
+    def mmseg() -> float:
+        return rate(as_batches(segmentation.mmseg_batches(described, args)), args)
+
+    described = segmentation.write_files(source, folder)
+    return source, {"ours": lambda: ours(0), "ours, workers": lambda: ours(args.workers), "mmseg": mmseg}
 
 
 def transform_of(**options: str) -> TrainTransform:
