@@ -2,8 +2,8 @@
 
 python main.py --config=configs/scenes_segmentation.py --workdir=runs/scenes
 
-Cost: about 8 minutes on two CPU cores. Result: 12.7 % mIoU, 84.4 % of the pixels, seed 0. The model finds the digits
-but mixes up most of them after so short a training; num_epochs sets a longer one.
+Cost: 6 to 7 minutes on two CPU cores. Result: 49.4 % mIoU, 95.6 % pixel accuracy, the mean of seeds 0 and 1. Increase
+num_epochs to train longer.
 """
 
 from ml_collections import ConfigDict
@@ -14,31 +14,33 @@ from mambaout_jax.run.config import default_config
 def get_config() -> ConfigDict:
     """Return the experiment: what differs from the defaults in docs/config.md."""
     config = default_config("segmentation")
-    config.num_epochs = 24
-    config.batch_size = 16
+    config.num_epochs = 7
+    config.batch_size = 4
     config.eval_batch_size = 20
-    config.eval_every_epochs = 8
-    config.log_every_steps = 187  # one line an epoch
+    config.eval_every_epochs = 7
+    config.log_every_steps = 250  # three lines an epoch
 
     config.data.name = "scenes"
     config.data.box = (128, 128)
-    config.data.box_scale = (0.8, 1.25)
-    config.data.cat_max_ratio = 0.9  # fewer crops of background alone
+    config.data.box_scale = (1.0, 1.0)
+    config.data.cat_max_ratio = 1.0
     config.data.hflip_prob = 0.0  # a mirrored digit is another sign
     config.data.photometric = False
-    config.eval.window = 64
-    config.eval.stride = 32
 
     config.model.update(
         name="upernet_mambaout_femto",
-        img_size=64,
+        img_size=128,
         depths=(1, 1, 2, 1),
-        dims=(24, 48, 96, 128),
-        channels=32,
+        dims=(16, 32, 64, 128),
+        kernel_size=3,
+        channels=16,
         auxiliary_channels=16,
+        classifier_std=0.25,  # 0.01, for pretrained backbones, learns the digits much later
+        drop_rate=0.0,
     )
 
-    config.optim.learning_rate = 3e-3
-    config.optim.warmup_epochs = 1
-    config.optim.ema_decay = 0.99
+    config.optim.learning_rate = 8e-3
+    config.optim.schedule = "linear"
+    config.optim.warmup_steps = 100
+    config.optim.ema_decay = 0.995
     return config

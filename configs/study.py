@@ -24,6 +24,14 @@ python -m mambaout_jax study --dataset photos --config=configs/study.py:photos -
 
 For larger images and models change config.model.img_size, dims and depths; all variants follow. Cost and result: they
 depend on the images; nothing was measured here.
+
+scenes_segmentation: the class of each pixel, from UperNet on the same variants. 128 px are 1,024 tokens in the first
+stage: long, as 6 D = 96 for its 16 channels. In scenes/match_128, the class of a pixel depends on a distant corner.
+
+python -m mambaout_jax prepare scenes/match_128
+python -m mambaout_jax study --dataset scenes/match_128 --task segmentation --seeds 3
+
+Cost and result: not measured.
 """
 
 from ml_collections import ConfigDict
@@ -31,19 +39,20 @@ from ml_collections import ConfigDict
 from mambaout_jax.run.config import default_config
 
 
-def get_config(dataset: str) -> ConfigDict:
-    """Return the experiment for a dataset: what differs from the defaults in docs/config.md, and the variants."""
-    if dataset not in EXPERIMENTS:
+def get_config(name: str) -> ConfigDict:
+    """Return an experiment: what differs from the defaults in docs/config.md, and the variants."""
+    if name not in EXPERIMENTS:
         raise ValueError(
-            f"no experiment for {dataset!r}; expected one of {', '.join(EXPERIMENTS)}, or your own file. The "
+            f"no experiment for {name!r}; expected one of {', '.join(EXPERIMENTS)}, or your own file. The "
             "settings for photos suit most photographs"
         )
-    config = default_config()
+    dataset, task, set_up, get_variants = EXPERIMENTS[name]
+    config = default_config(task)
     config.data.name = dataset
     config.optim.clip_grad_norm = 1.0
-    EXPERIMENTS[dataset](config)
+    set_up(config)
     with config.unlocked():
-        config.study = get_study()
+        config.study = get_variants()
     return config
 
 
@@ -106,7 +115,33 @@ def _photos(config: ConfigDict) -> None:
     config.optim.ema_decay = 0.999
 
 
-EXPERIMENTS = {"digits": _digits, "pathfinder": _pathfinder, "photos": _photos}
+def _scenes_segmentation(config: ConfigDict) -> None:
+    config.data.name = "scenes/match_128"
+    config.num_epochs = 4
+    config.batch_size = 4
+    config.eval_batch_size = 20
+    config.eval_every_epochs = 4
+    config.log_every_steps = 250
+    config.data.box = (128, 128)
+    config.data.box_scale = (1.0, 1.0)
+    config.data.cat_max_ratio = 1.0
+    config.data.hflip_prob = 0.0  # a mirrored digit is another sign
+    config.data.photometric = False
+    config.model.update(
+        name="upernet_mambaout_femto",
+        img_size=128,
+        depths=(1, 1, 2, 1),
+        dims=(16, 32, 64, 128),
+        kernel_size=3,
+        channels=16,
+        auxiliary_channels=16,
+        classifier_std=0.25,
+        drop_rate=0.0,
+    )
+    config.optim.learning_rate = 3e-3  # lower than in configs/scenes_segmentation.py: ViTs share it
+    config.optim.schedule = "linear"
+    config.optim.warmup_steps = 100
+    config.optim.ema_decay = 0.99
 
 
 def _resize(data: ConfigDict) -> None:
@@ -151,3 +186,24 @@ def get_study() -> ConfigDict:
             "derived": {"patch_size": "first_stride", "depth": "num_blocks"},
         }
     return study
+
+
+def get_segmentation_study() -> ConfigDict:
+    """Return the variants of `get_study` as backbones of UperNet, compared at equal numbers of parameters only."""
+    study = get_study()
+    study.removed = ()
+    for name, variant in study.variants.items():
+        if name.startswith("vit"):
+            variant.model.name = "upernet_vit_tiny_patch16_224"
+            variant.model.patch_size = 16  # the feature maps have the strides of MambaOut then
+            del variant.derived["patch_size"]
+    return study
+
+
+# By name: dataset, task, settings, variants.
+EXPERIMENTS = {
+    "digits": ("digits", "classification", _digits, get_study),
+    "pathfinder": ("pathfinder", "classification", _pathfinder, get_study),
+    "photos": ("photos", "classification", _photos, get_study),
+    "scenes_segmentation": ("scenes", "segmentation", _scenes_segmentation, get_segmentation_study),
+}

@@ -2,14 +2,13 @@
 
 import ast
 import re
-import runpy
 from pathlib import Path
 
 import pytest
 
 from mambaout_jax.analyze.ssm_need import measure_first_stage
 from mambaout_jax.models import create_model, families, find_family
-from mambaout_jax.run.config import known_keys
+from mambaout_jax.run.config import known_keys, nest
 from mambaout_jax.run.config_file import read_config
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.study.variants import design_variants
@@ -49,7 +48,8 @@ OTHERS = {
     "imagenet:mambavision_l": (0.3, 0.9998),
     "imagenet:mambavision_l2": (0.3, 0.9998),
 }
-STUDIES = ["study:digits", "study:pathfinder", "study:photos"]
+STUDIES = ["study:digits", "study:pathfinder", "study:photos", "study:scenes_segmentation"]
+DATASETS = {"study:scenes_segmentation": "scenes/match_128"}
 FILES_ALONE = ["digits", "finetune", "imagenette", "scenes_segmentation", "study_mambavision"]
 ADE20K = [
     f"ade20k:{name}"
@@ -214,23 +214,31 @@ def test_fine_tuning_needs_weights():
 def test_every_study_can_remove_its_ssm_and_evaluates_at_its_end(name):
     config = load(name)
     assert "token_mixer" in build_model(name).options
-    assert config.data.name == name.partition(":")[2]
+    assert config.data.name == DATASETS.get(name, name.partition(":")[2])
     assert config.num_epochs % config.eval_every_epochs == 0
     assert config.init_from is None
 
 
 @pytest.mark.nightly
-def test_the_study_of_mixers_compares_them_at_equal_parameters():
-    config = runpy.run_path(str(CONFIGS / "study_mambavision.py"))["get_config"]().to_dict()
+@pytest.mark.parametrize(("name", "count"), [("study_mambavision", 10), ("study:scenes_segmentation", 6)])
+def test_other_studies_compare_models_at_equal_parameters(name, count):
+    config = load(name)
     variants = design_variants(
-        config["model"], config["study"], lambda options: create_model(num_classes=10, **options)
+        config.model, nest(config.values)["study"], lambda options: create_model(num_classes=10, **options)
     )
-    assert len(variants) == 10
-    assert all(abs(variant.params - variants[0].params) < 0.02 * variants[0].params for variant in variants[2:])
+    assert len(variants) == count
+    assert all(
+        abs(variant.params - variants[0].params) < 0.02 * variants[0].params
+        for variant in variants
+        if "matched" in variant.comparisons
+    )
 
 
-@pytest.mark.parametrize(("name", "verdict"), [("study:digits", "short"), ("study:pathfinder", "long")])
-def test_there_is_a_study_of_short_and_one_of_long_sequences(name, verdict):
+@pytest.mark.parametrize(
+    ("name", "verdict"),
+    [("study:digits", "short"), ("study:pathfinder", "long"), ("study:scenes_segmentation", "long")],
+)
+def test_there_are_studies_of_short_and_of_long_sequences(name, verdict):
     assert measure_first_stage(build_model(name, 2))["verdict"] == verdict
 
 

@@ -11,14 +11,15 @@ from mambaout_jax.process import announced, exit_at_once_on_stop
 
 TAKES_CONFIG = "optional"
 EPILOG = """\
-The default experiment is configs/study.py:DATASET; for other datasets, set --config. Rerun the same command to resume
-an interrupted study."""
+The default experiment is configs/study.py:DATASET, or DATASET_TASK with --task; for other datasets, set --config. Rerun
+the same command to resume an interrupted study."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.epilog = EPILOG
     parser.add_argument("--dataset", required=True, metavar="NAME", help="name of a prepared dataset, such as digits")
+    parser.add_argument("--task", metavar="NAME", help="task of the experiment (default: classification)")
     parser.add_argument(
         "--seeds", type=integer(2), default=3, metavar="N", help="number of folds, each with its own seed (default: 3)"
     )
@@ -38,11 +39,14 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     with announced(LOADING):
         from mambaout_jax.run.config_file import read_config
-        from mambaout_jax.run.errors import report_error
+        from mambaout_jax.run.errors import RunError, report_error
         from mambaout_jax.study.study import find_experiment, run_study
+        from mambaout_jax.tasks.registry import DEFAULT
 
     workdir = args.workdir or f"runs/study-{re.sub('[/:]+', '-', args.dataset)}"
-    experiment = args.config or find_experiment(args.dataset)
+    if args.config and args.task:
+        raise RunError("--task chooses an experiment of configs/study.py and --config another one; remove one of them")
+    experiment = args.config or find_experiment(args.dataset, args.task or DEFAULT)
     config = read_config(experiment, [*args.config_changes, f"--config.data.name={args.dataset}"])
     try:
         study = run_study(config, workdir, args.seeds)

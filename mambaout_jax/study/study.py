@@ -37,6 +37,7 @@ from mambaout_jax.study.memory import step_memory
 from mambaout_jax.study.page import write_page
 from mambaout_jax.study.variants import StudyVariant, design_variants, read_specs
 from mambaout_jax.tasks.api import Task
+from mambaout_jax.tasks.registry import DEFAULT, get_task
 from mambaout_jax.train.inputs import steps_per_epoch
 from mambaout_jax.train.loop import train
 from mambaout_jax.train.program import check_batches
@@ -46,12 +47,14 @@ LAST_FILES = ("results.json", "report.html")
 EXPERIMENTS = epath.Path(__file__).parents[2] / "configs" / "study.py"
 
 
-def find_experiment(dataset: str) -> str:
-    """Return the experiment in configs/study.py for a dataset, as `read_config` takes it.
+def find_experiment(dataset: str, task: str = DEFAULT) -> str:
+    """Return the experiment in configs/study.py for a dataset and a task, as `read_config` takes it.
 
     Raises:
+        TaskError: no task has the name.
         RunError: the package is installed without configs/, or it has no experiment for the dataset.
     """
+    get_task(task)
     if not EXPERIMENTS.exists():
         raise RunError(
             f"configs/study.py is not part of the installed package; to study dataset {dataset!r}, run in a checkout "
@@ -59,12 +62,19 @@ def find_experiment(dataset: str) -> str:
         )
     name = re.split("[/:]", dataset)[0]
     known = runpy.run_path(os.fspath(EXPERIMENTS))["EXPERIMENTS"]
-    if name not in known:
-        raise RunError(
-            f"no experiment for dataset {name!r}{suggest(name, known) or ';'} expected one of {', '.join(known)}; for "
-            "your own photographs, add --config=configs/study.py:photos"
-        )
-    return f"{EXPERIMENTS}:{name}"
+    tasks = {its_task: experiment for experiment, (its_dataset, its_task, *_) in known.items() if its_dataset == name}
+    if task in tasks:
+        return f"{EXPERIMENTS}:{tasks[task]}"
+    if tasks:
+        raise RunError(f"dataset {name!r} has no experiment for {task}; add --task {' or '.join(tasks)}")
+    experiments = {
+        its_dataset: experiment for experiment, (its_dataset, its_task, *_) in known.items() if its_task == task
+    }
+    raise RunError(
+        f"no experiment for dataset {name!r} and {task}{suggest(name, experiments) or ';'} expected one of "
+        f"{', '.join(experiments)}; for your own photographs, add "
+        f"--config=configs/study.py:{[*experiments.values()][-1]}"
+    )
 
 
 def run_study(config: RunConfig, path: epath.PathLike, num_repeats: int) -> dict[str, Any]:

@@ -72,6 +72,12 @@ def test_the_named_dataset_is_the_one_that_is_studied(monkeypatch, command, caps
     ("words", "told"),
     [
         (["--dataset", "beans"], "no experiment for dataset 'beans'"),
+        (["--dataset", "scenes"], "add --task segmentation"),
+        (["--dataset", "digits", "--task", "detecton"], "'detecton' is not a known task"),
+        (
+            ["--dataset", "digits", "--task", "classification", f"--config={EXPERIMENT}:digits"],
+            "--task chooses an experiment",
+        ),
         (["--dataset", "digits", "--config.batch_sise=3"], "batch_sise"),
         (["--dataset", "digits", "--config=nowhere.py"], "nowhere.py"),
         (["--dataset", "digits", "--config.model.name=vit_tiny_patch16_224"], "vit_tiny_patch16_224"),

@@ -126,6 +126,20 @@ def test_an_experiment_is_found_by_the_name_of_the_dataset():
     assert find_experiment("pathfinder/32").endswith("configs/study.py:pathfinder")
 
 
+def test_an_experiment_of_another_task_is_found_by_both_names():
+    assert find_experiment("scenes/match_128", "segmentation").endswith("configs/study.py:scenes_segmentation")
+    with pytest.raises(RunError, match=r"'scenes' has no experiment for classification; add --task segmentation"):
+        find_experiment("scenes")
+    with pytest.raises(RunError, match=r"'digits' has no experiment for segmentation; add --task classification"):
+        find_experiment("digits", "segmentation")
+    with pytest.raises(
+        RunError, match=r"'voc' and segmentation; expected one of scenes; .*study.py:scenes_segmentation$"
+    ):
+        find_experiment("voc", "segmentation")
+    with pytest.raises(TaskError, match=r"did you mean 'segmentation'"):
+        find_experiment("scenes", "segmentaton")
+
+
 def test_without_a_checkout_an_experiment_has_to_be_named(monkeypatch, tmp_path):
     monkeypatch.setattr(study_module, "EXPERIMENTS", tmp_path / "nowhere")
     with pytest.raises(RunError, match=r"'digits', run in a checkout .* or set an experiment with --config$"):
@@ -251,6 +265,10 @@ def test_unreadable_records_alone_are_one_sentence():
         def __getitem__(self, index):
             raise DataError("record is damaged")
 
+    with pytest.raises(
+        RunError, match=r"'voc' and segmentation; expected one of scenes; .*study.py:scenes_segmentation$"
+    ):
+        find_experiment("voc", "segmentation")
     with pytest.raises(TaskError, match=r"none of 3 training records can be read \(record is damaged\)"):
         tiny.config().build_task().baseline_score(Source([0] * 3))
 

@@ -1,9 +1,10 @@
 """The generated dataset `scenes`: handwritten digits on photographs, with a class for each pixel.
 
-A scene is a crop of one of the two photographs of scikit-learn with 3 to 12 of its handwritten digits on it: at 1/16 to
-1/2 of the image's side, turned by any angle, overlapping, with low to high contrast to what is below them. Training and
-validation have disjoint digits and disjoint parts of the photographs. In the configs `match_*`, only the digits equal
-to the one in a frame in a corner have a class, so that the class of a pixel depends on something far away.
+A scene is a crop of one of the two photographs of scikit-learn, at half its brightness, with 3 to 12 of its handwritten
+digits in light colors on it: at 1/8 to 1/4 of the image's side, turned by any angle, overlapping, with low to high
+contrast to what is below them. Training and validation have disjoint digits and disjoint parts of the photographs. In
+the configs `match_*`, only the digits with the color of a square in a corner have a class, so that the class of a pixel
+depends on something far away.
 
 The photographs are "china" and "flower" of `sklearn.datasets.load_sample_images`, by Ignacio Piqueras and dany13 on
 Flickr, licensed CC BY 2.0.
@@ -27,9 +28,11 @@ from mambaout_jax.data.prepare.pathfinder import Draws
 
 DIGIT_CLASSES = ("background", *map(str, range(10)))
 MATCH_CLASSES = ("background", "match")
+DARKEST, LIGHTEST = 140, 255  # of each channel of a digit
+MATCH_COLORS = ((255, 80, 80), (80, 255, 80), (100, 100, 255), (255, 230, 60))
 DIGIT_SIDE = 8
 UNIT = 256  # of coordinates, per pixel
-# Of 255, from which on a pixel has the class of the digit.
+# The ink, of 255, from which on a pixel has the class of the digit.
 INK_THRESHOLD = 128
 MIN_VISIBLE = 12  # pixels of an object; others are not counted as objects
 
@@ -40,7 +43,7 @@ class ScenesConfig(tfds.core.BuilderConfig):
 
     Args:
         side: side of an image in pixels.
-        match: label only digits equal to the one in the corner; their angles are at most 30 degrees.
+        match: label only the digits with the color of the square in a corner.
     """
 
     side: int = 128
@@ -93,27 +96,32 @@ def make_scene(config: ScenesConfig, material: Material, split: int, index: int)
     """Draw scene `index` of a split."""
     draws = Draws(1 << 32 | config.side << 16 | config.match << 8 | split, index)
     side = config.side
-    image = _draw_background(draws, material, side).astype(np.int64)
+    image = _draw_background(draws, material, side).astype(np.int64) // 2
     labels, instances = np.zeros((side, side), np.uint8), np.zeros((side, side), np.uint8)
     low, high = config.num_digits
     number, classes = low + _below(draws, high - low + 1), []
-    wanted = _below(draws, 10) if config.match else None
+    wanted, colors = None, []
+    if config.match:  # every color that occurs is equally probable, so that only the corner tells which one matches
+        colors = draws.below(len(MATCH_COLORS), number).tolist()
+        occurring = sorted(set(colors))
+        wanted = occurring[_below(draws, len(occurring))]
     for instance in range(1, number + 1):
-        # Half of the digits match, and at least one.
-        matches = wanted is not None and (instance == 1 or _below(draws, 2))
-        digit, target = _choose_digit(draws, material, wanted if matches else None)
-        extent = side // 16 + _below(draws, side // 2 - side // 16)
-        angle = _below(draws, 61) - 30 if config.match else _below(draws, 360)
+        digit = _below(draws, len(material.targets))
+        extent = side // 8 + _below(draws, side // 4 - side // 8 + 1)
         margin = 3 * extent * UNIT // 8
         center = margin + draws.below(side * UNIT - 2 * margin, 2)
-        ink = draw_digit(digit, side, extent, angle, center)
+        ink = draw_digit(material.digits[digit], side, extent, _below(draws, 360), center)
         visible = ink >= INK_THRESHOLD
-        image = _paint(draws, image, ink, visible)
-        kind = target + 1 if wanted is None else int(target == wanted)
+        if wanted is None:
+            kind, color = int(material.targets[digit]) + 1, LIGHTEST - draws.below(LIGHTEST - DARKEST + 1, 3)
+        else:
+            chosen = colors[instance - 1]
+            kind, color = int(chosen == wanted), _shade(draws, chosen)
+        image = (image * (255 - ink[..., None]) + color * ink[..., None]) // 255
         labels[visible], instances[visible] = kind, instance
         classes.append(kind)
     if wanted is not None:
-        _draw_cue(draws, material, wanted, image, labels, instances)
+        _draw_cue(draws, wanted, image, labels, instances)
     return Scene(image.astype(np.uint8), labels, instances, classes)
 
 
@@ -140,12 +148,6 @@ def _draw_background(draws: Draws, material: Material, side: int) -> np.ndarray:
     return crop[:, ::-1] if _below(draws, 2) else crop
 
 
-def _choose_digit(draws: Draws, material: Material, wanted: int | None) -> tuple[np.ndarray, int]:
-    candidates = np.arange(len(material.targets)) if wanted is None else np.flatnonzero(material.targets == wanted)
-    index = candidates[_below(draws, len(candidates))]
-    return material.digits[index], int(material.targets[index])
-
-
 def draw_digit(digit: np.ndarray, side: int, extent: int, angle: int, center: np.ndarray) -> np.ndarray:
     """Draw a digit on an empty image, bilinearly.
 
@@ -161,8 +163,11 @@ def draw_digit(digit: np.ndarray, side: int, extent: int, angle: int, center: np
     """
     # Cosine and sine in units of 2**-14, rounded, so that every machine has the same.
     cosine, sine = (round(function(np.deg2rad(angle)) * 2**14) for function in (np.cos, np.sin))
+    # The rows and columns that it can reach, 9/16 of its side times the square root of 2 from its center.
+    reach = extent * UNIT * 13 // 16
+    rows, columns = (slice(max(int(place - reach) // UNIT, 0), int(place + reach) // UNIT + 1) for place in center)
     pixels = np.arange(side) * UNIT + UNIT // 2
-    y, x = pixels[:, None] - int(center[0]), pixels[None, :] - int(center[1])
+    y, x = pixels[rows, None] - int(center[0]), pixels[None, columns] - int(center[1])
     # Coordinates in the digit, in units of 1/256 of its pixels, from the middle of the first one.
     along = (cosine * x + sine * y) * DIGIT_SIDE // (extent * 2**14) + (DIGIT_SIDE - 1) * UNIT // 2
     down = (cosine * y - sine * x) * DIGIT_SIDE // (extent * 2**14) + (DIGIT_SIDE - 1) * UNIT // 2
@@ -175,31 +180,24 @@ def draw_digit(digit: np.ndarray, side: int, extent: int, angle: int, center: np
     bottom = padded[row + 1, column] * (UNIT - x) + padded[row + 1, column + 1] * x
     ink = (top * (UNIT - y) + bottom * y) * 255 // (16 * UNIT * UNIT)
     # Steeper than interpolation, for sharp strokes at every size.
-    return np.where(inside, (3 * ink - 256).clip(0, 255), 0)
+    drawn = np.zeros((side, side), np.int64)
+    drawn[rows, columns] = np.where(inside, (3 * ink - 128).clip(0, 255), 0)
+    return drawn
 
 
-def _paint(draws: Draws, image: np.ndarray, ink: np.ndarray, visible: np.ndarray) -> np.ndarray:
-    """Paint ink in a random color that differs from what is below it by a low to high contrast."""
-    below = image[visible].sum(0) // max(int(visible.sum()), 1) if visible.any() else np.zeros(3, np.int64)
-    contrast = 90 + _below(draws, 160)
-    offset = draws.below(2 * UNIT, 3) - UNIT
-    offset = offset * contrast // max(int(np.abs(offset).max()), 1)
-    # Away from the limits, if the color would exceed them.
-    color = np.where((below + offset < 0) | (below + offset > 255), below - offset, below + offset).clip(0, 255)
-    return (image * (255 - ink[..., None]) + color * ink[..., None]) // 255
+def _shade(draws: Draws, color: int) -> np.ndarray:
+    """Return one of the colors of the configs `match_*`, at 3/4 to all of its brightness."""
+    return np.array(MATCH_COLORS[color]) * (192 + _below(draws, 65)) // 256
 
 
-def _draw_cue(draws, material, wanted, image, labels, instances):
-    """Draw the wanted digit in a white frame in one of the corners; its pixels are ignored."""
-    side, extent = len(labels), len(labels) // 4
+def _draw_cue(draws: Draws, wanted: int, image: np.ndarray, labels: np.ndarray, instances: np.ndarray) -> None:
+    """Draw a square of the color that matches, in a white frame, in one of the corners; its pixels have no class."""
+    side, extent = len(labels), len(labels) // 8
     top, left = (_below(draws, 2) * (side - extent) for _ in range(2))
-    digit, _ = _choose_digit(draws, material, wanted)
-    ink = draw_digit(digit, extent, extent * 3 // 4, 0, np.array([extent * UNIT // 2] * 2))
-    frame = max(extent // 16, 1)
-    ink[:frame] = ink[-frame:] = 255
-    ink[:, :frame] = ink[:, -frame:] = 255
+    frame = extent // 8
+    image[top : top + extent, left : left + extent] = 255
+    image[top + frame : top + extent - frame, left + frame : left + extent - frame] = _shade(draws, wanted)
     corner = slice(top, top + extent), slice(left, left + extent)
-    image[corner] = ink[..., None]
     labels[corner], instances[corner] = IGNORED, 0
 
 
@@ -217,7 +215,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
     overlapping objects, it has the upper one. Objects of which less than a few pixels are visible are left out.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
     BUILDER_CONFIGS: ClassVar = [
         ScenesConfig(name="128"),
         ScenesConfig(name="256", side=256),
