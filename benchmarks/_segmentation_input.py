@@ -1,6 +1,7 @@
-"""The pipelines of `input.py --task segmentation`: ours, and PyTorch's DataLoader with mmsegmentation's transforms."""
+"""The data and the peer of `input.py --task segmentation`: PyTorch's DataLoader with mmsegmentation's transforms."""
 
 import argparse
+import importlib.util
 import io
 import sys
 import types
@@ -17,8 +18,8 @@ BATCH_SIZE = 16
 SIZE, BOX, RATIO, CAT_MAX_RATIO = (512, 512), (512, 2048), (0.5, 2.0), 0.75  # of configs/ade20k.py
 
 
-class Scenery(tfds.core.GeneratorBasedBuilder):
-    """The dataset `scenery`: the photographs of `make_photo` with label maps of large regions."""
+class LabeledPhotos(tfds.core.GeneratorBasedBuilder):
+    """The dataset `labeled_photos`: the photographs of `make_photo` with label maps of large regions."""
 
     VERSION = tfds.core.Version("1.0.0")
     num_images = 200
@@ -55,28 +56,27 @@ def make_label_map(number: int) -> bytes:
 
 def write_files(source, folder: Path) -> list[dict[str, str]]:
     """Write the records of a source as files, and return them as mmsegmentation describes them."""
-    described = []
+    samples = []
     for index in range(len(source)):
         record = source[index]
         paths = {"img_path": folder / f"{index}.jpg", "seg_map_path": folder / f"{index}.png"}
         paths["img_path"].write_bytes(record["image"])
         paths["seg_map_path"].write_bytes(record["label_map"])
-        described.append({key: str(path) for key, path in paths.items()})
-    return described
+        samples.append({key: str(path) for key, path in paths.items()})
+    return samples
 
 
-def mmseg_batches(described: list[dict[str, str]], args: argparse.Namespace) -> Callable:
+def mmseg_batches(samples: list[dict[str, str]], args: argparse.Namespace) -> Callable:
     """Return the iterator of a DataLoader with mmsegmentation's training pipeline of ADE20K."""
     import torch
 
     loader = torch.utils.data.DataLoader(
-        MmsegFiles(described),
+        MmsegFiles(samples),
         batch_size=BATCH_SIZE,
         num_workers=args.workers,
         drop_last=True,
-        persistent_workers=True,
         collate_fn=collate,
-        sampler=torch.utils.data.RandomSampler(described, replacement=True, num_samples=10**7),
+        sampler=torch.utils.data.RandomSampler(samples, replacement=True, num_samples=10**7),
     )
     return loader.__iter__
 
@@ -94,16 +94,16 @@ def collate(rows: list) -> list:
 class MmsegFiles:
     """A DataLoader dataset of files with mmsegmentation's transforms, which are built in the worker."""
 
-    def __init__(self, described: list[dict[str, str]]):
-        self._described, self._transforms = described, None
+    def __init__(self, samples: list[dict[str, str]]):
+        self._samples, self._transforms = samples, None
 
     def __len__(self) -> int:
-        return len(self._described)
+        return len(self._samples)
 
     def __getitem__(self, index: int):
         if self._transforms is None:
             self._transforms = mmseg_transforms()
-        results = {**self._described[index], "reduce_zero_label": False, "seg_fields": []}
+        results = {**self._samples[index], "reduce_zero_label": False, "seg_fields": []}
         for transform in self._transforms:
             results = transform(results)
         return results
@@ -116,7 +116,7 @@ def mmseg_transforms() -> list[Callable]:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
 
-    class Absent(types.ModuleType):
+    class StubModule(types.ModuleType):
         __path__ = ()
 
         def __getattr__(self, name: str):
@@ -124,8 +124,9 @@ def mmseg_transforms() -> list[Callable]:
                 raise AttributeError(name)
             return type(name, (), {})
 
-    for name in ("mmcv.ops", "mmcv.ops.point_sample"):
-        sys.modules.setdefault(name, Absent(name))
+    if importlib.util.find_spec("mmcv._ext") is None:
+        for name in ("mmcv.ops", "mmcv.ops.point_sample"):
+            sys.modules.setdefault(name, StubModule(name))
     from mmcv.transforms import LoadImageFromFile, RandomFlip, RandomResize
     from mmseg.datasets.transforms import LoadAnnotations, PackSegInputs, PhotoMetricDistortion, RandomCrop
 
@@ -136,18 +137,18 @@ def mmseg_transforms() -> list[Callable]:
         RandomCrop(crop_size=SIZE, cat_max_ratio=CAT_MAX_RATIO),
         RandomFlip(prob=0.5),
         PhotoMetricDistortion(),
-        Padded(),
+        PadToCrop(),
         PackSegInputs(),
     ]
 
 
-class Padded:
+class PadToCrop:
     """Pad to the size of the crop, which mmsegmentation does after the DataLoader, on the batch."""
 
     def __call__(self, results: dict) -> dict:
         image, labels = results["img"], results["gt_seg_map"]
-        below, right = (side - have for side, have in zip(SIZE, labels.shape, strict=True))
-        if below or right:
-            results["img"] = np.pad(image, ((0, below), (0, right), (0, 0)))
-            results["gt_seg_map"] = np.pad(labels, ((0, below), (0, right)), constant_values=255)
+        bottom, right = (side - have for side, have in zip(SIZE, labels.shape, strict=True))
+        if bottom or right:
+            results["img"] = np.pad(image, ((0, bottom), (0, right), (0, 0)))
+            results["gt_seg_map"] = np.pad(labels, ((0, bottom), (0, right)), constant_values=255)
         return results

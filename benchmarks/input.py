@@ -107,7 +107,11 @@ def main() -> int:
         define = classification_forms if args.task == "classification" else segmentation_forms
         source, forms = define(Path(folder), args)
         sizes = [len(source[index]["image"]) for index in range(len(source))]
-        needs = {"tf.data": ("tensorflow",), "timm": ("torch", "timm"), "mmseg": ("torch", "mmseg", "mmcv")}
+        needs = {
+            "tf.data": ("tensorflow",),
+            "timm": ("torch", "timm"),
+            "mmseg": ("torch", "mmseg", "mmcv", "ftfy", "regex"),
+        }
         for name in list(forms):
             missing = [module for module in needs.get(name.split(",")[0], ()) if not importlib.util.find_spec(module)]
             if missing:
@@ -194,8 +198,8 @@ def segmentation_forms(
     folder: Path, args: argparse.Namespace
 ) -> tuple[SegmentationSource, dict[str, Callable[[], float]]]:
     """Return the dataset, and what measures each pipeline."""
-    prepare(segmentation.Scenery(make_photo, data_dir=folder, file_format="array_record"))
-    source = open_label_maps("scenery", "train", folder)
+    prepare(segmentation.LabeledPhotos(make_photo, data_dir=folder, file_format="array_record"))
+    source = open_label_maps("labeled_photos", "train", folder)
     transform = SegmentationExample(
         Decoder(3, segmentation.NUM_CLASSES),
         segmentation.SIZE,
@@ -220,9 +224,9 @@ def segmentation_forms(
         )
 
     def mmseg() -> float:
-        return rate(as_batches(segmentation.mmseg_batches(described, args)), args)
+        return rate(as_batches(segmentation.mmseg_batches(samples, args)), args)
 
-    described = segmentation.write_files(source, folder)
+    samples = segmentation.write_files(source, folder)
     return source, {"ours": lambda: ours(0), "ours, workers": lambda: ours(args.workers), "mmseg": mmseg}
 
 

@@ -280,12 +280,12 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(workdir, folder, tmp_pat
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_terminated_command_leaves_nothing(folder, tmp_path, number):
     command = [sys.executable, "-m", "mambaout_jax", "convert", "import", folder, "--out", tmp_path / "imported"]
-    # Few milliseconds pass between the first byte and the last: stopped in them, the process waits for the signal.
+    # Writing takes a few milliseconds only, so the process is stopped before the signal is sent; it may end before.
     for _ in range(20):
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             while not any(tmp_path.glob(".imported.*")) and process.poll() is None:
                 pass
-            if stopped(process) and any(tmp_path.glob(".imported.*")):
+            if stop_process(process) and any(tmp_path.glob(".imported.*")):
                 process.send_signal(number)
                 process.send_signal(signal.SIGCONT)
                 assert process.wait(60) == 128 + number
@@ -297,7 +297,7 @@ def test_a_terminated_command_leaves_nothing(folder, tmp_path, number):
     assert list(tmp_path.iterdir()) == []
 
 
-def stopped(process):
+def stop_process(process):
     """Stop a child process; return False if it ended before."""
     process.send_signal(signal.SIGSTOP)
     if process.returncode is not None:
