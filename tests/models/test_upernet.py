@@ -27,7 +27,7 @@ def build_head(case):
     """Return a head of a case and its variables."""
     options = case.record["kwargs"]
     name = HEAD_NAMES[options["type"]]
-    common = {"drop_rate": options["dropout_ratio"], "dtype": jnp.dtype("float32")}
+    common = {"classifier_std": 0.01, "drop_rate": options["dropout_ratio"], "dtype": jnp.dtype("float32")}
     args = options["in_channels"], options["channels"], options["num_classes"]
     if options["type"] == "UPerHead":
         head = upernet.UPerHead(*args, pool_scales=options["pool_scales"], **common)

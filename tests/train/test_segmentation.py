@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import jax
@@ -26,6 +27,7 @@ from mambaout_jax.tasks.errors import TaskError
 from mambaout_jax.tasks.segmentation import task
 from mambaout_jax.train.loop import train
 from mambaout_jax.weights import WeightsError, write_file
+from tests.processes import run_python
 from tests.train.segmentation_on_devices import config
 
 ROOT = Path(__file__).parents[2]
@@ -96,6 +98,21 @@ def test_a_run_reports_scores_of_every_pixel(finished):
     page = write_report(workdir).read_text()
     assert "mIoU" in page
     assert page.count("<figcaption>prediction") == len(SIZES["val"])
+
+
+@pytest.mark.run
+def test_four_processes_count_every_pixel_once(finished, data_dir):
+    """Of five images, one process has two and the others one each: padding rows are not counted."""
+    workdir, results = finished
+    program = textwrap.dedent(f"""
+        import json
+        from mambaout_jax.evaluate.evaluation import evaluate
+        from tests.train.segmentation_on_devices import config
+        (scores,) = evaluate(config({str(data_dir)!r}, eval_batch_size=4), {str(workdir)!r})["sets"]
+        print(json.dumps(scores["ema"]))
+    """)
+    for printed in run_python(program, 4, timeout=400):
+        assert json.loads(printed) == pytest.approx(results["ema"], rel=1e-5)
 
 
 @pytest.mark.run

@@ -23,13 +23,13 @@ from mambaout_jax.models.key_format import Rule, permute
 from mambaout_jax.models.layers.conv import Conv2d
 from mambaout_jax.models.layers.drop import channel_dropout
 from mambaout_jax.models.layers.norm import BatchNorm, LayerNorm
-from mambaout_jax.models.layers.parameters import Initializer
+from mambaout_jax.models.layers.parameters import Initializer, normal_of
 from mambaout_jax.ops import adaptive_avg_pool, resize_bilinear
 
 ParamPath = tuple[str | int, ...]
 
 NUM_MAPS = 4
-# The map that the auxiliary head reads: the third, of stride 16.
+# The map that the auxiliary head reads: the third, of stride 16 in most models.
 AUXILIARY_MAP = 2
 
 OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
@@ -46,8 +46,8 @@ OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
             float,
             ">0..1",
             0.01,
-            "standard deviation of the initial weights of the classifiers; without a pretrained backbone, about "
-            "1 / sqrt(channels) learns much faster",
+            "standard deviation of the initial weights of the classifiers; larger values, such as 1 / sqrt(channels), "
+            "help without a pretrained backbone",
             inference="none",
         ),
         "pool_scales": ConfigKey(
@@ -63,12 +63,6 @@ OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
 def kaiming_normal(fan_out: int) -> Initializer:
     """Return the initializer of N(0, 2 / fan_out). Reference: He et al., 2015."""
     return lambda noise: math.sqrt(2 / fan_out) * noise
-
-
-@cache
-def normal(std: float) -> Initializer:
-    """Return the initializer of N(0, std^2)."""
-    return lambda noise: std * noise
 
 
 class ConvModule(nnx.Module):
@@ -91,7 +85,7 @@ class ConvModule(nnx.Module):
 
 
 def _classifier(channels: int, num_classes: int, std: float, dtype: jnp.dtype) -> Conv2d:
-    return Conv2d(channels, num_classes, 1, initializer=normal(std), dtype=dtype)
+    return Conv2d(channels, num_classes, 1, initializer=normal_of(std), dtype=dtype)
 
 
 class UPerHead(nnx.Module):
@@ -191,9 +185,23 @@ class UperNet(nnx.Module):
         self.backbone = backbone
         self.norms = nnx.List(LayerNorm(width, eps=output_norm_eps) for width in widths)
         self.neck = FeaturePyramid(widths[0], dtype=dtype) if len(set(strides)) == 1 else None
-        classifier = {"classifier_std": classifier_std, "drop_rate": drop_rate}
-        self.decode_head = UPerHead(widths, channels, num_classes, pool_scales=pool_scales, **classifier, dtype=dtype)
-        self.auxiliary_head = FCNHead(widths[AUXILIARY_MAP], auxiliary_channels, num_classes, **classifier, dtype=dtype)
+        self.decode_head = UPerHead(
+            widths,
+            channels,
+            num_classes,
+            pool_scales=pool_scales,
+            classifier_std=classifier_std,
+            drop_rate=drop_rate,
+            dtype=dtype,
+        )
+        self.auxiliary_head = FCNHead(
+            widths[AUXILIARY_MAP],
+            auxiliary_channels,
+            num_classes,
+            classifier_std=classifier_std,
+            drop_rate=drop_rate,
+            dtype=dtype,
+        )
         self.feature_channels = tuple(widths)
         self.feature_strides = tuple(strides) if self.neck is None else _pyramid_strides(strides[0])
 

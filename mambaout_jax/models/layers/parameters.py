@@ -47,6 +47,12 @@ def uniform(noise: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 @functools.cache
+def normal_of(std: float) -> Initializer:
+    """Return the initializer of N(0, std^2)."""
+    return lambda noise: std * noise
+
+
+@functools.cache
 def uniform_within(bound: float) -> Initializer:
     """Return the initializer of U(-bound, bound)."""
     return lambda noise: bound * (2 * uniform(noise) - 1)
