@@ -2,8 +2,8 @@
 
 python main.py --config=configs/scenes_segmentation.py --workdir=runs/scenes
 
-Cost: 6 to 7 minutes on two CPU cores. Result: 49.4 % mIoU, 95.6 % pixel accuracy, the mean of seeds 0 and 1. Increase
-num_epochs to train longer.
+Cost: 7.5 minutes on two CPU cores. Result: 49.3 % mIoU, 95.6 % pixel accuracy, the mean of seeds 0, 1 and 2 (49.0 to
+49.9). Increase num_epochs to train longer.
 """
 
 from ml_collections import ConfigDict
