@@ -210,7 +210,7 @@ def segmentation_forms(
         photometric=True,
     )
 
-    def ours(workers: int) -> float:
+    def measure_ours(workers: int) -> float:
         return rate(
             train_batches(
                 source,
@@ -223,11 +223,15 @@ def segmentation_forms(
             args,
         )
 
-    def mmseg() -> float:
+    def measure_mmseg() -> float:
         return rate(as_batches(segmentation.mmseg_batches(samples, args)), args)
 
     samples = segmentation.write_files(source, folder)
-    return source, {"ours": lambda: ours(0), "ours, workers": lambda: ours(args.workers), "mmseg": mmseg}
+    return source, {
+        "ours": lambda: measure_ours(0),
+        "ours, workers": lambda: measure_ours(args.workers),
+        "mmseg": measure_mmseg,
+    }
 
 
 def transform_of(**options: str) -> TrainTransform:

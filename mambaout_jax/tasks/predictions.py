@@ -17,7 +17,7 @@ AnySource = TypeVar("AnySource", bound=Source)
 
 
 def read_predictions(workdir: epath.Path, names: Sequence[str]) -> dict[str, np.ndarray] | None:
-    """Read arrays of predictions.npz by name; None if there is no such file.
+    """Return arrays of predictions.npz by name, or None if the file does not exist.
 
     Raises:
         TaskError: the file is damaged or has no such arrays.

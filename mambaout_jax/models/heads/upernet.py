@@ -6,7 +6,6 @@ names of mmsegmentation 1.2.2 (`UPerHead`, `FCNHead`).
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from types import MappingProxyType
 from typing import Any
 
@@ -59,10 +58,9 @@ OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
 )
 
 
-@cache
 def kaiming_normal(fan_out: int) -> Initializer:
     """Return the initializer of N(0, 2 / fan_out). Reference: He et al., 2015."""
-    return lambda noise: math.sqrt(2 / fan_out) * noise
+    return normal_of(math.sqrt(2 / fan_out))
 
 
 class ConvModule(nnx.Module):
