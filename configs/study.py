@@ -26,10 +26,10 @@ For larger images and models change config.model.img_size, dims and depths; all 
 depend on the images; nothing was measured here.
 
 scenes_segmentation: the class of each pixel, from UperNet on the same variants. 128 px are 1,024 tokens in the first
-stage: long, as 6 D = 96 for its 16 channels. In scenes/match_128, the class of a pixel depends on a distant corner.
+stage: long, as 6 D = 96 for its 16 channels. In scenes/cue_128, the class of a digit is shown in a corner of the image.
 
-python -m mambaout_jax prepare scenes/match_128
-python -m mambaout_jax study --dataset scenes/match_128 --task segmentation --seeds 3
+python -m mambaout_jax prepare scenes/cue_128
+python -m mambaout_jax study --dataset scenes/cue_128 --task segmentation --seeds 3
 
 Cost and result: not measured.
 """
@@ -116,7 +116,7 @@ def _photos(config: ConfigDict) -> None:
 
 
 def _scenes_segmentation(config: ConfigDict) -> None:
-    config.data.name = "scenes/match_128"
+    config.data.name = "scenes/cue_128"
     config.num_epochs = 4
     config.batch_size = 4
     config.eval_batch_size = 20
@@ -138,7 +138,7 @@ def _scenes_segmentation(config: ConfigDict) -> None:
         classifier_std=0.25,
         drop_rate=0.0,
     )
-    config.optim.learning_rate = 3e-3  # lower than in configs/scenes_segmentation.py: ViTs share it
+    config.optim.learning_rate = 5e-3
     config.optim.schedule = "linear"
     config.optim.warmup_steps = 100
     config.optim.ema_decay = 0.99

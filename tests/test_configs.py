@@ -49,7 +49,7 @@ OTHERS = {
     "imagenet:mambavision_l2": (0.3, 0.9998),
 }
 STUDIES = ["study:digits", "study:pathfinder", "study:photos", "study:scenes_segmentation"]
-DATASETS = {"study:scenes_segmentation": "scenes/match_128"}
+DATASETS = {"study:scenes_segmentation": "scenes/cue_128"}
 FILES_ALONE = ["digits", "finetune", "imagenette", "scenes_segmentation", "study_mambavision"]
 ADE20K = [
     f"ade20k:{name}"

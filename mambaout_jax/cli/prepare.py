@@ -18,7 +18,7 @@ EPILOG = """\
   prepare imagenet --folder DIR     ImageNet from DIR/train/n01440764/*.JPEG and DIR/val
   prepare imagenet --tfrecord DIR   ImageNet from TFRecords that TFDS prepared
   prepare folder DIR                images in DIR/{train,val,test}/CLASS, or in DIR/CLASS (--val 0.1 splits them)
-  prepare scenes[/128|/256|/512|/match_128]  digits on photographs, for segmentation. Generated in a minute
+  prepare scenes[/128|/256|/512|/cue_128]  digits on photographs, for segmentation. Generated in a minute
   prepare segmentation DIR          DIR/{train,val,test}/{images,masks}, or DIR/{images,masks}; DIR/classes.txt
   prepare ade20k --zip FILE         ADE20K from ADEChallengeData2016.zip
   prepare ade20k --folder DIR       ADE20K from the folder ADEChallengeData2016

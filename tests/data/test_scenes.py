@@ -8,11 +8,11 @@ import warnings
 import numpy as np
 import pytest
 from PIL import Image
-from scipy import ndimage
 from sklearn import exceptions, metrics, neural_network
 
 from mambaout_jax.data.label_maps import IGNORED
 from mambaout_jax.data.prepare.scenes import (
+    CUE_COLORS,
     MIN_VISIBLE,
     Scenes,
     draw_digit,
@@ -43,7 +43,7 @@ def test_training_and_validation_have_disjoint_digits_and_photographs(material):
 
 @pytest.mark.parametrize(
     ("name", "digest"),
-    [("128", "9b45c3f2ee1df1f2"), ("match_128", "b5128c8252bef119")],
+    [("128", "9b45c3f2ee1df1f2"), ("cue_128", "83ee02137f02a7ea")],
 )
 def test_labels_of_a_scene_are_the_same_on_every_machine(material, name, digest):
     """Photographs depend on the JPEG decoder, the rest does not."""
@@ -52,7 +52,7 @@ def test_labels_of_a_scene_are_the_same_on_every_machine(material, name, digest)
     assert hashlib.sha256(content).hexdigest()[:16] == digest
 
 
-@pytest.mark.parametrize("name", ["128", "match_128"])
+@pytest.mark.parametrize("name", ["128", "cue_128"])
 def test_label_maps_instance_maps_and_boxes_agree(material, name):
     for index in range(10):
         record = to_record(make_scene(CONFIGS[name], material["validation"], 1, index))
@@ -67,31 +67,30 @@ def test_label_maps_instance_maps_and_boxes_agree(material, name):
             assert (box.xmin, box.xmax) == (columns[0] / 128, (columns[-1] + 1) / 128)
 
 
-def test_the_corner_decides_the_classes_of_a_matching_scene(material):
-    """Every scene has a match, digits with a class have the hue of the square, and the square itself has no class."""
-    compared = 0
-    for index in range(10):
-        scene = make_scene(CONFIGS["match_128"], material["train"], 0, index)
-        assert 1 in scene.classes
+def test_the_color_of_a_square_in_a_corner_is_the_class_of_all_digits(material):
+    """Each class and each corner occurs, and the square itself has no class."""
+    seen = set()
+    for index in range(60):
+        scene = make_scene(CONFIGS["cue_128"], material["train"], 0, index)
         corner = scene.labels == IGNORED
-        assert corner.sum() == 16 * 16
-        assert set(np.unique(scene.labels)) <= {0, 1, IGNORED}
-        top, left = np.argwhere(corner)[0]
-        square = scene.image[top + 8, left + 8]
-        for instance, kind in enumerate(scene.classes, 1):
-            inner = (scene.instances == instance) & (ndimage.minimum_filter(scene.instances, 3) == instance)
-            if inner.any():
-                color = np.median(scene.image[inner], axis=0)
-                compared += 1
-                cosine = color @ square / np.linalg.norm(color) / np.linalg.norm(square)
-                assert (cosine > 0.99) == bool(kind)
+        assert corner.sum() == 32 * 32
+        top, left = map(int, np.argwhere(corner)[0])
+        (kind,) = {*scene.classes}
+        assert set(np.unique(scene.labels)) <= {0, kind, IGNORED}
+        assert tuple(scene.image[top + 16, left + 16]) == CUE_COLORS[kind - 1]
+        seen |= {("class", kind), ("corner", top, left)}
+    assert len(seen) == 8
 
 
-def test_neither_order_nor_number_of_digits_tells_which_ones_match(material):
-    classes = [make_scene(CONFIGS["match_128"], material["train"], 0, index).classes for index in range(200)]
-    first, last = (np.mean([kinds[place] for kinds in classes]) for place in (0, -1))
-    assert abs(first - last) < 0.15
-    assert 0.2 < first < 0.45  # about one of three colors that occur
+def test_nothing_but_the_square_tells_the_class(material):
+    """Colors and number of digits have the same distribution in all classes."""
+    scenes = [make_scene(CONFIGS["cue_128"], material["train"], 0, index) for index in range(400)]
+    for kind in range(1, 5):
+        own = [scene for scene in scenes if scene.classes[0] == kind]
+        assert 60 < len(own) < 140
+        assert abs(np.mean([len(scene.classes) for scene in own]) - 7.5) < 1
+        inks = np.concatenate([scene.image[scene.labels == kind] for scene in own])
+        assert np.ptp(inks.mean(axis=0)) < 10
 
 
 def test_scenes_of_other_sizes_have_more_pixels(material):

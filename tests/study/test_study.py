@@ -127,7 +127,7 @@ def test_an_experiment_is_found_by_the_name_of_the_dataset():
 
 
 def test_an_experiment_of_another_task_is_found_by_both_names():
-    assert find_experiment("scenes/match_128", "segmentation").endswith("configs/study.py:scenes_segmentation")
+    assert find_experiment("scenes/cue_128", "segmentation").endswith("configs/study.py:scenes_segmentation")
     with pytest.raises(RunError, match=r"'scenes' has no experiment for classification; add --task segmentation"):
         find_experiment("scenes")
     with pytest.raises(RunError, match=r"'digits' has no experiment for segmentation; add --task classification"):

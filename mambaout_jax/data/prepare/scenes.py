@@ -3,8 +3,8 @@
 A scene is a crop of one of the two photographs of scikit-learn, at half its brightness, with 3 to 12 of its handwritten
 digits in light colors on it: at 1/8 to 1/4 of the image's side, turned by any angle, overlapping, with low to high
 contrast to what is below them. Training and validation have disjoint digits and disjoint parts of the photographs. In
-the configs `match_*`, only the digits with the color of a square in a corner have a class, so that the class of a pixel
-depends on something far away.
+the configs `cue_*`, the class of all digits is the color of a square in one of the corners, so that the class of a
+pixel depends on something far away.
 
 The photographs are "china" and "flower" of `sklearn.datasets.load_sample_images`, by Ignacio Piqueras and dany13 on
 Flickr, licensed CC BY 2.0.
@@ -27,9 +27,9 @@ from mambaout_jax.data.prepare.digits import NUM_VALIDATION
 from mambaout_jax.data.prepare.pathfinder import Draws
 
 DIGIT_CLASSES = ("background", *map(str, range(10)))
-MATCH_CLASSES = ("background", "match")
+CUE_CLASSES = ("background", "red", "green", "blue", "yellow")
+CUE_COLORS = ((255, 60, 60), (60, 255, 60), (60, 60, 255), (255, 255, 60))
 DARKEST, LIGHTEST = 140, 255  # of each channel of a digit
-MATCH_COLORS = ((255, 80, 80), (80, 255, 80), (100, 100, 255), (255, 230, 60))
 DIGIT_SIDE = 8
 UNIT = 256  # of coordinates, per pixel
 # The ink, of 255, from which on a pixel has the class of the digit.
@@ -43,14 +43,14 @@ class ScenesConfig(tfds.core.BuilderConfig):
 
     Args:
         side: side of an image in pixels.
-        match: label only the digits with the color of the square in a corner.
+        cue: the class of all digits is the color of a square in a corner, not what they show.
     """
 
     side: int = 128
     num_train: int = 3_000
     num_validation: int = 300
     num_digits: tuple[int, int] = (3, 12)
-    match: bool = False
+    cue: bool = False
 
 
 class Scene(NamedTuple):
@@ -94,17 +94,13 @@ def load_material() -> dict[str, Material]:
 
 def make_scene(config: ScenesConfig, material: Material, split: int, index: int) -> Scene:
     """Draw scene `index` of a split."""
-    draws = Draws(1 << 32 | config.side << 16 | config.match << 8 | split, index)
+    draws = Draws(1 << 32 | config.side << 16 | config.cue << 8 | split, index)
     side = config.side
     image = _draw_background(draws, material, side).astype(np.int64) // 2
     labels, instances = np.zeros((side, side), np.uint8), np.zeros((side, side), np.uint8)
     low, high = config.num_digits
     number, classes = low + _below(draws, high - low + 1), []
-    wanted, colors = None, []
-    if config.match:  # every color that occurs is equally probable, so that only the corner tells which one matches
-        colors = draws.below(len(MATCH_COLORS), number).tolist()
-        occurring = sorted(set(colors))
-        wanted = occurring[_below(draws, len(occurring))]
+    cue = _below(draws, len(CUE_COLORS)) if config.cue else None
     for instance in range(1, number + 1):
         digit = _below(draws, len(material.targets))
         extent = side // 8 + _below(draws, side // 4 - side // 8 + 1)
@@ -112,16 +108,13 @@ def make_scene(config: ScenesConfig, material: Material, split: int, index: int)
         center = margin + draws.below(side * UNIT - 2 * margin, 2)
         ink = draw_digit(material.digits[digit], side, extent, _below(draws, 360), center)
         visible = ink >= INK_THRESHOLD
-        if wanted is None:
-            kind, color = int(material.targets[digit]) + 1, LIGHTEST - draws.below(LIGHTEST - DARKEST + 1, 3)
-        else:
-            chosen = colors[instance - 1]
-            kind, color = int(chosen == wanted), _shade(draws, chosen)
+        kind = 1 + (int(material.targets[digit]) if cue is None else cue)
+        color = LIGHTEST - draws.below(LIGHTEST - DARKEST + 1, 3)
         image = (image * (255 - ink[..., None]) + color * ink[..., None]) // 255
         labels[visible], instances[visible] = kind, instance
         classes.append(kind)
-    if wanted is not None:
-        _draw_cue(draws, wanted, image, labels, instances)
+    if cue is not None:
+        _draw_cue(draws, cue, image, labels, instances)
     return Scene(image.astype(np.uint8), labels, instances, classes)
 
 
@@ -185,18 +178,14 @@ def draw_digit(digit: np.ndarray, side: int, extent: int, angle: int, center: np
     return drawn
 
 
-def _shade(draws: Draws, color: int) -> np.ndarray:
-    """Return one of the colors of the configs `match_*`, at 3/4 to all of its brightness."""
-    return np.array(MATCH_COLORS[color]) * (192 + _below(draws, 65)) // 256
-
-
-def _draw_cue(draws: Draws, wanted: int, image: np.ndarray, labels: np.ndarray, instances: np.ndarray) -> None:
-    """Draw a square of the color that matches, in a white frame, in one of the corners; its pixels have no class."""
-    side, extent = len(labels), len(labels) // 8
+def _draw_cue(draws: Draws, cue: int, image: np.ndarray, labels: np.ndarray, instances: np.ndarray) -> None:
+    """Draw a square of the color of the class, in a white frame, in one of the corners; its pixels have no class."""
+    side, extent = len(labels), len(labels) // 4
     top, left = (_below(draws, 2) * (side - extent) for _ in range(2))
     frame = extent // 8
     image[top : top + extent, left : left + extent] = 255
-    image[top + frame : top + extent - frame, left + frame : left + extent - frame] = _shade(draws, wanted)
+    inner = slice(top + frame, top + extent - frame), slice(left + frame, left + extent - frame)
+    image[inner] = CUE_COLORS[cue]
     corner = slice(top, top + extent), slice(left, left + extent)
     labels[corner], instances[corner] = IGNORED, 0
 
@@ -220,12 +209,12 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
         ScenesConfig(name="128"),
         ScenesConfig(name="256", side=256),
         ScenesConfig(name="512", side=512, num_train=1_000),
-        ScenesConfig(name="match_128", match=True, num_train=6_000, num_digits=(5, 9)),
+        ScenesConfig(name="cue_128", cue=True, num_train=6_000),
     ]
     DEFAULT_BUILDER_CONFIG_NAME = "128"
 
     def _info(self) -> tfds.core.DatasetInfo:
-        side, classes = self.builder_config.side, MATCH_CLASSES if self.builder_config.match else DIGIT_CLASSES
+        side, classes = self.builder_config.side, CUE_CLASSES if self.builder_config.cue else DIGIT_CLASSES
         return tfds.core.DatasetInfo(
             builder=self,
             description="Handwritten digits on photographs, with a class for each pixel.",
