@@ -34,12 +34,16 @@ def _tables() -> dict[str, str]:
     shared = {**COMMON, **BLOCKS, **PREPROCESSING}
     tables = {"run": _table(KEYS)}
     tables |= {task.name: _table(task.keys) for task in BUILT_IN}
-    tables["model"] = _table({f"model.{name}": key for name, key in shared.items() if name != "num_classes"})
+    tables["model"] = _model_table(shared)
     for family in families():
-        own = {f"model.{name}": key for name, key in family.options.items() if name not in shared}
-        tables[family.name] = _table(own)
-    tables |= {head.name: _table({f"model.{name}": key for name, key in head.options.items()}) for head in HEADS}
+        tables[family.name] = _model_table({name: key for name, key in family.options.items() if name not in shared})
+    tables |= {head.name: _model_table(head.options) for head in HEADS}
     return tables
+
+
+def _model_table(options: Mapping[str, ConfigKey]) -> str:
+    """Return the table of options of a model; the dataset determines `num_classes`, which cannot be set."""
+    return _table({f"model.{name}": key for name, key in options.items() if name != "num_classes"})
 
 
 def _table(keys: Mapping[str, ConfigKey]) -> str:
@@ -78,7 +82,8 @@ def _default(key: ConfigKey) -> str:
     if isinstance(key.default, str):
         return f"`{key.default}`"
     if isinstance(key.default, tuple):
-        return f"`({', '.join(f'{item:.4g}' if isinstance(item, float) else repr(item) for item in key.default)})`"
+        items = [f"{item:.4g}" if isinstance(item, float) else repr(item) for item in key.default]
+        return f"`({items[0]},)`" if len(items) == 1 else f"`({', '.join(items)})`"
     return f"{key.default:.4g}" if isinstance(key.default, float) else str(key.default)
 
 

@@ -12,7 +12,7 @@ from mambaout_jax.words import count
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("workdir", help="folder of a training run")
+    parser.add_argument("workdir", help="folder of a run or of imported weights")
     parser.add_argument(
         "paths",
         nargs="+",

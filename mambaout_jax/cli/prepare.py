@@ -33,28 +33,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
-    parser.add_argument("name", metavar="NAME", help="imagenet, folder, segmentation, ade20k, or a dataset's name")
-    parser.add_argument("source", metavar="DIR", nargs="?", help="your images (with `folder` and `segmentation`)")
-    for kind in KINDS:
-        parser.add_argument(f"--{kind}", metavar="DIR", help="location and format of ImageNet (with `imagenet`)")
-    parser.add_argument("--zip", metavar="FILE", help="ADEChallengeData2016.zip (with `ade20k`)")
     parser.add_argument(
-        "--name", dest="called", metavar="NAME", help="name of the dataset (with `folder` and `segmentation`)"
+        "name", metavar="KIND_OR_DATASET", help="imagenet, folder, segmentation, ade20k, or the name of a dataset"
+    )
+    parser.add_argument("source", metavar="DIR", nargs="?", help="your images (`folder` and `segmentation`)")
+    for kind in KINDS:
+        also = ", or of ADE20K (`ade20k`)" if kind == "folder" else ""
+        parser.add_argument(f"--{kind}", metavar="DIR", help=f"location and format of ImageNet (`imagenet`){also}")
+    parser.add_argument("--zip", metavar="FILE", help="ADEChallengeData2016.zip (`ade20k`)")
+    parser.add_argument(
+        "--name", dest="called", metavar="NAME", help="name of the new dataset (`folder` and `segmentation`)"
     )
     parser.add_argument(
         "--val",
         type=_fraction,
         default=0.0,
         metavar="FRACTION",
-        help="fraction of the images (with `folder`, of each class) for a validation split (with your folders)",
+        help="fraction of the images for a validation split (`folder` and `segmentation`; per class with `folder`)",
     )
-    parser.add_argument("--skip-bad", action="store_true", help="leave out damaged files (with your folders)")
-    parser.add_argument("--overwrite", action="store_true", help="replace the dataset (with your own files)")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out damaged files (`folder` and `segmentation`)")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace the dataset (`imagenet`, `folder`, `segmentation`, `ade20k`)",
+    )
     parser.add_argument("--data-dir", help="folder or bucket for prepared datasets (default: that of TFDS)")
     parser.add_argument(
         "--workers",
         type=integer(1),
-        help="number of writing processes (with your own files; default: one per core)",
+        help="number of writing processes (`imagenet`, `folder`, `segmentation`, `ade20k`; default: one per core)",
     )
 
 

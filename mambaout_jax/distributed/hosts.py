@@ -292,8 +292,10 @@ class StopCoordinator:
                 self._last = max(map(int, allgather_strings("stopping together", str(self._count))))
                 self._decided.set()
         except Exception as error:  # re-raised in the main thread
-            known = isinstance(error, LostProcessError)
-            self._failure = error if known else LostProcessError(f"agreeing to stop: {str(error).splitlines()[0]}")
+            if not isinstance(error, LostProcessError):
+                reason = str(error).splitlines()[0]
+                error = LostProcessError(f"the processes could not agree on a step to stop at ({reason})")
+            self._failure = error
             self._decided.set()
 
     def _wait_for_request(self) -> bool:

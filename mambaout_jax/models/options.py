@@ -38,7 +38,7 @@ BLOCKS: Mapping[str, ConfigKey] = MappingProxyType(
             float,
             "0..<1",
             0.0,
-            "stochastic depth rate of the last block; it rises linearly from 0",
+            "stochastic depth rate of the last block; rates increase linearly with depth, from 0 in the first block",
             inference="none",
         ),
         "scan_blocks": ConfigKey(

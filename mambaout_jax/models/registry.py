@@ -185,7 +185,7 @@ def _with_backbone(name: str, backbone: str | None) -> str:
         return name if backbone is None else f"{name}_{backbone}"
     if backbone is None:
         raise ModelError(f"{name!r} needs a backbone, for example create_model({name!r}, backbone='mambaout_tiny')")
-    raise ModelError(f"backbone is {backbone!r}, but {name!r} is not a head; expected one of {', '.join(names)}")
+    raise ModelError(f"backbone is {backbone!r}, but {name!r} is not a decode head; expected one of {', '.join(names)}")
 
 
 def _build_module(family: Family, options: Mapping[str, Any]) -> nnx.Module:

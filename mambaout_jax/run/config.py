@@ -97,11 +97,11 @@ KEYS: Mapping[str, ConfigKey] = {
         float,
         "0..",
         1e-3,
-        "base learning rate: the value of the cosine at epoch 0. The cosine starts at epoch 0, not after the warm-up, "
-        "so with warm-up the highest learning rate is slightly lower",
+        "base learning rate. With a cosine schedule, its value at epoch 0: the cosine starts at epoch 0, not after the "
+        "warm-up, so the peak is slightly lower. With `linear`, the peak after the warm-up",
     ),
     "optim.warmup_learning_rate": ConfigKey(float, "0..", 1e-6, "learning rate at the start of the warm-up"),
-    "optim.min_learning_rate": ConfigKey(float, "0..", 1e-5, "learning rate at the end of the cosine"),
+    "optim.min_learning_rate": ConfigKey(float, "0..", 1e-5, "final learning rate of the schedule"),
     "optim.warmup_epochs": ConfigKey(int, "0..", 5, "epochs of linear warm-up"),
     "optim.cooldown_epochs": ConfigKey(int, "0..", 0, "final epochs at the minimum learning rate"),
     "optim.warmup_steps": ConfigKey(int, "0..", 0, "steps of linear warm-up, with the schedule `linear`"),
@@ -117,8 +117,9 @@ KEYS: Mapping[str, ConfigKey] = {
         str,
         ("matrices", "all_but_norms"),
         "matrices",
-        "parameters with weight decay: those with more than one axis, except those that the model exempts; or all "
-        "whose name has no `norm`, which includes biases and the batch norms `bn` of heads (mmsegmentation)",
+        "parameters with weight decay. matrices: those with more than one axis, except those that the model exempts; "
+        "all_but_norms: all without `norm` in their name, which includes biases and the batch norms `bn` of UperNet's "
+        "heads, as in mmsegmentation",
     ),
     "optim.b1": ConfigKey(float, "0..<1", 0.9, "decay rate of the first moment"),
     "optim.b2": ConfigKey(float, "0..<1", 0.999, "decay rate of the second moment"),
@@ -128,7 +129,8 @@ KEYS: Mapping[str, ConfigKey] = {
         float | None,
         "0..1",
         None,
-        "decay of the exponential moving average (EMA) of the weights, lower in the first steps; no EMA if unset",
+        "decay of the exponential moving average (EMA) of the weights; step n, from 0, uses "
+        "min(ema_decay, (1 + n) / (10 + n)). No EMA if unset",
     ),
     "profile.start_step": ConfigKey(
         int | None, "0..", None, "first step of a profiler trace; no trace if unset", changeable=True
@@ -391,7 +393,7 @@ def _check_together(values: Mapping[str, Any]) -> None:
         return
     if values["optim.warmup_steps"]:
         raise RunError(
-            f"config.optim.warmup_steps is {values['optim.warmup_steps']} and config.optim.schedule "
+            f"config.optim.warmup_steps is {values['optim.warmup_steps']} and config.optim.schedule is "
             f"{values['optim.schedule']!r}, which warms up for whole epochs; add --config.optim.schedule=linear, or "
             "set config.optim.warmup_epochs instead"
         )
@@ -410,7 +412,7 @@ def _check_steps(values: Mapping[str, Any]) -> None:
     steps, warmup, schedule = (values[key] for key in ("num_steps", "optim.warmup_steps", "optim.schedule"))
     if schedule != "linear":
         raise RunError(
-            f"config.num_steps is {steps} and config.optim.schedule {schedule!r}, which counts epochs; add "
+            f"config.num_steps is {steps} and config.optim.schedule is {schedule!r}, which counts epochs; add "
             "--config.optim.schedule=linear, or unset num_steps"
         )
     if steps is not None and warmup >= steps:

@@ -174,7 +174,7 @@ def merge_pretrained(
     taken = [leaf if is_new(path) else theirs[path] for path, leaf in _flatten(fresh).items()]
     variables = jax.tree.unflatten(jax.tree.structure(fresh), jax.device_get(taken))
     if not pretrained.has_head:
-        head = "a new head"
+        head = "a new decode head"
     elif init_head == "new":
         head = "a new last layer"
     elif _name_same_outputs(pretrained.labels, labels):

@@ -232,8 +232,8 @@ def _restore_or_initialize(config: RunConfig, setup: _Setup, workdir: epath.Path
             )
         if step > setup.num_steps:
             raise RunError(
-                f"workdir {workdir} is at step {step}, after the {count(setup.num_steps, 'step')} of "
-                "config.num_epochs or config.num_steps; use more or another --workdir"
+                f"workdir {workdir} is at step {step} but the config trains for {count(setup.num_steps, 'step')}; "
+                "increase config.num_epochs (or num_steps), or use another --workdir"
             )
         seconds = metadata["seconds"]
         licence = load_environment(workdir).get("licence")

@@ -113,13 +113,19 @@ OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
             float | None,
             "0..",
             None,
-            "initial value of LayerScale; None for no LayerScale. timm starts at 1e-5 for every value",
+            "initial value of LayerScale, used as given; None for no LayerScale. timm ignores the value and always "
+            "starts at 1e-5",
             inference="presence",
         ),
         "downsample": ConfigKey(
             str, ("conv", "conv_nf"), "conv", "norm after the convolution between stages, or before it (conv_nf)"
         ),
-        "head_fn": ConfigKey(str, ("default", "norm_mlp"), "default", "norm_mlp has no norm after the hidden layer"),
+        "head_fn": ConfigKey(
+            str,
+            ("default", "norm_mlp"),
+            "default",
+            "default: pooling, norm, hidden layer, norm, classifier; norm_mlp: without the second norm",
+        ),
         "token_mixer": ConfigKey(
             str,
             ("conv", "conv_ssm"),

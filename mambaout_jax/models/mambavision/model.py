@@ -166,9 +166,9 @@ OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
             str,
             TOKEN_MIXERS,
             "concat",
-            "combination of the mixer's two branches, one with a convolution and an SSM, the other with a convolution: "
-            "concatenated; multiplied (gated); multiplied, without the second convolution (conv); and with a causal "
-            "first convolution, as in Mamba (causal_conv)",
+            "how the branches x (convolution, SSM) and z (convolution) are combined. concat: concatenated; gated: "
+            "x * z; conv: x * z, without the convolution of z; causal_conv: like conv, with a causal convolution in x, "
+            "as in Mamba",
         ),
         "attention_pattern": ConfigKey(
             str,

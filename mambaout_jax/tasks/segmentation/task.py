@@ -51,16 +51,17 @@ _DATA_KEYS: Mapping[str, ConfigKey] = {
         tuple[int, int],
         "32..16384",
         (512, 2048),
-        "shorter and longer side, in pixels, of the box that images are resized into, with their aspect ratio",
+        "mmsegmentation's `scale`: limits for the shorter and the longer side, in pixels; images are resized to fit, "
+        "keeping their aspect ratio",
     ),
     "data.box_scale": ConfigKey(
-        tuple[float, float], ">0..16", (0.5, 2.0), "smallest and largest factor of the box in training"
+        tuple[float, float], ">0..16", (0.5, 2.0), "smallest and largest factor of data.box in training"
     ),
     "data.cat_max_ratio": ConfigKey(
         float,
         ">0..1",
         0.75,
-        "largest share of one class in a training crop, which is drawn again up to 10 times; 1 for no limit",
+        "largest share of one class in a training crop, which is redrawn at most 10 times; 1 for no limit",
     ),
     "data.hflip_prob": ConfigKey(float, "0..1", 0.5, "probability of a horizontal flip"),
     "data.photometric": ConfigKey(
@@ -75,10 +76,10 @@ _EVAL_KEYS: Mapping[str, ConfigKey] = {
         int | None,
         "32..16384",
         None,
-        "side in pixels of the windows that an image is evaluated in; whole images if unset",
+        "crop size of sliding-window inference, in pixels; whole images if unset",
         changeable=True,
     ),
-    "eval.stride": ConfigKey(int, "1..16384", 341, "distance of windows in pixels", changeable=True),
+    "eval.stride": ConfigKey(int, "1..16384", 341, "stride of the sliding window, in pixels", changeable=True),
     "eval.scales": ConfigKey(
         tuple[float, ...], ">0..16", (1.0,), "scales whose predictions are averaged", changeable=True
     ),
@@ -87,7 +88,7 @@ _EVAL_KEYS: Mapping[str, ConfigKey] = {
         str,
         ("box", "image"),
         "box",
-        "what eval.scales are factors of: the box (mmsegmentation 0.x), or the original image (mmsegmentation 1.x)",
+        "what eval.scales are factors of: data.box (mmsegmentation 0.x), or the original image (mmsegmentation 1.x)",
         changeable=True,
     ),
 }
@@ -198,8 +199,8 @@ class Segmentation(Task):
             raise ModelError(f"config.model: {error}") from None
         if not model.has_method("logits_with_auxiliary"):
             raise TaskError(
-                f"config.model.name is {model.name!r}, which classifies images; a model with a head is expected, for "
-                f"example upernet_{model.name}"
+                f"config.model.name is {model.name!r}, which classifies images; a segmentation model is expected, "
+                f"for example upernet_{model.name}"
             )
         return model
 
