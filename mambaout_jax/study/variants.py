@@ -17,7 +17,7 @@ from mambaout_jax.words import count
 TOLERANCE = 0.02  # of the baseline's parameters
 # Each is a key of `config.study` that lists variants.
 COMPARISONS: Mapping[str, str] = MappingProxyType(
-    {"removed": "The SSM removed, all widths unchanged", "matched": "Equal numbers of parameters"}
+    {"removed": "With and without the SSM, at equal widths", "matched": "Equal numbers of parameters"}
 )
 
 Options = dict[str, Any]

@@ -62,8 +62,8 @@ CLASSIFIER_OPTIONS = MappingProxyType({"num_classes": 1, "drop_rate": 0.0})
 def _out_indices(head: Head, family: Family) -> dict[str, ConfigKey]:
     """Return the option of plain backbones, which have maps of any block, with its meaning here."""
     help_text = (
-        f"blocks of the {head.num_maps} feature maps; if unset, the last block of each of {head.num_maps} equal parts "
-        "of the depth"
+        f"blocks of the {head.num_maps} feature maps; if unset, the last block of each part of the depth, which is "
+        "divided into as many equal parts"
     )
     found = {name: key for name, key in family.options.items() if name == "out_indices"}
     return {name: key._replace(help=help_text, inference="value") for name, key in found.items()}
