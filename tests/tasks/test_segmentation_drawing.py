@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from mambaout_jax.data.label_maps import IGNORED
-from mambaout_jax.tasks.segmentation.drawing import encode_label_png, make_palette, overlay
+from mambaout_jax.tasks.segmentation.drawing import OPACITY, encode_label_png, make_palette, overlay
 
 
 def test_classes_have_distinct_colors():
@@ -37,3 +37,11 @@ def test_an_overlay_leaves_black_classes_unchanged():
     shown = overlay(image, labels, make_palette(["background", "thing"]))
     np.testing.assert_array_equal(shown[labels == 0], np.repeat(image, 3, -1)[labels == 0])
     assert (shown[labels == 1] != np.repeat(image, 3, -1)[labels == 1]).any()
+
+
+def test_an_overlay_has_the_hue_of_the_label_whatever_is_below():
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    palette = make_palette(["background", "thing"])
+    shown = overlay(image, np.ones((8, 8), np.uint8), palette).astype(int)
+    expected = OPACITY * np.diff(palette[1].astype(int))
+    np.testing.assert_allclose(np.diff(shown, axis=-1), np.broadcast_to(expected, (8, 8, 2)), atol=1)

@@ -53,11 +53,15 @@ def encode_label_png(labels: np.ndarray, palette: Palette) -> bytes:
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, palette: Palette) -> np.ndarray:
-    """Blend an image, uint8 (h, w, c), with the colors of its labels (h, w); black classes leave it unchanged."""
+    """Blend an image, uint8 (h, w, c), with the colors of its labels (h, w); black classes leave it unchanged.
+
+    Labelled pixels are gray below their color, so that its hue is the one in the legend.
+    """
     image = np.broadcast_to(image, (*labels.shape, 3)).astype(np.float32)
     colors = palette[labels].astype(np.float32)
     shown = colors.any(-1, keepdims=True)
-    return np.where(shown, (1 - OPACITY) * image + OPACITY * colors, image).round().astype(np.uint8)
+    blend = (1 - OPACITY) * image.mean(-1, keepdims=True) + OPACITY * colors
+    return np.where(shown, blend, image).round().astype(np.uint8)
 
 
 def encode_picture(pixels: np.ndarray) -> bytes:
