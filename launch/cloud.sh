@@ -27,7 +27,7 @@ failures=0      # consecutive failed commands while hosts existed or may have ex
 pass=()         # --config.KEY=VALUE
 
 # The files that are copied to hosts.
-code_files=(main.py configs launch mambaout_jax pyproject.toml requirements.txt README.md LICENSE)
+code_files=(main.py configs launch mambaout_jax setup.py pyproject.toml requirements.txt README.md LICENSE)
 
 fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
 

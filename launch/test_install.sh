@@ -11,7 +11,7 @@ Build the wheel, and install it in a clean environment for each case and Python.
 usage: launch/test_install.sh [option...] [CASE...]
 
   core       no extra: build a model, run it, convert its weights; print the number of packages
-  train      [train]: write a page with plots
+  train      [train]: write a page with plots; train for an epoch with the installed command and config
   gradio     [train,demo]
   notebook   [train], and notebook
   torch      [train,torch] with PyTorch 2.13 and timm, on Python 3.11
@@ -97,6 +97,7 @@ unwanted = {"tensorflow-datasets", "grain", "opencv-python-headless", "scikit-le
 assert not unwanted, unwanted
 PYTHON
   run "$python" -m mambaout_jax models
+  run "$scratch/venv/bin/mambaout_jax" --version
 }
 
 check_case() {
@@ -106,7 +107,9 @@ check_case() {
       check_core ;;
     train)
       fresh "$1" '[train]'
-      run "$python" -m mambaout_jax analyze mambaout_tiny --out "$scratch/page" ;;
+      run "$python" -m mambaout_jax analyze mambaout_tiny --out "$scratch/page"
+      run rm -rf "$scratch/digits"
+      run "$scratch/venv/bin/mambaout_jax" train --config=digits --config.num_epochs=1 --workdir="$scratch/digits" ;;
     gradio) fresh "$1" '[train,demo]' ;;
     notebook) fresh "$1" '[train]' notebook ;;
     torch)
@@ -119,7 +122,7 @@ check_case() {
 say "Building the wheel"
 # In a copy: setuptools leaves `build` and `*.egg-info` behind, and would add files from an old `build`.
 mkdir "$scratch/source"
-run cp -R "$root/mambaout_jax" "$root/pyproject.toml" "$root/README.md" "$root/LICENSE" "$scratch/source"
+run cp -R "$root/mambaout_jax" "$root/configs" "$root/setup.py" "$root/pyproject.toml" "$root/README.md" "$root/LICENSE" "$scratch/source"
 run "${pythons[0]}" -m pip wheel --disable-pip-version-check --quiet --no-deps --wheel-dir "$scratch" "$scratch/source"
 wheel=$(echo "$scratch"/mambaout_jax-*.whl)
 run cd "$scratch"

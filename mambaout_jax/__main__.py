@@ -5,16 +5,19 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+import mambaout_jax
 from mambaout_jax.checks import find_experiment_fault, nearest_names
 from mambaout_jax.errors import escape_output, is_user_error, print_error
 from mambaout_jax.extras import check_installed
 from mambaout_jax.machine import MachineError, describe_fault, is_exhausted, raise_open_file_limit
+from mambaout_jax.process import tolerate_closed_terminal
 
 COMMANDS = (
     "analyze",
     "bench-data",
     "convert",
     "doctor",
+    "evaluate",
     "models",
     "plan",
     "predict",
@@ -22,10 +25,21 @@ COMMANDS = (
     "report",
     "reproduce",
     "study",
+    "train",
 )
 # These do something with the core dependencies alone.
 CORE_COMMANDS = ("convert", "models")
-CONFIG_HELP = "file of the experiment; --config.KEY=VALUE changes a key"
+CONFIG_HELP = (
+    "the experiment: FILE.py or FILE.py:ARGUMENT; the name of one of this package, such as digits or "
+    "imagenet:mambaout_tiny; or the config.json of a run. --config.KEY=VALUE changes a key"
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that reports wrong arguments in one sentence, like every other error."""
+
+    def error(self, message):
+        sys.exit(print_error(f"{message}; see {self.prog} --help"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 on success, 1 if a check fails or for known failures of the machine, 2 for invalid input, 130 after Ctrl-C.
         Any other failure is raised.
     """
+    tolerate_closed_terminal()
     escape_output()
     argv = list(sys.argv[1:] if argv is None else argv)
     raise_open_file_limit()
@@ -61,7 +76,8 @@ def _run(argv: list[str]) -> int:
     if name is not None and name not in COMMANDS and not name.startswith("-"):
         [near] = nearest_names(name, COMMANDS)
         return print_error(f"{name!r} is not a command; did you mean {near!r}? Commands are {', '.join(COMMANDS)}")
-    parser = argparse.ArgumentParser(prog="python -m mambaout_jax", description="MambaOut and other backbones in JAX.")
+    parser = _Parser(prog="python -m mambaout_jax", description="MambaOut and other backbones in JAX.")
+    parser.add_argument("--version", action="version", version=f"mambaout_jax {mambaout_jax.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     changes: list[str] = []
     for command in COMMANDS:

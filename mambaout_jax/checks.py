@@ -12,6 +12,12 @@ import typing
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+_PACKAGE = os.path.dirname(os.path.abspath(__file__))
+# The folder of experiments: a part of the installed package, and beside the package in a checkout.
+EXPERIMENTS = next(
+    filter(os.path.isdir, (os.path.join(_PACKAGE, "configs"), os.path.join(os.path.dirname(_PACKAGE), "configs"))), ""
+)
+
 
 class ConfigKey(NamedTuple):
     """A config key or an option of a model.
@@ -104,7 +110,12 @@ def nearest_names(name: str, known: Iterable[str], limit: int = 1) -> list[str]:
 
 
 def split_experiment(file: str) -> tuple[str, str | None]:
-    """Split FILE.py:ARGUMENT into the path and the argument; None for no argument."""
+    """Split FILE.py:ARGUMENT or NAME:ARGUMENT into the path of the file and the argument; None for no argument.
+
+    A name without dots and slashes is that of a file in `EXPERIMENTS`.
+    """
+    if named := re.fullmatch(r"([\w-]+)(?::(.*))?", file, re.DOTALL):
+        return os.path.join(EXPERIMENTS, f"{named[1]}.py"), named[2]
     parts = re.fullmatch(r"(.+\.py):(.*)", file, re.DOTALL)
     return (file, None) if parts is None else (parts[1], parts[2])
 
@@ -124,6 +135,9 @@ def find_experiment_fault(file: str, changes: Iterable[str] = ()) -> str:
     if os.path.isdir(path):
         return f"--config={path} is a directory; a Python file, or the config.json of a run, is expected"
     if not os.path.exists(path):
+        if os.path.dirname(path) == EXPERIMENTS:
+            known = ", ".join(sorted(name[:-3] for name in os.listdir(EXPERIMENTS) if name.endswith(".py")))
+            return f"--config={file} is not an experiment of this package; expected a file, or one of {known}"
         return f"--config={path} does not exist; an experiment such as configs/digits.py is expected"
     incomplete = next((change for change in changes if split_change(change) is None), None)
     return "" if incomplete is None else f"{incomplete} has no value; --config.KEY=VALUE is expected"

@@ -23,6 +23,13 @@ T = TypeVar("T")
 Handler = Callable[[int, FrameType | None], Any]
 
 
+def own_command() -> list[str]:
+    """Return the arguments of Python that start this program again: its script, or -m and its module."""
+    spec = sys.modules["__main__"].__spec__
+    program = sys.argv[:1] if spec is None else ["-m", spec.name.removesuffix(".__main__")]
+    return [*program, *sys.argv[1:]]
+
+
 # Signals and other processes.
 
 

@@ -1,10 +1,14 @@
 """Calls, locks, signals and files end in one of two states, and never in between."""
 
+import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -112,3 +116,18 @@ def test_a_file_that_appeared_meanwhile_is_replaced_only_if_asked(tmp_path):
         assert target.read_text() == "theirs"
         process.commit_file(scratch / "draft", target, replace=True)
     assert target.read_text() == "ours"
+
+
+@pytest.mark.run
+@pytest.mark.parametrize("form", ["script", "module"])
+def test_a_program_starts_itself_again(form, tmp_path):
+    code = "import json, sys\nfrom mambaout_jax.process import own_command\nprint(json.dumps(own_command()))\n"
+    (tmp_path / "shows").mkdir()
+    (tmp_path / "shows" / "__main__.py").write_text(code)
+    (tmp_path / "shows.py").write_text(code)
+    start = {"script": ["shows.py"], "module": ["-m", "shows"]}[form]
+    if form == "module":
+        (tmp_path / "shows.py").unlink()
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    shown = subprocess.check_output([sys.executable, *start, "a b", "-x"], cwd=tmp_path, env=environment)
+    assert json.loads(shown) == [*start, "a b", "-x"]

@@ -19,6 +19,30 @@ def add_plugins(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of a command that runs in several processes at once."""
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="join the other processes, which run the same command; on TPUs they are found automatically",
+    )
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0; not needed on a TPU")
+    parser.add_argument("--num_processes", type=int, metavar="N", help="number of processes; not needed on a TPU")
+    parser.add_argument("--process_id", type=int, metavar="I", help="index of this process; not needed on a TPU")
+
+
+def address_of(args: argparse.Namespace) -> tuple[str | None, int | None, int | None]:
+    """Return the arguments of `distributed.initialize`, from those that `add_processes` declares."""
+    return args.coordinator, args.num_processes, args.process_id
+
+
+def find_processes_fault(args: argparse.Namespace) -> str:
+    """Return a sentence about arguments of `add_processes` that do not fit together; empty if they do."""
+    if args.distributed or all(value is None for value in address_of(args)):
+        return ""
+    return "--coordinator, --num_processes and --process_id require --distributed"
+
+
 def integer(least: int) -> Callable[[str], int]:
     """Return the argparse type of integers of at least `least`, which must not be negative."""
 

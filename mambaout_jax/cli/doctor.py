@@ -1,9 +1,10 @@
 """Check whether this host, or with --distributed all hosts of a run, can train."""
 
 import argparse
-import sys
 
+from mambaout_jax.cli.arguments import add_processes, address_of, find_processes_fault
 from mambaout_jax.errors import print_error, printable
+from mambaout_jax.process import own_command
 from mambaout_jax.words import count
 
 TAKES_CONFIG = "optional"
@@ -16,24 +17,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.epilog = EPILOG
     parser.add_argument("--workdir", metavar="DIR", help="check that this folder is writable and shared by the hosts")
-    parser.add_argument("--distributed", action="store_true", help="run with the same command on the other hosts")
-    parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0; not needed on a TPU")
-    parser.add_argument("--num_processes", type=int, metavar="N", help="number of processes; not needed on a TPU")
-    parser.add_argument("--process_id", type=int, metavar="I", help="index of this process; not needed on a TPU")
+    add_processes(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print a line per check; return 1 if a check fails, otherwise an exit code of main.py."""
+    """Print a line per check; return 1 if a check fails, otherwise an exit code of `train`."""
     from mambaout_jax import supervisor
 
-    address = args.coordinator, args.num_processes, args.process_id
     if args.config_changes and args.config is None:
         return print_error(f"{args.config_changes[0]} changes a config but --config is missing; add --config=FILE")
-    if any(value is not None for value in address) and not args.distributed:
-        return print_error("--coordinator, --num_processes and --process_id require --distributed")
+    if fault := find_processes_fault(args):
+        return print_error(fault)
     if args.distributed:
         if not supervisor.is_supervised():
-            return supervisor.supervise(["-m", "mambaout_jax", *sys.argv[1:]])
+            return supervisor.supervise(own_command())
         supervisor.exit_with_supervisor()
     from mambaout_jax import distributed
     from mambaout_jax.run.config_file import read_config
@@ -45,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     data = (config.data.name, config.data.train_split, config.data.data_dir) if config else None
     try:
         if args.distributed:
-            distributed.initialize(*address, seconds=COLLECTIVE_SECONDS)
+            distributed.initialize(*address_of(args), seconds=COLLECTIVE_SECONDS)
         if config:
             check_batches(config, config.build_task(), distributed.make_mesh(config.fsdp).size)
         faults = 0

@@ -24,7 +24,7 @@ from mambaout_jax.data import Source
 from mambaout_jax.errors import UserError, printable, reason
 from mambaout_jax.machine import raise_machine_fault
 from mambaout_jax.models import Model, find_family
-from mambaout_jax.process import lock, within_seconds
+from mambaout_jax.process import lock, own_command, within_seconds
 from mambaout_jax.run.checkpoints import Checkpoints
 from mambaout_jax.run.config import RunConfig, changed_keys, from_json
 from mambaout_jax.run.errors import RunError
@@ -328,7 +328,7 @@ def describe_environment(source: Source, licence: str | None = None) -> dict[str
         "platform": jax.default_backend(),
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
-        "command": shlex.join(sys.argv),
+        "command": shlex.join(own_command()),
         "dataset": source.name,
         "fingerprint": source.fingerprint,
         "labels": dict(source.labels),

@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import math
-import os
 import re
 import runpy
 import sys
@@ -18,7 +17,7 @@ from PIL import Image
 
 from mambaout_jax import distributed
 from mambaout_jax.analyze.ssm_need import measure_first_stage
-from mambaout_jax.checks import suggest
+from mambaout_jax.checks import split_experiment, suggest
 from mambaout_jax.data import DataError, Source
 from mambaout_jax.errors import reason
 from mambaout_jax.machine import raise_machine_fault
@@ -44,7 +43,6 @@ from mambaout_jax.train.program import check_batches
 
 # The files that a run writes last, in this order.
 LAST_FILES = ("results.json", "report.html")
-EXPERIMENTS = epath.Path(__file__).parents[2] / "configs" / "study.py"
 
 
 def find_experiment(dataset: str, task: str = DEFAULT) -> str:
@@ -52,19 +50,14 @@ def find_experiment(dataset: str, task: str = DEFAULT) -> str:
 
     Raises:
         TaskError: no task has the name.
-        RunError: the package is installed without configs/, or it has no experiment for the dataset.
+        RunError: there is no experiment for the dataset.
     """
     get_task(task)
-    if not EXPERIMENTS.exists():
-        raise RunError(
-            f"configs/study.py is not part of the installed package; to study dataset {dataset!r}, run in a checkout "
-            "of the repository or set an experiment with --config"
-        )
     name = re.split("[/:]", dataset)[0]
-    known = runpy.run_path(os.fspath(EXPERIMENTS))["EXPERIMENTS"]
+    known = runpy.run_path(split_experiment("study")[0])["EXPERIMENTS"]
     tasks = {its_task: experiment for experiment, (its_dataset, its_task, *_) in known.items() if its_dataset == name}
     if task in tasks:
-        return f"{EXPERIMENTS}:{tasks[task]}"
+        return f"study:{tasks[task]}"
     if tasks:
         raise RunError(f"dataset {name!r} has no experiment for {task}; add --task {' or '.join(tasks)}")
     experiments = {
@@ -73,7 +66,7 @@ def find_experiment(dataset: str, task: str = DEFAULT) -> str:
     raise RunError(
         f"no experiment for dataset {name!r} and {task}{suggest(name, experiments) or ';'} expected one of "
         f"{', '.join(experiments)}; for your own photographs, add "
-        f"--config=configs/study.py:{[*experiments.values()][-1]}"
+        f"--config=study:{[*experiments.values()][-1]}"
     )
 
 

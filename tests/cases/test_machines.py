@@ -30,7 +30,7 @@ COMMANDS = {
     "models": ["-m", "mambaout_jax", "models"],
     "analyze": ["-m", "mambaout_jax", "analyze", "mambaout_femto"],
     "doctor": ["-m", "mambaout_jax", "doctor"],
-    "help": ["main.py", "--helpfull"],
+    "help": ["main.py", "--help"],
     "error": ["main.py", "--workdir=ü", "--config=missing_ü.py"],
 }
 

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+import mambaout_jax as mo
 from mambaout_jax import plugins
 from mambaout_jax.__main__ import COMMANDS, main
 from mambaout_jax.cli import models
@@ -19,6 +20,7 @@ from tests.train import tiny
 def test_help_and_wrong_words_do_not_wait_for_jax(argv):
     code = f"""
 import sys
+import mambaout_jax as mo
 from mambaout_jax import plugins
 from mambaout_jax.__main__ import main
 try:
@@ -52,6 +54,50 @@ def test_without_a_command_the_usage_is_printed(capsys):
     with pytest.raises(SystemExit, match="2"):
         main([])
     assert "COMMAND" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["models", "--jsn"], "unrecognized arguments: --jsn; see python -m mambaout_jax --help"),
+        (["predict"], "the following arguments are required: workdir, PATH; see python -m mambaout_jax predict "),
+        (["train", "--num_processes=x"], "argument --num_processes: invalid int value: 'x'; see "),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(capsys, argv, sentence):
+    with pytest.raises(SystemExit, match="2"):
+        main(argv)
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"error: {sentence}")
+    assert captured.err.count("\n") == 1
+
+
+def test_the_version_is_printed(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"mambaout_jax {mo.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["train", "--workdir=x"], "--config is missing; try --config=digits"),
+        (["train", "--config=digits"], "--workdir is missing; a folder is expected, for example --workdir=runs/digits"),
+        (
+            ["train", "--config=digits", "--workdir="],
+            "--workdir is empty; a folder is expected",
+        ),
+        (["evaluate"], "--workdir is missing; a folder is expected, for example --workdir=runs/digits"),
+        (["evaluate", "--workdir=x", "--config.seed=1"], "--config.seed=1 requires --config, for example --config=x/c"),
+        (["evaluate", "--workdir=x", "--process_id=1"], "--coordinator, --num_processes and --process_id require"),
+        (["train", "--config=digit", "--workdir=x"], "--config=digit is not an experiment of this package; expected"),
+    ],
+)
+def test_arguments_of_training_that_do_not_fit_together_are_one_sentence(capsys, argv, sentence):
+    assert main(argv) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"error: {sentence}")
+    assert captured.err.count("\n") == 1
 
 
 def test_models_lists_those_of_a_plugin(monkeypatch, capsys):
@@ -93,6 +139,7 @@ def test_control_c_is_exit_code_130_without_a_message(monkeypatch, capsys):
 def test_closed_pipe_is_not_an_error(length):
     code = f"""
 import sys
+import mambaout_jax as mo
 from mambaout_jax import plugins
 from mambaout_jax.__main__ import main
 from mambaout_jax.cli import models

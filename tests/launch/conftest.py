@@ -30,7 +30,7 @@ def cloud(tmp_path):
     checkout, home, tools, elsewhere = (tmp_path / name for name in ("checkout", "cloud", "tools", "elsewhere"))
     for name in ("launch", "configs"):
         shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("main.py", "pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
+    for name in ("main.py", "setup.py", "pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, checkout)
     (checkout / "mambaout_jax").mkdir()
     for folder in (home, tools, elsewhere):

@@ -11,7 +11,6 @@ from PIL import Image
 from mambaout_jax.data import DataError
 from mambaout_jax.run.config import flatten_config
 from mambaout_jax.run.errors import RunError, StoppedError
-from mambaout_jax.study import study as study_module
 from mambaout_jax.study.study import find_experiment, run_study, warn_about_shrinking
 from mambaout_jax.study.table import comparison_rows, macs, mebibytes, milliseconds, percent, points
 from mambaout_jax.tasks.classification import task as classification
@@ -122,28 +121,22 @@ def test_given_weights_are_refused(training, experiment, tmp_path):
 
 
 def test_an_experiment_is_found_by_the_name_of_the_dataset():
-    assert find_experiment("digits").endswith("configs/study.py:digits")
-    assert find_experiment("pathfinder/32").endswith("configs/study.py:pathfinder")
+    assert find_experiment("digits") == "study:digits"
+    assert find_experiment("pathfinder/32") == "study:pathfinder"
 
 
 def test_an_experiment_of_another_task_is_found_by_both_names():
-    assert find_experiment("scenes/cue_128", "segmentation").endswith("configs/study.py:scenes_segmentation")
+    assert find_experiment("scenes/cue_128", "segmentation") == "study:scenes_segmentation"
     with pytest.raises(RunError, match=r"'scenes' has no experiment for classification; add --task segmentation"):
         find_experiment("scenes")
     with pytest.raises(RunError, match=r"'digits' has no experiment for segmentation; add --task classification"):
         find_experiment("digits", "segmentation")
     with pytest.raises(
-        RunError, match=r"'voc' and segmentation; expected one of scenes; .*study.py:scenes_segmentation$"
+        RunError, match=r"'voc' and segmentation; expected one of scenes; .*--config=study:scenes_segmentation$"
     ):
         find_experiment("voc", "segmentation")
     with pytest.raises(TaskError, match=r"did you mean 'segmentation'"):
         find_experiment("scenes", "segmentaton")
-
-
-def test_without_a_checkout_an_experiment_has_to_be_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(study_module, "EXPERIMENTS", tmp_path / "nowhere")
-    with pytest.raises(RunError, match=r"'digits', run in a checkout .* or set an experiment with --config$"):
-        find_experiment("digits")
 
 
 def test_findings_are_those_of_the_runs(study):
@@ -266,7 +259,7 @@ def test_unreadable_records_alone_are_one_sentence():
             raise DataError("record is damaged")
 
     with pytest.raises(
-        RunError, match=r"'voc' and segmentation; expected one of scenes; .*study.py:scenes_segmentation$"
+        RunError, match=r"'voc' and segmentation; expected one of scenes; .*--config=study:scenes_segmentation$"
     ):
         find_experiment("voc", "segmentation")
     with pytest.raises(TaskError, match=r"none of 3 training records can be read \(record is damaged\)"):
