@@ -37,6 +37,7 @@ MODULES = {
     "hub": ("huggingface_hub", "pooch"),
     "torch": ("torch", "timm"),
     "prepare": ("tensorflow",),
+    "wandb": ("wandb",),
 }
 
 

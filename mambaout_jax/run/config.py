@@ -59,6 +59,13 @@ KEYS: Mapping[str, ConfigKey] = {
     ),
     "save_every_steps": ConfigKey(int | None, "1..", None, "steps between additional checkpoints", changeable=True),
     "log_every_steps": ConfigKey(int, "1..", 50, "steps between logged metrics", changeable=True),
+    "metric_writers": ConfigKey(
+        tuple[str, ...],
+        ("tensorboard", "csv", "wandb"),
+        ("tensorboard",),
+        "copies of the metrics in metrics.jsonl: for TensorBoard, as CSV files, for Weights & Biases (extra wandb)",
+        changeable=True,
+    ),
     "mesh.fsdp": ConfigKey(
         int,
         "1..",
@@ -207,6 +214,7 @@ class RunConfig:
     eval_every_epochs: int
     save_every_steps: int | None
     log_every_steps: int
+    metric_writers: tuple[str, ...]
     fsdp: int
     data: DataConfig
     model: Mapping[str, Any]

@@ -2,6 +2,7 @@
 
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from etils import epath
@@ -15,15 +16,17 @@ class LogFolder:
 
     Args:
         workdir: the run's workdir; a local one is used directly.
-        resumed: name of a file in the workdir to append to.
+        resumed: names of files in the workdir to append to, if they exist.
     """
 
-    def __init__(self, workdir: epath.Path, resumed: str):
+    def __init__(self, workdir: epath.Path, resumed: Sequence[str]):
         self._workdir = workdir
         self._local_copy = tempfile.TemporaryDirectory(prefix="mambaout_jax-") if is_remote(workdir) else None
         self.path = epath.Path(self._local_copy.name) if self._local_copy else workdir
-        if self._local_copy and (workdir / resumed).exists():
-            (self.path / resumed).write_bytes((workdir / resumed).read_bytes())
+        if self._local_copy:
+            for name in resumed:
+                if (workdir / name).exists():
+                    (self.path / name).write_bytes((workdir / name).read_bytes())
 
     def copy(self) -> None:
         """Copy all files to the workdir, if it is in a bucket."""

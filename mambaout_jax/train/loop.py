@@ -44,6 +44,7 @@ from mambaout_jax.train.metrics import MetricWriter, SilentWriter, StepLog
 from mambaout_jax.train.program import TrainingProgram, check_batches, training_program
 from mambaout_jax.train.recipe import differences_from_recipe
 from mambaout_jax.train.trace import StepTrace
+from mambaout_jax.train.writers import check_writers
 from mambaout_jax.weights import licence_notice
 from mambaout_jax.weights.options import model_args
 from mambaout_jax.words import count
@@ -162,6 +163,7 @@ def _prepare(config: RunConfig, path: epath.PathLike) -> _Setup:
     task = config.build_task()
     mesh = distributed.make_mesh(config.fsdp)
     check_batches(config, task, mesh.size)
+    check_writers(config.metric_writers)
     task.check()
     train_source = open_split(config, task, config.data.train_split)
     validation = open_split(config, task, config.data.validation_split)
@@ -274,6 +276,8 @@ def _open_writer(
         first_step=start.step,
         steps_per_epoch=program.steps_per_epoch,
         metrics=setup.task.metrics,
+        writers=config.metric_writers,
+        config=config.values,
     )
     cleanup.callback(writer.close)
     changes = "".join(f", {option} {value}" for option, value in model_args(model).items())

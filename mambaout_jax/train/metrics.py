@@ -1,10 +1,11 @@
-"""Metrics of a run: measured in the loop, written to the console, metrics.jsonl and TensorBoard."""
+"""Metrics of a run: measured in the loop, written to the console, to metrics.jsonl and by `writers`."""
 
 import json
 import math
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import IO, Any
 
 import jax
@@ -18,18 +19,21 @@ from mambaout_jax.run.files import write_atomically
 from mambaout_jax.run.logs import LogFolder
 from mambaout_jax.tasks.api import Metric
 from mambaout_jax.train.step import StepMetrics
+from mambaout_jax.train.writers import RESUMED, WRITERS, LoggedRun
 
 # A run that waits for data longer than this share of its time is input bound.
 INPUT_BOUND = 0.05
 
 
 class MetricWriter:
-    """A writer of records to metrics.jsonl, TensorBoard and the console.
+    """A writer of records to metrics.jsonl, the console and the given writers.
 
     The console shows a progress bar on a terminal, and one line per record elsewhere.
 
     Args:
         metrics: the metrics of an evaluation.
+        writers: keys of `WRITERS`.
+        config: values of the config by dotted name.
     """
 
     def __init__(
@@ -40,12 +44,13 @@ class MetricWriter:
         first_step: int,
         steps_per_epoch: int,
         metrics: Sequence[Metric],
+        writers: Sequence[str] = (),
+        config: Mapping[str, Any] = MappingProxyType({}),
     ):
-        from tensorboardX import SummaryWriter  # imports PyTorch if installed, which costs a second and 200 MB
-
-        self._logs = LogFolder(workdir, "metrics.jsonl")
+        self._logs = LogFolder(workdir, ("metrics.jsonl", *RESUMED))
         self._file = _open_after(self._logs.path / "metrics.jsonl", first_step)
-        self._board = SummaryWriter(str(self._logs.path / "tensorboard"), purge_step=first_step + 1)
+        run = LoggedRun(self._logs.path, workdir.name, first_step, config)
+        self._writers = [WRITERS[name](run) for name in dict.fromkeys(writers)]
         self._steps_per_epoch = steps_per_epoch
         self._num_epochs = math.ceil(num_steps / steps_per_epoch)
         self._bar = tqdm(
@@ -116,16 +121,16 @@ class MetricWriter:
     def close(self) -> None:
         """Close all outputs."""
         self._bar.close()
-        self._board.close()
+        for writer in self._writers:
+            writer.close()
         self._file.close()
         self._logs.close()
 
     def _append(self, record: dict[str, Any]) -> None:
         self._file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
         self._file.flush()
-        for name, value in _scalars(record):
-            self._board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
-        self._board.flush()
+        for writer in self._writers:
+            writer.write(record["kind"], record["step"], dict(_scalars(record)))
 
 
 class SilentWriter:

@@ -71,8 +71,8 @@ def another_value(key):
     """Return a value that the key accepts and that is not its default, and the text for it."""
     kind = key.kinds[-1]
     if isinstance(key.accept, tuple):
-        value = next(word for word in key.accept if word != key.default)
-        return value, value
+        value = next(word for word in key.accept if key.default not in (word, (word,)))
+        return (value,) if typing.get_origin(kind) is tuple else value, value
     if typing.get_origin(kind) is tuple:
         item, last = typing.get_args(kind)
         if item is str and key.default:

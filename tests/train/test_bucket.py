@@ -54,7 +54,7 @@ def silent(monkeypatch):
 
 
 def test_logs_of_a_local_run_are_in_its_workdir(tmp_path):
-    folder = LogFolder(epath.Path(tmp_path), "metrics.jsonl")
+    folder = LogFolder(epath.Path(tmp_path), ["metrics.jsonl"])
     (folder.path / "metrics.jsonl").write_text("1\n")
     folder.close()
     assert (tmp_path / "metrics.jsonl").read_text() == "1\n"
@@ -64,7 +64,7 @@ def test_logs_of_a_remote_run_are_copied_on_request_and_continued(tmp_path, monk
     monkeypatch.setattr(logs, "is_remote", lambda path: True)
     (tmp_path / "board").mkdir()  # not needed in a bucket
     (tmp_path / "metrics.jsonl").write_text("1\n")
-    folder = LogFolder(epath.Path(tmp_path), "metrics.jsonl")
+    folder = LogFolder(epath.Path(tmp_path), ["metrics.jsonl"])
     with (folder.path / "metrics.jsonl").open("a") as file:
         file.write("2\n")
     (folder.path / "board").mkdir()
@@ -93,7 +93,7 @@ def test_logs_that_cannot_be_copied_do_not_hide_what_ended_the_run(tmp_path, mon
         raise OSError("no network")
 
     monkeypatch.setattr(LogFolder, "copy", cut_off)
-    folders = [LogFolder(epath.Path(tmp_path), "metrics.jsonl") for _ in range(2)]
+    folders = [LogFolder(epath.Path(tmp_path), ["metrics.jsonl"]) for _ in range(2)]
     with pytest.raises(ZeroDivisionError):
         close_after(folders[0], ZeroDivisionError())
     assert "could not be copied" in capfd.readouterr().err

@@ -1,0 +1,137 @@
+"""Copies of a run's metrics for other programs: TensorBoard, CSV files and Weights & Biases."""
+
+import csv
+import io
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from etils import epath
+
+from mambaout_jax.extras import MODULES, check_installed
+from mambaout_jax.run.files import write_atomically
+
+# Files that a resumed run continues.
+RESUMED = ("train.csv", "eval.csv", "save.csv", "wandb_id.txt")
+
+
+class LoggedRun(NamedTuple):
+    """What a writer is given.
+
+    Args:
+        folder: local folder of the logs.
+        name: name of the run.
+        first_step: the last step of which a resumed run keeps the records; the later ones are written again.
+        config: values of the config by dotted name.
+    """
+
+    folder: epath.Path
+    name: str
+    first_step: int
+    config: Mapping[str, Any]
+
+
+class ScalarWriter(Protocol):
+    """A writer of numbers that belong to a step."""
+
+    def write(self, kind: str, step: int, scalars: Mapping[str, float]) -> None:
+        """Write the numbers of a record of the kind "train", "eval" or "save"."""
+
+    def close(self) -> None:
+        """Write what is left, and release the resources."""
+
+
+class TensorBoardWriter:
+    """A writer of event files in `tensorboard/`."""
+
+    def __init__(self, run: LoggedRun):
+        from tensorboardX import SummaryWriter  # imports PyTorch if installed, which costs a second and 200 MB
+
+        self._board = SummaryWriter(str(run.folder / "tensorboard"), purge_step=run.first_step + 1)
+
+    def write(self, kind: str, step: int, scalars: Mapping[str, float]) -> None:
+        """Write the numbers of a record."""
+        for name, value in scalars.items():
+            self._board.add_scalar(f"{kind}/{name}", value, step)
+        self._board.flush()
+
+    def close(self) -> None:
+        """Close the event file."""
+        self._board.close()
+
+
+class CsvWriter:
+    """A writer of one file per kind, such as `train.csv`, with a row per record and a column per number."""
+
+    def __init__(self, run: LoggedRun):
+        self._folder = run.folder
+        self._first_step = run.first_step
+        self._columns: dict[str, list[str]] = {}
+
+    def write(self, kind: str, step: int, scalars: Mapping[str, float]) -> None:
+        """Write the numbers of a record."""
+        path = self._folder / f"{kind}.csv"
+        row = {"step": step, **scalars}
+        if not {*row} <= {*self._columns.get(kind, ())}:
+            rows = list(csv.DictReader(io.StringIO(path.read_text()))) if path.exists() else []
+            if kind not in self._columns:
+                rows = [old for old in rows if _is_kept(old, self._first_step)]
+            self._columns[kind] = list(dict.fromkeys(name for each in (*rows, row) for name in each))
+            header = dict.fromkeys(self._columns[kind])
+            write_atomically(path, self._format(kind, [{name: name for name in header}, *rows]))
+        with path.open("a") as file:
+            file.write(self._format(kind, [row]))
+
+    def close(self) -> None:
+        """Do nothing: every row is written at once."""
+
+    def _format(self, kind: str, rows: list[dict[str, Any]]) -> str:
+        text = io.StringIO()
+        csv.DictWriter(text, self._columns[kind], lineterminator="\n").writerows(rows)
+        return text.getvalue()
+
+
+def _is_kept(row: Mapping[str | None, Any], first_step: int) -> bool:
+    """Return whether a row is complete, and not of a step that is computed again."""
+    complete = None not in row and None not in row.values()
+    return complete and row.get("step", "").isdecimal() and int(row["step"]) <= first_step
+
+
+class WandbWriter:
+    """A writer to Weights & Biases; its project, entity and mode are in the environment, such as `WANDB_PROJECT`.
+
+    A resumed run continues the run of the id in `wandb_id.txt`.
+    """
+
+    def __init__(self, run: LoggedRun):
+        import wandb
+
+        file = run.folder / "wandb_id.txt"
+        if not file.exists():
+            write_atomically(file, secrets.token_hex(4))
+        self._run = wandb.init(
+            id=file.read_text(), resume="allow", name=run.name, dir=str(run.folder), config=dict(run.config)
+        )
+        self._run.define_metric("*", step_metric="step")
+
+    def write(self, kind: str, step: int, scalars: Mapping[str, float]) -> None:
+        """Write the numbers of a record."""
+        self._run.log({"step": step, **{f"{kind}/{name}": value for name, value in scalars.items()}})
+
+    def close(self) -> None:
+        """Upload what is left, and end the run."""
+        self._run.finish()
+
+
+def check_writers(names: Sequence[str]) -> None:
+    """Check that what the writers need is installed.
+
+    Raises:
+        MissingExtraError: it is not.
+    """
+    for name in names:
+        if name in MODULES:
+            check_installed(name, f"config.metric_writers with {name}")
+
+
+WRITERS: dict[str, type[ScalarWriter]] = {"tensorboard": TensorBoardWriter, "csv": CsvWriter, "wandb": WandbWriter}
