@@ -109,7 +109,8 @@ check_case() {
       fresh "$1" '[train]'
       run "$python" -m mambaout_jax analyze mambaout_tiny --out "$scratch/page"
       run rm -rf "$scratch/digits"
-      run "$scratch/venv/bin/mambaout_jax" train --config=digits --config.num_epochs=1 --workdir="$scratch/digits" ;;
+      run "$scratch/venv/bin/mambaout_jax" train --config=digits --workdir="$scratch/digits" \
+        --config.num_epochs=1 --config.optim.warmup_epochs=0 ;;
     gradio) fresh "$1" '[train,demo]' ;;
     notebook) fresh "$1" '[train]' notebook ;;
     torch)
