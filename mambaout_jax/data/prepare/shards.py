@@ -6,6 +6,7 @@ A finished shard has a manifest, so that a resumed run does not write it again.
 import collections
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -65,9 +66,10 @@ class ShardJob:
     exif_orientation: bool = False
 
     def digest(self) -> str:
-        """Compute a fingerprint of the images without reading them; a finished shard with the same one is kept.
+        """Compute a fingerprint of the content without reading it; a finished shard with the same one is kept.
 
-        It covers names, labels, sizes, and when the files last changed, which no copy or move preserves.
+        It covers names, labels, sizes, when the files last changed, which no copy or move preserves, and how they are
+        decoded and converted.
         """
         label_maps = [item.label_map for item in self.items if item.label_map]
         changed = {path: _change_time(path) for path in {part.path for part in (*self.items, *label_maps)}}
@@ -76,7 +78,15 @@ class ShardJob:
             + ((item.label_map.size, changed[item.label_map.path]) if item.label_map else ())
             for item in self.items
         ]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        how = [_identify(self.convert), _identify(self.read_labels), self.exif_orientation]
+        return hashlib.sha256(json.dumps([content, how]).encode()).hexdigest()
+
+
+def _identify(function: Callable | None) -> list | None:
+    """Return the name of a function, and its arguments if it is a partial."""
+    if isinstance(function, functools.partial):
+        return [*_identify(function.func), function.keywords]
+    return function and [function.__module__, function.__qualname__]
 
 
 def write_shard(job: ShardJob, advance: Callable[[], None]) -> dict:

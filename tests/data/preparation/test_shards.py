@@ -1,3 +1,6 @@
+import dataclasses
+import functools
+
 import pytest
 from array_record.python import array_record_module
 
@@ -24,6 +27,25 @@ def test_a_shard_has_a_manifest_of_its_content(job):
     assert manifest["records"] == 3
     assert manifest["bytes"] > sum(item.size for item in job.items)
     assert read_manifest(job)["bytes"] == manifest["bytes"]
+
+
+def read_nothing(label_map, size, num_classes):
+    return label_map, set()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"convert": read_nothing},
+        {"read_labels": functools.partial(read_nothing, num_classes=3)},
+        {"exif_orientation": True},
+    ],
+)
+def test_a_shard_that_is_converted_in_another_way_is_written_again(job, change):
+    job = dataclasses.replace(job, read_labels=functools.partial(read_nothing, num_classes=2))
+    write_shard(job, lambda: None)
+    assert read_manifest(job)
+    assert not read_manifest(dataclasses.replace(job, **change))
 
 
 @pytest.mark.parametrize(
