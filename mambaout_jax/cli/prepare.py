@@ -143,7 +143,7 @@ def _report(prepared) -> None:
     if prepared.num_converted:
         print(f"  {prepared.num_converted:,} of them were not grayscale or RGB JPEGs and were converted")
     if prepared.num_skipped:
-        print(f"  skipped {count(prepared.num_skipped, 'file')} that cannot be decoded")
+        print(f"  skipped {count(prepared.num_skipped, 'invalid image')}")
     train, validation = "train", next((name for name in ("validation", "test") if name in prepared.num_images), None)
     if validation is None:
         num_images = prepared.num_images["train"]

@@ -3,11 +3,12 @@
 import io
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from mambaout_jax.data.errors import DataError
 from mambaout_jax.errors import reason
 from mambaout_jax.machine import MachineError, describe_fault
+from mambaout_jax.words import count
 
 # The label of pixels that have no class.
 IGNORED = 255
@@ -26,28 +27,43 @@ def decode_label_map(encoded: bytes) -> np.ndarray:
     except Exception as error:  # Pillow's plugins raise many types for damaged files
         if fault := describe_fault(error):
             raise MachineError(fault) from error
-        raise DataError(f"its label map cannot be decoded ({type(error).__name__}: {reason(error)})") from error
+        # The text of this type has the address of an object.
+        unknown = isinstance(error, UnidentifiedImageError)
+        fault = "its format is unknown" if unknown else f"{type(error).__name__}: {reason(error)}"
+        raise DataError(f"the label map cannot be decoded ({fault})") from error
     if image.mode not in ("L", "P", "1"):
         raise DataError(
-            f"its label map has pixels of mode {image.mode}; one label of 8 bits per pixel, gray or an index of a "
+            f"the label map has pixels of mode {image.mode}; one label of 8 bits per pixel, gray or an index of a "
             "palette, is expected"
         )
     return np.asarray(image).astype(np.uint8)
 
 
-def check_label_map(labels: np.ndarray, size: tuple[int, int], num_classes: int) -> None:
+def check_label_map(
+    labels: np.ndarray,
+    size: tuple[int, int],
+    num_classes: int,
+    *,
+    source: str = "the dataset",
+    zero_is_ignored: bool = False,
+) -> None:
     """Check that a label map has the size of its image, (height, width), and no label that is not a class.
+
+    Args:
+        source: the source of the classes, for the message.
+        zero_is_ignored: 0 stands for no class and k for class k - 1, as in ADE20K.
 
     Raises:
         DataError: it does not.
     """
     if labels.shape != size:
         raise DataError(
-            f"its image is {size[1]}x{size[0]} and its label map {labels.shape[1]}x{labels.shape[0]}; equal sizes are "
+            f"the label map is {labels.shape[1]}x{labels.shape[0]} and its image {size[1]}x{size[0]}; equal sizes are "
             "expected"
         )
-    if (largest := int(labels[labels != IGNORED].max(initial=0))) >= num_classes:
+    last = num_classes - 1 + zero_is_ignored
+    if (largest := int(labels[labels != IGNORED].max(initial=0))) > last:
         raise DataError(
-            f"its label map has the label {largest}; 0 to {num_classes - 1}, or {IGNORED} for ignored pixels, are "
-            "expected"
+            f"the label map has the label {largest}; {source} has {count(num_classes, 'class')}, so that 0 to {last}, "
+            f"or {IGNORED} for ignored pixels, are expected"
         )

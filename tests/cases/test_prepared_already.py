@@ -141,7 +141,7 @@ def test_all_bad_files_are_reported_at_once(birds, tmp_path, capsys):
     assert main(["prepare", "folder", str(birds), f"--data-dir={tmp_path}/out", "--workers=1"]) == 2
     err = capsys.readouterr().err
     for name in ("crow/text.jpg", "wren/empty.png", "wren/cut.png"):
-        assert f"unreadable: {name}: " in err
+        assert f"invalid: {name}: " in err
     assert "3 of 15 files are not images that Pillow can decode" in err
 
 
@@ -151,7 +151,7 @@ def test_bad_files_are_skipped_on_request_and_counted(birds, tmp_path, capsys):
     assert main(command) == 0
     captured = capsys.readouterr()
     assert "train: 6 images of 2 classes" in captured.out
-    assert "skipped 3 files that cannot be decoded" in captured.out
+    assert "skipped 3 invalid images" in captured.out
     assert "skipped: crow/text.jpg: " in captured.err
     assert len([*open_source("birds", "train", str(tmp_path / "out"))]) == 6
     assert main(command) == 0
@@ -161,5 +161,5 @@ def test_bad_files_are_skipped_on_request_and_counted(birds, tmp_path, capsys):
 def test_a_class_without_a_good_file_is_refused(birds, tmp_path):
     for path in (birds / "train" / "crow").iterdir():
         path.write_text("not an image")
-    with pytest.raises(DataError, match="class 'crow' has no image that Pillow can decode"):
+    with pytest.raises(DataError, match="class 'crow' has no valid image"):
         prepare_folder(str(birds), data_dir=str(tmp_path / "out"), skip_bad=True)

@@ -1,5 +1,6 @@
 """Folders of images and masks, and ADE20K, become datasets that a segmentation reads; what does not fit is named."""
 
+import io
 import zipfile
 
 import numpy as np
@@ -22,6 +23,12 @@ def write_pair(folder, name, *, size=(20, 30), labels=None, mask_size=None, mode
     Image.fromarray(image).save(folder / parts[0] / f"{name}.jpg")
     Image.fromarray(mask).convert(mode).save(folder / parts[1] / f"{name}.png")
     return mask
+
+
+def png(labels):
+    file = io.BytesIO()
+    Image.fromarray(labels).save(file, "PNG")
+    return file.getvalue()
 
 
 @pytest.fixture
@@ -74,19 +81,50 @@ def test_splits_have_folders_of_their_own(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"mask_size": (20, 31)}, "its image is 30x20 and its label map 31x20"),
-        ({"labels": np.full((20, 30), 7, np.uint8)}, "its label map has the label 7; 0 to 2"),
-        ({"mode": "RGB"}, "pixels of mode RGB"),
+        ({"mask_size": (20, 31)}, "the label map is 31x20 and its image 30x20"),
+        (
+            {"labels": np.full((20, 30), 7, np.uint8)},
+            "the label map has the label 7; classes.txt has 3 classes, so that 0 to 2, or 255",
+        ),
+        ({"mode": "RGB"}, "the label map has pixels of mode RGB"),
     ],
 )
 def test_masks_that_do_not_fit_are_named(photos, tmp_path, arguments, words, capfd):
     folder, _ = photos
     write_pair(folder, "e", **arguments)
-    with pytest.raises(DataError, match=r"e\.jpg"):
+    with pytest.raises(
+        DataError, match=r"1 of 5 pairs of an image and a mask are invalid .first: .*/masks/e\.png: the "
+    ):
         prepare_segmentation(str(folder), "roads", str(tmp_path / "data"))
-    assert words in capfd.readouterr().err
+    assert f"invalid: {folder}/masks/e.png: {words}" in capfd.readouterr().err
     prepared = prepare_segmentation(str(folder), "roads", str(tmp_path / "data"), skip_bad=True)
     assert (prepared.num_images["train"], prepared.num_skipped) == (4, 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "the file is empty"),
+        (b"GIF", r"the label map cannot be decoded \(its format is unknown\)"),
+        (
+            png(np.random.default_rng(0).integers(0, 3, (20, 30), np.uint8))[:90],
+            r"the label map cannot be decoded \(OSError: .*truncated",
+        ),
+    ],
+)
+def test_damaged_masks_are_named(photos, tmp_path, content, words):
+    folder, _ = photos
+    (folder / "masks" / "a.png").write_bytes(content)
+    with pytest.raises(DataError, match=rf"first: .*/masks/a\.png: {words}"):
+        prepare_segmentation(str(folder), "roads", str(tmp_path / "data"))
+
+
+def test_labels_outside_of_ade20k_are_those_of_the_file(ade20k, tmp_path):
+    write_pair(
+        ade20k, "ADE_1", labels=np.full((20, 30), 151, np.uint8), parts=("images/training", "annotations/training")
+    )
+    with pytest.raises(DataError, match="the label 151; ADE20K has 150 classes, so that 0 to 150, or 255"):
+        prepare_ade20k(str(ade20k), str(tmp_path / "data"))
 
 
 def test_palettes_are_labels(photos, tmp_path):

@@ -175,11 +175,13 @@ def test_wrong_records_are_named():
     given, _, labels = record(20, 30)
     decoder = Decoder(3, 5)
     wrong = {
-        "its image is 30x20 and its label map 29x20": png(labels[:, :29]),
-        "its label map has the label 7": png(np.full((20, 30), 7, np.uint8)),
-        "its label map has pixels of mode RGB": png(np.zeros((20, 30, 3), np.uint8)),
-        "its label map has pixels of mode I;16": png(np.zeros((20, 30), np.uint16)),
-        "its label map cannot be decoded": b"GIF",
+        "the label map is 29x20 and its image 30x20": png(labels[:, :29]),
+        "the label map has the label 7; the dataset has 5 classes, so that 0 to 4, or 255": png(
+            np.full((20, 30), 7, np.uint8)
+        ),
+        "the label map has pixels of mode RGB": png(np.zeros((20, 30, 3), np.uint8)),
+        "the label map has pixels of mode I;16": png(np.zeros((20, 30), np.uint16)),
+        "the label map cannot be decoded .its format is unknown": b"GIF",
     }
     for words, label_map in wrong.items():
         with pytest.raises(DataError, match=words):

@@ -50,7 +50,7 @@ class Dataset:
         convert: maps the bytes of an image and its decoded `Image` to the bytes to store; a module-level function,
             because it is pickled. None to store bytes unchanged.
         exif_orientation: whether images are turned upright by their EXIF orientation when they are read.
-        skip_bad: leave out images that cannot be decoded.
+        skip_bad: leave out images that cannot be decoded or whose label map is invalid.
         read_labels: maps the bytes of a label map and (height, width) of its image to the bytes to store and the set of
             its classes, or raises DataError; a module-level function or a partial of one. None for images with labels.
         source_stamp: a fingerprint of the source's files, taken before they were read; None for none.
@@ -130,7 +130,7 @@ def write_dataset(dataset: Dataset, workspace: Path, target: Path, workers: int)
         workers: number of processes that write shards; 1 writes them in this process.
 
     Raises:
-        DataError: images are empty or cannot be decoded, or there is not enough disk space.
+        DataError: images are empty or cannot be decoded, label maps are invalid, or there is not enough disk space.
         OSError: a write failed.
     """
     all_items = [item for items in dataset.splits.values() for item in items]
@@ -268,19 +268,18 @@ def _label_feature(dataset: Dataset) -> dict[str, tfds.features.FeatureConnector
 def _check_readable(
     dataset: Dataset, unreadable: Sequence[tuple[str, str]], total: int, counts: dict[str, list[int]]
 ) -> None:
-    """Print all files that cannot be decoded, and check that there are none, or that each class has others."""
+    """Print all invalid files, and check that there are none, or that each class has others."""
     for name, reason in unreadable:
-        tqdm.write(f"{'skipped' if dataset.skip_bad else 'unreadable'}: {printable(name)}: {reason}", file=sys.stderr)
+        tqdm.write(f"{'skipped' if dataset.skip_bad else 'invalid'}: {printable(name)}: {reason}", file=sys.stderr)
     if unreadable and not dataset.skip_bad:
         name, reason = unreadable[0]
-        raise DataError(
-            f"{len(unreadable)} of {count(total, 'file')} are not images that Pillow can decode (first: {name}: "
-            f"{reason}); replace or remove them and rerun the command"
-        )
+        if dataset.read_labels:
+            fault = f"{len(unreadable)} of {count(total, 'pair')} of an image and a mask are invalid"
+        else:
+            fault = f"{len(unreadable)} of {count(total, 'file')} are not images that Pillow can decode"
+        raise DataError(f"{fault} (first: {name}: {reason}); replace or remove them and rerun the command")
     # A class may be in none of the label maps.
     per_class = [] if dataset.read_labels else zip(dataset.class_names, counts["train"], strict=True)
     empty = [name for name, count in per_class if not count]
     if unreadable and (empty or not all(map(sum, counts.values()))):
-        raise DataError(
-            f"{f'class {empty[0]!r}' if empty else 'a split'} has no image that Pillow can decode; add some"
-        )
+        raise DataError(f"{f'class {empty[0]!r}' if empty else 'a split'} has no valid image; add some")

@@ -41,7 +41,7 @@ class Prepared(NamedTuple):
         num_images: number of images of each split.
         images_per_class: number of images of each class, by split; None if the dataset existed before.
         num_converted: number of images that were converted to another format.
-        num_skipped: number of files that were left out because they cannot be decoded.
+        num_skipped: number of images that were left out because they or their masks are invalid.
     """
 
     name: str

@@ -27,21 +27,22 @@ ADE20K_CLASSES = 150
 
 
 def read_label_map(
-    encoded: bytes, size: tuple[int, int], *, num_classes: int, zero_is_ignored: bool
+    encoded: bytes, size: tuple[int, int], *, num_classes: int, source: str, zero_is_ignored: bool
 ) -> tuple[bytes, set[int]]:
     """Check a label map, and return it as a gray PNG, with the set of its classes.
 
     Args:
         size: (height, width) of the image.
+        source: the source of the classes, for messages.
         zero_is_ignored: 0 stands for no class and k for class k - 1, as in ADE20K.
 
     Raises:
         DataError: it is not a map of labels of the size of the image.
     """
     labels = decode_label_map(encoded)
+    check_label_map(labels, size, num_classes, source=source, zero_is_ignored=zero_is_ignored)
     if zero_is_ignored:
         labels = np.where(labels == 0, IGNORED, labels - (labels != IGNORED)).astype(np.uint8)
-    check_label_map(labels, size, num_classes)
     classes = set(np.unique(labels).tolist()) - {IGNORED}
     return cv2.imencode(".png", labels)[1].tobytes(), classes
 
@@ -136,7 +137,10 @@ def read_mask_folder(folder: Path, name: str, validation: float = 0.0) -> Datase
 def _dataset(
     name: str, names: tuple[str, ...], splits: dict[str, list[Item]], *, zero_is_ignored: bool, description: str
 ) -> Dataset:
-    read_labels = functools.partial(read_label_map, num_classes=len(names), zero_is_ignored=zero_is_ignored)
+    source = "ADE20K" if zero_is_ignored else CLASSES_FILE
+    read_labels = functools.partial(
+        read_label_map, num_classes=len(names), source=source, zero_is_ignored=zero_is_ignored
+    )
     about = {"description": description}
     return Dataset(
         name, VERSION, names, splits, exif_orientation=not zero_is_ignored, read_labels=read_labels, about=about

@@ -99,8 +99,8 @@ def write_shard(job: ShardJob, advance: Callable[[], None]) -> dict:
 
     Returns:
         The manifest: the number of records, their size in bytes, the number of images per label and of converted
-        images, the largest height and width, the unreadable images as (name, reason), and the sum of `hash_item`, in
-        hexadecimal digits.
+        images, the largest height and width, the unreadable images and label maps as (name, reason), and the sum of
+        `hash_item`, in hexadecimal digits.
 
     Raises:
         OSError: the shard cannot be written, or differs when read back.
@@ -115,13 +115,15 @@ def write_shard(job: ShardJob, advance: Callable[[], None]) -> dict:
                 data = read_item(item)
                 mask = None if item.label_map is None else read_label_map(item)
                 content += hash_item(job.split, item, data, mask)
+                classes, name = {item.label}, item.file_name
                 try:
                     image, size, converted = _decode(data, item, job)
-                    classes = {item.label}
                     if mask is not None:
+                        name = item.label_map.path
+                        _check_complete(mask, item.label_map.size)
                         mask, classes = job.read_labels(mask, size)
                 except DataError as error:
-                    unreadable.append((item.file_name, str(error)))
+                    unreadable.append((name, str(error)))
                 else:
                     record = _serialize(image, item, mask)
                     writer.write(record)
@@ -196,15 +198,19 @@ def hash_item(split: str, item: Item, data: bytes, label_map: bytes | None = Non
 
 def _decode(data: bytes, item: Item, job: ShardJob) -> tuple[bytes, tuple[int, int], bool]:
     """Decode an image as training does; return the bytes to store, (height, width), and whether they were converted."""
-    if not item.size:
-        raise DataError("the file is empty")
-    if len(data) != item.size:
-        raise DataError(f"the file has {len(data)} of {count(item.size, 'byte')}")
+    _check_complete(data, item.size)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about damaged metadata
         width, height = decode_image(data, exif_orientation=job.exif_orientation).size
         stored = job.convert(data, Image.open(io.BytesIO(data))) if job.convert else data
     return stored, (height, width), stored is not data
+
+
+def _check_complete(data: bytes, size: int) -> None:
+    if not size:
+        raise DataError("the file is empty")
+    if len(data) != size:
+        raise DataError(f"the file has {len(data)} of {count(size, 'byte')}")
 
 
 def _serialize(image: bytes, item: Item, label_map: bytes | None) -> bytes:
