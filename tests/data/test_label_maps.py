@@ -119,6 +119,40 @@ def test_damaged_masks_are_named(photos, tmp_path, content, words):
         prepare_segmentation(str(folder), "roads", str(tmp_path / "data"))
 
 
+def write_masks(folder, values):
+    """Write a pair for each mask, which has the given labels in equal numbers."""
+    for number, labels in enumerate(values):
+        write_pair(folder, str(number), size=(2, 6), labels=np.resize(np.array(labels, np.uint8), (2, 6)))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"), [([(0, 255), (0, 0)], "have only 0 and 255"), ([(255,), (255,)], "have only 255")]
+)
+def test_a_foreground_that_would_be_ignored_is_refused(tmp_path, values, words):
+    write_masks(tmp_path / "photos", values)
+    with pytest.raises(DataError, match=rf"train {words}; 255 stands for ignored pixels, and 1 for the class of the"):
+        prepare_segmentation(str(tmp_path / "photos"), "pets", str(tmp_path / "data"))
+
+
+def test_an_ignored_foreground_of_the_validation_is_mentioned(tmp_path, capfd):
+    write_masks(tmp_path / "photos" / "train", [(0, 1)])
+    write_masks(tmp_path / "photos" / "val", [(0, 255)])
+    prepare_segmentation(str(tmp_path / "photos"), "pets", str(tmp_path / "data"))
+    assert "warning: the masks of the split validation have only 0 and 255" in capfd.readouterr().err
+
+
+def test_classes_and_masks_without_labelled_pixels_are_mentioned(photos, tmp_path, capfd):
+    folder, _ = photos
+    prepare_segmentation(str(folder), "roads", str(tmp_path / "data"))
+    assert "warning" not in capfd.readouterr().err
+    (folder / "classes.txt").write_text("sky\nroad\ncar\nbus\ntree\n")
+    write_pair(folder, "e", labels=np.full((20, 30), 255, np.uint8))
+    prepare_segmentation(str(folder), "roads2", str(tmp_path / "data"))
+    err = capfd.readouterr().err
+    assert "warning: 2 classes in no training mask: bus, tree\n" in err
+    assert f"warning: 1 mask with only ignored pixels (first: {folder}/masks/e.png)\n" in err
+
+
 def test_labels_outside_of_ade20k_are_those_of_the_file(ade20k, tmp_path):
     write_pair(
         ade20k, "ADE_1", labels=np.full((20, 30), 151, np.uint8), parts=("images/training", "annotations/training")

@@ -23,6 +23,7 @@ from tensorflow_datasets.core.utils import shard_utils
 from tqdm import tqdm
 
 from mambaout_jax.data.errors import DataError
+from mambaout_jax.data.label_maps import IGNORED
 from mambaout_jax.data.prepare.shard_workers import run_jobs
 from mambaout_jax.data.prepare.shards import (
     Item,
@@ -36,9 +37,10 @@ from mambaout_jax.data.prepare.shards import (
 from mambaout_jax.data.sources import ORIGIN, reading_metadata
 from mambaout_jax.errors import printable
 from mambaout_jax.process import commit_folder, lock
-from mambaout_jax.words import count
+from mambaout_jax.words import count, listed
 
 FILE_FORMAT = "array_record"
+SHOWN_CLASSES = 10  # in a warning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Dataset:
         exif_orientation: whether images are turned upright by their EXIF orientation when they are read.
         skip_bad: leave out images that cannot be decoded or whose label map is invalid.
         read_labels: maps the bytes of a label map and (height, width) of its image to the bytes to store and the set of
-            its classes, or raises DataError; a module-level function or a partial of one. None for images with labels.
+            its labels, or raises DataError; a module-level function or a partial of one. None for images with labels.
         source_stamp: a fingerprint of the source's files, taken before they were read; None for none.
         about: additional arguments of `tfds.core.DatasetInfo`.
     """
@@ -130,7 +132,8 @@ def write_dataset(dataset: Dataset, workspace: Path, target: Path, workers: int)
         workers: number of processes that write shards; 1 writes them in this process.
 
     Raises:
-        DataError: images are empty or cannot be decoded, label maps are invalid, or there is not enough disk space.
+        DataError: images are empty or cannot be decoded, label maps are invalid or have no foreground, or there is not
+            enough disk space.
         OSError: a write failed.
     """
     all_items = [item for items in dataset.splits.values() for item in items]
@@ -153,6 +156,8 @@ def write_dataset(dataset: Dataset, workspace: Path, target: Path, workers: int)
         histograms[job.split].update({int(label): count for label, count in labels.items()})
     counts = {split: [found[label] for label in range(len(dataset.class_names))] for split, found in histograms.items()}
     _check_readable(dataset, unreadable, len(all_items), counts)
+    if dataset.read_labels:
+        _check_labels(dataset, histograms, [file for job in jobs for file in manifests[job.file]["unlabelled"]])
     _write_metadata(dataset, jobs, manifests)
     commit_folder(jobs[0].file.parent, target, replace=True)
     return Written(num_images, counts, sum(manifest["converted"] for manifest in manifests.values()), len(unreadable))
@@ -283,3 +288,28 @@ def _check_readable(
     empty = [name for name, count in per_class if not count]
     if unreadable and (empty or not all(map(sum, counts.values()))):
         raise DataError(f"{f'class {empty[0]!r}' if empty else 'a split'} has no valid image; add some")
+
+
+def _check_labels(dataset: Dataset, histograms: dict[str, collections.Counter], unlabelled: Sequence[str]) -> None:
+    """Print classes and label maps without labelled pixels, and check that the foreground is not ignored.
+
+    Raises:
+        DataError: the training images have only ignored pixels, or ignored pixels and the first class.
+    """
+    for split, found in histograms.items():
+        if IGNORED in found and set(found) <= {0, IGNORED}:
+            sentence = (
+                f"the masks of the split {split} have only {listed(map(str, sorted(found)))}; {IGNORED} stands for "
+                f"ignored pixels, and 1 for the class of the foreground: replace {IGNORED} by 1"
+            )
+            if split == "train":
+                raise DataError(sentence)
+            tqdm.write(f"warning: {sentence}", file=sys.stderr)
+    if unlabelled:
+        tqdm.write(
+            f"warning: {count(len(unlabelled), 'mask')} with only ignored pixels (first: {printable(unlabelled[0])})",
+            file=sys.stderr,
+        )
+    if missing := [name for label, name in enumerate(dataset.class_names) if label not in histograms["train"]]:
+        names = ", ".join(missing[:SHOWN_CLASSES]) + (", ..." if len(missing) > SHOWN_CLASSES else "")
+        tqdm.write(f"warning: {count(len(missing), 'class')} in no training mask: {names}", file=sys.stderr)

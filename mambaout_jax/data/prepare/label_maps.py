@@ -29,7 +29,7 @@ ADE20K_CLASSES = 150
 def read_label_map(
     encoded: bytes, size: tuple[int, int], *, num_classes: int, source: str, zero_is_ignored: bool
 ) -> tuple[bytes, set[int]]:
-    """Check a label map, and return it as a gray PNG, with the set of its classes.
+    """Check a label map, and return it as a gray PNG, with the set of its labels, `IGNORED` included.
 
     Args:
         size: (height, width) of the image.
@@ -43,8 +43,7 @@ def read_label_map(
     check_label_map(labels, size, num_classes, source=source, zero_is_ignored=zero_is_ignored)
     if zero_is_ignored:
         labels = np.where(labels == 0, IGNORED, labels - (labels != IGNORED)).astype(np.uint8)
-    classes = set(np.unique(labels).tolist()) - {IGNORED}
-    return cv2.imencode(".png", labels)[1].tobytes(), classes
+    return cv2.imencode(".png", labels)[1].tobytes(), set(np.unique(labels).tolist())
 
 
 def read_ade20k(folder: Path) -> Dataset:

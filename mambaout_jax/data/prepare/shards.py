@@ -23,6 +23,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from mambaout_jax.data.decode import decode_image
 from mambaout_jax.data.errors import DataError
+from mambaout_jax.data.label_maps import IGNORED
 from mambaout_jax.machine import MachineError, describe_fault, raise_machine_fault
 from mambaout_jax.words import count
 
@@ -99,14 +100,14 @@ def write_shard(job: ShardJob, advance: Callable[[], None]) -> dict:
 
     Returns:
         The manifest: the number of records, their size in bytes, the number of images per label and of converted
-        images, the largest height and width, the unreadable images and label maps as (name, reason), and the sum of
-        `hash_item`, in hexadecimal digits.
+        images, the largest height and width, the unreadable images and label maps as (name, reason), the label maps
+        with only ignored pixels, and the sum of `hash_item`, in hexadecimal digits.
 
     Raises:
         OSError: the shard cannot be written, or differs when read back.
     """
     temporary = job.file.with_name(f"{job.file.name}.{os.getpid()}.tmp")
-    checksums, unreadable, num_converted, content = [], [], 0, 0
+    checksums, unreadable, unlabelled, num_converted, content = [], [], [], 0, 0
     labels, max_size = collections.Counter(), [0, 0]
     digest = job.digest()
     try:
@@ -131,8 +132,11 @@ def write_shard(job: ShardJob, advance: Callable[[], None]) -> dict:
                     max_size = [max(pair) for pair in zip(max_size, size, strict=True)]
                     checksums.append(zlib.crc32(record))
                     num_converted += converted
+                    if mask is not None and classes == {IGNORED}:
+                        unlabelled.append(name)
                 advance()
-        manifest = {"unreadable": unreadable, "converted": num_converted, "content": f"{content:x}"}
+        manifest = {"unreadable": unreadable, "unlabelled": unlabelled, "converted": num_converted}
+        manifest["content"] = f"{content:x}"
         if unreadable and not (job.skip_bad and checksums):
             return manifest | {"records": 0}
         manifest |= _read_back(temporary, checksums) | {"labels": labels, "max_size": max_size}
