@@ -12,13 +12,14 @@ from mambaout_jax.words import count
 
 # The label of pixels that have no class.
 IGNORED = 255
+PNG_BIT_DEPTH = 24  # the position of the byte in a file: behind the signature, a length, "IHDR", width and height
 
 
 def decode_label_map(encoded: bytes) -> np.ndarray:
     """Decode a label map to uint8 (h, w): an image whose pixels, gray or indices of a palette, are labels.
 
     Raises:
-        DataError: it is another image.
+        DataError: it is another image, or a JPEG.
         MachineError: there is not enough memory.
     """
     try:
@@ -31,12 +32,17 @@ def decode_label_map(encoded: bytes) -> np.ndarray:
         unknown = isinstance(error, UnidentifiedImageError)
         fault = "its format is unknown" if unknown else f"{type(error).__name__}: {reason(error)}"
         raise DataError(f"the label map cannot be decoded ({fault})") from error
+    if image.format in ("JPEG", "MPO"):
+        raise DataError("the label map is a JPEG, whose compression changes labels; PNG is expected")
     if image.mode not in ("L", "P", "1"):
         raise DataError(
             f"the label map has pixels of mode {image.mode}; one label of 8 bits per pixel, gray or an index of a "
             "palette, is expected"
         )
-    return np.asarray(image).astype(np.uint8)
+    labels = np.asarray(image).astype(np.uint8)
+    if image.format == "PNG" and image.mode == "L":  # Pillow scales gray pixels of fewer bits to 0 to 255
+        labels //= 255 // (2 ** encoded[PNG_BIT_DEPTH] - 1)
+    return labels
 
 
 def check_label_map(

@@ -1,13 +1,16 @@
 """Folders of images and masks, and ADE20K, become datasets that a segmentation reads; what does not fit is named."""
 
 import io
+import struct
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from mambaout_jax.data import DataError
+from mambaout_jax.data.label_maps import decode_label_map
 from mambaout_jax.data.prepare import label_maps, prepare_ade20k, prepare_segmentation
 from mambaout_jax.data.sources import read_origin
 from mambaout_jax.tasks.segmentation.source import open_source
@@ -25,10 +28,27 @@ def write_pair(folder, name, *, size=(20, 30), labels=None, mask_size=None, mode
     return mask
 
 
-def png(labels):
+def encode(labels, encoding="PNG"):
     file = io.BytesIO()
-    Image.fromarray(labels).save(file, "PNG")
+    Image.fromarray(labels).save(file, encoding)
     return file.getvalue()
+
+
+def gray_png(labels, bits):
+    """Encode labels as a gray PNG of the given number of bits per pixel, which Pillow cannot."""
+    rows = np.unpackbits(labels[..., None], axis=2)[..., 8 - bits :].reshape(len(labels), -1)
+    header = struct.pack(">IIBBBBB", labels.shape[1], labels.shape[0], bits, 0, 0, 0, 0)
+    lines = b"".join(b"\0" + np.packbits(row).tobytes() for row in rows)
+    file = b"\x89PNG\r\n\x1a\n"
+    for kind, content in ((b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")):
+        file += struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return file
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_labels_of_fewer_bits_are_those_of_the_file(bits):
+    labels = np.random.default_rng(0).integers(0, 2**bits, (5, 7), dtype=np.uint8)
+    np.testing.assert_array_equal(decode_label_map(gray_png(labels, bits)), labels)
 
 
 @pytest.fixture
@@ -105,9 +125,10 @@ def test_masks_that_do_not_fit_are_named(photos, tmp_path, arguments, words, cap
     ("content", "words"),
     [
         (b"", "the file is empty"),
+        (encode(np.zeros((20, 30), np.uint8), "JPEG"), "the label map is a JPEG, .* PNG is expected"),
         (b"GIF", r"the label map cannot be decoded \(its format is unknown\)"),
         (
-            png(np.random.default_rng(0).integers(0, 3, (20, 30), np.uint8))[:90],
+            encode(np.random.default_rng(0).integers(0, 3, (20, 30), np.uint8))[:90],
             r"the label map cannot be decoded \(OSError: .*truncated",
         ),
     ],
