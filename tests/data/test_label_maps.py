@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from mambaout_jax.data import DataError
+from mambaout_jax.data.decode import ORIENTATION
 from mambaout_jax.data.label_maps import decode_label_map
 from mambaout_jax.data.prepare import label_maps, prepare_ade20k, prepare_segmentation
 from mambaout_jax.data.sources import read_origin
@@ -138,6 +139,25 @@ def test_damaged_masks_are_named(photos, tmp_path, content, words):
     (folder / "masks" / "a.png").write_bytes(content)
     with pytest.raises(DataError, match=rf"first: .*/masks/a\.png: {words}"):
         prepare_segmentation(str(folder), "roads", str(tmp_path / "data"))
+
+
+@pytest.mark.parametrize(("orientation", "upright"), [(1, (20, 30)), (3, (20, 30)), (6, (30, 20)), (8, (30, 20))])
+def test_masks_have_the_orientation_of_the_image_as_displayed(tmp_path, orientation, upright):
+    folder = tmp_path / "photos"
+    write_pair(folder, "a", mask_size=upright)
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    Image.open(folder / "images" / "a.jpg").save(folder / "images" / "a.jpg", exif=exif)
+    prepare_segmentation(str(folder), "roads", str(tmp_path / "data"))
+    source = open_source("roads", "train", str(tmp_path / "data"))
+    assert Decoder(3, 3, source.exif_orientation)(source[0])[0].shape[:2] == upright
+    if upright != (20, 30):
+        write_pair(folder, "b", parts=("other", "masks"))
+        (folder / "images" / "b.jpg").write_bytes((folder / "images" / "a.jpg").read_bytes())
+        with pytest.raises(
+            DataError, match=r"b\.png: the label map has the size of its image before .* EXIF orientation"
+        ):
+            prepare_segmentation(str(folder), "roads2", str(tmp_path / "data"))
 
 
 def write_masks(folder, values):

@@ -53,8 +53,9 @@ class Dataset:
             because it is pickled. None to store bytes unchanged.
         exif_orientation: whether images are turned upright by their EXIF orientation when they are read.
         skip_bad: leave out images that cannot be decoded or whose label map is invalid.
-        read_labels: maps the bytes of a label map and (height, width) of its image to the bytes to store and the set of
-            its labels, or raises DataError; a module-level function or a partial of one. None for images with labels.
+        read_labels: maps the bytes of a label map, those of its image, and (height, width) of the image to the bytes to
+            store and the set of labels, or raises DataError; a module-level function or a partial of one. None for
+            images with labels.
         source_stamp: a fingerprint of the source's files, taken before they were read; None for none.
         about: additional arguments of `tfds.core.DatasetInfo`.
     """
@@ -67,7 +68,7 @@ class Dataset:
     convert: Callable[[bytes, Image.Image], bytes] | None = None
     exif_orientation: bool = False
     skip_bad: bool = False
-    read_labels: Callable[[bytes, tuple[int, int]], tuple[bytes, set[int]]] | None = None
+    read_labels: Callable[[bytes, bytes, tuple[int, int]], tuple[bytes, set[int]]] | None = None
     source_stamp: str | None = None
     about: dict = dataclasses.field(default_factory=dict)
 

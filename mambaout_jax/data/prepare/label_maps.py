@@ -2,11 +2,13 @@
 
 import functools
 import hashlib
+import io
 import zipfile
 from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from mambaout_jax.data.errors import DataError
 from mambaout_jax.data.label_maps import IGNORED, check_label_map, decode_label_map
@@ -27,12 +29,13 @@ ADE20K_CLASSES = 150
 
 
 def read_label_map(
-    encoded: bytes, size: tuple[int, int], *, num_classes: int, source: str, zero_is_ignored: bool
+    encoded: bytes, image: bytes, size: tuple[int, int], *, num_classes: int, source: str, zero_is_ignored: bool
 ) -> tuple[bytes, set[int]]:
     """Check a label map, and return it as a gray PNG, with the set of its labels, `IGNORED` included.
 
     Args:
-        size: (height, width) of the image.
+        image: the bytes of the image.
+        size: (height, width) of the image as displayed.
         source: the source of the classes, for messages.
         zero_is_ignored: 0 stands for no class and k for class k - 1, as in ADE20K.
 
@@ -40,6 +43,12 @@ def read_label_map(
         DataError: it is not a map of labels of the size of the image.
     """
     labels = decode_label_map(encoded)
+    stored_size = Image.open(io.BytesIO(image)).size[::-1]
+    if labels.shape == stored_size != size:
+        raise DataError(
+            "the label map has the size of its image before the rotation by the EXIF orientation; rotate the label "
+            "map, or remove the EXIF orientation of the image"
+        )
     check_label_map(labels, size, num_classes, source=source, zero_is_ignored=zero_is_ignored)
     if zero_is_ignored:
         labels = np.where(labels == 0, IGNORED, labels - (labels != IGNORED)).astype(np.uint8)

@@ -122,7 +122,7 @@ def write_shard(job: ShardJob, advance: Callable[[], None]) -> dict:
                     if mask is not None:
                         name = item.label_map.path
                         _check_complete(mask, item.label_map.size)
-                        mask, classes = job.read_labels(mask, size)
+                        mask, classes = job.read_labels(mask, data, size)
                 except DataError as error:
                     unreadable.append((name, str(error)))
                 else:

@@ -29,7 +29,7 @@ def test_a_shard_has_a_manifest_of_its_content(job):
     assert read_manifest(job)["bytes"] == manifest["bytes"]
 
 
-def read_nothing(label_map, size, num_classes):
+def read_nothing(label_map, image, size, num_classes):
     return label_map, set()
 
 
