@@ -100,6 +100,26 @@ def test_splits_have_folders_of_their_own(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("folders", "words"),
+    [
+        (
+            ("train", "val", "validation"),
+            "has train and val and validation, of which two are the validation split; keep",
+        ),
+        (("", "train"), "has images next to train; keep one of the two layouts"),
+        (("", "images/more"), "images has the folder 'more'; expected only images"),
+        (("", "masks/more"), "masks has the folder 'more'; expected only images"),
+        (("val",), "has neither images and masks nor train/images and train/masks"),
+    ],
+)
+def test_images_that_would_be_left_out_are_refused(tmp_path, folders, words):
+    for folder in folders:
+        write_pair(tmp_path / "photos" / folder, "a")
+    with pytest.raises(DataError, match=words):
+        prepare_segmentation(str(tmp_path / "photos"), "splits", str(tmp_path / "data"))
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ({"mask_size": (20, 31)}, "the label map is 31x20 and its image 30x20"),

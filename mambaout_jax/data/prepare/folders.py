@@ -215,6 +215,15 @@ def _find_splits(folder: Path) -> dict[str, Path]:
         return {"train": folder}  # "train" is one of the classes
     if "train" not in names:
         raise DataError(f"{folder} has {' and '.join(names)} but no train; expected train/CLASS, or only class folders")
+    return map_splits(folder, names)
+
+
+def map_splits(folder: Path, names: list[str]) -> dict[str, Path]:
+    """Return the folder of each split, from names of `SPLITS`.
+
+    Raises:
+        DataError: two of them are the validation split.
+    """
     parts = {SPLITS[name]: folder / name for name in names}
     if len(parts) < len(names):
         raise DataError(f"{folder} has {' and '.join(names)}, of which two are the validation split; keep one of them")

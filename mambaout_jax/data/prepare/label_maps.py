@@ -14,7 +14,7 @@ from mambaout_jax.data.errors import DataError
 from mambaout_jax.data.label_maps import IGNORED, check_label_map, decode_label_map
 from mambaout_jax.data.names import ADE20K, normalize_name
 from mambaout_jax.data.prepare.dataset_writer import Dataset
-from mambaout_jax.data.prepare.folders import SPLITS, VERSION, File, has_image_extension, list_folder
+from mambaout_jax.data.prepare.folders import SPLITS, VERSION, File, has_image_extension, list_folder, map_splits
 from mambaout_jax.data.prepare.shards import Item, LabelMapFile
 from mambaout_jax.data.prepare.shards import read_label_map as read_label_map_file
 from mambaout_jax.errors import printable, reason
@@ -126,12 +126,12 @@ def read_mask_folder(folder: Path, name: str, validation: float = 0.0) -> Datase
         DataError: the folder has another layout, or an image has no mask or a mask no image.
     """
     inner = list_folder(folder)[0]
-    if "images" in inner:
-        parts = {"train": folder}
-    else:
-        parts = {SPLITS[part]: folder / part for part in inner if part in SPLITS}
-        if "train" not in parts:
-            raise DataError(f"{folder} has neither images and masks nor train/images and train/masks")
+    named = [part for part in inner if part in SPLITS]
+    if "images" in inner and named:
+        raise DataError(f"{folder} has images next to {' and '.join(named)}; keep one of the two layouts")
+    parts = {"train": folder} if "images" in inner else map_splits(folder, named)
+    if "train" not in parts:
+        raise DataError(f"{folder} has neither images and masks nor train/images and train/masks")
     splits = {split: _pair(part / "images", part / "masks") for split, part in parts.items()}
     if validation:
         if "validation" in splits:
@@ -174,7 +174,10 @@ def _pair(images: Path, masks: Path) -> list[Item]:
 
 def _by_stem(folder: Path) -> dict[str, File]:
     found: dict[str, File] = {}
-    for file in list_folder(folder)[1]:
+    inner, files = list_folder(folder)
+    if inner:
+        raise DataError(f"{folder} has the folder {inner[0]!r}; expected only images")
+    for file in files:
         if not has_image_extension(file.name):
             continue
         name = normalize_name(file.name)
