@@ -119,6 +119,14 @@ def test_images_that_would_be_left_out_are_refused(tmp_path, folders, words):
         prepare_segmentation(str(tmp_path / "photos"), "splits", str(tmp_path / "data"))
 
 
+@pytest.mark.parametrize("part", ["images", "masks"])
+def test_a_name_that_is_not_utf8_is_refused(photos, tmp_path, part):
+    folder, _ = photos
+    (folder / part / "b\udcffd.png").write_bytes(encode(np.zeros((2, 2), np.uint8)))
+    with pytest.raises(DataError, match=rf"the name of the file '.*{part}/b.udcffd.png' is not UTF-8; rename it"):
+        prepare_segmentation(str(folder), "roads", str(tmp_path / "data"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

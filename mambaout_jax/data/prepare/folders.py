@@ -168,8 +168,7 @@ def list_classes(folder: Path) -> dict[str, list[File]]:
         if inner:
             raise DataError(f"class folder {folder / class_name} has the folder {inner[0]!r}; expected only images")
         for file in files:
-            if not _is_utf8(file.name):
-                raise DataError(f"the name of the file {file.path!r} is not UTF-8; rename it")
+            check_is_utf8(file)
         composed = normalize_name(class_name)
         if composed in classes:
             raise DataError(f"{folder} has two folders {composed!r}, which differ only in their encoding; merge them")
@@ -194,6 +193,16 @@ def _check_class_name(folder: Path, name: str) -> None:
         raise DataError(f"{where} starts or ends with a space, or has a line break; rename it")
     if printable(name) != name:  # weights with such class names would be refused
         raise DataError(f"{where} has control characters; rename it")
+
+
+def check_is_utf8(file: File) -> None:
+    """Check that the name of a file is UTF-8.
+
+    Raises:
+        DataError: it is not.
+    """
+    if not _is_utf8(file.name):
+        raise DataError(f"the name of the file {file.path!r} is not UTF-8; rename it")
 
 
 def _is_utf8(name: str) -> bool:

@@ -14,7 +14,15 @@ from mambaout_jax.data.errors import DataError
 from mambaout_jax.data.label_maps import IGNORED, check_label_map, decode_label_map
 from mambaout_jax.data.names import ADE20K, normalize_name
 from mambaout_jax.data.prepare.dataset_writer import Dataset
-from mambaout_jax.data.prepare.folders import SPLITS, VERSION, File, has_image_extension, list_folder, map_splits
+from mambaout_jax.data.prepare.folders import (
+    SPLITS,
+    VERSION,
+    File,
+    check_is_utf8,
+    has_image_extension,
+    list_folder,
+    map_splits,
+)
 from mambaout_jax.data.prepare.shards import Item, LabelMapFile
 from mambaout_jax.data.prepare.shards import read_label_map as read_label_map_file
 from mambaout_jax.errors import printable, reason
@@ -180,6 +188,7 @@ def _by_stem(folder: Path) -> dict[str, File]:
     for file in files:
         if not has_image_extension(file.name):
             continue
+        check_is_utf8(file)
         name = normalize_name(file.name)
         if (stem := Path(name).stem) in found:
             raise DataError(f"{folder} has two images with the name {stem!r}; rename one of them")
