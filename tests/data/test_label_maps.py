@@ -293,7 +293,32 @@ def test_an_incomplete_ade20k_is_refused(ade20k, tmp_path):
         prepare_ade20k(str(ade20k), str(tmp_path / "data"))
 
 
-def test_a_damaged_archive_is_named(tmp_path):
-    (tmp_path / "broken.zip").write_bytes(b"PK\x03\x04 nothing")
-    with pytest.raises(DataError, match="download it again"):
-        prepare_ade20k(str(tmp_path / "broken.zip"), str(tmp_path / "data"), zipped=True)
+# Bytes of the local header and of the central directory of a zip file.
+ARCHIVE_DAMAGES = {
+    "not an archive": ({0: 0}, {0: 0}),
+    "checksum": ({14: 0}, {16: 0}),
+    "deflate stream": ({31: 0xFF}, {}),
+    "encrypted": ({6: 1}, {8: 1}),
+    "deflate64": ({8: 9}, {10: 9}),
+}
+
+
+@pytest.mark.parametrize("damage", ARCHIVE_DAMAGES)
+def test_a_damaged_archive_is_named_and_leaves_no_file(tmp_path, damage):
+    archive = tmp_path / "broken.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a", "content " * 9)
+    content = bytearray(archive.read_bytes())
+    for start, changes in zip((0, content.index(b"PK\1\2")), ARCHIVE_DAMAGES[damage], strict=False):
+        for offset, byte in changes.items():
+            content[start + offset] = byte
+    archive.write_bytes(content)
+    with pytest.raises(DataError, match=r"broken.zip cannot be read .*; download it again"):
+        prepare_ade20k(str(archive), str(tmp_path / "data"), zipped=True)
+    assert not [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
+
+
+def test_class_names_of_ade20k_that_are_not_utf8_are_named(ade20k, tmp_path):
+    (ade20k / "objectInfo150.txt").write_bytes(b"Idx\tName\n1\tcaf\xe9\n")
+    with pytest.raises(DataError, match=r"objectInfo150.txt cannot be read .'utf-8' codec"):
+        prepare_ade20k(str(ade20k), str(tmp_path / "data"))

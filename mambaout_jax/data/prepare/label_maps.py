@@ -4,6 +4,7 @@ import functools
 import hashlib
 import io
 import zipfile
+import zlib
 from pathlib import Path
 
 import cv2
@@ -98,8 +99,13 @@ def extract_ade20k(archive: Path, target: Path) -> Path:
                     raise DataError(f"{archive} has the file {printable(entry.filename)}, outside of its folder")
                 if entry.is_dir() or (path.exists() and path.stat().st_size == entry.file_size):
                     continue
-                file.extract(entry, target)
-    except (OSError, zipfile.BadZipFile, EOFError) as error:
+                try:
+                    file.extract(entry, target)
+                except BaseException:
+                    path.unlink(missing_ok=True)  # a damaged file may have the size of a complete one
+                    raise
+    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        # RuntimeError: encrypted files, and compressions that zipfile does not have.
         raise_machine_fault(error, archive)
         raise DataError(f"{archive} cannot be read ({reason(error)}); download it again") from error
     return target
@@ -109,7 +115,7 @@ def _read_object_names(file: Path) -> tuple[str, ...]:
     """Return the first name of each class, by the last column of the table of ADE20K."""
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise_machine_fault(error, file)
         raise DataError(f"{file} cannot be read ({reason(error)}); the folder {ADE20K_FOLDER} is expected") from error
     rows = [line.split("\t") for line in lines if line.strip()][1:]
