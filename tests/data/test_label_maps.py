@@ -119,6 +119,31 @@ def test_images_that_would_be_left_out_are_refused(tmp_path, folders, words):
         prepare_segmentation(str(tmp_path / "photos"), "splits", str(tmp_path / "data"))
 
 
+def test_line_breaks_of_windows_and_its_byte_order_mark_are_no_part_of_names(photos, tmp_path):
+    folder, _ = photos
+    (folder / "classes.txt").write_bytes("\ufeffsky\r\nroad \r\ncar\r\n\r\n".encode())
+    prepare_segmentation(str(folder), "roads", str(tmp_path / "data"))
+    assert open_source("roads", "train", str(tmp_path / "data")).class_names == ("sky", "road", "car")
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ("sky\n\nroad\ncar\n", "line 2 of .*/classes.txt is empty; the name of class 1 is expected"),
+        ("", "line 1 of .*/classes.txt is empty"),
+        ("sky\nroad\tstreet\ncar\n", r"line 2 of .*/classes.txt, 'road.tstreet', has control characters"),
+        ("sky\nroad\x0bstreet\ncar\n", "line 2 of .*/classes.txt, .* has control characters"),
+        ("sky\nroad\ncar\nroad\n", "lines 2 and 4 of .*/classes.txt are both 'road'; rename"),
+        ("sky\n", "classes.txt has 1 name; at least 2 and at most 255 are expected"),
+    ],
+)
+def test_ambiguous_names_of_classes_are_refused(photos, tmp_path, names, words):
+    folder, _ = photos
+    (folder / "classes.txt").write_text(names)
+    with pytest.raises(DataError, match=words):
+        prepare_segmentation(str(folder), "roads", str(tmp_path / "data"))
+
+
 @pytest.mark.parametrize("part", ["images", "masks"])
 def test_a_name_that_is_not_utf8_is_refused(photos, tmp_path, part):
     folder, _ = photos
@@ -199,7 +224,7 @@ def write_masks(folder, values):
 )
 def test_a_foreground_that_would_be_ignored_is_refused(tmp_path, values, words):
     write_masks(tmp_path / "photos", values)
-    with pytest.raises(DataError, match=rf"train {words}; 255 stands for ignored pixels, and 1 for the class of the"):
+    with pytest.raises(DataError, match=rf"train {words}; ignored pixels have the label 255, and the foreground 1"):
         prepare_segmentation(str(tmp_path / "photos"), "pets", str(tmp_path / "data"))
 
 

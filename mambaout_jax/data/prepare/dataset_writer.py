@@ -300,8 +300,8 @@ def _check_labels(dataset: Dataset, histograms: dict[str, collections.Counter], 
     for split, found in histograms.items():
         if IGNORED in found and set(found) <= {0, IGNORED}:
             sentence = (
-                f"the masks of the split {split} have only {listed(map(str, sorted(found)))}; {IGNORED} stands for "
-                f"ignored pixels, and 1 for the class of the foreground: replace {IGNORED} by 1"
+                f"the masks of the split {split} have only {listed(map(str, sorted(found)))}; ignored pixels have the "
+                f"label {IGNORED}, and the foreground 1: replace {IGNORED} by 1"
             )
             if split == "train":
                 raise DataError(sentence)

@@ -206,18 +206,25 @@ def _by_stem(folder: Path) -> dict[str, File]:
 
 def _read_class_names(file: Path) -> tuple[str, ...] | None:
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").rstrip().split("\n")
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise_machine_fault(error, file)
         raise DataError(f"{file} cannot be read ({reason(error)})") from error
-    names = tuple(normalize_name(line.strip()) for line in lines if line.strip())
-    if len(set(names)) < max(len(names), 2) or len(names) > IGNORED:
-        raise DataError(
-            f"{file} has {count(len(names), 'name')}; different names, at least 2 and at most {IGNORED}, are expected"
-        )
-    return names
+    names: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        name = normalize_name(line.strip())
+        if not name:
+            raise DataError(f"line {number} of {file} is empty; the name of class {number - 1} is expected")
+        if printable(name) != name:  # weights with such class names would be refused
+            raise DataError(f"line {number} of {file}, {name!r}, has control characters; remove them")
+        if name in names:
+            raise DataError(f"lines {names[name]} and {number} of {file} are both {name!r}; rename one of the classes")
+        names[name] = number
+    if not 2 <= len(names) <= IGNORED:
+        raise DataError(f"{file} has {count(len(names), 'name')}; at least 2 and at most {IGNORED} are expected")
+    return tuple(names)
 
 
 def _number_classes(splits: dict[str, list[Item]]) -> tuple[str, ...]:
