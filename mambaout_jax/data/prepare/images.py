@@ -1,6 +1,7 @@
 """Preparation of the user's own images: ImageNet, or class folders."""
 
 import dataclasses
+import itertools
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -289,12 +290,15 @@ def _check_prepared(
     other = "rerun with --overwrite to replace it, or choose another name or data_dir"
     features = dict(info.features)
     feature = features.get("label") or features["label_map"]
-    same = file_format == FILE_FORMAT and tuple(map(normalize_name, feature.names)) == class_names
-    if not same:
-        raise DataError(
-            f"{folder} already has {expected.name}, as {file_format} with {counted}; expected {FILE_FORMAT} "
-            f"with {expected.num_images} and the same classes; {other}"
-        )
+    if file_format != FILE_FORMAT:
+        raise DataError(f"{folder} already has {expected.name}, as {file_format}; expected {FILE_FORMAT}; {other}")
+    pairs = itertools.zip_longest(map(normalize_name, feature.names), class_names)
+    for number, (then, now) in enumerate(pairs):
+        if then != now:
+            raise DataError(
+                f"{folder} already has {expected.name}, with other classes (first: class {number} is {then or 'none'} "
+                f"there and {now or 'none'} in the source); {other}"
+            )
     origin = read_origin(folder)
     if "digest" not in origin:
         raise DataError(

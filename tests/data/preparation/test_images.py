@@ -64,7 +64,7 @@ def test_prepared_imagenet_has_the_expected_classes(tmp_path):
     imagenets.write_folders(tmp_path / "unpacked", flat=True)
     prepare_imagenet("folder", str(tmp_path / "unpacked"), str(tmp_path), metadata=imagenets.METADATA)
     with pytest.raises(
-        DataError, match=r"already has imagenet2012, as array_record with .*'train': 15.* --overwrite to replace"
+        DataError, match=r"already has imagenet2012, with other classes .first: class 1 is n.* --overwrite to replace"
     ):
         prepare_imagenet("tars", "nowhere", str(tmp_path), metadata=imagenet.official_metadata())
 
@@ -129,6 +129,20 @@ def test_an_unwritable_data_dir_is_named(insects, tmp_path, monkeypatch):
 
 def test_versions_are_those_of_the_rooms():
     assert (imagenet.VERSION, folders.VERSION) == ("5.1.0", "1.0.0")
+
+
+@pytest.mark.parametrize(
+    ("folder", "words"),
+    [("cow", "class 2 is none there and cow in the source"), ("ape", "class 1 is bee there and ape")],
+)
+def test_the_first_class_that_differs_is_named(insects, tmp_path, folder, words):
+    prepare_folder(str(insects), data_dir=str(tmp_path / "out"))
+    if folder == "ape":
+        (insects / "bee").rename(insects / "bat")
+    (insects / folder).mkdir()
+    (insects / folder / "7.jpg").write_bytes(photos.encode(photos.make_photo(7)))
+    with pytest.raises(DataError, match=rf"already has insects, with other classes .first: {words}"):
+        prepare_folder(str(insects), data_dir=str(tmp_path / "out"))
 
 
 @pytest.mark.parametrize("data_dir", ["", "insects", "insects/ant", "link"])
