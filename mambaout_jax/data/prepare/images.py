@@ -320,5 +320,5 @@ def _check_name(name: str) -> None:
             f"{name!r} is not a valid dataset name; use lower-case letters, digits and underscores, "
             f"such as --name {proposal if NAME.fullmatch(proposal) else 'my_images'}"
         )
-    if name in known_datasets():
+    if name in (*known_datasets(), ADE20K):
         raise DataError(f"{name!r} is the name of another dataset; choose another --name")

@@ -43,6 +43,7 @@ def test_a_folder_becomes_a_dataset_with_its_name(insects, tmp_path):
         ("2024", "such as --name my_images"),
         ("imagenette", "'imagenette' is the name of another dataset; choose another --name"),
         ("digits", "'digits' is the name of another dataset"),
+        ("ade20k", "'ade20k' is the name of another dataset"),
     ],
 )
 def test_an_invalid_name_gets_a_valid_suggestion(insects, tmp_path, name, words):
