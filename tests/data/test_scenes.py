@@ -1,5 +1,6 @@
 """The dataset `scenes` is fixed, its parts agree, and training and validation share nothing."""
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -11,6 +12,7 @@ from PIL import Image
 from sklearn import exceptions, metrics, neural_network
 
 from mambaout_jax.data.label_maps import IGNORED
+from mambaout_jax.data.prepare import builders, ensure_prepared
 from mambaout_jax.data.prepare.scenes import (
     CUE_COLORS,
     MIN_VISIBLE,
@@ -130,3 +132,19 @@ def test_colors_alone_do_not_solve_the_scenes(material):
     iou = metrics.jaccard_score(labels, found, average=None, labels=range(11))
     assert metrics.jaccard_score(labels > 0, model.predict_proba(images)[:, 0] < 0.5) > 0.5
     assert iou.mean() < 0.4
+
+
+def test_the_preparation_before_a_training_is_announced(tmp_path, monkeypatch, capfd):
+    @contextlib.contextmanager
+    def announce_at_once(sentence, say):
+        say(sentence)
+        yield
+
+    def stop(builder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(builders, "announced", announce_at_once)
+    monkeypatch.setattr(builders, "_generate", stop)
+    with pytest.raises(KeyboardInterrupt):
+        ensure_prepared("scenes", str(tmp_path))
+    assert capfd.readouterr().err == f"Preparing scenes/128 in {tmp_path}/scenes/128/{Scenes.VERSION}.\n"

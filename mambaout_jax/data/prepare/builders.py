@@ -7,14 +7,25 @@ import os
 import shutil
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.core import constants
+from tqdm import tqdm
 
 from mambaout_jax.data.errors import DataError
-from mambaout_jax.data.names import DIGITS, IMAGENET, PATHFINDER, SCENES, data_root, parse_name, unknown_dataset
+from mambaout_jax.data.names import (
+    DIGITS,
+    IMAGENET,
+    PATHFINDER,
+    SCENES,
+    data_root,
+    join_name,
+    parse_name,
+    unknown_dataset,
+)
 from mambaout_jax.data.prepare.dataset_writer import FILE_FORMAT
 from mambaout_jax.data.prepare.digits import Digits
 from mambaout_jax.data.prepare.pathfinder import Pathfinder
@@ -22,6 +33,7 @@ from mambaout_jax.data.prepare.scenes import Scenes
 from mambaout_jax.errors import reason
 from mambaout_jax.extras import install_command
 from mambaout_jax.machine import raise_machine_fault
+from mambaout_jax.process import announced
 from mambaout_jax.storage import is_remote
 
 # With several configs.
@@ -142,7 +154,9 @@ def _prepare_own(builder_class: type[tfds.core.GeneratorBasedBuilder], config: s
         try:
             builder = builder_class(data_dir=workspace, file_format=FILE_FORMAT, config=config)
             tfds.disable_progress_bar()
-            with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download, although there is none
+            sentence = f"Preparing {join_name(name, {'config': config})} in {target}."
+            # TFDS announces a download, although there is none.
+            with announced(sentence, partial(tqdm.write, file=sys.stderr)), contextlib.redirect_stdout(io.StringIO()):
                 _generate(builder)
             os.rename(builder.data_dir, target)
         finally:
