@@ -149,7 +149,7 @@ def _report(prepared) -> None:
         num_images = prepared.num_images["train"]
         if round(90 * num_images / 100) < num_images:  # as TFDS rounds
             train, validation = "train[:90%]", "train[90%:]"
-            print("  without a validation split; --val 0.1 makes one with the same share of each class")
+            print("  without a validation split; rerun the same command with --val 0.1 --overwrite to make one")
         else:
             validation = "train"
             print(f"  {count(num_images, 'image')}: too few for a validation split; using the training images")

@@ -138,7 +138,7 @@ def test_prepare_names_a_bad_file_without_its_control_characters(tmp_path, capsy
     write(tmp_path / "pets", "cat", "dog")
     (tmp_path / "pets" / "cat" / name).write_text("not an image")
     assert main(["prepare", "folder", str(tmp_path / "pets"), f"--data-dir={tmp_path}/out", "--workers=1"]) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("error: ", "unreadable: "))]
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("error: ", "invalid: "))]
     assert lines
     for line in lines:
         assert line.isprintable()

@@ -1,4 +1,5 @@
 import argparse
+import re
 import shlex
 import signal
 
@@ -93,7 +94,7 @@ def test_a_folder_of_images_is_prepared_and_its_flags_are_printed(insects, tmp_p
     assert printed.splitlines()[:4] == [
         f"insects is prepared in {out}/insects/1.0.0",
         "  train: 40 images of 2 classes; 10 to 30, median 20, per class",
-        "  without a validation split; --val 0.1 makes one with the same share of each class",
+        "  without a validation split; rerun the same command with --val 0.1 --overwrite to make one",
         "Use it with:",
     ]
     flags = dict(word.removeprefix("--config.data.").split("=", 1) for word in shlex.split(printed.splitlines()[4]))
@@ -108,6 +109,24 @@ def test_a_folder_of_images_is_prepared_and_its_flags_are_printed(insects, tmp_p
         "  from the same images and classes; --overwrite writes it again",
         "  train: 40 images of 2 classes",
     ]
+
+
+@pytest.mark.parametrize("kind", ["folder", "segmentation"])
+def test_the_suggested_options_make_a_validation_split(insects, tmp_path, kind, capsys):
+    if kind == "segmentation":
+        (insects / "ant").rename(insects / "images")
+        (insects / "masks").mkdir()
+        for path in (insects / "images").iterdir():
+            with photos.Image.open(path) as image:
+                size = image.size
+            mask = photos.Image.linear_gradient("L").resize(size).point(lambda value: value // 128)
+            mask.save(insects / "masks" / f"{path.stem}.png")
+    command = (kind, str(insects), "--data-dir", str(tmp_path / "out"), "--workers=1")
+    assert run(*command) == 0
+    (hint,) = [line for line in capsys.readouterr().out.splitlines() if "without a validation split" in line]
+    options = re.search(r"command with (.*) to make", hint)[1].split()
+    assert run(*command, *options) == 0
+    assert "  validation: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["tars", "folder", "tfrecord"])
