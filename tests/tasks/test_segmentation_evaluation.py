@@ -1,16 +1,20 @@
 """Label maps and metrics of images in canvases are those of the images alone, at their original size."""
 
+import io
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import mambaout_jax as mo
 from mambaout_jax.data.label_maps import IGNORED
 from mambaout_jax.ops import resize_bilinear
+from mambaout_jax.tasks.api import stack_examples
 from mambaout_jax.tasks.errors import TaskError
+from mambaout_jax.tasks.segmentation import predictor
 from mambaout_jax.tasks.segmentation.canvases import EvalSizes
 from mambaout_jax.tasks.segmentation.evaluation import Windows, segment
 from mambaout_jax.tasks.segmentation.metrics import Areas, count_areas, iou, recall, summarize
@@ -124,6 +128,28 @@ def test_windows_lie_within_the_image(network, size):
     (image,) = resized(network, sizes, picture)
     logits = sliding_logits(model, variables, image, 64, 40)
     assert_nearly_equal(labels, np.asarray(resize_bilinear(logits, size)[0].argmax(-1)))
+
+
+def encode(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("windows", [None, Windows(32, 24)])
+def test_label_maps_of_image_files_are_those_of_the_evaluation(network, monkeypatch, windows):
+    """Images are evaluated at less than their size: logits are enlarged, not labels, in several parts."""
+    monkeypatch.setattr(predictor, "PART_SIDE", 64)
+    model, variables = network
+    sizes = EvalSizes((32, 48), (1.0,), "box", windows and windows.side, None)
+    pictures = images((75, 90), (100, 70))
+    predict_files = predictor.SegmentationPredictor(model, sizes, {}, flip=False, windows=windows)
+    batch = stack_examples(predict_files, [predict_files.prepare(encode(picture)) for picture in pictures], 3)
+    *found, padding = predict_files(variables, batch)
+    assert padding.labels.size == 0
+    evaluated = predict(network, sizes, sizes.canvases(None, (128, 128)), pictures, windows=windows)
+    for ours, expected in zip(found, evaluated, strict=True):
+        assert_nearly_equal(ours.labels, expected)
 
 
 def test_models_of_one_size_need_windows_of_that_size():

@@ -22,6 +22,9 @@ from mambaout_jax.tasks.segmentation.canvases import Canvases, Size
 # Entries of an example that do not depend on labels.
 IMAGE_KEYS = ("images", "sizes", "original", "shape")
 
+# A row and a column.
+Corner = tuple[int | Int[Array, ""], int | Int[Array, ""]]
+
 # Rows of the original image that are computed at once.
 BLOCK_ROWS = 64
 _resize_matmul = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
@@ -55,8 +58,10 @@ class Map(NamedTuple):
     size: Int[Array, " 2"]
     flipped: bool = False
 
-    def matrices(self, original: Int[Array, " 2"], canvas: Size) -> tuple[Float[Array, "H h"], Float[Array, "W w"]]:
-        """Return the matrices that resize rows and columns to the original image, in a canvas of its own.
+    def matrices(
+        self, original: Int[Array, " 2"], canvas: Size, corner: Corner
+    ) -> tuple[Float[Array, "H h"], Float[Array, "W w"]]:
+        """Return the matrices that resize rows and columns to the original image, or to a part of it.
 
         Logits are interpolated twice, to the canvas of the network and from the image in it to the original image.
         """
@@ -65,7 +70,9 @@ class Map(NamedTuple):
             to_network = bilinear_matrix(
                 self.logits.shape[axis], self.canvas[axis], self.logits.shape[axis], self.canvas[axis]
             )
-            to_original = bilinear_matrix(self.size[axis], original[axis], self.canvas[axis], canvas[axis])
+            to_original = bilinear_matrix(
+                self.size[axis], original[axis], self.canvas[axis], canvas[axis], start=corner[axis]
+            )
             if axis == 1 and self.flipped:
                 columns = jnp.arange(self.canvas[1])
                 # Column i of the upright image is column size - 1 - i of the flipped one.
@@ -75,20 +82,33 @@ class Map(NamedTuple):
 
 
 def bilinear_matrix(
-    old: int | Int[Array, ""], new: int | Int[Array, ""], old_canvas: int, new_canvas: int
+    old: int | Int[Array, ""],
+    new: int | Int[Array, ""],
+    old_canvas: int,
+    new_canvas: int,
+    start: int | Int[Array, ""] = 0,
 ) -> Float[Array, "new_canvas old_canvas"]:
-    """Build the matrix that interpolates the first `old` pixels of an axis to `new` ones, as `ops.resize_bilinear`."""
+    """Build the matrix that interpolates the first `old` pixels of an axis to `new` ones, as `ops.resize_bilinear`.
+
+    Args:
+        start: the first of the new pixels that are computed.
+    """
     scale = jnp.asarray(old, jnp.float32) / jnp.maximum(jnp.asarray(new, jnp.float32), 1)
-    center = jnp.clip((jnp.arange(new_canvas) + 0.5) * scale - 0.5, 0, jnp.maximum(old - 1, 0))
+    center = jnp.clip((start + jnp.arange(new_canvas) + 0.5) * scale - 0.5, 0, jnp.maximum(old - 1, 0))
     return jnp.maximum(0.0, 1 - jnp.abs(center[:, None] - jnp.arange(old_canvas)[None, :]))
 
 
-def predict_labels(maps: Sequence[Map], original: Int[Array, " 2"], canvas: Size) -> UInt8[Array, "H W"]:
+def predict_labels(
+    maps: Sequence[Map], original: Int[Array, " 2"], canvas: Size, corner: Corner = (0, 0)
+) -> UInt8[Array, "H W"]:
     """Predict the class of each pixel of an original image in its canvas; pixels outside of the image are ignored.
 
     The logits of one map are compared directly, the probabilities of several are averaged.
+
+    Args:
+        corner: the row and the column of the original image at the top left of the canvas.
     """
-    resized = [of_map.matrices(original, canvas) for of_map in maps]
+    resized = [of_map.matrices(original, canvas, corner) for of_map in maps]
     blocks = -(-canvas[0] // BLOCK_ROWS)
 
     def predict_block(block):
@@ -102,7 +122,8 @@ def predict_labels(maps: Sequence[Map], original: Int[Array, " 2"], canvas: Size
         return total.argmax(-1).astype(jnp.uint8)
 
     labels = lax.map(predict_block, jnp.arange(blocks)).reshape(-1, canvas[1])[: canvas[0]]
-    inside = (jnp.arange(canvas[0])[:, None] < original[0]) & (jnp.arange(canvas[1])[None, :] < original[1])
+    rows, columns = (corner[axis] + jnp.arange(canvas[axis]) for axis in (0, 1))
+    inside = (rows[:, None] < original[0]) & (columns[None, :] < original[1])
     return jnp.where(inside, labels, IGNORED)
 
 
@@ -196,27 +217,67 @@ def segment(
 
 def _segment_rows(model, variables, batch, *, canvases, flip, windows):
     def of_shape(shapes):
-        maps = []
-        for scale, canvas in enumerate(shapes):
-            images = _read_canvas(batch["images"][f"scale_{scale}"], canvas, model.in_chans)
-            sizes = batch["sizes"][f"scale_{scale}"]
-            images = blank_outside(model.input_spec.normalize(images), sizes)
-            for flipped in (False, True) if flip else (False,):
-                given = jax.vmap(_flip_within)(images, sizes) if flipped else images
-                maps.append((canvas_logits(model, variables, given, sizes, windows), canvas, sizes, flipped))
-
-        def predict(logits, sizes, original):
-            of_image = [
-                Map(x, canvas, size, flipped)
-                for x, (_, canvas, _, flipped), size in zip(logits, maps, sizes, strict=True)
-            ]
-            return predict_labels(of_image, original, canvases.original)
-
-        return jax.vmap(predict)([x[0] for x in maps], [x[2] for x in maps], batch["original"])
+        logits = compute_logits(model, variables, batch, shapes, flip=flip, windows=windows)
+        return label_images(logits, batch, shapes, canvases.original, flip=flip)
 
     if len(canvases.images) == 1:
         return of_shape(canvases.images[0])
     return lax.switch(batch["shape"][0], [partial(of_shape, shapes) for shapes in canvases.images])
+
+
+def _passes(shapes: Sequence[Size], flip: bool) -> list[tuple[int, Size, bool]]:
+    """Return scale, canvas and flip of each forward pass."""
+    return [
+        (scale, canvas, flipped)
+        for scale, canvas in enumerate(shapes)
+        for flipped in ((False, True) if flip else (False,))
+    ]
+
+
+def compute_logits(
+    model: Model,
+    variables: dict[str, Any],
+    batch: dict[str, Any],
+    shapes: Sequence[Size],
+    *,
+    flip: bool,
+    windows: Windows | None,
+) -> list[Float[Array, "b _ _ k"]]:
+    """Compute the logits of a batch of images of one shape, in one array for each scale and flip.
+
+    Args:
+        shapes: the canvas of each scale.
+    """
+    found = []
+    for scale, canvas, flipped in _passes(shapes, flip):
+        sizes = batch["sizes"][f"scale_{scale}"]
+        images = _read_canvas(batch["images"][f"scale_{scale}"], canvas, model.in_chans)
+        images = blank_outside(model.input_spec.normalize(images), sizes)
+        images = jax.vmap(_flip_within)(images, sizes) if flipped else images
+        found.append(canvas_logits(model, variables, images, sizes, windows))
+    return found
+
+
+def label_images(
+    logits: Sequence[Float[Array, "b _ _ k"]],
+    batch: dict[str, Any],
+    shapes: Sequence[Size],
+    canvas: Size,
+    corner: Corner = (0, 0),
+    *,
+    flip: bool,
+) -> UInt8[Array, "b H W"]:
+    """Predict label maps from the results of `compute_logits`, as `predict_labels` for each image."""
+    passes = _passes(shapes, flip)
+
+    def predict(logits, sizes, original):
+        maps = [
+            Map(of_pass, its_canvas, sizes[f"scale_{scale}"], flipped)
+            for of_pass, (scale, its_canvas, flipped) in zip(logits, passes, strict=True)
+        ]
+        return predict_labels(maps, original, canvas, corner)
+
+    return jax.vmap(predict)(logits, batch["sizes"], batch["original"])
 
 
 def _read_canvas(pixels, canvas, channels):

@@ -207,21 +207,17 @@ class EvalExample:
             DataError: the record cannot be decoded, or its image is larger than the largest one of the dataset.
         """
         image, labels = self.decoder(record)
+        if any(side > most for side, most in zip(labels.shape, self.canvases.original, strict=True)):
+            height, width = self.canvases.original
+            raise DataError(
+                f"its image is {labels.shape[1]}x{labels.shape[0]}; at most {width}x{height}, as its dataset records, "
+                "is expected"
+            )
         return {**self.place_image(image), "label": place(labels, self.canvases.original, IGNORED)}
 
     def place_image(self, image: np.ndarray) -> Example:
-        """Return the part of an example that does not depend on labels.
-
-        Raises:
-            DataError: the image is larger than the largest one of the dataset.
-        """
+        """Return the part of an example that does not depend on labels."""
         original = image.shape[:2]
-        if any(side > most for side, most in zip(original, self.canvases.original, strict=True)):
-            height, width = self.canvases.original
-            raise DataError(
-                f"its image is {original[1]}x{original[0]}; at most {width}x{height}, as its dataset records, is "
-                "expected"
-            )
         sizes = self.sizes.sizes(original)
         shape = self.canvases.shape_of(sizes)
         example = self._empty_image()
