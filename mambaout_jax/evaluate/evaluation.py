@@ -114,7 +114,7 @@ class Evaluator:
         joined = {name: [part for parts in processes for part in parts] for name, processes in everywhere.items()}
         skipped = sum(map(int, distributed.allgather_strings("counting skipped records", str(skipped))))
         scores = {
-            name: task.score(_sum(jax.device_get(batches)), joined.get(name, []), source)
+            name: task.score(sum_totals(jax.device_get(batches)), joined.get(name, []), source)
             for name, batches in totals.items()
         }
         left_out = len(source) - int(next(iter(scores.values()))["count"])
@@ -163,8 +163,9 @@ class Evaluator:
         return self._stop.interruptible(jitted.lower(variables, batch, context).compile, "Compiling the evaluation.")
 
 
-def _sum(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    totals = {name: sum(batch[name] for batch in batches) for name in batches[0]}
+def sum_totals(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Sum the totals of batches on the host, integers in 64 bits: counts of pixels exceed 32 bits."""
+    totals = {name: np.sum([batch[name] for batch in batches], axis=0) for name in batches[0]}
     return {name: total if np.ndim(total) else float(total) for name, total in totals.items()}
 
 

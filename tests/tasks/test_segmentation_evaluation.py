@@ -2,6 +2,7 @@
 
 import io
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +11,19 @@ import pytest
 from PIL import Image
 
 import mambaout_jax as mo
+from mambaout_jax.data import DataError
 from mambaout_jax.data.label_maps import IGNORED
+from mambaout_jax.evaluate.evaluation import sum_totals
 from mambaout_jax.ops import resize_bilinear
-from mambaout_jax.tasks.api import stack_examples
+from mambaout_jax.run.config import default_config, parse_config
+from mambaout_jax.tasks.api import TaskConfig, stack_examples
 from mambaout_jax.tasks.errors import TaskError
 from mambaout_jax.tasks.segmentation import predictor
 from mambaout_jax.tasks.segmentation.canvases import EvalSizes
 from mambaout_jax.tasks.segmentation.evaluation import Windows, segment
-from mambaout_jax.tasks.segmentation.metrics import Areas, count_areas, iou, recall, summarize
+from mambaout_jax.tasks.segmentation.metrics import Areas, count_areas, iou, join_sums, recall, sum_areas, summarize
+from mambaout_jax.tasks.segmentation.report import make_gallery
+from mambaout_jax.tasks.segmentation.task import Segmentation
 from mambaout_jax.tasks.segmentation.transforms import Decoder, EvalExample
 from tests.models import dense_golden
 from tests.tasks.plain_inference import mean_probabilities, sliding_logits, whole_logits
@@ -136,7 +142,7 @@ def encode(pixels):
     return file.getvalue()
 
 
-@pytest.mark.parametrize("windows", [None, Windows(32, 24)])
+@pytest.mark.parametrize("windows", [None, pytest.param(Windows(32, 24), marks=pytest.mark.slow)])
 def test_label_maps_of_image_files_are_those_of_the_evaluation(network, monkeypatch, windows):
     """Images are evaluated at less than their size: logits are enlarged, not labels, in several parts."""
     monkeypatch.setattr(predictor, "PART_SIDE", 64)
@@ -157,6 +163,68 @@ def test_models_of_one_size_need_windows_of_that_size():
         EvalSizes((64, 256), (1.0,), "box", None, (64, 64)).canvases(None, (100, 100))
     EvalSizes((64, 256), (1.0,), "box", 64, (64, 64)).canvases(None, (100, 100))
     EvalSizes((64, 256), (1.0,), "box", None, (64, 64)).canvases((64, 64), (64, 64))
+
+
+def test_windows_cover_every_pixel():
+    with pytest.raises(TaskError, match=r"eval\.stride is 65 and config\.eval\.window 64, .* at most 64$"):
+        Windows(64, 65)
+
+
+@pytest.mark.parametrize(("options", "stride"), [({}, 42), ({"stride": 64}, 64), ({"stride": 65}, None)])
+def test_the_stride_follows_the_window_and_does_not_exceed_it(options, stride):
+    config = default_config("segmentation")
+    config.data.name, config.model.name = "digit_scenes", "upernet_mambaout_femto"
+    config.eval.update(window=64, **options)
+    parsed = parse_config(config)
+    if stride is None:
+        with pytest.raises(TaskError, match="at most 64"):
+            parsed.build_task()
+    else:
+        assert parsed.build_task()._windows() == Windows(64, stride)
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_images_have_one_or_three_channels(channels):
+    config = default_config("segmentation")
+    config.data.name = "digit_scenes"
+    config.model.update(name="upernet_mambaout_femto", in_chans=channels)
+    with pytest.raises(DataError, match=f"channels is {channels}; expected 1 .gray. or 3 .RGB."):
+        parse_config(config).build_task().check()
+
+
+def test_pixels_of_a_class_are_counted_beyond_32_bits():
+    """Within a batch of large images, and over batches."""
+    areas = jnp.full((3, 2), 2**30 + 5, jnp.int32)
+    totals = [jax.device_get({"labelled": sum_areas(areas)})] * 7
+    assert join_sums(sum_totals(totals)["labelled"]).tolist() == [21 * (2**30 + 5)] * 2
+
+
+def test_counts_are_summed_beyond_32_bits():
+    totals = [{"labelled": np.array([2**31 - 1, 1], np.int32), "count": np.int32(3), "loss": np.float32(0.5)}] * 3
+    found = sum_totals(totals)
+    assert found["labelled"].tolist() == [3 * (2**31 - 1), 3]
+    assert (found["count"], found["loss"]) == (9.0, 1.5)
+
+
+def test_a_split_without_labelled_pixels_has_no_scores():
+    empty = np.zeros((2, NUM_CLASSES), np.int64)
+    assert all(np.isnan(score) for score in summarize(Areas(*[empty[0]] * 3)).values())
+    task = Segmentation(TaskConfig(None, None, {}, {}))
+    with pytest.raises(TaskError, match="'val' of toy has no labelled pixels"):
+        task.score({**dict.fromkeys(Areas._fields, empty), "count": 1}, [], SimpleNamespace(name="toy", split="val"))
+
+
+def test_images_without_labelled_pixels_are_not_among_the_worst():
+    areas = np.zeros((3, 3, NUM_CLASSES), np.int64)
+    areas[1:, 1:, 0] = 9
+    areas[2, 0, 0] = 9
+
+    def open_split():
+        raise DataError("not here")
+
+    gallery = make_gallery({"areas": areas, "maps": None, "fingerprint": ""}, None, [], open_split)
+    assert [card["index"] for card in gallery["worst"]] == [1, 2]
+    assert [(card["index"], card["miou"]) for card in gallery["others"]] == [(0, "no labelled pixels")]
 
 
 @pytest.mark.parametrize("name", dense_golden.names("iou_metric__*"))

@@ -5,6 +5,7 @@ color, which is 0 after normalization. The size of the image, and that of the or
 logits are resized by products with matrices that are computed from them.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from mambaout_jax.data.label_maps import IGNORED
 from mambaout_jax.models import Model
+from mambaout_jax.tasks.errors import TaskError
 from mambaout_jax.tasks.segmentation.canvases import Canvases, Size
 
 # Entries of an example that do not depend on labels.
@@ -30,11 +32,23 @@ BLOCK_ROWS = 64
 _resize_matmul = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
 
-class Windows(NamedTuple):
-    """Windows of an image that are segmented one by one: their side and their distance, in pixels."""
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """Windows of an image that are segmented one by one: their side and their distance, in pixels.
+
+    Raises:
+        TaskError: the windows do not cover all pixels.
+    """
 
     side: int
     stride: int
+
+    def __post_init__(self):
+        if self.stride > self.side:
+            raise TaskError(
+                f"config.eval.stride is {self.stride} and config.eval.window {self.side}, so that no window covers "
+                f"some pixels; unset eval.stride, or set it to at most {self.side}"
+            )
 
 
 def blank_outside(images: Float[Array, "b h w c"], sizes: Int[Array, "b 2"]) -> Float[Array, "b h w c"]:

@@ -1,5 +1,6 @@
 """Metrics of segmentation, from the pixels of each class summed over a set of images."""
 
+import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -31,6 +32,17 @@ def count_areas(predicted: Integer[Array, "h w"], labels: Integer[Array, "h w"],
     return Areas(*(mask.sum((0, 1), dtype=jnp.int32) for mask in masks))
 
 
+def sum_areas(areas: Integer[Array, "b k"]) -> Integer[Array, "2 k"]:
+    """Sum numbers of pixels over a batch, as multiples of 2^16 and the rest: a sum may exceed 32 bits."""
+    return jnp.stack([(areas >> 16).sum(0), (areas & 0xFFFF).sum(0)])
+
+
+def join_sums(sums: Integer[np.ndarray, "2 k"]) -> Integer[np.ndarray, " k"]:
+    """Return the numbers of pixels of `sum_areas`, which may be summed over batches, as 64-bit integers."""
+    multiples, rest = np.asarray(sums, np.int64)
+    return (multiples << 16) + rest
+
+
 def iou(areas: Areas) -> Float[np.ndarray, " k"]:
     """Return the intersection over union of each class; NaN for classes that are neither predicted nor labelled."""
     intersection, predicted, labelled = (np.asarray(area, np.float64) for area in areas)
@@ -45,15 +57,18 @@ def recall(areas: Areas) -> Float[np.ndarray, " k"]:
 
 
 def summarize(areas: Areas) -> dict[str, float]:
-    """Return mIoU, mAcc and aAcc in percent: means over the classes that have a value, and over all pixels."""
+    """Return mIoU, mAcc and aAcc in percent: means over the classes that have a value, and over all pixels.
+
+    All are NaN without labelled pixels.
+    """
     pixels = float(np.sum(areas.labelled))
     return {
         "miou": _mean_percent(iou(areas)),
         "macc": _mean_percent(recall(areas)),
-        "aacc": 100 * float(np.sum(areas.intersection)) / max(pixels, 1),
+        "aacc": 100 * float(np.sum(areas.intersection)) / pixels if pixels else math.nan,
     }
 
 
 def _mean_percent(values: Float[np.ndarray, " k"]) -> float:
     present = values[~np.isnan(values)]
-    return 100 * float(present.mean()) if present.size else 0.0
+    return 100 * float(present.mean()) if present.size else math.nan

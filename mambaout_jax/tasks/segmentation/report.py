@@ -125,12 +125,15 @@ def make_gallery(
 ) -> dict[str, Any]:
     """Build the gallery: the images with the lowest mIoU, then others spread evenly over the rest.
 
+    Images without labelled pixels have no mIoU; they are among the others.
+
     Returns:
         The number of images, the cards of each kind, and the reason for missing images.
     """
     scores = np.array([summarize(_areas(areas))["miou"] for areas in predictions["areas"]])
-    order = np.argsort(scores, kind="stable")
-    worst, others = order[:NUM_WORST], np.sort(order[NUM_WORST:])
+    order = np.argsort(scores, kind="stable")  # NaN last
+    worst = order[: min(NUM_WORST, np.count_nonzero(~np.isnan(scores)))]
+    others = np.sort(order[len(worst) :])
     spread = others[np.unique(np.linspace(0, len(others) - 1, min(NUM_OTHERS, len(others))).round().astype(int))]
     missing, pictures = None, {}
     try:
@@ -141,7 +144,8 @@ def make_gallery(
         missing = f"The images cannot be shown: {describe_fault(error) or reason(error)}."
 
     def card(index: int) -> dict[str, Any]:
-        return {"index": int(index), "miou": f"{scores[index]:.1f} %", "pictures": pictures.get(int(index))}
+        score = "no labelled pixels" if np.isnan(scores[index]) else f"{scores[index]:.1f} %"
+        return {"index": int(index), "miou": score, "pictures": pictures.get(int(index))}
 
     return {
         "missing": missing,

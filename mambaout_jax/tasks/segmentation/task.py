@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Key
 
 from mambaout_jax.checks import ConfigKey
 from mambaout_jax.data import DataError
+from mambaout_jax.data.arguments import check_size_and_channels
 from mambaout_jax.data.label_maps import IGNORED, decode_label_map
 from mambaout_jax.data.names import ADE20K
 from mambaout_jax.models import Model, ModelError, create_model
@@ -34,7 +35,7 @@ from mambaout_jax.tasks.segmentation import report
 from mambaout_jax.tasks.segmentation.canvases import EvalSizes
 from mambaout_jax.tasks.segmentation.evaluation import Windows, blank_outside, segment
 from mambaout_jax.tasks.segmentation.losses import pixel_cross_entropy
-from mambaout_jax.tasks.segmentation.metrics import Areas, count_areas, summarize
+from mambaout_jax.tasks.segmentation.metrics import Areas, count_areas, join_sums, sum_areas, summarize
 from mambaout_jax.tasks.segmentation.predictor import SegmentationPredictor
 from mambaout_jax.tasks.segmentation.source import SegmentationSource, open_source
 from mambaout_jax.tasks.segmentation.transforms import Decoder, EvalExample, TrainExample, resize_image
@@ -79,7 +80,13 @@ _EVAL_KEYS: Mapping[str, ConfigKey] = {
         "crop size of sliding-window inference, in pixels; whole images if unset",
         changeable=True,
     ),
-    "eval.stride": ConfigKey(int, "1..16384", 341, "stride of the sliding window, in pixels", changeable=True),
+    "eval.stride": ConfigKey(
+        int | None,
+        "1..16384",
+        None,
+        "stride of the sliding window, in pixels, at most eval.window; two thirds of the window if unset",
+        changeable=True,
+    ),
     "eval.scales": ConfigKey(
         tuple[float, ...], ">0..16", (1.0,), "scales whose predictions are averaged", changeable=True
     ),
@@ -121,8 +128,14 @@ class Segmentation(Task):
 
     @classmethod
     def from_config(cls, config: TaskConfig) -> Self:
-        """Build the task."""
-        return cls(config)
+        """Build the task.
+
+        Raises:
+            TaskError: the stride of the windows exceeds their side.
+        """
+        task = cls(config)
+        task._windows()
+        return task
 
     def open_source(self, split: str) -> SegmentationSource:
         """Open a split of the dataset."""
@@ -185,10 +198,11 @@ class Segmentation(Task):
         )
 
     def _windows(self) -> Windows | None:
-        options = self.config.options
-        return None if options["eval.window"] is None else Windows(options["eval.window"], options["eval.stride"])
+        side, stride = (self.config.options[f"eval.{name}"] for name in ("window", "stride"))
+        return None if side is None else Windows(side, stride or side * 2 // 3)
 
     def _decoder(self, model: Model, source: SegmentationSource | None) -> Decoder:
+        check_size_and_channels(model.input_spec.size, model.in_chans)
         return Decoder(model.in_chans, model.num_classes, source is not None and source.exif_orientation)
 
     def build_model(self, labels: Labels) -> Model:
@@ -231,7 +245,7 @@ class Segmentation(Task):
         )
         areas = jax.vmap(lambda *maps: count_areas(*maps, model.num_classes))(predicted, batch["label"])
         areas = Areas(*(jnp.where(batch["mask"][:, None], area, 0) for area in areas))
-        totals = {name: area.sum(0) for name, area in areas._asdict().items()}
+        totals = {name: sum_areas(area) for name, area in areas._asdict().items()}
         return EvalOutput(
             {**totals, "count": batch["mask"].sum()},
             {"areas": areas._asdict(), "map": report.shrink(predicted, batch["original"])},
@@ -242,8 +256,17 @@ class Segmentation(Task):
         return index, np.stack([rows["areas"][name] for name in Areas._fields], axis=1), rows["map"]
 
     def score(self, totals: Mapping[str, Any], collected: list[Any], source: SegmentationSource) -> Scores:
-        """Compute mIoU, mAcc and aAcc in percent, and the number of scored images."""
-        areas = Areas(*(np.asarray(totals[name]) for name in Areas._fields))
+        """Compute mIoU, mAcc and aAcc in percent, and the number of scored images.
+
+        Raises:
+            TaskError: there are no labelled pixels.
+        """
+        areas = Areas(*(join_sums(totals[name]) for name in Areas._fields))
+        if not areas.labelled.any():
+            raise TaskError(
+                f"the split {source.split!r} of {source.name} has no labelled pixels to score; evaluate another split, "
+                f"or prepare label maps with other labels than {IGNORED}"
+            )
         return {**summarize(areas), "count": int(totals["count"])}
 
     def join_predictions(self, collected: list[tuple[np.ndarray, ...]]) -> dict[str, np.ndarray]:
@@ -275,8 +298,10 @@ class Segmentation(Task):
     def describe_evaluation(self, model: Model, source: SegmentationSource) -> dict[str, Any]:
         """Return the sizes, the windows and the scales of the evaluation."""
         options = self.config.options
-        names = ("data.box", "eval.window", "eval.stride", "eval.scales", "eval.scale_of", "eval.flip")
+        names = ("data.box", "eval.window", "eval.scales", "eval.scale_of", "eval.flip")
+        windows = self._windows()
         return {name.partition(".")[2]: options[name] for name in names} | {
+            "stride": None if windows is None else windows.stride,
             "num_classes": model.num_classes,
             "batch_norm": "running statistics of the training batches; those of the averaged weights are averaged too",
         }
