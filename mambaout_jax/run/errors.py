@@ -23,7 +23,15 @@ class DivergedError(RuntimeError):
 
 
 class StoppedError(Exception):
-    """A stop that was requested by a signal."""
+    """A stop that was requested by a signal.
+
+    Args:
+        saved: whether the run has a state to resume from; False before the first step.
+    """
+
+    def __init__(self, message: str, *, saved: bool = True):
+        super().__init__(message)
+        self.saved = saved
 
 
 RERUN = "rerun the same command to resume"
@@ -55,7 +63,8 @@ def _exit_alone(error: Exception, workdir: epath.PathLike) -> NoReturn:
 
 def _report(error: Exception, workdir: epath.PathLike) -> int:
     if isinstance(error, StoppedError):
-        print_error(f"{error}; the state is saved, {RERUN}", os.EX_TEMPFAIL)
+        state = "the state is saved" if error.saved else "no step of the run is finished or saved"
+        print_error(f"{error}; {state}, {RERUN}", os.EX_TEMPFAIL)
         distributed.shutdown()
         _exit(os.EX_TEMPFAIL)  # a compilation that still runs in a thread would crash a regular exit
     if isinstance(error, distributed.LostProcessError):

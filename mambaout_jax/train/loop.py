@@ -59,7 +59,7 @@ def train(config: RunConfig, path: epath.PathLike) -> dict[str, Any]:
     Raises:
         RunError, TaskError, DataError, ModelError: the config, the workdir, the dataset or the model is invalid.
         DivergedError: a loss or gradient is not finite; the last checkpoint is from an earlier step.
-        StoppedError: the process received a signal; the state is saved.
+        StoppedError: the process received a signal; finished steps are saved.
     """
     started = time.monotonic()
     setup = _prepare(config, path)
@@ -127,7 +127,7 @@ def train(config: RunConfig, path: epath.PathLike) -> dict[str, Any]:
             if step > start.step and (isinstance(error, StoppedError) or jax.process_count() == 1):
                 metrics = log.flush(step, metrics)
                 save()
-            _raise_stop(error, stop)
+            _raise_stop(error, stop, saved=step > 0)
             raise
     return _finish(evaluator.describe(setup.validation), scored, setup.num_steps, log.stamp(step), workdir)
 
@@ -355,17 +355,21 @@ def _evaluate(
     return scored
 
 
-def _raise_stop(error: Exception, stop: StopSignals) -> None:
+def _raise_stop(error: Exception, stop: StopSignals, *, saved: bool) -> None:
     """Raise an error about the received signal, if any, instead of the error that it caused in the data pipeline.
 
     Schedulers signal the whole process group, which ends the data workers too.
+
+    Args:
+        saved: whether the run has a state to resume from.
     """
-    if isinstance(error, StoppedError) or not stop.received:
-        return
-    stopped = f"stopped by {stop.received}"
-    if jax.process_count() > 1:
-        raise distributed.LostProcessError(f"{stopped}, which ended the data workers of this process") from error
-    raise StoppedError(stopped) from error
+    if not isinstance(error, StoppedError):
+        if not stop.received:
+            return
+        if jax.process_count() > 1:
+            lost = f"stopped by {stop.received}, which ended the data workers of this process"
+            raise distributed.LostProcessError(lost) from error
+    raise StoppedError(f"stopped by {stop.received}", saved=saved) from error
 
 
 def _finish(

@@ -64,17 +64,18 @@ def test_exhausted_resources_are_named_with_their_place(capsys, error, words):
     assert re.fullmatch(f"error: {words}.*; then rerun the same command to resume\n", capsys.readouterr().err)
 
 
-def test_a_signal_ends_the_process_at_once(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("saved", "state"), [(True, "the state is saved"), (False, "no step of the run is finished or saved")]
+)
+def test_a_signal_ends_the_process_at_once(monkeypatch, capsys, saved, state):
     def leave(code):
         raise SystemExit(code)
 
     monkeypatch.setattr(errors.os, "_exit", leave)
     with pytest.raises(SystemExit) as ending:
-        report_error(StoppedError("stopped by SIGTERM"), "runs/x")
+        report_error(StoppedError("stopped by SIGTERM", saved=saved), "runs/x")
     assert ending.value.code == os.EX_TEMPFAIL
-    assert (
-        capsys.readouterr().err == "error: stopped by SIGTERM; the state is saved, rerun the same command to resume\n"
-    )
+    assert capsys.readouterr().err == f"error: stopped by SIGTERM; {state}, rerun the same command to resume\n"
 
 
 @pytest.mark.parametrize("error", [ValueError("the sum"), OSError("no such file"), ZeroDivisionError()])
