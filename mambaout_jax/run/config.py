@@ -232,8 +232,14 @@ class RunConfig:
         return values | {"model.img_size": (size, size) if isinstance(size, int) else size}
 
     def total_steps(self, steps_per_epoch: int) -> int:
-        """Return the steps of the run."""
-        return self.num_epochs * steps_per_epoch if self.num_steps is None else self.num_steps
+        """Return the steps of the run.
+
+        Raises:
+            RunError: the warm-up does not end before the last step.
+        """
+        steps = self.num_epochs * steps_per_epoch if self.num_steps is None else self.num_steps
+        _check_warmup(self.optim.warmup_steps, steps)
+        return steps
 
     def build_task(self) -> Task:
         """Build the task of the run.
@@ -423,9 +429,14 @@ def _check_steps(values: Mapping[str, Any]) -> None:
             f"config.num_steps is {steps} and config.optim.schedule is {schedule!r}, which counts epochs; add "
             "--config.optim.schedule=linear, or unset num_steps"
         )
-    if steps is not None and warmup >= steps:
+    if steps is not None:
+        _check_warmup(warmup, steps)
+
+
+def _check_warmup(warmup: int, steps: int) -> None:
+    if warmup >= steps:
         raise RunError(
-            f"config.optim.warmup_steps is {warmup}; expected less than config.num_steps, {steps}: add "
+            f"config.optim.warmup_steps is {warmup}; expected less than the number of steps, {steps}: add "
             f"--config.optim.warmup_steps={steps // 5}"
         )
 

@@ -91,6 +91,15 @@ def test_value_that_does_not_fit_is_named(key, value, words):
         tiny.config(**{key: value})
 
 
+@pytest.mark.parametrize("length", [{"num_steps": 20}, {"num_epochs": 2}])
+def test_warmup_ends_before_the_last_step(length):
+    """The number of steps of an epoch, here 10, is known only with the dataset."""
+    linear = {"optim.schedule": "linear", "optim.warmup_epochs": 0, **length}
+    assert tiny.config(**linear, **{"optim.warmup_steps": 19}).total_steps(10) == 20
+    with pytest.raises(RunError, match=r"warmup_steps is 20; expected less than the number of steps, 20: add .*=4$"):
+        tiny.config(**linear, **{"optim.warmup_steps": 20}).total_steps(10)
+
+
 def test_integer_serves_as_number():
     assert tiny.config(**{"optim.learning_rate": 1}).optim.learning_rate == 1
 
