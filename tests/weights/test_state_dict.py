@@ -197,15 +197,14 @@ def test_a_key_that_is_no_name_is_told():
     assert "has a ndarray under 0; tensors by name" in refusal(pytorch.small_model(), {0: np.zeros(3)})
 
 
-def test_variables_of_another_model_are_refused_with_all_that_differs():
+def test_variables_of_another_model_are_refused_with_the_first_differences():
     model, other = pytorch.small_model(), pytorch.small_model(depths=(1, 3), stem_mid_norm=False, num_classes=4)
     with pytest.raises(WeightsError, match=r"^the variables do not fit mambaout_femto: ") as caught:
         mo.to_torch(model, other.init(jax.random.key(0)))
     words = str(caught.value)
-    assert "params.stages.1.blocks.2.fc1.weight is unexpected" in words
-    assert "params.stem.norm1.weight is missing" in words
     assert "params.head.fc.weight has shape (96, 4) where (96, 5) is expected" in words
-    assert len(words.split(";")) == 8 + 2 + 2
+    assert len(words.split(";")) == 6 + 1
+    assert words.endswith(f"; and {8 + 2 + 2 - 6} more")
 
 
 def test_lists_that_a_file_keeps_under_strings_are_the_same_lists():
