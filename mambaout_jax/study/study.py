@@ -63,9 +63,10 @@ def find_experiment(dataset: str, task: str = DEFAULT) -> str:
     experiments = {
         its_dataset: experiment for experiment, (its_dataset, its_task, *_) in known.items() if its_task == task
     }
+    add = "add" if task == DEFAULT else f"replace --task {task} by"
     raise RunError(
         f"no experiment for dataset {name!r} and {task}{suggest(name, experiments) or ';'} expected one of "
-        f"{', '.join(experiments)}; for your own photographs, add "
+        f"{', '.join(experiments)}; for your own photographs, {add} "
         f"--config=study:{[*experiments.values()][-1]}"
     )
 
@@ -87,7 +88,7 @@ def run_study(config: RunConfig, path: epath.PathLike, num_repeats: int) -> dict
     Raises:
         RunError, TaskError, DataError, ModelError: the config, the workdir or the dataset is invalid.
         DivergedError: the baseline diverged. Any other variant that diverges is excluded.
-        StoppedError: the process received a signal; the state is saved.
+        StoppedError: the process received a signal; finished steps are saved.
     """
     with StopSignals() as stop, contextlib.ExitStack() as cleanup:
         settings, task = nest(config.values), config.build_task()
