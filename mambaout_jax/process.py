@@ -213,9 +213,22 @@ def write_text_atomically(path: Path, text: str) -> None:
     Args:
         path: a `Path` or a local `epath.Path`.
     """
-    draft = path.parent / f".{path.name}.{os.getpid()}"
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    write_bytes_atomically(path, text.encode())
+
+
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """Write a file atomically.
+
+    Args:
+        path: a `Path` or a local `epath.Path`.
+    """
+    draft = path.parent / f".{secrets.token_hex(8)}"  # short, so that only the name of the file can be too long
+    try:
+        draft.write_bytes(content)
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 @contextlib.contextmanager

@@ -30,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         metavar="DIR",
-        help="also write files for each image: the probabilities as JSON, or the label map, an overlay and the classes",
+        help="also write files for each image, into a folder without inputs: the probabilities as JSON, or the label "
+        "map, an overlay and the classes",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON list with an entry per file")
 
@@ -38,30 +39,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the predictions for each file; return 2 if a file failed, after all others are done."""
     with announced(LOADING):
+        from mambaout_jax.data import DataError
         from mambaout_jax.evaluate.predict import OutputFolder, find_files, predict_files
+        from mambaout_jax.run.errors import RunError
         from mambaout_jax.run.workdir import restore_run
 
     files = find_files(args.paths)
     if files.others:
         others = f"{count(len(files.others), 'file')} without an image extension"
         print(printable(f"skipped {others} (first: {files.others[0]})"), file=sys.stderr)
+    out = None if args.out is None else OutputFolder(args.out, [*files.images, *files.others])
     with announced("Loading the weights."):
         run = restore_run(args.workdir, weights=args.weights)
     if run.licence_notice:
         print(printable(run.licence_notice), file=sys.stderr)
     answers, failed = [], False
-    out = None if args.out is None else OutputFolder(args.out)
     for found in predict_files(run, files.images):
-        if found.error:
+        error, written = found.error, []
+        if out is not None and not error:
+            try:
+                written = out.write(found)
+            except (DataError, RunError) as fault:
+                error = str(fault)
+        if error:
             failed = True
-            print_error(f"{found.file}: {found.error}")
-            answers.append({"file": found.file, "error": found.error})
+            print_error(f"{found.file}: {error}")
+            answers.append({"file": found.file, "error": error})
             continue
-        if out is not None:
-            out.write(found)
-        answers.append({"file": found.file, "predictions": found.prediction.to_json(args.top)})
+        files_of = {"files": written} if written else {}
+        answers.append({"file": found.file, "predictions": found.prediction.to_json(args.top), **files_of})
         if not args.json:
             lines = [found.file, *(f"  {line}" for line in found.prediction.describe(args.top))]
+            lines += [f"  written: {', '.join(written)}"] if written else []
             print("\n".join(map(printable, lines)), flush=True)
     if args.json:
         print(json.dumps(answers, indent=2))

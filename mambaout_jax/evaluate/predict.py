@@ -7,12 +7,15 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
+from etils import epath
+
 from mambaout_jax.data import DataError
 from mambaout_jax.data.prepare.folders import has_image_extension, list_folder
 from mambaout_jax.errors import reason
 from mambaout_jax.machine import MachineError, describe_fault, is_exhausted, raise_machine_fault
-from mambaout_jax.process import announced
+from mambaout_jax.process import announced, write_bytes_atomically
 from mambaout_jax.run.errors import RunError
+from mambaout_jax.run.files import find_write_error
 from mambaout_jax.run.workdir import Run
 from mambaout_jax.tasks.api import MAX_PREDICTED, Prediction, stack_examples
 
@@ -45,38 +48,52 @@ class FoundFiles(NamedTuple):
 class OutputFolder:
     """A folder with files for each image, named after it.
 
+    Args:
+        inputs: the files to predict, and others in their folders. None may be in the folder: files of the folder are
+            replaced, and would be inputs of the next prediction.
+
     Raises:
-        RunError: it cannot be created.
+        RunError: the folder contains an input, or is not writable.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, inputs: Iterable[str]):
         self._path = Path(path)
         self._used: set[str] = set()
-        try:
-            self._path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise_machine_fault(error, path, to_write=True)
-            raise RunError(f"{path} cannot be created ({reason(error)}); choose another --out") from error
+        if inside := next((file for file in inputs if _is_inside(file, path)), None):
+            raise RunError(f"--out {path} contains the input {inside}; choose a folder without inputs")
+        if fault := find_write_error(epath.Path(path)):
+            raise RunError(f"{path} cannot be written ({fault}); choose another --out")
 
-    def write(self, found: FilePrediction) -> None:
-        """Write the files of a prediction; images with the same name get numbers.
+    def write(self, found: FilePrediction) -> list[str]:
+        """Write the files of a prediction, and return their paths; images with the same name get numbers.
 
         Raises:
             RunError: a file cannot be written.
+            DataError: a file of the prediction cannot have the size of the image.
         """
         stem = Path(found.file).stem
         name = next(name for number in itertools.count(1) if (name := self._numbered(stem, number)) not in self._used)
         self._used.add(name)
+        paths = []
         try:
             for ending, content in found.prediction.files(Path(found.file).read_bytes()).items():
-                (self._path / f"{name}{ending}").write_bytes(content)
+                paths.append(self._path / f"{name}{ending}")
+                write_bytes_atomically(paths[-1], content)
         except OSError as error:
             raise_machine_fault(error, self._path, to_write=True)
-            raise RunError(f"{self._path} cannot be written ({reason(error)}); choose another --out") from error
+            raise RunError(f"its files cannot be written to {self._path} ({reason(error)})") from error
+        return list(map(str, paths))
 
     @staticmethod
     def _numbered(stem: str, number: int) -> str:
         return stem if number == 1 else f"{stem}-{number}"
+
+
+def _is_inside(file: str, folder: str) -> bool:
+    """Return whether a file, or what it links to, is in a folder or its subfolders."""
+    real = os.path.realpath(folder)
+    places = os.path.realpath(file), os.path.realpath(os.path.dirname(file) or os.curdir)
+    return any(Path(place).is_relative_to(real) for place in places)
 
 
 def find_files(paths: Iterable[str]) -> FoundFiles:

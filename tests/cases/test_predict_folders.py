@@ -74,6 +74,43 @@ def test_a_loop_of_links_is_walked_once(photos):
     assert find_files([str(photos)]) == expected
 
 
+@pytest.fixture
+def run(monkeypatch):
+    config = tiny.config(**{"model.in_chans": 3})
+    labels = {"class_names": list(COLOURS)}
+    run = workdirs.Run(config, config.build_task(), MeanColour(), 1.0, labels, 7, "raw")
+    monkeypatch.setattr(workdirs, "restore_run", lambda workdir, weights=None: run)
+    return run
+
+
+@pytest.mark.parametrize("place", ["a", "a/b", ".", "link"])
+def test_no_file_is_written_into_a_folder_with_inputs(run, photos, capsys, place):
+    """Also where an earlier prediction is among the inputs."""
+    (photos / "link").symlink_to(photos / "a")
+    before = sorted(photos.rglob("*"))
+    assert main(["predict", "runs/x", str(photos / "a"), "--out", str(photos / place)]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "contains the input" in line
+    assert sorted(photos.rglob("*")) == before
+    assert main(["predict", "runs/x", str(photos / "a"), "--out", str(photos / "a" / "out")]) == 0
+    assert main(["predict", "runs/x", str(photos / "a"), "--out", str(photos / "a" / "out")]) == 2
+
+
+def test_a_file_that_cannot_be_written_is_an_error_of_its_own(run, photos, capsys):
+    long = photos / "a" / f"{'n' * 250}.png"
+    (photos / "b.png").rename(long)
+    out = photos.parent / "out"
+    assert main(["predict", "runs/x", str(long), str(photos / "c" / "A.JPG"), "--out", str(out)]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"error: {long}: its files cannot be written to {out} (File name too long)")
+    assert f"written: {out / 'A_classes.json'}" in captured.out
+    assert [path.name for path in out.iterdir()] == ["A_classes.json"]
+    assert main(["predict", "runs/x", str(long), str(photos / "c"), "--out", str(out), "--json"]) == 2
+    failed, *others = json.loads(capsys.readouterr().out)
+    assert "File name too long" in failed["error"]
+    assert [entry["files"] for entry in others] == [[str(out / f"{name}_classes.json")] for name in ("A", "n")]
+
+
 @pytest.mark.parametrize("name", ["a\rb.png", os.fsdecode(b"caf\xe9.png"), "a\u202eb.png", "a\nb.png"])
 def test_hostile_names_in_a_folder_are_predicted_and_printed_safely(tmp_path, monkeypatch, capsys, name):
     config = tiny.config(**{"model.in_chans": 3})

@@ -3,10 +3,14 @@
 import io
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from mambaout_jax.data import DataError
 from mambaout_jax.data.label_maps import IGNORED
-from mambaout_jax.tasks.segmentation.drawing import OPACITY, encode_label_png, make_palette, overlay
+from mambaout_jax.tasks.segmentation.drawing import OPACITY, encode_label_png, encode_picture, make_palette, overlay
+from mambaout_jax.tasks.segmentation.predictor import LabelMap
+from mambaout_jax.tasks.segmentation.transforms import Decoder
 
 
 def test_classes_have_distinct_colors():
@@ -28,6 +32,16 @@ def test_a_label_png_has_the_labels_as_pixels():
     with Image.open(io.BytesIO(encode_label_png(labels, make_palette(["a", "b"])))) as image:
         assert image.mode == "P"
         np.testing.assert_array_equal(np.asarray(image), labels)
+
+
+def test_an_image_that_is_too_long_for_a_jpeg_is_an_error_of_its_own():
+    with pytest.raises(DataError, match="its overlay is 70000x1; a JPEG has at most 65500 per side"):
+        encode_picture(np.zeros((1, 70_000, 3), np.uint8))
+
+
+def test_shares_are_named_as_those_of_pixels():
+    found = LabelMap(np.array([[0, 0, 0, 1]], np.uint8), ("sky", "sea"), Decoder(3, 2))
+    assert found.describe(1) == [" 75.0 % of pixels  sky"]
 
 
 def test_an_overlay_leaves_black_classes_unchanged():

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from mambaout_jax.data import DataError
 from mambaout_jax.data.label_maps import IGNORED
 
 Palette = np.ndarray
@@ -23,6 +24,8 @@ _ADE20K_COLORS = (
     "b8ff000085ffffd60019c2c266ff005c00ff"
 )
 GOLDEN_RATIO = 0.618033988749895
+# JPEG_MAX_DIMENSION of libjpeg.
+MOST_JPEG_SIDE = 65500
 # Of the picture of classes over an image.
 OPACITY = 0.55
 
@@ -65,7 +68,14 @@ def overlay(image: np.ndarray, labels: np.ndarray, palette: Palette) -> np.ndarr
 
 
 def encode_picture(pixels: np.ndarray) -> bytes:
-    """Encode pixels as a JPEG of good quality."""
+    """Encode pixels as a JPEG of good quality.
+
+    Raises:
+        DataError: a JPEG cannot have the size.
+    """
+    if max(pixels.shape[:2]) > MOST_JPEG_SIDE:
+        height, width = pixels.shape[:2]
+        raise DataError(f"its overlay is {width}x{height}; a JPEG has at most {MOST_JPEG_SIDE} per side")
     return _encode(Image.fromarray(pixels), "JPEG", quality=90)
 
 

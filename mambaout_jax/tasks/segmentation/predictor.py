@@ -40,7 +40,7 @@ class LabelMap(NamedTuple):
 
     def describe(self, limit: int | None = None) -> list[str]:
         """Return a line for each of the `limit` largest classes."""
-        return [f"{100 * entry['share']:5.1f} %  {entry['class']}" for entry in self.to_json(limit)]
+        return [f"{100 * entry['share']:5.1f} % of pixels  {entry['class']}" for entry in self.to_json(limit)]
 
     def files(self, image: bytes) -> dict[str, bytes]:
         """Return the label map, a picture of the classes over the image, and their shares, by ending of the name."""
