@@ -9,7 +9,7 @@ from PIL import Image
 from mambaout_jax import extras
 from tests.test_layering import ROOT
 from tests.test_packaging import OF_FLAX, run_without
-from tests.train import written_run
+from tests.train import segmentation_on_devices, written_run
 
 PAGE = (ROOT / "docs" / "library.md").read_text()
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, flags=re.MULTILINE | re.DOTALL))
@@ -53,6 +53,9 @@ def test_a_program_of_training_runs(section, tmp_path):
     folder = tmp_path / "runs" / "digits"
     written_run.write(folder, tuple(map(str, range(10))))
     Image.new("L", (32, 32)).save(folder / "example.png")
+    if section == "Label maps":
+        written_run.write(tmp_path / "runs" / "scenes", ("a", "b"), config=segmentation_on_devices.config(tmp_path))
+        Image.new("RGB", (32, 32)).save(tmp_path / "photo.jpg")
     start = f"import os\nos.chdir({str(tmp_path)!r})\n"
     done = run_without(["nothing"], start + program(section))
     assert done.returncode == 0, done.stderr

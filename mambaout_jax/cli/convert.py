@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     importing.add_argument("--out", metavar="WORKDIR", required=True, help="output folder")
     importing.add_argument("--model", metavar="NAME", help="the variant (default: from config.json or shapes)")
     _add_entry(importing)
-    importing.add_argument("--task", metavar="NAME", help="task of the weights (default: classification)")
+    importing.add_argument("--task", metavar="NAME", help="task of the weights (default: that of the model)")
     add_plugins(importing)
 
     exporting = actions.add_parser("export", help="write the weights of a workdir for PyTorch")
@@ -76,14 +76,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _import(args: argparse.Namespace) -> None:
     from mambaout_jax.export.torch import import_weights
-    from mambaout_jax.tasks.registry import DEFAULT
 
     import_weights(
         args.source,
         args.out,
         name=args.model,
         entry=args.entry,
-        task=args.task or DEFAULT,
+        task=args.task,
         plugins=args.plugin,
         verify_timm=args.verify == "timm",
         force=args.force,

@@ -24,7 +24,7 @@ from mambaout_jax.run.state import TrainState
 from mambaout_jax.run.workdir import check_space, is_workdir, load_environment, open_workdir, record_run, restore_run
 from mambaout_jax.storage import is_remote
 from mambaout_jax.tasks.api import Task
-from mambaout_jax.tasks.registry import DEFAULT, get_task
+from mambaout_jax.tasks.registry import DEFAULT, find_task, get_task
 from mambaout_jax.weights import (
     ENDINGS,
     LogitsCheck,
@@ -70,7 +70,7 @@ def import_weights(
     *,
     name: str | None = None,
     entry: str | None = None,
-    task: str = DEFAULT,
+    task: str | None = None,
     plugins: Sequence[str] = (),
     verify_timm: bool = False,
     force: bool = False,
@@ -82,7 +82,8 @@ def import_weights(
         source: any source of `weights.from_torch`.
         name: name of the variant; None to infer it from the source.
         entry: entry of a file of torch.save that contains the weights; None to find it by its name.
-        task: the task that the weights were trained for.
+        task: name of the task that the weights were trained for; None for the recorded one, or else the one that the
+            model fits.
         plugins: modules with families or tasks of other packages.
         verify_timm: also compare with the installed timm.
         force: replace a workdir of imported weights.
@@ -92,7 +93,7 @@ def import_weights(
         RunError, TaskError, WeightsError, ModelError: the source or the workdir is invalid, or logits differ.
     """
     load_plugins(plugins)
-    kind = get_task(task)
+    get_task(task or DEFAULT)  # fails here on an unknown name
     target = check_import_target(path, force)
     checkpoint = read_checkpoint(source, entry=entry)
     resolved = resolve_model(checkpoint, name)
@@ -100,6 +101,7 @@ def import_weights(
     model = create_model(resolved.name, **resolved.options)
     if verify_timm:
         check_timm(model)
+    kind, task_options = _find_task(source, checkpoint, model, task)
     log(_describe(source, checkpoint, resolved, model))
     if checkpoint.ignored:
         log(f"ignored in {source}: {', '.join(checkpoint.ignored)}")
@@ -113,7 +115,7 @@ def import_weights(
             f"{spec.crop_pct}, mean and std of {model.name} (a folder in timm's format has them in its config.json)"
         )
     found = {key: getattr(checkpoint.config, key, None) for key in ("class_names", "exif_orientation")}
-    config = evaluation_config(kind, {"name": model.name, **_changes(model)}, None, plugins)
+    config = evaluation_config(kind, {"name": model.name, **_changes(model)}, None, plugins).replace(task_options)
     imported = config.build_task().imported_labels(model, found)
     if imported.remark:
         log(imported.remark)
@@ -182,11 +184,10 @@ def export_weights(
             f"file with the extension {' or '.join(ENDINGS)}"
         )
     log(f"{path}: {run.model.name}, {run.weights} weights of step {run.step}")
-    if is_file and (changes := model_args(run.model)):
-        log(
-            f"a file does not record the options that differ from those of the variant, {', '.join(changes)}; a folder "
-            "does"
-        )
+    options = {key: run.config.values[key] for key in run.config.task.inference_keys}
+    set_options = [f"config.{key}" for key, value in options.items() if value != run.config.task.keys[key].default]
+    if is_file and (changes := [*model_args(run.model), *set_options]):
+        log(f"a file does not record the options that differ from the defaults, {', '.join(changes)}; a folder does")
     if notice := run.licence_notice:
         log(f"{notice}{'; a file does not record it, a folder does' if is_file else ''}")
     tensors = to_torch(run.model, run.variables, key_format, dtype)
@@ -214,6 +215,8 @@ def export_weights(
             class_descriptions=known,
             exif_orientation=run.labels.get("exif_orientation"),
             licence=run.licence,
+            task=None if run.config.task is get_task(DEFAULT) else run.config.task.name,
+            task_options=options,
             force=force,
             check=check_draft,
         )
@@ -224,6 +227,27 @@ def _describe(source: str, checkpoint: TorchCheckpoint, resolved: ResolvedModel,
     changes = "".join(f", {key} {value}" for key, value in model_args(model).items())
     size = count(model.num_classes, "class")
     return f"{source}{entry}: {model.name}{changes}, {size}, in key format {resolved.key_format.name}"
+
+
+def _find_task(
+    source: str, checkpoint: TorchCheckpoint, model: Model, name: str | None
+) -> tuple[type[Task], dict[str, Any]]:
+    """Return the task of weights, and the values of its keys that are recorded with them.
+
+    Raises:
+        RunError: the model does not fit the task.
+    """
+    recorded = getattr(checkpoint.config, "task", None)
+    kind = get_task(name or recorded) if name or recorded else find_task(model)
+    if not kind.fits(model):
+        raise RunError(
+            f"{source} has the weights of {model.name}, which does not fit the task {kind.name}; omit --task, or name "
+            "the task of the model"
+        )
+    if kind.name != recorded:
+        return kind, {}
+    options = checkpoint.config.task_options
+    return kind, {key: options[key] for key in kind.inference_keys if key in options}
 
 
 def check_import_target(path: epath.PathLike, force: bool) -> epath.Path:

@@ -187,12 +187,14 @@ class Task(abc.ABC):
         metrics: the metrics of an evaluation. The first is the headline metric: it selects the best checkpoint and is
             shown first. A metric with the key "loss" is plotted with the training loss.
         loss_terms: names of the terms of the loss, as a class attribute or a property.
+        inference_keys: those of `keys` that evaluation and prediction depend on, which exported weights record.
         scores_from_rows: whether `score` needs the values that `collect` returns; otherwise only `join_predictions`
             does.
     """
 
     name: ClassVar[str]
     keys: ClassVar[Mapping[str, ConfigKey]] = MappingProxyType({})
+    inference_keys: ClassVar[tuple[str, ...]] = ()
     metrics: ClassVar[tuple[Metric, ...]]
     loss_terms: tuple[str, ...]
     scores_from_rows: ClassVar[bool] = False
@@ -277,6 +279,11 @@ class Task(abc.ABC):
         return model.input_spec.normalize(jnp.asarray(np.stack([transform(source[i])["image"] for i in indices])))
 
     # Learning, on the devices.
+
+    @staticmethod
+    def fits(model: Model) -> bool:
+        """Return whether the outputs of a model are those of the task."""
+        return True
 
     @abc.abstractmethod
     def build_model(self, labels: Labels) -> Model:

@@ -4,6 +4,7 @@ from typing import Any
 
 from mambaout_jax import plugins
 from mambaout_jax.checks import nearest_names
+from mambaout_jax.models import Model
 from mambaout_jax.tasks.api import Task
 from mambaout_jax.tasks.classification.task import Classification
 from mambaout_jax.tasks.errors import TaskError
@@ -35,6 +36,11 @@ def get_task(name: str) -> type[Task]:
             f"{', '.join(sorted(known))}; config.plugins adds others"
         )
     return known[name]
+
+
+def find_task(model: Model) -> type[Task]:
+    """Return the first built-in task that a model fits, or the default."""
+    return next((task for task in BUILT_IN if task.fits(model)), BUILT_IN[0])
 
 
 def _check_complete(task: Any) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from mambaout_jax.storage import find_unknown_home
 from mambaout_jax.weights.errors import WeightsError, converting_file_errors
 from mambaout_jax.weights.files import ENDINGS, write_tensors
 from mambaout_jax.weights.options import model_args
-from mambaout_jax.weights.timm_config import CONFIG_NAME, EXIF_ORIENTATION
+from mambaout_jax.weights.timm_config import CONFIG_NAME, EXIF_ORIENTATION, TASK
 
 # In order of preference, as in timm.
 WEIGHTS_NAMES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
@@ -47,6 +48,8 @@ def write_folder(
     class_descriptions: Mapping[str, str] | None = None,
     exif_orientation: bool | None = None,
     licence: str | None = None,
+    task: str | None = None,
+    task_options: Mapping[str, Any] = MappingProxyType({}),
     force: bool = False,
     check: Callable[[Path], None] | None = None,
 ) -> None:
@@ -57,6 +60,8 @@ def write_folder(
         class_descriptions: descriptions by class name, if all classes have one.
         exif_orientation: whether the model was trained on images turned upright by their EXIF orientation, if known.
         licence: name of the licence of the weights, if known.
+        task: name of the task of the weights; None to infer it from the model.
+        task_options: values of the task's config keys, by dotted name, which an import restores.
         force: replace an existing folder if it contains only such files.
         check: validates the temporary folder before it is moved to `path`; raises if it is invalid.
 
@@ -68,6 +73,8 @@ def write_folder(
         draft = parent / target.name
         draft.mkdir()
         config = _timm_config(model, class_names, class_descriptions, exif_orientation, licence)
+        if task is not None:
+            config[TASK] = {"task": task, "config": dict(task_options)}
         (draft / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         sync(draft / CONFIG_NAME)
         write_tensors(draft / WEIGHTS_NAMES[0], tensors)

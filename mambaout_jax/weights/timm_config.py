@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from mambaout_jax.checks import find_fault, nearest_names, shorten
@@ -15,6 +16,8 @@ from mambaout_jax.words import count
 CONFIG_NAME = "config.json"
 # An entry of this package. It is at the top level, because timm takes all of pretrained_cfg as arguments.
 EXIF_ORIENTATION = "exif_orientation"
+# Another one: {"task": name, "config": values by dotted key}.
+TASK = "mambaout_jax"
 
 
 class TimmConfig(NamedTuple):
@@ -27,6 +30,8 @@ class TimmConfig(NamedTuple):
         exif_orientation: whether the model was trained on images that were turned upright by their EXIF orientation;
             None in files of timm, which has no such entry and ignores it.
         licence: name of the licence of the weights, if the file has it.
+        task: name of the task that the weights were trained for, if the file has it.
+        task_options: the recorded values of the task's config keys, by dotted name.
     """
 
     architecture: str
@@ -35,6 +40,8 @@ class TimmConfig(NamedTuple):
     class_names: tuple[str, ...] | None
     exif_orientation: bool | None = None
     licence: str | None = None
+    task: str | None = None
+    task_options: Mapping[str, Any] = MappingProxyType({})
 
 
 class _Kind(NamedTuple):
@@ -112,6 +119,8 @@ def read_config(path: str, origin: str) -> TimmConfig:
     labels = next(
         (part[key] for part in (config, prepared) for key in ("label_names", "labels") if part.get(key)), None
     )
+    record = _get(config, TASK, _OBJECT, origin) or {}
+    task_options = _get(record, "config", _OBJECT, origin) or {}
     return TimmConfig(
         architecture,
         options,
@@ -119,6 +128,8 @@ def read_config(path: str, origin: str) -> TimmConfig:
         _class_names(labels, options, origin),
         _get(config, EXIF_ORIENTATION, _BOOLEAN, origin),
         _get(prepared, "license", _STRING, origin),
+        _get(record, "task", _STRING, origin),
+        {key: tuple(value) if isinstance(value, list) else value for key, value in task_options.items()},
     )
 
 

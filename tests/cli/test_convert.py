@@ -228,7 +228,7 @@ def test_a_key_format_is_one_of_the_family(workdir, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("words", "task", "plugins"),
-    [([], "classification", []), (["--task=toy", "--plugin=a.b", "--plugin=c"], "toy", ["a.b", "c"])],
+    [([], None, []), (["--task=toy", "--plugin=a.b", "--plugin=c"], "toy", ["a.b", "c"])],
 )
 def test_task_and_plugins_reach_the_import(monkeypatch, words, task, plugins):
     asked = []

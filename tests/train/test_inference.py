@@ -32,9 +32,17 @@ class Brightness:
     def __init__(self):
         self.shapes = []
 
+    def has_method(self, name):
+        return name == "embed"
+
     def apply(self, variables, images):
         self.shapes.append(images.shape)
         return variables * jnp.stack([images[:, :16].mean((1, 2, 3)), images[:, 16:].mean((1, 2, 3))], 1)
+
+
+def test_a_model_of_another_task_is_refused_with_what_to_call():
+    with pytest.raises(TaskError, match=r"upernet_mambaout_femto does not classify images; call .*predict_files"):
+        mo.predict(mo.create_model("upernet_mambaout_femto"), {}, photograph())
 
 
 def photograph(size=(60, 40), seed=0):

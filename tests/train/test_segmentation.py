@@ -24,9 +24,10 @@ from mambaout_jax.run.errors import RunError, StoppedError
 from mambaout_jax.run.pretrained import load_pretrained_for
 from mambaout_jax.run.workdir import load_run
 from mambaout_jax.tasks.errors import TaskError
+from mambaout_jax.tasks.registry import find_task
 from mambaout_jax.tasks.segmentation import task
 from mambaout_jax.train.loop import train
-from mambaout_jax.weights import WeightsError, write_file
+from mambaout_jax.weights import WeightsError, write_file, write_folder
 from tests.processes import run_python
 from tests.train.segmentation_on_devices import config
 
@@ -135,11 +136,43 @@ def test_predictions_are_files_for_each_image(finished, tmp_path, capsys):
 def test_weights_go_to_pytorch_and_back(finished, tmp_path):
     workdir, _ = finished
     export_weights(workdir, str(tmp_path / "folder"))
-    import_weights(str(tmp_path / "folder"), tmp_path / "imported", task="segmentation")
+    import_weights(str(tmp_path / "folder"), tmp_path / "imported")
     assert_same(load_run(tmp_path / "imported").variables, load_run(workdir).variables)
     export_weights(workdir, str(tmp_path / "weights.safetensors"), key_format="mmseg-mambaout")
     run = load_run(workdir)
     assert_same(mo.from_torch(run.model, str(tmp_path / "weights.safetensors")), run.variables)
+
+
+def test_an_exported_folder_restores_the_task_and_its_preprocessing(data_dir, tmp_path):
+    """An imported model predicts as the run whose weights were exported."""
+    parsed = config(data_dir, **{"eval.window": 32, "eval.flip": True})
+    model = parsed.build_task().build_model({"num_classes": 11})
+    options = {key: parsed.values[key] for key in ("data.box", "eval.window", "eval.flip")}
+    state = mo.to_torch(model, model.init(jax.random.key(0)))
+    write_folder(str(tmp_path / "first"), model, state, task="segmentation", task_options=options)
+    import_weights(str(tmp_path / "first"), tmp_path / "imported")
+    export_weights(tmp_path / "imported", str(tmp_path / "second"))
+    import_weights(str(tmp_path / "second"), tmp_path / "again")
+    first, again = load_run(tmp_path / "imported"), load_run(tmp_path / "again")
+    assert first.config == again.config
+    assert first.config.task_options | options == first.config.task_options
+    assert_same(first.variables, again.variables)
+
+
+def test_the_task_of_imported_weights_is_that_of_their_model(tmp_path):
+    model = mo.create_model("upernet_mambaout_femto", depths=(1, 1, 1, 1), dims=(4, 8, 8, 8), num_classes=3)
+    write_folder(str(tmp_path / "folder"), model, mo.to_torch(model, model.init(jax.random.key(0))))
+    with pytest.raises(RunError, match="upernet_mambaout_femto, which does not fit the task classification; omit"):
+        import_weights(str(tmp_path / "folder"), tmp_path / "imported", task="classification")
+    assert find_task(model).name == "segmentation"
+    assert find_task(mo.create_model("mambaout_femto")).name == "classification"
+
+
+def test_a_segmentation_model_is_no_classifier():
+    parsed = default_config()
+    parsed.data.name, parsed.model.name = "digits", "upernet_mambaout_femto"
+    with pytest.raises(TaskError, match="'upernet_mambaout_femto', which does not classify images"):
+        parse_config(parsed).build_task().check()
 
 
 def test_a_backbone_starts_from_a_classifier(data_dir, tmp_path):

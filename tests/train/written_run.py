@@ -16,14 +16,15 @@ from tests.train import tiny
 STEP = 7
 
 
-def write(workdir, class_names, *, favourites=(), **changes):
+def write(workdir, class_names, *, config=None, favourites=(), **changes):
     """Write config, environment and a checkpoint of large random weights, whose average differs from the raw ones.
 
     Args:
+        config: the config; None for that of `tiny`.
         favourites: classes that are likelier than others.
         changes: of the config, as dotted keys.
     """
-    config = tiny.config(**changes)
+    config = tiny.config(**changes) if config is None else config
     labels = {"class_names": list(class_names)}
     model = config.build_task().build_model(labels)
     raw, ema = (_draw(model, seed, favourites) for seed in (1, 2))

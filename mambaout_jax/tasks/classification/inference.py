@@ -20,6 +20,7 @@ from mambaout_jax.tasks.api import MAX_PREDICTED, Example, stack_examples
 from mambaout_jax.tasks.classification.predictor import (
     ClassProbabilities,
     ImagePredictor,
+    classifies,
     eval_image_transform,
     is_turned_upright,
 )
@@ -73,9 +74,14 @@ def predict(
 
     Raises:
         DataError: an image cannot be read or decoded, or there is none.
-        TaskError: the model has no last layer, the number of names is not that of the outputs, or the probabilities
-            are not finite.
+        TaskError: the model does not classify images or has no last layer, the number of names is not that of the
+            outputs, or the probabilities are not finite.
     """
+    if not classifies(model):
+        raise TaskError(
+            f"{model.name} does not classify images; call mambaout_jax.evaluate.predict.predict_files with its run "
+            "(mo.load_run)"
+        )
     if not model.num_classes:
         raise TaskError(f"{model.name} has no last layer (num_classes is 0); use model.embed")
     if class_names is not None and len(class_names) != model.num_classes:

@@ -65,6 +65,11 @@ class ClassProbabilities(NamedTuple):
         return f"<{shown}>"
 
 
+def classifies(model: Model) -> bool:
+    """Return whether a model has one embedding, and therefore one vector of logits, per image."""
+    return model.has_method("embed")
+
+
 def eval_image_transform(model: Model, *, exif_orientation: bool = False) -> EvalTransform:
     """Build the evaluation transform of a model, from its `input_spec`.
 

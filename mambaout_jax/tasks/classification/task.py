@@ -38,7 +38,12 @@ from mambaout_jax.tasks.classification.eval_sets import EVAL_SETS, class_mask, f
 from mambaout_jax.tasks.classification.losses import cross_entropy, kl_divergence
 from mambaout_jax.tasks.classification.metrics import hits_and_loss, top_classes
 from mambaout_jax.tasks.classification.mixing import Augmentation, augment
-from mambaout_jax.tasks.classification.predictor import ImagePredictor, eval_image_transform, is_turned_upright
+from mambaout_jax.tasks.classification.predictor import (
+    ImagePredictor,
+    classifies,
+    eval_image_transform,
+    is_turned_upright,
+)
 from mambaout_jax.tasks.classification.source import ImageSource, open_source
 from mambaout_jax.tasks.classification.transforms import EvalExample, TrainExample
 from mambaout_jax.tasks.errors import TaskError
@@ -233,14 +238,25 @@ class Classification(Task):
         transform = eval_image_transform(model, exif_orientation=source.exif_orientation)
         return EvalExample(transform, source.max_labels)
 
+    @staticmethod
+    def fits(model: Model) -> bool:
+        """Return whether a model has one vector of logits per image."""
+        return classifies(model)
+
     def build_model(self, labels: Labels) -> Model:
         """Build the model of the config with one output per class, and with the evaluation crop of the config."""
         crop = {key: self.config.options[f"data.{key}"] for key in ("crop_pct", "crop_mode")}
         crop = {key: value for key, value in crop.items() if value is not None}
         try:
-            return create_model(num_classes=num_classes(labels), **{**self.config.model, **crop})
+            model = create_model(num_classes=num_classes(labels), **{**self.config.model, **crop})
         except ModelError as error:
             raise ModelError(f"config.model: {error}") from None
+        if not self.fits(model):
+            raise TaskError(
+                f"config.model.name is {model.name!r}, which does not classify images; set config.task to the task of "
+                "this model, or config.model.name to a classifier"
+            )
+        return model
 
     def _augmentation(self) -> Augmentation:
         options = self.config.options

@@ -119,6 +119,7 @@ class Segmentation(Task):
 
     name: ClassVar[str] = "segmentation"
     keys: ClassVar[Mapping[str, ConfigKey]] = {**_DATA_KEYS, **_EVAL_KEYS, **_LOSS_KEYS}
+    inference_keys: ClassVar[tuple[str, ...]] = ("data.box", *_EVAL_KEYS)
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("miou", "mIoU", "%"),
         Metric("macc", "mAcc", "%"),
@@ -205,13 +206,18 @@ class Segmentation(Task):
         check_size_and_channels(model.input_spec.size, model.in_chans)
         return Decoder(model.in_chans, model.num_classes, source is not None and source.exif_orientation)
 
+    @staticmethod
+    def fits(model: Model) -> bool:
+        """Return whether a model has a decode head and an auxiliary head."""
+        return model.has_method("logits_with_auxiliary")
+
     def build_model(self, labels: Labels) -> Model:
         """Build the model of the config with one output per class."""
         try:
             model = create_model(num_classes=num_classes(labels), **self.config.model)
         except ModelError as error:
             raise ModelError(f"config.model: {error}") from None
-        if not model.has_method("logits_with_auxiliary"):
+        if not self.fits(model):
             raise TaskError(
                 f"config.model.name is {model.name!r}, which classifies images; a segmentation model is expected, "
                 f"for example upernet_{model.name}"
