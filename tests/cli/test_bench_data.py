@@ -150,5 +150,5 @@ def test_invalid_input_is_one_sentence(measured, capsys, words, sentence):
 def test_a_time_and_a_rate_have_to_be_positive_numbers(measured, capsys, flag, number):
     with pytest.raises(SystemExit, match="2"):
         bench(f"{flag}={number}")
-    assert capsys.readouterr().err.endswith(f"argument {flag}: '{number}' is not a positive number\n")
+    assert f"argument {flag}: '{number}' is not a positive number; see " in capsys.readouterr().err
     assert not measured
