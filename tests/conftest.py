@@ -39,8 +39,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # NumPy 2.0 starts a process when this module is imported, which most tests must not.
 importlib.import_module("numpy.testing")
-# Buckets are read in threads, which are abandoned after a timeout: one that still imported gcsfs would have TensorBoard,
-# in a later test, see a part of the modules that both import.
+# Buckets are read in threads, which are abandoned after a timeout: one that still imported gcsfs would have TensorBoard
+# see, in a later test, a part of the modules that both import.
 importlib.import_module("gcsfs")
 
 jaxtyping.install_import_hook(
