@@ -129,7 +129,9 @@ def test_a_folder_has_model_and_preparation(given, folder):
 def test_a_folder_whose_config_is_of_another_model_is_refused(folder):
     about = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**about, "architecture": "mambaout_kobe", "model_args": {}}))
-    with pytest.raises(WeightsError, match=r": the weights do not fit mambaout_kobe: head.fc.weight has shape .*; and \d+ more$"):
+    with pytest.raises(
+        WeightsError, match=r": the weights do not fit mambaout_kobe: head.fc.weight has shape .*; and \d+ more$"
+    ):
         mo.load_pretrained(folder)
 
 
