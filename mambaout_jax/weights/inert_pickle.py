@@ -57,6 +57,12 @@ def module(torch: ModuleType) -> ModuleType:
     """Return what `torch.load` takes as its pickle module."""
 
     class Unpickler(pickle.Unpickler):
+        def load(self) -> Any:
+            try:
+                return super().load()
+            except MemoryError as error:  # the values of tensors, which may need much memory, are read elsewhere
+                raise pickle.UnpicklingError("a damaged size") from error
+
         def find_class(self, module_name: str, name: str) -> Any:
             full = f"{module_name}.{name}"
             if full == "collections.OrderedDict":

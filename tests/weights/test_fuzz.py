@@ -124,3 +124,14 @@ def test_a_pickle_of_any_bytes(tmp_path, how, mutate):
         torch.save({"model": {"a": torch.arange(9.0), "b": torch.ones(2, 3).bfloat16()}, "epoch": 3}, valid, **how)
     (tmp_path / "a.pth").write_bytes(mutate(valid.read_bytes()))
     assert_weights_or_one_sentence(tmp_path / "a.pth")
+
+
+@pytest.mark.torch
+def test_a_pickle_with_a_damaged_size_is_no_fault_of_the_machine(tmp_path):
+    import torch
+
+    torch.save({"a": torch.ones(2)}, tmp_path / "a.pth", _use_new_zipfile_serialization=False)
+    content = (tmp_path / "a.pth").read_bytes()
+    huge_bytes = b"\x8e" + (2**46).to_bytes(8, "little")  # BINBYTES8, with the number of bytes
+    (tmp_path / "a.pth").write_bytes(content.replace(b"}q\x00", huge_bytes))
+    assert_weights_or_one_sentence(tmp_path / "a.pth")
