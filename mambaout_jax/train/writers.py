@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 from etils import epath
 
 from mambaout_jax.extras import MODULES, check_installed
+from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.files import write_atomically
 
 # Files that a resumed run continues.
@@ -77,8 +78,8 @@ class CsvWriter:
             if kind not in self._columns:
                 rows = [old for old in rows if _is_kept(old, self._first_step)]
             self._columns[kind] = list(dict.fromkeys(name for each in (*rows, row) for name in each))
-            header = dict.fromkeys(self._columns[kind])
-            write_atomically(path, self._format(kind, [{name: name for name in header}, *rows]))
+            header = dict(zip(self._columns[kind], self._columns[kind], strict=True))
+            write_atomically(path, self._format(kind, [header, *rows]))
         with path.open("a") as file:
             file.write(self._format(kind, [row]))
 
@@ -101,6 +102,9 @@ class WandbWriter:
     """A writer to Weights & Biases; its project, entity and mode are in the environment, such as `WANDB_PROJECT`.
 
     A resumed run continues the run of the id in `wandb_id.txt`.
+
+    Raises:
+        RunError: the run cannot be started.
     """
 
     def __init__(self, run: LoggedRun):
@@ -109,9 +113,15 @@ class WandbWriter:
         file = run.folder / "wandb_id.txt"
         if not file.exists():
             write_atomically(file, secrets.token_hex(4))
-        self._run = wandb.init(
-            id=file.read_text(), resume="allow", name=run.name, dir=str(run.folder), config=dict(run.config)
-        )
+        try:
+            self._run = wandb.init(
+                id=file.read_text(), resume="allow", name=run.name, dir=str(run.folder), config=dict(run.config)
+            )
+        except wandb.Error as error:
+            said = " ".join(str(error).split())
+            raise RunError(
+                f"Weights & Biases does not start the run ({said}); log in with `wandb login`, or set WANDB_MODE=offline"
+            ) from error
         self._run.define_metric("*", step_metric="step")
 
     def write(self, kind: str, step: int, scalars: Mapping[str, float]) -> None:

@@ -10,9 +10,10 @@ from etils import epath
 
 from mambaout_jax.extras import MissingExtraError
 from mambaout_jax.run.config import KEYS
+from mambaout_jax.run.errors import RunError
 from mambaout_jax.tasks.classification.task import Classification
 from mambaout_jax.train.metrics import MetricWriter
-from mambaout_jax.train.writers import WRITERS, check_writers
+from mambaout_jax.train.writers import WRITERS, LoggedRun, check_writers
 
 ROOT = epath.Path(__file__).parents[2]
 
@@ -109,3 +110,16 @@ writer.close()
     for written, value in ((first, 1 / 5), (first, 1 / 10), (second, 1 / 15)):
         assert b"train/loss" in written
         assert str(value).encode() in written
+
+
+@pytest.mark.run
+def test_without_a_login_the_remedy_is_one_sentence(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with pytest.raises(
+        RunError, match=r"^Weights & Biases does not start the run .*; log in with `wandb login`, or set "
+    ):
+        WRITERS["wandb"](LoggedRun(epath.Path(tmp_path), "run", 0, {}))
