@@ -5,10 +5,10 @@ The same as `python -m mambaout_jax train`; with --mode=evaluate, as `python -m 
 
 import sys
 
-from mambaout_jax.__main__ import main
+from mambaout_jax.__main__ import Parser, main
 
 if __name__ == "__main__":
-    arguments = sys.argv[1:]
-    evaluates = "--mode=evaluate" in arguments
-    rest = [argument for argument in arguments if argument not in ("--mode=train", "--mode=evaluate")]
-    sys.exit(main(["evaluate" if evaluates else "train", *rest]))
+    parser = Parser(prog="python main.py", add_help=False, allow_abbrev=False)
+    parser.add_argument("--mode", choices=("train", "evaluate"), default="train")
+    known, others = parser.parse_known_args()
+    sys.exit(main([known.mode, *others]))

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import mambaout_jax
 from mambaout_jax.checks import find_experiment_fault, nearest_names
@@ -35,10 +36,11 @@ CONFIG_HELP = (
 )
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """A parser that reports wrong arguments in one sentence, like every other error."""
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
+        """Print the sentence and exit with code 2."""
         sys.exit(print_error(f"{message}; see {self.prog} --help"))
 
 
@@ -76,7 +78,7 @@ def _run(argv: list[str]) -> int:
     if name is not None and name not in COMMANDS and not name.startswith("-"):
         [near] = nearest_names(name, COMMANDS)
         return print_error(f"{name!r} is not a command; did you mean {near!r}? Commands are {', '.join(COMMANDS)}")
-    parser = _Parser(prog="python -m mambaout_jax", description="MambaOut and other backbones in JAX.")
+    parser = Parser(prog="python -m mambaout_jax", description="MambaOut and other backbones in JAX.")
     parser.add_argument("--version", action="version", version=f"mambaout_jax {mambaout_jax.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     changes: list[str] = []

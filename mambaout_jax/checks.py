@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__))
-# The folder of experiments: a part of the installed package, and beside the package in a checkout.
+# The folder of experiments: inside the installed package, or next to the package in a checkout.
 EXPERIMENTS = next(
     filter(os.path.isdir, (os.path.join(_PACKAGE, "configs"), os.path.join(os.path.dirname(_PACKAGE), "configs"))), ""
 )

@@ -4,6 +4,10 @@ import argparse
 import math
 from collections.abc import Callable
 
+from mambaout_jax import supervisor
+from mambaout_jax.errors import print_error
+from mambaout_jax.process import own_command
+
 # Said by commands whose imports take more than two seconds.
 LOADING = "Loading JAX and the dataset readers."
 
@@ -36,11 +40,21 @@ def address_of(args: argparse.Namespace) -> tuple[str | None, int | None, int | 
     return args.coordinator, args.num_processes, args.process_id
 
 
-def find_processes_fault(args: argparse.Namespace) -> str:
-    """Return a sentence about arguments of `add_processes` that do not fit together; empty if they do."""
-    if args.distributed or all(value is None for value in address_of(args)):
-        return ""
-    return "--coordinator, --num_processes and --process_id require --distributed"
+def supervise_if_distributed(args: argparse.Namespace) -> int | None:
+    """With --distributed, run the command in a child process under a supervisor.
+
+    Returns:
+        The exit code, if the child has ended or arguments of `add_processes` do not fit together; None in a process
+        that runs the command itself.
+    """
+    if not args.distributed:
+        if all(value is None for value in address_of(args)):
+            return None
+        return print_error("--coordinator, --num_processes and --process_id require --distributed")
+    if not supervisor.is_supervised():
+        return supervisor.supervise(own_command())
+    supervisor.exit_with_supervisor()
+    return None
 
 
 def integer(least: int) -> Callable[[str], int]:

@@ -2,9 +2,8 @@
 
 import argparse
 
-from mambaout_jax.cli.arguments import add_processes, address_of, find_processes_fault
+from mambaout_jax.cli.arguments import add_processes, address_of, supervise_if_distributed
 from mambaout_jax.errors import print_error, printable
-from mambaout_jax.process import own_command
 from mambaout_jax.words import count
 
 TAKES_CONFIG = "optional"
@@ -22,16 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print a line per check; return 1 if a check fails, otherwise an exit code of `train`."""
-    from mambaout_jax import supervisor
-
     if args.config_changes and args.config is None:
         return print_error(f"{args.config_changes[0]} changes a config but --config is missing; add --config=FILE")
-    if fault := find_processes_fault(args):
-        return print_error(fault)
-    if args.distributed:
-        if not supervisor.is_supervised():
-            return supervisor.supervise(own_command())
-        supervisor.exit_with_supervisor()
+    if (code := supervise_if_distributed(args)) is not None:
+        return code
     from mambaout_jax import distributed
     from mambaout_jax.run.config_file import read_config
     from mambaout_jax.run.doctor import COLLECTIVE_SECONDS, run_checks

@@ -4,13 +4,12 @@ import argparse
 
 from mambaout_jax.cli import train
 
+TAKES_CONFIG = train.TAKES_CONFIG
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     train.add_arguments(parser)
-
-
-TAKES_CONFIG = train.TAKES_CONFIG
 
 
 def run(args: argparse.Namespace) -> int:

@@ -2,9 +2,9 @@
 
 import argparse
 
-from mambaout_jax.cli.arguments import LOADING, add_processes, address_of, find_processes_fault
+from mambaout_jax.cli.arguments import LOADING, add_processes, address_of, supervise_if_distributed
 from mambaout_jax.errors import print_error, printable
-from mambaout_jax.process import announced, exit_at_once_on_stop, own_command
+from mambaout_jax.process import announced, exit_at_once_on_stop
 
 TAKES_CONFIG = "optional"
 EPILOG = """\
@@ -15,7 +15,7 @@ stopped the run, or another process of it was lost: rerun the same command"""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments, which `evaluate` has too."""
     parser.epilog = EPILOG
-    parser.add_argument("--workdir", metavar="DIR", help="folder of the run; an unfinished run in it is resumed")
+    parser.add_argument("--workdir", metavar="DIR", help="folder of the run")
     add_processes(parser)
 
 
@@ -30,13 +30,9 @@ def run_mode(args: argparse.Namespace, *, is_training: bool) -> int:
     """Train or evaluate in this process, or in a supervised one, and return the exit code."""
     if fault := _find_fault(args):
         return print_error(fault)
-    from mambaout_jax import supervisor
-
-    if args.distributed:
-        if not supervisor.is_supervised():
-            return supervisor.supervise(own_command())
-        supervisor.exit_with_supervisor()
-    else:  # until a run installs its handlers, there is nothing to save
+    if (code := supervise_if_distributed(args)) is not None:
+        return code
+    if not args.distributed:  # until a run installs its handlers, there is nothing to save
         exit_at_once_on_stop("rerun the same command to resume")
     with announced(LOADING):
         from mambaout_jax import distributed
@@ -70,4 +66,4 @@ def _find_fault(args: argparse.Namespace) -> str:
         return "--workdir is empty; a folder is expected, for example runs/digits"
     if args.config is None and args.config_changes:
         return f"{args.config_changes[0]} requires --config, for example --config={args.workdir}/config.json"
-    return find_processes_fault(args)
+    return ""

@@ -50,7 +50,7 @@ def find_experiment(dataset: str, task: str = DEFAULT) -> str:
 
     Raises:
         TaskError: no task has the name.
-        RunError: there is no experiment for the dataset.
+        RunError: the dataset has no experiment for the task.
     """
     get_task(task)
     name = re.split("[/:]", dataset)[0]
