@@ -120,7 +120,8 @@ class WandbWriter:
         except wandb.Error as error:
             said = " ".join(str(error).split())
             raise RunError(
-                f"Weights & Biases does not start the run ({said}); log in with `wandb login`, or set WANDB_MODE=offline"
+                f"Weights & Biases does not start the run ({said}); log in with `wandb login`, or set "
+                "WANDB_MODE=offline"
             ) from error
         self._run.define_metric("*", step_metric="step")
 
