@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 from etils import epath
 
-from mambaout_jax.extras import MODULES, check_installed
+from mambaout_jax.extras import MODULES, check_installed, importing
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.files import write_atomically
 
@@ -108,7 +108,8 @@ class WandbWriter:
     """
 
     def __init__(self, run: LoggedRun):
-        import wandb
+        with importing("wandb", "config.metric_writers with wandb requires it"):
+            import wandb
 
         file = run.folder / "wandb_id.txt"
         if not file.exists():
