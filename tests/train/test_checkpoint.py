@@ -194,10 +194,13 @@ def test_inference_restores_the_weights_that_it_names(directory, state, weights)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "content", slow_but([b""], [b"", b'{"x', b"[]", b"{}", b"\xff", b'{"top1_ema": "x"}', b'{"top1_ema": NaN}'])
+    ("step", "content"),
+    [
+        (1, b""),
+        *((2, each) for each in (b"", b'{"x', b"[]", b"{}", b"\xff", b'{"top1_ema": "x"}', b'{"top1_ema": NaN}')),
+    ],
 )
-@pytest.mark.parametrize("step", [1, 2])
-def test_a_damaged_score_neither_prevents_reading_nor_saving(directory, state, content, step):
+def test_a_damaged_score_neither_prevents_reading_nor_saving(directory, state, step, content):
     save(directory, state, [(1, 0.5), (2, 0.6)])
     break_files(directory, step, "metrics", content)
     found = Checkpoints(directory, read_only=True).restore_variables(abstract_state(model_of()).variables, ["raw"])
