@@ -39,21 +39,9 @@ def __getattr__(name: str) -> Any:
     if name in _PACKAGES:
         return importlib.import_module(f"mambaout_jax.{name}")
     if name == "__version__":
-        return _version()
+        return importlib.import_module("mambaout_jax.version").find_version()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     return sorted([*__all__, "__version__"])
-
-
-def _version() -> str:
-    """Return the version in the pyproject.toml of a checkout, or else that of the installed package."""
-    import tomllib
-    from importlib import metadata
-    from pathlib import Path
-
-    file = Path(__file__).parent.parent / "pyproject.toml"
-    # Next to an installed package, it is a file of another project.
-    project = tomllib.loads(file.read_text(encoding="utf-8")).get("project", {}) if file.exists() else {}
-    return project["version"] if project.get("name") == __name__ else metadata.version(__name__)

@@ -19,6 +19,7 @@ COMMANDS = (
     "convert",
     "doctor",
     "evaluate",
+    "export",
     "models",
     "plan",
     "predict",

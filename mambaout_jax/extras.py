@@ -38,6 +38,7 @@ MODULES = {
     "torch": ("torch", "timm"),
     "prepare": ("tensorflow",),
     "wandb": ("wandb",),
+    "export": ("flatbuffers", "onnx", "onnxruntime"),
 }
 
 

@@ -22,6 +22,7 @@ FOLDERS = ("mambaout_jax", "configs", "benchmarks", "tests")
 IMPORTS = {
     "errors": set(),
     "words": set(),
+    "version": set(),
     "checks": set(),
     "extras": {"errors"},
     "process": set(),
@@ -37,7 +38,7 @@ IMPORTS = {
     "weights": {"models", "process", "storage", "machine", "extras", "words"},
     "tasks": {"models", "data", "distributed", "pages", "checks"},
     "run": {"tasks", "weights", "supervisor"},
-    "export": {"run"},
+    "export": {"run", "version"},
     "evaluate": {"export"},
     "report": {"run"},
     "train": {"evaluate"},
@@ -45,7 +46,7 @@ IMPORTS = {
     "plan": {"train"},
     "study": {"analyze", "train", "report"},
     "cli": {"study", "plan"},
-    "__init__": {"run"},
+    "__init__": {"run", "version"},
     "__main__": {"cli", "__init__"},
     "main": {"__main__"},
 }

@@ -6,19 +6,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from etils import epath
 
-from mambaout_jax.data import DataError
 from mambaout_jax.data.imagenet_classes import class_description
 from mambaout_jax.errors import reason
+from mambaout_jax.export.images import check_images
 from mambaout_jax.machine import raise_machine_fault
 from mambaout_jax.models import Model, create_model
 from mambaout_jax.plugins import load as load_plugins
 from mambaout_jax.process import commit_folder, scratch_folder
 from mambaout_jax.run.checkpoints import Checkpoints
 from mambaout_jax.run.config import RunConfig, evaluation_config
-from mambaout_jax.run.dataset import open_split
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.state import TrainState
 from mambaout_jax.run.workdir import check_space, is_workdir, load_environment, open_workdir, record_run, restore_run
@@ -40,7 +38,6 @@ from mambaout_jax.weights import (
     from_checkpoint,
     licence_notice,
     model_args,
-    random_images,
     read_checkpoint,
     resolve_model,
     to_torch,
@@ -49,8 +46,6 @@ from mambaout_jax.weights import (
 )
 from mambaout_jax.words import count
 
-# The number of random and of real images: a check takes seconds, and one image is enough to detect a wrong layer.
-NUM_IMAGES = 4
 # The files that an import writes.
 _WORKDIR = ("checkpoints", "config.json", "environment.json")
 
@@ -127,7 +122,7 @@ def import_weights(
         log(notice)
     config.build_task().eval_transform(model)  # fails here on invalid preprocessing settings
     variables = from_checkpoint(model, checkpoint)
-    images = _images(config, model, log)
+    images = check_images(config, model, log)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -192,7 +187,7 @@ def export_weights(
         log(f"{notice}{'; a file does not record it, a folder does' if is_file else ''}")
     tensors = to_torch(run.model, run.variables, key_format, dtype)
     written = jax.tree.map(lambda leaf: leaf.astype(dtype).astype(jnp.float32), run.variables)
-    check = LogitsCheck(run.model, written, _images(run.config, run.model, log))
+    check = LogitsCheck(run.model, written, check_images(run.config, run.model, log))
     if dtype != "float32":
         log(f"rounded to {dtype}: logits change by {check.difference(run.variables):.2g} of the largest")
 
@@ -295,21 +290,3 @@ def _write_workdir(
     except (OSError, ValueError) as error:
         raise_machine_fault(error, workdir.parent.parent, to_write=True)
         raise
-
-
-def _images(config: RunConfig, model: Model, log: Log) -> np.ndarray:
-    """Return images for the comparison of logits: random ones, and real ones if the config's dataset is prepared."""
-    images = random_images(model, NUM_IMAGES)
-    if config.data.name is None:
-        log(f"comparing logits on {count(NUM_IMAGES, 'random image')}, because the dataset of the weights is unknown")
-        return images
-    task: Task = config.build_task()
-    try:
-        source = open_split(config, task, config.data.validation_split)
-        indices = np.linspace(0, len(source) - 1, NUM_IMAGES).astype(int)
-        real = task.model_images(model, source, indices.tolist())
-    except DataError as error:
-        log(f"comparing logits on {count(NUM_IMAGES, 'random image')} and no real ones: {error}")
-        return images
-    log(f"comparing logits on {count(NUM_IMAGES, 'random image')} and {NUM_IMAGES} of {source.name}")
-    return np.concatenate([images, real])

@@ -171,14 +171,17 @@ _auto.defvjp(_auto_fwd, _auto_bwd)
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _by_platform(general, kernels, inputs, others):
-    """Run the implementation for the platform of lowering; the kernels require float32 and varying B and C.
+    """Run the implementation for the platform of lowering.
+
+    The kernels require float32, varying B and C, and a batch of known size, which programs of `jax.export` may lack.
 
     The derivative, which only second derivatives of the recurrence use, is that of the general implementation on every
     platform: kernels have none.
     """
     u, _, A, B, C, _ = inputs
     forms = {"cpu": partial(general, _loop), "default": partial(general, _associative)}
-    if u.size and B.ndim == C.ndim == 4 and u.dtype == jnp.float32 and recurrence_tpu.fits(A.shape[1]):
+    is_known = isinstance(u.size, int) and u.size > 0
+    if is_known and B.ndim == C.ndim == 4 and u.dtype == jnp.float32 and recurrence_tpu.fits(A.shape[1]):
         forms["tpu"] = partial(kernels, shape=chunk_shape(u.shape[1]))
     return lax.platform_dependent(*inputs, *others, **forms)
 
@@ -210,7 +213,7 @@ def _backward(run: Run, *arguments):
 def _time_major(u, delta, A, B, C, state) -> tuple[Fixed, State, Varying]:
     groups = next((x.shape[2] for x in (B, C) if x.ndim == 4), 1)
     varying = Varying(
-        *(jnp.moveaxis(x, 1, 0).reshape(x.shape[1], len(x), groups, x.shape[2] // groups) for x in (u, delta)),
+        *(jnp.moveaxis(x, 1, 0).reshape(x.shape[1], x.shape[0], groups, x.shape[2] // groups) for x in (u, delta)),
         *(jnp.moveaxis(x, 1, 0) if x.ndim == 4 else None for x in (B, C)),
     )
     state = _grouped(state, groups)
@@ -239,8 +242,8 @@ def _chunks(*inputs) -> tuple[Fixed, State, Varying]:
 
 def _split_chunks(x: Float[Array, "l ..."]) -> Float[Array, "chunks steps ..."]:
     """Split the time axis into chunks; steps of padding, with delta = 0, do not change the state."""
-    count, length = chunk_shape(len(x))
-    x = jnp.pad(x, [(0, count * length - len(x))] + [(0, 0)] * (x.ndim - 1))
+    count, length = chunk_shape(x.shape[0])
+    x = jnp.pad(x, [(0, count * length - x.shape[0])] + [(0, 0)] * (x.ndim - 1))
     return x.reshape(count, length, *x.shape[1:])
 
 

@@ -7,6 +7,7 @@ Reference: Gu and Dao, Mamba: Linear-Time Sequence Modeling with Selective State
 import weakref
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,8 @@ from mambaout_jax.ops.recurrence import recurrence
 from mambaout_jax.ops.sharding import spec_of, with_auto_axes
 
 IMPLS = ("auto", "sequential", "associative", "chunked")
+# In programs of `jax.export` for any batch size, the first dimension is an expression.
+Shape = tuple[Any, ...]
 # Live arrays A that were checked to have no positive values.
 _CHECKED = weakref.WeakValueDictionary()
 
@@ -164,14 +167,14 @@ def _check(given: Mapping[str, Array | None], *, step: bool) -> None:
     expected = {"delta": u.shape, "z": u.shape, "A": (channels, states), "D": (channels,), "delta_bias": (channels,)}
     _check_shapes({name: (given[name], shape) for name, shape in expected.items()})
     *_, state = given
-    _check_shapes({state: (given[state], (len(u), channels, states))})
+    _check_shapes({state: (given[state], (u.shape[0], channels, states))})
     groups = {name: _check_projection(name, given[name], u.shape, states, constant=not step) for name in ("B", "C")}
     if None not in groups.values() and groups["B"] != groups["C"]:
         raise ValueError(f"B has {groups['B']} groups and C has {groups['C']}; equal numbers are expected")
     _check_values(A, given["delta"])
 
 
-def _check_projection(name: str, x: Array, shape: tuple[int, ...], states: int, *, constant: bool) -> int | None:
+def _check_projection(name: str, x: Array, shape: Shape, states: int, *, constant: bool) -> int | None:
     """Return the number of groups of B or C, or None if it is constant."""
     *rows, channels = shape
     if constant and x.ndim == 2:
@@ -188,7 +191,7 @@ def _check_projection(name: str, x: Array, shape: tuple[int, ...], states: int, 
     return groups
 
 
-def _check_shapes(arguments: Mapping[str, tuple[Array | None, tuple[int, ...]]]) -> None:
+def _check_shapes(arguments: Mapping[str, tuple[Array | None, Shape]]) -> None:
     for name, (x, expected) in arguments.items():
         if x is None or x.shape == expected:
             continue

@@ -329,6 +329,12 @@ class Task(abc.ABC):
         """
         return {}
 
+    def exported_outputs(
+        self, model: Model, variables: dict[str, Any], images: Float[Array, "b h w c"]
+    ) -> dict[str, Array]:
+        """Compute what an exported program returns for normalized images: arrays of fixed sizes, by name."""
+        return {"logits": model.apply(variables, images)}
+
     def eval_context(self, source: Source) -> Any:
         """Return the argument `context` of `evaluate_batch`: a tree of arrays, the same for all batches of a source."""
         return {}

@@ -20,10 +20,11 @@ from mambaout_jax.weights.options import model_args, other_options
 from mambaout_jax.weights.resolve import ResolvedModel, UnknownVariantError, check_unambiguous, resolve_model
 from mambaout_jax.weights.state_dict import differences
 from mambaout_jax.weights.torch_file import import_torch
-from mambaout_jax.weights.verify import LogitsCheck, check_timm, random_images
+from mambaout_jax.weights.verify import TOLERANCE, LogitsCheck, check_timm, difference, random_images
 
 __all__ = [
     "ENDINGS",
+    "TOLERANCE",
     "LogitsCheck",
     "NewHeadWarning",
     "ResolvedModel",
@@ -36,6 +37,7 @@ __all__ = [
     "check_timm",
     "check_unambiguous",
     "converting_file_errors",
+    "difference",
     "differences",
     "download_checkpoint",
     "find_licence",

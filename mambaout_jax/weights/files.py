@@ -73,8 +73,11 @@ def write_file(
         commit_file(draft, target, replace=force)
 
 
-def check_file_target(path: str | os.PathLike, force: bool) -> Path:
-    """Check that a weights file may be written, and return its path without links.
+def check_file_target(path: str | os.PathLike, force: bool, endings: tuple[str, ...] = ENDINGS) -> Path:
+    """Check that a file may be written, and return its path without links.
+
+    Args:
+        endings: the extensions that it may have; those of weights files by default.
 
     Raises:
         WeightsError: see `write_file`.
@@ -83,8 +86,9 @@ def check_file_target(path: str | os.PathLike, force: bool) -> Path:
     if fault := find_unknown_home(path):
         raise WeightsError(f"{path} {fault}")
     target = Path(os.path.realpath(os.path.expanduser(path)))
-    if not target.name.endswith(ENDINGS):
-        raise WeightsError(f"{path} has an unknown extension; one of {', '.join(ENDINGS)} is expected")
+    if not target.name.endswith(endings):
+        expected = f"one of {', '.join(endings)}" if len(endings) > 1 else endings[0]
+        raise WeightsError(f"{path} has an unknown extension; {expected} is expected")
     with converting_file_errors(target):
         if os.path.lexists(target) and not target.is_file():
             raise WeightsError(f"{path} exists and is not a file; choose another path")

@@ -27,6 +27,7 @@ ALLOWED = {
     ("ops/selective_scan.py", "channels"),
     ("ops/selective_scan.py", "positive"),
     ("ops/selective_scan.py", "x.ndim"),
+    ("export/programs.py", "run.weights"),  # "ema" or "raw"
     ("export/torch.py", "run.weights"),  # "ema" or "raw"
     ("export/torch.py", "spec.size[1]"),  # at least 32
     ("tasks/classification/source.py", "image.np_dtype.name"),

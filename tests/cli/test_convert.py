@@ -66,7 +66,7 @@ def test_round_trip_prints_its_findings(workdir, file, tmp_path, capsys):
     assert main(["convert", "export", str(workdir), "--out", str(tmp_path / "folder"), "--weights", "raw"]) == 0
     words = capsys.readouterr().out
     assert "mambaout_femto, raw weights of step 7" in words
-    assert "comparing logits on 4 random images and 4 of digits" in words
+    assert "comparing outputs on 4 random images and 4 of digits" in words
     assert "read back: the logits are identical" in words
     assert words.endswith(f"exported to the folder {tmp_path / 'folder'}\n")
     assert main(["convert", "import", str(tmp_path / "folder"), "--out", str(tmp_path / "imported")]) == 0

@@ -75,8 +75,8 @@ def test_folder_round_trip_keeps_classes_and_preprocessing(run, tmp_path):
     assert back.labels["class_names"] == list(DIGITS)
     assert back.model.options == {**run[1].options, "drop_path_rate": 0.0}
     assert back.model.input_spec == run[1].input_spec
-    assert "comparing logits on 4 random images and 4 of digits" in said
-    assert "comparing logits on 4 random images, because the dataset of the weights is unknown" in said
+    assert "comparing outputs on 4 random images and 4 of digits" in said
+    assert "comparing outputs on 4 random images, because the dataset of the weights is unknown" in said
     assert sum(sentence.endswith("read back: the logits are identical") for sentence in said) == 2
 
 

@@ -218,7 +218,7 @@ class LocalMixer(nnx.Module):
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         token, xz = self._cut(self.in_proj(x))
-        xz = xz.reshape(len(xz), *self.grid, xz.shape[2])
+        xz = xz.reshape(xz.shape[0], *self.grid, xz.shape[2])
         sequences = pad_to_longest([self._insert(token, direction.sequence(xz)) for direction in self.directions])
         xs, zs = zip(*(jnp.split(sequence, 2, axis=2) for sequence in sequences), strict=True)
         scans = [branch(x) for branch, x in zip(self.branches, xs, strict=True)]

@@ -103,7 +103,7 @@ def to_paths(x: Float[Array, "b h w c"]) -> Float[Array, "b l _"]:
 
 def sum_paths(y: Float[Array, "b l _"], height: int, width: int) -> Float[Array, "b h w c"]:
     """Return the sum over the paths at each pixel, from channels in the order of `to_paths`."""
-    b = len(y)
+    b = y.shape[0]
     rows, rows_back, columns, columns_back = jnp.split(y, NUM_PATHS, axis=-1)
     rows = _flip_odd_rows((rows + jnp.flip(rows_back, 1)).reshape(b, height, width, -1))
     columns = _flip_odd_rows((columns + jnp.flip(columns_back, 1)).reshape(b, width, height, -1))

@@ -16,6 +16,7 @@ from mambaout_jax.data.arguments import check_size_and_channels
 from mambaout_jax.data.label_maps import IGNORED, decode_label_map
 from mambaout_jax.data.names import ADE20K
 from mambaout_jax.models import Model, ModelError, create_model
+from mambaout_jax.ops import resize_bilinear
 from mambaout_jax.tasks.api import (
     Batch,
     EvalOutput,
@@ -242,6 +243,12 @@ class Segmentation(Task):
             name: LossTerm(weight * pixel_cross_entropy(of_head, batch["label"]).sum(), batch["label"].size)
             for name, weight, of_head in zip(self.loss_terms, weights, logits, strict=True)
         }, batch_stats
+
+    def exported_outputs(
+        self, model: Model, variables: dict[str, Any], images: Float[Array, "b h w c"]
+    ) -> dict[str, Array]:
+        """Compute the logits of all pixels."""
+        return {"logits": resize_bilinear(model.apply(variables, images), images.shape[1:3])}
 
     def evaluate_batch(self, model: Model, variables: dict[str, Any], batch: Batch, context: Any) -> EvalOutput:
         """Count the pixels of each class at the original size."""
