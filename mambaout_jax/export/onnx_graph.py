@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from mambaout_jax.export.errors import ExportError
@@ -141,7 +143,7 @@ class _Graph:
         name = equation.primitive.name
         if name in _CALLS:
             inner, consts = _opened(next(filter(_is_jaxpr, equation.params.values())))
-            composite = _COMPOSITES.get(inner.debug_info.func_name) if name == "custom_vjp_call" else None
+            composite = _COMPOSITES.get(inner.debug_info.func_name) if name.startswith("custom_") else None
             return composite(self, equation, inputs) if composite else self.run(inner, consts, inputs)
         if name in _ELEMENTWISE and all(value.data is not None for value in inputs):
             return _fold(equation, _aligned(inputs))
@@ -501,13 +503,19 @@ def _dot_general(graph, equation, inputs):
     out = equation.outvars[0].aval
     if not lhs_batch and len(rhs.shape) == 2 and len(lhs_sum) == 1 and lhs_sum[0] == len(lhs.shape) - 1:
         return [graph.add("MatMul", [lhs, graph.transpose(rhs, [rhs_sum[0], 1 - rhs_sum[0]])], out.shape, out.dtype)]
+    lhs_free, rhs_free = (
+        [axis for axis in range(len(value.shape)) if axis not in (*summed, *batch)]
+        for value, summed, batch in ((lhs, lhs_sum, lhs_batch), (rhs, rhs_sum, rhs_batch))
+    )
+    if len(lhs_sum) == len(lhs_free) == len(rhs_free) == 1:
+        lhs = graph.transpose(lhs, [*lhs_batch, *lhs_free, *lhs_sum])
+        rhs = graph.transpose(rhs, [*rhs_batch, *rhs_sum, *rhs_free])
+        return [graph.add("MatMul", [lhs, rhs], out.shape, out.dtype)]
     letters = iter("abcdefghijklmnopqrstuvwxyz")
     of_lhs = [next(letters) for _ in lhs.shape]
     shared = dict(zip((*rhs_sum, *rhs_batch), (of_lhs[axis] for axis in (*lhs_sum, *lhs_batch)), strict=True))
     of_rhs = [shared.get(axis) or next(letters) for axis in range(len(rhs.shape))]
-    free = [of_lhs[axis] for axis in range(len(of_lhs)) if axis not in (*lhs_sum, *lhs_batch)]
-    free += [of_rhs[axis] for axis in range(len(of_rhs)) if axis not in shared]
-    result = [of_lhs[axis] for axis in lhs_batch] + free
+    result = [of_lhs[axis] for axis in (*lhs_batch, *lhs_free)] + [of_rhs[axis] for axis in rhs_free]
     form = f"{''.join(of_lhs)},{''.join(of_rhs)}->{''.join(result)}"
     return [graph.add("Einsum", [lhs, rhs], out.shape, out.dtype, equation=form)]
 
@@ -685,5 +693,39 @@ def _gelu(graph, equation, inputs):
     return [graph.add("Gelu", inputs, inputs[0].shape, inputs[0].dtype)]
 
 
-# Functions of `ops` that ONNX has as one operation, by the names of their calls.
-_COMPOSITES: Mapping[str, Rule] = {"_layer_norm": _layer_norm, "gelu": _gelu}
+def _recurrence(graph, equation, inputs):
+    """Translate the recurrence of a selective scan into a loop over the steps with two operations in its body."""
+    (*inputs,) = (graph.full(value, var.aval.shape) for value, var in zip(inputs, equation.invars, strict=True))
+    arguments = [jax.ShapeDtypeStruct(value.shape, value.dtype) for value in inputs]
+    jaxpr = jax.make_jaxpr(_scan_step_by_step)(*arguments)
+    y, last = graph.run(jaxpr.jaxpr, jaxpr.consts, inputs)
+    return [y, last, last]  # the states between chunks, which come third, are for gradients
+
+
+def _scan_step_by_step(u, delta, A, B, C, state):
+    """Compute y (b, l, d) and the last state (b, d, n), with the states of all steps in memory, groups in front."""
+    b, length, d = u.shape
+    n = A.shape[1]
+    groups = next((x.shape[2] for x in (B, C) if x.ndim == 4), 1)
+    B, C = (x.swapaxes(0, 1) if x.ndim == 4 else x for x in (B, C))
+
+    def over_channels(x):  # (l, b, g, 1, c)
+        return x.swapaxes(0, 1).reshape(length, b, groups, 1, d // groups)
+
+    def by_state(x):  # (..., d, n) -> (..., g, n, c)
+        return x.reshape(*x.shape[:-2], groups, d // groups, n).swapaxes(-1, -2)
+
+    decay = jnp.exp(over_channels(delta) * by_state(A)[None, None])
+    added = over_channels(delta * u) * (B[..., None] if B.ndim == 4 else by_state(B)[None, None])
+
+    def step(state, now):
+        state = now[0] * state + now[1]
+        return state, state
+
+    last, states = lax.scan(step, by_state(state), (decay, added))
+    y = C[..., None, :] @ states if C.ndim == 4 else (states * by_state(C)[None, None]).sum(3)
+    return y.reshape(length, b, d).swapaxes(0, 1), last.swapaxes(-1, -2).reshape(b, d, n)
+
+
+# Functions of `ops` that have a translation of their own, by the names of their calls.
+_COMPOSITES: Mapping[str, Rule] = {"_by_platform": _recurrence, "_layer_norm": _layer_norm, "gelu": _gelu}
