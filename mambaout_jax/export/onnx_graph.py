@@ -501,23 +501,18 @@ def _dot_general(graph, equation, inputs):
     lhs, rhs = (graph.full(value, var.aval.shape) for value, var in zip(inputs, equation.invars, strict=True))
     (lhs_sum, rhs_sum), (lhs_batch, rhs_batch) = equation.params["dimension_numbers"]
     out = equation.outvars[0].aval
-    if not lhs_batch and len(rhs.shape) == 2 and len(lhs_sum) == 1 and lhs_sum[0] == len(lhs.shape) - 1:
-        return [graph.add("MatMul", [lhs, graph.transpose(rhs, [rhs_sum[0], 1 - rhs_sum[0]])], out.shape, out.dtype)]
-    lhs_free, rhs_free = (
-        [axis for axis in range(len(value.shape)) if axis not in (*summed, *batch)]
-        for value, summed, batch in ((lhs, lhs_sum, lhs_batch), (rhs, rhs_sum, rhs_batch))
-    )
-    if len(lhs_sum) == len(lhs_free) == len(rhs_free) == 1:
-        lhs = graph.transpose(lhs, [*lhs_batch, *lhs_free, *lhs_sum])
-        rhs = graph.transpose(rhs, [*rhs_batch, *rhs_sum, *rhs_free])
-        return [graph.add("MatMul", [lhs, rhs], out.shape, out.dtype)]
-    letters = iter("abcdefghijklmnopqrstuvwxyz")
-    of_lhs = [next(letters) for _ in lhs.shape]
-    shared = dict(zip((*rhs_sum, *rhs_batch), (of_lhs[axis] for axis in (*lhs_sum, *lhs_batch)), strict=True))
-    of_rhs = [shared.get(axis) or next(letters) for axis in range(len(rhs.shape))]
-    result = [of_lhs[axis] for axis in (*lhs_batch, *lhs_free)] + [of_rhs[axis] for axis in rhs_free]
-    form = f"{''.join(of_lhs)},{''.join(of_rhs)}->{''.join(result)}"
-    return [graph.add("Einsum", [lhs, rhs], out.shape, out.dtype, equation=form)]
+    lhs_free = [axis for axis in range(len(lhs.shape)) if axis not in (*lhs_sum, *lhs_batch)]
+    rhs_free = [axis for axis in range(len(rhs.shape)) if axis not in (*rhs_sum, *rhs_batch)]
+    lhs = graph.transpose(lhs, [*lhs_batch, *lhs_free, *lhs_sum])
+    rhs = graph.transpose(rhs, [*rhs_batch, *rhs_sum, *rhs_free])
+    batch = lhs.shape[: len(lhs_batch)]
+    if len(lhs_sum) != 1 or len(rhs_free) != 1 or (batch and len(lhs_free) != 1):
+        rows, columns = lhs.shape[len(batch) :][: len(lhs_free)], rhs.shape[len(rhs.shape) - len(rhs_free) :]
+        summed = math.prod(lhs.shape[len(batch) + len(lhs_free) :])
+        lhs = graph.reshape(lhs, (*batch, math.prod(rows), summed))
+        rhs = graph.reshape(rhs, (*batch, summed, math.prod(columns)))
+    product = graph.add("MatMul", [lhs, rhs], (*lhs.shape[:-1], rhs.shape[-1]), out.dtype)
+    return [graph.reshape(product, out.shape)]
 
 
 def _convolution(graph, equation, inputs):
@@ -588,11 +583,14 @@ def _contains(jaxpr: Jaxpr, primitive: str) -> bool:
 
 def _scan(graph, equation, inputs):
     params, avals = equation.params, [var.aval for var in equation.invars]
-    num_consts, num_carry = params["num_consts"], params["num_carry"]
     inner = params["jaxpr"].jaxpr
+    # Arguments are constants, the state, and sequences, which alone lose an axis inside.
+    num_carry = sum(var.aval.ndim == out.aval.ndim for var, out in zip(inner.outvars, equation.outvars, strict=True))
+    num_moving = sum(var.aval.ndim < aval.ndim for var, aval in zip(inner.invars, avals, strict=True))
+    num_consts = len(avals) - num_carry - num_moving
     full = [graph.full(value, aval.shape) for value, aval in zip(inputs, avals, strict=True)]
     consts, moving = inputs[:num_consts], full[num_consts:]
-    if len(moving) == num_carry:  # a loop over nothing but its steps
+    if not num_moving:  # a loop over nothing but its steps
         raise ExportError("ONNX has no translation of a loop without a sequence")
     body = _Graph(graph.program)
     names = [graph.program.new_name("step") for _ in moving]
@@ -621,8 +619,8 @@ def _scan(graph, equation, inputs):
             list(map(graph.name_of, moving)),
             [value.name for value in found],
             body=proto,
-            num_scan_inputs=len(moving) - num_carry,
-            scan_input_directions=[direction] * (len(moving) - num_carry),
+            num_scan_inputs=num_moving,
+            scan_input_directions=[direction] * num_moving,
             scan_output_directions=[direction] * (len(found) - num_carry),
         )
     )
