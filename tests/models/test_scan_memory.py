@@ -16,10 +16,12 @@ from mambaout_jax.models import find_family
 from mambaout_jax.models.jaxprs import inner_jaxprs
 from mambaout_jax.models.mambavision import mixer
 from mambaout_jax.ops.selective_scan import run_scan
+from tests.marks import slow_but
 from tests.models import golden
 
 SIZE, STATES = (512, 512), 64
 SCANNING = [name for name in golden.small_models() if any(map(all, golden.scans_of(name)))]
+ONE_OF_EACH = ["mambaout-conv_ssm", "mambavision-concat", "plainmamba-plain", "vim-v2", "vmamba-v0"]
 # A window of MambaVision has 1,024 steps. All have more channels, so that the patches that the gradient of the stem
 # collects, and the channels that kernels pad, are fewer than the states.
 LARGER = {
@@ -74,7 +76,7 @@ def largest(program):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SCANNING)
+@pytest.mark.parametrize("name", slow_but(ONE_OF_EACH, SCANNING, "nightly"))
 def test_no_array_has_the_states_of_all_steps(name, monkeypatch):
     monkeypatch.setattr(mixer, "D_STATE", STATES)
     forward, gradient = programs(build(name))

@@ -16,6 +16,7 @@ from mambaout_jax.ops import resize_bilinear
 from mambaout_jax.tasks.segmentation.losses import pixel_cross_entropy
 from mambaout_jax.weights.key_map import matching_formats, to_torch_key
 from mambaout_jax.weights.state_dict import export_state_dict, load_state_dict
+from tests.marks import slow_but
 from tests.models import dense_golden
 from tests.tasks.plain_inference import mean_probabilities, sliding_logits, whole_logits
 
@@ -240,7 +241,7 @@ def test_a_backbone_of_every_family_is_tested():
     assert {find_family(name) for name in BACKBONES} == set(BUILT_IN)
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", slow_but(BACKBONES[:-3] + BACKBONES[-1:], BACKBONES, "nightly"))
 def test_every_family_is_a_backbone(name):
     """Four maps of strides 4 to 32, logits of a quarter of the image's size, and no layer that they do not need."""
     model = mo.create_model(

@@ -199,6 +199,7 @@ def test_a_classifier_is_no_segmentation_model():
         parse_config(parsed).build_task().check()
 
 
+@pytest.mark.nightly
 @pytest.mark.run
 def test_eight_devices_compute_what_one_computes(data_dir):
     """The loss, the gradient and the statistics of a step, and label maps of images in several canvases."""
