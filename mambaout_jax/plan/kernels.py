@@ -35,7 +35,9 @@ def kernel_calls(jaxpr: Jaxpr) -> dict[Kernel, JaxprEqn]:
     calls = {}
     for equation in jaxpr.eqns:
         if equation.primitive.name == "pallas_call":
-            shapes = " ".join(variable.aval.str_short(short_dtypes=True) for variable in equation.outvars)
+            results = (variable.aval.str_short(short_dtypes=True) for variable in equation.outvars)
+            # Without the axes of a mesh over which a result varies, which follow in braces.
+            shapes = " ".join(result.partition("{")[0] for result in results)
             calls[equation.params["name"], shapes] = equation
         for inner in inner_jaxprs(equation.params):
             calls |= kernel_calls(inner)

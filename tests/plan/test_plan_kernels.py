@@ -1,5 +1,7 @@
 """The cycles of a kernel are the instructions of its schedule, times the sizes of the grid and the loops."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -57,3 +59,14 @@ def test_kernels_of_a_function_are_found_once_for_each_shape(lengths):
     assert sorted(name for name, _ in calls) == sorted(
         ["selective_scan_backward", "selective_scan_forward"] * len(set(lengths))
     )
+
+
+def test_kernels_have_the_shapes_of_a_compiled_program_on_any_mesh():
+    mesh = jax.make_mesh((1,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
+    whole, rows = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("data")
+    scan = jax.shard_map(selective_scan, mesh=mesh, in_specs=(rows, rows, whole, rows, rows), out_specs=rows)
+    arguments = (
+        jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, 32, 8), (2, 32, 8), (8, 4), (2, 32, 4), (2, 32, 4))
+    )
+    ((_, shapes),) = kernel_calls(jax.make_jaxpr(scan)(*arguments).jaxpr)
+    assert re.fullmatch(r"f32\[[\d,]+\]( f32\[[\d,]+\])*", shapes)
