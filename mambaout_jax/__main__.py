@@ -17,6 +17,7 @@ COMMANDS = (
     "analyze",
     "bench-data",
     "convert",
+    "demo",
     "doctor",
     "evaluate",
     "export",

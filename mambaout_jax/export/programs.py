@@ -157,6 +157,7 @@ def build_program(
         },
         "outputs": {name: ["batch", *shape.shape[1:]] for name, shape in shapes.items()},
         "class_names": None if names is None else list(names),
+        "class_colors": None if names is None else run.task.class_colors(names),
         "versions": {"mambaout_jax": find_version(), "jax": jax.__version__},
     }
     return Program(function, shape, dtype, description)

@@ -335,6 +335,10 @@ class Task(abc.ABC):
         """Compute what an exported program returns for normalized images: arrays of fixed sizes, by name."""
         return {"logits": model.apply(variables, images)}
 
+    def class_colors(self, class_names: Sequence[str]) -> list[str] | None:
+        """Return a color for each class, as #rrggbb, where predictions are pictures; None for other tasks."""
+        return None
+
     def eval_context(self, source: Source) -> Any:
         """Return the argument `context` of `evaluate_batch`: a tree of arrays, the same for all batches of a source."""
         return {}

@@ -34,6 +34,7 @@ from mambaout_jax.tasks.errors import TaskError
 from mambaout_jax.tasks.labels import check_same_classes, num_classes
 from mambaout_jax.tasks.segmentation import report
 from mambaout_jax.tasks.segmentation.canvases import EvalSizes
+from mambaout_jax.tasks.segmentation.drawing import make_palette
 from mambaout_jax.tasks.segmentation.evaluation import Windows, blank_outside, segment
 from mambaout_jax.tasks.segmentation.losses import pixel_cross_entropy
 from mambaout_jax.tasks.segmentation.metrics import Areas, count_areas, join_sums, sum_areas, summarize
@@ -249,6 +250,10 @@ class Segmentation(Task):
     ) -> dict[str, Array]:
         """Compute the logits of all pixels."""
         return {"logits": resize_bilinear(model.apply(variables, images), images.shape[1:3])}
+
+    def class_colors(self, class_names: Sequence[str]) -> list[str]:
+        """Return the colors of overlays."""
+        return [f"#{bytes(color).hex()}" for color in make_palette(class_names)[: len(class_names)]]
 
     def evaluate_batch(self, model: Model, variables: dict[str, Any], batch: Batch, context: Any) -> EvalOutput:
         """Count the pixels of each class at the original size."""

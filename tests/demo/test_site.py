@@ -1,0 +1,183 @@
+"""The page of a demo computes in a browser what the model computes here."""
+
+import io
+import shutil
+import threading
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from mambaout_jax.__main__ import main
+from mambaout_jax.demo import runtime
+from mambaout_jax.demo.runtime import FILES, find_runtime
+from mambaout_jax.demo.site import serve, write_site
+from mambaout_jax.export.errors import ExportError
+from mambaout_jax.run.workdir import load_run
+from mambaout_jax.tasks.api import stack_examples
+from tests.export.test_programs import NAMES, segmentation, workdir  # noqa: F401 - fixtures
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+in_browser = [
+    pytest.mark.run,
+    pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed"),
+    pytest.mark.skipif(shutil.which("npm") is None, reason="npm, which downloads onnxruntime-web, is not installed"),
+]
+
+
+@pytest.fixture
+def empty_runtime(tmp_path):
+    """A folder with empty files in place of the runtime."""
+    folder = tmp_path / "runtime"
+    folder.mkdir()
+    for name in FILES:
+        (folder / name).touch()
+    return str(folder)
+
+
+@pytest.fixture
+def open_page():
+    """Return a function that serves a site and opens it in a browser, and a list of the errors on the page."""
+    from playwright.sync_api import sync_playwright
+
+    servers, errors = [], []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+
+        def open_site(site):
+            servers.append(serve(site, 0))
+            threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+            page = browser.new_page(viewport={"width": 900, "height": 700})
+            page.on("pageerror", lambda error: errors.append(str(error)))
+            page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+            page.goto(f"http://127.0.0.1:{servers[-1].server_port}/")
+            page.wait_for_function("document.getElementById('status').textContent.startsWith('Draw')", timeout=120_000)
+            return page
+
+        yield open_site, errors
+        browser.close()
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def png(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def photo(height, width):
+    rows, columns = np.mgrid[:height, :width]
+    waves = [127 + 120 * np.sin(rows / (5 + i)) * np.cos(columns / (7 + 2 * i)) for i in range(3)]
+    return np.stack(waves, -1).astype(np.uint8)
+
+
+def wait_for_prediction(page, number=1):
+    page.wait_for_function(
+        "n => Number(document.getElementById('status').dataset.predictions) >= n", arg=number, timeout=120_000
+    )
+
+
+@pytest.mark.parametrize("size", [(100, 80), (40, 130), (32, 32), (20, 25)])
+class TestPixels:
+    """The pixels that the page computes from a picture."""
+
+    pytestmark = in_browser
+
+    def test_are_those_of_the_evaluation(self, workdir, tmp_path, open_page, size):  # noqa: F811
+        open_site, errors = open_page
+        run = load_run(workdir)
+        page = open_site(write_site(str(workdir), str(tmp_path / "demo")))
+        picture = photo(*size)
+        rgba = np.dstack([picture, np.full(size, 255, np.uint8)])
+        found = page.evaluate(
+            """async ([data, height, width]) => {
+              const demo = await import("./demo.js");
+              const pixels = demo.prepare({ data: Uint8ClampedArray.from(data), height, width });
+              return [Array.from(pixels), Array.from(await demo.run(pixels))];
+            }""",
+            [rgba.ravel().tolist(), *size],
+        )
+        predictor = run.task.predictor(run.model, run.labels)
+        expected = stack_examples(predictor, [predictor.prepare(png(picture))], 1)["image"]
+        pixels = np.array(found[0], np.uint8).reshape(expected.transpose(0, 3, 1, 2).shape).transpose(0, 2, 3, 1)
+        assert np.abs(pixels.astype(int) - expected.astype(int)).max() <= 1  # sums in another precision
+        assert np.mean(pixels != expected) < 0.01
+        logits = run.model.apply(run.variables, run.model.input_spec.normalize(jnp.asarray(pixels)))
+        np.testing.assert_allclose(found[1], logits[0], rtol=0, atol=1e-5 * float(jnp.abs(logits).max()))
+        assert not errors
+
+
+class TestPage:
+    """What a person does on the page."""
+
+    pytestmark = in_browser
+
+    def test_a_drawing_and_a_file_are_classified(self, workdir, tmp_path, open_page):  # noqa: F811
+        open_site, errors = open_page
+        page = open_site(write_site(str(workdir), str(tmp_path / "demo")))
+        box = page.locator("#input").bounding_box()
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 5)
+        page.mouse.down()
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 4 * box["height"] / 5, steps=5)
+        page.mouse.up()
+        wait_for_prediction(page)
+        assert page.locator("#classes li").count() == 5
+        page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": png(photo(60, 80))})
+        wait_for_prediction(page, 2)
+        page.click("#clear")
+        assert page.locator("#classes li").count() == 0
+        page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": b"no picture"})
+        page.wait_for_function("document.getElementById('status').textContent.includes('is not a picture')")
+        assert not errors
+
+    def test_a_picture_is_segmented(self, segmentation, tmp_path, open_page):  # noqa: F811
+        open_site, errors = open_page
+        page = open_site(write_site(str(segmentation), str(tmp_path / "demo")))
+        page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": png(photo(60, 80))})
+        wait_for_prediction(page)
+        shares = [float(text.removesuffix(" %")) for text in page.locator("#classes .number").all_inner_texts()]
+        assert sum(shares) == pytest.approx(100, abs=0.2)
+        assert page.evaluate("document.getElementById('overlay').width") == 64
+        assert not errors
+
+
+def test_a_folder_is_replaced_only_if_it_is_a_demo(workdir, tmp_path, empty_runtime, capsys):  # noqa: F811
+    out = tmp_path / "demo"
+    arguments = ["demo", str(workdir), "--static", str(out), "--runtime", empty_runtime]
+    assert main(arguments) == 0
+    assert sorted(path.name for path in out.iterdir()) == sorted(["demo.js", "index.html", "model.onnx", *FILES])
+    assert main(arguments) == 2
+    assert "exists; choose another folder, or replace it with --force" in capsys.readouterr().err
+    assert main([*arguments, "--force"]) == 0
+    (out / "mine.txt").touch()
+    assert main([*arguments, "--force"]) == 2
+    assert "has other files than a demo" in capsys.readouterr().err
+
+
+def test_names_of_classes_cannot_add_markup(tmp_path, empty_runtime):
+    from tests.train import written_run
+
+    written_run.write(tmp_path / "run", ("</script><b>", *NAMES[1:]))
+    site = write_site(str(tmp_path / "run"), str(tmp_path / "demo"), runtime=empty_runtime)
+    assert "</script><b>" not in (site / "index.html").read_text()
+
+
+def test_a_runtime_that_lacks_a_file_is_refused(tmp_path, empty_runtime):
+    (tmp_path / "runtime" / FILES[0]).unlink()
+    with pytest.raises(ExportError, match=f"lacks {FILES[0]}; expected the folder dist"):
+        find_runtime(empty_runtime, print)
+
+
+def test_a_missing_npm_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(runtime.shutil, "which", lambda name: None)
+    with pytest.raises(ExportError, match=r"npm, which downloads .*, is not installed; install Node.js"):
+        find_runtime(None, print)
+
+
+def test_a_port_in_use_is_one_sentence(tmp_path):
+    with serve(tmp_path, 0) as server, pytest.raises(ExportError, match=r"cannot be used .*; choose another --port"):
+        serve(tmp_path, server.server_port)
