@@ -118,7 +118,7 @@ export async function run(pixels) {
   return (await (await session).run({ images })).logits.data;
 }
 
-const nameOf = (index) => about.class_names?.[index] ?? String(index);
+const nameOf = (index) => about.class_descriptions?.[index] ?? String(index);
 const colorOf = (index) => about.class_colors?.[index] ?? `hsl(${(index * 222.5) % 360} 80% 55%)`;
 
 function showRows(rows) {
@@ -131,7 +131,7 @@ function showRows(rows) {
       name.append(swatch);
     }
     name.append(nameOf(index));
-    bar.className = "bar";
+    bar.className = "share";
     bar.append(document.createElement("i"));
     bar.firstChild.style.width = `${100 * share}%`;
     const number = document.createElement("span");
@@ -280,7 +280,10 @@ function draw() {
   }
 }
 
-element("file").addEventListener("change", (event) => event.target.files[0] && open(event.target.files[0]));
+element("file").addEventListener("change", ({ target }) => {
+  if (target.files[0]) open(target.files[0]);
+  target.value = ""; // so that the same file can be opened again
+});
 element("camera").addEventListener("click", () => (stream ? stopCamera() : startCamera()));
 element("clear").addEventListener("click", clear);
 document.addEventListener("paste", (event) => event.clipboardData.files[0] && open(event.clipboardData.files[0]));

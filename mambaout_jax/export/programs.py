@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
+from mambaout_jax.data.imagenet_classes import class_description
 from mambaout_jax.export.errors import ExportError
 from mambaout_jax.export.images import check_images
 from mambaout_jax.extras import check_installed, importing
@@ -157,6 +158,7 @@ def build_program(
         },
         "outputs": {name: ["batch", *shape.shape[1:]] for name, shape in shapes.items()},
         "class_names": None if names is None else list(names),
+        "class_descriptions": None if names is None else [class_description(name) or name for name in names],
         "class_colors": None if names is None else run.task.class_colors(names),
         "versions": {"mambaout_jax": find_version(), "jax": jax.__version__},
     }

@@ -127,6 +127,8 @@ class TestPage:
         assert page.locator("#classes li").count() == 5
         page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": png(photo(60, 80))})
         wait_for_prediction(page, 2)
+        page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": png(photo(60, 80))})
+        wait_for_prediction(page, 3)
         page.click("#clear")
         assert page.locator("#classes li").count() == 0
         page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": b"no picture"})
