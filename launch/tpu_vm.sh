@@ -14,7 +14,7 @@ usage: launch/tpu_vm.sh --name NAME --zone ZONE --accelerator TYPE --config FILE
   --name NAME         name of the queued resource and its TPU; an existing slice of this name is used
   --zone ZONE         for example us-west4-a
   --accelerator TYPE  v4-32, v5litepod-16, v5p-32, v6e-16, ...: the number is that of chips for v5litepod and v6e, and
-                      of cores, two per chip, for v4 and v5p; TPU7x: launch/gce_mig.sh
+                      of cores, two per chip, for v4 and v5p; TPU7x: launch/contrib/gce_mig.sh
   --config FILE       the experiment, a file in this checkout such as configs/imagenet.py:mambaout_tiny
   --workdir PATH      folder of the run: gs://BUCKET/... or an absolute path on a file system of all hosts
   --cache PATH        folder for compiled programs (default: `compiled` next to workdir); a bucket outlives the slice
@@ -46,7 +46,7 @@ if [ -z "$runtime" ]; then
     v5litepod-*) runtime=v2-alpha-tpuv5-lite ;;
     v5p-*) runtime=v2-alpha-tpuv5 ;;
     v6e-*) runtime=v2-alpha-tpuv6e ;;
-    tpu7x* | v7*) die "--accelerator is $accelerator, which has no queued resources; use launch/gce_mig.sh" ;;
+    tpu7x* | v7*) die "--accelerator is $accelerator, which has no queued resources; use launch/contrib/gce_mig.sh" ;;
   esac
   [ -n "$runtime" ] || die "--accelerator is $accelerator; expected v4-N, v5litepod-N, v5p-N or v6e-N, or set the" \
     "image of its hosts with --runtime"

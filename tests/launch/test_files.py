@@ -57,11 +57,11 @@ def test_versions_include_packages_for_tpus_and_buckets():
 
 def load(name):
     text = (ROOT / "launch" / name).read_text()
-    return yaml.safe_load(string.Template(text).substitute(VALUES) if name == "gke_jobset.yaml" else text)
+    return yaml.safe_load(string.Template(text).substitute(VALUES) if name == "contrib/gke_jobset.yaml" else text)
 
 
 def test_jobset_runs_one_pod_per_host_and_restarts_after_75_and_disruptions():
-    jobset = load("gke_jobset.yaml")
+    jobset = load("contrib/gke_jobset.yaml")
     assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
     (replicated,) = jobset["spec"]["replicatedJobs"]
     job = replicated["template"]["spec"]
@@ -89,21 +89,21 @@ def test_jobset_runs_one_pod_per_host_and_restarts_after_75_and_disruptions():
 
 
 def test_jobset_and_skypilot_train_as_the_other_launchers_do():
-    (replicated,) = load("gke_jobset.yaml")["spec"]["replicatedJobs"]
+    (replicated,) = load("contrib/gke_jobset.yaml")["spec"]["replicatedJobs"]
     (container,) = replicated["template"]["spec"]["template"]["spec"]["containers"]
     words = [".venv/bin/python", "main.py", "--config=configs/imagenet.py:mambaout_tiny", "--workdir=gs://b/runs/tiny"]
     words += ["--distributed", "--config.data.data_dir=gs://b/datasets", "--config.model.dtype=bfloat16"]
     assert container["command"] == words
     (cache,) = container["env"]
     assert cache == {"name": "JAX_COMPILATION_CACHE_DIR", "value": "gs://b/runs/compiled"}
-    run = string.Template(load("skypilot.yaml")["run"].replace('"', "").replace("\\\n", " ")).substitute(VALUES)
+    run = string.Template(load("contrib/skypilot.yaml")["run"].replace('"', "").replace("\\\n", " ")).substitute(VALUES)
     export, command = run.strip().splitlines()
     assert export == f"export {cache['name']}={cache['value']}"
     assert command.split() == words
 
 
 def test_every_variable_of_the_jobset_is_explained():
-    text = (ROOT / "launch/gke_jobset.yaml").read_text()
+    text = (ROOT / "launch/contrib/gke_jobset.yaml").read_text()
     head, body = text.split("apiVersion", 1)
     assert set(re.findall(r"\$\{(\w+)\}", body)) == set(VALUES)
     for name in VALUES:
@@ -111,7 +111,7 @@ def test_every_variable_of_the_jobset_is_explained():
 
 
 def test_skypilot_uses_spot_capacity_and_restarts_after_75():
-    task = load("skypilot.yaml")
+    task = load("contrib/skypilot.yaml")
     resources = task["resources"]
     assert resources["use_spot"]
     assert resources["job_recovery"]["recover_on_exit_codes"] == [REQUEUE]

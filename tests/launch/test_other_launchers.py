@@ -15,7 +15,7 @@ TARS = ("--name=prepare", "--zone=us-west4-a", "--tars=gs://b/imagenet", "--data
 
 def test_preempted_group_is_created_again(cloud):
     text = cloud.play(
-        "gce_mig.sh",
+        "contrib/gce_mig.sh",
         *GROUP,
         "--spot",
         "--project=p",
@@ -63,7 +63,7 @@ def test_preempted_group_is_created_again(cloud):
 )
 def test_group_that_is_given_up_saves_unless_it_is_kept(keep, script, sentence, cloud):
     world = {"script": script, "runs": [[1, ["hang", "hang"]]]}
-    text = cloud.play("gce_mig.sh", *GROUP, "--project=p", *keep, code=1, **world)
+    text = cloud.play("contrib/gce_mig.sh", *GROUP, "--project=p", *keep, code=1, **world)
     errors = [line for line in text.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert sentence in errors[0]
@@ -75,7 +75,7 @@ def test_group_that_is_given_up_saves_unless_it_is_kept(keep, script, sentence, 
 
 def test_quota_of_a_group_is_one_sentence(cloud):
     script = {"boots": [["PROVISIONING"] * 9], "error": "Quota 'TPUS_PER_TPU_FAMILY' exceeded"}
-    text = cloud.play("gce_mig.sh", *GROUP, "--project=p", code=1, script=script)
+    text = cloud.play("contrib/gce_mig.sh", *GROUP, "--project=p", code=1, script=script)
     errors = [line for line in text.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert "quota does not allow a TPU7x slice of 2x2x2 in us-west4-a" in errors[0]
@@ -85,17 +85,17 @@ def test_quota_of_a_group_is_one_sentence(cloud):
 
 @pytest.mark.parametrize("topology", ["16", "2x2", "2x2x", "2x3x1", "axbxc", "2x2x2x2", "0x4x4", "08x2x2"])
 def test_invalid_topology_is_one_sentence(topology, cloud):
-    text = cloud.play("gce_mig.sh", *GROUP, f"--topology={topology}", code=2)
+    text = cloud.play("contrib/gce_mig.sh", *GROUP, f"--topology={topology}", code=2)
     assert f"--topology is {topology}; expected chips along three axes" in text
 
 
 def test_dry_run_of_a_group_is_the_golden_one(cloud):
-    text = cloud.play("gce_mig.sh", *GROUP, "--reservation=ours", "--project=p", "--dry-run")
+    text = cloud.play("contrib/gce_mig.sh", *GROUP, "--reservation=ours", "--project=p", "--dry-run")
     assert text == (HERE / "golden/gce_mig.txt").read_text()
 
 
 def test_one_host_needs_no_policy(cloud):
-    text = cloud.play("gce_mig.sh", *GROUP, "--topology=2x2x1", "--dry-run")
+    text = cloud.play("contrib/gce_mig.sh", *GROUP, "--topology=2x2x1", "--dry-run")
     assert "--size=1 " in text
     assert "workload-policy" not in text
 
@@ -143,7 +143,7 @@ def test_host_gets_the_tested_versions(cloud):
     assert "--jax is gpu; expected tpu or cpu" in cloud.play("setup_host.sh", "--jax=gpu", code=2)
 
 
-@pytest.mark.parametrize("script", ["tpu_vm.sh", "gce_mig.sh", "prepare_imagenet.sh", "setup_host.sh"])
+@pytest.mark.parametrize("script", ["tpu_vm.sh", "contrib/gce_mig.sh", "prepare_imagenet.sh", "setup_host.sh"])
 def test_help_lists_every_option_and_variable(script, cloud):
     text = cloud.play(script, "--help")
     source = (ROOT / "launch" / script).read_text()
@@ -156,6 +156,10 @@ def test_help_lists_every_option_and_variable(script, cloud):
 def test_commands_of_the_page_are_understood(cloud):
     text = (ROOT / "docs/pods.md").read_text().replace("\\\n", " ")
     typed = [shlex.split(line) for line in re.findall(r"^launch/.*\.sh .*", text, re.MULTILINE)]
-    assert {words[0] for words in typed} == {"launch/prepare_imagenet.sh", "launch/tpu_vm.sh", "launch/gce_mig.sh"}
+    assert {words[0] for words in typed} == {
+        "launch/prepare_imagenet.sh",
+        "launch/tpu_vm.sh",
+        "launch/contrib/gce_mig.sh",
+    }
     for launcher, *arguments in typed:
         assert "\nDone\n" in cloud.play(launcher.removeprefix("launch/"), *arguments, "--dry-run")

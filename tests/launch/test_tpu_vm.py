@@ -163,7 +163,7 @@ def test_run_on_an_existing_slice_saves_before_the_slice_is_given_up(cloud):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (["--accelerator=tpu7x-8"], "use launch/gce_mig.sh"),
+        (["--accelerator=tpu7x-8"], "use launch/contrib/gce_mig.sh"),
         (["--accelerator=h100"], "expected v4-N, v5litepod-N, v5p-N or v6e-N"),
         (["--accelerator=v5litepod-banana"], "expected v4-N, v5litepod-N, v5p-N or v6e-N"),
         (["--workdir=runs/tiny"], "expected gs://BUCKET/"),

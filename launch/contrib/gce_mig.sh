@@ -2,7 +2,7 @@
 # Train on TPU7x, in a managed instance group of Compute Engine: see --help.
 set -euo pipefail
 # shellcheck source=launch/cloud.sh
-. "$(dirname "${BASH_SOURCE[0]}")/cloud.sh"
+. "$(dirname "${BASH_SOURCE[0]}")/../cloud.sh"
 
 help() {
   cat <<'TEXT'
@@ -10,7 +10,7 @@ Create a TPU7x slice on Compute Engine (a workload policy, an instance template 
 this checkout on all hosts, train, follow the log, and restart after preemptions until the run is done. Then delete the
 slice.
 
-usage: launch/gce_mig.sh --name NAME --zone ZONE --topology AxBxC --config FILE --workdir PATH [option...]
+usage: launch/contrib/gce_mig.sh --name NAME --zone ZONE --topology AxBxC --config FILE --workdir PATH [option...]
 
   --name NAME         name of policy, template and group; an existing slice of this name is used
   --zone ZONE         for example us-central1-c
