@@ -132,6 +132,13 @@ KEYS: Mapping[str, ConfigKey] = {
     "optim.b2": ConfigKey(float, "0..<1", 0.999, "decay rate of the second moment"),
     "optim.eps": ConfigKey(float, "0..", 1e-8, "epsilon, added to the denominator"),
     "optim.clip_grad_norm": ConfigKey(float | None, "0..", None, "maximum global gradient norm; no clipping if unset"),
+    "optim.layer_decay": ConfigKey(
+        float | None,
+        ">0..1",
+        None,
+        "factor of the learning rate from each layer to the one before it, for fine-tuning; unset, all layers have the "
+        "same rate. A block is a layer; the stem is the first, and all heads are the last",
+    ),
     "optim.ema_decay": ConfigKey(
         float | None,
         "0..1",
@@ -177,6 +184,7 @@ class OptimConfig:
     b2: float
     eps: float
     clip_grad_norm: float | None
+    layer_decay: float | None
     ema_decay: float | None
 
 

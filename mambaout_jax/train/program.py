@@ -13,6 +13,7 @@ from mambaout_jax.run.config import RunConfig
 from mambaout_jax.run.state import TrainState, init_state
 from mambaout_jax.tasks.api import Example, Task
 from mambaout_jax.train.inputs import steps_per_epoch
+from mambaout_jax.train.layer_decay import layer_scales, scale_by_layer
 from mambaout_jax.train.optimizer import DECAY_MASKS, OPTIMIZERS, Schedule, warmup_cosine, warmup_linear
 from mambaout_jax.train.step import StepMetrics, init_step_metrics, make_train_step
 
@@ -120,6 +121,8 @@ def build_optimizer(
         clip_grad_norm=optim.clip_grad_norm,
         mask=DECAY_MASKS[optim.decay_of](model.no_decay),
     )
+    if optim.layer_decay is not None:
+        optimizer = optax.chain(optimizer, scale_by_layer(layer_scales(model, optim.layer_decay)))
     return schedule, optimizer
 
 
