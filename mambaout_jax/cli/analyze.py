@@ -1,10 +1,11 @@
-"""Check whether sequences are long enough to need an SSM: tokens, threshold, FLOPs and memory per stage of a model."""
+"""Check whether sequences are long enough to need an SSM, or measure effective receptive fields."""
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
-from mambaout_jax.cli.arguments import LOADING
+from mambaout_jax.cli.arguments import LOADING, integer
 from mambaout_jax.process import announced
 from mambaout_jax.words import count
 
@@ -26,6 +27,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dataset", metavar="NAME", help="use the image size of imagenet, coco or ade20k")
     parser.add_argument("--out", metavar="DIR", help="write an HTML page, analyze.html, and its plots as PNG into DIR")
+    parser.add_argument(
+        "--erf",
+        nargs="+",
+        metavar="MODEL_OR_WORKDIR",
+        help="measure the effective receptive fields of these models instead, with random weights, or of runs",
+    )
+    parser.add_argument("--stage", type=int, metavar="N", help="feature map of --erf, from 0 (default: the last)")
+    parser.add_argument("--images", metavar="PATH", nargs="+", help="images for --erf, or folders (default: noise)")
+    parser.add_argument(
+        "--num_images", type=integer(1), default=16, metavar="N", help="number of images for --erf (default: 16)"
+    )
     parser.add_argument("--json", action="store_true", help="print all numbers as JSON instead of a table")
 
 
@@ -40,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
     if args.size is not None and len(args.size) > 2:
         raise RunError(f"--size has {count(len(args.size), 'number')}; expected a side, or a height and a width")
     size = None if args.size is None else (args.size[0], args.size[-1])
+    if args.erf is not None:
+        return _measure_fields(args, size)
     analysis = analyze(args.model, args.dataset, size)
     page = None
     if args.out is not None:
@@ -53,6 +67,39 @@ def run(args: argparse.Namespace) -> int:
         _print(analysis)
         if page is not None:
             print(f"\npage: {page}")
+    return 0
+
+
+def _measure_fields(args: argparse.Namespace, size: tuple[int, int] | None) -> int:
+    """Print the areas of receptive fields, and write their picture if one was requested."""
+    from mambaout_jax.analyze import receptive_field as erf
+    from mambaout_jax.evaluate.predict import find_files
+    from mambaout_jax.run.errors import RunError
+
+    if args.model is not None or args.dataset is not None:
+        raise RunError("--erf takes its models itself; omit MODEL and --dataset")
+    images_of = None if args.images is None else erf.images_from(find_files(args.images).images)
+    fields = []
+    for source in args.erf:
+        with announced(f"Measuring {source}."):
+            fields.append(
+                erf.measure(source, stage=args.stage, num_images=args.num_images, img_size=size, images_of=images_of)
+            )
+    if args.json:
+        print(json.dumps([field.to_json() for field in fields], indent=2))
+    else:
+        width = max(len(field.source) for field in fields)
+        print(f"share of the image's area that has a share of the contributions\n{'':<{width}}  stage   pixels", end="")
+        print("".join(f"{share:>8.0%}" for share in erf.SHARES), "  weights")
+        for field in fields:
+            height, across = field.contributions.shape
+            areas = "".join(f"{area:>8.1%}" for area in field.areas().values())
+            print(f"{field.source:<{width}}  {field.stage:>5} {f'{height}x{across}':>8}{areas}   {field.weights}")
+    if args.out is not None:
+        path = Path(args.out) / "erf.png"
+        erf.draw(fields, path)
+        if not args.json:
+            print(f"\npicture: {path}")
     return 0
 
 

@@ -73,7 +73,7 @@ def to_onnx(
     graph = _Graph(program)
     outputs = graph.run(jaxpr.jaxpr, jaxpr.consts, [Value(argument.shape, np.dtype(image.dtype), input_name)])
     for name, value, var in zip(sorted(shapes), outputs, jaxpr.jaxpr.outvars, strict=True):
-        graph.nodes.append(helper.make_node("Identity", [graph.name_of(graph.full(value, var.aval.shape))], [name]))
+        graph.nodes.append(helper.make_node("Identity", [graph.name_of(graph.full(value, var.aval.shape))], [name], name))
     nodes = _reachable(graph.nodes, set(shapes))
     used = set(_all_inputs(nodes))
     proto = helper.make_graph(
@@ -163,7 +163,7 @@ class _Graph:
     ) -> Value:
         """Add a node with one output."""
         name = self.program.new_name(op.lower())
-        self.nodes.append(helper.make_node(op, list(map(self.name_of, inputs)), [name], **attributes))
+        self.nodes.append(helper.make_node(op, list(map(self.name_of, inputs)), [name], name, **attributes))
         return Value(tuple(shape), np.dtype(dtype), name)
 
     def name_of(self, value: Value | str | np.ndarray) -> str:
@@ -618,6 +618,7 @@ def _scan(graph, equation, inputs):
             "Scan",
             list(map(graph.name_of, moving)),
             [value.name for value in found],
+            found[0].name,
             body=proto,
             num_scan_inputs=num_moving,
             scan_input_directions=[direction] * num_moving,

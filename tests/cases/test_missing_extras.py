@@ -11,6 +11,7 @@ from tests.train import written_run
 
 ARGUMENTS = {
     "bench-data": ["--config=configs/digits.py"],
+    "demo": ["runs/x"],
     "export": ["onnx", "runs/x", "--out=a.onnx"],
     "plan": ["--config=configs/digits.py", "--topology=v5e:2x2"],
     "predict": ["runs/x", "a.png"],

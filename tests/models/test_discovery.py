@@ -47,7 +47,7 @@ def test_package_lists_its_public_names_alone():
 
 def test_version_is_that_of_the_checkout_or_else_of_the_installed_package(tmp_path, monkeypatch):
     assert mo.__version__ == tomllib.loads(PYPROJECT.read_text())["project"]["version"]
-    monkeypatch.setattr(mo, "__file__", str(tmp_path / "mambaout_jax" / "__init__.py"))
+    monkeypatch.setattr("mambaout_jax.version.__file__", str(tmp_path / "mambaout_jax" / "version.py"))
     monkeypatch.setattr(metadata, "version", {"mambaout_jax": "9.8.7"}.get)
     assert mo.__version__ == "9.8.7"
     # Another project left its own file in site-packages.
