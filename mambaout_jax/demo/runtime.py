@@ -53,7 +53,7 @@ def _fill(cache: Path) -> None:
             done = subprocess.run(command, cwd=draft, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise ExportError(f"npm does not download {PACKAGE} ({' '.join(done.stderr.split())[:300]})")
-            [archive] = draft.glob("*.tgz")
+            [archive] = (path for path in draft.iterdir() if path.suffix == ".tgz")
             dist = draft / "dist"
             dist.mkdir()
             with tarfile.open(archive) as files:

@@ -80,40 +80,39 @@ def wait_for_prediction(page, number=1):
     )
 
 
-@pytest.mark.parametrize("size", [(100, 80), (40, 130), (32, 32), (20, 25)])
-class TestPixels:
-    """The pixels that the page computes from a picture."""
-
-    pytestmark = in_browser
-
-    def test_are_those_of_the_evaluation(self, workdir, tmp_path, open_page, size):  # noqa: F811
-        open_site, errors = open_page
-        run = load_run(workdir)
-        page = open_site(write_site(str(workdir), str(tmp_path / "demo")))
-        picture = photo(*size)
-        rgba = np.dstack([picture, np.full(size, 255, np.uint8)])
-        found = page.evaluate(
-            """async ([data, height, width]) => {
-              const demo = await import("./demo.js");
-              const pixels = demo.prepare({ data: Uint8ClampedArray.from(data), height, width });
-              return [Array.from(pixels), Array.from(await demo.run(pixels))];
-            }""",
-            [rgba.ravel().tolist(), *size],
-        )
-        predictor = run.task.predictor(run.model, run.labels)
-        expected = stack_examples(predictor, [predictor.prepare(png(picture))], 1)["image"]
-        pixels = np.array(found[0], np.uint8).reshape(expected.transpose(0, 3, 1, 2).shape).transpose(0, 2, 3, 1)
-        assert np.abs(pixels.astype(int) - expected.astype(int)).max() <= 1  # sums in another precision
-        assert np.mean(pixels != expected) < 0.01
-        logits = run.model.apply(run.variables, run.model.input_spec.normalize(jnp.asarray(pixels)))
-        np.testing.assert_allclose(found[1], logits[0], rtol=0, atol=1e-5 * float(jnp.abs(logits).max()))
-        assert not errors
+def compute_pixels(page, picture):
+    """Return the pixels and the logits that a page computes from a picture."""
+    rgba = np.dstack([picture, np.full(picture.shape[:2], 255, np.uint8)])
+    return page.evaluate(
+        """async ([data, height, width]) => {
+          const demo = await import("./demo.js");
+          const pixels = demo.prepare({ data: Uint8ClampedArray.from(data), height, width });
+          return [Array.from(pixels), Array.from(await demo.run(pixels))];
+        }""",
+        [rgba.ravel().tolist(), *picture.shape[:2]],
+    )
 
 
 class TestPage:
     """What a person does on the page."""
 
     pytestmark = in_browser
+
+    def test_pixels_and_logits_are_those_of_the_evaluation(self, workdir, tmp_path, open_page):  # noqa: F811
+        open_site, errors = open_page
+        run = load_run(workdir)
+        page = open_site(write_site(str(workdir), str(tmp_path / "demo")))
+        for size in ((100, 80), (40, 130), (32, 32), (20, 25)):
+            picture = photo(*size)
+            found, found_logits = compute_pixels(page, picture)
+            predictor = run.task.predictor(run.model, run.labels)
+            expected = stack_examples(predictor, [predictor.prepare(png(picture))], 1)["image"]
+            pixels = np.array(found, np.uint8).reshape(expected.transpose(0, 3, 1, 2).shape).transpose(0, 2, 3, 1)
+            assert np.abs(pixels.astype(int) - expected.astype(int)).max() <= 1  # sums in another precision
+            assert np.mean(pixels != expected) < 0.01
+            logits = run.model.apply(run.variables, run.model.input_spec.normalize(jnp.asarray(pixels)))
+            np.testing.assert_allclose(found_logits, logits[0], rtol=0, atol=1e-5 * float(jnp.abs(logits).max()))
+        assert not errors
 
     def test_a_drawing_and_a_file_are_classified(self, workdir, tmp_path, open_page):  # noqa: F811
         open_site, errors = open_page
