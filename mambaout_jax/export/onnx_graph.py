@@ -73,7 +73,9 @@ def to_onnx(
     graph = _Graph(program)
     outputs = graph.run(jaxpr.jaxpr, jaxpr.consts, [Value(argument.shape, np.dtype(image.dtype), input_name)])
     for name, value, var in zip(sorted(shapes), outputs, jaxpr.jaxpr.outvars, strict=True):
-        graph.nodes.append(helper.make_node("Identity", [graph.name_of(graph.full(value, var.aval.shape))], [name], name))
+        graph.nodes.append(
+            helper.make_node("Identity", [graph.name_of(graph.full(value, var.aval.shape))], [name], name)
+        )
     nodes = _reachable(graph.nodes, set(shapes))
     used = set(_all_inputs(nodes))
     proto = helper.make_graph(
