@@ -26,6 +26,15 @@ in_browser = [
 ]
 
 
+# Points of the strokes of digits, in shares of the canvas.
+STROKES = {
+    "1": [[(0.38, 0.3), (0.52, 0.14), (0.52, 0.86)]],
+    "2": [[(0.32, 0.3), (0.4, 0.18), (0.52, 0.13), (0.66, 0.22), (0.64, 0.4), (0.48, 0.62), (0.3, 0.84), (0.72, 0.84)]],
+    "4": [[(0.5, 0.12), (0.28, 0.58), (0.72, 0.58)], [(0.62, 0.4), (0.58, 0.88)]],
+    "7": [[(0.28, 0.16), (0.7, 0.16), (0.5, 0.5), (0.42, 0.86)], [(0.32, 0.52), (0.66, 0.52)]],
+}
+
+
 @pytest.fixture
 def empty_runtime(tmp_path):
     """A folder with empty files in place of the runtime."""
@@ -132,6 +141,26 @@ class TestPage:
         assert page.locator("#classes li").count() == 0
         page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": b"no picture"})
         page.wait_for_function("document.getElementById('status').textContent.includes('is not a picture')")
+        assert not errors
+
+    @pytest.mark.nightly
+    def test_drawn_digits_are_recognised(self, tmp_path, open_page):
+        """By the model of the README's first command."""
+        open_site, errors = open_page
+        assert main(["train", "--config=digits", f"--workdir={tmp_path / 'run'}"]) == 0
+        page = open_site(write_site(str(tmp_path / "run"), str(tmp_path / "demo")))
+        box, predictions = page.locator("#input").bounding_box(), 0
+        for digit, strokes in STROKES.items():
+            page.click("#clear")
+            for start, *rest in strokes:
+                page.mouse.move(box["x"] + start[0] * box["width"], box["y"] + start[1] * box["height"])
+                page.mouse.down()
+                for x, y in rest:
+                    page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=3)
+                page.mouse.up()
+                predictions += 1
+                wait_for_prediction(page, predictions)
+            assert page.locator("#classes li").first.inner_text().split()[0] == digit
         assert not errors
 
     def test_a_picture_is_segmented(self, segmentation, tmp_path, open_page):  # noqa: F811
