@@ -1,4 +1,4 @@
-"""Hooks of MkDocs: the notes of the benchmarks are a page of the site, although they lie beside the benchmarks."""
+"""Hooks of MkDocs, which add benchmarks/NOTES.md to the pages of the site."""
 
 from pathlib import Path
 from typing import Any

@@ -26,7 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="side, or height and width, of the images (default: the model's input size)",
     )
     parser.add_argument("--dataset", metavar="NAME", help="use the image size of imagenet, coco or ade20k")
-    parser.add_argument("--out", metavar="DIR", help="write an HTML page, analyze.html, and its plots as PNG into DIR")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="write an HTML page, analyze.html, and its plots as PNG into DIR; with --erf, erf.png",
+    )
     parser.add_argument(
         "--erf",
         nargs="+",
@@ -35,9 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--stage", type=int, metavar="N", help="feature map of --erf, from 0 (default: the last)")
     parser.add_argument("--images", metavar="PATH", nargs="+", help="images for --erf, or folders (default: noise)")
-    parser.add_argument(
-        "--num_images", type=integer(1), default=16, metavar="N", help="number of images for --erf (default: 16)"
-    )
+    parser.add_argument("--num_images", type=integer(1), metavar="N", help="number of images for --erf (default: 16)")
     parser.add_argument("--json", action="store_true", help="print all numbers as JSON instead of a table")
 
 
@@ -54,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
     size = None if args.size is None else (args.size[0], args.size[-1])
     if args.erf is not None:
         return _measure_fields(args, size)
+    if any(value is not None for value in (args.stage, args.images, args.num_images)):
+        raise RunError("--stage, --images and --num_images belong to --erf; add --erf MODEL_OR_WORKDIR")
     analysis = analyze(args.model, args.dataset, size)
     page = None
     if args.out is not None:
@@ -83,7 +87,9 @@ def _measure_fields(args: argparse.Namespace, size: tuple[int, int] | None) -> i
     for source in args.erf:
         with announced(f"Measuring {source}."):
             fields.append(
-                erf.measure(source, stage=args.stage, num_images=args.num_images, img_size=size, images_of=images_of)
+                erf.measure(
+                    source, stage=args.stage, num_images=args.num_images or 16, img_size=size, images_of=images_of
+                )
             )
     if args.json:
         print(json.dumps([field.to_json() for field in fields], indent=2))

@@ -248,7 +248,7 @@ def _is_static(equation: JaxprEqn) -> bool:
 
 
 def _aligned(inputs: Sequence[Value]) -> list[np.ndarray]:
-    """Return constants with the shape that they have together; JAX broadcasts only scalars."""
+    """Broadcast constants to one shape, which primitives of JAX require."""
     return list(np.broadcast_arrays(*(value.data for value in inputs)))
 
 
@@ -390,16 +390,16 @@ def _transpose(graph, equation, inputs):
 def _slice(graph, equation, inputs):
     params, shape = equation.params, equation.invars[0].aval.shape
     steps = params["strides"] or (1,) * len(shape)
-    cut = zip(itertools.count(), shape, params["start_indices"], params["limit_indices"], steps, strict=False)
-    axes, starts, ends, steps = zip(
-        *(
-            (axis, start, limit if isinstance(limit, int) else _END, step)
-            for axis, dim, start, limit, step in cut
-            if (start, limit, step) != (0, dim, 1)
-        ),
-        strict=True,
-    )
     value = graph.full(inputs[0], shape)
+    ranges = zip(shape, params["start_indices"], params["limit_indices"], steps, strict=True)
+    cut = [
+        (axis, start, limit if isinstance(limit, int) else _END, step)
+        for axis, (dim, start, limit, step) in enumerate(ranges)
+        if (start, limit, step) != (0, dim, 1)
+    ]
+    if not cut:
+        return [value]
+    axes, starts, ends, steps = zip(*cut, strict=True)
     indices = [np.array(each, np.int64) for each in (starts, ends, axes, steps)]
     return [graph.add("Slice", [value, *indices], equation.outvars[0].aval.shape, value.dtype)]
 

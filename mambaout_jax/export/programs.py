@@ -5,7 +5,6 @@ run on random and real images, and compared with the model.
 """
 
 import datetime as dt
-import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -136,8 +135,7 @@ def build_program(
     def function(images: Shaped[Array, "b ..."]) -> dict[str, Array]:
         images = jnp.moveaxis(images, 1, -1) if channels_first else images
         found = compute(spec.normalize(images) if normalize else images)
-        is_map = channels_first and {name: value.ndim == 4 for name, value in found.items()}
-        return {name: jnp.moveaxis(x, -1, 1) if is_map and is_map[name] else x for name, x in found.items()}
+        return {name: jnp.moveaxis(x, -1, 1) if channels_first and x.ndim == 4 else x for name, x in found.items()}
 
     shape = (model.in_chans, *spec.size) if channels_first else (*spec.size, model.in_chans)
     dtype = np.dtype(np.uint8 if normalize else np.float32)
@@ -197,10 +195,10 @@ def _compare(
         ExportError: an output differs by more than `TOLERANCE` of its largest value.
     """
     reference = jax.jit(program.function)
-    batches = (
-        [images[i : i + batch_size] for i in range(0, len(images) - batch_size + 1, batch_size)] if batch_size else []
-    )
-    batches = batches or ([np.resize(images, (batch_size, *images.shape[1:]))] if batch_size else [images[:1], images])
+    batches = [images[:1], images]
+    if batch_size:  # the images are repeated to fill the last batch
+        count = -(-len(images) // batch_size)
+        batches = np.resize(images, (count, batch_size, *images.shape[1:]))
     largest = 0.0
     for batch in batches:
         found, expected = compute(batch), jax.device_get(reference(batch))
@@ -257,5 +255,4 @@ def _write_stablehlo(path: Path, program: Program, batch_size: int | None) -> No
 
 
 def _load_stablehlo(path: Path) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    exported = jax.export.deserialize(bytearray(path.read_bytes()))
-    return functools.partial(jax.jit(exported.call))
+    return jax.jit(jax.export.deserialize(bytearray(path.read_bytes())).call)

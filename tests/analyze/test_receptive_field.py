@@ -76,6 +76,7 @@ def test_models_and_runs_are_printed_and_drawn(tmp_path, capsys):
         ),
         (["--erf", "mambaout_femo"], "did you mean"),
         (["mambaout_femto", "--erf", "mambaout_femto"], "omit MODEL"),
+        (["mambaout_femto", "--stage=1"], "belong to --erf"),
         (["--erf", "no/such/run"], "is not the workdir of a run"),
     ],
 )

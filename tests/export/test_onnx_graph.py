@@ -58,6 +58,7 @@ FUNCTIONS = {
     "stacks": lambda x: jnp.stack([x, x + 1], 2).reshape(x.shape[0], -1),
     "tiles": lambda x: jnp.tile(x, (1, 2, 1, 3)) + jnp.repeat(jnp.repeat(x, 2, 1), 3, 3),
     "selections": lambda x: jnp.take(x[:, np.array([3, 1, 1])], jnp.array([[0, 2], [1, 1]]), axis=3),
+    "whole range": lambda x: lax.slice_p.bind(x, start_indices=(0,) * 4, limit_indices=x.shape, strides=None),
     "ranges": lambda x: lax.slice_in_dim(x, 2, 5, axis=1) + x[:, :3],
     "padding": lambda x: jnp.pad(x, ((0, 0), (1, 2), (0, 3), (0, 0)), constant_values=2.0),
     "axes": lambda x: x.transpose(0, 3, 1, 2)[:, :, None].squeeze(2),
