@@ -3,8 +3,7 @@
     python benchmarks/export.py [--models NAME...] [--threads N] [--json PATH]
 
 One image, float32. Ratios are the time of ours divided by the peer's, medians over the rounds: below 1, ours is faster.
-Models that timm does not have are timed beside JAX alone. All weights are random, and the logits of ours are compared
-with those of JAX first.
+Where timm lacks a model, JAX is the only peer. Weights are random. Our logits are first compared with those of JAX.
 """
 
 import argparse
