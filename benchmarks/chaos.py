@@ -30,9 +30,10 @@ from mambaout_jax.run.workdir import load_run
 
 ROOT = Path(__file__).parent.parent
 LIMIT_SECONDS = 60
-# Signals arrive while the run starts, compiles, trains, evaluates and saves. The run is long enough for twenty of them.
-LONGEST_DELAY_SECONDS = 40
-SETTINGS = ("num_epochs=60", "eval_every_epochs=4", "save_every_steps=11", "log_every_steps=11")
+# Signals arrive while the run starts, compiles, trains, evaluates and saves. The run is long enough for twenty of them:
+# a start takes half of the longest delay, so that a signal leaves a few seconds of training on average.
+LONGEST_DELAY_SECONDS = 30
+SETTINGS = ("num_epochs=30", "eval_every_epochs=4", "save_every_steps=11", "log_every_steps=11")
 
 
 def main() -> None:
