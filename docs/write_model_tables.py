@@ -1,6 +1,7 @@
-"""Write the tables of docs/models.md from the registered variants: python docs/write_model_tables.py."""
+"""Write the tables of models in docs/models.md and the README: python docs/write_model_tables.py."""
 
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -8,15 +9,25 @@ from mambaout_jax.models import Family, families
 from mambaout_jax.models.macs import variant_costs
 
 PAGE = Path(__file__).parent / "models.md"
+README = Path(__file__).parents[1] / "README.md"
 
 
 def update(page: str) -> str:
-    """Return the page with every table between `<!-- table FAMILY -->` and `<!-- end -->` written again.
+    """Return docs/models.md with the table of every family written again, as `write_tables` does."""
+    return write_tables(page, {family.name: _table(family) for family in families()})
+
+
+def update_readme(page: str) -> str:
+    """Return the README with its table of families written again."""
+    return write_tables(page, {"families": _families_table()})
+
+
+def write_tables(page: str, tables: Mapping[str, str]) -> str:
+    """Return a page with every table between `<!-- table NAME -->` and `<!-- end -->` written again.
 
     Raises:
-        ValueError: the page lacks a family, or has an unknown one.
+        ValueError: the page lacks a table, or has an unknown one.
     """
-    tables = {family.name: _table(family) for family in families()}
     names = re.findall(r"^<!-- table (\S+) -->$", page, re.MULTILINE)
     if sorted(names) != sorted(tables):
         raise ValueError(f"the page has the tables {sorted(names)}; {sorted(tables)} are expected")
@@ -54,5 +65,27 @@ def _table(family: Family) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _families_table() -> str:
+    lines = [
+        "| family | models with published accuracy | parameters | top-1 at 224 px | licence of the weights |",
+        "|---|---|---|---|---|",
+    ]
+    for family in families():
+        published = {name: variant for name, variant in family.variants.items() if variant.top1}
+        params = _range(variant_costs(name)[0] / 1e6 for name in published)
+        top1 = _range(variant.top1[224] for variant in published.values() if 224 in variant.top1)
+        licences = {variant.checkpoint.licence or "not stated" for variant in published.values() if variant.checkpoint}
+        title = f"[{family.module.__name__}]({family.publication.paper})"
+        models = f"{len(published)}, from `{next(iter(published))}`"
+        lines.append(f"| {title} | {models} | {params} M | {top1} % | {', '.join(sorted(licences))} |")
+    return "\n".join(lines) + "\n"
+
+
+def _range(values: Iterable[float]) -> str:
+    values = list(values)
+    return f"{min(values):.1f} to {max(values):.1f}"
+
+
 if __name__ == "__main__":
-    PAGE.write_text(update(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for file, updated in ((PAGE, update), (README, update_readme)):
+        file.write_text(updated(file.read_text(encoding="utf-8")), encoding="utf-8")

@@ -6,7 +6,8 @@ set -euo pipefail
 
 help() {
   cat <<'TEXT'
-Build the wheel, and install it in a clean environment for each case and Python. `pip check` must report no conflicts.
+Build the sdist, and the wheel from it, and install the wheel in a clean environment for each case and Python.
+`pip check` must report no conflicts.
 
 usage: launch/test_install.sh [option...] [CASE...]
 
@@ -125,11 +126,14 @@ import timm' ;;
   esac
 }
 
-say "Building the wheel"
+say "Building the sdist and the wheel"
 # In a copy: setuptools leaves `build` and `*.egg-info` behind, and would add files from an old `build`.
 mkdir "$scratch/source"
-run cp -R "$root/mambaout_jax" "$root/configs" "$root/setup.py" "$root/pyproject.toml" "$root/README.md" "$root/LICENSE" "$scratch/source"
-run "${pythons[0]}" -m pip wheel --disable-pip-version-check --quiet --no-deps --wheel-dir "$scratch" "$scratch/source"
+run cp -R "$root/mambaout_jax" "$root/configs" "$root/setup.py" "$root/pyproject.toml" "$root/README.md" "$root/LICENSE" "$root/NOTICE" \
+  "$scratch/source"
+run "${pythons[0]}" -m venv "$scratch/build"
+run "$scratch/build/bin/python" -m pip install --disable-pip-version-check --quiet build
+run "$scratch/build/bin/python" -m build --outdir "$scratch" "$scratch/source"
 wheel=$(echo "$scratch"/mambaout_jax-*.whl)
 run cd "$scratch"
 for base in "${pythons[@]}"; do

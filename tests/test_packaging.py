@@ -161,6 +161,16 @@ except MissingExtraError as error:
     assert done.stdout.endswith(f'; pip install "mambaout_jax[{extra}]"\n')
 
 
+def test_version_is_the_same_everywhere():
+    stated = {
+        "CITATION.cff": r"^version: (.*)$",
+        "README.md": r"^  version = \{(.*)\},$",
+    }
+    for name, pattern in stated.items():
+        (version,) = re.findall(pattern, (ROOT / name).read_text(encoding="utf-8"), flags=re.MULTILINE)
+        assert version == PROJECT["version"], name
+
+
 def test_modules_of_extras_are_those_of_pyproject():
     for extra, modules in extras.MODULES.items():
         brought = names(DISTRIBUTIONS.get(module, module) for module in modules)

@@ -31,7 +31,7 @@ def write_photos(folder):
 
 
 def test_readme_shows_two_commands_as_the_way_in():
-    way_in = README[README.index("## Two commands") : README.index("## Results")]
+    way_in = README[README.index("## Two commands") : README.index("## Install")]
     assert re.findall(r"^```\n(.*?)\n```", way_in, flags=re.MULTILINE | re.DOTALL) == [
         "launch/local.sh",
         "launch/test.sh",
