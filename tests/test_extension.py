@@ -219,7 +219,7 @@ def test_the_page_of_a_run_is_written_again(unbroken, tmp_path, capsys):
     assert Path(capsys.readouterr().out.strip()).read_text().count("spots of kind spot") == 1
 
 
-@pytest.mark.run
+@pytest.mark.nightly
 def test_two_processes_equal_one(unbroken, tmp_path):
     # Two devices with half the rows each make as many microbatches as one device.
     arguments = train_arguments(tmp_path / "run", microbatch_size=12)

@@ -133,7 +133,7 @@ def test_no_statistic_separates_the_classes(pairs):
     assert 0.44 < score_in_folds(products.reshape(len(features), -1)) < 0.56
 
 
-@pytest.mark.run
+@pytest.mark.nightly
 @pytest.mark.parametrize("side", [4, 8, 16])
 def test_no_linear_classifier_on_pixels_separates_the_classes(pairs, side):
     images = [draw_scene(scene, CONFIGS["32"]) for pair in pairs for scene in pair]
@@ -163,7 +163,7 @@ def ink_between(image, dots, width):
     return image[inside].sum() / distance
 
 
-@pytest.mark.run
+@pytest.mark.nightly
 @pytest.mark.parametrize(("num_squares", "reach"), [(6, 1.0), (6, 1.5), (12, 1.5)])
 def test_no_linear_classifier_on_the_frame_of_the_dots_separates_the_classes(pairs, num_squares, reach):
     features = [
@@ -172,7 +172,7 @@ def test_no_linear_classifier_on_the_frame_of_the_dots_separates_the_classes(pai
     assert 0.44 < score_in_folds(features) < 0.56
 
 
-@pytest.mark.run
+@pytest.mark.nightly
 @pytest.mark.parametrize("width", [0.05, 0.1, 0.2])
 def test_ink_between_the_dots_does_not_separate_the_classes(pairs, width):
     ink = [ink_between(draw_scene(scene, CONFIGS["32"]), scene.dots, width) for pair in pairs for scene in pair]

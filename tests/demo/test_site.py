@@ -163,6 +163,7 @@ class TestPage:
             assert page.locator("#classes li").first.inner_text().split()[0] == digit
         assert not errors
 
+    @pytest.mark.nightly
     def test_a_picture_is_segmented(self, segmentation, tmp_path, open_page):  # noqa: F811
         open_site, errors = open_page
         page = open_site(write_site(str(segmentation), str(tmp_path / "demo")))
