@@ -90,7 +90,7 @@ def describe(model: str, dtype: str, figures: dict[str, Any]) -> list[str]:
 def _memory(figures: dict[str, Any]) -> list[str]:
     memory = figures["memory"]
     rows = {"parameters": memory["parameters"], "optimizer": memory["optimizer"], "average (EMA)": memory["ema"]}
-    rows["batch"] = memory["batch"]
+    rows |= {"teacher": memory["teacher"], "batch": memory["batch"]}
     if "total" in memory:
         rows |= {
             "padding, counters": memory["arguments"] - sum(rows.values()) + memory["results"],

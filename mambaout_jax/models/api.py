@@ -15,7 +15,7 @@ from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.family import Family, head_modules
 from mambaout_jax.models.layers.parameters import init_state, state_shapes
 from mambaout_jax.models.options import MIN_SIZE
-from mambaout_jax.ops import normalize_images
+from mambaout_jax.ops import denormalize_images, normalize_images
 from mambaout_jax.ops.sharding import spec_of, with_auto_axes
 
 if TYPE_CHECKING:
@@ -67,6 +67,10 @@ class InputSpec(NamedTuple):
     def normalize(self, images: Float[Array, "b h w c"] | UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Normalize pixels in 0..255."""
         return normalize_images(images, self.mean, self.std)
+
+    def denormalize(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Return the pixels in 0..255 of normalized images."""
+        return denormalize_images(images, self.mean, self.std)
 
 
 class Functional:

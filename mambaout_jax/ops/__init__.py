@@ -3,7 +3,7 @@
 from mambaout_jax.ops.activations import gelu
 from mambaout_jax.ops.conv import conv2d
 from mambaout_jax.ops.depthwise import depthwise_conv2d
-from mambaout_jax.ops.images import normalize_images
+from mambaout_jax.ops.images import denormalize_images, normalize_images
 from mambaout_jax.ops.matmul import matmul
 from mambaout_jax.ops.norm import batch_norm, layer_norm, normalize, rms_norm
 from mambaout_jax.ops.resize import adaptive_avg_pool, resize_bilinear
@@ -18,6 +18,7 @@ __all__ = [
     "adaptive_avg_pool",
     "batch_norm",
     "conv2d",
+    "denormalize_images",
     "depthwise_conv2d",
     "flatten_map",
     "gelu",

@@ -1,6 +1,6 @@
 """Normalization of pixels."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
@@ -14,5 +14,18 @@ def normalize_images(
     Args:
         mean, std: statistics of each channel, for images in 0..1.
     """
-    mean, std = (255.0 * jnp.asarray(value).reshape(1, 1, 1, -1) for value in (mean, std))
+    mean, std = _of_pixels(mean, std)
     return (images.astype(jnp.float32) - mean) / std
+
+
+def denormalize_images(
+    images: Float[Array, "b h w c"], mean: Sequence[float], std: Sequence[float]
+) -> Float[Array, "b h w c"]:
+    """Compute the pixels in 0..255 of normalized images, the inverse of `normalize_images`."""
+    mean, std = _of_pixels(mean, std)
+    return images * std + mean
+
+
+def _of_pixels(*statistics: Sequence[float]) -> Iterator[Float[Array, "1 1 1 c"]]:
+    """Yield statistics of images in 0..1 for pixels in 0..255."""
+    return (255.0 * jnp.asarray(value).reshape(1, 1, 1, -1) for value in statistics)

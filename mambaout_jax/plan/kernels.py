@@ -68,7 +68,8 @@ def main() -> None:
     _, program = planned_program(config, config.build_task(), dataset, mesh)
     with jax.set_mesh(mesh):
         metrics, key = jax.eval_shape(program.init_metrics), jax.eval_shape(lambda: jax.random.key(0))
-        calls = kernel_calls(jax.make_jaxpr(program.step)(program.state, metrics, program.batch, key).jaxpr)
+        arguments = program.state, metrics, program.batch, key, program.teacher
+        calls = kernel_calls(jax.make_jaxpr(program.step)(*arguments).jaxpr)
     whole = distributed.replicated(distributed.make_mesh(devices=list(mesh.devices.flat[:1])))
     rows = []
     for (name, shapes), call in calls.items():

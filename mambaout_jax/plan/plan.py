@@ -90,9 +90,15 @@ def plan(
 
 
 def state_bytes(program: TrainingProgram) -> dict[str, int]:
-    """Count the bytes per chip of parameters, optimizer state, EMA and batch."""
+    """Count the bytes per chip of parameters, optimizer state, EMA, teacher and batch."""
     state = program.state
-    trees = {"parameters": state.variables, "optimizer": state.opt_state, "ema": state.ema, "batch": program.batch}
+    trees = {
+        "parameters": state.variables,
+        "optimizer": state.opt_state,
+        "ema": state.ema,
+        "teacher": program.teacher,
+        "batch": program.batch,
+    }
     return {name: sum(map(_bytes_on_chip, jax.tree.leaves(tree))) for name, tree in trees.items()}
 
 

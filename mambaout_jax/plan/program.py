@@ -9,6 +9,7 @@ from mambaout_jax.models import Model
 from mambaout_jax.run.config import RunConfig
 from mambaout_jax.run.dataset import open_split
 from mambaout_jax.run.errors import RunError
+from mambaout_jax.run.teacher import load_teacher
 from mambaout_jax.tasks.api import Labels, Task
 from mambaout_jax.train.program import TrainingProgram, training_program
 
@@ -53,7 +54,11 @@ def planned_program(
     """Build the model of a task and the training program of a config.
 
     Raises:
-        RunError, ModelError: the config is invalid for the dataset or the devices.
+        RunError, ModelError: the config is invalid for the dataset or the devices, or the teacher cannot be loaded.
     """
     model = task.build_model(dataset.labels)
-    return model, training_program(config, task, model, task.train_transform(model).empty(), dataset.num_images, mesh)
+    teacher = load_teacher(task, model, dataset.labels)
+    example = task.train_transform(model).empty()
+    return model, training_program(
+        config, task, model, example, dataset.num_images, mesh, None if teacher is None else teacher.model
+    )

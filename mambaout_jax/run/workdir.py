@@ -12,8 +12,9 @@ import shutil
 import string
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -317,11 +318,14 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
-def describe_environment(source: Source, licence: str | None = None) -> dict[str, Any]:
-    """Return everything except the config that a run depends on: versions, devices, dataset.
+def describe_environment(
+    source: Source, licence: str | None = None, teacher: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Return everything except the config that a run depends on: versions, devices, dataset, teacher.
 
     Args:
         licence: name of the licence of the weights that the run started from, if known.
+        teacher: the entries that identify the teacher; empty without one.
     """
     return {
         **_versions(),
@@ -333,6 +337,7 @@ def describe_environment(source: Source, licence: str | None = None) -> dict[str
         "fingerprint": source.fingerprint,
         "labels": dict(source.labels),
         **({} if licence is None else {"licence": licence}),
+        **teacher,
     }
 
 

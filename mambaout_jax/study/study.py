@@ -143,6 +143,11 @@ def _check(config: RunConfig, task: Task, path: epath.PathLike, num_repeats: int
     """Check what depends on neither the dataset nor the content of the workdir, before anything that takes long."""
     if config.init_from is not None:
         raise RunError("config.init_from is set, but all variants of a study start from random weights; unset it")
+    if (teacher := task.teacher()) is not None:
+        raise RunError(
+            f"config.{teacher.key} is {teacher.source!r}, but a study tests its variants on parts of the training "
+            "split, on which the teacher may have been trained; unset it"
+        )
     config.replace({"seed": config.seed + num_repeats - 1})  # the largest seed has to be valid too
     _local_workdir(path)
     read_specs(nest(config.values).get("study"))

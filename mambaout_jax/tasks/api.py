@@ -20,6 +20,7 @@ from mambaout_jax.checks import ConfigKey
 from mambaout_jax.data import Source
 from mambaout_jax.data.pipeline import Batch, EvalExampleTransform, Example, TrainExampleTransform
 from mambaout_jax.models import Model
+from mambaout_jax.tasks.errors import TaskError
 
 # The largest batch of a prediction, so that any number of images fits into memory.
 MAX_PREDICTED = 32
@@ -100,6 +101,18 @@ class EmaDistillation(NamedTuple):
     """
 
     start: float
+    key: str
+
+
+class TeacherSource(NamedTuple):
+    """The trained weights whose predictions are targets of the loss.
+
+    Args:
+        source: the workdir of a run, or any source of `weights.from_torch`.
+        key: the config key that names it.
+    """
+
+    source: str
     key: str
 
 
@@ -326,6 +339,36 @@ class Task(abc.ABC):
 
         Args:
             variables: the moving average; no gradient is computed for it.
+        """
+        return {}
+
+    def teacher(self) -> TeacherSource | None:
+        """Return the teacher whose predictions the loss uses; None if it uses none."""
+        return None
+
+    def check_teacher(self, teacher: Model, teacher_labels: Labels, labels: Labels) -> None:
+        """Check that the predictions of a teacher, if there is one, can be targets of the loss: by equal labels.
+
+        Args:
+            teacher: a model that was trained for this task.
+            teacher_labels: the labels of its outputs.
+            labels: the labels of the dataset.
+
+        Raises:
+            TaskError: they cannot.
+        """
+        if dict(teacher_labels) != dict(labels):
+            raise TaskError("the teacher was trained for other labels than those of the dataset")
+
+    def teacher_targets(self, teacher: Model, variables: dict[str, Any], model: Model, batch: Batch) -> Any:
+        """Compute targets for a prepared microbatch from a teacher, if there is one.
+
+        `train_loss` reads them as batch["teacher_targets"].
+
+        Args:
+            teacher: the teacher, built for images of the size of the model's.
+            variables: its weights; no gradient is computed for them.
+            model: the model in training, by whose `input_spec` the images are normalized.
         """
         return {}
 

@@ -25,6 +25,7 @@ from mambaout_jax.run.files import write_arrays, write_atomically
 from mambaout_jax.run.pretrained import Pretrained, load_pretrained_for, merge_pretrained
 from mambaout_jax.run.signals import StopSignals
 from mambaout_jax.run.state import TrainState, with_variables
+from mambaout_jax.run.teacher import Teacher, load_teacher
 from mambaout_jax.run.workdir import (
     check_space,
     claim_workdir,
@@ -71,7 +72,7 @@ def train(config: RunConfig, path: epath.PathLike) -> dict[str, Any]:
             return results
         evaluated = evaluated and step < setup.num_steps  # a kill before results.json repeats the last evaluation
         lowered = setup.program.lower()  # a model that does not match the task fails here, before anything is written
-        environment = describe_environment(setup.train_source, start.licence)
+        environment = describe_environment(setup.train_source, start.licence, setup.teacher_record)
         writer = _open_writer(config, setup, workdir, start, environment, cleanup)
         log = StepLog(
             writer,
@@ -115,7 +116,7 @@ def train(config: RunConfig, path: epath.PathLike) -> dict[str, Any]:
                 trace.before(step)
                 batch = next(batches)
                 with jax.transfer_guard("disallow"):
-                    state, metrics = run_step(state, metrics, batch, start.step_key)
+                    state, metrics = run_step(state, metrics, batch, start.step_key, start.teacher)
                 step, evaluated = step + 1, False
                 metrics = log.after_step(step, metrics)
                 if setup.saves_at(step):
@@ -133,7 +134,7 @@ def train(config: RunConfig, path: epath.PathLike) -> dict[str, Any]:
 
 
 class _Setup(NamedTuple):
-    """The task, data, model, mesh and training program of a run."""
+    """The task, data, model, mesh, teacher and training program of a run."""
 
     config: RunConfig
     task: Task
@@ -141,11 +142,17 @@ class _Setup(NamedTuple):
     validation: Source
     model: Model
     mesh: jax.sharding.Mesh
+    teacher: Teacher | None
     program: TrainingProgram
 
     @property
     def num_steps(self) -> int:
         return self.config.total_steps(self.program.steps_per_epoch)
+
+    @property
+    def teacher_record(self) -> dict[str, str]:
+        """The entries of environment.json that identify the teacher; empty without one."""
+        return {} if self.teacher is None else self.teacher.record
 
     def evaluates_at(self, step: int) -> bool:
         every = self.config.eval_every_epochs * self.program.steps_per_epoch
@@ -170,20 +177,31 @@ def _prepare(config: RunConfig, path: epath.PathLike) -> _Setup:
     model = task.build_model(train_source.labels)
     example = task.train_transform(model, train_source).empty()
     task.eval_transform(model, validation)  # fails on invalid options now, not at the first evaluation
-    program = training_program(config, task, model, example, len(train_source), mesh)
+    teacher = load_teacher(task, model, train_source.labels)
+    program = training_program(
+        config, task, model, example, len(train_source), mesh, None if teacher is None else teacher.model
+    )
     if config.init_from is not None and not has_checkpoints(workdir):
         _load_pretrained(config, model)  # an error of the user, found before anything is written
-    return _Setup(config, task, train_source, validation, model, mesh, program)
+    return _Setup(config, task, train_source, validation, model, mesh, teacher, program)
 
 
 def _load_pretrained(config: RunConfig, model: Model) -> Pretrained:
     return load_pretrained_for(config.init_from, model, head_task=config.task if config.init_head == "keep" else None)
 
 
+def _put_teacher(setup: _Setup) -> dict[str, Any] | None:
+    """Transfer the weights of the teacher to the devices, sharded like the trained ones."""
+    if setup.teacher is None:
+        return None
+    return distributed.put_global(setup.teacher.variables, distributed.shardings(setup.program.teacher))
+
+
 def _open_workdir(
     config: RunConfig, path: epath.PathLike, setup: _Setup, cleanup: contextlib.ExitStack
 ) -> tuple[epath.Path, Checkpoints]:
-    distributed.assert_same_on_all_hosts(describe_program(config))
+    teacher = {} if setup.teacher is None else {"the weights of the teacher": setup.teacher.fingerprint}
+    distributed.assert_same_on_all_hosts(describe_program(config) | teacher)
     workdir = claim_workdir(path, config)
     if config.profile.start_step is not None and is_remote(workdir):
         raise RunError("config.profile.start_step is set; a trace requires a local --workdir")
@@ -203,6 +221,7 @@ class _Start(NamedTuple):
     Args:
         seconds: training time before the restart.
         step_key: the key that each step folds with its number.
+        teacher: the weights of the teacher on the devices, None without one.
         description: the origin of the weights; empty for a random initialization.
         licence: name of the licence of the weights that the run started from, if known.
     """
@@ -212,6 +231,7 @@ class _Start(NamedTuple):
     evaluated: bool
     seconds: float
     step_key: jax.Array
+    teacher: dict[str, Any] | None
     description: str
     licence: str | None
 
@@ -232,14 +252,17 @@ def _restore_or_initialize(config: RunConfig, setup: _Setup, workdir: epath.Path
                 f"the run was trained on other records of {metadata['dataset']} than those of config.data; to resume "
                 "with the new records, add --config.resume=any"
             )
+        if config.resume != "any":
+            _check_same_teacher(metadata, setup.teacher)
         if step > setup.num_steps:
             raise RunError(
                 f"workdir {workdir} is at step {step} but the config trains for {count(setup.num_steps, 'step')}; "
                 "increase config.num_epochs (or num_steps), or use another --workdir"
             )
         seconds = metadata["seconds"]
-        licence = load_environment(workdir).get("licence")
-        return _Start(state, step, metadata["evaluated"], seconds, step_key, f"resumed from step {step}", licence)
+        licence, teacher = load_environment(workdir).get("licence"), _put_teacher(setup)
+        description = f"resumed from step {step}"
+        return _Start(state, step, metadata["evaluated"], seconds, step_key, teacher, description, licence)
     state = jax.jit(setup.program.init_state, out_shardings=placed)(init_key)
     description, licence = "", None
     if config.init_from is not None:
@@ -253,7 +276,23 @@ def _restore_or_initialize(config: RunConfig, setup: _Setup, workdir: epath.Path
             labels=setup.train_source.labels,
         )
         state = jax.jit(with_variables, out_shardings=placed)(state, variables)
-    return _Start(state, 0, False, 0.0, step_key, description, licence)
+    return _Start(state, 0, False, 0.0, step_key, _put_teacher(setup), description, licence)
+
+
+def _check_same_teacher(metadata: dict[str, Any], teacher: Teacher | None) -> None:
+    """Check that the teacher has the weights that are recorded in a checkpoint.
+
+    Raises:
+        RunError: it has others, for example because its own training continued.
+    """
+    if metadata.get("teacher_fingerprint") == (None if teacher is None else teacher.fingerprint):
+        return
+    now = "none" if teacher is None else teacher.description
+    raise RunError(
+        f"the run was trained with another teacher: it was {metadata.get('teacher', 'none')}, is {now}; use the same "
+        "weights (copy the workdir of a teacher that is still in training), or add --config.resume=any to resume with "
+        "the new ones"
+    )
 
 
 def _open_writer(
@@ -282,14 +321,17 @@ def _open_writer(
     cleanup.callback(writer.close)
     changes = "".join(f", {option} {value}" for option, value in model_args(model).items())
     batch = describe_batch(config.batch_size, setup.mesh.size, program.grad_accum_steps)
+    teacher = "" if setup.teacher is None else f"teacher: {setup.teacher.description}"
     writer.print_line(
         f"{model.name}{changes}, {count(model.num_params, 'parameter')}, on {setup.mesh.size} x "
         f"{jax.devices()[0].device_kind}; {count(len(setup.train_source), 'training image')} and "
         f"{count(len(setup.validation), 'validation image')} of {setup.train_source.name}; "
         f"{_describe_length(config, program)}; "
-        f"{'; '.join(filter(None, (batch, start.description)))}"
+        f"{'; '.join(filter(None, (batch, start.description, teacher)))}"
     )
     if notice := licence_notice(start.licence, model.name):
+        writer.print_line(notice)
+    if setup.teacher and (notice := licence_notice(setup.teacher.licence, setup.teacher.model.name)):
         writer.print_line(notice)
     for sentence in differences_from_recipe(model.family.recipe_of(model.name), config.values):
         writer.print_line(f"differs from the published recipe: {sentence}")

@@ -27,7 +27,7 @@ class TrainingProgram(NamedTuple):
         init_state: returns the initial state for a key.
         init_metrics: returns the step metrics of zero steps.
         step: the function that `make_train_step` returns.
-        state, batch: shapes, dtypes and shardings of its arguments.
+        state, batch, teacher: shapes, dtypes and shardings of its arguments; without a teacher, the last one is None.
     """
 
     steps_per_epoch: int
@@ -37,6 +37,7 @@ class TrainingProgram(NamedTuple):
     step: Callable[..., Any]
     state: TrainState
     batch: dict[str, Any]
+    teacher: dict[str, Any] | None
 
     def lower(self) -> jax.stages.Lowered:
         """Return the lowered step for the current mesh, ready to compile."""
@@ -44,17 +45,24 @@ class TrainingProgram(NamedTuple):
         metrics = distributed.sharded_shapes(self.init_metrics, sharding=replicated)
         key = distributed.sharded_shapes(lambda: jax.random.key(0), sharding=replicated)
         step = jax.jit(self.step, donate_argnums=0, out_shardings=(distributed.shardings(self.state), replicated))
-        return step.lower(self.state, metrics, self.batch, key)
+        return step.lower(self.state, metrics, self.batch, key, self.teacher)
 
 
 def training_program(
-    config: RunConfig, task: Task, model: Model, example: Example, num_images: int, mesh: jax.sharding.Mesh
+    config: RunConfig,
+    task: Task,
+    model: Model,
+    example: Example,
+    num_images: int,
+    mesh: jax.sharding.Mesh,
+    teacher: Model | None = None,
 ) -> TrainingProgram:
     """Build the training program of a config.
 
     Args:
         example: an example of the training transform.
         num_images: images of the training split.
+        teacher: the model that `load_teacher` returns.
 
     Raises:
         RunError: the batch is larger than the dataset, or cannot be split over the devices.
@@ -81,9 +89,11 @@ def training_program(
             grad_accum_steps=accum_steps,
             ema_decay=config.optim.ema_decay,
             distillation_step=None if distillation is None else round(distillation.start * num_steps),
+            teacher=teacher,
         ),
         distributed.sharded_shapes(initial_state, jax.random.key(0), sharding=mesh),
         distributed.batch_shapes(example, config.batch_size, mesh),
+        None if teacher is None else distributed.sharded_shapes(teacher.init, jax.random.key(0), sharding=mesh),
     )
 
 

@@ -66,19 +66,28 @@ def make_train_step(
     grad_accum_steps: int,
     ema_decay: float | None,
     distillation_step: int | None = None,
-) -> Callable[[TrainState, StepMetrics, Batch, Key[Array, ""]], tuple[TrainState, StepMetrics]]:
-    """Build the function (state, metrics, batch, key) -> (state, metrics).
+    teacher: Model | None = None,
+) -> Callable[..., tuple[TrainState, StepMetrics]]:
+    """Build the function (state, metrics, batch, key, teacher_variables=None) -> (state, metrics).
 
     The batch is that of the data pipeline. The key is the same for all steps and is folded with the step.
 
     Args:
         grad_accum_steps: number of microbatches per batch.
         distillation_step: first step that computes the `ema_targets` of the task; None if it has no distillation.
+        teacher: model of the `teacher_targets` of the task; None if it has no teacher.
     """
 
     def train_loss(
-        state: TrainState, variables: dict[str, Any], batch: Batch, key: Key[Array, ""]
+        state: TrainState,
+        teacher_variables: dict[str, Any] | None,
+        variables: dict[str, Any],
+        batch: Batch,
+        key: Key[Array, ""],
     ) -> tuple[Mapping[str, LossTerm], Any]:
+        if teacher is not None:
+            targets = task.teacher_targets(teacher, _replicate_params(teacher_variables), model, batch)
+            batch = {**batch, "teacher_targets": targets}
         if distillation_step is not None:
             batch = {
                 **batch,
@@ -92,12 +101,16 @@ def make_train_step(
         return terms, batch_stats
 
     def train_step(
-        state: TrainState, metrics: StepMetrics, batch: Batch, key: Key[Array, ""]
+        state: TrainState,
+        metrics: StepMetrics,
+        batch: Batch,
+        key: Key[Array, ""],
+        teacher_variables: dict[str, Any] | None = None,
     ) -> tuple[TrainState, StepMetrics]:
         prepare_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
         batch = task.prepare_batch(model, batch, prepare_key)
         gradient, loss, terms, batch_stats = _gradient(
-            partial(train_loss, state), state.variables, batch, loss_key, grad_accum_steps
+            partial(train_loss, state, teacher_variables), state.variables, batch, loss_key, grad_accum_steps
         )
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.variables["params"])
         variables = {

@@ -23,6 +23,7 @@ FAULTS_OF_STUDIES = {
     "study.baseline": {"study.baseline": "nowhere"},
     "train_split": {"data.train_split": "train[10%:]"},
     "init_from": {"init_from": "runs/x"},
+    "loss.teacher": {"loss.teacher": "runs/x"},
     "seed": {"seed": 2**32 - 1},
 }
 

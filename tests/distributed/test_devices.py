@@ -11,8 +11,10 @@ import jax
 import numpy as np
 import pytest
 
+import mambaout_jax as mo
 from mambaout_jax import distributed
 from mambaout_jax.train.program import training_program
+from tests.marks import slow_but
 from tests.train import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +32,8 @@ CHANGES = {
     "augment.mixup_group": 8,
 }
 MESA = {"loss.mesa": 1.0, "loss.mesa_start": 0.1}  # from step 8 on
+TEACHER = {"loss.teacher": "runs/x", "loss.teacher_weight": 1.0}
+TEACHER_OPTIONS = {"img_size": 32, "num_classes": 10, "depths": (1, 2), "dims": (32, 64)}
 ERASING = {"augment.random_erasing_prob": 0.25, "augment.rotate_degrees": 5.0}
 COLLECTIVE = re.compile(r"(?:all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
 
@@ -43,7 +47,8 @@ def train_steps(mesh, **changes):
     """Train on random batches; return losses, moments and weights after the first and last step, and the program."""
     config = tiny.config(**CHANGES, **changes)
     task, model = task_and_model(config)
-    program = training_program(config, task, model, task.train_transform(model).empty(), 1437, mesh)
+    teacher = mo.create_model("mambaout_kobe", **TEACHER_OPTIONS) if task.teacher() else None
+    program = training_program(config, task, model, task.train_transform(model).empty(), 1437, mesh, teacher)
     replicated, placed = distributed.replicated(mesh), distributed.shardings(program.state)
     rng = np.random.default_rng(0)
     losses, params = [], []
@@ -52,11 +57,15 @@ def train_steps(mesh, **changes):
         state = jax.jit(program.init_state, out_shardings=placed)(jax.random.key(0))
         metrics = jax.jit(program.init_metrics, out_shardings=replicated)()
         key = jax.device_put(jax.random.key(1), replicated)
+        split, variables = distributed.batch_sharding(mesh), None
+        if teacher is not None:
+            init = jax.jit(teacher.init, out_shardings=distributed.shardings(program.teacher))
+            variables = init(jax.random.key(2))
         for number in range(STEPS):
             images = rng.integers(0, 256, (64, 32, 32, 1), np.uint8)
             batch = {"image": images, "label": rng.integers(0, 10, 64, np.int32)}
             before = float(metrics.loss)
-            state, metrics = step(state, metrics, jax.device_put(batch, distributed.batch_sharding(mesh)), key)
+            state, metrics = step(state, metrics, jax.device_put(batch, split), key, variables)
             losses.append(float(metrics.loss) - before)
             if number in (0, STEPS - 1):
                 params.append(jax.device_get((state.opt_state, state.variables["params"])))
@@ -98,7 +107,7 @@ def compare(changes: dict[str, float]) -> None:
 
 
 @pytest.mark.run
-@pytest.mark.parametrize("changes", [{}, pytest.param(MESA, marks=pytest.mark.nightly)], ids=["plain", "mesa"])
+@pytest.mark.parametrize("changes", slow_but([{}], [{}, MESA, TEACHER], "nightly"), ids=["plain", "mesa", "teacher"])
 def test_eight_devices_train_like_one_for_every_sharding_and_block_execution(changes):
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(ROOT)}
     program = f"from tests.distributed.test_devices import compare; compare({changes})"

@@ -42,6 +42,7 @@ CASES = {
         [(BATCH, 5, 8)],
     ),
     "normalize_images": (lambda w, x: ops.normalize_images(*x, *PIXELS), [], [(BATCH, 5, 6, 4)]),
+    "denormalize_images": (lambda w, x: ops.denormalize_images(*x, *PIXELS), [], [(BATCH, 5, 6, 4)]),
     **{
         f"depthwise_conv2d {impl}": (
             functools.partial(lambda w, x, impl: ops.depthwise_conv2d(*x, *w, impl=impl), impl=impl),

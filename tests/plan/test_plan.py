@@ -190,7 +190,7 @@ class TestCompiled:
         arguments, results = of.argument_size_in_bytes, of.output_size_in_bytes - of.alias_size_in_bytes
         assert memory["temporaries"] == of.temp_size_in_bytes
         assert memory["total"] == arguments + results + of.temp_size_in_bytes + of.generated_code_size_in_bytes
-        kept = sum(memory[name] for name in ("parameters", "optimizer", "ema", "batch"))
+        kept = sum(memory[name] for name in ("parameters", "optimizer", "ema", "teacher", "batch"))
         assert kept <= arguments <= 2 * kept
         assert figures["fits"]
         assert figures["cycles_by_rule"]["schedule"] > 0

@@ -32,8 +32,10 @@ from mambaout_jax.tasks.api import (
     Section,
     Task,
     TaskConfig,
+    TeacherSource,
 )
 from mambaout_jax.tasks.classification import report
+from mambaout_jax.tasks.classification.distillation import check_teacher, soft_targets
 from mambaout_jax.tasks.classification.eval_sets import EVAL_SETS, class_mask, find_eval_set, open_eval_set
 from mambaout_jax.tasks.classification.losses import cross_entropy, kl_divergence
 from mambaout_jax.tasks.classification.metrics import hits_and_loss, top_classes
@@ -130,6 +132,24 @@ _LOSS_KEYS: Mapping[str, ConfigKey] = {
         "weight of MESA: the KL divergence of the predictions from those of the EMA of the weights; 0 for none",
     ),
     "loss.mesa_start": ConfigKey(float, "0..1", 0.25, "fraction of the training after which MESA starts"),
+    "loss.teacher": ConfigKey(
+        str | None,
+        None,
+        None,
+        "teacher whose predictions are targets too: the workdir of a run, or any other source of init_from, of any "
+        "family; none if unset. A resumed run may find it in another place, with the same weights",
+        changeable=True,
+    ),
+    "loss.teacher_weight": ConfigKey(
+        float,
+        "0..1",
+        0.5,
+        "weight of the KL divergence of the predictions from those of the teacher; that of the cross-entropy is 1 "
+        "minus this weight",
+    ),
+    "loss.teacher_temperature": ConfigKey(
+        float, ">0..", 1.0, "temperature: in that divergence, the logits of model and teacher are divided by it"
+    ),
 }
 
 
@@ -164,7 +184,8 @@ class Classification(Task):
     @property
     def loss_terms(self) -> tuple[str, ...]:
         """Return the names of the terms of the loss."""
-        return ("cross_entropy", "mesa") if self.distillation() else ("cross_entropy",)
+        optional = {"teacher": self.teacher(), "mesa": self.distillation()}
+        return ("cross_entropy", *(name for name, used in optional.items() if used))
 
     def open_source(self, split: str) -> ImageSource:
         """Open a split of the dataset."""
@@ -291,14 +312,26 @@ class Classification(Task):
     def train_loss(
         self, model: Model, variables: dict[str, Any], batch: Batch, key: Key[Array, ""]
     ) -> tuple[dict[str, LossTerm], Any]:
-        """Compute the mean over images of the cross-entropy and, with MESA, of the weighted KL divergence.
+        """Compute the mean over images of the cross-entropy and of the weighted KL divergences, if there are any.
 
-        Reference: Du et al., Sharpness-Aware Training for Free, 2022, with a temperature of 1.
+        With a teacher and the temperature T, the loss is
+
+            (1 - weight) CE(targets, student) + weight T^2 KL(softmax(teacher / T) || softmax(student / T))
+
+        References: Hinton et al., Distilling the Knowledge in a Neural Network, 2015; Touvron et al., Training
+        data-efficient image transformers & distillation through attention, 2021, soft distillation. For MESA, Du et
+        al., Sharpness-Aware Training for Free, 2022, with a temperature of 1.
         """
+        options = self.config.options
         logits, batch_stats = model.apply_train(variables, batch["image"], key=key)
         losses = {"cross_entropy": cross_entropy(logits, batch["target"])}
+        if self.teacher():
+            weight, temperature = options["loss.teacher_weight"], options["loss.teacher_temperature"]
+            losses["cross_entropy"] *= 1 - weight
+            divergence = kl_divergence(logits / temperature, batch["teacher_targets"])
+            losses["teacher"] = weight * temperature**2 * divergence
         if self.distillation():
-            losses["mesa"] = self.config.options["loss.mesa"] * kl_divergence(logits, batch["ema_targets"])
+            losses["mesa"] = options["loss.mesa"] * kl_divergence(logits, batch["ema_targets"])
         return {name: LossTerm(values.sum(), len(values)) for name, values in losses.items()}, batch_stats
 
     def distillation(self) -> EmaDistillation | None:
@@ -309,6 +342,20 @@ class Classification(Task):
     def ema_targets(self, model: Model, variables: dict[str, Any], batch: Batch) -> Array:
         """Compute the probabilities of the classes (b, k) for the augmented images, without dropout."""
         return jax.nn.softmax(model.apply(variables, batch["image"]))
+
+    def teacher(self) -> TeacherSource | None:
+        """Return the teacher of `loss.teacher`."""
+        source = self.config.options["loss.teacher"]
+        return None if source is None else TeacherSource(source, "loss.teacher")
+
+    def check_teacher(self, teacher: Model, teacher_labels: Labels, labels: Labels) -> None:
+        """Check that a teacher takes gray or RGB images and has the classes of the dataset."""
+        check_teacher(teacher, teacher_labels, labels)
+
+    def teacher_targets(self, teacher: Model, variables: dict[str, Any], model: Model, batch: Batch) -> Array:
+        """Compute the teacher's probabilities of the classes (b, k) for the augmented images, at the temperature."""
+        temperature = self.config.options["loss.teacher_temperature"]
+        return soft_targets(teacher, variables, model.input_spec, batch["image"], temperature)
 
     def eval_context(self, source: ImageSource) -> np.ndarray:
         """Return the mask of the classes that predictions are restricted to, bool (k,)."""
