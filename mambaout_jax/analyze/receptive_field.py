@@ -5,33 +5,32 @@ contributions and their areas, Ding et al., Scaling Up Your Kernels to 31x31, 20
 """
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
 from mambaout_jax.data import DataError
-from mambaout_jax.data.eval_transform import EvalTransform
 from mambaout_jax.errors import reason
 from mambaout_jax.machine import raise_machine_fault
 from mambaout_jax.models import Model, cpu_compiler_options, create_model
 from mambaout_jax.pages.figures import GREY, INK
 from mambaout_jax.process import write_bytes_atomically
 from mambaout_jax.run.errors import RunError
-from mambaout_jax.run.workdir import restore_run
-from mambaout_jax.weights import resample_variables
+from mambaout_jax.run.workdir import exact_model, restore_run
+from mambaout_jax.tasks.eval_images import eval_image_transform
 from mambaout_jax.words import count
 
 # Shares of the contributions whose areas are reported, as by Ding et al.
 SHARES = (0.2, 0.3, 0.5, 0.99)
 _BATCH = 4
-# Contributions that are this much smaller than the largest are drawn like zero.
-_DECADES = 4
+# Contributions that are this much smaller than the largest, in powers of ten, are drawn like zero.
+DECADES = 4
 
 
 class ReceptiveField(NamedTuple):
@@ -54,6 +53,10 @@ class ReceptiveField(NamedTuple):
     def areas(self) -> dict[str, float]:
         """Return the area of the smallest square with each share of the contributions, as a share of the image."""
         return {f"{share:g}": smallest_area(self.contributions, share) for share in SHARES}
+
+    def decades(self) -> Float[np.ndarray, "h w"]:
+        """Return the contributions to draw: the decimal logarithm of their ratio to the largest, at least -4."""
+        return np.log10(np.maximum(self.contributions / self.contributions.max(), 10.0**-DECADES))
 
     def to_json(self) -> dict[str, Any]:
         """Return everything but the contributions as JSON values."""
@@ -92,19 +95,39 @@ def measure(
         maps = count(maps, "feature map")
         raise RunError(f"--stage is {stage}, but {model.name} has {maps}; expected 0 to {len(model.feature_info) - 1}")
 
-    def center(images):
-        feature_map = model.features(variables, images)[stage]
-        _, height, width, _ = feature_map.shape
-        return jax.nn.relu(feature_map[:, height // 2, width // 2]).sum()
-
-    gradient = jax.jit(jax.grad(center), compiler_options=cpu_compiler_options())
+    derivative = center_derivative(model)
     images = (images_of or _noise)(model, num_images)
-    total = np.zeros(images.shape[1:3])
-    for start in range(0, len(images), _BATCH):
-        total += np.maximum(gradient(jnp.asarray(images[start : start + _BATCH])), 0).sum((0, 3), dtype=np.float64)
+    batches = (images[start : start + _BATCH] for start in range(0, len(images), _BATCH))
+    parts = (derivative(variables, batch, (stage,) * len(batch)) for batch in batches)
+    return ReceptiveField(source, model.name, weights, stage, contributions(parts, source))
+
+
+def center_derivative(model: Model) -> Callable[..., Float[Array, "b h w c"]]:
+    """Return a function of variables, normalized images and a stage for each image, as a tuple.
+
+    It computes the derivative, by the image, of the sum of the positive values at the center of its feature map, and is
+    compiled once for each number of images and each tuple.
+    """
+
+    def center(images, variables, stages):
+        maps = model.features(variables, images)
+        rows = [maps[stage][row] for row, stage in enumerate(stages)]
+        return sum(jax.nn.relu(row[row.shape[0] // 2, row.shape[1] // 2]).sum() for row in rows)
+
+    gradient = jax.jit(jax.grad(center), static_argnums=2, compiler_options=cpu_compiler_options())
+    return lambda variables, images, stages: gradient(jnp.asarray(images), variables, stages)
+
+
+def contributions(derivatives: Iterable[Float[Array, "b h w c"]], source: str) -> Float[np.ndarray, "h w"]:
+    """Return the share of each pixel in the positive parts of derivatives, summed over channels and images.
+
+    Raises:
+        RunError: they are zero or not finite.
+    """
+    total = sum(np.maximum(np.asarray(part), 0).sum((0, 3), dtype=np.float64) for part in derivatives)
     if not (np.isfinite(total).all() and total.any()):
-        raise RunError(f"the gradient of {source} is zero or not finite; measure other weights or another --stage")
-    return ReceptiveField(source, model.name, weights, stage, total / total.sum())
+        raise RunError(f"the gradient of {source} is zero or not finite; measure other weights or another stage")
+    return total / total.sum()
 
 
 def smallest_area(contributions: Float[np.ndarray, "h w"], share: float) -> float:
@@ -131,8 +154,7 @@ def draw(fields: Sequence[ReceptiveField], path: Path) -> None:
     """
     figure = Figure(figsize=(2.6 * len(fields) + 0.3, 3.2), layout="constrained")
     for axes, field in zip(np.atleast_1d(figure.subplots(1, len(fields))), fields, strict=True):
-        scores = np.log10(np.maximum(field.contributions / field.contributions.max(), 10.0**-_DECADES))
-        axes.imshow(scores, cmap="viridis", vmin=-_DECADES, vmax=0)
+        axes.imshow(field.decades(), cmap="viridis", vmin=-DECADES, vmax=0)
         axes.set_axis_off()
         axes.set_title(f"{Path(field.source).name}\nstage {field.stage + 1}", fontsize=9, color=INK)
         half = f"half of it in {field.areas()['0.5']:.1%} of the area"
@@ -152,11 +174,7 @@ def _load(source: str, img_size: tuple[int, int] | None) -> tuple[Model, dict[st
         model = create_model(source, img_size=img_size, num_classes=0)
         return model, model.init(jax.random.key(0)), "random"
     run = restore_run(source)
-    spec = {key: value for key, value in run.model.input_spec._asdict().items() if key != "size"}
-    size = img_size or run.model.input_spec.size
-    model = create_model(run.model.name, **{**run.model.options, **spec, "dtype": "float32", "img_size": size})
-    variables = resample_variables(model, run.variables, run.model.input_spec.size)
-    return model, variables, f"{run.weights}, step {run.step}"
+    return *exact_model(run, img_size), f"{run.weights}, step {run.step}"
 
 
 def _is_path(source: str) -> bool:
@@ -175,9 +193,9 @@ def images_from(files: Sequence[str]) -> Callable[[Model, int], Float[np.ndarray
     """
 
     def images_of(model: Model, number: int) -> Float[np.ndarray, "b h w c"]:
-        spec = model.input_spec
-        transform = EvalTransform(spec.size, model.in_chans, spec.crop_pct, spec.crop_mode, spec.interpolation)
-        return np.asarray(spec.normalize(jnp.asarray(np.stack([transform(_read(file)) for file in files[:number]]))))
+        transform = eval_image_transform(model)
+        pixels = np.stack([transform(_read(file)) for file in files[:number]])
+        return np.asarray(model.input_spec.normalize(jnp.asarray(pixels)))
 
     return images_of
 

@@ -4,16 +4,29 @@ import argparse
 import signal
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 from mambaout_jax.cli.arguments import LOADING, integer
 from mambaout_jax.errors import printable
+from mambaout_jax.extras import check_installed
 from mambaout_jax.process import announced, exit_on_signals
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("workdir", metavar="WORKDIR", help="folder of a run or of imported weights")
+    parser.add_argument(
+        "workdirs",
+        nargs="+",
+        metavar="WORKDIR",
+        help="folder of a run or of imported weights; with --gradio, one or two of them",
+    )
+    parser.add_argument(
+        "--gradio",
+        action="store_true",
+        help="serve a Gradio app instead, with predictions, feature maps and receptive fields; two WORKDIRs are shown "
+        "side by side",
+    )
     parser.add_argument(
         "--static",
         metavar="DIR",
@@ -30,25 +43,58 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the page, or serve it until Ctrl-C."""
+    """Write the page, or serve it or the app until Ctrl-C."""
+    with announced(LOADING):
+        from mambaout_jax.export.errors import ExportError
+
+    if args.gradio and (args.static is not None or args.runtime is not None or args.force):
+        raise ExportError("--static, --runtime and --force belong to the page; omit them with --gradio")
+    if len(args.workdirs) > 1 and not args.gradio:
+        raise ExportError("the page has one model; give one WORKDIR, or add --gradio to see two side by side")
+    with exit_on_signals(signal.SIGTERM, signal.SIGHUP):
+        return _serve_app(args) if args.gradio else _write_page(args)
+
+
+def _serve_app(args: argparse.Namespace) -> int:
+    check_installed("demo", "demo --gradio")
+    with announced(LOADING):
+        from mambaout_jax.demo.app import build_app, serving
+
+    with announced("Loading the weights."):
+        app = build_app(args.workdirs, weights=args.weights)
+    with serving(app, args.port) as address:
+        _say_address(address)
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            print(file=sys.stderr)
+    return 0
+
+
+def _write_page(args: argparse.Namespace) -> int:
     with announced(LOADING):
         from mambaout_jax.demo.site import serve, write_site
 
-    def log(sentence: str) -> None:
-        print(printable(sentence), flush=True)
-
-    with exit_on_signals(signal.SIGTERM, signal.SIGHUP):
-        options = {"weights": args.weights, "runtime": args.runtime, "log": log}
-        if args.static is not None:
-            site = write_site(args.workdir, args.static, force=args.force, **options)
-            log(f"written: {site}; any web server can serve it, for example: python -m http.server --directory {site}")
-            return 0
-        with tempfile.TemporaryDirectory(prefix="mambaout_jax-") as folder:
-            site = write_site(args.workdir, str(Path(folder) / "demo"), **options)
-            with serve(site, args.port) as server:
-                log(f"open http://127.0.0.1:{server.server_port}/ in a browser; stop with Ctrl-C")
-                try:
-                    server.serve_forever()
-                except KeyboardInterrupt:
-                    print(file=sys.stderr)
+    [workdir] = args.workdirs
+    options = {"weights": args.weights, "runtime": args.runtime, "log": _log}
+    if args.static is not None:
+        site = write_site(workdir, args.static, force=args.force, **options)
+        _log(f"written: {site}; any web server can serve it, for example: python -m http.server --directory {site}")
+        return 0
+    with tempfile.TemporaryDirectory(prefix="mambaout_jax-") as folder:
+        site = write_site(workdir, str(Path(folder) / "demo"), **options)
+        with serve(site, args.port) as server:
+            _say_address(f"http://127.0.0.1:{server.server_port}/")
+            try:
+                server.serve_forever()
+            except KeyboardInterrupt:
+                print(file=sys.stderr)
     return 0
+
+
+def _say_address(address: str) -> None:
+    _log(f"open {address} in a browser; stop with Ctrl-C")
+
+
+def _log(sentence: str) -> None:
+    print(printable(sentence), flush=True)

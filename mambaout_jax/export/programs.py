@@ -20,12 +20,12 @@ from mambaout_jax.export.errors import ExportError
 from mambaout_jax.export.images import check_images
 from mambaout_jax.extras import check_installed, importing
 from mambaout_jax.machine import raise_machine_fault
-from mambaout_jax.models import Model, create_model
+from mambaout_jax.models import Model
 from mambaout_jax.models.api import OUTPUTS
 from mambaout_jax.process import commit_file, scratch_folder
-from mambaout_jax.run.workdir import Run, restore_run
+from mambaout_jax.run.workdir import Run, exact_model, restore_run
 from mambaout_jax.version import find_version
-from mambaout_jax.weights import TOLERANCE, check_file_target, converting_file_errors, difference, resample_variables
+from mambaout_jax.weights import TOLERANCE, check_file_target, converting_file_errors, difference
 
 Log = Callable[[str], None]
 # Extensions of the files, by format.
@@ -92,7 +92,7 @@ def export_program(
     log(f"{path}: {run.model.name}, {run.weights} weights of step {run.step}")
     if run.licence_notice:
         log(run.licence_notice)
-    model, variables = _exact(run, img_size)
+    model, variables = exact_model(run, img_size)
     channels_first = kind == "onnx"
     program = build_program(run, model, variables, output, normalize=normalize, channels_first=channels_first)
     images = _as_inputs(check_images(run.config, model, log), program, model)
@@ -161,16 +161,6 @@ def build_program(
         "versions": {"mambaout_jax": find_version(), "jax": jax.__version__},
     }
     return Program(function, shape, dtype, description)
-
-
-def _exact(run: Run, img_size: tuple[int, int] | None) -> tuple[Model, dict[str, Any]]:
-    """Return the model in float32 at an image size, without what only saves memory in training, and its variables."""
-    model = run.model
-    spec = {key: value for key, value in model.input_spec._asdict().items() if key != "size"}
-    options = {**model.options, **spec, "dtype": "float32", "img_size": img_size or model.input_spec.size}
-    options |= {key: value for key, value in {"scan_blocks": False, "remat": "none"}.items() if key in options}
-    exact = create_model(model.name, **options)
-    return exact, resample_variables(exact, run.variables, model.input_spec.size)
 
 
 def _as_inputs(images: Float[np.ndarray, "b h w c"], program: Program, model: Model) -> np.ndarray:

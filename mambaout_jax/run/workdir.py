@@ -24,7 +24,7 @@ from mambaout_jax import distributed
 from mambaout_jax.data import Source
 from mambaout_jax.errors import UserError, printable, reason
 from mambaout_jax.machine import raise_machine_fault
-from mambaout_jax.models import Model, find_family
+from mambaout_jax.models import Model, create_model, find_family
 from mambaout_jax.process import lock, own_command, within_seconds
 from mambaout_jax.run.checkpoints import Checkpoints
 from mambaout_jax.run.config import RunConfig, changed_keys, from_json
@@ -32,7 +32,7 @@ from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.files import find_write_error, write_atomically
 from mambaout_jax.storage import REMOTE_SECONDS, explain, find_pattern, find_undecodable, find_unknown_home, is_remote
 from mambaout_jax.tasks.api import Labels, Task
-from mambaout_jax.weights import licence_notice
+from mambaout_jax.weights import licence_notice, resample_variables
 
 LOCK = ".lock"
 # The packages that affect the numbers of a run.
@@ -293,6 +293,23 @@ def restore_run(path: epath.PathLike, weights: str | None = None) -> Run:
     step, variables = checkpoints.restore_variables(abstract, [weights])
     checkpoints.close()
     return Run(config, task, model, variables[weights], labels, step, weights, environment.get("licence"))
+
+
+def exact_model(run: Run, img_size: tuple[int, int] | None = None) -> tuple[Model, dict[str, Any]]:
+    """Return the model of a run in float32, without what only saves memory in training, and its variables.
+
+    Args:
+        img_size: (height, width); None for that of the run.
+
+    Raises:
+        ModelError: the model cannot have the size.
+    """
+    model = run.model
+    spec = {key: value for key, value in model.input_spec._asdict().items() if key != "size"}
+    options = {**model.options, **spec, "dtype": "float32", "img_size": img_size or model.input_spec.size}
+    options |= {key: value for key, value in {"scan_blocks": False, "remat": "none"}.items() if key in options}
+    exact = create_model(model.name, **options)
+    return exact, resample_variables(exact, run.variables, model.input_spec.size)
 
 
 def load_environment(workdir: epath.Path) -> dict[str, Any]:

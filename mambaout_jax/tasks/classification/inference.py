@@ -17,14 +17,9 @@ from mambaout_jax.errors import reason
 from mambaout_jax.machine import raise_machine_fault
 from mambaout_jax.models import InputSpec, Model
 from mambaout_jax.tasks.api import MAX_PREDICTED, Example, stack_examples
-from mambaout_jax.tasks.classification.predictor import (
-    ClassProbabilities,
-    ImagePredictor,
-    classifies,
-    eval_image_transform,
-    is_turned_upright,
-)
+from mambaout_jax.tasks.classification.predictor import ClassProbabilities, ImagePredictor, classifies
 from mambaout_jax.tasks.errors import TaskError
+from mambaout_jax.tasks.eval_images import eval_image_transform, is_turned_upright
 from mambaout_jax.words import count
 
 _CHANNELS = ((), (1,), (3,), (4,))

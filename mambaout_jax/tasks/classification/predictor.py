@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from mambaout_jax.data import EvalTransform
-from mambaout_jax.data.imagenet_classes import class_description, class_word, imagenet_class_names
+from mambaout_jax.data.imagenet_classes import class_description, class_word
 from mambaout_jax.models import Model, cpu_compiler_options
 from mambaout_jax.tasks.api import Batch, Example, Labels
 
@@ -68,32 +68,6 @@ class ClassProbabilities(NamedTuple):
 def classifies(model: Model) -> bool:
     """Return whether a model has one embedding, and therefore one vector of logits, per image."""
     return model.has_method("embed")
-
-
-def eval_image_transform(model: Model, *, exif_orientation: bool = False) -> EvalTransform:
-    """Build the evaluation transform of a model, from its `input_spec`.
-
-    Args:
-        exif_orientation: turn images upright by their EXIF orientation.
-    """
-    spec = model.input_spec
-    return EvalTransform(
-        size=spec.size,
-        channels=model.in_chans,
-        crop_pct=spec.crop_pct,
-        crop_mode=spec.crop_mode,
-        interpolation=spec.interpolation,
-        exif_orientation=exif_orientation,
-    )
-
-
-def is_turned_upright(labels: Labels) -> bool:
-    """Return whether images are turned upright by their EXIF orientation: as in the dataset of the weights.
-
-    If that is unknown, photographs are turned upright, except for models of ImageNet, which were trained without that.
-    """
-    names = tuple(labels.get("class_names") or ())
-    return labels.get("exif_orientation", names != imagenet_class_names())
 
 
 class ImagePredictor:

@@ -40,15 +40,11 @@ from mambaout_jax.tasks.classification.eval_sets import EVAL_SETS, class_mask, f
 from mambaout_jax.tasks.classification.losses import cross_entropy, kl_divergence
 from mambaout_jax.tasks.classification.metrics import hits_and_loss, top_classes
 from mambaout_jax.tasks.classification.mixing import Augmentation, augment
-from mambaout_jax.tasks.classification.predictor import (
-    ImagePredictor,
-    classifies,
-    eval_image_transform,
-    is_turned_upright,
-)
+from mambaout_jax.tasks.classification.predictor import ImagePredictor, classifies
 from mambaout_jax.tasks.classification.source import ImageSource, open_source
 from mambaout_jax.tasks.classification.transforms import EvalExample, TrainExample
 from mambaout_jax.tasks.errors import TaskError
+from mambaout_jax.tasks.eval_images import eval_image_transform, is_turned_upright
 from mambaout_jax.tasks.labels import check_same_classes, num_classes
 from mambaout_jax.words import count
 
