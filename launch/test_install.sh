@@ -13,7 +13,7 @@ usage: launch/test_install.sh [option...] [CASE...]
 
   core       no extra: build a model, run it, convert its weights; print the number of packages
   train      [train]: write a page with plots; train for an epoch with the installed command and config
-  gradio     [train,demo]
+  gradio     [demo]: build the app and classify a picture with it
   notebook   [train], and notebook
   torch      [train,torch] with PyTorch 2.13 and timm, on Python 3.11
 
@@ -101,6 +101,34 @@ PYTHON
   run "$scratch/venv/bin/mambaout_jax" --version
 }
 
+check_app() {
+  run "$python" - "$scratch/app" <<'PYTHON'
+import shutil
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from gradio_client import Client, handle_file
+from PIL import Image
+
+import mambaout_jax as mo
+from mambaout_jax.demo.app import build_app, serving
+from mambaout_jax.export.torch import import_weights
+from mambaout_jax.weights import write_folder
+
+folder = Path(sys.argv[1])
+shutil.rmtree(folder, ignore_errors=True)
+model = mo.create_model("test_mambaout", num_classes=5)
+write_folder(str(folder / "weights"), model, mo.to_torch(model, model.init(jax.random.key(0))))
+import_weights(str(folder / "weights"), folder / "run")
+Image.fromarray(np.full((40, 60, 3), 128, np.uint8)).save(folder / "a.png")
+with serving(build_app([str(folder / "run")]), 0) as address:
+    found = Client(address, verbose=False).predict(handle_file(folder / "a.png"), api_name="/predict")
+assert found.count("%") >= 5, found
+PYTHON
+}
+
 check_case() {
   case $2 in
     core)
@@ -112,7 +140,9 @@ check_case() {
       run rm -rf "$scratch/digits"
       run "$scratch/venv/bin/mambaout_jax" train --config=digits --workdir="$scratch/digits" \
         --config.num_epochs=1 --config.optim.warmup_epochs=0 ;;
-    gradio) fresh "$1" '[train,demo]' ;;
+    gradio)
+      fresh "$1" '[demo]'
+      check_app ;;
     notebook) fresh "$1" '[train]' notebook ;;
     torch)
       if ! python_between "$1" '(3, 11)' '(3, 12)'; then return; fi

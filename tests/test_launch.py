@@ -109,7 +109,7 @@ def test_dry_run_of_the_lowest_versions_installs_uv_then_the_floors(launch):
 def test_dry_run_of_installing_checks_every_case_with_every_python(launch):
     text = launch("test_install.sh", "--dry-run", "--python", sys.executable, f"--python={sys.executable}")
     installed = re.findall(r"-\*\.whl(\S*)' ?(.*)$", text, flags=re.MULTILINE)
-    cases = [("", ""), ("[train]", ""), ("[train,demo]", ""), ("[train]", "notebook")]
+    cases = [("", ""), ("[train]", ""), ("[demo]", ""), ("[train]", "notebook")]
     if sys.version_info[:2] == (3, 11):
         cases.append(("[train,torch]", "torch==2.13.0 timm==1.0.31"))
     assert installed == cases * 2

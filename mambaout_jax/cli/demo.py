@@ -1,11 +1,13 @@
 """Run the model of a run in the browser: classify or segment pictures, the webcam or a drawing."""
 
 import argparse
+import os
 import signal
 import sys
 import tempfile
 import threading
 from pathlib import Path
+from typing import NoReturn
 
 from mambaout_jax.cli.arguments import LOADING, integer
 from mambaout_jax.errors import printable
@@ -55,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         return _serve_app(args) if args.gradio else _write_page(args)
 
 
-def _serve_app(args: argparse.Namespace) -> int:
+def _serve_app(args: argparse.Namespace) -> NoReturn:
     check_installed("demo", "demo --gradio")
     with announced(LOADING):
         from mambaout_jax.demo.app import build_app, serving
@@ -64,10 +66,20 @@ def _serve_app(args: argparse.Namespace) -> int:
         app = build_app(args.workdirs, weights=args.weights)
     with serving(app, args.port) as address:
         _say_address(address)
-        try:
-            threading.Event().wait()
-        except KeyboardInterrupt:
-            print(file=sys.stderr)
+        code = _wait_for_stop()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # a compilation that still runs in a thread would crash a regular exit
+
+
+def _wait_for_stop() -> int:
+    """Wait for Ctrl-C or a signal, and return the exit code."""
+    try:
+        threading.Event().wait()
+    except SystemExit as stop:
+        return stop.code
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
     return 0
 
 

@@ -47,7 +47,7 @@ def build_app(workdirs: Sequence[str], *, weights: str | None = None) -> gr.Bloc
     """
     workdirs = [workdirs] if isinstance(workdirs, str) else list(workdirs)
     if not 1 <= len(workdirs) <= MOST_MODELS:
-        raise ExportError(f"{len(workdirs)} workdirs were given; the app shows one or two models")
+        raise ExportError(f"the app shows one or two models, not {len(workdirs)}; give one or two workdirs")
     inspectors = [Inspector(workdir, weights) for workdir in workdirs]
     title = listed(dict.fromkeys(inspector.name for inspector in inspectors))
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(_KEPT, _KEPT)) as app:

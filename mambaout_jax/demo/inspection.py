@@ -118,7 +118,7 @@ class Inspector:
             f"{self._model.num_params / 1e6:.1f} M parameters",
             f"{height}x{width} px",
             _describe_scans(self._model),
-            f"{self._run.weights} weights of step {self._run.step}",
+            f"{self._run.weights}, step {self._run.step}",
         ]
         return " · ".join(facts)
 

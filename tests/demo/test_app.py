@@ -2,7 +2,11 @@
 
 import importlib.util
 import json
+import re
+import signal
+import subprocess
 import sys
+import time
 
 import pytest
 
@@ -69,7 +73,7 @@ class TestApp:
     def test_one_or_two_models_are_shown(self, workdirs):
         from mambaout_jax.demo.app import build_app
 
-        with pytest.raises(ExportError, match=rf"^{len(workdirs)} workdirs were given"):
+        with pytest.raises(ExportError, match=f"the app shows one or two models, not {len(workdirs)}"):
             build_app(workdirs)
 
     def test_a_workdir_without_a_run_is_named(self, tmp_path):
@@ -111,6 +115,21 @@ class TestApp:
         for name, words in (("a.png", "its format is unknown"), ("b.png", "Pillow cannot decode the image")):
             with pytest.raises(AppError, match=words):
                 client.predict(handle_file(tmp_path / name), api_name="/predict")
+
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 128 + signal.SIGTERM)])
+    def test_the_command_ends_quietly_while_it_computes(self, workdir, picture, number, code):  # noqa: F811
+        from gradio_client import Client, handle_file
+
+        command = [sys.executable, "-m", "mambaout_jax", "demo", str(workdir), "--gradio", "--port=0"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            address = re.search(r"http://127\.0\.0\.1:\d+/", process.stdout.readline())[0]
+            client = Client(address, verbose=False)
+            client.submit(handle_file(picture), api_name="/receptive_fields")
+            time.sleep(2)  # the compilation takes longer
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=120)
+        assert process.returncode == code, errors
+        assert not re.search("Traceback|terminate|FATAL", errors)
 
     def test_no_usage_data_is_sent(self, address):
         from urllib.request import urlopen

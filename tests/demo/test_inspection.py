@@ -101,7 +101,7 @@ def test_what_is_no_picture_is_an_error_for_users(inspector, method):
 
 
 def test_description_names_the_weights_and_the_scans(inspector):
-    assert inspector.describe() == "run · 0.0 M parameters · 32x32 px · no SSM · ema weights of step 7"
+    assert inspector.describe() == "run · 0.0 M parameters · 32x32 px · no SSM · ema, step 7"
 
 
 def test_values_are_drawn_in_their_range_and_enlarged_without_blurring():
