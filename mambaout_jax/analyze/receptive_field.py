@@ -23,7 +23,8 @@ from mambaout_jax.pages.figures import GREY, INK
 from mambaout_jax.process import write_bytes_atomically
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.workdir import exact_model, restore_run
-from mambaout_jax.tasks.eval_images import eval_image_transform
+from mambaout_jax.tasks.api import Labels
+from mambaout_jax.tasks.eval_images import eval_image_transform, is_turned_upright
 from mambaout_jax.words import count
 
 # Shares of the contributions whose areas are reported, as by Ding et al.
@@ -31,6 +32,10 @@ SHARES = (0.2, 0.3, 0.5, 0.99)
 _BATCH = 4
 # Contributions that are this much smaller than the largest, in powers of ten, are drawn like zero.
 DECADES = 4
+
+
+# Returns a number of normalized images for a model with labels.
+ImagesOf = Callable[[Model, Labels, int], Float[np.ndarray, "b h w c"]]
 
 
 class ReceptiveField(NamedTuple):
@@ -41,6 +46,7 @@ class ReceptiveField(NamedTuple):
         model: the name of the model.
         weights: what the weights are, in words.
         stage: index of the feature map, from 0.
+        num_images: number of images.
         contributions: share of each pixel, (height, width); the sum is 1.
     """
 
@@ -48,6 +54,7 @@ class ReceptiveField(NamedTuple):
     model: str
     weights: str
     stage: int
+    num_images: int
     contributions: Float[np.ndarray, "h w"]
 
     def areas(self) -> dict[str, float]:
@@ -61,8 +68,8 @@ class ReceptiveField(NamedTuple):
     def to_json(self) -> dict[str, Any]:
         """Return everything but the contributions as JSON values."""
         height, width = self.contributions.shape
-        fields = {name: getattr(self, name) for name in ("source", "model", "weights", "stage")}
-        return {**fields, "height": height, "width": width, "areas": self.areas()}
+        fields = {name: getattr(self, name) for name in ("source", "model", "weights", "num_images")}
+        return {**fields, "stage": self.stage + 1, "height": height, "width": width, "areas": self.areas()}
 
 
 def measure(
@@ -71,7 +78,7 @@ def measure(
     stage: int | None = None,
     num_images: int = 16,
     img_size: tuple[int, int] | None = None,
-    images_of: Callable[[Model, int], Float[np.ndarray, "b h w c"]] | None = None,
+    images_of: ImagesOf | None = None,
 ) -> ReceptiveField:
     """Measure the effective receptive field of the center of a feature map.
 
@@ -83,23 +90,24 @@ def measure(
         stage: index of the feature map; None for the last.
         num_images: number of images.
         img_size: (height, width); None for the model's own.
-        images_of: returns a number of normalized images for a model; None for noise.
+        images_of: returns the images; None for noise.
 
     Raises:
         RunError, ModelError: the source, the stage or the size is invalid.
     """
-    model, variables, weights = _load(source, img_size)
+    model, variables, labels, weights = _load(source, img_size)
     maps = len(model.feature_info)
     stage = maps - 1 if stage is None else stage
     if not 0 <= stage < maps:
-        maps = count(maps, "feature map")
-        raise RunError(f"--stage is {stage}, but {model.name} has {maps}; expected 0 to {len(model.feature_info) - 1}")
+        raise RunError(
+            f"{model.name} has {count(maps, 'feature map')}, but stage {stage + 1} was asked for; expected 1 to {maps}"
+        )
 
     derivative = center_derivative(model)
-    images = (images_of or _noise)(model, num_images)
+    images = (images_of or _noise)(model, labels, num_images)
     batches = (images[start : start + _BATCH] for start in range(0, len(images), _BATCH))
     parts = (derivative(variables, batch, (stage,) * len(batch)) for batch in batches)
-    return ReceptiveField(source, model.name, weights, stage, contributions(parts, source))
+    return ReceptiveField(source, model.name, weights, stage, len(images), contributions(parts, source))
 
 
 def center_derivative(model: Model) -> Callable[..., Float[Array, "b h w c"]]:
@@ -169,31 +177,33 @@ def draw(fields: Sequence[ReceptiveField], path: Path) -> None:
         raise RunError(f"{path} cannot be written ({reason(error)}); use another --out") from error
 
 
-def _load(source: str, img_size: tuple[int, int] | None) -> tuple[Model, dict[str, Any], str]:
+def _load(source: str, img_size: tuple[int, int] | None) -> tuple[Model, dict[str, Any], Labels, str]:
     if not _is_path(source):
-        model = create_model(source, img_size=img_size, num_classes=0)
-        return model, model.init(jax.random.key(0)), "random"
+        model = create_model(source, img_size=img_size)
+        return model, model.init(jax.random.key(0)), {}, "random"
     run = restore_run(source)
-    return *exact_model(run, img_size), f"{run.weights}, step {run.step}"
+    return *exact_model(run, img_size), run.labels, f"{run.weights}, step {run.step}"
 
 
 def _is_path(source: str) -> bool:
     return "/" in source or Path(source).is_dir()
 
 
-def _noise(model: Model, number: int) -> Float[np.ndarray, "b h w c"]:
+def _noise(model: Model, labels: Labels, number: int) -> Float[np.ndarray, "b h w c"]:
     shape = (number, *model.input_spec.size, model.in_chans)
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
-def images_from(files: Sequence[str]) -> Callable[[Model, int], Float[np.ndarray, "b h w c"]]:
+def images_from(files: Sequence[str]) -> ImagesOf:
     """Return the function `images_of` of `measure` for image files, of which the first are taken.
 
-    It raises DataError if a file cannot be read or decoded.
+    It raises RunError for more images than files, and DataError if a file cannot be read or decoded.
     """
 
-    def images_of(model: Model, number: int) -> Float[np.ndarray, "b h w c"]:
-        transform = eval_image_transform(model)
+    def images_of(model: Model, labels: Labels, number: int) -> Float[np.ndarray, "b h w c"]:
+        if number > len(files):
+            raise RunError(f"--num_images is {number}, but --images has {count(len(files), 'image')}")
+        transform = eval_image_transform(model, exif_orientation=is_turned_upright(labels))
         pixels = np.stack([transform(_read(file)) for file in files[:number]])
         return np.asarray(model.input_spec.normalize(jnp.asarray(pixels)))
 

@@ -37,9 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL_OR_WORKDIR",
         help="measure the effective receptive fields of these models instead, with random weights, or of runs",
     )
-    parser.add_argument("--stage", type=int, metavar="N", help="feature map of --erf, from 0 (default: the last)")
+    parser.add_argument(
+        "--stage", type=integer(1), metavar="N", help="feature map of --erf, from 1 (default: the last)"
+    )
     parser.add_argument("--images", metavar="PATH", nargs="+", help="images for --erf, or folders (default: noise)")
-    parser.add_argument("--num_images", type=integer(1), metavar="N", help="number of images for --erf (default: 16)")
+    parser.add_argument(
+        "--num_images", type=integer(1), metavar="N", help="number of images for --erf (default: 16 or fewer)"
+    )
     parser.add_argument("--json", action="store_true", help="print all numbers as JSON instead of a table")
 
 
@@ -82,25 +86,26 @@ def _measure_fields(args: argparse.Namespace, size: tuple[int, int] | None) -> i
 
     if args.model is not None or args.dataset is not None:
         raise RunError("--erf takes its models itself; omit MODEL and --dataset")
-    images_of = None if args.images is None else erf.images_from(find_files(args.images).images)
+    files = None if args.images is None else find_files(args.images).images
+    images_of = None if files is None else erf.images_from(files)
+    num_images = args.num_images or (16 if files is None else min(16, len(files)))
+    stage = None if args.stage is None else args.stage - 1
     fields = []
     for source in args.erf:
         with announced(f"Measuring {source}."):
-            fields.append(
-                erf.measure(
-                    source, stage=args.stage, num_images=args.num_images or 16, img_size=size, images_of=images_of
-                )
-            )
+            fields.append(erf.measure(source, stage=stage, num_images=num_images, img_size=size, images_of=images_of))
     if args.json:
         print(json.dumps([field.to_json() for field in fields], indent=2))
     else:
         width = max(len(field.source) for field in fields)
-        print(f"share of the image's area that has a share of the contributions\n{'':<{width}}  stage   pixels", end="")
+        what = "noise" if files is None else "images"
+        print(f"area of the smallest square with a share of the contributions, of the image ({num_images} x {what})")
+        print(f"{'':<{width}}  stage   pixels", end="")
         print("".join(f"{share:>8.0%}" for share in erf.SHARES), "  weights")
         for field in fields:
             height, across = field.contributions.shape
             areas = "".join(f"{area:>8.1%}" for area in field.areas().values())
-            print(f"{field.source:<{width}}  {field.stage:>5} {f'{height}x{across}':>8}{areas}   {field.weights}")
+            print(f"{field.source:<{width}}  {field.stage + 1:>5} {f'{height}x{across}':>8}{areas}   {field.weights}")
     if args.out is not None:
         path = Path(args.out) / "erf.png"
         erf.draw(fields, path)

@@ -57,12 +57,13 @@ def supervise_if_distributed(args: argparse.Namespace) -> int | None:
     return None
 
 
-def integer(least: int) -> Callable[[str], int]:
-    """Return the argparse type of integers of at least `least`, which must not be negative."""
+def integer(least: int, most: float = math.inf) -> Callable[[str], int]:
+    """Return the argparse type of integers from `least`, which must not be negative, to `most`."""
 
     def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least {least}")
+        if not text.isdecimal() or not least <= int(text) <= most:
+            expected = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not an integer {expected}")
         return int(text)
 
     return parse

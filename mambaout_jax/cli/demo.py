@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder dist of npm's package onnxruntime-web (default: downloaded once, with npm, into the user's cache)",
     )
-    parser.add_argument("--port", type=integer(0), default=8000, metavar="N", help="default: 8000; 0 for any free one")
+    parser.add_argument("--port", type=integer(0, 65535), metavar="N", help="default: 8000; 0 for any free one")
     parser.add_argument("--force", action="store_true", help="replace the folder of an earlier demo")
 
 
@@ -51,6 +51,10 @@ def run(args: argparse.Namespace) -> int:
 
     if args.gradio and (args.static is not None or args.runtime is not None or args.force):
         raise ExportError("--static, --runtime and --force belong to the page; omit them with --gradio")
+    if args.force and args.static is None:
+        raise ExportError("--force replaces the folder of --static; add --static DIR, or omit it")
+    if args.port is not None and args.static is not None:
+        raise ExportError("--port is for serving, and --static only writes a folder; omit one of them")
     if len(args.workdirs) > 1 and not args.gradio:
         raise ExportError("the page has one model; give one WORKDIR, or add --gradio to see two side by side")
     with exit_on_signals(signal.SIGTERM, signal.SIGHUP):
@@ -64,7 +68,7 @@ def _serve_app(args: argparse.Namespace) -> NoReturn:
 
     with announced("Loading the weights."):
         app = build_app(args.workdirs, weights=args.weights)
-    with serving(app, args.port) as address:
+    with serving(app, _port(args)) as address:
         _say_address(address)
         code = _wait_for_stop()
     sys.stdout.flush()
@@ -84,6 +88,7 @@ def _wait_for_stop() -> int:
 
 
 def _write_page(args: argparse.Namespace) -> int:
+    check_installed("export", "demo")
     with announced(LOADING):
         from mambaout_jax.demo.site import serve, write_site
 
@@ -94,14 +99,19 @@ def _write_page(args: argparse.Namespace) -> int:
         _log(f"written: {site}; any web server can serve it, for example: python -m http.server --directory {site}")
         return 0
     with tempfile.TemporaryDirectory(prefix="mambaout_jax-") as folder:
-        site = write_site(workdir, str(Path(folder) / "demo"), **options)
-        with serve(site, args.port) as server:
+        site = Path(folder) / "demo"
+        with serve(site, _port(args)) as server:  # before the export, so that a port in use is found at once
+            write_site(workdir, str(site), **options)
             _say_address(f"http://127.0.0.1:{server.server_port}/")
             try:
                 server.serve_forever()
             except KeyboardInterrupt:
                 print(file=sys.stderr)
     return 0
+
+
+def _port(args: argparse.Namespace) -> int:
+    return 8000 if args.port is None else args.port
 
 
 def _say_address(address: str) -> None:

@@ -7,7 +7,7 @@ ort.env.wasm.wasmPaths = new URL("./", import.meta.url).href;
 const about = JSON.parse(document.getElementById("description").textContent);
 const [, channels, height, width] = about.input.shape;
 const isMap = about.outputs.logits.length === 4; // one row of logits for each pixel
-const MAX_SIDE = 1024; // of a picture that is shown and resized
+const MAX_SIDE = 1024; // of a picture on the page; larger ones are reduced by the browser first
 const SHOWN = 5; // classes in the list
 const element = (id) => document.getElementById(id);
 const input = element("input"), overlay = element("overlay"), context = input.getContext("2d", { willReadFrequently: true });
@@ -24,12 +24,12 @@ const FILTERS = {
 };
 const sinc = (x) => Math.sin(Math.PI * x) / (Math.PI * x);
 
-// Resize one axis of pixels {data, height, width, channels}, with antialiasing, and round to integers.
+// Resize one axis of pixels {data, height, width, channels}, and round to integers.
 function resizeAxis(image, size, vertical) {
   const { data, channels: c } = image;
   const old = vertical ? image.height : image.width;
   if (old === size) return image;
-  const scale = old / size, stretch = Math.max(scale, 1), filter = FILTERS[about.input.interpolation];
+  const scale = old / size, stretch = about.input.antialias ? Math.max(scale, 1) : 1, filter = FILTERS[about.input.interpolation];
   const result = { height: vertical ? size : image.height, width: vertical ? image.width : size, channels: c };
   result.data = new Uint8Array(result.height * result.width * c);
   const lines = vertical ? image.width : image.height;
@@ -66,7 +66,7 @@ const FILL = [124, 116, 104]; // around pictures that are smaller than the crop:
 
 // The size to which a picture is resized before its center is cropped.
 function resizedSize(image) {
-  if (isMap || about.input.crop_mode === "squash") return isMap ? [height, width] : crop([height, width]);
+  if (about.input.crop_mode === "squash") return crop([height, width]);
   const target = crop([height, width]);
   if (about.input.crop_mode === "border") {
     const factor = Math.max(image.height / target[0], image.width / target[1]);
@@ -171,6 +171,8 @@ function rgb(color) {
   return probe.getImageData(0, 0, 1, 1).data;
 }
 
+// Counts what was opened, drawn or cleared: what was begun for an earlier picture has no effect any more.
+let generation = 0;
 let running = false, again = false;
 // Predict what is on the canvas; while a prediction runs, at most one more is waiting.
 async function predict() {
@@ -179,8 +181,9 @@ async function predict() {
   try {
     do {
       again = false;
-      const start = performance.now();
+      const start = performance.now(), shown = generation;
       const logits = await run(prepare(context.getImageData(0, 0, input.width, input.height)));
+      if (shown !== generation) continue;
       (isMap ? showMap : showClasses)(logits);
       say(`${about.model}, ${Math.round(performance.now() - start)} ms`);
       element("status").dataset.predictions = 1 + Number(element("status").dataset.predictions ?? 0);
@@ -215,8 +218,11 @@ function show(picture, w, h) {
 
 async function open(file) {
   stopCamera();
+  const mine = generation;
   try {
-    const picture = await createImageBitmap(file);
+    const imageOrientation = about.input.exif_orientation ? "from-image" : "none";
+    const picture = await createImageBitmap(file, { imageOrientation });
+    if (mine !== generation) return;
     overlay.width = overlay.width;
     show(picture, picture.width, picture.height);
     await predict();
@@ -227,22 +233,28 @@ async function open(file) {
 
 let stream;
 function stopCamera() {
+  generation++;
   stream?.getTracks().forEach((track) => track.stop());
   stream = undefined;
   element("camera").textContent = "Webcam";
 }
 
 async function startCamera() {
+  stopCamera();
+  const mine = generation, video = document.createElement("video");
   try {
-    stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+    const opened = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+    if (mine !== generation) return opened.getTracks().forEach((track) => track.stop());
+    stream = opened;
+    Object.assign(video, { srcObject: stream, muted: true, playsInline: true });
+    element("camera").textContent = "Stop";
+    await video.play();
   } catch {
+    if (mine !== generation) return;
+    stopCamera();
     return say("No webcam is available, or its use was not allowed.", true);
   }
-  const video = document.createElement("video");
-  Object.assign(video, { srcObject: stream, muted: true, playsInline: true });
-  await video.play();
-  element("camera").textContent = "Stop";
-  while (stream) {
+  while (mine === generation) {
     show(video, video.videoWidth, video.videoHeight);
     await predict();
     await new Promise(requestAnimationFrame);

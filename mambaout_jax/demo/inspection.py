@@ -172,7 +172,7 @@ class Inspector:
             shares = contributions([derivative[None]], self._workdir)
         except RunError:  # such as a black image can lead to
             return _encode(draw(np.zeros(derivative.shape[:2])), f"stage {stage + 1}: no gradient")
-        field = ReceptiveField(self._workdir, self.name, self._run.weights, stage, shares)
+        field = ReceptiveField(self._workdir, self.name, self._run.weights, stage, 1, shares)
         caption = f"stage {stage + 1}: half in {field.areas()['0.5']:.1%} of the area"
         return _encode(draw(field.decades(), (-DECADES, 0)), caption)
 

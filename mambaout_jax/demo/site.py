@@ -5,8 +5,10 @@ import http.server
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from mambaout_jax.demo.runtime import FILES, find_runtime
 from mambaout_jax.errors import reason
@@ -22,7 +24,7 @@ with importing("export", f"{__name__} requires onnx"):
     import onnx
 
 PAGE = "index.html"
-# Files of a folder that may be replaced: those that `write_site` writes.
+# The files that `write_site` writes; a folder with exactly these may be replaced.
 _CONTENT = {PAGE, "demo.js", "model.onnx", *FILES}
 
 
@@ -55,6 +57,7 @@ def write_site(
             export_program(workdir, str(draft / "model.onnx"), kind="onnx", normalize=True, weights=weights, log=log)
             metadata = onnx.load(draft / "model.onnx", load_external_data=False).metadata_props
             about = {entry.key: json.loads(entry.value) for entry in metadata}
+            _check_page(about, {path.name for path in draft.iterdir()})
             # No </script> may end the element that contains the description.
             description = json.dumps(about).replace("<", "\\u003c")
             (draft / PAGE).write_text(
@@ -70,7 +73,22 @@ def write_site(
     return target
 
 
+def _check_page(about: dict[str, Any], files: set[str]) -> None:
+    """Check that the page can show an exported model.
+
+    Args:
+        about: the description of the program.
+        files: the files of the program.
+    """
+    if [*about["outputs"]] != ["logits"] or len(about["outputs"]["logits"]) not in (2, 4):
+        raise ExportError(f"the page cannot show predictions of the task {about['task']!r}; use demo --gradio")
+    if len(files) > 1:
+        raise ExportError("the page cannot load models of more than 2 GiB; use export onnx, or demo --gradio")
+
+
 def _check_target(out: str, force: bool) -> Path:
+    if out == "":
+        raise ExportError("--static is empty; expected a folder, such as site")
     if fault := find_unknown_home(out):
         raise ExportError(f"{out} {fault}")
     target = Path(os.path.realpath(Path(out).expanduser()))
@@ -78,7 +96,7 @@ def _check_target(out: str, force: bool) -> Path:
         return target
     if not force:
         raise ExportError(f"{out} exists; choose another folder, or replace it with --force")
-    if not target.is_dir() or {path.name for path in target.iterdir()} - _CONTENT - {"model.onnx.data"}:
+    if not target.is_dir() or {path.name for path in target.iterdir()} != _CONTENT:
         raise ExportError(f"{out} has other files than a demo, so --force does not replace it; choose another folder")
     return target
 
@@ -91,10 +109,17 @@ def serve(site: Path, port: int) -> http.server.ThreadingHTTPServer:
     """
     handler = functools.partial(_Handler, directory=str(site))
     try:
-        return http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
+        return _Server(("127.0.0.1", port), handler)
     except OSError as error:
         raise_machine_fault(error)
         raise ExportError(f"port {port} cannot be used ({reason(error)}); choose another --port") from error
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Print nothing for a connection that the browser has closed."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(http.server.SimpleHTTPRequestHandler):
@@ -104,6 +129,11 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         ".js": "text/javascript",
         ".wasm": "application/wasm",
     }
+
+    def end_headers(self) -> None:
+        """Let browsers ask whether a file has changed: the next demo at this address may have another model."""
+        self.send_header("Cache-Control", "no-cache")
+        super().end_headers()
 
     def log_message(self, *args: object) -> None:
         """Print nothing for a request."""

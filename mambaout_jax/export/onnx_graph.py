@@ -6,8 +6,10 @@ them; loops over a sequence become `Scan`. Where a program has forms for several
 one convolution instead of a sum of shifted maps, a loop instead of a tree of compositions.
 """
 
+import hashlib
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,17 +74,19 @@ def to_onnx(
     program = _Program(batch, input_name)
     graph = _Graph(program)
     outputs = graph.run(jaxpr.jaxpr, jaxpr.consts, [Value(argument.shape, np.dtype(image.dtype), input_name)])
+    # The results of a jaxpr are in the order of the sorted names.
     for name, value, var in zip(sorted(shapes), outputs, jaxpr.jaxpr.outvars, strict=True):
         graph.nodes.append(
             helper.make_node("Identity", [graph.name_of(graph.full(value, var.aval.shape))], [name], name)
         )
+    names = sorted(shapes, key=lambda name: [int(x) if x.isdecimal() else x for x in re.split(r"(\d+)", name)])
     nodes = _reachable(graph.nodes, set(shapes))
     used = set(_all_inputs(nodes))
     proto = helper.make_graph(
         nodes,
         "mambaout_jax",
         [_value_info(input_name, argument.shape, argument.dtype)],
-        [_value_info(name, shapes[name].shape, shapes[name].dtype) for name in sorted(shapes)],
+        [_value_info(name, shapes[name].shape, shapes[name].dtype) for name in names],
         [tensor for tensor in program.initializers.values() if tensor.name in used],
         doc_string=description,
     )
@@ -95,6 +99,10 @@ def save(proto: onnx.ModelProto, path: Path, metadata: Mapping[str, str]) -> Non
     helper.set_model_props(proto, metadata)
     large = sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > _MAX_BYTES
     onnx.save_model(proto, path, save_as_external_data=large, location=f"{path.name}.data")
+
+
+def _unsupported(what: str) -> ExportError:
+    return ExportError(f"export onnx does not support {what}, which the model contains; use export stablehlo")
 
 
 class _Program:
@@ -113,7 +121,7 @@ class _Program:
     def constant(self, data: np.ndarray) -> str:
         """Return the name of a constant; equal ones are stored once."""
         data = np.asarray(data, order="C")
-        key = (data.dtype.str, data.shape, data.tobytes())
+        key = (data.dtype.str, data.shape, hashlib.sha256(data).digest())
         if key not in self.initializers:
             self.initializers[key] = numpy_helper.from_array(data, self.new_name("constant"))
         return self.initializers[key].name
@@ -157,7 +165,7 @@ class _Graph:
         if name in _ELEMENTWISE:
             return [self.elementwise(_ELEMENTWISE[name], inputs, equation.outvars[0].aval)]
         if name not in _RULES:
-            raise ExportError(f"ONNX has no translation of the operation {name!r}, which the model contains")
+            raise _unsupported(f"the operation {name!r}")
         return _RULES[name](self, equation, inputs)
 
     def add(
@@ -191,7 +199,7 @@ class _Graph:
             for axis, dim in enumerate(shape)
         ]
         if target.count(-1) > 1:
-            raise ExportError(f"ONNX has no translation of a reshape from {value.shape} to {shape}")
+            raise _unsupported(f"a reshape from {value.shape} to {shape}")
         return self.add("Reshape", [value, np.array(target, np.int64)], shape, value.dtype)
 
     def transpose(self, value: Value, axes: Sequence[int]) -> Value:
@@ -219,7 +227,7 @@ class _Graph:
         for dim in shape:
             factor = dim if isinstance(dim, int) else dim // self.program.batch
             if not isinstance(factor, int):
-                raise ExportError(f"ONNX has no translation of an array of shape {tuple(shape)}")
+                raise _unsupported(f"an array of shape {tuple(shape)}")
             factor_tensor = np.array([factor], np.int64)
             if isinstance(dim, int):
                 parts.append(factor_tensor)
@@ -359,7 +367,7 @@ def _integer_pow(graph, equation, inputs):
 def _select(graph, equation, inputs):
     which, *cases = inputs
     if len(cases) != 2 or which.dtype != bool:
-        raise ExportError("ONNX has no translation of a selection from several arrays")
+        raise _unsupported("a selection from several arrays")
     return [graph.elementwise("Where", [which, cases[1], cases[0]], equation.outvars[0].aval)]
 
 
@@ -442,12 +450,12 @@ def _pad(graph, equation, inputs):
     value, fill = inputs
     low, high, interior = zip(*equation.params["padding_config"], strict=True)
     if any(interior):
-        raise ExportError("ONNX has no translation of padding between elements")
+        raise _unsupported("padding between elements")
     value = graph.full(value, equation.invars[0].aval.shape)
     out = equation.outvars[0].aval
     if min(*low, *high) >= 0:
         return [graph.add("Pad", [value, np.array([*low, *high], np.int64), fill], out.shape, out.dtype)]
-    raise ExportError("ONNX has no translation of negative padding")
+    raise _unsupported("negative padding")
 
 
 def _gather(graph, equation, inputs):
@@ -469,7 +477,7 @@ def _gather(graph, equation, inputs):
             if numbers.offset_dims == (*range(axis), *range(axis + rank, len(out.shape))):
                 indices = graph.reshape(indices, equation.invars[1].aval.shape[:-1])
                 return [graph.add("Gather", [value, indices], out.shape, out.dtype, axis=axis)]
-    raise ExportError("ONNX has no translation of a gather of several ranges")
+    raise _unsupported("a gather of several ranges")
 
 
 def _tile(graph, equation, inputs):
@@ -520,7 +528,7 @@ def _dot_general(graph, equation, inputs):
 def _convolution(graph, equation, inputs):
     params, out = equation.params, equation.outvars[0].aval
     if math.prod(params["lhs_dilation"]) != 1 or params["batch_group_count"] != 1:
-        raise ExportError("ONNX has no translation of a transposed convolution")
+        raise _unsupported("a transposed convolution")
     numbers = params["dimension_numbers"]
     x, kernel = (graph.full(value, var.aval.shape) for value, var in zip(inputs, equation.invars, strict=True))
     low, high = zip(*params["padding"], strict=True)
@@ -542,7 +550,7 @@ def _pool(op):
         window, strides, padding = (params[key] for key in ("window_dimensions", "window_strides", "padding"))
         dilations = (*params["base_dilation"], *params["window_dilation"])
         if len(window) != 4 or math.prod((window[0], window[3], *dilations)) != 1:
-            raise ExportError("ONNX has no translation of windows over other axes than rows and columns")
+            raise _unsupported("windows over other axes than rows and columns")
         x = graph.transpose(graph.full(inputs[0], equation.invars[0].aval.shape), (0, 3, 1, 2))
         pads = [padding[axis][side] for side in (0, 1) for axis in (1, 2)]
         attributes = {"kernel_shape": list(window[1:3]), "strides": list(strides[1:3]), "pads": pads}
@@ -566,7 +574,7 @@ def _cond(graph, equation, inputs):
     elif index.data is not None:
         branch = branches[int(np.clip(index.data, 0, len(branches) - 1))]
     else:
-        raise ExportError("ONNX has no translation of a condition that depends on the images")
+        raise _unsupported("a condition that depends on the images")
     return graph.run(branch.jaxpr, branch.consts, arguments)
 
 
@@ -593,7 +601,7 @@ def _scan(graph, equation, inputs):
     full = [graph.full(value, aval.shape) for value, aval in zip(inputs, avals, strict=True)]
     consts, moving = inputs[:num_consts], full[num_consts:]
     if not num_moving:  # a loop over nothing but its steps
-        raise ExportError("ONNX has no translation of a loop without a sequence")
+        raise _unsupported("a loop without a sequence")
     body = _Graph(graph.program)
     names = [graph.program.new_name("step") for _ in moving]
     here = [

@@ -30,6 +30,8 @@ from mambaout_jax.weights import TOLERANCE, check_file_target, converting_file_e
 Log = Callable[[str], None]
 # Extensions of the files, by format.
 EXTENSIONS = {"onnx": ".onnx", "stablehlo": ".stablehlo"}
+# Ending of the name of a second file: the weights of a large ONNX model, the description of a StableHLO program.
+COMPANIONS = {"onnx": ".data", "stablehlo": ".json"}
 PLATFORMS = ("cpu", "cuda", "tpu")
 INPUT = "images"
 # How long later versions of JAX can read a serialized program. Reference: "Compatibility guarantees" in the section on
@@ -86,8 +88,13 @@ def export_program(
         RunError, WeightsError, ModelError: the workdir, the output file or the size is invalid.
         MissingExtraError: what the format requires is not installed.
     """
+    if kind not in EXTENSIONS:
+        raise ExportError(f"kind is {kind!r}; expected one of {', '.join(EXTENSIONS)}")
+    if batch_size is not None and (kind == "onnx" or batch_size < 1):
+        raise ExportError(f"batch_size is {batch_size}; expected a positive number with stablehlo, and None with onnx")
     check_installed("export", f"export {kind}")
     target = check_file_target(out, force, (EXTENSIONS[kind],))
+    companion = check_file_target(f"{target}{COMPANIONS[kind]}", force, (COMPANIONS[kind],))
     run = restore_run(path, weights)
     log(f"{path}: {run.model.name}, {run.weights} weights of step {run.step}")
     if run.licence_notice:
@@ -106,8 +113,16 @@ def export_program(
             compute = _load_stablehlo(draft)
         log(_compare(program, compute, images, batch_size))
         size = sum(file.stat().st_size for file in folder.iterdir())
-        for file in sorted(folder.iterdir(), key=lambda file: file == draft):  # the program last
-            commit_file(file, target.with_name(file.name), replace=force)
+        extra = folder / companion.name
+        if extra.exists():
+            commit_file(extra, companion, replace=force)
+        else:  # of a larger model that is replaced
+            companion.unlink(missing_ok=True)
+        try:
+            commit_file(draft, target, replace=force)
+        except OSError:
+            companion.unlink(missing_ok=True)
+            raise
     log(f"{target.name}: {size / 2**20:.1f} MiB")
 
 
@@ -152,7 +167,9 @@ def build_program(
             "shape": ["batch", *shape],
             "dtype": dtype.name,
             "values": "pixels, 0 to 255" if normalize else "(pixels / 255 - mean) / std",
-            **{key: value for key, value in spec._asdict().items() if key != "size"},
+            "mean": spec.mean,
+            "std": spec.std,
+            **run.task.preprocessing(model, run.labels),
         },
         "outputs": {name: ["batch", *shape.shape[1:]] for name, shape in shapes.items()},
         "class_names": None if names is None else list(names),

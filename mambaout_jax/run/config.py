@@ -136,8 +136,8 @@ KEYS: Mapping[str, ConfigKey] = {
         float | None,
         ">0..1",
         None,
-        "factor of the learning rate from each layer to the one before it, for fine-tuning; unset, all layers have the "
-        "same rate. A block is a layer; the stem is the first, and all heads are the last",
+        "layer-wise decay of the learning rate, for fine-tuning (BEiT): the rate of a layer is this factor times that of "
+        "the next layer. The stem is the first layer, each block is a layer, and all heads are the last; no decay if unset",
     ),
     "optim.ema_decay": ConfigKey(
         float | None,

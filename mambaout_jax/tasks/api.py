@@ -378,6 +378,21 @@ class Task(abc.ABC):
         """Compute what an exported program returns for normalized images: arrays of fixed sizes, by name."""
         return {"logits": model.apply(variables, images)}
 
+    def preprocessing(self, model: Model, labels: Labels) -> dict[str, Any]:
+        """Return how a picture becomes the input of an exported program, as JSON values.
+
+        "crop_mode", "crop_pct" and "interpolation" as in `Model.input_spec`; "antialias": whether the interpolation is
+        widened where it reduces; "exif_orientation": whether images are turned upright.
+        """
+        spec = model.input_spec
+        return {
+            "crop_mode": spec.crop_mode,
+            "crop_pct": spec.crop_pct,
+            "interpolation": spec.interpolation,
+            "antialias": True,
+            "exif_orientation": True,
+        }
+
     def class_colors(self, class_names: Sequence[str]) -> list[str] | None:
         """Return a color for each class, as #rrggbb, where predictions are pictures; None for other tasks."""
         return None

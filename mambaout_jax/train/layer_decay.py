@@ -15,8 +15,9 @@ def layer_scales(model: Model, decay: float) -> Any:
     """Return the factor of the learning rate of each parameter, decay ** (layers above its own).
 
     The first layer has what is used before the first block, such as the stem and position embeddings; each block is a
-    layer, and so is what lies between the blocks of two stages; the last layer has all heads and everything that
-    comes after the last block. Layers are in the order in which the model uses them.
+    layer, and so is the downsampling between two stages; the last layer has all heads, with everything outside of the
+    backbone of a model that has one, and what comes after the last block. Layers are in the order in which the model
+    uses them.
 
     Returns:
         A float for each parameter, in nested dicts like `variables["params"]`.
@@ -46,13 +47,18 @@ def scale_by_layer(scales: Any) -> optax.GradientTransformation:
 
 
 def _before(path: ParamPath, start: float, first_uses: dict[ParamPath, float], model: Model) -> bool:
-    return first_uses[path] < start and path[0] not in model.head_modules
+    return first_uses[path] < start and not _in_head(path, model)
+
+
+def _in_head(path: ParamPath, model: Model) -> bool:
+    """Return whether a parameter is of a head, or outside of the backbone of a model that has one."""
+    return path[0] in model.head_modules or (model.family.backbone is not None and path[0] != "backbone")
 
 
 def _block_of(path: ParamPath, model: Model) -> ParamPath | None:
     """Return the part of a path that names its block; None outside of blocks."""
     numbers = [index for index, key in enumerate(path) if isinstance(key, int)]
-    if path[0] in model.head_modules or not numbers:
+    if _in_head(path, model) or not numbers:
         return None
     # The number after "blocks", as in ("stages", 2, "blocks", 0), or else the first one.
     end = next((index for index in numbers if path[index - 1] == "blocks"), numbers[0])

@@ -14,11 +14,11 @@ from mambaout_jax.analyze.receptive_field import ReceptiveField, draw, measure, 
 from mambaout_jax.run.errors import RunError
 from tests.train import written_run
 
-OPTIONS = ["--num_images=2", "--size=32"]
+OPTIONS = ["--size=32"]
 
 
 def field_of(contributions):
-    return ReceptiveField("a", "a", "random", 0, contributions / contributions.sum())
+    return ReceptiveField("a", "a", "random", 0, 1, contributions / contributions.sum())
 
 
 def test_areas_are_those_of_squares_around_the_median():
@@ -35,18 +35,18 @@ def test_areas_are_those_of_squares_around_the_median():
 
 def test_contributions_of_one_convolution_are_its_window():
     """The first map depends on the pixels that its convolutions reach, by the derivative."""
-    found = measure("mambaout_femto", stage=0, num_images=2, img_size=(64, 96))
-    rows, _ = np.nonzero(found.contributions)
-    assert found.contributions.shape == (64, 96)
+    found = measure("mambaout_femto", stage=0, num_images=2, img_size=(160, 192))
+    rows, columns = np.nonzero(found.contributions)
+    assert found.contributions.shape == (160, 192)
     assert found.contributions.sum() == pytest.approx(1)
     # Two 3x3 convolutions with stride 2, and three 7x7 ones at stride 4.
-    assert np.ptp(rows) + 1 <= 7 + 3 * 6 * 4
-    model = mo.create_model("mambaout_femto", img_size=(64, 96), num_classes=0)
+    assert np.ptp(rows) + 1 == np.ptp(columns) + 1 == 7 + 3 * 6 * 4
+    model = mo.create_model("mambaout_femto", img_size=(160, 192))
     variables = model.init(jax.random.key(0))
-    images = np.random.default_rng(0).normal(size=(2, 64, 96, 3)).astype(np.float32)
+    images = np.random.default_rng(0).normal(size=(2, 160, 192, 3)).astype(np.float32)
 
     def center(x):
-        return jax.nn.relu(model.features(variables, x)[0][:, 8, 12]).sum()
+        return jax.nn.relu(model.features(variables, x)[0][:, 20, 24]).sum()
 
     expected = np.maximum(jax.grad(center)(jnp.asarray(images)), 0).sum((0, 3))
     np.testing.assert_allclose(found.contributions, expected / expected.sum(), atol=1e-6)
@@ -67,12 +67,23 @@ def test_models_and_runs_are_printed_and_drawn(tmp_path, capsys):
     assert found["areas"]["0.2"] <= found["areas"]["0.5"] <= found["areas"]["0.99"] <= 1
 
 
+def test_more_images_than_there_are_and_a_model_with_a_head(tmp_path, capsys):
+    Image.new("RGB", (40, 40), (9, 99, 200)).save(tmp_path / "a.png")
+    arguments = ["analyze", "--erf", "mambaout_femto", "--size=32", f"--images={tmp_path}"]
+    assert main([*arguments, "--num_images=2"]) == 2
+    assert "--num_images is 2, but --images has 1 image" in capsys.readouterr().err
+    assert main([*arguments, "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert (found["num_images"], found["stage"]) == (1, 4)
+    assert measure("upernet_mambaout_femto", num_images=1, img_size=(32, 32)).stage == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (
-            ["--erf", "mambaout_femto", "--stage=4"],
-            "--stage is 4, but mambaout_femto has 4 feature maps; expected 0 to 3",
+            ["--erf", "mambaout_femto", "--stage=5"],
+            "mambaout_femto has 4 feature maps, but stage 5 was asked for; expected 1 to 4",
         ),
         (["--erf", "mambaout_femo"], "did you mean"),
         (["mambaout_femto", "--erf", "mambaout_femto"], "omit MODEL"),

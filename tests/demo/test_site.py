@@ -12,10 +12,11 @@ from PIL import Image
 from mambaout_jax.__main__ import main
 from mambaout_jax.demo import runtime
 from mambaout_jax.demo.runtime import FILES, find_runtime
-from mambaout_jax.demo.site import serve, write_site
+from mambaout_jax.demo.site import _check_page, serve, write_site
 from mambaout_jax.export.errors import ExportError
 from mambaout_jax.run.workdir import load_run
 from mambaout_jax.tasks.api import stack_examples
+from mambaout_jax.tasks.segmentation.transforms import resize_image
 from tests.export.test_programs import NAMES, segmentation, workdir  # noqa: F401 - fixtures
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -52,7 +53,8 @@ def open_page():
 
     servers, errors = [], []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", *camera])
 
         def open_site(site):
             servers.append(serve(site, 0))
@@ -143,6 +145,25 @@ class TestPage:
         page.wait_for_function("document.getElementById('status').textContent.includes('is not a picture')")
         assert not errors
 
+    def test_the_webcam_is_classified_until_it_is_stopped(self, workdir, tmp_path, open_page):  # noqa: F811
+        open_site, errors = open_page
+        page = open_site(write_site(str(workdir), str(tmp_path / "demo")))
+        page.click("#camera")
+        wait_for_prediction(page, 3)
+        assert page.inner_text("#camera") == "Stop"
+        page.click("#camera")
+        assert page.inner_text("#camera") == "Webcam"
+        page.click("#camera")  # stopped before the camera is open
+        page.click("#clear")
+        page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": png(photo(60, 80))})
+        page.wait_for_function("document.getElementById('input').width === 80")
+        before = int(page.get_attribute("#status", "data-predictions"))
+        wait_for_prediction(page, before + 1)
+        page.wait_for_timeout(300)
+        assert int(page.get_attribute("#status", "data-predictions")) <= before + 2
+        assert page.evaluate("document.getElementById('input').width") == 80
+        assert not errors
+
     @pytest.mark.nightly
     def test_drawn_digits_are_recognised(self, tmp_path, open_page):
         """By the model of the README's first command."""
@@ -172,6 +193,11 @@ class TestPage:
         shares = [float(text.removesuffix(" %")) for text in page.locator("#classes .number").all_inner_texts()]
         assert sum(shares) == pytest.approx(100, abs=0.2)
         assert page.evaluate("document.getElementById('overlay').width") == 64
+        picture = photo(60, 80)
+        found, _ = compute_pixels(page, picture)
+        expected = resize_image(np.asarray(picture), (64, 64))
+        pixels = np.array(found, np.uint8).reshape(3, 64, 64).transpose(1, 2, 0)
+        assert np.abs(pixels.astype(int) - expected.astype(int)).max() <= 1
         assert not errors
 
 
@@ -186,6 +212,37 @@ def test_a_folder_is_replaced_only_if_it_is_a_demo(workdir, tmp_path, empty_runt
     (out / "mine.txt").touch()
     assert main([*arguments, "--force"]) == 2
     assert "has other files than a demo" in capsys.readouterr().err
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "index.html").write_text("of another site")
+    assert main(["demo", str(workdir), "--static", str(tmp_path / "mine"), "--runtime", empty_runtime, "--force"]) == 2
+    assert (tmp_path / "mine" / "index.html").read_text() == "of another site"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--port=70000"], "'70000' is not an integer from 0 to 65535"),
+        (["--static", ""], "--static is empty"),
+        (["--force"], "--force replaces the folder of --static"),
+        (["--static=a", "--port=1"], "--port is for serving"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(arguments, words, capsys):
+    try:
+        code = main(["demo", "runs/x", *arguments])
+    except SystemExit as error:
+        code = error.code
+    assert code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_page_needs_logits_that_it_can_show_and_one_file():
+    with pytest.raises(ExportError, match="cannot show predictions of the task 'spots'; use demo --gradio"):
+        _check_page({"task": "spots", "outputs": {"boxes": ["batch", 4]}}, {"model.onnx"})
+    about = {"task": "classification", "outputs": {"logits": ["batch", 4]}}
+    _check_page(about, {"model.onnx"})
+    with pytest.raises(ExportError, match="more than 2 GiB"):
+        _check_page(about, {"model.onnx", "model.onnx.data"})
 
 
 def test_names_of_classes_cannot_add_markup(tmp_path, empty_runtime):

@@ -13,7 +13,7 @@ import pytest
 
 import mambaout_jax as mo
 from mambaout_jax.__main__ import main
-from mambaout_jax.export import programs
+from mambaout_jax.export import onnx_graph, programs
 from mambaout_jax.export.torch import import_weights
 from mambaout_jax.run.workdir import load_run
 from mambaout_jax.weights.folder import write_folder
@@ -142,6 +142,27 @@ def test_a_program_of_stablehlo_computes_the_same_bits_without_this_package(work
     about = json.loads((tmp_path / "digits.stablehlo.json").read_text())
     assert about["platforms"] == ["cpu", "cuda", "tpu"]
     assert about["batch_size"] == (2 if options else None)
+
+
+def test_weights_of_a_large_model_are_in_a_second_file(workdir, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(onnx_graph, "_MAX_BYTES", 1000)
+    arguments = ["export", "onnx", str(workdir), "--out", str(tmp_path / "a.onnx")]
+    assert main(arguments) == 0
+    assert left_in(tmp_path) == ["a.onnx", "a.onnx.data"]
+    (tmp_path / "a.onnx").unlink()
+    assert main(arguments) == 2
+    assert "a.onnx.data exists" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main([*arguments, "--force"]) == 0
+    assert left_in(tmp_path) == ["a.onnx"]
+
+
+def test_a_description_is_not_replaced_without_force(workdir, tmp_path, capsys):
+    (tmp_path / "a.stablehlo.json").write_text("mine")
+    assert main(["export", "stablehlo", str(workdir), "--out", str(tmp_path / "a.stablehlo")]) == 2
+    assert "a.stablehlo.json exists" in capsys.readouterr().err
+    assert (tmp_path / "a.stablehlo.json").read_text() == "mine"
+    assert left_in(tmp_path) == ["a.stablehlo.json"]
 
 
 def test_a_program_that_computes_something_else_is_not_kept(workdir, tmp_path, monkeypatch, capsys):

@@ -41,6 +41,17 @@ def test_embeddings_and_norm_of_a_vit():
         assert above == expected, path
 
 
+@pytest.mark.parametrize("backbone", ["mambaout_femto", "vit_tiny_patch16_224"])
+def test_everything_outside_of_a_backbone_is_in_the_last_layer(backbone):
+    sizes = {"depths": (1, 1, 1, 1), "dims": (4, 8, 8, 8)} if "femto" in backbone else {"depth": 4, "embed_dim": 12}
+    model = mo.create_model("upernet", backbone=backbone, num_classes=3, img_size=64, channels=8, **sizes)
+    found = layers(model)
+    assert {found[path] for path in found if path[0] != "backbone"} == {0}
+    inside = {found[path] for path in found if path[0] == "backbone"}
+    assert inside - {0} == set(range(1, max(inside) + 1))
+    assert {found[path] for path in found if path[: len(model.first_conv)] == model.first_conv} == {max(inside)}
+
+
 @pytest.mark.parametrize("name", slow_but(["mambaout-conv"], golden.first_small_models()))
 def test_every_family_has_a_layer_for_each_block(name):
     model = small(name)

@@ -353,6 +353,10 @@ class Classification(Task):
         temperature = self.config.options["loss.teacher_temperature"]
         return soft_targets(teacher, variables, model.input_spec, batch["image"], temperature)
 
+    def preprocessing(self, model: Model, labels: Labels) -> dict[str, Any]:
+        """Return the evaluation transform of the model."""
+        return super().preprocessing(model, labels) | {"exif_orientation": is_turned_upright(labels)}
+
     def eval_context(self, source: ImageSource) -> np.ndarray:
         """Return the mask of the classes that predictions are restricted to, bool (k,)."""
         return class_mask(source)

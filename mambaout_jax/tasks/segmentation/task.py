@@ -251,6 +251,16 @@ class Segmentation(Task):
         """Compute the logits of all pixels."""
         return {"logits": resize_bilinear(model.apply(variables, images), images.shape[1:3])}
 
+    def preprocessing(self, model: Model, labels: Labels) -> dict[str, Any]:
+        """Return the resizing of a whole image to the input size of the model."""
+        return {
+            "crop_mode": "squash",
+            "crop_pct": 1.0,
+            "interpolation": "bilinear",
+            "antialias": False,
+            "exif_orientation": labels.get("exif_orientation", True),
+        }
+
     def class_colors(self, class_names: Sequence[str]) -> list[str]:
         """Return the colors of overlays."""
         return [f"#{bytes(color).hex()}" for color in make_palette(class_names)[: len(class_names)]]
