@@ -288,7 +288,7 @@ def restore_run(path: epath.PathLike, weights: str | None = None) -> Run:
     weights = weights or ("raw" if config.optim.ema_decay is None else "ema")
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     abstract = distributed.sharded_shapes(
-        model.init, jax.random.key(0), sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        model.init, jax.random.key(0), sharding=jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     )
     step, variables = checkpoints.restore_variables(abstract, [weights])
     checkpoints.close()

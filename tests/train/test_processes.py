@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mambaout_jax.run.teacher import fingerprint
 from mambaout_jax.run.workdir import load_run
 from tests.processes import finish_all, run_python, start_all
 from tests.train import tiny
@@ -147,3 +148,14 @@ def test_a_workdir_that_is_not_shared_is_refused(tmp_path):
     codes, said = finish_all(start_all(2, tiny.flags(), flags=lambda process: [f"--workdir={tmp_path / str(process)}"]))
     assert codes == [2, 2], said
     assert all("is a different folder on process 1 than on process 0" in text for text in said)
+
+
+def test_every_process_loads_the_weights_of_another_run(unbroken):
+    program = (
+        "from mambaout_jax.run.teacher import fingerprint\n"
+        "from mambaout_jax.run.workdir import restore_run\n"
+        f"print(fingerprint(restore_run({str(unbroken)!r}).variables))\n"
+        "distributed.shutdown()"
+    )
+    alone = fingerprint(load_run(unbroken).variables)
+    assert [text.split()[-1] for text in run_python(program, 2)] == [alone, alone]
