@@ -119,6 +119,7 @@ from mambaout_jax.weights import write_folder
 
 folder = Path(sys.argv[1])
 shutil.rmtree(folder, ignore_errors=True)
+folder.mkdir()
 model = mo.create_model("test_mambaout", num_classes=5)
 write_folder(str(folder / "weights"), model, mo.to_torch(model, model.init(jax.random.key(0))))
 import_weights(str(folder / "weights"), folder / "run")
