@@ -1,5 +1,7 @@
 """The Gradio app shows one or two models, answers programs, and needs no network."""
 
+import contextlib
+import importlib
 import importlib.util
 import json
 import re
@@ -23,12 +25,21 @@ with_gradio = [
 ]
 
 
+@contextlib.contextmanager
+def serving(*arguments):
+    """Serve the app in a process of its own; yield the process and its address."""
+    command = [sys.executable, "-m", "mambaout_jax", "demo", *map(str, arguments), "--gradio", "--port=0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process, re.search(r"http://127\.0\.0\.1:\d+/", process.stdout.readline())[0]
+        finally:
+            process.kill()
+
+
 @pytest.fixture(scope="module")
 def address(workdir, segmentation):  # noqa: F811
     """The address of an app with a classifier and a segmentation model."""
-    from mambaout_jax.demo.app import build_app, serving
-
-    with serving(build_app([str(workdir), str(segmentation)]), 0) as found:
+    with serving(workdir, segmentation) as (_, found):
         yield found
 
 
@@ -83,13 +94,11 @@ class TestApp:
             build_app(str(tmp_path))
 
     def test_a_port_that_is_taken_is_named(self, address, workdir):  # noqa: F811
-        from mambaout_jax.demo.app import build_app, serving
-
-        with (
-            pytest.raises(ExportError, match="choose another --port"),
-            serving(build_app(str(workdir)), int(address.strip("/").rpartition(":")[2])),
-        ):
-            pass
+        port = address.strip("/").rpartition(":")[2]
+        command = [sys.executable, "-m", "mambaout_jax", "demo", str(workdir), "--gradio", f"--port={port}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == 2
+        assert f"port {port} cannot be used" in done.stderr
 
     def test_a_program_gets_the_results_of_both_models(self, address, picture, workdir, segmentation):  # noqa: F811
         from gradio_client import Client, handle_file
@@ -120,9 +129,7 @@ class TestApp:
     def test_the_command_ends_quietly_while_it_computes(self, workdir, picture, number, code):  # noqa: F811
         from gradio_client import Client, handle_file
 
-        command = [sys.executable, "-m", "mambaout_jax", "demo", str(workdir), "--gradio", "--port=0"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-            address = re.search(r"http://127\.0\.0\.1:\d+/", process.stdout.readline())[0]
+        with serving(workdir) as (process, address):
             client = Client(address, verbose=False)
             client.submit(handle_file(picture), api_name="/receptive_fields")
             time.sleep(2)  # the compilation takes longer
