@@ -136,8 +136,8 @@ KEYS: Mapping[str, ConfigKey] = {
         float | None,
         ">0..1",
         None,
-        "layer-wise decay of the learning rate, for fine-tuning (BEiT): the rate of a layer is this factor times that of "
-        "the next layer. The stem is the first layer, each block is a layer, and all heads are the last; no decay if unset",
+        "layer-wise decay of the learning rate, for fine-tuning (BEiT): the rate of a layer is this factor times that "
+        "of the next one. The stem is the first layer, each block is a layer, all heads are the last; none if unset",
     ),
     "optim.ema_decay": ConfigKey(
         float | None,
