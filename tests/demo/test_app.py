@@ -19,7 +19,7 @@ from tests.demo.test_site import BROWSER, photo, png
 from tests.export.test_programs import segmentation, workdir  # noqa: F401 - fixtures
 
 with_gradio = [
-    pytest.mark.run,
+    pytest.mark.nightly,  # which installs gradio
     pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="gradio is not installed"),
     pytest.mark.filterwarnings("ignore"),  # of gradio and its dependencies, which differ between versions
 ]
