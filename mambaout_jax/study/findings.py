@@ -115,8 +115,9 @@ def summarize(
             if name in variant.comparisons
         ]
         missing = [variant for variant in excluded if name in variant["comparisons"]]
-        verdict = _verdict(baseline.title, differences, missing)
-        comparisons.append({"name": name, "title": title, "verdict": verdict, "differences": differences})
+        if differences or missing:
+            verdict = _verdict(baseline.title, differences, missing)
+            comparisons.append({"name": name, "title": title, "verdict": verdict, "differences": differences})
     tested = [
         difference for comparison in comparisons for difference in comparison["differences"] if difference["has_ssm"]
     ]
@@ -207,10 +208,9 @@ def _answer(
     metric: Metric,
 ) -> str:
     """Return the answer to whether the data need an SSM, corrected for all tests, with the power of these tests."""
-    with_ssm = {
-        comparison["name"]: [difference for difference in comparison["differences"] if difference["has_ssm"]]
-        for comparison in comparisons
-    }
+    with_ssm: dict[str, Sequence[Mapping[str, Any]]] = dict.fromkeys(COMPARISONS, ())
+    for comparison in comparisons:
+        with_ssm[comparison["name"]] = [one for one in comparison["differences"] if one["has_ssm"]]
     baseline = variants[0]["title"]
     tested = [difference for differences in with_ssm.values() for difference in differences]
     if not tested:
@@ -228,9 +228,9 @@ def _answer(
     if better:
         sentences.append(f"Better than {baseline} {better}.")
         matched = [difference for difference in with_ssm["matched"] if _direction(difference) > 0]
-        if not matched:
+        if with_ssm["matched"] and not matched:
             sentences.append(f"At equal parameters, no SSM is significantly better than {baseline}.")
-        elif not any(difference["variant"] in significant for difference in matched):
+        elif matched and not any(difference["variant"] in significant for difference in matched):
             sentences.append(
                 f"At equal parameters, none is significant after correction for {count(len(tested), 'test')}."
             )

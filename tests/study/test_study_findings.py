@@ -143,3 +143,13 @@ def test_lower_is_better_for_a_metric_that_falls():
     worse = study(metric=loss, removed_ssm_causal=ABOVE)["comparisons"][0]
     assert worse["verdict"].startswith("Worse than convolution alone: SSM (causal).")
     assert worse["differences"][0]["improves"] is False
+
+
+def test_a_comparison_without_variants_is_not_shown():
+    variants = [
+        StudyVariant("conv", "convolution alone", False, ("removed", "matched"), {}, 1, 1),
+        StudyVariant("matched-ssm-causal", "SSM (causal)", True, ("matched",), {}, 1, 1),
+    ]
+    outcomes = {variant.name: [Outcome(value, 9, (1.0,)) for value in CONV] for variant in variants}
+    found = summarize(variants, outcomes, dict.fromkeys(outcomes, 1), 10.0, {}, METRIC)
+    assert [comparison["name"] for comparison in found["comparisons"]] == ["matched"]
