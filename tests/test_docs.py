@@ -28,7 +28,7 @@ def find_commands():
     for page in PAGES:
         for text in blocks(page, "", "sh", "bash"):
             for line in text.replace("\\\n", " ").splitlines():
-                if not re.search(r"\bmambaout_jax |main\.py ", line):
+                if not re.search(r"(^|-m |&& )mambaout_jax |python main\.py ", line):
                     continue
                 lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
                 lexer.whitespace_split = True
