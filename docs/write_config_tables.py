@@ -1,9 +1,10 @@
 """Write the tables of docs/config.md from the keys of the program: python docs/write_config_tables.py."""
 
-import re
 import typing
 from collections.abc import Mapping
 from pathlib import Path
+
+from page_tables import write_tables
 
 from mambaout_jax.checks import ConfigKey
 from mambaout_jax.models import families
@@ -18,16 +19,7 @@ WORDS = {bool: "true or false", int: "integer", float: "number", str: "string"}
 
 def update(page: str) -> str:
     """Return the page with every table between `<!-- table NAME -->` and `<!-- end -->` written again."""
-    tables = _tables()
-    names = re.findall(r"^<!-- table (\S+) -->$", page, re.MULTILINE)
-    if sorted(names) != sorted(tables):
-        raise ValueError(f"the page has the tables {sorted(names)}; {sorted(tables)} are expected")
-    return re.sub(
-        r"^<!-- table (\S+) -->\n.*?^<!-- end -->$",
-        lambda found: f"<!-- table {found[1]} -->\n{tables[found[1]]}<!-- end -->",
-        page,
-        flags=re.MULTILINE | re.DOTALL,
-    )
+    return write_tables(page, _tables())
 
 
 def _tables() -> dict[str, str]:

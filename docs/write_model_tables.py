@@ -1,9 +1,10 @@
 """Write the tables of models in docs/models.md and the README: python docs/write_model_tables.py."""
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from page_tables import write_tables
 
 from mambaout_jax.models import Family, families
 from mambaout_jax.models.macs import variant_costs
@@ -20,23 +21,6 @@ def update(page: str) -> str:
 def update_readme(page: str) -> str:
     """Return the README with its table of families written again."""
     return write_tables(page, {"families": _families_table()})
-
-
-def write_tables(page: str, tables: Mapping[str, str]) -> str:
-    """Return a page with every table between `<!-- table NAME -->` and `<!-- end -->` written again.
-
-    Raises:
-        ValueError: the page lacks a table, or has an unknown one.
-    """
-    names = re.findall(r"^<!-- table (\S+) -->$", page, re.MULTILINE)
-    if sorted(names) != sorted(tables):
-        raise ValueError(f"the page has the tables {sorted(names)}; {sorted(tables)} are expected")
-    return re.sub(
-        r"^<!-- table (\S+) -->\n.*?^<!-- end -->$",
-        lambda found: f"<!-- table {found[1]} -->\n{tables[found[1]]}<!-- end -->",
-        page,
-        flags=re.MULTILINE | re.DOTALL,
-    )
 
 
 def _table(family: Family) -> str:

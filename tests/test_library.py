@@ -53,7 +53,7 @@ for section, (folder, program) in json.load(open(sys.argv[2])).items():
     os.chdir(folder)
     try:
         exec(compile(program, section, "exec"), {"__name__": "__main__"})
-    except Exception:
+    except Exception:  # of any kind: the test of the section shows it
         tracebacks[section] = traceback.format_exc()
 print()
 print(json.dumps(tracebacks))

@@ -98,8 +98,8 @@ def _measure_fields(args: argparse.Namespace, size: tuple[int, int] | None) -> i
         print(json.dumps([field.to_json() for field in fields], indent=2))
     else:
         width = max(len(field.source) for field in fields)
-        what = "noise" if files is None else "images"
-        print(f"area of the smallest square with a share of the contributions, of the image ({num_images} x {what})")
+        images = count(num_images, "image") + (" of noise" if files is None else "")
+        print(f"area of the smallest square with a share of the contributions, relative to the image; {images}")
         print(f"{'':<{width}}  stage   pixels", end="")
         print("".join(f"{share:>8.0%}" for share in erf.SHARES), "  weights")
         for field in fields:
