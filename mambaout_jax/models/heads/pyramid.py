@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from mambaout_jax.models.key_format import Rule, permute
 from mambaout_jax.models.layers.conv import ConvTranspose2d
 from mambaout_jax.models.layers.norm import BatchNorm
 from mambaout_jax.ops import gelu
@@ -31,3 +32,17 @@ class FeaturePyramid(nnx.Module):
             maps[2],
             nnx.max_pool(maps[3], (2, 2), strides=(2, 2)),
         ]
+
+
+def pyramid_rules(prefix: str) -> tuple[Rule, ...]:
+    """Return the names of the attribute `pyramid` of a model, in a program that calls it `prefix`."""
+    transposed = permute(2, 3, 0, 1)
+    return (
+        Rule(f"{prefix}.upsample_4x.0.weight", "pyramid.upsample_4x.0.weight", transposed),
+        Rule(f"{prefix}.upsample_4x.0.bias", "pyramid.upsample_4x.0.bias"),
+        Rule(f"{prefix}.upsample_4x.1.*", "pyramid.upsample_4x.1.*"),
+        Rule(f"{prefix}.upsample_4x.3.weight", "pyramid.upsample_4x.2.weight", transposed),
+        Rule(f"{prefix}.upsample_4x.3.bias", "pyramid.upsample_4x.2.bias"),
+        Rule(f"{prefix}.upsample_2x.0.weight", "pyramid.upsample_2x.weight", transposed),
+        Rule(f"{prefix}.upsample_2x.0.bias", "pyramid.upsample_2x.bias"),
+    )

@@ -5,9 +5,8 @@ names of mmsegmentation 1.2.2 (`UPerHead`, `FCNHead`).
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,19 +14,16 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from mambaout_jax.checks import ConfigKey
-from mambaout_jax.models.errors import ModelError
+from mambaout_jax.models.heads.dense_model import NUM_MAPS, DenseModel
 from mambaout_jax.models.heads.head import Head
-from mambaout_jax.models.heads.pyramid import FeaturePyramid
-from mambaout_jax.models.key_format import Rule, permute
+from mambaout_jax.models.heads.pyramid import pyramid_rules
+from mambaout_jax.models.key_format import Rule
 from mambaout_jax.models.layers.conv import Conv2d
 from mambaout_jax.models.layers.drop import channel_dropout
-from mambaout_jax.models.layers.norm import BatchNorm, LayerNorm
+from mambaout_jax.models.layers.norm import BatchNorm
 from mambaout_jax.models.layers.parameters import Initializer, normal_of
 from mambaout_jax.ops import adaptive_avg_pool, resize_bilinear
 
-ParamPath = tuple[str | int, ...]
-
-NUM_MAPS = 4
 # The map that the auxiliary head reads: the third, of stride 16 in most models.
 AUXILIARY_MAP = 2
 
@@ -152,14 +148,8 @@ class FCNHead(nnx.Module):
         return self.conv_seg(channel_dropout(self.convs[0](x), self.drop_rate, key)).astype(jnp.float32)
 
 
-class UperNet(nnx.Module):
-    """UperNet on a backbone, with the options of `OPTIONS`.
-
-    A backbone with one stride gets a `FeaturePyramid`.
-
-    Raises:
-        ModelError: the backbone has another number of feature maps than four.
-    """
+class UperNet(DenseModel):
+    """UperNet on a backbone, with the options of `OPTIONS`."""
 
     def __init__(
         self,
@@ -174,17 +164,10 @@ class UperNet(nnx.Module):
         drop_rate: float,
         dtype: str,
     ):
-        widths, strides = backbone.feature_channels, backbone.feature_strides
-        if len(widths) != NUM_MAPS:
-            raise ModelError(
-                f"the backbone {type(backbone).__name__} has {len(widths)} feature maps; {NUM_MAPS} are expected"
-            )
         dtype = jnp.dtype(dtype)
-        self.backbone = backbone
-        self.norms = nnx.List(LayerNorm(width, eps=output_norm_eps) for width in widths)
-        self.neck = FeaturePyramid(widths[0], dtype=dtype) if len(set(strides)) == 1 else None
+        super().__init__(backbone, eps=output_norm_eps, dtype=dtype)
         self.decode_head = UPerHead(
-            widths,
+            self.feature_channels,
             channels,
             num_classes,
             pool_scales=pool_scales,
@@ -193,20 +176,13 @@ class UperNet(nnx.Module):
             dtype=dtype,
         )
         self.auxiliary_head = FCNHead(
-            widths[AUXILIARY_MAP],
+            self.feature_channels[AUXILIARY_MAP],
             auxiliary_channels,
             num_classes,
             classifier_std=classifier_std,
             drop_rate=drop_rate,
             dtype=dtype,
         )
-        self.feature_channels = tuple(widths)
-        self.feature_strides = tuple(strides) if self.neck is None else _pyramid_strides(strides[0])
-
-    @property
-    def first_conv(self) -> tuple[str | int, ...]:
-        """Return the path of the first layer."""
-        return ("backbone", *self.backbone.first_conv)
 
     @property
     def classifier(self) -> tuple[str, ...]:
@@ -215,36 +191,6 @@ class UperNet(nnx.Module):
 
     # Both heads depend on the classes.
     output_layers = (("decode_head", "conv_seg"), ("auxiliary_head", "conv_seg"))
-
-    @property
-    def no_decay(self) -> tuple[tuple[str | int, ...], ...]:
-        """Return the paths of the backbone's parameters without weight decay, vectors aside."""
-        return tuple(("backbone", *path) for path in getattr(self.backbone, "no_decay", ()))
-
-    @property
-    def scans(self) -> tuple[tuple[int, ...], ...]:
-        """Return the scans of the backbone's blocks."""
-        return getattr(self.backbone, "scans", ((),) * NUM_MAPS)
-
-    @property
-    def resample_params(self) -> Callable[..., dict[ParamPath, Any]] | None:
-        """Return the function that adapts parameters to another image size; None if none depend on it."""
-        inner = getattr(self.backbone, "resample_params", None)
-        if inner is None:
-            return None
-
-        def resample(params: Mapping[ParamPath, Any], img_size: tuple[int, int] | None = None) -> dict[ParamPath, Any]:
-            of_backbone = {path[1:]: value for path, value in params.items() if path[0] == "backbone"}
-            changed = {("backbone", *path): value for path, value in inner(of_backbone, img_size).items()}
-            return {**params, **changed}
-
-        return resample
-
-    def features(self, images: Float[Array, "b h w i"], key: Key[Array, ""] | None) -> list[Array]:
-        """Compute the four maps that the heads read."""
-        maps = self.backbone.features(images, key)
-        maps = [norm(x) for norm, x in zip(self.norms, maps, strict=True)]
-        return maps if self.neck is None else self.neck(maps)
 
     def logits(self, images: Float[Array, "b h w i"], key: Key[Array, ""] | None) -> Float[Array, "b ho wo k"]:
         """Compute the logits of the classes at the size of the first map, a quarter of the image's for stride 4."""
@@ -263,20 +209,9 @@ def _fold(key, head):
     return None if key is None else jax.random.fold_in(key, 2**31 + head)
 
 
-def _pyramid_strides(stride: int) -> tuple[int, ...]:
-    return stride // 4, stride // 2, stride, 2 * stride
-
-
 # mmsegmentation 1.2.2: EncoderDecoder with UPerHead, FCNHead and, for plain backbones, Feature2Pyramid.
-_TRANSPOSED = permute(2, 3, 0, 1)
 RULES = (
-    Rule("neck.upsample_4x.0.weight", "neck.upsample_4x.0.weight", _TRANSPOSED),
-    Rule("neck.upsample_4x.0.bias", "neck.upsample_4x.0.bias"),
-    Rule("neck.upsample_4x.1.*", "neck.upsample_4x.1.*"),
-    Rule("neck.upsample_4x.3.weight", "neck.upsample_4x.2.weight", _TRANSPOSED),
-    Rule("neck.upsample_4x.3.bias", "neck.upsample_4x.2.bias"),
-    Rule("neck.upsample_2x.0.weight", "neck.upsample_2x.weight", _TRANSPOSED),
-    Rule("neck.upsample_2x.0.bias", "neck.upsample_2x.bias"),
+    *pyramid_rules("neck"),
     Rule("decode_head.psp_modules.#.1.*.*", "decode_head.psp_modules.#.*.*"),
     Rule("decode_head.lateral_convs.#.*.*", "decode_head.lateral_convs.#.*.*"),
     Rule("decode_head.fpn_convs.#.*.*", "decode_head.fpn_convs.#.*.*"),
