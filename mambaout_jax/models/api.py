@@ -240,13 +240,14 @@ class Model(Functional):
 
     def apply(
         self, variables: Variables, images: Float[Array, "b h w i"], output: Output = "logits"
-    ) -> Float[Array, "b *map k"] | list[Float[Array, "..."]]:
+    ) -> Float[Array, "b *map k"] | list[Float[Array, "..."]] | tuple[Array, ...]:
         """Compute the logits, the list of feature maps of all stages, or the embedding, for inference.
 
         Args:
             images: normalized by `input_spec`, at least 32 px high and wide.
-            output: "logits", (b, k), or (b, h, w, k) of a model with a head for segmentation, and the embedding if
-                `num_classes` is 0; "features"; or "embedding", the pooled input of the classifier.
+            output: "logits", (b, k), or (b, h, w, k) of a model with a head for segmentation, or the `Detections` of a
+                detector, and the embedding if `num_classes` is 0; "features"; or "embedding", the pooled input of the
+                classifier.
 
         Raises:
             ModelError: the images are not normalized, have the wrong rank or number of channels or are too small,

@@ -16,7 +16,7 @@ from mambaout_jax.models import localvim, localvmamba, mambaout, mambavision, pl
 from mambaout_jax.models.api import InputSpec, Model
 from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.family import Family, Variant
-from mambaout_jax.models.heads import upernet
+from mambaout_jax.models.heads import mask_rcnn, upernet
 from mambaout_jax.models.heads.head import CLASSIFIER_OPTIONS, Head, compose
 from mambaout_jax.models.options import DTYPES, PREPROCESSING, dtype_name, plain_integers
 from mambaout_jax.words import listed
@@ -33,7 +33,7 @@ BUILT_IN: tuple[Family, ...] = (
 )
 
 # Each forms a family with the backbones of every family.
-HEADS: tuple[Head, ...] = (upernet.HEAD,)
+HEADS: tuple[Head, ...] = (upernet.HEAD, mask_rcnn.HEAD)
 
 # Arguments of timm's `create_model` that ours does not have, and what replaces them.
 _TIMM_ARGUMENTS: Mapping[str, str] = MappingProxyType(

@@ -61,7 +61,7 @@ def summarize(model: Model) -> Summary:
         return [*traced.features(variables, image), *(traced.apply(variables, image, kind) for kind in kinds)]
 
     closed, shapes = jax.make_jaxpr(outputs, return_shape=True)(traced.shapes, image)
-    names = [f"features[{index}]" for index in range(len(shapes) - len(kinds))] + kinds
+    names, shapes = _name_leaves(shapes, kinds)
     params = set(jax.tree.leaves(_by_leaf(traced.shapes, closed.jaxpr.invars)["params"]))
     rows, total = [], 0
     for name, shape, value in zip(names, shapes, closed.jaxpr.outvars, strict=True):
@@ -70,6 +70,17 @@ def summarize(model: Model) -> Summary:
         rows.append(Row(name, shape.shape[1:], sum(var.aval.size for var in new), macs - total))
         params, total = params - new, macs
     return Summary(repr(model)[1:-1], tuple(rows), model.num_params, total)
+
+
+def _name_leaves(outputs: Sequence[Any], kinds: Sequence[str]) -> tuple[list[str], list[jax.ShapeDtypeStruct]]:
+    """Return names and shapes of the arrays in the outputs: the feature maps, then an array or a tree for each kind."""
+    names = [f"features[{index}]" for index in range(len(outputs) - len(kinds))] + list(kinds)
+    found = [
+        (name + jax.tree_util.keystr(path), leaf)
+        for name, output in zip(names, outputs, strict=True)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(output)
+    ]
+    return [name for name, _ in found], [leaf for _, leaf in found]
 
 
 def _by_leaf(tree: Any, leaves: Sequence[Any]) -> Any:

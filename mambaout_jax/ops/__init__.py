@@ -1,12 +1,24 @@
 """Array functions without learned parameters."""
 
 from mambaout_jax.ops.activations import gelu
+from mambaout_jax.ops.boxes import (
+    box_area,
+    box_intersection,
+    box_iou,
+    cells_inside,
+    clip_boxes,
+    decode_boxes,
+    encode_boxes,
+    make_anchors,
+)
 from mambaout_jax.ops.conv import conv2d
 from mambaout_jax.ops.depthwise import depthwise_conv2d
 from mambaout_jax.ops.images import denormalize_images, normalize_images
 from mambaout_jax.ops.matmul import matmul
+from mambaout_jax.ops.nms import Kept, nms
 from mambaout_jax.ops.norm import batch_norm, layer_norm, normalize, rms_norm
 from mambaout_jax.ops.resize import adaptive_avg_pool, resize_bilinear
+from mambaout_jax.ops.roi_align import assign_levels, crop_masks, roi_align
 from mambaout_jax.ops.scan_order import SCAN_ORDERS, flatten_map, unflatten_map
 from mambaout_jax.ops.selective_scan import IMPLS as SCAN_IMPLS
 from mambaout_jax.ops.selective_scan import selective_scan, selective_scan_step
@@ -15,19 +27,32 @@ from mambaout_jax.ops.strided import strided_conv2d
 __all__ = [
     "SCAN_IMPLS",
     "SCAN_ORDERS",
+    "Kept",
     "adaptive_avg_pool",
+    "assign_levels",
     "batch_norm",
+    "box_area",
+    "box_intersection",
+    "box_iou",
+    "cells_inside",
+    "clip_boxes",
     "conv2d",
+    "crop_masks",
+    "decode_boxes",
     "denormalize_images",
     "depthwise_conv2d",
+    "encode_boxes",
     "flatten_map",
     "gelu",
     "layer_norm",
+    "make_anchors",
     "matmul",
+    "nms",
     "normalize",
     "normalize_images",
     "resize_bilinear",
     "rms_norm",
+    "roi_align",
     "selective_scan",
     "selective_scan_step",
     "strided_conv2d",

@@ -67,6 +67,25 @@ def split_over_all_axes(x: jax.Array) -> jax.Array:
     return lax.with_sharding_constraint(x, PartitionSpec(axes if divides else None))
 
 
+def map_rows(function: Callable[..., Any], *rows: Any) -> Any:
+    """Compute a function of arrays with one entry per row of a batch, on each device for its own rows.
+
+    For functions whose loops end when all rows are done: without it, all devices would wait for each other in every
+    iteration.
+
+    Args:
+        rows: pytrees of arrays whose first axis is that of the batch, as it is of all results.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    pairs = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    axes = tuple(name for name, kind in pairs if kind == AxisType.Auto and mesh.shape[name] > 1)
+    if not axes or len(jax.tree.leaves(rows)[0]) % math.prod(mesh.shape[name] for name in axes):
+        return function(*rows)
+    spec = PartitionSpec(axes)
+    # Nothing is summed over devices, so that there is nothing to check.
+    return jax.shard_map(function, in_specs=spec, out_specs=spec, axis_names=set(axes), check_vma=False)(*rows)
+
+
 def _each_axis_once(spec):
     used, entries = set(), []
     for entry in spec:

@@ -4,7 +4,6 @@ Reference: Xiao et al., Unified Perceptual Parsing for Scene Understanding, 2018
 names of mmsegmentation 1.2.2 (`UPerHead`, `FCNHead`).
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
@@ -21,7 +20,7 @@ from mambaout_jax.models.key_format import Rule
 from mambaout_jax.models.layers.conv import Conv2d
 from mambaout_jax.models.layers.drop import channel_dropout
 from mambaout_jax.models.layers.norm import BatchNorm
-from mambaout_jax.models.layers.parameters import Initializer, normal_of
+from mambaout_jax.models.layers.parameters import kaiming_normal, normal_of
 from mambaout_jax.ops import adaptive_avg_pool, resize_bilinear
 
 # The map that the auxiliary head reads: the third, of stride 16 in most models.
@@ -52,11 +51,6 @@ OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
         "output_norm_eps": ConfigKey(float, ">0..1", 1e-6, "epsilon of the LayerNorm of each map of the backbone"),
     }
 )
-
-
-def kaiming_normal(fan_out: int) -> Initializer:
-    """Return the initializer of N(0, 2 / fan_out). Reference: He et al., 2015."""
-    return normal_of(math.sqrt(2 / fan_out))
 
 
 class ConvModule(nnx.Module):

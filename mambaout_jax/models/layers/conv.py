@@ -98,13 +98,24 @@ def default_conv2d(
 class ConvTranspose2d(nnx.Module):
     """A transposed convolution whose stride is its kernel size, plus a bias; `weight` is (k, k, in, out).
 
-    Every pixel becomes k x k pixels. Initial values are those of PyTorch's `nn.ConvTranspose2d`.
+    Every pixel becomes k x k pixels.
+
+    Args:
+        initializer: of the weight, with a bias of zeros; None for the initial values of PyTorch's `nn.ConvTranspose2d`.
     """
 
-    def __init__(self, in_chans: int, out_chans: int, kernel_size: int, *, dtype: jnp.dtype):
-        initializer = uniform_within(1 / math.sqrt(kernel_size**2 * out_chans))
-        self.weight = parameter((kernel_size, kernel_size, in_chans, out_chans), initializer)
-        self.bias = parameter((out_chans,), initializer)
+    def __init__(
+        self,
+        in_chans: int,
+        out_chans: int,
+        kernel_size: int,
+        *,
+        initializer: Initializer | None = None,
+        dtype: jnp.dtype,
+    ):
+        default = uniform_within(1 / math.sqrt(kernel_size**2 * out_chans))
+        self.weight = parameter((kernel_size, kernel_size, in_chans, out_chans), initializer or default)
+        self.bias = parameter((out_chans,), default if initializer is None else zeros)
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b ho wo o"]:

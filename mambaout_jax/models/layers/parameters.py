@@ -6,6 +6,7 @@ convolutions.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -56,6 +57,16 @@ def normal_of(std: float) -> Initializer:
 def uniform_within(bound: float) -> Initializer:
     """Return the initializer of U(-bound, bound)."""
     return lambda noise: bound * (2 * uniform(noise) - 1)
+
+
+def kaiming_normal(fan_out: int) -> Initializer:
+    """Return the initializer of N(0, 2 / fan_out). Reference: He et al., 2015."""
+    return normal_of(math.sqrt(2 / fan_out))
+
+
+def xavier_uniform(fan_in: int, fan_out: int) -> Initializer:
+    """Return the initializer of U(-a, a), of variance 2 / (fan_in + fan_out). Reference: Glorot and Bengio, 2010."""
+    return uniform_within(math.sqrt(6 / (fan_in + fan_out)))
 
 
 def parameter(shape: tuple[int, ...], initializer: Initializer) -> nnx.Param:

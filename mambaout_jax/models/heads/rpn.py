@@ -1,0 +1,115 @@
+"""The region proposal network: anchors that may have objects, moved onto them.
+
+Reference: Ren et al., Faster R-CNN, 2015; layers, limits and parameter names of mmdetection 3.3.0 (`RPNHead`).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from mambaout_jax.models.layers.conv import Conv2d
+from mambaout_jax.models.layers.parameters import normal_of
+from mambaout_jax.ops import clip_boxes, decode_boxes, make_anchors, nms
+from mambaout_jax.ops.sharding import map_rows
+
+# Heights divided by widths of the anchors.
+RATIOS = (0.5, 1.0, 2.0)
+OFFSET_STDS = (1.0, 1.0, 1.0, 1.0)
+
+
+class ProposalLimits(NamedTuple):
+    """How many anchors become proposals.
+
+    Args:
+        per_level: number of best anchors of each level that are compared with each other.
+        total: number of proposals of an image.
+        iou_threshold: largest overlap of two proposals of one level.
+    """
+
+    per_level: int = 1000
+    total: int = 1000
+    iou_threshold: float = 0.7
+
+
+class Proposals(NamedTuple):
+    """The best boxes of each image, in the order of descending scores; entries that are not valid are padding."""
+
+    boxes: Float[Array, "b n 4"]
+    scores: Float[Array, "b n"]
+    valid: Bool[Array, "b n"]
+
+
+class AnchorOutputs(NamedTuple):
+    """What the network computes for each anchor of a level: a logit, and offsets to the box of an object."""
+
+    logits: Float[Array, "b _"]
+    offsets: Float[Array, "b _ 4"]
+
+
+class RPNHead(nnx.Module):
+    """Score the anchors of every level with the same convolutions."""
+
+    def __init__(self, channels: int, *, dtype: jnp.dtype):
+        init = normal_of(0.01)
+        self.rpn_conv = Conv2d(channels, channels, 3, padding=1, initializer=init, dtype=dtype)
+        self.rpn_cls = Conv2d(channels, len(RATIOS), 1, initializer=init, dtype=dtype)
+        self.rpn_reg = Conv2d(channels, 4 * len(RATIOS), 1, initializer=init, dtype=dtype)
+
+    def __call__(self, levels: Sequence[Float[Array, "b _ _ c"]]) -> list[AnchorOutputs]:
+        """Compute logits and offsets in float32, in the order of `anchors_of`."""
+        found = []
+        for x in levels:
+            x = jax.nn.relu(self.rpn_conv(x))
+            logits, offsets = self.rpn_cls(x), self.rpn_reg(x)
+            found.append(
+                AnchorOutputs(
+                    logits.reshape(len(x), -1).astype(jnp.float32), offsets.reshape(len(x), -1, 4).astype(jnp.float32)
+                )
+            )
+        return found
+
+
+def anchors_of(levels: Sequence[Array], strides: Sequence[int], scale: float) -> list[Float[Array, "_ 4"]]:
+    """Return the anchors of every level; see `make_anchors`.
+
+    Args:
+        strides: of all levels but the last, which has twice the last one.
+    """
+    strides = (*strides, 2 * strides[-1])
+    return [make_anchors(x.shape[1:3], stride, scale, RATIOS) for x, stride in zip(levels, strides, strict=True)]
+
+
+def propose(
+    outputs: Sequence[AnchorOutputs],
+    anchors: Sequence[Float[Array, "_ 4"]],
+    sizes: Int[Array, "b 2"],
+    limits: ProposalLimits,
+) -> Proposals:
+    """Select the best boxes of each image, without a gradient.
+
+    Args:
+        sizes: (height, width) of the images in their canvas, to which boxes are clipped.
+    """
+    boxes, scores, levels = [], [], []
+    for level, (output, of_level) in enumerate(zip(outputs, anchors, strict=True)):
+        output = jax.tree.map(lax.stop_gradient, output)
+        most = min(limits.per_level, output.logits.shape[1])
+        best, index = lax.top_k(jax.nn.sigmoid(output.logits), most)
+        offsets = jnp.take_along_axis(output.offsets, index[..., None], axis=1)
+        boxes.append(decode_boxes(jnp.take(of_level, index, axis=0), offsets, OFFSET_STDS))
+        scores.append(best)
+        levels.append(jnp.full(best.shape, level, jnp.int32))
+    boxes = clip_boxes(jnp.concatenate(boxes, 1), sizes)
+    scores, levels = jnp.concatenate(scores, 1), jnp.concatenate(levels, 1)
+    sides = boxes[..., 2:] - boxes[..., :2]
+
+    def select(boxes, scores, valid, levels):
+        kept = nms(boxes, scores, iou_threshold=limits.iou_threshold, max_kept=limits.total, valid=valid, groups=levels)
+        return Proposals(jnp.take(boxes, kept.index, axis=0), jnp.take(scores, kept.index), kept.valid)
+
+    return map_rows(jax.vmap(select), boxes, scores, (sides > 0).all(-1), levels)
