@@ -16,7 +16,7 @@ from mambaout_jax.demo.site import _check_page, serve, write_site
 from mambaout_jax.export.errors import ExportError
 from mambaout_jax.run.workdir import load_run
 from mambaout_jax.tasks.api import stack_examples
-from mambaout_jax.tasks.segmentation.transforms import resize_image
+from mambaout_jax.tasks.images import resize_image
 from tests.export.test_programs import NAMES, segmentation, workdir  # noqa: F401 - fixtures
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")

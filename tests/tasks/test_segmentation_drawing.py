@@ -8,7 +8,8 @@ from PIL import Image
 
 from mambaout_jax.data import DataError
 from mambaout_jax.data.label_maps import IGNORED
-from mambaout_jax.tasks.segmentation.drawing import OPACITY, encode_label_png, encode_picture, make_palette, overlay
+from mambaout_jax.tasks.pictures import encode_picture
+from mambaout_jax.tasks.segmentation.drawing import OPACITY, encode_label_png, make_palette, overlay
 from mambaout_jax.tasks.segmentation.predictor import LabelMap
 from mambaout_jax.tasks.segmentation.transforms import Decoder
 

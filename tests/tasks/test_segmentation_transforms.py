@@ -6,7 +6,8 @@ import pytest
 
 from mambaout_jax.data import DataError
 from mambaout_jax.data.label_maps import IGNORED, decode_label_map
-from mambaout_jax.tasks.segmentation.canvases import EvalSizes, fit_size
+from mambaout_jax.tasks.images import fit_size, place, resize_image
+from mambaout_jax.tasks.segmentation.canvases import EvalSizes
 from mambaout_jax.tasks.segmentation.transforms import (
     Decoder,
     EvalExample,
@@ -14,8 +15,6 @@ from mambaout_jax.tasks.segmentation.transforms import (
     distort,
     draw_box,
     draw_crop,
-    place,
-    resize_image,
     resize_labels,
 )
 from tests.models import dense_golden

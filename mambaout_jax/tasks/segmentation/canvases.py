@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mambaout_jax.tasks.errors import TaskError
-
-Size = tuple[int, int]
+from mambaout_jax.tasks.images import Size, fit_size
 
 # Sides of canvases of images of various sizes, in pixels.
 MULTIPLE = 32
@@ -36,17 +35,6 @@ class Canvases(NamedTuple):
     def num_pixels(self, scale: int) -> int:
         """Return the pixels of the largest canvas of a scale."""
         return max(canvases[scale][0] * canvases[scale][1] for canvases in self.images)
-
-
-def fit_size(size: Size, box: Size) -> Size:
-    """Return the largest (height, width) of an image's aspect ratio within a box.
-
-    Args:
-        box: the lengths of the shorter and the longer side.
-    """
-    height, width = size
-    factor = min(max(box) / max(size), min(box) / min(size))
-    return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
 
 
 @dataclasses.dataclass(frozen=True)

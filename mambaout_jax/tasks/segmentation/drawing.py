@@ -1,14 +1,12 @@
 """Colors of classes, and pictures of label maps."""
 
-import colorsys
-import io
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
-from mambaout_jax.data import DataError
 from mambaout_jax.data.label_maps import IGNORED
+from mambaout_jax.tasks.pictures import distinct_color, encode_image
 
 Palette = np.ndarray
 # The colors of ADE20K's 150 classes, six hexadecimal digits each, as mmsegmentation shows them.
@@ -23,9 +21,6 @@ _ADE20K_COLORS = (
     "ff007afff5000abed4d6ff0000ccff1400ffffff000099ff0029ff00ffcc2900ff29ff00ad00ff00f5ff4700ff7a00ff00ffb8005cff"
     "b8ff000085ffffd60019c2c266ff005c00ff"
 )
-GOLDEN_RATIO = 0.618033988749895
-# JPEG_MAX_DIMENSION of libjpeg.
-MOST_JPEG_SIDE = 65500
 # Of the picture of classes over an image.
 OPACITY = 0.55
 
@@ -37,9 +32,7 @@ def make_palette(class_names: Sequence[str]) -> Palette:
     """
     palette = np.zeros((256, 3), np.uint8)
     for index in range(len(class_names)):
-        hue = (index * GOLDEN_RATIO) % 1
-        value = (1.0, 0.75, 0.9)[index % 3]
-        palette[index] = [round(255 * x) for x in colorsys.hsv_to_rgb(hue, (0.85, 0.95, 0.6)[index // 3 % 3], value)]
+        palette[index] = distinct_color(index)
     if len(class_names) == len(_ADE20K_COLORS) // 6 and class_names[0] == "wall":
         palette[: len(class_names)] = np.frombuffer(bytes.fromhex(_ADE20K_COLORS), np.uint8).reshape(-1, 3)
     if class_names and class_names[0] == "background":
@@ -52,7 +45,7 @@ def encode_label_png(labels: np.ndarray, palette: Palette) -> bytes:
     """Encode a label map as a PNG whose pixels are labels, shown in the colors of a palette."""
     image = Image.fromarray(labels)
     image.putpalette(palette.ravel().tolist())
-    return _encode(image, "PNG", optimize=True)
+    return encode_image(image, "PNG", optimize=True)
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, palette: Palette) -> np.ndarray:
@@ -65,21 +58,3 @@ def overlay(image: np.ndarray, labels: np.ndarray, palette: Palette) -> np.ndarr
     shown = colors.any(-1, keepdims=True)
     blend = (1 - OPACITY) * image.mean(-1, keepdims=True) + OPACITY * colors
     return np.where(shown, blend, image).round().astype(np.uint8)
-
-
-def encode_picture(pixels: np.ndarray) -> bytes:
-    """Encode pixels as a JPEG of good quality.
-
-    Raises:
-        DataError: a JPEG cannot have the size.
-    """
-    if max(pixels.shape[:2]) > MOST_JPEG_SIDE:
-        height, width = pixels.shape[:2]
-        raise DataError(f"its overlay is {width}x{height}; a JPEG has at most {MOST_JPEG_SIDE} per side")
-    return _encode(Image.fromarray(pixels), "JPEG", quality=90)
-
-
-def _encode(image: Image.Image, kind: str, **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()

@@ -19,7 +19,8 @@ from jaxtyping import Array, Float, Int, UInt8
 from mambaout_jax.data.label_maps import IGNORED
 from mambaout_jax.models import Model
 from mambaout_jax.tasks.errors import TaskError
-from mambaout_jax.tasks.segmentation.canvases import Canvases, Size
+from mambaout_jax.tasks.images import Size
+from mambaout_jax.tasks.segmentation.canvases import Canvases
 
 # Entries of an example that do not depend on labels.
 IMAGE_KEYS = ("images", "sizes", "original", "shape")

@@ -10,10 +10,12 @@ import numpy as np
 
 from mambaout_jax.models import Model, cpu_compiler_options
 from mambaout_jax.tasks.api import Batch, Example, Labels
-from mambaout_jax.tasks.segmentation.canvases import EvalSizes, fit_size
-from mambaout_jax.tasks.segmentation.drawing import encode_label_png, encode_picture, make_palette, overlay
+from mambaout_jax.tasks.images import fit_size, resize_image
+from mambaout_jax.tasks.pictures import encode_picture
+from mambaout_jax.tasks.segmentation.canvases import EvalSizes
+from mambaout_jax.tasks.segmentation.drawing import encode_label_png, make_palette, overlay
 from mambaout_jax.tasks.segmentation.evaluation import IMAGE_KEYS, Windows, compute_logits, label_images
-from mambaout_jax.tasks.segmentation.transforms import Decoder, EvalExample, resize_image
+from mambaout_jax.tasks.segmentation.transforms import Decoder, EvalExample
 
 # Height and width of the parts of label maps that are computed at once, in pixels.
 PART_SIDE = 512

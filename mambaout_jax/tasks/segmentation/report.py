@@ -19,11 +19,13 @@ from mambaout_jax.machine import MachineError, describe_fault, raise_machine_fau
 from mambaout_jax.pages.render import render
 from mambaout_jax.tasks.api import Labels, ScoreText, Section
 from mambaout_jax.tasks.errors import TaskError
+from mambaout_jax.tasks.images import resize_image
+from mambaout_jax.tasks.pictures import encode_picture
 from mambaout_jax.tasks.predictions import open_evaluated, read_predictions
-from mambaout_jax.tasks.segmentation.drawing import encode_picture, make_palette, overlay
+from mambaout_jax.tasks.segmentation.drawing import make_palette, overlay
 from mambaout_jax.tasks.segmentation.metrics import Areas, iou, recall, summarize
 from mambaout_jax.tasks.segmentation.source import SegmentationSource
-from mambaout_jax.tasks.segmentation.transforms import Decoder, resize_image, resize_labels
+from mambaout_jax.tasks.segmentation.transforms import Decoder, resize_labels
 
 # Longest side of the label maps that an evaluation keeps, in pixels.
 MAP_SIDE = 128

@@ -31,6 +31,7 @@ from mambaout_jax.tasks.api import (
     TaskConfig,
 )
 from mambaout_jax.tasks.errors import TaskError
+from mambaout_jax.tasks.images import resize_image
 from mambaout_jax.tasks.labels import check_same_classes, num_classes
 from mambaout_jax.tasks.segmentation import report
 from mambaout_jax.tasks.segmentation.canvases import EvalSizes
@@ -40,7 +41,7 @@ from mambaout_jax.tasks.segmentation.losses import pixel_cross_entropy
 from mambaout_jax.tasks.segmentation.metrics import Areas, count_areas, join_sums, sum_areas, summarize
 from mambaout_jax.tasks.segmentation.predictor import SegmentationPredictor
 from mambaout_jax.tasks.segmentation.source import SegmentationSource, open_source
-from mambaout_jax.tasks.segmentation.transforms import Decoder, EvalExample, TrainExample, resize_image
+from mambaout_jax.tasks.segmentation.transforms import Decoder, EvalExample, TrainExample
 from mambaout_jax.words import count
 
 # ADEChallengeData2016: images for training, and classes.

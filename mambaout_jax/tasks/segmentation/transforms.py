@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 
 from mambaout_jax.data import DataError
-from mambaout_jax.data.decode import decode_fast, decode_image, find_turn, to_array
 from mambaout_jax.data.label_maps import IGNORED, check_label_map, decode_label_map
-from mambaout_jax.tasks.segmentation.canvases import Canvases, EvalSizes, Size, fit_size
+from mambaout_jax.tasks.images import Size, decode_pixels, fit_size, place, resize_image
+from mambaout_jax.tasks.segmentation.canvases import Canvases, EvalSizes
 
 Example = dict[str, np.ndarray]
 
@@ -40,9 +40,7 @@ class Decoder:
         Raises:
             DataError: it cannot be decoded.
         """
-        if self.exif_orientation and find_turn(encoded) is not None:
-            return to_array(decode_image(encoded, self.channels, exif_orientation=True))
-        return decode_fast(encoded, self.channels)
+        return decode_pixels(encoded, self.channels, exif_orientation=self.exif_orientation)
 
     def __call__(self, record: dict[str, bytes]) -> tuple[np.ndarray, np.ndarray]:
         """Decode image and label map, uint8 (h, w, c) and uint8 (h, w).
@@ -53,11 +51,6 @@ class Decoder:
         image, labels = self.image(record["image"]), decode_label_map(record["label_map"])
         check_label_map(labels, image.shape[:2], self.num_classes)
         return image, labels
-
-
-def resize_image(image: np.ndarray, size: Size) -> np.ndarray:
-    """Interpolate an image bilinearly, without antialiasing."""
-    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR).reshape(*size, image.shape[2])
 
 
 def resize_labels(labels: np.ndarray, size: Size) -> np.ndarray:
@@ -118,15 +111,6 @@ class TrainExample:
             "label": np.full(self.size, IGNORED, np.uint8),
             "size": np.zeros(2, np.int32),
         }
-
-
-def place(pixels: np.ndarray, size: Size, fill: int) -> np.ndarray:
-    """Return a contiguous array of a size with `pixels` at the top left."""
-    if pixels.shape[:2] == size:
-        return np.ascontiguousarray(pixels)
-    placed = np.full((*size, *pixels.shape[2:]), fill, pixels.dtype)
-    placed[: pixels.shape[0], : pixels.shape[1]] = pixels
-    return placed
 
 
 def draw_box(box: Size, ratio: tuple[float, float], rng: np.random.Generator) -> Size:
