@@ -38,6 +38,7 @@ MODULES = {
     "torch": ("torch", "timm"),
     "prepare": ("tensorflow",),
     "wandb": ("wandb",),
+    "coco": ("pycocotools",),
     "demo": ("gradio",),
     "export": ("flatbuffers", "onnx", "onnxruntime"),
 }

@@ -50,7 +50,7 @@ OTHERS = {
 }
 STUDIES = ["study:digits", "study:pathfinder", "study:photos", "study:scenes_segmentation"]
 DATASETS = {"study:scenes_segmentation": "scenes/cue_128"}
-FILES_ALONE = ["digits", "finetune", "imagenette", "scenes_segmentation", "study_mambavision"]
+FILES_ALONE = ["digits", "finetune", "imagenette", "scenes_detection", "scenes_segmentation", "study_mambavision"]
 ADE20K = [
     f"ade20k:{name}"
     for name in (
@@ -58,7 +58,8 @@ ADE20K = [
         "vmamba_tiny_s1l8", "vmamba_small_s2l15", "vmamba_base_s2l15",
     )
 ]  # fmt: skip
-EXPERIMENTS = [*FILES_ALONE, *IMAGENET, *OTHERS, *STUDIES, *ADE20K]
+COCO = [name.replace("ade20k", "coco") for name in ADE20K]
+EXPERIMENTS = [*FILES_ALONE, *IMAGENET, *OTHERS, *STUDIES, *ADE20K, *COCO]
 # What an experiment leaves to the command line.
 GIVEN = {"finetune": ["--config.init_from=runs/femto", "--config.data.name=photos"]}
 
@@ -126,7 +127,7 @@ def test_every_file_is_tested():
     assert {name.partition(":")[0] for name in EXPERIMENTS} == set(FILES)
 
 
-@pytest.mark.parametrize("name", slow_but([*FILES_ALONE, IMAGENET[0], *STUDIES, ADE20K[0]], EXPERIMENTS))
+@pytest.mark.parametrize("name", slow_but([*FILES_ALONE, IMAGENET[0], *STUDIES, ADE20K[0], COCO[0]], EXPERIMENTS))
 def test_every_experiment_builds_its_model_and_its_transforms(name):
     assert build_model(name).num_classes == 10
     load(name).build_task().check()
@@ -156,6 +157,26 @@ def test_experiments_of_ade20k_have_the_published_recipe(name):
         0.75,
     )
     assert (options["data.hflip_prob"], options["data.photometric"], options["loss.auxiliary"]) == (0.5, True, 0.4)
+
+
+@pytest.mark.parametrize("name", COCO)
+def test_experiments_of_coco_have_the_published_recipe(name):
+    """Optimizer, schedule, batch and limits of mmdetection's config of Swin."""
+    config = load(name)
+    assert (config.num_epochs, config.batch_size, config.optim.warmup_steps) == (12, 16, 1_000)
+    assert (config.optim.learning_rate, config.optim.warmup_learning_rate) == (1e-4, 1e-7)
+    assert (config.optim.schedule, config.optim.drop_epochs) == ("drops", (8, 11))
+    assert (config.optim.weight_decay, config.optim.decay_of, config.optim.clip_grad_norm) == (
+        0.05,
+        "all_but_norms",
+        None,
+    )
+    options = config.task_options
+    assert (options["data.box"], options["data.hflip_prob"]) == ((800, 1333), 0.5)
+    assert (options["loss.proposals_per_level"], options["loss.proposals"]) == (2000, 1000)
+    assert (options["loss.rpn_samples"], options["loss.box_samples"]) == (256, 512)
+    assert (options["eval.proposals_per_level"], options["eval.proposals"]) == (1000, 1000)
+    assert (options["eval.score_threshold"], options["eval.iou_threshold"]) == (0.05, 0.5)
 
 
 @pytest.mark.parametrize("name", OTHERS)

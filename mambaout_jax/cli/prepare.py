@@ -22,46 +22,57 @@ EPILOG = """\
   prepare segmentation DIR          DIR/{train,val,test}/{images,masks}, or DIR/{images,masks}; DIR/classes.txt
   prepare ade20k --zip FILE         ADE20K from ADEChallengeData2016.zip
   prepare ade20k --folder DIR       ADE20K from the folder ADEChallengeData2016
+  prepare coco --root DIR           COCO 2017 from DIR/train2017, DIR/val2017 and DIR/annotations
+  prepare coco-format DIR --json FILE   images in DIR with objects, from a file in COCO's format
 
 Rerun the same command to resume after an interruption."""
 KINDS = ("tars", "folder", "tfrecord")
 # Names that stand for files of the user.
-OWN = ("imagenet", "folder", "segmentation", "ade20k")
+OWN = ("imagenet", "folder", "segmentation", "ade20k", "coco", "coco-format")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
+    parser.add_argument("name", metavar="KIND_OR_DATASET", help=f"{', '.join(OWN)}, or the name of a dataset")
     parser.add_argument(
-        "name", metavar="KIND_OR_DATASET", help="imagenet, folder, segmentation, ade20k, or the name of a dataset"
+        "source", metavar="DIR", nargs="?", help="your images (`folder`, `segmentation`, `coco-format`)"
     )
-    parser.add_argument("source", metavar="DIR", nargs="?", help="your images (`folder` and `segmentation`)")
     for kind in KINDS:
         also = ", or of ADE20K (`ade20k`)" if kind == "folder" else ""
         parser.add_argument(f"--{kind}", metavar="DIR", help=f"location and format of ImageNet (`imagenet`){also}")
     parser.add_argument("--zip", metavar="FILE", help="ADEChallengeData2016.zip (`ade20k`)")
+    parser.add_argument("--root", metavar="DIR", help="folder of COCO 2017 (`coco`)")
+    parser.add_argument("--json", metavar="FILE", help="annotations in COCO's format (`coco-format`)")
+    parser.add_argument("--val-json", metavar="FILE", help="annotations of a validation split (`coco-format`)")
     parser.add_argument(
-        "--name", dest="called", metavar="NAME", help="name of the new dataset (`folder` and `segmentation`)"
+        "--name",
+        dest="called",
+        metavar="NAME",
+        help="name of the new dataset (`folder`, `segmentation`, `coco-format`)",
     )
     parser.add_argument(
         "--val",
         type=_fraction,
         default=0.0,
         metavar="FRACTION",
-        help="fraction of the images for a validation split (`folder` and `segmentation`; per class with `folder`)",
+        help="fraction of the images for a validation split (`folder`, `segmentation`, `coco-format`; per class with "
+        "`folder`)",
     )
-    parser.add_argument("--skip-bad", action="store_true", help="leave out damaged files (`folder` and `segmentation`)")
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="leave out damaged files (`folder`, `segmentation`, `coco-format`)"
+    )
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace the dataset (`imagenet`, `folder`, `segmentation`, `ade20k`)",
+        help=f"replace the dataset ({', '.join(f'`{name}`' for name in OWN)})",
     )
     parser.add_argument("--data-dir", help="folder or bucket for prepared datasets (default: that of TFDS)")
     parser.add_argument(
         "--workers",
         type=integer(1),
-        help="number of writing processes (`imagenet`, `folder`, `segmentation`, `ade20k`; default: one per core)",
+        help=f"number of writing processes ({', '.join(f'`{name}`' for name in OWN)}; default: one per core)",
     )
 
 
@@ -78,6 +89,8 @@ def run(args: argparse.Namespace) -> int:
         from mambaout_jax.data import DataError
         from mambaout_jax.data.prepare import (
             prepare_ade20k,
+            prepare_coco,
+            prepare_coco_format,
             prepare_dataset,
             prepare_folder,
             prepare_imagenet,
@@ -94,6 +107,15 @@ def run(args: argparse.Namespace) -> int:
         raise DataError(f"prepare {args.name} requires the folder of the images: prepare {args.name} DIR [--name NAME]")
     if args.name == "ade20k" and ((args.zip is None) == (kinds != ["folder"]) or any(of_folders)):
         raise DataError("prepare ade20k requires one of --zip FILE and --folder DIR")
+    of_coco = args.root, args.json, args.val_json
+    if args.name == "coco" and (not args.root or args.json or args.val_json or kinds or args.zip or any(of_folders)):
+        raise DataError("prepare coco requires the folder of COCO 2017: prepare coco --root DIR")
+    if args.name == "coco-format" and (not args.source or not args.json or args.root or kinds or args.zip):
+        raise DataError("prepare coco-format requires images and annotations: prepare coco-format DIR --json FILE")
+    if args.val and args.val_json:
+        raise DataError("--val and --val-json both make a validation split; leave out one of them")
+    if args.name not in ("coco", "coco-format") and any(of_coco):
+        raise DataError("--root, --json and --val-json are for coco and coco-format; see prepare --help")
     others = (args.zip, *of_folders, args.workers, args.overwrite)
     if not own and (kinds or any(others)):
         raise DataError(f"prepare {args.name} takes only --data-dir; for your own images, see prepare --help")
@@ -107,6 +129,20 @@ def run(args: argparse.Namespace) -> int:
                 source = args.zip or args.folder
                 zipped = args.zip is not None
                 _report(prepare_ade20k(source, args.data_dir, workers, zipped=zipped, overwrite=args.overwrite))
+            elif args.name == "coco":
+                _report(prepare_coco(args.root, args.data_dir, workers, overwrite=args.overwrite))
+            elif args.name == "coco-format":
+                prepared = prepare_coco_format(
+                    args.source,
+                    args.json,
+                    args.called,
+                    args.data_dir,
+                    workers,
+                    validation=args.val_json or args.val or None,
+                    skip_bad=args.skip_bad,
+                    overwrite=args.overwrite,
+                )
+                _report(prepared)
             elif own:
                 prepare = {"folder": prepare_folder, "segmentation": prepare_segmentation}[args.name]
                 prepared = prepare(

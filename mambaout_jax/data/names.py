@@ -13,7 +13,7 @@ from mambaout_jax.data.errors import DataError
 from mambaout_jax.storage import find_pattern, find_undecodable, find_unknown_home
 
 DIGITS, PATHFINDER, SCENES = "digits", "pathfinder", "scenes"
-IMAGENET, ADE20K = "imagenet2012", "ade20k"
+IMAGENET, ADE20K, COCO = "imagenet2012", "ade20k", "coco2017"
 # TFDS has the default configs of its own datasets; our builders are not imported for reading.
 DEFAULT_CONFIGS = {PATHFINDER: "64", SCENES: "128"}
 

@@ -81,6 +81,9 @@ def train_batches(
     the concatenation of the hosts' batches. Batches have the stacked arrays of `transform`, and "skipped" int32 (b,):
     the number of undecodable records that this row replaces.
 
+    If the source has `groups`, every batch has records of one group, in a random order of batches. Incomplete batches
+    at the end of a group are left out of an epoch; if it lacks batches then, the first ones are used again.
+
     Args:
         batch_size: rows of a global batch, over all hosts.
         seed: from 0 to 2**32 - 1.
@@ -111,8 +114,15 @@ def train_batches(
             f"and split {source.split!r} of {source.name!r} has {len(source)}; "
             "use fewer steps per epoch or a smaller batch"
         )
+    order = functools.partial(_permutation, len(source), seed)
+    if getattr(source, "groups", None) is not None:
+        records, rest = divmod(batch_size, repeated_aug)
+        if rest:
+            raise DataError(f"repeated_aug is {repeated_aug}; expected a divisor of the batch of {batch_size}")
+        order = _GroupOrder(source, seed, records)
+        order(0)  # raises an error for a batch that no group fills
     rows = _HostRows(start_step, batch_size // host_count, host_index, host_count)
-    sample = _TrainSample(source, transform, seed, epoch_rows, repeated_aug, on_bad_record == "skip")
+    sample = _TrainSample(source, transform, seed, epoch_rows, repeated_aug, order, on_bad_record == "skip")
     return _read_ahead(rows, sample, sys.maxsize // batch_size, batch_size // host_count, num_workers)
 
 
@@ -170,27 +180,36 @@ class _HostRows:
 class _TrainSample:
     """A map from rows of the run to examples.
 
-    Row r is the record at position r % epoch_rows // repeats of epoch r // epoch_rows. The permutation of an epoch
-    (four bytes per record) is drawn with NumPy, because Grain's index shuffle costs as much as decoding on small
-    datasets.
+    Row r is the record at position r % epoch_rows // repeats of epoch r // epoch_rows.
+
+    Args:
+        order: function of the epoch that returns the records in their order.
     """
 
     def __init__(
-        self, source: Source, transform: TrainExampleTransform, seed: int, epoch_rows: int, repeats: int, skip: bool
+        self,
+        source: Source,
+        transform: TrainExampleTransform,
+        seed: int,
+        epoch_rows: int,
+        repeats: int,
+        order: Callable[[int], np.ndarray],
+        skip: bool,
     ):
         self.source = source
         self.transform = transform
         self._seed = seed
         self._epoch_rows = epoch_rows
         self._repeats = repeats
+        self._order = order
         self._attempts = min(MAX_BAD_IN_A_ROW, len(source)) if skip else 1
 
     def __call__(self, row: int) -> Example:
         rng = np.random.Generator(np.random.Philox(key=[self._seed, row]))
         epoch, position = divmod(row, self._epoch_rows)
-        first = int(_permutation(len(self.source), self._seed, epoch)[position // self._repeats])
-        for skipped in range(self._attempts):
-            index = (first + skipped) % len(self.source)
+        order = self._order(epoch)
+        first = int(order[position // self._repeats % len(order)])
+        for skipped, index in enumerate(itertools.islice(_similar_records(self.source, first), self._attempts)):
             set_current_record(index)
             try:
                 example = self.transform(self.source[index], rng)
@@ -205,8 +224,55 @@ class _TrainSample:
         raise _bad_record(self.source, index, failure)
 
 
+def _similar_records(source: Source, first: int) -> Iterator[int]:
+    """Yield the indices of records of the same group, in the order of the source, from `first` on."""
+    groups = getattr(source, "groups", None)
+    for index in (*range(first, len(source)), *range(first)):
+        if groups is None or groups[index] == groups[first]:
+            yield index
+
+
+class _GroupOrder:
+    """The order of records in which every batch has one group.
+
+    Args:
+        records: of a batch.
+    """
+
+    def __init__(self, source: Source, seed: int, records: int):
+        self._groups, self._seed, self._records = np.asarray(source.groups), seed, records
+        self._name = f"split {source.split!r} of {source.name!r}"
+
+    def __call__(self, epoch: int) -> np.ndarray:
+        """Return the records of all batches of an epoch.
+
+        Raises:
+            DataError: no group has enough records for a batch.
+        """
+        return _order_of(self, epoch)
+
+    def draw(self, epoch: int) -> np.ndarray:
+        order = _permutation(len(self._groups), self._seed, epoch)
+        batches = []
+        for group in np.unique(self._groups):
+            members = order[self._groups[order] == group]
+            batches += list(members[: len(members) // self._records * self._records].reshape(-1, self._records))
+        if not batches:
+            raise DataError(
+                f"no group of images of {self._name} has {count(self._records, 'image')}; use a smaller batch"
+            )
+        shuffled = np.random.default_rng((self._seed, epoch, 1)).permutation(len(batches))
+        return np.concatenate([batches[index] for index in shuffled])
+
+
+@functools.lru_cache(maxsize=2)
+def _order_of(order: _GroupOrder, epoch: int) -> np.ndarray:
+    return order.draw(epoch)
+
+
 @functools.lru_cache(maxsize=2)  # reading ahead crosses the end of an epoch
 def _permutation(length: int, seed: int, epoch: int) -> np.ndarray:
+    """Draw the order of an epoch, with NumPy: Grain's shuffle costs as much as decoding on small datasets."""
     return np.random.default_rng((seed, epoch)).permutation(length).astype(np.int32)
 
 

@@ -46,6 +46,9 @@ class Source(Protocol):
         split: name of a split, or a slice of it such as "train[:90%]".
         fingerprint: equal for equal data, no matter where it was prepared.
         labels: JSON-serializable metadata about the targets, interpreted only by the task that wrote it.
+
+    A source may also have `groups`, an integer for each record: the records of a training batch are then of one group,
+    for images whose examples have different shapes.
     """
 
     name: str
@@ -113,6 +116,20 @@ class Records:
         """Return the largest height and the largest width of the images, in pixels; None if they are not recorded."""
         size = self._origin.get("max_size")
         return None if size is None else tuple(size)
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """Return the ids of the classes in the file of annotations; empty if they are not recorded."""
+        return tuple(self._origin.get("category_ids", ()))
+
+    @property
+    def upright(self) -> str | None:
+        """Return "1" for each image that is higher than wide and "0" for others; None if that is not recorded."""
+        recorded = self._origin.get("upright")
+        if recorded is None:
+            return None
+        parts = ((recorded[epath.Path(shard.filename).name], shard.skip, shard.take) for shard in self._shards)
+        return "".join(text[skip : skip + take] for text, skip, take in parts)
 
     def fingerprint(self, labels: Sequence[str]) -> str:
         """Return a fingerprint of the data and of `labels`, the names of the classes.

@@ -67,23 +67,26 @@ def split_over_all_axes(x: jax.Array) -> jax.Array:
     return lax.with_sharding_constraint(x, PartitionSpec(axes if divides else None))
 
 
-def map_rows(function: Callable[..., Any], *rows: Any) -> Any:
-    """Compute a function of arrays with one entry per row of a batch, on each device for its own rows.
+def map_rows(function: Callable[..., Any], *rows: Any, replicated: tuple[Any, ...] = ()) -> Any:
+    """Compute `function(*rows, *replicated)` of arrays with one entry per row of a batch, on each device for its rows.
 
     For functions whose loops end when all rows are done: without it, all devices would wait for each other in every
     iteration.
 
     Args:
         rows: pytrees of arrays whose first axis is that of the batch, as it is of all results.
+        replicated: further arguments, which have no gradient.
     """
     mesh = jax.sharding.get_abstract_mesh()
     pairs = zip(mesh.axis_names, mesh.axis_types, strict=True)
     axes = tuple(name for name, kind in pairs if kind == AxisType.Auto and mesh.shape[name] > 1)
     if not axes or len(jax.tree.leaves(rows)[0]) % math.prod(mesh.shape[name] for name in axes):
-        return function(*rows)
+        return function(*rows, *replicated)
     spec = PartitionSpec(axes)
+    specs = (spec,) * len(rows) + (PartitionSpec(),) * len(replicated)
     # Nothing is summed over devices, so that there is nothing to check.
-    return jax.shard_map(function, in_specs=spec, out_specs=spec, axis_names=set(axes), check_vma=False)(*rows)
+    mapped = jax.shard_map(function, in_specs=specs, out_specs=spec, axis_names=set(axes), check_vma=False)
+    return mapped(*rows, *replicated)
 
 
 def _each_axis_once(spec):

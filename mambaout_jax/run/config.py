@@ -19,6 +19,9 @@ from mambaout_jax.tasks.api import Task, TaskConfig
 from mambaout_jax.tasks.registry import DEFAULT, get_task
 from mambaout_jax.words import listed
 
+# Values of `optim.schedule` with a warm-up of a number of steps.
+STEP_SCHEDULES = ("linear", "drops")
+
 # Keys of every run. A task adds its own, and `model` takes every option of the model (`models.option_keys`).
 KEYS: Mapping[str, ConfigKey] = {
     "task": ConfigKey(str, None, DEFAULT, "name of the task"),
@@ -111,13 +114,19 @@ KEYS: Mapping[str, ConfigKey] = {
     "optim.min_learning_rate": ConfigKey(float, "0..", 1e-5, "final learning rate of the schedule"),
     "optim.warmup_epochs": ConfigKey(int, "0..", 5, "epochs of linear warm-up"),
     "optim.cooldown_epochs": ConfigKey(int, "0..", 0, "final epochs at the minimum learning rate"),
-    "optim.warmup_steps": ConfigKey(int, "0..", 0, "steps of linear warm-up, with the schedule `linear`"),
+    "optim.warmup_steps": ConfigKey(int, "0..", 0, "steps of linear warm-up, with the schedules `linear` and `drops`"),
+    "optim.drop_epochs": ConfigKey(
+        tuple[int, ...] | None,
+        "0..",
+        None,
+        "epochs after which the learning rate is divided by 10, with the schedule `drops`",
+    ),
     "optim.schedule": ConfigKey(
         str,
-        ("per_step", "per_epoch", "linear"),
+        ("per_step", "per_epoch", "linear", "drops"),
         "per_step",
-        "a cosine that changes at every step or every epoch, after warmup_epochs; or a linear decay to "
-        "min_learning_rate at the last step, after warmup_steps",
+        "a cosine that changes at every step or every epoch, after warmup_epochs; a linear decay to "
+        "min_learning_rate at the last step, after warmup_steps; or, after warmup_steps, a constant with drops",
     ),
     "optim.weight_decay": ConfigKey(float, "0..", 0.05, "decoupled weight decay, multiplied by the learning rate"),
     "optim.decay_of": ConfigKey(
@@ -177,6 +186,7 @@ class OptimConfig:
     warmup_epochs: int
     cooldown_epochs: int
     warmup_steps: int
+    drop_epochs: tuple[int, ...] | None
     schedule: str
     weight_decay: float
     decay_of: str
@@ -410,7 +420,12 @@ def _check(name: str, key: ConfigKey, value: Any) -> None:
 def _check_together(values: Mapping[str, Any]) -> None:
     if values["init_head"] == "new" and values["init_from"] is None:
         raise RunError("config.init_head is 'new' but config.init_from is unset; set it to a workdir or a weights file")
-    if values["optim.schedule"] == "linear" or values["num_steps"] is not None:
+    if values["optim.drop_epochs"] and values["optim.schedule"] != "drops":
+        raise RunError(
+            f"config.optim.drop_epochs is {values['optim.drop_epochs']} and config.optim.schedule is "
+            f"{values['optim.schedule']!r}, which has no drops; add --config.optim.schedule=drops, or unset them"
+        )
+    if values["optim.schedule"] in STEP_SCHEDULES or values["num_steps"] is not None:
         _check_steps(values)
         return
     if values["optim.warmup_steps"]:
@@ -432,7 +447,7 @@ def _check_together(values: Mapping[str, Any]) -> None:
 
 def _check_steps(values: Mapping[str, Any]) -> None:
     steps, warmup, schedule = (values[key] for key in ("num_steps", "optim.warmup_steps", "optim.schedule"))
-    if schedule != "linear":
+    if schedule not in STEP_SCHEDULES:
         raise RunError(
             f"config.num_steps is {steps} and config.optim.schedule is {schedule!r}, which counts epochs; add "
             "--config.optim.schedule=linear, or unset num_steps"

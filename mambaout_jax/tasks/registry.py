@@ -7,10 +7,11 @@ from mambaout_jax.checks import nearest_names
 from mambaout_jax.models import Model
 from mambaout_jax.tasks.api import Task
 from mambaout_jax.tasks.classification.task import Classification
+from mambaout_jax.tasks.detection.task import Detection
 from mambaout_jax.tasks.errors import TaskError
 from mambaout_jax.tasks.segmentation.task import Segmentation
 
-BUILT_IN: tuple[type[Task], ...] = (Classification, Segmentation)
+BUILT_IN: tuple[type[Task], ...] = (Classification, Segmentation, Detection)
 
 # The default of `config.task`.
 DEFAULT = BUILT_IN[0].name

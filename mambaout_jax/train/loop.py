@@ -42,7 +42,7 @@ from mambaout_jax.storage import is_remote
 from mambaout_jax.tasks.api import Task
 from mambaout_jax.train.inputs import training_batches
 from mambaout_jax.train.metrics import MetricWriter, SilentWriter, StepLog
-from mambaout_jax.train.program import TrainingProgram, check_batches, training_program
+from mambaout_jax.train.program import CompiledSteps, TrainingProgram, check_batches, training_program
 from mambaout_jax.train.recipe import differences_from_recipe
 from mambaout_jax.train.trace import StepTrace
 from mambaout_jax.train.writers import check_writers
@@ -96,7 +96,7 @@ def train(config: RunConfig, path: epath.PathLike) -> dict[str, Any]:
             writer.saved(log.stamp(step) | {"blocked_seconds": blocked})
 
         try:
-            run_step = stop.interruptible(lowered.compile, "Compiling the training step.")
+            run_step = CompiledSteps(setup.program, lowered, stop)
             evaluator = Evaluator(config, setup.task, setup.model, mesh=setup.mesh, stop=stop)
             host_batches = training_batches(config, setup.task, setup.model, setup.train_source, start_step=step)
             cleanup.callback(host_batches.close)
@@ -115,8 +115,7 @@ def train(config: RunConfig, path: epath.PathLike) -> dict[str, Any]:
                 checkpoints.check()
                 trace.before(step)
                 batch = next(batches)
-                with jax.transfer_guard("disallow"):
-                    state, metrics = run_step(state, metrics, batch, start.step_key, start.teacher)
+                state, metrics = run_step(state, metrics, batch, start.step_key, start.teacher)
                 step, evaluated = step + 1, False
                 metrics = log.after_step(step, metrics)
                 if setup.saves_at(step):

@@ -1,6 +1,6 @@
 """The learning-rate schedule, the optimizer and the moving average, as functions of arrays and plain values."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -77,6 +77,31 @@ def warmup_linear(
         left = jnp.maximum(num_steps - 1 - step, 0)
         decayed = min_learning_rate + left * ((learning_rate - min_learning_rate) / max(decay_steps - 1, 1))
         return jnp.where(step < warmup_steps, warm, decayed).astype(jnp.float32)
+
+    return schedule
+
+
+def warmup_steps_down(
+    *,
+    learning_rate: float,
+    steps_per_epoch: int,
+    drop_epochs: Sequence[int],
+    warmup_learning_rate: float = 0.0,
+    warmup_steps: int = 0,
+) -> Schedule:
+    """Build the schedule: linear warm-up to `learning_rate`, and a tenth of the rate from each of some epochs on.
+
+    The last step of the warm-up has the full learning rate. Warm-up and drops multiply.
+
+    Reference: mmdetection 3.3.0, LinearLR and MultiStepLR with gamma 0.1.
+    """
+
+    def schedule(step: Int[Array, ""]) -> Float[Array, ""]:
+        warm = warmup_learning_rate + step * ((learning_rate - warmup_learning_rate) / max(warmup_steps - 1, 1))
+        rate = jnp.where(step < warmup_steps, warm, learning_rate)
+        for epoch in drop_epochs:
+            rate = jnp.where(step >= epoch * steps_per_epoch, rate / 10, rate)
+        return rate.astype(jnp.float32)
 
     return schedule
 

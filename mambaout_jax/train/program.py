@@ -10,11 +10,19 @@ from mambaout_jax import distributed
 from mambaout_jax.models import Model
 from mambaout_jax.run.batch import check_eval_batch, grad_accum_steps
 from mambaout_jax.run.config import RunConfig
+from mambaout_jax.run.signals import StopSignals
 from mambaout_jax.run.state import TrainState, init_state
 from mambaout_jax.tasks.api import Example, Task
 from mambaout_jax.train.inputs import steps_per_epoch
 from mambaout_jax.train.layer_decay import layer_scales, scale_by_layer
-from mambaout_jax.train.optimizer import DECAY_MASKS, OPTIMIZERS, Schedule, warmup_cosine, warmup_linear
+from mambaout_jax.train.optimizer import (
+    DECAY_MASKS,
+    OPTIMIZERS,
+    Schedule,
+    warmup_cosine,
+    warmup_linear,
+    warmup_steps_down,
+)
 from mambaout_jax.train.step import StepMetrics, init_step_metrics, make_train_step
 
 
@@ -39,13 +47,56 @@ class TrainingProgram(NamedTuple):
     batch: dict[str, Any]
     teacher: dict[str, Any] | None
 
-    def lower(self) -> jax.stages.Lowered:
-        """Return the lowered step for the current mesh, ready to compile."""
+    def lower(self, batch: dict[str, Any] | None = None) -> jax.stages.Lowered:
+        """Return the lowered step for the current mesh, ready to compile.
+
+        Args:
+            batch: shapes, dtypes and shardings of a batch; None for those of the first ones.
+        """
         replicated = self.state.step.sharding
         metrics = distributed.sharded_shapes(self.init_metrics, sharding=replicated)
         key = distributed.sharded_shapes(lambda: jax.random.key(0), sharding=replicated)
         step = jax.jit(self.step, donate_argnums=0, out_shardings=(distributed.shardings(self.state), replicated))
-        return step.lower(self.state, metrics, self.batch, key, self.teacher)
+        return step.lower(self.state, metrics, batch or self.batch, key, self.teacher)
+
+
+class CompiledSteps:
+    """The compiled training step for each shape of batches: images of two orientations, for example, have two.
+
+    Args:
+        lowered: for the first shape, which is compiled at once.
+    """
+
+    def __init__(self, program: TrainingProgram, lowered: jax.stages.Lowered, stop: StopSignals):
+        self._program, self._stop = program, stop
+        self._steps = {_shapes_of(program.batch): self._compile(lowered)}
+
+    def __call__(self, state: TrainState, metrics: StepMetrics, batch: dict[str, Any], *others: Any) -> Any:
+        """Compute a step, without implicit transfers to or from the devices.
+
+        Args:
+            others: further arguments of the step.
+
+        Raises:
+            StoppedError: the process received a signal during a compilation.
+        """
+        step = self._step_for(batch)
+        with jax.transfer_guard("disallow"):
+            return step(state, metrics, batch, *others)
+
+    def _compile(self, lowered: jax.stages.Lowered) -> Callable[..., Any]:
+        return self._stop.interruptible(lowered.compile, "Compiling the training step.")
+
+    def _step_for(self, batch: dict[str, Any]) -> Callable[..., Any]:
+        shapes = _shapes_of(batch)
+        if shapes not in self._steps:
+            abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), batch)
+            self._steps[shapes] = self._compile(self._program.lower(abstract))
+        return self._steps[shapes]
+
+
+def _shapes_of(batch: dict[str, Any]) -> tuple[tuple[int, ...], ...]:
+    return tuple(leaf.shape for leaf in jax.tree.leaves(batch))
 
 
 def training_program(
@@ -119,6 +170,14 @@ def build_optimizer(
             min_learning_rate=optim.min_learning_rate,
             warmup_steps=optim.warmup_steps,
             num_steps=config.total_steps(steps_per_epoch),
+        )
+    elif optim.schedule == "drops":
+        schedule = warmup_steps_down(
+            learning_rate=optim.learning_rate,
+            steps_per_epoch=steps_per_epoch,
+            drop_epochs=optim.drop_epochs or (),
+            warmup_learning_rate=optim.warmup_learning_rate,
+            warmup_steps=optim.warmup_steps,
         )
     else:
         schedule = _cosine(config, steps_per_epoch)

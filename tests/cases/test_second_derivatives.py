@@ -40,6 +40,12 @@ EXAMPLES = {
     "matmul.py": (lambda x: ops.matmul(x, x.T), (3, 4)),
     "norm.py": (lambda x: ops.layer_norm(x, 1 + x[0], x[1], 1e-5) + ops.rms_norm(x, x[0], 1e-5), (3, 4)),
     "recurrence.py": (scan, (1, 100, 2)),
+    "roi_align.py": (
+        lambda x: ops.roi_align(
+            [x], jnp.array([[[3.0, 2, 17, 20]]]), jnp.zeros((1, 1), int), strides=(4,), bins=2, samples=2
+        ),
+        (1, 6, 6, 2),
+    ),
     "strided.py": (lambda x: ops.strided_conv2d(x, 1.0 + x[0, :3, :3, :, None] ** 2, 2), (1, 6, 6, 2)),
 }
 

@@ -407,3 +407,37 @@ def test_invalid_arguments_are_named_before_reading(options, words):
     options = {"batch_size": 4, "steps_per_epoch": 1, "seed": 0} | options
     with pytest.raises(DataError, match=words):
         train_batches(NumberedSource(23), RESIZE, **options)
+
+
+class GroupedSource(NumberedSource):
+    """Numbered records, of which every third is of another group."""
+
+    def __init__(self, length):
+        super().__init__(length)
+        self.groups = np.arange(length) % 3 == 0
+
+
+def test_batches_have_records_of_one_group():
+    source = GroupedSource(40)
+    batches = take(train_batches(source, RESIZE, batch_size=4, steps_per_epoch=9, seed=1), 18)
+    for epoch in (batches[:9], batches[9:]):
+        for batch in epoch:
+            assert len({bool(source.groups[label]) for label in batch["label"]}) == 1
+        used = labels(epoch)
+        assert len(set(used)) == len(used) == 36
+    assert labels(batches[:9]) != labels(batches[9:])
+    later = take(train_batches(source, RESIZE, batch_size=4, steps_per_epoch=9, seed=1, start_step=11), 4)
+    assert_equal(later, batches[11:15])
+    kinds = [bool(source.groups[batch["label"][0]]) for batch in batches[:9]]
+    assert kinds not in (sorted(kinds), sorted(kinds, reverse=True))  # in a random order
+
+
+def test_an_epoch_of_groups_that_lacks_batches_repeats_its_first_ones():
+    source = GroupedSource(14)  # 5 and 9 records: 1 + 2 batches of 4, and 14 // 4 = 3 steps
+    batches = take(train_batches(source, RESIZE, batch_size=4, steps_per_epoch=3, seed=1), 3)
+    assert all(len({bool(source.groups[label]) for label in batch["label"]}) == 1 for batch in batches)
+    source = GroupedSource(11)  # 4 and 7: 1 + 1 batches, 2 steps
+    first, second = take(train_batches(source, RESIZE, batch_size=4, steps_per_epoch=2, seed=1), 2)
+    assert set(labels([first])).isdisjoint(labels([second]))
+    with pytest.raises(DataError):
+        take(train_batches(GroupedSource(6), RESIZE, batch_size=5, steps_per_epoch=1, seed=1), 1)

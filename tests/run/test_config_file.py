@@ -40,6 +40,7 @@ SHALLOW = {
 MODELS = {
     "classification": [next(iter(family.variants)) for family in families()],
     "segmentation": ["upernet_mambaout_femto", "upernet_plainmamba_l1"],
+    "detection": ["mask_rcnn_mambaout_femto"],
 }
 CASES = [
     (task.name, model, name)
@@ -53,6 +54,7 @@ REQUIRES = {
     "init_head": ["--config.init_from=x"],
     "num_steps": ["--config.optim.schedule=linear"],
     "optim.warmup_steps": ["--config.optim.schedule=linear"],
+    "optim.drop_epochs": ["--config.optim.schedule=drops"],
     "model.scan_order": ["--config.model.token_mixer=conv_ssm"],
     "model.expansion_ratio": ["--config.model.conv_ratio=0.25"],
     ("deit_tiny_patch16_224", "model.class_token"): ["--config.model.global_pool=avg"],

@@ -4,6 +4,8 @@ from mambaout_jax.data.prepare.builders import ensure_prepared, prepare_dataset
 from mambaout_jax.data.prepare.images import (
     Prepared,
     prepare_ade20k,
+    prepare_coco,
+    prepare_coco_format,
     prepare_folder,
     prepare_imagenet,
     prepare_segmentation,
@@ -13,6 +15,8 @@ __all__ = [
     "Prepared",
     "ensure_prepared",
     "prepare_ade20k",
+    "prepare_coco",
+    "prepare_coco_format",
     "prepare_dataset",
     "prepare_folder",
     "prepare_imagenet",

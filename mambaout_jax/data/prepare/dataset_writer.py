@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core.utils import shard_utils
@@ -56,6 +57,7 @@ class Dataset:
         read_labels: maps the bytes of a label map, those of its image, and (height, width) of the image to the bytes to
             store and the set of labels, or raises DataError; a module-level function or a partial of one. None for
             images with labels.
+        category_ids: ids of the classes in the file of annotations, for images with objects; None for others.
         source_stamp: a fingerprint of the source's files, taken before they were read; None for none.
         about: additional arguments of `tfds.core.DatasetInfo`.
     """
@@ -69,12 +71,13 @@ class Dataset:
     exif_orientation: bool = False
     skip_bad: bool = False
     read_labels: Callable[[bytes, bytes, tuple[int, int]], tuple[bytes, set[int]]] | None = None
+    category_ids: tuple[int, ...] | None = None
     source_stamp: str | None = None
     about: dict = dataclasses.field(default_factory=dict)
 
 
 class Written(NamedTuple):
-    """The content of a dataset, as written; an image with a label map counts for all of its classes."""
+    """The content of a dataset, as written; an image with a label map or objects counts for all of its classes."""
 
     num_images: dict[str, int]
     images_per_class: dict[str, list[int]]
@@ -237,6 +240,9 @@ def _write_metadata(dataset: Dataset, jobs: Sequence[ShardJob], manifests: dict)
     if dataset.read_labels:
         sizes = [manifest["max_size"] for manifest in manifests.values()]
         origin["max_size"] = [max(sides) for sides in zip(*sizes, strict=True)]
+    if dataset.category_ids:
+        origin["category_ids"] = list(dataset.category_ids)
+        origin["upright"] = {job.file.name: manifests[job.file]["upright"] for job in jobs}
     (data / ORIGIN).write_text(json.dumps(origin))
     template = tfds.core.ShardedFileTemplate(data_dir=data, dataset_name=dataset.name, filetype_suffix=FILE_FORMAT)
     splits = []
@@ -260,12 +266,18 @@ def _write_metadata(dataset: Dataset, jobs: Sequence[ShardJob], manifests: dict)
         split_infos=splits,
         version=dataset.version,
         check_data=False,
-        supervised_keys=("image", *_label_feature(dataset)),
+        supervised_keys=None if dataset.category_ids else ("image", *_label_feature(dataset)),
         **dataset.about,
     )
 
 
 def _label_feature(dataset: Dataset) -> dict[str, tfds.features.FeatureConnector]:
+    if dataset.category_ids:
+        return {
+            "categories": tfds.features.Sequence(tfds.features.ClassLabel(names=dataset.class_names)),
+            "annotations": tfds.features.Text(),
+            "image_info": tfds.features.Tensor(shape=(3,), dtype=np.int64),
+        }
     if dataset.read_labels is None:
         return {"label": tfds.features.ClassLabel(names=dataset.class_names)}
     return {"label_map": tfds.features.LabeledImage(encoding_format="png", labels=list(dataset.class_names))}
@@ -284,8 +296,10 @@ def _check_readable(
         else:
             fault = f"{len(unreadable)} of {count(total, 'file')} are not images that Pillow can decode"
         raise DataError(f"{fault} (first: {name}: {reason}); replace or remove them and rerun the command")
-    # A class may be in none of the label maps.
-    per_class = [] if dataset.read_labels else zip(dataset.class_names, counts["train"], strict=True)
+    # A class may be in none of the label maps, and have no object.
+    per_class = (
+        [] if dataset.read_labels or dataset.category_ids else zip(dataset.class_names, counts["train"], strict=True)
+    )
     empty = [name for name, count in per_class if not count]
     if unreadable and (empty or not all(map(sum, counts.values()))):
         raise DataError(f"{f'class {empty[0]!r}' if empty else 'a split'} has no valid image; add some")

@@ -12,8 +12,8 @@ from etils import epath
 
 from mambaout_jax import storage
 from mambaout_jax.data.errors import DataError
-from mambaout_jax.data.names import ADE20K, IMAGENET, data_root, known_datasets, normalize_name
-from mambaout_jax.data.prepare import folders, imagenet, label_maps
+from mambaout_jax.data.names import ADE20K, COCO, IMAGENET, data_root, known_datasets, normalize_name
+from mambaout_jax.data.prepare import coco, folders, imagenet, label_maps
 from mambaout_jax.data.prepare.builders import check_is_folder, is_complete
 from mambaout_jax.data.prepare.dataset_writer import (
     FILE_FORMAT,
@@ -206,6 +206,68 @@ def prepare_ade20k(
     return _prepare_listed(label_maps.read_ade20k(folder), folder, data_dir, workers, overwrite=overwrite)
 
 
+def prepare_coco(
+    source: str,
+    data_dir: str | None = None,
+    workers: int = 1,
+    *,
+    expected: Mapping[str, int] | None = None,
+    overwrite: bool = False,
+) -> Prepared:
+    """Write COCO 2017 as the dataset `coco2017`; do nothing if it was written from the same files.
+
+    Args:
+        source: folder with train2017, val2017 and annotations.
+        data_dir: folder or bucket of prepared datasets; None for the default of TFDS.
+        workers: number of processes that write.
+        expected: number of images of each split; None for those of COCO.
+        overwrite: replace an existing dataset.
+
+    Raises:
+        DataError: the source is not COCO 2017, or is incomplete or damaged.
+        OSError: a write failed.
+    """
+    folder = _expand_home(source)
+    return _prepare_listed(coco.read_coco(folder, expected), folder, data_dir, workers, overwrite=overwrite)
+
+
+def prepare_coco_format(
+    source: str,
+    annotations: str,
+    name: str | None = None,
+    data_dir: str | None = None,
+    workers: int = 1,
+    *,
+    validation: str | float | None = None,
+    skip_bad: bool = False,
+    overwrite: bool = False,
+) -> Prepared:
+    """Write images with objects as a TFDS dataset; do nothing if it was written from the same files.
+
+    Args:
+        source: folder of the images.
+        annotations: JSON file in COCO's format.
+        name: name of the dataset; None for the name of the folder.
+        data_dir: folder or bucket of prepared datasets; None for the default of TFDS.
+        workers: number of processes that write.
+        validation: JSON file of the validation images, or the fraction of the images that become that split.
+        skip_bad: leave out images that are missing, cannot be decoded or have another size than in the annotations.
+        overwrite: replace an existing dataset.
+
+    Raises:
+        DataError: the annotations are inconsistent, an image is missing or damaged, or as in `prepare_folder`.
+        OSError: a write failed.
+    """
+    folder = _expand_home(source)
+    name = Path(os.path.realpath(folder)).name if name is None else name
+    _check_name(name)
+    other = _expand_home(validation) if isinstance(validation, str) else validation
+    dataset = coco.read_coco_format(folder, name, _expand_home(annotations), other, skip_missing=skip_bad)
+    return _prepare_listed(
+        dataclasses.replace(dataset, skip_bad=skip_bad), folder, data_dir, workers, overwrite=overwrite
+    )
+
+
 def _prepare_listed(dataset: Dataset, folder: Path, data_dir: str | None, workers: int, *, overwrite: bool) -> Prepared:
     """Write a dataset whose files are listed."""
     target = _local_folder(data_root(data_dir), dataset.name, dataset.version)
@@ -289,7 +351,10 @@ def _check_prepared(
     file_format = info.file_format.value
     other = "rerun with --overwrite to replace it, or choose another name or data_dir"
     features = dict(info.features)
-    feature = features.get("label") or features["label_map"]
+    if "categories" in features:
+        feature = features["categories"].feature
+    else:
+        feature = features.get("label") or features["label_map"]
     if file_format != FILE_FORMAT:
         raise DataError(f"{folder} already has {expected.name}, as {file_format}; expected {FILE_FORMAT}; {other}")
     pairs = itertools.zip_longest(map(normalize_name, feature.names), class_names)
@@ -320,5 +385,5 @@ def _check_name(name: str) -> None:
             f"{name!r} is not a valid dataset name; use lower-case letters, digits and underscores, "
             f"such as --name {proposal if NAME.fullmatch(proposal) else 'my_images'}"
         )
-    if name in (*known_datasets(), ADE20K):
+    if name in (*known_datasets(), ADE20K, COCO):
         raise DataError(f"{name!r} is the name of another dataset; choose another --name")

@@ -1,7 +1,6 @@
 """Images with label maps: ADE20K, and folders of images and masks with the same names."""
 
 import functools
-import hashlib
 import io
 import zipfile
 import zlib
@@ -24,7 +23,7 @@ from mambaout_jax.data.prepare.folders import (
     list_folder,
     map_splits,
 )
-from mambaout_jax.data.prepare.shards import Item, LabelMapFile
+from mambaout_jax.data.prepare.shards import Item, LabelMapFile, split_items
 from mambaout_jax.data.prepare.shards import read_label_map as read_label_map_file
 from mambaout_jax.errors import printable, reason
 from mambaout_jax.machine import raise_machine_fault
@@ -150,7 +149,7 @@ def read_mask_folder(folder: Path, name: str, validation: float = 0.0) -> Datase
     if validation:
         if "validation" in splits:
             raise DataError(f"{folder} has a validation split already, in {parts['validation']}; leave out --val")
-        splits["train"], splits["validation"] = _split(splits["train"], validation)
+        splits["train"], splits["validation"] = split_items(splits["train"], validation)
     names = _read_class_names(folder / CLASSES_FILE) or _number_classes(splits)
     description = f"Images with masks of {count(len(names), 'class')}, from folders."
     return _dataset(name, names, splits, zero_is_ignored=False, description=description)
@@ -238,12 +237,3 @@ def _number_classes(splits: dict[str, list[Item]]) -> tuple[str, ...]:
                 continue
             highest = max(highest, int(labels[labels != IGNORED].max(initial=0)))
     return tuple(map(str, range(highest + 1)))
-
-
-def _split(items: list[Item], fraction: float) -> tuple[list[Item], list[Item]]:
-    """Split images into two parts, the same on every machine."""
-    if len(items) < 2:
-        raise DataError("there is one image; --val requires two or more")
-    ordered = sorted(items, key=lambda item: hashlib.sha256(item.file_name.encode()).digest())
-    number = min(max(round(fraction * len(ordered)), 1), len(ordered) - 1)
-    return ordered[number:], ordered[:number]

@@ -15,7 +15,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from array_record.python import array_record_module
 from PIL import Image
@@ -37,12 +37,30 @@ class LabelMapFile(NamedTuple):
     size: int
 
 
+class Annotations(NamedTuple):
+    """The annotated objects of an image.
+
+    Args:
+        image_id: id of the image in the file of annotations.
+        height, width: of the image, in pixels.
+        text: JSON list of the annotations, as COCO has them.
+        classes: of the objects.
+    """
+
+    image_id: int
+    height: int
+    width: int
+    text: str
+    classes: tuple[int, ...]
+
+
 class Item(NamedTuple):
     """One image to write: its name, its label, and the file and byte range of its encoded bytes.
 
     Args:
-        label: class of the image; -1 if it has a label map.
+        label: class of the image; -1 if it has a label map or objects.
         label_map: file with a class for each pixel; None for a label.
+        annotations: its objects; None for other images.
     """
 
     file_name: str
@@ -51,6 +69,25 @@ class Item(NamedTuple):
     offset: int
     size: int
     label_map: LabelMapFile | None = None
+    annotations: Annotations | None = None
+
+    @property
+    def about(self) -> list[Any]:
+        """Return what a hash of the item covers, besides its name and its files."""
+        return [self.label] if self.annotations is None else [self.label, *self.annotations[:4]]
+
+
+def split_items(items: list[Item], fraction: float) -> tuple[list[Item], list[Item]]:
+    """Split images into two parts, of which the second has a fraction of them, the same on every machine.
+
+    Raises:
+        DataError: there is only one image.
+    """
+    if len(items) < 2:
+        raise DataError("there is one image; --val requires two or more")
+    ordered = sorted(items, key=lambda item: hashlib.sha256(item.file_name.encode()).digest())
+    number = min(max(round(fraction * len(ordered)), 1), len(ordered) - 1)
+    return ordered[number:], ordered[:number]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +112,7 @@ class ShardJob:
         label_maps = [item.label_map for item in self.items if item.label_map]
         changed = {path: _change_time(path) for path in {part.path for part in (*self.items, *label_maps)}}
         content = [
-            (item.file_name, item.label, item.size, item.offset, changed[item.path])
+            (item.file_name, *item.about, item.size, item.offset, changed[item.path])
             + ((item.label_map.size, changed[item.label_map.path]) if item.label_map else ())
             for item in self.items
         ]
@@ -101,13 +138,14 @@ def write_shard(job: ShardJob, advance: Callable[[], None]) -> dict:
     Returns:
         The manifest: the number of records, their size in bytes, the number of images per label and of converted
         images, the largest height and width, the unreadable images and label maps as (name, reason), the label maps
-        with only ignored pixels, and the sum of `hash_item`, in hexadecimal digits.
+        with only ignored pixels, "0" or "1" for each image, which is 1 if it is higher than wide, and the sum of
+        `hash_item`, in hexadecimal digits.
 
     Raises:
         OSError: the shard cannot be written, or differs when read back.
     """
     temporary = job.file.with_name(f"{job.file.name}.{os.getpid()}.tmp")
-    checksums, unreadable, unlabelled, num_converted, content = [], [], [], 0, 0
+    checksums, unreadable, unlabelled, upright, num_converted, content = [], [], [], [], 0, 0
     labels, max_size = collections.Counter(), [0, 0]
     digest = job.digest()
     try:
@@ -123,12 +161,16 @@ def write_shard(job: ShardJob, advance: Callable[[], None]) -> dict:
                         name = item.label_map.path
                         _check_complete(mask, item.label_map.size)
                         mask, classes = job.read_labels(mask, data, size)
+                    if item.annotations is not None:
+                        _check_annotated_size(item.annotations, size)
+                        classes = set(item.annotations.classes)
                 except DataError as error:
                     unreadable.append((name, str(error)))
                 else:
                     record = _serialize(image, item, mask)
                     writer.write(record)
                     labels.update(classes)
+                    upright.append("1" if size[0] > size[1] else "0")
                     max_size = [max(pair) for pair in zip(max_size, size, strict=True)]
                     checksums.append(zlib.crc32(record))
                     num_converted += converted
@@ -140,6 +182,7 @@ def write_shard(job: ShardJob, advance: Callable[[], None]) -> dict:
         if unreadable and not (job.skip_bad and checksums):
             return manifest | {"records": 0}
         manifest |= _read_back(temporary, checksums) | {"labels": labels, "max_size": max_size}
+        manifest["upright"] = "".join(upright)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.rename(temporary, job.file)
@@ -196,7 +239,7 @@ def _change_time(path: str) -> int:
 
 def hash_item(split: str, item: Item, data: bytes, label_map: bytes | None = None) -> int:
     """Compute a hash of an image with its split, name and labels; sums of it identify sets of images in any order."""
-    about = json.dumps([split, item.file_name, item.label, len(data)])
+    about = json.dumps([split, item.file_name, *item.about, len(data)])
     return int.from_bytes(hashlib.sha256(about.encode() + data + (label_map or b"")).digest(), "big")
 
 
@@ -210,6 +253,14 @@ def _decode(data: bytes, item: Item, job: ShardJob) -> tuple[bytes, tuple[int, i
     return stored, (height, width), stored is not data
 
 
+def _check_annotated_size(annotations: Annotations, size: tuple[int, int]) -> None:
+    if (annotations.height, annotations.width) != size:
+        raise DataError(
+            f"image {annotations.image_id} is {size[1]}x{size[0]}, and {annotations.width}x{annotations.height} by its "
+            "annotations"
+        )
+
+
 def _check_complete(data: bytes, size: int) -> None:
     if not size:
         raise DataError("the file is empty")
@@ -221,7 +272,11 @@ def _serialize(image: bytes, item: Item, label_map: bytes | None) -> bytes:
     example = tf_example_pb2.Example()
     features = example.features.feature
     features["image"].bytes_list.value.append(image)
-    if label_map is None:
+    if (annotations := item.annotations) is not None:
+        features["image_info"].int64_list.value.extend([annotations.image_id, annotations.height, annotations.width])
+        features["annotations"].bytes_list.value.append(annotations.text.encode())
+        features["categories"].int64_list.value.extend(annotations.classes)
+    elif label_map is None:
         features["label"].int64_list.value.append(item.label)
     else:
         features["label_map"].bytes_list.value.append(label_map)

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, UInt8
 
 from mambaout_jax.data.label_maps import IGNORED
 from mambaout_jax.models import Model
+from mambaout_jax.ops.images import blank_outside
+from mambaout_jax.ops.sharding import map_rows
 from mambaout_jax.tasks.errors import TaskError
 from mambaout_jax.tasks.images import Size
 from mambaout_jax.tasks.segmentation.canvases import Canvases
@@ -50,12 +51,6 @@ class Windows:
                 f"config.eval.stride is {self.stride} and config.eval.window {self.side}, so that no window covers "
                 f"some pixels; unset eval.stride, or set it to at most {self.side}"
             )
-
-
-def blank_outside(images: Float[Array, "b h w c"], sizes: Int[Array, "b 2"]) -> Float[Array, "b h w c"]:
-    """Return normalized images with 0, the mean color, outside of (height, width)."""
-    rows, columns = (jnp.arange(side)[None, :] < sizes[:, i : i + 1] for i, side in enumerate(images.shape[1:3]))
-    return jnp.where((rows[:, :, None] & columns[:, None, :])[..., None], images, 0)
 
 
 class Map(NamedTuple):
@@ -219,15 +214,11 @@ def segment(
     if len(canvases.images) == 1:
         return run(variables, inputs)
 
-    def one_by_one(variables, rows):
+    def one_by_one(rows, variables):
         return lax.map(lambda row: run(variables, jax.tree.map(lambda x: x[None], row))[0], rows)
 
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-        return one_by_one(variables, inputs)
     # Every device chooses the canvas of its own images.
-    rows = PartitionSpec(mesh.axis_names)
-    return jax.shard_map(one_by_one, in_specs=(PartitionSpec(), rows), out_specs=rows)(variables, inputs)
+    return map_rows(one_by_one, inputs, replicated=(variables,))
 
 
 def _segment_rows(model, variables, batch, *, canvases, flip, windows):

@@ -17,6 +17,7 @@ from mambaout_jax.data.label_maps import IGNORED, decode_label_map
 from mambaout_jax.data.names import ADE20K
 from mambaout_jax.models import Model, ModelError, create_model
 from mambaout_jax.ops import resize_bilinear
+from mambaout_jax.ops.images import blank_outside
 from mambaout_jax.tasks.api import (
     Batch,
     EvalOutput,
@@ -36,7 +37,7 @@ from mambaout_jax.tasks.labels import check_same_classes, num_classes
 from mambaout_jax.tasks.segmentation import report
 from mambaout_jax.tasks.segmentation.canvases import EvalSizes
 from mambaout_jax.tasks.segmentation.drawing import make_palette
-from mambaout_jax.tasks.segmentation.evaluation import Windows, blank_outside, segment
+from mambaout_jax.tasks.segmentation.evaluation import Windows, segment
 from mambaout_jax.tasks.segmentation.losses import pixel_cross_entropy
 from mambaout_jax.tasks.segmentation.metrics import Areas, count_areas, join_sums, sum_areas, summarize
 from mambaout_jax.tasks.segmentation.predictor import SegmentationPredictor

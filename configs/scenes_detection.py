@@ -1,0 +1,49 @@
+"""Find handwritten digits on photographs with Mask R-CNN on a small MambaOut: a small end-to-end example.
+
+python main.py --config=configs/scenes_detection.py --workdir=runs/scenes_detection
+
+Cost and result: not measured here yet.
+"""
+
+from ml_collections import ConfigDict
+
+from mambaout_jax.run.config import default_config
+
+
+def get_config() -> ConfigDict:
+    """Return the experiment: what differs from the defaults in docs/config.md."""
+    config = default_config("detection")
+    config.num_epochs = 10
+    config.batch_size = 8
+    config.eval_batch_size = 10
+    config.eval_every_epochs = 10
+    config.log_every_steps = 125  # three lines an epoch
+
+    config.data.name = "scenes"
+    config.data.box = (128, 128)
+    config.data.hflip_prob = 0.0  # a mirrored digit is another sign
+    config.data.max_objects = 12
+
+    config.loss.proposals_per_level = 200
+    config.loss.proposals = 100
+    config.loss.rpn_samples = 64
+    config.loss.box_samples = 64
+    config.eval.proposals_per_level = 200
+    config.eval.proposals = 100
+
+    config.model.update(
+        name="mask_rcnn_mambaout_femto",
+        img_size=128,
+        depths=(1, 1, 2, 1),
+        dims=(16, 32, 64, 128),
+        kernel_size=3,
+        channels=32,
+        box_channels=128,
+        anchor_scale=4.0,
+    )
+
+    config.optim.learning_rate = 4e-3
+    config.optim.schedule = "linear"
+    config.optim.warmup_steps = 200
+    config.optim.ema_decay = 0.995
+    return config

@@ -1,0 +1,228 @@
+"""Images with annotated objects: COCO 2017, and folders of images with a file of annotations in its format."""
+
+import collections
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mambaout_jax.data.errors import DataError
+from mambaout_jax.data.names import COCO, normalize_name
+from mambaout_jax.data.prepare.dataset_writer import Dataset
+from mambaout_jax.data.prepare.folders import VERSION
+from mambaout_jax.data.prepare.shards import Annotations, Item, split_items
+from mambaout_jax.errors import printable, reason
+from mambaout_jax.machine import raise_machine_fault
+from mambaout_jax.words import count
+
+# The folders and files of COCO 2017, and the number of images of each.
+COCO_SPLITS = {"train": ("train2017", 118_287), "validation": ("val2017", 5_000)}
+# Training leaves out smaller images, as mmdetection does; in pixels.
+MIN_TRAIN_SIDE = 32
+_KEYS = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation")
+
+
+class Listed(NamedTuple):
+    """The images and the categories of one file of annotations."""
+
+    items: list[Item]
+    category_ids: tuple[int, ...]
+    names: tuple[str, ...]
+
+
+def read_coco(root: Path, expected: Mapping[str, int] | None = None) -> Dataset:
+    """List the images of COCO 2017 with their objects.
+
+    Args:
+        root: has train2017, val2017 and annotations.
+        expected: number of images of each split; None for those of COCO.
+
+    Raises:
+        DataError: files are missing, or annotations are inconsistent.
+    """
+    splits, first = {}, None
+    for split, (folder, number) in COCO_SPLITS.items():
+        file = root / "annotations" / f"instances_{folder}.json"
+        listed = read_annotations(file, root / folder)
+        number = expected[split] if expected else number
+        if len(listed.items) != number:
+            raise DataError(f"{file} has {count(len(listed.items), 'image')}; {number:,} are expected")
+        first = first or listed
+        _check_same_categories(first, listed, file)
+        splits[split] = listed.items
+    return _dataset(COCO, first, splits, "COCO 2017: objects with boxes and masks.")
+
+
+def read_coco_format(
+    folder: Path, name: str, train: Path, validation: Path | float | None = None, *, skip_missing: bool = False
+) -> Dataset:
+    """List the images of a folder with their objects, from files of annotations in COCO's format.
+
+    Args:
+        folder: contains the images, by the "file_name" of the annotations.
+        name: name of the dataset.
+        train: file of annotations.
+        validation: another file of annotations, or the fraction of the images that become the split "validation".
+        skip_missing: leave out images that do not exist.
+
+    Raises:
+        DataError: files are missing, or annotations are inconsistent.
+    """
+    listed = read_annotations(train, folder, skip_missing=skip_missing)
+    splits = {"train": listed.items}
+    if isinstance(validation, Path):
+        other = read_annotations(validation, folder, skip_missing=skip_missing)
+        _check_same_categories(listed, other, validation)
+        splits["validation"] = other.items
+    elif validation:
+        splits["train"], splits["validation"] = split_items(listed.items, validation)
+    return _dataset(name, listed, splits, f"Images with objects of {count(len(listed.names), 'class')}.")
+
+
+def _dataset(name: str, listed: Listed, splits: dict[str, list[Item]], description: str) -> Dataset:
+    kept = [item for item in splits["train"] if _is_trainable(item)]
+    if left_out := len(splits["train"]) - len(kept):
+        print(
+            f"{count(left_out, 'training image')} left out: without an object, or less than {MIN_TRAIN_SIDE} px wide "
+            "or high"
+        )
+    if not kept:
+        raise DataError("no training image has an object")
+    return Dataset(
+        name,
+        VERSION,
+        listed.names,
+        {**splits, "train": kept},
+        category_ids=listed.category_ids,
+        about={"description": description},
+    )
+
+
+def _is_trainable(item: Item) -> bool:
+    annotations = item.annotations
+    return bool(annotations.classes) and min(annotations.height, annotations.width) >= MIN_TRAIN_SIDE
+
+
+def read_annotations(file: Path, folder: Path, *, skip_missing: bool = False) -> Listed:
+    """Read a file of annotations in COCO's format.
+
+    Classes are the categories in the order of their ids.
+
+    Raises:
+        DataError: the file is damaged, an id is used twice or refers to nothing, an image does not exist, or the mask
+            of an object has another size than its image.
+    """
+    content = _read_json(file)
+    images, annotations, categories = (
+        _entries(content, name, file) for name in ("images", "annotations", "categories")
+    )
+    names = {entry["id"]: str(entry.get("name", entry["id"])) for entry in categories}
+    for kind, entries in (("image", images), ("annotation", annotations), ("category", categories)):
+        numbers = collections.Counter(entry["id"] for entry in entries)
+        if twice := [key for key, number in numbers.items() if number > 1]:
+            raise DataError(f"{file} has several entries with {kind} id {twice[0]}; one is expected")
+    category_ids = tuple(sorted(names))
+    index_of = {key: index for index, key in enumerate(category_ids)}
+    by_id = {entry["id"]: entry for entry in images}
+    of_image: dict[int, list[dict[str, Any]]] = collections.defaultdict(list)
+    faults = collections.Counter()
+    for entry in annotations:
+        of_image[_check_annotation(entry, by_id, index_of, file, faults)].append(
+            {key: entry[key] for key in _KEYS if key in entry}
+        )
+    for fault, number in faults.items():
+        print(f"{file.name}: {count(number, 'object')} {fault}")
+    items, missing = [], []
+    for key, entry in by_id.items():
+        path = folder / str(entry["file_name"])
+        try:
+            size = os.stat(path).st_size
+        except OSError as error:
+            raise_machine_fault(error, path)
+            missing.append(f"image {key} ({printable(str(path))})")
+            continue
+        own = of_image[key]
+        annotated = Annotations(
+            key,
+            int(entry["height"]),
+            int(entry["width"]),
+            json.dumps(own, separators=(",", ":")),
+            tuple(index_of[each["category_id"]] for each in own),
+        )
+        items.append(Item(normalize_name(str(entry["file_name"])), -1, str(path), 0, size, annotations=annotated))
+    if missing and not skip_missing:
+        raise DataError(f"{count(len(missing), 'image')} of {file} cannot be read (first: {missing[0]})")
+    if missing:
+        print(f"{file.name}: {count(len(missing), 'image')} that cannot be read, left out (first: {missing[0]})")
+    if not items:
+        raise DataError(f"{file} has no images")
+    return Listed(items, category_ids, tuple(normalize_name(names[key]) for key in category_ids))
+
+
+def _read_json(file: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise_machine_fault(error, file)
+        raise DataError(f"{file} cannot be read ({reason(error)}); a file of COCO annotations is expected") from error
+    if not isinstance(content, Mapping):
+        raise DataError(f"{file} has no object at its top level; a file of COCO annotations is expected")
+    return content
+
+
+_REQUIRED = {
+    "images": ("id", "file_name", "height", "width"),
+    "annotations": ("id", "image_id", "category_id", "bbox"),
+    "categories": ("id",),
+}
+
+
+def _entries(content: Mapping[str, Any], name: str, file: Path) -> Sequence[dict[str, Any]]:
+    entries = content.get(name)
+    if not isinstance(entries, list):
+        raise DataError(f"{file} has no list {name!r}; a file of COCO annotations is expected")
+    for number, entry in enumerate(entries):
+        lacking = [key for key in _REQUIRED[name] if not isinstance(entry, Mapping) or key not in entry]
+        if lacking:
+            raise DataError(f"entry {number} of {name!r} in {file} has no {lacking[0]!r}")
+        if not isinstance(entry["id"], int) or not 0 <= entry["id"] < 2**63:
+            raise DataError(f"entry {number} of {name!r} in {file} has the id {entry['id']!r}; a number is expected")
+    return entries
+
+
+def _check_annotation(
+    entry: dict[str, Any],
+    images: Mapping[int, Mapping[str, Any]],
+    index_of: Mapping[int, int],
+    file: Path,
+    faults: collections.Counter,
+) -> int:
+    """Check an annotation, add its area if it has none, count what training leaves out, and return its image id."""
+    key = f"annotation {entry['id']} of {file}"
+    if entry["image_id"] not in images:
+        raise DataError(f"{key} is of image {entry['image_id']}, which the file does not have")
+    if entry["category_id"] not in index_of:
+        raise DataError(f"{key} is of category {entry['category_id']}, which the file does not have")
+    box = entry["bbox"]
+    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(value, int | float) for value in box):
+        raise DataError(f"{key} has the box {box!r}; x, y, width and height are expected")
+    x, y, width, height = box
+    image = images[entry["image_id"]]
+    entry.setdefault("area", max(width, 0) * max(height, 0))
+    inside = x < image["width"] and y < image["height"] and x + width > 0 and y + height > 0
+    if width < 1 or height < 1 or entry["area"] <= 0 or not inside:
+        faults["outside of their image, without an area or less than 1 px wide or high, not used in training"] += 1
+    segmentation = entry.get("segmentation")
+    if isinstance(segmentation, Mapping):
+        size = [image["height"], image["width"]]
+        if list(segmentation.get("size", ())) != size:
+            raise DataError(f"{key} has a mask of (height, width) {segmentation.get('size')}; its image has {size}")
+    elif not any(isinstance(points, list) and len(points) >= 6 for points in segmentation or ()):
+        faults["without a polygon of three points, whose boxes are their masks"] += 1
+    return entry["image_id"]
+
+
+def _check_same_categories(first: Listed, other: Listed, file: Path) -> None:
+    if (first.category_ids, first.names) != (other.category_ids, other.names):
+        raise DataError(f"{file} has other categories than the file of the training images")

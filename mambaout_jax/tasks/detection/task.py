@@ -1,0 +1,336 @@
+"""Object detection and instance segmentation: a label is a set of boxes with classes and masks."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jaxtyping import Array, Float, Key
+
+from mambaout_jax.checks import ConfigKey
+from mambaout_jax.data import DataError
+from mambaout_jax.data.arguments import check_size_and_channels
+from mambaout_jax.data.names import COCO
+from mambaout_jax.models import Model, ModelError, create_model
+from mambaout_jax.models.heads.mask_rcnn import DetectionLimits
+from mambaout_jax.models.heads.rpn import ProposalLimits
+from mambaout_jax.ops.images import blank_outside
+from mambaout_jax.tasks.api import (
+    Batch,
+    EvalOutput,
+    ImportedLabels,
+    Labels,
+    LossTerm,
+    Metric,
+    Scores,
+    ScoreText,
+    Section,
+    Task,
+    TaskConfig,
+)
+from mambaout_jax.tasks.detection import report
+from mambaout_jax.tasks.detection.evaluation import (
+    MOST_DETECTIONS,
+    ImageDetections,
+    average_precision,
+    detect,
+    to_image,
+)
+from mambaout_jax.tasks.detection.objects import encode_segmentation, require_masks
+from mambaout_jax.tasks.detection.predictor import DetectionPredictor
+from mambaout_jax.tasks.detection.source import DetectionSource, open_source
+from mambaout_jax.tasks.detection.targets import SampleSizes
+from mambaout_jax.tasks.detection.training import training_losses
+from mambaout_jax.tasks.detection.transforms import Canvases, EvalExample, ImageTransform, TrainExample
+from mambaout_jax.tasks.errors import TaskError
+from mambaout_jax.tasks.images import resize_image
+from mambaout_jax.tasks.labels import check_same_classes, num_classes
+from mambaout_jax.words import count
+
+# The largest number of records that the baseline reads.
+MOST_BASELINE_RECORDS = 200
+# The images of COCO's split train2017 that training uses, and its classes.
+COCO_IMAGES, COCO_CLASSES = 117_266, 80
+
+_KEYS: Mapping[str, ConfigKey] = {
+    "data.box": ConfigKey(
+        tuple[int, int],
+        "32..16384",
+        (800, 1333),
+        "mmdetection's `scale`: limits for the shorter and the longer side, in pixels; images are resized to fit, "
+        "keeping their aspect ratio",
+    ),
+    "data.hflip_prob": ConfigKey(float, "0..1", 0.5, "probability of a horizontal flip"),
+    "data.max_objects": ConfigKey(
+        int, "1..1000", 100, "objects of a training image; of an image with more, the largest ones are used"
+    ),
+    "loss.proposals_per_level": ConfigKey(
+        int, "1..100000", 2000, "best anchors of each level that training compares with each other"
+    ),
+    "loss.proposals": ConfigKey(int, "1..100000", 1000, "proposals of a training image"),
+    "loss.rpn_samples": ConfigKey(
+        int, "2..100000", 256, "anchors of an image that the loss samples, at most half of them objects"
+    ),
+    "loss.box_samples": ConfigKey(
+        int, "4..100000", 512, "proposals of an image that the loss samples, at most a quarter of them objects"
+    ),
+    "eval.proposals_per_level": ConfigKey(
+        int,
+        "1..100000",
+        1000,
+        "best anchors of each level that an evaluation compares with each other",
+        changeable=True,
+    ),
+    "eval.proposals": ConfigKey(int, "1..100000", 1000, "proposals of an evaluated image", changeable=True),
+    "eval.score_threshold": ConfigKey(float, "0..1", 0.05, "detections have higher scores", changeable=True),
+    "eval.iou_threshold": ConfigKey(
+        float,
+        "0..1",
+        0.5,
+        "largest intersection over union of two detections of a class",
+        changeable=True,
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Detection(Task):
+    """Object detection and instance segmentation by a model with a head such as Mask R-CNN.
+
+    Labels are {"class_names": list}, or {"num_classes": int} for weights without class names, and "category_ids", the
+    ids of the classes in files of annotations.
+
+    Args:
+        config: the plain values of the config.
+    """
+
+    config: TaskConfig
+
+    name: ClassVar[str] = "detection"
+    keys: ClassVar[Mapping[str, ConfigKey]] = _KEYS
+    inference_keys: ClassVar[tuple[str, ...]] = ("data.box", *(name for name in _KEYS if name.startswith("eval.")))
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("box_ap", "box AP", "%"),
+        Metric("box_ap50", "box AP50", "%"),
+        Metric("box_ap75", "box AP75", "%"),
+        Metric("mask_ap", "mask AP", "%"),
+        Metric("mask_ap50", "mask AP50", "%"),
+        Metric("mask_ap75", "mask AP75", "%"),
+    )
+    loss_terms: ClassVar[tuple[str, ...]] = ("rpn_class", "rpn_box", "class", "box", "mask")
+    scores_from_rows: ClassVar[bool] = True
+
+    @classmethod
+    def from_config(cls, config: TaskConfig) -> Self:
+        """Build the task."""
+        return cls(config)
+
+    def check(self) -> None:
+        """Check that the options fit together, and that pycocotools is installed."""
+        require_masks("the task detection")
+        super().check()
+
+    def open_source(self, split: str) -> DetectionSource:
+        """Open a split of the dataset."""
+        return open_source(self.config.dataset, split, self.config.data_dir)
+
+    @staticmethod
+    def labels_of_size(num_classes: int) -> Labels:
+        """Return labels without names."""
+        return {"num_classes": num_classes}
+
+    def known_size(self, split: str) -> tuple[int, Labels] | None:
+        """Return the size of COCO's training split."""
+        if split != "train" or self.config.dataset.partition(":")[0] != COCO:
+            return None
+        return COCO_IMAGES, {"num_classes": COCO_CLASSES}
+
+    def check_source(self, source: DetectionSource, labels: Labels) -> None:
+        """Check that a source has the classes of a model; without class names only their number is compared."""
+        check_same_classes(source.name, source.class_names, labels)
+
+    def imported_labels(self, model: Model, labels: Labels) -> ImportedLabels:
+        """Return the class names of imported weights, if they have them."""
+        known = {name: labels[name] for name in ("exif_orientation", "category_ids") if name in labels}
+        names = labels.get("class_names")
+        if names is None:
+            return ImportedLabels({"num_classes": model.num_classes, "class_names": None} | known, None, "")
+        return ImportedLabels({"class_names": list(names)} | known, None, "")
+
+    def train_transform(self, model: Model, source: DetectionSource | None = None) -> TrainExample:
+        """Return the resizing and the random flip of an image, with its objects."""
+        options = self.config.options
+        return TrainExample(self._images(model, source), options["data.max_objects"], options["data.hflip_prob"])
+
+    def eval_transform(self, model: Model, source: DetectionSource | None = None) -> EvalExample:
+        """Return the transform of an image to its canvas."""
+        return EvalExample(self._images(model, source))
+
+    def model_images(self, model: Model, source: DetectionSource, indices: Sequence[int]) -> Float[Array, "b h w c"]:
+        """Return normalized images, squeezed to the model's input size."""
+        images = self._images(model, source)
+        pixels = [resize_image(images.decode(source[index].image), model.input_spec.size) for index in indices]
+        return model.input_spec.normalize(jnp.asarray(np.stack(pixels)))
+
+    def _images(self, model: Model, source: DetectionSource | None) -> ImageTransform:
+        check_size_and_channels(model.input_spec.size, model.in_chans)
+        size = model.input_spec.size if source is None else source.size
+        canvases = Canvases.of_images(size, self.config.options["data.box"])
+        if "img_size" in model.options and set(canvases.sizes) != {model.input_spec.size}:
+            height, width = canvases.sizes[0]
+            raise TaskError(
+                f"{model.name} has position embeddings for {model.input_spec.size[0]}x{model.input_spec.size[1]}; "
+                f"images lie in canvases of {height}x{width}: set config.model.img_size=({height},{width}), or use a "
+                "model without position embeddings"
+            )
+        return ImageTransform(model.in_chans, source is not None and source.exif_orientation, canvases)
+
+    @staticmethod
+    def fits(model: Model) -> bool:
+        """Return whether a model finds objects."""
+        return model.has_method("detect")
+
+    def build_model(self, labels: Labels) -> Model:
+        """Build the model of the config with one output per class."""
+        try:
+            model = create_model(num_classes=num_classes(labels), **self.config.model)
+        except ModelError as error:
+            raise ModelError(f"config.model: {error}") from None
+        if not self.fits(model):
+            raise TaskError(
+                f"config.model.name is {model.name!r}, which finds no objects; a detector is expected, for example "
+                f"mask_rcnn_{model.name}"
+            )
+        return model
+
+    def prepare_batch(self, model: Model, batch: Batch, key: Key[Array, ""]) -> Batch:
+        """Normalize images (b, h, w, c); the pixels around smaller images have the mean color."""
+        images = blank_outside(model.input_spec.normalize(batch["image"]), batch["size"])
+        return {name: value for name, value in batch.items() if name != "skipped"} | {"image": images}
+
+    def train_loss(
+        self, model: Model, variables: dict[str, Any], batch: Batch, key: Key[Array, ""]
+    ) -> tuple[dict[str, LossTerm], Any]:
+        """Compute the losses of both stages, with random samples of anchors and proposals."""
+        options = self.config.options
+        rpn_samples, box_samples = options["loss.rpn_samples"], options["loss.box_samples"]
+        return training_losses(
+            model,
+            variables,
+            batch,
+            key,
+            limits=ProposalLimits(options["loss.proposals_per_level"], options["loss.proposals"]),
+            proposal_samples=SampleSizes(rpn_samples, rpn_samples // 2),
+            detection_samples=SampleSizes(box_samples, box_samples // 4),
+        )
+
+    def _limits(self) -> DetectionLimits:
+        options = self.config.options
+        return DetectionLimits(
+            ProposalLimits(options["eval.proposals_per_level"], options["eval.proposals"]),
+            options["eval.score_threshold"],
+            options["eval.iou_threshold"],
+            MOST_DETECTIONS,
+        )
+
+    def evaluate_batch(self, model: Model, variables: dict[str, Any], batch: Batch, context: Any) -> EvalOutput:
+        """Find the objects of a batch."""
+        canvases = self._canvases_of(model, batch)
+        found = detect(model, variables, batch, canvases, self._limits())
+        rows = {"found": found._asdict(), "size": batch["size"], "original": batch["original"]}
+        return EvalOutput({"count": batch["mask"].sum()}, rows)
+
+    def _canvases_of(self, model: Model, batch: Batch) -> Sequence[tuple[int, int]]:
+        image = batch["image"]
+        if image.ndim == 4:
+            return [image.shape[1:3]]
+        return Canvases.of_images(None, self.config.options["data.box"]).sizes
+
+    def collect(self, rows: dict[str, Any], index: np.ndarray) -> list[tuple[int, ImageDetections, tuple[int, int]]]:
+        """Return index, detections and original size of each image."""
+        return [
+            (
+                int(number),
+                to_image({name: value[row] for name, value in rows["found"].items()}, rows["size"][row], original),
+                tuple(original.tolist()),
+            )
+            for row, (number, original) in enumerate(zip(index, rows["original"], strict=True))
+        ]
+
+    def score(self, totals: Mapping[str, Any], collected: list[Any], source: DetectionSource) -> Scores:
+        """Compute COCO's twelve numbers for boxes and for masks, and the number of scored images."""
+        objects = source.all_objects
+        ids = list(objects)
+        found = {ids[index]: detections for part in collected for index, detections, _ in part}
+        # In the order of ids, by which equal scores are ordered.
+        return {
+            **average_precision(objects, dict(sorted(found.items()))),
+            "count": int(totals["count"]),
+        }
+
+    def join_predictions(self, collected: list[Any]) -> dict[str, np.ndarray]:
+        """Return the detections of all images, one after the other, in the order of the source."""
+        return report.join_detections([entry for part in collected for entry in part])
+
+    def baseline_score(self, source: DetectionSource) -> float:
+        """Compute the box AP of always predicting the mean box, with the most frequent class.
+
+        Raises:
+            TaskError: none of the records has an object.
+        """
+        indices = np.linspace(0, len(source) - 1, min(len(source), MOST_BASELINE_RECORDS)).astype(int)
+        objects, failure = {}, None
+        for index in indices.tolist():
+            try:
+                objects[index] = source[index].objects
+            except DataError as error:  # unreadable records are handled in training, by config.data.on_bad_record
+                failure = error
+        parts = [
+            (each.boxes[each.trainable] / np.array(each.size)[[1, 0, 1, 0]], each.classes[each.trainable])
+            for each in objects.values()
+        ]
+        boxes, classes = (np.concatenate(part) for part in zip(*parts, strict=True)) if parts else ((), ())
+        if not len(boxes):
+            raise TaskError(f"none of {count(len(indices), 'training record')} has an object ({failure})")
+        mean, common = boxes.mean(0), np.bincount(classes).argmax()
+        found = {}
+        for index, each in objects.items():
+            box = mean * np.array(each.size)[[1, 0, 1, 0]]
+            mask = encode_segmentation(None, each.size, box)
+            found[index] = ImageDetections(box[None], np.ones(1), np.array([common]), [mask])
+        return average_precision(objects, found)["box_ap"]
+
+    def describe_evaluation(self, model: Model, source: DetectionSource) -> dict[str, Any]:
+        """Return the sizes and the limits of the evaluation."""
+        options = self.config.options
+        return {name.partition(".")[2]: options[name] for name in self.inference_keys} | {
+            "num_classes": model.num_classes,
+            "roi_samples": model.options["roi_samples"],
+        }
+
+    @staticmethod
+    def describe_input(record: Mapping[str, Any]) -> str:
+        """Return the size of images."""
+        short, long = record["box"]
+        return f"within {long}x{short}"
+
+    @staticmethod
+    def score_text(scores: Mapping[str, Any], split: str) -> ScoreText:
+        """Return the scores as text."""
+        return report.score_text(scores, split)
+
+    def predictor(self, model: Model, labels: Labels) -> DetectionPredictor:
+        """Return the detection of objects in image files."""
+        canvases = Canvases.of_images(self._only_size(model), self.config.options["data.box"])
+        images = ImageTransform(model.in_chans, labels.get("exif_orientation", True), canvases)
+        return DetectionPredictor(model, images, labels, self._limits())
+
+    @staticmethod
+    def _only_size(model: Model) -> tuple[int, int] | None:
+        return model.input_spec.size if "img_size" in model.options else None
+
+    def report_sections(self, workdir: epath.Path, labels: Labels, split: str) -> list[Section]:
+        """Return precision and recall, the AP of each class, and a gallery of predictions."""
+        return report.sections(workdir, labels, lambda: self.open_source(split))

@@ -1,0 +1,244 @@
+"""COCO, and folders of images with annotations in its format, become datasets that a detector reads."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mambaout_jax.data import DataError
+from mambaout_jax.data.prepare import prepare_coco, prepare_coco_format
+from mambaout_jax.tasks.detection.source import open_source
+from mambaout_jax.tasks.detection.transforms import Canvases, EvalExample, ImageTransform, TrainExample
+from tests.data import coco_files
+
+
+def read_all(name, split, data_dir):
+    source = open_source(name, split, str(data_dir))
+    return source, {record.image_id: record for record in (source[index] for index in range(len(source)))}
+
+
+@pytest.fixture
+def shapes(tmp_path):
+    """Return a folder of images and its annotations."""
+    return tmp_path / "shapes", coco_files.write_images(tmp_path / "shapes", 6)
+
+
+def prepare(folder, content, tmp_path, **options):
+    file = coco_files.write_json(tmp_path / "objects.json", content)
+    return prepare_coco_format(str(folder), str(file), "shapes", str(tmp_path / "data"), **options)
+
+
+def test_coco_becomes_a_dataset(tmp_path):
+    expected = coco_files.write_coco(tmp_path / "coco")
+    prepared = prepare_coco(str(tmp_path / "coco"), str(tmp_path / "data"), expected=expected)
+    assert prepared.num_images == expected
+    for split, folder in (("train", "train2017"), ("validation", "val2017")):
+        source, records = read_all("coco2017", split, tmp_path / "data")
+        assert (source.class_names, source.category_ids) == (("bar", "box", "dot"), (2, 7, 90))
+        content = json.loads((tmp_path / "coco" / "annotations" / f"instances_{folder}.json").read_text())
+        assert set(records) == {entry["id"] for entry in content["images"]}
+        for image in content["images"]:
+            own = [entry for entry in content["annotations"] if entry["image_id"] == image["id"]]
+            record = records[image["id"]]
+            assert record.image == (tmp_path / "coco" / folder / image["file_name"]).read_bytes()
+            assert record.objects.ids == [entry["id"] for entry in own]
+            np.testing.assert_array_equal(
+                record.objects.boxes, [[x, y, x + w, y + h] for x, y, w, h in (entry["bbox"] for entry in own)]
+            )
+            assert record.objects.classes.tolist() == [{2: 0, 7: 1, 90: 2}[entry["category_id"]] for entry in own]
+        assert source.groups.tolist() == [
+            int(record.objects.size[0] > record.objects.size[1]) for record in source_records(source)
+        ]
+    again = prepare_coco(str(tmp_path / "coco"), str(tmp_path / "data"), expected=expected)
+    assert again.images_per_class is None
+
+
+def source_records(source):
+    return [source[index] for index in range(len(source))]
+
+
+def test_slices_know_which_images_are_upright(shapes, tmp_path):
+    prepare(*shapes, tmp_path)
+    whole = open_source("shapes", "train", str(tmp_path / "data"))
+    part = open_source("shapes", "train[2:5]", str(tmp_path / "data"))
+    np.testing.assert_array_equal(part.groups, whole.groups[2:5])
+    assert [part[0].image_id, part[2].image_id] == [whole[2].image_id, whole[4].image_id]
+
+
+def test_a_fraction_or_a_file_makes_a_validation_split(shapes, tmp_path):
+    folder, content = shapes
+    prepared = prepare(folder, content, tmp_path, validation=0.34)
+    assert prepared.num_images == {"train": 4, "validation": 2}
+    kept = {entry["id"] for entry in content["images"][:2]}
+    part = {
+        **content,
+        "images": content["images"][:2],
+        "annotations": [entry for entry in content["annotations"] if entry["image_id"] in kept],
+    }
+    file = coco_files.write_json(tmp_path / "part.json", part)
+    prepared = prepare(folder, content, tmp_path, validation=str(file), overwrite=True)
+    assert prepared.num_images == {"train": 6, "validation": 2}
+
+
+def test_other_annotations_are_noticed(shapes, tmp_path):
+    folder, content = shapes
+    prepare(folder, content, tmp_path)
+    content["annotations"][0]["bbox"][2] += 1
+    with pytest.raises(DataError):
+        prepare(folder, content, tmp_path)
+
+
+def spoil(content, fault):
+    """Break annotations in one way."""
+    annotations, images = content["annotations"], content["images"]
+    if fault == "annotation id":
+        annotations[1]["id"] = annotations[0]["id"]
+    elif fault == "image id":
+        images[1]["id"] = images[0]["id"]
+    elif fault == "unknown image":
+        annotations[0]["image_id"] = 5
+    elif fault == "unknown category":
+        annotations[0]["category_id"] = 5
+    elif fault == "box":
+        annotations[0]["bbox"] = [1, 2, 3]
+    elif fault == "mask size":
+        annotations[0]["segmentation"] = {"size": [3, 3], "counts": [9]}
+    elif fault == "missing image":
+        images[0]["file_name"] = "absent.png"
+    elif fault == "image size":
+        images[0]["height"] += 1
+        annotations[:] = annotations[1:]
+    elif fault == "no list":
+        del content["categories"]
+
+
+NAMED = {
+    "annotation id": "annotation id 1",
+    "image id": "image id 100",
+    "unknown image": "image 5",
+    "unknown category": "category 5",
+    "box": "annotation 1 ",
+    "mask size": "annotation 1 ",
+    "missing image": "absent.png",
+    "image size": "image 100",
+    "no list": "categories",
+}
+
+
+@pytest.mark.parametrize("fault", NAMED)
+def test_inconsistent_annotations_are_refused_with_their_id(fault, shapes, tmp_path):
+    folder, content = shapes
+    spoil(content, fault)
+    if fault == "image size":  # the first image needs an object to be a training image
+        content["annotations"].append(
+            {"id": 99, "image_id": 100, "category_id": 7, "bbox": [1, 1, 5, 5], "area": 25, "iscrowd": 0}
+        )
+    with pytest.raises(DataError, match=NAMED[fault]):
+        prepare(folder, content, tmp_path)
+
+
+@pytest.mark.parametrize("fault", ["missing image", "image size"])
+def test_bad_images_can_be_left_out(fault, shapes, tmp_path):
+    folder, content = shapes
+    spoil(content, fault)
+    prepared = prepare(folder, content, tmp_path, skip_bad=True)
+    assert prepared.num_images == {"train": 5}
+
+
+def test_unusual_objects_are_kept_for_evaluation_and_left_out_of_training(shapes, tmp_path, capsys):
+    folder, content = shapes
+    image = content["images"][0]["id"]
+    boxes = {"outside": [500, 5, 9, 9], "no area": [5, 5, 0, 9], "thin": [5, 5, 0.5, 9]}
+    number = len(content["annotations"])
+    for extra, box in enumerate(boxes.values(), 1):
+        content["annotations"].append({"id": number + extra, "image_id": image, "category_id": 90, "bbox": box})
+    content["annotations"].append(
+        {"id": 99, "image_id": image, "category_id": 90, "bbox": [9, 9, 9, 9], "area": 40, "iscrowd": 1,
+         "segmentation": {"size": [80, 50], "counts": [10, 20, 3970]}}
+    )  # fmt: skip
+    content["annotations"].append(
+        {
+            "id": 98,
+            "image_id": image,
+            "category_id": 2,
+            "bbox": [9, 9, 9, 9],
+            "area": 40,
+            "segmentation": [[1, 2, 3, 4]],
+        }
+    )
+    # An image without objects, and one with a crowd only.
+    own = [entry for entry in content["annotations"] if entry["image_id"] == content["images"][1]["id"]]
+    content["annotations"] = [entry for entry in content["annotations"] if entry not in own]
+    of_third = [entry for entry in content["annotations"] if entry["image_id"] == content["images"][2]["id"]]
+    for entry in of_third:
+        entry["iscrowd"] = 1
+    prepared = prepare(folder, content, tmp_path)
+    assert prepared.num_images == {"train": 5}
+    assert "1 training image left out" in capsys.readouterr().out
+    _, records = read_all("shapes", "train", tmp_path / "data")
+    objects = records[image].objects
+    assert len(objects) == 6
+    assert [objects.ids[index] for index in objects.trainable] == [1, 98]
+    assert objects.bitmap(5).sum() == 81  # its box
+    crowd = records[content["images"][2]["id"]]
+    assert len(crowd.objects) == len(of_third)
+    assert not len(crowd.objects.trainable)
+
+
+def transform_for(source, **options):
+    canvases = Canvases.of_images(source.size, (64, 96))
+    return ImageTransform(3, source.exif_orientation, canvases, **options)
+
+
+def test_examples_have_the_objects_where_the_image_has_them(shapes, tmp_path):
+    """The rectangles are bright: a box of an example covers bright pixels, and so does its mask, flipped or not."""
+    prepare(*shapes, tmp_path)
+    source = open_source("shapes", "train", str(tmp_path / "data"))
+    images = transform_for(source)
+    assert images.canvases.sizes == ((64, 96), (96, 64))
+    for flip in (0.0, 1.0):
+        transform = TrainExample(images, 3, flip)
+        for index in range(len(source)):
+            example = transform(source[index], np.random.default_rng(0))
+            empty = transform.empty()
+            assert example.keys() == empty.keys()
+            height, width = example["size"]
+            upright = source.groups[index]
+            assert example["image"].shape[:2] == images.canvases.sizes[upright]
+            assert not example["image"][height:].any()
+            assert not example["image"][:, width:].any()
+            assert example["present"].sum() == len(source[index].objects)
+            for box, mask in zip(example["boxes"][example["present"]], example["masks"], strict=False):
+                x1, y1, x2, y2 = box.round().astype(int)
+                inside = example["image"][y1 + 2 : y2 - 2, x1 + 2 : x2 - 2, 0]
+                assert inside.min() > 200
+                assert np.unpackbits(mask).all()
+
+
+def test_the_largest_objects_are_kept(shapes, tmp_path):
+    folder, content = shapes
+    image = content["images"][0]["id"]
+    for number in range(5):
+        box = [2, 2, 10 + number, 10]
+        entry = {"id": 50 + number, "image_id": image, "category_id": 7, "bbox": box, "area": 1000 + number}
+        content["annotations"].append(entry)
+    prepare(folder, content, tmp_path)
+    source, records = read_all("shapes", "train", tmp_path / "data")
+    example = TrainExample(transform_for(source), 2, 0.0)(records[image], np.random.default_rng(0))
+    assert example["present"].all()
+    scale = 96 / 80
+    np.testing.assert_allclose(example["boxes"][:, 2] - example["boxes"][:, 0], [13 * scale, 14 * scale], rtol=1e-3)
+
+
+def test_evaluated_images_are_flat_where_canvases_differ(shapes, tmp_path):
+    prepare(*shapes, tmp_path)
+    source = open_source("shapes", "train", str(tmp_path / "data"))
+    transform = EvalExample(transform_for(source))
+    empty = transform.empty()
+    for index in range(len(source)):
+        example = transform(source[index])
+        assert {key: value.shape for key, value in example.items()} == {
+            key: value.shape for key, value in empty.items()
+        }
+        assert example["canvas"] == source.groups[index]
+        assert tuple(example["original"]) == source[index].objects.size

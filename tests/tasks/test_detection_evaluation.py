@@ -1,0 +1,124 @@
+"""Objects, masks and average precision are those of COCO's tools and mmdetection."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mambaout_jax.data import DataError
+from mambaout_jax.tasks.detection.evaluation import KINDS, STATISTICS, ImageDetections, average_precision
+from mambaout_jax.tasks.detection.objects import (
+    crop_mask,
+    decode_masks,
+    encode_segmentation,
+    parse_annotations,
+    paste_mask,
+)
+from tests.models import dense_golden, golden
+
+
+@pytest.mark.parametrize("name", dense_golden.names("mask_paste__*"))
+def test_masks_are_pasted_as_by_mmdetection(name):
+    case = dense_golden.load(name)
+    boxes = case.inputs["bboxes"] / np.array(case.record["scale_factor"] * 2, np.float32)
+    case.assert_close("outputs/bboxes", boxes)
+    size, labels = tuple(case.record["ori_shape"]), case.inputs["labels"]
+    for index, box in enumerate(boxes):
+        ours = paste_mask(case.inputs["mask_pred"][index, labels[index]], box, size)
+        # Probabilities next to 1/2 may differ by rounding.
+        assert np.count_nonzero(ours != case.outputs["masks"][index]) <= 2
+
+
+def read_case(name):
+    """Return objects and detections of a case by image id, and the class of each category."""
+    folder = golden.path(name).with_suffix("")
+    truth, results = (json.loads((folder / f"{file}.json").read_text()) for file in ("gt", "dets"))
+    index_of = {entry["id"]: index for index, entry in enumerate(truth["categories"])}
+    objects, found = {}, {}
+    for image in truth["images"]:
+        key, size = image["id"], (image["height"], image["width"])
+        text = json.dumps([entry for entry in truth["annotations"] if entry["image_id"] == key])
+        objects[key] = parse_annotations(text, index_of, size)
+        own = [entry for entry in results if entry["image_id"] == key]
+        boxes = np.array([entry["bbox"] for entry in own], np.float64).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        found[key] = ImageDetections(
+            boxes,
+            np.array([entry["score"] for entry in own]),
+            np.array([index_of[entry["category_id"]] for entry in own], int),
+            [encode_segmentation(entry["segmentation"], size, boxes[i]) for i, entry in enumerate(own)],
+        )
+    return objects, found
+
+
+@pytest.mark.parametrize("name", dense_golden.names("coco_ap__*"))
+def test_average_precision_is_that_of_pycocotools(name):
+    case = dense_golden.load(name)
+    scores = average_precision(*read_case(name))
+    for kind, iou_type in KINDS.items():
+        expected = case.outputs[f"{iou_type}/stats"]
+        expected = np.where(expected < 0, expected, 100 * expected)
+        np.testing.assert_allclose([scores[f"{kind}_{key}"] for key in STATISTICS], expected, atol=1e-9)
+
+
+def test_images_that_were_not_evaluated_are_left_out():
+    objects, found = read_case("coco_ap__one_category_few")
+    some = dict(list(found.items())[: len(found) // 2])
+    assert average_precision(objects, some) == average_precision({key: objects[key] for key in some}, some)
+
+
+def test_nothing_found_scores_zero():
+    objects, found = read_case("coco_ap__one_category_few")
+    empty = ImageDetections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int), [])
+    scores = average_precision(objects, dict.fromkeys(found, empty))
+    assert scores["box_ap"] == scores["mask_ap"] == 0
+
+
+@pytest.mark.parametrize("name", dense_golden.names("coco_dataset__*"))
+def test_objects_are_parsed_as_by_mmdetection(name):
+    """The annotations that training uses and the crowds are those of the reference, by their boxes."""
+    case = dense_golden.load(name)
+    truth = case.record["annotations"]
+    wanted = [entry["id"] for entry in truth["categories"] if entry["name"] in case.record["classes"]]
+    index_of = {key: index for index, key in enumerate(wanted)}
+    images = {entry["id"]: entry for entry in truth["images"]}
+    for number, key in enumerate(case.outputs["image_ids"].tolist()):
+        image = images[key]
+        text = json.dumps([entry for entry in truth["annotations"] if entry["image_id"] == key])
+        objects = parse_annotations(text, index_of, (image["height"], image["width"]))
+        rows = np.flatnonzero(case.outputs["image"] == number)
+        ignored = case.outputs["ignore"][rows].astype(bool)
+        np.testing.assert_allclose(objects.boxes[objects.trainable], case.outputs["bboxes"][rows][~ignored], atol=4e-3)
+        np.testing.assert_array_equal(objects.classes[objects.trainable], case.outputs["labels"][rows][~ignored])
+
+
+def test_segmentations_of_all_kinds_are_bitmaps():
+    size = (8, 10)
+    square = np.zeros(size, np.uint8)
+    square[2:5, 3:7] = 1
+    polygon = [[3, 2, 7, 2, 7, 5, 3, 5]]
+    counts = np.diff(np.flatnonzero(np.diff(np.concatenate([[0], square.T.ravel(), [0]]))), prepend=0).tolist()
+    counts.append(square.size - sum(counts))
+    box = np.array([3.0, 2.0, 7.0, 5.0])
+    for segmentation in (square, polygon, {"size": list(size), "counts": counts}, None, [], [[1, 2, 3, 4]]):
+        encoded = encode_segmentation(segmentation, size, box)
+        np.testing.assert_array_equal(decode_masks([encoded])[0], square)
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [{"size": [9, 10], "counts": [90]}, {"size": [8, 10], "counts": [79]}, {"size": [8, 10]}, [["a"] * 6]],
+)
+def test_invalid_segmentations_are_errors(segmentation):
+    with pytest.raises(DataError):
+        encode_segmentation(segmentation, (8, 10), np.array([0, 0, 2, 2]))
+
+
+def test_cropped_masks_cover_the_box():
+    bitmap = np.zeros((20, 30), np.uint8)
+    bitmap[5:15, 10:20] = 1
+    assert crop_mask(bitmap, np.array([10, 5, 20, 15]), 112).all()
+    half = crop_mask(bitmap, np.array([10, 5, 30, 15]), 112)
+    np.testing.assert_array_equal(half, np.broadcast_to(np.arange(112) < 56, (112, 112)))
+    outside = crop_mask(np.ones((20, 30), np.uint8), np.array([-10, 0, 10, 20]), 112)
+    np.testing.assert_array_equal(outside, np.broadcast_to(np.arange(112) >= 56, (112, 112)))
