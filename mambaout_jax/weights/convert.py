@@ -68,12 +68,12 @@ def from_checkpoint(model: Model, checkpoint: TorchCheckpoint, *, with_classifie
 
 @contextlib.contextmanager
 def _naming_variant(model: Model, shapes: Mapping[str, Shape]) -> Iterator[None]:
-    """Name, in the error of weights that do not fit a model, the variant that they fit."""
+    """Replace the error of weights that do not fit a model by the names of both, if they fit another variant."""
     try:
         yield
     except MisfitError as error:
         if name := _other_variant(model, shapes):
-            raise WeightsError(f"the weights do not fit {model.name}, but {name}") from error
+            raise WeightsError(f"the weights are those of {name}; {model.name} is expected") from error
         raise
 
 
@@ -162,7 +162,7 @@ def load_pretrained(
     theirs = create_model(
         model.name, **{**model.options, "num_classes": trained["num_classes"], "in_chans": trained["in_chans"]}
     )
-    with naming_source(checkpoint.origin):
+    with naming_source(checkpoint.origin), _naming_variant(theirs, checkpoint.shapes):
         last_layer = classifier_shapes(theirs, detect_format(theirs, checkpoint.shapes))
     has_head = not last_layer.keys().isdisjoint(checkpoint.shapes)
     new_head = num_classes not in (None, 0) and (num_classes != trained["num_classes"] or not has_head)

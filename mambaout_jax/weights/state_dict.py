@@ -58,14 +58,18 @@ def detect_format(model: Model, shapes: Mapping[str, Shape]) -> KeyFormat:
     """Return the key format of a state dict for a model.
 
     Raises:
-        WeightsError: the state dict belongs to another family, or its format cannot express the model.
+        MisfitError: its format cannot express the model.
+        WeightsError: the state dict belongs to another family.
     """
     family, key_format = matching_formats(shapes, prefer=model.family)[0]
     if family is not model.family:
         raise WeightsError(
             f"the weights belong to a {family.module.__name__}; a {model.family.module.__name__} is expected"
         )
-    return get_format(model, key_format.name)
+    try:
+        return get_format(model, key_format.name)
+    except WeightsError as error:
+        raise MisfitError(str(error)) from error
 
 
 def differences(shapes: Mapping[str, Shape], expected: Mapping[str, Shape]) -> dict[str, str]:

@@ -1,5 +1,9 @@
 """The shapes of a file identify its variant, or one sentence names the closest one."""
 
+import itertools
+import json
+import math
+
 import jax
 import numpy as np
 import pytest
@@ -8,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 import mambaout_jax as mo
+from mambaout_jax.export.torch import import_weights
 from mambaout_jax.weights import UnknownVariantError, WeightsError, check_unambiguous, resolve_model
 from tests.marks import slow_but
 from tests.weights import configurations, pytorch
@@ -148,9 +153,55 @@ def test_weights_of_another_family_whose_keys_match_are_refused_with_the_names_o
     source = mo.to_torch(model, jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), model.shapes))
     if as_file:
         save_file(source, source := tmp_path / "w.safetensors")
-    with pytest.raises(WeightsError, match=r"the weights do not fit localvmamba_tiny, but vmamba_tiny_v0$") as caught:
+    words = "the weights are those of vmamba_tiny_v0; localvmamba_tiny is expected$"
+    with pytest.raises(WeightsError, match=words) as caught:
         mo.from_torch(mo.create_model("localvmamba_tiny", num_classes=5), source)
     assert str(caught.value).startswith(f"{source}: " if as_file else "the weights")
+
+
+def write_zeros(file, shapes):
+    """Write a safetensors file of zeros, which takes no space on the disk."""
+    ends = [0, *itertools.accumulate(4 * math.prod(shape) for shape in shapes.values())]
+    header = {
+        key: {"dtype": "F32", "shape": shape, "data_offsets": bounds}
+        for (key, shape), bounds in zip(shapes.items(), itertools.pairwise(ends), strict=True)
+    }
+    text = json.dumps(header).encode()
+    with file.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.truncate(8 + len(text) + ends[-1])
+
+
+LINES = (
+    ("vmamba_tiny_s1l8", "vmamba"),
+    ("vmamba_tiny_s2l5", "vmamba"),
+    ("vmamba_tiny_v0", "vmamba"),
+    ("vmamba_tiny_v0", "vmamba_archive"),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "key_format", "other"),
+    slow_but(
+        [("vmamba_tiny_v0", "vmamba_archive", "vmamba_tiny_s1l8")],
+        [(name, names, other) for name, names in LINES for other, _ in LINES[:3] if other != name],
+    ),
+)
+def test_weights_of_another_line_of_vmamba_are_refused_with_the_names_of_both(tmp_path, name, key_format, other):
+    shapes = configurations.shapes(mo.create_model(name, num_classes=5), key_format)
+    write_zeros(file := tmp_path / "w.safetensors", shapes)
+    model = mo.create_model(other, num_classes=5)
+    words = f"the weights are those of {name}; {other} is expected$"
+    with pytest.raises(WeightsError, match=f"^{words}"):
+        mo.from_torch(model, {key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes.items()})
+    for read in (
+        lambda: mo.from_torch(model, file),
+        lambda: mo.load_pretrained(file, name=other),
+        lambda: import_weights(str(file), tmp_path / "imported", name=other),
+    ):
+        with pytest.raises(WeightsError, match=f"^{file}: {words}"):
+            read()
+    assert not (tmp_path / "imported").exists()
 
 
 FEMTO = configurations.shapes(mo.create_model("mambaout_femto"))
