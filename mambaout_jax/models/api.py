@@ -320,7 +320,8 @@ class Model(Functional):
     ) -> dict[ParamPath, Any]:
         """Resample parameters that were trained at another image size.
 
-        Position embeddings are resampled by timm's rule, in NumPy; all other parameters are returned unchanged.
+        Position embeddings are resampled by the rule of the family, bicubic and in NumPy; all other parameters are
+        returned unchanged.
 
         Args:
             params: arrays by path in `variables["params"]`: all parameters or some of them.

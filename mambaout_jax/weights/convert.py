@@ -32,8 +32,8 @@ def from_torch(model: Model, source: str | os.PathLike | Mapping[str, Any]) -> d
     """Convert PyTorch weights to the variables of a model, in float32.
 
     The key format is detected from the keys. The match is exact. Position embeddings of another image size are
-    resampled by timm's rule, from the size in config.json or else from square images. A licence that forbids commercial
-    use of the weights of a file or folder is stated in a warning.
+    resampled as in `Model.resample_params`, from the size in config.json or else from square images. A licence that
+    forbids commercial use of the weights of a file or folder is stated in a warning.
 
     Args:
         source: a .safetensors file, a file of torch.save (.pth, .pth.tar, .ckpt, .pt, .bin), a Hugging Face folder in
@@ -138,7 +138,7 @@ def load_pretrained(
         in_chans: number of input channels; None for that of the weights. For another number, the first layer is
             adapted by timm's rule, and mean and std are 0.5 unless they are given.
         img_size: side or (height, width) of the images; None for that of the weights. For another size, position
-            embeddings are resampled by timm's rule.
+            embeddings are resampled as in `Model.resample_params`.
         key: key of a new last layer; None for `jax.random.key(0)`.
         options: other options of `create_model` that override those of the weights (dtype, drop_path_rate, ...).
 

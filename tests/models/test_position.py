@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import mambaout_jax as mo
-from mambaout_jax.models import ModelError
+from mambaout_jax.models import ModelError, find_family
 from mambaout_jax.models.layers.position import resample_pos_embed, resample_position_embedding
+from tests.models import golden
 from tests.timm import load_timm
 from tests.weights import pytorch
 
@@ -28,14 +29,18 @@ def flat(params):
     return {tuple(key.key for key in path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
 
 
-# Of torch 2.13: F.interpolate(torch.arange(9.).reshape(1, 1, 3, 3) ** 2, (2, 4), mode="bicubic", antialias=True).
-TORCH_VALUES = [[1.91647, 3.51665, 6.93863, 10.03712], [26.33132, 32.97417, 43.74115, 51.88231]]
+# Of torch 2.13: F.interpolate(torch.arange(9.).reshape(1, 1, 3, 3) ** 2, (2, 4), mode="bicubic", antialias=...).
+TORCH_VALUES = {
+    True: [[1.91647, 3.51665, 6.93863, 10.03712], [26.33132, 32.97417, 43.74115, 51.88231]],
+    False: [[0.9356, 2.0083, 4.9692, 7.6845], [29.3485, 36.2583, 48.3443, 56.8966]],
+}
 
 
-def test_values_are_pytorchs():
+@pytest.mark.parametrize("antialias", TORCH_VALUES)
+def test_values_are_pytorchs(antialias):
     squares = np.arange(9, dtype=np.float32).reshape(1, 9, 1) ** 2
-    actual = resample_position_embedding(squares, (2, 4))
-    np.testing.assert_allclose(actual.reshape(2, 4), TORCH_VALUES, rtol=0, atol=2e-4)
+    actual = resample_position_embedding(squares, (2, 4), antialias=antialias)
+    np.testing.assert_allclose(actual.reshape(2, 4), TORCH_VALUES[antialias], rtol=0, atol=2e-4)
 
 
 @pytest.mark.torch
@@ -46,9 +51,38 @@ def test_resampling_equals_timms(old_grid, grid):
 
     values = embedding(old_grid, 0)
     expected = resample_abs_pos_embed(torch.from_numpy(values), list(grid), list(old_grid), 0)
-    actual = resample_position_embedding(values, grid, old_grid=old_grid)
+    actual = resample_position_embedding(values, grid, old_grid=old_grid, antialias=True)
     assert actual.dtype == np.float32
     np.testing.assert_allclose(actual, expected.numpy(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(("old_grid", "grid"), GRIDS)
+def test_resampling_without_antialiasing_equals_pytorchs(old_grid, grid):
+    _, torch = load_timm()
+    values = embedding(old_grid, 0)
+    as_map = torch.from_numpy(values).reshape(1, *old_grid, -1).permute(0, 3, 1, 2)
+    expected = torch.nn.functional.interpolate(as_map, grid, mode="bicubic", align_corners=False)
+    actual = resample_position_embedding(values, grid, old_grid=old_grid, antialias=False)
+    assert actual.dtype == np.float32
+    np.testing.assert_allclose(actual, expected.flatten(2).mT.numpy(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "antialias"),
+    [("deit_tiny_patch16_224", True), ("vim_tiny", False), ("localvim_tiny", False), ("plainmamba_l1", False)],
+)
+def test_a_family_resamples_by_the_rule_of_its_reference(name, antialias):
+    model = mo.create_model(name, img_size=96, num_classes=5, **golden.shallow_options(find_family(name).name))
+    own = model.shapes["params"]["pos_embed"].shape
+    values = embedding((4, 4), own[1] - 36)
+    actual = model.resample_params({("pos_embed",): values})[("pos_embed",)]
+    of_class = [(length - 1) // 2 if name == "vim_tiny" else 0 for length in (17, 37)] if own[1] > 36 else []
+    patches = np.delete(values, of_class[:1], axis=1)
+    expected = resample_position_embedding(patches, (6, 6), antialias=antialias)
+    np.testing.assert_array_equal(np.delete(actual, of_class[1:], axis=1), expected)
+    other = resample_position_embedding(patches, (6, 6), antialias=not antialias)
+    assert np.abs(expected - other).max() > 0.01
 
 
 @pytest.mark.torch
@@ -72,10 +106,12 @@ def test_a_vit_at_another_size_equals_timms(options):
     assert pytorch.relative_difference(logits, expected) < 1e-5
 
 
-def test_a_constant_stays_constant_and_the_same_grid_is_returned():
+@pytest.mark.parametrize("antialias", [True, False])
+def test_a_constant_stays_constant_and_the_same_grid_is_returned(antialias):
     ones = np.ones((1, 12, 3), np.float32)
-    np.testing.assert_allclose(resample_position_embedding(ones, (5, 2), old_grid=(3, 4)), 1.0, rtol=1e-6)
-    assert resample_position_embedding(ones, (3, 4), old_grid=(3, 4)) is ones
+    resampled = resample_position_embedding(ones, (5, 2), old_grid=(3, 4), antialias=antialias)
+    np.testing.assert_allclose(resampled, 1.0, rtol=1e-6)
+    assert resample_position_embedding(ones, (3, 4), old_grid=(3, 4), antialias=antialias) is ones
 
 
 @pytest.mark.parametrize("of_class", [[], [0], [0, 1, 2], [0, -1]])
@@ -86,11 +122,12 @@ def test_embeddings_of_class_tokens_are_kept(of_class):
         (),
         (3, 6),
         old_grid=None,
+        antialias=False,
         class_positions=lambda length: [position % length for position in of_class],
     ).values()
     assert actual.shape == (1, len(of_class) + 18, 6)
     np.testing.assert_array_equal(actual[:, of_class], values[:, of_class])
-    patches = resample_position_embedding(np.delete(values, of_class, axis=1), (3, 6))
+    patches = resample_position_embedding(np.delete(values, of_class, axis=1), (3, 6), antialias=False)
     np.testing.assert_array_equal(np.delete(actual, of_class, axis=1), patches)
 
 

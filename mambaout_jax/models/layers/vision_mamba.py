@@ -167,7 +167,8 @@ class VisionMamba(nnx.Module):
     ) -> dict[tuple[str | int, ...], Any]:
         """Return parameters for images of this model's size, from those for images of another size.
 
-        The position embeddings of patches are resampled by timm's rule; those of class tokens are kept.
+        The position embeddings of patches are resampled like `torch.nn.functional.interpolate(mode="bicubic")`, as in
+        the references; those of class tokens are kept.
 
         Args:
             params: arrays by path: all parameters or some of them.
@@ -179,6 +180,7 @@ class VisionMamba(nnx.Module):
             self.pos_embed.shape,
             self.grid,
             old_grid=None if img_size is None else self.grid_of(img_size),
+            antialias=False,
             class_positions=self._class_positions,
         )
 

@@ -227,7 +227,8 @@ class PlainMamba(nnx.Module):
     ) -> dict[ParamPath, Any]:
         """Return parameters for images of this model's size, from those for images of another size.
 
-        The position embeddings are resampled by timm's rule; all others are returned as they are.
+        The position embeddings are resampled like `torch.nn.functional.interpolate(mode="bicubic")`, as in the
+        reference; all others are returned as they are.
 
         Args:
             params: arrays by path: all parameters or some of them.
@@ -235,7 +236,8 @@ class PlainMamba(nnx.Module):
                 are taken to be those of square images.
         """
         old_grid = None if img_size is None else self._grid(img_size)
-        return resample_pos_embed(params, self.pos_embed.shape, self._grid(self.img_size), old_grid=old_grid)
+        grid = self._grid(self.img_size)
+        return resample_pos_embed(params, self.pos_embed.shape, grid, old_grid=old_grid, antialias=False)
 
     def features(self, images: Float[Array, "b h w i"], key: Key[Array, ""] | None) -> list[Array]:
         """Compute the maps of the chosen blocks."""

@@ -186,6 +186,7 @@ class VisionTransformer(nnx.Module):
             self.pos_embed.shape,
             self._grid(self.img_size),
             old_grid=None if img_size is None else self._grid(img_size),
+            antialias=True,
             class_positions=lambda _: () if self.cls_token is None else (0,),
         )
 
