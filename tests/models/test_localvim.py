@@ -12,6 +12,7 @@ import mambaout_jax as mo
 from mambaout_jax.models import ModelError
 from mambaout_jax.models.localvim import model as localvim_model
 from mambaout_jax.models.macs import count_macs
+from tests.timm import load_timm
 from tests.weights import pytorch
 
 BLOCK = "h v_flip w2 w3_flip"
@@ -71,6 +72,42 @@ def test_maps_that_are_not_square_are_scanned(class_token):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("options", [{"rope": True}, {"class_token": True, "rope": False}], ids=str)
+def test_the_last_patches_are_filled_with_zeros(options):
+    model, padded = (small_model(img_size=size, **options) for size in ((36, 42), (40, 48)))
+    assert model.shapes == padded.shapes
+    images, variables = jax.random.normal(jax.random.key(0), (1, 36, 42, 3)), drawn(model)
+    logits = model.apply(variables, images)
+    filled = padded.apply(variables, jnp.pad(images, ((0, 0), (0, 4), (0, 6), (0, 0))))
+    np.testing.assert_array_equal(logits, filled)
+    assert not np.array_equal(logits, padded.apply(variables, jnp.pad(images, ((0, 0), (4, 0), (6, 0), (0, 0)))))
+
+
+def test_rotary_tables_of_the_own_size_are_those_of_the_angles():
+    tables = mo.to_torch(model := small_model(rope_size=32), drawn(model))
+    rows, columns = np.arange(4)[:, None] / 4 * 14, np.arange(4)[None] / 4 * 14
+    for first, position in ((0, rows), (12, columns)):
+        for pair, rate in enumerate(10000 ** (-np.arange(0, 12, 2) / 12)):
+            for name, function in (("cos", np.cos), ("sin", np.sin)):
+                expected = np.broadcast_to(function(position * rate), (4, 4)).ravel()
+                for channel in (first + 2 * pair, first + 2 * pair + 1):
+                    np.testing.assert_allclose(tables[f"rope.freqs_{name}"][:, channel], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("img_size", [(48, 48), (35, 71)])
+def test_rotary_tables_of_another_size_are_interpolated_as_in_the_reference(img_size):
+    _, torch = load_timm()
+    own, other = (small_model(rope_size=32, img_size=size) for size in (32, img_size))
+    tables, interpolated = (mo.to_torch(model, drawn(model)) for model in (own, other))
+    grid = tuple(math.ceil(side / 8) for side in img_size)
+    for name in ("rope.freqs_cos", "rope.freqs_sin"):
+        as_map = torch.from_numpy(tables[name]).reshape(1, 4, 4, 24).permute(0, 3, 1, 2)
+        expected = torch.nn.functional.interpolate(as_map, grid, mode="bicubic", align_corners=False)
+        np.testing.assert_allclose(interpolated[name], expected[0].flatten(1).T.numpy(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
 def test_neighboring_blocks_with_equal_directions_are_one_loop_each():
     directions = (BLOCK, BLOCK, "h h_flip v v_flip", BLOCK, BLOCK, BLOCK)
     plain, scanned = (small_model(directions=directions, scan_blocks=scan) for scan in (False, True))
@@ -87,8 +124,7 @@ def test_neighboring_blocks_with_equal_directions_are_one_loop_each():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"img_size": (32, 36)}, "multiples of patch_size 8"),
-        ({"img_size": (32, 48)}, r"\(32, 48\); square images are expected with rope"),
+        ({"rope_size": 7}, "rope_size is 7; at least patch_size 8 is expected"),
         ({"class_token": True, "rope": True}, "class_token and rope"),
         ({"class_token": "random", "rope": False}, "class_token is 'random'"),
         ({"directions": ()}, "directions is empty"),

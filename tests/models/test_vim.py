@@ -214,7 +214,7 @@ def test_maps_are_those_of_the_chosen_blocks():
 
 def test_a_rotation_is_by_the_row_in_the_first_half_of_the_channels_and_by_the_column_in_the_second():
     x = np.random.default_rng(0).normal(size=(1, 6, 8)).astype(np.float32)
-    y = np.asarray(rotate_patches(jnp.asarray(x), (2, 3)))
+    y = np.asarray(rotate_patches(jnp.asarray(x), (2, 3), (2, 3)))
     pairs, turned = (v.reshape(2, 3, 4, 2) @ np.array([1, 1j]) for v in (x, y))
     rows, columns = np.arange(2)[:, None] / 2 * 14, np.arange(3) / 3 * 14
     for pair, angle in enumerate((rows, rows / 100, columns, columns / 100)):  # 10000 ** (-2 / 4)
@@ -229,7 +229,7 @@ def test_a_class_token_that_comes_first_is_not_rotated():
     block.mixer = lambda x: 0 * x
     y, _ = block((x, x))
     np.testing.assert_array_equal(y[:, 0], x[:, 0])
-    np.testing.assert_allclose(y[:, 1:], rotate_patches(x[:, 1:], (4, 4)), rtol=1e-6)
+    np.testing.assert_allclose(y[:, 1:], rotate_patches(x[:, 1:], (4, 4), (4, 4)), rtol=1e-6)
 
 
 @pytest.mark.parametrize(

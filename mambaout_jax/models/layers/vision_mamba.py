@@ -25,26 +25,36 @@ State = tuple[Float[Array, "b l d"], Float[Array, "b l d"]]
 
 
 class Block(nnx.Module):
-    """One block: x + mixer(norm(x)), where x is rotated before if the block has a grid.
+    """One block: x + mixer(norm(x)), where x is rotated before if the block has a `rope_grid`.
 
     Args:
-        grid: rows and columns of patches for the rotary position embedding; None for none.
+        grid: rows and columns of patches.
+        rope_grid: rows and columns of the tables of the rotary position embedding; None for none.
         num_prefix_tokens: number of tokens before the patches, which are not rotated.
     """
 
-    def __init__(self, dim: int, mixer: nnx.Module, *, grid: tuple[int, int] | None, num_prefix_tokens: int):
+    def __init__(
+        self,
+        dim: int,
+        mixer: nnx.Module,
+        *,
+        grid: tuple[int, int],
+        rope_grid: tuple[int, int] | None,
+        num_prefix_tokens: int,
+    ):
         self.norm = RMSNorm(dim)
         self.mixer = mixer
         self.grid = grid
+        self.rope_grid = rope_grid
         self.num_prefix_tokens = num_prefix_tokens
 
     def __call__(
         self, state: State, key: Key[Array, ""] | None = None, drop_path_rate: float | Float[Array, ""] = 0.0
     ) -> State:
         x, _ = state
-        if self.grid is not None:
+        if self.rope_grid is not None:
             prefix, patches = jnp.split(x, [self.num_prefix_tokens], axis=1)
-            x = jnp.concatenate([prefix, rotate_patches(patches, self.grid)], axis=1)
+            x = jnp.concatenate([prefix, rotate_patches(patches, self.grid, self.rope_grid)], axis=1)
         y = self.mixer(self.norm(x))
         return x + drop_path(y, drop_path_rate, key).astype(x.dtype), y
 
@@ -53,7 +63,8 @@ class VisionMamba(nnx.Module):
     """A sequence of Mamba blocks, followed by a norm and a linear layer on the class tokens or the mean of all tokens.
 
     Its feature maps are the outputs of the mixers of chosen blocks, without class tokens, as in the segmentation models
-    of its references. It accepts images of `img_size` only.
+    of its references. It accepts images of `img_size` only. Subclasses define `grid_of(img_size)`, the rows
+    and columns of patches of an image.
 
     Args:
         mixers: the mixer of each block; a mixer has `no_decay`, paths of its parameters without weight decay, and
@@ -64,7 +75,8 @@ class VisionMamba(nnx.Module):
         class_token: position of learned class tokens, one of `CLASS_TOKENS`. "random" draws the position of one class
             token, the same for the whole batch, with equal probability of every position before, between and after the
             patches; without a key it is "middle".
-        rope: apply rotary position embeddings (RoPE) to the patches before every block; for square images.
+        rope_grid: rows and columns for which the tables of rotary position embeddings (RoPE) are computed, which are
+            applied to the patches before every block; None for no RoPE.
         out_indices: blocks of the feature maps; None for the last one.
 
     Raises:
@@ -82,7 +94,7 @@ class VisionMamba(nnx.Module):
         embed_dim: int,
         class_token: str,
         class_token_initializer: Initializer,
-        rope: bool,
+        rope_grid: tuple[int, int] | None,
         out_indices: tuple[int, ...] | None,
         num_classes: int,
         drop_path_rate: float,
@@ -92,12 +104,9 @@ class VisionMamba(nnx.Module):
         remat: str,
     ):
         depth = len(mixers)
-        if rope and embed_dim % 4:
+        if rope_grid is not None and embed_dim % 4:
             raise ModelError(f"embed_dim is {embed_dim}; a multiple of 4 is expected with rope")
-        # The reference has one number of patches per side, by which it scales the positions of rows and columns.
-        if rope and grid[0] != grid[1]:
-            raise ModelError(f"img_size is {img_size}; square images are expected with rope")
-        if rope and class_token not in ("none", "first"):
+        if rope_grid is not None and class_token not in ("none", "first"):
             raise ModelError(f"class_token is {class_token!r}; 'none' or 'first' is expected with rope")
         self.patch_embed = patch_embed
         if class_token == "both":
@@ -109,7 +118,8 @@ class VisionMamba(nnx.Module):
         num_class_tokens = {"none": 0, "both": 2}.get(class_token, 1)
         self.pos_embed = parameter((1, num_patches + num_class_tokens, embed_dim), normal)
         self.layers = nnx.List(
-            Block(embed_dim, mixer, grid=grid if rope else None, num_prefix_tokens=num_class_tokens) for mixer in mixers
+            Block(embed_dim, mixer, grid=grid, rope_grid=rope_grid, num_prefix_tokens=num_class_tokens)
+            for mixer in mixers
         )
         self.norm_f = RMSNorm(embed_dim)
         self.head = Linear(embed_dim, num_classes, dtype=dtype)
@@ -183,10 +193,6 @@ class VisionMamba(nnx.Module):
             antialias=False,
             class_positions=self._class_positions,
         )
-
-    def grid_of(self, img_size: tuple[int, int]) -> tuple[int, int]:
-        """Return the rows and columns of patches of an image."""
-        return tuple(side // self.stride for side in img_size)
 
     def features(self, images: Float[Array, "b h w i"], key: Key[Array, ""] | None) -> list[Array]:
         """Compute the maps of the chosen blocks."""

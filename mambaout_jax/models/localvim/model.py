@@ -54,7 +54,7 @@ OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
         **COMMON,
         **BLOCKS,
         "img_size": IMG_SIZE,
-        "patch_size": ConfigKey(int, "1..1024", 16, "side of a patch in pixels; divides img_size"),
+        "patch_size": ConfigKey(int, "1..1024", 16, "side of a patch in pixels"),
         "embed_dim": ConfigKey(int, "4..65536", 192, "channels of a token"),
         "d_state": ConfigKey(int, "1..1024", 16, "states of the scan per channel"),
         "directions": ConfigKey(
@@ -74,12 +74,29 @@ OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
             bool,
             None,
             True,
-            "apply rotary position embeddings (RoPE) before every block; for square images, not with class_token",
+            "apply rotary position embeddings (RoPE) before every block; not with class_token",
+        ),
+        "rope_size": ConfigKey(
+            int,
+            "1..65536",
+            224,
+            "side in pixels of the square images that the tables of rotary position embeddings are computed for; for "
+            "another img_size they are interpolated, as in the original code",
         ),
         "out_indices": OUT_INDICES,
         "scan_impl": SCAN_IMPL,
     }
 )
+
+
+def grid_of(img_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
+    """Return the rows and columns of patches of an image, the last of which may be incomplete."""
+    return tuple(-(-side // patch_size) for side in img_size)
+
+
+def rope_grid_of(rope_size: int, patch_size: int) -> tuple[int, int]:
+    """Return the rows and columns of the tables of the rotary position embedding."""
+    return (rope_size // patch_size,) * 2
 
 
 class LocalVim(VisionMamba):
@@ -99,6 +116,7 @@ class LocalVim(VisionMamba):
         directions: tuple[str, ...],
         class_token: bool,
         rope: bool,
+        rope_size: int,
         out_indices: tuple[int, ...] | None,
         scan_impl: str,
         num_classes: int,
@@ -110,13 +128,13 @@ class LocalVim(VisionMamba):
         remat: str,
     ):
         img_size = tuple(img_size)
-        if any(side % patch_size for side in img_size):
-            raise ModelError(f"img_size is {img_size}; multiples of patch_size {patch_size} are expected")
+        if rope and rope_size < patch_size:
+            raise ModelError(f"rope_size is {rope_size}; at least patch_size {patch_size} is expected")
         if class_token and rope:
             raise ModelError("class_token and rope are True; set one of them to False")
         if not directions:
             raise ModelError("directions is empty; the scans of at least one block are expected")
-        grid, dtype = tuple(side // patch_size for side in img_size), jnp.dtype(dtype)
+        grid, dtype = grid_of(img_size, patch_size), jnp.dtype(dtype)
         super().__init__(
             [
                 LocalMixer(
@@ -138,7 +156,7 @@ class LocalVim(VisionMamba):
             embed_dim=embed_dim,
             class_token="middle" if class_token else "none",
             class_token_initializer=zeros,
-            rope=rope,
+            rope_grid=rope_grid_of(rope_size, patch_size) if rope else None,
             out_indices=out_indices,
             num_classes=num_classes,
             drop_path_rate=drop_path_rate,
@@ -147,6 +165,10 @@ class LocalVim(VisionMamba):
             scan_blocks=scan_blocks,
             remat=remat,
         )
+
+    def grid_of(self, img_size: tuple[int, int]) -> tuple[int, int]:
+        """Return the rows and columns of patches of an image, the last of which may be incomplete."""
+        return grid_of(img_size, self.stride)
 
     def _equal_blocks(self, first: int, last: int) -> Iterator[tuple[int, int]]:
         for _, group in itertools.groupby(range(first, last), lambda index: self.layers[index].mixer.directions):

@@ -107,6 +107,9 @@ class Vim(VisionMamba):
             raise ModelError(f"img_size is {img_size}; at least patch_size {patch_size} is expected")
         if rope and stride != patch_size:
             raise ModelError(f"stride is {stride}; {patch_size}, the patch_size, is expected with rope")
+        # The reference has one number of patches per side, by which it scales the positions of rows and columns.
+        if rope and img_size[0] != img_size[1]:
+            raise ModelError(f"img_size is {img_size}; square images are expected with rope")
         dtype = jnp.dtype(dtype)
         self.patch_size = patch_size
         self.stride = stride
@@ -131,7 +134,7 @@ class Vim(VisionMamba):
             embed_dim=embed_dim,
             class_token=class_token,
             class_token_initializer=normal,
-            rope=rope,
+            rope_grid=self.grid_of(img_size) if rope else None,
             out_indices=out_indices,
             num_classes=num_classes,
             drop_path_rate=drop_path_rate,

@@ -1,5 +1,10 @@
 """Parameter names of Vim in PyTorch codebases."""
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
 from mambaout_jax.models.key_format import KeyFormat, Rule, same_names
 from mambaout_jax.models.layers.rotation import rotary_buffers
 
@@ -13,6 +18,12 @@ def _branch(name: str, suffix: str, decay: str) -> tuple[Rule, ...]:
         Rule(f"layers.#.mixer.{decay}", f"layers.#.mixer.{name}.A_log"),
         Rule(f"layers.#.mixer.D{suffix}", f"layers.#.mixer.{name}.D"),
     )
+
+
+def _buffers(options: Mapping[str, Any], keys: Iterable[str]) -> dict[str, np.ndarray]:
+    """Return the tables of the rotary position embedding, for `KeyFormat.buffers`."""
+    grid = tuple(side // options["patch_size"] for side in options["img_size"])
+    return rotary_buffers(grid, grid, options["embed_dim"]) if options["rope"] else {}
 
 
 # github.com/hustvl/Vim at dd0358ad, vim/models_mamba.py.
@@ -36,5 +47,5 @@ ORIGINAL = KeyFormat(
         *_branch("backward", "_b", "A_b_log"),
     ),
     ignored=("rope.freqs_cos", "rope.freqs_sin"),  # tables of the rotary position embedding
-    buffers=rotary_buffers,
+    buffers=_buffers,
 )
