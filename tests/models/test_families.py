@@ -18,6 +18,8 @@ from safetensors.numpy import save_file
 import mambaout_jax as mo
 from mambaout_jax.models import ModelError
 from mambaout_jax.models.registry import BUILT_IN
+from mambaout_jax.train.optimizer import decay_mask
+from mambaout_jax.weights.key_map import tensor_specs
 from tests.marks import slow_but
 from tests.models import golden
 from tests.weights import pytorch
@@ -170,11 +172,29 @@ def test_initial_values_are_those_of_the_reference(name):
             assert (leaf == (1.0 if norm else 0.0)).all(), key
 
 
-@every_small_model
-def test_weight_decay_spares_what_the_reference_spares(name):
+def names_with(key):
+    return pytest.mark.parametrize("name", [name for name in SMALL if key in golden.FAMILIES[name.partition("-")[0]]])
+
+
+@names_with("no_decay")
+def test_weight_decay_spares_the_listed_parameters(name):
     model = small(name)
     paths = leaves_by_path(shapes(model)["params"])
     assert model.no_decay == {path for path in paths if path[-1] in data_of(name)["no_decay"]}
+
+
+@names_with("no_weight_decay")
+def test_weight_decay_spares_vectors_and_no_weight_decay_of_the_reference(name):
+    # By the names and shapes of the reference: timm 0.4.12, with which Vim is trained, and lib/utils/optim.py of
+    # LocalMamba exempt biases, tensors with one axis and what the method `no_weight_decay` of a model returns.
+    model, listed = small(name), data_of(name)["no_weight_decay"]
+    decayed = {
+        spec.paths[0][1:]
+        for spec in tensor_specs(model.shapes, model.family.key_formats[0])
+        if len(spec.shape) > 1 and not spec.keys[0].endswith(".bias") and spec.keys[0] not in listed
+    }
+    mask = leaves_by_path(decay_mask(shapes(model)["params"], model.no_decay))
+    assert {path for path, decays in mask.items() if decays} == decayed
 
 
 @pytest.mark.slow

@@ -67,8 +67,8 @@ class VisionMamba(nnx.Module):
     and columns of patches of an image.
 
     Args:
-        mixers: the mixer of each block; a mixer has `no_decay`, paths of its parameters without weight decay, and
-            `scans`, its number of directions, their channels and the states per channel.
+        mixers: the mixer of each block; a mixer has `scans`, its number of directions, their channels and the states
+            per channel.
         patch_embed: module from images to patches, row by row, with the convolution `proj`.
         grid: rows and columns of patches.
         stride: distance of patches in pixels.
@@ -158,14 +158,13 @@ class VisionMamba(nnx.Module):
         return (self.stride,) * len(self.out_indices)
 
     @property
-    def no_decay(self) -> tuple[tuple[str | int, ...], ...]:
-        """Return the paths of the parameters without weight decay, vectors aside."""
+    def no_decay(self) -> tuple[tuple[str, ...], ...]:
+        """Return the paths of the parameters without weight decay, vectors aside.
+
+        A_log has weight decay: the original code marks it as exempt, but its optimizers do not read the mark.
+        """
         tokens = {"none": (), "both": ("cls_token_head", "cls_token_tail")}.get(self.class_token, ("cls_token",))
-        own = ((name,) for name in ("pos_embed", *tokens))
-        return (
-            *own,
-            *(("layers", i, "mixer", *path) for i, layer in enumerate(self.layers) for path in layer.mixer.no_decay),
-        )
+        return tuple((name,) for name in ("pos_embed", *tokens))
 
     @property
     def scans(self) -> tuple[tuple[int, ...], ...]:

@@ -229,11 +229,6 @@ class LocalMixer(nnx.Module):
         self.scan_impl = scan_impl
 
     @property
-    def no_decay(self) -> tuple[tuple[str | int, ...], ...]:
-        """Return the paths of the parameters without weight decay, vectors aside."""
-        return tuple(("branches", index, "A_log") for index in range(NUM_DIRECTIONS))
-
-    @property
     def scans(self) -> tuple[int, int, int]:
         """Return the number of directions, their channels and the states per channel."""
         return len(self.directions), *self.branches[0].A_log.shape

@@ -228,11 +228,6 @@ class BidirectionalMixer(nnx.Module):
         self.scan_impl = scan_impl
 
     @property
-    def no_decay(self) -> tuple[tuple[str, ...], ...]:
-        """Return the paths of the parameters without weight decay, vectors aside."""
-        return (("forward", "A_log"),) if self.backward is None else (("forward", "A_log"), ("backward", "A_log"))
-
-    @property
     def scans(self) -> tuple[int, int, int]:
         """Return the number of directions, their channels and the states per channel."""
         return 1 if self.backward is None else 2, *self.forward.A_log.shape
