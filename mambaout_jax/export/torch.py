@@ -36,6 +36,7 @@ from mambaout_jax.weights import (
     converting_file_errors,
     find_licence,
     from_checkpoint,
+    get_format,
     licence_notice,
     model_args,
     read_checkpoint,
@@ -186,6 +187,8 @@ def export_weights(
     if notice := run.licence_notice:
         log(f"{notice}{'; a file does not record it, a folder does' if is_file else ''}")
     tensors = to_torch(run.model, run.variables, key_format, dtype)
+    if remark := get_format(run.model, key_format).remark(tensors):
+        log(remark)
     written = jax.tree.map(lambda leaf: leaf.astype(dtype).astype(jnp.float32), run.variables)
     check = LogitsCheck(run.model, written, check_images(run.config, run.model, log))
     if dtype != "float32":

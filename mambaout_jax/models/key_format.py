@@ -99,6 +99,8 @@ class KeyFormat:
         linear: patterns of keys of matrices (out, in) that may be stored as 1x1 convolutions (out, in, 1, 1). They are
             written as matrices.
         fixed: options of the family with only one value in this codebase.
+        remark: function of the written tensors, by key, that returns a sentence on loading them in this codebase; None
+            if there is nothing to know.
     """
 
     name: str
@@ -107,3 +109,4 @@ class KeyFormat:
     buffers: Callable[[Mapping[str, Any], Iterable[str]], Mapping[str, np.ndarray]] = lambda options, keys: {}
     linear: tuple[str, ...] = ()
     fixed: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    remark: Callable[[Mapping[str, np.ndarray]], str | None] = lambda tensors: None

@@ -18,7 +18,7 @@ from mambaout_jax.weights.licence import find_licence, licence_notice
 from mambaout_jax.weights.mamba_block import mamba_block_from_torch, mamba_block_to_torch
 from mambaout_jax.weights.options import model_args, other_options
 from mambaout_jax.weights.resolve import ResolvedModel, UnknownVariantError, check_unambiguous, resolve_model
-from mambaout_jax.weights.state_dict import differences
+from mambaout_jax.weights.state_dict import differences, get_format
 from mambaout_jax.weights.torch_file import import_torch
 from mambaout_jax.weights.verify import TOLERANCE, LogitsCheck, check_timm, difference, random_images
 
@@ -43,6 +43,7 @@ __all__ = [
     "find_licence",
     "from_checkpoint",
     "from_torch",
+    "get_format",
     "import_torch",
     "inspect_checkpoint",
     "licence_notice",

@@ -1,12 +1,14 @@
 """Weights of LocalVim are recognized in the files that its authors publish."""
 
 import argparse
+import re
 
 import numpy as np
 import pytest
 
 import mambaout_jax as mo
-from mambaout_jax.weights import WeightsError
+from mambaout_jax.export.torch import export_weights, import_weights
+from mambaout_jax.weights import WeightsError, write_folder
 from tests.marks import slow_but
 from tests.models import golden
 from tests.weights import configurations, pytorch
@@ -45,6 +47,21 @@ def test_tables_of_the_rotary_embedding_are_written_for_the_image_size_in_the_dt
     assert half["rope.freqs_cos"].shape == (9, model.options["embed_dim"])
     assert {value.dtype for value in half.values()} == {np.dtype("bfloat16")}
     pytorch.assert_equal_trees(mo.from_torch(model, mo.to_torch(model, variables)), variables)
+
+
+@pytest.mark.slow
+def test_an_export_reports_decays_that_differ_between_directions(tmp_path):
+    model = pytorch.small_model("localvim_tiny")
+    state_dict = mo.to_torch(model, pytorch.draw(model))
+    equal = {key: state_dict[re.sub(r"A_log_\d", "A_log_0", key)] for key in state_dict}
+    reports = []
+    for name, tensors in (("different", state_dict), ("equal", equal)):
+        write_folder(tmp_path / name, model, tensors)
+        import_weights(str(tmp_path / name), tmp_path / f"run_{name}")
+        export_weights(tmp_path / f"run_{name}", str(tmp_path / f"{name}.safetensors"), log=(lines := []).append)
+        reports.append([line for line in lines if "A_log" in line])
+    assert reports[1] == []
+    assert reports[0][0].startswith("A_log_0 to A_log_3 of a block differ; in the original code they share memory")
 
 
 def test_weights_with_fewer_directions_are_refused():

@@ -180,7 +180,7 @@ class LocalMixer(nnx.Module):
     """A sequence mixer: out_proj(sum of attn(scan(xz)) over the directions) with xz = in_proj(input).
 
     Each direction has its own parameters, and gates its output by SiLU(z). (In the reference, the A_log of all
-    directions of a block share memory in training, so that each is updated by the gradients of all.)
+    directions of a block share memory until the model is moved to a GPU.)
 
     Args:
         directions: the order of each scan.
