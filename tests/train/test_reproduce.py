@@ -131,6 +131,10 @@ def test_the_accuracy_of_vmamba_is_that_of_its_average_except_for_the_first_tiny
     assert set(entries.values()) == {None, "model"}
 
 
+def test_the_accuracy_of_vim_is_that_of_its_raw_weights():
+    assert {variant.checkpoint.entry for variant in registry.find_family("vim_tiny").variants.values()} == {"model"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("characters", [8, 64])
 def test_a_file_with_another_digest_is_neither_used_nor_kept(served, data_dir, tmp_path, monkeypatch, characters):

@@ -7,7 +7,9 @@ from mambaout_jax.models.family import Checkpoint, Variant
 
 
 def _weights(repository: str, file: str, licence: str | None = "Apache-2.0") -> Checkpoint:
-    return Checkpoint(f"https://huggingface.co/hustvl/{repository}/resolve/main/{file}.pth", licence)
+    # vim/main.py saves raw weights and a moving average when the accuracy of the raw ones is the best so far.
+    url = f"https://huggingface.co/hustvl/{repository}/resolve/main/{file}.pth"
+    return Checkpoint(url, licence, entry="model")
 
 
 _SMALL = {"embed_dim": 384}
