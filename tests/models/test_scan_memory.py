@@ -1,4 +1,4 @@
-"""No program of a model has an array with the states of all steps of its scans, (batch, length, channels, states).
+"""The scans of a block are one call, and no program has the states of all steps, (batch, length, channels, states).
 
 By tracing only: a program contains the implementations of a scan for all platforms. The lengths and the numbers of
 states are such that the states of all steps are by far the largest array that a scan could make, and larger than the
@@ -87,3 +87,15 @@ def test_no_array_has_the_states_of_all_steps(name, monkeypatch):
         assert largest(program) < limit
     for program in programs(build(name, scan_impl="associative")):
         assert largest(program) >= limit
+
+
+@pytest.mark.parametrize("name", SCANNING)
+def test_all_directions_of_a_block_are_one_scan(name):
+    model = mo.create_model(golden.small_models()[name][0], img_size=64, **golden.small_models()[name][1])
+    program = jax.make_jaxpr(model.apply)(model.shapes, jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
+    scans = [equation for equation in equations(program.jaxpr) if equation.params.get("name") == run_scan.__name__]
+    paths = [[entry.key for entry in path] for path, _ in jax.tree.leaves_with_path(model.shapes["params"])]
+    decays = [path for path in paths if str(path[-1]).startswith("A_log")]
+    mixers = [next(name for name in ("mixer", "op", "ssm") if name in path) for path in decays]
+    blocks = {tuple(path[: path.index(name)]) for path, name in zip(decays, mixers, strict=True)}
+    assert len(scans) == len(blocks) > 0
