@@ -183,7 +183,7 @@ def test_experiments_of_coco_have_the_published_recipe(name):
 def test_experiments_of_other_families_have_the_recipe_of_their_model(name):
     config, model = load(name), name.partition(":")[2]
     recipe, (drop_path_rate, ema_decay) = find_family(model).recipe_of(model), OTHERS[name]
-    crop_pct = None if model.startswith("mambavision") else 0.875  # that of the variant
+    crop_pct = find_family(model).variants[model].crop_pct
     own = {"model.name": model, "model.drop_path_rate": drop_path_rate, "data.crop_pct": crop_pct}
     expected = {**RECIPE, "optim.schedule": "per_step", **recipe.values, **own, "optim.ema_decay": ema_decay}
     del expected["microbatch_size"]  # does not change the result
@@ -197,7 +197,8 @@ def test_published_experiments_have_the_recipe(name):
     config = load(name)
     expected = {**RECIPE, "model.name": name.partition(":")[2], "model.drop_path_rate": DROP_PATH[name]}
     assert {key: config.all_values[key] for key in expected} == expected
-    assert differences_from_recipe(find_family(config.model["name"]).recipe, config.values) == []
+    model = config.model["name"]
+    assert differences_from_recipe(find_family(model).recipe_of(model), config.values) == []
     assert 1_281_167 // config.batch_size == 312
     assert 312 % config.log_every_steps == 0
 

@@ -139,10 +139,11 @@ def reading_imports_nothing_that_writes_datasets(root):
                 yield f"{path}:{line} imports {name}"
 
 
-def configs_import_ml_collections_and_the_defaults_alone(root):
+def configs_import_ml_collections_the_defaults_and_the_recipes_alone(root):
+    known = {f"mambaout_jax.run.config.{name}" for name in ("default_config", "published_recipes")}
     for path, tree in sources(root, "configs/**/*.py"):
         for _, name, line, _ in imported(path, tree):
-            if name.split(".")[0] != "ml_collections" and name != "mambaout_jax.run.config.default_config":
+            if name.split(".")[0] != "ml_collections" and name not in known:
                 yield f"{path}:{line} imports {name}"
 
 
@@ -284,7 +285,7 @@ LAWS = {
             ("mambaout_jax/data/names.py", "def f():\n    from mambaout_jax.data import prepare"),
             ("mambaout_jax/tasks/classification/source.py", "from ...data.prepare import ensure_prepared"),
         ),
-        (configs_import_ml_collections_and_the_defaults_alone, ("configs/digits.py", "import jax")),
+        (configs_import_ml_collections_the_defaults_and_the_recipes_alone, ("configs/digits.py", "import jax")),
         (
             config_dict_stays_above_the_loop,
             ("mambaout_jax/train/step.py", "import ml_collections"),

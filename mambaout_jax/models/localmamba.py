@@ -24,6 +24,7 @@ RECIPE = Recipe(
             "augment.mixup_alpha": 0.2,
             # 1024 = 8 devices x 128 images; each device has one draw of mixup or cutmix.
             "augment.mixup_group": 128,
+            "model.drop_path_rate": 0.1,
         }
     ),
     reference="Huang et al., LocalMamba, 2024: classification/configs/strategies/local_mamba/config.yaml of the code",

@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mambaout_jax.checks import ConfigKey, find_fault, nearest_names, suggest
-from mambaout_jax.models import families_with, find_family, option_keys, variant_options
+from mambaout_jax.models import families, families_with, find_family, option_keys, variant_options
 from mambaout_jax.plugins import load as load_plugins
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.tasks.api import Task, TaskConfig
@@ -315,6 +315,24 @@ def default_config(task: str = DEFAULT, plugins: Sequence[str] = ()) -> ConfigDi
     config = ConfigDict(nest(values), type_safe=False).lock()
     config.model.unlock()
     return config
+
+
+def published_recipes() -> dict[str, dict[str, Any]]:
+    """Return the published training recipe of each variant that was published with one, as values by dotted key.
+
+    They include the model, the dataset and the evaluation crop of the variant.
+    """
+    return {
+        name: {
+            "model.name": name,
+            "data.name": recipe.dataset,
+            "data.crop_pct": variant.crop_pct,
+            **recipe.values,
+        }
+        for family in families()
+        for name, variant in family.variants.items()
+        if variant.top1 and (recipe := family.recipe_of(name)) is not None
+    }
 
 
 def known_keys(given: Mapping[str, Any]) -> dict[str, ConfigKey]:

@@ -332,7 +332,7 @@ def _open_writer(
         writer.print_line(notice)
     if setup.teacher and (notice := licence_notice(setup.teacher.licence, setup.teacher.model.name)):
         writer.print_line(notice)
-    for sentence in differences_from_recipe(model.family.recipe_of(model.name), config.values):
+    for sentence in differences_from_recipe(model.family.recipe_of(model.name), config.all_values):
         writer.print_line(f"differs from the published recipe: {sentence}")
     return writer
 

@@ -21,7 +21,7 @@ def differences_from_recipe(recipe: Recipe | None, values: Mapping[str, Any]) ->
 
     Args:
         recipe: the recipe of the model; None if there is none.
-        values: the values of the config, by dotted key.
+        values: the values of the config and the options of its model, by dotted key.
 
     Returns:
         An empty list for another dataset or a run that starts from pretrained weights, because the recipe covers

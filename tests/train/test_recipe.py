@@ -16,6 +16,7 @@ RECIPE = {
     "optim.cooldown_epochs": 10,
     "optim.schedule": "per_epoch",
     "augment.mixup_group": 128,
+    "model.drop_path_rate": 0.025,
     "optim.weight_decay": 0.05,
 }
 
@@ -75,6 +76,11 @@ def test_other_datasets_and_pretrained_weights_have_no_differences(changes):
     assert differences_from_recipe(PUBLISHED, {**RECIPE, "batch_size": 64, **changes}) == []
 
 
+def test_another_drop_path_rate_is_a_difference():
+    recipe = find_family("mambaout_tiny").recipe_of("mambaout_tiny")
+    assert differences_from_recipe(recipe, RECIPE) == ["config.model.drop_path_rate is 0.025, the recipe's is 0.2"]
+
+
 def test_a_family_without_a_recipe_departs_from_none():
     recipe = mo.create_model("deit_tiny_patch16_224").family.recipe
     assert differences_from_recipe(recipe, {**RECIPE, "batch_size": 1024, "num_epochs": 300}) == []
@@ -95,7 +101,7 @@ def test_a_variant_changes_values_of_the_recipe_of_its_family_only():
 
 
 @pytest.mark.parametrize(
-    "name", ["vim_tiny_plus", "mambavision_b_21k", "mambaout_base_plus_rw", "deit_tiny_patch16_224"]
+    "name", ["vim_tiny_plus", "mambavision_b_21k", "mambaout_base_plus_rw", "test_mambaout", "deit_tiny_patch16_224"]
 )
 def test_a_variant_that_was_trained_in_another_way_has_no_recipe(name):
     assert find_family(name).recipe_of(name) is None

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mambaout_jax.data import DataError
+from mambaout_jax.run.config import parse_config
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.workdir import load_run
 from mambaout_jax.train import loop
@@ -73,8 +74,12 @@ def test_run_prints_its_batch_and_its_differences_from_the_recipe(tmp_path, capf
         "differences_from_recipe",
         lambda recipe, values: differences_from_recipe(replace(recipe, dataset="digits"), values),
     )
-    train(tiny.config(num_epochs=1, microbatch_size=100), tmp_path / "run")
+    config = tiny.config_dict(num_epochs=1, microbatch_size=100)
+    with config.unlocked():
+        del config.model["drop_path_rate"]  # left to the variant
+    train(parse_config(config), tmp_path / "run")
     said = capfd.readouterr().err
+    assert "differs from the published recipe: config.model.drop_path_rate is 0.0, the recipe's is 0.025\n" in said
     assert "256 images per step, on one device, in 4 microbatches of 64" in said
     assert re.search(
         r"differs from the published recipe: config.batch_size is 256, the recipe's is 4096; "

@@ -16,6 +16,7 @@ RECIPE = Recipe(
             "optim.schedule": "per_epoch",
             # 4096 = 8 devices x 4 microbatches x 128 images; each microbatch has one draw of mixup or cutmix.
             "augment.mixup_group": 128,
+            "model.drop_path_rate": 0.025,  # of the two smallest models; variants.py has those of the others
         }
     ),
     reference="Yu and Wang, MambaOut: Do We Really Need Mamba for Vision?, 2025: its five training scripts",

@@ -44,6 +44,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             params=26_545_096,
             macs=4_469_655_744,
             checkpoint=_original("mambaout_tiny"),
+            recipe={"model.drop_path_rate": 0.2},
         ),
         "mambaout_small": Variant(
             {"depths": (3, 4, 27, 3), **_MIDDLE},
@@ -51,6 +52,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             params=48_488_072,
             macs=8_936_423_616,
             checkpoint=_original("mambaout_small"),
+            recipe={"model.drop_path_rate": 0.4},
         ),
         "mambaout_base": Variant(
             {"depths": (3, 4, 27, 3), **_WIDE},
@@ -58,12 +60,28 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             params=84_813_092,
             macs=15_794_325_760,
             checkpoint=_original("mambaout_base"),
+            recipe={"model.drop_path_rate": 0.6},
         ),
         "mamba_femto": Variant({"depths": (3, 3, 9, 3), **_NARROW, **_MAMBA}, params=7_532_632, macs=1_350_393_408),
         "mamba_kobe": Variant({"depths": (3, 3, 15, 3), **_NARROW, **_MAMBA}, params=9_454_552, macs=1_753_657_920),
-        "mamba_tiny": Variant({"depths": (3, 3, 9, 3), **_MIDDLE, **_MAMBA}, params=27_155_080, macs=4_904_615_808),
-        "mamba_small": Variant({"depths": (3, 4, 27, 3), **_MIDDLE, **_MAMBA}, params=49_789_640, macs=9_706_459_008),
-        "mamba_base": Variant({"depths": (3, 4, 27, 3), **_WIDE, **_MAMBA}, params=86_834_724, macs=16_878_340_608),
+        "mamba_tiny": Variant(
+            {"depths": (3, 3, 9, 3), **_MIDDLE, **_MAMBA},
+            params=27_155_080,
+            macs=4_904_615_808,
+            recipe={"model.drop_path_rate": 0.2},
+        ),
+        "mamba_small": Variant(
+            {"depths": (3, 4, 27, 3), **_MIDDLE, **_MAMBA},
+            params=49_789_640,
+            macs=9_706_459_008,
+            recipe={"model.drop_path_rate": 0.4},
+        ),
+        "mamba_base": Variant(
+            {"depths": (3, 4, 27, 3), **_WIDE, **_MAMBA},
+            params=86_834_724,
+            macs=16_878_340_608,
+            recipe={"model.drop_path_rate": 0.6},
+        ),
         "mambaout_small_rw": Variant(
             {"depths": (3, 4, 27, 3), **_MIDDLE, **_RW},
             top1={224: 84.040, 288: 84.604},
@@ -132,6 +150,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             size=160,
             params=447_560,
             macs=24_595_584,
+            recipe=None,
         ),
     }
 )

@@ -23,6 +23,7 @@ RECIPE = Recipe(
             "optim.ema_decay": 0.9998,
             "loss.mesa": 1.0,
             "loss.mesa_start": 0.25,
+            "model.drop_path_rate": 0.2,
         }
     ),
     reference="Hatamizadeh and Kautz, MambaVision, 2025, and the training configurations of its code",

@@ -65,7 +65,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             checkpoint=_published("B-1K", "base_1k"),
             params=97_685_288,
             macs=15_184_206_336,
-            recipe={"optim.warmup_epochs": 35, "optim.weight_decay": 0.075},
+            recipe={"optim.warmup_epochs": 35, "optim.weight_decay": 0.075, "model.drop_path_rate": 0.3},
         ),
         "mambavision_b_21k": Variant(
             _B,
@@ -81,7 +81,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             checkpoint=_published("L-1K", "large_1k"),
             params=227_961_048,
             macs=35_193_130_448,
-            recipe={"optim.weight_decay": 0.12, "loss.mesa": 6.0},
+            recipe={"optim.weight_decay": 0.12, "loss.mesa": 6.0, "model.drop_path_rate": 0.3},
         ),
         "mambavision_l_21k": Variant(
             _L,
@@ -97,7 +97,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             checkpoint=_published("L2-1K", "large2_1k"),
             params=241_554_824,
             macs=37_918_130_992,
-            recipe={"optim.weight_decay": 0.12, "loss.mesa": 6.0},
+            recipe={"optim.weight_decay": 0.12, "loss.mesa": 6.0, "model.drop_path_rate": 0.3},
         ),
         "mambavision_l2_512_21k": Variant(
             {**_L2, **_windows(512)},

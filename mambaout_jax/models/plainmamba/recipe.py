@@ -22,6 +22,7 @@ RECIPE = Recipe(
             "data.interpolation": "bicubic",
             # 2048 = 8 devices x 256 images; each device has one draw of mixup or cutmix.
             "augment.mixup_group": 256,
+            "model.drop_path_rate": 0.2,
         }
     ),
     reference="Yang et al., PlainMamba, 2024: plain_mamba_configs and the configs of mmcls that they are based on",

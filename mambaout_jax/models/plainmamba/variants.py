@@ -43,6 +43,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
                 "optim.learning_rate": 1e-3,
                 "optim.warmup_learning_rate": 1e-6,
                 "optim.min_learning_rate": 1e-5,
+                "model.drop_path_rate": 0.4,
             },
             params=50_956_456,
             macs=14_432_972_288,

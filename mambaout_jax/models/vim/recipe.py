@@ -24,6 +24,7 @@ RECIPE = Recipe(
             "data.repeated_aug": 3,
             # 1024 = 8 devices x 128 images; each device has one draw of mixup or cutmix.
             "augment.mixup_group": 128,
+            "model.drop_path_rate": 0.0,
         }
     ),
     reference="Zhu et al., Vision Mamba, 2024: vim/main.py and vim/scripts/pt-vim-t.sh of its code",

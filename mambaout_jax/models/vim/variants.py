@@ -31,7 +31,12 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             crop_pct=0.875,
             top1={224: 80.5},
             checkpoint=_weights("Vim-small-midclstok", "vim_s_midclstok_80p5acc"),
-            recipe={"batch_size": 512, "augment.mixup_group": 64, "optim.weight_decay": 0.05},
+            recipe={
+                "batch_size": 512,
+                "augment.mixup_group": 64,
+                "optim.weight_decay": 0.05,
+                "model.drop_path_rate": 0.05,
+            },
             params=25_796_584,
             macs=5_875_215_360,
         ),

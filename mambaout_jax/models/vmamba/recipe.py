@@ -20,6 +20,7 @@ RECIPE = Recipe(
             "data.interpolation": "bicubic",
             # 1024 = 8 devices x 128 images; each device has one draw of mixup or cutmix.
             "augment.mixup_group": 128,
+            "model.drop_path_rate": 0.2,
         }
     ),
     reference="Liu et al., VMamba: Visual State Space Model, 2024: classification/config.py and main.py of the code",

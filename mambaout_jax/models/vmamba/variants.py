@@ -20,6 +20,7 @@ def _variant(
     *,
     params: int,
     macs: int,
+    drop_path: float,
     entry: str | None = None,
     recipe: Mapping[str, Any] = MappingProxyType({}),
 ) -> Variant:
@@ -32,7 +33,7 @@ def _variant(
         params=params,
         macs=macs,
         checkpoint=Checkpoint(url, None, entry=entry),
-        recipe=recipe,
+        recipe={"model.drop_path_rate": drop_path, **recipe},
     )
 
 
@@ -59,6 +60,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             "%23v2cls/vssm1_tiny_0230s_ckpt_epoch_264",
             params=30_249_064,
             macs=4_875_843_072,
+            drop_path=0.2,
         ),
         "vmamba_small_s1l20": _variant(
             _S1,
@@ -68,6 +70,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             "%23v2cls/vssm1_small_0229s_ckpt_epoch_240",
             params=49_012_840,
             macs=8_568_897_024,
+            drop_path=0.3,
         ),
         "vmamba_base_s1l20": _variant(
             _S1,
@@ -77,9 +80,17 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             "%23v2cls/vssm1_base_0229s_ckpt_epoch_225",
             params=86_614_504,
             macs=15_163_107_328,
+            drop_path=0.5,
         ),
         "vmamba_tiny_s2l5": _variant(
-            _S2, (2, 2, 5, 2), 96, 82.5, "%23v2cls/vssm_tiny_0230_ckpt_epoch_262", params=30_705_832, macs=4_824_588_288
+            _S2,
+            (2, 2, 5, 2),
+            96,
+            82.5,
+            "%23v2cls/vssm_tiny_0230_ckpt_epoch_262",
+            params=30_705_832,
+            macs=4_824_588_288,
+            drop_path=0.2,
         ),
         "vmamba_small_s2l15": _variant(
             _S2,
@@ -89,6 +100,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             "%23v2cls/vssm_small_0229_ckpt_epoch_222",
             params=50_147_752,
             macs=8_667_568_128,
+            drop_path=0.3,
         ),
         "vmamba_base_s2l15": _variant(
             _S2,
@@ -98,6 +110,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             "%23v2cls/vssm_base_0229_ckpt_epoch_237",
             params=88_557_800,
             macs=15_294_668_800,
+            drop_path=0.6,
         ),
         "vmamba_tiny_v0": _variant(
             _V0,
@@ -107,6 +120,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             "%23v0cls/vssmtiny_dp01_ckpt_epoch_292",
             params=22_893_448,
             macs=5_597_700_096,
+            drop_path=0.2,
             entry="model",
             recipe={"optim.ema_decay": None},
         ),
@@ -118,6 +132,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             "%23v0cls/vssmsmall_dp03_ckpt_epoch_238",
             params=44_417_416,
             macs=11_181_987_840,
+            drop_path=0.3,
         ),
         "vmamba_base_v0": _variant(
             _V0,
@@ -127,6 +142,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             "%23v0cls/vssmbase_dp06_ckpt_epoch_241",
             params=76_254_056,
             macs=17_953_595_392,
+            drop_path=0.6,
         ),
     }
 )
