@@ -31,6 +31,7 @@ from mambaout_jax.weights import (
     WeightsError,
     check_file_target,
     check_folder_target,
+    check_not_reduced,
     check_timm,
     check_unambiguous,
     converting_file_errors,
@@ -92,8 +93,7 @@ def import_weights(
     get_task(task or DEFAULT)  # fails here on an unknown name
     target = check_import_target(path, force)
     checkpoint = read_checkpoint(source, entry=entry)
-    resolved = resolve_model(checkpoint, name)
-    check_unambiguous(source, resolved)
+    resolved = _resolve(checkpoint, name)
     model = create_model(resolved.name, **resolved.options)
     if verify_timm:
         check_timm(model)
@@ -218,6 +218,14 @@ def export_weights(
             force=force,
             check=check_draft,
         )
+
+
+def _resolve(checkpoint: TorchCheckpoint, name: str | None) -> ResolvedModel:
+    """Return the variant of weights, if it is certain."""
+    resolved = resolve_model(checkpoint, name)
+    check_unambiguous(checkpoint.origin, resolved)
+    check_not_reduced(checkpoint, resolved)
+    return resolved
 
 
 def _describe(source: str, checkpoint: TorchCheckpoint, resolved: ResolvedModel, model: Model) -> str:

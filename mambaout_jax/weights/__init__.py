@@ -17,7 +17,13 @@ from mambaout_jax.weights.inspection import inspect_checkpoint
 from mambaout_jax.weights.licence import find_licence, licence_notice
 from mambaout_jax.weights.mamba_block import mamba_block_from_torch, mamba_block_to_torch
 from mambaout_jax.weights.options import model_args, other_options
-from mambaout_jax.weights.resolve import ResolvedModel, UnknownVariantError, check_unambiguous, resolve_model
+from mambaout_jax.weights.resolve import (
+    ResolvedModel,
+    UnknownVariantError,
+    check_not_reduced,
+    check_unambiguous,
+    resolve_model,
+)
 from mambaout_jax.weights.state_dict import differences, get_format
 from mambaout_jax.weights.torch_file import import_torch
 from mambaout_jax.weights.verify import TOLERANCE, LogitsCheck, check_timm, difference, random_images
@@ -34,6 +40,7 @@ __all__ = [
     "adapt_first_layer",
     "check_file_target",
     "check_folder_target",
+    "check_not_reduced",
     "check_timm",
     "check_unambiguous",
     "converting_file_errors",

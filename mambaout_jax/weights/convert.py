@@ -16,7 +16,7 @@ from mambaout_jax.weights.errors import MisfitError, NewHeadWarning, WeightsErro
 from mambaout_jax.weights.input_channels import adapt_first_layer
 from mambaout_jax.weights.key_map import Shape
 from mambaout_jax.weights.licence import find_licence, licence_notice
-from mambaout_jax.weights.resolve import check_unambiguous, resolve_model, resolve_shapes
+from mambaout_jax.weights.resolve import check_not_reduced, check_unambiguous, resolve_model, resolve_shapes
 from mambaout_jax.weights.state_dict import (
     classifier_shapes,
     detect_format,
@@ -144,7 +144,7 @@ def load_pretrained(
 
     Raises:
         WeightsError: as in `from_torch`, or, without a name, no registered variant has these shapes or
-            several that differ in options or preprocessing have them.
+            several that differ in options or preprocessing have them; or `check_not_reduced`.
         MissingExtraError: as in `from_torch`.
         ModelError: an option is unknown or out of range.
     """
@@ -152,6 +152,7 @@ def load_pretrained(
     warn_of_ignored(checkpoint.origin, checkpoint.ignored)
     resolved = resolve_model(checkpoint, name)
     check_unambiguous(checkpoint.origin, resolved)
+    check_not_reduced(checkpoint, resolved, img_size)
     _warn_of_licence(checkpoint, resolved.name)
     trained = {**variant_options(resolved.name), **resolved.options}
     changed = {"num_classes": num_classes, "in_chans": in_chans, "img_size": img_size}

@@ -106,6 +106,31 @@ def _is_reduced(fit: ResolvedModel) -> bool:
     return "img_size" in fit.options and fit.options["img_size"] < tuple(variant_options(fit.name)["img_size"])
 
 
+def check_not_reduced(
+    checkpoint: TorchCheckpoint, resolved: ResolvedModel, img_size: int | tuple[int, int] | None = None
+) -> None:
+    """Check that a named variant whose images would be smaller than the published ones is the only one that fits.
+
+    Args:
+        img_size: size that weights are resampled to; None for their own, which is checked.
+
+    Raises:
+        WeightsError: another variant fits at its own image size.
+    """
+    if img_size is not None or checkpoint.config is not None or not _is_reduced(resolved):
+        return
+    try:
+        found = resolve_shapes(checkpoint.shapes)
+    except WeightsError:
+        return
+    if resolved.name not in (found.name, *found.others) and "img_size" not in found.options:
+        size = "x".join(map(str, resolved.options["img_size"]))
+        raise WeightsError(
+            f"{checkpoint.origin}: the weights are those of {found.name}; as {resolved.name} they would be for images "
+            f"of {size} px only; name {found.name}"
+        )
+
+
 def check_unambiguous(origin: str, resolved: ResolvedModel) -> None:
     """Check that all variants with the shapes of the weights are the same model with the same preprocessing.
 

@@ -7,10 +7,11 @@ import pytest
 from safetensors.numpy import save_file
 
 import mambaout_jax as mo
+from mambaout_jax.export.torch import import_weights
 from mambaout_jax.weights import WeightsError
 from tests.marks import slow_but
 from tests.weights import configurations, pytorch
-from tests.weights.test_resolve import resolved
+from tests.weights.test_resolve import resolved, write_zeros
 
 SMALL = {"embed_dim": 24, "depth": 2, "num_classes": 5}
 
@@ -37,6 +38,18 @@ def test_weights_of_overlapping_patches_are_ambiguous_without_a_name(tmp_path):
         found, back = mo.load_pretrained(file, name=name)
         assert (found.name, found.input_spec.size) == (name, (size, size))
         pytorch.assert_equal_trees(back, variables)
+
+
+@pytest.mark.slow
+def test_weights_of_patches_side_by_side_are_not_read_as_small_images_of_overlapping_ones(tmp_path):
+    write_zeros(file := tmp_path / "w.safetensors", configurations.shapes(mo.create_model("vim_tiny", num_classes=5)))
+    words = f"^{file}: the weights are those of vim_tiny; as vim_tiny_plus they would be for images of 120x120 px only"
+    with pytest.raises(WeightsError, match=words):
+        mo.load_pretrained(file, name="vim_tiny_plus")
+    with pytest.raises(WeightsError, match=words):
+        import_weights(str(file), tmp_path / "imported", name="vim_tiny_plus")
+    model, variables = mo.load_pretrained(file, name="vim_tiny_plus", img_size=224)
+    assert variables["params"]["pos_embed"].shape == model.shapes["params"]["pos_embed"].shape == (1, 27 * 27 + 1, 192)
 
 
 def test_weights_of_patches_side_by_side_start_a_model_of_overlapping_patches():
