@@ -1,6 +1,7 @@
 """List the models: parameters, multiply-adds, published ImageNet-1k accuracy, default input size."""
 
 import argparse
+import dataclasses
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ from mambaout_jax.process import SignalHandlers
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
+    parser.add_argument("--json", action="store_true", help="print a JSON list, also with papers, licences and weights")
     add_plugins(parser)
 
 
@@ -50,7 +51,15 @@ def _describe(name: str) -> dict[str, Any]:
     from mambaout_jax.models import find_family
     from mambaout_jax.models.macs import variant_costs
 
-    variant = find_family(name).variants[name]
+    family = find_family(name)
+    variant = family.variants[name]
     params, macs = variant_costs(name)
-    top1 = {str(size): percent for size, percent in sorted(variant.top1.items())}
-    return {"name": name, "params": params, "macs": macs, "size": variant.size, "top1": top1}
+    return {
+        "name": name,
+        "params": params,
+        "macs": macs,
+        "size": variant.size,
+        "top1": {str(size): percent for size, percent in sorted(variant.top1.items())},
+        "publication": None if family.publication is None else dataclasses.asdict(family.publication),
+        "checkpoint": None if variant.checkpoint is None else dataclasses.asdict(variant.checkpoint),
+    }

@@ -36,3 +36,20 @@ def test_json_has_exact_numbers(capsys):
         assert (row["params"], row["macs"]) == (variant.params, variant.macs)
         assert row["size"] == variant.size
         assert row["top1"] == {str(size): percent for size, percent in variant.top1.items()}
+
+
+def test_json_has_the_source_of_every_published_accuracy_and_of_all_weights(capsys):
+    assert main(["models", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    for row in rows:
+        if row["top1"]:
+            publication = row["publication"]
+            assert all(publication[key].startswith("https://") for key in ("paper", "repository")), row["name"]
+            assert publication["licence"], row["name"]
+            assert publication["bibtex"].startswith("@"), row["name"]
+        if row["checkpoint"]:
+            assert row["checkpoint"].keys() == {"url", "licence", "sha256", "entry"}
+            assert row["checkpoint"]["url"].startswith("https://")
+    assert {row["name"] for row in rows if row["checkpoint"]} == {
+        name for name in mo.list_models() if find_family(name).variants[name].checkpoint
+    }
