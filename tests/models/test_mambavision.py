@@ -41,6 +41,13 @@ def kinds(**options):
     return ["".join("A" if isinstance(block.mixer, Attention) else "M" for block in stage.blocks) for stage in stages]
 
 
+def test_states_and_kernels_have_the_sizes_of_the_options():
+    mixer = small_model(d_state=4, d_conv=5).shapes["params"]["stages"][2]["blocks"][0]["mixer"]
+    assert mixer["ssm"]["A_log"].shape == (16, 4)
+    assert mixer["ssm"]["x_proj"]["weight"].shape == (16, 2 + 2 * 4)
+    assert mixer["conv1d_x"]["weight"].shape == mixer["conv1d_z"]["weight"].shape == (5, 1, 16)
+
+
 def equations(jaxpr):
     """Return all equations of a program that are not inside a loop."""
     for eqn in jaxpr.eqns:

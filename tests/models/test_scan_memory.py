@@ -14,7 +14,6 @@ import pytest
 import mambaout_jax as mo
 from mambaout_jax.models import find_family
 from mambaout_jax.models.jaxprs import inner_jaxprs
-from mambaout_jax.models.mambavision import mixer
 from mambaout_jax.ops.selective_scan import run_scan
 from tests.marks import slow_but
 from tests.models import golden
@@ -77,8 +76,7 @@ def largest(program):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", slow_but(ONE_OF_EACH, SCANNING, "nightly"))
-def test_no_array_has_the_states_of_all_steps(name, monkeypatch):
-    monkeypatch.setattr(mixer, "D_STATE", STATES)
+def test_no_array_has_the_states_of_all_steps(name):
     forward, gradient = programs(build(name))
     limit = all_states(forward)
     for program, kernel in ((forward, "selective_scan_forward"), (gradient, "selective_scan_backward")):

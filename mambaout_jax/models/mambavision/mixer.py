@@ -12,7 +12,6 @@ from mambaout_jax.models.layers.linear import Linear
 from mambaout_jax.models.layers.parameters import saveable
 from mambaout_jax.models.layers.selective_ssm import SelectiveSSM
 
-D_STATE, D_CONV = 8, 3
 # In the order in which they lead from Mamba's mixer to MambaVision's.
 TOKEN_MIXERS = ("causal_conv", "conv", "gated", "concat")
 
@@ -44,18 +43,29 @@ class MambaVisionMixer(nnx.Module):
     """out_proj(concat(SSM(SiLU(conv1d_x(x))), SiLU(conv1d_z(z)))) with (x, z) = in_proj(input), two halves of width.
 
     Args:
+        d_state: states per channel of the scan.
+        d_conv: kernel size of the convolutions, in tokens.
         token_mixer: "concat" as above; "gated" multiplies the branches instead of concatenating them; "conv" is gated,
             and z is not convolved; "causal_conv" is like "conv" with a causal convolution, as in Mamba.
     """
 
-    def __init__(self, dim: int, *, token_mixer: str = "concat", scan_impl: str = "auto", dtype: jnp.dtype):
+    def __init__(
+        self,
+        dim: int,
+        *,
+        d_state: int = 8,
+        d_conv: int = 3,
+        token_mixer: str = "concat",
+        scan_impl: str = "auto",
+        dtype: jnp.dtype,
+    ):
         half = dim // 2
         self.in_proj = Linear(dim, 2 * half, bias=False, dtype=dtype)
         conv = CausalConv1d if token_mixer == "causal_conv" else CenteredConv1d
-        self.conv1d_x = conv(half, D_CONV, bias=False, dtype=dtype)
+        self.conv1d_x = conv(half, d_conv, bias=False, dtype=dtype)
         convolves_z = token_mixer in ("gated", "concat")
-        self.conv1d_z = CenteredConv1d(half, D_CONV, bias=False, dtype=dtype) if convolves_z else None
-        self.ssm = TwiceBiasedSSM(half, d_state=D_STATE, dt_rank=math.ceil(dim / 16), impl=scan_impl, dtype=dtype)
+        self.conv1d_z = CenteredConv1d(half, d_conv, bias=False, dtype=dtype) if convolves_z else None
+        self.ssm = TwiceBiasedSSM(half, d_state=d_state, dt_rank=math.ceil(dim / 16), impl=scan_impl, dtype=dtype)
         self.out_proj = Linear(2 * half if token_mixer == "concat" else half, dim, bias=False, dtype=dtype)
         self.token_mixer = token_mixer
 

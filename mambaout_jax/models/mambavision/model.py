@@ -162,6 +162,8 @@ OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
             "initial value of LayerScale in the first two stages; None for no LayerScale",
             inference="presence",
         ),
+        "d_state": ConfigKey(int, "1..1024", 8, "states per channel of the scan"),
+        "d_conv": ConfigKey(int, "1..127", 3, "kernel size of the convolutions before the scan, in tokens"),
         "token_mixer": ConfigKey(
             str,
             TOKEN_MIXERS,
@@ -212,6 +214,8 @@ class MambaVision(nnx.Module):
         mlp_ratio: float,
         layer_scale: float | None,
         layer_scale_conv: float | None,
+        d_state: int,
+        d_conv: int,
         token_mixer: str,
         attention_pattern: str,
         attention_blocks: int | None,
@@ -249,7 +253,14 @@ class MambaVision(nnx.Module):
                 if index in attentive:
                     mixer = Attention(width, num_heads[stage], dtype=dtype)
                 else:
-                    mixer = MambaVisionMixer(width, token_mixer=token_mixer, scan_impl=scan_impl, dtype=dtype)
+                    mixer = MambaVisionMixer(
+                        width,
+                        d_state=d_state,
+                        d_conv=d_conv,
+                        token_mixer=token_mixer,
+                        scan_impl=scan_impl,
+                        dtype=dtype,
+                    )
                 blocks.append(WindowBlock(width, mixer, mlp_ratio=mlp_ratio, layer_scale=layer_scale, dtype=dtype))
             downsample = Downsample(width // 2, dtype=dtype) if stage else None
             self.stages.append(Stage(downsample, blocks, window=window_size[stage] if windowed else None))
