@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mambaout_jax.models.layers.conv import Conv2d
+from mambaout_jax.models.layers.conv import Conv2d, default_conv2d
 from mambaout_jax.models.layers.patch_embed import PatchEmbed
 from mambaout_jax.ops import conv2d
 
@@ -100,7 +100,7 @@ def test_patches_are_tokens_row_by_row():
     params = {"proj": {"weight": rng.normal(size=(4, 4, 3, 5)), "bias": rng.normal(size=5)}}
     params = jax.tree.map(np.float32, params)
     expected = convolve(x, params["proj"]["weight"], 4, 0, 1) + params["proj"]["bias"]
-    tokens = applied(PatchEmbed(3, 5, 4, dtype=jnp.dtype("float32")), params, x)
+    tokens = applied(PatchEmbed(default_conv2d(3, 5, 4, stride=4, dtype=jnp.dtype("float32"))), params, x)
     np.testing.assert_allclose(tokens, expected.reshape(2, -1, 5), rtol=0, atol=1e-4)
 
 

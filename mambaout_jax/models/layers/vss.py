@@ -5,7 +5,8 @@ classification/models/vmamba.py. All norms have eps 1e-5.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +14,37 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from mambaout_jax.checks import ConfigKey
+from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.layers.blocks import run_blocks
 from mambaout_jax.models.layers.conv import default_conv2d
 from mambaout_jax.models.layers.drop import drop_path, dropout
 from mambaout_jax.models.layers.linear import Linear, Mlp
 from mambaout_jax.models.layers.norm import LayerNorm
 from mambaout_jax.models.layers.ss2d import SS2D
+
+# Of every model with these stages; names and defaults are those of the reference.
+STAGE_OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
+    {
+        "dims": ConfigKey(tuple[int, ...], "1..65536", (96, 192, 384, 768), "channels of each stage"),
+        "ssm_dt_rank": ConfigKey(
+            int | None, "1..65536", None, "width of the step size projection; None for dim / 16, rounded up"
+        ),
+        "ssm_conv": ConfigKey(int, "1..127", 3, "kernel size of the depthwise convolution, in pixels; odd"),
+    }
+)
+
+
+def check_stages(depths: Sequence[int], dims: Sequence[int], ssm_conv: int) -> None:
+    """Check that stages have blocks and channels, and that convolutions keep the size of maps.
+
+    Raises:
+        ModelError: one of these does not hold.
+    """
+    if len(depths) != len(dims):
+        raise ModelError(f"depths is {depths} and dims {dims}; tuples of equal length are expected")
+    if ssm_conv % 2 == 0:
+        raise ModelError(f"ssm_conv is {ssm_conv}; an odd number is expected, so that maps keep their size")
 
 
 class PatchEmbedding(nnx.Module):

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from mambaout_jax.checks import ConfigKey
 from mambaout_jax.models.errors import ModelError
+from mambaout_jax.models.layers.conv import default_conv2d
 from mambaout_jax.models.layers.joint_scan import ScanBranch, pad_to_longest, scan_jointly
 from mambaout_jax.models.layers.linear import Linear
 from mambaout_jax.models.layers.local_scan import ChannelGate, LocalDirection, parse_directions
@@ -149,7 +150,7 @@ class LocalVim(VisionMamba):
                 )
                 for scans in parse_directions(directions)
             ],
-            PatchEmbed(in_chans, embed_dim, patch_size, dtype=dtype),
+            PatchEmbed(default_conv2d(in_chans, embed_dim, patch_size, stride=patch_size, dtype=dtype), pad=True),
             img_size=img_size,
             grid=grid,
             stride=patch_size,

@@ -14,7 +14,16 @@ from mambaout_jax.checks import ConfigKey
 from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.layers.local_scan import ChannelGate, LocalDirection, parse_directions
 from mambaout_jax.models.layers.ss2d import SS2D
-from mambaout_jax.models.layers.vss import VSSM, Head, PatchEmbedding, PatchMerging, Stage, VSSBlock
+from mambaout_jax.models.layers.vss import (
+    STAGE_OPTIONS,
+    VSSM,
+    Head,
+    PatchEmbedding,
+    PatchMerging,
+    Stage,
+    VSSBlock,
+    check_stages,
+)
 from mambaout_jax.models.options import BLOCKS, COMMON, SCAN_IMPL
 
 # Found by the authors' search.
@@ -70,8 +79,8 @@ OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
     {
         **COMMON,
         **BLOCKS,
+        **STAGE_OPTIONS,
         "depths": ConfigKey(tuple[int, ...], "1..1000", (2, 2, 9, 2), "blocks of each stage"),
-        "dims": ConfigKey(tuple[int, ...], "1..65536", (96, 192, 384, 768), "channels of each stage"),
         "directions": ConfigKey(
             tuple[str, ...],
             None,
@@ -81,10 +90,6 @@ OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
         ),
         "ssm_d_state": ConfigKey(int, "1..1024", 16, "states per scanned channel"),
         "ssm_ratio": ConfigKey(float, ">0..64", 2.0, "ratio of scanned channels to dim; at least 8 channels"),
-        "ssm_dt_rank": ConfigKey(
-            int | None, "1..65536", None, "width of the step size projection; None for dim / 16, rounded up"
-        ),
-        "ssm_conv": ConfigKey(int, "1..127", 3, "kernel size of the depthwise convolution, in pixels; odd"),
         "ssm_conv_bias": ConfigKey(bool, None, True, "bias of the depthwise convolution"),
         "scan_impl": SCAN_IMPL,
     }
@@ -118,15 +123,12 @@ class LocalVMamba(VSSM):
         scan_blocks: bool,
         remat: str,
     ):
-        if len(depths) != len(dims):
-            raise ModelError(f"depths is {depths} and dims {dims}; tuples of equal length are expected")
+        check_stages(depths, dims, ssm_conv)
         if len(directions) != sum(depths):
             raise ModelError(
                 f"the length of directions is {len(directions)}; {sum(depths)} is expected, an entry for each block of "
                 f"depths {depths}"
             )
-        if ssm_conv % 2 == 0:
-            raise ModelError(f"ssm_conv is {ssm_conv}; an odd number is expected, so that maps keep their size")
         if ssm_ratio * min(dims) < 8:
             raise ModelError(
                 f"ssm_ratio {ssm_ratio} scans fewer than 8 channels of dims {dims}; a larger one is expected"

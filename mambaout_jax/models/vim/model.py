@@ -29,6 +29,7 @@ from mambaout_jax.models.layers.parameters import (
     uniform_within,
     zeros,
 )
+from mambaout_jax.models.layers.patch_embed import PatchEmbed
 from mambaout_jax.models.layers.selective_ssm import initial_decay, initial_dt_bias
 from mambaout_jax.models.layers.vision_mamba import CLASS_TOKENS, VisionMamba
 from mambaout_jax.models.options import BLOCKS, COMMON, IMG_SIZE, OUT_INDICES, SCAN_IMPL
@@ -127,7 +128,16 @@ class Vim(VisionMamba):
                 )
                 for _ in range(depth)
             ],
-            OverlappingPatchEmbed(in_chans, embed_dim, patch_size, stride, dtype=dtype),
+            PatchEmbed(
+                Conv2d(
+                    in_chans,
+                    embed_dim,
+                    patch_size,
+                    stride=stride,
+                    initializer=lecun_normal(patch_size**2 * in_chans),
+                    dtype=dtype,
+                )
+            ),
             img_size=img_size,
             grid=self.grid_of(img_size),
             stride=stride,
@@ -147,19 +157,6 @@ class Vim(VisionMamba):
     def grid_of(self, img_size: tuple[int, int]) -> tuple[int, int]:
         """Return the rows and columns of patches of an image; the rest of its sides is ignored."""
         return tuple((side - self.patch_size) // self.stride + 1 for side in img_size)
-
-
-class OverlappingPatchEmbed(nnx.Module):
-    """A convolution of patches, which overlap if the stride is smaller than them, to tokens, row by row."""
-
-    def __init__(self, in_chans: int, dim: int, patch_size: int, stride: int, *, dtype: jnp.dtype):
-        initializer = lecun_normal(patch_size**2 * in_chans)
-        self.proj = Conv2d(in_chans, dim, patch_size, stride=stride, initializer=initializer, dtype=dtype)
-
-    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b l d"]:
-        x = self.proj(x)
-        b, h, w, d = x.shape
-        return x.reshape(b, h * w, d)
 
 
 @functools.cache

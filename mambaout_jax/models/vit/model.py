@@ -22,6 +22,7 @@ from mambaout_jax.models.api import ParamPath
 from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.layers.attention import Attention
 from mambaout_jax.models.layers.blocks import chosen_blocks, run_blocks
+from mambaout_jax.models.layers.conv import default_conv2d
 from mambaout_jax.models.layers.drop import drop_path, dropout
 from mambaout_jax.models.layers.linear import Linear, Mlp
 from mambaout_jax.models.layers.norm import LayerNorm
@@ -121,7 +122,7 @@ class VisionTransformer(nnx.Module):
         if embed_dim % num_heads:
             raise ModelError(f"embed_dim is {embed_dim}; a multiple of num_heads {num_heads} is expected")
         dtype = jnp.dtype(dtype)
-        self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size, dtype=dtype)
+        self.patch_embed = PatchEmbed(default_conv2d(in_chans, embed_dim, patch_size, stride=patch_size, dtype=dtype))
         self.cls_token = parameter((1, 1, embed_dim), _almost_zero) if class_token else None
         num_tokens = math.prod(side // patch_size for side in self.img_size) + class_token
         self.pos_embed = parameter((1, num_tokens, embed_dim), normal)

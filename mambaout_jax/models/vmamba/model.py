@@ -16,7 +16,16 @@ from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.layers.conv import default_conv2d
 from mambaout_jax.models.layers.norm import LayerNorm
 from mambaout_jax.models.layers.ss2d import CROSS_SCAN, SS2D
-from mambaout_jax.models.layers.vss import VSSM, Head, PatchEmbedding, PatchMerging, Stage, VSSBlock
+from mambaout_jax.models.layers.vss import (
+    STAGE_OPTIONS,
+    VSSM,
+    Head,
+    PatchEmbedding,
+    PatchMerging,
+    Stage,
+    VSSBlock,
+    check_stages,
+)
 from mambaout_jax.models.options import BLOCKS, COMMON, SCAN_IMPL, require
 from mambaout_jax.ops import gelu
 
@@ -53,14 +62,10 @@ OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
     {
         **COMMON,
         **BLOCKS,
+        **STAGE_OPTIONS,
         "depths": ConfigKey(tuple[int, ...], "1..1000", (2, 2, 8, 2), "blocks of each stage"),
-        "dims": ConfigKey(tuple[int, ...], "1..65536", (96, 192, 384, 768), "channels of each stage"),
         "ssm_d_state": ConfigKey(int, "1..1024", 1, "states per scanned channel"),
         "ssm_ratio": ConfigKey(float, ">0..64", 1.0, "ratio of scanned channels to dim"),
-        "ssm_dt_rank": ConfigKey(
-            int | None, "1..65536", None, "width of the step size projection; None for dim / 16, rounded up"
-        ),
-        "ssm_conv": ConfigKey(int, "1..127", 3, "kernel size of the depthwise convolution, in pixels; odd"),
         "ssm_conv_bias": ConfigKey(bool, None, False, "bias of the depthwise convolution"),
         "forward_type": ConfigKey(
             str, ("v0", "v05_noz"), "v05_noz", "v0 gates the scans with SiLU(z); v05_noz has no gate"
@@ -107,10 +112,7 @@ class VMamba(VSSM):
         scan_blocks: bool,
         remat: str,
     ):
-        if len(depths) != len(dims):
-            raise ModelError(f"depths is {depths} and dims {dims}; tuples of equal length are expected")
-        if ssm_conv % 2 == 0:
-            raise ModelError(f"ssm_conv is {ssm_conv}; an odd number is expected, so that maps keep their size")
+        check_stages(depths, dims, ssm_conv)
         if patchembed_version == "v2" and dims[0] < 2:
             raise ModelError(f"dims is {dims}; patchembed_version 'v2' requires at least 2 channels in the first stage")
         require.ratio("ssm_ratio", ssm_ratio, min(dims))
