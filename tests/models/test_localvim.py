@@ -43,7 +43,7 @@ def test_a_class_token_is_in_the_middle_of_every_scan_and_of_its_output(monkeypa
     # Without projections and scans, the mixer only moves its input.
     for name, function in {
         "in_proj": lambda x: jnp.concatenate([x, x], 2),
-        "attn": jnp.array,
+        "scan_gate": jnp.array,
         "out_proj": jnp.array,
     }.items():
         monkeypatch.setattr(mixer, name, function)

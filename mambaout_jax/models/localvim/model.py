@@ -178,7 +178,7 @@ class LocalVim(VisionMamba):
 
 
 class LocalMixer(nnx.Module):
-    """A sequence mixer: out_proj(sum of attn(scan(xz)) over the directions) with xz = in_proj(input).
+    """A sequence mixer: out_proj(sum of scan_gate(scan(xz)) over the directions) with xz = in_proj(input).
 
     Each direction has its own parameters, and gates its output by SiLU(z). (In the reference, the A_log of all
     directions of a block share memory until the model is moved to a GPU.)
@@ -221,7 +221,7 @@ class LocalMixer(nnx.Module):
             )
             for _ in directions
         )
-        self.attn = ChannelGate(inner, dtype=dtype)
+        self.scan_gate = ChannelGate(inner, dtype=dtype)
         # The reference draws all linear layers from N(0, 0.02^2), and then this one again.
         self.out_proj = Linear(inner, dim, bias=False, initializer=uniform_within((inner * depth) ** -0.5), dtype=dtype)
         self.directions = tuple(directions)
@@ -242,7 +242,7 @@ class LocalMixer(nnx.Module):
         scans = [branch(x) for branch, x in zip(self.branches, xs, strict=True)]
         ys = scan_jointly(scans, zs, impl=self.scan_impl)
         maps = map(self._merge, self.directions, ys)
-        return self.out_proj(sum(map(self.attn, maps)))
+        return self.out_proj(sum(map(self.scan_gate, maps)))
 
     def _merge(self, direction, y):
         """Return the output of a scan in the order of the input."""
