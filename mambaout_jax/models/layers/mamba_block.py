@@ -90,7 +90,7 @@ class MambaBlock(nnx.Module):
     @property
     def no_decay(self) -> tuple[tuple[str, ...], ...]:
         """Return the paths of parameters without weight decay, in addition to all vectors."""
-        return () if self.ssm is None else (("ssm", "A_log"), ("ssm", "D"))
+        return () if self.ssm is None else (("ssm", "A_log"),)
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         """Compute the output of whole sequences.

@@ -227,11 +227,10 @@ class MambaOut(nnx.Module):
     def no_decay(self) -> tuple[tuple[str | int, ...], ...]:
         """Return the paths of the parameters without weight decay, vectors aside: those of the SSM's reference."""
         return tuple(
-            ("stages", stage, "blocks", block, "ssm", direction, name)
+            ("stages", stage, "blocks", block, "ssm", direction, "A_log")
             for stage in range(len(self.stages))
             for block in range(len(self.stages[stage].blocks))
             for direction in range(len(self.stages[stage].blocks[block].ssm or ()))
-            for name in ("A_log", "D")
         )
 
     @property

@@ -275,11 +275,10 @@ class MambaVision(nnx.Module):
     def no_decay(self) -> tuple[tuple[str | int, ...], ...]:
         """Return the paths of the parameters without weight decay, vectors aside: those of Mamba's SSM."""
         return tuple(
-            ("stages", stage, "blocks", block, "mixer", "ssm", name)
+            ("stages", stage, "blocks", block, "mixer", "ssm", "A_log")
             for stage in range(FIRST_WINDOWED, NUM_STAGES)
             for block, module in enumerate(self.stages[stage].blocks)
             if isinstance(module.mixer, MambaVisionMixer)
-            for name in ("A_log", "D")
         )
 
     @property

@@ -213,7 +213,7 @@ class PlainMamba(nnx.Module):
     @property
     def no_decay(self) -> tuple[tuple[str | int, ...], ...]:
         """Return the paths of the parameters without weight decay, vectors aside."""
-        names = ("A_log", "D", "direction_Bs")
+        names = ("A_log", "direction_Bs")
         mixers = (("blocks", index, "mixer", name) for index in range(len(self.blocks)) for name in names)
         return (("pos_embed",), *mixers)
 
