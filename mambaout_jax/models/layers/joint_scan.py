@@ -67,7 +67,7 @@ class ScanBranch(nnx.Module):
 
 
 def pad_to_longest(sequences: Sequence[Float[Array, "b _ c"]]) -> list[Float[Array, "b l c"]]:
-    """Pad sequences with zeros at the end, to the length of the longest."""
+    """Return sequences with zeros at the end, so that all have the length of the longest."""
     longest = max(x.shape[1] for x in sequences)
     return [jnp.pad(x, ((0, 0), (0, longest - x.shape[1]), (0, 0))) for x in sequences]
 

@@ -17,7 +17,7 @@ def resample_position_embedding(
     old_grid: tuple[int, int] | None = None,
     antialias: bool,
 ) -> Float[np.ndarray, "1 m d"]:
-    """Interpolate learned position embeddings of patches to another grid.
+    """Compute learned position embeddings of patches of another grid by interpolation.
 
     Bicubic with half-pixel centers, like `torch.nn.functional.interpolate(mode="bicubic")`.
 

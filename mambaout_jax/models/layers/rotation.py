@@ -19,7 +19,7 @@ _GRID = np.float32(14)
 def rotate_patches(
     x: Float[Array, "b l d"], grid: tuple[int, int], table_grid: tuple[int, int]
 ) -> Float[Array, "b l d"]:
-    """Rotate each pair of neighboring channels by an angle that is proportional to the position of the patch.
+    """Compute patches whose pairs of neighboring channels are rotated by angles proportional to their positions.
 
     The first half of the channels has the angles of the row, the second half those of the column.
 

@@ -41,8 +41,8 @@ CROSS_SCAN = tuple(Direction(columns, reverse) for reverse in (False, True) for 
 class SS2D(nnx.Module):
     """The mixer out_proj(out_norm(sum of scans of SiLU(conv(x))) * SiLU(z)) with (x, z) = in_proj(input).
 
-    Each direction has its own parameters, stacked along the first axis. All directions
-    are one selective scan of their channels side by side; shorter sequences are padded with zeros at the end.
+    Each direction has its own parameters, stacked along the first axis. All directions are one selective scan of their
+    channels side by side; shorter sequences are padded with zeros at the end.
 
     Args:
         dim: input and output channels.

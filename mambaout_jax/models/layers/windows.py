@@ -5,7 +5,7 @@ from jaxtyping import Array, Float
 
 
 def split_windows(x: Float[Array, "b h w d"], side: int) -> Float[Array, "n l d"]:
-    """Split maps into square windows, row by row, and each window into tokens, row by row.
+    """Return the tokens of square windows of maps; windows are in row-major order, as are the tokens of each.
 
     Maps are padded with zeros at the bottom and right to a multiple of the side. The zeros are tokens like others.
     """
@@ -17,7 +17,7 @@ def split_windows(x: Float[Array, "b h w d"], side: int) -> Float[Array, "n l d"
 
 
 def merge_windows(x: Float[Array, "n l d"], side: int, h: int, w: int) -> Float[Array, "b h w d"]:
-    """Merge the windows of `split_windows` into maps of height h and width w; those of a map may be one sequence."""
+    """Return the maps of height h and width w of windows of `split_windows`; those of a map may be one sequence."""
     rows, columns = -(-h // side), -(-w // side)
     x = x.reshape(-1, rows, columns, side, side, x.shape[-1]).swapaxes(2, 3)
     return x.reshape(-1, rows * side, columns * side, x.shape[-1])[:, :h, :w]

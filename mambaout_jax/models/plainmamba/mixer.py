@@ -111,7 +111,7 @@ def sum_paths(y: Float[Array, "b l _"], height: int, width: int) -> Float[Array,
 
 
 def _flip_odd_rows(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """Reverse every other row, so that the rows one after another are a continuous path; its own inverse."""
+    """Return a map with every other row reversed, so that its rows form a continuous path; its own inverse."""
     odd = (np.arange(x.shape[1]) % 2 == 1)[None, :, None, None]
     return jnp.where(odd, jnp.flip(x, 2), x)
 
