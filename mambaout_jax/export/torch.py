@@ -110,7 +110,7 @@ def import_weights(
             f"{source} has no preprocessing settings; assuming {spec.size[0]}x{spec.size[1]} pixels, crop "
             f"{spec.crop_pct}, mean and std of {model.name} (a folder in timm's format has them in its config.json)"
         )
-    found = {key: getattr(checkpoint.config, key, None) for key in ("class_names", "exif_orientation")}
+    found = {key: getattr(checkpoint.config, key, None) for key in ("class_names", "exif_orientation", "category_ids")}
     config = evaluation_config(kind, {"name": model.name, **_changes(model)}, None, plugins).replace(task_options)
     imported = config.build_task().imported_labels(model, found)
     if imported.remark:
@@ -212,6 +212,7 @@ def export_weights(
             class_names=names,
             class_descriptions=known,
             exif_orientation=run.labels.get("exif_orientation"),
+            category_ids=run.labels.get("category_ids"),
             licence=run.licence,
             task=None if run.config.task is get_task(DEFAULT) else run.config.task.name,
             task_options=options,

@@ -17,7 +17,7 @@ from mambaout_jax.storage import find_unknown_home
 from mambaout_jax.weights.errors import WeightsError, converting_file_errors
 from mambaout_jax.weights.files import ENDINGS, write_tensors
 from mambaout_jax.weights.options import model_args
-from mambaout_jax.weights.timm_config import CONFIG_NAME, EXIF_ORIENTATION, TASK
+from mambaout_jax.weights.timm_config import CATEGORY_IDS, CONFIG_NAME, EXIF_ORIENTATION, TASK
 
 # In order of preference, as in timm.
 WEIGHTS_NAMES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
@@ -47,6 +47,7 @@ def write_folder(
     class_names: Sequence[str] | None = None,
     class_descriptions: Mapping[str, str] | None = None,
     exif_orientation: bool | None = None,
+    category_ids: Sequence[int] | None = None,
     licence: str | None = None,
     task: str | None = None,
     task_options: Mapping[str, Any] = MappingProxyType({}),
@@ -59,6 +60,7 @@ def write_folder(
         tensors: state dict of the model, in the first key format of its family.
         class_descriptions: descriptions by class name, if all classes have one.
         exif_orientation: whether the model was trained on images turned upright by their EXIF orientation, if known.
+        category_ids: ids of the classes in files of annotations, for detectors.
         licence: name of the licence of the weights, if known.
         task: name of the task of the weights; None to infer it from the model.
         task_options: values of the task's config keys, by dotted name, which an import restores.
@@ -73,6 +75,8 @@ def write_folder(
         draft = parent / target.name
         draft.mkdir()
         config = _timm_config(model, class_names, class_descriptions, exif_orientation, licence)
+        if category_ids is not None:
+            config[CATEGORY_IDS] = list(category_ids)
         if task is not None:
             config[TASK] = {"task": task, "config": dict(task_options)}
         (draft / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -16,6 +16,7 @@ from mambaout_jax.words import count
 CONFIG_NAME = "config.json"
 # An entry of this package. It is at the top level, because timm takes all of pretrained_cfg as arguments.
 EXIF_ORIENTATION = "exif_orientation"
+CATEGORY_IDS = "category_ids"
 # Another one: {"task": name, "config": values by dotted key}.
 TASK = "mambaout_jax"
 
@@ -29,6 +30,7 @@ class TimmConfig(NamedTuple):
         preprocessing: options for `create_model` that set its `input_spec`, as far as the file has them.
         exif_orientation: whether the model was trained on images that were turned upright by their EXIF orientation;
             None in files of timm, which has no such entry and ignores it.
+        category_ids: ids of the classes in files of annotations, if the file has them.
         licence: name of the licence of the weights, if the file has it.
         task: name of the task that the weights were trained for, if the file has it.
         task_options: the recorded values of the task's config keys, by dotted name.
@@ -39,6 +41,7 @@ class TimmConfig(NamedTuple):
     preprocessing: dict[str, Any]
     class_names: tuple[str, ...] | None
     exif_orientation: bool | None = None
+    category_ids: list[int] | None = None
     licence: str | None = None
     task: str | None = None
     task_options: Mapping[str, Any] = MappingProxyType({})
@@ -73,6 +76,7 @@ _COUNT = _Kind("a positive integer", _is_count)
 _CLASSES = _Kind("an integer of at least 0", lambda value: _is_count(value) or (value == 0 and value is not False))
 _BOOLEAN = _Kind("true or false", lambda value: isinstance(value, bool))
 _STRING = _Kind("a string", lambda value: isinstance(value, str))
+_IDS = _Kind("a list of integers", _list_of(lambda value: _is_number(value) and isinstance(value, int)))
 _SIZE = _Kind("[channels, height, width]", _list_of(_is_count, 3))
 
 _CROP = _Kind("a number from 0.1 to 1", lambda value: _is_number(value) and 0.1 <= value <= 1)
@@ -127,6 +131,7 @@ def read_config(path: str, origin: str) -> TimmConfig:
         _preprocessing(prepared, size, options, origin),
         _class_names(labels, options, origin),
         _get(config, EXIF_ORIENTATION, _BOOLEAN, origin),
+        _get(config, CATEGORY_IDS, _IDS, origin),
         _get(prepared, "license", _STRING, origin),
         _get(record, "task", _STRING, origin),
         {key: tuple(value) if isinstance(value, list) else value for key, value in task_options.items()},

@@ -23,7 +23,7 @@ TOLERANCE = 1e-4
 
 
 class LogitsCheck:
-    """A comparison of logits with those of a reference.
+    """A comparison of logits, or of the detections of a detector, with those of a reference.
 
     Args:
         reference: variables of the model.
@@ -45,7 +45,8 @@ class LogitsCheck:
 
     def _logits(self, variables: dict[str, Any]) -> np.ndarray:
         # One image at a time takes the least memory and is not slower.
-        return np.concatenate([self._apply(variables, image[None]) for image in self._images])
+        outputs = (jax.tree.leaves(self._apply(variables, image[None])) for image in self._images)
+        return np.stack([np.concatenate([np.ravel(x).astype(np.float32) for x in leaves]) for leaves in outputs])
 
     def difference(self, variables: dict[str, Any]) -> float:
         """Compute the maximum difference relative to the largest logit; infinite if a logit is not finite."""

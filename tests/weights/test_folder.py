@@ -95,7 +95,7 @@ def test_both_forms_of_config_are_read(tmp_path, config, options):
 
 def test_what_a_config_does_not_say_is_the_variants_own(tmp_path):
     found = read_checkpoint(make(tmp_path, {"architecture": "test_mambaout"})).config
-    assert found == ("test_mambaout", {}, {}, None, None, None, None, {})
+    assert found == ("test_mambaout", {}, {}, None, None, None, None, None, {})
     assert read_checkpoint(make(tmp_path, {**CONFIG, "label_names": None})).config.class_names is None
 
 

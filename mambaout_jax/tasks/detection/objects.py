@@ -118,6 +118,15 @@ def decode_masks(encoded: Sequence[Mapping[str, Any]]) -> np.ndarray:
     return np.moveaxis(mask.decode(list(encoded)), -1, 0)
 
 
+def overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the intersection over union of each box (x1, y1, x2, y2) of `a` with each one of `b`, (n, m)."""
+    corner = np.maximum(a[:, None, :2], b[None, :, :2])
+    sides = np.maximum(np.minimum(a[:, None, 2:], b[None, :, 2:]) - corner, 0)
+    common = sides.prod(-1)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(-1) for boxes in (a, b)]
+    return common / np.maximum(areas[0][:, None] + areas[1][None, :] - common, 1e-6)
+
+
 def require_masks(what: str) -> None:
     """Check that pycocotools is installed.
 

@@ -17,13 +17,12 @@ from mambaout_jax.data import DataError
 from mambaout_jax.errors import reason
 from mambaout_jax.extras import MissingExtraError
 from mambaout_jax.machine import MachineError, describe_fault, raise_machine_fault
-from mambaout_jax.ops import box_iou
 from mambaout_jax.pages.figures import BLUE, GREY, INK, ORANGE, adapt_svg, style_axes
 from mambaout_jax.pages.render import render
 from mambaout_jax.tasks.api import Labels, ScoreText, Section
 from mambaout_jax.tasks.detection.drawing import draw_objects
 from mambaout_jax.tasks.detection.evaluation import KINDS, STATISTICS, ImageDetections, run_cocoeval, statistics_of
-from mambaout_jax.tasks.detection.objects import Objects, decode_masks
+from mambaout_jax.tasks.detection.objects import Objects, decode_masks, overlaps
 from mambaout_jax.tasks.detection.source import DetectionSource
 from mambaout_jax.tasks.errors import TaskError
 from mambaout_jax.tasks.images import decode_pixels
@@ -222,7 +221,7 @@ class Matches(NamedTuple):
 def match(detections: ImageDetections, objects: Objects) -> Matches:
     """Match detections with objects of their class, best scores first; crowds take part in no match."""
     wanted = objects.trainable
-    overlap = np.asarray(box_iou(detections.boxes.astype(np.float32), objects.boxes[wanted].astype(np.float32)))
+    overlap = overlaps(detections.boxes, objects.boxes[wanted])
     same = detections.classes[:, None] == objects.classes[wanted][None, :]
     overlap = np.where(same, overlap, 0.0)
     correct, found = np.zeros(len(detections.scores), bool), np.zeros(len(wanted), bool)

@@ -153,7 +153,7 @@ class Detection(Task):
 
     def imported_labels(self, model: Model, labels: Labels) -> ImportedLabels:
         """Return the class names of imported weights, if they have them."""
-        known = {name: labels[name] for name in ("exif_orientation", "category_ids") if name in labels}
+        known = {name: labels[name] for name in ("exif_orientation", "category_ids") if labels.get(name) is not None}
         names = labels.get("class_names")
         if names is None:
             return ImportedLabels({"num_classes": model.num_classes, "class_names": None} | known, None, "")
@@ -226,7 +226,9 @@ class Detection(Task):
             detection_samples=SampleSizes(box_samples, box_samples // 4),
         )
 
-    def _limits(self) -> DetectionLimits:
+    @property
+    def limits(self) -> DetectionLimits:
+        """Return which boxes of an evaluated image are detections."""
         options = self.config.options
         return DetectionLimits(
             ProposalLimits(options["eval.proposals_per_level"], options["eval.proposals"]),
@@ -238,7 +240,7 @@ class Detection(Task):
     def evaluate_batch(self, model: Model, variables: dict[str, Any], batch: Batch, context: Any) -> EvalOutput:
         """Find the objects of a batch."""
         canvases = self._canvases_of(model, batch)
-        found = detect(model, variables, batch, canvases, self._limits())
+        found = detect(model, variables, batch, canvases, self.limits)
         rows = {"found": found._asdict(), "size": batch["size"], "original": batch["original"]}
         return EvalOutput({"count": batch["mask"].sum()}, rows)
 
@@ -325,7 +327,7 @@ class Detection(Task):
         """Return the detection of objects in image files."""
         canvases = Canvases.of_images(self._only_size(model), self.config.options["data.box"])
         images = ImageTransform(model.in_chans, labels.get("exif_orientation", True), canvases)
-        return DetectionPredictor(model, images, labels, self._limits())
+        return DetectionPredictor(model, images, labels, self.limits)
 
     @staticmethod
     def _only_size(model: Model) -> tuple[int, int] | None:
