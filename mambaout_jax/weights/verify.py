@@ -84,6 +84,7 @@ def difference(logits: Float[np.ndarray, "b k"], expected: Float[np.ndarray, "b 
     """Compute the maximum difference relative to the largest logit; infinite if logits are missing or not finite."""
     if logits.shape != expected.shape or not (np.isfinite(logits).all() and np.isfinite(expected).all()):
         return float("inf")
+    logits, expected = logits.astype(np.float32), expected.astype(np.float32)  # booleans and integers, too
     return float(np.abs(logits - expected).max() / max(np.abs(expected).max(), np.finfo(np.float32).tiny))
 
 

@@ -190,7 +190,7 @@ class MaskRCNN(DenseModel):
         """
         limits = limits or DetectionLimits()
         if sizes is None:
-            sizes = jnp.broadcast_to(jnp.array(images.shape[1:3], jnp.int32)[None], (len(images), 2))
+            sizes = jnp.broadcast_to(jnp.array(images.shape[1:3], jnp.int32)[None], (images.shape[0], 2))
         levels = self.levels(images, None)
         anchors = anchors_of(levels, self.feature_strides, self.anchor_scale)
         proposals = propose(self.score_anchors(levels), anchors, sizes, limits.proposals)

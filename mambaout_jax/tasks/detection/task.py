@@ -226,6 +226,22 @@ class Detection(Task):
             detection_samples=SampleSizes(box_samples, box_samples // 4),
         )
 
+    def exported_outputs(
+        self, model: Model, variables: dict[str, Any], images: Float[Array, "b h w c"]
+    ) -> dict[str, Array]:
+        """Find the objects of images that fill their canvas: the fields of `Detections`."""
+        return model.call(variables, "detect", images, None, self.limits)[0]._asdict()
+
+    def preprocessing(self, model: Model, labels: Labels) -> dict[str, Any]:
+        """Return the resizing of a whole image to the input size of the model."""
+        return {
+            "crop_mode": "squash",
+            "crop_pct": 1.0,
+            "interpolation": "bilinear",
+            "antialias": False,
+            "exif_orientation": labels.get("exif_orientation", False),
+        }
+
     @property
     def limits(self) -> DetectionLimits:
         """Return which boxes of an evaluated image are detections."""
