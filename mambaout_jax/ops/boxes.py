@@ -72,9 +72,9 @@ def encode_boxes(
 
 
 def decode_boxes(
-    boxes: Float[Array, "*#n 4"], offsets: Float[Array, "*n 4"], stds: tuple[float, float, float, float]
+    boxes: Float[Array, "*m 4"], offsets: Float[Array, "*n 4"], stds: tuple[float, float, float, float]
 ) -> Float[Array, "*n 4"]:
-    """Apply offsets of `encode_boxes` to boxes.
+    """Apply offsets of `encode_boxes` to boxes, which may have axes of length 1 where the offsets are longer.
 
     dw and dh are limited, so that a side is multiplied by `MAX_SCALE` at most and divided by it at least.
     """
