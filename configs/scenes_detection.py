@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
     config.loss.proposals_per_level = 200
     config.loss.proposals = 100
     config.loss.rpn_samples = 64
-    config.loss.box_samples = 64
+    config.loss.box_samples = 32
     config.eval.proposals_per_level = 200
     config.eval.proposals = 100
 

@@ -242,3 +242,24 @@ def test_evaluated_images_are_flat_where_canvases_differ(shapes, tmp_path):
         }
         assert example["canvas"] == source.groups[index]
         assert tuple(example["original"]) == source[index].objects.size
+
+
+def test_random_sizes_and_crops_keep_objects_where_the_image_has_them(shapes, tmp_path):
+    prepare(*shapes, tmp_path)
+    source = open_source("shapes", "train", str(tmp_path / "data"))
+    images = ImageTransform(3, False, Canvases.of_images(None, (128, 224)))
+    transform, sizes, missing = TrainExample(images, 3, 0.5, multi_scale=True), set(), 0
+    for seed in range(40):
+        index = seed % len(source)
+        example = transform(source[index], np.random.default_rng(seed))
+        canvas = images.canvases.sizes[source.groups[index]]
+        assert example["image"].shape[:2] == canvas
+        sizes.add(tuple(example["size"].tolist()))
+        missing += int(example["present"].sum() < len(source[index].objects))
+        for box, mask in zip(example["boxes"][example["present"]], example["masks"], strict=False):
+            x1, y1, x2, y2 = box.round().astype(int)
+            inside = example["image"][y1 + 3 : y2 - 3, x1 + 3 : x2 - 3, 0]
+            assert not inside.size or inside.min() > 200
+            assert np.unpackbits(mask).mean() > 0.98
+    assert len(sizes) > 15
+    assert missing  # some crops leave an object out

@@ -68,7 +68,8 @@ class RPNHead(nnx.Module):
             logits, offsets = self.rpn_cls(x), self.rpn_reg(x)
             found.append(
                 AnchorOutputs(
-                    logits.reshape(x.shape[0], -1).astype(jnp.float32), offsets.reshape(x.shape[0], -1, 4).astype(jnp.float32)
+                    logits.reshape(x.shape[0], -1).astype(jnp.float32),
+                    offsets.reshape(x.shape[0], -1, 4).astype(jnp.float32),
                 )
             )
         return found

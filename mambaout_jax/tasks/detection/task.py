@@ -63,6 +63,12 @@ _KEYS: Mapping[str, ConfigKey] = {
         "keeping their aspect ratio",
     ),
     "data.hflip_prob": ConfigKey(float, "0..1", 0.5, "probability of a horizontal flip"),
+    "data.multi_scale": ConfigKey(
+        bool,
+        None,
+        False,
+        'draw the size of training images, after a random crop with probability 1/2, as in the "3x" recipes',
+    ),
     "data.max_objects": ConfigKey(
         int, "1..1000", 100, "objects of a training image; of an image with more, the largest ones are used"
     ),
@@ -162,7 +168,12 @@ class Detection(Task):
     def train_transform(self, model: Model, source: DetectionSource | None = None) -> TrainExample:
         """Return the resizing and the random flip of an image, with its objects."""
         options = self.config.options
-        return TrainExample(self._images(model, source), options["data.max_objects"], options["data.hflip_prob"])
+        return TrainExample(
+            self._images(model, source),
+            options["data.max_objects"],
+            options["data.hflip_prob"],
+            options["data.multi_scale"],
+        )
 
     def eval_transform(self, model: Model, source: DetectionSource | None = None) -> EvalExample:
         """Return the transform of an image to its canvas."""

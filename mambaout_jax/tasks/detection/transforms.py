@@ -5,6 +5,7 @@ are equally large have one canvas; others have two of equal area, one for each o
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,9 @@ Example = dict[str, np.ndarray]
 
 # Sides of canvases are multiples of this, the stride of the coarsest map of a backbone, in pixels.
 MULTIPLE = 32
+# The multi-scale recipe of DETR and of Swin's "3x" detectors: shorter sides of images, those before a crop, and the
+# range of the sides of the crop; in pixels, for images with a shorter side of 800 px otherwise.
+SHORT_SIDES, CROP_SIDES, CROP_RANGE = tuple(range(480, 801, 32)), (400, 500, 600), (384, 600)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,17 +75,45 @@ class ImageTransform:
         """
         return decode_pixels(encoded, self.channels, exif_orientation=self.exif_orientation)
 
-    def place_image(self, image: np.ndarray, *, flip: bool = False) -> Example:
-        """Return {"image": uint8 (h, w, c), "size": int32 (2,)}: an image in its canvas, its height and width there."""
-        size = fit_size(image.shape[:2], self.canvases.box)
-        resized = resize_image(image, size)
-        canvas = self.canvases.sizes[self.canvases.index_of(image.shape[:2])]
-        placed = place(resized[:, ::-1] if flip else resized, canvas, 0)
-        return {"image": placed, "size": np.array(size, np.int32)}
+    def view(self, size: Size) -> "View":
+        """Return the whole of an image of a (height, width), resized into the box."""
+        return View(Window(0.0, 0.0, *size), fit_size(size, self.canvases.box))
+
+    def place_image(self, image: np.ndarray, canvas: int, *, flip: bool = False) -> Example:
+        """Return {"image": uint8 (h, w, c), "size": int32 (2,)}: a resized image in a canvas, its height and width."""
+        placed = place(image[:, ::-1] if flip else image, self.canvases.sizes[canvas], 0)
+        return {"image": placed, "size": np.array(image.shape[:2], np.int32)}
 
     def empty(self) -> Example:
         """Return an example of the first canvas without any pixel."""
         return {"image": np.zeros((*self.canvases.sizes[0], self.channels), np.uint8), "size": np.zeros(2, np.int32)}
+
+
+class Window(NamedTuple):
+    """A part of an original image, in its pixels."""
+
+    top: float
+    left: float
+    height: float
+    width: float
+
+
+class View(NamedTuple):
+    """A part of an original image, and its (height, width) in the canvas."""
+
+    window: Window
+    size: Size
+
+    def boxes(self, boxes: np.ndarray) -> np.ndarray:
+        """Return boxes of the original image as boxes in the canvas, clipped to the image there."""
+        top, left, *sides = self.window
+        factors = np.divide(self.size, sides)[[1, 0, 1, 0]]
+        return np.clip((boxes - [left, top, left, top]) * factors, 0, np.array(self.size)[[1, 0, 1, 0]])
+
+    def original_boxes(self, boxes: np.ndarray) -> np.ndarray:
+        """Return boxes in the canvas as boxes of the original image."""
+        top, left, *sides = self.window
+        return boxes * np.divide(sides, self.size)[[1, 0, 1, 0]] + [left, top, left, top]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,11 +123,13 @@ class TrainExample:
     Args:
         max_objects: of an image; of more, the largest ones are kept.
         flip: probability of a horizontal flip.
+        multi_scale: draw the size of the image, and whether it is cropped first.
     """
 
     images: ImageTransform
     max_objects: int
     flip: float
+    multi_scale: bool = False
 
     def __call__(self, record: Annotated, rng: np.random.Generator) -> Example:
         """Return the example of a record: that of `ImageTransform.place_image`, and its objects.
@@ -107,14 +141,38 @@ class TrainExample:
             DataError: the record cannot be decoded.
         """
         image = self.images.decode(record.image)
-        check_size(image.shape[:2], record.objects)
+        size = image.shape[:2]
+        check_size(size, record.objects)
+        canvas = self.images.canvases.index_of(size)
+        if self.multi_scale:
+            image, view = self._draw_view(image, self.images.canvases.sizes[canvas], rng)
+        else:
+            view = self.images.view(size)
+            image = resize_image(image, view.size)
         flip = rng.random() < self.flip
-        example = self.images.place_image(image, flip=flip)
-        return example | self._place_objects(record.objects, example["size"], flip=flip)
+        example = self.images.place_image(image, canvas, flip=flip)
+        return example | self._place_objects(record.objects, view, flip=flip)
 
     def empty(self) -> Example:
         """Return an example of the same shapes and dtypes, of the first canvas, without any pixel or object."""
         return self.images.empty() | self._no_objects()
+
+    def _draw_view(self, image: np.ndarray, canvas: Size, rng: np.random.Generator) -> tuple[np.ndarray, View]:
+        """Resize an image to a random size, after a random crop with probability 1/2, and return the part of it."""
+        short, long = sorted(self.images.canvases.box)
+        window = Window(0.0, 0.0, *image.shape[:2])
+        if rng.integers(2):
+            original = image.shape[:2]
+            image = resize_image(image, fit_size(original, (_scaled(short, rng.choice(CROP_SIDES)), long)))
+            (top, height), (left, width) = (_draw_range(side, short, rng) for side in image.shape[:2])
+            factors = np.divide(original, image.shape[:2])
+            window = Window(top * factors[0], left * factors[1], height * factors[0], width * factors[1])
+            image = image[top : top + height, left : left + width]
+        size = fit_size(image.shape[:2], (_scaled(short, rng.choice(SHORT_SIDES)), long))
+        # A crop of a wide image may be upright, and the other way round.
+        factor = min(1.0, *(limit / side for limit, side in zip(canvas, size, strict=True)))
+        size = tuple(max(1, int(side * factor)) for side in size)
+        return resize_image(image, size), View(window, size)
 
     def _no_objects(self) -> Example:
         side, most = OBJECT_MASK_SIDE, self.max_objects
@@ -125,29 +183,37 @@ class TrainExample:
             "masks": np.zeros((most, side, side // 8), np.uint8),
         }
 
-    def _place_objects(self, objects: Objects, size: np.ndarray, *, flip: bool) -> Example:
+    def _place_objects(self, objects: Objects, view: View, *, flip: bool) -> Example:
         chosen = objects.trainable
+        boxes = view.boxes(objects.boxes[chosen])
+        inside = (boxes[:, 2:] > boxes[:, :2]).all(1)
+        chosen, boxes = chosen[inside], boxes[inside]
         if len(chosen) > self.max_objects:
-            largest = np.argsort(-objects.areas[chosen], kind="stable")[: self.max_objects]
-            chosen = chosen[np.sort(largest)]
-        boxes = scale_boxes(objects.boxes[chosen], size / np.array(objects.size), size)
+            kept = np.sort(np.argsort(-objects.areas[chosen], kind="stable")[: self.max_objects])
+            chosen, boxes = chosen[kept], boxes[kept]
         example = self._no_objects()
-        to_original = (np.array(objects.size) / size)[[1, 0, 1, 0]]
-        for row, index in enumerate(chosen):
-            mask = crop_mask(objects.bitmap(index), boxes[row] * to_original, OBJECT_MASK_SIDE)
+        for row, (index, box) in enumerate(zip(chosen, view.original_boxes(boxes), strict=True)):
+            mask = crop_mask(objects.bitmap(index), box, OBJECT_MASK_SIDE)
             example["masks"][row] = np.packbits(mask[:, ::-1] if flip else mask, axis=-1)
         if flip:
-            boxes = boxes[:, [2, 1, 0, 3]] * [-1, 1, -1, 1] + [size[1], 0, size[1], 0]
+            width = view.size[1]
+            boxes = boxes[:, [2, 1, 0, 3]] * [-1, 1, -1, 1] + [width, 0, width, 0]
         count = len(chosen)
         example["boxes"][:count], example["classes"][:count] = boxes, objects.classes[chosen]
         example["present"][:count] = True
         return example
 
 
-def scale_boxes(boxes: np.ndarray, factors: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Return boxes times (vertical, horizontal) factors, clipped to an image of (height, width)."""
-    factors, limits = factors[[1, 0, 1, 0]], np.asarray(size)[[1, 0, 1, 0]]
-    return np.clip(boxes * factors, 0, limits)
+def _scaled(short: int, side: int) -> int:
+    """Return a side for another box than mmdetection's, whose shorter side is 800 px."""
+    return max(1, round(side * short / 800))
+
+
+def _draw_range(side: int, short: int, rng: np.random.Generator) -> tuple[int, int]:
+    """Draw the start and the length of a crop of one axis."""
+    low, high = (min(side, _scaled(short, limit)) for limit in CROP_RANGE)
+    length = int(rng.integers(low, high + 1))
+    return int(rng.integers(0, side - length + 1)), length
 
 
 def check_size(size: Size, objects: Objects) -> None:
@@ -181,11 +247,10 @@ class EvalExample:
 
     def of_image(self, image: np.ndarray) -> Example:
         """Return the example of a decoded image."""
-        example = self.images.place_image(image)
-        return self._flatten(example) | {
-            "original": np.array(image.shape[:2], np.int32),
-            "canvas": np.int32(self.images.canvases.index_of(image.shape[:2])),
-        }
+        size = image.shape[:2]
+        canvas = self.images.canvases.index_of(size)
+        example = self.images.place_image(resize_image(image, self.images.view(size).size), canvas)
+        return self._flatten(example) | {"original": np.array(size, np.int32), "canvas": np.int32(canvas)}
 
     def empty(self) -> Example:
         """Return an example of the same shapes and dtypes without any pixel."""
