@@ -69,6 +69,7 @@ fresh() {
 }
 
 check_core() {
+  run rm -rf "$scratch/core"
   run "$python" - "$scratch/core" <<'PYTHON'
 import json
 import sys
