@@ -79,6 +79,13 @@ def describe(model: str, dtype: str, figures: dict[str, Any]) -> list[str]:
         by_rule = {rule: cycles / 1e6 for rule, cycles in figures["cycles_by_rule"].items()}
         if by_rule["schedule"] or by_rule["bytes"]:
             lines += ["", KERNELS.format(**by_rule)]
+        if loops := figures["bounded_loops"]:
+            longest = max(most for _, most in loops)
+            lines += [
+                "",
+                f"{count(len(loops), 'loop')} whose length depends on data, counted at the largest number of runs, "
+                f"which is {longest:,} for the longest.",
+            ]
         if loops := figures["uncounted_loops"]:
             lines += [
                 "",

@@ -1,8 +1,10 @@
 """Non-maximum suppression of boxes, with static shapes."""
 
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
@@ -85,7 +87,7 @@ def nms(
         jnp.zeros((max_kept, 4), boxes.dtype),
         jnp.zeros(max_kept, jnp.int32),
     )
-    _, count, index, *_ = lax.while_loop(unfinished, add_tile, state)
+    _, count, index, *_ = bounded_loop(len(order_padded) // tile, unfinished, add_tile, state)
     return Kept(index, jnp.arange(max_kept) < count)
 
 
@@ -112,4 +114,10 @@ def _resolve(overlaps: Bool[Array, "t t"], alive: Bool[Array, " t"]) -> Bool[Arr
         keep, _ = state
         return alive & ~(earlier & keep[None, :]).any(1), keep
 
-    return lax.while_loop(changed, settle, (settle((alive, alive))[0], alive))[0]
+    return bounded_loop(len(alive), changed, settle, (settle((alive, alive))[0], alive))[0]
+
+
+def bounded_loop(most: int, condition: Callable[[Any], Array], body: Callable[[Any], Any], state: Any) -> Any:
+    """Run `lax.while_loop` in a scope whose name states the largest number of its runs, for estimates of its cost."""
+    with jax.named_scope(f"at_most_{most}_runs"):
+        return lax.while_loop(condition, body, state)

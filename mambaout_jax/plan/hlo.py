@@ -11,6 +11,7 @@ from mambaout_jax.plan.chips import Chip
 
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-broadcast", "collective-permute", "reduce-scatter")
 _RUNS = re.compile(r"(?:body|to_apply|calls|(?:branch|called)_computations)=(\{[^}]*\}|%[\w.-]+)")
+_BOUND = re.compile(r"\bat_most_(\d+)_runs\b")
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 
 
@@ -54,13 +55,13 @@ def executed(computations: Computations) -> Iterator[tuple[str, Instruction, int
     """Yield (computation, instruction, execution count, whether another instruction's estimate includes it).
 
     Conditionals count as their first branch. A loop whose length depends on data, such as rejection sampling, counts
-    as one run of its body.
+    as one run of its body, or as the most runs that the name of its scope states (`ops.nms.bounded_loop`).
     """
 
     def walk(name: str, times: int, within: bool) -> Iterator[tuple[str, Instruction, int, bool]]:
         for instruction in computations[name].values():
             yield name, instruction, times, within
-            trips = _trip_count(instruction, computations) or 1
+            trips = _trip_count(instruction, computations) or _most_trips(instruction) or 1
             for runs in _RUNS.findall(instruction.rest):
                 callee = re.search(r"%([\w.-]+)", runs)
                 if callee and callee[1] in computations:
@@ -83,13 +84,31 @@ def _trip_count(instruction: Instruction, computations: Computations) -> int | N
     return int(bounds[0]) if len(bounds) == 1 and "direction=LT" in list(lines)[-1].rest else None
 
 
+def _most_trips(instruction: Instruction) -> int | None:
+    """Return the largest number of runs of a loop, from the name of its innermost scope; None if it states none."""
+    if instruction.operation != "while":
+        return None
+    bounds = _BOUND.findall(instruction.source)
+    return int(bounds[-1]) if bounds else None
+
+
+def bounded_loops(text: str) -> list[tuple[str, int]]:
+    """Return the sources of the loops that count as their largest number of runs, with this number."""
+    computations = parse(text)
+    return [
+        (loop.source, most)
+        for _, loop, _, _ in executed(computations)
+        if _trip_count(loop, computations) is None and (most := _most_trips(loop)) is not None
+    ]
+
+
 def uncounted_loops(text: str) -> list[str]:
     """Return the sources of the loops whose trip count is unknown."""
     computations = parse(text)
     return [
         loop.source
         for _, loop, _, _ in executed(computations)
-        if loop.operation == "while" and _trip_count(loop, computations) is None
+        if loop.operation == "while" and _trip_count(loop, computations) is None and _most_trips(loop) is None
     ]
 
 

@@ -11,7 +11,7 @@ from mambaout_jax.models import Model
 from mambaout_jax.models.macs import count_model_macs
 from mambaout_jax.plan.chips import Chip
 from mambaout_jax.plan.compiler import TooLargeError, chip_of, compile_for_tpu, program_memory, tpu_devices
-from mambaout_jax.plan.hlo import collective_bytes, estimated_operations, uncounted_loops
+from mambaout_jax.plan.hlo import bounded_loops, collective_bytes, estimated_operations, uncounted_loops
 from mambaout_jax.plan.kernels import kernel_cycles
 from mambaout_jax.plan.program import Dataset, planned_program
 from mambaout_jax.run.config import RunConfig
@@ -69,6 +69,7 @@ def plan(
         figures["fits"] = figures["memory"]["total"] <= chip.memory
         text = compiled.as_text()
         figures["collective_bytes"], figures["uncounted_loops"] = collective_bytes(text), uncounted_loops(text)
+        figures["bounded_loops"] = bounded_loops(text)
         operations = estimated_operations(text, chip)
         if any(operation["rule"] != "compiler" for operation in operations):
             operations = estimated_operations(text, chip, kernel_cycles(config, topology, dataset))

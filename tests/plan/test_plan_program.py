@@ -3,7 +3,7 @@
 import re
 
 from mambaout_jax.plan.chips import Chip
-from mambaout_jax.plan.hlo import collective_bytes, estimated_operations, uncounted_loops
+from mambaout_jax.plan.hlo import bounded_loops, collective_bytes, estimated_operations, uncounted_loops
 
 CHIP = Chip(memory=1e9, bandwidth=1e9, peak=2e12, cycle_flops=1000, shapes=("1x1",))  # two cycles a byte
 
@@ -156,6 +156,15 @@ def test_a_loop_of_unknown_length_counts_once_and_is_named():
     ):
         assert uncounted_loops(text) == ["jit(step)/while"]
         assert operations(text)["twice"]["cycles"] == operations()["twice"]["cycles"] // 3
+
+
+def test_a_loop_of_unknown_length_counts_as_the_most_runs_that_its_scope_states():
+    text = PROGRAM.replace("direction=LT", "direction=NE")
+    named = text.replace("jit(step)/while", "jit(step)/at_most_7_runs/vmap/at_most_5_runs/while")
+    assert uncounted_loops(named) == []
+    assert bounded_loops(named) == [("jit(step)/at_most_7_runs/vmap/at_most_5_runs/while", 5)]
+    assert operations(named)["twice"]["cycles"] == 5 * operations(text)["twice"]["cycles"]
+    assert bounded_loops(PROGRAM) == []
 
 
 def test_a_program_without_collectives_has_no_traffic():

@@ -187,7 +187,7 @@ class Detection(Task):
 
     def _images(self, model: Model, source: DetectionSource | None) -> ImageTransform:
         check_size_and_channels(model.input_spec.size, model.in_chans)
-        size = model.input_spec.size if source is None else source.size
+        size = self._only_size(model) if source is None else source.size
         canvases = Canvases.of_images(size, self.config.options["data.box"])
         if "img_size" in model.options and set(canvases.sizes) != {model.input_spec.size}:
             height, width = canvases.sizes[0]
