@@ -12,6 +12,7 @@ from mambaout_jax.ops import crop_masks
 from mambaout_jax.tasks.detection import losses, targets, training
 from mambaout_jax.tasks.detection.targets import Samples, SampleSizes, Thresholds, assign, sample
 from mambaout_jax.weights.state_dict import export_state_dict
+from tests.marks import slow_but
 from tests.models import dense_golden
 from tests.models.test_mask_rcnn import (  # noqa: F401
     FLOAT32,
@@ -234,7 +235,7 @@ def test_targets_of_masks_from_grids_differ_in_few_pixels(name):
     assert np.mean(np.asarray(ours) == case.outputs["mask_targets"]) > 0.98
 
 
-@pytest.mark.parametrize("name", dense_golden.names("mask_rcnn__loss*"))
+@pytest.mark.parametrize("name", slow_but([], dense_golden.names("mask_rcnn__loss*")))
 @pytest.mark.usefixtures("conv_backbone")
 def test_whole_models_have_the_losses_of_mmdetection(name, monkeypatch):
     """With the samples of the reference, and targets of masks from whole bitmaps."""

@@ -9,6 +9,13 @@ from mambaout_jax.tasks.pictures import distinct_color
 
 # Of the color of a mask over the image.
 OPACITY = 0.45
+# Of errors.
+RED = (230, 40, 40)
+
+
+def color_of(index: int) -> tuple[int, int, int]:
+    """Return the color of a class; the first of them are not red, the color of errors."""
+    return distinct_color(index + 1)
 
 
 def draw_objects(
@@ -16,7 +23,7 @@ def draw_objects(
     boxes: np.ndarray,
     classes: np.ndarray,
     labels: Sequence[str],
-    masks: np.ndarray,
+    masks: Sequence[np.ndarray],
     colors: Sequence[tuple[int, int, int]] | None = None,
 ) -> np.ndarray:
     """Return an RGB image with the boxes, masks and labels of objects, in the colors of their classes.
@@ -24,11 +31,11 @@ def draw_objects(
     Args:
         image: uint8 (h, w, c).
         boxes: (n, 4) in pixels.
-        masks: uint8 (n, h, w).
+        masks: uint8 (h, w), of each object.
         colors: of the objects; None for those of their classes.
     """
     picture = np.broadcast_to(image, (*image.shape[:2], 3)).copy()
-    colors = [distinct_color(int(kind)) for kind in classes] if colors is None else colors
+    colors = [color_of(int(kind)) for kind in classes] if colors is None else colors
     for mask, color in zip(masks, colors, strict=True):
         inside = mask.astype(bool)
         blend = (1 - OPACITY) * picture[inside] + OPACITY * np.array(color)

@@ -20,13 +20,13 @@ from mambaout_jax.machine import MachineError, describe_fault, raise_machine_fau
 from mambaout_jax.pages.figures import BLUE, GREY, INK, ORANGE, adapt_svg, style_axes
 from mambaout_jax.pages.render import render
 from mambaout_jax.tasks.api import Labels, ScoreText, Section
-from mambaout_jax.tasks.detection.drawing import draw_objects
+from mambaout_jax.tasks.detection.drawing import RED, color_of, draw_objects
 from mambaout_jax.tasks.detection.evaluation import KINDS, STATISTICS, ImageDetections, run_cocoeval, statistics_of
 from mambaout_jax.tasks.detection.objects import Objects, decode_masks, overlaps
 from mambaout_jax.tasks.detection.source import DetectionSource
 from mambaout_jax.tasks.errors import TaskError
 from mambaout_jax.tasks.images import decode_pixels
-from mambaout_jax.tasks.pictures import distinct_color, encode_picture
+from mambaout_jax.tasks.pictures import encode_picture
 from mambaout_jax.tasks.predictions import open_evaluated, read_predictions
 
 NUM_WORST, NUM_OTHERS = 12, 12
@@ -36,7 +36,6 @@ SHOWN_SCORE = 0.5
 FOUND_IOU = 0.5
 # Longest side of a picture of the gallery, in pixels.
 PICTURE_SIDE = 480
-RED = (230, 40, 40)
 _ARRAYS = ("counts", "sizes", "boxes", "scores", "classes", "mask_lengths", "mask_bytes", "fingerprint")
 _NAMES = {
     "ap": "AP, IoU 0.50 to 0.95",
@@ -135,7 +134,9 @@ def sections(workdir: epath.Path, labels: Labels, open_split: Callable[[], Detec
     classes = rank_classes(evaluations, list(objects.values()), names)
     gallery = make_gallery(found, source, names)
     return [
-        Section("Precision", Markup(render(__package__, "precision.html.jinja", curves=curves, table=table))),
+        Section(
+            "Precision and recall", Markup(render(__package__, "precision.html.jinja", curves=curves, table=table))
+        ),
         Section("Classes", Markup(render(__package__, "classes.html.jinja", classes=classes))),
         Section("Predictions", Markup(render(__package__, "gallery.html.jinja", gallery=gallery))),
     ]
@@ -198,7 +199,7 @@ def rank_classes(
         rows.append(
             {
                 "name": names[index] if index < len(names) else str(index),
-                "color": "#{:02x}{:02x}{:02x}".format(*distinct_color(index)),
+                "color": "#{:02x}{:02x}{:02x}".format(*color_of(index)),
                 "count": f"{int(numbers[index]) if index < len(numbers) else 0:,}",
                 **{kind: None if value is None else round(value, 1) for kind, value in values.items()},
             }
@@ -281,7 +282,7 @@ def _draw_pair(
         return names[kind] if kind < len(names) else str(kind)
 
     def colors_of(classes: np.ndarray, good: np.ndarray) -> list[tuple[int, int, int]]:
-        return [distinct_color(int(kind)) if fine else RED for kind, fine in zip(classes, good, strict=True)]
+        return [color_of(int(kind)) if fine else RED for kind, fine in zip(classes, good, strict=True)]
 
     try:
         image = decode_pixels(source[index].image, 3, exif_orientation=source.exif_orientation)
@@ -291,29 +292,40 @@ def _draw_pair(
     except DataError as error:
         raise_machine_fault(error)
         return None
-    scores = [
-        f"{name_of(kind)} {100 * score:.0f}" for kind, score in zip(detections.classes, detections.scores, strict=True)
-    ]
+    found = zip(detections.classes, detections.scores, matches.correct, strict=True)
+    scores = [f"{'' if fine else 'false '}{name_of(kind)} {100 * score:.0f}" for kind, score, fine in found]
     classes = objects.classes[wanted]
+    names_of = [
+        f"{'' if fine else 'missed '}{name_of(kind)}" for kind, fine in zip(classes, matches.found, strict=True)
+    ]
+    factor = PICTURE_SIDE / max(image.shape[:2])
     pictures = {
         "detections, score in %": draw_objects(
-            image, detections.boxes, detections.classes, scores, masks, colors_of(detections.classes, matches.correct)
+            _resize(image, factor),
+            factor * detections.boxes,
+            detections.classes,
+            scores,
+            [_resize(mask, factor) for mask in masks],
+            colors_of(detections.classes, matches.correct),
         ),
         "objects": draw_objects(
-            image,
-            objects.boxes[wanted],
+            _resize(image, factor),
+            factor * objects.boxes[wanted],
             classes,
-            [name_of(kind) for kind in classes],
-            truth,
+            names_of,
+            [_resize(mask, factor) for mask in truth],
             colors_of(classes, matches.found),
         ),
     }
     return [(name, _encode(picture)) for name, picture in pictures.items()]
 
 
+def _resize(pixels: np.ndarray, factor: float) -> np.ndarray:
+    """Resize an image (h, w, 3) or a mask (h, w), masks to the nearest pixels."""
+    size = tuple(max(1, round(side * factor)) for side in pixels.shape[1::-1])
+    smooth = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+    return cv2.resize(pixels, size, interpolation=cv2.INTER_NEAREST if pixels.ndim == 2 else smooth)
+
+
 def _encode(picture: np.ndarray) -> str:
-    factor = PICTURE_SIDE / max(picture.shape[:2])
-    size = tuple(max(1, round(side * factor)) for side in picture.shape[1::-1])
-    kind = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
-    encoded = encode_picture(cv2.resize(picture, size, interpolation=kind))
-    return f"data:image/jpeg;base64,{base64.b64encode(encoded).decode()}"
+    return f"data:image/jpeg;base64,{base64.b64encode(encode_picture(picture)).decode()}"
