@@ -150,4 +150,6 @@ def test_an_experiment_is_a_file_or_the_name_of_one_of_the_package(file, path, a
 
 def test_a_wrong_name_of_an_experiment_is_answered_with_the_names():
     assert not find_experiment_fault("imagenet:mambaout_tiny")
-    assert "expected a file, or one of ade20k, digits, finetune, " in find_experiment_fault("imagnet:mambaout_tiny")
+    assert "expected a file, or one of ade20k, coco, digits, finetune, " in find_experiment_fault(
+        "imagnet:mambaout_tiny"
+    )

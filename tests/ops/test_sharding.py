@@ -105,9 +105,17 @@ def compare(layout):
     return {case: meshes.compare(layout, *draw(case)) for case in cases}
 
 
+# Operations on boxes, which models and tasks call where all axes are Auto; tests/train/test_detection.py compares them
+# on eight devices with one.
+OF_BOXES = {
+    "Kept", "assign_levels", "box_area", "box_intersection", "box_iou", "cells_inside", "clip_boxes", "crop_masks",
+    "decode_boxes", "encode_boxes", "make_anchors", "nms", "roi_align",
+}  # fmt: skip
+
+
 def test_every_op_is_here():
     functions = {name for name in ops.__all__ if not name.isupper()}
-    assert functions == {case.split()[0] for case in CASES}
+    assert functions - OF_BOXES == {case.split()[0] for case in CASES}
 
 
 @pytest.mark.parametrize("case", slow_but([case for case in CASES if not case.endswith(OTHER_IMPLS)], CASES))

@@ -235,7 +235,13 @@ def test_targets_of_masks_from_grids_differ_in_few_pixels(name):
     assert np.mean(np.asarray(ours) == case.outputs["mask_targets"]) > 0.98
 
 
-@pytest.mark.parametrize("name", slow_but([], dense_golden.names("mask_rcnn__loss*")))
+@pytest.mark.parametrize(
+    "name",
+    [
+        *slow_but([], dense_golden.names("mask_rcnn__loss_*")),
+        *slow_but([], dense_golden.names("mask_rcnn__loss"), "nightly"),
+    ],
+)
 @pytest.mark.usefixtures("conv_backbone")
 def test_whole_models_have_the_losses_of_mmdetection(name, monkeypatch):
     """With the samples of the reference, and targets of masks from whole bitmaps."""

@@ -10,12 +10,13 @@ import jax
 import numpy as np
 from jax import lax
 
+from mambaout_jax.extras import importing
 from mambaout_jax.models import Model
 from mambaout_jax.models.heads.mask_rcnn import DetectionLimits, Detections
 from mambaout_jax.ops.images import blank_outside
 from mambaout_jax.ops.sharding import map_rows
 from mambaout_jax.tasks.api import Batch
-from mambaout_jax.tasks.detection.objects import Objects, paste_mask
+from mambaout_jax.tasks.detection.objects import Objects, mask_tools, paste_mask
 from mambaout_jax.tasks.images import Size
 
 # The twelve numbers of COCO, for boxes and for masks, in the order of pycocotools' `COCOeval.stats`.
@@ -76,8 +77,7 @@ def to_image(found: Mapping[str, np.ndarray], size: np.ndarray, original: np.nda
         size: (height, width) in the canvas.
         original: (height, width).
     """
-    from pycocotools import mask
-
+    mask = mask_tools()
     valid = found["valid"]
     boxes = found["boxes"][valid] * (original / np.maximum(size, 1))[[1, 0, 1, 0]].astype(np.float32)
     shape = tuple(original.tolist())
@@ -117,9 +117,9 @@ def run_cocoeval(objects: Mapping[int, Objects], found: Mapping[int, ImageDetect
     Returns:
         The accumulated `COCOeval` of boxes and of masks.
     """
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
+    with importing("coco", "COCO's metrics require pycocotools"):
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
     num_classes = 1 + max(
         (int(of_image.classes.max(initial=-1)) for of_image in (*objects.values(), *found.values())), default=0
     )
@@ -161,8 +161,7 @@ def _truths(image_id: int, objects: Objects) -> list[dict[str, Any]]:
 
 
 def _results(image_id: int, found: ImageDetections) -> list[dict[str, Any]]:
-    from pycocotools import mask
-
+    mask = mask_tools()
     areas = mask.area(found.masks) if found.masks else []
     return [
         {

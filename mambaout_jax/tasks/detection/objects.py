@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from types import ModuleType
 from typing import Any
 
 import cv2
@@ -84,8 +85,7 @@ def encode_segmentation(segmentation: Segmentation, size: tuple[int, int], box: 
     Raises:
         DataError: the encoding is invalid, or is that of an image of another size.
     """
-    from pycocotools import mask
-
+    mask = mask_tools()
     height, width = size
     if isinstance(segmentation, np.ndarray):
         return mask.encode(np.asfortranarray(segmentation, np.uint8))
@@ -113,9 +113,7 @@ def encode_segmentation(segmentation: Segmentation, size: tuple[int, int], box: 
 
 def decode_masks(encoded: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """Return run-length encodings as bitmaps, uint8 (n, h, w)."""
-    from pycocotools import mask
-
-    return np.moveaxis(mask.decode(list(encoded)), -1, 0)
+    return np.moveaxis(mask_tools().decode(list(encoded)), -1, 0)
 
 
 def overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -127,14 +125,18 @@ def overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return common / np.maximum(areas[0][:, None] + areas[1][None, :] - common, 1e-6)
 
 
-def require_masks(what: str) -> None:
-    """Check that pycocotools is installed.
+def mask_tools(what: str = "masks of objects") -> ModuleType:
+    """Return `pycocotools.mask`.
+
+    Args:
+        what: what requires it, for the message.
 
     Raises:
-        MissingExtraError: it is not.
+        MissingExtraError: pycocotools is not installed.
     """
     with importing("coco", f"{what} requires pycocotools"):
-        import pycocotools.mask  # noqa: F401
+        from pycocotools import mask
+    return mask
 
 
 def parse_annotations(text: str, index_of: Mapping[int, int], size: tuple[int, int]) -> Objects:

@@ -38,7 +38,7 @@ from mambaout_jax.tasks.detection.evaluation import (
     detect,
     to_image,
 )
-from mambaout_jax.tasks.detection.objects import encode_segmentation, require_masks
+from mambaout_jax.tasks.detection.objects import encode_segmentation, mask_tools
 from mambaout_jax.tasks.detection.predictor import DetectionPredictor
 from mambaout_jax.tasks.detection.source import DetectionSource, open_source
 from mambaout_jax.tasks.detection.targets import SampleSizes
@@ -135,7 +135,7 @@ class Detection(Task):
 
     def check(self) -> None:
         """Check that the options fit together, and that pycocotools is installed."""
-        require_masks("the task detection")
+        mask_tools("the task detection")
         super().check()
 
     def open_source(self, split: str) -> DetectionSource:
