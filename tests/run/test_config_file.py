@@ -249,7 +249,7 @@ def test_a_path_that_is_no_experiment_is_one_sentence(tmp_path):
         (["--config=configs/digits.py", "--confg.seed=1"], "confg"),
         (["--config=configs/digits.py", "extra"], "unrecognized arguments: extra"),
         (["--config=configs/nothing.py"], "configs/nothing.py does not exist"),
-        (["--config=nothing:x"], "not an experiment of this package; expected a file, or one of ade20k, digits"),
+        (["--config=nothing:x"], "not an experiment of this package; expected a file, or one of ade20k, coco, digits"),
         (["--mode=evaluate", "--config.seed=1"], "--config.seed=1 requires --config"),
         ([], "--config is missing"),
     ],
