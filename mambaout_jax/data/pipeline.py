@@ -227,7 +227,7 @@ class _TrainSample:
 def _similar_records(source: Source, first: int) -> Iterator[int]:
     """Yield the indices of records of the same group, in the order of the source, from `first` on."""
     groups = getattr(source, "groups", None)
-    for index in (*range(first, len(source)), *range(first)):
+    for index in itertools.chain(range(first, len(source)), range(first)):
         if groups is None or groups[index] == groups[first]:
             yield index
 
