@@ -126,9 +126,11 @@ def test_boxes_are_on_the_levels_of_mmdetection(name):
 
 def test_bfloat16_maps_are_interpolated_in_float32():
     x, boxes = draw(1, (2, 8, 8, 3)), jnp.array([BOXES[:3]] * 2, jnp.float32)
-    compute = lambda x: roi_align([x], boxes, jnp.zeros((2, 3), int), strides=(4,), bins=3)  # noqa: E731
     rounded = x.astype(jnp.bfloat16)
-    ours, exact = compute(rounded), compute(rounded.astype(jnp.float32))
+    ours, exact = (
+        roi_align([x], boxes, jnp.zeros((2, 3), int), strides=(4,), bins=3)
+        for x in (rounded, rounded.astype(jnp.float32))
+    )
     assert ours.dtype == jnp.bfloat16
     np.testing.assert_array_equal(ours, exact.astype(jnp.bfloat16))
 

@@ -14,7 +14,7 @@ from mambaout_jax.tasks.detection.targets import Samples, SampleSizes, Threshold
 from mambaout_jax.weights.state_dict import export_state_dict
 from tests.marks import slow_but
 from tests.models import dense_golden
-from tests.models.test_mask_rcnn import (  # noqa: F401
+from tests.models.test_mask_rcnn import (  # noqa: F401 - conv_backbone is a fixture
     FLOAT32,
     assert_gradients_close,
     build_model,

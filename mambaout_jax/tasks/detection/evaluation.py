@@ -23,8 +23,6 @@ from mambaout_jax.tasks.images import Size
 STATISTICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large",
               "ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large")  # fmt: skip
 KINDS = {"box": "bbox", "mask": "segm"}
-# Detections of an image that count.
-MOST_DETECTIONS = 100
 
 
 class ImageDetections(NamedTuple):

@@ -6,7 +6,6 @@ from functools import cached_property
 from types import ModuleType
 from typing import Any
 
-import cv2
 import numpy as np
 
 from mambaout_jax.data import DataError
@@ -108,7 +107,7 @@ def encode_segmentation(segmentation: Segmentation, size: tuple[int, int], box: 
     try:
         return mask.merge(mask.frPyObjects(polygons, height, width))
     except (TypeError, ValueError, IndexError) as error:
-        raise DataError(f"a polygon is invalid ({error})") from error
+        raise DataError(f"a polygon is invalid ({reason(error)})") from error
 
 
 def decode_masks(encoded: Sequence[Mapping[str, Any]]) -> np.ndarray:
@@ -222,8 +221,3 @@ def paste_mask(logits: np.ndarray, box: np.ndarray, size: tuple[int, int]) -> np
     probabilities = 1 / (1 + np.exp(-logits.astype(np.float32)))
     mask[rows, columns] = of_rows @ probabilities @ of_columns.T >= 0.5
     return mask
-
-
-def outline(mask: np.ndarray) -> list[np.ndarray]:
-    """Return the contours of a bitmap, each int32 (n, 1, 2) of x and y."""
-    return list(cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0])

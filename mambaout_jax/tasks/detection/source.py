@@ -5,16 +5,15 @@ COCO has them, and datasets with maps of instances, such as `scenes`.
 """
 
 import dataclasses
-import io
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 
 from mambaout_jax.data import DataError, open_records
+from mambaout_jax.data.label_maps import decode_label_map
 from mambaout_jax.tasks.detection.objects import Objects, objects_of_map, parse_annotations
 from mambaout_jax.tasks.sources import ClassSource
 
@@ -86,7 +85,7 @@ def _bytes_of(features: Mapping[str, Any], name: str) -> bytes:
 
 
 def _read_map(features: Mapping[str, Any]) -> Objects:
-    instances = np.asarray(Image.open(io.BytesIO(_bytes_of(features, "instance_map"))))
+    instances = decode_label_map(_bytes_of(features, "instance_map"))
     # TFDS stores (ymin, xmin, ymax, xmax).
     boxes = np.array(features["objects/bbox"].float_list.value, np.float32).reshape(-1, 4)[:, [1, 0, 3, 2]]
     return objects_of_map(instances, boxes, np.array(features["objects/label"].int64_list.value) - 1)

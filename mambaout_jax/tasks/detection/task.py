@@ -32,7 +32,6 @@ from mambaout_jax.tasks.api import (
 )
 from mambaout_jax.tasks.detection import report
 from mambaout_jax.tasks.detection.evaluation import (
-    MOST_DETECTIONS,
     ImageDetections,
     average_precision,
     detect,
@@ -219,7 +218,7 @@ class Detection(Task):
     def prepare_batch(self, model: Model, batch: Batch, key: Key[Array, ""]) -> Batch:
         """Normalize images (b, h, w, c); the pixels around smaller images have the mean color."""
         images = blank_outside(model.input_spec.normalize(batch["image"]), batch["size"])
-        return {name: value for name, value in batch.items() if name != "skipped"} | {"image": images}
+        return {**batch, "image": images}
 
     def train_loss(
         self, model: Model, variables: dict[str, Any], batch: Batch, key: Key[Array, ""]
@@ -250,7 +249,7 @@ class Detection(Task):
             "crop_pct": 1.0,
             "interpolation": "bilinear",
             "antialias": False,
-            "exif_orientation": labels.get("exif_orientation", False),
+            "exif_orientation": labels.get("exif_orientation", True),
         }
 
     @property
@@ -261,7 +260,6 @@ class Detection(Task):
             ProposalLimits(options["eval.proposals_per_level"], options["eval.proposals"]),
             options["eval.score_threshold"],
             options["eval.iou_threshold"],
-            MOST_DETECTIONS,
         )
 
     def evaluate_batch(self, model: Model, variables: dict[str, Any], batch: Batch, context: Any) -> EvalOutput:
