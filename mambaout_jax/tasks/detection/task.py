@@ -4,32 +4,29 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, UInt8
 
 from mambaout_jax.checks import ConfigKey
 from mambaout_jax.data import DataError
 from mambaout_jax.data.arguments import check_size_and_channels
 from mambaout_jax.data.names import COCO
-from mambaout_jax.models import Model, ModelError, create_model
+from mambaout_jax.models import Model
 from mambaout_jax.models.heads.mask_rcnn import DetectionLimits
 from mambaout_jax.models.heads.rpn import ProposalLimits
-from mambaout_jax.ops.images import blank_outside
 from mambaout_jax.tasks.api import (
     Batch,
     EvalOutput,
-    ImportedLabels,
     Labels,
     LossTerm,
     Metric,
     Scores,
     ScoreText,
     Section,
-    Task,
     TaskConfig,
 )
+from mambaout_jax.tasks.dense_task import DenseTask, KnownDataset
 from mambaout_jax.tasks.detection import report
 from mambaout_jax.tasks.detection.evaluation import (
     ImageDetections,
@@ -44,14 +41,10 @@ from mambaout_jax.tasks.detection.targets import SampleSizes
 from mambaout_jax.tasks.detection.training import training_losses
 from mambaout_jax.tasks.detection.transforms import Canvases, EvalExample, ImageTransform, TrainExample
 from mambaout_jax.tasks.errors import TaskError
-from mambaout_jax.tasks.images import resize_image
-from mambaout_jax.tasks.labels import check_same_classes, num_classes
 from mambaout_jax.words import count
 
 # The largest number of records that the baseline reads.
 MOST_BASELINE_RECORDS = 200
-# The images of COCO's split train2017 that training uses, and its classes.
-COCO_IMAGES, COCO_CLASSES = 117_266, 80
 
 _KEYS: Mapping[str, ConfigKey] = {
     "data.box": ConfigKey(
@@ -101,11 +94,10 @@ _KEYS: Mapping[str, ConfigKey] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Detection(Task):
+class Detection(DenseTask):
     """Object detection and instance segmentation by a model with a head such as Mask R-CNN.
 
-    Labels are {"class_names": list}, or {"num_classes": int} for weights without class names, and "category_ids", the
-    ids of the classes in files of annotations.
+    Labels also have "category_ids", the ids of the classes in files of annotations.
 
     Args:
         config: the plain values of the config.
@@ -114,6 +106,9 @@ class Detection(Task):
     config: TaskConfig
 
     name: ClassVar[str] = "detection"
+    # The images of train2017 with objects to train on.
+    known_dataset: ClassVar[KnownDataset] = KnownDataset(COCO, 117_266, 80)
+    expected_model: ClassVar[str] = "a detector, for example mask_rcnn_mambaout_tiny"
     keys: ClassVar[Mapping[str, ConfigKey]] = _KEYS
     inference_keys: ClassVar[tuple[str, ...]] = ("data.box", *(name for name in _KEYS if name.startswith("eval.")))
     metrics: ClassVar[tuple[Metric, ...]] = (
@@ -141,29 +136,6 @@ class Detection(Task):
         """Open a split of the dataset."""
         return open_source(self.config.dataset, split, self.config.data_dir)
 
-    @staticmethod
-    def labels_of_size(num_classes: int) -> Labels:
-        """Return labels without names."""
-        return {"num_classes": num_classes}
-
-    def known_size(self, split: str) -> tuple[int, Labels] | None:
-        """Return the size of COCO's training split."""
-        if split != "train" or self.config.dataset.partition(":")[0] != COCO:
-            return None
-        return COCO_IMAGES, {"num_classes": COCO_CLASSES}
-
-    def check_source(self, source: DetectionSource, labels: Labels) -> None:
-        """Check that a source has the classes of a model; without class names only their number is compared."""
-        check_same_classes(source.name, source.class_names, labels)
-
-    def imported_labels(self, model: Model, labels: Labels) -> ImportedLabels:
-        """Return the class names of imported weights, if they have them."""
-        known = {name: labels[name] for name in ("exif_orientation", "category_ids") if labels.get(name) is not None}
-        names = labels.get("class_names")
-        if names is None:
-            return ImportedLabels({"num_classes": model.num_classes, "class_names": None} | known, None, "")
-        return ImportedLabels({"class_names": list(names)} | known, None, "")
-
     def train_transform(self, model: Model, source: DetectionSource | None = None) -> TrainExample:
         """Return the resizing and the random flip of an image, with its objects."""
         options = self.config.options
@@ -178,11 +150,9 @@ class Detection(Task):
         """Return the transform of an image to its canvas."""
         return EvalExample(self._images(model, source))
 
-    def model_images(self, model: Model, source: DetectionSource, indices: Sequence[int]) -> Float[Array, "b h w c"]:
-        """Return normalized images, squeezed to the model's input size."""
-        images = self._images(model, source)
-        pixels = [resize_image(images.decode(source[index].image), model.input_spec.size) for index in indices]
-        return model.input_spec.normalize(jnp.asarray(np.stack(pixels)))
+    def decode(self, model: Model, source: DetectionSource, index: int) -> UInt8[np.ndarray, "h w c"]:
+        """Decode the image of a record."""
+        return self._images(model, source).decode(source[index].image)
 
     def _images(self, model: Model, source: DetectionSource | None) -> ImageTransform:
         check_size_and_channels(model.input_spec.size, model.in_chans)
@@ -201,24 +171,6 @@ class Detection(Task):
     def fits(model: Model) -> bool:
         """Return whether a model finds objects."""
         return model.has_method("detect")
-
-    def build_model(self, labels: Labels) -> Model:
-        """Build the model of the config with one output per class."""
-        try:
-            model = create_model(num_classes=num_classes(labels), **self.config.model)
-        except ModelError as error:
-            raise ModelError(f"config.model: {error}") from None
-        if not self.fits(model):
-            raise TaskError(
-                f"config.model.name is {model.name!r}, which finds no objects; a detector is expected, for example "
-                f"mask_rcnn_{model.name}"
-            )
-        return model
-
-    def prepare_batch(self, model: Model, batch: Batch, key: Key[Array, ""]) -> Batch:
-        """Normalize images (b, h, w, c); the pixels around smaller images have the mean color."""
-        images = blank_outside(model.input_spec.normalize(batch["image"]), batch["size"])
-        return {**batch, "image": images}
 
     def train_loss(
         self, model: Model, variables: dict[str, Any], batch: Batch, key: Key[Array, ""]
@@ -241,16 +193,6 @@ class Detection(Task):
     ) -> dict[str, Array]:
         """Find the objects of images that fill their canvas: the fields of `Detections`."""
         return model.call(variables, "detect", images, None, self.limits)[0]._asdict()
-
-    def preprocessing(self, model: Model, labels: Labels) -> dict[str, Any]:
-        """Return the resizing of a whole image to the input size of the model."""
-        return {
-            "crop_mode": "squash",
-            "crop_pct": 1.0,
-            "interpolation": "bilinear",
-            "antialias": False,
-            "exif_orientation": labels.get("exif_orientation", True),
-        }
 
     @property
     def limits(self) -> DetectionLimits:

@@ -8,32 +8,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, UInt8
 
 from mambaout_jax.checks import ConfigKey
 from mambaout_jax.data import DataError
 from mambaout_jax.data.arguments import check_size_and_channels
 from mambaout_jax.data.label_maps import IGNORED, decode_label_map
 from mambaout_jax.data.names import ADE20K
-from mambaout_jax.models import Model, ModelError, create_model
+from mambaout_jax.models import Model
 from mambaout_jax.ops import resize_bilinear
-from mambaout_jax.ops.images import blank_outside
 from mambaout_jax.tasks.api import (
     Batch,
     EvalOutput,
-    ImportedLabels,
     Labels,
     LossTerm,
     Metric,
     Scores,
     ScoreText,
     Section,
-    Task,
     TaskConfig,
 )
+from mambaout_jax.tasks.dense_task import DenseTask, KnownDataset
 from mambaout_jax.tasks.errors import TaskError
-from mambaout_jax.tasks.images import resize_image
-from mambaout_jax.tasks.labels import check_same_classes, num_classes
 from mambaout_jax.tasks.segmentation import report
 from mambaout_jax.tasks.segmentation.canvases import EvalSizes
 from mambaout_jax.tasks.segmentation.drawing import make_palette
@@ -44,9 +40,6 @@ from mambaout_jax.tasks.segmentation.predictor import SegmentationPredictor
 from mambaout_jax.tasks.segmentation.source import SegmentationSource, open_source
 from mambaout_jax.tasks.segmentation.transforms import Decoder, EvalExample, TrainExample
 from mambaout_jax.words import count
-
-# ADEChallengeData2016: images for training, and classes.
-ADE20K_IMAGES, ADE20K_CLASSES = 20_210, 150
 
 # The largest number of records that the majority baseline reads.
 MOST_BASELINE_RECORDS = 500
@@ -109,11 +102,10 @@ _LOSS_KEYS: Mapping[str, ConfigKey] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Segmentation(Task):
+class Segmentation(DenseTask):
     """Semantic segmentation by a model with a head such as UperNet.
 
-    Labels are {"class_names": list}, or {"num_classes": int} for weights without class names. Pixels with the label 255
-    are ignored.
+    Pixels with the label 255 are ignored.
 
     Args:
         config: the plain values of the config.
@@ -122,6 +114,9 @@ class Segmentation(Task):
     config: TaskConfig
 
     name: ClassVar[str] = "segmentation"
+    # ADEChallengeData2016
+    known_dataset: ClassVar[KnownDataset] = KnownDataset(ADE20K, 20_210, 150)
+    expected_model: ClassVar[str] = "a segmentation model, for example upernet_mambaout_tiny"
     keys: ClassVar[Mapping[str, ConfigKey]] = {**_DATA_KEYS, **_EVAL_KEYS, **_LOSS_KEYS}
     inference_keys: ClassVar[tuple[str, ...]] = ("data.box", *_EVAL_KEYS)
     metrics: ClassVar[tuple[Metric, ...]] = (
@@ -146,29 +141,6 @@ class Segmentation(Task):
         """Open a split of the dataset."""
         return open_source(self.config.dataset, split, self.config.data_dir)
 
-    @staticmethod
-    def labels_of_size(num_classes: int) -> Labels:
-        """Return labels without names."""
-        return {"num_classes": num_classes}
-
-    def known_size(self, split: str) -> tuple[int, Labels] | None:
-        """Return the size of ADE20K's training split."""
-        if split != "train" or self.config.dataset.partition(":")[0] != ADE20K:
-            return None
-        return ADE20K_IMAGES, {"num_classes": ADE20K_CLASSES}
-
-    def check_source(self, source: SegmentationSource, labels: Labels) -> None:
-        """Check that a source has the classes of a model; without class names only their number is compared."""
-        check_same_classes(source.name, source.class_names, labels)
-
-    def imported_labels(self, model: Model, labels: Labels) -> ImportedLabels:
-        """Return the class names of imported weights, if they have them."""
-        names, upright = labels.get("class_names"), labels.get("exif_orientation")
-        rule = {} if upright is None else {"exif_orientation": upright}
-        if names is None:
-            return ImportedLabels({"num_classes": model.num_classes, "class_names": None} | rule, None, "")
-        return ImportedLabels({"class_names": list(names)} | rule, None, "")
-
     def train_transform(self, model: Model, source: SegmentationSource | None = None) -> TrainExample:
         """Return the random resizing, crop, flip and change of colors of an image, with its label map."""
         options = self.config.options
@@ -189,11 +161,9 @@ class Segmentation(Task):
         canvases = sizes.canvases(size, size) if source is None else sizes.canvases(source.size, source.max_size)
         return EvalExample(self._decoder(model, source), sizes, canvases)
 
-    def model_images(self, model: Model, source: SegmentationSource, indices: Sequence[int]) -> Float[Array, "b h w c"]:
-        """Return normalized images, squeezed to the model's input size."""
-        decoder = self._decoder(model, source)
-        pixels = [resize_image(decoder.image(source[index]["image"]), model.input_spec.size) for index in indices]
-        return model.input_spec.normalize(jnp.asarray(np.stack(pixels)))
+    def decode(self, model: Model, source: SegmentationSource, index: int) -> UInt8[np.ndarray, "h w c"]:
+        """Decode the image of a record."""
+        return self._decoder(model, source).image(source[index]["image"])
 
     def _eval_sizes(self, model: Model) -> EvalSizes:
         options = self.config.options
@@ -215,24 +185,6 @@ class Segmentation(Task):
         """Return whether a model has a decode head and an auxiliary head."""
         return model.has_method("logits_with_auxiliary")
 
-    def build_model(self, labels: Labels) -> Model:
-        """Build the model of the config with one output per class."""
-        try:
-            model = create_model(num_classes=num_classes(labels), **self.config.model)
-        except ModelError as error:
-            raise ModelError(f"config.model: {error}") from None
-        if not self.fits(model):
-            raise TaskError(
-                f"config.model.name is {model.name!r}, which classifies images; a segmentation model is expected, "
-                f"for example upernet_{model.name}"
-            )
-        return model
-
-    def prepare_batch(self, model: Model, batch: Batch, key: Key[Array, ""]) -> Batch:
-        """Normalize images (b, h, w, c); the pixels around smaller images have the mean color."""
-        images = blank_outside(model.input_spec.normalize(batch["image"]), batch["size"])
-        return {"image": images, "label": batch["label"]}
-
     def train_loss(
         self, model: Model, variables: dict[str, Any], batch: Batch, key: Key[Array, ""]
     ) -> tuple[dict[str, LossTerm], Any]:
@@ -252,16 +204,6 @@ class Segmentation(Task):
     ) -> dict[str, Array]:
         """Compute the logits of all pixels."""
         return {"logits": resize_bilinear(model.apply(variables, images), images.shape[1:3])}
-
-    def preprocessing(self, model: Model, labels: Labels) -> dict[str, Any]:
-        """Return the resizing of a whole image to the input size of the model."""
-        return {
-            "crop_mode": "squash",
-            "crop_pct": 1.0,
-            "interpolation": "bilinear",
-            "antialias": False,
-            "exif_orientation": labels.get("exif_orientation", True),
-        }
 
     def class_colors(self, class_names: Sequence[str]) -> list[str]:
         """Return the colors of overlays."""
