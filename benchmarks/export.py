@@ -22,7 +22,7 @@ from _timing import machine, median_ratio, time_interleaved, write_json
 from _torch import import_torch
 
 import mambaout_jax as mo
-from mambaout_jax.export.onnx_graph import save, to_onnx
+from mambaout_jax.export.onnx_model import save, to_onnx
 from mambaout_jax.models import cpu_compiler_options
 
 

@@ -223,7 +223,7 @@ def _compare(
 
 
 def _write_onnx(path: Path, program: Program) -> None:
-    from mambaout_jax.export.onnx_graph import save, to_onnx
+    from mambaout_jax.export.onnx_model import save, to_onnx
 
     image = jax.ShapeDtypeStruct(program.shape, program.dtype)
     proto = to_onnx(

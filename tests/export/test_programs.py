@@ -13,7 +13,7 @@ import pytest
 
 import mambaout_jax as mo
 from mambaout_jax.__main__ import main
-from mambaout_jax.export import onnx_graph, programs
+from mambaout_jax.export import onnx_model, programs
 from mambaout_jax.export.torch import import_weights
 from mambaout_jax.run.workdir import load_run
 from mambaout_jax.weights.folder import write_folder
@@ -145,7 +145,7 @@ def test_a_program_of_stablehlo_computes_the_same_bits_without_this_package(work
 
 
 def test_weights_of_a_large_model_are_in_a_second_file(workdir, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(onnx_graph, "_MAX_BYTES", 1000)
+    monkeypatch.setattr(onnx_model, "_MAX_BYTES", 1000)
     arguments = ["export", "onnx", str(workdir), "--out", str(tmp_path / "a.onnx")]
     assert main(arguments) == 0
     assert left_in(tmp_path) == ["a.onnx", "a.onnx.data"]

@@ -10,7 +10,7 @@ from jax import lax
 
 import mambaout_jax as mo
 from mambaout_jax.export.errors import ExportError
-from mambaout_jax.export.onnx_graph import to_onnx
+from mambaout_jax.export.onnx_model import to_onnx
 from mambaout_jax.ops import depthwise_conv2d, layer_norm, resize_bilinear, selective_scan
 from mambaout_jax.ops.activations import gelu
 from tests.models import golden
