@@ -4,9 +4,14 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pycocotools import mask as mask_tools
 
 from mambaout_jax.data import DataError
 from mambaout_jax.data.prepare import prepare_coco, prepare_coco_format
+from mambaout_jax.data.prepare.coco import decode_counts
 from mambaout_jax.tasks.detection.source import open_source
 from mambaout_jax.tasks.detection.transforms import Canvases, EvalExample, ImageTransform, TrainExample
 from tests.data import coco_files
@@ -110,9 +115,34 @@ def spoil(content, fault):
         annotations[:] = annotations[1:]
     elif fault == "no list":
         del content["categories"]
+    elif fault == "image height":
+        images[0]["height"] = "80"
+    elif fault in ENTRIES:
+        annotations[0].update(ENTRIES[fault])
 
 
+# Values of the first annotation, of an image of 80x50.
+ENTRIES = {
+    "id that is no number": {"id": True},
+    "no finite box": {"bbox": [1, 2, float("nan"), 4]},
+    "area that is no number": {"area": "12"},
+    "crowd that is no number": {"iscrowd": "yes"},
+    "list as an image id": {"image_id": [100]},
+    "flat polygon": {"segmentation": [1, 2, 3, 4, 5, 6]},
+    "odd polygon": {"segmentation": [[1, 2, 3, 4, 5, 6, 7]]},
+    "polygon of words": {"segmentation": [["1", "2", "3", "4", "5", "6"]]},
+    "mask that is a word": {"segmentation": "none"},
+    "too few counts": {"segmentation": {"size": [80, 50], "counts": [10, 20]}},
+    "negative count": {"segmentation": {"size": [80, 50], "counts": [4001, -1]}},
+    "short counts": {"segmentation": {"size": [80, 50], "counts": "5"}},
+    "cut counts": {"segmentation": {"size": [80, 50], "counts": "o"}},
+    "no counts": {"segmentation": {"size": [80, 50]}},
+    "no size": {"segmentation": {"size": None, "counts": [4000]}},
+}
 NAMED = {
+    "image height": "image 100 ",
+    **dict.fromkeys(ENTRIES, "annotation 1 "),
+    "id that is no number": "entry 0 of 'annotations'",
     "annotation id": "annotation id 1",
     "image id": "image id 100",
     "unknown image": "image 5",
@@ -135,6 +165,37 @@ def test_inconsistent_annotations_are_refused_with_their_id(fault, shapes, tmp_p
         )
     with pytest.raises(DataError, match=NAMED[fault]):
         prepare(folder, content, tmp_path)
+
+
+@given(st.data())
+@settings(deadline=None)
+def test_compressed_counts_are_read_as_by_pycocotools(data):
+    height, width = data.draw(st.integers(1, 30)), data.draw(st.integers(1, 30))
+    runs = data.draw(st.lists(st.integers(1, height * width), max_size=20))
+    flat = (np.searchsorted(np.cumsum(runs), np.arange(height * width), side="right") % 2).astype(np.uint8)
+    encoded = mask_tools.encode(np.asfortranarray(flat.reshape(width, height).T))
+    counts = decode_counts(encoded["counts"].decode())
+    assert sum(counts) == height * width
+    assert sum(counts[1::2]) == flat.sum()
+    again = mask_tools.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+    assert again["counts"] == encoded["counts"]
+
+
+def test_images_are_turned_upright_and_annotations_are_those_of_upright_images(shapes, tmp_path):
+    folder, content = shapes
+    name = content["images"][0]["file_name"]
+    with Image.open(folder / name) as image:
+        exif = image.getexif()
+        exif[0x0112] = 6  # stored with the top at the left
+        image.transpose(Image.Transpose.ROTATE_90).save(folder / name, exif=exif)
+        upright = np.asarray(image)
+    prepare(folder, content, tmp_path)
+    source, records = read_all("shapes", "train", tmp_path / "data")
+    images = ImageTransform(3, source.exif_orientation, Canvases.of_images(None, (64, 96)))
+    np.testing.assert_array_equal(images.decode(records[100].image), upright)
+    content["images"][0].update(height=50, width=80)
+    with pytest.raises(DataError, match="image 100 is 50x80 when turned upright, and 80x50"):
+        prepare(folder, content, tmp_path, overwrite=True)
 
 
 @pytest.mark.parametrize("fault", ["missing image", "image size"])

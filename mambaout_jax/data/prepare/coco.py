@@ -2,6 +2,7 @@
 
 import collections
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -59,6 +60,8 @@ def read_coco_format(
 ) -> Dataset:
     """List the images of a folder with their objects, from files of annotations in COCO's format.
 
+    Images are turned upright by their EXIF orientation, as most tools show them that annotate images.
+
     Args:
         folder: contains the images, by the "file_name" of the annotations.
         name: name of the dataset.
@@ -77,10 +80,13 @@ def read_coco_format(
         splits["validation"] = other.items
     elif validation:
         splits["train"], splits["validation"] = split_items(listed.items, validation)
-    return _dataset(name, listed, splits, f"Images with objects of {count(len(listed.names), 'class')}.")
+    description = f"Images with objects of {count(len(listed.names), 'class')}."
+    return _dataset(name, listed, splits, description, exif_orientation=True)
 
 
-def _dataset(name: str, listed: Listed, splits: dict[str, list[Item]], description: str) -> Dataset:
+def _dataset(
+    name: str, listed: Listed, splits: dict[str, list[Item]], description: str, *, exif_orientation: bool = False
+) -> Dataset:
     kept = [item for item in splits["train"] if _is_trainable(item)]
     if left_out := len(splits["train"]) - len(kept):
         print(
@@ -94,6 +100,7 @@ def _dataset(name: str, listed: Listed, splits: dict[str, list[Item]], descripti
         VERSION,
         listed.names,
         {**splits, "train": kept},
+        exif_orientation=exif_orientation,
         category_ids=listed.category_ids,
         about={"description": description},
     )
@@ -145,8 +152,8 @@ def read_annotations(file: Path, folder: Path, *, skip_missing: bool = False) ->
         own = of_image[key]
         annotated = Annotations(
             key,
-            int(entry["height"]),
-            int(entry["width"]),
+            entry["height"],
+            entry["width"],
             json.dumps(own, separators=(",", ":")),
             tuple(index_of[each["category_id"]] for each in own),
         )
@@ -186,9 +193,24 @@ def _entries(content: Mapping[str, Any], name: str, file: Path) -> Sequence[dict
         lacking = [key for key in _REQUIRED[name] if not isinstance(entry, Mapping) or key not in entry]
         if lacking:
             raise DataError(f"entry {number} of {name!r} in {file} has no {lacking[0]!r}")
-        if not isinstance(entry["id"], int) or not 0 <= entry["id"] < 2**63:
-            raise DataError(f"entry {number} of {name!r} in {file} has the id {entry['id']!r}; a number is expected")
+        if not _is_integer(entry["id"], 0, 2**63 - 1):
+            raise DataError(
+                f"entry {number} of {name!r} in {file} has the id {entry['id']!r}; an integer from 0 on is expected"
+            )
+        for key in ("height", "width") if name == "images" else ():
+            if not _is_integer(entry[key], 1, 2**31 - 1):
+                raise DataError(
+                    f"image {entry['id']} of {file} has the {key} {entry[key]!r}; a positive integer is expected"
+                )
     return entries
+
+
+def _is_integer(value: Any, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _check_annotation(
@@ -200,27 +222,75 @@ def _check_annotation(
 ) -> int:
     """Check an annotation, add its area if it has none, count what training leaves out, and return its image id."""
     key = f"annotation {entry['id']} of {file}"
-    if entry["image_id"] not in images:
-        raise DataError(f"{key} is of image {entry['image_id']}, which the file does not have")
-    if entry["category_id"] not in index_of:
-        raise DataError(f"{key} is of category {entry['category_id']}, which the file does not have")
+    for kind, known in (("image", images), ("category", index_of)):
+        other = entry[f"{kind}_id"]
+        if not _is_integer(other, 0, 2**63 - 1) or other not in known:
+            raise DataError(f"{key} is of {kind} {other!r}, which the file does not have")
     box = entry["bbox"]
-    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(value, int | float) for value in box):
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
         raise DataError(f"{key} has the box {box!r}; x, y, width and height are expected")
     x, y, width, height = box
     image = images[entry["image_id"]]
-    entry.setdefault("area", max(width, 0) * max(height, 0))
+    if entry.get("area") is None:
+        entry["area"] = max(width, 0) * max(height, 0)
+    if not _is_number(entry["area"]):
+        raise DataError(f"{key} has the area {entry['area']!r}; a number is expected")
+    if entry.get("iscrowd", 0) not in (0, 1):
+        raise DataError(f"{key} has the iscrowd {entry['iscrowd']!r}; 0 or 1 is expected")
     inside = x < image["width"] and y < image["height"] and x + width > 0 and y + height > 0
     if width < 1 or height < 1 or entry["area"] <= 0 or not inside:
         faults["outside of their image, without an area or less than 1 px wide or high, not used in training"] += 1
     segmentation = entry.get("segmentation")
-    if isinstance(segmentation, Mapping):
-        size = [image["height"], image["width"]]
-        if list(segmentation.get("size", ())) != size:
-            raise DataError(f"{key} has a mask of (height, width) {segmentation.get('size')}; its image has {size}")
-    elif not any(isinstance(points, list) and len(points) >= 6 for points in segmentation or ()):
+    if fault := _fault_of_mask(segmentation, [image["height"], image["width"]]):
+        raise DataError(f"{key} has {fault}")
+    if not isinstance(segmentation, Mapping) and not any(len(points) >= 6 for points in segmentation or ()):
         faults["without a polygon of three points, whose boxes are their masks"] += 1
     return entry["image_id"]
+
+
+def _fault_of_mask(segmentation: Any, size: list[int]) -> str | None:
+    """Return what is wrong with the mask of an object of an image of (height, width); None for nothing."""
+    if segmentation is None:
+        return None
+    if isinstance(segmentation, Mapping):
+        if segmentation.get("size") != size:
+            return f"a mask of (height, width) {segmentation.get('size')!r}; its image has {size}"
+        counts = segmentation.get("counts")
+        if isinstance(counts, str):
+            counts = decode_counts(counts)
+        if not isinstance(counts, list) or not all(_is_integer(number, 0, 2**31 - 1) for number in counts):
+            return "an encoded mask whose counts are damaged"
+        if sum(counts) != math.prod(size):
+            return f"an encoded mask of {sum(counts):,} pixels; its image has {math.prod(size):,}"
+        return None
+    if not isinstance(segmentation, list) or not all(isinstance(points, list) for points in segmentation):
+        return f"the mask {str(segmentation)[:50]!r}; a list of polygons or a run-length encoding is expected"
+    if not all(len(points) % 2 == 0 and all(map(_is_number, points)) for points in segmentation):
+        return "a polygon that is no list of x, y, x, y, ..."
+    return None
+
+
+def decode_counts(text: str) -> list[int] | None:
+    """Return the lengths of the runs of COCO's compressed run-length encoding; None if it is damaged.
+
+    A length is written in groups of 5 bits, lowest first, as characters from "0" on; 32 is added to all groups but the
+    last. From the fourth length on, the difference to the length two before is written, which may be negative.
+    Reference: `rleFrString` of pycocotools, which reads beyond the end of damaged strings.
+    """
+    counts, value, shift = [], 0, 0
+    for character in text:
+        group = ord(character) - ord("0")
+        if not 0 <= group < 64 or shift > 30:
+            return None
+        value |= (group & 31) << shift
+        shift += 5
+        if group & 32:
+            continue
+        if group & 16:
+            value -= 1 << shift
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+        value, shift = 0, 0
+    return None if shift else counts
 
 
 def _check_same_categories(first: Listed, other: Listed, file: Path) -> None:

@@ -162,7 +162,7 @@ def write_shard(job: ShardJob, advance: Callable[[], None]) -> dict:
                         _check_complete(mask, item.label_map.size)
                         mask, classes = job.read_labels(mask, data, size)
                     if item.annotations is not None:
-                        _check_annotated_size(item.annotations, size)
+                        _check_annotated_size(item.annotations, size, upright=job.exif_orientation)
                         classes = set(item.annotations.classes)
                 except DataError as error:
                     unreadable.append((name, str(error)))
@@ -253,11 +253,11 @@ def _decode(data: bytes, item: Item, job: ShardJob) -> tuple[bytes, tuple[int, i
     return stored, (height, width), stored is not data
 
 
-def _check_annotated_size(annotations: Annotations, size: tuple[int, int]) -> None:
+def _check_annotated_size(annotations: Annotations, size: tuple[int, int], *, upright: bool) -> None:
     if (annotations.height, annotations.width) != size:
         raise DataError(
-            f"image {annotations.image_id} is {size[1]}x{size[0]}, and {annotations.width}x{annotations.height} by its "
-            "annotations"
+            f"image {annotations.image_id} is {size[1]}x{size[0]}{' when turned upright' if upright else ''}, and "
+            f"{annotations.width}x{annotations.height} by its annotations"
         )
 
 
