@@ -1,15 +1,14 @@
 """Non-maximum suppression of boxes, with static shapes."""
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from mambaout_jax.ops.boxes import box_iou
+from mambaout_jax.ops.loops import bounded_loop
 
 # Boxes that are compared with all others of the same tile at once.
 TILE = 256
@@ -49,6 +48,8 @@ def nms(
         groups: a number for each box, such as its class: boxes of different groups do not suppress each other. None
             for one group.
     """
+    if not boxes.shape[0]:
+        return Kept(jnp.zeros(max_kept, jnp.int32), jnp.zeros(max_kept, bool))
     tile = min(TILE, boxes.shape[0])
     valid = jnp.ones(scores.shape, bool) if valid is None else valid
     groups = jnp.zeros(scores.shape, jnp.int32) if groups is None else groups.astype(jnp.int32)
@@ -115,9 +116,3 @@ def _resolve(overlaps: Bool[Array, "t t"], alive: Bool[Array, " t"]) -> Bool[Arr
         return alive & ~(earlier & keep[None, :]).any(1), keep
 
     return bounded_loop(len(alive), changed, settle, (settle((alive, alive))[0], alive))[0]
-
-
-def bounded_loop(most: int, condition: Callable[[Any], Array], body: Callable[[Any], Any], state: Any) -> Any:
-    """Run `lax.while_loop` in a scope whose name states the largest number of its runs, for estimates of its cost."""
-    with jax.named_scope(f"at_most_{most}_runs"):
-        return lax.while_loop(condition, body, state)

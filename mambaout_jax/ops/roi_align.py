@@ -21,12 +21,13 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from mambaout_jax.ops.loops import bounded_loop
 from mambaout_jax.ops.sharding import map_rows
 
 # Boxes whose gradient is added to the map at a time.
 GRADIENT_CHUNK = 8
-# Side of a box on the second level of a pyramid, in pixels: larger boxes are on coarser ones. Reference: Lin et al.,
-# Feature Pyramid Networks, 2017, who give level 4 to 224 px; here the first level ends at 112 px, as in mmdetection.
+# Half of the side from which on square boxes leave the first level of a pyramid, in pixels. Reference: mmdetection's
+# `SingleRoIExtractor`; Lin et al., Feature Pyramid Networks, 2017, give level 4 to 224 px.
 FINEST_SCALE = 56
 
 
@@ -38,7 +39,7 @@ class _Taps(NamedTuple):
 
 
 def assign_levels(boxes: Float[Array, "*n 4"], num_levels: int, finest_scale: float = FINEST_SCALE) -> Int[Array, "*n"]:
-    """Return the level of a pyramid for each box, from its area: 0 for a square of up to twice `finest_scale` px.
+    """Return the level of a pyramid for each box, from its area: 0 for squares of less than twice `finest_scale` px.
 
     Each further level doubles the side.
     """
@@ -169,7 +170,7 @@ def _is_inside(at, last):
 def _num_used(boxes: Float[Array, "b n 4"], bins: int, max_samples: int) -> Int[Array, ""]:
     """Return the number of taps of the box, in cells, that has the most."""
     sides = (boxes[..., 2:] - boxes[..., :2]) / bins
-    return jnp.clip(jnp.ceil(sides.max()), 0, max_samples).astype(jnp.int32) + 1
+    return jnp.clip(jnp.ceil(sides.max(initial=0)), 0, max_samples).astype(jnp.int32) + 1
 
 
 @jax.custom_vjp
@@ -195,7 +196,12 @@ def _gather_bins(
             for j in range(taps):
                 total = add(total, i, j)
     else:
-        total = lax.fori_loop(0, used * used, lambda pair, total: add(total, pair // used, pair % used), total)
+
+        def add_pair(state):
+            pair, total = state
+            return pair + 1, add(total, pair // used, pair % used)
+
+        _, total = bounded_loop(taps * taps, lambda state: state[0] < used * used, add_pair, (jnp.int32(0), total))
     return total.astype(table.dtype)
 
 
@@ -207,7 +213,7 @@ def _gather_bins_backward(residuals, cotangent):
     """Add the gradient of a few boxes at a time to the table, so that no array has all samples of all boxes."""
     table, rows, columns = residuals
     n = len(cotangent)
-    chunk = min(GRADIENT_CHUNK, n)
+    chunk = max(1, min(GRADIENT_CHUNK, n))
     pad = -n % chunk
 
     def split(x):

@@ -55,7 +55,7 @@ def executed(computations: Computations) -> Iterator[tuple[str, Instruction, int
     """Yield (computation, instruction, execution count, whether another instruction's estimate includes it).
 
     Conditionals count as their first branch. A loop whose length depends on data, such as rejection sampling, counts
-    as one run of its body, or as the most runs that the name of its scope states (`ops.nms.bounded_loop`).
+    as one run of its body, or as the most runs that the name of its scope states (`ops.loops.bounded_loop`).
     """
 
     def walk(name: str, times: int, within: bool) -> Iterator[tuple[str, Instruction, int, bool]]:

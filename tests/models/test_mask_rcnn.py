@@ -7,7 +7,7 @@ import pytest
 
 import mambaout_jax as mo
 from mambaout_jax import plugins
-from mambaout_jax.models import Functional
+from mambaout_jax.models import Functional, ModelError
 from mambaout_jax.models.heads import mask_rcnn, rpn
 from mambaout_jax.models.heads.fpn import FPN
 from mambaout_jax.models.heads.mask_rcnn import DetectionLimits
@@ -175,3 +175,27 @@ def test_the_cost_is_that_of_the_paper():
     model = mo.create_model("mask_rcnn", backbone="mambaout_tiny")
     image = jax.ShapeDtypeStruct((1, 800, 1280, 3), jnp.float32)
     assert count_macs(model.apply, model.shapes, image) / 1e9 == pytest.approx(262.2, abs=0.2)
+
+
+def test_outputs_of_bfloat16_models_are_not_rounded():
+    """Of rounded scores, many would be equal, and so would be their order."""
+    sizes = {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8), "channels": 8, "box_channels": 16, "num_classes": 3}
+    model = mo.create_model("mask_rcnn_mambaout_femto", dtype="bfloat16", **sizes)
+    variables = model.init(jax.random.key(0))
+    images = jax.random.normal(jax.random.key(1), (1, 64, 64, 3))
+
+    @jax.jit
+    def compute(variables):
+        levels, _ = model.call(variables, "levels", images, None)
+        anchors, _ = model.call(variables, "score_anchors", levels)
+        boxes = jnp.array([[[4.0, 4.0, 40.0, 50.0], [10.0, 0.0, 60.0, 30.0]]])
+        return anchors[0], model.call(variables, "classify", levels, boxes)[0]
+
+    for output in jax.tree.leaves(compute(variables)):
+        assert output.dtype == jnp.float32
+        assert (output != output.astype(jnp.bfloat16).astype(jnp.float32)).any()
+
+
+def test_a_stride_that_is_no_multiple_of_4_is_refused():
+    with pytest.raises(ModelError, match="stride of 14 px"):
+        mo.create_model("mask_rcnn_vim_tiny", img_size=56, patch_size=14, stride=14)

@@ -69,6 +69,12 @@ def test_nothing_valid_keeps_nothing():
     assert not kept.valid.any()
 
 
+def test_no_boxes_keep_nothing():
+    kept = nms(jnp.zeros((0, 4)), jnp.zeros(0), iou_threshold=0.5, max_kept=4)
+    assert kept.index.shape == (4,)
+    assert not kept.valid.any()
+
+
 @pytest.mark.parametrize("name", dense_golden.names("nms__*"))
 def test_kept_boxes_are_those_of_mmcv(name):
     case = dense_golden.load(name)

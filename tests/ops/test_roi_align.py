@@ -124,6 +124,17 @@ def test_boxes_are_on_the_levels_of_mmdetection(name):
         case.assert_close(f"grads/inputs/feat{level}", gradient.transpose(0, 3, 1, 2))
 
 
+@pytest.mark.parametrize("samples", [0, 2])
+def test_no_boxes_have_no_features_and_no_gradient(samples):
+    def align(x):
+        boxes, levels = jnp.zeros((1, 0, 4)), jnp.zeros((1, 0), jnp.int32)
+        return roi_align([x], boxes, levels, strides=(4,), bins=3, samples=samples)
+
+    features, transpose = jax.vjp(align, jnp.ones((1, 5, 6, 2)))
+    assert features.shape == (1, 0, 3, 3, 2)
+    assert not transpose(features)[0].any()
+
+
 def test_bfloat16_maps_are_interpolated_in_float32():
     x, boxes = draw(1, (2, 8, 8, 3)), jnp.array([BOXES[:3]] * 2, jnp.float32)
     rounded = x.astype(jnp.bfloat16)

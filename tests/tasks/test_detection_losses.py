@@ -80,6 +80,7 @@ def test_samples_are_drawn_without_replacement():
     assigned = assigned.at[1].set(jnp.where(assigned[1] >= 0, targets.BACKGROUND, assigned[1])).at[1, 7].set(2)
     drawn = [sample(assigned, SampleSizes(64, 16), jax.random.key(seed)) for seed in (0, 0, 1)]
     for found in drawn:
+        assert found.index.shape == (2, 64)
         assert found.valid.sum(1).tolist() == [64, 64]
         assert found.is_object.sum(1).tolist() == [16, 1]
         for image in range(2):
@@ -111,7 +112,7 @@ def test_the_losses_of_the_first_stage_are_those_of_mmdetection(name):
     strides = options["anchor_generator"]["strides"][:-1]
     anchors = rpn.anchors_of(levels, strides, 8.0)
     objects, _, present = objects_of(case)
-    inside = training._anchors_inside(levels, strides, jnp.asarray(record["img_shapes"]))
+    inside = jnp.concatenate(rpn.anchors_inside(levels, strides, jnp.asarray(record["img_shapes"])), axis=1)
     boxes = jnp.broadcast_to(jnp.concatenate(anchors)[None], (len(objects), inside.shape[1], 4))
     assigned = assign(boxes, inside, objects, present, targets.PROPOSAL_THRESHOLDS)
     samples = inject(case, "rpn", assigned, lambda image, index: np.flatnonzero(inside[image])[index])
@@ -259,7 +260,7 @@ def test_whole_models_have_the_losses_of_mmdetection(name, monkeypatch):
     batch["masks"] = jnp.asarray(bitmaps)
     numbers = np.asarray(present).sum(1)
     levels, _ = model.call(variables, "levels", images, None)
-    inside = training._anchors_inside(levels, [4, 8, 16, 32], sizes)
+    inside = np.concatenate(rpn.anchors_inside(levels, [4, 8, 16, 32], sizes), axis=1)
     renumber = {
         "rpn": lambda image, index: np.flatnonzero(inside[image])[index],
         # The case has no padding between objects and proposals.
@@ -275,14 +276,20 @@ def test_whole_models_have_the_losses_of_mmdetection(name, monkeypatch):
     def compute(params, draw):
         monkeypatch.setattr(targets, "sample", draw)
         terms, _ = training.training_losses(
-            model, {**variables, "params": params}, batch, jax.random.key(0), limits=limits
+            model,
+            {**variables, "params": params},
+            batch,
+            jax.random.key(0),
+            limits=limits,
+            proposal_samples=of_anchors,
+            detection_samples=SampleSizes(512, 128),
         )
         return sum(term.numerator / term.denominator for term in terms.values()), terms
 
-    assigned = {}
+    assigned, of_anchors = {}, SampleSizes(256, 128)
 
     def remember(found, sizes, key):
-        assigned["rpn" if sizes == targets.PROPOSAL_SAMPLES else "rcnn"] = found
+        assigned["rpn" if sizes == of_anchors else "rcnn"] = found
         return sample(found, sizes, key)
 
     def assign_only(params):
@@ -293,7 +300,7 @@ def test_whole_models_have_the_losses_of_mmdetection(name, monkeypatch):
     samples = {stage: inject(case, stage, found[stage], renumber[stage]) for stage in renumber}
 
     def given(found, sizes, key):
-        return samples["rpn" if sizes == targets.PROPOSAL_SAMPLES else "rcnn"]
+        return samples["rpn" if sizes == of_anchors else "rcnn"]
 
     gradient = jax.jit(jax.value_and_grad(lambda params: compute(params, given), has_aux=True))
     (_, terms), gradient = gradient(variables["params"])

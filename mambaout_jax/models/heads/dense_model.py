@@ -1,4 +1,4 @@
-"""What models for dense prediction share: a backbone, a norm for each of its maps, and strides of 4 to 32 px."""
+"""What models for dense prediction share: a backbone, a norm for each of its maps, and strides that double."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -25,7 +25,8 @@ class DenseModel(nnx.Module):
         eps: epsilon of the LayerNorm of each map.
 
     Raises:
-        ModelError: the backbone has another number of feature maps than four.
+        ModelError: the backbone has another number of feature maps than four, or maps of one stride that is no multiple
+            of 4.
     """
 
     def __init__(self, backbone: nnx.Module, *, eps: float, dtype: jnp.dtype):
@@ -77,4 +78,6 @@ class DenseModel(nnx.Module):
 
 
 def _pyramid_strides(stride: int) -> tuple[int, ...]:
+    if stride % 4:
+        raise ModelError(f"the backbone has patches with a stride of {stride} px; a multiple of 4 is expected")
     return stride // 4, stride // 2, stride, 2 * stride

@@ -20,7 +20,14 @@ from mambaout_jax.models.heads.dense_model import NUM_MAPS, DenseModel
 from mambaout_jax.models.heads.fpn import FPN
 from mambaout_jax.models.heads.head import Head
 from mambaout_jax.models.heads.pyramid import pyramid_rules
-from mambaout_jax.models.heads.rpn import AnchorOutputs, ProposalLimits, Proposals, RPNHead, anchors_of, propose
+from mambaout_jax.models.heads.rpn import (
+    AnchorOutputs,
+    ProposalLimits,
+    Proposals,
+    RPNHead,
+    anchors_of,
+    propose,
+)
 from mambaout_jax.models.key_format import Rule, Transform, permute
 from mambaout_jax.models.layers.conv import Conv2d, ConvTranspose2d
 from mambaout_jax.models.layers.linear import Linear
@@ -97,16 +104,18 @@ class BoxHead(nnx.Module):
         self.shared_fcs = nnx.List(
             Linear(size, channels, initializer=xavier_uniform(size, channels), dtype=dtype) for size in sizes
         )
-        self.fc_cls = Linear(channels, num_classes + 1, initializer=normal_of(0.01), dtype=dtype)
-        self.fc_reg = Linear(channels, 4 * num_classes, initializer=normal_of(0.001), dtype=dtype)
+        # In float32: of rounded scores, many are equal.
+        output = jnp.dtype(jnp.float32)
+        self.fc_cls = Linear(channels, num_classes + 1, initializer=normal_of(0.01), dtype=output)
+        self.fc_reg = Linear(channels, 4 * num_classes, initializer=normal_of(0.001), dtype=output)
 
     def __call__(self, x: Float[Array, "b n 7 7 c"]) -> tuple[Float[Array, "b n k1"], Float[Array, "b n k 4"]]:
         """Compute logits, those of the background last, and the offsets to an object of each class, in float32."""
         x = x.reshape(*x.shape[:2], -1)
         for linear in self.shared_fcs:
             x = jax.nn.relu(linear(x))
-        offsets = self.fc_reg(x).astype(jnp.float32)
-        return self.fc_cls(x).astype(jnp.float32), offsets.reshape(*offsets.shape[:2], -1, 4)
+        offsets = self.fc_reg(x)
+        return self.fc_cls(x), offsets.reshape(*offsets.shape[:2], -1, 4)
 
 
 class MaskHead(nnx.Module):

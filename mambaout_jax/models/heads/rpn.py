@@ -8,18 +8,21 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from mambaout_jax.models.layers.conv import Conv2d
 from mambaout_jax.models.layers.parameters import normal_of
-from mambaout_jax.ops import clip_boxes, decode_boxes, make_anchors, nms
+from mambaout_jax.ops import cells_inside, clip_boxes, decode_boxes, make_anchors, nms
 from mambaout_jax.ops.sharding import map_rows
 
 # Heights divided by widths of the anchors.
 RATIOS = (0.5, 1.0, 2.0)
 OFFSET_STDS = (1.0, 1.0, 1.0, 1.0)
+# Images are padded to a multiple of this before anchors are placed, in pixels.
+PAD_MULTIPLE = 32
 
 
 class ProposalLimits(NamedTuple):
@@ -57,8 +60,9 @@ class RPNHead(nnx.Module):
     def __init__(self, channels: int, *, dtype: jnp.dtype):
         init = normal_of(0.01)
         self.rpn_conv = Conv2d(channels, channels, 3, padding=1, initializer=init, dtype=dtype)
-        self.rpn_cls = Conv2d(channels, len(RATIOS), 1, initializer=init, dtype=dtype)
-        self.rpn_reg = Conv2d(channels, 4 * len(RATIOS), 1, initializer=init, dtype=dtype)
+        # In float32: of rounded logits, many are equal.
+        self.rpn_cls = Conv2d(channels, len(RATIOS), 1, initializer=init, dtype=jnp.dtype(jnp.float32))
+        self.rpn_reg = Conv2d(channels, 4 * len(RATIOS), 1, initializer=init, dtype=jnp.dtype(jnp.float32))
 
     def __call__(self, levels: Sequence[Float[Array, "b _ _ c"]]) -> list[AnchorOutputs]:
         """Compute logits and offsets in float32, in the order of `anchors_of`."""
@@ -68,8 +72,8 @@ class RPNHead(nnx.Module):
             logits, offsets = self.rpn_cls(x), self.rpn_reg(x)
             found.append(
                 AnchorOutputs(
-                    logits.reshape(x.shape[0], -1).astype(jnp.float32),
-                    offsets.reshape(x.shape[0], -1, 4).astype(jnp.float32),
+                    logits.reshape(x.shape[0], -1),
+                    offsets.reshape(x.shape[0], -1, 4),
                 )
             )
         return found
@@ -85,6 +89,22 @@ def anchors_of(levels: Sequence[Array], strides: Sequence[int], scale: float) ->
     return [make_anchors(x.shape[1:3], stride, scale, RATIOS) for x, stride in zip(levels, strides, strict=True)]
 
 
+def anchors_inside(
+    levels: Sequence[Array], strides: Sequence[int], sizes: Int[Array, "b 2"]
+) -> list[Bool[Array, "b _"]]:
+    """Return which anchors of every level belong to images of (height, width), padded to a multiple of `PAD_MULTIPLE`.
+
+    The loss uses no others.
+
+    Args:
+        strides: as of `anchors_of`.
+    """
+    padded = -(-sizes // PAD_MULTIPLE) * PAD_MULTIPLE
+    strides = (*strides, 2 * strides[-1])
+    inside = [cells_inside(x.shape[1:3], stride, padded) for x, stride in zip(levels, strides, strict=True)]
+    return [jnp.repeat(cells.reshape(len(sizes), -1), len(RATIOS), axis=1) for cells in inside]
+
+
 def propose(
     outputs: Sequence[AnchorOutputs],
     anchors: Sequence[Float[Array, "_ 4"]],
@@ -92,6 +112,8 @@ def propose(
     limits: ProposalLimits,
 ) -> Proposals:
     """Select the best boxes of each image, without a gradient.
+
+    As in a batch of mmdetection, anchors of the padding around smaller images take part.
 
     Args:
         sizes: (height, width) of the images in their canvas, to which boxes are clipped.
@@ -104,13 +126,20 @@ def propose(
         offsets = jnp.take_along_axis(output.offsets, index[..., None], axis=1)
         boxes.append(decode_boxes(jnp.take(of_level, index, axis=0), offsets, OFFSET_STDS))
         scores.append(best)
-        levels.append(jnp.full(best.shape, level, jnp.int32))
+        levels.append(np.full(most, level, np.int32))
     boxes = clip_boxes(jnp.concatenate(boxes, 1), sizes)
-    scores, levels = jnp.concatenate(scores, 1), jnp.concatenate(levels, 1)
+    scores, levels = jnp.concatenate(scores, 1), np.concatenate(levels)
     sides = boxes[..., 2:] - boxes[..., :2]
 
-    def select(boxes, scores, valid, levels):
-        kept = nms(boxes, scores, iou_threshold=limits.iou_threshold, max_kept=limits.total, valid=valid, groups=levels)
+    def select(boxes, scores, valid):
+        kept = nms(
+            boxes,
+            scores,
+            iou_threshold=limits.iou_threshold,
+            max_kept=limits.total,
+            valid=valid,
+            groups=jnp.asarray(levels),
+        )
         return Proposals(jnp.take(boxes, kept.index, axis=0), jnp.take(scores, kept.index), kept.valid)
 
-    return map_rows(jax.vmap(select), boxes, scores, (sides > 0).all(-1), levels)
+    return map_rows(jax.vmap(select), boxes, scores, (sides > 0).all(-1))

@@ -45,10 +45,6 @@ class SampleSizes(NamedTuple):
     objects: int
 
 
-PROPOSAL_SAMPLES = SampleSizes(256, 128)
-DETECTION_SAMPLES = SampleSizes(512, 128)
-
-
 class Samples(NamedTuple):
     """Sampled boxes of an image: those of objects, then those of the background.
 
@@ -120,25 +116,11 @@ def sample(assigned: Int[Array, "b n"], sizes: SampleSizes, key: Key[Array, ""])
 
 
 def _sample_image(sizes, assigned, order):
-    objects = _draw(assigned >= 0, order, sizes.objects)
-    background = _draw(assigned == BACKGROUND, order, sizes.total)
-    room = sizes.total - objects[1].sum()
-    background = background[0], background[1] & (jnp.arange(len(background[1])) < room)
-    return join_samples(assigned, objects, background)
-
-
-def _draw(eligible, order, most):
-    """Return indices of the eligible entries that come first in a random order, and which of them are valid."""
-    value, index = lax.top_k(jnp.where(eligible, order, -1.0), min(most, len(order)))
-    return index, value >= 0
-
-
-def join_samples(
-    assigned: Int[Array, " n"],
-    objects: tuple[Int[Array, " p"], Bool[Array, " p"]],
-    background: tuple[Int[Array, " q"], Bool[Array, " q"]],
-) -> Samples:
-    """Return the samples with the given indices, each with its validity, of boxes of objects and of the background."""
-    index, valid = (jnp.concatenate(pair) for pair in zip(objects, background, strict=True))
-    is_object = valid & (jnp.arange(len(index)) < len(objects[0]))
-    return Samples(index, jnp.where(is_object, jnp.take(assigned, index), 0), is_object, valid)
+    # Boxes of objects in a random order, except for those beyond their number, are before the background.
+    priority = jnp.where(assigned == BACKGROUND, order, -1.0)
+    _, first = lax.top_k(jnp.where(assigned >= 0, order, -1.0), min(sizes.objects, len(order)))
+    chosen = jnp.take(assigned, first) >= 0
+    priority = priority.at[first].add(jnp.where(chosen, 3.0, 0.0))
+    value, index = lax.top_k(priority, min(sizes.total, len(order)))
+    is_object = value >= 1
+    return Samples(index, jnp.where(is_object, jnp.take(assigned, index), 0), is_object, value >= 0)

@@ -5,25 +5,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from mambaout_jax.models import Model
-from mambaout_jax.models.heads.rpn import RATIOS, ProposalLimits, Proposals, anchors_of, propose
-from mambaout_jax.ops import cells_inside
+from mambaout_jax.models.heads.rpn import ProposalLimits, Proposals, anchors_inside, anchors_of, propose
 from mambaout_jax.tasks.api import Batch, LossTerm
 from mambaout_jax.tasks.detection import targets
 from mambaout_jax.tasks.detection.losses import box_losses, mask_loss, mask_targets, proposal_losses
 from mambaout_jax.tasks.detection.targets import (
-    DETECTION_SAMPLES,
     DETECTION_THRESHOLDS,
-    PROPOSAL_SAMPLES,
     PROPOSAL_THRESHOLDS,
     SampleSizes,
     assign,
 )
-
-# Images are padded to a multiple of this before anchors are chosen; anchors further outside do not take part.
-PAD_MULTIPLE = 32
 
 
 def training_losses(
@@ -33,8 +27,8 @@ def training_losses(
     key: Key[Array, ""],
     *,
     limits: ProposalLimits,
-    proposal_samples: SampleSizes = PROPOSAL_SAMPLES,
-    detection_samples: SampleSizes = DETECTION_SAMPLES,
+    proposal_samples: SampleSizes,
+    detection_samples: SampleSizes,
 ) -> tuple[dict[str, LossTerm], Any]:
     """Compute the five terms of the loss, and the updated batch statistics.
 
@@ -52,7 +46,7 @@ def training_losses(
 
     assigned = assign(
         jnp.broadcast_to(jnp.concatenate(anchors)[None], (len(objects), sum(map(len, anchors)), 4)),
-        _anchors_inside(levels, strides, batch["size"]),
+        jnp.concatenate(anchors_inside(levels, strides, batch["size"]), axis=1),
         objects,
         present,
         PROPOSAL_THRESHOLDS,
@@ -82,12 +76,3 @@ def with_objects(
     """Return the boxes of objects and the proposals, and which of them are valid."""
     boxes = jnp.concatenate([objects, lax.stop_gradient(proposals.boxes)], axis=1)
     return boxes, jnp.concatenate([present, proposals.valid], axis=1)
-
-
-def _anchors_inside(levels: list[Array], strides: list[int], sizes: Int[Array, "b 2"]) -> Bool[Array, "b n"]:
-    padded = -(-sizes // PAD_MULTIPLE) * PAD_MULTIPLE
-    found = []
-    for x, stride in zip(levels, [*strides, 2 * strides[-1]], strict=True):
-        inside = cells_inside(x.shape[1:3], stride, padded)
-        found.append(jnp.repeat(inside.reshape(len(sizes), -1), len(RATIOS), axis=1))
-    return jnp.concatenate(found, axis=1)

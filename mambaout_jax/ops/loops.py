@@ -1,0 +1,14 @@
+"""Loops with a known largest number of iterations."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import lax
+from jaxtyping import Array
+
+
+def bounded_loop(most: int, condition: Callable[[Any], Array], body: Callable[[Any], Any], state: Any) -> Any:
+    """Run `lax.while_loop` in a scope whose name states the largest number of its runs, for estimates of its cost."""
+    with jax.named_scope(f"at_most_{most}_runs"):
+        return lax.while_loop(condition, body, state)
