@@ -1,19 +1,26 @@
 """Objects, masks and average precision are those of COCO's tools and mmdetection."""
 
 import json
+import types
 
 import numpy as np
 import pytest
 
+import mambaout_jax as mo
 from mambaout_jax.data import DataError
+from mambaout_jax.run.config import default_config, parse_config
+from mambaout_jax.tasks.detection import report
 from mambaout_jax.tasks.detection.evaluation import KINDS, STATISTICS, ImageDetections, average_precision
 from mambaout_jax.tasks.detection.objects import (
+    Objects,
     crop_mask,
     decode_masks,
     encode_segmentation,
     parse_annotations,
     paste_mask,
 )
+from mambaout_jax.tasks.detection.transforms import Canvases, EvalExample, ImageTransform
+from mambaout_jax.tasks.errors import TaskError
 from tests.models import dense_golden, golden
 
 
@@ -105,13 +112,13 @@ def test_segmentations_of_all_kinds_are_bitmaps():
         np.testing.assert_array_equal(decode_masks([encoded])[0], square)
 
 
-@pytest.mark.parametrize(
-    "segmentation",
-    [{"size": [9, 10], "counts": [90]}, {"size": [8, 10], "counts": [79]}, {"size": [8, 10]}, [["a"] * 6]],
-)
-def test_invalid_segmentations_are_errors(segmentation):
+def test_a_mask_of_another_image_is_an_error():
     with pytest.raises(DataError):
-        encode_segmentation(segmentation, (8, 10), np.array([0, 0, 2, 2]))
+        encode_segmentation({"size": [9, 10], "counts": [90]}, (8, 10), np.array([0, 0, 2, 2]))
+
+
+def test_no_mask_is_no_bitmap():
+    assert decode_masks([]).shape == (0, 0, 0)
 
 
 def test_cropped_masks_cover_the_box():
@@ -122,3 +129,59 @@ def test_cropped_masks_cover_the_box():
     np.testing.assert_array_equal(half, np.broadcast_to(np.arange(112) < 56, (112, 112)))
     outside = crop_mask(np.ones((20, 30), np.uint8), np.array([-10, 0, 10, 20]), 112)
     np.testing.assert_array_equal(outside, np.broadcast_to(np.arange(112) >= 56, (112, 112)))
+
+
+def objects_in(boxes, classes, crowd):
+    boxes = np.asarray(boxes, float)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    return Objects(
+        boxes, np.asarray(classes, np.int32), np.asarray(crowd), sides.prod(1), [None] * len(boxes), (60, 80), [1, 2]
+    )
+
+
+def test_detections_on_crowds_and_second_detections():
+    """A second detection of an object is a false positive, one on a crowd is not, and one of another class is."""
+    objects = objects_in([[0, 0, 10, 10], [20, 20, 60, 50]], [1, 1], [False, True])
+    boxes = np.array([[0, 0, 10, 9], [0, 1, 10, 10], [30, 30, 40, 40], [30, 30, 40, 40]], np.float32)
+    scores = np.array([0.9, 0.8, 0.7, 0.6], np.float32)
+    matches = report.match(ImageDetections(boxes, scores, np.array([1, 1, 1, 0]), [None] * 4), objects)
+    assert matches.correct.tolist() == [True, False, True, False]
+    assert matches.found.tolist() == [True]
+    assert matches.errors == 2
+
+
+def detection():
+    config = default_config("detection")
+    config.data.name, config.model.name = "shapes", "mask_rcnn_mambaout_femto"
+    return parse_config(config).build_task()
+
+
+def test_a_split_without_objects_has_no_score():
+    source = types.SimpleNamespace(
+        all_objects={5: objects_in([[0, 0, 9, 9]], [0], [True])}, split="test", name="shapes"
+    )
+    task = detection()
+    with pytest.raises(TaskError, match="'test' of shapes has no objects"):
+        task.score({"count": 1}, [], source)
+
+
+@pytest.mark.parametrize("size", [(48, 64), (400, 100), (30, 900), (1, 1)])
+def test_images_of_any_shape_fit_the_canvas_of_position_embeddings(size):
+    images = ImageTransform(3, False, Canvases((64, 128), ((64, 96),)))
+    image = np.zeros((*size, 3), np.uint8)
+    example = EvalExample(images).of_image(image)
+    assert example["image"].shape == (64, 96, 3)
+    assert (example["size"] <= (64, 96)).all()
+
+
+def test_80_classes_without_names_are_those_of_coco():
+    """The category ids of COCO have gaps, so that those of predictions would be wrong otherwise."""
+    model = mo.create_model("mask_rcnn_mambaout_femto", depths=(1, 1, 1, 1), dims=(4, 4, 4, 4), num_classes=80)
+    task = detection()
+    imported = task.imported_labels(model, {"class_names": None})
+    assert imported.dataset == "coco2017"
+    assert "assuming those of COCO" in imported.remark
+    pairs = dict(zip(imported.labels["category_ids"], imported.labels["class_names"], strict=True))
+    assert (pairs[1], pairs[13], pairs[90]) == ("person", "stop sign", "toothbrush")
+    named = task.imported_labels(model, {"class_names": [str(i) for i in range(80)]})
+    assert (named.remark, "category_ids" in named.labels) == ("", False)

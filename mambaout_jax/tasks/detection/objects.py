@@ -60,7 +60,7 @@ class Objects:
         """Return the mask of an object, uint8 (h, w).
 
         Raises:
-            DataError: its segmentation is invalid.
+            DataError: it is encoded for an image of another size.
         """
         segmentation = self.segmentations[index]
         if isinstance(segmentation, np.ndarray):
@@ -71,18 +71,22 @@ class Objects:
         """Return the mask of an object as a run-length encoding with compressed counts.
 
         Raises:
-            DataError: its segmentation is invalid.
+            DataError: it is encoded for an image of another size.
         """
-        return encode_segmentation(self.segmentations[index], self.size, self.boxes[index])
+        try:
+            return encode_segmentation(self.segmentations[index], self.size, self.boxes[index])
+        except DataError as error:
+            raise DataError(f"annotation {self.ids[index]}: {error}") from None
 
 
 def encode_segmentation(segmentation: Segmentation, size: tuple[int, int], box: np.ndarray) -> dict[str, Any]:
     """Return any kind of segmentation as a run-length encoding with compressed counts.
 
     An object without a segmentation, or only with polygons of fewer than three points, has the pixels of its box.
+    Preparation has checked the segmentation.
 
     Raises:
-        DataError: the encoding is invalid, or is that of an image of another size.
+        DataError: the encoding is that of an image of another size.
     """
     mask = mask_tools()
     height, width = size
@@ -97,34 +101,42 @@ def encode_segmentation(segmentation: Segmentation, size: tuple[int, int], box: 
         counts = segmentation.get("counts")
         if isinstance(counts, str):
             return {"size": [height, width], "counts": counts.encode()}
-        if not isinstance(counts, list) or sum(counts) != height * width:
-            raise DataError("the counts of an encoded mask do not add up to the pixels of its image")
         return mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
     polygons = [points for points in segmentation or () if len(points) >= 6]
     if not polygons:
         x1, y1, x2, y2 = np.asarray(box, np.float64).tolist()
         polygons = [[x1, y1, x2, y1, x2, y2, x1, y2]]
-    try:
-        return mask.merge(mask.frPyObjects(polygons, height, width))
-    except (TypeError, ValueError, IndexError) as error:
-        raise DataError(f"a polygon is invalid ({reason(error)})") from error
+    return mask.merge(mask.frPyObjects(polygons, height, width))
 
 
 def decode_masks(encoded: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """Return run-length encodings as bitmaps, uint8 (n, h, w)."""
+    """Return run-length encodings as bitmaps, uint8 (n, h, w); (0, 0, 0) without any."""
+    if not encoded:  # pycocotools reads the size of the first one
+        return np.zeros((0, 0, 0), np.uint8)
     return np.moveaxis(mask_tools().decode(list(encoded)), -1, 0)
 
 
 def overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return the intersection over union of each box (x1, y1, x2, y2) of `a` with each one of `b`, (n, m)."""
+    common = _common_area(a, b)
+    return common / np.maximum(_area(a)[:, None] + _area(b)[None, :] - common, 1e-6)
+
+
+def covered(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the share of the area of each box of `a` that each one of `b` covers, (n, m)."""
+    return _common_area(a, b) / np.maximum(_area(a)[:, None], 1e-6)
+
+
+def _common_area(a, b):
     corner = np.maximum(a[:, None, :2], b[None, :, :2])
-    sides = np.maximum(np.minimum(a[:, None, 2:], b[None, :, 2:]) - corner, 0)
-    common = sides.prod(-1)
-    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(-1) for boxes in (a, b)]
-    return common / np.maximum(areas[0][:, None] + areas[1][None, :] - common, 1e-6)
+    return np.maximum(np.minimum(a[:, None, 2:], b[None, :, 2:]) - corner, 0).prod(-1)
 
 
-def mask_tools(what: str = "masks of objects") -> ModuleType:
+def _area(boxes):
+    return (boxes[:, 2:] - boxes[:, :2]).prod(-1)
+
+
+def mask_tools(what: str = "reading masks of objects") -> ModuleType:
     """Return `pycocotools.mask`.
 
     Args:

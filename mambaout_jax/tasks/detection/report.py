@@ -22,7 +22,7 @@ from mambaout_jax.pages.render import render
 from mambaout_jax.tasks.api import Labels, ScoreText, Section
 from mambaout_jax.tasks.detection.drawing import RED, color_of, draw_objects
 from mambaout_jax.tasks.detection.evaluation import KINDS, STATISTICS, ImageDetections, run_cocoeval, statistics_of
-from mambaout_jax.tasks.detection.objects import Objects, decode_masks, overlaps
+from mambaout_jax.tasks.detection.objects import Objects, covered, decode_masks, overlaps
 from mambaout_jax.tasks.detection.source import DetectionSource
 from mambaout_jax.tasks.errors import TaskError
 from mambaout_jax.tasks.images import decode_pixels
@@ -30,7 +30,7 @@ from mambaout_jax.tasks.pictures import encode_picture
 from mambaout_jax.tasks.predictions import open_evaluated, read_predictions
 
 NUM_WORST, NUM_OTHERS = 12, 12
-# Detections with lower scores are neither drawn nor counted as false alarms in the gallery.
+# Detections with lower scores are neither drawn nor counted as false positives in the gallery.
 SHOWN_SCORE = 0.5
 # Overlap of boxes, as intersection over union, from which on a detection has found an object.
 FOUND_IOU = 0.5
@@ -208,24 +208,27 @@ def rank_classes(
 
 
 class Matches(NamedTuple):
-    """Which detections of an image found an object, and which objects were found."""
+    """Which detections of an image found an object or are on a crowd, and which objects were found."""
 
     correct: np.ndarray
     found: np.ndarray
 
     @property
     def errors(self) -> int:
-        """Return the number of false alarms and missed objects."""
+        """Return the number of false positives and missed objects."""
         return int((~self.correct).sum() + (~self.found).sum())
 
 
 def match(detections: ImageDetections, objects: Objects) -> Matches:
-    """Match detections with objects of their class, best scores first; crowds take part in no match."""
+    """Match detections with objects of their class, best scores first.
+
+    As in COCO's metrics, detections of which at least half is on a crowd of their class are no false positives.
+    """
     wanted = objects.trainable
-    overlap = overlaps(detections.boxes, objects.boxes[wanted])
-    same = detections.classes[:, None] == objects.classes[wanted][None, :]
-    overlap = np.where(same, overlap, 0.0)
-    correct, found = np.zeros(len(detections.scores), bool), np.zeros(len(wanted), bool)
+    same = detections.classes[:, None] == objects.classes[None, :]
+    overlap = np.where(same, overlaps(detections.boxes, objects.boxes), 0.0)[:, wanted]
+    on_crowd = np.where(same & objects.crowd, covered(detections.boxes, objects.boxes), 0.0)
+    correct, found = on_crowd.max(1, initial=0.0) >= FOUND_IOU, np.zeros(len(wanted), bool)
     for index in range(len(correct)):
         free = np.where(found, 0.0, overlap[index])
         if free.size and free.max() >= FOUND_IOU:
@@ -245,10 +248,10 @@ def make_gallery(found: Sequence[ImageDetections], source: DetectionSource, name
     spread = others[np.unique(np.linspace(0, len(others) - 1, min(NUM_OTHERS, len(others))).round().astype(int))]
 
     def card(index: int) -> dict[str, Any]:
-        missed, alarms = int((~matches[index].found).sum()), int((~matches[index].correct).sum())
+        missed, false = int((~matches[index].found).sum()), int((~matches[index].correct).sum())
         return {
             "index": index,
-            "about": f"{missed} missed, {alarms} false" if errors[index] else "all found",
+            "about": f"{missed} missed, {false} false" if errors[index] else "all found",
             "pictures": _draw_pair(source, index, shown[index], objects[index], matches[index], names),
         }
 
@@ -275,7 +278,7 @@ def _draw_pair(
 ) -> list[tuple[str, str]] | None:
     """Return data URIs of the image with its detections and with its objects; None if it cannot be read.
 
-    False alarms and missed objects are red.
+    False positives and missed objects are red.
     """
 
     def name_of(kind: int) -> str:
@@ -287,8 +290,8 @@ def _draw_pair(
     try:
         image = decode_pixels(source[index].image, 3, exif_orientation=source.exif_orientation)
         wanted = objects.trainable
-        truth = decode_masks([objects.encoded(each) for each in wanted]) if len(wanted) else np.zeros((0, 1, 1))
-        masks = decode_masks(detections.masks) if detections.masks else np.zeros((0, 1, 1))
+        truth = decode_masks([objects.encoded(each) for each in wanted])
+        masks = decode_masks(detections.masks)
     except DataError as error:
         raise_machine_fault(error)
         return None

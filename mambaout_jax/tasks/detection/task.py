@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Key, UInt8
 from mambaout_jax.checks import ConfigKey
 from mambaout_jax.data import DataError
 from mambaout_jax.data.arguments import check_size_and_channels
+from mambaout_jax.data.coco_categories import COCO_CATEGORIES
 from mambaout_jax.data.names import COCO
 from mambaout_jax.models import Model
 from mambaout_jax.models.heads.mask_rcnn import DetectionLimits
@@ -18,6 +19,7 @@ from mambaout_jax.models.heads.rpn import ProposalLimits
 from mambaout_jax.tasks.api import (
     Batch,
     EvalOutput,
+    ImportedLabels,
     Labels,
     LossTerm,
     Metric,
@@ -136,6 +138,16 @@ class Detection(DenseTask):
         """Open a split of the dataset."""
         return open_source(self.config.dataset, split, self.config.data_dir)
 
+    def imported_labels(self, model: Model, labels: Labels) -> ImportedLabels:
+        """Return the names and category ids of imported weights; COCO's if there are 80 classes without names."""
+        names = labels.get("class_names")
+        if names is not None or model.num_classes != len(COCO_CATEGORIES):
+            return super().imported_labels(model, labels)
+        ids, names = zip(*COCO_CATEGORIES.items(), strict=True)
+        imported = super().imported_labels(model, {**labels, "class_names": names, "category_ids": list(ids)})
+        remark = f"No class names for the {count(len(ids), 'class')} in the weights; assuming those of COCO."
+        return imported._replace(dataset=COCO, remark=remark)
+
     def train_transform(self, model: Model, source: DetectionSource | None = None) -> TrainExample:
         """Return the resizing and the random flip of an image, with its objects."""
         options = self.config.options
@@ -156,16 +168,17 @@ class Detection(DenseTask):
 
     def _images(self, model: Model, source: DetectionSource | None) -> ImageTransform:
         check_size_and_channels(model.input_spec.size, model.in_chans)
-        size = self._only_size(model) if source is None else source.size
-        canvases = Canvases.of_images(size, self.config.options["data.box"])
-        if "img_size" in model.options and set(canvases.sizes) != {model.input_spec.size}:
-            height, width = canvases.sizes[0]
-            raise TaskError(
-                f"{model.name} has position embeddings for {model.input_spec.size[0]}x{model.input_spec.size[1]}; "
-                f"images lie in canvases of {height}x{width}: set config.model.img_size=({height},{width}), or use a "
-                "model without position embeddings"
-            )
-        return ImageTransform(model.in_chans, source is not None and source.exif_orientation, canvases)
+        exif_orientation = source is not None and source.exif_orientation
+        return ImageTransform(
+            model.in_chans, exif_orientation, self._canvases(model, None if source is None else source.size)
+        )
+
+    def _canvases(self, model: Model, size: tuple[int, int] | None) -> Canvases:
+        """Return the canvases of images of one (height, width), or of any size if it is None."""
+        box = self.config.options["data.box"]
+        if "img_size" in model.options:  # position embeddings have one size
+            return Canvases(box, (model.input_spec.size,))
+        return Canvases.of_images(size, box)
 
     @staticmethod
     def fits(model: Model) -> bool:
@@ -229,15 +242,19 @@ class Detection(DenseTask):
         ]
 
     def score(self, totals: Mapping[str, Any], collected: list[Any], source: DetectionSource) -> Scores:
-        """Compute COCO's twelve numbers for boxes and for masks, and the number of scored images."""
+        """Compute COCO's twelve numbers for boxes and for masks, and the number of scored images.
+
+        Raises:
+            TaskError: no image has an object that is not a crowd.
+        """
         objects = source.all_objects
+        if all(each.crowd.all() for each in objects.values()):
+            raise TaskError(
+                f"the split {source.split!r} of {source.name} has no objects to score; evaluate another split"
+            )
         ids = list(objects)
         found = {ids[index]: detections for part in collected for index, detections, _ in part}
-        # In the order of ids, by which equal scores are ordered.
-        return {
-            **average_precision(objects, dict(sorted(found.items()))),
-            "count": int(totals["count"]),
-        }
+        return {**average_precision(objects, found), "count": int(totals["count"])}
 
     def join_predictions(self, collected: list[Any]) -> dict[str, np.ndarray]:
         """Return the detections of all images, one after the other, in the order of the source."""
@@ -262,7 +279,8 @@ class Detection(DenseTask):
         ]
         boxes, classes = (np.concatenate(part) for part in zip(*parts, strict=True)) if parts else ((), ())
         if not len(boxes):
-            raise TaskError(f"none of {count(len(indices), 'training record')} has an object ({failure})")
+            why = "" if failure is None else f" ({failure})"
+            raise TaskError(f"none of {count(len(indices), 'training record')} has an object{why}")
         mean, common = boxes.mean(0), np.bincount(classes).argmax()
         found = {}
         for index, each in objects.items():
@@ -292,13 +310,8 @@ class Detection(DenseTask):
 
     def predictor(self, model: Model, labels: Labels) -> DetectionPredictor:
         """Return the detection of objects in image files."""
-        canvases = Canvases.of_images(self._only_size(model), self.config.options["data.box"])
-        images = ImageTransform(model.in_chans, labels.get("exif_orientation", True), canvases)
+        images = ImageTransform(model.in_chans, labels.get("exif_orientation", True), self._canvases(model, None))
         return DetectionPredictor(model, images, labels, self.limits)
-
-    @staticmethod
-    def _only_size(model: Model) -> tuple[int, int] | None:
-        return model.input_spec.size if "img_size" in model.options else None
 
     def report_sections(self, workdir: epath.Path, labels: Labels, split: str) -> list[Section]:
         """Return precision and recall, the AP of each class, and a gallery of predictions."""

@@ -48,6 +48,13 @@ class Canvases:
         """Return the canvas of an image of an original (height, width): the second one if it is higher than wide."""
         return int(len(self.sizes) > 1 and size[0] > size[1])
 
+    def reduce(self, size: Size, original: Size) -> Size:
+        """Return a (height, width) at which an image does not exceed its canvas, the same one if it does not."""
+        canvas = self.sizes[self.index_of(original)]
+        factor = min(1.0, *(limit / side for limit, side in zip(canvas, size, strict=True)))
+        height, width = (max(1, int(side * factor)) for side in size)
+        return height, width
+
 
 def _round_up(size: Size) -> Size:
     height, width = (-(-side // MULTIPLE) * MULTIPLE for side in size)
@@ -76,8 +83,8 @@ class ImageTransform:
         return decode_pixels(encoded, self.channels, exif_orientation=self.exif_orientation)
 
     def view(self, size: Size) -> "View":
-        """Return the whole of an image of a (height, width), resized into the box."""
-        return View(Window(0.0, 0.0, *size), fit_size(size, self.canvases.box))
+        """Return the whole of an image of a (height, width), resized into the box and its canvas."""
+        return View(Window(0.0, 0.0, *size), self.canvases.reduce(fit_size(size, self.canvases.box), size))
 
     def place_image(self, image: np.ndarray, canvas: int, *, flip: bool = False) -> Example:
         """Return {"image": uint8 (h, w, c), "size": int32 (2,)}: a resized image in a canvas, its height and width."""
@@ -145,7 +152,7 @@ class TrainExample:
         check_size(size, record.objects)
         canvas = self.images.canvases.index_of(size)
         if self.multi_scale:
-            image, view = self._draw_view(image, self.images.canvases.sizes[canvas], rng)
+            image, view = self._draw_view(image, rng)
         else:
             view = self.images.view(size)
             image = resize_image(image, view.size)
@@ -157,21 +164,19 @@ class TrainExample:
         """Return an example of the same shapes and dtypes, of the first canvas, without any pixel or object."""
         return self.images.empty() | self._no_objects()
 
-    def _draw_view(self, image: np.ndarray, canvas: Size, rng: np.random.Generator) -> tuple[np.ndarray, View]:
+    def _draw_view(self, image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, View]:
         """Resize an image to a random size, after a random crop with probability 1/2, and return the part of it."""
         short, long = sorted(self.images.canvases.box)
-        window = Window(0.0, 0.0, *image.shape[:2])
+        original = image.shape[:2]
+        window = Window(0.0, 0.0, *original)
         if rng.integers(2):
-            original = image.shape[:2]
             image = resize_image(image, fit_size(original, (_scaled(short, rng.choice(CROP_SIDES)), long)))
             (top, height), (left, width) = (_draw_range(side, short, rng) for side in image.shape[:2])
             factors = np.divide(original, image.shape[:2])
             window = Window(top * factors[0], left * factors[1], height * factors[0], width * factors[1])
             image = image[top : top + height, left : left + width]
         size = fit_size(image.shape[:2], (_scaled(short, rng.choice(SHORT_SIDES)), long))
-        # A crop of a wide image may be upright, and the other way round.
-        factor = min(1.0, *(limit / side for limit, side in zip(canvas, size, strict=True)))
-        size = tuple(max(1, int(side * factor)) for side in size)
+        size = self.images.canvases.reduce(size, original)  # a crop of a wide image may be upright, and vice versa
         return resize_image(image, size), View(window, size)
 
     def _no_objects(self) -> Example:
