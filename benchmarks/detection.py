@@ -101,7 +101,7 @@ def main():
     rng = np.random.default_rng(0)
 
     boxes, scores = draw_boxes(rng, NUM_BOXES), rng.random(NUM_BOXES, np.float32)
-    ours_nms = jax.jit(partial(nms, iou_threshold=THRESHOLD, max_kept=NUM_BOXES))
+    ours_nms = jax.jit(partial(nms, iou_threshold=THRESHOLD, max_output=NUM_BOXES))
     theirs_nms = onnx_nms()
     given = jnp.asarray(boxes), jnp.asarray(scores)
     kept = ours_nms(*given)
@@ -112,7 +112,7 @@ def main():
         rng.normal(size=(1, *(-(-side // stride) for side in IMAGE), CHANNELS)).astype(np.float32) for stride in STRIDES
     ]
     levels = np.asarray(assign_levels(jnp.asarray(rois), len(STRIDES)))
-    align = partial(roi_align, strides=STRIDES, bins=BINS, samples=SAMPLES)
+    align = partial(roi_align, strides=STRIDES, output_size=BINS, sampling_ratio=SAMPLES)
     inputs = [jnp.asarray(x) for x in maps], jnp.asarray(rois)[None], jnp.asarray(levels)[None]
     ours_align = jax.jit(align)
     cotangent = jnp.asarray(rng.normal(size=(1, NUM_ROIS, BINS, BINS, CHANNELS)).astype(np.float32))

@@ -17,7 +17,7 @@ An argument with "_3x" trains for 36 epochs on images of random sizes, as in the
 
 Cost and result: not measured here yet. The drop path rates of MambaOut's detectors are not published; those of VMamba's
 are used. Without init_from, the backbone is random. RoIAlign has two samples per bin and axis, where mmdetection has
-one per cell of the map (config.model.roi_samples=0).
+one per cell of the map (config.model.sampling_ratio=0).
 """
 
 from ml_collections import ConfigDict

@@ -25,12 +25,12 @@ def get_config() -> ConfigDict:
     config.data.hflip_prob = 0.0  # a mirrored digit is another sign
     config.data.max_objects = 12
 
-    config.loss.proposals_per_level = 200
-    config.loss.proposals = 100
+    config.loss.pre_nms_top_k = 200
+    config.loss.max_proposals = 100
     config.loss.rpn_samples = 64
-    config.loss.box_samples = 32
-    config.eval.proposals_per_level = 200
-    config.eval.proposals = 100
+    config.loss.roi_samples = 32
+    config.eval.pre_nms_top_k = 200
+    config.eval.max_proposals = 100
 
     config.model.update(
         name="mask_rcnn_mambaout_femto",

@@ -173,9 +173,9 @@ def test_experiments_of_coco_have_the_published_recipe(name):
     )
     options = config.task_options
     assert (options["data.box"], options["data.hflip_prob"]) == ((800, 1333), 0.5)
-    assert (options["loss.proposals_per_level"], options["loss.proposals"]) == (2000, 1000)
-    assert (options["loss.rpn_samples"], options["loss.box_samples"]) == (256, 512)
-    assert (options["eval.proposals_per_level"], options["eval.proposals"]) == (1000, 1000)
+    assert (options["loss.pre_nms_top_k"], options["loss.max_proposals"]) == (2000, 1000)
+    assert (options["loss.rpn_samples"], options["loss.roi_samples"]) == (256, 512)
+    assert (options["eval.pre_nms_top_k"], options["eval.max_proposals"]) == (1000, 1000)
     assert (options["eval.score_threshold"], options["eval.iou_threshold"]) == (0.05, 0.5)
 
 

@@ -5,17 +5,17 @@ from mambaout_jax.ops.boxes import (
     box_area,
     box_intersection,
     box_iou,
-    cells_inside,
     clip_boxes,
     decode_boxes,
     encode_boxes,
     make_anchors,
+    valid_cells,
 )
 from mambaout_jax.ops.conv import conv2d
 from mambaout_jax.ops.depthwise import depthwise_conv2d
 from mambaout_jax.ops.images import denormalize_images, normalize_images
 from mambaout_jax.ops.matmul import matmul
-from mambaout_jax.ops.nms import Kept, nms
+from mambaout_jax.ops.nms import NMSResult, nms
 from mambaout_jax.ops.norm import batch_norm, layer_norm, normalize, rms_norm
 from mambaout_jax.ops.resize import adaptive_avg_pool, resize_bilinear
 from mambaout_jax.ops.roi_align import assign_levels, crop_masks, roi_align
@@ -27,14 +27,13 @@ from mambaout_jax.ops.strided import strided_conv2d
 __all__ = [
     "SCAN_IMPLS",
     "SCAN_ORDERS",
-    "Kept",
+    "NMSResult",
     "adaptive_avg_pool",
     "assign_levels",
     "batch_norm",
     "box_area",
     "box_intersection",
     "box_iou",
-    "cells_inside",
     "clip_boxes",
     "conv2d",
     "crop_masks",
@@ -57,4 +56,5 @@ __all__ = [
     "selective_scan_step",
     "strided_conv2d",
     "unflatten_map",
+    "valid_cells",
 ]

@@ -1,4 +1,4 @@
-"""Axis-aligned boxes: areas, overlaps, offsets to other boxes, and grids of anchors.
+"""Axis-aligned boxes: areas, overlaps, deltas between boxes, and grids of anchors.
 
 A box is (x1, y1, x2, y2) in pixels, of which the left, upper corner of the image is (0, 0): its width is x2 - x1.
 Coordinates are float32.
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-# Added to no area, but divided by where both boxes of a pair have none. As mmdetection's `bbox_overlaps`.
+# Lower bound of the union, so that two empty boxes have an IoU of 0, as in mmdetection's `bbox_overlaps`.
 MIN_UNION = 1e-6
 # Largest change of width and height by `decode_boxes`, as a factor and its inverse. Reference: Detectron, 2018.
 MAX_SCALE = 1000 / 16
@@ -52,37 +52,37 @@ def _centers_and_sides(boxes: Float[Array, "*n 4"]) -> tuple[Float[Array, "*n 2"
     return (boxes[..., :2] + boxes[..., 2:]) * 0.5, boxes[..., 2:] - boxes[..., :2]
 
 
-def _per_offset(stds: Sequence[float], offsets: Array) -> Array:
-    return jnp.broadcast_to(jnp.asarray(stds, offsets.dtype), offsets.shape)
+def _broadcast_stds(stds: Sequence[float], deltas: Array) -> Array:
+    return jnp.broadcast_to(jnp.asarray(stds, deltas.dtype), deltas.shape)
 
 
 def encode_boxes(
     boxes: Float[Array, "*n 4"], targets: Float[Array, "*n 4"], stds: tuple[float, float, float, float]
 ) -> Float[Array, "*n 4"]:
-    """Compute the offsets (dx, dy, dw, dh) from boxes to targets, divided by `stds`.
+    """Compute the deltas (dx, dy, dw, dh) from boxes to targets, divided by `stds`.
 
     dx and dy are differences of centers in units of the box's width and height; dw and dh are logarithms of the ratios
-    of widths and heights. Offsets of boxes without width or height are not finite.
+    of widths and heights. Deltas of boxes without width or height are not finite.
 
     Reference: Girshick et al., Rich Feature Hierarchies, 2014.
     """
     (center, sides), (target_center, target_sides) = map(_centers_and_sides, (boxes, targets))
-    offsets = jnp.concatenate([(target_center - center) / sides, jnp.log(target_sides / sides)], axis=-1)
-    return offsets / _per_offset(stds, offsets)
+    deltas = jnp.concatenate([(target_center - center) / sides, jnp.log(target_sides / sides)], axis=-1)
+    return deltas / _broadcast_stds(stds, deltas)
 
 
 def decode_boxes(
-    boxes: Float[Array, "*m 4"], offsets: Float[Array, "*n 4"], stds: tuple[float, float, float, float]
+    boxes: Float[Array, "*m 4"], deltas: Float[Array, "*n 4"], stds: tuple[float, float, float, float]
 ) -> Float[Array, "*n 4"]:
-    """Apply offsets of `encode_boxes` to boxes, which may have axes of length 1 where the offsets are longer.
+    """Apply deltas of `encode_boxes` to boxes, which are broadcast against the deltas.
 
     dw and dh are limited, so that a side is multiplied by `MAX_SCALE` at most and divided by it at least.
     """
     center, sides = _centers_and_sides(boxes)
-    offsets = offsets * _per_offset(stds, offsets)
+    deltas = deltas * _broadcast_stds(stds, deltas)
     limit = math.log(MAX_SCALE)
-    center = center + offsets[..., :2] * sides
-    half = sides * jnp.exp(jnp.clip(offsets[..., 2:], -limit, limit)) * 0.5
+    center = center + deltas[..., :2] * sides
+    half = sides * jnp.exp(jnp.clip(deltas[..., 2:], -limit, limit)) * 0.5
     return jnp.concatenate([center - half, center + half], axis=-1)
 
 
@@ -109,7 +109,7 @@ def make_anchors(
     return (centers[:, :, None] + around[None, None]).reshape(-1, 4)
 
 
-def cells_inside(map_size: tuple[int, int], stride: int, size: Int[Array, "b 2"]) -> Bool[Array, "b h w"]:
+def valid_cells(map_size: tuple[int, int], stride: int, size: Int[Array, "b 2"]) -> Bool[Array, "b h w"]:
     """Return which cells of a map belong to an image of (height, width) at the upper left of its canvas.
 
     A cell of which only a part is inside belongs to it.

@@ -14,7 +14,7 @@ from mambaout_jax.ops.loops import bounded_loop
 TILE = 256
 
 
-class Kept(NamedTuple):
+class NMSResult(NamedTuple):
     """The boxes that a suppression keeps, in the order of descending scores.
 
     Args:
@@ -31,25 +31,25 @@ def nms(
     scores: Float[Array, " n"],
     *,
     iou_threshold: float,
-    max_kept: int,
+    max_output: int,
     valid: Bool[Array, " n"] | None = None,
     groups: Int[Array, " n"] | None = None,
-) -> Kept:
+) -> NMSResult:
     """Keep a box if no kept box of its group with a higher score overlaps it by more than a threshold.
 
-    Boxes are visited in the order of descending scores, equal scores in the order of the input, until `max_kept` boxes
-    are kept. A box without area overlaps nothing. Under `jax.vmap`, all rows take as long as the slowest one.
+    Boxes are visited in the order of descending scores, equal scores in the order of the input, until `max_output`
+    boxes are kept. A box without area overlaps nothing. Under `jax.vmap`, all rows take as long as the slowest one.
 
     Args:
         boxes: (x1, y1, x2, y2) in pixels; float32.
         iou_threshold: largest intersection over union with a kept box.
-        max_kept: static number of entries of the result.
+        max_output: static number of entries of the result.
         valid: boxes that take part; None for all.
         groups: a number for each box, such as its class: boxes of different groups do not suppress each other. None
             for one group.
     """
     if not boxes.shape[0]:
-        return Kept(jnp.zeros(max_kept, jnp.int32), jnp.zeros(max_kept, bool))
+        return NMSResult(jnp.zeros(max_output, jnp.int32), jnp.zeros(max_output, bool))
     tile = min(TILE, boxes.shape[0])
     valid = jnp.ones(scores.shape, bool) if valid is None else valid
     groups = jnp.zeros(scores.shape, jnp.int32) if groups is None else groups.astype(jnp.int32)
@@ -62,20 +62,20 @@ def nms(
 
     def unfinished(state):
         start, count, *_ = state
-        return (start < num_valid) & (count < max_kept)
+        return (start < num_valid) & (count < max_output)
 
     def add_tile(state):
         start, count, index, kept_boxes, kept_groups = state
         of_tile = tuple(lax.dynamic_slice_in_dim(x, start, tile) for x in candidates)
-        filled = jnp.arange(max_kept) < count
+        filled = jnp.arange(max_output) < count
         alive = start + jnp.arange(tile) < num_valid
         alive &= ~(_overlap(of_tile, (kept_boxes, kept_groups), iou_threshold) & filled[None]).any(1)
         keep = _resolve(_overlap(of_tile, of_tile, iou_threshold), alive)
-        place = jnp.where(keep, count + jnp.cumsum(keep) - 1, max_kept)
+        place = jnp.where(keep, count + jnp.cumsum(keep) - 1, max_output)
         put = partial(_put, place)
         return (
             start + tile,
-            jnp.minimum(count + keep.sum(), max_kept),
+            jnp.minimum(count + keep.sum(), max_output),
             put(index, lax.dynamic_slice_in_dim(order_padded, start, tile)),
             put(kept_boxes, of_tile[0]),
             put(kept_groups, of_tile[1]),
@@ -84,12 +84,12 @@ def nms(
     state = (
         jnp.int32(0),
         jnp.int32(0),
-        jnp.zeros(max_kept, order.dtype),
-        jnp.zeros((max_kept, 4), boxes.dtype),
-        jnp.zeros(max_kept, jnp.int32),
+        jnp.zeros(max_output, order.dtype),
+        jnp.zeros((max_output, 4), boxes.dtype),
+        jnp.zeros(max_output, jnp.int32),
     )
     _, count, index, *_ = bounded_loop(len(order_padded) // tile, unfinished, add_tile, state)
-    return Kept(index, jnp.arange(max_kept) < count)
+    return NMSResult(index, jnp.arange(max_output) < count)
 
 
 def _put(place, array, values):

@@ -53,9 +53,9 @@ def roi_align(
     levels: Int[Array, "b n"],
     *,
     strides: Sequence[int],
-    bins: int,
-    samples: int = 2,
-    max_samples: int = 8,
+    output_size: int,
+    sampling_ratio: int = 2,
+    max_sampling_ratio: int = 8,
 ) -> Float[Array, "b n bins bins c"]:
     """Compute the features of boxes, each at one level of a pyramid of maps.
 
@@ -66,10 +66,11 @@ def roi_align(
         boxes: (x1, y1, x2, y2) in pixels of the image; float32.
         levels: the map of each box, such as those of `assign_levels`.
         strides: of the maps, in pixels.
-        samples: number of samples per bin along each axis. 0 for an adaptive number, one sample per cell: the extent of
-            the bin in cells, rounded up.
-        max_samples: largest adaptive number of samples. The cost of all boxes is that of the largest number among them.
-            Beyond this limit, a bin is the mean of `max_samples` + 1 of its cells.
+        output_size: bins along each axis.
+        sampling_ratio: number of samples per bin along each axis. 0 for an adaptive number, one sample per cell: the
+            extent of the bin in cells, rounded up.
+        max_sampling_ratio: largest adaptive number of samples. All boxes cost as much as the one with the most.
+            Beyond this limit, a bin is the mean of `max_sampling_ratio` + 1 of its cells.
     """
     sizes = [x.shape[1:3] for x in maps]
     offsets = np.cumsum([0, *(height * width for height, width in sizes)])[:-1]
@@ -83,31 +84,35 @@ def roi_align(
         )
     )
     boxes = lax.stop_gradient(boxes).astype(jnp.float32) * scales[..., None]
-    find = jax.vmap(partial(_find_taps, bins=bins, samples=samples, max_samples=max_samples))
+    find = jax.vmap(
+        partial(
+            _find_taps, output_size=output_size, sampling_ratio=sampling_ratio, max_sampling_ratio=max_sampling_ratio
+        )
+    )
     rows = find(boxes[..., 1] - 0.5, boxes[..., 3] - boxes[..., 1], heights)
     columns = find(boxes[..., 0] - 0.5, boxes[..., 2] - boxes[..., 0], widths)
     rows = rows._replace(index=rows.index * widths[..., None, None] + offsets[..., None, None])
 
     def gather(maps, boxes, rows, columns):
         table = jnp.concatenate([x.reshape(x.shape[0], -1, x.shape[3]) for x in maps], axis=1)
-        used = _num_used(boxes, bins, max_samples) if samples == 0 else None
+        used = _num_used(boxes, output_size, max_sampling_ratio) if sampling_ratio == 0 else None
         return jax.vmap(_gather_bins, in_axes=(0, 0, 0, None))(table, rows, columns, used)
 
     return map_rows(gather, list(maps), boxes, rows, columns)
 
 
 def crop_masks(
-    masks: Float[Array, "n h w"], boxes: Float[Array, "n 4"], *, bins: int, max_samples: int = 8
+    masks: Float[Array, "n h w"], boxes: Float[Array, "n 4"], *, output_size: int, max_sampling_ratio: int = 8
 ) -> Float[Array, "n bins bins"]:
     """Compute the features of one box in each mask, with an adaptive number of samples, by matrix products.
 
     Args:
         masks: of one channel each.
         boxes: in pixels of the masks.
-        max_samples: as of `roi_align`.
+        max_sampling_ratio: as of `roi_align`.
     """
     height, width = masks.shape[1:]
-    find = partial(_find_taps, bins=bins, samples=0, max_samples=max_samples)
+    find = partial(_find_taps, output_size=output_size, sampling_ratio=0, max_sampling_ratio=max_sampling_ratio)
     matrices = []
     for axis, side in ((1, height), (0, width)):
         taps = find(boxes[:, axis] - 0.5, boxes[:, axis + 2] - boxes[:, axis], jnp.full(len(boxes), side))
@@ -121,9 +126,9 @@ def _find_taps(
     extent: Float[Array, " n"],
     length: Int[Array, " n"],
     *,
-    bins: int,
-    samples: int,
-    max_samples: int,
+    output_size: int,
+    sampling_ratio: int,
+    max_sampling_ratio: int,
 ) -> _Taps:
     """Return the cells of the bins along one axis, with their weights.
 
@@ -132,30 +137,30 @@ def _find_taps(
         length: number of cells.
     """
     start, extent, last = (x.astype(jnp.float32)[:, None, None] for x in (start, extent, length - 1))
-    bin_extent = extent / bins
-    bin_start = start + _range(bins)[None, :, None] * bin_extent
-    if samples:
-        at = bin_start + (_range(samples)[None, None] + 0.5) / samples * bin_extent
-        weight = _is_inside(at, last).astype(jnp.float32) / samples
+    bin_extent = extent / output_size
+    bin_start = start + _range(output_size)[None, :, None] * bin_extent
+    if sampling_ratio:
+        at = bin_start + (_range(sampling_ratio)[None, None] + 0.5) / sampling_ratio * bin_extent
+        weight = _is_inside(at, last).astype(jnp.float32) / sampling_ratio
         at = jnp.clip(at, 0, last)
         below = jnp.floor(at)
         index = jnp.stack([below, jnp.minimum(below + 1, last)], -1)
         weight = jnp.stack([1 - (at - below), at - below], -1) * weight[..., None]
-        shape = (*at.shape[:2], 2 * samples)
+        shape = (*at.shape[:2], 2 * sampling_ratio)
         return _Taps(index.reshape(shape).astype(jnp.int32), weight.reshape(shape))
     number = jnp.ceil(bin_extent)
-    at = bin_start + (_range(max_samples)[None, None] + 0.5) / jnp.maximum(number, 1) * bin_extent
-    counted = _is_inside(at, last) & (_range(max_samples)[None, None] < number)
+    at = bin_start + (_range(max_sampling_ratio)[None, None] + 0.5) / jnp.maximum(number, 1) * bin_extent
+    counted = _is_inside(at, last) & (_range(max_sampling_ratio)[None, None] < number)
     # Samples are at most one cell apart, so that they lie between consecutive cells.
     at = jnp.clip(at, 0, last)
-    numbers = _range(max_samples + 1)[None, None]
+    numbers = _range(max_sampling_ratio + 1)[None, None]
     cells = jnp.floor(at[..., :1]) + numbers
     near = jnp.maximum(1 - jnp.abs(at[..., :, None] - cells[..., None, :]), 0)
     weight = (counted.astype(jnp.float32)[..., None] * near).sum(2) / jnp.maximum(number, 1)
-    spread = bin_start + (numbers + 0.5) / (max_samples + 1) * bin_extent
-    few = number <= max_samples
+    spread = bin_start + (numbers + 0.5) / (max_sampling_ratio + 1) * bin_extent
+    few = number <= max_sampling_ratio
     cells = jnp.where(few, cells, jnp.round(jnp.clip(spread, 0, last)))
-    weight = jnp.where(few, weight, _is_inside(spread, last).astype(jnp.float32) / (max_samples + 1))
+    weight = jnp.where(few, weight, _is_inside(spread, last).astype(jnp.float32) / (max_sampling_ratio + 1))
     return _Taps(jnp.minimum(cells, last).astype(jnp.int32), weight)
 
 
@@ -167,10 +172,10 @@ def _is_inside(at, last):
     return (at >= -1) & (at <= last + 1)
 
 
-def _num_used(boxes: Float[Array, "b n 4"], bins: int, max_samples: int) -> Int[Array, ""]:
+def _num_used(boxes: Float[Array, "b n 4"], output_size: int, max_sampling_ratio: int) -> Int[Array, ""]:
     """Return the number of taps of the box, in cells, that has the most."""
-    sides = (boxes[..., 2:] - boxes[..., :2]) / bins
-    return jnp.clip(jnp.ceil(sides.max(initial=0)), 0, max_samples).astype(jnp.int32) + 1
+    sides = (boxes[..., 2:] - boxes[..., :2]) / output_size
+    return jnp.clip(jnp.ceil(sides.max(initial=0)), 0, max_sampling_ratio).astype(jnp.int32) + 1
 
 
 @jax.custom_vjp

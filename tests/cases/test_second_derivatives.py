@@ -42,7 +42,7 @@ EXAMPLES = {
     "recurrence.py": (scan, (1, 100, 2)),
     "roi_align.py": (
         lambda x: ops.roi_align(
-            [x], jnp.array([[[3.0, 2, 17, 20]]]), jnp.zeros((1, 1), int), strides=(4,), bins=2, samples=2
+            [x], jnp.array([[[3.0, 2, 17, 20]]]), jnp.zeros((1, 1), int), strides=(4,), output_size=2, sampling_ratio=2
         ),
         (1, 6, 6, 2),
     ),

@@ -68,8 +68,8 @@ def test_proposals_are_those_of_mmdetection(name):
     for level, output in enumerate(outputs):
         b, _, h, w = case.outputs[f"rpn_cls{level}"].shape
         case.assert_close(f"outputs/rpn_cls{level}", output.logits.reshape(b, h, w, 3).transpose(0, 3, 1, 2))
-        case.assert_close(f"outputs/rpn_reg{level}", output.offsets.reshape(b, h, w, 12).transpose(0, 3, 1, 2))
-    anchors = rpn.anchors_of(levels, options["anchor_generator"]["strides"][:-1], 8.0)
+        case.assert_close(f"outputs/rpn_reg{level}", output.deltas.reshape(b, h, w, 12).transpose(0, 3, 1, 2))
+    anchors = rpn.pyramid_anchors(levels, options["anchor_generator"]["strides"][:-1], 8.0)
     limits = ProposalLimits(test["nms_pre"], test["max_per_img"], test["nms"]["iou_threshold"])
     found = jax.jit(rpn.propose, static_argnums=3)(outputs, anchors, jnp.asarray(case.record["img_shapes"]), limits)
     for image in range(len(levels[0])):
@@ -83,14 +83,16 @@ def test_detections_are_those_of_mmdetection(name):
     case = dense_golden.load(name)
     record, test = case.record, case.record["test_cfg"]
     logits = jnp.asarray(case.inputs["cls_score"])[None]
-    offsets = jnp.asarray(case.inputs["bbox_pred"]).reshape(1, logits.shape[1], -1, 4)
+    deltas = jnp.asarray(case.inputs["bbox_pred"]).reshape(1, logits.shape[1], -1, 4)
     boxes = jnp.asarray(case.inputs["rois"][:, 1:])[None]
     proposals = Proposals(boxes, jnp.ones(boxes.shape[:2]), jnp.ones(boxes.shape[:2], bool))
     limits = DetectionLimits(
-        score=test["score_thr"], iou_threshold=test["nms"]["iou_threshold"], total=test["max_per_img"]
+        score_threshold=test["score_thr"],
+        iou_threshold=test["nms"]["iou_threshold"],
+        max_detections=test["max_per_img"],
     )
     select = jax.jit(mask_rcnn.select_detections, static_argnums=4)
-    found = select(proposals, logits, offsets, jnp.asarray([record["img_shape"]]), limits)
+    found = select(proposals, logits, deltas, jnp.asarray([record["img_shape"]]), limits)
     boxes, scores, classes, valid = (np.asarray(x[0]) for x in found)
     scale = np.array(record.get("scale_factor", (1.0, 1.0)) * 2, np.float32) if record.get("rescale") else 1.0
     case.assert_close("outputs/bboxes", boxes[valid] / scale)
@@ -115,7 +117,7 @@ def build_model(case):
         num_classes=box["num_classes"],
         channels=options["neck"]["out_channels"],
         box_channels=box["fc_out_channels"],
-        roi_samples=options["roi_head"]["bbox_roi_extractor"]["roi_layer"]["sampling_ratio"],
+        sampling_ratio=options["roi_head"]["bbox_roi_extractor"]["roi_layer"]["sampling_ratio"],
         **{name: tuple(backbone[name]) for name in ("dims", "depths") if name in backbone},
     )
     return model, mo.from_torch(model, case.state_dict)
@@ -160,7 +162,7 @@ def test_whole_models_find_the_objects_that_mmdetection_finds(name):
         scale = np.array(case.record["scale_factors"][image] * 2, np.float32)
         case.assert_close(f"outputs/bboxes{image}", np.asarray(found.boxes[image])[valid] / scale)
         case.assert_close(f"outputs/scores{image}", found.scores[image][valid])
-        case.assert_close(f"outputs/mask_logits{image}", found.masks[image][valid])
+        case.assert_close(f"outputs/mask_logits{image}", found.mask_logits[image][valid])
         np.testing.assert_array_equal(found.classes[image][valid], case.outputs[f"labels{image}"])
 
 

@@ -1,10 +1,10 @@
-"""Overlaps, offsets and anchors of boxes are those of mmdetection."""
+"""Overlaps, deltas and anchors of boxes are those of mmdetection."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mambaout_jax.ops import box_area, box_iou, cells_inside, clip_boxes, decode_boxes, encode_boxes, make_anchors
+from mambaout_jax.ops import box_area, box_iou, clip_boxes, decode_boxes, encode_boxes, make_anchors, valid_cells
 from tests.models import dense_golden
 
 
@@ -48,5 +48,5 @@ def test_anchors_are_those_of_mmdetection(name):
     for level, (size, stride) in enumerate(zip(case.record["featmap_sizes"], options["strides"], strict=True)):
         anchors = make_anchors(tuple(size), stride, options["scales"][0], options["ratios"])
         case.assert_close(f"outputs/anchors{level}", anchors)
-        inside = np.repeat(cells_inside(tuple(size), stride, image)[0].ravel(), len(options["ratios"]))
+        inside = np.repeat(valid_cells(tuple(size), stride, image)[0].ravel(), len(options["ratios"]))
         np.testing.assert_array_equal(inside, case.outputs[f"valid{level}"])

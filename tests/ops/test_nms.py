@@ -11,7 +11,7 @@ from mambaout_jax import ops
 from mambaout_jax.ops import box_iou
 from tests.models import dense_golden
 
-nms = partial(jax.jit, static_argnames=("iou_threshold", "max_kept"))(ops.nms)
+nms = partial(jax.jit, static_argnames=("iou_threshold", "max_output"))(ops.nms)
 
 
 def suppress(boxes, scores, threshold, valid, groups):
@@ -42,7 +42,7 @@ def test_kept_boxes_are_those_of_the_greedy_algorithm(n, threshold):
             jnp.asarray(boxes),
             jnp.asarray(scores),
             iou_threshold=threshold,
-            max_kept=most,
+            max_output=most,
             valid=jnp.asarray(valid),
             groups=jnp.asarray(groups),
         )
@@ -54,7 +54,7 @@ def test_rows_are_suppressed_alone():
     boxes, scores = (jnp.asarray(np.stack(part)) for part in list(zip(*drawn, strict=True))[:2])
 
     def run(boxes, scores):
-        return nms(boxes, scores, iou_threshold=0.5, max_kept=50)
+        return nms(boxes, scores, iou_threshold=0.5, max_output=50)
 
     together = jax.vmap(run)(boxes, scores)
     for row in range(3):
@@ -65,12 +65,12 @@ def test_rows_are_suppressed_alone():
 
 def test_nothing_valid_keeps_nothing():
     boxes, scores, _, _ = draw(0, 10)
-    kept = nms(jnp.asarray(boxes), jnp.asarray(scores), iou_threshold=0.5, max_kept=4, valid=jnp.zeros(10, bool))
+    kept = nms(jnp.asarray(boxes), jnp.asarray(scores), iou_threshold=0.5, max_output=4, valid=jnp.zeros(10, bool))
     assert not kept.valid.any()
 
 
 def test_no_boxes_keep_nothing():
-    kept = nms(jnp.zeros((0, 4)), jnp.zeros(0), iou_threshold=0.5, max_kept=4)
+    kept = nms(jnp.zeros((0, 4)), jnp.zeros(0), iou_threshold=0.5, max_output=4)
     assert kept.index.shape == (4,)
     assert not kept.valid.any()
 
@@ -88,7 +88,7 @@ def test_kept_boxes_are_those_of_mmcv(name):
         jnp.asarray(boxes[order]),
         jnp.asarray(scores[order]),
         iou_threshold=case.record["iou_threshold"],
-        max_kept=len(boxes),
+        max_output=len(boxes),
         groups=jnp.asarray(groups[order]),
     )
     index = order[np.asarray(kept.index)[np.asarray(kept.valid)]]

@@ -12,8 +12,10 @@ from mambaout_jax import ops
 from mambaout_jax.ops import assign_levels
 from tests.models import dense_golden
 
-roi_align = partial(jax.jit, static_argnames=("strides", "bins", "samples", "max_samples"))(ops.roi_align)
-crop_masks = partial(jax.jit, static_argnames="bins")(ops.crop_masks)
+roi_align = partial(jax.jit, static_argnames=("strides", "output_size", "sampling_ratio", "max_sampling_ratio"))(
+    ops.roi_align
+)
+crop_masks = partial(jax.jit, static_argnames="output_size")(ops.crop_masks)
 
 
 def align_by_definition(x, box, stride, bins, samples):
@@ -49,7 +51,13 @@ BOXES = [[3, 2, 40, 30], [-20, -5, 8, 70], [10.3, 5.5, 10.9, 6.2], [30, 10, 90, 
 def test_samples_are_means_of_interpolated_values(samples, bins):
     x, boxes = draw(0, (1, 9, 13, 2)), jnp.array([BOXES], jnp.float32)
     ours = roi_align(
-        [x], boxes, jnp.zeros((1, len(BOXES)), int), strides=(4,), bins=bins, samples=samples, max_samples=24
+        [x],
+        boxes,
+        jnp.zeros((1, len(BOXES)), int),
+        strides=(4,),
+        output_size=bins,
+        sampling_ratio=samples,
+        max_sampling_ratio=24,
     )
     for features, box in zip(ours[0], BOXES, strict=True):
         np.testing.assert_allclose(features, align_by_definition(x[0], box, 4, bins, samples), atol=1e-5)
@@ -60,7 +68,9 @@ def test_larger_bins_than_the_limit_are_means_of_their_cells():
     rows, columns = jnp.meshgrid(jnp.arange(64.0), jnp.arange(64.0), indexing="ij")
     x = jnp.stack([rows, columns], -1)[None]
     box = jnp.array([[[0, 0, 256, 256]]], jnp.float32)
-    ours = roi_align([x], box, jnp.zeros((1, 1), int), strides=(4,), bins=2, samples=0, max_samples=7)
+    ours = roi_align(
+        [x], box, jnp.zeros((1, 1), int), strides=(4,), output_size=2, sampling_ratio=0, max_sampling_ratio=7
+    )
     exact = align_by_definition(np.asarray(x[0]), box[0, 0], 4, 2, 0)
     np.testing.assert_allclose(ours[0, 0], exact, atol=0.5)
 
@@ -85,9 +95,9 @@ def test_outputs_and_gradients_are_those_of_mmcv(name):
             jnp.asarray(boxes),
             jnp.zeros(boxes.shape[:2], int),
             strides=(round(1 / options["spatial_scale"]),),
-            bins=bins,
-            samples=options["sampling_ratio"],
-            max_samples=12,
+            output_size=bins,
+            sampling_ratio=options["sampling_ratio"],
+            max_sampling_ratio=12,
         )
         return found[images, place].transpose(0, 3, 1, 2)
 
@@ -113,8 +123,8 @@ def test_boxes_are_on_the_levels_of_mmdetection(name):
             boxes,
             assign_levels(boxes, len(maps)),
             strides=tuple(options["featmap_strides"]),
-            bins=options["roi_layer"]["output_size"],
-            samples=0,
+            output_size=options["roi_layer"]["output_size"],
+            sampling_ratio=0,
         )
         return found[images, np.arange(len(rois))].transpose(0, 3, 1, 2)
 
@@ -128,7 +138,7 @@ def test_boxes_are_on_the_levels_of_mmdetection(name):
 def test_no_boxes_have_no_features_and_no_gradient(samples):
     def align(x):
         boxes, levels = jnp.zeros((1, 0, 4)), jnp.zeros((1, 0), jnp.int32)
-        return roi_align([x], boxes, levels, strides=(4,), bins=3, samples=samples)
+        return roi_align([x], boxes, levels, strides=(4,), output_size=3, sampling_ratio=samples)
 
     features, transpose = jax.vjp(align, jnp.ones((1, 5, 6, 2)))
     assert features.shape == (1, 0, 3, 3, 2)
@@ -139,7 +149,7 @@ def test_bfloat16_maps_are_interpolated_in_float32():
     x, boxes = draw(1, (2, 8, 8, 3)), jnp.array([BOXES[:3]] * 2, jnp.float32)
     rounded = x.astype(jnp.bfloat16)
     ours, exact = (
-        roi_align([x], boxes, jnp.zeros((2, 3), int), strides=(4,), bins=3)
+        roi_align([x], boxes, jnp.zeros((2, 3), int), strides=(4,), output_size=3)
         for x in (rounded, rounded.astype(jnp.float32))
     )
     assert ours.dtype == jnp.bfloat16
@@ -148,6 +158,8 @@ def test_bfloat16_maps_are_interpolated_in_float32():
 
 def test_masks_are_cropped_as_maps_of_one_channel():
     masks, boxes = draw(2, (5, 30, 20)), jnp.array(BOXES[:5], jnp.float32) / 3
-    ours = crop_masks(masks, boxes, bins=7)
-    expected = roi_align([masks[..., None]], boxes[:, None], jnp.zeros((5, 1), int), strides=(1,), bins=7, samples=0)
+    ours = crop_masks(masks, boxes, output_size=7)
+    expected = roi_align(
+        [masks[..., None]], boxes[:, None], jnp.zeros((5, 1), int), strides=(1,), output_size=7, sampling_ratio=0
+    )
     np.testing.assert_allclose(ours, expected[:, 0, ..., 0], atol=1e-5)

@@ -108,7 +108,7 @@ def compare(layout):
 # Operations on boxes, which models and tasks call where all axes are Auto; tests/train/test_detection.py compares them
 # on eight devices with one.
 OF_BOXES = {
-    "Kept", "assign_levels", "box_area", "box_intersection", "box_iou", "cells_inside", "clip_boxes", "crop_masks",
+    "NMSResult", "assign_levels", "box_area", "box_intersection", "box_iou", "valid_cells", "clip_boxes", "crop_masks",
     "decode_boxes", "encode_boxes", "make_anchors", "nms", "roi_align",
 }  # fmt: skip
 

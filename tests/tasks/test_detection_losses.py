@@ -10,7 +10,7 @@ from mambaout_jax.models.heads.mask_rcnn import BoxHead, MaskHead
 from mambaout_jax.models.heads.rpn import ProposalLimits, RPNHead
 from mambaout_jax.ops import crop_masks
 from mambaout_jax.tasks.detection import losses, targets, training
-from mambaout_jax.tasks.detection.targets import Samples, SampleSizes, Thresholds, assign, sample
+from mambaout_jax.tasks.detection.targets import IoUThresholds, Samples, SampleSizes, assign, sample
 from mambaout_jax.weights.state_dict import export_state_dict
 from tests.marks import slow_but
 from tests.models import dense_golden
@@ -49,15 +49,15 @@ def inject(case, stage, assigned, renumber):
     rows = []
     for image, of_image in enumerate(assigned):
         parts = [np.asarray(renumber(image, case.inputs[f"{stage}_{kind}_inds{image}"])) for kind in ("pos", "neg")]
-        index, is_object = np.concatenate(parts), np.repeat([True, False], [len(part) for part in parts])
+        index, is_positive = np.concatenate(parts), np.repeat([True, False], [len(part) for part in parts])
         assert (np.asarray(of_image)[parts[0]] >= 0).all()
         assert (np.asarray(of_image)[parts[1]] == targets.BACKGROUND).all()
-        rows.append((index.astype(np.int32), is_object))
+        rows.append((index.astype(np.int32), is_positive))
     most = max(len(index) for index, _ in rows)
     index, valid = pad([row[0] for row in rows], most)
-    is_object, _ = pad([row[1] for row in rows], most)
-    objects = jnp.where(is_object, jnp.take_along_axis(assigned, index, axis=1), 0)
-    return Samples(index, objects, is_object, valid)
+    is_positive, _ = pad([row[1] for row in rows], most)
+    objects = jnp.where(is_positive, jnp.take_along_axis(assigned, index, axis=1), 0)
+    return Samples(index, objects, is_positive, valid)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def inject(case, stage, assigned, renumber):
 def test_boxes_are_assigned_as_by_mmdetection(name):
     case = dense_golden.load(name)
     options = case.record["kwargs"]
-    thresholds = Thresholds(options["pos_iou_thr"], options["neg_iou_thr"], options["min_pos_iou"])
+    thresholds = IoUThresholds(options["pos_iou_thr"], options["neg_iou_thr"], options["min_pos_iou"])
     boxes = jnp.asarray(case.inputs["priors"])
     objects, present = pad([case.inputs["gt_bboxes"]], 8)
     ours = jax.jit(assign, static_argnums=4)(boxes[None], jnp.ones((1, len(boxes)), bool), objects, present, thresholds)
@@ -82,14 +82,14 @@ def test_samples_are_drawn_without_replacement():
     for found in drawn:
         assert found.index.shape == (2, 64)
         assert found.valid.sum(1).tolist() == [64, 64]
-        assert found.is_object.sum(1).tolist() == [16, 1]
+        assert found.is_positive.sum(1).tolist() == [16, 1]
         for image in range(2):
             index = np.asarray(found.index[image])[np.asarray(found.valid[image])]
             assert len(set(index)) == len(index)
             values = np.asarray(assigned[image])[np.asarray(found.index[image])]
-            is_object = np.asarray(found.is_object[image])
-            assert (values[is_object] == np.asarray(found.objects[image])[is_object]).all()
-            assert (values[np.asarray(found.valid[image]) & ~is_object] == targets.BACKGROUND).all()
+            is_positive = np.asarray(found.is_positive[image])
+            assert (values[is_positive] == np.asarray(found.gt_index[image])[is_positive]).all()
+            assert (values[np.asarray(found.valid[image]) & ~is_positive] == targets.BACKGROUND).all()
     first, same, other = (np.asarray(found.index) for found in drawn)
     np.testing.assert_array_equal(first, same)
     assert (first != other).any()
@@ -110,9 +110,9 @@ def test_the_losses_of_the_first_stage_are_those_of_mmdetection(name):
     )
     levels = [jnp.asarray(x) for x in dense_golden.maps(case.inputs, "feat")]
     strides = options["anchor_generator"]["strides"][:-1]
-    anchors = rpn.anchors_of(levels, strides, 8.0)
+    anchors = rpn.pyramid_anchors(levels, strides, 8.0)
     objects, _, present = objects_of(case)
-    inside = jnp.concatenate(rpn.anchors_inside(levels, strides, jnp.asarray(record["img_shapes"])), axis=1)
+    inside = jnp.concatenate(rpn.valid_anchors(levels, strides, jnp.asarray(record["img_shapes"])), axis=1)
     boxes = jnp.broadcast_to(jnp.concatenate(anchors)[None], (len(objects), inside.shape[1], 4))
     assigned = assign(boxes, inside, objects, present, targets.PROPOSAL_THRESHOLDS)
     samples = inject(case, "rpn", assigned, lambda image, index: np.flatnonzero(inside[image])[index])
@@ -136,7 +136,7 @@ def second_stage(case):
     """Return boxes, objects, classes and samples of the second stage of a case."""
     objects, classes, present = objects_of(case)
     proposals, valid = pad([case.inputs[f"proposals{image}"] for image in range(len(objects))], 64)
-    boxes, valid = training.with_objects(rpn.Proposals(proposals, jnp.ones(valid.shape), valid), objects, present)
+    boxes, valid = training.append_gt_boxes(rpn.Proposals(proposals, jnp.ones(valid.shape), valid), objects, present)
     assigned = assign(boxes, valid, objects, present, targets.DETECTION_THRESHOLDS)
     numbers = np.asarray(present).sum(1)
 
@@ -161,8 +161,8 @@ def test_the_losses_of_boxes_are_those_of_mmdetection(name):
 
     @jax.jit
     def compute(variables, features):
-        logits, offsets = head.apply(variables, features)
-        terms = losses.box_losses(logits, offsets, boxes, objects, classes, samples)
+        logits, deltas = head.apply(variables, features)
+        terms = losses.box_losses(logits, deltas, boxes, objects, classes, samples)
         values = {name: term.numerator / term.denominator for name, term in terms.items()}
         return sum(values.values()), (values, logits)
 
@@ -183,15 +183,15 @@ def test_the_loss_of_masks_is_that_of_mmdetection(name):
     module = MaskHead(options["conv_out_channels"], options["num_classes"], dtype=FLOAT32)
     head, variables = load_module(module, case.state_dict, "roi_head.mask_head", "mask_head")
     boxes, _, classes, samples = second_stage(case)
-    used = np.asarray(samples.is_object)
+    used = np.asarray(samples.is_positive)
     case.assert_close("outputs/pos_rois", np.concatenate([np.argwhere(used)[:, :1], boxes[used]], 1))
     wanted = []
     for image in range(len(used)):
-        masks = jnp.asarray(case.inputs[f"gt_masks{image}"], jnp.float32)[samples.objects[image][used[image]]]
-        wanted.append(crop_masks(masks, boxes[image][used[image]], bins=28) >= 0.5)
+        masks = jnp.asarray(case.inputs[f"gt_masks{image}"], jnp.float32)[samples.gt_index[image][used[image]]]
+        wanted.append(crop_masks(masks, boxes[image][used[image]], output_size=28) >= 0.5)
     wanted = jnp.concatenate(wanted)
     np.testing.assert_array_equal(wanted, case.outputs["mask_targets"])
-    labels = jnp.take_along_axis(classes, samples.objects, axis=1)[used]
+    labels = jnp.take_along_axis(classes, samples.gt_index, axis=1)[used]
     alone = Samples(labels, labels, jnp.ones((1, len(labels)), bool), jnp.ones((1, len(labels)), bool))
 
     @jax.jit
@@ -231,7 +231,7 @@ def grid_masks(case, objects, present):
 def test_targets_of_masks_from_grids_differ_in_few_pixels(name):
     case = dense_golden.load(name)
     boxes, objects, _, samples = second_stage(case)
-    used, present = np.asarray(samples.is_object), objects_of(case)[2]
+    used, present = np.asarray(samples.is_positive), objects_of(case)[2]
     ours = losses.mask_targets(grid_masks(case, objects, np.asarray(present)), objects, boxes, samples)[used]
     assert np.mean(np.asarray(ours) == case.outputs["mask_targets"]) > 0.98
 
@@ -260,7 +260,7 @@ def test_whole_models_have_the_losses_of_mmdetection(name, monkeypatch):
     batch["masks"] = jnp.asarray(bitmaps)
     numbers = np.asarray(present).sum(1)
     levels, _ = model.call(variables, "levels", images, None)
-    inside = np.concatenate(rpn.anchors_inside(levels, [4, 8, 16, 32], sizes), axis=1)
+    inside = np.concatenate(rpn.valid_anchors(levels, [4, 8, 16, 32], sizes), axis=1)
     renumber = {
         "rpn": lambda image, index: np.flatnonzero(inside[image])[index],
         # The case has no padding between objects and proposals.
@@ -268,8 +268,8 @@ def test_whole_models_have_the_losses_of_mmdetection(name, monkeypatch):
     }
 
     def exact_targets(masks, objects, boxes, samples):
-        own = jnp.take_along_axis(masks, samples.objects[..., None, None], axis=1)
-        return (jax.vmap(lambda *args: crop_masks(*args, bins=28))(own, boxes) >= 0.5).astype(jnp.float32)
+        own = jnp.take_along_axis(masks, samples.gt_index[..., None, None], axis=1)
+        return (jax.vmap(lambda *args: crop_masks(*args, output_size=28))(own, boxes) >= 0.5).astype(jnp.float32)
 
     monkeypatch.setattr(training, "mask_targets", exact_targets)
 
@@ -281,8 +281,8 @@ def test_whole_models_have_the_losses_of_mmdetection(name, monkeypatch):
             batch,
             jax.random.key(0),
             limits=limits,
-            proposal_samples=of_anchors,
-            detection_samples=SampleSizes(512, 128),
+            rpn_samples=of_anchors,
+            roi_samples=SampleSizes(512, 128),
         )
         return sum(term.numerator / term.denominator for term in terms.values()), terms
 

@@ -22,8 +22,8 @@ def config(data_dir, **changes):
     config.data.data_dir = str(data_dir)
     config.data.box = (64, 96)
     config.data.max_objects = 3
-    config.loss.update(proposals_per_level=40, proposals=20, rpn_samples=16, box_samples=16)
-    config.eval.update(proposals_per_level=40, proposals=20)
+    config.loss.update(pre_nms_top_k=40, max_proposals=20, rpn_samples=16, roi_samples=16)
+    config.eval.update(pre_nms_top_k=40, max_proposals=20)
     config.model.update(
         name="mask_rcnn_mambaout_femto", depths=(1, 1, 1, 1), dims=(4, 8, 8, 8), channels=8, box_channels=16,
         anchor_scale=4.0,

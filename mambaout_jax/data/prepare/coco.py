@@ -261,7 +261,7 @@ def _fault_of_mask(segmentation: Any, size: list[int]) -> str | None:
         if not isinstance(counts, list) or not all(_is_integer(number, 0, 2**31 - 1) for number in counts):
             return "an encoded mask whose counts are damaged"
         if sum(counts) != math.prod(size):
-            return f"an encoded mask of {sum(counts):,} pixels; its image has {math.prod(size):,}"
+            return f"an encoded mask of {count(sum(counts), 'pixel')}; its image has {math.prod(size):,}"
         return None
     if not isinstance(segmentation, list) or not all(isinstance(points, list) for points in segmentation):
         return f"the mask {str(segmentation)[:50]!r}; a list of polygons or a run-length encoding is expected"

@@ -1,6 +1,7 @@
 """Mask R-CNN: object detection and instance segmentation in two stages.
 
-The first stage proposes boxes (`rpn`), the second classifies and moves them, and segments the object in each.
+The first stage proposes boxes (`rpn`); the second classifies them, regresses the boxes of objects, and segments each
+object.
 
 Reference: He et al., Mask R-CNN, 2017; layers, initial values, parameter names and thresholds of mmdetection 3.3.0
 (`MaskRCNN` of its configs for Swin).
@@ -25,8 +26,8 @@ from mambaout_jax.models.heads.rpn import (
     ProposalLimits,
     Proposals,
     RPNHead,
-    anchors_of,
     propose,
+    pyramid_anchors,
 )
 from mambaout_jax.models.key_format import Rule, Transform, permute
 from mambaout_jax.models.layers.conv import Conv2d, ConvTranspose2d
@@ -37,8 +38,8 @@ from mambaout_jax.ops.sharding import map_rows
 
 # Sides of the grids of bins of boxes, and of the masks.
 BOX_BINS, MASK_BINS, MASK_SIDE = 7, 14, 28
-# Offsets to objects are divided by these. Reference: Ren et al., Faster R-CNN, 2015.
-OFFSET_STDS = (0.1, 0.1, 0.2, 0.2)
+# Standard deviations by which the deltas are divided. Reference: Ren et al., Faster R-CNN, 2015.
+DELTA_STDS = (0.1, 0.1, 0.2, 0.2)
 
 OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
     {
@@ -51,7 +52,7 @@ OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
             8.0,
             "side of the square anchors in cells of their map, whose strides are 4, 8, 16, 32 and 64 px: 32 to 512 px",
         ),
-        "roi_samples": ConfigKey(
+        "sampling_ratio": ConfigKey(
             int,
             "0..8",
             2,
@@ -69,15 +70,15 @@ class DetectionLimits(NamedTuple):
 
     Args:
         proposals: limits of the first stage.
-        score: detections have higher scores, in 0..1.
-        iou_threshold: largest overlap of two detections of one class.
-        total: number of detections of an image.
+        score_threshold: minimum score of a detection, in 0..1.
+        iou_threshold: IoU above which the NMS of a class removes the detection with the lower score.
+        max_detections: largest number of detections of an image.
     """
 
     proposals: ProposalLimits = ProposalLimits()
-    score: float = 0.05
+    score_threshold: float = 0.05
     iou_threshold: float = 0.5
-    total: int = 100
+    max_detections: int = 100
 
 
 class Detections(NamedTuple):
@@ -86,18 +87,18 @@ class Detections(NamedTuple):
     Args:
         boxes: (x1, y1, x2, y2) in pixels of the canvas.
         scores: probabilities of the classes.
-        masks: logits on a grid of 28x28 over the box.
+        mask_logits: on a grid of 28x28 over the box.
     """
 
     boxes: Float[Array, "b n 4"]
     scores: Float[Array, "b n"]
     classes: Int[Array, "b n"]
     valid: Bool[Array, "b n"]
-    masks: Float[Array, "b n 28 28"]
+    mask_logits: Float[Array, "b n 28 28"]
 
 
 class BoxHead(nnx.Module):
-    """Classify boxes and predict their offsets to objects from features (b, n, 7, 7, c)."""
+    """Classify boxes and predict the deltas to objects from features (b, n, 7, 7, c)."""
 
     def __init__(self, in_chans: int, channels: int, num_classes: int, *, dtype: jnp.dtype):
         sizes = BOX_BINS**2 * in_chans, channels
@@ -110,12 +111,12 @@ class BoxHead(nnx.Module):
         self.fc_reg = Linear(channels, 4 * num_classes, initializer=normal_of(0.001), dtype=output)
 
     def __call__(self, x: Float[Array, "b n 7 7 c"]) -> tuple[Float[Array, "b n k1"], Float[Array, "b n k 4"]]:
-        """Compute logits, those of the background last, and the offsets to an object of each class, in float32."""
+        """Compute logits, those of the background last, and the deltas to an object of each class, in float32."""
         x = x.reshape(*x.shape[:2], -1)
         for linear in self.shared_fcs:
             x = jax.nn.relu(linear(x))
-        offsets = self.fc_reg(x)
-        return self.fc_cls(x), offsets.reshape(*offsets.shape[:2], -1, 4)
+        deltas = self.fc_reg(x)
+        return self.fc_cls(x), deltas.reshape(*deltas.shape[:2], -1, 4)
 
 
 class MaskHead(nnx.Module):
@@ -144,7 +145,7 @@ class MaskRCNN(DenseModel):
         channels: int,
         box_channels: int,
         anchor_scale: float,
-        roi_samples: int,
+        sampling_ratio: int,
         output_norm_eps: float,
         dtype: str,
     ):
@@ -155,7 +156,7 @@ class MaskRCNN(DenseModel):
         self.bbox_head = BoxHead(channels, box_channels, num_classes, dtype=dtype)
         self.mask_head = MaskHead(channels, num_classes, dtype=dtype)
         self.anchor_scale = anchor_scale
-        self.roi_samples = roi_samples
+        self.sampling_ratio = sampling_ratio
 
     classifier = ("bbox_head", "fc_cls")
     # All of them depend on the classes.
@@ -172,7 +173,7 @@ class MaskRCNN(DenseModel):
     def classify(
         self, levels: Sequence[Float[Array, "b _ _ c"]], boxes: Float[Array, "b n 4"]
     ) -> tuple[Float[Array, "b n k1"], Float[Array, "b n k 4"]]:
-        """Compute the logits of the classes and, last, the background, and the offsets to an object of each class."""
+        """Compute the logits of the classes and, last, the background, and the deltas to an object of each class."""
         return self.bbox_head(self._align(levels, boxes, BOX_BINS))
 
     def segment(
@@ -201,10 +202,10 @@ class MaskRCNN(DenseModel):
         if sizes is None:
             sizes = jnp.broadcast_to(jnp.array(images.shape[1:3], jnp.int32)[None], (images.shape[0], 2))
         levels = self.levels(images, None)
-        anchors = anchors_of(levels, self.feature_strides, self.anchor_scale)
+        anchors = pyramid_anchors(levels, self.feature_strides, self.anchor_scale)
         proposals = propose(self.score_anchors(levels), anchors, sizes, limits.proposals)
-        logits, offsets = self.classify(levels, proposals.boxes)
-        boxes, scores, classes, valid = select_detections(proposals, logits, offsets, sizes, limits)
+        logits, deltas = self.classify(levels, proposals.boxes)
+        boxes, scores, classes, valid = select_detections(proposals, logits, deltas, sizes, limits)
         return Detections(boxes, scores, classes, valid, self.segment(levels, boxes, classes))
 
     def logits(self, images: Float[Array, "b h w i"], key: Key[Array, ""] | None) -> Detections:
@@ -214,24 +215,26 @@ class MaskRCNN(DenseModel):
     def _align(self, levels, boxes, bins):
         maps = levels[: len(self.feature_strides)]
         assigned = assign_levels(boxes, len(maps))
-        return roi_align(maps, boxes, assigned, strides=self.feature_strides, bins=bins, samples=self.roi_samples)
+        return roi_align(
+            maps, boxes, assigned, strides=self.feature_strides, output_size=bins, sampling_ratio=self.sampling_ratio
+        )
 
 
 def select_detections(
     proposals: Proposals,
     logits: Float[Array, "b n k1"],
-    offsets: Float[Array, "b n k 4"],
+    deltas: Float[Array, "b n k 4"],
     sizes: Int[Array, "b 2"],
     limits: DetectionLimits,
 ) -> tuple[Float[Array, "b m 4"], Float[Array, "b m"], Int[Array, "b m"], Bool[Array, "b m"]]:
     """Return boxes, scores, classes and validity of the best pairs of a box and a class.
 
-    Every class of a proposal has its own box.
+    Box regression is class-specific.
     """
-    num_classes = offsets.shape[2]
+    num_classes = deltas.shape[2]
     scores = jax.nn.softmax(logits)[..., :-1]
-    boxes = clip_boxes(decode_boxes(proposals.boxes[:, :, None], offsets, OFFSET_STDS), sizes)
-    valid = proposals.valid[..., None] & (scores > limits.score)
+    boxes = clip_boxes(decode_boxes(proposals.boxes[:, :, None], deltas, DELTA_STDS), sizes)
+    valid = proposals.valid[..., None] & (scores > limits.score_threshold)
 
     def select(boxes, scores, valid):
         boxes, scores = boxes.reshape(-1, 4), scores.reshape(-1)
@@ -240,7 +243,7 @@ def select_detections(
             boxes,
             scores,
             iou_threshold=limits.iou_threshold,
-            max_kept=limits.total,
+            max_output=limits.max_detections,
             valid=valid.reshape(-1),
             groups=classes,
         )

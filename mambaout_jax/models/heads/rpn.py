@@ -1,4 +1,4 @@
-"""The region proposal network: anchors that may have objects, moved onto them.
+"""The region proposal network: it scores anchors and regresses boxes from them.
 
 Reference: Ren et al., Faster R-CNN, 2015; layers, limits and parameter names of mmdetection 3.3.0 (`RPNHead`).
 """
@@ -15,12 +15,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mambaout_jax.models.layers.conv import Conv2d
 from mambaout_jax.models.layers.parameters import normal_of
-from mambaout_jax.ops import cells_inside, clip_boxes, decode_boxes, make_anchors, nms
+from mambaout_jax.ops import clip_boxes, decode_boxes, make_anchors, nms, valid_cells
 from mambaout_jax.ops.sharding import map_rows
 
 # Heights divided by widths of the anchors.
 RATIOS = (0.5, 1.0, 2.0)
-OFFSET_STDS = (1.0, 1.0, 1.0, 1.0)
+DELTA_STDS = (1.0, 1.0, 1.0, 1.0)
 # Images are padded to a multiple of this before anchors are placed, in pixels.
 PAD_MULTIPLE = 32
 
@@ -29,13 +29,13 @@ class ProposalLimits(NamedTuple):
     """How many anchors become proposals.
 
     Args:
-        per_level: number of best anchors of each level that are compared with each other.
-        total: number of proposals of an image.
-        iou_threshold: largest overlap of two proposals of one level.
+        pre_nms_top_k: anchors of each level that enter the NMS, those with the best scores.
+        max_proposals: largest number of proposals of an image.
+        iou_threshold: IoU above which the NMS of a level removes the proposal with the lower score.
     """
 
-    per_level: int = 1000
-    total: int = 1000
+    pre_nms_top_k: int = 1000
+    max_proposals: int = 1000
     iou_threshold: float = 0.7
 
 
@@ -48,10 +48,10 @@ class Proposals(NamedTuple):
 
 
 class AnchorOutputs(NamedTuple):
-    """What the network computes for each anchor of a level: a logit, and offsets to the box of an object."""
+    """The outputs for each anchor of a level: the logit of an object, and the deltas to its box."""
 
     logits: Float[Array, "b _"]
-    offsets: Float[Array, "b _ 4"]
+    deltas: Float[Array, "b _ 4"]
 
 
 class RPNHead(nnx.Module):
@@ -65,21 +65,21 @@ class RPNHead(nnx.Module):
         self.rpn_reg = Conv2d(channels, 4 * len(RATIOS), 1, initializer=init, dtype=jnp.dtype(jnp.float32))
 
     def __call__(self, levels: Sequence[Float[Array, "b _ _ c"]]) -> list[AnchorOutputs]:
-        """Compute logits and offsets in float32, in the order of `anchors_of`."""
+        """Compute logits and deltas in float32, in the order of `pyramid_anchors`."""
         found = []
         for x in levels:
             x = jax.nn.relu(self.rpn_conv(x))
-            logits, offsets = self.rpn_cls(x), self.rpn_reg(x)
+            logits, deltas = self.rpn_cls(x), self.rpn_reg(x)
             found.append(
                 AnchorOutputs(
                     logits.reshape(x.shape[0], -1),
-                    offsets.reshape(x.shape[0], -1, 4),
+                    deltas.reshape(x.shape[0], -1, 4),
                 )
             )
         return found
 
 
-def anchors_of(levels: Sequence[Array], strides: Sequence[int], scale: float) -> list[Float[Array, "_ 4"]]:
+def pyramid_anchors(levels: Sequence[Array], strides: Sequence[int], scale: float) -> list[Float[Array, "_ 4"]]:
     """Return the anchors of every level; see `make_anchors`.
 
     Args:
@@ -89,7 +89,7 @@ def anchors_of(levels: Sequence[Array], strides: Sequence[int], scale: float) ->
     return [make_anchors(x.shape[1:3], stride, scale, RATIOS) for x, stride in zip(levels, strides, strict=True)]
 
 
-def anchors_inside(
+def valid_anchors(
     levels: Sequence[Array], strides: Sequence[int], sizes: Int[Array, "b 2"]
 ) -> list[Bool[Array, "b _"]]:
     """Return which anchors of every level belong to images of (height, width), padded to a multiple of `PAD_MULTIPLE`.
@@ -97,11 +97,11 @@ def anchors_inside(
     The loss uses no others.
 
     Args:
-        strides: as of `anchors_of`.
+        strides: as of `pyramid_anchors`.
     """
     padded = -(-sizes // PAD_MULTIPLE) * PAD_MULTIPLE
     strides = (*strides, 2 * strides[-1])
-    inside = [cells_inside(x.shape[1:3], stride, padded) for x, stride in zip(levels, strides, strict=True)]
+    inside = [valid_cells(x.shape[1:3], stride, padded) for x, stride in zip(levels, strides, strict=True)]
     return [jnp.repeat(cells.reshape(len(sizes), -1), len(RATIOS), axis=1) for cells in inside]
 
 
@@ -121,10 +121,10 @@ def propose(
     boxes, scores, levels = [], [], []
     for level, (output, of_level) in enumerate(zip(outputs, anchors, strict=True)):
         output = jax.tree.map(lax.stop_gradient, output)
-        most = min(limits.per_level, output.logits.shape[1])
+        most = min(limits.pre_nms_top_k, output.logits.shape[1])
         best, index = lax.top_k(jax.nn.sigmoid(output.logits), most)
-        offsets = jnp.take_along_axis(output.offsets, index[..., None], axis=1)
-        boxes.append(decode_boxes(jnp.take(of_level, index, axis=0), offsets, OFFSET_STDS))
+        deltas = jnp.take_along_axis(output.deltas, index[..., None], axis=1)
+        boxes.append(decode_boxes(jnp.take(of_level, index, axis=0), deltas, DELTA_STDS))
         scores.append(best)
         levels.append(np.full(most, level, np.int32))
     boxes = clip_boxes(jnp.concatenate(boxes, 1), sizes)
@@ -136,7 +136,7 @@ def propose(
             boxes,
             scores,
             iou_threshold=limits.iou_threshold,
-            max_kept=limits.total,
+            max_output=limits.max_proposals,
             valid=valid,
             groups=jnp.asarray(levels),
         )

@@ -81,7 +81,7 @@ def to_image(found: Mapping[str, np.ndarray], size: np.ndarray, original: np.nda
     shape = tuple(original.tolist())
     encoded = [
         mask.encode(np.asfortranarray(paste_mask(logits, box, shape)))
-        for logits, box in zip(found["masks"][valid], boxes, strict=True)
+        for logits, box in zip(found["mask_logits"][valid], boxes, strict=True)
     ]
     return ImageDetections(boxes, found["scores"][valid], found["classes"][valid], encoded)
 

@@ -66,30 +66,30 @@ _KEYS: Mapping[str, ConfigKey] = {
     "data.max_objects": ConfigKey(
         int, "1..1000", 100, "objects of a training image; of an image with more, the largest ones are used"
     ),
-    "loss.proposals_per_level": ConfigKey(
-        int, "1..100000", 2000, "best anchors of each level that training compares with each other"
+    "loss.pre_nms_top_k": ConfigKey(
+        int, "1..100000", 2000, "anchors of each level that enter the NMS of training, those with the best scores"
     ),
-    "loss.proposals": ConfigKey(int, "1..100000", 1000, "proposals of a training image"),
-    "loss.rpn_samples": ConfigKey(
-        int, "2..100000", 256, "anchors of an image that the loss samples, at most half of them objects"
+    "loss.max_proposals": ConfigKey(int, "1..100000", 1000, "largest number of proposals of a training image"),
+    "loss.rpn_samples": ConfigKey(int, "2..100000", 256, "anchors sampled per image, at most half of them positive"),
+    "loss.roi_samples": ConfigKey(
+        int, "4..100000", 512, "proposals sampled per image, at most a quarter of them positive"
     ),
-    "loss.box_samples": ConfigKey(
-        int, "4..100000", 512, "proposals of an image that the loss samples, at most a quarter of them objects"
-    ),
-    "eval.proposals_per_level": ConfigKey(
+    "eval.pre_nms_top_k": ConfigKey(
         int,
         "1..100000",
         1000,
-        "best anchors of each level that an evaluation compares with each other",
+        "anchors of each level that enter the NMS of an evaluation, those with the best scores",
         changeable=True,
     ),
-    "eval.proposals": ConfigKey(int, "1..100000", 1000, "proposals of an evaluated image", changeable=True),
-    "eval.score_threshold": ConfigKey(float, "0..1", 0.05, "detections have higher scores", changeable=True),
+    "eval.max_proposals": ConfigKey(
+        int, "1..100000", 1000, "largest number of proposals of an evaluated image", changeable=True
+    ),
+    "eval.score_threshold": ConfigKey(float, "0..1", 0.05, "minimum score of a detection", changeable=True),
     "eval.iou_threshold": ConfigKey(
         float,
         "0..1",
         0.5,
-        "largest intersection over union of two detections of a class",
+        "IoU above which the NMS of a class removes the detection with the lower score",
         changeable=True,
     ),
 }
@@ -190,15 +190,15 @@ class Detection(DenseTask):
     ) -> tuple[dict[str, LossTerm], Any]:
         """Compute the losses of both stages, with random samples of anchors and proposals."""
         options = self.config.options
-        rpn_samples, box_samples = options["loss.rpn_samples"], options["loss.box_samples"]
+        rpn_samples, roi_samples = options["loss.rpn_samples"], options["loss.roi_samples"]
         return training_losses(
             model,
             variables,
             batch,
             key,
-            limits=ProposalLimits(options["loss.proposals_per_level"], options["loss.proposals"]),
-            proposal_samples=SampleSizes(rpn_samples, rpn_samples // 2),
-            detection_samples=SampleSizes(box_samples, box_samples // 4),
+            limits=ProposalLimits(options["loss.pre_nms_top_k"], options["loss.max_proposals"]),
+            rpn_samples=SampleSizes(rpn_samples, rpn_samples // 2),
+            roi_samples=SampleSizes(roi_samples, roi_samples // 4),
         )
 
     def exported_outputs(
@@ -212,7 +212,7 @@ class Detection(DenseTask):
         """Return which boxes of an evaluated image are detections."""
         options = self.config.options
         return DetectionLimits(
-            ProposalLimits(options["eval.proposals_per_level"], options["eval.proposals"]),
+            ProposalLimits(options["eval.pre_nms_top_k"], options["eval.max_proposals"]),
             options["eval.score_threshold"],
             options["eval.iou_threshold"],
         )
@@ -294,7 +294,7 @@ class Detection(DenseTask):
         options = self.config.options
         return {name.partition(".")[2]: options[name] for name in self.inference_keys} | {
             "num_classes": model.num_classes,
-            "roi_samples": model.options["roi_samples"],
+            "sampling_ratio": model.options["sampling_ratio"],
         }
 
     @staticmethod
