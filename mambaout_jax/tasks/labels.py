@@ -22,6 +22,11 @@ def num_classes(labels: Labels) -> int:
     raise TaskError(f"the labels of a model are {dict(labels)}; expected class names or the number of classes")
 
 
+def class_name(names: Sequence[str], index: int) -> str:
+    """Return the name of a class, or its index as text without one."""
+    return names[index] if 0 <= index < len(names) else str(index)
+
+
 def check_same_classes(dataset: str, class_names: Sequence[str], labels: Labels) -> None:
     """Check that a dataset has the classes of a model; without class names only their number is compared.
 

@@ -12,6 +12,7 @@ from mambaout_jax.data import EvalTransform
 from mambaout_jax.data.imagenet_classes import class_description, class_word
 from mambaout_jax.models import Model, cpu_compiler_options
 from mambaout_jax.tasks.api import Batch, Example, Labels
+from mambaout_jax.tasks.labels import class_name
 
 
 class ClassProbabilities(NamedTuple):
@@ -46,17 +47,14 @@ class ClassProbabilities(NamedTuple):
         limit = self.top if limit is None else limit
         return (-self.probabilities).argsort(kind="stable")[:limit].tolist()
 
-    def _name(self, index: int) -> str:
-        return self.names[index] if index < len(self.names) else str(index)
-
     def _word(self, index: int) -> str:
-        return class_word(self._name(index))
+        return class_word(class_name(self.names, index))
 
     def _percent(self, index: int) -> float:
         return 100 * float(self.probabilities[index])
 
     def _entry(self, index: int) -> dict[str, Any]:
-        name = self._name(index)
+        name = class_name(self.names, index)
         described = {} if (words := class_description(name)) is None else {"description": words}
         return {"class": name, **described, "index": index, "probability": float(self.probabilities[index])}
 

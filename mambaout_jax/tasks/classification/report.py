@@ -20,6 +20,7 @@ from mambaout_jax.pages.render import render
 from mambaout_jax.tasks.api import Labels, ScoreText, Section
 from mambaout_jax.tasks.classification.source import ImageSource
 from mambaout_jax.tasks.errors import TaskError
+from mambaout_jax.tasks.labels import class_name
 from mambaout_jax.tasks.predictions import open_evaluated, read_predictions
 from mambaout_jax.words import count
 
@@ -121,8 +122,8 @@ def make_gallery(
         return {
             "index": int(index),
             "picture": pictures.get(int(index)),
-            "predicted": _name(names, first),
-            "label": _name(names, int(labels[index])),
+            "predicted": class_name(names, first),
+            "label": class_name(names, int(labels[index])),
             "correct": first == labels[index],
             "probability": _percent(probabilities[index, 0]),
             "of_truth": _percent(of_truth[0]) if of_truth.size else None,
@@ -135,10 +136,6 @@ def make_gallery(
         "mistakes": [card(index) for index in most_confident],
         "correct": [card(index) for index in spread],
     }
-
-
-def _name(names: list[str], index: int) -> str:
-    return names[index] if 0 <= index < len(names) else str(index)
 
 
 def _percent(probability: float) -> str:
@@ -180,8 +177,8 @@ def make_confusion(predictions: Mapping[str, np.ndarray] | None, names: list[str
     np.add.at(counts, (labels, first), 1)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     return {
-        "names": [_name(names, index) for index in range(size)],
-        "short": max(map(len, (_name(names, index) for index in range(size)))) <= 2,
+        "names": [class_name(names, index) for index in range(size)],
+        "short": max(map(len, (class_name(names, index) for index in range(size)))) <= 2,
         "rows": [
             [(int(counts[i, j]), round(float(shares[i, j]), 3), i == j) for j in range(size)] for i in range(size)
         ],

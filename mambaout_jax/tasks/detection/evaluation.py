@@ -22,6 +22,7 @@ from mambaout_jax.tasks.images import Size
 # The twelve numbers of COCO, for boxes and for masks, in the order of pycocotools' `COCOeval.stats`.
 STATISTICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large",
               "ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large")  # fmt: skip
+SHOWN_SCORE = 0.5
 KINDS = {"box": "bbox", "mask": "segm"}
 
 
@@ -39,6 +40,13 @@ class ImageDetections(NamedTuple):
     scores: np.ndarray
     classes: np.ndarray
     masks: list[dict[str, Any]]
+
+    @property
+    def shown(self) -> "ImageDetections":
+        """The detections that pictures show, and whose errors the gallery counts: scores of at least `SHOWN_SCORE`."""
+        keep = self.scores >= SHOWN_SCORE
+        masks = [mask for mask, kept in zip(self.masks, keep, strict=True) if kept]
+        return ImageDetections(self.boxes[keep], self.scores[keep], self.classes[keep], masks)
 
 
 def detect(

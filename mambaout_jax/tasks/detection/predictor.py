@@ -14,10 +14,8 @@ from mambaout_jax.tasks.detection.drawing import draw_objects
 from mambaout_jax.tasks.detection.evaluation import ImageDetections, detect, to_image
 from mambaout_jax.tasks.detection.objects import decode_masks
 from mambaout_jax.tasks.detection.transforms import EvalExample, ImageTransform
+from mambaout_jax.tasks.labels import class_name
 from mambaout_jax.tasks.pictures import encode_picture
-
-# Detections with lower scores are not drawn.
-SHOWN_SCORE = 0.5
 
 
 class FoundObjects(NamedTuple):
@@ -39,7 +37,12 @@ class FoundObjects(NamedTuple):
         """Return class, score and box (x1, y1, x2, y2) of the `limit` best detections."""
         rows = zip(self.found.classes.tolist(), self.found.scores.tolist(), self.found.boxes.tolist(), strict=True)
         return [
-            {"class": self._name(kind), "index": kind, "score": score, "box": [round(value, 2) for value in box]}
+            {
+                "class": class_name(self.names, kind),
+                "index": kind,
+                "score": score,
+                "box": [round(value, 2) for value in box],
+            }
             for kind, score, box in list(rows)[:limit]
         ]
 
@@ -54,27 +57,22 @@ class FoundObjects(NamedTuple):
 
     def files(self, image: bytes) -> dict[str, bytes]:
         """Return a picture of the detections, and all of them as COCO's results, by ending of the name."""
-        shown = self.found.scores >= SHOWN_SCORE
-        masks = decode_masks([mask for mask, keep in zip(self.found.masks, shown, strict=True) if keep])
+        shown = self.found.shown
         labels = [
-            f"{self._name(kind)} {100 * score:.0f} %"
-            for kind, score in zip(self.found.classes[shown], self.found.scores[shown], strict=True)
+            f"{class_name(self.names, kind)} {100 * score:.0f} %"
+            for kind, score in zip(shown.classes, shown.scores, strict=True)
         ]
-        picture = draw_objects(
-            self.images.decode(image), self.found.boxes[shown], self.found.classes[shown], labels, masks
-        )
+        image = self.images.decode(image)
+        picture = draw_objects(image, shown.boxes, shown.classes, labels, decode_masks(shown.masks))
         content = json.dumps(coco_results(self.found, self.category_ids), indent=2) + "\n"
         return {"_objects.jpg": encode_picture(picture), "_objects.json": content.encode()}
-
-    def _name(self, index: int) -> str:
-        return self.names[index] if index < len(self.names) else str(index)
 
 
 def coco_results(found: ImageDetections, category_ids: tuple[int, ...]) -> list[dict[str, Any]]:
     """Return detections as entries of a file of COCO results, without "image_id"."""
     return [
         {
-            "category_id": category_ids[kind] if kind < len(category_ids) else kind + 1,
+            "category_id": category_ids[kind],
             "bbox": [round(float(value), 2) for value in (x1, y1, x2 - x1, y2 - y1)],
             "score": round(float(score), 5),
             "segmentation": {"size": [int(side) for side in mask["size"]], "counts": mask["counts"].decode()},

@@ -26,12 +26,11 @@ from mambaout_jax.tasks.detection.objects import Objects, covered, decode_masks,
 from mambaout_jax.tasks.detection.source import DetectionSource
 from mambaout_jax.tasks.errors import TaskError
 from mambaout_jax.tasks.images import decode_pixels
+from mambaout_jax.tasks.labels import class_name
 from mambaout_jax.tasks.pictures import encode_picture
 from mambaout_jax.tasks.predictions import open_evaluated, read_predictions
 
 NUM_WORST, NUM_OTHERS = 12, 12
-# Detections with lower scores are neither drawn nor counted as false positives in the gallery.
-SHOWN_SCORE = 0.5
 # Overlap of boxes, as intersection over union, from which on a detection has found an object.
 FOUND_IOU = 0.5
 # Longest side of a picture of the gallery, in pixels.
@@ -198,7 +197,7 @@ def rank_classes(
             values[kind] = 100 * float(known.mean()) if known.size else None
         rows.append(
             {
-                "name": names[index] if index < len(names) else str(index),
+                "name": class_name(names, index),
                 "color": "#{:02x}{:02x}{:02x}".format(*color_of(index)),
                 "count": f"{int(numbers[index]) if index < len(numbers) else 0:,}",
                 **{kind: None if value is None else round(value, 1) for kind, value in values.items()},
@@ -238,7 +237,7 @@ def match(detections: ImageDetections, objects: Objects) -> Matches:
 
 def make_gallery(found: Sequence[ImageDetections], source: DetectionSource, names: Sequence[str]) -> dict[str, Any]:
     """Build the gallery: the images with the most errors, then others spread evenly over the rest."""
-    shown = [_confident(detections) for detections in found]
+    shown = [detections.shown for detections in found]
     objects = list(source.all_objects.values())
     matches = [match(detections, each) for detections, each in zip(shown, objects, strict=True)]
     errors = np.array([each.errors for each in matches])
@@ -262,12 +261,6 @@ def make_gallery(found: Sequence[ImageDetections], source: DetectionSource, name
     }
 
 
-def _confident(detections: ImageDetections) -> ImageDetections:
-    keep = detections.scores >= SHOWN_SCORE
-    masks = [mask for mask, kept in zip(detections.masks, keep, strict=True) if kept]
-    return ImageDetections(detections.boxes[keep], detections.scores[keep], detections.classes[keep], masks)
-
-
 def _draw_pair(
     source: DetectionSource,
     index: int,
@@ -281,9 +274,6 @@ def _draw_pair(
     False positives and missed objects are red.
     """
 
-    def name_of(kind: int) -> str:
-        return names[kind] if kind < len(names) else str(kind)
-
     def colors_of(classes: np.ndarray, good: np.ndarray) -> list[tuple[int, int, int]]:
         return [color_of(int(kind)) if fine else RED for kind, fine in zip(classes, good, strict=True)]
 
@@ -296,10 +286,11 @@ def _draw_pair(
         raise_machine_fault(error)
         return None
     found = zip(detections.classes, detections.scores, matches.correct, strict=True)
-    scores = [f"{'' if fine else 'false '}{name_of(kind)} {100 * score:.0f}" for kind, score, fine in found]
+    scores = [f"{'' if fine else 'false '}{class_name(names, kind)} {100 * score:.0f}" for kind, score, fine in found]
     classes = objects.classes[wanted]
     names_of = [
-        f"{'' if fine else 'missed '}{name_of(kind)}" for kind, fine in zip(classes, matches.found, strict=True)
+        f"{'' if fine else 'missed '}{class_name(names, kind)}"
+        for kind, fine in zip(classes, matches.found, strict=True)
     ]
     factor = PICTURE_SIDE / max(image.shape[:2])
     pictures = {

@@ -11,6 +11,7 @@ import numpy as np
 from mambaout_jax.models import Model, cpu_compiler_options
 from mambaout_jax.tasks.api import Batch, Example, Labels
 from mambaout_jax.tasks.images import fit_size, resize_image
+from mambaout_jax.tasks.labels import class_name
 from mambaout_jax.tasks.pictures import encode_picture
 from mambaout_jax.tasks.segmentation.canvases import EvalSizes
 from mambaout_jax.tasks.segmentation.drawing import encode_label_png, make_palette, overlay
@@ -38,7 +39,10 @@ class LabelMap(NamedTuple):
         """Return name, index and share of the pixels of the `limit` largest classes."""
         counts = np.bincount(self.labels.ravel())
         order = [index for index in (-counts).argsort(kind="stable").tolist() if counts[index]][:limit]
-        return [{"class": self._name(i), "index": i, "share": float(counts[i] / self.labels.size)} for i in order]
+        return [
+            {"class": class_name(self.names, i), "index": i, "share": float(counts[i] / self.labels.size)}
+            for i in order
+        ]
 
     def describe(self, limit: int | None = None) -> list[str]:
         """Return a line for each of the `limit` largest classes."""
@@ -52,9 +56,6 @@ class LabelMap(NamedTuple):
             "_overlay.jpg": encode_picture(overlay(pixels, self.labels, palette)),
             "_classes.json": (json.dumps(self.to_json(), indent=2) + "\n").encode(),
         }
-
-    def _name(self, index: int) -> str:
-        return self.names[index] if index < len(self.names) else str(index)
 
 
 class SegmentationPredictor:

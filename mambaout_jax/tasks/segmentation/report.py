@@ -20,6 +20,7 @@ from mambaout_jax.pages.render import render
 from mambaout_jax.tasks.api import Labels, ScoreText, Section
 from mambaout_jax.tasks.errors import TaskError
 from mambaout_jax.tasks.images import resize_image
+from mambaout_jax.tasks.labels import class_name
 from mambaout_jax.tasks.pictures import encode_picture
 from mambaout_jax.tasks.predictions import open_evaluated, read_predictions
 from mambaout_jax.tasks.segmentation.drawing import make_palette, overlay
@@ -105,7 +106,7 @@ def make_classes(areas: np.ndarray, palette: np.ndarray, names: list[str]) -> li
     order = sorted(range(len(ious)), key=lambda index: (np.isnan(ious[index]), ious[index]))
     return [
         {
-            "name": names[index] if index < len(names) else str(index),
+            "name": class_name(names, index),
             "color": "#{:02x}{:02x}{:02x}".format(*tuple(palette[index].tolist())),
             "iou": _percent(ious[index]),
             "recall": _percent(recalls[index]),
