@@ -25,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "--output",
             choices=("logits", "features", "embedding"),
             default="logits",
-            help="logits (default), for segmentation those of every pixel; the feature maps; or the pooled embedding",
+            help="logits (default), for segmentation those of every pixel, or the objects that a detector finds; the "
+            "feature maps; or the pooled embedding",
         )
         chosen.add_argument(
             "--normalize", action="store_true", help="the program takes pixels (uint8) and normalizes them itself"

@@ -6,9 +6,14 @@ ort.env.wasm.wasmPaths = new URL("./", import.meta.url).href;
 
 const about = JSON.parse(document.getElementById("description").textContent);
 const [, channels, height, width] = about.input.shape;
-const isMap = about.outputs.logits.length === 4; // one row of logits for each pixel
+const { logits: logitsShape } = about.outputs;
+// Whether there is a row of logits for each pixel, and whether there are detections with boxes.
+const isMap = logitsShape?.length === 4, isDetection = !logitsShape;
 const MAX_SIDE = 1024; // of a picture on the page; larger ones are reduced by the browser first
+const MAX_ELONGATION = 200; // of a picture; of longer ones, the middle is used, as in the evaluation
 const SHOWN = 5; // classes in the list
+const SHOWN_SCORE = 0.5, SHOWN_DETECTIONS = 20;
+const READY = "Draw something, or open a picture.";
 const element = (id) => document.getElementById(id);
 const input = element("input"), overlay = element("overlay"), context = input.getContext("2d", { willReadFrequently: true });
 
@@ -82,8 +87,22 @@ function resizedSize(image) {
 }
 const crop = (size) => size.map((side) => Math.floor(side / about.input.crop_pct));
 
+// Return the middle of RGBA data that is much longer than wide, or the other way round.
+function limitElongation({ data, height, width }) {
+  const longest = MAX_ELONGATION * Math.min(height, width);
+  const [h, w] = [Math.min(height, longest), Math.min(width, longest)];
+  if (h === height && w === width) return { data, height, width };
+  const top = (height - h) >> 1, left = (width - w) >> 1, kept = new Uint8ClampedArray(4 * h * w);
+  for (let y = 0; y < h; y++) {
+    const start = 4 * ((y + top) * width + left);
+    kept.set(data.subarray(start, start + 4 * w), 4 * y * w);
+  }
+  return { data: kept, height: h, width: w };
+}
+
 // Return the pixels of RGBA data as the model takes them: resized, cropped, (channels, height, width).
-export function prepare({ data, height: h, width: w }) {
+export function prepare(picture) {
+  const { data, height: h, width: w } = about.input.crop_mode === "squash" ? picture : limitElongation(picture);
   let image = { data: new Uint8Array(h * w * channels), height: h, width: w, channels };
   for (let i = 0; i < h * w; i++) {
     const [r, g, b] = data.subarray(4 * i, 4 * i + 3);
@@ -111,20 +130,21 @@ export function prepare({ data, height: h, width: w }) {
 }
 
 let session;
-// Return the logits of the pixels that `prepare` returns.
+// Return the outputs for the pixels that `prepare` returns, by name.
 export async function run(pixels) {
   session ??= ort.InferenceSession.create("model.onnx", { executionProviders: ["wasm"] });
   const images = new ort.Tensor("uint8", pixels, [1, channels, height, width]);
-  return (await (await session).run({ images })).logits.data;
+  const outputs = await (await session).run({ images });
+  return Object.fromEntries(Object.entries(outputs).map(([name, { data }]) => [name, data]));
 }
 
 const nameOf = (index) => about.class_descriptions?.[index] ?? String(index);
 const colorOf = (index) => about.class_colors?.[index] ?? `hsl(${(index * 222.5) % 360} 80% 55%)`;
 
 function showRows(rows) {
-  element("classes").replaceChildren(...rows.slice(0, SHOWN).map(({ index, share }) => {
+  element("classes").replaceChildren(...rows.map(({ index, share }) => {
     const row = document.createElement("li"), name = document.createElement("span"), bar = document.createElement("span");
-    if (isMap) {
+    if (isMap || isDetection) {
       const swatch = document.createElement("i");
       swatch.className = "swatch";
       swatch.style.background = colorOf(index);
@@ -142,13 +162,13 @@ function showRows(rows) {
   }));
 }
 
-function showClasses(logits) {
+function showClasses({ logits }) {
   const largest = Math.max(...logits), exps = Array.from(logits, (value) => Math.exp(value - largest));
   const sum = exps.reduce((a, b) => a + b);
-  showRows(exps.map((value, index) => ({ index, share: value / sum })).sort((a, b) => b.share - a.share));
+  showRows(exps.map((value, index) => ({ index, share: value / sum })).sort((a, b) => b.share - a.share).slice(0, SHOWN));
 }
 
-function showMap(logits) {
+function showMap({ logits }) {
   const area = height * width, count = logits.length / area, pixels = new Array(count).fill(0);
   const image = new ImageData(width, height);
   const colors = Array.from({ length: count }, (_, index) => rgb(colorOf(index)));
@@ -161,8 +181,37 @@ function showMap(logits) {
   [overlay.width, overlay.height] = [width, height];
   overlay.getContext("2d").putImageData(image, 0, 0);
   showRows(pixels.map((value, index) => ({ index, share: value / area }))
-    .filter(({ share }) => share > 0).sort((a, b) => b.share - a.share));
+    .filter(({ share }) => share > 0).sort((a, b) => b.share - a.share).slice(0, SHOWN));
 }
+
+// Draw the boxes and masks of detections, and list them.
+function showDetections({ boxes, scores, classes, valid, mask_logits: masks }) {
+  const side = about.outputs.mask_logits.at(-1), area = side * side;
+  const enlarged = Math.max(1, MAX_SIDE / Math.max(input.width, input.height)); // for sharp lines and text
+  [overlay.width, overlay.height] = [input.width, input.height].map((extent) => Math.round(extent * enlarged));
+  const canvas = overlay.getContext("2d"), scale = Math.max(overlay.width, overlay.height) / 512;
+  const [toX, toY] = [overlay.width / width, overlay.height / height];
+  const shown = Array.from(scores.keys()).filter((i) => valid[i] && scores[i] >= SHOWN_SCORE).slice(0, SHOWN_DETECTIONS);
+  for (const i of shown) {
+    const color = rgb(colorOf(classes[i])), mask = new ImageData(side, side);
+    for (let k = 0; k < area; k++) mask.data.set([...color.slice(0, 3), masks[i * area + k] >= 0 ? 115 : 0], 4 * k);
+    const [x1, y1, x2, y2] = [0, 1, 2, 3].map((k) => boxes[4 * i + k] * (k % 2 ? toY : toX));
+    const stamp = new OffscreenCanvas(side, side);
+    stamp.getContext("2d").putImageData(mask, 0, 0);
+    canvas.drawImage(stamp, x1, y1, x2 - x1, y2 - y1);
+    Object.assign(canvas, { strokeStyle: colorOf(classes[i]), lineWidth: 2 * scale, font: `${14 * scale}px sans-serif` });
+    canvas.strokeRect(x1, y1, x2 - x1, y2 - y1);
+    const label = `${nameOf(classes[i])} ${Math.round(100 * scores[i])} %`, top = Math.max(0, y1 - 18 * scale);
+    canvas.fillStyle = colorOf(classes[i]);
+    canvas.fillRect(x1, top, canvas.measureText(label).width + 6 * scale, 18 * scale);
+    canvas.fillStyle = color[0] + color[1] + color[2] > 380 ? "black" : "white";
+    canvas.fillText(label, x1 + 3 * scale, top + 14 * scale);
+  }
+  showRows(shown.map((i) => ({ index: classes[i], share: scores[i] })));
+  return shown.length ? "" : ", no object found";
+}
+
+const showOutputs = isDetection ? showDetections : isMap ? showMap : showClasses;
 
 function rgb(color) {
   const probe = document.createElement("canvas").getContext("2d");
@@ -182,10 +231,10 @@ async function predict() {
     do {
       again = false;
       const start = performance.now(), shown = generation;
-      const logits = await run(prepare(context.getImageData(0, 0, input.width, input.height)));
+      const outputs = await run(prepare(context.getImageData(0, 0, input.width, input.height)));
       if (shown !== generation) continue;
-      (isMap ? showMap : showClasses)(logits);
-      say(`${about.model}, ${Math.round(performance.now() - start)} ms`);
+      const remark = showOutputs(outputs) ?? "";
+      say(`${about.model}, ${Math.round(performance.now() - start)} ms${remark}`);
       element("status").dataset.predictions = 1 + Number(element("status").dataset.predictions ?? 0);
       await new Promise(requestAnimationFrame);
     } while (again);
@@ -208,11 +257,14 @@ function clear() {
   context.fillRect(0, 0, input.width, input.height);
   overlay.width = overlay.width; // clears it
   element("classes").replaceChildren();
+  again = false;
+  if (session) say(READY);
 }
 
 function show(picture, w, h) {
   const factor = Math.min(1, MAX_SIDE / Math.max(w, h));
   [input.width, input.height] = [Math.max(1, Math.round(w * factor)), Math.max(1, Math.round(h * factor))];
+  context.imageSmoothingQuality = "high"; // the size of the canvas resets it
   context.drawImage(picture, 0, 0, input.width, input.height);
 }
 
@@ -241,11 +293,13 @@ function stopCamera() {
 
 async function startCamera() {
   stopCamera();
+  if (!window.isSecureContext) return say("Browsers give webcams to pages of https:// and localhost only.", true);
   const mine = generation, video = document.createElement("video");
   try {
     const opened = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
     if (mine !== generation) return opened.getTracks().forEach((track) => track.stop());
     stream = opened;
+    for (const track of stream.getTracks()) track.addEventListener("ended", () => mine === generation && stopCamera());
     Object.assign(video, { srcObject: stream, muted: true, playsInline: true });
     element("camera").textContent = "Stop";
     await video.play();
@@ -309,9 +363,10 @@ document.addEventListener("drop", (event) => {
   element("stage").classList.remove("drop");
   if (event.dataTransfer.files[0]) open(event.dataTransfer.files[0]);
 });
+overlay.classList.toggle("opaque", isDetection);
 draw();
 clear();
 run(new Uint8Array(channels * height * width)).then(
-  () => say("Draw something, or open a picture."),
+  () => say(READY),
   (error) => say(`The model cannot be loaded: ${error.message}`, true),
 );

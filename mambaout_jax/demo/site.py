@@ -26,6 +26,8 @@ with importing("export", f"{__name__} requires onnx"):
 PAGE = "index.html"
 # The files that `write_site` writes; a folder with exactly these may be replaced.
 _CONTENT = {PAGE, "demo.js", "model.onnx", *FILES}
+# The outputs of programs that find objects.
+DETECTION_OUTPUTS = {"boxes", "scores", "classes", "valid", "mask_logits"}
 
 
 def write_site(
@@ -80,7 +82,9 @@ def _check_page(about: dict[str, Any], files: set[str]) -> None:
         about: the description of the program.
         files: the files of the program.
     """
-    if [*about["outputs"]] != ["logits"] or len(about["outputs"]["logits"]) not in (2, 4):
+    outputs = about["outputs"]
+    of_classes = [*outputs] == ["logits"] and len(outputs["logits"]) in (2, 4)
+    if not of_classes and set(outputs) != DETECTION_OUTPUTS:
         raise ExportError(f"the page cannot show predictions of the task {about['task']!r}; use demo --gradio")
     if len(files) > 1:
         raise ExportError("the page cannot load models of more than 2 GiB; use export onnx, or demo --gradio")

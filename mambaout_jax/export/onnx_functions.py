@@ -1,13 +1,15 @@
-"""The ONNX operators of functions of `ops`, which jaxprs contain as calls with a custom derivative."""
+"""The ONNX operators of functions of `ops`, which jaxprs contain as calls."""
 
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend.core import Jaxpr, Literal
 
-from mambaout_jax.export.onnx_graph import Rule, opened
+from mambaout_jax.export.onnx_graph import Rule, constant_value, opened, unsupported
+from mambaout_jax.ops.roi_align import Taps, gather_bins
 
 
 def _layer_norm(graph, equation, inputs):
@@ -67,5 +69,70 @@ def _scan_step_by_step(u, delta, A, B, C, state):
     return y.reshape(length, b, d).swapaxes(0, 1), last.swapaxes(-1, -2).reshape(b, d, n)
 
 
+def _gather_bins(graph, equation, inputs):
+    """Translate the sum over taps of RoIAlign; an adaptive number of them is the largest one, with weights of zero."""
+    *arguments, used = inputs if len(inputs) == 6 else (*inputs, None)
+    if used is None:
+        inner, consts = opened(equation.params["call_jaxpr"])
+        return graph.run(inner, consts, inputs)
+    arrays = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in equation.invars[:5]]
+
+    def all_taps(table, *taps):
+        rows, columns = Taps(*taps[:2]), Taps(*taps[2:])
+        return jax.vmap(gather_bins, in_axes=(0, 0, 0, None))(table, rows, columns, None)
+
+    jaxpr = jax.make_jaxpr(all_taps)(*arrays)
+    return graph.run(jaxpr.jaxpr, jaxpr.consts, arguments)
+
+
+def _suppress(graph, equation, inputs):
+    """Translate non-maximum suppression of the boxes of one image, or of each image of a batch."""
+    boxes, scores, valid, groups, iou_threshold = inputs
+    if groups.data is None or iou_threshold.data is None:
+        raise unsupported("non-maximum suppression of groups that depend on the images")
+    single = equation.outvars[0].aval.ndim == 1
+    n, max_output = equation.invars[0].aval.shape[-2], equation.outvars[0].aval.shape[-1]
+    b = 1 if single else equation.outvars[0].aval.shape[0]
+    boxes, scores, valid = (graph.full(x, var.aval.shape) for x, var in zip(inputs[:3], equation.invars, strict=False))
+    boxes, scores, valid = (
+        graph.reshape(boxes, (b, n, 4)),
+        graph.reshape(scores, (b, 1, n)),
+        graph.reshape(valid, (b, 1, n)),
+    )
+    lowest, nothing = np.array(np.finfo(np.float32).min), np.array(-np.inf, np.float32)
+    # Groups are ONNX's classes: a box has a score in its own one.
+    of_group = np.broadcast_to(groups.data, (n,)).reshape(1, 1, n)
+    numbers = np.unique(of_group).reshape(1, -1, 1)
+    is_member = graph.add("Equal", [of_group, numbers], (1, numbers.size, n), bool)
+    takes_part = graph.add("And", [valid, is_member], (b, numbers.size, n), bool)
+    by_group = graph.add("Where", [takes_part, scores, nothing], (b, numbers.size, n), np.float32)
+    limits = [np.array(max_output), iou_threshold.data.astype(np.float32), lowest]
+    kept = graph.add("NonMaxSuppression", [boxes, by_group, *limits], ("kept", 3), np.int64)
+    places = graph.add("Gather", [kept, np.array([0, 2])], ("kept", 2), np.int64, axis=1)
+    count = graph.add("Shape", [kept], (1,), np.int64, start=0, end=1)
+    true = graph.add("Expand", [np.array(True), count], ("kept",), bool)
+    none = graph.full(constant_value(False), (b, n))
+    is_kept = graph.add("ScatterND", [none, places, true], (b, n), bool)
+    best = graph.add("Where", [is_kept, graph.reshape(scores, (b, n)), nothing], (b, n), np.float32)
+    k = min(n, max_output)
+    best, index = graph.top_k(best, k)
+    valid = graph.add("Greater", [best, lowest], (b, k), bool)
+    index = graph.add("Where", [valid, graph.cast(index, np.int32), np.array(0, np.int32)], (b, k), np.int32)
+    if k < max_output:
+        widths, fill = np.array([0, 0, 0, max_output - k]), (np.array(0, np.int32), np.array(False))
+        index, valid = (
+            graph.add("Pad", [x, widths, value], (b, max_output), x.dtype)
+            for x, value in zip((index, valid), fill, strict=True)
+        )
+    shape = (max_output,) if single else (b, max_output)
+    return [graph.reshape(index, shape), graph.reshape(valid, shape)]
+
+
 # Functions of `ops` that have a translation of their own, by the names of their calls.
-FUNCTIONS: Mapping[str, Rule] = {"_by_platform": _recurrence, "_layer_norm": _layer_norm, "gelu": _gelu}
+FUNCTIONS: Mapping[str, Rule] = {
+    "_by_platform": _recurrence,
+    "_layer_norm": _layer_norm,
+    "gather_bins": _gather_bins,
+    "gelu": _gelu,
+}
+JITTED: Mapping[str, Rule] = {"_suppress": _suppress}

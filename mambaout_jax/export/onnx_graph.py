@@ -50,11 +50,13 @@ class Rules(NamedTuple):
         elementwise: ONNX operators of elementwise primitives, by the name of the primitive.
         primitives: rules of other primitives, by name.
         functions: rules of functions with a custom derivative, by name.
+        jitted: rules of functions under `jax.jit`, by name.
     """
 
     elementwise: Mapping[str, str]
     primitives: Mapping[str, Rule]
     functions: Mapping[str, Rule]
+    jitted: Mapping[str, Rule]
 
 
 def unsupported(what: str) -> ExportError:
@@ -111,7 +113,8 @@ class Graph:
         name, rules = equation.primitive.name, self.program.rules
         if name in _CALLS:
             inner, consts = opened(next(filter(_is_jaxpr, equation.params.values())))
-            function = rules.functions.get(inner.debug_info.func_name) if name.startswith("custom_") else None
+            known = rules.functions if name.startswith("custom_") else rules.jitted
+            function = known.get(inner.debug_info.func_name)
             return function(self, equation, inputs) if function else self.run(inner, consts, inputs)
         if name in rules.elementwise and all(value.data is not None for value in inputs):
             return _fold(equation, _aligned(inputs))
@@ -130,9 +133,32 @@ class Graph:
         self, op: str, inputs: Iterable[Value | str | np.ndarray], shape: Shape, dtype: Any, **attributes: Any
     ) -> Value:
         """Add a node with one output."""
-        name = self.program.new_name(op.lower())
-        self.nodes.append(helper.make_node(op, list(map(self.name_of, inputs)), [name], name, **attributes))
-        return Value(tuple(shape), np.dtype(dtype), name)
+        return self.add_several(op, inputs, [(shape, dtype)], **attributes)[0]
+
+    def add_several(
+        self,
+        op: str,
+        inputs: Iterable[Value | str | np.ndarray],
+        outputs: Sequence[tuple[Shape, Any]],
+        **attributes: Any,
+    ) -> list[Value]:
+        """Add a node with several outputs of given shapes and dtypes."""
+        values = [Value(tuple(shape), np.dtype(dtype), self.program.new_name(op.lower())) for shape, dtype in outputs]
+        names = [value.name for value in values]
+        self.nodes.append(helper.make_node(op, list(map(self.name_of, inputs)), names, names[0], **attributes))
+        return values
+
+    def cast(self, value: Value, dtype: Any) -> Value:
+        """Convert to another dtype."""
+        if value.dtype == dtype:
+            return value
+        return self.add("Cast", [value], value.shape, dtype, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+
+    def top_k(self, value: Value, k: int) -> tuple[Value, Value]:
+        """Return the largest elements along the last axis, the first ones of equals, and their int64 indices."""
+        shape = (*value.shape[:-1], k)
+        largest, index = self.add_several("TopK", [value, np.array([k])], [(shape, value.dtype), (shape, np.int64)])
+        return largest, index
 
     def name_of(self, value: Value | str | np.ndarray) -> str:
         """Return the name of a tensor or of a constant."""

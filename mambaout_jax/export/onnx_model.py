@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mambaout_jax.export.onnx_functions import FUNCTIONS
+from mambaout_jax.export.onnx_functions import FUNCTIONS, JITTED
 from mambaout_jax.export.onnx_graph import Graph, Program, Rules, Value, all_inputs, reachable, value_info
 from mambaout_jax.export.onnx_rules import ELEMENTWISE, PRIMITIVES
 from mambaout_jax.extras import importing
@@ -44,7 +44,7 @@ def to_onnx(
     (batch,) = jax.export.symbolic_shape("b", constraints=["b >= 1"])
     argument = jax.ShapeDtypeStruct((batch, *image.shape), image.dtype)
     jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(argument)
-    program = Program(batch, input_name, Rules(ELEMENTWISE, PRIMITIVES, FUNCTIONS))
+    program = Program(batch, input_name, Rules(ELEMENTWISE, PRIMITIVES, FUNCTIONS, JITTED))
     graph = Graph(program)
     outputs = graph.run(jaxpr.jaxpr, jaxpr.consts, [Value(argument.shape, np.dtype(image.dtype), input_name)])
     # The results of a jaxpr are in the order of the sorted names.

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from mambaout_jax.export.onnx_graph import Graph, Rule, Value, constant_value, reachable, unsupported, value_info
@@ -79,18 +80,27 @@ def _integer_pow(graph, equation, inputs):
     return [graph.elementwise("Pow", [inputs[0], exponent], aval)]
 
 
+def _round(graph, equation, inputs):
+    if equation.params["rounding_method"] != lax.RoundingMethod.TO_NEAREST_EVEN:
+        raise unsupported("rounding of halves away from zero")
+    return [graph.elementwise("Round", inputs, equation.outvars[0].aval)]
+
+
 def _select(graph, equation, inputs):
     which, *cases = inputs
     if len(cases) != 2 or which.dtype != bool:
         raise unsupported("a selection from several arrays")
-    return [graph.elementwise("Where", [which, cases[1], cases[0]], equation.outvars[0].aval)]
+    aval = equation.outvars[0].aval
+    if aval.dtype == bool:  # onnxruntime has no `Where` for booleans
+        other = graph.elementwise("Not", [which], aval)
+        parts = [graph.elementwise("And", pair, aval) for pair in ([which, cases[1]], [other, cases[0]])]
+        return [graph.elementwise("Or", parts, aval)]
+    return [graph.elementwise("Where", [which, cases[1], cases[0]], aval)]
 
 
 def _cast(graph, equation, inputs):
     [value], dtype = inputs, equation.outvars[0].aval.dtype
-    if value.dtype == dtype:
-        return inputs
-    return [graph.add("Cast", inputs, value.shape, dtype, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))]
+    return [graph.cast(value, dtype)]
 
 
 def _broadcast_in_dim(graph, equation, inputs):
@@ -174,7 +184,10 @@ def _pad(graph, equation, inputs):
 
 
 def _gather(graph, equation, inputs):
-    """Translate the selection of a constant range of several axes, or of elements along one axis."""
+    """Translate the selection of a constant range of several axes, or of elements along one axis.
+
+    Indices lie within the array, as those of models do, unless JAX is asked to clip them.
+    """
     value, indices = inputs
     numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
     shape, out = equation.invars[0].aval.shape, equation.outvars[0].aval
@@ -192,6 +205,20 @@ def _gather(graph, equation, inputs):
             if numbers.offset_dims == (*range(axis), *range(axis + rank, len(out.shape))):
                 indices = graph.reshape(indices, equation.invars[1].aval.shape[:-1])
                 return [graph.add("Gather", [value, indices], out.shape, out.dtype, axis=axis)]
+    batch = tuple(range(len(numbers.operand_batching_dims)))
+    axis, leading = len(batch), rank - len(batch)
+    if (
+        batch
+        and tuple(numbers.operand_batching_dims) == tuple(numbers.start_indices_batching_dims) == batch
+        and tuple(axes) == tuple(numbers.collapsed_slice_dims) == (axis,)
+        and sizes[axis + 1 :] == shape[axis + 1 :]
+        and tuple(numbers.offset_dims) == tuple(range(axis + leading, len(out.shape)))
+    ):
+        indices = graph.cast(graph.full(indices, equation.invars[1].aval.shape), np.int64)
+        if equation.params["mode"] == lax.GatherScatterMode.CLIP:
+            bounds = [np.array(each) for each in (0, shape[axis] - 1)]
+            indices = graph.add("Clip", [indices, *bounds], indices.shape, np.int64)
+        return [graph.add("GatherND", [value, indices], out.shape, out.dtype, batch_dims=len(batch))]
     raise unsupported("a gather of several ranges")
 
 
@@ -213,7 +240,25 @@ def _argmax(graph, equation, inputs):
     out, [axis] = equation.outvars[0].aval, equation.params["axes"]
     value = graph.full(inputs[0], equation.invars[0].aval.shape)
     found = graph.add("ArgMax", [value], out.shape, np.int64, axis=axis, keepdims=0)
-    return [graph.add("Cast", [found], out.shape, out.dtype, to=helper.np_dtype_to_tensor_dtype(np.dtype(out.dtype)))]
+    return [graph.cast(found, out.dtype)]
+
+
+def _reduce_bool(op):
+    def rule(graph, equation, inputs):
+        out, axes = equation.outvars[0].aval, equation.params["axes"]
+        value = graph.cast(graph.full(inputs[0], equation.invars[0].aval.shape), np.int32)
+        found = graph.add(op, [value, np.array(axes, np.int64)], out.shape, np.int32, keepdims=0)
+        return [graph.cast(found, out.dtype)]
+
+    return rule
+
+
+def _top_k(graph, equation, inputs):
+    value, params = graph.full(inputs[0], equation.invars[0].aval.shape), equation.params
+    if params.get("axis", value.shape[-1]) not in (-1, len(value.shape) - 1):
+        raise unsupported("a selection of the largest elements along another axis than the last")
+    largest, index = graph.top_k(value, params["k"])
+    return [largest, graph.cast(index, equation.outvars[1].aval.dtype)]
 
 
 def _cumsum(graph, equation, inputs):
@@ -373,13 +418,16 @@ PRIMITIVES: Mapping[str, Rule] = {
     "optimization_barrier": _identity,
     "pad": _pad,
     "platform_index": lambda graph, equation, inputs: [constant_value(0)],
+    "reduce_and": _reduce_bool("ReduceMin"),
     "reduce_max": _reduce("ReduceMax"),
     "reduce_min": _reduce("ReduceMin"),
+    "reduce_or": _reduce_bool("ReduceMax"),
     "reduce_sum": _reduce("ReduceSum"),
     "reduce_window_max": _pool("MaxPool"),
     "reduce_window_sum": _pool("AveragePool"),
     "reshape": _reshape,
     "rev": _reverse,
+    "round": _round,
     "rsqrt": _rsqrt,
     "scan": _scan,
     "select_n": _select,
@@ -390,5 +438,6 @@ PRIMITIVES: Mapping[str, Rule] = {
     "stack": _stack,
     "stop_gradient": _identity,
     "tile": _tile,
+    "top_k": _top_k,
     "transpose": _transpose,
 }

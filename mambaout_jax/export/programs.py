@@ -24,6 +24,7 @@ from mambaout_jax.models import Model
 from mambaout_jax.models.api import OUTPUTS
 from mambaout_jax.process import commit_file, scratch_folder
 from mambaout_jax.run.workdir import Run, exact_model, restore_run
+from mambaout_jax.tasks.api import Task
 from mambaout_jax.version import find_version
 from mambaout_jax.weights import TOLERANCE, check_file_target, converting_file_errors, difference
 
@@ -111,7 +112,7 @@ def export_program(
         else:
             _write_stablehlo(draft, program, batch_size)
             compute = _load_stablehlo(draft)
-        log(_compare(program, compute, images, batch_size))
+        log(_compare(program, compute, images, batch_size, run.task))
         size = sum(file.stat().st_size for file in folder.iterdir())
         extra = folder / companion.name
         if extra.exists():
@@ -150,7 +151,8 @@ def build_program(
     def function(images: Shaped[Array, "b ..."]) -> dict[str, Array]:
         images = jnp.moveaxis(images, 1, -1) if channels_first else images
         found = compute(spec.normalize(images) if normalize else images)
-        return {name: jnp.moveaxis(x, -1, 1) if channels_first and x.ndim == 4 else x for name, x in found.items()}
+        maps = run.task.exported_maps if output == "logits" else tuple(found) if output == "features" else ()
+        return {name: jnp.moveaxis(x, -1, 1) if channels_first and name in maps else x for name, x in found.items()}
 
     shape = (model.in_chans, *spec.size) if channels_first else (*spec.size, model.in_chans)
     dtype = np.dtype(np.uint8 if normalize else np.float32)
@@ -171,6 +173,7 @@ def build_program(
             "std": spec.std,
             **run.task.preprocessing(model, run.labels),
         },
+        "output": output,
         "outputs": {name: ["batch", *shape.shape[1:]] for name, shape in shapes.items()},
         "class_names": None if names is None else list(names),
         "class_descriptions": None if names is None else [class_description(name) or name for name in names],
@@ -195,6 +198,7 @@ def _compare(
     compute: Callable[[np.ndarray], Mapping[str, np.ndarray]],
     images: np.ndarray,
     batch_size: int | None,
+    task: Task,
 ) -> str:
     """Compare a written program with the model, and return a sentence about the largest difference.
 
@@ -208,9 +212,11 @@ def _compare(
         batches = np.resize(images, (count, batch_size, *images.shape[1:]))
     largest = 0.0
     for batch in batches:
-        found, expected = compute(batch), jax.device_get(reference(batch))
+        found, expected = jax.tree.map(np.asarray, (compute(batch), reference(batch)))
+        if program.description["output"] == "logits":
+            found = task.align_outputs(found, expected)
         for name, value in expected.items():
-            here = difference(np.asarray(found[name]), value)
+            here = difference(found[name], value)
             if not here <= TOLERANCE:
                 raise ExportError(
                     f"{name} of the written program differs by {here:.2g} of its largest value, where at most "

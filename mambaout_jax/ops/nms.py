@@ -3,6 +3,7 @@
 from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
@@ -50,9 +51,23 @@ def nms(
     """
     if not boxes.shape[0]:
         return NMSResult(jnp.zeros(max_output, jnp.int32), jnp.zeros(max_output, bool))
-    tile = min(TILE, boxes.shape[0])
     valid = jnp.ones(scores.shape, bool) if valid is None else valid
     groups = jnp.zeros(scores.shape, jnp.int32) if groups is None else groups.astype(jnp.int32)
+    return _suppress(boxes, scores, valid, groups, jnp.float32(iou_threshold), max_output=max_output)
+
+
+# A call of its own in jaxprs, with the threshold as an argument, which exports to ONNX replace by ONNX's operator.
+@partial(jax.jit, static_argnames="max_output")
+def _suppress(
+    boxes: Float[Array, "n 4"],
+    scores: Float[Array, " n"],
+    valid: Bool[Array, " n"],
+    groups: Int[Array, " n"],
+    iou_threshold: Float[Array, ""],
+    *,
+    max_output: int,
+) -> NMSResult:
+    tile = min(TILE, boxes.shape[0])
     # A stable sort: valid boxes first, in the order of their scores.
     order = jnp.lexsort((-scores, ~valid))
     pad = -boxes.shape[0] % tile

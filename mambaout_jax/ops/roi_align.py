@@ -31,7 +31,7 @@ GRADIENT_CHUNK = 8
 FINEST_SCALE = 56
 
 
-class _Taps(NamedTuple):
+class Taps(NamedTuple):
     """The cells along an axis that the bins of boxes are weighted means of; (n, bins, taps)."""
 
     index: Int[Array, "n bins t"]
@@ -96,7 +96,7 @@ def roi_align(
     def gather(maps, boxes, rows, columns):
         table = jnp.concatenate([x.reshape(x.shape[0], -1, x.shape[3]) for x in maps], axis=1)
         used = _num_used(boxes, output_size, max_sampling_ratio) if sampling_ratio == 0 else None
-        return jax.vmap(_gather_bins, in_axes=(0, 0, 0, None))(table, rows, columns, used)
+        return jax.vmap(gather_bins, in_axes=(0, 0, 0, None))(table, rows, columns, used)
 
     return map_rows(gather, list(maps), boxes, rows, columns)
 
@@ -129,7 +129,7 @@ def _find_taps(
     output_size: int,
     sampling_ratio: int,
     max_sampling_ratio: int,
-) -> _Taps:
+) -> Taps:
     """Return the cells of the bins along one axis, with their weights.
 
     Args:
@@ -147,7 +147,7 @@ def _find_taps(
         index = jnp.stack([below, jnp.minimum(below + 1, last)], -1)
         weight = jnp.stack([1 - (at - below), at - below], -1) * weight[..., None]
         shape = (*at.shape[:2], 2 * sampling_ratio)
-        return _Taps(index.reshape(shape).astype(jnp.int32), weight.reshape(shape))
+        return Taps(index.reshape(shape).astype(jnp.int32), weight.reshape(shape))
     number = jnp.ceil(bin_extent)
     at = bin_start + (_range(max_sampling_ratio)[None, None] + 0.5) / jnp.maximum(number, 1) * bin_extent
     counted = _is_inside(at, last) & (_range(max_sampling_ratio)[None, None] < number)
@@ -161,7 +161,7 @@ def _find_taps(
     few = number <= max_sampling_ratio
     cells = jnp.where(few, cells, jnp.round(jnp.clip(spread, 0, last)))
     weight = jnp.where(few, weight, _is_inside(spread, last).astype(jnp.float32) / (max_sampling_ratio + 1))
-    return _Taps(jnp.minimum(cells, last).astype(jnp.int32), weight)
+    return Taps(jnp.minimum(cells, last).astype(jnp.int32), weight)
 
 
 def _range(count: int) -> Float[Array, " n"]:
@@ -179,8 +179,8 @@ def _num_used(boxes: Float[Array, "b n 4"], output_size: int, max_sampling_ratio
 
 
 @jax.custom_vjp
-def _gather_bins(
-    table: Float[Array, "p c"], rows: _Taps, columns: _Taps, used: Int[Array, ""] | None
+def gather_bins(
+    table: Float[Array, "p c"], rows: Taps, columns: Taps, used: Int[Array, ""] | None
 ) -> Float[Array, "n bins bins c"]:
     """Sum the cells at all pairs of a row and a column, with the products of their weights.
 
@@ -211,7 +211,7 @@ def _gather_bins(
 
 
 def _gather_bins_forward(table, rows, columns, used):
-    return _gather_bins(table, rows, columns, used), (table, rows, columns)
+    return gather_bins(table, rows, columns, used), (table, rows, columns)
 
 
 def _gather_bins_backward(residuals, cotangent):
@@ -236,4 +236,4 @@ def _gather_bins_backward(residuals, cotangent):
     return total.astype(table.dtype), None, None, None
 
 
-_gather_bins.defvjp(_gather_bins_forward, _gather_bins_backward)
+gather_bins.defvjp(_gather_bins_forward, _gather_bins_backward)

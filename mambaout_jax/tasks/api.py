@@ -203,6 +203,8 @@ class Task(abc.ABC):
         inference_keys: those of `keys` that evaluation and prediction depend on, which exported weights record.
         scores_from_rows: whether `score` needs the values that `collect` returns; otherwise only `join_predictions`
             does.
+        exported_maps: those of the outputs of an exported program that are maps (b, h, w, c), which ONNX has as
+            (b, c, h, w).
     """
 
     name: ClassVar[str]
@@ -211,6 +213,7 @@ class Task(abc.ABC):
     metrics: ClassVar[tuple[Metric, ...]]
     loss_terms: tuple[str, ...]
     scores_from_rows: ClassVar[bool] = False
+    exported_maps: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     @abc.abstractmethod
@@ -377,6 +380,15 @@ class Task(abc.ABC):
     ) -> dict[str, Array]:
         """Compute what an exported program returns for normalized images: arrays of fixed sizes, by name."""
         return {"logits": model.apply(variables, images)}
+
+    def align_outputs(
+        self, outputs: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]
+    ) -> Mapping[str, np.ndarray]:
+        """Return the outputs of an exported program in the order of the expected ones.
+
+        For outputs whose order depends on rounding, such as detections in the order of their scores.
+        """
+        return outputs
 
     def preprocessing(self, model: Model, labels: Labels) -> dict[str, Any]:
         """Return how a picture becomes the input of an exported program, as JSON values.

@@ -17,7 +17,7 @@ from mambaout_jax.export.errors import ExportError
 from mambaout_jax.run.workdir import load_run
 from mambaout_jax.tasks.api import stack_examples
 from mambaout_jax.tasks.images import resize_image
-from tests.export.test_programs import NAMES, segmentation, workdir  # noqa: F401 - fixtures
+from tests.export.test_programs import NAMES, detector, segmentation, workdir  # noqa: F401 - fixtures
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 in_browser = [
@@ -92,13 +92,15 @@ def wait_for_prediction(page, number=1):
 
 
 def compute_pixels(page, picture):
-    """Return the pixels and the logits that a page computes from a picture."""
+    """Return the pixels and the outputs that a page computes from a picture."""
     rgba = np.dstack([picture, np.full(picture.shape[:2], 255, np.uint8)])
     return page.evaluate(
         """async ([data, height, width]) => {
           const demo = await import("./demo.js");
           const pixels = demo.prepare({ data: Uint8ClampedArray.from(data), height, width });
-          return [Array.from(pixels), Array.from(await demo.run(pixels))];
+          const outputs = await demo.run(pixels);
+          for (const name in outputs) outputs[name] = Array.from(outputs[name], Number);
+          return [Array.from(pixels), outputs];
         }""",
         [rgba.ravel().tolist(), *picture.shape[:2]],
     )
@@ -113,16 +115,16 @@ class TestPage:
         open_site, errors = open_page
         run = load_run(workdir)
         page = open_site(write_site(str(workdir), str(tmp_path / "demo")))
-        for size in ((100, 80), (40, 130), (32, 32), (20, 25)):
+        for size in ((100, 80), (40, 130), (32, 32), (20, 25), (2, 900)):
             picture = photo(*size)
-            found, found_logits = compute_pixels(page, picture)
+            found, outputs = compute_pixels(page, picture)
             predictor = run.task.predictor(run.model, run.labels)
             expected = stack_examples(predictor, [predictor.prepare(png(picture))], 1)["image"]
             pixels = np.array(found, np.uint8).reshape(expected.transpose(0, 3, 1, 2).shape).transpose(0, 2, 3, 1)
             assert np.abs(pixels.astype(int) - expected.astype(int)).max() <= 1  # sums in another precision
             assert np.mean(pixels != expected) < 0.01
             logits = run.model.apply(run.variables, run.model.input_spec.normalize(jnp.asarray(pixels)))
-            np.testing.assert_allclose(found_logits, logits[0], rtol=0, atol=1e-5 * float(jnp.abs(logits).max()))
+            np.testing.assert_allclose(outputs["logits"], logits[0], rtol=0, atol=1e-5 * float(jnp.abs(logits).max()))
         assert not errors
 
     def test_a_drawing_and_a_file_are_classified(self, workdir, tmp_path, open_page):  # noqa: F811
@@ -198,6 +200,52 @@ class TestPage:
         expected = resize_image(np.asarray(picture), (64, 64))
         pixels = np.array(found, np.uint8).reshape(3, 64, 64).transpose(1, 2, 0)
         assert np.abs(pixels.astype(int) - expected.astype(int)).max() <= 1
+        assert not errors
+
+    @pytest.mark.nightly
+    def test_objects_of_a_picture_are_found(self, detector, tmp_path, open_page):  # noqa: F811
+        open_site, errors = open_page
+        page = open_site(write_site(str(detector), str(tmp_path / "demo")))
+        picture = photo(60, 80)
+        pixels, outputs = compute_pixels(page, picture)
+        run = load_run(detector)
+        images = jnp.asarray(np.array(pixels, np.uint8).reshape(1, 3, 64, 64).transpose(0, 2, 3, 1))
+        images = run.model.input_spec.normalize(images)
+        expected = run.task.exported_outputs(run.model, run.variables, images)
+        expected = {name: np.asarray(x) for name, x in expected.items()}
+        found = {name: np.array(outputs[name]).reshape(x.shape) for name, x in expected.items()}
+        for name, x in run.task.align_outputs(found, expected).items():
+            np.testing.assert_allclose(x, expected[name], rtol=0, atol=1e-4 * np.abs(expected[name]).max())
+        page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": png(picture)})
+        wait_for_prediction(page)
+        sure = int((expected["scores"] >= 0.5).sum())
+        assert page.locator("#classes li").count() == min(sure, 20)
+        assert ("no object found" in page.inner_text("#status")) == (sure == 0)
+        assert not errors
+
+    def test_a_page_without_a_server_says_what_to_do(self, workdir, tmp_path, open_page):  # noqa: F811
+        open_site, _ = open_page
+        site = write_site(str(workdir), str(tmp_path / "demo"))
+        page = open_site(site)
+        page.goto((site / "index.html").as_uri())
+        page.wait_for_function("document.getElementById('status').textContent.includes('python -m http.server')")
+
+    def test_a_cleared_drawing_is_not_predicted(self, workdir, tmp_path, open_page):  # noqa: F811
+        open_site, errors = open_page
+        page = open_site(write_site(str(workdir), str(tmp_path / "demo")))
+        page.evaluate(
+            """() => {
+              const input = document.getElementById("input"), box = input.getBoundingClientRect();
+              const fire = (kind) => input.dispatchEvent(
+                new PointerEvent(kind, { pointerId: 1, clientX: box.left + 50, clientY: box.top + 50 }));
+              input.setPointerCapture = () => {};
+              for (let stroke = 0; stroke < 2; stroke++) { fire("pointerdown"); fire("pointerup"); }
+              document.getElementById("clear").click();
+            }"""
+        )
+        page.wait_for_timeout(1000)
+        assert page.locator("#classes li").count() == 0
+        assert page.inner_text("#status") == "Draw something, or open a picture."
         assert not errors
 
 

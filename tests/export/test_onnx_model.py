@@ -11,7 +11,7 @@ from jax import lax
 import mambaout_jax as mo
 from mambaout_jax.export.errors import ExportError
 from mambaout_jax.export.onnx_model import to_onnx
-from mambaout_jax.ops import depthwise_conv2d, layer_norm, resize_bilinear, selective_scan
+from mambaout_jax.ops import depthwise_conv2d, layer_norm, nms, resize_bilinear, roi_align, selective_scan
 from mambaout_jax.ops.activations import gelu
 from tests.models import golden
 from tests.models.test_families import one_model_of_each_family, small, variables_of
@@ -46,12 +46,18 @@ FUNCTIONS = {
     "elements": lambda x: jnp.sign(jnp.tanh(x)) * jnp.sqrt(jnp.abs(x)) + jnp.exp(-jnp.square(x)) - jnp.log1p(x**2) / 3,
     "powers": lambda x: x**3 + jnp.power(jnp.abs(x), 0.3) + lax.rsqrt(jnp.abs(x) + 1),
     "comparisons": lambda x: jnp.where((x > 0) & (x < 1) | ~(x <= 2), x, jnp.maximum(x, -1)),
-    "rounding": lambda x: jnp.floor(x) + jnp.ceil(2 * x) + jnp.clip(x, -0.5, 0.5),
+    "rounding": lambda x: jnp.floor(x) + jnp.ceil(2 * x) + jnp.clip(x, -0.5, 0.5) + jnp.round(jnp.floor(4 * x) / 2),
     "activations": lambda x: gelu(x) + jax.nn.silu(x) + jax.nn.softplus(x) + jax.nn.relu(x) + jax.nn.sigmoid(x),
     "softmax": lambda x: jax.nn.softmax(x, axis=2),
     "reductions": lambda x: x.sum((1, 2)) + x.max((1, 2)) + x.min((1, 2)) - x.mean((1, 2)),
     "argmax": lambda x: x.argmax(-1),
+    "any and all": lambda x: (x > 0).any(1) & (x > -2).all((1, 2))[:, None],
+    "largest": lambda x: jnp.concatenate([part.astype(x.dtype) for part in lax.top_k(jnp.round(jnp.abs(x)), 3)], -1),
+    "elements of each image": lambda x: jnp.take_along_axis(
+        x.reshape(x.shape[0], 48, 4), jnp.argmax(x, 1)[:, :, :1], axis=1
+    ),
     "sums": lambda x: jnp.cumsum(x, 1) + jnp.cumsum(x[:, ::-1], 2),
+    "booleans": lambda x: jnp.where(x > 1, x < 2, x > 0),
     "broadcasts": lambda x: jnp.broadcast_to(x[:, :1], x.shape) + jnp.arange(4)[None, None, None],
     "joined broadcasts": lambda x: jnp.concatenate([x, jnp.broadcast_to(jnp.arange(4.0), x.shape)], 1),
     "parts": lambda x: jnp.concatenate([x[:, 1:7:2], jnp.flip(x, 3), x[:, 5, None], *jnp.split(x, 2, 1)], 1),
@@ -115,6 +121,45 @@ def test_models_compute_the_same(name):
 
 
 @pytest.mark.slow
+def boxes_of(x):
+    """Return 48 boxes for each image."""
+    corners = 10 * x.reshape(x.shape[0], 48, 4)
+    return jnp.concatenate([corners[..., :2], corners[..., :2] + jnp.abs(corners[..., 2:]) + 4], axis=-1)
+
+
+@pytest.mark.parametrize("max_output", [5, 60])
+@pytest.mark.parametrize("num_groups", [1, 3])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_suppression_is_the_operator_of_onnx(batch, num_groups, max_output):
+    """Equal scores, boxes that take no part, and results with padding give the same boxes in the same order."""
+    groups = jnp.arange(48) % num_groups
+
+    def keep(x):
+        boxes = boxes_of(x)
+
+        def of_image(boxes):
+            scores, valid = jnp.round(jnp.sin(boxes[:, 0]), 1), boxes[:, 1] < 8
+            return nms(boxes, scores, iou_threshold=0.3, max_output=max_output, valid=valid, groups=groups)
+
+        found = jax.vmap(of_image)(boxes)
+        return jnp.where(found.valid, found.index, -1)
+
+    proto, x = translate(keep), draw(batch, *SHAPE)
+    assert sum(node.op_type == "NonMaxSuppression" for node in proto.graph.node) == 1
+    np.testing.assert_array_equal(run(proto, x), jax.jit(keep)(x))
+
+
+@pytest.mark.parametrize("sampling_ratio", [0, 2])
+def test_features_of_boxes_are_gathered(sampling_ratio):
+    def align(x):
+        boxes = boxes_of(x)[:, :9]
+        maps, levels = [x, x[:, :4, :3]], (jnp.abs(boxes[..., 0]) > 7).astype(jnp.int32)
+        return roi_align(maps, boxes, levels, strides=(4, 8), output_size=3, sampling_ratio=sampling_ratio)
+
+    proto, x = translate(align), draw(2, *SHAPE)
+    assert_close(run(proto, x), jax.jit(align)(x), 1e-6)
+
+
 def test_norms_activations_and_convolutions_are_one_node_each():
     model = mo.create_model("mambaout_femto")
     variables = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), model.shapes)

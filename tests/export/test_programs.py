@@ -42,6 +42,17 @@ def segmentation(tmp_path_factory):
     return folder / "run"
 
 
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory):
+    """A workdir of a detector with random weights."""
+    folder = tmp_path_factory.mktemp("programs")
+    sizes = {"depths": (1, 1, 1, 1), "dims": (4, 8, 8, 8), "channels": 8, "box_channels": 16, "anchor_scale": 4.0}
+    model = mo.create_model("mask_rcnn_mambaout_femto", num_classes=3, img_size=64, **sizes)
+    write_folder(str(folder / "weights"), model, mo.to_torch(model, model.init(jax.random.key(0))))
+    import_weights(str(folder / "weights"), folder / "run")
+    return folder / "run"
+
+
 def onnx_outputs(path, images):
     session = onnxruntime.InferenceSession(path)
     names = [output.name for output in session.get_outputs()]
@@ -113,6 +124,36 @@ def test_every_pixel_of_a_segmentation_has_its_logits(segmentation, tmp_path):
     assert main(["export", "onnx", str(segmentation), "--out", str(tmp_path / "a.onnx"), "--normalize"]) == 0
     images = np.zeros((2, 3, 64, 64), np.uint8)
     assert onnx_outputs(tmp_path / "a.onnx", images)["logits"].shape == (2, 3, 64, 64)
+
+
+@pytest.mark.slow
+def test_a_detector_finds_the_same_objects(detector, tmp_path):
+    """Masks are no maps of channels, and what is beyond the objects of an image is 0."""
+    assert main(["export", "onnx", str(detector), "--out", str(tmp_path / "a.onnx")]) == 0
+    run, images = load_run(detector), draw(3, 64, 64, 3)
+    expected = jax.jit(lambda x: run.task.exported_outputs(run.model, run.variables, x))(images)
+    found = onnx_outputs(tmp_path / "a.onnx", images.transpose(0, 3, 1, 2))
+    expected = {name: np.asarray(x) for name, x in expected.items()}
+    assert found["mask_logits"].shape == (3, 100, 28, 28)
+    assert found["valid"].any()
+    np.testing.assert_array_equal(found["valid"], expected["valid"])
+    for name, x in run.task.align_outputs(found, expected).items():
+        assert_close(x, expected[name])
+        assert not x[~expected["valid"]].any()
+
+
+def test_detections_are_compared_in_any_order(detector):
+    task, rng = load_run(detector).task, np.random.default_rng(0)
+    expected = {
+        "boxes": rng.uniform(0, 60, (2, 9, 4)),
+        "scores": np.sort(rng.uniform(0, 1, (2, 9)))[:, ::-1],
+        "classes": rng.integers(0, 3, (2, 9)),
+        "valid": np.arange(9)[None] < np.array([[9], [4]]),
+    }
+    order = rng.permutation(9)
+    found = {name: x[:, order] for name, x in expected.items()}
+    for name, x in task.align_outputs(found, expected).items():
+        np.testing.assert_array_equal(x, expected[name])
 
 
 # What a reader of a .stablehlo file runs: it has JAX and flatbuffers, not this package.

@@ -184,5 +184,4 @@ def test_eight_devices_compute_what_one_computes(data_dir):
 def test_an_exported_program_finds_the_same_objects(finished, tmp_path):
     """The export compares the program that it reads back, for any number of images."""
     assert main(["export", "stablehlo", str(finished[0]), "--out", str(tmp_path / "a.stablehlo")]) == 0
-    assert main(["export", "onnx", str(finished[0]), "--out", str(tmp_path / "a.onnx")]) == 2
-    assert not (tmp_path / "a.onnx").exists()
+    assert main(["export", "onnx", str(finished[0]), "--out", str(tmp_path / "a.onnx")]) == 0

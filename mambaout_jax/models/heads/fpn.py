@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import lax
 from jaxtyping import Array, Float
 
 from mambaout_jax.models.layers.conv import Conv2d
@@ -35,7 +36,7 @@ class FPN(nnx.Module):
         for lower in range(len(levels) - 2, -1, -1):
             levels[lower] += _enlarge(levels[lower + 1], levels[lower].shape[1:3])
         levels = [conv(x) for conv, x in zip(self.fpn_convs, levels, strict=True)]
-        return [*levels, levels[-1][:, ::2, ::2]]
+        return [*levels, lax.slice(levels[-1], (0, 0, 0, 0), levels[-1].shape, (1, 2, 2, 1))]
 
 
 def _enlarge(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b ho wo c"]:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jaxtyping import Array, Float, Key, UInt8
@@ -204,8 +205,26 @@ class Detection(DenseTask):
     def exported_outputs(
         self, model: Model, variables: dict[str, Any], images: Float[Array, "b h w c"]
     ) -> dict[str, Array]:
-        """Find the objects of images that fill their canvas: the fields of `Detections`."""
-        return model.call(variables, "detect", images, None, self.limits)[0]._asdict()
+        """Find the objects of images that fill their canvas: the fields of `Detections`, with zeros as padding."""
+        found = model.call(variables, "detect", images, None, self.limits)[0]._asdict()
+        valid = found.pop("valid")
+        return {"valid": valid} | {
+            name: jnp.where(valid.reshape(*valid.shape, *(1,) * (x.ndim - 2)), x, jnp.zeros_like(x))
+            for name, x in found.items()
+        }
+
+    def align_outputs(
+        self, outputs: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]
+    ) -> Mapping[str, np.ndarray]:
+        """Return the detections of a program, each at the place of the nearest expected one of its class."""
+        orders = [
+            _nearest(*({name: x[row] for name, x in side.items()} for side in (outputs, expected)))
+            for row in range(len(expected["valid"]))
+        ]
+        return {
+            name: np.stack([of_image[order] for of_image, order in zip(x, orders, strict=True)])
+            for name, x in outputs.items()
+        }
 
     @property
     def limits(self) -> DetectionLimits:
@@ -316,3 +335,18 @@ class Detection(DenseTask):
     def report_sections(self, workdir: epath.Path, labels: Labels, split: str) -> list[Section]:
         """Return precision and recall, the AP of each class, and a gallery of predictions."""
         return report.sections(workdir, labels, lambda: self.open_source(split))
+
+
+def _nearest(found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return the index of the found detection that belongs to each expected one, each index once."""
+    distance = np.abs(found["boxes"][None] - expected["boxes"][:, None]).max(-1)
+    same = (found["classes"][None] == expected["classes"][:, None]) & (
+        found["valid"][None] == expected["valid"][:, None]
+    )
+    distance = np.where(same, distance, np.inf)
+    order = np.arange(len(distance))
+    for row in range(len(order)):
+        order[row] = distance[row].argmin()
+        distance[:, order[row]] = np.inf
+    # Without a counterpart of their own, detections differ in any order.
+    return order if len(set(order.tolist())) == len(order) else np.arange(len(order))
