@@ -9,6 +9,7 @@ import contextlib
 import importlib.util
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from mambaout_jax.errors import UserError
 
@@ -78,8 +79,10 @@ def importing(extra: str, what: str) -> Iterator[None]:
 
 
 def install_command(extra: str) -> str:
-    """Return the command that installs an extra."""
-    return f'pip install "mambaout_jax[{extra}]"'
+    """Return the command that installs an extra, from the checkout that contains this package if there is one."""
+    checkout = Path(__file__).resolve().parents[1]
+    package = checkout if (checkout / "pyproject.toml").is_file() else "mambaout_jax"
+    return f'pip install "{package}[{extra}]"'
 
 
 def _is_installed(module: str) -> bool:

@@ -10,6 +10,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from mambaout_jax import extras
+from mambaout_jax.extras import install_command
 from tests.test_layering import ROOT, package_of, sources
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -95,7 +96,7 @@ assert not BLOCKED & {name.partition(".")[0] for name in sys.modules}
 )
 def test_a_package_that_needs_an_extra_names_it_and_what_is_missing(package):
     program = f"""
-from mambaout_jax.extras import MissingExtraError
+from mambaout_jax.extras import MissingExtraError, install_command
 try:
     import mambaout_jax.{package}
 except MissingExtraError as error:
@@ -105,7 +106,7 @@ assert not {{"jax", "tensorflow_datasets"}} & set(sys.modules)
     done = run_without({"grain", "sklearn"}, program)
     assert done.returncode == 0, done.stderr
     top = package.partition(".")[0]
-    assert done.stdout == f'mambaout_jax.{top} requires grain, sklearn; pip install "mambaout_jax[train]"\n'
+    assert done.stdout == f"mambaout_jax.{top} requires grain, sklearn; {install_command('train')}\n"
 
 
 @pytest.mark.run
@@ -122,7 +123,7 @@ for name in ("load_run", "preprocess", "predict"):
     done = run_without({"grain"}, program)
     assert done.returncode == 0, done.stderr
     packages = "run", "tasks", "tasks"
-    lines = [f'mambaout_jax.{package} requires grain; pip install "mambaout_jax[train]"' for package in packages]
+    lines = [f"mambaout_jax.{package} requires grain; {install_command('train')}" for package in packages]
     assert done.stdout.splitlines() == lines
 
 
@@ -131,7 +132,7 @@ def test_main_names_the_extra_of_training():
     program = "import runpy; sys.argv = ['main.py', '--workdir=x']; runpy.run_path('main.py', run_name='__main__')"
     done = run_without({"absl", "ml_collections"}, program)
     assert done.returncode == 2
-    assert done.stderr == 'error: train requires absl, ml_collections; pip install "mambaout_jax[train]"\n'
+    assert done.stderr == 'error: train requires absl, ml_collections; {install_command("train")}\n'
 
 
 @pytest.mark.run
@@ -158,7 +159,7 @@ except MissingExtraError as error:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1
     assert f"No module named {package!r}" in done.stdout
-    assert done.stdout.endswith(f'; pip install "mambaout_jax[{extra}]"\n')
+    assert done.stdout.endswith(f"; {install_command(extra)}\n")
 
 
 def test_version_is_the_same_everywhere():

@@ -39,6 +39,19 @@ def test_readme_shows_two_commands_as_the_way_in():
     assert all((ROOT / name).exists() for name in ("launch/local.sh", "launch/test.sh"))
 
 
+def test_runs_are_made_before_they_are_read():
+    """A reader copies the commands in order; launch/local.sh writes runs/digits."""
+    made = {"runs/digits"}
+    for _, text in BLOCKS:
+        for line in text.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            outputs = {word.partition("=")[2] for word in words if word.startswith("--workdir=")}
+            outputs |= {words[i + 1] for i, word in enumerate(words[:-1]) if word == "--out"}
+            read = {word.rpartition("=")[2] for word in words if "runs/" in word and "://" not in word} - outputs
+            assert not {path for path in read if "/" not in path.removeprefix("runs/")} - made, line
+            made |= outputs
+
+
 @pytest.mark.run
 def test_every_command_of_the_readme_runs(tmp_path, monkeypatch):
     typed = [command[1:] for kind, text in BLOCKS if kind == "" for command in commands(text)]

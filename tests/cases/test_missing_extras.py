@@ -6,6 +6,7 @@ import pytest
 
 from mambaout_jax import extras
 from mambaout_jax.__main__ import COMMANDS, main
+from mambaout_jax.extras import install_command
 from mambaout_jax.weights import verify
 from tests.train import written_run
 
@@ -28,7 +29,7 @@ CALLS = {command: ARGUMENTS.get(command, []) for command in COMMANDS if command 
 def test_a_command_names_itself_and_the_extra(monkeypatch, capsys, command):
     monkeypatch.setattr(extras, "_is_installed", lambda module: module not in ("grain", "optax"))
     assert main([*command.split(), *({**CALLS, **CONVERSIONS}[command])]) == 2
-    assert capsys.readouterr().err == f'error: {command} requires grain, optax; pip install "mambaout_jax[train]"\n'
+    assert capsys.readouterr().err == f"error: {command} requires grain, optax; {install_command('train')}\n"
 
 
 @pytest.mark.parametrize(
