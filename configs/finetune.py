@@ -12,8 +12,9 @@ randomly. If the classes are the same, as for ImageNet at a larger size, add --c
 (--config.data.name=imagenet2012 --config.model.img_size=384 --config.batch_size=512).
 
 Learning rate, epochs, weight decay, no warm-up, no mixing and a higher drop path rate than in pretraining follow
-ConvNeXt (Liu et al., A ConvNet for the 2020s, 2022, fine-tuning at 384 px). ConvNeXt also uses a batch of 512 and
-layer-wise learning rate decay. The batch is smaller here because such datasets are small.
+ConvNeXt (Liu et al., A ConvNet for the 2020s, 2022, fine-tuning at 384 px). ConvNeXt also uses a batch of 512, which is
+smaller here because such datasets are small, and layer-wise learning rate decay, which optim.layer_decay sets; its
+effect on models of this size is not measured.
 MambaOut-Femto is trained with a drop path rate of 0.025; use more for larger models. Cost and result are not measured
 yet.
 """

@@ -22,6 +22,8 @@ with importing("demo", f"{__name__} requires gradio"):
     import gradio as gr
 
 MOST_MODELS = 2
+# Of an uploaded picture.
+MAX_FILE_SIZE = "64mb"
 # Seconds after which uploaded and computed pictures are deleted.
 _KEPT = 3600
 # Methods of `Inspector` with the title of their results and a note, the fastest first.
@@ -83,9 +85,20 @@ def serving(app: gr.Blocks, port: int) -> Iterator[str]:
     except OSError as error:
         raise_machine_fault(error)
         raise ExportError(f"port {port} cannot be used ({reason(error)}); choose another --port") from error
-    _, address, _ = app.launch(
-        server_name="127.0.0.1", server_port=port, share=False, quiet=True, prevent_thread_lock=True
-    )
+    try:
+        _, address, _ = app.launch(
+            server_name="127.0.0.1",
+            server_port=port,
+            share=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            max_file_size=MAX_FILE_SIZE,
+        )
+    except Exception as error:  # Gradio raises exceptions of no type of its own when it cannot call its own server
+        raise_machine_fault(error)
+        raise ExportError(
+            f"the app does not start ({reason(error)}); if http_proxy is set, set NO_PROXY=127.0.0.1,localhost as well"
+        ) from error
     try:
         yield address
     finally:
@@ -103,12 +116,16 @@ def _show(picture: gr.Image, inspectors: Sequence[Inspector]) -> None:
         columns = [getattr(inspector, method)(image) for inspector in inspectors]
         return render(__package__, "inspection.html.jinja", title=title, note=note, columns=columns)
 
-    event = picture.change
-    for method in _PARTS:
+    results = {method: gr.HTML() for method in _PARTS}
+    # At once, so that no result of an earlier picture stays next to a new one.
+    event = picture.change(
+        lambda: [""] * len(results), None, list(results.values()), queue=False, api_visibility="private"
+    ).then
+    for method, result in results.items():
         event = event(
             _with_message(functools.partial(compute, method)),
             picture,
-            gr.HTML(),
+            result,
             api_name=method,
             concurrency_limit=1,  # each computation uses all cores
             concurrency_id="models",

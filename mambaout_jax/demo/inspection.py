@@ -30,6 +30,8 @@ NUM_CHANNELS = 16
 _SIDE = 256
 _GAP = 2
 _COLORS = mpl.colormaps["viridis"]
+# Largest side of a picture of a prediction, in pixels.
+MAX_SHOWN = 1024
 _KINDS = {".png": "png", ".jpg": "jpeg"}
 
 
@@ -262,7 +264,20 @@ def _encode(pixels: UInt8[np.ndarray, "y x 3"], caption: str) -> Picture:
 def _pictures_of(files: dict[str, bytes]) -> list[Picture]:
     """Return the pictures among the files of a prediction, by the ending of their names, such as "_overlay.jpg"."""
     return [
-        Picture(content, Path(ending).stem.strip("_"), _KINDS[Path(ending).suffix])
+        Picture(_reduce(content), Path(ending).stem.strip("_"), _KINDS[Path(ending).suffix])
         for ending, content in files.items()
         if Path(ending).suffix in _KINDS
     ]
+
+
+def _reduce(content: bytes) -> bytes:
+    """Return an encoded picture of at most `MAX_SHOWN` pixels per side, in the same format."""
+    with Image.open(io.BytesIO(content)) as image:
+        if max(image.size) <= MAX_SHOWN:
+            return content
+        factor, file = MAX_SHOWN / max(image.size), io.BytesIO()
+        size = [max(1, round(side * factor)) for side in image.size]
+        # The pixels of label maps are numbers.
+        filter = Image.Resampling.NEAREST if image.mode == "P" else Image.Resampling.BICUBIC
+        image.resize(size, filter).save(file, image.format)
+    return file.getvalue()

@@ -35,6 +35,7 @@ class Teacher(NamedTuple):
         description: the origin of the weights, for messages.
         fingerprint: hash of the weights as they were loaded.
         licence: name of their licence; None if it is unknown.
+        trained_size: (height, width) of the images that it was trained on.
     """
 
     model: Model
@@ -43,6 +44,15 @@ class Teacher(NamedTuple):
     description: str
     fingerprint: str
     licence: str | None
+    trained_size: tuple[int, int]
+
+    @property
+    def other_size(self) -> str:
+        """A remark if it was trained on images of another size; empty otherwise."""
+        (height, width), (rows, columns) = self.trained_size, self.model.input_spec.size
+        if (height, width) == (rows, columns):
+            return ""
+        return f", trained at {height}x{width} px and run at {rows}x{columns} px"
 
     @property
     def record(self) -> dict[str, str]:
@@ -73,7 +83,9 @@ def load_teacher(task: Task, model: Model, labels: Labels) -> Teacher | None:
         use = f"with convert import, and set config.{found.key} to the imported workdir"
         raise RunError(f"the teacher cannot be loaded: {error}, {use}") from error
     except (RunError, WeightsError) as error:
-        raise RunError(f"config.{found.key} cannot be loaded: {error}") from error
+        raise RunError(
+            f"config.{found.key} cannot be loaded: {error}; a copy of the teacher may be at another place"
+        ) from error
     if given.task != task.name:
         raise RunError(
             f"config.{found.key} is {found.source!r}, whose model {given.model.name} was trained for the task "
@@ -91,6 +103,7 @@ def load_teacher(task: Task, model: Model, labels: Labels) -> Teacher | None:
         f"{given.model.name}, {given.description}",
         fingerprint(given.variables),
         given.licence,
+        given.model.input_spec.size,
     )
 
 
@@ -118,7 +131,11 @@ def _convert(source: epath.PathLike, task: Task) -> _Given:
     check_unambiguous(checkpoint.origin, resolved)
     model = create_model(resolved.name, **resolved.options)
     trained_for = getattr(checkpoint.config, "task", None) or (task if task.fits(model) else find_task(model)).name
-    labels = task.imported_labels(model, {"class_names": getattr(checkpoint.config, "class_names", None)}).labels
+    names = getattr(checkpoint.config, "class_names", None)
+    if names is None:  # none are assumed, because the dataset's may be others
+        labels = task.labels_of_size(model.num_classes)
+    else:
+        labels = task.imported_labels(model, {"class_names": names}).labels
     return _Given(
         model,
         from_checkpoint(model, checkpoint),

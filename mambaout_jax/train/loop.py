@@ -305,7 +305,6 @@ def _open_writer(
     """Open the logs, record the run and print its summary."""
     if not distributed.is_first():
         return SilentWriter()
-    (workdir / "results.json").unlink(missing_ok=True)
     record_run(workdir, config, environment)
     program, model = setup.program, setup.model
     writer = MetricWriter(
@@ -318,9 +317,10 @@ def _open_writer(
         config=config.values,
     )
     cleanup.callback(writer.close)
+    (workdir / "results.json").unlink(missing_ok=True)
     changes = "".join(f", {option} {value}" for option, value in model_args(model).items())
     batch = describe_batch(config.batch_size, setup.mesh.size, program.grad_accum_steps)
-    teacher = "" if setup.teacher is None else f"teacher: {setup.teacher.description}"
+    teacher = "" if setup.teacher is None else f"teacher: {setup.teacher.description}{setup.teacher.other_size}"
     writer.print_line(
         f"{model.name}{changes}, {count(model.num_params, 'parameter')}, on {setup.mesh.size} x "
         f"{jax.devices()[0].device_kind}; {count(len(setup.train_source), 'training image')} and "

@@ -1,5 +1,6 @@
 """Metrics of a run: measured in the loop, written to the console, to metrics.jsonl and by `writers`."""
 
+import contextlib
 import json
 import math
 import sys
@@ -19,7 +20,7 @@ from mambaout_jax.run.files import write_atomically
 from mambaout_jax.run.logs import LogFolder
 from mambaout_jax.tasks.api import Metric
 from mambaout_jax.train.step import StepMetrics
-from mambaout_jax.train.writers import RESUMED, WRITERS, LoggedRun
+from mambaout_jax.train.writers import RESUMED, WRITERS, LoggedRun, ScalarWriter
 
 # A run that waits for data longer than this share of its time is input bound.
 INPUT_BOUND = 0.05
@@ -47,10 +48,13 @@ class MetricWriter:
         writers: Sequence[str] = (),
         config: Mapping[str, Any] = MappingProxyType({}),
     ):
-        self._logs = LogFolder(workdir, ("metrics.jsonl", *RESUMED))
-        self._file = _open_after(self._logs.path / "metrics.jsonl", first_step)
-        run = LoggedRun(self._logs.path, workdir.name, first_step, config)
-        self._writers = [WRITERS[name](run) for name in dict.fromkeys(writers)]
+        with contextlib.ExitStack() as outputs:
+            self._logs = LogFolder(workdir, ("metrics.jsonl", *RESUMED))
+            outputs.callback(self._logs.close)
+            self._file = outputs.enter_context(_open_after(self._logs.path / "metrics.jsonl", first_step))
+            run = LoggedRun(self._logs.path, workdir.name, first_step, config)
+            self._writers = [self._open(WRITERS[name], run, outputs) for name in dict.fromkeys(writers)]
+            self._outputs = outputs.pop_all()
         self._steps_per_epoch = steps_per_epoch
         self._num_epochs = math.ceil(num_steps / steps_per_epoch)
         self._bar = tqdm(
@@ -119,12 +123,15 @@ class MetricWriter:
         self._logs.copy()
 
     def close(self) -> None:
-        """Close all outputs."""
+        """Close all outputs, even if one of them fails."""
         self._bar.close()
-        for writer in self._writers:
-            writer.close()
-        self._file.close()
-        self._logs.close()
+        self._outputs.close()
+
+    @staticmethod
+    def _open(kind: type[ScalarWriter], run: LoggedRun, outputs: contextlib.ExitStack) -> ScalarWriter:
+        writer = kind(run)
+        outputs.callback(writer.close)
+        return writer
 
     def _append(self, record: dict[str, Any]) -> None:
         self._file.write(json.dumps(_finite(record), allow_nan=False) + "\n")

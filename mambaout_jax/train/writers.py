@@ -2,18 +2,22 @@
 
 import csv
 import io
+import json
 import secrets
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from etils import epath
 
+from mambaout_jax.errors import reason
 from mambaout_jax.extras import MODULES, check_installed, importing
+from mambaout_jax.machine import MachineError
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.files import write_atomically
 
 # Files that a resumed run continues.
-RESUMED = ("train.csv", "eval.csv", "save.csv", "wandb_id.txt")
+RESUMED = ("train.csv", "eval.csv", "save.csv", "wandb.json")
 
 
 class LoggedRun(NamedTuple):
@@ -101,38 +105,49 @@ def _is_kept(row: Mapping[str | None, Any], first_step: int) -> bool:
 class WandbWriter:
     """A writer to Weights & Biases; its project, entity and mode are in the environment, such as `WANDB_PROJECT`.
 
-    A resumed run continues the run of the id in `wandb_id.txt`.
+    A resumed run continues the run whose id is in `wandb.json`, with the last steps that were sent. Steps that are
+    computed again after an interruption are not sent again, because Weights & Biases would keep both records.
 
     Raises:
         RunError: the run cannot be started.
+        MachineError: the server cannot be reached.
     """
 
     def __init__(self, run: LoggedRun):
         with importing("wandb", "config.metric_writers with wandb requires it"):
             import wandb
 
-        file = run.folder / "wandb_id.txt"
-        if not file.exists():
-            write_atomically(file, secrets.token_hex(4))
+        self._file = run.folder / "wandb.json"
+        self._state = json.loads(self._file.read_text()) if self._file.exists() else {}
+        self._state = {"id": secrets.token_hex(4), "sent": {}} | self._state
+        self._save()
         try:
             self._run = wandb.init(
-                id=file.read_text(), resume="allow", name=run.name, dir=str(run.folder), config=dict(run.config)
+                id=self._state["id"], resume="allow", name=run.name, dir=str(run.folder), config=dict(run.config)
             )
+        except wandb.CommError as error:
+            raise MachineError(f"Weights & Biases cannot be reached ({reason(error)}); start the run again") from error
         except wandb.Error as error:
-            said = " ".join(str(error).split())
             raise RunError(
-                f"Weights & Biases does not start the run ({said}); log in with `wandb login`, or set "
+                f"Weights & Biases does not start the run ({reason(error)}); log in with `wandb login`, or set "
                 "WANDB_MODE=offline"
             ) from error
         self._run.define_metric("*", step_metric="step")
 
     def write(self, kind: str, step: int, scalars: Mapping[str, float]) -> None:
-        """Write the numbers of a record."""
+        """Write the numbers of a record, unless they were sent before."""
+        if step <= self._state["sent"].get(kind, -1):
+            return
         self._run.log({"step": step, **{f"{kind}/{name}": value for name, value in scalars.items()}})
+        self._state["sent"][kind] = step
+        self._save()
 
     def close(self) -> None:
-        """Upload what is left, and end the run."""
-        self._run.finish()
+        """Upload what is left, and end the run, as failed while an exception is handled."""
+        self._run.finish(exit_code=int(sys.exception() is not None))
+
+    def _save(self) -> None:
+        write_atomically(self._file, json.dumps(self._state))
 
 
 def check_writers(names: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import importlib.util
+import io
 import json
 import re
 import signal
@@ -10,10 +11,12 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from mambaout_jax.__main__ import main
-from mambaout_jax.demo.inspection import Inspector
+from mambaout_jax.demo.inspection import Inspector, _pictures_of
 from mambaout_jax.export.errors import ExportError
 from mambaout_jax.extras import install_command
 from tests.demo.test_site import BROWSER, photo, png
@@ -74,6 +77,21 @@ def test_without_gradio_the_extra_is_named(monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "mambaout_jax.demo.app", raising=False)
     with pytest.raises(ImportError, match=r'demo.app requires gradio \(.*\); pip install ".*\[demo\]"'):
         importlib.import_module("mambaout_jax.demo.app")
+
+
+def test_pictures_of_predictions_are_shown_at_most_at_1024_pixels():
+    """Label maps keep their numbers."""
+    labels = Image.fromarray(np.repeat(np.arange(4, dtype=np.uint8), 1000)[None].repeat(50, 0))
+    labels.putpalette([0, 0, 0] * 4)
+    file = io.BytesIO()
+    labels.save(file, "PNG")
+    small = png(photo(60, 80))
+    found = _pictures_of({"_labels.png": file.getvalue(), "_overlay.png": small, "_classes.json": b"{}"})
+    assert [picture.caption for picture in found] == ["labels", "overlay"]
+    assert found[1].content == small
+    with Image.open(io.BytesIO(found[0].content)) as shown:
+        assert (shown.mode, shown.size) == ("P", (1024, 13))
+        assert sorted(set(np.asarray(shown).ravel())) == [0, 1, 2, 3]
 
 
 class TestApp:
@@ -165,6 +183,8 @@ class TestApp:
             titles = page.locator("section.inspection h2").all_inner_texts()
             assert [title.split("  ")[0][:12] for title in titles] == ["Prediction", "Feature maps", "Effective re"]
             assert page.evaluate("document.documentElement.scrollWidth") <= width
+            page.locator("button[aria-label='Remove Image']").click()
+            page.wait_for_function("document.querySelectorAll('section.inspection h2').length === 0", timeout=60_000)
             browser.close()
         assert not errors
         assert [url for url in foreign if not url.startswith((address, "data:", "blob:"))] == []

@@ -1,19 +1,23 @@
 """Copies of the metrics have the same records as metrics.jsonl, and a resumed run continues them."""
 
+import contextlib
 import csv
+import json
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 from etils import epath
 
 from mambaout_jax.extras import MissingExtraError
+from mambaout_jax.machine import MachineError
 from mambaout_jax.run.config import KEYS
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.tasks.classification.task import Classification
 from mambaout_jax.train.metrics import MetricWriter
-from mambaout_jax.train.writers import WRITERS, LoggedRun, check_writers
+from mambaout_jax.train.writers import WRITERS, CsvWriter, LoggedRun, TensorBoardWriter, check_writers
 
 ROOT = epath.Path(__file__).parents[2]
 
@@ -102,14 +106,53 @@ for step in map(int, sys.argv[3:]):
 writer.close()
 """
     environment = {**os.environ, "WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true"}
-    for steps in (["0", "5", "10"], ["10", "15"]):
+    for steps in (["0", "5", "10", "15"], ["10", "15", "20"]):
         subprocess.run([sys.executable, "-c", program, tmp_path, *steps], cwd=ROOT, env=environment, check=True)
     runs = sorted((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
-    assert {run.stem for run in runs} == {f"run-{(tmp_path / 'wandb_id.txt').read_text()}"}
+    assert {run.stem for run in runs} == {f"run-{json.loads((tmp_path / 'wandb.json').read_text())['id']}"}
     first, second = (run.read_bytes() for run in runs)
-    for written, value in ((first, 1 / 5), (first, 1 / 10), (second, 1 / 15)):
+    for written, value in ((first, 1 / 5), (first, 1 / 10), (first, 1 / 15), (second, 1 / 20)):
         assert b"train/loss" in written
         assert str(value).encode() in written
+    assert str(1 / 15).encode() not in second  # it was sent before
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_weights_and_biases_learns_whether_a_run_has_failed(tmp_path, monkeypatch, fails):
+    wandb = pytest.importorskip("wandb")
+    codes = []
+    run = types.SimpleNamespace(
+        define_metric=lambda *_, **__: None, log=lambda _: None, finish=lambda exit_code: codes.extend([exit_code])
+    )
+    monkeypatch.setattr(wandb, "init", lambda **_: run)
+    with contextlib.suppress(RunError), contextlib.ExitStack() as cleanup:
+        cleanup.callback(open_writer(tmp_path, 0, "wandb").close)
+        if fails:
+            raise RunError("the disk is full")
+    assert codes == [int(fails)]
+
+
+def test_a_server_that_cannot_be_reached_is_a_fault_of_the_machine(tmp_path, monkeypatch):
+    """A launcher repeats the run, as it does not after a wrong config."""
+    wandb = pytest.importorskip("wandb")
+
+    def init(**_):
+        raise wandb.CommError("timed out")
+
+    monkeypatch.setattr(wandb, "init", init)
+    with pytest.raises(MachineError, match=r"cannot be reached \(.*timed out.*\); start the run again"):
+        open_writer(tmp_path, 0, "wandb")
+
+
+def test_every_output_is_closed_even_if_one_fails(tmp_path, monkeypatch):
+    closed = []
+    monkeypatch.setattr(CsvWriter, "close", lambda self: 1 / 0)
+    monkeypatch.setattr(TensorBoardWriter, "close", lambda self: closed.extend([self]))
+    writer = open_writer(tmp_path, 0, "csv", "tensorboard")
+    with pytest.raises(ZeroDivisionError):
+        writer.close()
+    assert closed
+    assert writer._file.closed
 
 
 @pytest.mark.run

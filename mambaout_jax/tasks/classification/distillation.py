@@ -36,7 +36,8 @@ def soft_targets(
 def match_channels(pixels: Float[Array, "b h w c"], channels: int) -> Float[Array, "b h w d"]:
     """Convert gray images to RGB, or RGB images to gray, for 3 or 1 channels.
 
-    The teacher sees the images that a dataset would give it, so its first layer needs no adaptation.
+    The teacher's first layer needs no adaptation. A gray student's teacher sees gray images, even if the dataset has
+    colors.
     """
     if pixels.shape[-1] == channels:
         return pixels
