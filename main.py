@@ -11,4 +11,6 @@ if __name__ == "__main__":
     parser = Parser(prog="python main.py", add_help=False, allow_abbrev=False)
     parser.add_argument("--mode", choices=("train", "evaluate"), default="train")
     known, others = parser.parse_known_args()
+    if {"-h", "--help"} & {*others}:
+        print("python main.py [--mode=train|evaluate] ... is the same as this command, or as the command evaluate:\n")
     sys.exit(main([known.mode, *others]))

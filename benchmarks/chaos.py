@@ -80,12 +80,12 @@ def start(workdir, count):
         probe.bind(("", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "main.py", "--config=configs/digits.py", f"--workdir={workdir}", "--distributed",
-               f"--coordinator=localhost:{port}", f"--num_processes={count}",
+               f"--coordinator=localhost:{port}", f"--num-processes={count}",
                *(f"--config.{setting}" for setting in SETTINGS)]  # fmt: skip
     workdir.parent.mkdir(parents=True, exist_ok=True)
     with open(stderr_file(workdir), "w") as file:
         quiet = {"stdout": subprocess.DEVNULL, "stderr": file, "cwd": ROOT}
-        return [subprocess.Popen([*command, f"--process_id={process}"], **quiet) for process in range(count)]
+        return [subprocess.Popen([*command, f"--process-id={process}"], **quiet) for process in range(count)]
 
 
 def stderr_file(workdir):

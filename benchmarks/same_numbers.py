@@ -220,8 +220,8 @@ def run(checkout: Path, name: str, folder: Path) -> Numbers:
         with socket.socket() as probe:
             probe.bind(("", 0))
             command += ["--distributed", f"--coordinator=localhost:{probe.getsockname()[1]}"]
-        command.append(f"--num_processes={case.processes}")
-        process_flags = [[f"--process_id={process}"] for process in range(case.processes)]
+        command.append(f"--num-processes={case.processes}")
+        process_flags = [[f"--process-id={process}"] for process in range(case.processes)]
     environment = environment_of(checkout, XLA_FLAGS=f"--xla_force_host_platform_device_count={case.devices}")
     environment |= {"JAX_COMPILATION_CACHE_DIR": f"{folder}/compiled", "TFDS_DATA_DIR": f"{folder.parent}/datasets"}
     with (folder / f"{name}.stderr").open("w+") as file:

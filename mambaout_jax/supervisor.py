@@ -73,9 +73,9 @@ def _explain(text: str, code: int) -> str:
     if lost := _UNHEALTHY.search(text):
         return f"process {', '.join(lost[1].split())} was lost: its heartbeat stopped"
     if _NOT_JOINED in text:
-        return "not all processes joined in time; check --coordinator, --num_processes and the missing hosts"
+        return "not all processes joined in time; check --coordinator, --num-processes and the missing hosts"
     if _JOINED_TWICE in text:
-        return "a process joined twice: two have the same --process_id, or one was restarted before the others exited"
+        return "a process joined twice: two have the same --process-id, or one was restarted before the others exited"
     if _UNREACHABLE in text:
         return "process 0 was lost or is unreachable"
     return f"the process was terminated by {signal.Signals(-code).name}"

@@ -17,10 +17,10 @@ def free_port() -> int:
 
 def start_all(count, command, flags=lambda process: ()):
     """Start main.py with --distributed once for each process; `flags` returns those of one process."""
-    place = ["--distributed", f"--coordinator=localhost:{free_port()}", f"--num_processes={count}"]
+    place = ["--distributed", f"--coordinator=localhost:{free_port()}", f"--num-processes={count}"]
     return [
         subprocess.Popen(
-            [sys.executable, "main.py", *command, *place, f"--process_id={process}", *flags(process)],
+            [sys.executable, "main.py", *command, *place, f"--process-id={process}", *flags(process)],
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -202,7 +202,7 @@ def images_from(files: Sequence[str]) -> ImagesOf:
 
     def images_of(model: Model, labels: Labels, number: int) -> Float[np.ndarray, "b h w c"]:
         if number > len(files):
-            raise RunError(f"--num_images is {number}, but --images has {count(len(files), 'image')}")
+            raise RunError(f"--num-images is {number}, but --images has {count(len(files), 'image')}")
         transform = eval_image_transform(model, exif_orientation=is_turned_upright(labels))
         pixels = np.stack([transform(_read(file)) for file in files[:number]])
         return np.asarray(model.input_spec.normalize(jnp.asarray(pixels)))

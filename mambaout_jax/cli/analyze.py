@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--images", metavar="PATH", nargs="+", help="images for --erf, or folders (default: noise)")
     parser.add_argument(
-        "--num_images", type=integer(1), metavar="N", help="number of images for --erf (default: 16 or fewer)"
+        "--num-images", type=integer(1), metavar="N", help="number of images for --erf (default: 16 or fewer)"
     )
     parser.add_argument("--json", action="store_true", help="print all numbers as JSON instead of a table")
 
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     if args.erf is not None:
         return _measure_fields(args, size)
     if any(value is not None for value in (args.stage, args.images, args.num_images)):
-        raise RunError("--stage, --images and --num_images belong to --erf; add --erf MODEL_OR_WORKDIR")
+        raise RunError("--stage, --images and --num-images belong to --erf; add --erf MODEL_OR_WORKDIR")
     analysis = analyze(args.model, args.dataset, size)
     page = None
     if args.out is not None:

@@ -31,8 +31,8 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
         help="join the other processes, which run the same command; on TPUs they are found automatically",
     )
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0; not needed on a TPU")
-    parser.add_argument("--num_processes", type=int, metavar="N", help="number of processes; not needed on a TPU")
-    parser.add_argument("--process_id", type=int, metavar="I", help="index of this process; not needed on a TPU")
+    parser.add_argument("--num-processes", type=int, metavar="N", help="number of processes; not needed on a TPU")
+    parser.add_argument("--process-id", type=int, metavar="I", help="index of this process; not needed on a TPU")
 
 
 def address_of(args: argparse.Namespace) -> tuple[str | None, int | None, int | None]:
@@ -50,7 +50,7 @@ def supervise_if_distributed(args: argparse.Namespace) -> int | None:
     if not args.distributed:
         if all(value is None for value in address_of(args)):
             return None
-        return print_error("--coordinator, --num_processes and --process_id require --distributed")
+        return print_error("--coordinator, --num-processes and --process-id require --distributed")
     if not supervisor.is_supervised():
         return supervisor.supervise(own_command())
     supervisor.exit_with_supervisor()

@@ -32,13 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "--normalize", action="store_true", help="the program takes pixels (uint8) and normalizes them itself"
         )
         chosen.add_argument(
-            "--img_size", type=_size, metavar="SIDE|HxW", help="size of the images, in pixels (default: the model's)"
+            "--img-size", type=_size, metavar="SIDE|HxW", help="size of the images, in pixels (default: the model's)"
         )
         chosen.add_argument("--weights", choices=("ema", "raw"), help="default: ema (moving average) if the run has it")
         chosen.add_argument("--force", action="store_true", help="replace an existing file")
         if name == "stablehlo":
             chosen.add_argument(
-                "--batch_size",
+                "--batch-size",
                 type=integer(1),
                 metavar="N",
                 help="fixed number of images, with which scans use their kernels on TPUs (default: any number)",

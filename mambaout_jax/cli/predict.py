@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         metavar="DIR",
-        help="also write files for each image, into a folder without inputs: the probabilities as JSON, or the label "
-        "map, an overlay and the classes",
+        help="also write files for each image, into a folder without inputs: the probabilities as JSON; the label map, "
+        "an overlay and the classes; or a picture of the objects and their boxes and masks as JSON",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON list with an entry per file")
 

@@ -51,7 +51,7 @@ def initialize(
     Raises:
         DistributedError: an argument is missing or invalid, or the port is not available to process 0.
     """
-    given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
+    given = {"coordinator": coordinator, "num-processes": num_processes, "process-id": process_id}
     missing = [f"--{name}" for name, value in given.items() if value is None]
     if 0 < len(missing) < len(given):
         raise DistributedError(f"missing {' and '.join(missing)}; set all three options, or none on a TPU")
@@ -72,7 +72,7 @@ def initialize(
     except (ValueError, RuntimeError) as error:
         raise DistributedError(
             f"the other processes cannot be found ({str(error).strip().splitlines()[0]}); outside of a TPU, set "
-            "--coordinator=HOST:PORT --num_processes=N --process_id=I"
+            "--coordinator=HOST:PORT --num-processes=N --process-id=I"
         ) from error
 
 
@@ -81,10 +81,10 @@ def _check_address(coordinator: str, num_processes: int, process_id: int) -> Non
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise DistributedError(f"--coordinator is {coordinator!r}; HOST:PORT of process 0 is expected")
     if num_processes < 1:
-        raise DistributedError(f"--num_processes is {num_processes}; at least 1 is expected")
+        raise DistributedError(f"--num-processes is {num_processes}; at least 1 is expected")
     if not 0 <= process_id < num_processes:
         raise DistributedError(
-            f"--process_id is {process_id}; 0 to {num_processes - 1} is expected with --num_processes={num_processes}"
+            f"--process-id is {process_id}; 0 to {num_processes - 1} is expected with --num-processes={num_processes}"
         )
     if process_id == 0:
         with socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET) as probe:

@@ -72,8 +72,8 @@ def test_models_and_runs_are_printed_and_drawn(tmp_path, capsys):
 def test_more_images_than_there_are_are_refused(tmp_path, capsys):
     Image.new("RGB", (40, 40), (9, 99, 200)).save(tmp_path / "a.png")
     arguments = ["analyze", "--erf", "test_mambaout", "--size=32", f"--images={tmp_path}"]
-    assert main([*arguments, "--num_images=2"]) == 2
-    assert "--num_images is 2, but --images has 1 image" in capsys.readouterr().err
+    assert main([*arguments, "--num-images=2"]) == 2
+    assert "--num-images is 2, but --images has 1 image" in capsys.readouterr().err
     assert main([*arguments, "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)
     assert (found["num_images"], found["stage"]) == (1, 4)

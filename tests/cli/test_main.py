@@ -1,8 +1,10 @@
 """Commands start fast and end with the right exit code and message."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -61,7 +63,7 @@ def test_without_a_command_the_usage_is_printed(capsys):
     [
         (["models", "--jsn"], "unrecognized arguments: --jsn; see python -m mambaout_jax --help"),
         (["predict"], "the following arguments are required: workdir, PATH; see python -m mambaout_jax predict "),
-        (["train", "--num_processes=x"], "argument --num_processes: invalid int value: 'x'; see "),
+        (["train", "--num-processes=x"], "argument --num-processes: invalid int value: 'x'; see "),
     ],
 )
 def test_wrong_arguments_are_one_sentence(capsys, argv, sentence):
@@ -89,7 +91,7 @@ def test_the_version_is_printed(capsys):
         ),
         (["evaluate"], "--workdir is missing; a folder is expected, for example --workdir=runs/digits"),
         (["evaluate", "--workdir=x", "--config.seed=1"], "--config.seed=1 requires --config, for example --config=x/c"),
-        (["evaluate", "--workdir=x", "--process_id=1"], "--coordinator, --num_processes and --process_id require"),
+        (["evaluate", "--workdir=x", "--process-id=1"], "--coordinator, --num-processes and --process-id require"),
         (["train", "--config=digit", "--workdir=x"], "--config=digit is not an experiment of this package; expected"),
     ],
 )
@@ -170,3 +172,8 @@ def test_report_prints_the_path_of_the_page(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'report.html'}\n"
     assert (tmp_path / "report.html").is_file()
+
+
+def test_words_of_options_are_joined_by_dashes():
+    for file in sorted(Path(models.__file__).parent.glob("*.py")):
+        assert not re.findall(r'"--[a-z-]*_[a-z_-]*"', file.read_text()), file

@@ -108,7 +108,7 @@ def test_features_and_embedding_are_outputs_of_their_own(workdir, tmp_path):
     images = draw(2, 64, 40, run.model.in_chans)
     for output in ("features", "embedding"):
         out = tmp_path / f"{output}.onnx"
-        assert main(["export", "onnx", str(workdir), f"--out={out}", f"--output={output}", "--img_size=64x40"]) == 0
+        assert main(["export", "onnx", str(workdir), f"--out={out}", f"--output={output}", "--img-size=64x40"]) == 0
         found = onnx_outputs(out, images.transpose(0, 3, 1, 2))
         expected = run.model.apply(run.variables, images, output)
         if output == "embedding":
@@ -168,7 +168,7 @@ assert not any(name.startswith(("mambaout_jax", "flax", "orbax", "tensorflow")) 
 
 
 @pytest.mark.run
-@pytest.mark.parametrize("options", [[], ["--batch_size=2"]])
+@pytest.mark.parametrize("options", [[], ["--batch-size=2"]])
 def test_a_program_of_stablehlo_computes_the_same_bits_without_this_package(workdir, tmp_path, options):
     out = tmp_path / "digits.stablehlo"
     assert main(["export", "stablehlo", str(workdir), "--out", str(out), *options]) == 0
@@ -230,8 +230,8 @@ def test_a_program_that_computes_something_else_is_not_kept(workdir, tmp_path, m
     [
         (["--out=a.pth"], "a.pth has an unknown extension; .onnx is expected"),
         (["--out=taken.onnx"], "taken.onnx exists; choose another path, or replace it with --force"),
-        (["--out=a.onnx", "--img_size=2by3"], "'2by3' is not a side or HEIGHTxWIDTH"),
-        (["--out=a.onnx", "--img_size=8"], "img_size is"),
+        (["--out=a.onnx", "--img-size=2by3"], "'2by3' is not a side or HEIGHTxWIDTH"),
+        (["--out=a.onnx", "--img-size=8"], "img_size is"),
         (["--out=a.onnx", "--weights=best"], "invalid choice: 'best'"),
         (["--out=no/such/folder/a.onnx"], "cannot be written"),
     ],

@@ -194,7 +194,7 @@ def test_a_file_that_shrank_while_it_was_read_is_named(tmp_path):
 def test_pytorch_that_is_missing_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "a.pth").write_bytes(b"PK\3\4")
-    with pytest.raises(MissingExtraError, match=r'a\.pth requires PyTorch \(.*\); pip install "mambaout_jax\[torch\]"'):
+    with pytest.raises(MissingExtraError, match=r'a\.pth requires PyTorch \(.*\); pip install ".*\[torch\]"'):
         read_file(tmp_path / "a.pth")
     with pytest.raises(MissingExtraError, match=r"b\.pth requires PyTorch"):
         write_file(tmp_path / "b.pth", TENSORS)
