@@ -1,6 +1,7 @@
 """Objects, masks and average precision are those of COCO's tools and mmdetection."""
 
 import json
+import sys
 import types
 
 import numpy as np
@@ -58,8 +59,16 @@ def read_case(name):
     return objects, found
 
 
+@pytest.fixture(params=["pycocotools", "faster_coco_eval"])
+def tools(request, monkeypatch):
+    """Evaluate with either package."""
+    pytest.importorskip(request.param)
+    if request.param == "pycocotools":
+        monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+
+
 @pytest.mark.parametrize("name", dense_golden.names("coco_ap__*"))
-def test_average_precision_is_that_of_pycocotools(name):
+def test_average_precision_is_that_of_pycocotools(name, tools):
     case = dense_golden.load(name)
     scores = average_precision(*read_case(name))
     for kind, iou_type in KINDS.items():

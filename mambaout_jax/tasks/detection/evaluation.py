@@ -1,6 +1,7 @@
 """Detections at the original size of images, and their average precision."""
 
 import contextlib
+import importlib.util
 import io
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -110,12 +111,13 @@ def average_precision(objects: Mapping[int, Objects], found: Mapping[int, ImageD
 
 def statistics_of(evaluation: Any) -> dict[str, float]:
     """Return the twelve numbers of a `COCOeval`, in percent; -1 for those of sizes without objects."""
-    values = np.where(evaluation.stats < 0, evaluation.stats, 100 * evaluation.stats)
+    values = np.asarray(evaluation.stats)[: len(STATISTICS)]
+    values = np.where(values < 0, values, 100 * values)
     return {name: float(value) for name, value in zip(STATISTICS, values, strict=True)}
 
 
 def run_cocoeval(objects: Mapping[int, Objects], found: Mapping[int, ImageDetections]) -> dict[str, Any]:
-    """Compare detections with objects by pycocotools.
+    """Compare detections with objects by COCO's evaluation.
 
     Args:
         objects, found: as of `average_precision`.
@@ -123,9 +125,7 @@ def run_cocoeval(objects: Mapping[int, Objects], found: Mapping[int, ImageDetect
     Returns:
         The accumulated `COCOeval` of boxes and of masks.
     """
-    with importing("coco", "COCO's metrics require pycocotools"):
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
+    COCO, COCOeval = _evaluation_tools()
     num_classes = 1 + max(
         (int(of_image.classes.max(initial=-1)) for of_image in (*objects.values(), *found.values())), default=0
     )
@@ -148,6 +148,17 @@ def run_cocoeval(objects: Mapping[int, Objects], found: Mapping[int, ImageDetect
             evaluation.accumulate()
             evaluation.summarize()
     return evaluations
+
+
+def _evaluation_tools() -> tuple[type, type]:
+    """Return `COCO` and `COCOeval`: those of faster-coco-eval, which computes the same, if it is installed."""
+    if importlib.util.find_spec("faster_coco_eval") is not None:
+        faster = importlib.import_module("faster_coco_eval")
+        return faster.COCO, faster.COCOeval_faster
+    with importing("coco", "COCO's metrics require pycocotools"):
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    return COCO, COCOeval
 
 
 def _truths(image_id: int, objects: Objects) -> list[dict[str, Any]]:
