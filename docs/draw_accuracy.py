@@ -1,5 +1,6 @@
 """Draw docs/images/accuracy.png, the published accuracy of the registered models: python docs/draw_accuracy.py."""
 
+import json
 from pathlib import Path
 
 import matplotlib as mpl
@@ -37,6 +38,12 @@ def frontier(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return [point for index, point in enumerate(points) if all(other[1] < point[1] for other in points[:index])]
 
 
+def content() -> str:
+    """Return the points of all families as JSON, which the file of the figure contains, for a test of its age."""
+    rounded = {family.name: [(round(macs, 3), top1) for macs, top1 in points(family)] for family in families()}
+    return json.dumps(rounded)
+
+
 def draw() -> None:
     """Write the figure."""
     mpl.rcParams.update({"font.family": "sans-serif", "font.size": 9})
@@ -54,7 +61,7 @@ def draw() -> None:
     style_axes(axes, f"multiply-adds for an image of {SIZE} px, 1e9")
     axes.set_title("published ImageNet-1k top-1, %", loc="left", fontsize=9, color=GREY)
     axes.legend(frameon=False, ncols=2, loc="lower right")
-    figure.savefig(FIGURE, dpi=200, metadata={"Software": None})
+    figure.savefig(FIGURE, dpi=200, metadata={"Software": None, "Comment": content()})
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ def test_main_names_the_extra_of_training():
     program = "import runpy; sys.argv = ['main.py', '--workdir=x']; runpy.run_path('main.py', run_name='__main__')"
     done = run_without({"absl", "ml_collections"}, program)
     assert done.returncode == 2
-    assert done.stderr == f'error: train requires absl, ml_collections; {install_command("train")}\n'
+    assert done.stderr == f"error: train requires absl, ml_collections; {install_command('train')}\n"
 
 
 @pytest.mark.run

@@ -69,7 +69,7 @@ def _serve_app(args: argparse.Namespace) -> NoReturn:
     with announced("Loading the weights."):
         app = build_app(args.workdirs, weights=args.weights)
     with serving(app, _port(args)) as address:
-        _say_address(address)
+        _print_address(address)
         code = _wait_for_stop()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -102,7 +102,7 @@ def _write_page(args: argparse.Namespace) -> int:
         site = Path(folder) / "demo"
         with serve(site, _port(args)) as server:  # before the export, so that a port in use is found at once
             write_site(workdir, str(site), **options)
-            _say_address(f"http://127.0.0.1:{server.server_port}/")
+            _print_address(f"http://127.0.0.1:{server.server_port}/")
             try:
                 server.serve_forever()
             except KeyboardInterrupt:
@@ -114,7 +114,7 @@ def _port(args: argparse.Namespace) -> int:
     return 8000 if args.port is None else args.port
 
 
-def _say_address(address: str) -> None:
+def _print_address(address: str) -> None:
     _log(f"open {address} in a browser; stop with Ctrl-C")
 
 

@@ -21,13 +21,13 @@ from mambaout_jax.words import listed
 with importing("demo", f"{__name__} requires gradio"):
     import gradio as gr
 
-MOST_MODELS = 2
+MAX_MODELS = 2
 # Of an uploaded picture.
 MAX_FILE_SIZE = "64mb"
 # Seconds after which uploaded and computed pictures are deleted.
-_KEPT = 3600
+_CACHE_SECONDS = 3600
 # Methods of `Inspector` with the title of their results and a note, the fastest first.
-_PARTS = {
+_SECTIONS = {
     "predict": ("Prediction", ""),
     "feature_maps": ("Feature maps", "root mean square over channels, and the channels that vary most"),
     "receptive_fields": ("Effective receptive fields", "influence of each pixel on the center of the map, logarithmic"),
@@ -48,11 +48,11 @@ def build_app(workdirs: Sequence[str], *, weights: str | None = None) -> gr.Bloc
         RunError: a workdir has no run or no such weights.
     """
     workdirs = [workdirs] if isinstance(workdirs, str) else list(workdirs)
-    if not 1 <= len(workdirs) <= MOST_MODELS:
+    if not 1 <= len(workdirs) <= MAX_MODELS:
         raise ExportError(f"the app shows one or two models, not {len(workdirs)}; give one or two workdirs")
     inspectors = [Inspector(workdir, weights) for workdir in workdirs]
     title = listed(dict.fromkeys(inspector.name for inspector in inspectors))
-    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(_KEPT, _KEPT)) as app:
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(_CACHE_SECONDS, _CACHE_SECONDS)) as app:
         gr.HTML(render(__package__, "app_header.html.jinja", title=title, inspectors=inspectors))
         with gr.Row():
             with gr.Column(min_width=260):
@@ -112,11 +112,11 @@ def _show(picture: gr.Image, inspectors: Sequence[Inspector]) -> None:
         if path is None:
             return ""
         image = Path(path).read_bytes()
-        title, note = _PARTS[method]
+        title, note = _SECTIONS[method]
         columns = [getattr(inspector, method)(image) for inspector in inspectors]
         return render(__package__, "inspection.html.jinja", title=title, note=note, columns=columns)
 
-    results = {method: gr.HTML() for method in _PARTS}
+    results = {method: gr.HTML() for method in _SECTIONS}
     # At once, so that no result of an earlier picture stays next to a new one.
     event = picture.change(
         lambda: [""] * len(results), None, list(results.values()), queue=False, api_visibility="private"

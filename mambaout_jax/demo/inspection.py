@@ -62,7 +62,7 @@ class Picture(NamedTuple):
         return f"data:image/{self.kind};base64,{base64.b64encode(self.content).decode()}"
 
 
-class Shown(NamedTuple):
+class Inspection(NamedTuple):
     """What is shown of one model.
 
     Args:
@@ -124,7 +124,7 @@ class Inspector:
         ]
         return " · ".join(facts)
 
-    def predict(self, image: bytes) -> Shown:
+    def predict(self, image: bytes) -> Inspection:
         """Predict an encoded image: the most confident classes, and pictures of tasks that have them.
 
         Raises:
@@ -139,9 +139,9 @@ class Inspector:
         if isinstance(found, str):
             raise RunError(f"{self._workdir}: {found}")
         pictures = _pictures_of(found.files(image))
-        return Shown(self.name, self._folder, rows_of(found, self._colors), [pictures] if pictures else [])
+        return Inspection(self.name, self._folder, rows_of(found, self._colors), [pictures] if pictures else [])
 
-    def feature_maps(self, image: bytes) -> Shown:
+    def feature_maps(self, image: bytes) -> Inspection:
         """Draw the magnitude of each feature map, the root mean square over channels, and the channels that vary most.
 
         Raises:
@@ -152,9 +152,9 @@ class Inspector:
         channels = [f"{min(NUM_CHANNELS, found.shape[2])} of {count(found.shape[2], 'channel')}" for found in maps]
         magnitudes = [_encode(draw(magnitude(found)), size) for found, size in zip(maps, sizes, strict=True)]
         sheets = [_encode(draw_channels(found), caption) for found, caption in zip(maps, channels, strict=True)]
-        return Shown(self.name, self._folder, [], [magnitudes, sheets])
+        return Inspection(self.name, self._folder, [], [magnitudes, sheets])
 
-    def receptive_fields(self, image: bytes) -> Shown:
+    def receptive_fields(self, image: bytes) -> Inspection:
         """Draw the effective receptive field of the center of each feature map, for this image alone.
 
         Raises:
@@ -164,7 +164,7 @@ class Inspector:
         # One copy of the image for each stage, so that one program computes all derivatives.
         images = self._input(image).repeat(len(stages), 0)
         derivatives = self._derivative(self._variables, images, stages)
-        return Shown(self.name, self._folder, [], [[self._field(stage, derivatives[stage]) for stage in stages]])
+        return Inspection(self.name, self._folder, [], [[self._field(stage, derivatives[stage]) for stage in stages]])
 
     def _input(self, image: bytes) -> Float[Array, "1 h w c"]:
         return self._model.input_spec.normalize(jnp.asarray(self._transform(image)[None]))

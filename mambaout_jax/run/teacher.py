@@ -78,7 +78,7 @@ def load_teacher(task: Task, model: Model, labels: Labels) -> Teacher | None:
     if found is None:
         return None
     try:
-        given = _restore(found.source) if is_workdir(found.source) else _convert(found.source, task)
+        loaded = _restore(found.source) if is_workdir(found.source) else _convert(found.source, task)
     except UnknownVariantError as error:  # a config cannot name the variant of weights
         use = f"with convert import, and set config.{found.key} to the imported workdir"
         raise RunError(f"the teacher cannot be loaded: {error}, {use}") from error
@@ -86,28 +86,28 @@ def load_teacher(task: Task, model: Model, labels: Labels) -> Teacher | None:
         raise RunError(
             f"config.{found.key} cannot be loaded: {error}; a copy of the teacher may be at another place"
         ) from error
-    if given.task != task.name:
+    if loaded.task != task.name:
         raise RunError(
-            f"config.{found.key} is {found.source!r}, whose model {given.model.name} was trained for the task "
-            f"{given.task!r}; expected one for {task.name!r}"
+            f"config.{found.key} is {found.source!r}, whose model {loaded.model.name} was trained for the task "
+            f"{loaded.task!r}; expected one for {task.name!r}"
         )
-    sized = _build(given.model, model, found.key)
+    sized = _build(loaded.model, model, found.key)
     try:
-        task.check_teacher(sized, given.labels, labels)
+        task.check_teacher(sized, loaded.labels, labels)
     except TaskError as error:
         raise RunError(f"config.{found.key} is {found.source!r}: {error}") from error
     return Teacher(
         sized,
-        jax.device_get(resample_variables(sized, given.variables, given.model.input_spec.size)),
-        given.labels,
-        f"{given.model.name}, {given.description}",
-        fingerprint(given.variables),
-        given.licence,
-        given.model.input_spec.size,
+        jax.device_get(resample_variables(sized, loaded.variables, loaded.model.input_spec.size)),
+        loaded.labels,
+        f"{loaded.model.name}, {loaded.description}",
+        fingerprint(loaded.variables),
+        loaded.licence,
+        loaded.model.input_spec.size,
     )
 
 
-class _Given(NamedTuple):
+class _LoadedTeacher(NamedTuple):
     """A trained model as its source has it; `task` is the name of the task that it was trained for."""
 
     model: Model
@@ -118,14 +118,14 @@ class _Given(NamedTuple):
     licence: str | None
 
 
-def _restore(source: epath.PathLike) -> _Given:
+def _restore(source: epath.PathLike) -> _LoadedTeacher:
     run = restore_run(source)
     averaged = "EMA " if run.weights == "ema" else ""
     description = f"the {averaged}weights of step {run.step} in {source}"
-    return _Given(run.model, run.variables, run.labels, run.task.name, description, run.licence)
+    return _LoadedTeacher(run.model, run.variables, run.labels, run.task.name, description, run.licence)
 
 
-def _convert(source: epath.PathLike, task: Task) -> _Given:
+def _convert(source: epath.PathLike, task: Task) -> _LoadedTeacher:
     checkpoint = read_checkpoint(source)
     resolved = resolve_model(checkpoint)
     check_unambiguous(checkpoint.origin, resolved)
@@ -136,7 +136,7 @@ def _convert(source: epath.PathLike, task: Task) -> _Given:
         labels = task.labels_of_size(model.num_classes)
     else:
         labels = task.imported_labels(model, {"class_names": names}).labels
-    return _Given(
+    return _LoadedTeacher(
         model,
         from_checkpoint(model, checkpoint),
         labels,

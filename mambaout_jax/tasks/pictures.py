@@ -10,7 +10,7 @@ from mambaout_jax.data import DataError
 
 GOLDEN_RATIO = 0.618033988749895
 # JPEG_MAX_DIMENSION of libjpeg.
-MOST_JPEG_SIDE = 65500
+MAX_JPEG_SIDE = 65500
 
 
 def distinct_color(index: int) -> tuple[int, int, int]:
@@ -27,9 +27,9 @@ def encode_picture(pixels: np.ndarray) -> bytes:
     Raises:
         DataError: a JPEG cannot have the size.
     """
-    if max(pixels.shape[:2]) > MOST_JPEG_SIDE:
+    if max(pixels.shape[:2]) > MAX_JPEG_SIDE:
         height, width = pixels.shape[:2]
-        raise DataError(f"its overlay is {width}x{height}; a JPEG has at most {MOST_JPEG_SIDE} per side")
+        raise DataError(f"its overlay is {width}x{height}; a JPEG has at most {MAX_JPEG_SIDE} per side")
     return encode_image(Image.fromarray(pixels), "JPEG", quality=90)
 
 

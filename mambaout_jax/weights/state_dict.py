@@ -27,7 +27,7 @@ from mambaout_jax.words import count
 # Both convert to float32 without loss. float16 is rejected, because trained weights overflow or underflow in it.
 DTYPES = ("float32", "bfloat16")
 # Differences that an error lists; `convert inspect` lists all.
-MOST_FAULTS = 6
+MAX_FAULTS = 6
 
 
 def get_format(model: Model, name: str | None = None) -> KeyFormat:
@@ -88,9 +88,9 @@ def differences(shapes: Mapping[str, Shape], expected: Mapping[str, Shape]) -> d
 def _check_fit(what: str, model: str, shapes: Mapping[str, Shape], expected: Mapping[str, Shape]) -> None:
     if faults := differences(shapes, expected):
         listed = [f"{name if name and name.isprintable() else repr(name)} {fault}" for name, fault in faults.items()]
-        rest = len(listed) - MOST_FAULTS
+        rest = len(listed) - MAX_FAULTS
         more = f"; and {rest} more" if rest > 0 else ""
-        raise MisfitError(f"{what} do not fit {model}: {'; '.join(listed[:MOST_FAULTS])}{more}")
+        raise MisfitError(f"{what} do not fit {model}: {'; '.join(listed[:MAX_FAULTS])}{more}")
 
 
 def from_tensors(

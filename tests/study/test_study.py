@@ -240,7 +240,7 @@ def test_the_majority_baseline_is_the_largest_class(monkeypatch):
     assert task.baseline_score([{"label": label} for label in labels]) == 50
     many = [{"label": int(index % 7 < 2)} for index in range(10_000)]
     reads = []
-    monkeypatch.setattr(classification, "MOST_LABELS", 1_000)
+    monkeypatch.setattr(classification, "MAX_LABELS", 1_000)
 
     class Source(list):
         def __getitem__(self, index):

@@ -49,7 +49,7 @@ from mambaout_jax.tasks.labels import check_same_classes, num_classes
 from mambaout_jax.words import count
 
 # The largest number of records that the majority baseline reads.
-MOST_LABELS = 2000
+MAX_LABELS = 2000
 
 _DATA_KEYS: Mapping[str, ConfigKey] = {
     "data.eval_sets": ConfigKey(
@@ -398,7 +398,7 @@ class Classification(Task):
         Raises:
             TaskError: none of these records can be read.
         """
-        indices = np.linspace(0, len(source) - 1, min(len(source), MOST_LABELS)).astype(int)
+        indices = np.linspace(0, len(source) - 1, min(len(source), MAX_LABELS)).astype(int)
         labels, failure = Counter(), None
         for index in indices.tolist():
             try:

@@ -47,7 +47,7 @@ from mambaout_jax.tasks.errors import TaskError
 from mambaout_jax.words import count
 
 # The largest number of records that the baseline reads.
-MOST_BASELINE_RECORDS = 200
+MAX_BASELINE_RECORDS = 200
 
 _KEYS: Mapping[str, ConfigKey] = {
     "data.box": ConfigKey(
@@ -285,7 +285,7 @@ class Detection(DenseTask):
         Raises:
             TaskError: none of the records has an object.
         """
-        indices = np.linspace(0, len(source) - 1, min(len(source), MOST_BASELINE_RECORDS)).astype(int)
+        indices = np.linspace(0, len(source) - 1, min(len(source), MAX_BASELINE_RECORDS)).astype(int)
         objects, failure = {}, None
         for index in indices.tolist():
             try:

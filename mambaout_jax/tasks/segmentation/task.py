@@ -42,7 +42,7 @@ from mambaout_jax.tasks.segmentation.transforms import Decoder, EvalExample, Tra
 from mambaout_jax.words import count
 
 # The largest number of records that the majority baseline reads.
-MOST_BASELINE_RECORDS = 500
+MAX_BASELINE_RECORDS = 500
 
 _DATA_KEYS: Mapping[str, ConfigKey] = {
     "data.box": ConfigKey(
@@ -254,7 +254,7 @@ class Segmentation(DenseTask):
         Raises:
             TaskError: none of these records can be read.
         """
-        indices = np.linspace(0, len(source) - 1, min(len(source), MOST_BASELINE_RECORDS)).astype(int)
+        indices = np.linspace(0, len(source) - 1, min(len(source), MAX_BASELINE_RECORDS)).astype(int)
         labelled, failure = np.zeros(IGNORED + 1, np.int64), None
         for index in indices.tolist():
             try:
