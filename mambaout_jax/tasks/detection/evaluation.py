@@ -17,7 +17,7 @@ from mambaout_jax.models.heads.mask_rcnn import DetectionLimits, Detections
 from mambaout_jax.ops.images import blank_outside
 from mambaout_jax.ops.sharding import map_rows
 from mambaout_jax.tasks.api import Batch
-from mambaout_jax.tasks.detection.objects import Objects, mask_tools, paste_mask
+from mambaout_jax.tasks.detection.objects import MaskPaster, Objects, mask_tools
 from mambaout_jax.tasks.images import Size
 
 # The twelve numbers of COCO, for boxes and for masks, in the order of pycocotools' `COCOeval.stats`.
@@ -87,10 +87,9 @@ def to_image(found: Mapping[str, np.ndarray], size: np.ndarray, original: np.nda
     mask = mask_tools()
     valid = found["valid"]
     boxes = found["boxes"][valid] * (original / np.maximum(size, 1))[[1, 0, 1, 0]].astype(np.float32)
-    shape = tuple(original.tolist())
+    paster = MaskPaster(tuple(original.tolist()))
     encoded = [
-        mask.encode(np.asfortranarray(paste_mask(logits, box, shape)))
-        for logits, box in zip(found["mask_logits"][valid], boxes, strict=True)
+        mask.encode(paster.paste(logits, box)) for logits, box in zip(found["mask_logits"][valid], boxes, strict=True)
     ]
     return ImageDetections(boxes, found["scores"][valid], found["classes"][valid], encoded)
 

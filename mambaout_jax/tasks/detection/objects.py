@@ -207,29 +207,38 @@ def crop_mask(bitmap: np.ndarray, box: np.ndarray, side: int) -> np.ndarray:
     return (bitmap[np.ix_(rows, columns)] > 0) & in_rows[:, None] & in_columns[None, :]
 
 
-def paste_mask(logits: np.ndarray, box: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return the mask of a detection in its image, uint8 (h, w), from logits on a grid over its box.
+class MaskPaster:
+    """The masks of detections in an image of (height, width), one after the other, in the same memory."""
 
-    Probabilities are interpolated between the centers of the grid's cells, with zeros outside of the grid; pixels with
-    at least 1/2 belong to the object.
+    def __init__(self, size: tuple[int, int]):
+        self._mask = np.zeros(size, np.uint8, order="F")  # as pycocotools encodes masks without a copy
+        self._used: tuple[slice, slice] = np.s_[:0, :0]
 
-    Args:
-        box: (x1, y1, x2, y2) in pixels of the image.
-    """
-    mask = np.zeros(size, np.uint8)
-    x1, y1, x2, y2 = np.asarray(box, np.float64)
-    parts = []
-    for low, high, length, cells in ((y1, y2, size[0], logits.shape[0]), (x1, x2, size[1], logits.shape[1])):
-        if not high > low:
-            return mask
-        margin = (high - low) / (2 * cells)
-        first, last = max(int(low - margin), 0), min(int(np.ceil(high + margin)), length)
-        if last <= first:
-            return mask
-        at = (np.arange(first, last) + 0.5 - low) / (high - low) * cells - 0.5
-        weights = np.maximum(0.0, 1 - np.abs(at[:, None] - np.arange(cells))).astype(np.float32)
-        parts.append((slice(first, last), weights))
-    (rows, of_rows), (columns, of_columns) = parts
-    probabilities = 1 / (1 + np.exp(-logits.astype(np.float32)))
-    mask[rows, columns] = of_rows @ probabilities @ of_columns.T >= 0.5
-    return mask
+    def paste(self, logits: np.ndarray, box: np.ndarray) -> np.ndarray:
+        """Return the mask of a detection, uint8 (h, w), until the next call, from logits on a grid over its box.
+
+        Probabilities are interpolated between the centers of the grid's cells, with zeros outside of the grid; pixels
+        with at least 1/2 belong to the object.
+
+        Args:
+            box: (x1, y1, x2, y2) in pixels of the image.
+        """
+        self._mask[self._used] = 0
+        self._used = np.s_[:0, :0]
+        x1, y1, x2, y2 = np.asarray(box, np.float64)
+        parts = []
+        for low, high, length, cells in zip((y1, x1), (y2, x2), self._mask.shape, logits.shape, strict=True):
+            if not high > low:
+                return self._mask
+            margin = (high - low) / (2 * cells)
+            first, last = max(int(low - margin), 0), min(int(np.ceil(high + margin)), length)
+            if last <= first:
+                return self._mask
+            at = (np.arange(first, last) + 0.5 - low) / (high - low) * cells - 0.5
+            weights = np.maximum(0.0, 1 - np.abs(at[:, None] - np.arange(cells))).astype(np.float32)
+            parts.append((slice(first, last), weights))
+        (rows, of_rows), (columns, of_columns) = parts
+        probabilities = 1 / (1 + np.exp(-logits.astype(np.float32)))
+        self._used = rows, columns
+        self._mask[rows, columns] = of_rows @ probabilities @ of_columns.T >= 0.5
+        return self._mask

@@ -98,7 +98,7 @@ _KEYS: Mapping[str, ConfigKey] = {
 
 @dataclasses.dataclass(frozen=True)
 class Detection(DenseTask):
-    """Object detection and instance segmentation by a model with a head such as Mask R-CNN.
+    """Object detection and instance segmentation by Mask R-CNN.
 
     Labels also have "category_ids", the ids of the classes in files of annotations.
 
@@ -183,8 +183,8 @@ class Detection(DenseTask):
 
     @staticmethod
     def fits(model: Model) -> bool:
-        """Return whether a model finds objects."""
-        return model.has_method("detect")
+        """Return whether a model has the stages of Mask R-CNN."""
+        return all(map(model.has_method, ("levels", "score_anchors", "classify", "segment", "detect")))
 
     def train_loss(
         self, model: Model, variables: dict[str, Any], batch: Batch, key: Key[Array, ""]
