@@ -6,6 +6,7 @@ import re
 
 import jax
 from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
 
 from mambaout_jax.plan.chips import CHIPS, Chip
 from mambaout_jax.run.errors import RunError
@@ -54,6 +55,7 @@ def tpu_devices(topology: str) -> list[jax.Device]:
         raise RunError("the TPU compiler is not installed; on Linux, run `pip install libtpu`")
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)  # programs for absent chips cannot be read from the cache
+    compilation_cache.reset_cache()  # which otherwise stays in use in a process that has used it before
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     return topologies.get_topology_desc(platform="tpu", topology_name=topology, **chip.options).devices
