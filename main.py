@@ -12,5 +12,5 @@ if __name__ == "__main__":
     parser.add_argument("--mode", choices=("train", "evaluate"), default="train")
     known, others = parser.parse_known_args()
     if {"-h", "--help"} & {*others}:
-        print("python main.py [--mode=train|evaluate] ... is the same as this command, or as the command evaluate:\n")
+        print(f"python main.py --mode={known.mode} (train or evaluate) runs this command:\n")
     sys.exit(main([known.mode, *others]))

@@ -39,7 +39,7 @@ def frontier(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def content() -> str:
-    """Return the points of all families as JSON, which the file of the figure contains, for a test of its age."""
+    """Return the points of all families as JSON, which the figure contains, so that a test detects an outdated one."""
     rounded = {family.name: [(round(macs, 3), top1) for macs, top1 in points(family)] for family in families()}
     return json.dumps(rounded)
 

@@ -1,4 +1,4 @@
-"""Run the model of a run in the browser: classify or segment pictures, the webcam or a drawing."""
+"""Run the model of a run in the browser: classify, segment or detect objects in pictures, the webcam or a drawing."""
 
 import argparse
 import os

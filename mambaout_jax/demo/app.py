@@ -127,6 +127,7 @@ def _show(picture: gr.Image, inspectors: Sequence[Inspector]) -> None:
             picture,
             result,
             api_name=method,
+            trigger_mode="always_last",  # a picture that is opened during a computation is not skipped
             concurrency_limit=1,  # each computation uses all cores
             concurrency_id="models",
         ).success

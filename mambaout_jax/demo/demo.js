@@ -129,7 +129,7 @@ export function prepare(picture) {
   return pixels;
 }
 
-let session;
+let session, loaded = false;
 // Return the outputs for the pixels that `prepare` returns, by name.
 export async function run(pixels) {
   session ??= ort.InferenceSession.create("model.onnx", { executionProviders: ["wasm"] });
@@ -258,7 +258,7 @@ function clear() {
   overlay.width = overlay.width; // clears it
   element("classes").replaceChildren();
   again = false;
-  if (session) say(READY);
+  if (loaded) say(READY);
 }
 
 function show(picture, w, h) {
@@ -367,6 +367,9 @@ overlay.classList.toggle("opaque", isDetection);
 draw();
 clear();
 run(new Uint8Array(channels * height * width)).then(
-  () => say(READY),
+  () => {
+    loaded = true;
+    say(READY);
+  },
   (error) => say(`The model cannot be loaded: ${error.message}`, true),
 );

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -194,7 +195,8 @@ def rows_of(prediction: Prediction, colors: Sequence[str] | None) -> list[Row]:
         color = colors[index] if colors and 0 <= index < len(colors) else None
         return Row(entry.get("description", entry["class"]), share, color)
 
-    return list(map(row, prediction.describe(NUM_CLASSES), prediction.to_json(NUM_CLASSES)))
+    lines, entries = prediction.describe(NUM_CLASSES), prediction.to_json(NUM_CLASSES)
+    return [row(line, entry) for line, entry in itertools.zip_longest(lines, entries, fillvalue={})]
 
 
 def _describe_scans(model: Model) -> str:

@@ -30,6 +30,7 @@ from mambaout_jax.run.workdir import (
     open_workdir,
 )
 from mambaout_jax.tasks.api import Batch, EvalOutput, Scores, Task
+from mambaout_jax.tasks.labels import stated_labels
 from mambaout_jax.weights import licence_notice
 
 # Entries of a batch that stay on the host.
@@ -242,7 +243,7 @@ def _load_pretrained(
     if not pretrained.has_head:
         raise RunError(f"{config.init_from} has weights of the backbone only; train the head first")
     _print_notice(pretrained.licence, model)
-    labels = task.imported_labels(pretrained.model, pretrained.labels).labels
+    labels = stated_labels(task, pretrained.model, pretrained.labels)
     for source in sources:
         task.check_source(source, labels)
     placed = distributed.shardings(distributed.sharded_shapes(model.init, jax.random.key(0), sharding=mesh))

@@ -152,7 +152,10 @@ def build_program(
         images = jnp.moveaxis(images, 1, -1) if channels_first else images
         found = compute(spec.normalize(images) if normalize else images)
         maps = run.task.exported_maps if output == "logits" else tuple(found) if output == "features" else ()
-        return {name: jnp.moveaxis(x, -1, 1) if channels_first and name in maps else x for name, x in found.items()}
+        return {
+            name: jnp.moveaxis(x, -1, 1) if channels_first and name in maps and x.ndim == 4 else x
+            for name, x in found.items()
+        }
 
     shape = (model.in_chans, *spec.size) if channels_first else (*spec.size, model.in_chans)
     dtype = np.dtype(np.uint8 if normalize else np.float32)

@@ -12,6 +12,7 @@ from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.workdir import is_workdir, restore_run
 from mambaout_jax.tasks.api import Labels, Task
 from mambaout_jax.tasks.errors import TaskError
+from mambaout_jax.tasks.labels import stated_labels
 from mambaout_jax.tasks.registry import find_task
 from mambaout_jax.weights import (
     UnknownVariantError,
@@ -83,9 +84,7 @@ def load_teacher(task: Task, model: Model, labels: Labels) -> Teacher | None:
         use = f"with convert import, and set config.{found.key} to the imported workdir"
         raise RunError(f"the teacher cannot be loaded: {error}, {use}") from error
     except (RunError, WeightsError) as error:
-        raise RunError(
-            f"config.{found.key} cannot be loaded: {error}; a copy of the teacher may be at another place"
-        ) from error
+        raise RunError(f"config.{found.key} cannot be loaded: {error}") from error
     if loaded.task != task.name:
         raise RunError(
             f"config.{found.key} is {found.source!r}, whose model {loaded.model.name} was trained for the task "
@@ -131,11 +130,7 @@ def _convert(source: epath.PathLike, task: Task) -> _LoadedTeacher:
     check_unambiguous(checkpoint.origin, resolved)
     model = create_model(resolved.name, **resolved.options)
     trained_for = getattr(checkpoint.config, "task", None) or (task if task.fits(model) else find_task(model)).name
-    names = getattr(checkpoint.config, "class_names", None)
-    if names is None:  # none are assumed, because the dataset's may be others
-        labels = task.labels_of_size(model.num_classes)
-    else:
-        labels = task.imported_labels(model, {"class_names": names}).labels
+    labels = stated_labels(task, model, {"class_names": getattr(checkpoint.config, "class_names", None)})
     return _LoadedTeacher(
         model,
         from_checkpoint(model, checkpoint),

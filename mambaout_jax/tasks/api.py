@@ -203,8 +203,8 @@ class Task(abc.ABC):
         inference_keys: those of `keys` that evaluation and prediction depend on, which exported weights record.
         scores_from_rows: whether `score` needs the values that `collect` returns; otherwise only `join_predictions`
             does.
-        exported_maps: those of the outputs of an exported program that are maps (b, h, w, c), which ONNX has as
-            (b, c, h, w).
+        exported_maps: those of the outputs of an exported program that are maps (b, h, w, c) if they have four axes,
+            which ONNX has as (b, c, h, w).
     """
 
     name: ClassVar[str]
@@ -213,7 +213,7 @@ class Task(abc.ABC):
     metrics: ClassVar[tuple[Metric, ...]]
     loss_terms: tuple[str, ...]
     scores_from_rows: ClassVar[bool] = False
-    exported_maps: ClassVar[tuple[str, ...]] = ()
+    exported_maps: ClassVar[tuple[str, ...]] = ("logits",)
 
     @classmethod
     @abc.abstractmethod

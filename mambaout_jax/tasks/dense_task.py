@@ -1,4 +1,4 @@
-"""The common part of tasks that locate classes in an image: labels with or without names, and images in canvases."""
+"""The common part of dense prediction, segmentation and detection: labels with or without names, images in canvases."""
 
 import abc
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class KnownDataset(NamedTuple):
 
 
 class DenseTask(Task):
-    """The base class of tasks whose outputs have places in the image.
+    """The base class of tasks of dense prediction.
 
     Labels are {"class_names": list}, or {"num_classes": int} for weights without class names. A batch has "image"
     (b, h, w, c), in 0..255, and "size" (b, 2), the height and width that each image has in its canvas.

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from mambaout_jax.data.names import normalize_name
-from mambaout_jax.tasks.api import Labels
+from mambaout_jax.models import Model
+from mambaout_jax.tasks.api import Labels, Task
 from mambaout_jax.tasks.errors import TaskError
 from mambaout_jax.words import count
 
@@ -25,6 +26,13 @@ def num_classes(labels: Labels) -> int:
 def class_name(names: Sequence[str], index: int) -> str:
     """Return the name of a class, or its index as text without one."""
     return names[index] if 0 <= index < len(names) else str(index)
+
+
+def stated_labels(task: Task, model: Model, labels: Labels) -> Labels:
+    """Return the labels of weights, to compare with a dataset; for weights without names none are assumed."""
+    if not labels or labels.get("class_names", ()) is None:
+        return task.labels_of_size(model.num_classes)
+    return task.imported_labels(model, labels).labels
 
 
 def check_same_classes(dataset: str, class_names: Sequence[str], labels: Labels) -> None:

@@ -106,7 +106,8 @@ class WandbWriter:
     """A writer to Weights & Biases; its project, entity and mode are in the environment, such as `WANDB_PROJECT`.
 
     A resumed run continues the run whose id is in `wandb.json`, with the last steps that were sent. Steps that are
-    computed again after an interruption are not sent again, because Weights & Biases would keep both records.
+    computed again after an interruption, with the same results, are not sent again, because Weights & Biases would keep
+    both records. With another config, they are.
 
     Raises:
         RunError: the run cannot be started.
@@ -119,15 +120,21 @@ class WandbWriter:
 
         self._file = run.folder / "wandb.json"
         self._state = json.loads(self._file.read_text()) if self._file.exists() else {}
-        self._state = {"id": secrets.token_hex(4), "sent": {}} | self._state
+        self._state = {"id": secrets.token_hex(4), "sent": {}, "config": None} | self._state
+        config = json.loads(json.dumps(dict(run.config), default=str))
+        if self._state["config"] != config:
+            self._state |= {"config": config, "sent": {}}
         self._save()
         try:
             self._run = wandb.init(
                 id=self._state["id"], resume="allow", name=run.name, dir=str(run.folder), config=dict(run.config)
             )
-        except wandb.CommError as error:
-            raise MachineError(f"Weights & Biases cannot be reached ({reason(error)}); start the run again") from error
         except wandb.Error as error:
+            if isinstance(error, wandb.CommError) and not isinstance(error, wandb.errors.AuthenticationError):
+                raise MachineError(
+                    f"Weights & Biases cannot be reached ({reason(error)}); start the run again, or set "
+                    "WANDB_MODE=offline"
+                ) from error
             raise RunError(
                 f"Weights & Biases does not start the run ({reason(error)}); log in with `wandb login`, or set "
                 "WANDB_MODE=offline"

@@ -128,6 +128,9 @@ ENTRIES = {
     "area that is no number": {"area": "12"},
     "crowd that is no number": {"iscrowd": "yes"},
     "list as an image id": {"image_id": [100]},
+    "huge number": {"area": 10**400},
+    "box far outside": {"bbox": [0, 0, 4e8, 4e8]},
+    "polygon far outside": {"segmentation": [[1, 2, 4e8, 2, 3, 9]]},
     "flat polygon": {"segmentation": [1, 2, 3, 4, 5, 6]},
     "odd polygon": {"segmentation": [[1, 2, 3, 4, 5, 6, 7]]},
     "polygon of words": {"segmentation": [["1", "2", "3", "4", "5", "6"]]},
@@ -209,7 +212,7 @@ def test_bad_images_can_be_left_out(fault, shapes, tmp_path):
 def test_unusual_objects_are_kept_for_evaluation_and_left_out_of_training(shapes, tmp_path, capsys):
     folder, content = shapes
     image = content["images"][0]["id"]
-    boxes = {"outside": [500, 5, 9, 9], "no area": [5, 5, 0, 9], "thin": [5, 5, 0.5, 9]}
+    boxes = {"outside": [300, 5, 9, 9], "no area": [5, 5, 0, 9], "thin": [5, 5, 0.5, 9]}
     number = len(content["annotations"])
     for extra, box in enumerate(boxes.values(), 1):
         content["annotations"].append({"id": number + extra, "image_id": image, "category_id": 90, "bbox": box})

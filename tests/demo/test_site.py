@@ -219,8 +219,21 @@ class TestPage:
         page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": png(picture)})
         wait_for_prediction(page)
         sure = int((expected["scores"] >= 0.5).sum())
+        assert sure > 0
         assert page.locator("#classes li").count() == min(sure, 20)
-        assert ("no object found" in page.inner_text("#status")) == (sure == 0)
+        assert "no object found" not in page.inner_text("#status")
+        # The border of the best box is drawn, in the coordinates of the picture.
+        x1, y1, x2, _ = expected["boxes"][0, 0] / 64
+        drawn = page.evaluate(
+            """([x, y]) => {
+              const overlay = document.getElementById("overlay"), around = 6;
+              const [left, top] = [x * overlay.width - around, y * overlay.height - around];
+              const { data } = overlay.getContext("2d").getImageData(left, top, 2 * around, 2 * around);
+              return data.some((value, i) => i % 4 === 3 && value === 255);
+            }""",
+            [float(x1 + x2) / 2, float(y1)],
+        )
+        assert drawn
         assert not errors
 
     def test_a_page_without_a_server_says_what_to_do(self, workdir, tmp_path, open_page):  # noqa: F811

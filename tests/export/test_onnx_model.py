@@ -120,7 +120,6 @@ def test_models_compute_the_same(name):
     assert_close(run(proto, x[1:2]), expected[1:2], 1e-5)
 
 
-@pytest.mark.slow
 def boxes_of(x):
     """Return 48 boxes for each image."""
     corners = 10 * x.reshape(x.shape[0], 48, 4)
@@ -160,6 +159,7 @@ def test_features_of_boxes_are_gathered(sampling_ratio):
     assert_close(run(proto, x), jax.jit(align)(x), 1e-6)
 
 
+@pytest.mark.slow
 def test_norms_activations_and_convolutions_are_one_node_each():
     model = mo.create_model("mambaout_femto")
     variables = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), model.shapes)

@@ -11,7 +11,13 @@ import mambaout_jax as mo
 from mambaout_jax.data import DataError
 from mambaout_jax.run.config import default_config, parse_config
 from mambaout_jax.tasks.detection import report
-from mambaout_jax.tasks.detection.evaluation import KINDS, STATISTICS, ImageDetections, average_precision
+from mambaout_jax.tasks.detection.evaluation import (
+    KINDS,
+    STATISTICS,
+    ImageDetections,
+    _evaluation_tools,
+    average_precision,
+)
 from mambaout_jax.tasks.detection.objects import (
     MaskPaster,
     Objects,
@@ -65,6 +71,7 @@ def tools(request, monkeypatch):
     pytest.importorskip(request.param)
     if request.param == "pycocotools":
         monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    assert _evaluation_tools()[0].__module__.partition(".")[0] == request.param
 
 
 @pytest.mark.parametrize("name", dense_golden.names("coco_ap__*"))

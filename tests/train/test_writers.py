@@ -118,7 +118,7 @@ writer.close()
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_weights_and_biases_learns_whether_a_run_has_failed(tmp_path, monkeypatch, fails):
+def test_a_failed_run_has_that_state_on_weights_and_biases(tmp_path, monkeypatch, fails):
     wandb = pytest.importorskip("wandb")
     codes = []
     run = types.SimpleNamespace(
@@ -132,16 +132,35 @@ def test_weights_and_biases_learns_whether_a_run_has_failed(tmp_path, monkeypatc
     assert codes == [int(fails)]
 
 
-def test_a_server_that_cannot_be_reached_is_a_fault_of_the_machine(tmp_path, monkeypatch):
-    """A launcher repeats the run, as it does not after a wrong config."""
+@pytest.mark.parametrize(
+    ("kind", "error", "words"),
+    [
+        ("CommError", MachineError, r"cannot be reached \(.*no answer.*\); start the run again"),
+        ("AuthenticationError", RunError, "log in with `wandb login`"),
+    ],
+)
+def test_an_outage_is_a_fault_of_the_machine_and_a_wrong_key_is_not(tmp_path, monkeypatch, kind, error, words):
     wandb = pytest.importorskip("wandb")
 
     def init(**_):
-        raise wandb.CommError("timed out")
+        raise getattr(wandb.errors, kind)("no answer")
 
     monkeypatch.setattr(wandb, "init", init)
-    with pytest.raises(MachineError, match=r"cannot be reached \(.*timed out.*\); start the run again"):
+    with pytest.raises(error, match=words):
         open_writer(tmp_path, 0, "wandb")
+
+
+def test_steps_of_another_config_are_sent_again(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    sent = []
+    run = types.SimpleNamespace(define_metric=lambda *_, **__: None, log=sent.append, finish=lambda exit_code: None)
+    monkeypatch.setattr(wandb, "init", lambda **_: run)
+    for config, expected in (({"lr": 1.0}, 2), ({"lr": 1.0}, 2), ({"lr": 0.5}, 4)):
+        writer = WRITERS["wandb"](LoggedRun(epath.Path(tmp_path), "run", 0, config))
+        for step in (5, 10):
+            writer.write("train", step, {"loss": 1.0})
+        writer.close()
+        assert len(sent) == expected
 
 
 def test_every_output_is_closed_even_if_one_fails(tmp_path, monkeypatch):

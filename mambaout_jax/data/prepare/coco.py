@@ -21,6 +21,10 @@ from mambaout_jax.words import count
 COCO_SPLITS = {"train": ("train2017", 118_287), "validation": ("val2017", 5_000)}
 # Training leaves out smaller images, as mmdetection does; in pixels.
 MIN_TRAIN_SIDE = 32
+# The largest coordinate, side or area of an annotation, in pixels.
+LARGEST = 1e9
+# The largest distance of a mask from its image, in sides of the image.
+MAX_MARGIN = 10
 _KEYS = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation")
 
 
@@ -60,7 +64,7 @@ def read_coco_format(
 ) -> Dataset:
     """List the images of a folder with their objects, from files of annotations in COCO's format.
 
-    Images are turned upright by their EXIF orientation, as most tools show them that annotate images.
+    Images are turned upright by their EXIF orientation, as most annotation tools do.
 
     Args:
         folder: contains the images, by the "file_name" of the annotations.
@@ -87,6 +91,9 @@ def read_coco_format(
 def _dataset(
     name: str, listed: Listed, splits: dict[str, list[Item]], description: str, *, exif_orientation: bool = False
 ) -> Dataset:
+    for split, items in splits.items():
+        if not any(item.annotations.has_objects for item in items):
+            raise DataError(f"no image of the split {split!r} has an object that is not a crowd")
     kept = [item for item in splits["train"] if _is_trainable(item)]
     if left_out := len(splits["train"]) - len(kept):
         print(
@@ -156,6 +163,7 @@ def read_annotations(file: Path, folder: Path, *, skip_missing: bool = False) ->
             entry["width"],
             json.dumps(own, separators=(",", ":")),
             tuple(index_of[each["category_id"]] for each in own),
+            any(not each.get("iscrowd") for each in own),
         )
         items.append(Item(normalize_name(str(entry["file_name"])), -1, str(path), 0, size, annotations=annotated))
     if missing and not skip_missing:
@@ -210,7 +218,8 @@ def _is_integer(value: Any, low: int, high: int) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Return whether a value is a number of a size that pixels can have; pycocotools samples edges of polygons."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def _check_annotation(
@@ -240,6 +249,8 @@ def _check_annotation(
     inside = x < image["width"] and y < image["height"] and x + width > 0 and y + height > 0
     if width < 1 or height < 1 or entry["area"] <= 0 or not inside:
         faults["outside of their image, without an area or less than 1 px wide or high, not used in training"] += 1
+    if max(map(abs, (x, y, x + width, y + height))) > MAX_MARGIN * max(image["height"], image["width"]):
+        raise DataError(f"{key} has the box {box!r}, far outside of its image of {image['width']}x{image['height']}")
     segmentation = entry.get("segmentation")
     if fault := _fault_of_mask(segmentation, [image["height"], image["width"]]):
         raise DataError(f"{key} has {fault}")
@@ -267,6 +278,8 @@ def _fault_of_mask(segmentation: Any, size: list[int]) -> str | None:
         return f"the mask {str(segmentation)[:50]!r}; a list of polygons or a run-length encoding is expected"
     if not all(len(points) % 2 == 0 and all(map(_is_number, points)) for points in segmentation):
         return "a polygon that is no list of x, y, x, y, ..."
+    if any(abs(value) > MAX_MARGIN * max(size) for points in segmentation for value in points):
+        return f"a polygon that is far outside of its image of (height, width) {size}"
     return None
 
 

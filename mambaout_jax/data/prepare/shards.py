@@ -45,6 +45,7 @@ class Annotations(NamedTuple):
         height, width: of the image, in pixels.
         text: JSON list of the annotations, as COCO has them.
         classes: of the objects.
+        has_objects: whether one of them is no crowd.
     """
 
     image_id: int
@@ -52,6 +53,7 @@ class Annotations(NamedTuple):
     width: int
     text: str
     classes: tuple[int, ...]
+    has_objects: bool
 
 
 class Item(NamedTuple):

@@ -70,7 +70,7 @@ class DetectionLimits(NamedTuple):
 
     Args:
         proposals: limits of the first stage.
-        score_threshold: minimum score of a detection, in 0..1.
+        score_threshold: detections have higher scores, in 0..1.
         iou_threshold: IoU above which the NMS of a class removes the detection with the lower score.
         max_detections: largest number of detections of an image.
     """

@@ -1,7 +1,7 @@
 """Detections at the original size of images, and their average precision."""
 
 import contextlib
-import importlib.util
+import importlib
 import io
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -151,7 +151,7 @@ def run_cocoeval(objects: Mapping[int, Objects], found: Mapping[int, ImageDetect
 
 def _evaluation_tools() -> tuple[type, type]:
     """Return `COCO` and `COCOeval`: those of faster-coco-eval, which computes the same, if it is installed."""
-    if importlib.util.find_spec("faster_coco_eval") is not None:
+    with contextlib.suppress(ImportError):
         faster = importlib.import_module("faster_coco_eval")
         return faster.COCO, faster.COCOeval_faster
     with importing("coco", "COCO's metrics require pycocotools"):

@@ -85,7 +85,7 @@ _KEYS: Mapping[str, ConfigKey] = {
     "eval.max_proposals": ConfigKey(
         int, "1..100000", 1000, "largest number of proposals of an evaluated image", changeable=True
     ),
-    "eval.score_threshold": ConfigKey(float, "0..1", 0.05, "minimum score of a detection", changeable=True),
+    "eval.score_threshold": ConfigKey(float, "0..1", 0.05, "detections have higher scores", changeable=True),
     "eval.iou_threshold": ConfigKey(
         float,
         "0..1",

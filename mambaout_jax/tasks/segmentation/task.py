@@ -125,7 +125,6 @@ class Segmentation(DenseTask):
         Metric("aacc", "aAcc", "%"),
     )
     loss_terms: ClassVar[tuple[str, ...]] = ("decode", "auxiliary")
-    exported_maps: ClassVar[tuple[str, ...]] = ("logits",)
 
     @classmethod
     def from_config(cls, config: TaskConfig) -> Self:
