@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import re
 from collections.abc import Callable
 
 from mambaout_jax import supervisor
@@ -96,3 +97,11 @@ def _float(text: str) -> float:
         return float(text)
     except ValueError:
         return math.nan
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """Parse SIDE or HEIGHTxWIDTH, an argument type."""
+    if not (match := re.fullmatch(r"(\d+)(?:x(\d+))?", text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a side or HEIGHTxWIDTH, such as 224 or 224x320")
+    height, width = match.groups()
+    return int(height), int(width or height)

@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 from typing import NoReturn
 
-from mambaout_jax.cli.arguments import LOADING, integer
+from mambaout_jax.cli.arguments import LOADING, image_size, integer
 from mambaout_jax.errors import printable
 from mambaout_jax.extras import check_installed
 from mambaout_jax.process import announced, exit_on_signals
@@ -34,6 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="write the page and its files into a folder, for any web server, instead of serving it on this machine",
     )
+    parser.add_argument(
+        "--img-size",
+        type=image_size,
+        metavar="SIDE|HxW",
+        help="size of the images that the page's model takes, in pixels (default: the model's)",
+    )
     parser.add_argument("--weights", choices=("ema", "raw"), help="default: ema (moving average) if the run has it")
     parser.add_argument(
         "--runtime",
@@ -49,8 +55,8 @@ def run(args: argparse.Namespace) -> int:
     with announced(LOADING):
         from mambaout_jax.export.errors import ExportError
 
-    if args.gradio and (args.static is not None or args.runtime is not None or args.force):
-        raise ExportError("--static, --runtime and --force belong to the page; omit them with --gradio")
+    if args.gradio and (args.force or any(x is not None for x in (args.static, args.runtime, args.img_size))):
+        raise ExportError("--static, --runtime, --img-size and --force belong to the page; omit them with --gradio")
     if args.force and args.static is None:
         raise ExportError("--force replaces the folder of --static; add --static DIR, or omit it")
     if args.port is not None and args.static is not None:
@@ -93,7 +99,7 @@ def _write_page(args: argparse.Namespace) -> int:
         from mambaout_jax.demo.site import serve, write_site
 
     [workdir] = args.workdirs
-    options = {"weights": args.weights, "runtime": args.runtime, "log": _log}
+    options = {"weights": args.weights, "runtime": args.runtime, "img_size": args.img_size, "log": _log}
     if args.static is not None:
         site = write_site(workdir, args.static, force=args.force, **options)
         _log(f"written: {site}; any web server can serve it, for example: python -m http.server --directory {site}")

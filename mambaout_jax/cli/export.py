@@ -1,10 +1,9 @@
 """Write the model of a run as an ONNX or a StableHLO program with its weights."""
 
 import argparse
-import re
 import signal
 
-from mambaout_jax.cli.arguments import LOADING, integer
+from mambaout_jax.cli.arguments import LOADING, image_size, integer
 from mambaout_jax.errors import printable
 from mambaout_jax.process import announced, exit_on_signals
 
@@ -32,7 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "--normalize", action="store_true", help="the program takes pixels (uint8) and normalizes them itself"
         )
         chosen.add_argument(
-            "--img-size", type=_size, metavar="SIDE|HxW", help="size of the images, in pixels (default: the model's)"
+            "--img-size",
+            type=image_size,
+            metavar="SIDE|HxW",
+            help="size of the images, in pixels (default: the model's)",
         )
         chosen.add_argument("--weights", choices=("ema", "raw"), help="default: ema (moving average) if the run has it")
         chosen.add_argument("--force", action="store_true", help="replace an existing file")
@@ -64,10 +66,3 @@ def run(args: argparse.Namespace) -> int:
             log=lambda sentence: print(printable(sentence), flush=True),
         )
     return 0
-
-
-def _size(text: str) -> tuple[int, int]:
-    if not (match := re.fullmatch(r"(\d+)(?:x(\d+))?", text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a side or HEIGHTxWIDTH, such as 224 or 224x320")
-    height, width = match.groups()
-    return int(height), int(width or height)

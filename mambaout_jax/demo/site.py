@@ -36,6 +36,7 @@ def write_site(
     *,
     weights: str | None = None,
     runtime: str | None = None,
+    img_size: tuple[int, int] | None = None,
     force: bool = False,
     log: Callable[[str], None] = lambda sentence: None,
 ) -> Path:
@@ -44,6 +45,7 @@ def write_site(
     Args:
         weights: "ema" or "raw"; None for "ema" if the run has an average, else "raw".
         runtime: as in `find_runtime`.
+        img_size: (height, width) of the images that the model takes; None for its own.
         force: replace the folder of an earlier demo.
 
     Raises:
@@ -56,7 +58,15 @@ def write_site(
         with scratch_folder(target) as scratch:
             draft = scratch / "site"
             draft.mkdir()
-            export_program(workdir, str(draft / "model.onnx"), kind="onnx", normalize=True, weights=weights, log=log)
+            export_program(
+                workdir,
+                str(draft / "model.onnx"),
+                kind="onnx",
+                normalize=True,
+                img_size=img_size,
+                weights=weights,
+                log=log,
+            )
             metadata = onnx.load(draft / "model.onnx", load_external_data=False).metadata_props
             about = {entry.key: json.loads(entry.value) for entry in metadata}
             _check_page(about, {path.name for path in draft.iterdir()})

@@ -58,9 +58,10 @@ def picture(tmp_path):
     ("arguments", "words"),
     [
         (["runs/a", "runs/b"], "the page has one model; give one WORKDIR, or add --gradio"),
-        (["runs/a", "--gradio", "--static=site"], "--static, --runtime and --force belong to the page"),
-        (["runs/a", "--gradio", "--runtime=dist"], "--static, --runtime and --force belong to the page"),
-        (["runs/a", "--gradio", "--force"], "--static, --runtime and --force belong to the page"),
+        (["runs/a", "--gradio", "--static=site"], "--static, --runtime, --img-size and --force belong to the page"),
+        (["runs/a", "--gradio", "--runtime=dist"], "--static, --runtime, --img-size and --force belong to the page"),
+        (["runs/a", "--gradio", "--img-size=64"], "--static, --runtime, --img-size and --force belong to the page"),
+        (["runs/a", "--gradio", "--force"], "--static, --runtime, --img-size and --force belong to the page"),
     ],
 )
 def test_wrong_arguments_are_one_sentence(capsys, arguments, words):

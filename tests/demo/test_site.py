@@ -314,6 +314,12 @@ def test_names_of_classes_cannot_add_markup(tmp_path, empty_runtime):
     assert "</script><b>" not in (site / "index.html").read_text()
 
 
+def test_the_size_of_the_images_can_be_chosen(workdir, tmp_path, empty_runtime):  # noqa: F811
+    out = tmp_path / "demo"
+    assert main(["demo", str(workdir), "--static", str(out), "--runtime", empty_runtime, "--img-size=32x48"]) == 0
+    assert '"shape": ["batch", 1, 32, 48]' in (out / "index.html").read_text()
+
+
 def test_a_runtime_that_lacks_a_file_is_refused(tmp_path, empty_runtime):
     (tmp_path / "runtime" / FILES[0]).unlink()
     with pytest.raises(ExportError, match=f"lacks {FILES[0]}; expected the folder dist"):
