@@ -69,6 +69,12 @@ def _log1p(graph, equation, inputs):
     ]
 
 
+def _log2(graph, equation, inputs):
+    aval = equation.outvars[0].aval
+    factor = constant_value(1 / math.log(2), aval.dtype)
+    return [graph.elementwise("Mul", [graph.elementwise("Log", inputs, aval), factor], aval)]
+
+
 def _not_equal(graph, equation, inputs):
     aval = equation.outvars[0].aval
     return [graph.elementwise("Not", [graph.elementwise("Equal", inputs, aval)], aval)]
@@ -413,6 +419,7 @@ PRIMITIVES: Mapping[str, Rule] = {
     "gather": _gather,
     "integer_pow": _integer_pow,
     "log1p": _log1p,
+    "log2": _log2,
     "name": _identity,
     "ne": _not_equal,
     "optimization_barrier": _identity,

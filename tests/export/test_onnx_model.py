@@ -44,7 +44,7 @@ def assert_close(found, expected, relative):
 KERNEL = draw(3, 3, 4, 6)
 FUNCTIONS = {
     "elements": lambda x: jnp.sign(jnp.tanh(x)) * jnp.sqrt(jnp.abs(x)) + jnp.exp(-jnp.square(x)) - jnp.log1p(x**2) / 3,
-    "powers": lambda x: x**3 + jnp.power(jnp.abs(x), 0.3) + lax.rsqrt(jnp.abs(x) + 1),
+    "powers": lambda x: x**3 + jnp.power(jnp.abs(x), 0.3) + lax.rsqrt(jnp.abs(x) + 1) + jnp.log2(jnp.abs(x) + 1),
     "comparisons": lambda x: jnp.where((x > 0) & (x < 1) | ~(x <= 2), x, jnp.maximum(x, -1)),
     "rounding": lambda x: jnp.floor(x) + jnp.ceil(2 * x) + jnp.clip(x, -0.5, 0.5) + jnp.round(jnp.floor(4 * x) / 2),
     "activations": lambda x: gelu(x) + jax.nn.silu(x) + jax.nn.softplus(x) + jax.nn.relu(x) + jax.nn.sigmoid(x),
