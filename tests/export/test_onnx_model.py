@@ -148,6 +148,7 @@ def test_suppression_is_the_operator_of_onnx(batch, num_groups, max_output):
     np.testing.assert_array_equal(run(proto, x), jax.jit(keep)(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling_ratio", [0, 2])
 def test_features_of_boxes_are_gathered(sampling_ratio):
     def align(x):

@@ -179,6 +179,7 @@ def test_the_cost_is_that_of_the_paper():
     assert count_macs(model.apply, model.shapes, image) / 1e9 == pytest.approx(262.2, abs=0.2)
 
 
+@pytest.mark.slow
 def test_outputs_of_bfloat16_models_are_not_rounded():
     """Of rounded scores, many would be equal, and so would be their order."""
     sizes = {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8), "channels": 8, "box_channels": 16, "num_classes": 3}
