@@ -2,11 +2,12 @@
 
     python benchmarks/gpu.py [--only correctness|depthwise|scan|model] [--rounds N] [--json PATH]
 
-The model is MambaOut-Tiny on images of 224 px in bfloat16: inference, and the training step (forward, backward, AdamW),
-in turn with timm's in channels-last format with automatic mixed precision, eager and with `torch.compile`; without
-torch for CUDA only ours are timed. Depthwise convolutions are those of its four maps; GB/s counts one read and one
-write of the map, so that the bandwidth of the card is the limit. The selective scan has 384 channels and 16 states, in
-float32. Under 8 minutes on a card of a data center. `--small` runs everything on tiny shapes, to test this program.
+The model is MambaOut-Tiny on images of 224 px in bfloat16: the forward pass for inference, and the training step
+(forward, backward, AdamW), in turn with timm's in channels-last format with automatic mixed precision, eager and with
+`torch.compile`; without torch for CUDA only ours are timed. Depthwise convolutions are those of its four maps; GB/s
+counts one read and one write of the map, so that the bandwidth of the card is the limit. The selective scan has 384
+channels and 16 states, in float32. `--small` runs everything on tiny shapes, to test this program, which has not been
+run on a GPU yet.
 """
 
 import argparse
@@ -18,20 +19,19 @@ from statistics import median
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+from _programs import LEARNING_RATE, WEIGHT_DECAY, draw_scan, model_passes
 from _timing import machine, median_ratio, time_interleaved, write_json
 from _torch import import_torch
 
 import mambaout_jax as mo
 from mambaout_jax.ops import depthwise_conv2d, selective_scan
 
-MODEL, KERNEL, CHANNELS, STATES = "mambaout_tiny", 7, 384, 16
+MODEL, KERNEL, CHANNELS = "mambaout_tiny", 7, 384
 MAPS = ((56, 96), (28, 192), (14, 384), (7, 576))
 LENGTHS = (196, 1024, 4096, 16384)
 SCANS = ("auto", "associative", "chunked", "sequential")
 # Longer sequences do not fit the memory of a tree of all steps, or take a kernel launch for each step.
 LONGEST = {"associative": 4096, "sequential": 1024}
-LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.05
 
 
 def main() -> None:
@@ -59,15 +59,6 @@ def draw_maps(batch, side, channels):
     rng = np.random.default_rng(0)
     shapes = (batch, side, side, channels), (KERNEL, KERNEL, 1, channels), (batch, side, side, channels)
     return [rng.normal(size=shape) for shape in shapes]
-
-
-def draw_scan(batch, length, channels):
-    """Draw u, delta, A, B and C; delta is positive."""
-    rng = np.random.default_rng(0)
-    u, delta = rng.normal(size=(2, batch, length, channels))
-    B, C = rng.normal(size=(2, batch, length, STATES))
-    A = -np.tile(np.arange(1.0, STATES + 1), (channels, 1))
-    return [u, np.logaddexp(0, delta - 2), A, B, C]
 
 
 def depthwise_by_definition(x, kernel):
@@ -182,8 +173,9 @@ def measure_scan(args):
 
 
 def measure_model(args):
-    """Time inference and training step in bfloat16."""
-    ours, peers = our_passes(args), torch_passes(args)
+    """Time forward pass and training step in bfloat16."""
+    model = mo.create_model(MODEL, dtype="bfloat16", **small_model(args))
+    ours, peers = model_passes(model, *draw_batch(args)), torch_passes(args)
     rows = []
     print(f"{MODEL + ', bfloat16':<26}{'program':<16}{'ms':>9}{'img/s':>9}{'over ours':>11}")
     for name in ours:
@@ -201,35 +193,6 @@ def draw_batch(args):
     """Draw images and labels."""
     rng, side = np.random.default_rng(0), 32 if args.small else 224
     return rng.normal(size=(args.batch, side, side, 3)).astype("float32"), rng.integers(0, 1000, args.batch)
-
-
-def our_passes(args):
-    """Build our inference and training step."""
-    model = mo.create_model(MODEL, dtype="bfloat16", **small_model(args))
-    variables = model.init(jax.random.key(0))
-    images, labels = jax.device_put(draw_batch(args))
-    optimizer = optax.adamw(
-        LEARNING_RATE, weight_decay=WEIGHT_DECAY, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
-    )
-    apply = jax.jit(model.apply)
-
-    @partial(jax.jit, donate_argnums=(0, 1))
-    def step(params, state):
-        def loss(params):
-            logits, _ = model.apply_train({**variables, "params": params}, images)
-            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
-        return optax.apply_updates(params, updates), state
-
-    params = jax.tree.map(jnp.copy, variables["params"])  # the step donates its arguments
-    carried = [(params, optimizer.init(params))]
-
-    def train():
-        carried.append(step(*carried.pop()))
-        return carried[-1]
-
-    return {"inference": lambda: apply(variables, images), "training step": train}
 
 
 def torch_passes(args):
@@ -271,7 +234,7 @@ def timm_passes(torch, timm, args, compiled):
         optimizer.step()
         torch.cuda.synchronize()
 
-    return {"inference": infer, "training step": train}
+    return {"forward": infer, "training step": train}
 
 
 PARTS = {

@@ -9,17 +9,13 @@ of timm divided by ours, medians over the rounds: above 1, ours is faster. Witho
 import argparse
 from statistics import median
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
+from _programs import LEARNING_RATE, WEIGHT_DECAY, model_passes
 from _timing import machine, median_ratio, time_interleaved, write_json
 from _torch import import_torch
 
 import mambaout_jax as mo
 from mambaout_jax.models import cpu_compiler_options
-
-LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.05
 
 
 def main() -> None:
@@ -36,7 +32,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     images = rng.normal(size=(args.batch, args.size, args.size, 3)).astype("float32")
     labels = rng.integers(0, 1000, args.batch)
-    ours = jax_passes(args.model, images, labels)
+    ours = model_passes(mo.create_model(args.model), images, labels, cpu_compiler_options())
     peers, versions = timm_passes(args.model, images, labels, args.threads or machine()["cores"])
 
     print(*(f"{name}: {value}" for name, value in (machine() | versions).items()), sep="\n")
@@ -55,37 +51,6 @@ def main() -> None:
             )
         rows.append({"pass": name, "rounds": seconds, "over_ours": ratios})
     write_json(args.json, {"model": args.model, "batch": args.batch, "size": args.size, **versions, "rows": rows})
-
-
-def jax_passes(name, images, labels):
-    """Build our forward pass and training step."""
-    model = mo.create_model(name)
-    variables = model.init(jax.random.key(0))
-    images, labels = jax.device_put((images, labels))
-    optimizer = optax.adamw(
-        LEARNING_RATE, weight_decay=WEIGHT_DECAY, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
-    )
-    apply = jax.jit(model.apply, compiler_options=cpu_compiler_options())
-
-    def loss(params):
-        logits, _ = model.apply_train({**variables, "params": params}, images)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-    def step(params, state):
-        gradients = jax.grad(loss)(params)
-        updates, state = optimizer.update(gradients, state, params)
-        return optax.apply_updates(params, updates), state
-
-    step = jax.jit(step, donate_argnums=(0, 1))
-    # A copy, because the step donates its arguments.
-    params = jax.tree.map(jnp.copy, variables["params"])
-    carried = [(params, optimizer.init(params))]
-
-    def train():
-        carried.append(step(*carried.pop()))
-        return carried[-1]
-
-    return {"forward": lambda: apply(variables, images), "training step": train}
 
 
 def timm_passes(name, images, labels, threads):

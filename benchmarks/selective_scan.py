@@ -23,12 +23,12 @@ from statistics import median
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _programs import STATES, draw_scan
 from _timing import check, finish, machine, median_ratio, time_interleaved, write_json
 from _torch import import_torch
 
 from mambaout_jax.ops import selective_scan
 
-STATES = 16
 LENGTHS = tuple(2**power for power in range(8, 17))
 
 
@@ -50,12 +50,8 @@ def main() -> None:
 
 
 def draw(batch, length, channels):
-    """Draw u, delta, A, B and C; delta is positive."""
-    rng = np.random.default_rng(0)
-    u, delta = rng.normal(size=(2, batch, length, channels))
-    B, C = rng.normal(size=(2, batch, length, STATES))
-    A = -np.tile(np.arange(1.0, STATES + 1), (channels, 1))
-    return [jnp.asarray(x, jnp.float32) for x in (u, np.logaddexp(0, delta - 2), A, B, C)]
+    """Draw the arguments of a scan."""
+    return [jnp.asarray(x, jnp.float32) for x in draw_scan(batch, length, channels)]
 
 
 def passes(impl):
