@@ -116,24 +116,15 @@ def decode_masks(encoded: Sequence[Mapping[str, Any]]) -> np.ndarray:
     return np.moveaxis(mask_tools().decode(list(encoded)), -1, 0)
 
 
-def overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return the intersection over union of each box (x1, y1, x2, y2) of `a` with each one of `b`, (n, m)."""
-    common = _common_area(a, b)
-    return common / np.maximum(_area(a)[:, None] + _area(b)[None, :] - common, 1e-6)
+def box_ious(boxes: np.ndarray, objects: Objects) -> np.ndarray:
+    """Return the IoU of each box (x1, y1, x2, y2) with each object, (n, m).
 
-
-def covered(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return the share of the area of each box of `a` that each one of `b` covers, (n, m)."""
-    return _common_area(a, b) / np.maximum(_area(a)[:, None], 1e-6)
-
-
-def _common_area(a, b):
-    corner = np.maximum(a[:, None, :2], b[None, :, :2])
-    return np.maximum(np.minimum(a[:, None, 2:], b[None, :, 2:]) - corner, 0).prod(-1)
-
-
-def _area(boxes):
-    return (boxes[:, 2:] - boxes[:, :2]).prod(-1)
+    As in COCO's metrics, that with a crowd is the share of the box that the crowd covers.
+    """
+    if not len(boxes) or not len(objects):
+        return np.zeros((len(boxes), len(objects)))
+    found, truth = (np.column_stack([x[:, :2], x[:, 2:] - x[:, :2]]).astype(float) for x in (boxes, objects.boxes))
+    return mask_tools().iou(found, truth, objects.crowd.astype(np.uint8))
 
 
 def mask_tools(what: str = "reading masks of objects") -> ModuleType:

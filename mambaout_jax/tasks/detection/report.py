@@ -22,7 +22,7 @@ from mambaout_jax.pages.render import render
 from mambaout_jax.tasks.api import Labels, ScoreText, Section
 from mambaout_jax.tasks.detection.drawing import RED, color_of, draw_objects
 from mambaout_jax.tasks.detection.evaluation import KINDS, STATISTICS, ImageDetections, run_cocoeval, statistics_of
-from mambaout_jax.tasks.detection.objects import Objects, covered, decode_masks, overlaps
+from mambaout_jax.tasks.detection.objects import Objects, box_ious, decode_masks
 from mambaout_jax.tasks.detection.source import DetectionSource
 from mambaout_jax.tasks.errors import TaskError
 from mambaout_jax.tasks.images import decode_pixels
@@ -225,11 +225,11 @@ def match(detections: ImageDetections, objects: Objects) -> Matches:
     """
     wanted = objects.trainable
     same = detections.classes[:, None] == objects.classes[None, :]
-    overlap = np.where(same, overlaps(detections.boxes, objects.boxes), 0.0)[:, wanted]
-    on_crowd = np.where(same & objects.crowd, covered(detections.boxes, objects.boxes), 0.0)
-    correct, found = on_crowd.max(1, initial=0.0) >= FOUND_IOU, np.zeros(len(wanted), bool)
+    ious = np.where(same, box_ious(detections.boxes, objects), 0.0)
+    correct = ious[:, objects.crowd].max(1, initial=0.0) >= FOUND_IOU
+    found = np.zeros(len(wanted), bool)
     for index in range(len(correct)):
-        free = np.where(found, 0.0, overlap[index])
+        free = np.where(found, 0.0, ious[index, wanted])
         if free.size and free.max() >= FOUND_IOU:
             correct[index], found[free.argmax()] = True, True
     return Matches(correct, found)
