@@ -86,26 +86,21 @@ def _gather_bins(graph, equation, inputs):
 
 
 def _suppress(graph, equation, inputs):
-    """Translate non-maximum suppression of the boxes of one image, or of each image of a batch."""
-    boxes, scores, valid, groups, iou_threshold = inputs
-    if groups.data is None or iou_threshold.data is None:
-        raise unsupported("non-maximum suppression of groups that depend on the images")
-    single = equation.outvars[0].aval.ndim == 1
-    n, max_output = equation.invars[0].aval.shape[-2], equation.outvars[0].aval.shape[-1]
-    b = 1 if single else equation.outvars[0].aval.shape[0]
-    boxes, scores, valid = (graph.full(x, var.aval.shape) for x, var in zip(inputs[:3], equation.invars, strict=False))
-    boxes, scores, valid = (
-        graph.reshape(boxes, (b, n, 4)),
-        graph.reshape(scores, (b, 1, n)),
-        graph.reshape(valid, (b, 1, n)),
-    )
+    """Translate non-maximum suppression of the boxes of each image of a batch."""
+    *_, groups, iou_threshold = inputs
+    avals = [var.aval for var in equation.invars[:3]]
+    if avals[0].ndim != 3 or groups.data is None or iou_threshold.data is None:
+        raise unsupported("non-maximum suppression of a single image, or of groups that depend on the images")
+    boxes, scores, valid = (graph.full(x, aval.shape) for x, aval in zip(inputs[:3], avals, strict=True))
+    (b, n, _), max_output = avals[0].shape, equation.outvars[0].aval.shape[-1]
+    per_group = [graph.reshape(x, (b, 1, n)) for x in (valid, scores)]
     lowest, nothing = np.array(np.finfo(np.float32).min), np.array(-np.inf, np.float32)
     # Groups are ONNX's classes: a box has a score in its own one.
     of_group = np.broadcast_to(groups.data, (n,)).reshape(1, 1, n)
     numbers = np.unique(of_group).reshape(1, -1, 1)
     is_member = graph.add("Equal", [of_group, numbers], (1, numbers.size, n), bool)
-    takes_part = graph.add("And", [valid, is_member], (b, numbers.size, n), bool)
-    by_group = graph.add("Where", [takes_part, scores, nothing], (b, numbers.size, n), np.float32)
+    takes_part = graph.add("And", [per_group[0], is_member], (b, numbers.size, n), bool)
+    by_group = graph.add("Where", [takes_part, per_group[1], nothing], (b, numbers.size, n), np.float32)
     limits = [np.array(max_output), iou_threshold.data.astype(np.float32), lowest]
     kept = graph.add("NonMaxSuppression", [boxes, by_group, *limits], ("kept", 3), np.int64)
     places = graph.add("Gather", [kept, np.array([0, 2])], ("kept", 2), np.int64, axis=1)
@@ -113,7 +108,7 @@ def _suppress(graph, equation, inputs):
     true = graph.add("Expand", [np.array(True), count], ("kept",), bool)
     none = graph.full(constant_value(False), (b, n))
     is_kept = graph.add("ScatterND", [none, places, true], (b, n), bool)
-    best = graph.add("Where", [is_kept, graph.reshape(scores, (b, n)), nothing], (b, n), np.float32)
+    best = graph.add("Where", [is_kept, scores, nothing], (b, n), np.float32)
     k = min(n, max_output)
     best, index = graph.top_k(best, k)
     valid = graph.add("Greater", [best, lowest], (b, k), bool)
@@ -124,8 +119,7 @@ def _suppress(graph, equation, inputs):
             graph.add("Pad", [x, widths, value], (b, max_output), x.dtype)
             for x, value in zip((index, valid), fill, strict=True)
         )
-    shape = (max_output,) if single else (b, max_output)
-    return [graph.reshape(index, shape), graph.reshape(valid, shape)]
+    return [index, valid]
 
 
 # Functions of `ops` that have a translation of their own, by the names of their calls.

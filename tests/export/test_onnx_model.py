@@ -101,6 +101,7 @@ def test_operations_are_those_of_jax(name, batch):
     [
         (lambda x: jnp.sort(x, 1), "sort"),
         (lambda x: lax.while_loop(lambda c: c.sum() < 9, lambda c: c + 1, x), "while"),
+        (lambda x: nms(x.sum((0, 1)), x.sum((0, 1, 3)), iou_threshold=0.5, max_output=2).index, "single image"),
         (lambda x: lax.cond(x.sum() > 0, jnp.sin, jnp.cos, x), "condition"),
         (lambda x: lax.pad(x, 0.0, [(0, 0, 0), (0, 0, 1), (0, 0, 0), (0, 0, 0)]), "between"),
     ],
