@@ -123,10 +123,10 @@ def spoil(content, fault):
 
 # Values of the first annotation, of an image of 80x50.
 ENTRIES = {
-    "id that is no number": {"id": True},
+    "boolean id": {"id": True},
     "no finite box": {"bbox": [1, 2, float("nan"), 4]},
-    "area that is no number": {"area": "12"},
-    "crowd that is no number": {"iscrowd": "yes"},
+    "area as text": {"area": "12"},
+    "crowd as text": {"iscrowd": "yes"},
     "list as an image id": {"image_id": [100]},
     "huge number": {"area": 10**400},
     "box far outside": {"bbox": [0, 0, 4e8, 4e8]},
@@ -145,7 +145,7 @@ ENTRIES = {
 NAMED = {
     "image height": "image 100 ",
     **dict.fromkeys(ENTRIES, "annotation 1 "),
-    "id that is no number": "entry 0 of 'annotations'",
+    "boolean id": "entry 0 of 'annotations'",
     "annotation id": "annotation id 1",
     "image id": "image id 100",
     "unknown image": "image 5",

@@ -241,7 +241,8 @@ class TestPage:
         site = write_site(str(workdir), str(tmp_path / "demo"))
         page = open_site(site)
         page.goto((site / "index.html").as_uri())
-        page.wait_for_function("document.getElementById('status').textContent.includes('python -m http.server')")
+        page.wait_for_function("document.getElementById('status').className === 'error'")
+        assert "python -m http.server" in page.inner_text("#status")
 
     def test_a_cleared_drawing_is_not_predicted(self, workdir, tmp_path, open_page):  # noqa: F811
         open_site, errors = open_page

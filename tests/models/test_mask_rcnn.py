@@ -199,6 +199,6 @@ def test_outputs_of_bfloat16_models_are_not_rounded():
         assert (output != output.astype(jnp.bfloat16).astype(jnp.float32)).any()
 
 
-def test_a_stride_that_is_no_multiple_of_4_is_refused():
+def test_strides_that_are_not_multiples_of_4_are_refused():
     with pytest.raises(ModelError, match="stride of 14 px"):
         mo.create_model("mask_rcnn_vim_tiny", img_size=56, patch_size=14, stride=14)

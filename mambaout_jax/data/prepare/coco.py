@@ -22,8 +22,9 @@ COCO_SPLITS = {"train": ("train2017", 118_287), "validation": ("val2017", 5_000)
 # Training leaves out smaller images, as mmdetection does; in pixels.
 MIN_TRAIN_SIDE = 32
 # The largest coordinate, side or area of an annotation, in pixels.
-LARGEST = 1e9
-# The largest distance of a mask from its image, in sides of the image.
+MAX_VALUE = 1e9
+# The largest coordinate of boxes and polygons, in longer sides of the image. pycocotools samples the edges of polygons
+# without clipping them, so that far points would fill the memory.
 MAX_MARGIN = 10
 _KEYS = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation")
 
@@ -218,8 +219,8 @@ def _is_integer(value: Any, low: int, high: int) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """Return whether a value is a number of a size that pixels can have; pycocotools samples edges of polygons."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
+    """Return whether a value is a finite number that can be a coordinate, a side or an area in pixels."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_VALUE
 
 
 def _check_annotation(
@@ -277,7 +278,7 @@ def _fault_of_mask(segmentation: Any, size: list[int]) -> str | None:
     if not isinstance(segmentation, list) or not all(isinstance(points, list) for points in segmentation):
         return f"the mask {str(segmentation)[:50]!r}; a list of polygons or a run-length encoding is expected"
     if not all(len(points) % 2 == 0 and all(map(_is_number, points)) for points in segmentation):
-        return "a polygon that is no list of x, y, x, y, ..."
+        return "a polygon that is not a list of x, y, x, y, ..."
     if any(abs(value) > MAX_MARGIN * max(size) for points in segmentation for value in points):
         return f"a polygon that is far outside of its image of (height, width) {size}"
     return None

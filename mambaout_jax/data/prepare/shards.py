@@ -45,7 +45,7 @@ class Annotations(NamedTuple):
         height, width: of the image, in pixels.
         text: JSON list of the annotations, as COCO has them.
         classes: of the objects.
-        has_objects: whether one of them is no crowd.
+        has_objects: whether any of them is not a crowd.
     """
 
     image_id: int

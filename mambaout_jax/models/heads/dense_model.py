@@ -25,8 +25,7 @@ class DenseModel(nnx.Module):
         eps: epsilon of the LayerNorm of each map.
 
     Raises:
-        ModelError: the backbone has another number of feature maps than four, or maps of one stride that is no multiple
-            of 4.
+        ModelError: the backbone does not have four feature maps, or all have a stride that is not a multiple of 4.
     """
 
     def __init__(self, backbone: nnx.Module, *, eps: float, dtype: jnp.dtype):
