@@ -374,4 +374,4 @@ def test_steps_on_one_and_four_devices_equal_a_plain_loop_over_microbatches():
     assert done.returncode == 0, done.stderr
     for parts, (denominators, differences) in json.loads(done.stdout).items():
         assert all(len(set(sums)) == int(parts) for sums in denominators.values()), "they have to differ"
-        assert all(share < 1e-6 for mesh in differences.values() for share in mesh.values()), differences
+        assert all(share < 1e-5 for mesh in differences.values() for share in mesh.values()), differences
