@@ -56,8 +56,7 @@ def kernel_cycles(folder, name):
     chunks, steps = chunk_shape(LENGTH)
     grid = recurrence_tpu.kernel_sizes(BATCH, chunks, steps, CHANNELS, 1, STATES).grid
     (code,) = (path for path in folder.glob(f"*{name}*final_bundles.txt") if "analysis" not in path.name)
-    (original,) = folder.glob(f"*{name}*-02-original.txt")
-    return count_bundles(code.read_text(), original.read_text(), math.prod(grid))
+    return count_bundles(code.read_text(), math.prod(grid))
 
 
 if __name__ == "__main__":

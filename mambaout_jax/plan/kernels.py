@@ -26,6 +26,12 @@ from mambaout_jax.plan.program import Dataset, planned_program
 from mambaout_jax.plugins import load as load_plugins
 from mambaout_jax.run.config import RunConfig
 
+# A line of scheduled code, the test for the end of a loop, and the branch back to its start.
+_BUNDLE = re.compile(r"^\s*(?:0x[0-9a-f]+|0)\s+(\w\w)?\s*:\s*[>\s]*(\{.*)$", re.MULTILINE)
+_LOOP_TEST = re.compile(r"(%\w+) = scmp\.ge\.\S+ (?:\(\S+\), )?%\w+, (\d+) /\* loop exit test")
+_BRANCH = re.compile(r"sbr\.rel \(!(%\w+)\)")
+_DELAY_SLOTS = 4
+
 # A kernel's name and the shapes of its results, in the syntax of a compiled program.
 Kernel = tuple[str, str]
 
@@ -76,9 +82,8 @@ def main() -> None:
         arguments = [jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype, sharding=whole) for x in call.invars]
         compile_for_tpu(jax.jit(_bind(call)).lower(*arguments))
         (code,) = (path for path in folder.glob("*-lone_kernel*-final_bundles.txt") if "analysis" not in path.name)
-        (original,) = folder.glob("*-lone_kernel*-02-original.txt")
         programs = math.prod(call.params["grid_mapping"].grid)
-        rows.append((name, shapes, count_bundles(code.read_text(), original.read_text(), programs)))
+        rows.append((name, shapes, count_bundles(code.read_text(), programs)))
         for path in folder.iterdir():
             path.unlink()
     print(json.dumps(rows))
@@ -91,26 +96,41 @@ def _bind(call: JaxprEqn) -> Callable[..., Any]:
     return lone_kernel  # the name appears in the compiler's file names
 
 
-def count_bundles(code: str, original: str, programs: int) -> int:
+def count_bundles(code: str, programs: int) -> int:
     """Count the bundles that a kernel issues, one per cycle.
 
-    Each line of scheduled code has a `>` for each loop around it; the outermost loop is over the grid. Loops at the
-    same depth all count with the longest trip count among them.
+    A loop begins with a bundle marked `LB`, and ends with a branch, under a predicate from a comparison with its trip
+    count, and its delay slots. The outermost loop is over the grid: with two cores each runs half of it, and with one
+    it has further iterations, which only transfer data.
 
     Args:
         code: the scheduled code.
-        original: the code before scheduling, which contains the trip counts.
         programs: number of programs in the grid.
     """
-    (grid, rounds), *inner = [(len(found[1]), int(found[2])) for found in re.finditer(
-        r"^( *)loop: start=0, step=1, limit=(\d+)", original, re.MULTILINE
-    )] or [(0, programs)]  # fmt: skip
-    levels = sorted({indent for indent, rounds in inner if rounds > 1 and indent > grid})
-    times = [1, min(programs, rounds)]  # with two cores each runs half of the grid
-    for level in levels:
-        times.append(times[-1] * max(rounds for indent, rounds in inner if indent == level))
-    depths = re.findall(r"^\s*(?:0x[0-9a-f]+|0)\s+(?:\w\w)?:\s*((?:>\s*)*)\{", code, re.MULTILINE)
-    return sum(times[min(depth.count(">"), len(times) - 1)] for depth in depths)
+    trips = {predicate: int(count) for predicate, count in _LOOP_TEST.findall(code)}
+    loops = [0]  # bundles of the code outside of loops, and of the open loops
+    ending: list[int] = []  # trip count and remaining delay slots of the innermost loop after its branch
+
+    def end_loop(count):
+        bundles = loops.pop()
+        loops[-1] += bundles * (min(programs, count) if len(loops) == 1 else count)
+
+    for mark, bundle in _BUNDLE.findall(code):
+        if mark == "LB":
+            loops.append(0)
+        loops[-1] += 1
+        if ending:
+            ending[1] -= 1
+        branch = _BRANCH.search(bundle)
+        branches = branch is not None and branch[1] in trips
+        if ending and (branches or not ending[1]):
+            end_loop(ending[0])
+            ending = []
+        if branches:
+            ending = [trips[branch[1]], _DELAY_SLOTS]
+    if ending:
+        end_loop(ending[0])
+    return loops[0]
 
 
 if __name__ == "__main__":

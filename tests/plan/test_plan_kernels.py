@@ -9,37 +9,52 @@ import pytest
 from mambaout_jax.ops import selective_scan
 from mambaout_jax.plan.kernels import count_bundles, kernel_calls
 
+# A loop over the grid with two loops of different lengths, of which the second has an inner one; after a branch follow
+# four delay slots. The test for the end of the outer loop is in the inner one, under its predicate.
 CODE = """\
      0   :  { %s1 = a  ;;  %s2 = b }
-   0x1   :  { %s3 = c }
-   0x2 LH: > { %s4 = d }
-   0x3   : > { %s5 = e  ;;  %s6 = sld [#allocation3] }
-   0x4 LB: >> { %v7 = f }
-   0x5   : >> { %v8 = g }
-   0x6   : >> { %v9 = h }
-   0x7 LE: > { %s9 = i }
-   0x8 PF:  { %s10 = j }
+   0x1 LB: > { %s4 = sphi %s9, %s8 }
+   0x2   : > { %s5 = e  ;;  %s6 = sld [#allocation3] }
+   0x3 LB: >> { %s7 = sadd.s32 1, %s7  ;;  %p8 = scmp.ge.s32.totalorder %s7, 16 /* loop exit test */ }
+   0x4   : >> { %12 = sbr.rel (!%p8) target = $region5 }
+   0x5   : >> { %v9 = h }
+   0x6   :  {}
+   0x7   :  {}
+   0x8   :  {}
+   0x9 LB: >> { %v7 = f }
+   0xa LB: >>> { %p10 = scmp.ge.s32.totalorder %s10, 3 /* loop exit test */ }
+   0xb   : >>> { %p11 = scmp.ge.s32.totalorder (%p10), %s11, 5 /* loop exit test */ }
+   0xc   : >>> { %13 = sbr.rel (!%p10) target = $region7 }
+   0xd   :  {}
+   0xe   :  {}
+   0xf   :  {}
+  0x10   : >>> { %v9 = h }
+  0x11   : >> { %14 = sbr.rel (!%p11) target = $region6 }
+  0x12   :  {}
+  0x13   :  {}
+  0x14   :  {}
+  0x15   :  {}
+  0x16 PF: > { %s9 = i  ;;  %p15 = scmp.ge.s32.totalorder %s4, 6 /* loop exit test */ }
+  0x17   : > { %15 = sbr.rel (!%p15) target = $region2 }
+  0x18   :  {}
+  0x19   :  {}
+  0x1a   :  {}
+  0x1b   :  {}
+  0x1c   :  { %s9 = j }
 """
-ORIGINAL = """\
-$region0: #{f}
-    loop: start=0, step=1, limit=6
-                loop: start=0, step=1, limit=1
-        loop: start=0, step=1, limit=16
-        loop: start=0, step=1, limit=12
-"""
+INNER = 16 * 6 + 5 * (1 + 3 * 7 + 5)
 
 
 def test_bundles_count_as_often_as_they_are_issued():
-    assert count_bundles(CODE, ORIGINAL, programs=4) == 3 + 4 * (3 + 16 * 3)
+    assert count_bundles(CODE, programs=4) == 2 + 4 * (2 + INNER + 6)
 
 
-def test_a_kernel_without_loops_counts_its_grid():
-    assert count_bundles(CODE.replace(">>", ">"), "    loop: start=0, step=1, limit=6\n", programs=4) == 3 + 4 * 6
-    assert count_bundles(CODE.replace(">", ""), "", programs=1) == 9
+def test_a_kernel_without_loops_counts_once():
+    assert count_bundles("".join(CODE.splitlines(keepends=True)[:1]), programs=1) == 1
 
 
 def test_where_two_cores_share_a_grid_one_half_is_counted():
-    assert count_bundles(CODE.replace(">>", ">"), "    loop: start=0, step=1, limit=6\n", programs=8) == 3 + 6 * 6
+    assert count_bundles(CODE, programs=12) == 2 + 6 * (2 + INNER + 6)
 
 
 @pytest.mark.slow
