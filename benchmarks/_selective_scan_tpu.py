@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from selective_scan import STATES, passes, temporary
 
 from mambaout_jax import distributed
-from mambaout_jax.ops import recurrence_tpu
+from mambaout_jax.ops.pallas import recurrence_tpu
 from mambaout_jax.ops.recurrence import chunk_shape
 from mambaout_jax.plan.chips import CHIPS
 from mambaout_jax.plan.compiler import tpu_devices

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from mambaout_jax.ops import recurrence_tpu
+from mambaout_jax.ops.pallas import recurrence_tpu
 
 # Longest sequence for which "auto" is the plain loop: chunks and padding would cost more than the recurrence itself.
 _SHORT = 4

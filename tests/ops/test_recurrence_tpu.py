@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mambaout_jax.ops import recurrence_tpu, selective_scan
+from mambaout_jax.ops import selective_scan
+from mambaout_jax.ops.pallas import recurrence_tpu
 from mambaout_jax.ops.recurrence import _backward, _forward, _loop, chunk_shape
 
 ROOT = Path(__file__).parents[2]
@@ -102,7 +103,7 @@ EIGHT_DEVICES = """
 import jax
 from functools import partial
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from mambaout_jax.ops import recurrence_tpu
+from mambaout_jax.ops.pallas import recurrence_tpu
 from mambaout_jax.ops.recurrence import _backward, _forward, _loop, chunk_shape
 from tests.ops.test_recurrence_tpu import assert_close, draw
 

@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from mambaout_jax.models.layers.linear import Linear
-from mambaout_jax.models.layers.parameters import saveable
+from mambaout_jax.ops.remat import saveable
 
 
 class Attention(nnx.Module):

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key, PyTree
 
 from mambaout_jax.models.errors import ModelError
-from mambaout_jax.models.layers.parameters import SAVEABLE
+from mambaout_jax.ops.remat import SAVEABLE
 
 # What the backward pass recomputes. "save_matmuls" recomputes all results that are not marked as `saveable`: norms,
 # activations and gates.

@@ -11,11 +11,11 @@ from mambaout_jax.models.layers.parameters import (
     normal,
     parameter,
     per_channel,
-    saveable,
     uniform_within,
     zeros,
 )
 from mambaout_jax.ops import conv2d, depthwise_conv2d, matmul, strided_conv2d
+from mambaout_jax.ops.remat import saveable
 
 Pair = int | tuple[int, int]
 

@@ -10,9 +10,10 @@ from jaxtyping import Array, Float
 
 from mambaout_jax.models.layers.conv import CausalConv1d
 from mambaout_jax.models.layers.linear import Linear
-from mambaout_jax.models.layers.parameters import Initializer, ones, parameter, saveable
+from mambaout_jax.models.layers.parameters import Initializer, ones, parameter
 from mambaout_jax.models.layers.selective_ssm import initial_decay
 from mambaout_jax.ops import matmul, selective_scan
+from mambaout_jax.ops.remat import saveable
 
 
 class ScanInputs(NamedTuple):

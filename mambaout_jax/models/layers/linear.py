@@ -11,8 +11,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from mambaout_jax.models.errors import ModelError
-from mambaout_jax.models.layers.parameters import Initializer, normal, parameter, per_channel, saveable, zeros
+from mambaout_jax.models.layers.parameters import Initializer, normal, parameter, per_channel, zeros
 from mambaout_jax.ops import gelu, matmul
+from mambaout_jax.ops.remat import saveable
 
 ACTIVATIONS = {
     "gelu": gelu,

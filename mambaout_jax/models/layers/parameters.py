@@ -13,14 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Key
 
 # Maps standard normal noise of the parameter's shape to initial values. The noise of all parameters is drawn at once:
 # one draw per parameter would add half a second of compilation each.
 Initializer = Callable[[Float[Array, "..."]], Float[Array, "..."]]
-
-SAVEABLE = "saveable"
 
 
 def normal(noise: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -103,8 +100,3 @@ def init_state(state: Any, key: Key[Array, ""]) -> dict[str, Any]:
 def per_channel(value: Float[Array, " d"] | nnx.Param, x: Float[Array, "*batch d"]) -> Float[Array, "... d"]:
     """Return a parameter vector with the rank and dtype of x, for broadcasting along its last axis."""
     return value.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
-
-
-def saveable(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Mark a result to be stored for the backward pass under `remat="save_matmuls"`; all others are recomputed."""
-    return checkpoint_name(x, SAVEABLE)

@@ -12,8 +12,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from mambaout_jax.models.layers.linear import Linear
-from mambaout_jax.models.layers.parameters import ones, parameter, saveable, uniform, uniform_within
+from mambaout_jax.models.layers.parameters import ones, parameter, uniform, uniform_within
 from mambaout_jax.ops import SCAN_ORDERS, flatten_map, matmul, selective_scan, selective_scan_step, unflatten_map
+from mambaout_jax.ops.remat import saveable
 
 # Initial step sizes are log-uniform in [DT_MIN, DT_MAX] and clipped at DT_FLOOR.
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4

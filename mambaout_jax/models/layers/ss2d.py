@@ -17,9 +17,10 @@ from mambaout_jax.models.layers.conv import default_conv2d
 from mambaout_jax.models.layers.joint_scan import pad_to_longest
 from mambaout_jax.models.layers.linear import Linear
 from mambaout_jax.models.layers.norm import LayerNorm
-from mambaout_jax.models.layers.parameters import ones, parameter, saveable, uniform_within
+from mambaout_jax.models.layers.parameters import ones, parameter, uniform_within
 from mambaout_jax.models.layers.selective_ssm import initial_decay, initial_dt_bias
 from mambaout_jax.ops import matmul, selective_scan
+from mambaout_jax.ops.remat import saveable
 from mambaout_jax.ops.scan_order import Direction
 
 

@@ -10,9 +10,9 @@ from mambaout_jax.models.layers.conv import Conv2d
 from mambaout_jax.models.layers.drop import drop_path
 from mambaout_jax.models.layers.linear import Linear, activation
 from mambaout_jax.models.layers.norm import LayerNorm, LayerScale
-from mambaout_jax.models.layers.parameters import saveable
 from mambaout_jax.models.layers.selective_ssm import SelectiveSSM, scan_2d
 from mambaout_jax.ops import SCAN_ORDERS
+from mambaout_jax.ops.remat import saveable
 from mambaout_jax.words import count
 
 

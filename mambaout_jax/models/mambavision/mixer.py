@@ -9,8 +9,8 @@ from jaxtyping import Array, Float
 
 from mambaout_jax.models.layers.conv import CausalConv1d, DepthwiseConv1d
 from mambaout_jax.models.layers.linear import Linear
-from mambaout_jax.models.layers.parameters import saveable
 from mambaout_jax.models.layers.selective_ssm import SelectiveSSM
+from mambaout_jax.ops.remat import saveable
 
 # In the order in which they lead from Mamba's mixer to MambaVision's.
 TOKEN_MIXERS = ("causal_conv", "conv", "gated", "concat")

@@ -15,9 +15,10 @@ from jaxtyping import Array, Float, Int
 
 from mambaout_jax.models.layers.conv import default_conv2d
 from mambaout_jax.models.layers.linear import Linear
-from mambaout_jax.models.layers.parameters import normal, ones, parameter, saveable
+from mambaout_jax.models.layers.parameters import normal, ones, parameter
 from mambaout_jax.models.layers.selective_ssm import initial_decay
 from mambaout_jax.ops import matmul, selective_scan
+from mambaout_jax.ops.remat import saveable
 
 # Moves from one position of a path to the next; rows of `direction_Bs`.
 START, RIGHT, LEFT, UP, DOWN = range(5)

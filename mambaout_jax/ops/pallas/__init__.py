@@ -1,0 +1,1 @@
+"""Kernels written with Pallas; `ops` has the functions that use them."""
