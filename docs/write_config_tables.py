@@ -8,7 +8,7 @@ from page_tables import write_tables
 
 from mambaout_jax.checks import ConfigKey
 from mambaout_jax.models import families
-from mambaout_jax.models.options import BLOCKS, COMMON, PREPROCESSING
+from mambaout_jax.models.options import BLOCKS, COMMON, EXECUTION, PREPROCESSING
 from mambaout_jax.models.registry import HEADS
 from mambaout_jax.run.config import KEYS
 from mambaout_jax.tasks.registry import BUILT_IN
@@ -23,7 +23,7 @@ def update(page: str) -> str:
 
 
 def _tables() -> dict[str, str]:
-    shared = {**COMMON, **BLOCKS, **PREPROCESSING}
+    shared = {**COMMON, **BLOCKS, **PREPROCESSING, **EXECUTION}
     tables = {"run": _table(KEYS)}
     tables |= {task.name: _table(task.keys) for task in BUILT_IN}
     tables["model"] = _model_table(shared)

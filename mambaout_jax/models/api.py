@@ -15,7 +15,7 @@ from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.family import Family, head_modules
 from mambaout_jax.models.layers.parameters import init_state, state_shapes
 from mambaout_jax.models.options import MIN_SIZE
-from mambaout_jax.ops import denormalize_images, normalize_images
+from mambaout_jax.ops import denormalize_images, normalize_images, use_kernels
 from mambaout_jax.ops.sharding import spec_of, with_auto_axes
 
 if TYPE_CHECKING:
@@ -203,12 +203,20 @@ class Model(Functional):
     """
 
     def __init__(
-        self, module: nnx.Module, *, name: str, family: Family, input_spec: InputSpec, options: Mapping[str, Any]
+        self,
+        module: nnx.Module,
+        *,
+        name: str,
+        family: Family,
+        input_spec: InputSpec,
+        options: Mapping[str, Any],
+        kernels: str = "auto",
     ):
         super().__init__(module, name=name)
         self.family = family
         self.input_spec = input_spec
         self.options = MappingProxyType(dict(options))
+        self.kernels = kernels
         self.num_classes: int = options["num_classes"]
         self.in_chans: int = options["in_chans"]
         self.feature_info = tuple(map(FeatureInfo, module.feature_channels, module.feature_strides))
@@ -285,6 +293,10 @@ class Model(Functional):
             return self._run(module, images, key, output)
 
         return self._compute(train, variables, images, key)
+
+    def _compute(self, function: Callable[..., Any], variables: Variables, *args: Any) -> tuple[Any, Variables]:
+        with use_kernels(self.kernels):
+            return super()._compute(function, variables, *args)
 
     def has_method(self, name: str) -> bool:
         """Return whether `call` can apply a method."""

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Key
 from mambaout_jax.models.api import Model, Output
 from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.options import DROP_RATES
+from mambaout_jax.ops import use_kernels
 
 Source = nnx.Rngs | nnx.RngStream | Key[Array, ""] | None
 
@@ -52,7 +53,8 @@ class NNXModel(nnx.Module):
             ModelError: as in `Model.apply`, or a training step lacks the key of dropout or stochastic depth.
         """
         key = None if self.deterministic else self._draw_key(self.rngs if rngs is None else rngs)
-        return self.model._run(self.network, images, key, output)
+        with use_kernels(self.model.kernels):
+            return self.model._run(self.network, images, key, output)
 
     def features(self, images: Float[Array, "b h w i"], *, rngs: Source = None) -> list[Float[Array, "..."]]:
         """Compute the feature maps of all stages, as a call with output="features"."""

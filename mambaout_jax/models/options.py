@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from mambaout_jax.checks import ConfigKey, Require
 from mambaout_jax.models.errors import ModelError
-from mambaout_jax.ops import SCAN_IMPLS
+from mambaout_jax.ops import KERNELS, SCAN_IMPLS
 
 DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "save_matmuls", "full")
@@ -78,6 +78,20 @@ PREPROCESSING: Mapping[str, ConfigKey] = MappingProxyType(
         "crop_pct": ConfigKey(float, ">0..1", None, "fraction of the resized side that the evaluation crop keeps"),
         "crop_mode": ConfigKey(str, ("center", "squash", "border"), None, "how evaluation images are cropped"),
         "interpolation": ConfigKey(str, ("bilinear", "bicubic"), None, "interpolation for resizing evaluation images"),
+    }
+)
+# How a model is computed; not arguments of the module either.
+EXECUTION: Mapping[str, ConfigKey] = MappingProxyType(
+    {
+        "kernels": ConfigKey(
+            str,
+            KERNELS,
+            "auto",
+            "kernels for TPUs instead of XLA's operations (docs/kernels.md): where they apply and should be faster; "
+            "never (xla); or wherever they apply, on every platform (pallas)",
+            changeable=True,
+            inference="none",
+        ),
     }
 )
 

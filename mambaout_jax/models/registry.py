@@ -18,7 +18,7 @@ from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.family import Family, Variant
 from mambaout_jax.models.heads import mask_rcnn, upernet
 from mambaout_jax.models.heads.head import CLASSIFIER_OPTIONS, Head, compose
-from mambaout_jax.models.options import DTYPES, PREPROCESSING, dtype_name, plain_integers
+from mambaout_jax.models.options import DTYPES, EXECUTION, PREPROCESSING, dtype_name, plain_integers
 from mambaout_jax.words import listed
 
 BUILT_IN: tuple[Family, ...] = (
@@ -103,12 +103,12 @@ def list_models(pattern: str | None = None) -> list[str]:
 
 
 def option_keys(name: str) -> dict[str, ConfigKey]:
-    """Return the options of `create_model` for a variant: those of its family, and of the preprocessing of images.
+    """Return the options of `create_model` for a variant: those of its family, of preprocessing and of execution.
 
     Raises:
         ModelError: the name is unknown.
     """
-    return {**find_family(name).options, **PREPROCESSING}
+    return {**find_family(name).options, **PREPROCESSING, **EXECUTION}
 
 
 def families_with(option: str) -> list[str]:
@@ -135,8 +135,8 @@ def create_model(
         backbone: one of `list_models()` for a head; None for other models.
         img_size: side or (height, width) of the images, 32 px and up; None for the variant's own.
         options: options of the family that differ from the variant's, such as num_classes (0 for no classifier),
-            drop_path_rate or dtype (`option_keys(name)` has all of them), and fields of its `input_spec`: mean, std,
-            crop_pct, crop_mode, interpolation.
+            drop_path_rate or dtype (`option_keys(name)` has all of them), fields of its `input_spec`: mean, std,
+            crop_pct, crop_mode, interpolation; and `kernels`, how it is computed.
 
     Raises:
         ModelError: the name or an option is unknown (the message has the nearest one), or a value is out of range.
@@ -165,7 +165,9 @@ def create_model(
     options = {option: value for option, value in {**own, **values}.items() if option in own}
     if "img_size" in own:  # the family's parameters depend on it
         options["img_size"] = spec.size
-    return Model(_build_module(family, options), name=name, family=family, options=options, input_spec=spec)
+    module = _build_module(family, options)
+    execution = {option: values.get(option, key.default) for option, key in EXECUTION.items()}
+    return Model(module, name=name, family=family, options=options, input_spec=spec, **execution)
 
 
 def backbone_of(model: Model) -> Model | None:
@@ -175,7 +177,7 @@ def backbone_of(model: Model) -> Model | None:
         return None
     _, name = split_name(model.name)
     options = {option: model.options[option] for option in family.options if option not in CLASSIFIER_OPTIONS}
-    return create_model(name, **{**options, "img_size": model.input_spec.size})
+    return create_model(name, **{**options, "img_size": model.input_spec.size, "kernels": model.kernels})
 
 
 def _with_backbone(name: str, backbone: str | None) -> str:
@@ -204,7 +206,7 @@ def _build_module(family: Family, options: Mapping[str, Any]) -> nnx.Module:
 def _reduce(model: Model) -> tuple[Any, ...]:
     """Return what `pickle` stores of a model: its plugins, its name and all of its options."""
     preprocessing = model.input_spec._asdict()
-    options = {**model.options, "img_size": preprocessing.pop("size"), **preprocessing}
+    options = {**model.options, "img_size": preprocessing.pop("size"), **preprocessing, "kernels": model.kernels}
     return _restore, (plugins.loaded(), model.name, options)
 
 

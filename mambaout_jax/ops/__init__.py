@@ -13,7 +13,9 @@ from mambaout_jax.ops.boxes import (
 )
 from mambaout_jax.ops.conv import conv2d
 from mambaout_jax.ops.depthwise import depthwise_conv2d
+from mambaout_jax.ops.gated_cnn import GatedCNNWeights, gated_cnn_block
 from mambaout_jax.ops.images import denormalize_images, normalize_images
+from mambaout_jax.ops.kernel_choice import KERNELS, use_kernels
 from mambaout_jax.ops.matmul import matmul
 from mambaout_jax.ops.nms import NMSResult, nms
 from mambaout_jax.ops.norm import batch_norm, layer_norm, normalize, rms_norm
@@ -25,8 +27,10 @@ from mambaout_jax.ops.selective_scan import selective_scan, selective_scan_step
 from mambaout_jax.ops.strided import strided_conv2d
 
 __all__ = [
+    "KERNELS",
     "SCAN_IMPLS",
     "SCAN_ORDERS",
+    "GatedCNNWeights",
     "NMSResult",
     "adaptive_avg_pool",
     "assign_levels",
@@ -42,6 +46,7 @@ __all__ = [
     "depthwise_conv2d",
     "encode_boxes",
     "flatten_map",
+    "gated_cnn_block",
     "gelu",
     "layer_norm",
     "make_anchors",
@@ -56,5 +61,6 @@ __all__ = [
     "selective_scan_step",
     "strided_conv2d",
     "unflatten_map",
+    "use_kernels",
     "valid_cells",
 ]

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from mambaout_jax.ops.kernel_choice import kernels
 from mambaout_jax.ops.pallas import recurrence_tpu
 
 # Longest sequence for which "auto" is the plain loop: chunks and padding would cost more than the recurrence itself.
@@ -60,7 +61,7 @@ def recurrence(
     """
     if impl == "auto":
         if arguments[0].shape[1] > _SHORT:
-            return _auto(prepare, *arguments)
+            return _auto(prepare, kernels() != "xla", *arguments)
         impl = "sequential"
     inputs = prepare(*arguments)
     if impl == "chunked":
@@ -149,31 +150,32 @@ def _loop(fixed: Fixed, state: State, varying: Varying) -> tuple[State, Array]:
 
 # As in `depthwise_conv2d`, `lax.platform_dependent` is called inside the VJP: its own VJP stores the residuals of all
 # branches.
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _auto(prepare, *arguments):
-    return _auto_fwd(prepare, *arguments)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _auto(prepare, with_kernels, *arguments):
+    return _auto_fwd(prepare, with_kernels, *arguments)[0]
 
 
-def _auto_fwd(prepare, *arguments):
+def _auto_fwd(prepare, with_kernels, *arguments):
     inputs = prepare(*arguments)
-    y, last, boundaries = _by_platform(_forward, recurrence_tpu.forward, inputs, ())
+    y, last, boundaries = _by_platform(_forward, recurrence_tpu.forward if with_kernels else None, inputs, ())
     return (y, last), (arguments, boundaries)
 
 
-def _auto_bwd(prepare, residuals, cotangents):
+def _auto_bwd(prepare, with_kernels, residuals, cotangents):
     arguments, boundaries = residuals
     inputs, to_arguments = jax.vjp(prepare, *arguments)
-    return to_arguments(_by_platform(_backward, recurrence_tpu.backward, inputs, (boundaries, *cotangents)))
+    kernel = recurrence_tpu.backward if with_kernels else None
+    return to_arguments(_by_platform(_backward, kernel, inputs, (boundaries, *cotangents)))
 
 
 _auto.defvjp(_auto_fwd, _auto_bwd)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _by_platform(general, kernels, inputs, others):
+def _by_platform(general, kernel, inputs, others):
     """Run the implementation for the platform of lowering.
 
-    The kernels require float32, varying B and C, and a batch of known size, which programs of `jax.export` may lack.
+    The kernel, if there is one, requires float32, varying B and C, and a batch of known size, which programs of `jax.export` may lack.
 
     The derivative, which only second derivatives of the recurrence use, is that of the general implementation on every
     platform: kernels have none.
@@ -181,12 +183,13 @@ def _by_platform(general, kernels, inputs, others):
     u, _, A, B, C, _ = inputs
     forms = {"cpu": partial(general, _loop), "default": partial(general, _associative)}
     is_known = isinstance(u.size, int) and u.size > 0
-    if is_known and B.ndim == C.ndim == 4 and u.dtype == jnp.float32 and recurrence_tpu.fits(A.shape[1]):
-        forms["tpu"] = partial(kernels, shape=chunk_shape(u.shape[1]))
+    fits = is_known and B.ndim == C.ndim == 4 and u.dtype == jnp.float32 and recurrence_tpu.fits(A.shape[1])
+    if kernel is not None and fits:
+        forms["tpu"] = partial(kernel, shape=chunk_shape(u.shape[1]))
     return lax.platform_dependent(*inputs, *others, **forms)
 
 
-def _by_platform_jvp(general, kernels, primals, tangents):
+def _by_platform_jvp(general, kernel, primals, tangents):
     # `_loop` has no forward-mode derivative.
     forms = {"cpu": partial(general, _sequential), "default": partial(general, _associative)}
     return jax.jvp(lambda inputs, others: lax.platform_dependent(*inputs, *others, **forms), primals, tangents)

@@ -77,16 +77,29 @@ def map_rows(function: Callable[..., Any], *rows: Any, replicated: tuple[Any, ..
         rows: pytrees of arrays whose first axis is that of the batch, as it is of all results.
         replicated: further arguments, which have no gradient.
     """
+    auto, split = _row_axes(len(jax.tree.leaves(rows)[0]))
+    if not auto:
+        return function(*rows, *replicated)
+    specs = (PartitionSpec(split or None),) * len(rows) + (PartitionSpec(),) * len(replicated)
+    # Nothing is summed over devices, so that there is nothing to check.
+    mapped = jax.shard_map(function, in_specs=specs, out_specs=specs[0], axis_names=set(auto), check_vma=False)
+    return mapped(*rows, *replicated)
+
+
+def rows_per_device(count: int) -> int:
+    """Return how many of `count` rows of a batch a device has in `map_rows`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return count // math.prod(mesh.shape[name] for name in _row_axes(count)[1])
+
+
+def _row_axes(count):
+    """Return the Auto axes of the mesh, and as many of the first ones as divide a number of rows."""
     mesh = jax.sharding.get_abstract_mesh()
     pairs = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    axes = tuple(name for name, kind in pairs if kind == AxisType.Auto and mesh.shape[name] > 1)
-    if not axes or len(jax.tree.leaves(rows)[0]) % math.prod(mesh.shape[name] for name in axes):
-        return function(*rows, *replicated)
-    spec = PartitionSpec(axes)
-    specs = (spec,) * len(rows) + (PartitionSpec(),) * len(replicated)
-    # Nothing is summed over devices, so that there is nothing to check.
-    mapped = jax.shard_map(function, in_specs=specs, out_specs=spec, axis_names=set(axes), check_vma=False)
-    return mapped(*rows, *replicated)
+    auto = split = tuple(name for name, kind in pairs if kind == AxisType.Auto)
+    while count % math.prod(mesh.shape[name] for name in split):
+        split = split[:-1]
+    return auto, split
 
 
 def _each_axis_once(spec):

@@ -29,6 +29,13 @@ def scan(x, impl="auto", length=100):
     return ops.selective_scan(steps, 0.3 * steps, A, B, C, None, steps, None, True, impl=impl)
 
 
+def gated(x, impl):
+    d, h, c = x.shape[-1], 6, 4
+    shapes = (d,), (d,), (d, 2 * h), (2 * h,), (3, 3, 1, c), (c,), (h, d), (d,)
+    weights = ops.GatedCNNWeights(*(0.5 * draw(*shape, seed=index) for index, shape in enumerate(shapes)))
+    return ops.gated_cnn_block(x, weights, eps=0.1, dtype=jnp.float32, impl=impl)
+
+
 # By file; each takes an array and has a custom derivative in it.
 EXAMPLES = {
     "activations.py": (ops.gelu, (3, 4)),
@@ -37,6 +44,7 @@ EXAMPLES = {
         (1, 5, 4, 4),
     ),
     "depthwise.py": (lambda x: ops.depthwise_conv2d(x, 1.0 + x[0, :3, :3, None] ** 2), (1, 5, 4, 2)),
+    "gated_cnn.py": (lambda x: gated(x, "pallas"), (2, 4, 3, 4)),
     "matmul.py": (lambda x: ops.matmul(x, x.T), (3, 4)),
     "norm.py": (lambda x: ops.layer_norm(x, 1 + x[0], x[1], 1e-5) + ops.rms_norm(x, x[0], 1e-5), (3, 4)),
     "recurrence.py": (scan, (1, 100, 2)),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mambaout_jax.ops import selective_scan
+from mambaout_jax.ops import selective_scan, use_kernels
 from mambaout_jax.ops.pallas import recurrence_tpu
 from mambaout_jax.ops.recurrence import _backward, _forward, _loop, chunk_shape
 
@@ -75,6 +75,8 @@ def test_only_programs_for_tpus_contain_the_kernels():
     assert "selective_scan_backward" in text
     for platform in ("cpu", "cuda"):
         assert "selective_scan_" not in lowered(gradient, u, platform=platform)
+    with use_kernels("xla"):
+        assert "selective_scan_" not in lowered(gradient, u, platform="tpu")
 
 
 @pytest.mark.slow

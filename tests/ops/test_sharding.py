@@ -28,6 +28,13 @@ def selective_scan_step(weights, rows):
 
 
 SEQUENCE = [(BATCH, 12, 8)] * 2
+
+
+def gated_cnn_block(weights, rows, impl):
+    (x,) = rows
+    return ops.gated_cnn_block(x, ops.GatedCNNWeights(*weights), eps=EPS, dtype=jnp.float32, impl=impl)
+
+
 PIXELS = ((0.1, 0.2, 0.3, 0.4), (1.0, 2.0, 3.0, 4.0))
 # (function of lists of weights and rows, shapes of weights, shapes of rows), by the op and the case.
 CASES = {
@@ -49,7 +56,15 @@ CASES = {
             [(3, 3, 1, 8)],
             [(BATCH, 6, 7, 8)],
         )
-        for impl in ("auto", "lax", "shift")
+        for impl in ("auto", "lax", "shift", "pallas")
+    },
+    **{
+        f"gated_cnn_block {impl}": (
+            functools.partial(gated_cnn_block, impl=impl),
+            [(8,), (8,), (8, 24), (24,), (3, 3, 1, 8), (8,), (12, 8), (8,), (8,)],
+            [(BATCH, 3, 4, 8)],
+        )
+        for impl in ("auto", "xla", "pallas")
     },
     "conv2d": (
         lambda w, x: ops.conv2d(*x, *w, stride=(2, 1), padding=(1, 0)),
@@ -85,7 +100,7 @@ CASES = {
         [(BATCH, 8, 4), (BATCH, 8), (BATCH, 8), (BATCH, 4), (BATCH, 4)],
     ),
 }
-OTHER_IMPLS = ("lax", "shift", "sequential", "associative", "chunked")
+OTHER_IMPLS = ("lax", "shift", "xla", "pallas", "sequential", "associative", "chunked")
 # Under `shard_map`, statistics are those of one device.
 PER_DEVICE = {"batch_norm"}
 # Sums over the batch in the forward pass: the mean and the variance.
@@ -113,9 +128,12 @@ OF_BOXES = {
 }  # fmt: skip
 
 
+NOT_OPS = {"GatedCNNWeights", "use_kernels"}
+
+
 def test_every_op_is_here():
     functions = {name for name in ops.__all__ if not name.isupper()}
-    assert functions - OF_BOXES == {case.split()[0] for case in CASES}
+    assert functions - OF_BOXES - NOT_OPS == {case.split()[0] for case in CASES}
 
 
 @pytest.mark.parametrize("case", slow_but([case for case in CASES if not case.endswith(OTHER_IMPLS)], CASES))

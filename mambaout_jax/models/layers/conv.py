@@ -52,15 +52,17 @@ class Conv2d(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b ho wo o"]:
-        y = self._convolve(x.astype(self.dtype), self.weight.astype(self.dtype))
-        return saveable(y if self.bias is None else y + per_channel(self.bias, y))
-
-    def _convolve(self, x, weight):
-        """Compute the convolution with the fastest applicable op."""
+        x, weight, bias = x.astype(self.dtype), self.weight.astype(self.dtype), self.bias
         kernel, channels = weight.shape[:2], x.shape[-1]
         keeps_size = self.padding == tuple(side // 2 for side in kernel) and all(side % 2 for side in kernel)
         if keeps_size and self.stride == (1, 1) and self.groups == channels == weight.shape[3]:
-            return depthwise_conv2d(x, weight)
+            return saveable(depthwise_conv2d(x, weight, None if bias is None else bias[...]))
+        y = self._convolve(x, weight, keeps_size)
+        return saveable(y if bias is None else y + per_channel(bias, y))
+
+    def _convolve(self, x, weight, keeps_size):
+        """Compute the convolution with the fastest applicable op."""
+        kernel = weight.shape[:2]
         if keeps_size and self.stride[0] == self.stride[1] > 1 and self.groups == 1:
             return strided_conv2d(x, weight, self.stride[0])
         if kernel == self.stride and self.padding == (0, 0) and self.groups == 1:

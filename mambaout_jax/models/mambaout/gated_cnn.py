@@ -7,11 +7,11 @@ from jaxtyping import Array, Float, Key
 
 from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.layers.conv import Conv2d
-from mambaout_jax.models.layers.drop import drop_path
+from mambaout_jax.models.layers.drop import drop_path_scale
 from mambaout_jax.models.layers.linear import Linear, activation
 from mambaout_jax.models.layers.norm import LayerNorm, LayerScale
 from mambaout_jax.models.layers.selective_ssm import SelectiveSSM, scan_2d
-from mambaout_jax.ops import SCAN_ORDERS
+from mambaout_jax.ops import SCAN_ORDERS, GatedCNNWeights, gated_cnn_block
 from mambaout_jax.ops.remat import saveable
 from mambaout_jax.words import count
 
@@ -55,6 +55,7 @@ class GatedCNNBlock(nnx.Module):
         self.fc2 = Linear(hidden, dim, dtype=dtype)
         self.ls = None if ls_init_value is None else LayerScale(dim, ls_init_value)
         self.act_layer = act_layer
+        self.dtype = dtype
 
     def __call__(
         self,
@@ -62,15 +63,26 @@ class GatedCNNBlock(nnx.Module):
         key: Key[Array, ""] | None = None,
         drop_path_rate: float | Float[Array, ""] = 0.0,
     ) -> Float[Array, "b h w d"]:
-        act = activation(self.act_layer)
-        hidden, conv = self.fc2.weight.shape[0], self.conv_channels
-        identity_gate, conv_gate, identity, value = self.fc1.apply_split(
-            self.norm(x), [hidden - conv, hidden, 2 * hidden - conv]
+        weights = GatedCNNWeights(
+            self.norm.weight[...],
+            self.norm.bias[...],
+            self.fc1.weight[...],
+            self.fc1.bias[...],
+            self.conv.weight[...],
+            self.conv.bias[...],
+            self.fc2.weight[...],
+            self.fc2.bias[...],
+            None if self.ls is None else self.ls.gamma[...],
         )
-        value = self.conv(value)
-        if self.ssm is not None:
-            value = saveable(scan_2d(self.ssm, jax.nn.silu(value), self.scan_order))
-        y = self.fc2.apply_concat(act(identity_gate) * identity, act(conv_gate) * value)
-        if self.ls is not None:
-            y = self.ls(y)
-        return x + drop_path(y, drop_path_rate, key)
+        return gated_cnn_block(
+            x,
+            weights,
+            drop_path_scale(len(x), drop_path_rate, key),
+            eps=self.norm.eps,
+            dtype=self.dtype,
+            act=activation(self.act_layer),
+            mixer=None if self.ssm is None else self._scan,
+        )
+
+    def _scan(self, value: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        return saveable(scan_2d(self.ssm, jax.nn.silu(value), self.scan_order))

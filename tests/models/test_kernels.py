@@ -1,0 +1,68 @@
+"""A model computed with kernels equals the model computed with XLA's operations."""
+
+import pickle
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mambaout_jax as mo
+from mambaout_jax.models import ModelError
+
+SMALL = {"depths": (2,), "dims": (8,), "num_classes": 3, "kernel_size": 3, "drop_path_rate": 0.5}
+
+
+def small(**options):
+    return mo.create_model("mambaout_femto", **SMALL, **options)
+
+
+def images(batch=3):
+    return jnp.asarray(np.random.default_rng(0).normal(size=(batch, 32, 36, 3)), jnp.float32)
+
+
+def loss_and_gradients(model):
+    variables = jax.tree.map(lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size)).reshape(x.shape), small().init(key()))
+
+    def loss(params):
+        logits, _ = model.apply_train({"params": params}, images(), key=key())
+        return (logits * jnp.arange(3.0)[None]).sum()
+
+    return jax.jit(jax.value_and_grad(loss))(variables["params"])
+
+
+def key():
+    return jax.random.key(0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options", [{}, {"scan_blocks": True}, {"remat": "full"}, {"remat": "save_matmuls", "scan_blocks": True}]
+)
+def test_kernels_change_no_results(options):
+    expected = loss_and_gradients(small(kernels="xla"))
+    for a, e in zip(
+        *map(jax.tree.leaves, (loss_and_gradients(small(kernels="pallas", **options)), expected)), strict=True
+    ):
+        np.testing.assert_allclose(a, e, rtol=0, atol=1e-5 * np.abs(e).max())
+
+
+def count_kernels(function):
+    return str(jax.make_jaxpr(function)()).count("pallas_call")
+
+
+def test_the_choice_is_a_property_of_the_model():
+    variables = small().init(key())
+    for kernels in ("auto", "xla", "pallas"):
+        model = pickle.loads(pickle.dumps(small(kernels=kernels)))
+        assert model.kernels == kernels
+        assert "kernels" not in model.options
+        module = model.to_nnx(variables)
+        for function in (partial(model.apply, variables, images()), lambda module=module: module(images())):
+            assert (count_kernels(function) > 0) == (kernels == "pallas")
+
+
+def test_unknown_choices_are_refused():
+    with pytest.raises(ModelError, match="kernels is 'fast'"):
+        small(kernels="fast")
