@@ -175,7 +175,8 @@ _auto.defvjp(_auto_fwd, _auto_bwd)
 def _by_platform(general, kernel, inputs, others):
     """Run the implementation for the platform of lowering.
 
-    The kernel, if there is one, requires float32, varying B and C, and a batch of known size, which programs of `jax.export` may lack.
+    The kernel, if there is one, requires float32, varying B and C, and a batch of known size, which programs of
+    `jax.export` may lack.
 
     The derivative, which only second derivatives of the recurrence use, is that of the general implementation on every
     platform: kernels have none.
