@@ -78,8 +78,8 @@ def export_program(
         output: "logits", "features" or "embedding".
         normalize: the program takes pixels (uint8) and normalizes them itself.
         img_size: (height, width) of the images; None for the model's own.
-        batch_size: fixed number of images of a StableHLO program, with which selective scans use their kernels on
-            TPUs; None for any number.
+        batch_size: fixed number of images of a StableHLO program, with which depthwise convolutions and selective scans
+            use their kernels on TPUs; None for any number.
         weights: "ema" or "raw"; None for "ema" if the run has an average, else "raw".
         force: replace existing files.
         log: function that prints the messages.

@@ -11,6 +11,7 @@ from jax.extend.core import Jaxpr, JaxprEqn
 from mambaout_jax.models.api import Model
 from mambaout_jax.models.jaxprs import inner_jaxprs
 from mambaout_jax.models.registry import create_model, find_family
+from mambaout_jax.ops import use_kernels
 from mambaout_jax.ops.selective_scan import run_scan
 
 # Multiply-adds of a selective scan per position and channel: for each state, and in addition.
@@ -48,7 +49,8 @@ def count_model_macs(model: Model) -> int:
     """Count the multiply-adds of a model for one image of its input size."""
     image = jax.ShapeDtypeStruct((1, *model.input_spec.size, model.in_chans), jnp.float32)
     model = fast_to_trace(model)
-    return count_macs(model.apply, model.shapes, image)
+    with use_kernels("xla"):  # kernels are not counted
+        return count_macs(model.apply, model.shapes, image)
 
 
 def variant_costs(name: str) -> tuple[int, int]:
@@ -68,7 +70,7 @@ def fast_to_trace(model: Model) -> Model:
     """Return a model with the same multiply-adds that is traced several times faster, where its family has one."""
     if "scan_blocks" not in model.options:
         return model
-    return create_model(model.name, **{**model.options, "scan_blocks": True})
+    return create_model(model.name, **{**model.options, "scan_blocks": True, "kernels": "xla"})
 
 
 def _count(jaxpr: Jaxpr) -> int:

@@ -19,6 +19,7 @@ from mambaout_jax.models.family import Family, Variant
 from mambaout_jax.models.heads import mask_rcnn, upernet
 from mambaout_jax.models.heads.head import CLASSIFIER_OPTIONS, Head, compose
 from mambaout_jax.models.options import DTYPES, EXECUTION, PREPROCESSING, dtype_name, plain_integers
+from mambaout_jax.ops import kernels
 from mambaout_jax.words import listed
 
 BUILT_IN: tuple[Family, ...] = (
@@ -166,6 +167,10 @@ def create_model(
     if "img_size" in own:  # the family's parameters depend on it
         options["img_size"] = spec.size
     module = _build_module(family, options)
+    try:
+        kernels()
+    except ValueError as error:  # of the environment
+        raise ModelError(str(error)) from error
     execution = {option: values.get(option, key.default) for option, key in EXECUTION.items()}
     return Model(module, name=name, family=family, options=options, input_spec=spec, **execution)
 

@@ -15,7 +15,7 @@ from mambaout_jax.ops.conv import conv2d
 from mambaout_jax.ops.depthwise import depthwise_conv2d
 from mambaout_jax.ops.gated_cnn import GatedCNNWeights, gated_cnn_block
 from mambaout_jax.ops.images import denormalize_images, normalize_images
-from mambaout_jax.ops.kernel_choice import KERNELS, use_kernels
+from mambaout_jax.ops.kernel_choice import KERNELS, KERNELS_VARIABLE, kernels, use_kernels
 from mambaout_jax.ops.matmul import matmul
 from mambaout_jax.ops.nms import NMSResult, nms
 from mambaout_jax.ops.norm import batch_norm, layer_norm, normalize, rms_norm
@@ -28,6 +28,7 @@ from mambaout_jax.ops.strided import strided_conv2d
 
 __all__ = [
     "KERNELS",
+    "KERNELS_VARIABLE",
     "SCAN_IMPLS",
     "SCAN_ORDERS",
     "GatedCNNWeights",
@@ -48,6 +49,7 @@ __all__ = [
     "flatten_map",
     "gated_cnn_block",
     "gelu",
+    "kernels",
     "layer_norm",
     "make_anchors",
     "matmul",

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from mambaout_jax.ops.conv import convolve, convolve_vjp
 from mambaout_jax.ops.kernel_choice import kernels
 from mambaout_jax.ops.pallas import depthwise_tpu
-from mambaout_jax.ops.pallas.bands import call_kernel, is_static, pays
+from mambaout_jax.ops.pallas.bands import call_kernel, is_supported, should_be_faster
 from mambaout_jax.ops.sharding import spec_of, with_auto_axes
 
 # XLA's CPU backend fuses a slice into its consumer unless the consumer would evaluate it more than 15 times. In a loop
@@ -39,9 +39,10 @@ def depthwise_conv2d(
     Args:
         kernel: kh and kw are odd, and may exceed the size of the map.
         impl: "lax" is the grouped convolution; "shift" is the sum of shifted maps, accumulated in float32; "pallas" are
-            kernels for TPUs, interpreted elsewhere, for square kernels of 3, 5 and 7; "auto" is "shift" in programs
-            lowered for CPU, "pallas" in those for TPU where it applies and pays, and otherwise "lax". All have a
-            custom VJP and no forward-mode derivative.
+            kernels for TPUs, interpreted elsewhere (not under `shard_map`), for square kernels of 3, 5 and 7 and x in
+            float32 or bfloat16; "auto" is "shift" in programs lowered for CPU, and otherwise follows `use_kernels`:
+            "pallas" in programs for TPUs where it applies and should be faster, or else "lax". All have a custom VJP
+            and no forward-mode derivative.
 
     Raises:
         ValueError: kh or kw is even, or `impl` is unknown or does not apply.
@@ -51,15 +52,17 @@ def depthwise_conv2d(
         raise ValueError(f"the depthwise kernel is {kh}x{kw}; odd sides are expected, to preserve the size of the map")
     if impl not in _IMPLS:
         raise ValueError(f"impl is {impl!r}; {', '.join(map(repr, _IMPLS))} is expected")
-    band = _band_of(x, kernel)
+    chosen = kernels() if impl == "auto" else impl
+    band = _band_of(x, kernel) if chosen in ("auto", "pallas") else None
     if impl == "pallas" and band is None:
         raise ValueError(
-            f"impl 'pallas' does not support a kernel of {kh}x{kw} on a map of shape {x.shape}; use 'auto' or 'lax'"
+            f"impl 'pallas' does not support a kernel of {kh}x{kw} on a map of shape {x.shape} and dtype {x.dtype}; "
+            "use 'auto' or 'lax'"
         )
     forms = _IMPLS[impl]
-    if impl == "auto" and band is not None and kernels() == "pallas":
+    if band is not None and chosen == "pallas":
         forms = _IMPLS["pallas"]
-    elif impl == "auto" and band is not None and kernels() == "auto" and pays(band, len(x)):
+    elif band is not None and should_be_faster(band, x):
         forms = _auto_with_kernels, _auto_with_kernels_vjp
     *rows, channels = spec_of(x)
     out = PartitionSpec(*rows, channels or spec_of(kernel)[-1])
@@ -93,17 +96,18 @@ def _auto_vjp(x, kernel, bias, dy):
 
 
 def _auto_with_kernels(x, kernel, bias):
-    return lax.platform_dependent(x, kernel, bias, cpu=_shift, tpu=_pallas, default=_lax)
+    return lax.platform_dependent(x, kernel, bias, cpu=_shift, default=partial(_pallas, interpret=False))
 
 
 def _auto_with_kernels_vjp(x, kernel, bias, dy):
-    return lax.platform_dependent(x, kernel, bias, dy, cpu=_shift_vjp, tpu=_pallas_vjp, default=_lax_vjp)
+    default = partial(_pallas_vjp, interpret=False)
+    return lax.platform_dependent(x, kernel, bias, dy, cpu=_shift_vjp, default=default)
 
 
 def _band_of(x, kernel):
     """Return the sizes of the blocks of Pallas kernels; None if they do not apply."""
     kh, kw = kernel.shape[:2]
-    applies = is_static(x) and kh == kw and kh in (3, 5, 7)
+    applies = is_supported(x) and kh == kw and kh in (3, 5, 7)
     return depthwise_tpu.band_of(x.shape, kh, x.dtype) if applies else None
 
 
@@ -124,16 +128,15 @@ def _bias_gradient(bias, dy):
     return None if bias is None else dy.astype(jnp.float32).sum((0, 1, 2)).astype(bias.dtype)
 
 
-def _pallas(x, kernel, bias):
-    return call_kernel(depthwise_tpu.forward, _lax, x, kernel, bias)
+def _pallas(x, kernel, bias, *, interpret=True):
+    return call_kernel(depthwise_tpu.forward, _lax, interpret, x, kernel, bias)
 
 
-def _pallas_vjp(x, kernel, bias, dy):
-    dx = call_kernel(depthwise_tpu.forward, _lax, dy, kernel[::-1, ::-1], None)
+def _pallas_vjp(x, kernel, bias, dy, *, interpret=True):
+    dx = call_kernel(depthwise_tpu.forward, _lax, interpret, dy, kernel[::-1, ::-1], None)
     weights = jnp.zeros(kernel.shape), jnp.zeros(kernel.shape[-1])
-    dkernel, dbias = call_kernel(
-        partial(depthwise_tpu.gradients, size=len(kernel)), lambda x, dy: _lax_vjp(x, *weights, dy)[1:], x, dy
-    )
+    gradients = partial(depthwise_tpu.gradients, size=len(kernel))
+    dkernel, dbias = call_kernel(gradients, lambda x, dy: _lax_vjp(x, *weights, dy)[1:], interpret, x, dy)
     return dx.astype(x.dtype), dkernel.astype(kernel.dtype), None if bias is None else dbias.astype(bias.dtype)
 
 

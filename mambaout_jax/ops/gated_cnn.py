@@ -1,6 +1,5 @@
 """The Gated CNN block of MambaOut as a function of arrays, as operations of XLA or as kernels for TPUs."""
 
-import contextlib
 import itertools
 import math
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from mambaout_jax.ops.kernel_choice import KERNELS, kernels, use_kernels
 from mambaout_jax.ops.matmul import matmul
 from mambaout_jax.ops.norm import layer_norm
 from mambaout_jax.ops.pallas import gated_cnn_tpu
-from mambaout_jax.ops.pallas.bands import LANES, call_kernel, for_tpu, is_static, pays
+from mambaout_jax.ops.pallas.bands import LANES, call_kernel, for_tpu, is_supported, should_be_faster
 from mambaout_jax.ops.remat import saveable
 from mambaout_jax.ops.sharding import spec_of, with_auto_axes
 
@@ -62,11 +61,12 @@ def gated_cnn_block(
         eps: of the LayerNorm.
         dtype: of products and convolutions.
         act: activation of the gate.
-        mixer: applied to the convolved channels; a function without arrays of its own on meshes with Explicit axes.
+        mixer: applied to the convolved channels.
         impl: "xla", without any kernels; "pallas", which computes the block in one kernel and recomputes it from x in
-            the backward pass, interpreted elsewhere than on TPUs; or "auto", which follows
-            `use_kernels` and is "pallas" where it applies and pays if the mesh or the default device is a TPU. Kernels
-            exist for GELU, square kernels of 3, 5 and 7, no mixer, and maps whose rows fit into VMEM.
+            the backward pass, interpreted elsewhere than on TPUs (not under `shard_map`); or "auto", which follows
+            `use_kernels` and is "pallas" where it applies and should be faster, if the mesh or the default device is
+            a TPU. Kernels exist for GELU, square kernels of 3, 5 and 7, no mixer, x in `dtype`, and maps whose rows fit
+            into VMEM.
 
     Raises:
         ValueError: `impl` is unknown, or "pallas" does not apply.
@@ -78,13 +78,19 @@ def gated_cnn_block(
     if chosen != "xla" and act is gelu and mixer is None and x.dtype == dtype:
         band = _band_of(x, weights)
     if impl == "pallas" and band is None:
-        raise ValueError(f"impl 'pallas' does not support this block on a map of shape {x.shape}; use 'auto' or 'xla'")
+        raise ValueError(
+            "impl 'pallas' needs GELU, no mixer, a kernel of 3, 5 or 7, x in the dtype of products and rows that fit "
+            f"into VMEM; x has shape {x.shape} and dtype {x.dtype}; use 'auto' or 'xla'"
+        )
+    branch_scale = None if branch_scale is None else lax.stop_gradient(branch_scale)
     # Decided while tracing, by the mesh: under `lax.platform_dependent`, both forms would store their residuals.
-    if band is not None and (chosen == "pallas" or (for_tpu() and pays(band, len(x)))):
-        run = partial(_kernels, eps)
-    else:
-        run = partial(_operations, eps, dtype, act, mixer)
-    with use_kernels("xla") if impl == "xla" else contextlib.nullcontext():
+    if band is not None and (chosen == "pallas" or (for_tpu() and should_be_faster(band, x))):
+        scale = jnp.ones(x.shape[0]) if branch_scale is None else branch_scale
+        return with_auto_axes(partial(_block, eps, chosen == "pallas"), x, scale, weights, out=spec_of(x))
+    run = partial(_operations, eps, dtype, act, mixer)
+    with use_kernels(impl):
+        if mixer is not None:  # it may use arrays with Explicit axes
+            return run(x, branch_scale, weights)
         return with_auto_axes(run, x, branch_scale, weights, out=spec_of(x))
 
 
@@ -123,7 +129,7 @@ def _channels(vector, x):
 def _band_of(x, weights):
     """Return the sizes of the blocks of the forward kernel; None if the kernels do not apply."""
     size = len(weights.conv_weight)
-    if not is_static(x) or size not in (3, 5, 7):
+    if not is_supported(x) or size not in (3, 5, 7):
         return None
     bands = gated_cnn_tpu.bands_of(x, _lanes(len(weights.fc2_weight)), _lanes(len(weights.conv_bias)), size)
     return None if bands is None else bands.forward
@@ -132,11 +138,6 @@ def _band_of(x, weights):
 def _lanes(channels):
     """Return a number of channels rounded up to whole groups of lanes."""
     return -(-channels // LANES) * LANES
-
-
-def _kernels(eps, x, branch_scale, weights):
-    scale = jnp.ones(len(x)) if branch_scale is None else branch_scale
-    return _block(eps, x, scale, _kernel_weights(weights))
 
 
 def _kernel_weights(weights: GatedCNNWeights) -> gated_cnn_tpu.Weights:
@@ -169,21 +170,24 @@ def _kernel_weights(weights: GatedCNNWeights) -> gated_cnn_tpu.Weights:
     return gated_cnn_tpu.Weights(*gate, *value, rows, *out)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _block(eps, x, branch_scale, weights):
-    return _fwd(eps, x, branch_scale, weights)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _block(eps, interpret, x, branch_scale, weights):
+    return _fwd(eps, interpret, x, branch_scale, weights)[0]
 
 
-def _fwd(eps, x, branch_scale, weights):
-    y = call_kernel(partial(gated_cnn_tpu.forward, eps=eps), partial(_plain, eps), x, branch_scale, weights)
+def _fwd(eps, interpret, x, branch_scale, weights):
+    forward = partial(gated_cnn_tpu.forward, eps=eps)
+    y = call_kernel(forward, partial(_plain, eps), interpret, x, branch_scale, _kernel_weights(weights))
     return y, (x, branch_scale, weights)
 
 
-def _bwd(eps, residuals, dout):
+def _bwd(eps, interpret, residuals, dout):
     x, branch_scale, weights = residuals
+    kernel_weights, to_weights = jax.vjp(_kernel_weights, weights)
     backward = partial(gated_cnn_tpu.backward, eps=eps)
-    dx, dweights = call_kernel(backward, partial(_plain_vjp, eps), x, branch_scale, weights, dout)
-    return dx, jnp.zeros_like(branch_scale), jax.tree.map(lambda d, w: d.astype(w.dtype), dweights, weights)
+    arguments = x, branch_scale, kernel_weights, dout
+    dx, dweights = call_kernel(backward, partial(_plain_vjp, eps), interpret, *arguments)
+    return dx, jnp.zeros_like(branch_scale), *to_weights(dweights)
 
 
 _block.defvjp(_fwd, _bwd)

@@ -6,7 +6,7 @@ import os
 import jax
 
 KERNELS = ("auto", "xla", "pallas")
-VARIABLE = "MAMBAOUT_KERNELS"
+KERNELS_VARIABLE = "MAMBAOUT_KERNELS"
 
 _chosen = jax.make_user_context("auto")  # a part of the key of jit's cache
 
@@ -16,10 +16,15 @@ def use_kernels(choice: str) -> contextlib.AbstractContextManager[None]:
 
     Args:
         choice: "xla" for none; "pallas" for those that apply, interpreted on other platforms than TPUs, which is slow;
-            "auto" for those that apply in programs for TPUs and should be faster there, or for the value of the
-            environment variable MAMBAOUT_KERNELS.
+            "auto" for the choice around it, or else the value of the environment variable MAMBAOUT_KERNELS, or else
+            those that apply in programs for TPUs and should be faster there.
+
+    Raises:
+        ValueError: the choice is unknown.
     """
-    return _chosen(choice)
+    if choice not in KERNELS:
+        raise ValueError(f"kernels is {choice!r}; {', '.join(map(repr, KERNELS))} is expected")
+    return _chosen(_chosen.value if choice == "auto" else choice)
 
 
 def kernels() -> str:
@@ -30,7 +35,7 @@ def kernels() -> str:
     """
     chosen = _chosen.value
     if chosen == "auto":
-        chosen = os.environ.get(VARIABLE) or "auto"
+        chosen = os.environ.get(KERNELS_VARIABLE) or "auto"
     if chosen not in KERNELS:
-        raise ValueError(f"{VARIABLE} is {chosen!r}; {', '.join(KERNELS)} is expected")
+        raise ValueError(f"{KERNELS_VARIABLE} is {chosen!r}; {', '.join(map(repr, KERNELS))} is expected")
     return chosen

@@ -70,14 +70,14 @@ def split_over_all_axes(x: jax.Array) -> jax.Array:
 def map_rows(function: Callable[..., Any], *rows: Any, replicated: tuple[Any, ...] = ()) -> Any:
     """Compute `function(*rows, *replicated)` of arrays with one entry per row of a batch, on each device for its rows.
 
-    For functions whose loops end when all rows are done: without it, all devices would wait for each other in every
-    iteration.
+    For kernels, which XLA cannot partition, and for functions whose loops end when all rows are done: without it, all
+    devices would wait for each other in every iteration.
 
     Args:
         rows: pytrees of arrays whose first axis is that of the batch, as it is of all results.
         replicated: further arguments, which have no gradient.
     """
-    auto, split = _row_axes(len(jax.tree.leaves(rows)[0]))
+    auto, split = _row_axes(jax.tree.leaves(rows)[0].shape[0])
     if not auto:
         return function(*rows, *replicated)
     specs = (PartitionSpec(split or None),) * len(rows) + (PartitionSpec(),) * len(replicated)
@@ -86,10 +86,12 @@ def map_rows(function: Callable[..., Any], *rows: Any, replicated: tuple[Any, ..
     return mapped(*rows, *replicated)
 
 
-def rows_per_device(count: int) -> int:
-    """Return how many of `count` rows of a batch a device has in `map_rows`."""
+def rows_per_device(x: jax.Array) -> int:
+    """Return how many rows of an array a device has in `map_rows`, or on a mesh with Explicit axes."""
     mesh = jax.sharding.get_abstract_mesh()
-    return count // math.prod(mesh.shape[name] for name in _row_axes(count)[1])
+    explicit = spec_of(x)[0] or ()
+    axes = (explicit,) if isinstance(explicit, str) else explicit
+    return x.shape[0] // math.prod(mesh.shape[name] for name in (*_row_axes(x.shape[0])[1], *axes))
 
 
 def _row_axes(count):

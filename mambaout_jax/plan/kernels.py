@@ -40,7 +40,7 @@ def kernel_calls(jaxpr: Jaxpr) -> dict[Kernel, JaxprEqn]:
     """Return the kernels of a traced function with one call of each."""
     calls = {}
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "pallas_call":
+        if equation.primitive.name == "pallas_call" and not equation.params["interpret"]:
             results = (variable.aval.str_short(short_dtypes=True) for variable in equation.outvars)
             # Without the axes of a mesh over which a result varies, which follow in braces.
             shapes = " ".join(result.partition("{")[0] for result in results)
@@ -106,6 +106,9 @@ def count_bundles(code: str, programs: int) -> int:
     Args:
         code: the scheduled code.
         programs: number of programs in the grid.
+
+    Raises:
+        ValueError: the compiler writes loops in another way.
     """
     trips = {predicate: int(count) for predicate, count in _LOOP_TEST.findall(code)}
     loops = [0]  # bundles of the code outside of loops, and of the open loops
@@ -130,6 +133,8 @@ def count_bundles(code: str, programs: int) -> int:
             ending = [trips[branch[1]], _DELAY_SLOTS]
     if ending:
         end_loop(ending[0])
+    if len(loops) > 1:
+        raise ValueError("the end of a loop was not found in the code of a kernel")
     return loops[0]
 
 

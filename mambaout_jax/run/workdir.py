@@ -25,6 +25,7 @@ from mambaout_jax.data import Source
 from mambaout_jax.errors import UserError, printable, reason
 from mambaout_jax.machine import raise_machine_fault
 from mambaout_jax.models import Model, create_model, find_family
+from mambaout_jax.ops import KERNELS_VARIABLE
 from mambaout_jax.process import lock, own_command, within_seconds
 from mambaout_jax.run.checkpoints import Checkpoints
 from mambaout_jax.run.config import RunConfig, changed_keys, from_json
@@ -307,6 +308,7 @@ def exact_model(run: Run, img_size: tuple[int, int] | None = None) -> tuple[Mode
     model = run.model
     spec = {key: value for key, value in model.input_spec._asdict().items() if key != "size"}
     options = {**model.options, **spec, "dtype": "float32", "img_size": img_size or model.input_spec.size}
+    options["kernels"] = model.kernels
     options |= {key: value for key, value in {"scan_blocks": False, "remat": "none"}.items() if key in options}
     exact = create_model(model.name, **options)
     return exact, resample_variables(exact, run.variables, model.input_spec.size)
@@ -365,6 +367,7 @@ def describe_program(config: RunConfig) -> dict[str, str]:
         "mambaout_jax's code": _hash_code(Path(__file__).parent.parent),
         **{f"the code of plugin {name}": _hash_code(_code_of(name)) for name in config.plugins},
         "local devices": str(jax.local_device_count()),
+        KERNELS_VARIABLE: os.environ.get(KERNELS_VARIABLE, ""),
         **{f"config.{key}": repr(value) for key, value in config.values.items()},
     }
 

@@ -10,6 +10,8 @@ import pytest
 
 import mambaout_jax as mo
 from mambaout_jax.models import ModelError
+from mambaout_jax.models.macs import count_model_macs
+from mambaout_jax.ops import use_kernels
 
 SMALL = {"depths": (2,), "dims": (8,), "num_classes": 3, "kernel_size": 3, "drop_path_rate": 0.5}
 
@@ -63,6 +65,21 @@ def test_the_choice_is_a_property_of_the_model():
             assert (count_kernels(function) > 0) == (kernels == "pallas")
 
 
-def test_unknown_choices_are_refused():
+def test_a_choice_around_a_model_holds_for_models_without_one():
+    variables = small().init(key())
+    for kernels, used in (("auto", True), ("xla", False)):
+        model = small(kernels=kernels)
+        with use_kernels("pallas"):
+            assert (count_kernels(lambda model=model: model.apply(variables, images())) > 0) == used
+
+
+def test_multiply_adds_do_not_depend_on_the_choice():
+    assert count_model_macs(small(kernels="pallas")) == count_model_macs(small())
+
+
+def test_unknown_choices_are_refused(monkeypatch):
+    monkeypatch.setenv("MAMBAOUT_KERNELS", "slow")
+    with pytest.raises(ModelError, match="MAMBAOUT_KERNELS is 'slow'"):
+        small()
     with pytest.raises(ModelError, match="kernels is 'fast'"):
         small(kernels="fast")

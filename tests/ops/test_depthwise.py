@@ -129,6 +129,11 @@ def test_bands_of_rows_equal_whole_maps(height, monkeypatch):
     _assert_close(jax.jit(partial(_value_and_gradients.__wrapped__, "pallas"))(*data), expected, 1e-5)
 
 
+def test_kernels_are_not_used_for_other_dtypes():
+    traced = jax.jit(partial(_value_and_gradients.__wrapped__, "auto")).trace(*_data((8, 6, 7, 4), (3, 3), "float16"))
+    assert "tpu_custom_call" not in traced.lower(lowering_platforms=("tpu",)).as_text()
+
+
 # (platform, batch, kernels) -> convolutions and kernels: those for TPUs need half a block of images.
 LOWERED = [
     ("cpu", 8, "auto", 0, 0),

@@ -96,7 +96,7 @@ def test_kernels_are_used_where_they_are_chosen():
     with use_kernels("pallas"):
         assert count() == count(impl="pallas")
         assert count(impl="xla") == 0
-    with use_kernels("xla"):
+    with use_kernels("xla"), use_kernels("auto"):
         assert count() == 0
         assert count(impl="pallas") > 0
 
@@ -116,8 +116,10 @@ def test_unknown_choices_are_named(monkeypatch):
     block = partial(gated_cnn_block, x, weights, eps=EPS, dtype=jnp.float32)
     with pytest.raises(ValueError, match="'fast'"):
         block(impl="fast")
-    with pytest.raises(ValueError, match="does not support"):
+    with pytest.raises(ValueError, match="needs GELU"):
         block(impl="pallas", act=jnp.tanh)
+    with pytest.raises(ValueError, match="kernels is 'fast'"):
+        use_kernels("fast")
     monkeypatch.setenv("MAMBAOUT_KERNELS", "fast")
     with pytest.raises(ValueError, match="MAMBAOUT_KERNELS is 'fast'"):
         block()

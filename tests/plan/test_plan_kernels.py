@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mambaout_jax.ops import selective_scan
+from mambaout_jax.ops import depthwise_conv2d, selective_scan
 from mambaout_jax.plan.kernels import count_bundles, kernel_calls
 
 # A loop over the grid with two loops of different lengths, of which the second has an inner one; after a branch follow
@@ -51,6 +51,19 @@ def test_bundles_count_as_often_as_they_are_issued():
 
 def test_a_kernel_without_loops_counts_once():
     assert count_bundles("".join(CODE.splitlines(keepends=True)[:1]), programs=1) == 1
+
+
+def test_a_loop_without_an_end_is_an_error():
+    with pytest.raises(ValueError, match="end of a loop"):
+        count_bundles(CODE.replace("(!%p8)", "(!%p99)"), programs=4)
+
+
+def test_interpreted_kernels_are_not_counted():
+    x, kernel = jnp.ones((8, 6, 5, 4)), jnp.ones((3, 3, 1, 4))
+    for impl, count in (("auto", 1), ("pallas", 1), ("lax", 0)):
+        calls = kernel_calls(jax.make_jaxpr(lambda x, impl=impl: depthwise_conv2d(x, kernel, impl=impl))(x).jaxpr)
+        assert len(calls) == count
+        assert not any(call.params["interpret"] for call in calls.values())
 
 
 def test_where_two_cores_share_a_grid_one_half_is_counted():

@@ -142,7 +142,7 @@ def test_every_key_can_be_set_unset_and_mistyped(files, task, model, name):
         assert config.values[name] == value
         if name.startswith("model."):
             built = config.build_task().build_model({"num_classes": 10})
-            options = {**built.options, **built.input_spec._asdict()}
+            options = {**built.options, **built.input_spec._asdict(), "kernels": built.kernels}
             assert options.get(name.removeprefix("model."), built.input_spec.size) == value
 
     if key.optional:

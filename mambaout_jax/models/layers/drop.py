@@ -14,20 +14,20 @@ def drop_path(
 
     Reference: Huang et al., Deep Networks with Stochastic Depth, 2016.
     """
-    scale = drop_path_scale(len(x), rate, key)
+    scale = drop_path_scale(x, rate, key)
     return x if scale is None else x * scale.astype(x.dtype).reshape((-1,) + (1,) * (x.ndim - 1))
 
 
 def drop_path_scale(
-    batch: int, rate: float | Float[Array, ""], key: Key[Array, ""] | None
-) -> Float[Array, " {batch}"] | None:
-    """Return the factors by which `drop_path` multiplies the branches of a batch; None if it changes nothing."""
+    x: Float[Array, "b *map d"], rate: float | Float[Array, ""], key: Key[Array, ""] | None
+) -> Float[Array, " b"] | None:
+    """Return the factors by which `drop_path` multiplies the branches of x; None if it changes nothing."""
     if key is None or (isinstance(rate, float) and rate == 0.0):
         return None
     # In float32, so that unrolled blocks, whose rate is a Python number, and scanned ones, with an array, draw the
     # same.
     keep_rate = 1.0 - jnp.float32(rate)
-    return jax.random.bernoulli(key, keep_rate, (batch,)) / keep_rate
+    return jax.random.bernoulli(key, keep_rate, x.shape[:1]) / keep_rate
 
 
 def dropout(x: Float[Array, "*batch d"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "*batch d"]:

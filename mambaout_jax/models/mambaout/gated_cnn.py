@@ -77,7 +77,7 @@ class GatedCNNBlock(nnx.Module):
         return gated_cnn_block(
             x,
             weights,
-            drop_path_scale(len(x), drop_path_rate, key),
+            drop_path_scale(x, drop_path_rate, key),
             eps=self.norm.eps,
             dtype=self.dtype,
             act=activation(self.act_layer),

@@ -51,14 +51,19 @@ def for_tpu() -> bool:
     return pltpu.is_tpu_device()
 
 
-def is_static(x: Array) -> bool:
-    """Return whether all sides are known; an exported program may have symbolic ones."""
-    return all(isinstance(side, int) for side in x.shape)
+def is_supported(x: Array) -> bool:
+    """Return whether kernels can compute with an array: of a known size, which exported programs may lack."""
+    is_known = all(isinstance(side, int) and side > 0 for side in x.shape)
+    return is_known and x.dtype in (jnp.float32, jnp.bfloat16)
 
 
-def pays(band: Band, batch: int) -> bool:
-    """Return whether at least half of the images that a device computes together are not padding."""
-    return 2 * rows_per_device(batch) >= band.images
+def should_be_faster(band: Band, x: Array) -> bool:
+    """Return whether at least half of the images that a device computes together are not padding.
+
+    Never on several devices without a mesh: XLA cannot partition kernels, and `map_rows` needs the mesh.
+    """
+    can_map = not jax.sharding.get_abstract_mesh().empty or jax.device_count() == 1
+    return can_map and 2 * rows_per_device(x) >= band.images
 
 
 def choose_band(
@@ -216,18 +221,21 @@ def correlate_band(padded: Any, read: Callable[[Any, Any], Array], out: Any, gro
             out[index, :, lanes] += total.reshape(-1, SUBLANES, LANES).sum(0)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def call_kernel(kernel: Callable[..., Any], general: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a kernel, interpreted on other platforms than TPUs.
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def call_kernel(kernel: Callable[..., Any], general: Callable[..., Any], interpret: bool, *arguments: Any) -> Any:
+    """Call a kernel in programs lowered for TPUs, and otherwise `general`, which returns the same without kernels.
 
-    The derivative, which only second derivatives of an op use, is that of `general`, which returns the same without
-    kernels.
+    The derivative, which only second derivatives of an op use, is that of `general`.
+
+    Args:
+        interpret: interpret the kernel on other platforms.
     """
-    return lax.platform_dependent(*arguments, tpu=kernel, default=partial(kernel, interpret=True))
+    default = partial(kernel, interpret=True) if interpret else general
+    return lax.platform_dependent(*arguments, tpu=kernel, default=default)
 
 
 @call_kernel.defjvp
-def _call_kernel_jvp(kernel, general, primals, tangents):
+def _call_kernel_jvp(kernel, general, interpret, primals, tangents):
     return jax.jvp(general, primals, tangents)
 
 
@@ -237,5 +245,5 @@ def like(x: Array, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
 
 
 def parameters(*semantics: str) -> pltpu.CompilerParams:
-    """Return the parameters of a kernel: the semantics of its grid, and the limit of `choose_band`."""
+    """Return the parameters of a kernel: the semantics of its grid, and a limit for its arrays and the compiler's."""
     return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=int(vmem_limit() * (1 - _RESERVED / 4)))

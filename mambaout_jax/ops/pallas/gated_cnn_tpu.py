@@ -111,7 +111,8 @@ def forward(
 ) -> Float[Array, "b h w d"]:
     """Compute the block; `scale` is 0 for dropped branches, and eps is that of the norm, which has no weights here."""
     run = partial(_forward, eps=eps, interpret=interpret)
-    return map_rows(run, x, scale, replicated=(weights,))
+    # Cast before, so that sharded weights are gathered in the dtype of the products.
+    return map_rows(run, x, scale, replicated=(_cast(weights, x.dtype),))
 
 
 def backward(
@@ -125,7 +126,7 @@ def backward(
 ) -> tuple[Float[Array, "b h w d"], Weights]:
     """Compute the gradients of x and, in float32, of the weights."""
     run = partial(_backward, eps=eps, interpret=interpret)
-    dx, sums = map_rows(run, x, scale, dout, replicated=(weights,))
+    dx, sums = map_rows(run, x, scale, dout, replicated=(_cast(weights, x.dtype),))
     return dx, jax.tree.map(lambda x: x.sum(0), sums)
 
 
@@ -169,7 +170,7 @@ def _group_rows(band: Band, width: int) -> int:
 
 def _forward(x, scale, weights, *, eps, interpret):
     count, band = len(x), _bands(x, weights).forward
-    weights, scale, x = _cast(weights, x.dtype), _scale_rows(scale, band.images), images_third(x, band.images)
+    scale, x = _scale_rows(scale, band.images), images_third(x, band.images)
     height, width, _, dim = x.shape
     hidden, conv, pad = weights.gate.shape[1], weights.conv.shape[1], kernel_size(weights.conv) // 2
     products = _group_rows(band, width) * width * band.images
@@ -223,13 +224,7 @@ def _gelu(x, dtype):
 
 def _product(x, y, contract=(1, 0)):
     """Multiply two matrices, over the given axes, with a result in float32."""
-    return lax.dot_general(
-        x,
-        y,
-        (((contract[0],), (contract[1],)), ((), ())),
-        preferred_element_type=jnp.float32,
-        precision=lax.Precision.HIGHEST if x.dtype == jnp.float32 else None,
-    )
+    return lax.dot_general(x, y, (((contract[0],), (contract[1],)), ((), ())), preferred_element_type=jnp.float32)
 
 
 def _pad_value(rows, normalized, padded, weights, band, height, eps, convolved=None):
@@ -312,7 +307,7 @@ def _forward_kernel(*refs, band: Band, height: int, eps: float):
 def _backward(x, scale, dout, weights, *, eps, interpret):
     """Compute the gradient of x, and those of the weights for the images of a device, with a first axis of 1."""
     count, dim, size = len(x), x.shape[3], kernel_size(weights.conv)
-    bands, weights = _bands(x, weights), _cast(weights, x.dtype)
+    bands = _bands(x, weights)
     band, height, width = bands.products, *x.shape[1:3]
     scale = _scale_rows(scale, band.images)
     x, dout = images_third(x, band.images), images_third(dout, band.images)

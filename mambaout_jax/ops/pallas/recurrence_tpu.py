@@ -6,7 +6,6 @@ one lane per step, and are broadcast along lanes. The only array with axes for s
 for the states of a chunk in the backward kernel.
 """
 
-import math
 from functools import partial
 from typing import NamedTuple
 
@@ -15,10 +14,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float
 
-from mambaout_jax.ops.sharding import vary_alike
+from mambaout_jax.ops.sharding import map_rows
 
 LANES, ROWS = 128, 8
 # Preferred and maximum number of states times channels in a block: the float32 states of a chunk then take 3 and 6 MiB
@@ -73,8 +71,9 @@ def forward(u, delta, A, B, C, state, *, shape: tuple[int, int], interpret: bool
     """
     sizes = kernel_sizes(len(u), *shape, u.shape[2], B.shape[2], A.shape[1])
     layout = partial(_layout, sizes=sizes)
-    run = _per_device(partial(_forward_kernels, sizes=sizes, interpret=interpret), sizes.batch, interpret)
-    y, last, boundaries = run(layout(u, delta, A, B, C, state))
+    run = partial(_forward_kernels, sizes=sizes, interpret=interpret)
+    *rows, padded_A = layout(u, delta, B, C, state, A)
+    y, last, boundaries = map_rows(run, rows, replicated=(padded_A,))
     (d, n), length = A.shape, u.shape[1]
     boundaries = jnp.moveaxis(_unpad_channels(boundaries, d, sizes)[:, :, :n], 1, 0)
     return (
@@ -87,24 +86,24 @@ def forward(u, delta, A, B, C, state, *, shape: tuple[int, int], interpret: bool
 def backward(u, delta, A, B, C, state, boundaries, dy, dlast, *, shape: tuple[int, int], interpret: bool = False):
     """Compute the gradients of the arguments of `forward` from those of y and the last state."""
     sizes = kernel_sizes(len(u), *shape, u.shape[2], B.shape[2], A.shape[1])
-    inputs, to_inputs = jax.vjp(partial(_layout, sizes=sizes), u, delta, A, B, C, state)
+    (*rows, padded_A), to_inputs = jax.vjp(partial(_layout, sizes=sizes), u, delta, B, C, state, A)
     boundaries = _pad_channels(jnp.moveaxis(boundaries, 0, 1), sizes, rows=sizes.states)
-    run = _per_device(partial(_backward_kernels, sizes=sizes, interpret=interpret), sizes.batch, interpret)
-    du, ddelta, dA, dB, dC, dstate = run(
-        inputs, boundaries, _pad_channels(dy, sizes, rows=sizes.length), _states_first(dlast, sizes)
-    )
-    return to_inputs((du, ddelta, dA.sum(0), dB.sum(2), dC.sum(2), dstate))
+    run = partial(_backward_kernels, sizes=sizes, interpret=interpret)
+    cotangents = _pad_channels(dy, sizes, rows=sizes.length), _states_first(dlast, sizes)
+    du, ddelta, dA, dB, dC, dstate = map_rows(run, rows, boundaries, *cotangents, replicated=(padded_A,))
+    du, ddelta, dB, dC, dstate, dA = to_inputs([du, ddelta, dB.sum(2), dC.sum(2), dstate, dA.sum(0)])
+    return du, ddelta, dA, dB, dC, dstate
 
 
-def _layout(u, delta, A, B, C, state, *, sizes: Sizes):
-    return (
+def _layout(u, delta, B, C, state, A, *, sizes: Sizes):
+    return [
         _pad_channels(u, sizes, rows=sizes.length),
         _pad_channels(delta, sizes, rows=sizes.length),
-        _states_first(A[None], sizes)[0],
         _columns(B, sizes),
         _columns(C, sizes),
         _states_first(state, sizes),
-    )
+        _states_first(A[None], sizes)[0],
+    ]
 
 
 def _pad_channels(x: Float[Array, "... r d"], sizes: Sizes, *, rows: int) -> Float[Array, "... rows channels"]:
@@ -133,28 +132,6 @@ def _columns(x: Float[Array, "b l g n"], sizes: Sizes) -> Float[Array, "b g stat
     return x.transpose(0, 3, 4, 1, 2).reshape(batch, groups, sizes.states, sizes.chunks * LANES)
 
 
-def _per_device(run, batch: int, interpret: bool):
-    """Return `run` under `shard_map`, so that each device processes its own sequences: XLA cannot partition kernels."""
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto)
-    if not axes:
-        return run
-    while batch % math.prod(mesh.shape[axis] for axis in axes):
-        axes = axes[:-1]
-    rows, whole = PartitionSpec(axes or None), PartitionSpec()
-
-    def sharded(inputs, *others):
-        specs = (rows, rows, whole, rows, rows, rows)
-        return jax.shard_map(
-            lambda *arrays: run(*vary_alike(arrays)),
-            in_specs=(specs, *[rows] * len(others)),
-            out_specs=rows,
-            check_vma=not interpret,  # the interpreter of Pallas fails with it
-        )(inputs, *others)
-
-    return sharded
-
-
 def _specs(sizes: Sizes, chunk):
     """Return block specs of u, A, B, a state, the states before chunks, a gradient of B; `chunk` maps grid indices."""
     block, blocks, n = sizes.block, sizes.grid[2], sizes.states
@@ -181,18 +158,19 @@ def _like(x, *shapes):
     return [jax.ShapeDtypeStruct(shape, jnp.float32, manual_axis_type=varying) for shape in shapes]
 
 
-def _forward_kernels(inputs, *, sizes: Sizes, interpret: bool):
-    batch = len(inputs[0])
+def _forward_kernels(inputs, A, *, sizes: Sizes, interpret: bool):
+    u, delta, B, C, state = inputs
+    batch = len(u)
     sizes = sizes._replace(batch=batch)
-    rows, decay, columns, state, boundaries, _ = _specs(sizes, lambda c: c)
+    rows, decay, columns, states, boundaries, _ = _specs(sizes, lambda c: c)
     channels = sizes.groups * sizes.channels
     return pl.pallas_call(
         _forward_kernel,
         grid=sizes.grid,
-        in_specs=[rows, rows, decay, columns, columns, state],
-        out_specs=[rows, state, boundaries],
+        in_specs=[rows, rows, decay, columns, columns, states],
+        out_specs=[rows, states, boundaries],
         out_shape=_like(
-            inputs[0],
+            u,
             (batch, sizes.length, channels),
             (batch, sizes.states, channels),
             (batch, sizes.chunks, sizes.states, channels),
@@ -201,7 +179,7 @@ def _forward_kernels(inputs, *, sizes: Sizes, interpret: bool):
         compiler_params=_ORDER,
         interpret=interpret,
         name="selective_scan_forward",
-    )(*inputs)
+    )(u, delta, A, B, C, state)
 
 
 def _forward_kernel(u, delta, A, B, C, initial, y, last, boundary, state):
@@ -232,8 +210,9 @@ def _rotate_lanes(columns, index):
     return pltpu.roll(columns[0, 0], (LANES - index * ROWS) % LANES, 1)
 
 
-def _backward_kernels(inputs, boundaries, dy, dlast, *, sizes: Sizes, interpret: bool):
-    batch = len(dy)
+def _backward_kernels(inputs, boundaries, dy, dlast, A, *, sizes: Sizes, interpret: bool):
+    u, delta, B, C, _ = inputs
+    batch = len(u)
     sizes = sizes._replace(batch=batch)
     rows, decay, columns, state, before, gradient = _specs(sizes, lambda c: sizes.chunks - 1 - c)
     channels, length = sizes.groups * sizes.channels, sizes.length
@@ -261,7 +240,7 @@ def _backward_kernels(inputs, boundaries, dy, dlast, *, sizes: Sizes, interpret:
         compiler_params=_ORDER,
         interpret=interpret,
         name="selective_scan_backward",
-    )(*inputs[:5], boundaries, dy, dlast)
+    )(u, delta, A, B, C, boundaries, dy, dlast)
 
 
 def _backward_kernel(u, delta, A, B, C, boundary, dy, dlast, du, ddelta, dA, dB, dC, dstart, states, dstate, dA_sum):
