@@ -18,7 +18,7 @@ from mambaout_jax.ops.kernel_choice import KERNELS, kernels, use_kernels
 from mambaout_jax.ops.matmul import matmul
 from mambaout_jax.ops.norm import layer_norm
 from mambaout_jax.ops.pallas import gated_cnn_tpu
-from mambaout_jax.ops.pallas.bands import LANES, call_kernel, for_tpu, is_supported, should_be_faster
+from mambaout_jax.ops.pallas.bands import call_kernel, for_tpu, is_supported, should_be_faster, whole_lanes
 from mambaout_jax.ops.remat import saveable
 from mambaout_jax.ops.sharding import spec_of, with_auto_axes
 
@@ -131,19 +131,14 @@ def _band_of(x, weights):
     size = len(weights.conv_weight)
     if not is_supported(x) or size not in (3, 5, 7):
         return None
-    bands = gated_cnn_tpu.bands_of(x, _lanes(len(weights.fc2_weight)), _lanes(len(weights.conv_bias)), size)
+    bands = gated_cnn_tpu.bands_of(x, whole_lanes(len(weights.fc2_weight)), whole_lanes(len(weights.conv_bias)), size)
     return None if bands is None else bands.forward
-
-
-def _lanes(channels):
-    """Return a number of channels rounded up to whole groups of lanes."""
-    return -(-channels // LANES) * LANES
 
 
 def _kernel_weights(weights: GatedCNNWeights) -> gated_cnn_tpu.Weights:
     """Return the weights of the kernels: with the norm's and LayerScale multiplied in, and whole groups of lanes."""
     hidden, conv = weights.fc2_weight.shape[0], weights.conv_weight.shape[-1]
-    missing, lanes = _lanes(hidden) - hidden, _lanes(conv)
+    missing, lanes = whole_lanes(hidden) - hidden, whole_lanes(conv)
     product = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
     def convolved_first(x, axis):

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from mambaout_jax.ops.kernel_choice import kernels
 from mambaout_jax.ops.pallas import recurrence_tpu
+from mambaout_jax.ops.pallas.bands import LANES, SUBLANES
 
 # Longest sequence for which "auto" is the plain loop: chunks and padding would cost more than the recurrence itself.
 _SHORT = 4
@@ -253,8 +254,8 @@ def _split_chunks(x: Float[Array, "l ..."]) -> Float[Array, "chunks steps ..."]:
 
 def chunk_shape(length: int) -> tuple[int, int]:
     """Return the number of chunks of a sequence and their length, chosen for the registers of a TPU."""
-    count = -(-length // recurrence_tpu.LANES)
-    return count, -(-length // (count * recurrence_tpu.ROWS)) * recurrence_tpu.ROWS
+    count = -(-length // LANES)
+    return count, -(-length // (count * SUBLANES)) * SUBLANES
 
 
 def _join_chunks(y: Float[Array, "chunks steps b g c"], u: Float[Array, "b l d"]) -> Float[Array, "b l d"]:

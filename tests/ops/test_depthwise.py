@@ -75,7 +75,7 @@ def test_one_pixel_equals_the_formula():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("impl", ["shift", "auto"])
+@pytest.mark.parametrize("impl", ["shift", "auto", "pallas"])
 def test_vmap_equals_a_loop(impl):
     xs, kernel, bias, dys = _data((3, 2, 6, 7, 4), (3, 3))
 

@@ -41,6 +41,11 @@ class Band(NamedTuple):
     halo: int
 
 
+def whole_lanes(channels: int) -> int:
+    """Return a number of channels rounded up to whole groups of lanes."""
+    return -(-channels // LANES) * LANES
+
+
 def vmem_limit() -> int:
     """Return the bytes of VMEM of the TPU that the mesh consists of, or of the smallest one."""
     return pltpu.get_tpu_info().vmem_capacity_bytes if for_tpu() else _LEAST_VMEM
@@ -84,7 +89,7 @@ def choose_band(
     return min(fitting, key=lambda band: (-height % band.rows, -band.rows, band.halo), default=None)
 
 
-def images_third(x: Float[Array, "b h w c"], images: int) -> Float[Array, "h w images c"]:
+def to_kernel_layout(x: Float[Array, "b h w c"], images: int) -> Float[Array, "h w images c"]:
     """Return x with its images padded to whole blocks, behind its rows and columns: XLA can store x in this order."""
     return jnp.pad(x, ((0, -len(x) % images), (0, 0), (0, 0), (0, 0))).transpose(1, 2, 0, 3)
 

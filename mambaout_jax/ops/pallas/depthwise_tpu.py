@@ -25,13 +25,13 @@ from mambaout_jax.ops.pallas.bands import (
     convolve_columns,
     correlate_band,
     for_columns,
-    images_third,
     kernel_size,
     like,
     pad_band,
     padded_shape,
     parameters,
     rows_spec,
+    to_kernel_layout,
     with_halo,
 )
 from mambaout_jax.ops.sharding import map_rows
@@ -76,7 +76,7 @@ def gradients(
 def _forward(x, weights, *, interpret: bool):
     count, size = len(x), kernel_size(weights)
     band = band_of(x.shape, size, x.dtype)
-    x = images_third(x, band.images)
+    x = to_kernel_layout(x, band.images)
     height, width, images, channels = x.shape
     y = pl.pallas_call(
         partial(_forward_kernel, band=band, height=height),
@@ -113,7 +113,7 @@ def _forward_kernel(*refs, band: Band, height: int):
 def _gradients(x, dy, *, size: int, interpret: bool):
     """Compute the gradients of the images of a device, (1, 1 + k * k, 8, c): for each sublane separately."""
     band = band_of(x.shape, size, x.dtype)
-    x, dy = (images_third(rows, band.images) for rows in (x, dy))
+    x, dy = (to_kernel_layout(rows, band.images) for rows in (x, dy))
     height, width, images, channels = x.shape
     sums = 1 + size * size, SUBLANES
     return pl.pallas_call(

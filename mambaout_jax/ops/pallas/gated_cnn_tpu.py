@@ -29,13 +29,14 @@ from mambaout_jax.ops.pallas.bands import (
     choose_band,
     convolve_columns,
     correlate_band,
-    images_third,
     kernel_size,
     like,
     pad_band,
     padded_shape,
     parameters,
     rows_spec,
+    to_kernel_layout,
+    whole_lanes,
     with_halo,
 )
 from mambaout_jax.ops.sharding import map_rows
@@ -79,7 +80,7 @@ def bands_of(x: Float[Array, "b h w d"], hidden: int, conv: int, size: int) -> B
     """
     _, height, width, dim = x.shape
     pad, itemsize = size // 2, x.dtype.itemsize
-    lanes = -(-dim // LANES) * LANES
+    lanes = whole_lanes(dim)
 
     def bytes_of(around, inside, padded, band):
         """Count the bytes of a kernel from the lanes of its arrays: with rows around a band, without, and padded."""
@@ -149,7 +150,7 @@ def _grid(x, band):
     return x.shape[2] // band.images, 1, x.shape[0] // band.rows
 
 
-def _images_first(x, count):
+def _from_kernel_layout(x, count):
     return x.transpose(2, 0, 1, 3)[:count]
 
 
@@ -170,7 +171,7 @@ def _group_rows(band: Band, width: int) -> int:
 
 def _forward(x, scale, weights, *, eps, interpret):
     count, band = len(x), _bands(x, weights).forward
-    scale, x = _scale_rows(scale, band.images), images_third(x, band.images)
+    scale, x = _scale_rows(scale, band.images), to_kernel_layout(x, band.images)
     height, width, _, dim = x.shape
     hidden, conv, pad = weights.gate.shape[1], weights.conv.shape[1], kernel_size(weights.conv) // 2
     products = _group_rows(band, width) * width * band.images
@@ -191,7 +192,7 @@ def _forward(x, scale, weights, *, eps, interpret):
         interpret=interpret,
         name="gated_cnn_forward",
     )(*with_halo(x, band), scale, *weights)
-    return _images_first(y, count)
+    return _from_kernel_layout(y, count)
 
 
 def _normalize(x, eps):
@@ -270,7 +271,7 @@ def _mixed(padded, other, weights, row, start, columns, at):
             yield lanes, other[at, group * LANES - conv : (group + 1) * LANES - conv]
 
 
-def _rest(normalized, weights):
+def _identity_value(normalized, weights):
     """Return the part of value that is not convolved."""
     conv = weights.conv.shape[1]
     return _product(normalized, weights.value[:, conv:]) + weights.value_bias[:, conv:]
@@ -289,7 +290,7 @@ def _forward_kernel(*refs, band: Band, height: int, eps: float):
         x_hat = normalized[at].reshape(-1, dim)
         gate[...] = _product(x_hat, weights.gate[...]) + weights.gate_bias[...]
         if hidden > conv:
-            rest[...] = _rest(x_hat, weights)
+            rest[...] = _identity_value(x_hat, weights)
 
         def mix(row, start, columns, pixels):
             for lanes, value in _mixed(padded, rest, weights, row, start, columns, pixels):
@@ -310,7 +311,7 @@ def _backward(x, scale, dout, weights, *, eps, interpret):
     bands = _bands(x, weights)
     band, height, width = bands.products, *x.shape[1:3]
     scale = _scale_rows(scale, band.images)
-    x, dout = images_third(x, band.images), images_third(dout, band.images)
+    x, dout = to_kernel_layout(x, band.images), to_kernel_layout(dout, band.images)
     hidden, conv, pad = weights.gate.shape[1], weights.conv.shape[1], size // 2
     rows, rows_conv = rows_spec(band, width, dim), rows_spec(band, width, conv)
     of_conv = like(x, (*x.shape[:3], conv), x.dtype)
@@ -363,7 +364,7 @@ def _backward(x, scale, dout, weights, *, eps, interpret):
         name="gated_cnn_input",
     )(*with_halo(value, band), *with_halo(dconv, band), x, dnormalized, dout, *inputs)
     dgate, dgate_bias, drest, drest_bias, dout_weight, dout_bias = sums
-    return _images_first(dx, count), Weights(
+    return _from_kernel_layout(dx, count), Weights(
         dgate,
         dgate_bias[:, :1],
         jnp.concatenate([dvalue, drest[:, :, conv:]], -1),
@@ -394,7 +395,7 @@ def _products_kernel(*refs, band: Band, height: int, eps: float):
         gate[...] = _product(x_hat, weights.gate[...]) + weights.gate_bias[...]
         dmixed[...] = _product(dy, weights.out[...], (1, 1))
         if hidden > conv:
-            rest[...] = _rest(x_hat, weights)
+            rest[...] = _identity_value(x_hat, weights)
 
         def mix(row, start, columns, pixels):
             for lanes, value in _mixed(padded, rest, weights, row, start, columns, pixels):

@@ -16,9 +16,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
+from mambaout_jax.ops.pallas.bands import LANES, SUBLANES, like
 from mambaout_jax.ops.sharding import map_rows
 
-LANES, ROWS = 128, 8
 # Preferred and maximum number of states times channels in a block: the float32 states of a chunk then take 3 and 6 MiB
 # of the 16 MiB available to a kernel.
 _BLOCK, _LARGEST = 6144, 12288
@@ -59,7 +59,7 @@ def fits(num_states: int) -> bool:
 def kernel_sizes(batch: int, chunks: int, steps: int, channels: int, groups: int, states: int) -> Sizes:
     """Return the sizes, with states padded to whole sublanes and the channels of a group to whole lanes."""
     width = channels // groups
-    return Sizes(batch, groups, chunks, steps, -(-states // ROWS) * ROWS, -(-width // LANES) * LANES)
+    return Sizes(batch, groups, chunks, steps, -(-states // SUBLANES) * SUBLANES, -(-width // LANES) * LANES)
 
 
 def forward(u, delta, A, B, C, state, *, shape: tuple[int, int], interpret: bool = False):
@@ -153,9 +153,7 @@ _ORDER = pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "para
 
 
 def _like(x, *shapes):
-    """Return float32 shapes that vary over the same axes as x under `shard_map`."""
-    varying = jax.typeof(x).manual_axis_type
-    return [jax.ShapeDtypeStruct(shape, jnp.float32, manual_axis_type=varying) for shape in shapes]
+    return [like(x, shape, jnp.float32) for shape in shapes]
 
 
 def _forward_kernels(inputs, A, *, sizes: Sizes, interpret: bool):
@@ -190,24 +188,24 @@ def _forward_kernel(u, delta, A, B, C, initial, y, last, boundary, state):
     boundary[0, 0] = state[...]
 
     def step_rows(index, h):
-        at = pl.ds(index * ROWS, ROWS)
+        at = pl.ds(index * SUBLANES, SUBLANES)
         u_rows, delta_rows = u[0, at], delta[0, at]
         b, c = (_rotate_lanes(x, index) for x in (B, C))
         out = []
-        for row in range(ROWS):
+        for row in range(SUBLANES):
             d, column = delta_rows[row : row + 1], slice(row, row + 1)
             h = jnp.exp(d * A[...]) * h + (d * u_rows[column]) * b[:, column]
             out.append((h * c[:, column]).sum(0, keepdims=True))
         y[0, at] = jnp.concatenate(out, 0)
         return h
 
-    state[...] = lax.fori_loop(0, u.shape[1] // ROWS, step_rows, state[...])
+    state[...] = lax.fori_loop(0, u.shape[1] // SUBLANES, step_rows, state[...])
     last[0] = state[...]
 
 
 def _rotate_lanes(columns, index):
     """Rotate the lanes of B or C so that the steps of block `index` come first."""
-    return pltpu.roll(columns[0, 0], (LANES - index * ROWS) % LANES, 1)
+    return pltpu.roll(columns[0, 0], (LANES - index * SUBLANES) % LANES, 1)
 
 
 def _backward_kernels(inputs, boundaries, dy, dlast, A, *, sizes: Sizes, interpret: bool):
@@ -249,13 +247,13 @@ def _backward_kernel(u, delta, A, B, C, boundary, dy, dlast, du, ddelta, dA, dB,
         dstate[...] = dlast[0]
         dA_sum[...] = jnp.zeros_like(dA_sum)
 
-    num_blocks = u.shape[1] // ROWS
+    num_blocks = u.shape[1] // SUBLANES
 
     def recompute(index, h):
-        at = pl.ds(index * ROWS, ROWS)
+        at = pl.ds(index * SUBLANES, SUBLANES)
         u_rows, delta_rows, b = u[0, at], delta[0, at], _rotate_lanes(B, index)
-        for row in range(ROWS):
-            states[index * ROWS + row] = h
+        for row in range(SUBLANES):
+            states[index * SUBLANES + row] = h
             d, column = delta_rows[row : row + 1], slice(row, row + 1)
             h = jnp.exp(d * A[...]) * h + (d * u_rows[column]) * b[:, column]
         return h
@@ -266,15 +264,15 @@ def _backward_kernel(u, delta, A, B, C, boundary, dy, dlast, du, ddelta, dA, dB,
     def backward_rows(count, carry):
         g, dA_now, dB_now, dC_now = carry
         index = num_blocks - 1 - count
-        at = pl.ds(index * ROWS, ROWS)
+        at = pl.ds(index * SUBLANES, SUBLANES)
         u_rows, delta_rows, dy_rows = u[0, at], delta[0, at], dy[0, at]
         b, c = (_rotate_lanes(x, index) for x in (B, C))
         du_rows, ddelta_rows = [], []
-        for row in reversed(range(ROWS)):
-            column, here = slice(row, row + 1), lane == index * ROWS + row
+        for row in reversed(range(SUBLANES)):
+            column, here = slice(row, row + 1), lane == index * SUBLANES + row
             d, u_row, dy_row = delta_rows[column], u_rows[column], dy_rows[column]
             x, decay = d * u_row, jnp.exp(d * A[...])
-            decayed = decay * states[index * ROWS + row]
+            decayed = decay * states[index * SUBLANES + row]
             h = decayed + x * b[:, column]
             dC_now = jnp.where(here, (h * dy_row).sum(1, keepdims=True), dC_now)
             g = g + dy_row * c[:, column]
