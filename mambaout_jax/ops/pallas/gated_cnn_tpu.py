@@ -41,6 +41,8 @@ from mambaout_jax.ops.pallas.bands import (
 )
 from mambaout_jax.ops.sharding import map_rows
 
+# JAX 0.11 moved it from `pallas` to `pallas.tpu`.
+_reciprocal = pltpu.reciprocal if hasattr(pltpu, "reciprocal") else pl.reciprocal
 # Rows of the matrix products of a step: enough to hide the loading of weights, few enough for their results in VMEM.
 _PRODUCT_ROWS = 256
 
@@ -212,7 +214,7 @@ def _gelu(x, dtype):
     half_square = 0.5 * x * x
     tail = jnp.exp(-half_square)
     divisor = 1 + (0.3275911 * math.sqrt(0.5)) * jnp.abs(x)
-    t = pl.reciprocal(divisor, approx=True)
+    t = _reciprocal(divisor, approx=True)
     for _ in range(1 if dtype == jnp.bfloat16 else 2):  # steps of Newton's method, which begin with 8 exact bits
         t = t * (2 - divisor * t)
     below = 0.0
