@@ -28,7 +28,6 @@ SEARCHES = [
     ("data/prepare/imagenet.py", "folder.glob"),
     ("models/registry.py", "fnmatch.fnmatchcase"),  # names of models
     ("plan/kernels.py", "folder.glob"),
-    ("plan/kernels.py", "folder.glob"),
     ("run/logs.py", "folder.rglob"),
     ("run/workdir.py", "place.rglob"),
 ]
