@@ -175,7 +175,6 @@ def _forward(x, scale, weights, *, eps, interpret):
     count, band = len(x), _bands(x, weights).forward
     scale, x = _scale_rows(scale, band.images), to_kernel_layout(x, band.images)
     height, width, _, dim = x.shape
-    hidden, conv, pad = weights.gate.shape[1], weights.conv.shape[1], kernel_size(weights.conv) // 2
     products = _group_rows(band, width) * width * band.images
     y = pl.pallas_call(
         partial(_forward_kernel, band=band, height=height, eps=eps),
@@ -184,17 +183,27 @@ def _forward(x, scale, weights, *, eps, interpret):
         out_specs=rows_spec(band, width, dim),
         out_shape=like(x, x.shape, x.dtype),
         scratch_shapes=[
-            pltpu.VMEM((band.rows, width, band.images, dim), x.dtype),
-            pltpu.VMEM(padded_shape(band, width, conv, pad), jnp.float32),
-            pltpu.VMEM((products, hidden), jnp.float32),
-            pltpu.VMEM((products, max(hidden - conv, LANES)), jnp.float32),
-            pltpu.VMEM((products, hidden), x.dtype),
+            *_scratch(x, band, weights),
+            pltpu.VMEM((products, weights.gate.shape[1]), x.dtype),
         ],
         compiler_params=parameters("parallel", "parallel", "parallel"),
         interpret=interpret,
         name="gated_cnn_forward",
     )(*with_halo(x, band), scale, *weights)
     return _from_kernel_layout(y, count)
+
+
+def _scratch(x, band, weights):
+    """Return the memory for the normalized x of a band, its padded value, and gate and identity value of a step."""
+    width, dim = x.shape[1], x.shape[3]
+    hidden, conv, pad = weights.gate.shape[1], weights.conv.shape[1], kernel_size(weights.conv) // 2
+    products = _group_rows(band, width) * width * band.images
+    return [
+        pltpu.VMEM((band.rows, width, band.images, dim), x.dtype),
+        pltpu.VMEM(padded_shape(band, width, conv, pad), jnp.float32),
+        pltpu.VMEM((products, hidden), jnp.float32),
+        pltpu.VMEM((products, max(hidden - conv, LANES)), jnp.float32),
+    ]
 
 
 def _normalize(x, eps):
@@ -253,7 +262,7 @@ def _pad_value(rows, normalized, padded, weights, band, height, eps, convolved=N
 
 def _each_pixel_run(rows, width, images, first, body):
     """Call body(row, start, columns, rows of the products) for runs of columns in `rows` rows from `first`."""
-    # Unrolled, so that the compiler schedules this work of the vector unit beside the products of the matrix unit.
+    # Unrolled, so that the compiler overlaps these vector instructions with the matrix products.
     runs = pl.cdiv(width, COLUMNS)
     for row in range(rows):
         for run in range(runs):
@@ -333,10 +342,7 @@ def _backward(x, scale, dout, weights, *, eps, interpret):
         out_specs=[rows_conv, rows_conv, rows, *specs],
         out_shape=[of_conv, of_conv, like(x, x.shape, x.dtype), *shapes],
         scratch_shapes=[
-            pltpu.VMEM((band.rows, width, band.images, dim), x.dtype),
-            pltpu.VMEM(padded_shape(band, width, conv, pad), jnp.float32),
-            pltpu.VMEM((products, hidden), jnp.float32),
-            pltpu.VMEM((products, max(hidden - conv, LANES)), jnp.float32),
+            *_scratch(x, band, weights),
             pltpu.VMEM((products, hidden), jnp.float32),
             *[pltpu.VMEM((products, hidden), x.dtype)] * 3,
         ],
