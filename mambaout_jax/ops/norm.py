@@ -16,34 +16,47 @@ from mambaout_jax.ops.sharding import spec_of, with_auto_axes
 
 
 def layer_norm(
-    x: Float[Array, "*batch d"], weight: Float[Array, " d"], bias: Float[Array, " d"], eps: float
+    x: Float[Array, "*batch d"],
+    weight: Float[Array, " d"],
+    bias: Float[Array, " d"],
+    eps: float,
+    *,
+    centered: bool = False,
 ) -> Float[Array, "*batch d"]:
     """Compute (x - mean) / sqrt(variance + eps) * weight + bias over the last axis.
 
     The backward pass stores x, the mean and the scale; autodiff would store three arrays of the size of x.
+
+    Args:
+        centered: the mean of x is 0 for every row, and x comes from a function that removes the mean of its gradient.
+            Neither of them is computed, which saves a pass over x and one over the gradient.
     """
-    return with_auto_axes(partial(_layer_norm, eps), x, weight, bias, out=spec_of(x))
+    return with_auto_axes(partial(_layer_norm, eps, centered), x, weight, bias, out=spec_of(x))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _layer_norm(eps, x, weight, bias):
-    return _layer_norm_fwd(eps, x, weight, bias)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _layer_norm(eps, centered, x, weight, bias):
+    return _layer_norm_fwd(eps, centered, x, weight, bias)[0]
 
 
-def _layer_norm_fwd(eps, x, weight, bias):
+def _layer_norm_fwd(eps, centered, x, weight, bias):
     x32 = x.astype(jnp.float32)
-    mean = x32.mean(-1, keepdims=True)
-    scale = lax.rsqrt(jnp.square(x32 - mean).mean(-1, keepdims=True) + eps)
-    y = (x32 - mean) * scale * _row(weight, x) + _row(bias, x)
+    mean = None if centered else x32.mean(-1, keepdims=True)
+    deviation = x32 if centered else x32 - mean
+    scale = lax.rsqrt(jnp.square(deviation).mean(-1, keepdims=True) + eps)
+    y = deviation * scale * _row(weight, x) + _row(bias, x)
     return y.astype(x.dtype), (x, mean, scale, weight, bias)
 
 
-def _layer_norm_bwd(eps, residuals, dy):
+def _layer_norm_bwd(eps, centered, residuals, dy):
     x, mean, scale, weight, bias = residuals
     dy = dy.astype(jnp.float32)
-    x_hat = (x.astype(jnp.float32) - mean) * scale
+    x32 = x.astype(jnp.float32)
+    x_hat = (x32 if centered else x32 - mean) * scale
     dx_hat = dy * _row(weight, x)
-    dx = scale * (dx_hat - dx_hat.mean(-1, keepdims=True) - x_hat * (dx_hat * x_hat).mean(-1, keepdims=True))
+    # The gradient of the variance, and that of the mean.
+    dx = dx_hat - x_hat * (dx_hat * x_hat).mean(-1, keepdims=True)
+    dx = scale * (dx if centered else dx - dx_hat.mean(-1, keepdims=True))
     batch = tuple(range(x.ndim - 1))
     dweight, dbias = (dy * x_hat).sum(batch), dy.sum(batch)
     return dx.astype(x.dtype), dweight.astype(weight.dtype), dbias.astype(bias.dtype)

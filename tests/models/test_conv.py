@@ -1,12 +1,15 @@
 """Convolutions equal PyTorch's, for every op that computes them."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from mambaout_jax.models.layers.conv import Conv2d, default_conv2d
+from mambaout_jax.models.layers.conv import Conv2d, convolve_and_normalize, default_conv2d
+from mambaout_jax.models.layers.norm import LayerNorm
 from mambaout_jax.models.layers.patch_embed import PatchEmbed
 from mambaout_jax.ops import conv2d
 
@@ -92,6 +95,35 @@ def test_every_form_is_pytorchs(case):
     expected = theirs(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).detach().numpy().transpose(0, 2, 3, 1)
     assert conv.bias is None
     np.testing.assert_allclose(applied(conv, {"weight": weight}, x), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("case", ["strided", "patches", "dense"])
+def test_convolution_and_norm_are_one_after_the_other(case, bias):
+    in_chans, out_chans, kernel_size, stride, padding, _ = CASES[case]
+    build = nnx.split((
+        Conv2d(in_chans, out_chans, kernel_size, stride=stride, padding=padding, bias=bias, dtype=jnp.dtype("float32")),
+        LayerNorm(out_chans),
+    ))  # fmt: skip
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 9, 11, in_chans)).astype(np.float32)
+    params = jax.tree.map(lambda param: 1 + rng.normal(size=param.shape).astype(np.float32), build[1])
+
+    @partial(jax.jit, static_argnums=0)
+    def value_and_gradients(function, params, x):
+        y, vjp = jax.vjp(lambda params, x: function(*nnx.merge(build[0], params), x), params, x)
+        return y, vjp(jnp.cos(y))
+
+    actual = value_and_gradients(convolve_and_normalize, params, x)
+    expected = value_and_gradients(lambda conv, norm, x: norm(conv(x)), params, x)
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, e, rtol=0, atol=1e-5 * np.abs(e).max())
+
+
+def test_several_groups_cannot_be_centered():
+    conv = Conv2d(4, 4, 3, groups=4, dtype=jnp.dtype("float32"))
+    with pytest.raises(ValueError, match="one group"):
+        conv(jnp.ones((1, 5, 5, 4)), centered=True)
 
 
 def test_patches_are_tokens_row_by_row():

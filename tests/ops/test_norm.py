@@ -80,6 +80,19 @@ def test_bfloat16_is_the_float32_result_rounded_once(norm):
         np.testing.assert_allclose(a.astype(jnp.float32), e, rtol=0, atol=_tolerance(e, tolerance))
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 4, 8), (5, 7), (6,)])
+def test_layer_norm_of_centered_rows_is_the_same_up_to_the_mean_of_the_gradient(shape):
+    x, weight, bias, dy = _data(shape)
+    x -= x.mean(-1, keepdims=True)
+    op = lambda *args: layer_norm(*args, EPS, centered=True)  # noqa: E731
+    y, dx, *actual = _value_and_gradients(op, x, weight, bias, dy)
+    # The gradient is what it would be if rows were not centered. The function before removes its mean.
+    assert np.abs(dx.mean(-1)).max() > 1e-3
+    actual = y, dx - dx.mean(-1, keepdims=True), *actual
+    for a, e in zip(actual, _value_and_gradients(_layer_norm, x, weight, bias, dy), strict=True):
+        np.testing.assert_allclose(a, e, rtol=0, atol=_tolerance(e, 1e-5))
+
+
 @pytest.mark.slow
 def test_small_variance_with_a_large_mean_is_precise():
     x = jnp.asarray([[1000.0, 1000.25, 1000.5, 1000.75]])

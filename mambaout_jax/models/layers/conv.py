@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from mambaout_jax.models.layers.norm import LayerNorm
 from mambaout_jax.models.layers.parameters import (
     Initializer,
     normal,
@@ -51,12 +52,19 @@ class Conv2d(nnx.Module):
         self.groups = groups
         self.dtype = dtype
 
-    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b ho wo o"]:
-        x, weight, bias = x.astype(self.dtype), self.weight.astype(self.dtype), self.bias
+    def __call__(self, x: Float[Array, "b h w i"], *, centered: bool = False) -> Float[Array, "b ho wo o"]:
+        """Compute the convolution; with `centered`, minus its mean over the channels, which takes one group."""
+        if centered and self.groups != 1:
+            raise ValueError(f"centered convolutions have one group; got {self.groups}")
+        weight, bias = self.weight[...], None if self.bias is None else self.bias[...]
+        if centered:
+            weight = weight - weight.mean(-1, keepdims=True)
+            bias = None if bias is None else bias - bias.mean()
+        x, weight = x.astype(self.dtype), weight.astype(self.dtype)
         kernel, channels = weight.shape[:2], x.shape[-1]
         keeps_size = self.padding == tuple(side // 2 for side in kernel) and all(side % 2 for side in kernel)
         if keeps_size and self.stride == (1, 1) and self.groups == channels == weight.shape[3]:
-            return saveable(depthwise_conv2d(x, weight, None if bias is None else bias[...]))
+            return saveable(depthwise_conv2d(x, weight, bias))
         y = self._convolve(x, weight, keeps_size)
         return saveable(y if bias is None else y + per_channel(bias, y))
 
@@ -68,6 +76,15 @@ class Conv2d(nnx.Module):
         if kernel == self.stride and self.padding == (0, 0) and self.groups == 1:
             return _multiply_patches(x, weight)
         return conv2d(x, weight, stride=self.stride, padding=self.padding, groups=self.groups)
+
+
+def convolve_and_normalize(conv: Conv2d, norm: LayerNorm, x: Float[Array, "b h w i"]) -> Float[Array, "b ho wo o"]:
+    """Compute norm(conv(x)) with fewer passes over the result of the convolution, which has one group.
+
+    The mean that the norm removes is removed from the kernel and bias of the convolution, so that the norm computes a
+    mean square alone. Reference: Jiang et al., Pre-RMSNorm and Pre-CRMSNorm Transformers, 2023.
+    """
+    return norm(conv(x, centered=True), centered=True)
 
 
 def default_conv2d(

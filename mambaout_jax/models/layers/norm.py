@@ -16,8 +16,8 @@ class LayerNorm(nnx.Module):
         self.bias = parameter((dim,), zeros)
         self.eps = eps
 
-    def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
-        return layer_norm(x, self.weight[...], self.bias[...], self.eps)
+    def __call__(self, x: Float[Array, "*batch d"], *, centered: bool = False) -> Float[Array, "*batch d"]:
+        return layer_norm(x, self.weight[...], self.bias[...], self.eps, centered=centered)
 
 
 class RMSNorm(nnx.Module):

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Key
 from mambaout_jax.checks import ConfigKey
 from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.layers.blocks import run_blocks
-from mambaout_jax.models.layers.conv import default_conv2d
+from mambaout_jax.models.layers.conv import convolve_and_normalize, default_conv2d
 from mambaout_jax.models.layers.drop import drop_path, dropout
 from mambaout_jax.models.layers.linear import Linear, Mlp
 from mambaout_jax.models.layers.norm import LayerNorm
@@ -42,9 +42,9 @@ def check_stages(depths: Sequence[int], dims: Sequence[int], ssm_conv: int) -> N
         ModelError: one of these does not hold.
     """
     if len(depths) != len(dims):
-        raise ModelError(f"depths is {depths} and dims {dims}; tuples of equal length are expected")
+        raise ModelError(f"depths is {depths} and dims {dims}; expected tuples of equal length")
     if ssm_conv % 2 == 0:
-        raise ModelError(f"ssm_conv is {ssm_conv}; an odd number is expected, so that maps keep their size")
+        raise ModelError(f"ssm_conv is {ssm_conv}; expected an odd number, so that maps keep their size")
 
 
 class PatchEmbedding(nnx.Module):
@@ -55,7 +55,7 @@ class PatchEmbedding(nnx.Module):
         self.norm1 = LayerNorm(dim, eps=1e-5)
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b ho wo d"]:
-        return self.norm1(self.conv1(x))
+        return convolve_and_normalize(self.conv1, self.norm1, x)
 
 
 class PatchMerging(nnx.Module):

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Key
 from mambaout_jax.checks import ConfigKey
 from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.layers.blocks import run_blocks
-from mambaout_jax.models.layers.conv import Conv2d
+from mambaout_jax.models.layers.conv import Conv2d, convolve_and_normalize
 from mambaout_jax.models.layers.drop import dropout
 from mambaout_jax.models.layers.linear import ACTIVATIONS, Linear, activation
 from mambaout_jax.models.layers.norm import LayerNorm
@@ -36,10 +36,8 @@ class Stem(nnx.Module):
         self.act_layer = act_layer
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b ho wo d"]:
-        x = self.conv1(x)
-        if self.norm1 is not None:
-            x = self.norm1(x)
-        return self.norm2(self.conv2(activation(self.act_layer)(x)))
+        x = self.conv1(x) if self.norm1 is None else convolve_and_normalize(self.conv1, self.norm1, x)
+        return convolve_and_normalize(self.conv2, self.norm2, activation(self.act_layer)(x))
 
 
 class Downsample(nnx.Module):
@@ -51,7 +49,7 @@ class Downsample(nnx.Module):
         self.norm_first = norm_first
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b ho wo d"]:
-        return self.conv(self.norm(x)) if self.norm_first else self.norm(self.conv(x))
+        return self.conv(self.norm(x)) if self.norm_first else convolve_and_normalize(self.conv, self.norm, x)
 
 
 class Stage(nnx.Module):
@@ -177,11 +175,11 @@ class MambaOut(nnx.Module):
         remat: str,
     ):
         if len(depths) != len(dims):
-            raise ModelError(f"depths is {depths} and dims {dims}; tuples of equal length are expected")
+            raise ModelError(f"depths is {depths} and dims {dims}; expected tuples of equal length")
         if dims[0] < 2:
-            raise ModelError(f"dims is {dims}; at least 2 channels in the first stage are expected")
+            raise ModelError(f"dims is {dims}; expected at least 2 channels in the first stage")
         if kernel_size % 2 == 0:
-            raise ModelError(f"kernel_size is {kernel_size}; an odd number is expected, so that maps keep their size")
+            raise ModelError(f"kernel_size is {kernel_size}; expected an odd number, so that maps keep their size")
         if token_mixer == "conv" and scan_order != "causal":
             raise ModelError(
                 f"scan_order is {scan_order!r} but token_mixer 'conv' has no scan; set token_mixer='conv_ssm'"

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from mambaout_jax.checks import ConfigKey
 from mambaout_jax.models.errors import ModelError
-from mambaout_jax.models.layers.conv import default_conv2d
+from mambaout_jax.models.layers.conv import convolve_and_normalize, default_conv2d
 from mambaout_jax.models.layers.norm import LayerNorm
 from mambaout_jax.models.layers.ss2d import CROSS_SCAN, SS2D
 from mambaout_jax.models.layers.vss import (
@@ -40,7 +40,8 @@ class ConvPatchEmbedding(nnx.Module):
         self.norm2 = LayerNorm(dim, eps=1e-5)
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b ho wo d"]:
-        return self.norm2(self.conv2(gelu(self.norm1(self.conv1(x)))))
+        x = convolve_and_normalize(self.conv1, self.norm1, x)
+        return convolve_and_normalize(self.conv2, self.norm2, gelu(x))
 
 
 class ConvDownsample(nnx.Module):
@@ -51,7 +52,7 @@ class ConvDownsample(nnx.Module):
         self.post_norm = LayerNorm(out_dim, eps=1e-5)
 
     def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b ho wo e"]:
-        return self.post_norm(self.conv(x))
+        return convolve_and_normalize(self.conv, self.post_norm, x)
 
 
 PATCH_EMBEDDINGS = {"v1": PatchEmbedding, "v2": ConvPatchEmbedding}
