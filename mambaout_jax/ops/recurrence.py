@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from mambaout_jax.ops.kernel_choice import kernels
 from mambaout_jax.ops.pallas import recurrence_tpu
 from mambaout_jax.ops.pallas.bands import LANES, SUBLANES
+from mambaout_jax.ops.pallas.tpu_only import tpu_only
 
 # Longest sequence for which "auto" is the plain loop: chunks and padding would cost more than the recurrence itself.
 _SHORT = 4
@@ -187,7 +188,7 @@ def _by_platform(general, kernel, inputs, others):
     is_known = isinstance(u.size, int) and u.size > 0
     fits = is_known and B.ndim == C.ndim == 4 and u.dtype == jnp.float32 and recurrence_tpu.fits(A.shape[1])
     if kernel is not None and fits:
-        forms["tpu"] = partial(kernel, shape=chunk_shape(u.shape[1]))
+        forms["tpu"] = partial(tpu_only, partial(kernel, shape=chunk_shape(u.shape[1])))
     return lax.platform_dependent(*inputs, *others, **forms)
 
 

@@ -18,6 +18,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
+from mambaout_jax.ops.pallas.tpu_only import tpu_only
 from mambaout_jax.ops.sharding import rows_per_device
 
 LANES, SUBLANES = 128, 8
@@ -52,12 +53,15 @@ def vmem_limit() -> int:
 
 
 def for_tpu() -> bool:
-    """Return whether the mesh, or else the default device, is of TPUs."""
+    """Return whether the mesh, or else the default device, consists of TPUs."""
     return pltpu.is_tpu_device()
 
 
 def is_supported(x: Array) -> bool:
-    """Return whether kernels can compute with an array: of a known size, which exported programs may lack."""
+    """Return whether kernels support an array: static, nonempty shape and float32 or bfloat16.
+
+    Exported programs may have a dynamic batch size.
+    """
     is_known = all(isinstance(side, int) and side > 0 for side in x.shape)
     return is_known and x.dtype in (jnp.float32, jnp.bfloat16)
 
@@ -236,7 +240,7 @@ def call_kernel(kernel: Callable[..., Any], general: Callable[..., Any], interpr
         interpret: interpret the kernel on other platforms.
     """
     default = partial(kernel, interpret=True) if interpret else general
-    return lax.platform_dependent(*arguments, tpu=kernel, default=default)
+    return lax.platform_dependent(*arguments, tpu=partial(tpu_only, kernel), default=default)
 
 
 @call_kernel.defjvp

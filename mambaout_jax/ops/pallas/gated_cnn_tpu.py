@@ -431,7 +431,7 @@ def _products_kernel(*refs, band: Band, height: int, eps: float):
 
 
 def _zero_at_first(results):
-    """Set the results that all grid steps add to to zero in the first one."""
+    """In the first grid step, zero the results that all steps accumulate into."""
 
     @pl.when(sum(pl.program_id(axis) for axis in range(3)) == 0)
     def _():
