@@ -8,7 +8,6 @@ Where timm lacks a model, JAX is the only peer. Weights are random. Our logits a
 
 import argparse
 import tempfile
-import warnings
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -19,7 +18,7 @@ import numpy as np
 import onnx
 import onnxruntime
 from _timing import machine, median_ratio, time_interleaved, write_json
-from _torch import import_torch
+from _torch import export_onnx, import_torch, load_onnx
 
 import mambaout_jax as mo
 from mambaout_jax.export.onnx_model import save, to_onnx
@@ -63,9 +62,9 @@ def time_model(name, folder, threads, rounds):
 
     if timm.is_model(name):
         files["timm"] = folder / "timm.onnx"
-        export_timm(torch, timm.create_model(name, exportable=True), files["timm"], images)
+        export_onnx(timm.create_model(name, exportable=True), files["timm"], torch.from_numpy(images))
     of_jax = jax.jit(function, compiler_options=cpu_compiler_options())
-    calls = {program: partial(load(file, threads), images) for program, file in files.items()}
+    calls = {program: partial(load_onnx(file, threads), images) for program, file in files.items()}
     calls["jax"] = partial(of_jax, images)
     expected = np.asarray(of_jax(images)["logits"])
     difference = np.abs(calls["ours"]() - expected).max() / np.abs(expected).max()
@@ -94,24 +93,6 @@ def count_nodes(path):
         return len(graph.node) + sum(map(count, bodies))
 
     return count(onnx.load(path).graph)
-
-
-def load(path, threads):
-    """Return a function of images that runs a model in onnxruntime."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda images: session.run(None, {"images": images})[0]
-
-
-def export_timm(torch, model, path, images):
-    """Write timm's model by PyTorch's exporter, as timm's onnx_export.py does."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter by TorchScript needs no other package
-        torch.onnx.export(
-            model.eval(), (torch.from_numpy(images),), path, dynamo=False, opset_version=17, input_names=["images"],
-            output_names=["logits"], dynamic_axes={"images": {0: "batch"}, "logits": {0: "batch"}},
-        )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,18 +1,24 @@
-"""Time MambaOut-Tiny on CPU, interleaved with timm's model in channels-last format, eager and with `torch.compile`.
+"""Time MambaOut-Tiny on CPU, interleaved with timm's model in PyTorch, onnxruntime and OpenVINO.
 
     python benchmarks/model_cpu.py [--threads N] [--json PATH]
 
 16 images of 224 px in float32: the forward pass, and the training step (forward, backward, AdamW). Ratios are the time
-of timm divided by ours, medians over the rounds: above 1, ours is faster. Without torch or timm, only ours is timed.
+of a peer divided by ours, medians over the rounds: above 1, ours is faster. PyTorch runs the model in channels-last
+format, eager and with `torch.compile`; the others run its ONNX export, the forward pass alone. A peer that is not
+installed is skipped.
 """
 
 import argparse
+import importlib.metadata
+import tempfile
+from functools import partial
+from pathlib import Path
 from statistics import median
 
 import numpy as np
 from _programs import LEARNING_RATE, WEIGHT_DECAY, model_passes
 from _timing import machine, median_ratio, time_interleaved, write_json
-from _torch import import_torch
+from _torch import export_onnx, import_torch, load_onnx
 
 import mambaout_jax as mo
 from mambaout_jax.models import cpu_compiler_options
@@ -33,7 +39,10 @@ def main() -> None:
     images = rng.normal(size=(args.batch, args.size, args.size, 3)).astype("float32")
     labels = rng.integers(0, 1000, args.batch)
     ours = model_passes(mo.create_model(args.model), images, labels, cpu_compiler_options())
-    peers, versions = timm_passes(args.model, images, labels, args.threads or machine()["cores"])
+    threads = args.threads or machine()["cores"]
+    peers, versions = timm_passes(args.model, images, labels, threads)
+    if peers:
+        peers |= runtime_passes(args.model, images, threads, versions)
 
     print(*(f"{name}: {value}" for name, value in (machine() | versions).items()), sep="\n")
     print(f"\n{args.model}, {args.batch} images of {args.size} px, float32")
@@ -41,7 +50,7 @@ def main() -> None:
     rows = []
     for name in ours:
         seconds = time_interleaved(
-            {"ours": ours[name]} | {peer: passes[name] for peer, passes in peers.items()}, args.rounds
+            {"ours": ours[name]} | {peer: passes[name] for peer, passes in peers.items() if name in passes}, args.rounds
         )
         ratios = {peer: median_ratio(times, seconds["ours"]) for peer, times in seconds.items()}
         for peer, times in seconds.items():
@@ -87,6 +96,34 @@ def timm_passes(name, images, labels, threads):
 
     versions = {"torch": torch.__version__, "timm": timm.__version__, "torch threads": threads}
     return {"eager": passes(compiled=False), "torch.compile": passes(compiled=True)}, versions
+
+
+def runtime_passes(name, images, threads, versions):
+    """Return the forward pass of timm's ONNX export in each runtime that is installed, and add their versions."""
+    import timm
+    import torch
+
+    peers, images = {}, np.moveaxis(images, -1, 1).copy()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        export_onnx(timm.create_model(name, exportable=True), path, torch.from_numpy(images))
+        for peer, load in {"onnxruntime": load_onnx, "openvino": load_openvino}.items():
+            try:
+                peers[peer] = {"forward": partial(load(path, threads), images)}
+            except ImportError as error:
+                print(f"{peer} is skipped: {error}")
+            else:
+                versions[peer] = importlib.metadata.version(peer)
+    return peers
+
+
+def load_openvino(path, threads):
+    """Return a function of images that runs a model in OpenVINO, in float32."""
+    import openvino
+
+    options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    program = openvino.Core().compile_model(path, "CPU", options)
+    return lambda images: program(images)[0]
 
 
 if __name__ == "__main__":
