@@ -30,7 +30,7 @@ MODEL, KERNEL, CHANNELS = "mambaout_tiny", 7, 384
 MAPS = ((56, 96), (28, 192), (14, 384), (7, 576))
 LENGTHS = (196, 1024, 4096, 16384)
 SCANS = ("auto", "associative", "chunked", "sequential")
-# Longer sequences do not fit the memory of a tree of all steps, or take a kernel launch for each step.
+# Maximum lengths: "associative" stores a tree of all steps, "sequential" launches a kernel per step.
 LONGEST = {"associative": 4096, "sequential": 1024}
 
 

@@ -12,9 +12,9 @@ are not installed are skipped with a message. The exit code is 1 if a claim is m
     exact, the full recipe       1.2 times the DataLoader to float, 1.0 times the DataLoader to uint8
     both pipelines               at least 0.85 times the transforms alone in as many processes
 
-With --task segmentation, 200 such images have label maps, and batches 16 crops of 512 pixels. The peer is PyTorch's
-DataLoader with the transforms of mmsegmentation 1.2.2, which needs mmcv-lite 2.1.0, ftfy and regex; the claim is 1.0
-times its speed.
+With --task segmentation, the dataset is 200 such images with label maps, and a batch is 16 crops of 512 pixels. The
+peer is PyTorch's DataLoader with the transforms of mmsegmentation 1.2.2, which needs mmcv-lite 2.1.0, ftfy and regex;
+the claim is 1.0 times its speed.
 """
 
 import argparse
@@ -115,7 +115,7 @@ def main() -> int:
         for name in list(forms):
             missing = [module for module in needs.get(name.split(",")[0], ()) if not importlib.util.find_spec(module)]
             if missing:
-                print(f"{name}: skipped, because {' and '.join(missing)} is not installed")
+                print(f"{name}: skipped; not installed: {', '.join(missing)}")
                 del forms[name]
         seconds: dict[str, list[float]] = {name: [] for name in forms}  # per image
         for _ in range(args.rounds):

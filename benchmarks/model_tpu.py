@@ -9,9 +9,9 @@ the other; `xla`, without kernels; and `kernels` (docs/kernels.md). The claim: e
 before it. If it is missed, this is printed and the exit code is 1.
 
 The figures are the compiler's estimates, not measurements. The body of a loop counts once per iteration. Cycles of
-kernels are the larger of their schedule and their transfers, printed separately. Operations of 10^9 cycles in the plain
-form are gradients of depthwise convolutions into which the compiler has fused the split, so that their
-windows have one pixel.
+kernels are the larger of their schedule and their transfers, printed separately. In the plain form, operations of about
+10^9 cycles are gradients of depthwise convolutions: the compiler fuses the split into them and computes them one pixel
+at a time.
 """
 
 import argparse
@@ -56,7 +56,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--batch", type=int, default=64, help="images on the chip (default: 64)")
     parser.add_argument("--form", choices=FORMS, action="append", help="compile only this form; may be repeated")
-    parser.add_argument("--model", default="mambaout_tiny", help="(plain: without SSM and LayerScale)")
+    parser.add_argument(
+        "--model",
+        default="mambaout_tiny",
+        help="model name; --form plain supports only models without SSM and LayerScale (default: mambaout_tiny)",
+    )
     parser.add_argument("--chip", choices=("v5e", "v6e"), default="v5e")
     parser.add_argument("--json", metavar="PATH")
     args = parser.parse_args()

@@ -104,7 +104,7 @@ def build_pass(name, kind):
 
 
 def measure(name, kind):
-    """Print the seconds of a pass each time that a line arrives on stdin, and at its end the largest memory."""
+    """Time one pass for each line on stdin and print the seconds; at end of file, print the peak memory."""
     start = time.perf_counter()
     call = build_pass(name, kind)
     jax.block_until_ready(call())
@@ -118,7 +118,7 @@ def measure(name, kind):
 
 
 def measure_cpu(args, missed):
-    """Time the passes of all models in turn with the first one, and state the largest memory of their processes."""
+    """Time the passes of all models in turn with the first one, and print the peak memory of their processes."""
     print(f"{BATCH} images of {SIZE} px, float32, median of {args.rounds} rounds")
     columns = f"{'model':<24}{'parameters':>12}{'pass':>16}{'ms':>9}{'images/s':>10}{'memory':>9}"
     print(f"{columns}{'first call':>12}{'ratio':>7}")
@@ -159,7 +159,7 @@ def _time(process) -> float:
 
 
 def _end(process) -> int:
-    """End a process, and return its largest memory in bytes."""
+    """End a process, and return its peak memory in bytes."""
     process.stdin.close()
     memory = _answer(process)["bytes"]
     process.wait()
@@ -237,7 +237,7 @@ def time_scan(arguments, rounds):
 
 
 def measure_tpu(args, missed):
-    """Compile the training step of each model for a TPU v5e, and state estimates and memory."""
+    """Compile the training step of each model for a TPU v5e, and print estimates and memory."""
     if importlib.util.find_spec("libtpu") is None:
         print("the TPU is skipped: its compiler requires `pip install libtpu`")
         return None

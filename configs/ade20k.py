@@ -35,7 +35,7 @@ RECIPES = {
 def get_config(backbone: str = "mambaout_tiny") -> ConfigDict:
     """Return the experiment: what differs from the defaults in docs/config.md."""
     if backbone not in RECIPES:
-        raise ValueError(f"{backbone!r} has no recipe; one of {', '.join(RECIPES)} is expected")
+        raise ValueError(f"{backbone!r} has no recipe; expected one of {', '.join(RECIPES)}")
     learning_rate, drop_path_rate, eps = RECIPES[backbone]
     config = default_config("segmentation")
     config.num_steps = 160_000

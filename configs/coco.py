@@ -39,7 +39,7 @@ def get_config(backbone: str = "mambaout_tiny") -> ConfigDict:
     """Return the experiment: what differs from the defaults in docs/config.md."""
     backbone, long = backbone.removesuffix("_3x"), backbone.endswith("_3x")
     if backbone not in RECIPES:
-        raise ValueError(f"{backbone!r} has no recipe; one of {', '.join(RECIPES)} is expected")
+        raise ValueError(f"{backbone!r} has no recipe; expected one of {', '.join(RECIPES)}")
     drop_path_rate, eps = RECIPES[backbone]
     config = default_config("detection")
     config.num_epochs = 36 if long else 12

@@ -48,7 +48,7 @@ from ml_collections import ConfigDict
 
 from mambaout_jax.run.config import default_config, published_recipes
 
-# By batch size, so that the steps of an epoch of 1,281,167 images are a multiple.
+# Divisors of the steps per epoch (312, 625, 1251, 2502), by batch size.
 LOG_EVERY_STEPS = {4096: 52, 2048: 125, 1024: 139, 512: 139}
 
 

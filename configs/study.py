@@ -12,10 +12,10 @@ pathfinder: are two dots joined by one of several dashed curves?
 python -m mambaout_jax prepare pathfinder
 python -m mambaout_jax study --dataset pathfinder --seeds 3
 
-64 px are 256 tokens in the first stage: long, as 6 D = 144 for its 24 channels (docs/analyze.md). 32 px, --dataset
-pathfinder/32 --config.model.img_size=32, are 64 tokens: short, and only useful to check quickly that the task can be
-learned. With an accelerator use 1,024 tokens and more steps: --dataset pathfinder/128 --config.model.img_size=128
---config.num_epochs=100. Cost and result: docs/study.md, incomplete.
+Images of 64 px give 256 tokens in the first stage. That is long: the threshold 6 D is 144 for 24 channels
+(docs/analyze.md). Images of 32 px (--dataset pathfinder/32 --config.model.img_size=32) give 64 tokens, which is short;
+use them only to check that the task can be learned. With an accelerator use 1,024 tokens and more steps: --dataset
+pathfinder/128 --config.model.img_size=128 --config.num_epochs=100. Cost and result: docs/study.md, incomplete.
 
 photos: MambaOut-Femto at 96 px, on your own folder or any TFDS dataset of images with labels.
 
@@ -25,8 +25,9 @@ python -m mambaout_jax study --dataset photos --config=configs/study.py:photos -
 For larger images and models change config.model.img_size, dims and depths; all variants follow. Cost and result: they
 depend on the images; nothing was measured here.
 
-scenes_segmentation: the class of each pixel, from UperNet on the same variants. 128 px are 1,024 tokens in the first
-stage: long, as 6 D = 96 for its 16 channels. In scenes/cue_128, the class of a digit is shown in a corner of the image.
+scenes_segmentation: the class of each pixel, from UperNet on the same variants. Images of 128 px give 1,024 tokens in
+the first stage. That is long: the threshold 6 D is 96 for 16 channels. In scenes/cue_128, the class of a digit is shown
+in a corner of the image.
 
 python -m mambaout_jax prepare scenes/cue_128
 python -m mambaout_jax study --dataset scenes/cue_128 --task segmentation --seeds 3
@@ -43,8 +44,8 @@ def get_config(name: str) -> ConfigDict:
     """Return an experiment: what differs from the defaults in docs/config.md, and the variants."""
     if name not in EXPERIMENTS:
         raise ValueError(
-            f"no experiment for {name!r}; expected one of {', '.join(EXPERIMENTS)}, or your own file. The "
-            "settings for photos suit most photographs"
+            f"no experiment for {name!r}; expected one of {', '.join(EXPERIMENTS)}: for your own photographs use "
+            "--config=study:photos, and for anything else your own file"
         )
     dataset, task, set_up, get_variants = EXPERIMENTS[name]
     config = default_config(task)
@@ -125,7 +126,7 @@ def _scenes_segmentation(config: ConfigDict) -> None:
     config.data.box = (128, 128)
     config.data.box_scale = (1.0, 1.0)
     config.data.cat_max_ratio = 1.0
-    config.data.hflip_prob = 0.0  # a mirrored digit is another sign
+    config.data.hflip_prob = 0.0  # a mirrored digit is no longer that digit
     config.data.photometric = False
     config.model.update(
         name="upernet_mambaout_femto",

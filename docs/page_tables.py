@@ -12,7 +12,7 @@ def write_tables(page: str, tables: Mapping[str, str]) -> str:
     """
     names = re.findall(r"^<!-- table (\S+) -->$", page, re.MULTILINE)
     if sorted(names) != sorted(tables):
-        raise ValueError(f"the page has the tables {sorted(names)}; {sorted(tables)} are expected")
+        raise ValueError(f"the page has the tables {sorted(names)}; expected {sorted(tables)}")
     return re.sub(
         r"^<!-- table (\S+) -->\n.*?^<!-- end -->$",
         lambda found: f"<!-- table {found[1]} -->\n{tables[found[1]]}<!-- end -->",

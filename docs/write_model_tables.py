@@ -25,43 +25,43 @@ def update_readme(page: str) -> str:
 
 def _table(family: Family) -> str:
     lines = [
-        "| model | parameters | MACs | published top-1 | weights | licence of the weights | top-1 here |",
+        "| model | parameters | MACs | published top-1 | weights | license of the weights | top-1 here |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, variant in family.variants.items():
         params, macs = variant_costs(name)
         top1 = ", ".join(f"{percent:g} % at {size} px" for size, percent in sorted(variant.top1.items())) or "-"
-        file, licence = "-", "-"
+        file, license = "-", "-"
         if checkpoint := variant.checkpoint:
             url = checkpoint.url
             file = f"[{Path(urlsplit(url).path).name}]({url})"
-            licence = checkpoint.licence or "not stated"
+            license = checkpoint.license or "not stated"
         reproduced = "not run" if variant.top1 and variant.checkpoint else "-"
         lines.append(
-            f"| `{name}` | {params / 1e6:.2f} M | {macs / 1e9:.2f} G | {top1} | {file} | {licence} | {reproduced} |"
+            f"| `{name}` | {params / 1e6:.2f} M | {macs / 1e9:.2f} G | {top1} | {file} | {license} | {reproduced} |"
         )
     if publication := family.publication:
         lines += [
             "",
             f"{publication.title}: [paper]({publication.paper}), [code]({publication.repository}), "
-            f"{publication.licence}.",
+            f"{publication.license}.",
         ]
     return "\n".join(lines) + "\n"
 
 
 def _families_table() -> str:
     lines = [
-        "| family | models with published accuracy | parameters | top-1 at 224 px | licence of the weights |",
+        "| family | models with published accuracy | parameters | top-1 at 224 px | license of the weights |",
         "|---|---|---|---|---|",
     ]
     for family in families():
         published = {name: variant for name, variant in family.variants.items() if variant.top1}
         params = _range(variant_costs(name)[0] / 1e6 for name in published)
         top1 = _range(variant.top1[224] for variant in published.values() if 224 in variant.top1)
-        licences = {variant.checkpoint.licence or "not stated" for variant in published.values() if variant.checkpoint}
+        licenses = {variant.checkpoint.license or "not stated" for variant in published.values() if variant.checkpoint}
         title = f"[{family.module.__name__}]({family.publication.paper})"
         models = f"{len(published)}, from `{next(iter(published))}`"
-        lines.append(f"| {title} | {models} | {params} M | {top1} % | {', '.join(sorted(licences))} |")
+        lines.append(f"| {title} | {models} | {params} M | {top1} % | {', '.join(sorted(licenses))} |")
     return "\n".join(lines) + "\n"
 
 

@@ -188,7 +188,7 @@ count_start() {
   [ "$idle" -le "$restarts" ] && return
   local last=''
   [ "$newest" -lt 0 ] || last=" after step $newest"
-  fail "$idle starts without a checkpoint$last in $workdir;" \
+  fail "no new checkpoint$last in $workdir (starts without one: $idle);" \
     "see the log above, save more often with --config.save_every_steps, or allow more with --restarts"
 }
 

@@ -20,7 +20,7 @@ find_python() {
 }
 
 check_python() {
-  python_between "$1" '(3, 11)' '(4,)' || die "$1 is not Python 3.11 or newer; use another --python"
+  python_between "$1" '(3, 11)' '(4,)' || die "$1 is not Python 3.11 or newer; pass a newer one with --python"
   "$1" -c 'import venv, ensurepip' >/dev/null 2>&1 || die "$1 lacks the module venv; on Debian and Ubuntu, install it" \
     "with 'sudo apt install python3-venv' (or python3.11-venv for that version)"
   local platform

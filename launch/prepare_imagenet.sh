@@ -33,7 +33,7 @@ require name zone tars data_dir
 case $tars in gs://?*) ;; *) die "--tars is $tars; expected gs://BUCKET/FOLDER" ;; esac
 case $data_dir in gs://?*) ;; *) die "--data-dir is $data_dir; expected gs://BUCKET/FOLDER" ;; esac
 
-what="a machine $machine"
+what="an instance of type $machine"
 where=(--zone="$zone" ${project:+--project="$project"})
 ssh_by_hand="gcloud compute ssh $name ${where[*]}"
 setup=' --jax=cpu'
@@ -57,7 +57,7 @@ read_state() {
 }
 
 create() {
-  # The tars have 155 GB and the dataset 145 GB; see docs/imagenet.md.
+  # The tars take 155 GB and the dataset 145 GB; see docs/imagenet.md.
   act compute instances create "$name" "${where[@]}" --machine-type="$machine" --image-project=ubuntu-os-cloud \
     --image-family=ubuntu-2404-lts-amd64 --boot-disk-size=400GB --boot-disk-type=pd-ssd --scopes=cloud-platform
 }

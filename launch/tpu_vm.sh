@@ -13,8 +13,8 @@ usage: launch/tpu_vm.sh --name NAME --zone ZONE --accelerator TYPE --config FILE
 
   --name NAME         name of the queued resource and its TPU; an existing slice of this name is used
   --zone ZONE         for example us-west4-a
-  --accelerator TYPE  v4-32, v5litepod-16, v5p-32, v6e-16, ...: the number is that of chips for v5litepod and v6e, and
-                      of cores, two per chip, for v4 and v5p; TPU7x: launch/contrib/gce_mig.sh
+  --accelerator TYPE  v4-32, v5litepod-16, v5p-32, v6e-16, ...; the number counts chips for v5litepod and v6e, and cores
+                      (two per chip) for v4 and v5p. For TPU7x use launch/contrib/gce_mig.sh
   --config FILE       the experiment, a file in this checkout such as configs/imagenet.py:mambaout_tiny
   --workdir PATH      folder of the run: gs://BUCKET/... or an absolute path on a file system of all hosts
   --cache PATH        folder for compiled programs (default: `compiled` next to workdir); a bucket outlives the slice

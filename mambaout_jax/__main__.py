@@ -30,11 +30,11 @@ COMMANDS = (
     "study",
     "train",
 )
-# These do something with the core dependencies alone.
+# These work with the core dependencies alone.
 CORE_COMMANDS = ("convert", "models")
 CONFIG_HELP = (
-    "the experiment: FILE.py or FILE.py:ARGUMENT; the name of one of this package, such as digits or "
-    "imagenet:mambaout_tiny; or the config.json of a run. --config.KEY=VALUE changes a key"
+    "the experiment: FILE.py or FILE.py:ARGUMENT; a built-in experiment, such as digits or imagenet:mambaout_tiny; "
+    "or the config.json of a run. --config.KEY=VALUE changes a key"
 )
 
 
@@ -52,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Commands import heavy packages when they run, so help is fast.
 
     Returns:
-        0 on success, 1 if a check fails or for known failures of the machine, 2 for invalid input, 130 after Ctrl-C.
-        Any other failure is raised.
+        0 on success, 1 if a check fails or for known failures of the machine, 2 for invalid input, 3 if training
+        diverged, 75 if it was stopped and can be resumed, 130 after Ctrl-C. Any other failure is raised.
     """
     tolerate_closed_terminal()
     escape_output()
@@ -100,7 +100,8 @@ def _run(argv: list[str]) -> int:
     config = getattr(args, "config", None)
     if config is not None and (fault := find_experiment_fault(config, changes)):
         return print_error(fault)
-    if name not in CORE_COMMANDS:  # before an import would name a package instead of the command
+    # Checked first, so that the message names the command and not a missing package.
+    if name not in CORE_COMMANDS:
         check_installed("train", name)
     return args.run(args)
 

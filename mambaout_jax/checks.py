@@ -68,12 +68,12 @@ class Require:
         for name, value in values.items():
             items = value if isinstance(value, tuple | list) else (value,)
             if not all(is_real(item) and isinstance(item, int) and item >= 1 for item in items):
-                raise self._error(f"{name} is {value!r}; positive integers are expected")
+                raise self._error(f"{name} is {value!r}; expected positive integers")
 
     def ratio(self, name: str, value: Any, width: int) -> None:
         """Check that a value is a number whose product with `width` is at least one channel."""
         if not is_real(value) or not math.isfinite(value) or int(value * width) < 1:
-            raise self._error(f"{name} is {value!r}; a finite number of at least 1/{width} is expected")
+            raise self._error(f"{name} is {value!r}; expected a finite number of at least 1/{width}")
 
     def choice(self, name: str, value: Any, choices: Sequence[Any]) -> None:
         """Check that a value is one of `choices`."""
@@ -133,20 +133,21 @@ def find_experiment_fault(file: str, changes: Iterable[str] = ()) -> str:
     """
     path, _ = split_experiment(file)
     if os.path.isdir(path):
-        return f"--config={path} is a directory; a Python file, or the config.json of a run, is expected"
+        return f"--config={path} is a directory; expected a Python file, or the config.json of a run"
     if not os.path.exists(path):
         if os.path.dirname(path) == EXPERIMENTS:
             known = ", ".join(sorted(name[:-3] for name in os.listdir(EXPERIMENTS) if name.endswith(".py")))
             return f"--config={file} is not an experiment of this package; expected a file, or one of {known}"
-        return f"--config={path} does not exist; an experiment such as configs/digits.py is expected"
+        return f"--config={path} does not exist; expected an experiment such as configs/digits.py"
     incomplete = next((change for change in changes if split_change(change) is None), None)
-    return "" if incomplete is None else f"{incomplete} has no value; --config.KEY=VALUE is expected"
+    return "" if incomplete is None else f"{incomplete} has no value; expected --config.KEY=VALUE"
 
 
 def parse_text(key: ConfigKey, text: str) -> Any:
     """Parse the value of a key from a command line; text that cannot be parsed is returned unchanged.
 
-    Numbers, True, False and tuples are written as in Python, None unsets a key, and tuples may lack their parentheses.
+    Numbers and tuples are written as in Python, True and False in any case, and None unsets a key. Tuples may lack
+    parentheses, tuples of strings also quotes: tensorboard,csv.
     """
     if text == "None":
         return None
@@ -169,10 +170,14 @@ def parse_literal(text: str) -> Any:
 def find_fault(name: str, key: ConfigKey, value: Any) -> str:
     """Return a sentence about what is wrong with the value of a key; empty if nothing is."""
     if value is None:
-        return "" if key.optional else f"{name} is unset; {describe_values(key)} is expected"
+        if key.optional:
+            return ""
+        if name.startswith("config."):
+            return f"{name} is unset; set it, for example with --{name}=VALUE ({describe_values(key)})"
+        return f"{name} is unset; expected {describe_values(key)}"
     if any(_fits(kind, key.accept, value) for kind in key.kinds):
         return ""
-    return f"{name} is {shorten(value)}; {describe_values(key)} is expected"
+    return f"{name} is {shorten(value)}; expected {describe_values(key)}"
 
 
 def shorten(value: Any) -> str:
@@ -213,10 +218,12 @@ _PLURAL = {int: "integers", float: "numbers", str: "strings"}
 def describe_values(key: ConfigKey) -> str:
     """Return the values that a key takes, in words."""
     if isinstance(key.accept, tuple):
-        words = " or ".join(map(repr, key.accept))
+        in_tuple = any(typing.get_origin(kind) is tuple for kind in key.kinds)
+        choices = map(repr, key.accept)
+        words = f"a tuple of {', '.join(choices)}" if in_tuple else " or ".join(choices)
     else:
         words = " or ".join(map(_describe_kind, key.kinds)) + _describe_range(key.accept or "..")
-    return f"{words}, or None," if key.optional else words
+    return f"{words}, or None" if key.optional else words
 
 
 def _describe_kind(kind: Any) -> str:

@@ -38,11 +38,11 @@ def load(names: Sequence[str]) -> None:
                 module = importlib.import_module(name)
             except (Exception, SystemExit) as error:  # third-party code may raise anything
                 raise PluginError(
-                    f"plugin {name!r} cannot be imported ({_in_one_line(error)}); the dotted name of a module on the "
-                    "Python path is expected"
+                    f"plugin {name!r} cannot be imported ({_in_one_line(error)}); expected the dotted name of a module "
+                    "on the Python path"
                 ) from error
             if getattr(module, "__file__", None) is None or not any(hasattr(module, given) for given in ATTRIBUTES):
-                raise PluginError(f"module {name!r} is not a plugin; a file with {' or '.join(ATTRIBUTES)} is expected")
+                raise PluginError(f"module {name!r} is not a plugin; expected a file with {' or '.join(ATTRIBUTES)}")
             _loaded[name] = module
 
 
@@ -64,7 +64,7 @@ def provided(attribute: str) -> tuple[Any, ...]:
     for plugin in (*_entry_points(), *_loaded.values()):
         items = getattr(plugin, attribute, ())
         if not isinstance(items, tuple | list):
-            raise PluginError(f"{attribute} of plugin {plugin!r} is {items!r}; a tuple is expected")
+            raise PluginError(f"{attribute} of plugin {plugin!r} is {items!r}; expected a tuple")
         objects += items
     return tuple({id(item): item for item in objects}.values())
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from mambaout_jax.process import SignalHandlers, exit_with_parent, stop_signals
+from mambaout_jax.words import processes
 
 MARK = "MAMBAOUT_JAX_SUPERVISOR"
 # Abort messages of JAX (jaxlib 0.10 to 0.12); the task numbers follow on separate lines.
@@ -71,7 +72,7 @@ def supervise(command: Sequence[str]) -> int:
 
 def _explain(text: str, code: int) -> str:
     if lost := _UNHEALTHY.search(text):
-        return f"process {', '.join(lost[1].split())} was lost: its heartbeat stopped"
+        return f"lost {processes(lost[1].split())}: no heartbeat"
     if _NOT_JOINED in text:
         return "not all processes joined in time; check --coordinator, --num-processes and the missing hosts"
     if _JOINED_TWICE in text:

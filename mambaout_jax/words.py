@@ -16,3 +16,9 @@ def listed(words: Iterable[str]) -> str:
     """Return words as a list: "a", "a and b", "a, b and c"."""
     *first, last = words
     return f"{', '.join(first)} and {last}" if first else last
+
+
+def processes(indices: Iterable[int | str]) -> str:
+    """Return processes by their indices: "process 1", "processes 1 and 2"."""
+    numbers = list(map(str, indices))
+    return f"process{'es' if len(numbers) > 1 else ''} {listed(numbers)}"

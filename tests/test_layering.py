@@ -29,7 +29,7 @@ IMPORTS = {
     "storage": set(),
     "machine": {"errors"},
     "plugins": {"errors"},
-    "supervisor": {"process"},
+    "supervisor": {"process", "words"},
     "pages": {"extras"},
     "ops": set(),
     "data": {"process", "storage", "machine", "checks", "extras", "words"},

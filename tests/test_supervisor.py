@@ -47,7 +47,7 @@ def test_exit_codes_are_the_childs(code):
 @pytest.mark.parametrize(
     ("said", "sentence"),
     [
-        (LOST, "process 1 was lost"),
+        (LOST, "lost process 1: no heartbeat"),
         (COORDINATOR_LOST, "process 0 was lost"),
         (NEVER_CAME, "not all processes joined in time"),
         ("", "the process was terminated by SIGABRT"),

@@ -1,6 +1,6 @@
 import pytest
 
-from mambaout_jax.words import count, listed
+from mambaout_jax.words import count, listed, processes
 
 
 @pytest.mark.parametrize(
@@ -21,3 +21,11 @@ def test_a_noun_agrees_with_its_number(number, noun, text):
 
 def test_a_list_has_one_and():
     assert [listed(words) for words in ("a", "ab", "abc")] == ["a", "a and b", "a, b and c"]
+
+
+def test_processes_agree_with_their_number():
+    assert [processes(of) for of in ([1], [1, 2], ["1", "2", "3"])] == [
+        "process 1",
+        "processes 1 and 2",
+        "processes 1, 2 and 3",
+    ]

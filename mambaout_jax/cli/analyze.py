@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--erf",
         nargs="+",
         metavar="MODEL_OR_WORKDIR",
-        help="measure the effective receptive fields of these models instead, with random weights, or of runs",
+        help="measure the effective receptive fields of models (with random weights) or runs instead",
     )
     parser.add_argument(
         "--stage", type=integer(1), metavar="N", help="feature map of --erf, from 1 (default: the last)"
@@ -85,7 +85,7 @@ def _measure_fields(args: argparse.Namespace, size: tuple[int, int] | None) -> i
     from mambaout_jax.run.errors import RunError
 
     if args.model is not None or args.dataset is not None:
-        raise RunError("--erf takes its models itself; omit MODEL and --dataset")
+        raise RunError("MODEL and --dataset cannot be combined with --erf; name the models after --erf")
     files = None if args.images is None else find_files(args.images).images
     images_of = None if files is None else erf.images_from(files)
     num_images = args.num_images or (16 if files is None else min(16, len(files)))

@@ -43,7 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 "--batch-size",
                 type=integer(1),
                 metavar="N",
-                help="fixed number of images, with which scans use their kernels on TPUs (default: any number)",
+                help="fixed batch size, required for the TPU kernels of scans and depthwise convolutions (default: any "
+                "batch size)",
             )
 
 

@@ -13,7 +13,7 @@ from mambaout_jax.process import SignalHandlers
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("--json", action="store_true", help="print a JSON list, also with papers, licences and weights")
+    parser.add_argument("--json", action="store_true", help="print a JSON list, also with papers, licenses and weights")
     add_plugins(parser)
 
 

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("--topology", required=True, metavar="TPU:SHAPE", help="TPU slice, such as v5e:4x4")
     parser.add_argument(
-        "--hours-price", type=number, metavar="X", help="price per chip hour, to print the cost of the run"
+        "--chip-hour-price", type=number, metavar="X", help="price of a chip hour; also prints the cost of the run"
     )
     parser.add_argument(
         "--find-batch", action="store_true", help="find the largest microbatch that fits into the memory of a chip"
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     dataset = dataset_of(config, args.num_images, labels)
     model = config.model["name"]
     print(f"Compiling {model} for {args.topology} (takes minutes)", file=sys.stderr)
-    figures = plan(config, args.topology, dataset, chip_hour_price=args.hours_price, find_batch=args.find_batch)
+    figures = plan(config, args.topology, dataset, chip_hour_price=args.chip_hour_price, find_batch=args.find_batch)
     if args.json:
         print(json.dumps({"config": args.config, "model": model} | figures | {"warning": WARNING}, indent=2))
     else:
@@ -83,8 +83,8 @@ def describe(model: str, dtype: str, figures: dict[str, Any]) -> list[str]:
             longest = max(most for _, most in loops)
             lines += [
                 "",
-                f"{count(len(loops), 'loop')} whose length depends on data, counted at the largest number of runs, "
-                f"which is {longest:,} for the longest.",
+                f"{count(len(loops), 'loop')} with a data-dependent length, counted at the maximum trip count (up to "
+                f"{count(longest, 'iteration')}).",
             ]
         if loops := figures["uncounted_loops"]:
             lines += [

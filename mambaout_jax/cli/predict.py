@@ -51,8 +51,8 @@ def run(args: argparse.Namespace) -> int:
     out = None if args.out is None else OutputFolder(args.out, [*files.images, *files.others])
     with announced("Loading the weights."):
         run = restore_run(args.workdir, weights=args.weights)
-    if run.licence_notice:
-        print(printable(run.licence_notice), file=sys.stderr)
+    if run.license_notice:
+        print(printable(run.license_notice), file=sys.stderr)
     answers, failed = [], False
     for found in predict_files(run, files.images):
         error, written = found.error, []

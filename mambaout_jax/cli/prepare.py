@@ -177,7 +177,7 @@ def _report(prepared) -> None:
             line += "per class"
         print(line)
     if prepared.num_converted:
-        print(f"  {prepared.num_converted:,} of them were not grayscale or RGB JPEGs and were converted")
+        print(f"  converted {count(prepared.num_converted, 'image')} to RGB JPEG")
     if prepared.num_skipped:
         print(f"  skipped {count(prepared.num_skipped, 'invalid image')}")
     train, validation = "train", next((name for name in ("validation", "test") if name in prepared.num_images), None)

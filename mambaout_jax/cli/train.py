@@ -61,9 +61,9 @@ def run_mode(args: argparse.Namespace, *, is_training: bool) -> int:
 def _find_fault(args: argparse.Namespace) -> str:
     """Return a sentence about arguments that do not fit together; empty if they do."""
     if args.workdir is None:
-        return "--workdir is missing; a folder is expected, for example --workdir=runs/digits"
+        return "--workdir is missing; expected a folder, for example --workdir=runs/digits"
     if not args.workdir:
-        return "--workdir is empty; a folder is expected, for example runs/digits"
+        return "--workdir is empty; expected a folder, for example runs/digits"
     if args.config is None and args.config_changes:
         return f"{args.config_changes[0]} requires --config, for example --config={args.workdir}/config.json"
     return ""

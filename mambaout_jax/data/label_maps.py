@@ -33,11 +33,11 @@ def decode_label_map(encoded: bytes) -> np.ndarray:
         fault = "its format is unknown" if unknown else f"{type(error).__name__}: {reason(error)}"
         raise DataError(f"the label map cannot be decoded ({fault})") from error
     if image.format in ("JPEG", "MPO"):
-        raise DataError("the label map is a JPEG, whose compression changes labels; PNG is expected")
+        raise DataError("the label map is a JPEG, whose compression changes labels; expected PNG")
     if image.mode not in ("L", "P", "1"):
         raise DataError(
-            f"the label map has pixels of mode {image.mode}; one label of 8 bits per pixel, gray or an index of a "
-            "palette, is expected"
+            f"the label map has pixels of mode {image.mode}; expected one label of 8 bits per pixel, gray or an index "
+            "of a palette"
         )
     labels = np.asarray(image).astype(np.uint8)
     if image.format == "PNG" and image.mode == "L":  # Pillow scales gray pixels of fewer bits to 0 to 255
@@ -64,12 +64,12 @@ def check_label_map(
     """
     if labels.shape != size:
         raise DataError(
-            f"the label map is {labels.shape[1]}x{labels.shape[0]} and its image {size[1]}x{size[0]}; equal sizes are "
-            "expected"
+            f"the label map is {labels.shape[1]}x{labels.shape[0]} and its image {size[1]}x{size[0]}; expected equal "
+            "sizes"
         )
     last = num_classes - 1 + zero_is_ignored
     if (largest := int(labels[labels != IGNORED].max(initial=0))) > last:
         raise DataError(
-            f"the label map has the label {largest}; {source} has {count(num_classes, 'class')}, so that 0 to {last}, "
-            f"or {IGNORED} for ignored pixels, are expected"
+            f"the label map has the label {largest}; expected 0 to {last} for the {count(num_classes, 'class')} of "
+            f"{source}, or {IGNORED} for ignored pixels"
         )

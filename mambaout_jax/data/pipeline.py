@@ -110,8 +110,8 @@ def train_batches(
     if used > len(source):
         repeats = f" with repeated_aug={repeated_aug}" if repeated_aug > 1 else ""
         raise DataError(
-            f"{count(steps_per_epoch, 'step')} of {count(batch_size, 'image')}{repeats} need {count(used, 'image')} "
-            f"and split {source.split!r} of {source.name!r} has {len(source)}; "
+            f"an epoch of {count(steps_per_epoch, 'step')} of {count(batch_size, 'image')}{repeats} requires "
+            f"{count(used, 'image')}, but split {source.split!r} of {source.name!r} has {len(source)}; "
             "use fewer steps per epoch or a smaller batch"
         )
     order = functools.partial(_permutation, len(source), seed)

@@ -25,9 +25,9 @@ OTHER_FILES = 256  # libraries, sockets, logs and checkpoints of the same proces
 class RecordFiles(Sequence[tf_example_pb2.Example]):
     """The records of several files in their order: `files[i]` is a parsed `tf.train.Example`.
 
-    A process keeps the files open that it has read last. They are at most a fourth of those that its limit allows,
-    because training and evaluation read at the same time; opening one again takes 0.1 ms on a local disk. Picklable:
-    each process opens the files itself.
+    A process keeps its most recently read files open, at most a quarter of its open-file limit, because training and
+    evaluation read at the same time; reopening one takes 0.1 ms on a local disk. Picklable: each process opens the
+    files itself.
 
     Args:
         shards: file instructions of TFDS: a file, and which of its records.

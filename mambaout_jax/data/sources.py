@@ -159,7 +159,7 @@ def read_origin(folder: os.PathLike) -> Mapping[str, Any]:
     try:
         content = json.loads(file.read_text()) if file.exists() else {}
         if not isinstance(content, dict):
-            raise ValueError("a JSON object is expected")
+            raise ValueError("expected a JSON object")
     except ValueError as error:
         raise DataError(f"{file} is damaged ({reason(error)}); prepare the dataset again") from error
     return content
@@ -237,7 +237,7 @@ def _explain_missing(name: str, dataset: str, root: epath.Path, present: list[st
     if dataset not in present and dataset not in known_datasets():
         return unknown_dataset(dataset, present)
     prepared = _find_prepared(root, dataset, depth=2)
-    others = f" (but {', '.join(prepared)} is)" if prepared else ""
+    others = f" (prepared there: {', '.join(prepared)})" if prepared else ""
     return f"dataset {name!r} is not prepared in {root}{others}; run: {prepare_command(name, data_dir)}"
 
 

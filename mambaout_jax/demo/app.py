@@ -97,7 +97,7 @@ def serving(app: gr.Blocks, port: int) -> Iterator[str]:
     except Exception as error:  # Gradio raises exceptions of no type of its own when it cannot call its own server
         raise_machine_fault(error)
         raise ExportError(
-            f"the app does not start ({reason(error)}); if http_proxy is set, set NO_PROXY=127.0.0.1,localhost as well"
+            f"the app failed to start ({reason(error)}); if http_proxy is set, set NO_PROXY=127.0.0.1,localhost as well"
         ) from error
     try:
         yield address

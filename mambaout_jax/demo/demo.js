@@ -293,7 +293,7 @@ function stopCamera() {
 
 async function startCamera() {
   stopCamera();
-  if (!window.isSecureContext) return say("Browsers give webcams to pages of https:// and localhost only.", true);
+  if (!window.isSecureContext) return say("The webcam works only if the page is served over https:// or from localhost.", true);
   const mine = generation, video = document.createElement("video");
   try {
     const opened = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });

@@ -109,9 +109,9 @@ class Inspector:
         return self._model.name
 
     @property
-    def licence_notice(self) -> str | None:
-        """Return a sentence about a licence that forbids commercial use of the weights; None for any other."""
-        return self._run.licence_notice
+    def license_notice(self) -> str | None:
+        """Return a sentence about a license that forbids commercial use of the weights; None for any other."""
+        return self._run.license_notice
 
     def describe(self) -> str:
         """Return the folder, the size of the model, its selective scans and its weights in a line."""
@@ -130,7 +130,7 @@ class Inspector:
 
         Raises:
             DataError: the image cannot be decoded.
-            RunError: the weights do not lead to a prediction.
+            RunError: the prediction is not finite, probably because the run diverged.
         """
         try:
             example = self._predictor.prepare(image)

@@ -52,7 +52,7 @@ def _fill(cache: Path) -> None:
             command = [npm, "pack", "--silent", PACKAGE]
             done = subprocess.run(command, cwd=draft, capture_output=True, text=True, check=False)
             if done.returncode:
-                raise ExportError(f"npm does not download {PACKAGE} ({' '.join(done.stderr.split())[:300]})")
+                raise ExportError(f"npm failed to download {PACKAGE} ({' '.join(done.stderr.split())[:300]})")
             [archive] = (path for path in draft.iterdir() if path.suffix == ".tgz")
             dist = draft / "dist"
             dist.mkdir()

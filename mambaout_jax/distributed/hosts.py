@@ -24,6 +24,7 @@ from jax._src import distributed  # JAX has no public API for its key-value stor
 from jax.experimental import multihost_utils
 
 from mambaout_jax.distributed.errors import DistributedError, LostProcessError
+from mambaout_jax.words import processes
 
 # With JAX's default of 100 s, the surviving processes would wait that long after the loss of one.
 HEARTBEAT_SECONDS = 30
@@ -79,12 +80,12 @@ def initialize(
 def _check_address(coordinator: str, num_processes: int, process_id: int) -> None:
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise DistributedError(f"--coordinator is {coordinator!r}; HOST:PORT of process 0 is expected")
+        raise DistributedError(f"--coordinator is {coordinator!r}; expected HOST:PORT of process 0")
     if num_processes < 1:
-        raise DistributedError(f"--num-processes is {num_processes}; at least 1 is expected")
+        raise DistributedError(f"--num-processes is {num_processes}; expected at least 1")
     if not 0 <= process_id < num_processes:
         raise DistributedError(
-            f"--process-id is {process_id}; 0 to {num_processes - 1} is expected with --num-processes={num_processes}"
+            f"--process-id is {process_id}; expected 0 to {num_processes - 1} with --num-processes={num_processes}"
         )
     if process_id == 0:
         with socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET) as probe:
@@ -146,8 +147,7 @@ def allgather_strings(name: str, value: str, seconds: float = BARRIER_SECONDS) -
             present = {int(key.rpartition("/")[2]) for key, _ in client.key_value_dir_get(prefix)}
             absent = sorted(set(range(jax.process_count())) - present)
             raise LostProcessError(
-                f"{name}: process {', '.join(map(str, absent))} of {jax.process_count()} did not arrive within "
-                f"{seconds:g} s"
+                f"{name}: {processes(absent)} of {jax.process_count()} did not arrive within {seconds:g} s"
             ) from error
     return values
 

@@ -34,7 +34,7 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
     if len(devices) % fsdp:
         fits = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
         raise DistributedError(
-            f"config.mesh.fsdp is {fsdp}; a divisor of the {count(len(devices), 'device')} is expected: "
+            f"config.mesh.fsdp is {fsdp}; expected a divisor of the {count(len(devices), 'device')}: "
             f"{', '.join(map(str, fits))}"
         )
     grid = np.array(devices, dtype=object).reshape(-1, fsdp)

@@ -31,7 +31,7 @@ from mambaout_jax.run.workdir import (
 )
 from mambaout_jax.tasks.api import Batch, EvalOutput, Scores, Task
 from mambaout_jax.tasks.labels import stated_labels
-from mambaout_jax.weights import licence_notice
+from mambaout_jax.weights import license_notice
 
 # Entries of a batch that stay on the host.
 _HOST_KEYS = ("index", "skipped")
@@ -44,13 +44,13 @@ class Evaluation(NamedTuple):
         scores: scores by kind of weights.
         predictions: arrays by name, row i for image i; None if not requested or if an image was excluded.
         skipped: number of records that cannot be decoded.
-        unlabelled: number of images that were read but not scored, because they have no target.
+        unlabeled: number of images that were read but not scored, because they have no target.
     """
 
     scores: dict[str, Scores]
     predictions: dict[str, np.ndarray] | None
     skipped: int
-    unlabelled: int
+    unlabeled: int
 
 
 class Evaluator:
@@ -124,7 +124,7 @@ class Evaluator:
             scores,
             task.join_predictions(joined[predict]) if whole else None,
             skipped=skipped,
-            unlabelled=left_out - skipped,
+            unlabeled=left_out - skipped,
         )
 
     def _batches(self, source: Source, transform: Any) -> Iterator[tuple[Batch, np.ndarray, np.ndarray]]:
@@ -223,7 +223,7 @@ def _restore(
     for source in sources:
         task.check_source(source, environment["labels"])
     model = task.build_model(environment["labels"])
-    _print_notice(environment.get("licence"), model)
+    _print_notice(environment.get("license"), model)
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     kept = ["raw"] if is_imported(workdir) or config.optim.ema_decay is None else ["raw", "ema"]
     abstract = distributed.sharded_shapes(model.init, jax.random.key(0), sharding=mesh)
@@ -242,7 +242,7 @@ def _load_pretrained(
     pretrained = load_pretrained_for(config.init_from, model, head_task=config.task)
     if not pretrained.has_head:
         raise RunError(f"{config.init_from} has weights of the backbone only; train the head first")
-    _print_notice(pretrained.licence, model)
+    _print_notice(pretrained.license, model)
     labels = stated_labels(task, pretrained.model, pretrained.labels)
     for source in sources:
         task.check_source(source, labels)
@@ -250,13 +250,13 @@ def _load_pretrained(
     return model, {"raw": distributed.put_global(pretrained.variables, placed)}, pretrained.description
 
 
-def _print_notice(licence: str | None, model: Model) -> None:
-    """Print a sentence about a licence that forbids commercial use of the weights."""
-    if (notice := licence_notice(licence, model.name)) and distributed.is_first():
+def _print_notice(license: str | None, model: Model) -> None:
+    """Print a sentence about a license that forbids commercial use of the weights."""
+    if (notice := license_notice(license, model.name)) and distributed.is_first():
         print(printable(notice), file=sys.stderr)
 
 
 def _score_set(evaluator: Evaluator, source: Source, weights: dict[str, Any]) -> dict[str, Any]:
     scored = evaluator(source, weights)
-    counts = {"skipped": scored.skipped, "unlabelled": scored.unlabelled}
+    counts = {"skipped": scored.skipped, "unlabeled": scored.unlabeled}
     return {**evaluator.describe(source), **counts, **scored.scores}

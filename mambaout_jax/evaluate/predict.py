@@ -112,7 +112,7 @@ def find_files(paths: Iterable[str]) -> FoundFiles:
         files = sorted(_walk(Path(path), set()))
         images = [file for file in files if has_image_extension(file.name)]
         if not images:
-            raise DataError(f"{path} has no images in it or its subfolders; a folder of images is expected")
+            raise DataError(f"{path} has no images in it or its subfolders; expected a folder of images")
         found.images.extend(map(str, images))
         found.others.extend(str(file) for file in files if not has_image_extension(file.name))
     return found

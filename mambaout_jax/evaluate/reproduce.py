@@ -33,7 +33,7 @@ def reproduce(
         log: function that prints the messages.
 
     Returns:
-        url, sha256 and licence of the file; size of the images in pixels; top1 and published_top1 in percent; count of
+        url, sha256 and license of the file; size of the images in pixels; top1 and published_top1 in percent; count of
         images.
 
     Raises:
@@ -48,7 +48,7 @@ def reproduce(
     config = evaluation_config(get_task(DEFAULT), {"name": name}, None)
     dataset = config.build_task().imported_labels(model, {"class_names": None}).dataset
     if dataset is None:
-        raise RunError(f"the dataset of {name} is unknown; a model with the classes of a known dataset is expected")
+        raise RunError(f"the dataset of {name} is unknown; expected a model with the classes of a known dataset")
     config = config.replace({"data.name": dataset, "data.data_dir": data_dir})
     task = config.build_task()
     # Checked before the download.
@@ -57,14 +57,14 @@ def reproduce(
     checkpoint = variant.checkpoint
     if not checkpoint.url.endswith(".safetensors"):
         import_torch(checkpoint.url)
-    log(f"{checkpoint.url} (licence of the weights: {checkpoint.licence or 'not stated'})")
+    log(f"{checkpoint.url} (license of the weights: {checkpoint.license or 'not stated'})")
     file = download_checkpoint(checkpoint)
     import_weights(str(file), path, name=name, entry=checkpoint.entry, force=force, log=log)
     scores = evaluate(load_config(path).replace({"data.data_dir": data_dir}), path)["sets"][0]["raw"]
     return {
         "url": checkpoint.url,
         "sha256": sha256(file),
-        "licence": checkpoint.licence,
+        "license": checkpoint.license,
         "size": size,
         "top1": scores[task.metrics[0].key],
         "published_top1": variant.top1[size],

@@ -34,7 +34,7 @@ def format_scores(record: Mapping[str, Any]) -> str:
 
 def _row(scored: Mapping[str, Any], weights: str) -> dict[str, str]:
     task, scores = get_task(scored["task"]), scored[weights]
-    excluded = scored["skipped"] + scored["unlabelled"]
+    excluded = scored["skipped"] + scored["unlabeled"]
     return {
         "dataset": scored["dataset"],
         "split": scored["split"],
@@ -48,8 +48,8 @@ def _row(scored: Mapping[str, Any], weights: str) -> dict[str, str]:
 
 def _remarks(scored: Mapping[str, Any]) -> Iterable[str]:
     name = scored["dataset"]
-    if scored["unlabelled"]:
-        yield f"{name}: {count(scored['unlabelled'], 'image')} without a target excluded"
+    if scored["unlabeled"]:
+        yield f"{name}: {count(scored['unlabeled'], 'image')} without a target excluded"
     if scored["skipped"]:
         yield f"{name}: {count(scored['skipped'], 'unreadable image')} excluded"
     for remark in get_task(scored["task"]).remarks(scored):

@@ -21,7 +21,7 @@ Dim = Any
 Shape = tuple[Dim, ...]
 # Primitives that run the jaxpr in their parameters once.
 _CALLS = ("jit", "closed_call", "custom_jvp_call", "custom_vjp_call", "remat2", "checkpoint")
-# Primitives that are not computed now even if their inputs are constants.
+# Primitives that are not constant-folded, even if their inputs are constants.
 _LAZY = ("broadcast_in_dim", "cond", "dim_as_value", "platform_index")
 
 
@@ -246,7 +246,7 @@ def _aligned(inputs: Sequence[Value]) -> list[np.ndarray]:
 
 
 def _fold(equation: JaxprEqn, inputs: Sequence[np.ndarray]) -> list[Value]:
-    """Compute an equation now."""
+    """Evaluate an equation on constants at export time (constant folding)."""
     results = equation.primitive.bind(*map(jax.numpy.asarray, inputs), **equation.params)
     return list(map(constant_value, results if equation.primitive.multiple_results else [results]))
 

@@ -1,9 +1,9 @@
 """Translation of JAX functions into ONNX models.
 
 A function is traced for an unknown batch size, and the equations of its jaxpr are translated one by one. What depends
-on weights alone is computed now. Norms and activations of `ops` become one node, by the names under which jaxprs have
-them; loops over a sequence become `Scan`. Where a program has forms for several platforms, the shortest one is taken:
-one convolution instead of a sum of shifted maps, a loop instead of a tree of compositions.
+on weights alone is constant-folded. Norms and activations of `ops` become one node, by the names under which jaxprs
+have them; loops over a sequence become `Scan`. Where a program has forms for several platforms, the shortest one is
+taken: one convolution instead of a sum of shifted maps, a loop instead of a tree of compositions.
 """
 
 import re

@@ -262,7 +262,7 @@ def _reduce_bool(op):
 def _top_k(graph, equation, inputs):
     value, params = graph.full(inputs[0], equation.invars[0].aval.shape), equation.params
     if params.get("axis", value.shape[-1]) not in (-1, len(value.shape) - 1):
-        raise unsupported("a selection of the largest elements along another axis than the last")
+        raise unsupported("a selection of the largest elements along an axis other than the last")
     largest, index = graph.top_k(value, params["k"])
     return [largest, graph.cast(index, equation.outvars[1].aval.dtype)]
 
@@ -316,7 +316,7 @@ def _pool(op):
         window, strides, padding = (params[key] for key in ("window_dimensions", "window_strides", "padding"))
         dilations = (*params["base_dilation"], *params["window_dilation"])
         if len(window) != 4 or math.prod((window[0], window[3], *dilations)) != 1:
-            raise unsupported("windows over other axes than rows and columns")
+            raise unsupported("windows over axes other than rows and columns")
         x = graph.transpose(graph.full(inputs[0], equation.invars[0].aval.shape), (0, 3, 1, 2))
         pads = [padding[axis][side] for side in (0, 1) for axis in (1, 2)]
         attributes = {"kernel_shape": list(window[1:3]), "strides": list(strides[1:3]), "pads": pads}

@@ -85,7 +85,7 @@ def export_program(
         log: function that prints the messages.
 
     Raises:
-        ExportError: the model contains what the format does not have, or the program computes something else.
+        ExportError: the model contains an operation that the format does not support, or the outputs differ.
         RunError, WeightsError, ModelError: the workdir, the output file or the size is invalid.
         MissingExtraError: what the format requires is not installed.
     """
@@ -98,8 +98,8 @@ def export_program(
     companion = check_file_target(f"{target}{COMPANIONS[kind]}", force, (COMPANIONS[kind],))
     run = restore_run(path, weights)
     log(f"{path}: {run.model.name}, {run.weights} weights of step {run.step}")
-    if run.licence_notice:
-        log(run.licence_notice)
+    if run.license_notice:
+        log(run.license_notice)
     model, variables = exact_model(run, img_size)
     channels_first = kind == "onnx"
     program = build_program(run, model, variables, output, normalize=normalize, channels_first=channels_first)
@@ -165,7 +165,7 @@ def build_program(
         "model": model.name,
         "task": run.task.name,
         "weights": f"{run.weights}, step {run.step}",
-        "licence": run.licence,
+        "license": run.license,
         "input": {
             "name": INPUT,
             "layout": "NCHW" if channels_first else "NHWC",
@@ -249,7 +249,7 @@ def _load_onnx(path: Path) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises many types
         raise_machine_fault(error, path)
-        raise ExportError(f"onnxruntime does not load the program: {' '.join(str(error).split())}") from error
+        raise ExportError(f"onnxruntime cannot load the program: {' '.join(str(error).split())}") from error
     names = [output.name for output in session.get_outputs()]
     return lambda images: dict(zip(names, session.run(names, {INPUT: images}), strict=True))
 

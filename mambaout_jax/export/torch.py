@@ -35,10 +35,10 @@ from mambaout_jax.weights import (
     check_timm,
     check_unambiguous,
     converting_file_errors,
-    find_licence,
+    find_license,
     from_checkpoint,
     get_format,
-    licence_notice,
+    license_notice,
     model_args,
     read_checkpoint,
     resolve_model,
@@ -117,9 +117,9 @@ def import_weights(
         log(imported.remark)
     config = config.replace({"data.name": imported.dataset})
     environment = {"imported_from": source, "labels": imported.labels}
-    if licence := find_licence(checkpoint, model.name):
-        environment["licence"] = licence
-    if notice := licence_notice(licence, model.name):
+    if license := find_license(checkpoint, model.name):
+        environment["license"] = license
+    if notice := license_notice(license, model.name):
         log(notice)
     config.build_task().eval_transform(model)  # fails here on invalid preprocessing settings
     variables = from_checkpoint(model, checkpoint)
@@ -184,7 +184,7 @@ def export_weights(
     set_options = [f"config.{key}" for key, value in options.items() if value != run.config.task.keys[key].default]
     if is_file and (changes := [*model_args(run.model), *set_options]):
         log(f"a file does not record the options that differ from the defaults, {', '.join(changes)}; a folder does")
-    if notice := run.licence_notice:
+    if notice := run.license_notice:
         log(f"{notice}{'; a file does not record it, a folder does' if is_file else ''}")
     tensors = to_torch(run.model, run.variables, key_format, dtype)
     if remark := get_format(run.model, key_format).remark(tensors):
@@ -213,7 +213,7 @@ def export_weights(
             class_descriptions=known,
             exif_orientation=run.labels.get("exif_orientation"),
             category_ids=run.labels.get("category_ids"),
-            licence=run.licence,
+            license=run.license,
             task=None if run.config.task is get_task(DEFAULT) else run.config.task.name,
             task_options=options,
             force=force,

@@ -139,7 +139,7 @@ class Functional:
         if isinstance(variables, Mapping) and not self._expected["batch_stats"]:
             given = {"batch_stats": {}, **variables}
         if fault := _find_mismatch(given, self._expected, "variables"):
-            raise ModelError(f"{fault}; variables as {self.name}.init(key) returns them are expected")
+            raise ModelError(f"{fault}; expected variables as {self.name}.init(key) returns them")
         return given
 
     def _compute(self, function: Callable[..., Any], variables: Variables, *args: Any) -> tuple[Any, Variables]:
@@ -178,13 +178,11 @@ def _find_mismatch(given: Any, expected: Any, name: str) -> str:
     """Return the first difference of nested dicts from the expected shapes, in words; empty if there is none."""
     if not isinstance(expected, Mapping):
         shape = getattr(given, "shape", None)
-        if shape == expected.shape:
-            return ""
-        return f"{name} is a {type(given).__name__}" + (
-            "" if shape is None else f" of shape {shape}, not {expected.shape}"
-        )
+        if shape is None:
+            return f"{name} has type {type(given).__name__}, not an array"
+        return "" if shape == expected.shape else f"{name} has shape {shape}, not {expected.shape}"
     if not isinstance(given, Mapping):
-        return f"{name} is a {type(given).__name__}, not a dict"
+        return f"{name} has type {type(given).__name__}, not a dict"
     for word, keys in (
         ("lacks the key", [key for key in expected if key not in given]),
         ("has the unknown key", [key for key in given if key not in expected]),
@@ -316,8 +314,8 @@ class Model(Functional):
         """
         if not self.has_method(method):
             raise ModelError(
-                f"{self.name} has no method {method!r}, which the task calls; a model of another family than "
-                f"{self.family.name!r} is expected"
+                f"{self.name} has no method {method!r}, which the task calls; choose a model for this task, or set "
+                "config.task to the task of the model"
             )
 
         def call(module: nnx.Module, *args: Any) -> Any:
@@ -368,7 +366,7 @@ class Model(Functional):
 
         if not isinstance(module, NNXModel):
             raise ModelError(
-                f"the module is a {type(module).__name__}; one that model.to_nnx(variables) built is expected"
+                f"the module has type {type(module).__name__}; expected one that model.to_nnx(variables) built"
             )
         states = nnx.state(module.network, nnx.Param), nnx.state(module.network, nnx.BatchStat)
         return self._check(dict(zip(("params", "batch_stats"), map(nnx.to_pure_dict, states), strict=True)))
@@ -381,16 +379,16 @@ class Model(Functional):
 
     def _run(self, module: nnx.Module, images: Array, key: Key[Array, ""] | None, output: Output) -> Any:
         if output not in OUTPUTS:
-            raise ModelError(f"output is {output!r}; {' or '.join(map(repr, OUTPUTS))} is expected")
+            raise ModelError(f"output is {output!r}; expected {' or '.join(map(repr, OUTPUTS))}")
         if not hasattr(images, "ndim"):
-            raise ModelError(f"images are a {type(images).__name__}; an array is expected")
+            raise ModelError(f"images have type {type(images).__name__}; expected an array")
         if images.ndim != 4 or images.shape[3] != self.in_chans:
-            raise ModelError(f"images have shape {images.shape}; (batch, height, width, {self.in_chans}) is expected")
+            raise ModelError(f"images have shape {images.shape}; expected (batch, height, width, {self.in_chans})")
         if min(images.shape[1:3]) < MIN_SIZE:
-            raise ModelError(f"images are {images.shape[1]}x{images.shape[2]}; at least {MIN_SIZE} px is expected")
+            raise ModelError(f"images are {images.shape[1]}x{images.shape[2]}; expected at least {MIN_SIZE} px")
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise ModelError(
-                f"images are {images.dtype}; normalized floating-point images are expected: pass pixels in 0..255 "
+                f"images are {images.dtype}; expected normalized floating-point images: pass pixels in 0..255 "
                 "through model.input_spec.normalize first"
             )
         if output == "features":

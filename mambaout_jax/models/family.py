@@ -28,14 +28,14 @@ class Checkpoint:
 
     Args:
         url: address of the file.
-        licence: SPDX name of the licence of the weights; None if none is stated.
+        license: SPDX name of the license of the weights; None if none is stated.
         sha256: digest of the file in hexadecimal, or the beginning of it that is published; None if none is.
         entry: entry of the file that has the weights of the published accuracy; None for the one that is read by
             default, which is the moving average if there is one.
     """
 
     url: str
-    licence: str | None
+    license: str | None
     sha256: str | None = None
     entry: str | None = None
 
@@ -48,14 +48,14 @@ class Publication:
         title: title of the paper.
         paper: address of the paper.
         repository: address of the original code.
-        licence: SPDX name of the licence of the original code.
+        license: SPDX name of the license of the original code.
         bibtex: entry of a bibliography, as its authors give it.
     """
 
     title: str
     paper: str
     repository: str
-    licence: str
+    license: str
     bibtex: str
 
 

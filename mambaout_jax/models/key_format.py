@@ -66,7 +66,7 @@ class Rule:
     def __post_init__(self):
         wildcards = [[char for char in pattern if char in "#*"] for pattern in (*self.keys, self.path)]
         if any(other != wildcards[0] for other in wildcards) or self.path.count("@") != (self.join is not None):
-            raise ValueError(f"the patterns of {self} differ; the same # and *, and one @ with join, are expected")
+            raise ValueError(f"the patterns of {self} differ; expected the same # and *, and one @ with join")
 
     @property
     def keys(self) -> tuple[str, ...]:

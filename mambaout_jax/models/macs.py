@@ -26,7 +26,7 @@ def count_macs(fn: Callable[..., Any], *args: Any) -> int:
     Everything else is free, including norms and activations. A selective scan of n states counts as 9 n + 1 per
     position and channel, for every implementation, in addition to the products of its projections. This is the rule of
     VMamba's authors (`flops_selective_scan_fn` in their code), whose FLOPs count a multiply-add once. The gradient of a
-    scan is not counted right.
+    scan is not counted correctly.
 
     A loop (`lax.scan`) counts as its body times its length, a conditional (`lax.cond`, `lax.platform_dependent`) as its
     most expensive branch: an op that is a convolution on some platforms and a sum on others counts as the convolution.
@@ -99,4 +99,4 @@ def _count_equation(equation: JaxprEqn) -> int:
         return params["length"] * sum(inner)
     if name in _RUN_ONCE:
         return sum(inner)
-    raise ValueError(f"the multiply-adds inside {name!r} cannot be counted, because its number of runs is unknown")
+    raise ValueError(f"the multiply-adds inside {name!r} cannot be counted, because its trip count is unknown")

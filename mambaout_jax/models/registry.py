@@ -56,7 +56,7 @@ def families() -> tuple[Family, ...]:
     found = (*BUILT_IN, *plugins.provided("FAMILIES"))
     for family in found:
         if not isinstance(family, Family):
-            raise ModelError(f"a plugin has {family!r} in FAMILIES; a mambaout_jax.models.Family is expected")
+            raise ModelError(f"a plugin has {family!r} in FAMILIES; expected a mambaout_jax.models.Family")
     for kind, names in (
         ("families", [family.name for family in found]),
         ("models", [name for family in found for name in family.variants]),
@@ -192,7 +192,7 @@ def _with_backbone(name: str, backbone: str | None) -> str:
         return name if backbone is None else f"{name}_{backbone}"
     if backbone is None:
         raise ModelError(f"{name!r} needs a backbone, for example create_model({name!r}, backbone='mambaout_tiny')")
-    raise ModelError(f"backbone is {backbone!r}, but {name!r} is not a decode head; expected one of {', '.join(names)}")
+    raise ModelError(f"backbone is {backbone!r}, but {name!r} is not a head; expected one of {', '.join(names)}")
 
 
 def _build_module(family: Family, options: Mapping[str, Any]) -> nnx.Module:
@@ -228,7 +228,7 @@ def _input_spec(variant: Variant, in_chans: int, values: Mapping[str, Any]) -> I
     for statistic in ("mean", "std"):
         if len(values.get(statistic, range(in_chans))) != in_chans:
             raise ModelError(
-                f"{statistic} is {values[statistic]!r}; one number per channel, for in_chans {in_chans}, is expected"
+                f"{statistic} is {values[statistic]!r}; expected one number per channel, for in_chans {in_chans}"
             )
     size = values.get("img_size", variant.size)
     rgb = in_chans == 3

@@ -1,6 +1,6 @@
 """Axis-aligned boxes: areas, overlaps, deltas between boxes, and grids of anchors.
 
-A box is (x1, y1, x2, y2) in pixels, of which the left, upper corner of the image is (0, 0): its width is x2 - x1.
+A box is (x1, y1, x2, y2) in pixels, of which the upper left corner of the image is (0, 0): its width is x2 - x1.
 Coordinates are float32.
 """
 

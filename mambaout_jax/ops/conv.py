@@ -1,4 +1,4 @@
-"""Convolution of groups of channels, whose gradient is right on meshes with several axes."""
+"""Grouped convolution whose gradient is correct on meshes with several axes."""
 
 from functools import partial
 

@@ -49,9 +49,9 @@ def depthwise_conv2d(
     """
     kh, kw = kernel.shape[:2]
     if kh % 2 == 0 or kw % 2 == 0:
-        raise ValueError(f"the depthwise kernel is {kh}x{kw}; odd sides are expected, to preserve the size of the map")
+        raise ValueError(f"the depthwise kernel is {kh}x{kw}; expected odd sides, to preserve the size of the map")
     if impl not in _IMPLS:
-        raise ValueError(f"impl is {impl!r}; {', '.join(map(repr, _IMPLS))} is expected")
+        raise ValueError(f"impl is {impl!r}; expected one of {', '.join(map(repr, _IMPLS))}")
     chosen = kernels() if impl == "auto" else impl
     band = _band_of(x, kernel) if chosen in ("auto", "pallas") else None
     if impl == "pallas" and band is None:

@@ -63,7 +63,7 @@ def gated_cnn_block(
         act: activation of the gate.
         mixer: applied to the convolved channels.
         impl: "xla", without any kernels; "pallas", which computes the block in one kernel and recomputes it from x in
-            the backward pass, interpreted elsewhere than on TPUs (not under `shard_map`); or "auto", which follows
+            the backward pass, interpreted on other platforms (not under `shard_map`); or "auto", which follows
             `use_kernels` and is "pallas" where it applies and should be faster, if the mesh or the default device is
             a TPU. Kernels exist for GELU, square kernels of 3, 5 and 7, no mixer, x in `dtype`, and maps whose rows fit
             into VMEM.
@@ -72,7 +72,7 @@ def gated_cnn_block(
         ValueError: `impl` is unknown, or "pallas" does not apply.
     """
     if impl not in KERNELS:
-        raise ValueError(f"impl is {impl!r}; {', '.join(map(repr, KERNELS))} is expected")
+        raise ValueError(f"impl is {impl!r}; expected one of {', '.join(map(repr, KERNELS))}")
     chosen = kernels() if impl == "auto" else impl
     band = None
     if chosen != "xla" and act is gelu and mixer is None and x.dtype == dtype:

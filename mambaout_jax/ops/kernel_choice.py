@@ -15,7 +15,7 @@ def use_kernels(choice: str) -> contextlib.AbstractContextManager[None]:
     """Choose the kernels of the ops with `impl="auto"` that are traced inside.
 
     Args:
-        choice: "xla" for none; "pallas" for those that apply, interpreted on other platforms than TPUs, which is slow;
+        choice: "xla" for none; "pallas" for those that apply, interpreted on platforms other than TPUs, which is slow;
             "auto" for the choice around it, or else the value of the environment variable MAMBAOUT_KERNELS, or else
             those that apply in programs for TPUs and should be faster there.
 
@@ -23,7 +23,7 @@ def use_kernels(choice: str) -> contextlib.AbstractContextManager[None]:
         ValueError: the choice is unknown.
     """
     if choice not in KERNELS:
-        raise ValueError(f"kernels is {choice!r}; {', '.join(map(repr, KERNELS))} is expected")
+        raise ValueError(f"kernels is {choice!r}; expected one of {', '.join(map(repr, KERNELS))}")
     return _chosen(_chosen.value if choice == "auto" else choice)
 
 
@@ -37,5 +37,5 @@ def kernels() -> str:
     if chosen == "auto":
         chosen = os.environ.get(KERNELS_VARIABLE) or "auto"
     if chosen not in KERNELS:
-        raise ValueError(f"{KERNELS_VARIABLE} is {chosen!r}; {', '.join(map(repr, KERNELS))} is expected")
+        raise ValueError(f"{KERNELS_VARIABLE} is {chosen!r}; expected one of {', '.join(map(repr, KERNELS))}")
     return chosen

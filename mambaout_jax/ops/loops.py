@@ -1,4 +1,4 @@
-"""Loops with a known largest number of iterations."""
+"""Loops with a known maximum number of iterations."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +9,6 @@ from jaxtyping import Array
 
 
 def bounded_loop(max_iterations: int, condition: Callable[[Any], Array], body: Callable[[Any], Any], state: Any) -> Any:
-    """Run `lax.while_loop` in a scope whose name states the largest number of iterations, for estimates of its cost."""
+    """Run `lax.while_loop` in a scope whose name states the maximum number of iterations, for estimates of its cost."""
     with jax.named_scope(f"at_most_{max_iterations}_runs"):
         return lax.while_loop(condition, body, state)

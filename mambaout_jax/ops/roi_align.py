@@ -26,8 +26,8 @@ from mambaout_jax.ops.sharding import map_rows
 
 # Boxes whose gradient is added to the map at a time.
 GRADIENT_CHUNK = 8
-# Half of the side from which on square boxes leave the first level of a pyramid, in pixels. Reference: mmdetection's
-# `SingleRoIExtractor`; Lin et al., Feature Pyramid Networks, 2017, give level 4 to 224 px.
+# Square boxes with sides of at least twice this, in pixels, leave the first level of a pyramid. Reference:
+# mmdetection's `SingleRoIExtractor`; Lin et al., Feature Pyramid Networks, 2017, give level 4 to 224 px.
 FINEST_SCALE = 56
 
 

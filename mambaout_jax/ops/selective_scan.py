@@ -68,7 +68,7 @@ def selective_scan(
             type depends on the backend.
     """
     if impl not in IMPLS:
-        raise ValueError(f"impl is {impl!r}; {', '.join(map(repr, IMPLS))} is expected")
+        raise ValueError(f"impl is {impl!r}; expected one of {', '.join(map(repr, IMPLS))}")
     given = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
     _check(given | {"initial_state": initial_state}, step=False)
     run = partial(run_scan, delta_softplus=delta_softplus, reverse=reverse, impl=impl)
@@ -156,13 +156,13 @@ def _check(given: Mapping[str, Array | None], *, step: bool) -> None:
     """Check all arguments against u and A; the state is the last one."""
     for name, x in given.items():
         if x is not None and not jnp.issubdtype(x.dtype, jnp.floating):
-            raise ValueError(f"{name} is {x.dtype}; real numbers of a floating-point type are expected")
+            raise ValueError(f"{name} is {x.dtype}; expected real numbers of a floating-point type")
     u, A = given["u"], given["A"]
     if u.ndim != (2 if step else 3) or 0 in u.shape[1:]:
         expected = "(b, d) of at least one channel" if step else "(b, l, d) of at least one step and channel"
-        raise ValueError(f"u has shape {u.shape}; {expected} is expected")
+        raise ValueError(f"u has shape {u.shape}; expected {expected}")
     if A.ndim != 2 or not A.shape[1]:
-        raise ValueError(f"A has shape {A.shape}; (d, n) with at least one state is expected")
+        raise ValueError(f"A has shape {A.shape}; expected (d, n) with at least one state")
     channels, states = u.shape[-1], A.shape[1]
     expected = {"delta": u.shape, "z": u.shape, "A": (channels, states), "D": (channels,), "delta_bias": (channels,)}
     _check_shapes({name: (given[name], shape) for name, shape in expected.items()})
@@ -170,7 +170,7 @@ def _check(given: Mapping[str, Array | None], *, step: bool) -> None:
     _check_shapes({state: (given[state], (u.shape[0], channels, states))})
     groups = {name: _check_projection(name, given[name], u.shape, states, constant=not step) for name in ("B", "C")}
     if None not in groups.values() and groups["B"] != groups["C"]:
-        raise ValueError(f"B has {groups['B']} groups and C has {groups['C']}; equal numbers are expected")
+        raise ValueError(f"B has {groups['B']} groups and C has {groups['C']}; expected equal numbers")
     _check_values(A, given["delta"])
 
 
@@ -184,8 +184,8 @@ def _check_projection(name: str, x: Array, shape: Shape, states: int, *, constan
     if x.ndim - len(rows) not in (1, 2) or not groups or channels % groups:
         axes = "b, l" if constant else "b"
         raise ValueError(
-            f"{name} has shape {x.shape}; ({axes}, n) or ({axes}, g, n) with g groups that divide the {channels} "
-            f"channels{', or constant (d, n),' if constant else ''} is expected"
+            f"{name} has shape {x.shape}; expected ({axes}, n) or ({axes}, g, n) with g groups that divide the "
+            f"{channels} channels{', or constant (d, n)' if constant else ''}"
         )
     _check_shapes({name: (x, (*rows, *[groups] * (x.ndim - len(rows) - 1), states))})
     return groups
@@ -197,7 +197,7 @@ def _check_shapes(arguments: Mapping[str, tuple[Array | None, Shape]]) -> None:
             continue
         axis = next((i for i, pair in enumerate(zip(x.shape, expected, strict=False)) if len(set(pair)) > 1), None)
         where = f"axis {axis} has {x.shape[axis]}" if axis is not None else f"it has {x.ndim} axes"
-        raise ValueError(f"{name} has shape {x.shape}, {where}; {expected} is expected, to match u and A")
+        raise ValueError(f"{name} has shape {x.shape}, {where}; expected {expected}, to match u and A")
 
 
 def _check_values(A: Array, delta: Array) -> None:
@@ -213,9 +213,11 @@ def _check_values(A: Array, delta: Array) -> None:
 def _check_at_runtime(A: Array, delta: Array) -> None:
     _check_decay(A)
     if bad := int((~np.isfinite(np.asarray(delta, np.float32))).sum()):
-        raise ValueError(f"delta has {bad} non-finite values")
+        raise ValueError(
+            f"delta is not finite at {bad} of {delta.size} positions; check the inputs and the learning rate"
+        )
 
 
 def _check_decay(A: Array) -> None:
     if positive := int((np.asarray(A, np.float32) > 0).sum()):
-        raise ValueError(f"A has {positive} positive values, with which states grow; A = -exp(A_log) is expected")
+        raise ValueError(f"A is positive at {positive} of {A.size} positions, so states grow; expected A = -exp(A_log)")

@@ -55,7 +55,7 @@ def executed(computations: Computations) -> Iterator[tuple[str, Instruction, int
     """Yield (computation, instruction, execution count, whether another instruction's estimate includes it).
 
     Conditionals count as their first branch. A loop whose length depends on data, such as rejection sampling, counts
-    as one run of its body, or as the most runs that the name of its scope states (`ops.loops.bounded_loop`).
+    as one run of its body, or as the maximum trip count that the name of its scope states (`ops.loops.bounded_loop`).
     """
 
     def walk(name: str, times: int, within: bool) -> Iterator[tuple[str, Instruction, int, bool]]:
@@ -85,7 +85,7 @@ def _trip_count(instruction: Instruction, computations: Computations) -> int | N
 
 
 def _most_trips(instruction: Instruction) -> int | None:
-    """Return the largest number of runs of a loop, from the name of its innermost scope; None if it states none."""
+    """Return the maximum trip count of a loop, from the name of its innermost scope; None if it states none."""
     if instruction.operation != "while":
         return None
     bounds = _BOUND.findall(instruction.source)
@@ -93,7 +93,7 @@ def _most_trips(instruction: Instruction) -> int | None:
 
 
 def bounded_loops(text: str) -> list[tuple[str, int]]:
-    """Return the sources of the loops that count as their largest number of runs, with this number."""
+    """Return the sources of the loops that are counted at their maximum trip count, with this number."""
     computations = parse(text)
     return [
         (loop.source, most)

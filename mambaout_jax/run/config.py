@@ -126,7 +126,8 @@ KEYS: Mapping[str, ConfigKey] = {
         ("per_step", "per_epoch", "linear", "drops"),
         "per_step",
         "a cosine that changes at every step or every epoch, after warmup_epochs; a linear decay to "
-        "min_learning_rate at the last step, after warmup_steps; or, after warmup_steps, a constant with drops",
+        "min_learning_rate at the last step, after warmup_steps; or, after warmup_steps, step decay: a constant that "
+        "is divided by 10 after each of drop_epochs",
     ),
     "optim.weight_decay": ConfigKey(float, "0..", 0.05, "decoupled weight decay, multiplied by the learning rate"),
     "optim.decay_of": ConfigKey(
@@ -378,7 +379,7 @@ def parse_flat(given: Mapping[str, Any], *, complete: bool = True) -> RunConfig:
         if not _is_plain(value):
             kind = type(value).__name__
             raise RunError(
-                f"config.{name} is {value!r}, a {kind}; a number, a string, True, False or a tuple is expected"
+                f"config.{name} is {value!r} of type {kind}; expected a number, a string, True, False or a tuple"
             )
     _check("model.name", KEYS["model.name"], given.get("model.name"))
     keys = known_keys(given)

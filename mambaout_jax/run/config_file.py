@@ -51,10 +51,10 @@ def _load(path: str, argument: str | None) -> dict[str, Any]:
     else:
         module = _run(path, lambda: runpy.run_path(path))
         if not callable(module.get("get_config")):
-            raise RunError(f"--config={path} has no function get_config; one that returns a ConfigDict is expected")
+            raise RunError(f"--config={path} has no function get_config; expected one that returns a ConfigDict")
         config = _call(path, module["get_config"], argument)
     if not isinstance(config, ConfigDict | Mapping):
-        raise RunError(f"the config of --config={path} is a {type(config).__name__}; a ConfigDict is expected")
+        raise RunError(f"the config of --config={path} has type {type(config).__name__}; expected a ConfigDict")
     return flatten_config(config)
 
 
@@ -65,7 +65,7 @@ def _load_json(path: str) -> Any:
     except (OSError, ValueError) as error:
         raise_machine_fault(error, path)
         raise RunError(
-            f"--config={path} cannot be read ({reason(error)}); the config.json of a run is expected"
+            f"--config={path} cannot be read ({reason(error)}); expected the config.json of a run"
         ) from error
 
 
@@ -75,7 +75,7 @@ def _call(path: str, get_config: Callable[..., Any], argument: str | None) -> An
         raise RunError(f"--config={path} takes no argument but was given {argument!r}")
     if argument is None and any(parameter.default is parameter.empty for parameter in parameters):
         name = next(iter(parameters)).name
-        raise RunError(f"--config={path} lacks its argument {name!r}; --config={path}:{name.upper()} is expected")
+        raise RunError(f"--config={path} lacks its argument {name!r}; expected --config={path}:{name.upper()}")
     return _run(path, lambda: get_config() if argument is None else get_config(argument))
 
 

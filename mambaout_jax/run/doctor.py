@@ -24,7 +24,7 @@ from mambaout_jax.process import within_seconds
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.files import find_write_error
 from mambaout_jax.run.workdir import PACKAGES, open_workdir
-from mambaout_jax.words import count
+from mambaout_jax.words import count, processes
 
 COLLECTIVE_SECONDS = 60
 # Hosts with NTP differ by less, network latency included.
@@ -142,7 +142,12 @@ def _collective() -> list[Check]:
         fault = f"a sum over all devices took more than {COLLECTIVE_SECONDS} s; check the network between hosts"
         return [Check("collective", "none", fault)]
     correct = value == jax.device_count()
-    fault = "" if correct else f"the sum of ones over {count(jax.device_count(), 'device')} was {value:g}"
+    fault = (
+        ""
+        if correct
+        else f"the sum of ones over {count(jax.device_count(), 'device')} was {value:g}; expected the number of "
+        "devices: restart all hosts, and replace one that keeps failing"
+    )
     return [Check("collective", f"{1e3 * seconds:.1f} ms", fault)]
 
 
@@ -194,7 +199,7 @@ def _workdir(path: epath.PathLike) -> list[Check]:
     # check_shared_filesystem is collective: all hosts must call it, or none.
     faults = distributed.allgather_strings("checking the workdir", fault)
     if not any(faults) and (missing := distributed.check_shared_filesystem(workdir)):
-        fault = f"it is a different folder on process {', '.join(map(str, missing))}; use one that all hosts share"
+        fault = f"it is a different folder on {processes(missing)}; use one that all hosts share"
     return [Check("workdir", str(path), fault, must_match=True)]
 
 

@@ -63,8 +63,9 @@ def _exit_alone(error: Exception, workdir: epath.PathLike) -> NoReturn:
 
 def _report(error: Exception, workdir: epath.PathLike) -> int:
     if isinstance(error, StoppedError):
-        state = "the state is saved" if error.saved else "no step of the run is finished or saved"
-        print_error(f"{error}; {state}, {RERUN}", os.EX_TEMPFAIL)
+        saved = f"the state is saved; {RERUN}"
+        advice = saved if error.saved else "nothing is saved yet; rerun the same command to start again"
+        print_error(f"{error}; {advice}", os.EX_TEMPFAIL)
         distributed.shutdown()
         _exit(os.EX_TEMPFAIL)  # a compilation that still runs in a thread would crash a regular exit
     if isinstance(error, distributed.LostProcessError):

@@ -16,7 +16,7 @@ from mambaout_jax.tasks.api import Task
 from mambaout_jax.weights import (
     adapt_first_layer,
     differences,
-    find_licence,
+    find_license,
     from_checkpoint,
     other_options,
     read_checkpoint,
@@ -34,7 +34,7 @@ class Pretrained(NamedTuple):
         model: the pretrained model.
         labels: the labels of its outputs; empty if unknown.
         description: the origin of the weights, for messages.
-        licence: name of their licence; None if it is unknown.
+        license: name of their license; None if it is unknown.
         has_head: whether they have all layers but the last; False for those of a backbone.
     """
 
@@ -42,7 +42,7 @@ class Pretrained(NamedTuple):
     model: Model
     labels: Mapping[str, Any]
     description: str
-    licence: str | None
+    license: str | None
     has_head: bool = True
 
 
@@ -76,7 +76,7 @@ def load_pretrained_for(source: epath.PathLike, model: Model, *, head_task: type
         raise RunError(f"the weights in {source} do not match {model.name}: {'; '.join(faults)}")
     averaged = "EMA " if run.weights == "ema" else ""
     description = f"the {averaged}weights of step {run.step} in {source}{_describe_channels(run.model, model)}"
-    pretrained = Pretrained(variables, run.model, run.labels, description, run.licence)
+    pretrained = Pretrained(variables, run.model, run.labels, description, run.license)
     _check_head(pretrained, model, keep=head_task is not None)
     return pretrained
 
@@ -120,8 +120,8 @@ def _load_torch(source: epath.PathLike, model: Model, *, with_classifier: bool) 
     remarks = _describe_normalization(theirs, model) + _describe_channels(theirs, model)
     if checkpoint.ignored:
         remarks += f" (ignored there: {', '.join(checkpoint.ignored)})"
-    licence = find_licence(checkpoint, resolved.name)
-    return Pretrained(variables, same, labels, f"the weights in {source}{remarks}", licence)
+    license = find_license(checkpoint, resolved.name)
+    return Pretrained(variables, same, labels, f"the weights in {source}{remarks}", license)
 
 
 def _check_same_network(source: epath.PathLike, theirs: Model, ours: Model) -> None:
@@ -174,7 +174,7 @@ def merge_pretrained(
     taken = [leaf if is_new(path) else theirs[path] for path, leaf in _flatten(fresh).items()]
     variables = jax.tree.unflatten(jax.tree.structure(fresh), jax.device_get(taken))
     if not pretrained.has_head:
-        head = "a new decode head"
+        head = "a new head"
     elif init_head == "new":
         head = "a new last layer"
     elif _name_same_outputs(pretrained.labels, labels):

@@ -56,14 +56,14 @@ class StopSignals:
     def interruptible(self, work: Callable[[], T], sentence: str) -> T:
         """Run `work` in a thread, and abandon it after a stop request; for calls that spend minutes outside of Python.
 
-        Args:
-            sentence: says what the work is; the first process prints it if the work takes longer than two seconds.
-
         Python handles signals between its own instructions on the main thread, so a compilation there could outlast
         the grace period of a scheduler. The abandoned thread ends with the process.
 
         A slower process may stop here when others have passed this point, so they must not depend on it until their
         next check.
+
+        Args:
+            sentence: description of the work, printed by the first process if it takes longer than two seconds.
         """
         call = BackgroundCall(work)
         with announced(sentence, partial(tqdm.write, file=sys.stderr)) if distributed.is_first() else nullcontext():

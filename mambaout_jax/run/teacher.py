@@ -18,7 +18,7 @@ from mambaout_jax.weights import (
     UnknownVariantError,
     WeightsError,
     check_unambiguous,
-    find_licence,
+    find_license,
     from_checkpoint,
     read_checkpoint,
     resample_variables,
@@ -35,7 +35,7 @@ class Teacher(NamedTuple):
         labels: the labels of its outputs.
         description: the origin of the weights, for messages.
         fingerprint: hash of the weights as they were loaded.
-        licence: name of their licence; None if it is unknown.
+        license: name of their license; None if it is unknown.
         trained_size: (height, width) of the images that it was trained on.
     """
 
@@ -44,7 +44,7 @@ class Teacher(NamedTuple):
     labels: Labels
     description: str
     fingerprint: str
-    licence: str | None
+    license: str | None
     trained_size: tuple[int, int]
 
     @property
@@ -58,8 +58,8 @@ class Teacher(NamedTuple):
     @property
     def record(self) -> dict[str, str]:
         """The entries of environment.json that identify the weights."""
-        licence = {} if self.licence is None else {"teacher_licence": self.licence}
-        return {"teacher": self.description, "teacher_fingerprint": self.fingerprint, **licence}
+        license = {} if self.license is None else {"teacher_license": self.license}
+        return {"teacher": self.description, "teacher_fingerprint": self.fingerprint, **license}
 
 
 def load_teacher(task: Task, model: Model, labels: Labels) -> Teacher | None:
@@ -101,7 +101,7 @@ def load_teacher(task: Task, model: Model, labels: Labels) -> Teacher | None:
         loaded.labels,
         f"{loaded.model.name}, {loaded.description}",
         fingerprint(loaded.variables),
-        loaded.licence,
+        loaded.license,
         loaded.model.input_spec.size,
     )
 
@@ -114,14 +114,14 @@ class _LoadedTeacher(NamedTuple):
     labels: Labels
     task: str
     description: str
-    licence: str | None
+    license: str | None
 
 
 def _restore(source: epath.PathLike) -> _LoadedTeacher:
     run = restore_run(source)
     averaged = "EMA " if run.weights == "ema" else ""
     description = f"the {averaged}weights of step {run.step} in {source}"
-    return _LoadedTeacher(run.model, run.variables, run.labels, run.task.name, description, run.licence)
+    return _LoadedTeacher(run.model, run.variables, run.labels, run.task.name, description, run.license)
 
 
 def _convert(source: epath.PathLike, task: Task) -> _LoadedTeacher:
@@ -137,7 +137,7 @@ def _convert(source: epath.PathLike, task: Task) -> _LoadedTeacher:
         labels,
         trained_for,
         f"the weights in {source}",
-        find_licence(checkpoint, model.name),
+        find_license(checkpoint, model.name),
     )
 
 

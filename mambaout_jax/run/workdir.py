@@ -33,7 +33,8 @@ from mambaout_jax.run.errors import RunError
 from mambaout_jax.run.files import find_write_error, write_atomically
 from mambaout_jax.storage import REMOTE_SECONDS, explain, find_pattern, find_undecodable, find_unknown_home, is_remote
 from mambaout_jax.tasks.api import Labels, Task
-from mambaout_jax.weights import licence_notice, resample_variables
+from mambaout_jax.weights import license_notice, resample_variables
+from mambaout_jax.words import processes
 
 LOCK = ".lock"
 # The packages that affect the numbers of a run.
@@ -53,7 +54,7 @@ class Run(NamedTuple):
         labels: the labels of the dataset, as the task recorded them.
         step: the number of steps that the weights were trained.
         weights: the kind of weights in `variables`, "ema" or "raw".
-        licence: name of the licence of the weights; None if they were trained from scratch or it is unknown.
+        license: name of the license of the weights; None if they were trained from scratch or it is unknown.
     """
 
     config: RunConfig
@@ -63,12 +64,12 @@ class Run(NamedTuple):
     labels: Labels
     step: int
     weights: str
-    licence: str | None = None
+    license: str | None = None
 
     @property
-    def licence_notice(self) -> str | None:
-        """Return a sentence about a licence that forbids commercial use; None for any other."""
-        return None if self.licence is None else licence_notice(self.licence, self.model.name)
+    def license_notice(self) -> str | None:
+        """Return a sentence about a license that forbids commercial use; None for any other."""
+        return None if self.license is None else license_notice(self.license, self.model.name)
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -161,8 +162,7 @@ def claim_workdir(path: epath.PathLike, config: RunConfig) -> epath.Path:
         raise RunError(f"{kept} is not a directory; move it, or use another --workdir")
     if others := distributed.check_shared_filesystem(workdir):
         raise RunError(
-            f"workdir {workdir} is a different folder on process {', '.join(map(str, others))} than on process 0; use "
-            "one that all hosts share"
+            f"workdir {workdir} on {processes(others)} is not the folder of process 0; use one that all hosts share"
         )
     # A run that was stopped before its first checkpoint has nothing to resume.
     if has_checkpoints(workdir):
@@ -261,7 +261,7 @@ def is_imported(workdir: epath.Path) -> bool:
 def load_run(path: epath.PathLike, weights: str | None = None) -> Run:
     """Load the model of a workdir with the weights of its newest checkpoint.
 
-    A licence that forbids commercial use of the weights is stated in a warning.
+    A license that forbids commercial use of the weights is stated in a warning.
 
     Args:
         path: a folder, or gs://BUCKET/...
@@ -271,15 +271,15 @@ def load_run(path: epath.PathLike, weights: str | None = None) -> Run:
         RunError: the workdir has no run, no readable checkpoint, or no such weights.
     """
     run = restore_run(path, weights)
-    if run.licence_notice:
-        warnings.warn(f"{path}: {run.licence_notice}", stacklevel=2)
+    if run.license_notice:
+        warnings.warn(f"{path}: {run.license_notice}", stacklevel=2)
     return run
 
 
 def restore_run(path: epath.PathLike, weights: str | None = None) -> Run:
     """Load the model of a workdir as in `load_run`, without a warning."""
     if weights not in (None, "ema", "raw"):
-        raise RunError(f"weights is {weights!r}; 'ema', 'raw' or None is expected")
+        raise RunError(f"weights is {weights!r}; expected 'ema', 'raw' or None")
     workdir = open_workdir(path)
     config = load_config(workdir)
     environment = load_environment(workdir)
@@ -293,7 +293,7 @@ def restore_run(path: epath.PathLike, weights: str | None = None) -> Run:
     )
     step, variables = checkpoints.restore_variables(abstract, [weights])
     checkpoints.close()
-    return Run(config, task, model, variables[weights], labels, step, weights, environment.get("licence"))
+    return Run(config, task, model, variables[weights], labels, step, weights, environment.get("license"))
 
 
 def exact_model(run: Run, img_size: tuple[int, int] | None = None) -> tuple[Model, dict[str, Any]]:
@@ -338,12 +338,12 @@ def _versions() -> dict[str, str]:
 
 
 def describe_environment(
-    source: Source, licence: str | None = None, teacher: Mapping[str, str] = MappingProxyType({})
+    source: Source, license: str | None = None, teacher: Mapping[str, str] = MappingProxyType({})
 ) -> dict[str, Any]:
     """Return everything except the config that a run depends on: versions, devices, dataset, teacher.
 
     Args:
-        licence: name of the licence of the weights that the run started from, if known.
+        license: name of the license of the weights that the run started from, if known.
         teacher: the entries that identify the teacher; empty without one.
     """
     return {
@@ -355,7 +355,7 @@ def describe_environment(
         "dataset": source.name,
         "fingerprint": source.fingerprint,
         "labels": dict(source.labels),
-        **({} if licence is None else {"licence": licence}),
+        **({} if license is None else {"license": license}),
         **teacher,
     }
 

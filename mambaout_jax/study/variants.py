@@ -127,7 +127,7 @@ def read_specs(study: Mapping[str, Any] | None) -> dict[str, VariantSpec]:
         found = f"has the keys {', '.join(study)}" if isinstance(study, Mapping) else "is missing"
         raise RunError(f"config.study {found}; expected {', '.join(expected)}, as in configs/study.py")
     if not isinstance(study["variants"], Mapping):
-        raise RunError(f"config.study.variants is {study['variants']!r}; a section of variants is expected")
+        raise RunError(f"config.study.variants is {study['variants']!r}; expected a section of variants")
     specs = {name: _read_spec(f"config.study.variants.{name}", entry) for name, entry in study["variants"].items()}
     _require("config.study.baseline", ConfigKey(str, tuple(specs), None, "name of a variant"), study["baseline"])
     for comparison in COMPARISONS:
@@ -136,8 +136,8 @@ def read_specs(study: Mapping[str, Any] | None) -> dict[str, VariantSpec]:
         for name in names:
             if name not in specs or names.count(name) > 1 or name == study["baseline"]:
                 raise RunError(
-                    f"config.study.{comparison} has {name!r}; distinct names of config.study.variants other than the "
-                    f"baseline are expected: {', '.join(specs)}"
+                    f"config.study.{comparison} has {name!r}; expected distinct names of config.study.variants other "
+                    f"than the baseline: {', '.join(specs)}"
                 )
     return specs
 
@@ -151,7 +151,7 @@ def _read_spec(place: str, entry: Any) -> VariantSpec:
         _require(f"{place}.{field}", key, getattr(spec, field))
     for field in ("model", "derived"):
         if not isinstance(getattr(spec, field), Mapping):
-            raise RunError(f"{place}.{field} is {getattr(spec, field)!r}; a section is expected")
+            raise RunError(f"{place}.{field} is {getattr(spec, field)!r}; expected a section")
     return spec
 
 

@@ -361,7 +361,9 @@ class Task(abc.ABC):
             TaskError: they cannot.
         """
         if dict(teacher_labels) != dict(labels):
-            raise TaskError("the teacher was trained for other labels than those of the dataset")
+            raise TaskError(
+                "the labels of the teacher differ from those of the dataset; use a teacher trained on the same labels"
+            )
 
     def teacher_targets(self, teacher: Model, variables: dict[str, Any], model: Model, batch: Batch) -> Any:
         """Compute targets for a prepared microbatch from a teacher, if there is one.

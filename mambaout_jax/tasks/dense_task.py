@@ -74,7 +74,7 @@ class DenseTask(Task):
         return ImportedLabels({"class_names": list(names)} | known, None, "")
 
     def model_images(self, model: Model, source: Source, indices: Sequence[int]) -> Float[Array, "b h w c"]:
-        """Return normalized images, squeezed to the model's input size."""
+        """Return normalized images, resized to the model's input size without keeping the aspect ratio."""
         pixels = [resize_image(self.decode(model, source, index), model.input_spec.size) for index in indices]
         return model.input_spec.normalize(jnp.asarray(np.stack(pixels)))
 

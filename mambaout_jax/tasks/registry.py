@@ -46,7 +46,7 @@ def find_task(model: Model) -> type[Task]:
 
 def _check_complete(task: Any) -> None:
     if not isinstance(task, type) or not issubclass(task, Task):
-        raise TaskError(f"a plugin has {task!r} in TASKS; a subclass of mambaout_jax.tasks.api.Task is expected")
+        raise TaskError(f"a plugin has {task!r} in TASKS; expected a subclass of mambaout_jax.tasks.api.Task")
     required = "name", "metrics", "loss_terms"
     missing = {name for name in required if not getattr(task, name, None)} | task.__abstractmethods__
     if missing:

@@ -46,7 +46,7 @@ from mambaout_jax.train.program import CompiledSteps, TrainingProgram, check_bat
 from mambaout_jax.train.recipe import differences_from_recipe
 from mambaout_jax.train.trace import StepTrace
 from mambaout_jax.train.writers import check_writers
-from mambaout_jax.weights import licence_notice
+from mambaout_jax.weights import license_notice
 from mambaout_jax.weights.options import model_args
 from mambaout_jax.words import count
 
@@ -72,7 +72,7 @@ def train(config: RunConfig, path: epath.PathLike) -> dict[str, Any]:
             return results
         evaluated = evaluated and step < setup.num_steps  # a kill before results.json repeats the last evaluation
         lowered = setup.program.lower()  # a model that does not match the task fails here, before anything is written
-        environment = describe_environment(setup.train_source, start.licence, setup.teacher_record)
+        environment = describe_environment(setup.train_source, start.license, setup.teacher_record)
         writer = _open_writer(config, setup, workdir, start, environment, cleanup)
         log = StepLog(
             writer,
@@ -222,7 +222,7 @@ class _Start(NamedTuple):
         step_key: the key that each step folds with its number.
         teacher: the weights of the teacher on the devices, None without one.
         description: the origin of the weights; empty for a random initialization.
-        licence: name of the licence of the weights that the run started from, if known.
+        license: name of the license of the weights that the run started from, if known.
     """
 
     state: TrainState
@@ -232,7 +232,7 @@ class _Start(NamedTuple):
     step_key: jax.Array
     teacher: dict[str, Any] | None
     description: str
-    licence: str | None
+    license: str | None
 
 
 def _restore_or_initialize(config: RunConfig, setup: _Setup, workdir: epath.Path, checkpoints: Checkpoints) -> _Start:
@@ -259,14 +259,14 @@ def _restore_or_initialize(config: RunConfig, setup: _Setup, workdir: epath.Path
                 "increase config.num_epochs (or num_steps), or use another --workdir"
             )
         seconds = metadata["seconds"]
-        licence, teacher = load_environment(workdir).get("licence"), _put_teacher(setup)
+        license, teacher = load_environment(workdir).get("license"), _put_teacher(setup)
         description = f"resumed from step {step}"
-        return _Start(state, step, metadata["evaluated"], seconds, step_key, teacher, description, licence)
+        return _Start(state, step, metadata["evaluated"], seconds, step_key, teacher, description, license)
     state = jax.jit(setup.program.init_state, out_shardings=placed)(init_key)
-    description, licence = "", None
+    description, license = "", None
     if config.init_from is not None:
         pretrained = _load_pretrained(config, setup.model)
-        licence = pretrained.licence
+        license = pretrained.license
         variables, description = merge_pretrained(
             pretrained,
             setup.model,
@@ -275,7 +275,7 @@ def _restore_or_initialize(config: RunConfig, setup: _Setup, workdir: epath.Path
             labels=setup.train_source.labels,
         )
         state = jax.jit(with_variables, out_shardings=placed)(state, variables)
-    return _Start(state, 0, False, 0.0, step_key, _put_teacher(setup), description, licence)
+    return _Start(state, 0, False, 0.0, step_key, _put_teacher(setup), description, license)
 
 
 def _check_same_teacher(metadata: dict[str, Any], teacher: Teacher | None) -> None:
@@ -328,9 +328,9 @@ def _open_writer(
         f"{_describe_length(config, program)}; "
         f"{'; '.join(filter(None, (batch, start.description, teacher)))}"
     )
-    if notice := licence_notice(start.licence, model.name):
+    if notice := license_notice(start.license, model.name):
         writer.print_line(notice)
-    if setup.teacher and (notice := licence_notice(setup.teacher.licence, setup.teacher.model.name)):
+    if setup.teacher and (notice := license_notice(setup.teacher.license, setup.teacher.model.name)):
         writer.print_line(notice)
     for sentence in differences_from_recipe(model.family.recipe_of(model.name), config.all_values):
         writer.print_line(f"differs from the published recipe: {sentence}")
@@ -421,7 +421,7 @@ def _finish(
         **evaluated,
         **scored.scores,
         "skipped": scored.skipped,
-        "unlabelled": scored.unlabelled,
+        "unlabeled": scored.unlabeled,
         "steps": num_steps,
         "train_seconds": stamp["seconds"],
     }

@@ -188,7 +188,7 @@ class StepLog:
     def timed(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Yield batches; measure the time spent waiting for them, and remove and sum their "skipped".
 
-        The first one has no part in it: that wait is the start of the data workers, and fills all queues.
+        The wait for the first batch is excluded: it covers the start of the data workers and fills all queues.
         """
         rows = iter(batches)
         batch = next(rows, None)

@@ -26,17 +26,18 @@ def warmup_cosine(
 ) -> Schedule:
     """Build the schedule: linear warm-up, then a cosine counted from the start of the run, then a constant.
 
-    At epoch t: warm + t (peak - warm) / W for t < W; min + (peak - min) (1 + cos(pi t / T)) / 2 for t < T; then min;
-    with T = num_epochs - cooldown_epochs.
+    With W = warmup_epochs, T = num_epochs - cooldown_epochs, warm = warmup_learning_rate, peak = learning_rate and
+    min = min_learning_rate, the rate at epoch t is warm + t (peak - warm) / W for t < W, then
+    min + (peak - min) (1 + cos(pi t / T)) / 2 for t < T, and then min.
+
+    Args:
+        learning_rate: the base learning rate; the largest rate used is lower if there is a warm-up.
+        num_epochs: epochs of the whole run, warm-up and cool-down included.
+        per_epoch: update the learning rate once per epoch, as the published recipe does, instead of at each step.
 
     Returns:
         The function from the step, an integer array of any shape, to the learning rate, float32 of the same shape; a
         schedule of optax.
-
-    Args:
-        learning_rate: the base learning rate, `peak` above; the largest rate used is lower if there is a warm-up.
-        num_epochs: epochs of the whole run, warm-up and cool-down included.
-        per_epoch: update the learning rate once per epoch, as the published recipe does, instead of at each step.
 
     Reference: timm 0.6.11, CosineLRScheduler with warmup_prefix=False.
     """
@@ -67,6 +68,9 @@ def warmup_linear(
 
     The last step of the warm-up and the first one after it both have the full learning rate.
 
+    Returns:
+        The function from the step, from 0, to the learning rate, float32.
+
     Reference: mmsegmentation 1.2.2, LinearLR and PolyLR with power 1.
     """
     decay_steps = num_steps - warmup_steps
@@ -92,6 +96,9 @@ def warmup_steps_down(
     """Build the schedule: linear warm-up to `learning_rate`, and a tenth of the rate from each of some epochs on.
 
     The last step of the warm-up has the full learning rate. Warm-up and drops multiply.
+
+    Returns:
+        The function from the step, from 0, to the learning rate, float32.
 
     Reference: mmdetection 3.3.0, LinearLR and MultiStepLR with gamma 0.1.
     """

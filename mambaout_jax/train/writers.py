@@ -26,7 +26,7 @@ class LoggedRun(NamedTuple):
     Args:
         folder: local folder of the logs.
         name: name of the run.
-        first_step: the last step of which a resumed run keeps the records; the later ones are written again.
+        first_step: step that the run resumes from; records up to it are kept, later ones are written again.
         config: values of the config by dotted name.
     """
 
@@ -115,7 +115,7 @@ class WandbWriter:
     """
 
     def __init__(self, run: LoggedRun):
-        with importing("wandb", "config.metric_writers with wandb requires it"):
+        with importing("wandb", "config.metric_writers with wandb requires the package wandb"):
             import wandb
 
         self._file = run.folder / "wandb.json"
@@ -136,7 +136,7 @@ class WandbWriter:
                     "WANDB_MODE=offline"
                 ) from error
             raise RunError(
-                f"Weights & Biases does not start the run ({reason(error)}); log in with `wandb login`, or set "
+                f"Weights & Biases could not start the run ({reason(error)}); log in with `wandb login`, or set "
                 "WANDB_MODE=offline"
             ) from error
         self._run.define_metric("*", step_metric="step")

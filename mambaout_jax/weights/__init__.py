@@ -14,7 +14,7 @@ from mambaout_jax.weights.folder import check_folder_target, write_folder
 from mambaout_jax.weights.image_size import resample_variables
 from mambaout_jax.weights.input_channels import adapt_first_layer
 from mambaout_jax.weights.inspection import inspect_checkpoint
-from mambaout_jax.weights.licence import find_licence, licence_notice
+from mambaout_jax.weights.license import find_license, license_notice
 from mambaout_jax.weights.mamba_block import mamba_block_from_torch, mamba_block_to_torch
 from mambaout_jax.weights.options import model_args, other_options
 from mambaout_jax.weights.resolve import (
@@ -47,13 +47,13 @@ __all__ = [
     "difference",
     "differences",
     "download_checkpoint",
-    "find_licence",
+    "find_license",
     "from_checkpoint",
     "from_torch",
     "get_format",
     "import_torch",
     "inspect_checkpoint",
-    "licence_notice",
+    "license_notice",
     "load_pretrained",
     "mamba_block_from_torch",
     "mamba_block_to_torch",

@@ -56,9 +56,9 @@ def read_checkpoint(source: str | os.PathLike, *, entry: str | None = None) -> T
         config = read_config(os.path.join(folder, CONFIG_NAME), origin)
         weights = find_weights(folder, origin)
     elif origin.startswith(_LOCAL_PREFIX):
-        raise WeightsError(f"{origin} is not a folder; a folder in timm's format is expected")
+        raise WeightsError(f"{origin} is not a folder; expected a folder in timm's format")
     elif not os.path.lexists(folder):
-        raise WeightsError(f"{origin} does not exist; a weights file, a folder or hf-hub:ORG/NAME is expected")
+        raise WeightsError(f"{origin} does not exist; expected a weights file, a folder or hf-hub:ORG/NAME")
     else:
         config, weights = None, folder
     content = read_file(weights, entry)

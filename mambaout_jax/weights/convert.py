@@ -15,7 +15,7 @@ from mambaout_jax.weights.checkpoint import TorchCheckpoint, read_checkpoint
 from mambaout_jax.weights.errors import MisfitError, NewHeadWarning, WeightsError, naming_source
 from mambaout_jax.weights.input_channels import adapt_first_layer
 from mambaout_jax.weights.key_map import Shape
-from mambaout_jax.weights.licence import find_licence, licence_notice
+from mambaout_jax.weights.license import find_license, license_notice
 from mambaout_jax.weights.resolve import check_not_reduced, check_unambiguous, resolve_model, resolve_shapes
 from mambaout_jax.weights.state_dict import (
     classifier_shapes,
@@ -32,7 +32,7 @@ def from_torch(model: Model, source: str | os.PathLike | Mapping[str, Any]) -> d
     """Convert PyTorch weights to the variables of a model, in float32.
 
     The key format is detected from the keys. The match is exact. Position embeddings of another image size are
-    resampled as in `Model.resample_params`, from the size in config.json or else from square images. A licence that
+    resampled as in `Model.resample_params`, from the size in config.json or else from square images. A license that
     forbids commercial use of the weights of a file or folder is stated in a warning.
 
     Args:
@@ -48,7 +48,7 @@ def from_torch(model: Model, source: str | os.PathLike | Mapping[str, Any]) -> d
     if not isinstance(source, Mapping):
         checkpoint = read_checkpoint(source)
         warn_of_ignored(checkpoint.origin, checkpoint.ignored)
-        _warn_of_licence(checkpoint, model.name)
+        _warn_of_license(checkpoint, model.name)
         return from_checkpoint(model, checkpoint)
     tensors, shapes = open_state_dict(source)
     with _naming_variant(model, shapes):
@@ -73,7 +73,7 @@ def _naming_variant(model: Model, shapes: Mapping[str, Shape]) -> Iterator[None]
         yield
     except MisfitError as error:
         if name := _other_variant(model, shapes):
-            raise WeightsError(f"the weights are those of {name}; {model.name} is expected") from error
+            raise WeightsError(f"the weights are those of {name}; expected {model.name}") from error
         raise
 
 
@@ -86,8 +86,8 @@ def _other_variant(model: Model, shapes: Mapping[str, Shape]) -> str | None:
     return None if model.name in (found.name, *found.others) else found.name
 
 
-def _warn_of_licence(checkpoint: TorchCheckpoint, name: str) -> None:
-    if notice := licence_notice(find_licence(checkpoint, name), name):
+def _warn_of_license(checkpoint: TorchCheckpoint, name: str) -> None:
+    if notice := license_notice(find_license(checkpoint, name), name):
         warnings.warn(f"{checkpoint.origin}: {notice}", stacklevel=3)
 
 
@@ -126,7 +126,7 @@ def load_pretrained(
 ) -> tuple[Model, dict[str, Any]]:
     """Load a model with its weights; the model is identified by config.json or by the shapes of the tensors.
 
-    A licence that forbids commercial use of the weights is stated in a warning.
+    A license that forbids commercial use of the weights is stated in a warning.
 
     Args:
         source: as in `from_torch`, except a state dict.
@@ -153,7 +153,7 @@ def load_pretrained(
     resolved = resolve_model(checkpoint, name)
     check_unambiguous(checkpoint.origin, resolved)
     check_not_reduced(checkpoint, resolved, img_size)
-    _warn_of_licence(checkpoint, resolved.name)
+    _warn_of_license(checkpoint, resolved.name)
     trained = {**variant_options(resolved.name), **resolved.options}
     changed = {"num_classes": num_classes, "in_chans": in_chans, "img_size": img_size}
     changed = {option: value for option, value in changed.items() if value is not None}

@@ -45,7 +45,7 @@ def download_checkpoint(checkpoint: Checkpoint) -> Path:
     if checkpoint.sha256 is not None and not digest.startswith(checkpoint.sha256):
         path.unlink()
         raise WeightsError(
-            f"{checkpoint.url} has SHA-256 {digest}; {checkpoint.sha256} is expected: the published file has changed, "
+            f"{checkpoint.url} has SHA-256 {digest}; expected {checkpoint.sha256}: the published file has changed, "
             "or the download was modified on the way"
         )
     return path

@@ -44,7 +44,7 @@ def read_file(path: str | os.PathLike, entry: str | None = None) -> TensorFile:
         raise WeightsError(f"{path} is a safetensors file, which has no entries; omit the entry {entry!r}")
     content = _read_safetensors(path) if kind == "safetensors" else read_torch(path, entry)
     if not content.shapes:
-        raise WeightsError(f"{path} contains no tensors; the weights of a model are expected")
+        raise WeightsError(f"{path} contains no tensors; expected the weights of a model")
     return content
 
 
@@ -88,7 +88,7 @@ def check_file_target(path: str | os.PathLike, force: bool, endings: tuple[str, 
     target = Path(os.path.realpath(os.path.expanduser(path)))
     if not target.name.endswith(endings):
         expected = f"one of {', '.join(endings)}" if len(endings) > 1 else endings[0]
-        raise WeightsError(f"{path} has an unknown extension; {expected} is expected")
+        raise WeightsError(f"{path} has an unknown extension; expected {expected}")
     with converting_file_errors(target):
         if os.path.lexists(target) and not target.is_file():
             raise WeightsError(f"{path} exists and is not a file; choose another path")
@@ -118,9 +118,9 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 def _kind(path: str) -> str:
     if not os.path.lexists(path):
-        raise WeightsError(f"{path} does not exist; a weights file is expected")
+        raise WeightsError(f"{path} does not exist; expected a weights file")
     if not os.path.isfile(path):
-        raise WeightsError(f"{path} is not a file; a weights file is expected")
+        raise WeightsError(f"{path} is not a file; expected a weights file")
     try:
         with open(path, "rb") as file:
             head = file.read(9)
@@ -137,7 +137,7 @@ def _kind(path: str) -> str:
         return "torch"
     if path.endswith(".safetensors"):
         raise WeightsError(f"{path} is damaged or not a safetensors file; download or save it again")
-    raise WeightsError(f"{path} is neither a safetensors nor a torch.save file; weights are expected")
+    raise WeightsError(f"{path} is neither a safetensors nor a torch.save file; expected weights")
 
 
 def _read_safetensors(path: str) -> TensorFile:
@@ -171,7 +171,7 @@ def _read_tensor(file: Any, path: str, name: str, code: str) -> np.ndarray:
     except Exception as error:  # unsupported dtypes and truncated files raise different types
         raise_machine_fault(error, path)
         raise WeightsError(
-            f"{path} has {name!r:.80} as {code}, which could not be read; float32 or bfloat16 is expected"
+            f"{path} has {name!r:.80} as {code}, which could not be read; expected float32 or bfloat16"
         ) from error
 
 
@@ -185,4 +185,4 @@ def _write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         if found := re.search(r"os error (\d+)", str(error)):
             raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
         kinds = ", ".join(sorted({str(array.dtype) for array in tensors.values()}))
-        raise WeightsError(f"{path.name} cannot store {kinds}; float32 or bfloat16 is expected") from error
+        raise WeightsError(f"{path.name} cannot store {kinds}; expected float32 or bfloat16") from error

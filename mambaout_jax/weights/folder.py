@@ -32,7 +32,7 @@ def find_weights(folder: str, origin: str) -> str:
     for name in WEIGHTS_NAMES:
         if os.path.lexists(path := os.path.join(folder, name)):
             return path
-    raise WeightsError(f"{origin} has no weights; one of {', '.join(WEIGHTS_NAMES)} is expected in it")
+    raise WeightsError(f"{origin} has no weights; expected one of {', '.join(WEIGHTS_NAMES)} in it")
 
 
 # Extensions by which other programs choose a format; a folder of such a name would be a misunderstanding.
@@ -48,7 +48,7 @@ def write_folder(
     class_descriptions: Mapping[str, str] | None = None,
     exif_orientation: bool | None = None,
     category_ids: Sequence[int] | None = None,
-    licence: str | None = None,
+    license: str | None = None,
     task: str | None = None,
     task_options: Mapping[str, Any] = MappingProxyType({}),
     force: bool = False,
@@ -61,7 +61,7 @@ def write_folder(
         class_descriptions: descriptions by class name, if all classes have one.
         exif_orientation: whether the model was trained on images turned upright by their EXIF orientation, if known.
         category_ids: ids of the classes in files of annotations, for detectors.
-        licence: name of the licence of the weights, if known.
+        license: name of the license of the weights, if known.
         task: name of the task of the weights; None to infer it from the model.
         task_options: values of the task's config keys, by dotted name, which an import restores.
         force: replace an existing folder if it contains only such files.
@@ -74,7 +74,7 @@ def write_folder(
     with converting_file_errors(target), scratch_folder(target) as parent:
         draft = parent / target.name
         draft.mkdir()
-        config = _timm_config(model, class_names, class_descriptions, exif_orientation, licence)
+        config = _timm_config(model, class_names, class_descriptions, exif_orientation, license)
         if category_ids is not None:
             config[CATEGORY_IDS] = list(category_ids)
         if task is not None:
@@ -93,7 +93,7 @@ def _timm_config(
     class_names: Sequence[str] | None,
     class_descriptions: Mapping[str, str] | None,
     exif_orientation: bool | None,
-    licence: str | None,
+    license: str | None,
 ) -> dict[str, Any]:
     args, spec = model_args(model), model.input_spec
     return {
@@ -107,7 +107,7 @@ def _timm_config(
         **({"model_args": args} if args else {}),
         "pretrained_cfg": {
             "custom_load": False,
-            **({} if licence is None else {"license": licence.lower()}),
+            **({} if license is None else {"license": license.lower()}),
             "input_size": [model.in_chans, *spec.size],
             "fixed_input_size": "img_size" in model.options,
             "interpolation": spec.interpolation,
@@ -133,8 +133,8 @@ def check_folder_target(path: str | os.PathLike, force: bool) -> Path:
     target = Path(os.path.realpath(os.path.expanduser(path)))
     if suffix := next((suffix for suffix in _OTHER_FORMATS if target.name.lower().endswith(suffix)), None):
         raise WeightsError(
-            f"{path} has the extension of another format, {suffix}; a folder, or a file with the extension "
-            f"{' or '.join(ENDINGS)}, is expected"
+            f"{path} has the extension of another format, {suffix}; expected a folder, or a file with the "
+            f"extension {' or '.join(ENDINGS)}"
         )
     if not os.path.lexists(target):
         return target

@@ -33,7 +33,7 @@ def download(source: str) -> tuple[str, str]:
     """
     match = _ID.fullmatch(source.partition(":")[2])
     if match is None:
-        raise WeightsError(f"{source} is not a hub id; hf-hub:ORG/NAME or hf-hub:ORG/NAME@REVISION is expected")
+        raise WeightsError(f"{source} is not a hub id; expected hf-hub:ORG/NAME or hf-hub:ORG/NAME@REVISION")
     repository = _Repository(source, *match.groups())
     config = repository.fetch(CONFIG_NAME)
     absent = []
@@ -102,11 +102,11 @@ class _Repository:
             raise WeightsError(f"{self.source} does not exist, or is private; check the name, or {log_in}") from None
         except errors.RevisionNotFoundError:
             raise WeightsError(
-                f"{self.source}: there is no revision {self.revision or 'main'}; a branch, tag or commit is expected"
+                f"{self.source}: there is no revision {self.revision or 'main'}; expected a branch, tag or commit"
             ) from None
         except errors.EntryNotFoundError:
             raise _AbsentError(
-                f"{self.source} has no {name}; {CONFIG_NAME} and {WEIGHTS_NAMES[0]} in timm's format are expected"
+                f"{self.source} has no {name}; expected {CONFIG_NAME} and {WEIGHTS_NAMES[0]} in timm's format"
             ) from None
         except errors.HfHubHTTPError as error:
             status = error.response.status_code

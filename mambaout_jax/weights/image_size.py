@@ -49,8 +49,8 @@ def model_of_weights(
         if img_size is None and shapes.keys() == own.keys():
             key = next(key for key in sized if shapes[key] != own[key])
             raise WeightsError(
-                f"{key} has shape {shapes[key]} where {own[key]} is expected, or that of another square image size, "
-                "which would be resampled; for non-square images, use a folder whose config.json has the image size"
+                f"{key} has shape {shapes[key]}, which matches no square image size (the model's own shape is "
+                f"{own[key]}); for non-square images, use a folder whose config.json contains the image size"
             )
     try:
         return model if img_size is None else _at_size(model, img_size)

@@ -9,7 +9,7 @@ from mambaout_jax.weights.checkpoint import TorchCheckpoint
 from mambaout_jax.weights.errors import WeightsError, naming_source
 from mambaout_jax.weights.image_size import sized_axes
 from mambaout_jax.weights.key_map import comparable_shapes, expected_shapes, tensor_specs
-from mambaout_jax.weights.licence import find_licence
+from mambaout_jax.weights.license import find_license
 from mambaout_jax.weights.options import model_args
 from mambaout_jax.weights.resolve import resolve_model, resolve_shapes
 from mambaout_jax.weights.state_dict import detect_format, differences
@@ -27,7 +27,7 @@ def inspect_checkpoint(checkpoint: TorchCheckpoint, name: str | None = None) -> 
     Returns:
         Text under "key format", "variant", "parameters", "dtype" and "differences"; under "also fits" if other variants
         have these shapes, or "fits" if only they have; under "entry" and "ignored" if the file has other content, under
-        "image size" if parameters depend on it, and under "licence" if it is known.
+        "image size" if parameters depend on it, and under "license" if it is known.
 
     Raises:
         WeightsError: the family is unknown or not that of the variant, the key format cannot express the variant, or,
@@ -67,7 +67,7 @@ def _inspect(checkpoint: TorchCheckpoint, name: str | None) -> dict[str, str]:
         ),
         **({"image size": f"{size}; {sized} is resampled when loaded at another img_size"} if sized else {}),
         **({"entry": checkpoint.wrapper} if checkpoint.wrapper else {}),
-        **({"licence": licence} if (licence := find_licence(checkpoint, model.name)) else {}),
+        **({"license": license} if (license := find_license(checkpoint, model.name)) else {}),
         **({"ignored": ", ".join(ignored)} if ignored else {}),
         "differences": "".join(f"\n  {key} {fault}" for key, fault in faults.items()) or "none",
     }

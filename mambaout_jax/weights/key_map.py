@@ -165,7 +165,7 @@ def _tensor_spec(keys: tuple[str, ...], rule: Rule, parts: list[tuple[ParamPath,
     transform = rule.transform or default_transform(paths[0][-1], len(shapes[0]))
     spec = TensorSpec(keys, (), paths, rule, transform)
     if len(set(shapes)) > 1:
-        raise WeightsError(f"the variables joined in {keys[0]} have shapes {shapes}; equal shapes are expected")
+        raise WeightsError(f"the variables joined in {keys[0]} have shapes {shapes}; expected equal shapes")
     # A broadcast scalar has the shape without the memory.
     (first, *_), value = shapes, np.zeros((), np.float32)
     inner = transform.to_torch(np.broadcast_to(value, first)).shape

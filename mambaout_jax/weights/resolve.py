@@ -70,7 +70,7 @@ def _resolve(checkpoint: TorchCheckpoint, name: str | None) -> ResolvedModel:
     if config is None:
         return ResolvedModel(key_format, name, _data_options(name, key_format, checkpoint.shapes))
     if name not in (None, config.architecture):
-        raise WeightsError(f"config.json has architecture {config.architecture}; {name} is expected")
+        raise WeightsError(f"config.json has architecture {config.architecture}; expected {name}")
     return ResolvedModel(key_format, config.architecture, {**config.options, **config.preprocessing})
 
 

@@ -42,7 +42,7 @@ def get_format(model: Model, name: str | None = None) -> KeyFormat:
     formats = {key_format.name: key_format for key_format in model.family.key_formats}
     key_format = next(iter(formats.values())) if name is None else formats.get(name)
     if key_format is None:
-        raise WeightsError(f"{model.name} has no key format {name!r}; one of {', '.join(formats)} is expected")
+        raise WeightsError(f"{model.name} has no key format {name!r}; expected one of {', '.join(formats)}")
     if faults := [
         f"{key} is {model.options[key]!r}" for key, value in key_format.fixed.items() if model.options[key] != value
     ]:
@@ -64,7 +64,7 @@ def detect_format(model: Model, shapes: Mapping[str, Shape]) -> KeyFormat:
     family, key_format = matching_formats(shapes, prefer=model.family)[0]
     if family is not model.family:
         raise WeightsError(
-            f"the weights belong to a {family.module.__name__}; a {model.family.module.__name__} is expected"
+            f"the weights belong to a {family.module.__name__}; expected a {model.family.module.__name__}"
         )
     try:
         return get_format(model, key_format.name)
@@ -81,7 +81,7 @@ def differences(shapes: Mapping[str, Shape], expected: Mapping[str, Shape]) -> d
         elif name not in expected:
             faults[name] = "is unexpected"
         elif shapes[name] != expected[name]:
-            faults[name] = f"has shape {shapes[name]} where {expected[name]} is expected"
+            faults[name] = f"has shape {shapes[name]}, expected {expected[name]}"
     return faults
 
 
@@ -204,7 +204,7 @@ def _read(tensors: Mapping[str, Any], spec: TensorSpec) -> np.ndarray:
     values = _to_numpy(tensors[first], first)
     for key in tied:
         if not np.array_equal(_to_numpy(tensors[key], key), values):
-            raise WeightsError(f"{key} differs from {first}; the two are tied, so equal tensors are expected")
+            raise WeightsError(f"{key} differs from {first}; expected equal tensors, because the two are tied")
     return values.reshape(spec.shape)  # of a matrix that is stored as a 1x1 convolution
 
 
@@ -212,7 +212,7 @@ def _to_numpy(tensor: Any, key: str) -> np.ndarray:
     """Convert a PyTorch tensor, without importing PyTorch, or an array to NumPy; check that all values are finite."""
     kind = getattr(tensor.dtype, "name", str(tensor.dtype)).removeprefix("torch.")
     if kind not in DTYPES:
-        raise WeightsError(f"{key} is {kind}; {' or '.join(DTYPES)} is expected")
+        raise WeightsError(f"{key} is {kind}; expected {' or '.join(DTYPES)}")
     try:
         if hasattr(tensor, "detach"):
             tensor = tensor.detach().cpu()
@@ -221,10 +221,10 @@ def _to_numpy(tensor: Any, key: str) -> np.ndarray:
         values = np.asarray(tensor)
     except (NotImplementedError, RuntimeError, TypeError) as error:  # meta tensors, sparse layouts, ...
         raise WeightsError(
-            f"{key} is on {tensor.device} with layout {tensor.layout}; a dense tensor with values is expected"
+            f"{key} is on {tensor.device} with layout {tensor.layout}; expected a dense tensor with values"
         ) from error
     if num_bad := int((~np.isfinite(values)).sum()):
-        raise WeightsError(f"{key} has {num_bad} non-finite values; the training run probably diverged")
+        raise WeightsError(f"{key} has {count(num_bad, 'non-finite value')}; the training run probably diverged")
     return values
 
 
@@ -257,7 +257,7 @@ def export_state_dict(
     """
     specs = tensor_specs(expected, key_format)
     if dtype not in DTYPES:
-        raise WeightsError(f"dtype is {dtype!r}; {' or '.join(DTYPES)} is expected")
+        raise WeightsError(f"dtype is {dtype!r}; expected {' or '.join(DTYPES)}")
     values = _by_name(variables)
     _check_fit("the variables", name, _shapes(values), _shapes(_by_name(expected)))
     state_dict = {}

@@ -85,7 +85,7 @@ def open_state_dict(state_dict: Mapping[str, Any]) -> tuple[LazyTensors, dict[st
     for key, value in state_dict.items():
         if not isinstance(key, str) or not hasattr(value, "shape"):
             kind = type(value).__name__
-            raise WeightsError(f"the state dict has a {kind} under {key!r}; tensors by name are expected")
+            raise WeightsError(f"the state dict has a {kind} under {key!r}; expected tensors by name")
     names, outside = without_prefixes(state_dict)
     warn_of_ignored("the state dict", outside)
     shapes = {name: tuple(state_dict[key].shape) for name, key in names.items()}

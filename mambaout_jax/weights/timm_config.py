@@ -31,7 +31,7 @@ class TimmConfig(NamedTuple):
         exif_orientation: whether the model was trained on images that were turned upright by their EXIF orientation;
             None in files of timm, which has no such entry and ignores it.
         category_ids: ids of the classes in files of annotations, if the file has them.
-        licence: name of the licence of the weights, if the file has it.
+        license: name of the license of the weights, if the file has it.
         task: name of the task that the weights were trained for, if the file has it.
         task_options: the recorded values of the task's config keys, by dotted name.
     """
@@ -42,7 +42,7 @@ class TimmConfig(NamedTuple):
     class_names: tuple[str, ...] | None
     exif_orientation: bool | None = None
     category_ids: list[int] | None = None
-    licence: str | None = None
+    license: str | None = None
     task: str | None = None
     task_options: Mapping[str, Any] = MappingProxyType({})
 
@@ -117,8 +117,8 @@ def read_config(path: str, origin: str) -> TimmConfig:
         options["num_classes"] = num_classes[0]
     if args_classes is not None and args_classes != num_classes[0]:
         raise WeightsError(
-            f"{origin}: {CONFIG_NAME} has num_classes {num_classes[0]} and, in model_args, {args_classes}; equal "
-            "numbers are expected"
+            f"{origin}: {CONFIG_NAME} has num_classes {num_classes[0]} and, in model_args, {args_classes}; expected "
+            "equal numbers"
         )
     labels = next(
         (part[key] for part in (config, prepared) for key in ("label_names", "labels") if part.get(key)), None
@@ -140,7 +140,7 @@ def read_config(path: str, origin: str) -> TimmConfig:
 
 def _load(path: str, origin: str) -> dict[str, Any]:
     if not os.path.isfile(path):
-        raise WeightsError(f"{origin} has no file {CONFIG_NAME}; a folder in timm's format is expected")
+        raise WeightsError(f"{origin} has no file {CONFIG_NAME}; expected a folder in timm's format")
     try:
         with open(path, encoding="utf-8") as file:
             config = json.load(file, object_pairs_hook=_without_duplicates)
@@ -148,14 +148,14 @@ def _load(path: str, origin: str) -> dict[str, Any]:
         raise_machine_fault(error, path)
         raise WeightsError(f"{origin}: {CONFIG_NAME} cannot be read ({reason(error)}); replace the file") from error
     except RecursionError as error:
-        raise WeightsError(f"{origin}: {CONFIG_NAME} is nested too deeply; timm's format is expected") from error
+        raise WeightsError(f"{origin}: {CONFIG_NAME} is nested too deeply; expected timm's format") from error
     except ValueError as error:
         words = str(error).splitlines()[0]
         raise WeightsError(
-            f"{origin}: {CONFIG_NAME} is not valid JSON ({words:.100}); timm's format is expected"
+            f"{origin}: {CONFIG_NAME} is not valid JSON ({words:.100}); expected timm's format"
         ) from error
     if not isinstance(config, dict):
-        raise WeightsError(f"{origin}: {CONFIG_NAME} contains {shorten(config)}; a JSON object is expected")
+        raise WeightsError(f"{origin}: {CONFIG_NAME} contains {shorten(config)}; expected a JSON object")
     return config
 
 
@@ -171,13 +171,13 @@ def _get(part: Mapping[str, Any], key: str, kind: _Kind, origin: str) -> Any:
     """Return a valid value, or None if the key is absent."""
     value = part.get(key)
     if value is not None and not kind.fits(value):
-        raise WeightsError(f"{origin}: {CONFIG_NAME} has {key} {shorten(value)}; {kind.description} is expected")
+        raise WeightsError(f"{origin}: {CONFIG_NAME} has {key} {shorten(value)}; expected {kind.description}")
     return value
 
 
 def _architecture(value: str | None, origin: str) -> str:
     if value is None:
-        raise WeightsError(f"{origin}: {CONFIG_NAME} has no architecture; timm's format is expected")
+        raise WeightsError(f"{origin}: {CONFIG_NAME} has no architecture; expected timm's format")
     name = value.split(".")[0]  # the rest is the tag of the weights
     known, (_, backbone) = list_models(), split_name(name)
     if backbone not in known:
@@ -198,8 +198,8 @@ def _options(model_args: Mapping[str, Any], architecture: str, origin: str) -> d
             continue
         if name not in keys:
             raise WeightsError(
-                f"{origin}: model_args in {CONFIG_NAME} has {shorten(name)}, not an option of {architecture}; one "
-                f"of {', '.join(sorted(keys))} is expected"
+                f"{origin}: model_args in {CONFIG_NAME} has {shorten(name)}, not an option of {architecture}; "
+                f"expected one of {', '.join(sorted(keys))}"
             )
         if fault := find_fault(name, keys[name], value):
             raise WeightsError(f"{origin}: model_args in {CONFIG_NAME}: {fault}")
@@ -237,11 +237,11 @@ def _class_names(labels: Any, options: Mapping[str, Any], origin: str) -> tuple[
         names = [labels.get(str(index)) for index in range(len(labels))]
     if not isinstance(names, list) or not all(isinstance(name, str) and printable(name) == name for name in names):
         raise WeightsError(
-            f"{origin}: {CONFIG_NAME} has label_names {shorten(labels)}; a list of strings, one per class, is expected"
+            f"{origin}: {CONFIG_NAME} has label_names {shorten(labels)}; expected a list of strings, one per class"
         )
     if len(names) != options.get("num_classes", len(names)):
         raise WeightsError(
-            f"{origin}: {CONFIG_NAME} has {len(names)} label_names where num_classes is {options['num_classes']}; one "
-            "per class is expected"
+            f"{origin}: {CONFIG_NAME} has {len(names)} label_names where num_classes is {options['num_classes']}; "
+            "expected one per class"
         )
     return tuple(names)

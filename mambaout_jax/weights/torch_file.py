@@ -41,7 +41,7 @@ def read_torch(path: str, entry: str | None = None) -> TensorFile:
     torch = import_torch(path)
     loaded = _load(torch, path)
     if not isinstance(loaded, Mapping):
-        raise WeightsError(f"{path} contains a {_kind(loaded)}; a state dict is expected")
+        raise WeightsError(f"{path} contains a {_kind(loaded)}; expected a state dict")
     if entry is not None and not _tensors(torch, loaded.get(entry)):
         others = ", ".join(f"{key!r:.80}" for key, value in loaded.items() if _tensors(torch, value)) or "none"
         raise WeightsError(f"{path} has no state dict in an entry {entry!r}; entries with a state dict: {others}")
@@ -50,7 +50,7 @@ def read_torch(path: str, entry: str | None = None) -> TensorFile:
     tensors = _tensors(torch, weights)
     if loaded and not tensors:
         content = ", ".join(f"{key!r:.80} ({_kind(value)})" for key, value in loaded.items())
-        raise WeightsError(f"{path} contains {content}; a state dict of tensors is expected")
+        raise WeightsError(f"{path} contains {content}; expected a state dict of tensors")
     others = {} if wrapper is None else {key: value for key, value in loaded.items() if key != wrapper}
     others |= {key: value for key, value in weights.items() if key not in tensors}
     names, outside = without_prefixes(tensors)
@@ -160,8 +160,8 @@ def _to_numpy(torch: ModuleType, path: str, name: str, tensor: Any) -> np.ndarra
         return tensor.detach().numpy()
     except (RuntimeError, TypeError) as error:
         raise WeightsError(
-            f"{path} has {name!r:.80} as {tensor.dtype} with layout {tensor.layout}, which NumPy does not support; a "
-            "dense tensor of float32 or bfloat16 is expected"
+            f"{path} has {name!r:.80} as {tensor.dtype} with layout {tensor.layout}, which NumPy does not support; "
+            "expected a dense tensor of float32 or bfloat16"
         ) from error
 
 
@@ -173,6 +173,6 @@ def _to_torch(torch: ModuleType, name: str, array: np.ndarray) -> Any:
             tensor = torch.from_numpy(array.view(np.int16) if is_bfloat16 else array)
     except TypeError:
         raise WeightsError(
-            f"{name} is {array.dtype}, which PyTorch does not support; float32 or bfloat16 is expected"
+            f"{name} is {array.dtype}, which PyTorch does not support; expected float32 or bfloat16"
         ) from None
     return tensor.view(torch.bfloat16) if is_bfloat16 else tensor

@@ -52,7 +52,7 @@ def test_an_invalid_rule_is_named(tmp_path, rule):
     export_weights(tmp_path / "run", str(tmp_path / "folder"))
     config = tmp_path / "folder" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"exif_orientation": rule}))
-    with pytest.raises(WeightsError, match=r"config.json has exif_orientation .*; true or false is expected"):
+    with pytest.raises(WeightsError, match=r"config.json has exif_orientation .*; expected true or false"):
         read_checkpoint(tmp_path / "folder")
 
 

@@ -69,7 +69,7 @@ def replace(folder):
 
 
 CHANGES = {
-    "relabelled": relabel,
+    "relabeled": relabel,
     "swapped": swap,
     "replaced": replace,
     "removed": lambda folder: (folder / TRAIN).unlink(),

@@ -13,6 +13,7 @@ PLURAL_AFTER_ADJECTIVE = re.compile(rf" (?!(?:{NO_ADJECTIVES})\b)[a-z]+ ([a-z]*[
 OTHER_WORDS = {
     "is", "was", "has", "as", "requires", "takes", "lacks", "exists", "exceeds", "redefines", "changes", "plus",
     "does", "contains", "begins", "starts", "needs", "differs", "occurs", "responds", "maps", "convolves", "express",
+    "means", "marks",
 }  # fmt: skip
 # Expressions that are names of something, or numbers that are never one.
 ALLOWED = {
@@ -25,7 +26,8 @@ ALLOWED = {
     ("run/workdir.py", "self.weights"),  # "ema" or "raw"
     ("ops/selective_scan.py", "groups['B']"),  # `ops` imports no other package
     ("ops/selective_scan.py", "channels"),
-    ("ops/selective_scan.py", "positive"),
+    ("ops/selective_scan.py", "delta.size"),
+    ("ops/selective_scan.py", "A.size"),
     ("ops/selective_scan.py", "x.ndim"),
     ("export/programs.py", "run.weights"),  # "ema" or "raw"
     ("export/torch.py", "run.weights"),  # "ema" or "raw"

@@ -55,7 +55,7 @@ def rename_class(folder):
 
 
 CHANGES = {
-    "relabelled": relabel,
+    "relabeled": relabel,
     "replaced by an image of the same size": lambda folder: (folder / "train/crow/0.png").write_bytes(bitmap(250)),
     "swapped": swap,
     "renamed": lambda folder: (folder / "val/crow/0.png").rename(folder / "val/crow/x.png"),
@@ -142,7 +142,7 @@ def test_all_bad_files_are_reported_at_once(birds, tmp_path, capsys):
     err = capsys.readouterr().err
     for name in ("crow/text.jpg", "wren/empty.png", "wren/cut.png"):
         assert f"invalid: {name}: " in err
-    assert "3 of 15 files are not images that Pillow can decode" in err
+    assert "Pillow cannot decode 3 of 15 files" in err
 
 
 def test_bad_files_are_skipped_on_request_and_counted(birds, tmp_path, capsys):

@@ -126,9 +126,9 @@ def test_a_changed_key_is_what_is_measured(measured, capsys):
     ("words", "sentence"),
     [
         (["--config.data.pipelne=fast"], r"pipelne.*pipeline"),
-        (["--config.data.pipeline=faster"], r"config\.data\.pipeline is 'faster'; 'exact' or 'fast' is expected"),
+        (["--config.data.pipeline=faster"], r"config\.data\.pipeline is 'faster'; expected 'exact' or 'fast'"),
         (["--config=configs/digit.py"], r"--config=configs/digit\.py does not exist"),
-        (["--workers=-1"], r"config\.data\.num_workers is -1; an integer of at least 0 is expected"),
+        (["--workers=-1"], r"config\.data\.num_workers is -1; expected an integer of at least 0"),
         (["--config.data.name=digit"], r"unknown dataset 'digit'; did you mean 'digits'"),
         (
             ["--config.batch_size=2000"],

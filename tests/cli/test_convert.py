@@ -104,7 +104,7 @@ def test_inspect_prints_key_format_variant_size_and_differences(folder, file, ca
     assert main(["convert", "inspect", str(file), "--model", "mambaout_kobe"]) == 0
     words = capsys.readouterr().out
     assert "  stages.2.blocks.14.fc1.weight is missing\n" in words
-    assert "  stem.conv1.weight has shape (4, 1, 3, 3) where (24, 1, 3, 3) is expected\n" in words
+    assert "  stem.conv1.weight has shape (4, 1, 3, 3), expected (24, 1, 3, 3)\n" in words
 
 
 def write_zeros(file, name, **options):
@@ -139,9 +139,9 @@ def test_inspect_names_the_variant_of_the_weights_and_the_one_to_compare_with(tm
     found = inspect(capsys, file, "--model", "vim_small")
     assert found["variant     "].startswith("vim_small, ")
     assert found["fits        "] == "vim_tiny"
-    assert "cls_token has shape (1, 1, 192) where (1, 1, 384) is expected" in found["differences "]
+    assert "cls_token has shape (1, 1, 192), expected (1, 1, 384)" in found["differences "]
     words = refusal(capsys, "inspect", file, "--model", "localvim_tiny")
-    expected = "the weights belong to a Vim; a LocalVim is expected (they fit vim_tiny, not localvim_tiny)"
+    expected = "the weights belong to a Vim; expected a LocalVim (they fit vim_tiny, not localvim_tiny)"
     assert words == f"error: {file}: {expected}\n"
 
 
@@ -190,7 +190,7 @@ CONVNEXT = {
         (lambda path: change(path.parent, extra=np.zeros(3, np.float32)), "extra is unexpected"),
         (
             lambda path: change(path.parent, **{"head.pre_logits.fc.weight": np.zeros((16, 64), np.float32)}),
-            r"head.pre_logits.fc.weight has shape (16, 64) where (64, 16) is expected",
+            r"head.pre_logits.fc.weight has shape (16, 64), expected (64, 16)",
         ),
         (
             lambda path: change(path.parent, **{"head.fc.bias": np.full(10, np.nan, np.float32)}),
@@ -198,7 +198,7 @@ CONVNEXT = {
         ),
         (
             lambda path: change(path.parent, **{"head.fc.bias": np.zeros(10, np.float16)}),
-            "head.fc.bias is float16; float32 or bfloat16 is expected",
+            "head.fc.bias is float16; expected float32 or bfloat16",
         ),
         (lambda path: shutil.rmtree(path.parent), "does not exist"),
     ],
@@ -223,7 +223,7 @@ def test_a_file_of_no_variant_asks_for_the_model(file, tmp_path, capsys):
 
 def test_a_key_format_is_one_of_the_family(workdir, tmp_path, capsys):
     words = refusal(capsys, "export", workdir, "--out", tmp_path / "x.safetensors", "--key-format", "flax")
-    assert words == "error: mambaout_femto has no key format 'flax'; one of timm, mambaout is expected\n"
+    assert words == "error: mambaout_femto has no key format 'flax'; expected one of timm, mambaout\n"
 
 
 @pytest.mark.parametrize(

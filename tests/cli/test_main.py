@@ -84,12 +84,12 @@ def test_the_version_is_printed(capsys):
     ("argv", "sentence"),
     [
         (["train", "--workdir=x"], "--config is missing; try --config=digits"),
-        (["train", "--config=digits"], "--workdir is missing; a folder is expected, for example --workdir=runs/digits"),
+        (["train", "--config=digits"], "--workdir is missing; expected a folder, for example --workdir=runs/digits"),
         (
             ["train", "--config=digits", "--workdir="],
-            "--workdir is empty; a folder is expected",
+            "--workdir is empty; expected a folder",
         ),
-        (["evaluate"], "--workdir is missing; a folder is expected, for example --workdir=runs/digits"),
+        (["evaluate"], "--workdir is missing; expected a folder, for example --workdir=runs/digits"),
         (["evaluate", "--workdir=x", "--config.seed=1"], "--config.seed=1 requires --config, for example --config=x/c"),
         (["evaluate", "--workdir=x", "--process-id=1"], "--coordinator, --num-processes and --process-id require"),
         (["train", "--config=digit", "--workdir=x"], "--config=digit is not an experiment of this package; expected"),

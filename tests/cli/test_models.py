@@ -45,10 +45,10 @@ def test_json_has_the_source_of_every_published_accuracy_and_of_all_weights(caps
         if row["top1"]:
             publication = row["publication"]
             assert all(publication[key].startswith("https://") for key in ("paper", "repository")), row["name"]
-            assert publication["licence"], row["name"]
+            assert publication["license"], row["name"]
             assert publication["bibtex"].startswith("@"), row["name"]
         if row["checkpoint"]:
-            assert row["checkpoint"].keys() == {"url", "licence", "sha256", "entry"}
+            assert row["checkpoint"].keys() == {"url", "license", "sha256", "entry"}
             assert row["checkpoint"]["url"].startswith("https://")
     assert {row["name"] for row in rows if row["checkpoint"]} == {
         name for name in mo.list_models() if find_family(name).variants[name].checkpoint

@@ -93,7 +93,7 @@ def test_every_figure_is_printed_with_its_unit(planned, capsys):
 
 
 def test_options_reach_the_plan(planned, capsys):
-    assert command("--hours-price=1.2", "--find-batch", "--num-images=9000", "--num-classes=3") == 0
+    assert command("--chip-hour-price=1.2", "--find-batch", "--num-images=9000", "--num-classes=3") == 0
     assert planned[1] == ("v5e:4x4", (9000, {"num_classes": 3}), {"chip_hour_price": 1.2, "find_batch": True})
 
 
@@ -154,7 +154,7 @@ def test_invalid_arguments_are_one_sentence(planned, capsys, words, sentence):
     assert "Traceback" not in error
 
 
-@pytest.mark.parametrize("word", ["--hours-price=-1", "--hours-price=nan", "--num-images=0", "--num-classes=x"])
+@pytest.mark.parametrize("word", ["--chip-hour-price=-1", "--chip-hour-price=nan", "--num-images=0", "--num-classes=x"])
 def test_invalid_numbers_are_refused(planned, capsys, word):
     with pytest.raises(SystemExit, match="2"):
         command(word)

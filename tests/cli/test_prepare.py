@@ -144,7 +144,7 @@ def test_imagenet_is_prepared_from_each_form(tmp_path, kind, capsys, monkeypatch
         f"imagenet2012 is prepared in {tmp_path}/out/imagenet2012/5.1.0",
         "  train: 15 images of 3 classes; 5 per class",
         "  validation: 6 images of 3 classes; 2 per class",
-        "  2 of them were not grayscale or RGB JPEGs and were converted",
+        "  converted 2 images to RGB JPEG",
         "Use it with:",
         f"  --config.data.name=imagenet2012 --config.data.data_dir={tmp_path}/out --config.data.train_split=train "
         "--config.data.validation_split=validation",

@@ -12,7 +12,7 @@ from tests.data import photos
 NAMES = tuple(Path(imagenet_common.label_names_file()).read_text().split())
 
 
-class _Labelled(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class _Labeled(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Build a set of drawn photographs; `broken` ones are truncated."""
 
     VERSION = tfds.core.Version("1.0.0")
@@ -45,29 +45,29 @@ class _Labelled(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             yield number, {"image": image, "file_name": f"{number}.JPEG", **self._example(label)}
 
 
-class Imagenet2012(_Labelled, skip_registration=True):
+class Imagenet2012(_Labeled, skip_registration=True):
     name = "imagenet2012"
     SPLIT = "validation"
 
 
-class ImagenetV2(_Labelled, skip_registration=True):
+class ImagenetV2(_Labeled, skip_registration=True):
     name = "imagenet_v2"
     BUILDER_CONFIGS: ClassVar = [tfds.core.BuilderConfig(name=name) for name in ("matched-frequency", "topimages")]
 
 
-class ImagenetA(_Labelled, skip_registration=True):
+class ImagenetA(_Labeled, skip_registration=True):
     name = "imagenet_a"
 
 
-class ImagenetR(_Labelled, skip_registration=True):
+class ImagenetR(_Labeled, skip_registration=True):
     name = "imagenet_r"
 
 
-class ImagenetSketch(_Labelled, skip_registration=True):
+class ImagenetSketch(_Labeled, skip_registration=True):
     name = "imagenet_sketch"
 
 
-class Imagenet2012Real(_Labelled, skip_registration=True):
+class Imagenet2012Real(_Labeled, skip_registration=True):
     name = "imagenet2012_real"
     SPLIT = "validation"
 

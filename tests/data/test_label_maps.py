@@ -129,12 +129,12 @@ def test_line_breaks_of_windows_and_its_byte_order_mark_are_no_part_of_names(pho
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        ("sky\n\nroad\ncar\n", "line 2 of .*/classes.txt is empty; the name of class 1 is expected"),
+        ("sky\n\nroad\ncar\n", "line 2 of .*/classes.txt is empty; expected the name of class 1"),
         ("", "line 1 of .*/classes.txt is empty"),
         ("sky\nroad\tstreet\ncar\n", r"line 2 of .*/classes.txt, 'road.tstreet', has control characters"),
         ("sky\nroad\x0bstreet\ncar\n", "line 2 of .*/classes.txt, .* has control characters"),
         ("sky\nroad\ncar\nroad\n", "lines 2 and 4 of .*/classes.txt are both 'road'; rename"),
-        ("sky\n", "classes.txt has 1 name; at least 2 and at most 255 are expected"),
+        ("sky\n", "classes.txt has 1 name; expected at least 2 and at most 255"),
     ],
 )
 def test_ambiguous_names_of_classes_are_refused(photos, tmp_path, names, words):
@@ -158,7 +158,7 @@ def test_a_name_that_is_not_utf8_is_refused(photos, tmp_path, part):
         ({"mask_size": (20, 31)}, "the label map is 31x20 and its image 30x20"),
         (
             {"labels": np.full((20, 30), 7, np.uint8)},
-            "the label map has the label 7; classes.txt has 3 classes, so that 0 to 2, or 255",
+            "the label map has the label 7; expected 0 to 2 for the 3 classes of classes.txt, or 255",
         ),
         ({"mode": "RGB"}, "the label map has pixels of mode RGB"),
     ],
@@ -166,9 +166,7 @@ def test_a_name_that_is_not_utf8_is_refused(photos, tmp_path, part):
 def test_masks_that_do_not_fit_are_named(photos, tmp_path, arguments, words, capfd):
     folder, _ = photos
     write_pair(folder, "e", **arguments)
-    with pytest.raises(
-        DataError, match=r"1 of 5 pairs of an image and a mask are invalid .first: .*/masks/e\.png: the "
-    ):
+    with pytest.raises(DataError, match=r"invalid: 1 of 5 image-mask pairs .first: .*/masks/e\.png: the "):
         prepare_segmentation(str(folder), "roads", str(tmp_path / "data"))
     assert f"invalid: {folder}/masks/e.png: {words}" in capfd.readouterr().err
     prepared = prepare_segmentation(str(folder), "roads", str(tmp_path / "data"), skip_bad=True)
@@ -179,7 +177,7 @@ def test_masks_that_do_not_fit_are_named(photos, tmp_path, arguments, words, cap
     ("content", "words"),
     [
         (b"", "the file is empty"),
-        (encode(np.zeros((20, 30), np.uint8), "JPEG"), "the label map is a JPEG, .* PNG is expected"),
+        (encode(np.zeros((20, 30), np.uint8), "JPEG"), "the label map is a JPEG, .* expected PNG"),
         (b"GIF", r"the label map cannot be decoded \(its format is unknown\)"),
         (
             encode(np.random.default_rng(0).integers(0, 3, (20, 30), np.uint8))[:90],
@@ -220,11 +218,12 @@ def write_masks(folder, values):
 
 
 @pytest.mark.parametrize(
-    ("values", "words"), [([(0, 255), (0, 0)], "have only 0 and 255"), ([(255,), (255,)], "have only 255")]
+    ("values", "words"), [([(0, 255), (0, 0)], "contain only 0 and 255"), ([(255,), (255,)], "contain only 255")]
 )
 def test_a_foreground_that_would_be_ignored_is_refused(tmp_path, values, words):
     write_masks(tmp_path / "photos", values)
-    with pytest.raises(DataError, match=rf"train {words}; ignored pixels have the label 255, and the foreground 1"):
+    advice = "if 255 marks the foreground, replace it with 1"
+    with pytest.raises(DataError, match=f"'train' {words}, and 255 means ignored; {advice}"):
         prepare_segmentation(str(tmp_path / "photos"), "pets", str(tmp_path / "data"))
 
 
@@ -232,10 +231,10 @@ def test_an_ignored_foreground_of_the_validation_is_mentioned(tmp_path, capfd):
     write_masks(tmp_path / "photos" / "train", [(0, 1)])
     write_masks(tmp_path / "photos" / "val", [(0, 255)])
     prepare_segmentation(str(tmp_path / "photos"), "pets", str(tmp_path / "data"))
-    assert "warning: the masks of the split validation have only 0 and 255" in capfd.readouterr().err
+    assert "warning: the masks of split 'validation' contain only 0 and 255" in capfd.readouterr().err
 
 
-def test_classes_and_masks_without_labelled_pixels_are_mentioned(photos, tmp_path, capfd):
+def test_classes_and_masks_without_labeled_pixels_are_mentioned(photos, tmp_path, capfd):
     folder, _ = photos
     prepare_segmentation(str(folder), "roads", str(tmp_path / "data"))
     assert "warning" not in capfd.readouterr().err
@@ -251,7 +250,7 @@ def test_labels_outside_of_ade20k_are_those_of_the_file(ade20k, tmp_path):
     write_pair(
         ade20k, "ADE_1", labels=np.full((20, 30), 151, np.uint8), parts=("images/training", "annotations/training")
     )
-    with pytest.raises(DataError, match="the label 151; ADE20K has 150 classes, so that 0 to 150, or 255"):
+    with pytest.raises(DataError, match="the label 151; expected 0 to 150 for the 150 classes of ADE20K, or 255"):
         prepare_ade20k(str(ade20k), str(tmp_path / "data"))
 
 
@@ -314,7 +313,7 @@ def test_an_incomplete_ade20k_is_refused(ade20k, tmp_path):
     with pytest.raises(DataError, match="has no image"):
         prepare_ade20k(str(ade20k), str(tmp_path / "data"))
     (ade20k / "annotations" / "training" / "ADE_1.png").unlink()
-    with pytest.raises(DataError, match="has 2 images; 3 are"):
+    with pytest.raises(DataError, match="has 2 images; expected 3"):
         prepare_ade20k(str(ade20k), str(tmp_path / "data"))
 
 

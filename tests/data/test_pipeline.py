@@ -128,7 +128,7 @@ def test_repeated_augmentation_has_as_many_rows_as_the_records_allow():
     batches = take(train_batches(NumberedSource(8), RESIZE, steps_per_epoch=3, **options), 3)
     assert sorted(labels(batches)) == np.repeat(range(8), 3).tolist()
     with pytest.raises(
-        DataError, match="8 images with repeated_aug=3 need 11 images and split 'train' of 'numbered' has 8"
+        DataError, match="8 images with repeated_aug=3 requires 11 images, but split 'train' of 'numbered' has 8"
     ):
         train_batches(NumberedSource(8), RESIZE, steps_per_epoch=4, **options)
 
@@ -390,8 +390,8 @@ def test_real_broken_files_are_found(data_dir):
     ("options", "words"),
     [
         ({"batch_size": 6, "host_count": 4}, "6 images cannot be split equally among 4 hosts"),
-        ({"batch_size": 24}, "need 24 images .* has 23"),
-        ({"steps_per_epoch": 6}, "need 24 images .* has 23"),
+        ({"batch_size": 24}, "requires 24 images, .* has 23"),
+        ({"steps_per_epoch": 6}, "requires 24 images, .* has 23"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"batch_size": 4.0}, "batch_size is 4.0"),
         ({"steps_per_epoch": 0}, "steps_per_epoch is 0"),

@@ -142,7 +142,7 @@ def test_an_unresponsive_bucket_is_an_error(monkeypatch):
         open_source("photos", "train", "gs://bucket")
 
 
-def test_a_dataset_without_labelled_images_is_refused(odd_dir):
+def test_a_dataset_without_labeled_images_is_refused(odd_dir):
     with pytest.raises(DataError, match="'texts' has the features text; expected one image feature"):
         open_source("texts", "train", odd_dir)
 

@@ -23,9 +23,9 @@ def test_a_single_process_does_not_wait():
     [
         (("localhost:1234", None, 0), "missing --num-processes"),
         ((None, 2, None), "missing --coordinator and --process-id"),
-        (("localhost", 2, 0), "HOST:PORT of process 0 is expected"),
-        (("localhost:x", 2, 0), "HOST:PORT of process 0 is expected"),
-        (("localhost:1234", 2, 2), "--process-id is 2; 0 to 1 is expected with --num-processes=2"),
+        (("localhost", 2, 0), "expected HOST:PORT of process 0"),
+        (("localhost:x", 2, 0), "expected HOST:PORT of process 0"),
+        (("localhost:1234", 2, 2), "--process-id is 2; expected 0 to 1 with --num-processes=2"),
     ],
 )
 def test_an_invalid_address_is_named(arguments, sentence):

@@ -49,7 +49,7 @@ def test_devices_of_a_process_are_contiguous():
 def test_fsdp_must_divide_the_devices():
     devices = [Device(process_index=0, id=i) for i in range(8)]
     with pytest.raises(
-        distributed.DistributedError, match="fsdp is 3; a divisor of the 8 devices is expected: 1, 2, 4, 8"
+        distributed.DistributedError, match="fsdp is 3; expected a divisor of the 8 devices: 1, 2, 4, 8"
     ):
         distributed.make_mesh(3, devices)
     assert distributed.make_mesh().shape == {"data": 1, "fsdp": 1}

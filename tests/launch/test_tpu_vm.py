@@ -66,7 +66,7 @@ def test_permanent_exit_code_is_the_launchers(cloud):
 def test_starts_without_a_new_checkpoint_are_bounded(cloud):
     text = cloud.play("tpu_vm.sh", *SLICE, "--restarts=2", code=1, runs=[[10, [75, 75]], *[[0, [75, 75]]] * 9])
     assert verbs(cloud.calls()).count("start") == 4  # the one that saved, then two without a checkpoint
-    assert "starts without a checkpoint after step 10 in gs://b/runs/tiny" in text
+    assert "no new checkpoint after step 10 in gs://b/runs/tiny (starts without one: " in text
     assert verbs(cloud.calls())[-1] == "delete"
 
 

@@ -2,7 +2,7 @@
 
 Cases are in tests/golden and, if $MAMBAOUT_GOLDEN is set, in the folders `golden*` in it. `families/NAME.json` in
 tests/golden pairs the cases with models of ours; a new family adds such a file and its cases, and no code. Numbers that
-code under a restrictive licence computed are not in the repository ("restricted" in the file of the family).
+code under a restrictive license computed are not in the repository ("restricted" in the file of the family).
 """
 
 import fnmatch

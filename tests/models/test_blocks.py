@@ -174,5 +174,5 @@ def test_blocks_that_differ_are_not_scanned():
 @pytest.mark.parametrize("family", ["conv", "vit"])
 def test_unknown_values_are_answered_by_the_known(family, option, value, no_type_checks):
     known = "'none' or 'save_matmuls' or 'full'" if option == "remat" else "True or False"
-    with pytest.raises(ModelError, match=f"{option} is {value!r}; {known} is expected"):
+    with pytest.raises(ModelError, match=f"{option} is {value!r}; expected {known}"):
         make(family, **{option: value})

@@ -135,7 +135,7 @@ def test_integers_of_numpy_are_plain_integers(no_type_checks):
     plain = mo.create_model("mambaout_femto", num_classes=7, depths=(1,), dims=(8,), img_size=64)
     assert repr(model) == repr(plain)
     assert {type(side) for side in (model.num_classes, *model.options["dims"], *model.input_spec.size)} == {int}
-    with pytest.raises(ModelError, match=r"num_classes is .*; an integer"):
+    with pytest.raises(ModelError, match=r"num_classes is .*; expected an integer"):
         mo.create_model("mambaout_femto", num_classes=np.True_)
 
 
@@ -155,7 +155,7 @@ def test_images_that_are_not_normalized_are_refused(no_type_checks):
     for call in (model.apply, model.apply_train, model.features, model.embed):
         with pytest.raises(ModelError, match=r"images are uint8.*model\.input_spec\.normalize"):
             call(variables, images(dtype=np.uint8))
-    with pytest.raises(ModelError, match="images are a list"):
+    with pytest.raises(ModelError, match="images have type list"):
         model.apply(variables, images().tolist())
     assert jax.eval_shape(model.apply, variables, model.input_spec.normalize(images(dtype=np.uint8))).shape == (2, 5)
 
@@ -174,14 +174,14 @@ def test_another_structure_of_variables_is_one_sentence(no_type_checks):
     variables = model.init(jax.random.key(0))
     layer = ("params", *model.classifier)
     wrong = {
-        r"variables is a list": [variables],
+        r"variables has type list": [variables],
         r"variables lacks the key 'params'": {"batch_stats": {}},
         r"variables lacks the key.* 'params'|has the unknown key": variables["params"],
         r"unknown key 'opt_state'": {**variables, "opt_state": {}},
         r"lacks the key 'weight'": changed(variables, (*layer, "weight"), None),
         r"has the unknown key 'kernel'": changed(variables, (*layer, "kernel"), jnp.zeros(3)),
-        r"of shape \(7,\), not \(5,\)": changed(variables, (*layer, "bias"), jnp.zeros(7)),
-        r"is a NoneType|is a float": changed(variables, (*layer, "bias"), 0.0),
+        r"has shape \(7,\), not \(5,\)": changed(variables, (*layer, "bias"), jnp.zeros(7)),
+        r"has type (NoneType|float)": changed(variables, (*layer, "bias"), 0.0),
         r"\['batch_stats'\] has the unknown key 'norm'": {**variables, "batch_stats": {"norm": jnp.zeros(3)}},
     }
     for words, given in wrong.items():

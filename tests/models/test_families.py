@@ -147,8 +147,8 @@ def test_a_model_without_classes_takes_and_gives_weights_without_the_last_layer(
     pytorch.assert_equal_trees(mo.from_torch(headless, mo.to_torch(headless, kept)), kept)
     save_file(mo.to_torch(model, variables_of(name)), tmp_path / "w.safetensors")
     base, own = SMALL[name]
-    licence = pytest.warns(UserWarning, match="licence") if data_of(name).get("restricted") else nullcontext()
-    with licence:
+    license = pytest.warns(UserWarning, match="license") if data_of(name).get("restricted") else nullcontext()
+    with license:
         loaded, found = mo.load_pretrained(tmp_path / "w.safetensors", name=base, num_classes=0, img_size=SIZE, **own)
     assert loaded.num_classes == 0
     pytorch.assert_equal_trees(found, kept)
@@ -246,7 +246,7 @@ def test_bfloat16_computes_low_and_keeps_parameters_and_logits_high(name):
 def test_sizes_that_no_stride_divides_are_taken_or_refused_by_name(name, no_type_checks):
     model, x = small(name), images((33, 47), batch=1)
     if "img_size" in model.options:
-        with pytest.raises(ModelError, match="images are 33x47; 32x40 is expected"):
+        with pytest.raises(ModelError, match="images are 33x47; expected 32x40"):
             model.apply(variables_of(name), x)
     else:
         logits = jax.jit(model.apply)(variables_of(name), x)

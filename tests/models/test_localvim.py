@@ -124,14 +124,14 @@ def test_neighboring_blocks_with_equal_directions_are_one_loop_each():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"rope_size": 7}, "rope_size is 7; at least patch_size 8 is expected"),
+        ({"rope_size": 7}, "rope_size is 7; expected at least patch_size 8"),
         ({"class_token": True, "rope": True}, "class_token and rope"),
         ({"class_token": "random", "rope": False}, "class_token is 'random'"),
         ({"directions": ()}, "directions is empty"),
-        ({"directions": ("h v",)}, "a block has 2 directions; 4 are expected"),
+        ({"directions": ("h v",)}, "a block has 2 directions; expected 4"),
         ({"directions": ("h v w2 x",)}, "direction 'x' is unknown"),
         ({"directions": (BLOCK, "")}, "a block has no directions"),
-        ({"directions": BLOCK}, "a tuple of strings is expected"),
+        ({"directions": BLOCK}, "expected a tuple of strings"),
         ({"embed_dim": 26, "class_token": False}, "a multiple of 4"),
     ],
 )

@@ -174,12 +174,12 @@ def test_no_decay_names_parameters_that_are_there():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"d_model": 0}, "d_model is 0; positive integers"),
+        ({"d_model": 0}, "d_model is 0; expected positive integers"),
         ({"d_conv": 2.5}, "d_conv is 2.5"),
         ({"d_state": 0}, "d_state is 0"),
         ({"dt_rank": 0}, "dt_rank is 0"),
-        ({"expand": 0.01}, "expand is 0.01; a finite number of at least 1/8 is expected"),
-        ({"expand": True}, "expand is True; a finite number"),
+        ({"expand": 0.01}, "expand is 0.01; expected a finite number of at least 1/8"),
+        ({"expand": True}, "expand is True; expected a finite number"),
         ({"dtype": "float16"}, "dtype is 'float16'; expected one of float32, bfloat16"),
     ],
 )
@@ -192,7 +192,7 @@ def test_option_out_of_range_is_named(options, words, no_type_checks):
 def test_sequences_that_do_not_fit_are_refused(shape, no_type_checks):
     block = functional(8)
     variables = block.init(jax.random.key(0))
-    with pytest.raises(ModelError, match=r"\(batch, length >= 1, 8\) is expected"):
+    with pytest.raises(ModelError, match=r"expected \(batch, length >= 1, 8\)"):
         block.apply(variables, jnp.zeros(shape))
-    with pytest.raises(ModelError, match=r"\(batch, 8\) is expected"):
+    with pytest.raises(ModelError, match=r"expected \(batch, 8\)"):
         block.apply(variables, initial_state(8), jnp.zeros((2, 7)), method="step")

@@ -206,9 +206,9 @@ def test_module_can_be_displayed(name, capsys):
 def test_only_a_module_of_the_model_is_converted_back(no_type_checks):
     name = "mambaout-conv"
     model, other = small(name), small(name, num_classes=7)
-    with pytest.raises(ModelError, match="the module is a Linear"):
+    with pytest.raises(ModelError, match="the module has type Linear"):
         model.from_nnx(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
     module = other.to_nnx(other.init(jax.random.key(0)))
     assert isinstance(module, NNXModel)
-    with pytest.raises(ModelError, match="of shape"):
+    with pytest.raises(ModelError, match="has shape"):
         model.from_nnx(module)

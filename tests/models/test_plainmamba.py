@@ -172,9 +172,9 @@ def test_initial_convolutions_are_pytorchs():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"patch_size": 7}, "patch_size is 7; an even number"),
-        ({"kernel_size": 4}, "kernel_size is 4; an odd number"),
-        ({"layers_with_dwconv": (3,)}, "indices of blocks from 0 to 2 are expected"),
+        ({"patch_size": 7}, "patch_size is 7; expected an even number"),
+        ({"kernel_size": 4}, "kernel_size is 4; expected an odd number"),
+        ({"layers_with_dwconv": (3,)}, "expected indices of blocks from 0 to 2"),
         ({"layers_with_dwconv": (-1,)}, "layers_with_dwconv"),
         ({"out_indices": (1, 0)}, "increasing numbers from 0 to 2"),
         ({"out_indices": (3,)}, "increasing numbers from 0 to 2"),

@@ -150,7 +150,7 @@ def test_the_old_grid_is_square_where_no_size_says_otherwise():
     np.testing.assert_array_equal(square, known)
     own = embedding((8, 8))
     assert model.resample_params({("pos_embed",): own})[("pos_embed",)].shape == own.shape
-    with pytest.raises(ModelError, match="have 24 patches; 4x4 is expected, the grid of the training images"):
+    with pytest.raises(ModelError, match="have 24 patches; expected 4x4, the grid of the training images"):
         model.resample_params({("pos_embed",): embedding((4, 6))})
 
 

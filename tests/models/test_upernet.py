@@ -275,10 +275,10 @@ def test_every_family_is_a_backbone(name):
     ("arguments", "words"),
     [
         ({"name": "upernet"}, "needs a backbone"),
-        ({"name": "vim_tiny", "backbone": "vim_tiny"}, "is not a decode head"),
+        ({"name": "vim_tiny", "backbone": "vim_tiny"}, "is not a head"),
         ({"name": "upernet", "backbone": "mambaout_tinny"}, "mambaout_tiny"),
         ({"name": "upernet_mambaout_tinny"}, "mambaout_tiny"),
-        ({"name": "upernet_mambaout_tiny", "backbone": "vim_tiny"}, "is not a decode head"),
+        ({"name": "upernet_mambaout_tiny", "backbone": "vim_tiny"}, "is not a head"),
         ({"name": "upernet", "backbone": "vim_tiny", "out_indices": (3, 7)}, "2 feature maps"),
         ({"name": "upernet", "backbone": "mambaout_tiny", "num_classes": 0}, "num_classes"),
     ],

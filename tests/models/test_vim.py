@@ -236,9 +236,9 @@ def test_a_class_token_that_comes_first_is_not_rotated():
     ("options", "words"),
     [
         ({"rope": True, "img_size": (32, 40), "class_token": "none"}, "square images"),
-        ({"rope": True, "stride": 4, "class_token": "none"}, "8, the patch_size"),
-        ({"rope": True}, "'none' or 'first' is expected with rope"),
-        ({"rope": True, "class_token": "random"}, "'none' or 'first' is expected with rope"),
+        ({"rope": True, "stride": 4, "class_token": "none"}, "the patch_size, 8"),
+        ({"rope": True}, "expected 'none' or 'first' with rope"),
+        ({"rope": True, "class_token": "random"}, "expected 'none' or 'first' with rope"),
         ({"rope": True, "class_token": "none", "embed_dim": 26}, "a multiple of 4"),
         ({"patch_size": 64}, "at least patch_size 64"),
         ({"out_indices": (1, 0)}, "increasing numbers from 0 to 1"),

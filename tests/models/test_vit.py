@@ -97,7 +97,7 @@ def test_the_model_takes_images_of_its_own_size_alone(no_type_checks):
     model = small_model()
     variables = drawn(model)
     for size in ((40, 32), (32, 32), (64, 80)):
-        with pytest.raises(ModelError, match=f"images are {size[0]}x{size[1]}; 32x40 is expected, the img_size"):
+        with pytest.raises(ModelError, match=f"images are {size[0]}x{size[1]}; expected 32x40, the img_size"):
             model.apply(variables, images(size))
     assert model.input_spec.size == model.options["img_size"] == (32, 40)
     assert mo.create_model("vit_tiny_patch16_224").options["img_size"] == (224, 224)
@@ -145,17 +145,17 @@ def test_the_softmax_of_a_bfloat16_model_is_float32():
         ({"num_classes": -1}, "num_classes"),
         ({"depth": 1.5}, "depth"),
         ({"embed_dim": "wide"}, "embed_dim"),
-        ({"num_heads": 5}, "embed_dim is 24; a multiple of num_heads 5 is expected"),
+        ({"num_heads": 5}, "embed_dim is 24; expected a multiple of num_heads 5"),
         ({"patch_size": 7}, "multiples of patch_size 7"),
         ({"mlp_ratio": 0.0}, "mlp_ratio"),
         ({"class_token": False}, "set global_pool='avg'"),
-        ({"global_pool": "max"}, "'token' or 'avg' is expected"),
-        ({"attention": "sparse"}, "'full' or 'causal' is expected"),
+        ({"global_pool": "max"}, "expected 'token' or 'avg'"),
+        ({"attention": "sparse"}, "expected 'full' or 'causal'"),
         ({"fc_norm": "yes"}, "fc_norm"),
         ({"drop_path_rate": 1.0}, "drop_path_rate"),
         ({"drop_rate": "half"}, "drop_rate"),
-        ({"drop_rate": False}, "drop_rate is False; a number"),
-        ({"class_token": 1}, "class_token is 1; True or False is expected"),
+        ({"drop_rate": False}, "drop_rate is False; expected a number"),
+        ({"class_token": 1}, "class_token is 1; expected True or False"),
         ({"dtype": "float16"}, "dtype"),
         ({"img_size": 16}, "img_size"),
         ({"depths": (1, 1)}, "did you mean 'depth'"),

@@ -155,7 +155,8 @@ def test_auto_is_resolved_by_the_platform_of_lowering(platform, batch, kernels, 
 
 
 @pytest.mark.parametrize(
-    ("sides", "impl", "message"), [((4, 3), "auto", "4x3; odd"), ((3, 2), "lax", "3x2"), ((3, 3), "fft", "'fft'")]
+    ("sides", "impl", "message"),
+    [((4, 3), "auto", "4x3; expected odd"), ((3, 2), "lax", "3x2"), ((3, 3), "fft", "'fft'")],
 )
 def test_invalid_kernels_and_implementations_are_named(sides, impl, message):
     with pytest.raises(ValueError, match=message):

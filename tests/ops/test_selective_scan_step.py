@@ -22,18 +22,18 @@ def one_step(arguments):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"u": np.zeros((2, 5, 4))}, r"u has shape \(2, 5, 4\); \(b, d\) of at least one channel is expected"),
-        ({"delta": np.zeros((2, 5))}, r"delta has shape \(2, 5\), axis 1 has 5; \(2, 4\) is expected"),
-        ({"z": np.zeros((2, 1, 4))}, r"z has shape \(2, 1, 4\), axis 1 has 1; \(2, 4\)"),
-        ({"B": -np.ones((4, 3))}, r"B has shape \(4, 3\), axis 0 has 4; \(2, 3\)"),
+        ({"u": np.zeros((2, 5, 4))}, r"u has shape \(2, 5, 4\); expected \(b, d\) of at least one channel"),
+        ({"delta": np.zeros((2, 5))}, r"delta has shape \(2, 5\), axis 1 has 5; expected \(2, 4\)"),
+        ({"z": np.zeros((2, 1, 4))}, r"z has shape \(2, 1, 4\), axis 1 has 1; expected \(2, 4\)"),
+        ({"B": -np.ones((4, 3))}, r"B has shape \(4, 3\), axis 0 has 4; expected \(2, 3\)"),
         (
             {"C": np.zeros((2, 3, 3))},
-            r"C has shape \(2, 3, 3\); \(b, n\) or \(b, g, n\) with g groups that divide the 4",
+            r"C has shape \(2, 3, 3\); expected \(b, n\) or \(b, g, n\) with g groups that divide the 4",
         ),
-        ({"C": np.zeros((2, 1, 1, 3))}, r"C has shape \(2, 1, 1, 3\); \(b, n\) or"),
-        ({"state": np.zeros((2, 4, 2))}, r"state has shape \(2, 4, 2\), axis 2 has 2; \(2, 4, 3\)"),
-        ({"state": np.zeros((2, 4, 3), np.int32)}, "state is int32; real numbers"),
-        ({"A": np.ones((4, 3))}, "A has 12 positive values"),
+        ({"C": np.zeros((2, 1, 1, 3))}, r"C has shape \(2, 1, 1, 3\); expected \(b, n\) or"),
+        ({"state": np.zeros((2, 4, 2))}, r"state has shape \(2, 4, 2\), axis 2 has 2; expected \(2, 4, 3\)"),
+        ({"state": np.zeros((2, 4, 3), np.int32)}, "state is int32; expected real numbers"),
+        ({"A": np.ones((4, 3))}, "A is positive at 12 of 12 positions"),
     ],
 )
 def test_invalid_step_arguments_are_named_as_passed(change, sentence, no_type_checks):

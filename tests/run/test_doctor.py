@@ -75,7 +75,10 @@ def test_exit_code_and_last_line_depend_on_the_problems(tmp_path, capsys):
     [
         (["--config.seed=1"], "--config.seed=1 changes a config but --config is missing; add --config=FILE"),
         (["--process-id=0"], "require --distributed"),
-        ([f"--config={tiny.DIGITS}", "--config.mesh.fsdp=3"], "config.mesh.fsdp is 3; a divisor of the 1 device"),
+        (
+            [f"--config={tiny.DIGITS}", "--config.mesh.fsdp=3"],
+            "config.mesh.fsdp is 3; expected a divisor of the 1 device",
+        ),
         (
             [*MIXED, "--config.augment.mixup_group=7"],
             "mixup_group is 7; expected a divisor of the 64 images per device",

@@ -70,7 +70,7 @@ def test_no_run_starts_from_a_folder_or_file_of_another_family(vit_run, tmp_path
     save_file(state_dict, tmp_path / "weights.safetensors")
     with pytest.raises(RunError, match=r"are for deit_tiny_patch16_224, a VisionTransformer; .* a MambaOut"):
         load_pretrained_for(tmp_path / "model", build({}))
-    with pytest.raises(WeightsError, match="the weights belong to a VisionTransformer; a MambaOut is expected"):
+    with pytest.raises(WeightsError, match="the weights belong to a VisionTransformer; expected a MambaOut"):
         load_pretrained_for(tmp_path / "weights.safetensors", build({}))
 
 

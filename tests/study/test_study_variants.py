@@ -107,15 +107,23 @@ def test_an_unknown_option_is_the_models_own_sentence():
 @pytest.mark.parametrize(
     ("path", "value", "sentence"),
     [
-        (("baseline",), "convv", r"config.study.baseline is 'convv'; 'conv' or "),
+        (("baseline",), "convv", r"config.study.baseline is 'convv'; expected 'conv' or "),
         (("matched",), ("vit",), "config.study.matched has 'vit'; "),
-        (("matched",), 5, "config.study.matched is 5; a tuple of strings is expected"),
-        (("matched",), ("ssm-causal", "ssm-causal"), "config.study.matched has 'ssm-causal'; distinct names"),
-        (("matched",), ("conv",), "config.study.matched has 'conv'; distinct names"),
-        (("removed",), None, "config.study.removed is unset; a tuple of strings"),
-        (("variants",), "x", "config.study.variants is 'x'; a section"),
-        (("variants", "conv", "width"), None, "config.study.variants.conv.width is unset; a string"),
-        (("variants", "conv", "model"), 3, "config.study.variants.conv.model is 3; a section"),
+        (("matched",), 5, "config.study.matched is 5; expected a tuple of strings"),
+        (("matched",), ("ssm-causal", "ssm-causal"), "config.study.matched has 'ssm-causal'; expected distinct names"),
+        (("matched",), ("conv",), "config.study.matched has 'conv'; expected distinct names"),
+        (
+            ("removed",),
+            None,
+            r"config.study.removed is unset; set it, .* --config.study.removed=VALUE \(a tuple of strings\)",
+        ),
+        (("variants",), "x", "config.study.variants is 'x'; expected a section"),
+        (
+            ("variants", "conv", "width"),
+            None,
+            "config.study.variants.conv.width is unset; set it, for example with --config.study.variants.conv",
+        ),
+        (("variants", "conv", "model"), 3, "config.study.variants.conv.model is 3; expected a section"),
         (("more",), (), "config.study has the keys .*; expected baseline, removed, matched, variants"),
         (
             ("variants", "conv", "titel"),

@@ -195,26 +195,26 @@ def test_images_have_one_or_three_channels(channels):
 def test_pixels_of_a_class_are_counted_beyond_32_bits():
     """Within a batch of large images, and over batches."""
     areas = jnp.full((3, 2), 2**30 + 5, jnp.int32)
-    totals = [jax.device_get({"labelled": sum_areas(areas)})] * 7
-    assert join_sums(sum_totals(totals)["labelled"]).tolist() == [21 * (2**30 + 5)] * 2
+    totals = [jax.device_get({"labeled": sum_areas(areas)})] * 7
+    assert join_sums(sum_totals(totals)["labeled"]).tolist() == [21 * (2**30 + 5)] * 2
 
 
 def test_counts_are_summed_beyond_32_bits():
-    totals = [{"labelled": np.array([2**31 - 1, 1], np.int32), "count": np.int32(3), "loss": np.float32(0.5)}] * 3
+    totals = [{"labeled": np.array([2**31 - 1, 1], np.int32), "count": np.int32(3), "loss": np.float32(0.5)}] * 3
     found = sum_totals(totals)
-    assert found["labelled"].tolist() == [3 * (2**31 - 1), 3]
+    assert found["labeled"].tolist() == [3 * (2**31 - 1), 3]
     assert (found["count"], found["loss"]) == (9.0, 1.5)
 
 
-def test_a_split_without_labelled_pixels_has_no_scores():
+def test_a_split_without_labeled_pixels_has_no_scores():
     empty = np.zeros((2, NUM_CLASSES), np.int64)
     assert all(np.isnan(score) for score in summarize(Areas(*[empty[0]] * 3)).values())
     task = Segmentation(TaskConfig(None, None, {}, {}))
-    with pytest.raises(TaskError, match="'val' of toy has no labelled pixels"):
+    with pytest.raises(TaskError, match="'val' of toy has no labeled pixels"):
         task.score({**dict.fromkeys(Areas._fields, empty), "count": 1}, [], SimpleNamespace(name="toy", split="val"))
 
 
-def test_images_without_labelled_pixels_are_not_among_the_worst():
+def test_images_without_labeled_pixels_are_not_among_the_worst():
     areas = np.zeros((3, 3, NUM_CLASSES), np.int64)
     areas[1:, 1:, 0] = 9
     areas[2, 0, 0] = 9
@@ -224,7 +224,7 @@ def test_images_without_labelled_pixels_are_not_among_the_worst():
 
     gallery = make_gallery({"areas": areas, "maps": None, "fingerprint": ""}, None, [], open_split)
     assert [card["index"] for card in gallery["worst"]] == [1, 2]
-    assert [(card["index"], card["miou"]) for card in gallery["others"]] == [(0, "no labelled pixels")]
+    assert [(card["index"], card["miou"]) for card in gallery["others"]] == [(0, "no labeled pixels")]
 
 
 @pytest.mark.parametrize("name", dense_golden.names("iou_metric__*"))
@@ -235,7 +235,7 @@ def test_metrics_are_those_of_the_reference(name):
     counted = [count_areas(jnp.asarray(predicted), jnp.asarray(labels), count) for predicted, labels in pairs]
     areas = Areas(*(sum(np.asarray(area, np.int64) for area in parts) for parts in zip(*counted, strict=True)))
     case.assert_close("outputs/area_intersect", areas.intersection)
-    case.assert_close("outputs/area_label", areas.labelled)
+    case.assert_close("outputs/area_label", areas.labeled)
     case.assert_close("outputs/area_pred", areas.predicted)
     case.assert_close("outputs/IoU", iou(areas).astype(np.float32))
     case.assert_close("outputs/Acc", recall(areas).astype(np.float32))

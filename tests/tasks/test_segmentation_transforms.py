@@ -175,7 +175,7 @@ def test_wrong_records_are_named():
     decoder = Decoder(3, 5)
     wrong = {
         "the label map is 29x20 and its image 30x20": png(labels[:, :29]),
-        "the label map has the label 7; the dataset has 5 classes, so that 0 to 4, or 255": png(
+        "the label map has the label 7; expected 0 to 4 for the 5 classes of the dataset, or 255": png(
             np.full((20, 30), 7, np.uint8)
         ),
         "the label map has pixels of mode RGB": png(np.zeros((20, 30, 3), np.uint8)),

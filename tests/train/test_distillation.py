@@ -35,7 +35,7 @@ from tests.train.runs import assert_same_weights, records
 from tests.train.test_vit import MODEL as VIT
 
 KEY = jax.random.key(1)
-LICENCE = "cc-by-nc-4.0"
+LICENSE = "cc-by-nc-4.0"
 DIGITS = tuple(map(str, range(10)))
 GRAY = InputSpec((0.5,), (0.25,), (2, 3), 1.0, "center", "bicubic")
 
@@ -212,11 +212,11 @@ def test_a_teacher_of_another_family_and_size_is_resampled(vit):
 @pytest.mark.slow
 def test_a_folder_of_pytorch_weights_is_a_teacher(vit, tmp_path):
     _, model, weights = vit
-    write_folder(tmp_path / "folder", model, mo.to_torch(model, weights), class_names=DIGITS, licence=LICENCE)
+    write_folder(tmp_path / "folder", model, mo.to_torch(model, weights), class_names=DIGITS, license=LICENSE)
     teacher, run = load(tmp_path / "folder"), load(vit[0])
     assert teacher.fingerprint == run.fingerprint
     assert teacher.model.input_spec == run.model.input_spec
-    assert teacher.record["teacher_licence"] == LICENCE
+    assert teacher.record["teacher_license"] == LICENSE
 
 
 class Sorting(Classification):
@@ -239,7 +239,9 @@ def test_a_teacher_of_other_classes_is_refused(theirs, words):
 
 @pytest.mark.slow
 def test_a_teacher_that_does_not_fit_is_refused_in_one_sentence(vit, tmp_path, monkeypatch):
-    with pytest.raises(RunError, match=r"^config\.loss\.teacher cannot be loaded: .*nowhere does not exist; a weights"):
+    with pytest.raises(
+        RunError, match=r"^config\.loss\.teacher cannot be loaded: .*nowhere does not exist; expected a weights"
+    ):
         load(tmp_path / "nowhere")
     with pytest.raises(RunError, match=r"^config\.loss\.teacher is '.*vit': the teacher has 10 classes but"):
         load(vit[0], DIGITS[:3])
@@ -291,17 +293,17 @@ def test_a_run_with_a_teacher_resumes_to_the_same_bits_and_only_with_the_same_te
 ):
     teacher, moved, student = (tmp_path / name for name in ("teacher", "moved", "student"))
     written_run.write(teacher, DIGITS)
-    (teacher / "environment.json").write_text(json.dumps({"labels": {"class_names": DIGITS}, "licence": LICENCE}))
+    (teacher / "environment.json").write_text(json.dumps({"labels": {"class_names": DIGITS}, "license": LICENSE}))
     changes = {"loss.teacher": str(teacher), "loss.teacher_temperature": 2.0, "optim.layer_decay": 0.9}
     changes |= {"loss.mesa": 0.5, "loss.mesa_start": 0.0}
     train(tiny.config(**changes), tmp_path / "unbroken")
     description = f"mambaout_femto, the EMA weights of step 7 in {teacher}"
     said = capfd.readouterr().err
     assert f"; teacher: {description}\n" in said
-    assert f"the weights of mambaout_femto have the licence {LICENCE}, which forbids commercial use" in said
+    assert f"the weights of mambaout_femto have the license {LICENSE}, which forbids commercial use" in said
     environment = load_environment(tmp_path / "unbroken")
-    assert (environment["teacher"], environment["teacher_licence"]) == (description, LICENCE)
-    assert "licence" not in environment, "the student has no parameters of the teacher"
+    assert (environment["teacher"], environment["teacher_license"]) == (description, LICENSE)
+    assert "license" not in environment, "the student has no parameters of the teacher"
     for record in records(tmp_path / "unbroken", "train"):
         terms = [record[f"loss/{name}"] for name in ("cross_entropy", "teacher", "mesa")]
         assert record["loss"] == pytest.approx(sum(terms), rel=1e-5)

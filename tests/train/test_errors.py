@@ -65,9 +65,13 @@ def test_exhausted_resources_are_named_with_their_place(capsys, error, words):
 
 
 @pytest.mark.parametrize(
-    ("saved", "state"), [(True, "the state is saved"), (False, "no step of the run is finished or saved")]
+    ("saved", "advice"),
+    [
+        (True, "the state is saved; rerun the same command to resume"),
+        (False, "nothing is saved yet; rerun the same command to start again"),
+    ],
 )
-def test_a_signal_ends_the_process_at_once(monkeypatch, capsys, saved, state):
+def test_a_signal_ends_the_process_at_once(monkeypatch, capsys, saved, advice):
     def leave(code):
         raise SystemExit(code)
 
@@ -75,7 +79,7 @@ def test_a_signal_ends_the_process_at_once(monkeypatch, capsys, saved, state):
     with pytest.raises(SystemExit) as ending:
         report_error(StoppedError("stopped by SIGTERM", saved=saved), "runs/x")
     assert ending.value.code == os.EX_TEMPFAIL
-    assert capsys.readouterr().err == f"error: stopped by SIGTERM; {state}, rerun the same command to resume\n"
+    assert capsys.readouterr().err == f"error: stopped by SIGTERM; {advice}\n"
 
 
 @pytest.mark.parametrize("error", [ValueError("the sum"), OSError("no such file"), ZeroDivisionError()])

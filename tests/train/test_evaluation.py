@@ -112,7 +112,7 @@ def test_subsets_are_easier_than_all_classes(run, scored, sets_dir):
 
 
 def test_every_image_is_scored_once_or_counted_as_excluded(scored):
-    counted = {name: (r["ema"]["count"], r["unlabelled"], r["skipped"]) for name, r in scored[0].items()}
+    counted = {name: (r["ema"]["count"], r["unlabeled"], r["skipped"]) for name, r in scored[0].items()}
     assert counted == {
         "imagenet2012": (7, 0, 0),
         "imagenet_v2": (3, 0, 0),
@@ -206,7 +206,7 @@ def test_an_evaluator_compiles_at_its_first_use_and_changes_nothing_that_it_is_c
 def test_scores_of_training_are_laid_out_too():
     scores = {"top1": 50.0, "top5": 75.0, "loss": 1.25, "count": 4}
     view = {"input_size": [32, 48], "crop_pct": 0.9, "crop_mode": "center"}
-    counts = {"num_classes": 10, "ranked_classes": 10, "skipped": 0, "unlabelled": 0}
+    counts = {"num_classes": 10, "ranked_classes": 10, "skipped": 0, "unlabeled": 0}
     table = format_scores(
         {"task": TASK, "dataset": "d", "split": "test", **view, **counts, "raw": scores, "steps": 10}
     ).splitlines()

@@ -98,7 +98,7 @@ def test_a_run_has_model_variables_class_names_and_task(run):
 
 @pytest.mark.parametrize("weights", ["best", ""])
 def test_unknown_weights_are_refused(workdir, weights):
-    with pytest.raises(RunError, match="'ema', 'raw' or None is expected"):
+    with pytest.raises(RunError, match="expected 'ema', 'raw' or None"):
         mo.load_run(workdir, weights=weights)
 
 
@@ -207,7 +207,7 @@ def test_any_number_of_images_is_one_compile_for_all_calls(monkeypatch, count):
         (["missing.jpg"], r"^missing\.jpg: No such file"),
         ([], "^there are no images"),
         (np.zeros((0, 40, 60, 3), np.uint8), "^there are no images"),
-        (np.zeros((40, 60, 3), np.float32), r"float32 with shape \(40, 60, 3\) is not an image; uint8"),
+        (np.zeros((40, 60, 3), np.float32), r"float32 with shape \(40, 60, 3\) is not an image; expected uint8"),
         (np.zeros((3, 40, 60), np.uint8), r"shape \(3, 40, 60\) is not an image"),
         (np.zeros((0, 60, 3), np.uint8), "is not an image"),
         (np.zeros((1, 1, 40, 60, 3), np.uint8), "is not an image"),
@@ -225,7 +225,7 @@ def test_what_is_no_image_is_named(no_type_checks, monkeypatch, tmp_path, image,
 
 
 def test_names_of_another_model_and_diverged_weights_are_refused():
-    with pytest.raises(TaskError, match="class_names has 3 names; 2, one per output"):
+    with pytest.raises(TaskError, match="class_names has 3 names; expected 2, one per output"):
         mo.predict(Brightness(), {}, photograph(), class_names=NAMES)
     with pytest.raises(TaskError, match=r"images\[0\]: the probabilities are not finite"):
         mo.predict(Brightness(), jnp.float32(jnp.nan), [photograph()])

@@ -67,7 +67,7 @@ def test_raw_weights_are_used_without_an_average(tmp_path):
 def test_a_last_layer_of_other_classes_is_refused_with_the_key_to_set(run):
     with pytest.raises(
         RunError,
-        match=r"last layer of .* does not match the dataset: head.fc.bias has shape \(10,\) where \(3,\) is expected; "
+        match=r"last layer of .* does not match the dataset: head.fc.bias has shape \(10,\), expected \(3,\); "
         r"head.fc.weight has shape .*; set config.init_head=new",
     ):
         load(run[0], NAMES[:3])

@@ -85,7 +85,7 @@ def test_the_score_is_that_of_the_imported_weights_and_a_second_call_downloads_n
     said = []
     record = reproduce(NAME, tmp_path / "run", data_dir=data_dir, log=said.append)
     assert record["sha256"] == digest_of(file)
-    assert (record["count"], record["size"], record["published_top1"], record["licence"]) == (
+    assert (record["count"], record["size"], record["published_top1"], record["license"]) == (
         len(LABELS),
         160,
         0.1,
@@ -141,7 +141,7 @@ def test_a_file_with_another_digest_is_neither_used_nor_kept(served, data_dir, t
     file, _ = served
     url = registry.find_family(NAME).variants[NAME].checkpoint.url
     publish(monkeypatch, url, "0" * characters)
-    with pytest.raises(WeightsError, match=f"SHA-256 {digest_of(file)}; 0+ is expected"):
+    with pytest.raises(WeightsError, match=f"SHA-256 {digest_of(file)}; expected 0+"):
         reproduce(NAME, tmp_path / "run", data_dir=data_dir)
     assert not (tmp_path / "run").exists()
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]

@@ -94,8 +94,8 @@ def test_a_run_reports_scores_of_every_pixel(finished):
         assert scores["ema"][key] == pytest.approx(results["ema"][key], rel=1e-6)
     assert scores["ema"]["count"] == len(SIZES["val"])
     with np.load(workdir / "predictions.npz") as arrays:
-        labelled = arrays["areas"][:, 2].sum()
-    assert labelled == sum(height * width for height, width in SIZES["val"])
+        labeled = arrays["areas"][:, 2].sum()
+    assert labeled == sum(height * width for height, width in SIZES["val"])
     page = write_report(workdir).read_text()
     assert "mIoU" in page
     assert page.count("<figcaption>prediction") == len(SIZES["val"])

@@ -182,6 +182,6 @@ def test_without_a_login_the_remedy_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     with pytest.raises(
-        RunError, match=r"^Weights & Biases does not start the run .*; log in with `wandb login`, or set "
+        RunError, match=r"^Weights & Biases could not start the run .*; log in with `wandb login`, or set "
     ):
         WRITERS["wandb"](LoggedRun(epath.Path(tmp_path), "run", 0, {}))

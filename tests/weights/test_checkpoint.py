@@ -46,11 +46,11 @@ def test_a_folder_has_one(tmp_path, prefix, monkeypatch):
 
 
 def test_what_is_not_there_is_named(tmp_path):
-    assert_refused(tmp_path / "none", "does not exist; a weights file, a folder or hf-hub:ORG/NAME is expected")
+    assert_refused(tmp_path / "none", "does not exist; expected a weights file, a folder or hf-hub:ORG/NAME")
     assert_refused(tmp_path / ("x" * 300), "does not exist")
     assert_refused("timm/mambaout_tiny.in1k", "does not exist; .* hf-hub:ORG/NAME")
     assert_refused("", "does not exist")
-    assert_refused(f"local-dir:{tmp_path}/none", "is not a folder; a folder in timm's format")
+    assert_refused(f"local-dir:{tmp_path}/none", "is not a folder; expected a folder in timm's format")
     write_file(tmp_path / "a.safetensors", TENSORS)
     assert_refused(f"local-dir:{tmp_path}/a.safetensors", "is not a folder")
 

@@ -186,7 +186,7 @@ def test_a_file_that_shrank_while_it_was_read_is_named(tmp_path):
     content = read_file(path)
     os.truncate(path, 100)
     with pytest.raises(
-        WeightsError, match=f"{path} has 'stem.weight' as F32, which could not be read; float32 or bfloat16 is expected"
+        WeightsError, match=f"{path} has 'stem.weight' as F32, which could not be read; expected float32 or bfloat16"
     ):
         content.tensors["stem.weight"]
 
@@ -232,9 +232,9 @@ def test_a_link_stays_and_its_file_is_replaced(tmp_path):
 @pytest.mark.parametrize(
     ("name", "tensors", "words"),
     [
-        ("a.npz", TENSORS, "unknown extension; one of .safetensors, .pth"),
+        ("a.npz", TENSORS, "unknown extension; expected one of .safetensors, .pth"),
         ("none/a.safetensors", TENSORS, r"cannot be written \(No such file or directory\)"),
-        ("a.safetensors", {"a": np.ones(2, np.complex128)}, "complex128; float32 or bfloat16 is expected"),
+        ("a.safetensors", {"a": np.ones(2, np.complex128)}, "complex128; expected float32 or bfloat16"),
         pytest.param("a.pth", {"a": np.array(["x"])}, "<U1, which PyTorch does not support", marks=needs_torch),
     ],
 )

@@ -118,8 +118,8 @@ BAD_TEXT = [
     (b"\xff\xfe{}", "is not valid JSON"),
     ("[" * 100_000, "is nested too deeply"),
     ('{"architecture": ' + "9" * 5000 + "}", "is not valid JSON"),
-    ("[1]", r"contains \[1\]; a JSON object is expected"),
-    ("null", "contains None; a JSON object"),
+    ("[1]", r"contains \[1\]; expected a JSON object"),
+    ("null", "contains None; expected a JSON object"),
     ('{"architecture": "mambaout_tiny", "architecture": "mambaout_base"}', "'architecture' occurs twice"),
     ("{}", "has no architecture"),
 ]
@@ -140,47 +140,47 @@ def with_args(**model_args):
 
 NAN = float("nan")
 BAD_VALUES = [
-    ({**CONFIG, "architecture": 3}, "architecture 3; a string is expected"),
+    ({**CONFIG, "architecture": 3}, "architecture 3; expected a string"),
     (
         {**CONFIG, "architecture": "convnext_tiny"},
         "architecture 'convnext_tiny', which is not a known model; .*; python -m mambaout_jax models lists all",
     ),
     ({**CONFIG, "architecture": "mambaout_tinny.in1k"}, "the nearest is 'mambaout_tiny'"),
     ({**CONFIG, "architecture": "x\n" * 9999}, "which is not a known model"),
-    ({**CONFIG, "pretrained_cfg": []}, r"pretrained_cfg \[\]; a JSON object is expected"),
-    ({**CONFIG, "num_classes": "3"}, "num_classes '3'; an integer of at least 0"),
-    ({**CONFIG, "num_classes": -1}, "num_classes -1; an integer of at least 0"),
-    ({**CONFIG, "num_classes": True}, "num_classes True; an integer of at least 0"),
-    ({**CONFIG, "num_classes": False}, "num_classes False; an integer of at least 0"),
-    ({**CONFIG, "global_pool": "max"}, "global_pool 'max'; 'avg'"),
-    (changed("crop_pct", 1e-9), "crop_pct 1e-09; a number from 0.1 to 1 is expected"),
-    (changed("crop_pct", 5), "crop_pct 5; a number from 0.1 to 1 is expected"),
+    ({**CONFIG, "pretrained_cfg": []}, r"pretrained_cfg \[\]; expected a JSON object"),
+    ({**CONFIG, "num_classes": "3"}, "num_classes '3'; expected an integer of at least 0"),
+    ({**CONFIG, "num_classes": -1}, "num_classes -1; expected an integer of at least 0"),
+    ({**CONFIG, "num_classes": True}, "num_classes True; expected an integer of at least 0"),
+    ({**CONFIG, "num_classes": False}, "num_classes False; expected an integer of at least 0"),
+    ({**CONFIG, "global_pool": "max"}, "global_pool 'max'; expected 'avg'"),
+    (changed("crop_pct", 1e-9), "crop_pct 1e-09; expected a number from 0.1 to 1"),
+    (changed("crop_pct", 5), "crop_pct 5; expected a number from 0.1 to 1"),
     ({**CONFIG, "label_names": ["a", "b\n", "c"]}, "a list of strings"),
-    ({**CONFIG, "model_args": [1]}, r"model_args \[1\]; a JSON object"),
-    (with_args(num_classes=4), "has num_classes 3 and, in model_args, 4; equal numbers are expected"),
-    (with_args(depth=[1]), "has 'depth', not an option of mambaout_femto; one of act_layer, conv_ratio"),
+    ({**CONFIG, "model_args": [1]}, r"model_args \[1\]; expected a JSON object"),
+    (with_args(num_classes=4), "has num_classes 3 and, in model_args, 4; expected equal numbers"),
+    (with_args(depth=[1]), "has 'depth', not an option of mambaout_femto; expected one of act_layer, conv_ratio"),
     (with_args(img_size=64), "has 'img_size', not an option"),
-    (with_args(depths=3), "depths is 3; a tuple of integers"),
-    (with_args(depths=[1, 0]), r"depths is \[1, 0\]; a tuple of integers"),
-    (with_args(dims=[1.5]), r"dims is \[1.5\]; a tuple"),
-    (with_args(conv_ratio="a"), "conv_ratio is 'a'; a number"),
-    (with_args(conv_ratio=NAN), "conv_ratio is nan; a number"),
-    (with_args(stem_mid_norm=1), "stem_mid_norm is 1; True or False"),
-    (with_args(act_layer=None), "act_layer is unset; 'gelu'"),
-    (with_args(ls_init_value="x"), "ls_init_value is 'x'; a number"),
-    (with_args(global_pool="catavgmax"), "global_pool 'catavgmax'; 'avg'"),
-    (changed("input_size", "224"), r"input_size '224'; \[channels, height, width\]"),
-    (changed("input_size", [224, 224]), r"input_size \[224, 224\]; \[channels"),
-    (changed("mean", [0.1, 0.2]), r"mean \[0.1, 0.2\]; a list of 3 numbers, one per channel, is expected"),
-    (changed("mean", [NAN] * 3), r"mean \[nan, nan, nan\]; a list of 3 numbers"),
-    (changed("std", [0.1, 0, 0.3]), r"std \[0.1, 0, 0.3\]; a list of 3 positive numbers, one per channel"),
-    (changed("crop_pct", "a"), "crop_pct 'a'; a number from 0.1 to 1"),
-    (changed("crop_pct", 10**400), "crop_pct 1000.*; a number from 0.1 to 1"),
-    (changed("crop_pct", -float("inf")), "crop_pct -inf; a number from 0.1 to 1"),
-    (changed("crop_mode", 1), "crop_mode 1; a string"),
-    (changed("interpolation", {}), "interpolation {}; a string"),
+    (with_args(depths=3), "depths is 3; expected a tuple of integers"),
+    (with_args(depths=[1, 0]), r"depths is \[1, 0\]; expected a tuple of integers"),
+    (with_args(dims=[1.5]), r"dims is \[1.5\]; expected a tuple"),
+    (with_args(conv_ratio="a"), "conv_ratio is 'a'; expected a number"),
+    (with_args(conv_ratio=NAN), "conv_ratio is nan; expected a number"),
+    (with_args(stem_mid_norm=1), "stem_mid_norm is 1; expected True or False"),
+    (with_args(act_layer=None), "act_layer is unset; expected 'gelu'"),
+    (with_args(ls_init_value="x"), "ls_init_value is 'x'; expected a number"),
+    (with_args(global_pool="catavgmax"), "global_pool 'catavgmax'; expected 'avg'"),
+    (changed("input_size", "224"), r"input_size '224'; expected \[channels, height, width\]"),
+    (changed("input_size", [224, 224]), r"input_size \[224, 224\]; expected \[channels"),
+    (changed("mean", [0.1, 0.2]), r"mean \[0.1, 0.2\]; expected a list of 3 numbers, one per channel"),
+    (changed("mean", [NAN] * 3), r"mean \[nan, nan, nan\]; expected a list of 3 numbers"),
+    (changed("std", [0.1, 0, 0.3]), r"std \[0.1, 0, 0.3\]; expected a list of 3 positive numbers, one per channel"),
+    (changed("crop_pct", "a"), "crop_pct 'a'; expected a number from 0.1 to 1"),
+    (changed("crop_pct", 10**400), "crop_pct 1000.*; expected a number from 0.1 to 1"),
+    (changed("crop_pct", -float("inf")), "crop_pct -inf; expected a number from 0.1 to 1"),
+    (changed("crop_mode", 1), "crop_mode 1; expected a string"),
+    (changed("interpolation", {}), "interpolation {}; expected a string"),
     ({**CONFIG, "label_names": ["ant", "bee"]}, "2 label_names where num_classes is 3"),
-    ({**CONFIG, "label_names": "ant"}, "label_names 'ant'; a list of strings"),
+    ({**CONFIG, "label_names": "ant"}, "label_names 'ant'; expected a list of strings"),
     ({**CONFIG, "label_names": ["ant", 2, "bee"]}, "a list of strings"),
     ({**CONFIG, "label_names": {"0": "ant", "2": "bee"}}, "a list of strings"),
 ]
@@ -192,9 +192,9 @@ def test_a_value_that_does_not_fit_is_named(tmp_path, config, words):
 
 
 def test_a_folder_that_lacks_something_is_named(tmp_path):
-    assert_refused(tmp_path, "has no file config.json; a folder in timm's format is expected")
+    assert_refused(tmp_path, "has no file config.json; expected a folder in timm's format")
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    assert_refused(tmp_path, r"has no weights; one of model.safetensors, pytorch_model.bin, .* is expected in it")
+    assert_refused(tmp_path, r"has no weights; expected one of model.safetensors, pytorch_model.bin, .* in it")
     (tmp_path / "model.safetensors").mkdir()
     assert_refused(tmp_path, "is not a file")
     (tmp_path / "config.json").unlink()

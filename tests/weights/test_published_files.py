@@ -79,7 +79,7 @@ def test_weights_in_a_file_as_published_are_read(tmp_path, published):
     else:
         entries = {entry: to_tensors(state_dicts[kind], published.prefix) for entry, kind in published.entries.items()}
         torch.save({**TRAINING, **entries}, file)
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # of the other entries, and of the licence
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # of the other entries, and of the license
         pytorch.assert_equal_trees(mo.from_torch(model, file), drawn[WEIGHTS])
 
 

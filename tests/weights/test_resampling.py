@@ -98,8 +98,8 @@ def test_embeddings_of_no_square_images_are_refused():
     with pytest.raises(WeightsError) as refusal:
         mo.from_torch(vit(64), state_dict_of(vit((32, 48))))
     assert str(refusal.value) == (
-        "pos_embed has shape (1, 7, 24) where (1, 17, 24) is expected, or that of another square image size, which "
-        "would be resampled; for non-square images, use a folder whose config.json has the image size"
+        "pos_embed has shape (1, 7, 24), which matches no square image size (the model's own shape is (1, 17, 24)); "
+        "for non-square images, use a folder whose config.json contains the image size"
     )
 
 
@@ -111,8 +111,8 @@ def test_everything_else_has_to_fit_exactly_with_all_differences_listed():
     with pytest.raises(WeightsError) as refusal:
         mo.from_torch(vit(64), state_dict)
     assert str(refusal.value) == (
-        f"the weights do not fit {NAME}: cls_token is missing; dist_token is unexpected; norm.bias has shape (7,) "
-        "where (24,) is expected"
+        f"the weights do not fit {NAME}: cls_token is missing; dist_token is unexpected; norm.bias has shape (7,), "
+        "expected (24,)"
     )
 
 
@@ -120,7 +120,7 @@ def test_everything_else_has_to_fit_exactly_with_all_differences_listed():
 def test_embeddings_of_another_width_are_another_model(width):
     state_dict = state_dict_of(vit(48))
     state_dict["pos_embed"] = np.zeros((1, 10, width), np.float32)
-    with pytest.raises(WeightsError, match=r"do not fit .*: pos_embed has shape .* where \(1, 10, 24\) is expected$"):
+    with pytest.raises(WeightsError, match=r"do not fit .*: pos_embed has shape .*, expected \(1, 10, 24\)$"):
         mo.from_torch(vit(64), state_dict)
 
 

@@ -128,14 +128,14 @@ def test_weights_of_another_family_than_the_named_one_are_refused_by_the_convers
     model = pytorch.small_model()
     checkpoint = pytorch.checkpoint_of(configurations.shapes(model))
     assert resolve_model(checkpoint, "vit_tiny_patch16_224").options == {}
-    with pytest.raises(WeightsError, match="belong to a MambaOut; a VisionTransformer is expected"):
+    with pytest.raises(WeightsError, match="belong to a MambaOut; expected a VisionTransformer"):
         mo.from_torch(mo.create_model("vit_tiny_patch16_224"), mo.to_torch(model, pytorch.draw(model)))
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("vit_tiny_patch16_224", "the weights belong to a MambaOut; a VisionTransformer is expected"),
+        ("vit_tiny_patch16_224", "the weights belong to a MambaOut; expected a VisionTransformer"),
         ("test_mambaout", "key format 'mambaout' cannot express test_mambaout"),
     ],
 )
@@ -153,7 +153,7 @@ def test_weights_of_another_family_whose_keys_match_are_refused_with_the_names_o
     source = mo.to_torch(model, jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), model.shapes))
     if as_file:
         save_file(source, source := tmp_path / "w.safetensors")
-    words = "the weights are those of vmamba_tiny_v0; localvmamba_tiny is expected$"
+    words = "the weights are those of vmamba_tiny_v0; expected localvmamba_tiny$"
     with pytest.raises(WeightsError, match=words) as caught:
         mo.from_torch(mo.create_model("localvmamba_tiny", num_classes=5), source)
     assert str(caught.value).startswith(f"{source}: " if as_file else "the weights")
@@ -191,7 +191,7 @@ def test_weights_of_another_line_of_vmamba_are_refused_with_the_names_of_both(tm
     shapes = configurations.shapes(mo.create_model(name, num_classes=5), key_format)
     write_zeros(file := tmp_path / "w.safetensors", shapes)
     model = mo.create_model(other, num_classes=5)
-    words = f"the weights are those of {name}; {other} is expected$"
+    words = f"the weights are those of {name}; expected {other}$"
     with pytest.raises(WeightsError, match=f"^{words}"):
         mo.from_torch(model, {key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes.items()})
     for read in (

@@ -127,9 +127,9 @@ def test_all_that_differs_is_listed_at_once(state_dict):
     state_dict["head.fc.bias"] = np.zeros(6, np.float32)
     assert refusal(pytorch.small_model(), state_dict) == (
         "the weights do not fit mambaout_femto: "
-        "head.fc.bias has shape (6,) where (5,) is expected; head.fc.weight is missing; optimizer.lr is unexpected; "
+        "head.fc.bias has shape (6,), expected (5,); head.fc.weight is missing; optimizer.lr is unexpected; "
         "stages.0.blocks.7.norm.weight is unexpected; "
-        "stages.1.blocks.0.fc1.weight has shape (24, 128) where (128, 24) is expected; stem.norm1.bias is missing"
+        "stages.1.blocks.0.fc1.weight has shape (24, 128), expected (128, 24); stem.norm1.bias is missing"
     )
 
 
@@ -137,19 +137,19 @@ def test_all_that_differs_is_listed_at_once(state_dict):
     ("key", "change", "words"),
     [
         ("head.fc.bias", None, "head.fc.bias is missing"),
-        ("stages.0.blocks.0.fc2.weight", np.transpose, r"has shape (42, 16) where (16, 42) is expected"),
+        ("stages.0.blocks.0.fc2.weight", np.transpose, r"has shape (42, 16), expected (16, 42)"),
         (
             "head.fc.bias",
             lambda x: np.where(np.arange(5) < 2, np.nan, x),
             "head.fc.bias has 2 non-finite values",
         ),
         ("stem.conv1.weight", lambda x: x / np.float32(0), "stem.conv1.weight has 216 non-finite values"),
-        ("head.fc.bias", np.float16, "head.fc.bias is float16; float32 or bfloat16 is expected"),
-        ("head.fc.bias", np.float64, "head.fc.bias is float64; float32 or bfloat16 is expected"),
-        ("head.fc.bias", np.int64, "head.fc.bias is int64; float32 or bfloat16 is expected"),
-        ("head.fc.bias", lambda x: x.tolist(), "the state dict has a list under 'head.fc.bias'; tensors"),
-        ("head.fc.bias", lambda x: None, "the state dict has a NoneType under 'head.fc.bias'; tensors"),
-        ("head.fc.bias", lambda x: x[0], "head.fc.bias has shape () where (5,) is expected"),
+        ("head.fc.bias", np.float16, "head.fc.bias is float16; expected float32 or bfloat16"),
+        ("head.fc.bias", np.float64, "head.fc.bias is float64; expected float32 or bfloat16"),
+        ("head.fc.bias", np.int64, "head.fc.bias is int64; expected float32 or bfloat16"),
+        ("head.fc.bias", lambda x: x.tolist(), "the state dict has a list under 'head.fc.bias'; expected tensors"),
+        ("head.fc.bias", lambda x: None, "the state dict has a NoneType under 'head.fc.bias'; expected tensors"),
+        ("head.fc.bias", lambda x: x[0], "head.fc.bias has shape (), expected (5,)"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:divide by zero")
@@ -194,7 +194,7 @@ def test_weights_of_another_model_are_told_from_ours(keys, words):
 
 
 def test_a_key_that_is_no_name_is_told():
-    assert "has a ndarray under 0; tensors by name" in refusal(pytorch.small_model(), {0: np.zeros(3)})
+    assert "has a ndarray under 0; expected tensors by name" in refusal(pytorch.small_model(), {0: np.zeros(3)})
 
 
 def test_variables_of_another_model_are_refused_with_the_first_differences():
@@ -202,7 +202,7 @@ def test_variables_of_another_model_are_refused_with_the_first_differences():
     with pytest.raises(WeightsError, match=r"^the variables do not fit mambaout_femto: ") as caught:
         mo.to_torch(model, other.init(jax.random.key(0)))
     words = str(caught.value)
-    assert "params.head.fc.weight has shape (96, 4) where (96, 5) is expected" in words
+    assert "params.head.fc.weight has shape (96, 4), expected (96, 5)" in words
     assert len(words.split(";")) == 6 + 1
     assert words.endswith(f"; and {8 + 2 + 2 - 6} more")
 
@@ -228,10 +228,10 @@ def test_the_original_names_refuse_what_the_original_cannot_build(name):
 def test_unknown_words_are_answered_with_the_known():
     model = pytorch.small_model()
     with pytest.raises(
-        WeightsError, match=r"^mambaout_femto has no key format 'flax'; one of timm, mambaout is expected$"
+        WeightsError, match=r"^mambaout_femto has no key format 'flax'; expected one of timm, mambaout$"
     ):
         mo.to_torch(model, pytorch.draw(model), "flax")
-    with pytest.raises(WeightsError, match=r"^dtype is 'float16'; float32 or bfloat16 is expected$"):
+    with pytest.raises(WeightsError, match=r"^dtype is 'float16'; expected float32 or bfloat16$"):
         to_tensors(model, pytorch.draw(model), dtype="float16")
 
 

@@ -111,7 +111,7 @@ def test_code_is_not_run_and_is_named(tmp_path, how, wrap, words):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.save(wrap(evil), tmp_path / "a.pth", **how)
-    assert_refused(tmp_path / "a.pth", f"{words}; a state dict")
+    assert_refused(tmp_path / "a.pth", f"{words}; expected a state dict")
     assert not (tmp_path / "ran").exists()
     pickle.loads(pickle.dumps(evil))
     assert (tmp_path / "ran").exists()
@@ -130,14 +130,17 @@ def test_a_pickle_of_another_program_is_not_run(tmp_path, protocol):
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        (torch.nn.Linear(2, 2), r"contains a torch\.nn\.modules\.linear\.Linear; a state dict"),
-        ({"p": pathlib.PurePosixPath("x")}, r"contains 'p' \(pathlib\.PurePosixPath\); a state dict"),
-        ([torch.ones(1)], "contains a list; a state dict is expected"),
-        (torch.ones(1), "contains a Tensor; a state dict"),
-        ({"model": {"a": [1]}}, r"contains 'model' \(dict\); a state dict"),
+        (torch.nn.Linear(2, 2), r"contains a torch\.nn\.modules\.linear\.Linear; expected a state dict"),
+        ({"p": pathlib.PurePosixPath("x")}, r"contains 'p' \(pathlib\.PurePosixPath\); expected a state dict"),
+        ([torch.ones(1)], "contains a list; expected a state dict"),
+        (torch.ones(1), "contains a Tensor; expected a state dict"),
+        ({"model": {"a": [1]}}, r"contains 'model' \(dict\); expected a state dict"),
         ({0: torch.ones(1)}, r"contains 0 \(Tensor\);"),
         ({}, "contains no tensors"),
-        ({"teacher": WEIGHTS, "student": WEIGHTS}, r"contains 'teacher' \(dict\), 'student' \(dict\); a state dict"),
+        (
+            {"teacher": WEIGHTS, "student": WEIGHTS},
+            r"contains 'teacher' \(dict\), 'student' \(dict\); expected a state dict",
+        ),
     ],
 )
 def test_what_is_no_state_dict_is_named(tmp_path, value, words):
@@ -151,7 +154,7 @@ def test_a_tensor_that_numpy_cannot_hold_is_named(tmp_path, odd):
     assert content.tensors["fine"].tolist() == [1]
     with pytest.raises(
         WeightsError,
-        match=r"a.pth has 'odd' as torch.float.*which NumPy does not support; a dense tensor of float32 or bfloat16 is",
+        match=r"a.pth has 'odd' as torch.float.*which NumPy does not support; expected a dense tensor of float32 or bf",
     ):
         content.tensors["odd"]
 

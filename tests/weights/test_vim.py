@@ -93,8 +93,8 @@ def test_weights_of_another_type_of_scan_are_refused():
 def test_weights_of_another_variant_are_refused_with_the_names_of_both(tmp_path):
     source = mo.create_model("vim_tiny", num_classes=5)
     save_file(mo.to_torch(source, pytorch.draw(source)), tmp_path / "w.safetensors")
-    words = r"w\.safetensors: the weights are those of vim_tiny; vim_small is expected$"
+    words = r"w\.safetensors: the weights are those of vim_tiny; expected vim_small$"
     with pytest.raises(WeightsError, match=words):
         mo.load_pretrained(tmp_path / "w.safetensors", name="vim_small")
-    with pytest.raises(WeightsError, match=r"w\.safetensors: the weights belong to a Vim; a LocalVim is expected"):
+    with pytest.raises(WeightsError, match=r"w\.safetensors: the weights belong to a Vim; expected a LocalVim"):
         mo.load_pretrained(tmp_path / "w.safetensors", name="localvim_tiny")

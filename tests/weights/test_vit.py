@@ -37,7 +37,7 @@ def test_a_parameter_of_the_model_itself_is_named_where_it_does_not_fit():
     state_dict["dist_token"] = state_dict.pop("cls_token")
     with pytest.raises(WeightsError, match="cls_token is missing; dist_token is unexpected"):
         mo.from_torch(model, state_dict)
-    with pytest.raises(WeightsError, match="belong to a VisionTransformer; a MambaOut is expected"):
+    with pytest.raises(WeightsError, match="belong to a VisionTransformer; expected a MambaOut"):
         mo.from_torch(pytorch.small_model(), mo.to_torch(model, pytorch.draw(model)))
 
 
@@ -94,11 +94,14 @@ def test_a_config_says_pooling_and_size_as_timm_reads_them(tmp_path, changes, op
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_args": {"fc_norm": 1}}, "fc_norm is 1; True or False, or None, is expected"),
-        ({"model_args": {"img_size": [1, 2, 3]}}, r"img_size is \[1, 2, 3\]; an integer or a pair of integers"),
-        ({"model_args": {"class_token": None}}, "class_token is unset; True or False is expected"),
+        ({"model_args": {"fc_norm": 1}}, "fc_norm is 1; expected True or False, or None"),
+        (
+            {"model_args": {"img_size": [1, 2, 3]}},
+            r"img_size is \[1, 2, 3\]; expected an integer or a pair of integers",
+        ),
+        ({"model_args": {"class_token": None}}, "class_token is unset; expected True or False"),
         ({"model_args": {"qk_norm": True}}, "'qk_norm', not an option of vit_tiny_patch16_224"),
-        ({"global_pool": 3}, "global_pool 3; a string is expected"),
+        ({"global_pool": 3}, "global_pool 3; expected a string"),
     ],
 )
 def test_a_config_that_does_not_fit_is_named(tmp_path, changes, words):
@@ -107,7 +110,7 @@ def test_a_config_that_does_not_fit_is_named(tmp_path, changes, words):
 
 
 def test_a_pooling_that_is_not_there_is_refused_by_the_model(tmp_path, no_type_checks):
-    with pytest.raises(ModelError, match="global_pool is 'map'; 'token' or 'avg' is expected"):
+    with pytest.raises(ModelError, match="global_pool is 'map'; expected 'token' or 'avg'"):
         mo.create_model("vit_tiny_patch16_224", **read(tmp_path, global_pool="map"))
 
 

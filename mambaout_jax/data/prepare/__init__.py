@@ -1,4 +1,4 @@
-"""Preparation of datasets as ArrayRecord: TFDS datasets, ImageNet, and folders of images."""
+"""Preparation of datasets as ArrayRecord: TFDS and generated datasets, and the user's own images."""
 
 from mambaout_jax.data.prepare.builders import ensure_prepared, prepare_dataset
 from mambaout_jax.data.prepare.images import (

@@ -53,7 +53,7 @@ def read_coco(root: Path, expected: Mapping[str, int] | None = None) -> Dataset:
         listed = read_annotations(file, root / folder)
         number = expected[split] if expected else number
         if len(listed.items) != number:
-            raise DataError(f"{file} has {count(len(listed.items), 'image')}; {number:,} are expected")
+            raise DataError(f"{file} has {count(len(listed.items), 'image')}; expected {number:,}")
         first = first or listed
         _check_same_categories(first, listed, file)
         splits[split] = listed.items
@@ -94,7 +94,10 @@ def _dataset(
 ) -> Dataset:
     for split, items in splits.items():
         if not any(item.annotations.has_objects for item in items):
-            raise DataError(f"no image of the split {split!r} has an object that is not a crowd")
+            raise DataError(
+                f"split {split!r} has no annotated object that is not a crowd; check that the annotations belong to "
+                "these images"
+            )
     kept = [item for item in splits["train"] if _is_trainable(item)]
     if left_out := len(splits["train"]) - len(kept):
         print(
@@ -102,7 +105,9 @@ def _dataset(
             "or high"
         )
     if not kept:
-        raise DataError("no training image has an object")
+        raise DataError(
+            f"no training image has an object and is at least {MIN_TRAIN_SIDE} px wide and high; check the annotations"
+        )
     return Dataset(
         name,
         VERSION,
@@ -126,7 +131,7 @@ def read_annotations(file: Path, folder: Path, *, skip_missing: bool = False) ->
 
     Raises:
         DataError: the file is damaged, an id is used twice or refers to nothing, an image does not exist, or the mask
-            of an object has another size than its image.
+            of an object differs in size from its image.
     """
     content = _read_json(file)
     images, annotations, categories = (
@@ -136,7 +141,7 @@ def read_annotations(file: Path, folder: Path, *, skip_missing: bool = False) ->
     for kind, entries in (("image", images), ("annotation", annotations), ("category", categories)):
         numbers = collections.Counter(entry["id"] for entry in entries)
         if twice := [key for key, number in numbers.items() if number > 1]:
-            raise DataError(f"{file} has several entries with {kind} id {twice[0]}; one is expected")
+            raise DataError(f"{file} has several entries with {kind} id {twice[0]}; expected one")
     category_ids = tuple(sorted(names))
     index_of = {key: index for index, key in enumerate(category_ids)}
     by_id = {entry["id"]: entry for entry in images}
@@ -181,9 +186,9 @@ def _read_json(file: Path) -> Mapping[str, Any]:
         content = json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
         raise_machine_fault(error, file)
-        raise DataError(f"{file} cannot be read ({reason(error)}); a file of COCO annotations is expected") from error
+        raise DataError(f"{file} cannot be read ({reason(error)}); expected a file of COCO annotations") from error
     if not isinstance(content, Mapping):
-        raise DataError(f"{file} has no object at its top level; a file of COCO annotations is expected")
+        raise DataError(f"{file} has no object at its top level; expected a file of COCO annotations")
     return content
 
 
@@ -197,19 +202,19 @@ _REQUIRED = {
 def _entries(content: Mapping[str, Any], name: str, file: Path) -> Sequence[dict[str, Any]]:
     entries = content.get(name)
     if not isinstance(entries, list):
-        raise DataError(f"{file} has no list {name!r}; a file of COCO annotations is expected")
+        raise DataError(f"{file} has no list {name!r}; expected a file of COCO annotations")
     for number, entry in enumerate(entries):
         lacking = [key for key in _REQUIRED[name] if not isinstance(entry, Mapping) or key not in entry]
         if lacking:
             raise DataError(f"entry {number} of {name!r} in {file} has no {lacking[0]!r}")
         if not _is_integer(entry["id"], 0, 2**63 - 1):
             raise DataError(
-                f"entry {number} of {name!r} in {file} has the id {entry['id']!r}; an integer from 0 on is expected"
+                f"entry {number} of {name!r} in {file} has the id {entry['id']!r}; expected an integer from 0 on"
             )
         for key in ("height", "width") if name == "images" else ():
             if not _is_integer(entry[key], 1, 2**31 - 1):
                 raise DataError(
-                    f"image {entry['id']} of {file} has the {key} {entry[key]!r}; a positive integer is expected"
+                    f"image {entry['id']} of {file} has the {key} {entry[key]!r}; expected a positive integer"
                 )
     return entries
 
@@ -238,25 +243,25 @@ def _check_annotation(
             raise DataError(f"{key} is of {kind} {other!r}, which the file does not have")
     box = entry["bbox"]
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-        raise DataError(f"{key} has the box {box!r}; x, y, width and height are expected")
+        raise DataError(f"{key} has the box {box!r}; expected x, y, width and height")
     x, y, width, height = box
     image = images[entry["image_id"]]
     if entry.get("area") is None:
         entry["area"] = max(width, 0) * max(height, 0)
     if not _is_number(entry["area"]):
-        raise DataError(f"{key} has the area {entry['area']!r}; a number is expected")
+        raise DataError(f"{key} has the area {entry['area']!r}; expected a number")
     if entry.get("iscrowd", 0) not in (0, 1):
-        raise DataError(f"{key} has the iscrowd {entry['iscrowd']!r}; 0 or 1 is expected")
+        raise DataError(f"{key} has the iscrowd {entry['iscrowd']!r}; expected 0 or 1")
     inside = x < image["width"] and y < image["height"] and x + width > 0 and y + height > 0
     if width < 1 or height < 1 or entry["area"] <= 0 or not inside:
-        faults["outside of their image, without an area or less than 1 px wide or high, not used in training"] += 1
+        faults["not used in training: outside the image, empty, or less than 1 px wide or high"] += 1
     if max(map(abs, (x, y, x + width, y + height))) > MAX_MARGIN * max(image["height"], image["width"]):
         raise DataError(f"{key} has the box {box!r}, far outside of its image of {image['width']}x{image['height']}")
     segmentation = entry.get("segmentation")
     if fault := _fault_of_mask(segmentation, [image["height"], image["width"]]):
         raise DataError(f"{key} has {fault}")
     if not isinstance(segmentation, Mapping) and not any(len(points) >= 6 for points in segmentation or ()):
-        faults["without a polygon of three points, whose boxes are their masks"] += 1
+        faults["with no polygon of three or more points: the box is used as the mask"] += 1
     return entry["image_id"]
 
 
@@ -276,7 +281,7 @@ def _fault_of_mask(segmentation: Any, size: list[int]) -> str | None:
             return f"an encoded mask of {count(sum(counts), 'pixel')}; its image has {math.prod(size):,}"
         return None
     if not isinstance(segmentation, list) or not all(isinstance(points, list) for points in segmentation):
-        return f"the mask {str(segmentation)[:50]!r}; a list of polygons or a run-length encoding is expected"
+        return f"the mask {str(segmentation)[:50]!r}; expected a list of polygons or a run-length encoding"
     if not all(len(points) % 2 == 0 and all(map(_is_number, points)) for points in segmentation):
         return "a polygon that is not a list of x, y, x, y, ..."
     if any(abs(value) > MAX_MARGIN * max(size) for points in segmentation for value in points):
@@ -309,4 +314,6 @@ def decode_counts(text: str) -> list[int] | None:
 
 def _check_same_categories(first: Listed, other: Listed, file: Path) -> None:
     if (first.category_ids, first.names) != (other.category_ids, other.names):
-        raise DataError(f"{file} has other categories than the file of the training images")
+        raise DataError(
+            f"the categories of {file} differ from those of the training annotations; use the same ids and names"
+        )

@@ -161,7 +161,7 @@ def write_dataset(dataset: Dataset, workspace: Path, target: Path, workers: int)
     counts = {split: [found[label] for label in range(len(dataset.class_names))] for split, found in histograms.items()}
     _check_readable(dataset, unreadable, len(all_items), counts)
     if dataset.read_labels:
-        _check_labels(dataset, histograms, [file for job in jobs for file in manifests[job.file]["unlabelled"]])
+        _check_labels(dataset, histograms, [file for job in jobs for file in manifests[job.file]["unlabeled"]])
     _write_metadata(dataset, jobs, manifests)
     commit_folder(jobs[0].file.parent, target, replace=True)
     return Written(num_images, counts, sum(manifest["converted"] for manifest in manifests.values()), len(unreadable))
@@ -292,21 +292,22 @@ def _check_readable(
     if unreadable and not dataset.skip_bad:
         name, reason = unreadable[0]
         if dataset.read_labels:
-            fault = f"{len(unreadable)} of {count(total, 'pair')} of an image and a mask are invalid"
+            fault = f"invalid: {len(unreadable)} of {count(total, 'image-mask pair')}"
         else:
-            fault = f"{len(unreadable)} of {count(total, 'file')} are not images that Pillow can decode"
+            fault = f"Pillow cannot decode {len(unreadable)} of {count(total, 'file')}"
         raise DataError(f"{fault} (first: {name}: {reason}); replace or remove them and rerun the command")
     # A class may be in none of the label maps, and have no object.
     per_class = (
         [] if dataset.read_labels or dataset.category_ids else zip(dataset.class_names, counts["train"], strict=True)
     )
     empty = [name for name, count in per_class if not count]
-    if unreadable and (empty or not all(map(sum, counts.values()))):
-        raise DataError(f"{f'class {empty[0]!r}' if empty else 'a split'} has no valid image; add some")
+    bare = [split for split, of_class in counts.items() if not sum(of_class)]
+    if unreadable and (empty or bare):
+        raise DataError(f"{f'class {empty[0]!r}' if empty else f'split {bare[0]!r}'} has no valid image; add some")
 
 
-def _check_labels(dataset: Dataset, histograms: dict[str, collections.Counter], unlabelled: Sequence[str]) -> None:
-    """Print classes and label maps without labelled pixels, and check that the foreground is not ignored.
+def _check_labels(dataset: Dataset, histograms: dict[str, collections.Counter], unlabeled: Sequence[str]) -> None:
+    """Print classes and label maps without labeled pixels, and check that the foreground is not ignored.
 
     Raises:
         DataError: the training images have only ignored pixels, or ignored pixels and the first class.
@@ -314,15 +315,15 @@ def _check_labels(dataset: Dataset, histograms: dict[str, collections.Counter], 
     for split, found in histograms.items():
         if IGNORED in found and set(found) <= {0, IGNORED}:
             sentence = (
-                f"the masks of the split {split} have only {listed(map(str, sorted(found)))}; ignored pixels have the "
-                f"label {IGNORED}, and the foreground 1: replace {IGNORED} by 1"
+                f"the masks of split {split!r} contain only {listed(map(str, sorted(found)))}, and {IGNORED} means "
+                f"ignored; if {IGNORED} marks the foreground, replace it with 1"
             )
             if split == "train":
                 raise DataError(sentence)
             tqdm.write(f"warning: {sentence}", file=sys.stderr)
-    if unlabelled:
+    if unlabeled:
         tqdm.write(
-            f"warning: {count(len(unlabelled), 'mask')} with only ignored pixels (first: {printable(unlabelled[0])})",
+            f"warning: {count(len(unlabeled), 'mask')} with only ignored pixels (first: {printable(unlabeled[0])})",
             file=sys.stderr,
         )
     if missing := [name for label, name in enumerate(dataset.class_names) if label not in histograms["train"]]:

@@ -59,7 +59,7 @@ def is_left_behind(name: str) -> bool:
 
 
 def has_image_extension(name: str) -> bool:
-    """Return whether the extension of a file is that of an image, whether or not a package for its format is there."""
+    """Return whether the extension of a file is that of an image, whether or not its decoder is installed."""
     extension = os.path.splitext(name)[1].lower()
     return extension in HEIF_EXTENSIONS or extension in Image.registered_extensions()
 
@@ -91,7 +91,7 @@ def read_folder(folder: Path, name: str, validation: float = 0.0) -> Dataset:
         if unknown:
             raise DataError(
                 f"{parts[split]} has the class {unknown[0]!r}, which is missing in {parts['train']}; "
-                "the same class folders are expected in all splits"
+                "expected the same class folders in all splits"
             )
         splits[split] = [
             Item(f"{class_name}/{file.name}", labels[class_name], file.path, 0, file.size)

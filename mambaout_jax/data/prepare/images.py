@@ -1,4 +1,4 @@
-"""Preparation of the user's own images: ImageNet, or class folders."""
+"""Preparation of the user's own images: ImageNet, class folders, images with masks, ADE20K and COCO."""
 
 import dataclasses
 import itertools

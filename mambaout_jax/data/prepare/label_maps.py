@@ -79,7 +79,7 @@ def read_ade20k(folder: Path) -> Dataset:
         splits[split] = _pair(root / "images" / inner, root / "annotations" / inner)
         if len(splits[split]) != expected:
             raise DataError(
-                f"{root / 'images' / inner} has {count(len(splits[split]), 'image')}; {expected:,} are expected"
+                f"{root / 'images' / inner} has {count(len(splits[split]), 'image')}; expected {expected:,}"
             )
     return _dataset(ADE20K, names, splits, zero_is_ignored=True, description="ADE20K, 150 classes (2016).")
 
@@ -116,11 +116,11 @@ def _read_object_names(file: Path) -> tuple[str, ...]:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise_machine_fault(error, file)
-        raise DataError(f"{file} cannot be read ({reason(error)}); the folder {ADE20K_FOLDER} is expected") from error
+        raise DataError(f"{file} cannot be read ({reason(error)}); expected the folder {ADE20K_FOLDER}") from error
     rows = [line.split("\t") for line in lines if line.strip()][1:]
     names = tuple(row[-1].split(",")[0].strip() for row in rows)
     if len(names) != ADE20K_CLASSES:
-        raise DataError(f"{file} has {count(len(names), 'class')}; {ADE20K_CLASSES} are expected")
+        raise DataError(f"{file} has {count(len(names), 'class')}; expected {ADE20K_CLASSES}")
     # Two of them share their first name.
     return tuple(name if names.count(name) == 1 else rows[index][-1].strip() for index, name in enumerate(names))
 
@@ -176,8 +176,8 @@ def _pair(images: Path, masks: Path) -> list[Item]:
     ):  # fmt: skip
         if lonely := sorted(own.keys() - other.keys()):
             raise DataError(
-                f"{own[lonely[0]].path} has no {what} in {folder} ({count(len(lonely), 'file')} in all); pairs with "
-                "the same name are expected"
+                f"{own[lonely[0]].path} has no {what} in {folder} ({count(len(lonely), 'file')} in all); expected "
+                "pairs with the same name"
             )
     return [
         Item(file.name, -1, file.path, 0, file.size, LabelMapFile(listed[1][stem].path, listed[1][stem].size))
@@ -215,14 +215,14 @@ def _read_class_names(file: Path) -> tuple[str, ...] | None:
     for number, line in enumerate(lines, 1):
         name = normalize_name(line.strip())
         if not name:
-            raise DataError(f"line {number} of {file} is empty; the name of class {number - 1} is expected")
+            raise DataError(f"line {number} of {file} is empty; expected the name of class {number - 1}")
         if printable(name) != name:  # weights with such class names would be refused
             raise DataError(f"line {number} of {file}, {name!r}, has control characters; remove them")
         if name in names:
             raise DataError(f"lines {names[name]} and {number} of {file} are both {name!r}; rename one of the classes")
         names[name] = number
     if not 2 <= len(names) <= IGNORED:
-        raise DataError(f"{file} has {count(len(names), 'name')}; at least 2 and at most {IGNORED} are expected")
+        raise DataError(f"{file} has {count(len(names), 'name')}; expected at least 2 and at most {IGNORED}")
     return tuple(names)
 
 

@@ -32,7 +32,7 @@ CUE_COLORS = ((255, 60, 60), (60, 255, 60), (60, 60, 255), (255, 255, 60))
 DARKEST, LIGHTEST = 140, 255  # of each channel of a digit
 DIGIT_SIDE = 8
 UNIT = 256  # of coordinates, per pixel
-# The ink, of 255, from which on a pixel has the class of the digit.
+# Ink, from 0 to 255, at or above which a pixel has the class of the digit.
 INK_THRESHOLD = 128
 MIN_VISIBLE = 12  # pixels of an object; others are not counted as objects
 

@@ -147,7 +147,7 @@ def write_shard(job: ShardJob, advance: Callable[[], None]) -> dict:
         OSError: the shard cannot be written, or differs when read back.
     """
     temporary = job.file.with_name(f"{job.file.name}.{os.getpid()}.tmp")
-    checksums, unreadable, unlabelled, upright, num_converted, content = [], [], [], [], 0, 0
+    checksums, unreadable, unlabeled, upright, num_converted, content = [], [], [], [], 0, 0
     labels, max_size = collections.Counter(), [0, 0]
     digest = job.digest()
     try:
@@ -177,9 +177,9 @@ def write_shard(job: ShardJob, advance: Callable[[], None]) -> dict:
                     checksums.append(zlib.crc32(record))
                     num_converted += converted
                     if mask is not None and classes == {IGNORED}:
-                        unlabelled.append(name)
+                        unlabeled.append(name)
                 advance()
-        manifest = {"unreadable": unreadable, "unlabelled": unlabelled, "converted": num_converted}
+        manifest = {"unreadable": unreadable, "unlabeled": unlabeled, "converted": num_converted}
         manifest["content"] = f"{content:x}"
         if unreadable and not (job.skip_bad and checksums):
             return manifest | {"records": 0}

@@ -32,7 +32,7 @@ class DenseModel(nnx.Module):
         widths, strides = backbone.feature_channels, backbone.feature_strides
         if len(widths) != NUM_MAPS:
             raise ModelError(
-                f"the backbone {type(backbone).__name__} has {len(widths)} feature maps; {NUM_MAPS} are expected"
+                f"the backbone {type(backbone).__name__} has {len(widths)} feature maps; expected {NUM_MAPS}"
             )
         self.backbone = backbone
         self.norms = nnx.List(LayerNorm(width, eps=eps) for width in widths)
@@ -78,5 +78,5 @@ class DenseModel(nnx.Module):
 
 def _pyramid_strides(stride: int) -> tuple[int, ...]:
     if stride % 4:
-        raise ModelError(f"the backbone has patches with a stride of {stride} px; a multiple of 4 is expected")
+        raise ModelError(f"the backbone has patches with a stride of {stride} px; expected a multiple of 4")
     return stride // 4, stride // 2, stride, 2 * stride

@@ -50,14 +50,14 @@ OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
             float,
             ">0..1000",
             8.0,
-            "side of the square anchors in cells of their map, whose strides are 4, 8, 16, 32 and 64 px: 32 to 512 px",
+            "anchor side as a multiple of the stride of its level; 8 gives anchors of 32 to 512 px at strides 4 to 64",
         ),
         "sampling_ratio": ConfigKey(
             int,
             "0..8",
             2,
-            "samples of RoIAlign per bin and axis; 0 for one per cell of the map, at most 8, with which mmdetection's "
-            "weights are trained",
+            "RoIAlign samples per bin and axis; 0 for an adaptive number as in mmdetection: one per cell, but at most "
+            "8",
         ),
         # 1e-5 in mmdetection's Swin and in VMamba; MambaOut's is not published.
         "output_norm_eps": ConfigKey(float, ">0..1", 1e-6, "epsilon of the LayerNorm of each map of the backbone"),
@@ -70,7 +70,7 @@ class DetectionLimits(NamedTuple):
 
     Args:
         proposals: limits of the first stage.
-        score_threshold: detections have higher scores, in 0..1.
+        score_threshold: in 0..1; detections at or below it are dropped.
         iou_threshold: IoU above which the NMS of a class removes the detection with the lower score.
         max_detections: largest number of detections of an image.
     """
@@ -98,7 +98,7 @@ class Detections(NamedTuple):
 
 
 class BoxHead(nnx.Module):
-    """Classify boxes and predict the deltas to objects from features (b, n, 7, 7, c)."""
+    """The box head: class logits and box deltas from features (b, n, 7, 7, c)."""
 
     def __init__(self, in_chans: int, channels: int, num_classes: int, *, dtype: jnp.dtype):
         sizes = BOX_BINS**2 * in_chans, channels
@@ -120,7 +120,7 @@ class BoxHead(nnx.Module):
 
 
 class MaskHead(nnx.Module):
-    """Segment the object of each class in boxes from features (n, 14, 14, c)."""
+    """The mask head: mask logits per class from features (n, 14, 14, c)."""
 
     def __init__(self, channels: int, num_classes: int, *, dtype: jnp.dtype):
         init = kaiming_normal(9 * channels)

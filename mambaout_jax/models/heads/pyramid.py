@@ -13,7 +13,7 @@ from mambaout_jax.ops import gelu
 
 
 class FeaturePyramid(nnx.Module):
-    """Resize four maps of one size by 4, 2, 1 and 1/2: learned upsampling, and max pooling.
+    """Four maps at 4, 2, 1 and 1/2 times the size of the backbone's, by learned upsampling and max pooling.
 
     Reference: mmsegmentation 1.2.2, `Feature2Pyramid`, of the segmentation models of BEiT and MAE.
     """

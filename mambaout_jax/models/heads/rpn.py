@@ -55,7 +55,7 @@ class AnchorOutputs(NamedTuple):
 
 
 class RPNHead(nnx.Module):
-    """Score the anchors of every level with the same convolutions."""
+    """The RPN head: the same convolutions score the anchors of every level."""
 
     def __init__(self, channels: int, *, dtype: jnp.dtype):
         init = normal_of(0.01)

@@ -45,7 +45,7 @@ OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
             inference="none",
         ),
         "pool_scales": ConfigKey(
-            tuple[int, ...], "1..1000", (1, 2, 3, 6), "sides of the grids of bins that the last map is pooled to"
+            tuple[int, ...], "1..1000", (1, 2, 3, 6), "output sizes of the pyramid pooling module (PPM) on the last map"
         ),
         # 1e-5 in mmsegmentation's Swin and in VMamba, 1e-6 in ConvNeXt; MambaOut's is not published.
         "output_norm_eps": ConfigKey(float, ">0..1", 1e-6, "epsilon of the LayerNorm of each map of the backbone"),

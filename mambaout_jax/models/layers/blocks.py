@@ -33,7 +33,7 @@ def chosen_blocks(out_indices: Sequence[int] | None, depth: int) -> tuple[int, .
     """
     chosen = (depth - 1,) if out_indices is None else tuple(out_indices)
     if not chosen or list(chosen) != sorted({index % depth for index in chosen}):
-        raise ModelError(f"out_indices is {out_indices}; increasing numbers from 0 to {depth - 1} are expected")
+        raise ModelError(f"out_indices is {out_indices}; expected increasing numbers from 0 to {depth - 1}")
     return chosen
 
 
@@ -75,7 +75,7 @@ def run_blocks(
 def _scan(blocks, x, key, rates, first, remat):
     graphdefs, stats, params = zip(*(nnx.split(block, nnx.BatchStat, ...) for block in blocks), strict=True)
     if any(graphdef != graphdefs[0] for graphdef in graphdefs):
-        raise ValueError("the blocks to scan differ; blocks that differ only in their parameters are expected")
+        raise ValueError("the blocks to scan differ; expected blocks that differ only in their parameters")
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *zip(stats, params, strict=True))
 
     def body(x, inputs):

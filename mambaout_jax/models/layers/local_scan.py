@@ -51,9 +51,8 @@ class LocalDirection(NamedTuple):
     def feature_map(self, y: Float[Array, "b l c"], height: int, width: int) -> Float[Array, "b h w c"]:
         """Return the map of a sequence, without its padding: the inverse of `sequence`.
 
-        For columns it is the inverse on square maps only: on others, the reference distributes the sequence to the
-        pixels as if the map had `width` rows and `height` columns, and published weights give its logits only with the
-        same rule.
+        For columns, this is the inverse only on square maps. On others the reference reads the sequence as a map of
+        `width` rows and `height` columns; the same is done here so that published weights give the same logits.
         """
         b, _, c = y.shape
         y = jnp.flip(y, 1) if self.flip else y
@@ -85,7 +84,7 @@ def parse_directions(blocks: Sequence[str]) -> tuple[tuple[LocalDirection, ...],
 
 def _parse_block(block):
     if not block.split():
-        raise ModelError("a block has no directions; at least one, such as 'h', is expected")
+        raise ModelError("a block has no directions; expected at least one, such as 'h'")
     return tuple(map(_parse_direction, block.split()))
 
 
@@ -93,8 +92,8 @@ def _parse_direction(name):
     match = re.fullmatch(r"(h|v|w([1-9][0-9]{0,3}))(_flip)?", name)
     if match is None:
         raise ModelError(
-            f"direction {name!r} is unknown; h (rows), v (columns), wK (windows of side K), or one of these with _flip "
-            "is expected"
+            f"direction {name!r} is unknown; expected h (rows), v (columns), wK (windows of side K), or one of these "
+            "with _flip"
         )
     return LocalDirection(match[1] == "v", None if match[2] is None else int(match[2]), match[3] is not None)
 

@@ -100,7 +100,7 @@ class MambaBlock(nnx.Module):
         """
         d_model = self.in_proj.weight.shape[0]
         if x.ndim != 3 or x.shape[1] < 1 or x.shape[2] != d_model:
-            raise ModelError(f"sequences have shape {x.shape}; (batch, length >= 1, {d_model}) is expected")
+            raise ModelError(f"sequences have shape {x.shape}; expected (batch, length >= 1, {d_model})")
         x, z = self._split(x)
         x = self.conv1d(x)
         return self.out_proj(x * jax.nn.silu(z) if self.ssm is None else self.ssm(jax.nn.silu(x), z))
@@ -121,7 +121,7 @@ class MambaBlock(nnx.Module):
         """
         d_model = self.in_proj.weight.shape[0]
         if x.ndim != 2 or x.shape[1] != d_model:
-            raise ModelError(f"the inputs of a step have shape {x.shape}; (batch, {d_model}) is expected")
+            raise ModelError(f"the inputs of a step have shape {x.shape}; expected (batch, {d_model})")
         x, z = self._split(x)
         x, window = self.conv1d.step(state.window, x)
         if self.ssm is None:

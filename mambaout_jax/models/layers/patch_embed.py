@@ -12,8 +12,8 @@ class PatchEmbed(nnx.Module):
 
     Args:
         proj: the convolution; patches overlap if its stride is smaller than its kernel.
-        pad: fill patches at the bottom and right that the image does not fill with zeros; if False, they are ignored.
-            Requires patches that do not overlap.
+        pad: zero-pad the image at the bottom and right to a multiple of the patch size, which requires patches that do
+            not overlap; if False, incomplete patches are dropped.
     """
 
     def __init__(self, proj: Conv2d, *, pad: bool = False):

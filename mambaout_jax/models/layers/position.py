@@ -36,7 +36,7 @@ def resample_position_embedding(
         old_grid = (math.isqrt(num_patches),) * 2
     if math.prod(old_grid) != num_patches:
         raise ModelError(
-            f"position embeddings have {num_patches} patches; {old_grid[0]}x{old_grid[1]} is expected, the grid of the "
+            f"position embeddings have {num_patches} patches; expected {old_grid[0]}x{old_grid[1]}, the grid of the "
             "training images"
         )
     if old_grid == tuple(grid):
@@ -88,7 +88,7 @@ def check_image_size(images: Float[Array, "b h w i"], img_size: tuple[int, int])
     """
     if images.shape[1:3] != img_size:
         raise ModelError(
-            f"images are {images.shape[1]}x{images.shape[2]}; {img_size[0]}x{img_size[1]} is expected, the img_size of "
+            f"images are {images.shape[1]}x{images.shape[2]}; expected {img_size[0]}x{img_size[1]}, the img_size of "
             "the model and its position embeddings"
         )
 

@@ -19,9 +19,10 @@ _GRID = np.float32(14)
 def rotate_patches(
     x: Float[Array, "b l d"], grid: tuple[int, int], table_grid: tuple[int, int]
 ) -> Float[Array, "b l d"]:
-    """Compute patches whose pairs of neighboring channels are rotated by angles proportional to their positions.
+    """Apply rotary position embeddings to patches.
 
-    The first half of the channels has the angles of the row, the second half those of the column.
+    Pairs of neighboring channels are rotated by angles proportional to the position of the patch. The first half of the
+    channels has the angles of the row, the second half those of the column.
 
     Args:
         x: patches row by row; d is a multiple of 4.

@@ -25,7 +25,7 @@ State = tuple[Float[Array, "b l d"], Float[Array, "b l d"]]
 
 
 class Block(nnx.Module):
-    """One block: x + mixer(norm(x)), where x is rotated before if the block has a `rope_grid`.
+    """One block: x + mixer(norm(x)). With `rope_grid`, rotary position embeddings are applied to x first.
 
     Args:
         grid: rows and columns of patches.
@@ -105,9 +105,9 @@ class VisionMamba(nnx.Module):
     ):
         depth = len(mixers)
         if rope_grid is not None and embed_dim % 4:
-            raise ModelError(f"embed_dim is {embed_dim}; a multiple of 4 is expected with rope")
+            raise ModelError(f"embed_dim is {embed_dim}; expected a multiple of 4 with rope")
         if rope_grid is not None and class_token not in ("none", "first"):
-            raise ModelError(f"class_token is {class_token!r}; 'none' or 'first' is expected with rope")
+            raise ModelError(f"class_token is {class_token!r}; expected 'none' or 'first' with rope")
         self.patch_embed = patch_embed
         if class_token == "both":
             self.cls_token_head = parameter((1, 1, embed_dim), class_token_initializer)

@@ -17,7 +17,10 @@ def split_windows(x: Float[Array, "b h w d"], side: int) -> Float[Array, "n l d"
 
 
 def merge_windows(x: Float[Array, "n l d"], side: int, h: int, w: int) -> Float[Array, "b h w d"]:
-    """Return the maps of height h and width w of windows of `split_windows`; those of a map may be one sequence."""
+    """Merge the windows of `split_windows` into maps (b, h, w, d).
+
+    x may also have all windows of a map in one sequence: (b, rows * columns * side**2, d).
+    """
     rows, columns = -(-h // side), -(-w // side)
     x = x.reshape(-1, rows, columns, side, side, x.shape[-1]).swapaxes(2, 3)
     return x.reshape(-1, rows * side, columns * side, x.shape[-1])[:, :h, :w]

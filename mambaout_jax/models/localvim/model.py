@@ -130,11 +130,11 @@ class LocalVim(VisionMamba):
     ):
         img_size = tuple(img_size)
         if rope and rope_size < patch_size:
-            raise ModelError(f"rope_size is {rope_size}; at least patch_size {patch_size} is expected")
+            raise ModelError(f"rope_size is {rope_size}; expected at least patch_size {patch_size}")
         if class_token and rope:
             raise ModelError("class_token and rope are True; set one of them to False")
         if not directions:
-            raise ModelError("directions is empty; the scans of at least one block are expected")
+            raise ModelError("directions is empty; expected the scans of at least one block")
         grid, dtype = grid_of(img_size, patch_size), jnp.dtype(dtype)
         super().__init__(
             [
@@ -206,7 +206,7 @@ class LocalMixer(nnx.Module):
         dtype: jnp.dtype,
     ):
         if len(directions) != NUM_DIRECTIONS:
-            raise ModelError(f"a block has {len(directions)} directions; {NUM_DIRECTIONS} are expected")
+            raise ModelError(f"a block has {len(directions)} directions; expected {NUM_DIRECTIONS}")
         inner = 2 * dim
         self.in_proj = Linear(dim, 2 * inner, bias=False, dtype=dtype)
         self.branches = nnx.List(

@@ -7,7 +7,7 @@ from mambaout_jax.models.family import Checkpoint, Variant
 
 
 def _original(name: str) -> Checkpoint:
-    """Return the weights that the authors published, whose licence they do not state."""
+    """Return the weights that the authors published, whose license they do not state."""
     return Checkpoint(f"https://github.com/hunto/LocalMamba/releases/download/v1.0.0/{name}.ckpt", None)
 
 

@@ -126,13 +126,11 @@ class LocalVMamba(VSSM):
         check_stages(depths, dims, ssm_conv)
         if len(directions) != sum(depths):
             raise ModelError(
-                f"the length of directions is {len(directions)}; {sum(depths)} is expected, an entry for each block of "
+                f"the length of directions is {len(directions)}; expected {sum(depths)}, an entry for each block of "
                 f"depths {depths}"
             )
         if ssm_ratio * min(dims) < 8:
-            raise ModelError(
-                f"ssm_ratio {ssm_ratio} scans fewer than 8 channels of dims {dims}; a larger one is expected"
-            )
+            raise ModelError(f"ssm_ratio {ssm_ratio} scans fewer than 8 channels of dims {dims}; expected a larger one")
         dtype = jnp.dtype(dtype)
 
         def block(dim: int, scans: Sequence[LocalDirection]) -> VSSBlock:

@@ -7,7 +7,7 @@ from mambaout_jax.models.family import Checkpoint, Variant
 
 
 def _original(name: str) -> Checkpoint:
-    """Return the weights that the authors published; timm states their licence."""
+    """Return the weights that the authors published; timm states their license."""
     return Checkpoint(f"https://github.com/yuweihao/MambaOut/releases/download/model/{name}.pth", "Apache-2.0")
 
 

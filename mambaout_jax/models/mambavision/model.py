@@ -242,8 +242,8 @@ class MambaVision(nnx.Module):
             attentive = attention_indices(depths[stage], attention_pattern, attention_blocks)
             if windowed and attentive and width % num_heads[stage]:
                 raise ModelError(
-                    f"num_heads of stage {stage} is {num_heads[stage]}; a divisor of its number of channels, {width}, "
-                    "is expected"
+                    f"num_heads of stage {stage} is {num_heads[stage]}; expected a divisor of its number of channels, "
+                    f"{width}"
                 )
             blocks: list[nnx.Module] = []
             for index in range(depths[stage]):
@@ -327,4 +327,4 @@ class MambaVision(nnx.Module):
 def _check_stages(**options: Sequence[int]) -> None:
     for name, values in options.items():
         if len(values) != NUM_STAGES:
-            raise ModelError(f"{name} is {tuple(values)}; {NUM_STAGES} integers are expected, one per stage")
+            raise ModelError(f"{name} is {tuple(values)}; expected {NUM_STAGES} integers, one per stage")

@@ -6,12 +6,12 @@ from typing import Any
 
 from mambaout_jax.models.family import Checkpoint, Variant
 
-_LICENCE = "CC-BY-NC-SA-4.0"  # of all published weights
+_LICENSE = "CC-BY-NC-SA-4.0"  # of all published weights
 
 
 def _published(repository: str, name: str) -> Checkpoint:
     url = f"https://huggingface.co/nvidia/MambaVision-{repository}/resolve/main/mambavision_{name}.pth.tar"
-    return Checkpoint(url, _LICENCE)
+    return Checkpoint(url, _LICENSE)
 
 
 def _windows(size: int) -> dict[str, Any]:

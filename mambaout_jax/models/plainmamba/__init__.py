@@ -17,7 +17,7 @@ FAMILY = Family(
         title="PlainMamba: Improving Non-Hierarchical Mamba in Visual Recognition",
         paper="https://arxiv.org/abs/2403.17695",
         repository="https://github.com/ChenhongyiYang/PlainMamba",
-        licence="Apache-2.0",
+        license="Apache-2.0",
         bibtex="""@inproceedings{Yang_2024_BMVC,
   author    = {Chenhongyi Yang and Zehui Chen and Miguel Espinosa and Linus Ericsson and Zhenyu Wang and Jiaming Liu
     and Elliot J. Crowley},

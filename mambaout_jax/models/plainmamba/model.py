@@ -59,7 +59,7 @@ class ConvNorm(nnx.Module):
 class ConvPatchEmbed(nnx.Module):
     """Convolutions at half the resolution, then a convolution of patches to tokens.
 
-    Patches at the bottom and right that the image does not fill are filled with zeros.
+    The input of the last one is zero-padded at the bottom and right to whole patches.
     """
 
     def __init__(self, in_chans: int, dim: int, patch_size: int, num_convs: int, *, dtype: jnp.dtype):
@@ -153,13 +153,13 @@ class PlainMamba(nnx.Module):
     ):
         require.ratio("expand", expand, embed_dim)
         if patch_size % 2:
-            raise ModelError(f"patch_size is {patch_size}; an even number is expected, because the stem has stride 2")
+            raise ModelError(f"patch_size is {patch_size}; expected an even number, because the stem has stride 2")
         if kernel_size % 2 == 0:
-            raise ModelError(f"kernel_size is {kernel_size}; an odd number is expected, so that maps keep their size")
+            raise ModelError(f"kernel_size is {kernel_size}; expected an odd number, so that maps keep their size")
         self.with_dwconv = frozenset(layers_with_dwconv or ())
         if max(self.with_dwconv, default=0) >= depth:
             raise ModelError(
-                f"layers_with_dwconv is {layers_with_dwconv}; indices of blocks from 0 to {depth - 1} are expected"
+                f"layers_with_dwconv is {layers_with_dwconv}; expected indices of blocks from 0 to {depth - 1}"
             )
         self.out_indices = chosen_blocks(out_indices, depth)
         dtype = jnp.dtype(dtype)

@@ -105,12 +105,12 @@ class Vim(VisionMamba):
     ):
         img_size = tuple(img_size)
         if min(img_size) < patch_size:
-            raise ModelError(f"img_size is {img_size}; at least patch_size {patch_size} is expected")
+            raise ModelError(f"img_size is {img_size}; expected at least patch_size {patch_size}")
         if rope and stride != patch_size:
-            raise ModelError(f"stride is {stride}; {patch_size}, the patch_size, is expected with rope")
+            raise ModelError(f"stride is {stride}; expected the patch_size, {patch_size}, with rope")
         # The reference has one number of patches per side, by which it scales the positions of rows and columns.
         if rope and img_size[0] != img_size[1]:
-            raise ModelError(f"img_size is {img_size}; square images are expected with rope")
+            raise ModelError(f"img_size is {img_size}; expected square images with rope")
         dtype = jnp.dtype(dtype)
         self.patch_size = patch_size
         self.stride = stride

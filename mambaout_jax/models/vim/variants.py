@@ -6,10 +6,10 @@ from types import MappingProxyType
 from mambaout_jax.models.family import Checkpoint, Variant
 
 
-def _weights(repository: str, file: str, licence: str | None = "Apache-2.0") -> Checkpoint:
+def _weights(repository: str, file: str, license: str | None = "Apache-2.0") -> Checkpoint:
     # vim/main.py saves raw weights and a moving average when the accuracy of the raw ones is the best so far.
     url = f"https://huggingface.co/hustvl/{repository}/resolve/main/{file}.pth"
-    return Checkpoint(url, licence, entry="model")
+    return Checkpoint(url, license, entry="model")
 
 
 _SMALL = {"embed_dim": 384}
@@ -46,7 +46,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             {"embed_dim": 768},
             crop_pct=0.875,
             top1={224: 81.9},
-            checkpoint=_weights("Vim-base-midclstok", "vim_b_midclstok_81p9acc", licence=None),
+            checkpoint=_weights("Vim-base-midclstok", "vim_b_midclstok_81p9acc", license=None),
             recipe=None,  # the repository has no script for it
             params=97_598_440,
             macs=20_813_666_304,

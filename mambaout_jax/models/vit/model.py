@@ -118,9 +118,9 @@ class VisionTransformer(nnx.Module):
         require.ratio("mlp_ratio", mlp_ratio, embed_dim)
         self.img_size = tuple(img_size)
         if any(side % patch_size for side in self.img_size):
-            raise ModelError(f"img_size is {img_size}; multiples of patch_size {patch_size} are expected")
+            raise ModelError(f"img_size is {img_size}; expected multiples of patch_size {patch_size}")
         if embed_dim % num_heads:
-            raise ModelError(f"embed_dim is {embed_dim}; a multiple of num_heads {num_heads} is expected")
+            raise ModelError(f"embed_dim is {embed_dim}; expected a multiple of num_heads {num_heads}")
         dtype = jnp.dtype(dtype)
         self.patch_embed = PatchEmbed(default_conv2d(in_chans, embed_dim, patch_size, stride=patch_size, dtype=dtype))
         self.cls_token = parameter((1, 1, embed_dim), _almost_zero) if class_token else None

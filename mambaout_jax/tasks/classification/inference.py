@@ -81,7 +81,7 @@ def predict(
         raise TaskError(f"{model.name} has no last layer (num_classes is 0); use model.embed")
     if class_names is not None and len(class_names) != model.num_classes:
         names = count(len(class_names), "name")
-        raise TaskError(f"class_names has {names}; {model.num_classes}, one per output, are expected")
+        raise TaskError(f"class_names has {names}; expected {model.num_classes}, one per output")
     predictor = _build_predictor(model, None if class_names is None else tuple(class_names), exif_orientation)
     named = _list_images(images)
     batch_size, found = min(len(named), MAX_PREDICTED), []
@@ -118,7 +118,7 @@ def _list_images(images: Any) -> list[tuple[str, Any]]:
     if not is_batch:
         return [(_name(images, "the image"), images)]
     if not len(images):
-        raise DataError("there are no images; at least one is expected")
+        raise DataError("there are no images; expected at least one")
     return [(_name(image, f"images[{index}]"), image) for index, image in enumerate(images)]
 
 
@@ -151,7 +151,7 @@ def _read(image: Any) -> bytes | Image.Image:
     pixels = np.asarray(image)
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or not pixels.size or pixels.shape[2:] not in _CHANNELS:
         raise DataError(
-            f"an array of {pixels.dtype} with shape {pixels.shape} is not an image; uint8 pixels (h, w, c) with 1, 3 "
-            "or 4 channels, a path, encoded bytes or a PIL image are expected"
+            f"an array of {pixels.dtype} with shape {pixels.shape} is not an image; expected uint8 pixels (h, w, c) "
+            "with 1, 3 or 4 channels, a path, encoded bytes or a PIL image"
         )
     return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)

@@ -227,13 +227,15 @@ class Erasure(NamedTuple):
 
 
 def draw_erasure(key: Key[Array, ""], batch: int, rate: float) -> Erasure:
-    """Draw a rectangle for each image with probability `rate`.
+    """Draw random rectangles for random erasing.
+
+    Areas are U(0.02, 1/3) of the image, aspect ratios log-uniform in (0.3, 1/0.3); 10 attempts.
 
     Args:
         batch: number of images.
+        rate: probability that an image is erased.
 
-    Area U(0.02, 1/3) of the image, aspect log-uniform in (0.3, 1/0.3), 10 attempts. Reference: Zhong et al., Random
-    Erasing Data Augmentation, 2020, with the constants of timm 0.6.11.
+    Reference: Zhong et al., Random Erasing Data Augmentation, 2020, with the constants of timm 0.6.11.
     """
     on_key, area_key, aspect_key, top_key, left_key = jax.random.split(key, 5)
     limit = jnp.log(1 / 0.3)

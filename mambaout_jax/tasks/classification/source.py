@@ -41,7 +41,7 @@ class ImageSource(ClassSource):
                 raise DataError(f"its label is {label}; expected 0 to {len(self.class_names) - 1}")
         return {"image": image, "label": labels[0] if self.max_labels == 1 else labels}
 
-    def is_labelled(self) -> bool:
+    def is_labeled(self) -> bool:
         """Return whether the split has labels. Its first record decides: TFDS labels all images with -1 otherwise."""
         return self._read(0)[1][:1] != (-1,)
 
@@ -66,7 +66,7 @@ class ImageSource(ClassSource):
 
 
 def open_source(name: str, split: str, data_dir: str | None = None) -> ImageSource:
-    """Open one split of a prepared dataset of labelled images.
+    """Open one split of a prepared dataset of labeled images.
 
     Args:
         name: "dataset", "dataset/config" or "dataset/config:version"; without a version, the newest prepared one.
@@ -74,7 +74,7 @@ def open_source(name: str, split: str, data_dir: str | None = None) -> ImageSour
         data_dir: the folder of prepared datasets; the default is that of TFDS.
 
     Raises:
-        DataError: the dataset, split or folder does not exist, or the dataset has no labelled images.
+        DataError: the dataset, split or folder does not exist, or the dataset has no labeled images.
     """
     records = open_records(name, split, data_dir)
     feature = _label_feature(name, records)
@@ -94,13 +94,13 @@ def open_source(name: str, split: str, data_dir: str | None = None) -> ImageSour
         exif_orientation=records.exif_orientation,
     )
     try:
-        labelled = source.is_labelled()
+        labeled = source.is_labeled()
     except DataError as error:
         raise DataError(
             f"split {split!r} of dataset {name!r} in {records.info.data_dir}: {error}; "
             f"move that folder away and run: {prepare_command(name, data_dir)}"
         ) from error
-    if not labelled:
+    if not labeled:
         raise DataError(f"split {split!r} of dataset {name!r} has no labels; choose another split")
     return source
 

@@ -31,7 +31,7 @@ from mambaout_jax.tasks.pictures import encode_picture
 from mambaout_jax.tasks.predictions import open_evaluated, read_predictions
 
 NUM_WORST, NUM_OTHERS = 12, 12
-# Overlap of boxes, as intersection over union, from which on a detection has found an object.
+# Minimum IoU for a detection to match an object.
 FOUND_IOU = 0.5
 # Longest side of a picture of the gallery, in pixels.
 PICTURE_SIDE = 480

@@ -85,7 +85,9 @@ _KEYS: Mapping[str, ConfigKey] = {
     "eval.max_proposals": ConfigKey(
         int, "1..100000", 1000, "largest number of proposals of an evaluated image", changeable=True
     ),
-    "eval.score_threshold": ConfigKey(float, "0..1", 0.05, "detections have higher scores", changeable=True),
+    "eval.score_threshold": ConfigKey(
+        float, "0..1", 0.05, "score threshold: detections at or below it are dropped", changeable=True
+    ),
     "eval.iou_threshold": ConfigKey(
         float,
         "0..1",
@@ -299,7 +301,10 @@ class Detection(DenseTask):
         boxes, classes = (np.concatenate(part) for part in zip(*parts, strict=True)) if parts else ((), ())
         if not len(boxes):
             why = "" if failure is None else f" ({failure})"
-            raise TaskError(f"none of {count(len(indices), 'training record')} has an object{why}")
+            raise TaskError(
+                f"none of {count(len(indices), 'training record')} has an object{why}; check config.data.train_split "
+                "and the annotations"
+            )
         mean, common = boxes.mean(0), np.bincount(classes).argmax()
         found = {}
         for index, each in objects.items():

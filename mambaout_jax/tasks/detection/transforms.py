@@ -210,7 +210,7 @@ class TrainExample:
 
 
 def _scaled(short: int, side: int) -> int:
-    """Return a side for another box than mmdetection's, whose shorter side is 800 px."""
+    """Scale a side from mmdetection's box, whose shorter side is 800 px, to another box."""
     return max(1, round(side * short / 800))
 
 

@@ -26,7 +26,7 @@ class Canvases(NamedTuple):
     original: Size
 
     def shape_of(self, sizes: Sequence[Size]) -> int:
-        """Return the first shape whose canvases hold an image, given at each scale."""
+        """Return the first shape whose canvases fit an image, given its size at each scale."""
         for index, canvases in enumerate(self.images):
             if all(size[0] <= canvas[0] and size[1] <= canvas[1] for size, canvas in zip(sizes, canvases, strict=True)):
                 return index

@@ -51,7 +51,7 @@ def encode_label_png(labels: np.ndarray, palette: Palette) -> bytes:
 def overlay(image: np.ndarray, labels: np.ndarray, palette: Palette) -> np.ndarray:
     """Blend an image, uint8 (h, w, c), with the colors of its labels (h, w); black classes leave it unchanged.
 
-    Labelled pixels are gray below their color, so that its hue is the one in the legend.
+    Labeled pixels are gray below their color, so that its hue is the one in the legend.
     """
     image = np.broadcast_to(image, (*labels.shape, 3)).astype(np.float32)
     colors = palette[labels].astype(np.float32)

@@ -11,14 +11,14 @@ from mambaout_jax.data.label_maps import IGNORED
 
 
 class Areas(NamedTuple):
-    """Numbers of pixels of each class, (..., k): predicted and labelled, only predicted or labelled.
+    """Numbers of pixels of each class, (..., k): predicted and labeled, only predicted or labeled.
 
     Pixels that are ignored are in none of them.
     """
 
     intersection: Array
     predicted: Array
-    labelled: Array
+    labeled: Array
 
 
 def count_areas(predicted: Integer[Array, "h w"], labels: Integer[Array, "h w"], num_classes: int) -> Areas:
@@ -27,8 +27,8 @@ def count_areas(predicted: Integer[Array, "h w"], labels: Integer[Array, "h w"],
     valid = labels != IGNORED
     # Comparisons instead of a histogram, whose scatters are slow on accelerators; XLA does not store them.
     is_predicted = (predicted.astype(labels.dtype)[..., None] == classes) & valid[..., None]
-    is_labelled = labels[..., None] == classes
-    masks = is_predicted & is_labelled, is_predicted, is_labelled
+    is_labeled = labels[..., None] == classes
+    masks = is_predicted & is_labeled, is_predicted, is_labeled
     return Areas(*(mask.sum((0, 1), dtype=jnp.int32) for mask in masks))
 
 
@@ -44,24 +44,24 @@ def join_sums(sums: Integer[np.ndarray, "2 k"]) -> Integer[np.ndarray, " k"]:
 
 
 def iou(areas: Areas) -> Float[np.ndarray, " k"]:
-    """Return the intersection over union of each class; NaN for classes that are neither predicted nor labelled."""
-    intersection, predicted, labelled = (np.asarray(area, np.float64) for area in areas)
+    """Return the intersection over union of each class; NaN for classes that are neither predicted nor labeled."""
+    intersection, predicted, labeled = (np.asarray(area, np.float64) for area in areas)
     with np.errstate(invalid="ignore"):
-        return intersection / (predicted + labelled - intersection)
+        return intersection / (predicted + labeled - intersection)
 
 
 def recall(areas: Areas) -> Float[np.ndarray, " k"]:
-    """Return the share of the labelled pixels of each class that are predicted; NaN for classes without any."""
+    """Return the share of the labeled pixels of each class that are predicted; NaN for classes without any."""
     with np.errstate(invalid="ignore"):
-        return np.asarray(areas.intersection, np.float64) / np.asarray(areas.labelled, np.float64)
+        return np.asarray(areas.intersection, np.float64) / np.asarray(areas.labeled, np.float64)
 
 
 def summarize(areas: Areas) -> dict[str, float]:
     """Return mIoU, mAcc and aAcc in percent: means over the classes that have a value, and over all pixels.
 
-    All are NaN without labelled pixels.
+    All are NaN without labeled pixels.
     """
-    pixels = float(np.sum(areas.labelled))
+    pixels = float(np.sum(areas.labeled))
     return {
         "miou": _mean_percent(iou(areas)),
         "macc": _mean_percent(recall(areas)),

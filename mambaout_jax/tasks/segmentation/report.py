@@ -59,7 +59,7 @@ def score_text(scores: Mapping[str, Any], split: str) -> ScoreText:
         "",
         {**columns, "images": f"{int(scores.get('count', 0)):,}"},
         f"Every pixel of {split} is counted once, at the original size. The means leave out classes that are neither "
-        "predicted nor labelled.",
+        "predicted nor labeled.",
     )
 
 
@@ -100,9 +100,9 @@ def _areas(areas: np.ndarray) -> Areas:
 
 
 def make_classes(areas: np.ndarray, palette: np.ndarray, names: list[str]) -> list[dict[str, Any]]:
-    """Return name, color, IoU, recall and share of the labelled pixels of each class, the worst IoU first."""
+    """Return name, color, IoU, recall and share of the labeled pixels of each class, the worst IoU first."""
     total = _areas(areas.sum(0, dtype=np.int64))
-    ious, recalls, pixels = iou(total), recall(total), max(int(total.labelled.sum()), 1)
+    ious, recalls, pixels = iou(total), recall(total), max(int(total.labeled.sum()), 1)
     order = sorted(range(len(ious)), key=lambda index: (np.isnan(ious[index]), ious[index]))
     return [
         {
@@ -110,7 +110,7 @@ def make_classes(areas: np.ndarray, palette: np.ndarray, names: list[str]) -> li
             "color": "#{:02x}{:02x}{:02x}".format(*tuple(palette[index].tolist())),
             "iou": _percent(ious[index]),
             "recall": _percent(recalls[index]),
-            "share": _percent(total.labelled[index] / pixels),
+            "share": _percent(total.labeled[index] / pixels),
         }
         for index in order
     ]
@@ -128,7 +128,7 @@ def make_gallery(
 ) -> dict[str, Any]:
     """Build the gallery: the images with the lowest mIoU, then others spread evenly over the rest.
 
-    Images without labelled pixels have no mIoU; they are among the others.
+    Images without labeled pixels have no mIoU; they are among the others.
 
     Returns:
         The number of images, the cards of each kind, and the reason for missing images.
@@ -147,7 +147,7 @@ def make_gallery(
         missing = f"The images cannot be shown: {describe_fault(error) or reason(error)}."
 
     def card(index: int) -> dict[str, Any]:
-        score = "no labelled pixels" if np.isnan(scores[index]) else f"{scores[index]:.1f} %"
+        score = "no labeled pixels" if np.isnan(scores[index]) else f"{scores[index]:.1f} %"
         return {"index": int(index), "miou": score, "pictures": pictures.get(int(index))}
 
     return {

@@ -63,7 +63,7 @@ def open_source(name: str, split: str, data_dir: str | None = None) -> Segmentat
     class_names = tuple(label_map.names)
     if not 2 <= len(class_names) <= IGNORED:
         raise DataError(
-            f"dataset {name!r} has {count(len(class_names), 'class')}; at least 2 and at most {IGNORED} are expected"
+            f"dataset {name!r} has {count(len(class_names), 'class')}; expected at least 2 and at most {IGNORED}"
         )
     shape = image.shape[:2]
     size = None if None in shape else tuple(shape)

@@ -231,13 +231,13 @@ class Segmentation(DenseTask):
         """Compute mIoU, mAcc and aAcc in percent, and the number of scored images.
 
         Raises:
-            TaskError: there are no labelled pixels.
+            TaskError: there are no labeled pixels.
         """
         areas = Areas(*(join_sums(totals[name]) for name in Areas._fields))
-        if not areas.labelled.any():
+        if not areas.labeled.any():
             raise TaskError(
-                f"the split {source.split!r} of {source.name} has no labelled pixels to score; evaluate another split, "
-                f"or prepare label maps with other labels than {IGNORED}"
+                f"the split {source.split!r} of {source.name} has no labeled pixels to score; evaluate another split, "
+                f"or prepare label maps with labels other than {IGNORED}"
             )
         return {**summarize(areas), "count": int(totals["count"])}
 
@@ -254,18 +254,18 @@ class Segmentation(DenseTask):
             TaskError: none of these records can be read.
         """
         indices = np.linspace(0, len(source) - 1, min(len(source), MAX_BASELINE_RECORDS)).astype(int)
-        labelled, failure = np.zeros(IGNORED + 1, np.int64), None
+        labeled, failure = np.zeros(IGNORED + 1, np.int64), None
         for index in indices.tolist():
             try:
-                labelled += np.bincount(decode_label_map(source[index]["label_map"]).ravel(), minlength=IGNORED + 1)
+                labeled += np.bincount(decode_label_map(source[index]["label_map"]).ravel(), minlength=IGNORED + 1)
             except DataError as error:  # unreadable records are handled in training, by config.data.on_bad_record
                 failure = error
-        labelled = labelled[:IGNORED]
-        if not labelled.any():
+        labeled = labeled[:IGNORED]
+        if not labeled.any():
             raise TaskError(
                 f"none of {count(len(indices), 'training record')} can be read ({failure}); prepare the dataset again"
             )
-        return 100 * float(labelled.max() / labelled.sum()) / int(np.count_nonzero(labelled))
+        return 100 * float(labeled.max() / labeled.sum()) / int(np.count_nonzero(labeled))
 
     def describe_evaluation(self, model: Model, source: SegmentationSource) -> dict[str, Any]:
         """Return the sizes, the windows and the scales of the evaluation."""

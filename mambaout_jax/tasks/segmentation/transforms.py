@@ -66,7 +66,7 @@ class TrainExample:
         size: (height, width) of the crop, in pixels.
         box: shorter and longer side of the box that an image is resized into.
         ratio: range of a factor of the box.
-        cat_max_ratio: largest share of one class among the labelled pixels of a crop, if a few draws find such a crop.
+        cat_max_ratio: largest share of one class among the labeled pixels of a crop, if a few draws find such a crop.
         flip: probability of a horizontal flip.
         photometric: whether brightness, contrast, saturation and hue are changed; only of RGB images.
     """
@@ -194,8 +194,8 @@ class EvalExample:
         if any(side > most for side, most in zip(labels.shape, self.canvases.original, strict=True)):
             height, width = self.canvases.original
             raise DataError(
-                f"its image is {labels.shape[1]}x{labels.shape[0]}; at most {width}x{height}, as its dataset records, "
-                "is expected"
+                f"its image is {labels.shape[1]}x{labels.shape[0]}; expected at most {width}x{height}, as its dataset "
+                "records"
             )
         return {**self.place_image(image), "label": place(labels, self.canvases.original, IGNORED)}
 
