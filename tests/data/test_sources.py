@@ -98,7 +98,7 @@ def test_an_index_outside_the_split_is_an_error(data_dir, index):
         (
             "photos/large",
             "train",
-            r"not prepared .* \(but photos/broken/1.2.0, photos/whole/1.2.0 is\); run: .* photos/large",
+            r"not prepared .* \(prepared there: photos/broken/1.2.0, photos/whole/1.2.0\); run: .* photos/large",
         ),
         ("photos:2.0.0", "train", r"'photos:2.0.0' is not prepared"),
         ("imagenet2012", "train", "'imagenet2012' is not prepared .* run: .* prepare imagenet --tars=DIR --data-dir="),
