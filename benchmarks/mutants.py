@@ -46,8 +46,8 @@ MUTANTS = {
     ),
     "norm-eps": Mutant(
         "a norm uses the given eps", "mambaout_jax/ops/norm.py",
-        "scale = lax.rsqrt(jnp.square(x32 - mean).mean(-1, keepdims=True) + eps)",
-        "scale = lax.rsqrt(jnp.square(x32 - mean).mean(-1, keepdims=True) + 1e-3)",
+        "scale = lax.rsqrt(jnp.square(deviation).mean(-1, keepdims=True) + eps)",
+        "scale = lax.rsqrt(jnp.square(deviation).mean(-1, keepdims=True) + 1e-3)",
         ("tests/ops/test_norm.py",),
     ),
     "batch-variance": Mutant(
@@ -66,7 +66,7 @@ MUTANTS = {
         ("tests/models/test_blocks.py",),
     ),
     "ema": Mutant(
-        "the EMA follows its formula", "mambaout_jax/train/step.py",
+        "the EMA follows its formula", "mambaout_jax/train/optimizer.py",
         "jnp.minimum(decay, (1.0 + step) / (10.0 + step))", "jnp.minimum(decay, (2.0 + step) / (10.0 + step))",
         ("tests/train/test_step.py", "-k", "average"),
     ),
