@@ -1,4 +1,4 @@
-"""PyTorch and ONNX programs of peers; without JAX, for peers whose memory is measured."""
+"""PyTorch and ONNX runtimes, without JAX, for peers whose memory is measured."""
 
 import warnings
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def export_onnx(model: Any, path: Path, images: Any) -> None:
     import torch
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the TorchScript exporter needs no other package
+        warnings.simplefilter("ignore")  # of the TorchScript exporter, which needs onnx, but not onnxscript
         torch.onnx.export(
             model.eval(), (images,), path, dynamo=False, opset_version=17, input_names=["images"],
             output_names=["logits"], dynamic_axes={"images": {0: "batch"}, "logits": {0: "batch"}},

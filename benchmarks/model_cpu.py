@@ -10,6 +10,7 @@ installed is skipped.
 
 import argparse
 import importlib.metadata
+import importlib.util
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--threads", type=int, help="threads of torch (default: all cores, as in JAX)")
+    parser.add_argument("--threads", type=int, help="threads of each peer (default: all cores, as in JAX)")
     parser.add_argument("--json", metavar="PATH")
     args = parser.parse_args()
 
@@ -94,12 +95,15 @@ def timm_passes(name, images, labels, threads):
 
         return {"forward": forward, "training step": train}
 
-    versions = {"torch": torch.__version__, "timm": timm.__version__, "torch threads": threads}
+    versions = {"torch": torch.__version__, "timm": timm.__version__, "threads of peers": threads}
     return {"eager": passes(compiled=False), "torch.compile": passes(compiled=True)}, versions
 
 
 def runtime_passes(name, images, threads, versions):
     """Return the forward pass of timm's ONNX export in each runtime that is installed, and add their versions."""
+    if importlib.util.find_spec("onnx") is None:
+        print("onnxruntime and openvino are skipped: onnx is not installed")
+        return {}
     import timm
     import torch
 

@@ -41,7 +41,7 @@ def get_config(backbone: str = "mambaout_tiny") -> ConfigDict:
     config.num_steps = 160_000
     config.batch_size = 16
     config.eval_batch_size = 16
-    config.eval_every_epochs = 12  # about every 16,000 steps
+    config.eval_every_epochs = 12  # about every 15,000 steps
     config.save_every_steps = 2_000
 
     config.data.name = "ade20k"

@@ -201,7 +201,8 @@ def get_segmentation_study() -> ConfigDict:
     return study
 
 
-# By name: dataset, task, settings, variants.
+# By name: dataset that selects it, task, settings, variants. Messages recommend the last one of a task for the user's
+# own photographs.
 EXPERIMENTS = {
     "digits": ("digits", "classification", _digits, get_study),
     "pathfinder": ("pathfinder", "classification", _pathfinder, get_study),

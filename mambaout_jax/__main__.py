@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 on success, 1 if a check fails or for known failures of the machine, 2 for invalid input, 3 if training
-        diverged, 75 if it was stopped and can be resumed, 130 after Ctrl-C. Any other failure is raised.
+        diverged, 75 if it was stopped: rerun the same command, 130 after Ctrl-C. Any other failure is raised.
     """
     tolerate_closed_terminal()
     escape_output()

@@ -220,7 +220,7 @@ def describe_values(key: ConfigKey) -> str:
     if isinstance(key.accept, tuple):
         in_tuple = any(typing.get_origin(kind) is tuple for kind in key.kinds)
         choices = map(repr, key.accept)
-        words = f"a tuple of {', '.join(choices)}" if in_tuple else " or ".join(choices)
+        words = f"a tuple with any of {', '.join(choices)}" if in_tuple else " or ".join(choices)
     else:
         words = " or ".join(map(_describe_kind, key.kinds)) + _describe_range(key.accept or "..")
     return f"{words}, or None" if key.optional else words
@@ -231,8 +231,8 @@ def _describe_kind(kind: Any) -> str:
         return _SINGULAR[kind]
     item, last = typing.get_args(kind)
     if last is ...:
-        return f"a tuple of {_PLURAL[item]}"
-    return "a pair of increasing numbers" if item is float else f"a pair of {_PLURAL[item]}"
+        return f"a tuple of {_PLURAL[item]}" if item is str else f"a non-empty tuple of {_PLURAL[item]}"
+    return "a pair of numbers, 0 < low <= high," if item is float else f"a pair of {_PLURAL[item]}"
 
 
 def _describe_range(bounds: str) -> str:

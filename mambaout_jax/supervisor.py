@@ -78,5 +78,5 @@ def _explain(text: str, code: int) -> str:
     if _JOINED_TWICE in text:
         return "a process joined twice: two have the same --process-id, or one was restarted before the others exited"
     if _UNREACHABLE in text:
-        return "process 0 was lost or is unreachable"
+        return "lost process 0: unreachable"
     return f"the process was terminated by {signal.Signals(-code).name}"

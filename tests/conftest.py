@@ -1,4 +1,4 @@
-"""Make JAX strict: annotations are checked, ranks and (in ops) dtypes are never promoted in silence."""
+"""Set up JAX, caches and tiers: types are checked, and ranks and (in ops) dtypes are never promoted silently."""
 
 import atexit
 import importlib
@@ -49,7 +49,7 @@ jaxtyping.install_import_hook(
 
 
 # The tests in here state laws of mathematics, which hold however a program is compiled, and most of their time went
-# into optimising programs that run once, for milliseconds. What is about memory, compiled text or whole runs has to see
+# into optimizing programs that run once, for milliseconds. What is about memory, compiled text or whole runs has to see
 # the program as users do: it lives elsewhere, starts a process of its own, or carries the marker `optimized`.
 LAWS = (
     "ops",
@@ -63,7 +63,7 @@ LAWS = (
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with whole runs: a worker that came to one at the end would keep the others waiting."""
+    """Begin with the tests of training: a worker that came to one at the end would keep the others waiting."""
     items.sort(key=lambda item: item.path.parent.name != "train")
 
 
@@ -83,7 +83,7 @@ def pytest_runtest_protocol(item):
 
 @pytest.fixture(autouse=True)
 def quick_compilation(request):
-    """Compile without most optimisations where laws are stated."""
+    """Compile without most optimizations where laws are stated."""
     place = request.path.relative_to(Path(__file__).parent)
     of_laws = any(place.is_relative_to(laws) for laws in LAWS) and not request.node.get_closest_marker("optimized")
     jax.config.update("jax_disable_most_optimizations", of_laws)

@@ -71,7 +71,7 @@ def test_a_tuple_without_a_range_has_strings(value):
     [
         (str, ("a", "b"), "'a' or 'b'"),
         (str | None, ("a", "b"), "'a' or 'b', or None"),
-        (tuple[str, ...], ("a", "b"), "a tuple of 'a', 'b'"),
+        (tuple[str, ...], ("a", "b"), "a tuple with any of 'a', 'b'"),
         (int, "1..", "an integer of at least 1"),
         (float, "0..1", "a number from 0 to 1"),
         (float, "0..<1", "a number from 0 to below 1"),
@@ -79,8 +79,8 @@ def test_a_tuple_without_a_range_has_strings(value):
         (float, ">0..2", "a number above 0 and at most 2"),
         (float, "..", "a number"),
         (int | tuple[int, int], "32..64", "an integer or a pair of integers from 32 to 64"),
-        (tuple[int, ...], "1..", "a tuple of integers of at least 1"),
-        (tuple[float, float], "0..", "a pair of increasing numbers of at least 0"),
+        (tuple[int, ...], "1..", "a non-empty tuple of integers of at least 1"),
+        (tuple[float, float], "0..", "a pair of numbers, 0 < low <= high, of at least 0"),
     ],
 )
 def test_values_are_described_in_words(kind, accept, words):

@@ -13,7 +13,8 @@ from mambaout_jax import extras
 from mambaout_jax.extras import install_command
 from tests.test_layering import ROOT, package_of, sources
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 CORE = {"flax", "jax", "jaxtyping", "ml_dtypes", "numpy", "safetensors"}
 # Distributions that are not named as the module that they have.
 DISTRIBUTIONS = {
@@ -170,6 +171,14 @@ def test_version_is_the_same_everywhere():
     for name, pattern in stated.items():
         (version,) = re.findall(pattern, (ROOT / name).read_text(encoding="utf-8"), flags=re.MULTILINE)
         assert version == PROJECT["version"], name
+
+
+def test_every_file_of_the_package_is_installed():
+    package = ROOT / "mambaout_jax"
+    patterns = PYPROJECT["tool"]["setuptools"]["package-data"]["mambaout_jax"]
+    installed = {path for pattern in ("**/*.py", *patterns) for path in package.glob(pattern)}
+    files = {path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert files == installed
 
 
 def test_modules_of_extras_are_those_of_pyproject():

@@ -48,7 +48,7 @@ def test_exit_codes_are_the_childs(code):
     ("said", "sentence"),
     [
         (LOST, "lost process 1: no heartbeat"),
-        (COORDINATOR_LOST, "process 0 was lost"),
+        (COORDINATOR_LOST, "lost process 0: unreachable"),
         (NEVER_CAME, "not all processes joined in time"),
         ("", "the process was terminated by SIGABRT"),
     ],

@@ -1,7 +1,7 @@
-"""The config of a run: its keys, and the one place where a ConfigDict is read.
+"""The config of a run and its keys.
 
-`parse_config` turns a ConfigDict, or the plain dicts of a config.json, into a `RunConfig` of plain values. Nothing else
-of the package sees a ConfigDict. `config_file.py` loads experiments and applies changes from the command line.
+`parse_config` turns a ConfigDict, or the plain dicts of a config.json, into a `RunConfig` of plain values.
+`config_file.py` loads experiments and applies changes from the command line. Only these two modules use ConfigDict.
 """
 
 import dataclasses
@@ -108,10 +108,10 @@ KEYS: Mapping[str, ConfigKey] = {
         "0..",
         1e-3,
         "base learning rate. With a cosine schedule, its value at epoch 0: the cosine starts at epoch 0, not after the "
-        "warm-up, so the peak is slightly lower. With `linear`, the peak after the warm-up",
+        "warm-up, so the peak is slightly lower. With `linear` and `drops`, the peak after the warm-up",
     ),
     "optim.warmup_learning_rate": ConfigKey(float, "0..", 1e-6, "learning rate at the start of the warm-up"),
-    "optim.min_learning_rate": ConfigKey(float, "0..", 1e-5, "final learning rate of the schedule"),
+    "optim.min_learning_rate": ConfigKey(float, "0..", 1e-5, "final learning rate; not used by the schedule `drops`"),
     "optim.warmup_epochs": ConfigKey(int, "0..", 5, "epochs of linear warm-up"),
     "optim.cooldown_epochs": ConfigKey(int, "0..", 0, "final epochs at the minimum learning rate"),
     "optim.warmup_steps": ConfigKey(int, "0..", 0, "steps of linear warm-up, with the schedules `linear` and `drops`"),
@@ -125,9 +125,9 @@ KEYS: Mapping[str, ConfigKey] = {
         str,
         ("per_step", "per_epoch", "linear", "drops"),
         "per_step",
-        "a cosine that changes at every step or every epoch, after warmup_epochs; a linear decay to "
-        "min_learning_rate at the last step, after warmup_steps; or, after warmup_steps, step decay: a constant that "
-        "is divided by 10 after each of drop_epochs",
+        "per_step, per_epoch: a cosine that changes at every step or epoch, whose first warmup_epochs the warm-up "
+        "replaces; linear: after warmup_steps, a linear decay to min_learning_rate at the last step; drops: after "
+        "warmup_steps, a constant that is divided by 10 after each of drop_epochs",
     ),
     "optim.weight_decay": ConfigKey(float, "0..", 0.05, "decoupled weight decay, multiplied by the learning rate"),
     "optim.decay_of": ConfigKey(

@@ -26,10 +26,10 @@ class StoppedError(Exception):
     """A stop that was requested by a signal.
 
     Args:
-        saved: whether the run has a state to resume from; False before the first step.
+        saved: whether there is a state of a training run to resume from.
     """
 
-    def __init__(self, message: str, *, saved: bool = True):
+    def __init__(self, message: str, *, saved: bool = False):
         super().__init__(message)
         self.saved = saved
 
@@ -63,8 +63,7 @@ def _exit_alone(error: Exception, workdir: epath.PathLike) -> NoReturn:
 
 def _report(error: Exception, workdir: epath.PathLike) -> int:
     if isinstance(error, StoppedError):
-        saved = f"the state is saved; {RERUN}"
-        advice = saved if error.saved else "nothing is saved yet; rerun the same command to start again"
+        advice = f"the state is saved; {RERUN}" if error.saved else "rerun the same command"
         print_error(f"{error}; {advice}", os.EX_TEMPFAIL)
         distributed.shutdown()
         _exit(os.EX_TEMPFAIL)  # a compilation that still runs in a thread would crash a regular exit

@@ -63,7 +63,7 @@ def find_experiment(dataset: str, task: str = DEFAULT) -> str:
     experiments = {
         its_dataset: experiment for experiment, (its_dataset, its_task, *_) in known.items() if its_task == task
     }
-    add = "add" if task == DEFAULT else f"replace --task {task} by"
+    add = "add" if task == DEFAULT else f"replace --task {task} with"
     raise RunError(
         f"no experiment for dataset {name!r} and {task}{suggest(name, experiments) or ';'} expected one of "
         f"{', '.join(experiments)}; for your own photographs, {add} "

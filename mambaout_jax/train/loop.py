@@ -360,7 +360,7 @@ def _finished_results(setup: _Setup, start: _Start, workdir: epath.Path) -> dict
     except (OSError, ValueError) as error:
         raise_machine_fault(error, workdir)
         return None
-    if not isinstance(results, dict) or "task" not in results:
+    if not isinstance(results, dict) or not {"task", "unlabeled"} <= results.keys():
         return None
     if distributed.is_first():
         again = "to train again, use another --workdir"

@@ -99,25 +99,25 @@ def test_every_form_is_pytorchs(case):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("case", ["strided", "patches", "dense"])
-def test_convolution_and_norm_are_one_after_the_other(case, bias):
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2**-5)])
+def test_convolution_and_norm_are_one_after_the_other(case, bias, dtype, tolerance):
     in_chans, out_chans, kernel_size, stride, padding, _ = CASES[case]
-    build = nnx.split((
-        Conv2d(in_chans, out_chans, kernel_size, stride=stride, padding=padding, bias=bias, dtype=jnp.dtype("float32")),
-        LayerNorm(out_chans),
-    ))  # fmt: skip
+    options = {"stride": stride, "padding": padding, "bias": bias, "dtype": jnp.dtype(dtype)}
+    graphdef, state = nnx.split((Conv2d(in_chans, out_chans, kernel_size, **options), LayerNorm(out_chans)))
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(2, 9, 11, in_chans)).astype(np.float32)
-    params = jax.tree.map(lambda param: 1 + rng.normal(size=param.shape).astype(np.float32), build[1])
+    x = jnp.asarray(rng.normal(size=(2, 9, 11, in_chans)), dtype)
+    params = jax.tree.map(lambda param: 1 + rng.normal(size=param.shape).astype(np.float32), state)
 
     @partial(jax.jit, static_argnums=0)
     def value_and_gradients(function, params, x):
-        y, vjp = jax.vjp(lambda params, x: function(*nnx.merge(build[0], params), x), params, x)
+        y, vjp = jax.vjp(lambda params, x: function(*nnx.merge(graphdef, params), x), params, x)
         return y, vjp(jnp.cos(y))
 
     actual = value_and_gradients(convolve_and_normalize, params, x)
     expected = value_and_gradients(lambda conv, norm, x: norm(conv(x)), params, x)
     for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, e, rtol=0, atol=1e-5 * np.abs(e).max())
+        a, e = np.float32(a), np.float32(e)
+        np.testing.assert_allclose(a, e, rtol=0, atol=tolerance * np.abs(e).max())
 
 
 def test_several_groups_cannot_be_centered():

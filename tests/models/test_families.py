@@ -30,14 +30,12 @@ VARIANTS = [(family.name, variant) for family in BUILT_IN for variant in family.
 SIZE = (32, 40)
 
 every_small_model = pytest.mark.parametrize("name", SMALL)
-# Expensive properties: of three models by default, of the families that share no blocks with another in `slow`, of the
-# other models at night.
+# Expensive properties: of three models in the tier of the test, of the families that share no blocks with another in
+# `slow`, of the other models at night.
 QUICK = ["mambaout-conv", "vim-v2", "vit-class_token"]
 OTHERS = [name for name in golden.first_small_models() if name not in QUICK and not name.startswith("local")]
 REST = [name for name in SMALL if name not in (*QUICK, *OTHERS)]
-one_model_of_each_family = pytest.mark.parametrize(
-    "name", [*QUICK, *slow_but([], OTHERS), *slow_but([], REST, "nightly")]
-)
+small_models_by_tier = pytest.mark.parametrize("name", [*QUICK, *slow_but([], OTHERS), *slow_but([], REST, "nightly")])
 
 
 @functools.cache
@@ -96,7 +94,7 @@ def test_a_variant_has_the_published_number_of_parameters(family, variant):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", slow_but(["mambaout", "vit", "vim"], FAMILIES))
+@pytest.mark.parametrize("family", FAMILIES)
 def test_maps_have_the_channels_and_strides_that_the_model_states(family):
     variant = next(iter(FAMILIES[family].variants))
     assert mo.create_model(variant).num_params == count(shapes(mo.create_model(variant)))
@@ -126,7 +124,7 @@ def test_first_layer_and_classifier_are_all_that_depends_on_channels_and_classes
 
 
 @pytest.mark.slow
-@one_model_of_each_family
+@small_models_by_tier
 def test_logits_are_the_last_layer_of_the_embedding_which_is_all_that_a_model_without_classes_has(name):
     model, headless, variables, x = small(name), small(name, num_classes=0), variables_of(name), images()
     kept = without_classifier(model, variables)
@@ -140,7 +138,7 @@ def test_logits_are_the_last_layer_of_the_embedding_which_is_all_that_a_model_wi
 
 
 @pytest.mark.slow
-@one_model_of_each_family
+@small_models_by_tier
 def test_a_model_without_classes_takes_and_gives_weights_without_the_last_layer(name, tmp_path):
     model, headless = small(name), small(name, num_classes=0)
     kept = without_classifier(model, variables_of(name))
@@ -155,7 +153,7 @@ def test_a_model_without_classes_takes_and_gives_weights_without_the_last_layer(
 
 
 @pytest.mark.slow
-@one_model_of_each_family
+@small_models_by_tier
 def test_initial_values_are_those_of_the_reference(name):
     for path, leaf in leaves_by_path(small(name).init(jax.random.key(0))["params"]).items():
         key = ".".join(map(str, path))
@@ -198,7 +196,7 @@ def test_weight_decay_spares_vectors_and_no_weight_decay_of_the_reference(name):
 
 
 @pytest.mark.slow
-@one_model_of_each_family
+@small_models_by_tier
 def test_a_model_is_random_only_with_a_key(name):
     model, variables, x = small(name, drop_path_rate=0.9, drop_rate=0.9), variables_of(name), images()
     logits = jax.jit(model.apply)(variables, x)
@@ -215,7 +213,7 @@ def test_a_model_is_random_only_with_a_key(name):
 
 
 @pytest.mark.slow
-@one_model_of_each_family
+@small_models_by_tier
 def test_drop_path_draws_for_each_branch_and_sample_and_rises_over_the_blocks(name):
     model = small(name, drop_path_rate=0.6)
     rates = module_of(model).drop_path_rates
@@ -229,7 +227,7 @@ def test_drop_path_draws_for_each_branch_and_sample_and_rises_over_the_blocks(na
 
 
 @pytest.mark.slow
-@one_model_of_each_family
+@small_models_by_tier
 def test_bfloat16_computes_low_and_keeps_parameters_and_logits_high(name):
     model, variables = small(name, dtype="bfloat16"), jax.tree.map(lambda leaf: leaf / 2, variables_of(name))
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes(model))} == {jnp.dtype("float32")}
@@ -242,7 +240,7 @@ def test_bfloat16_computes_low_and_keeps_parameters_and_logits_high(name):
     assert 0 < float(jnp.abs(logits - exact).max()) < 0.05 * float(jnp.abs(exact).max())
 
 
-@one_model_of_each_family
+@small_models_by_tier
 def test_sizes_that_no_stride_divides_are_taken_or_refused_by_name(name, no_type_checks):
     model, x = small(name), images((33, 47), batch=1)
     if "img_size" in model.options:
@@ -260,7 +258,7 @@ def test_sizes_that_no_stride_divides_are_taken_or_refused_by_name(name, no_type
     [{"scan_blocks": True, "remat": "full"}, pytest.param({"remat": "save_matmuls"}, marks=pytest.mark.nightly)],
     ids=["scan_full", "save_matmuls"],
 )
-@one_model_of_each_family
+@small_models_by_tier
 def test_scan_and_remat_change_no_value_and_no_gradient(name, options):
     variables, x = variables_of(name), images()
 
@@ -302,7 +300,7 @@ def test_weights_go_to_pytorch_and_come_back_in_every_key_format(name):
     assert converted
 
 
-@one_model_of_each_family
+@small_models_by_tier
 def test_an_exported_program_computes_the_same(name):
     pytest.importorskip("flatbuffers", reason="jax.export serializes by flatbuffers")
     model, x = small(name), images()
@@ -314,7 +312,7 @@ def test_an_exported_program_computes_the_same(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.nightly)])
-@one_model_of_each_family
+@small_models_by_tier
 def test_programs_are_lowered_for_tpus_without_one_and_contain_the_kernels_of_scans(name, dtype):
     model, x = small(name, dtype=dtype), jax.ShapeDtypeStruct((4, *SIZE, 3), jnp.float32)
 

@@ -86,7 +86,7 @@ def test_layer_norm_of_centered_rows_is_the_same_up_to_the_mean_of_the_gradient(
     x -= x.mean(-1, keepdims=True)
     op = lambda *args: layer_norm(*args, EPS, centered=True)  # noqa: E731
     y, dx, *actual = _value_and_gradients(op, x, weight, bias, dy)
-    # The gradient is what it would be if rows were not centered. The function before removes its mean.
+    # The op leaves a mean in the gradient, which the op that computed x removes.
     assert np.abs(dx.mean(-1)).max() > 1e-3
     actual = y, dx - dx.mean(-1, keepdims=True), *actual
     for a, e in zip(actual, _value_and_gradients(_layer_norm, x, weight, bias, dy), strict=True):

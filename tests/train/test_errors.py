@@ -68,7 +68,7 @@ def test_exhausted_resources_are_named_with_their_place(capsys, error, words):
     ("saved", "advice"),
     [
         (True, "the state is saved; rerun the same command to resume"),
-        (False, "nothing is saved yet; rerun the same command to start again"),
+        (False, "rerun the same command"),
     ],
 )
 def test_a_signal_ends_the_process_at_once(monkeypatch, capsys, saved, advice):

@@ -53,7 +53,11 @@ class Conv2d(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "b h w i"], *, centered: bool = False) -> Float[Array, "b ho wo o"]:
-        """Compute the convolution; with `centered`, minus its mean over the channels, which takes one group."""
+        """Compute the convolution.
+
+        Args:
+            centered: subtract the mean over the output channels, by centering kernel and bias; requires groups=1.
+        """
         if centered and self.groups != 1:
             raise ValueError(f"centered convolutions have one group; got {self.groups}")
         weight, bias = self.weight[...], None if self.bias is None else self.bias[...]
@@ -79,7 +83,7 @@ class Conv2d(nnx.Module):
 
 
 def convolve_and_normalize(conv: Conv2d, norm: LayerNorm, x: Float[Array, "b h w i"]) -> Float[Array, "b ho wo o"]:
-    """Compute norm(conv(x)) with fewer passes over the result of the convolution, which has one group.
+    """Compute norm(conv(x)) of a convolution with groups=1, with fewer passes over its result.
 
     The mean that the norm removes is removed from the kernel and bias of the convolution, so that the norm computes a
     mean square alone. Reference: Jiang et al., Pre-RMSNorm and Pre-CRMSNorm Transformers, 2023.

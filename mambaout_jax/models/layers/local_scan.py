@@ -51,8 +51,9 @@ class LocalDirection(NamedTuple):
     def feature_map(self, y: Float[Array, "b l c"], height: int, width: int) -> Float[Array, "b h w c"]:
         """Return the map of a sequence, without its padding: the inverse of `sequence`.
 
-        For columns, this is the inverse only on square maps. On others the reference reads the sequence as a map of
-        `width` rows and `height` columns; the same is done here so that published weights give the same logits.
+        For columns, this is the inverse only on square maps. On others the reference reads the sequence column by
+        column as a map of `width` rows and `height` columns, and reshapes that to (height, width); the same is done
+        here so that published weights give the same logits.
         """
         b, _, c = y.shape
         y = jnp.flip(y, 1) if self.flip else y

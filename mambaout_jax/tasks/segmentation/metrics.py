@@ -11,7 +11,7 @@ from mambaout_jax.data.label_maps import IGNORED
 
 
 class Areas(NamedTuple):
-    """Numbers of pixels of each class, (..., k): predicted and labeled, only predicted or labeled.
+    """Numbers of pixels of each class, (..., k): predicted and labeled as it (intersection), predicted, and labeled.
 
     Pixels that are ignored are in none of them.
     """
