@@ -96,7 +96,10 @@ def _run(argv: list[str]) -> int:
                 subparser.add_argument("--config", metavar="FILE", required=required, help=CONFIG_HELP)
                 changes = [argument for argument in argv if argument.startswith("--config.")]
                 subparser.set_defaults(config_changes=changes)
-    args = parser.parse_args([argument for argument in argv if argument not in changes])
+    args, unknown = parser.parse_known_args([argument for argument in argv if argument not in changes])
+    if unknown:
+        hint = "; a key of the config is set by --config.KEY=VALUE" if hasattr(args, "config") else ""
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     config = getattr(args, "config", None)
     if config is not None and (fault := find_experiment_fault(config, changes)):
         return print_error(fault)

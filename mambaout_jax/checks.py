@@ -136,6 +136,8 @@ def find_experiment_fault(file: str, changes: Iterable[str] = ()) -> str:
         return f"--config={path} is a directory; expected a Python file, or the config.json of a run"
     if not os.path.exists(path):
         if os.path.dirname(path) == EXPERIMENTS:
+            if os.path.isdir(file):
+                return f"--config={file} is a directory; expected a Python file, or the config.json of a run"
             known = ", ".join(sorted(name[:-3] for name in os.listdir(EXPERIMENTS) if name.endswith(".py")))
             return f"--config={file} is not an experiment of this package; expected a file, or one of {known}"
         return f"--config={path} does not exist; expected an experiment such as configs/digits.py"
@@ -167,6 +169,10 @@ def parse_literal(text: str) -> Any:
         return {"true": True, "false": False}.get(text.lower(), text)
 
 
+# Programs compute with int32 and float32.
+_LARGEST = {int: 2**31 - 1, float: 3.4028234663852886e38}
+
+
 def find_fault(name: str, key: ConfigKey, value: Any) -> str:
     """Return a sentence about what is wrong with the value of a key; empty if nothing is."""
     if value is None:
@@ -177,7 +183,10 @@ def find_fault(name: str, key: ConfigKey, value: Any) -> str:
         return f"{name} is unset; expected {describe_values(key)}"
     if any(_fits(kind, key.accept, value) for kind in key.kinds):
         return ""
-    return f"{name} is {shorten(value)}; expected {describe_values(key)}"
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) != math.inf
+    too_large = is_number and any(kind in _LARGEST and _overflows(kind, key.accept, value) for kind in key.kinds)
+    limit = f" that fits into {'int32' if int in key.kinds else 'float32'}" if too_large else ""
+    return f"{name} is {shorten(value)}; expected {describe_values(key)}{limit}"
 
 
 def shorten(value: Any) -> str:
@@ -200,7 +209,14 @@ def _fits(kind: Any, accept: str | tuple[str, ...] | None, value: Any) -> bool:
         return isinstance(value, str) and (not isinstance(accept, tuple) or value in accept)
     if kind is bool or isinstance(value, bool):
         return kind is bool and isinstance(value, bool)
-    return isinstance(value, int if kind is int else int | float) and _inside(accept or "..", value)
+    if not isinstance(value, int if kind is int else int | float):
+        return False
+    return not _overflows(kind, accept, value) and _inside(accept or "..", value)
+
+
+def _overflows(kind: type, accept: str | None, value: float) -> bool:
+    """Return whether a number does not fit into a program, for keys without an upper bound of their own."""
+    return (accept or "..").endswith("..") and abs(value) > _LARGEST[kind]
 
 
 def _inside(bounds: str, value: float) -> bool:

@@ -38,6 +38,14 @@ def test_what_is_no_number_of_the_range_is_named_with_what_is_expected(value):
     assert fault.endswith("expected a number of at least 0")
 
 
+@pytest.mark.parametrize(
+    ("kind", "value", "dtype"), [(int, 2**31, "int32"), (float, 1e39, "float32"), (float, 10**400, "float32")]
+)
+def test_numbers_that_a_program_cannot_hold_are_refused(kind, value, dtype):
+    assert find_fault("x", ConfigKey(kind, "1..", 1, "a number"), value).endswith(f"at least 1 that fits into {dtype}")
+    assert not find_fault("x", ConfigKey(int, "0..4294967295", 1, "a seed"), 2**31)
+
+
 @pytest.mark.parametrize(("value", "fits"), [(True, True), (False, True), (1, False), ("True", False)])
 def test_a_switch_is_true_or_false(value, fits):
     fault = find_fault("x", ConfigKey(bool, None, False, "a switch"), value)

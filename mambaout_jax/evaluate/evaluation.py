@@ -63,6 +63,7 @@ class Evaluator:
         self._model = model
         self._mesh = mesh
         self._stop = stop
+        self._batch_size: int | None = None
         self._programs: dict[Any, Callable[..., EvalOutput]] = {}
         self.compile_seconds = 0.0  # of the last evaluation
 
@@ -94,6 +95,7 @@ class Evaluator:
         context = distributed.put_global(context, jax.tree.map(lambda _: distributed.replicated(self._mesh), context))
         transform = task.eval_transform(self._model, source)
         started = time.monotonic()
+        self._batch_size = self._batch_size or self._choose_batch_size(source)
         program = self._program(transform.empty(), context)
         self.compile_seconds = time.monotonic() - started
         # A list, not a set: all processes must gather in the same order.
@@ -127,12 +129,20 @@ class Evaluator:
             unlabeled=left_out - skipped,
         )
 
+    def _choose_batch_size(self, source: Source) -> int:
+        """Return the configured batch size, or less for a small split: a power of two of images per device.
+
+        The first split decides for all, so that they share their programs.
+        """
+        per_device = -(-len(source) // self._mesh.size)
+        return min(self._config.eval_batch_size, self._mesh.size * 2 ** (per_device - 1).bit_length())
+
     def _batches(self, source: Source, transform: Any) -> Iterator[tuple[Batch, np.ndarray, np.ndarray]]:
         """Yield batches on the devices, with the record index and the skips of each row of this process."""
         host_batches = eval_batches(
             source,
             transform,
-            batch_size=self._config.eval_batch_size,
+            batch_size=self._batch_size,
             num_workers=self._config.data.num_workers,
             on_bad_record=self._config.data.on_bad_record,
             host_index=jax.process_index(),
@@ -153,7 +163,7 @@ class Evaluator:
 
     def _compile(self, example: Any, context: Any) -> Callable[..., EvalOutput]:
         task, model, mesh = self._task, self._model, self._mesh
-        batch = distributed.batch_shapes({**example, "mask": np.bool_(True)}, self._config.eval_batch_size, mesh)
+        batch = distributed.batch_shapes({**example, "mask": np.bool_(True)}, self._batch_size, mesh)
         variables = distributed.sharded_shapes(model.init, jax.random.key(0), sharding=mesh)
 
         def step(variables: Any, batch: Batch, context: Any) -> EvalOutput:

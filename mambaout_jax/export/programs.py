@@ -260,8 +260,15 @@ def _write_stablehlo(path: Path, program: Program, batch_size: int | None) -> No
     exported = jax.export.export(jax.jit(program.function), platforms=PLATFORMS)(argument)
     path.write_bytes(exported.serialize())
     today = dt.datetime.now(tz=dt.UTC).date()
+    about = program.description
+    if batch_size:
+        about = {
+            **about,
+            "input": {**about["input"], "shape": [batch_size, *about["input"]["shape"][1:]]},
+            "outputs": {name: [batch_size, *shape[1:]] for name, shape in about["outputs"].items()},
+        }
     description = {
-        **program.description,
+        **about,
         "batch_size": batch_size,
         "platforms": list(exported.platforms),
         "calling_convention_version": exported.calling_convention_version,

@@ -20,6 +20,7 @@ from mambaout_jax.tasks.registry import DEFAULT, get_task
 from mambaout_jax.words import listed
 
 # Values of `optim.schedule` with a warm-up of a number of steps.
+MAX_STEPS = 2**31 - 1  # steps are counted in int32
 STEP_SCHEDULES = ("linear", "drops")
 
 # Keys of every run. A task adds its own, and `model` takes every option of the model (`models.option_keys`).
@@ -254,9 +255,11 @@ class RunConfig:
         """Return the steps of the run.
 
         Raises:
-            RunError: the warm-up does not end before the last step.
+            RunError: the warm-up does not end before the last step, or the steps do not fit into int32.
         """
         steps = self.num_epochs * steps_per_epoch if self.num_steps is None else self.num_steps
+        if steps > MAX_STEPS:
+            raise RunError(f"{self.num_epochs} epochs are {steps} steps; expected at most {MAX_STEPS}")
         _check_warmup(self.optim.warmup_steps, steps)
         return steps
 

@@ -62,7 +62,7 @@ def _load_json(path: str) -> Any:
     try:
         with open(path, encoding="utf-8") as file:
             return json.load(file)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise_machine_fault(error, path)
         raise RunError(
             f"--config={path} cannot be read ({reason(error)}); expected the config.json of a run"

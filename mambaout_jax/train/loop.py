@@ -72,6 +72,7 @@ def train(config: RunConfig, path: epath.PathLike) -> dict[str, Any]:
             return results
         evaluated = evaluated and step < setup.num_steps  # a kill before results.json repeats the last evaluation
         lowered = setup.program.lower()  # a model that does not match the task fails here, before anything is written
+        stop.check()
         environment = describe_environment(setup.train_source, start.license, setup.teacher_record)
         writer = _open_writer(config, setup, workdir, start, environment, cleanup)
         log = StepLog(

@@ -62,6 +62,11 @@ def test_without_a_command_the_usage_is_printed(capsys):
     ("argv", "sentence"),
     [
         (["models", "--jsn"], "unrecognized arguments: --jsn; see python -m mambaout_jax --help"),
+        (
+            ["train", "--config=digits", "--workdir=w", "--num_epochs=9"],
+            "unrecognized arguments: --num_epochs=9; a key of the config is set by --config.KEY=VALUE; see python -m "
+            "mambaout_jax --help",
+        ),
         (["predict"], "the following arguments are required: workdir, PATH; see python -m mambaout_jax predict "),
         (["train", "--num-processes=x"], "argument --num-processes: invalid int value: 'x'; see "),
     ],

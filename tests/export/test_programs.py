@@ -181,11 +181,13 @@ def test_a_program_of_stablehlo_computes_the_same_bits_without_this_package(work
     np.save(tmp_path / "images.npy", images)
     command = [sys.executable, "-c", READER, str(out), str(tmp_path / "images.npy"), str(tmp_path / "logits.npy")]
     subprocess.run(command, check=True, cwd=tmp_path)
-    expected = jax.jit(run.model.apply)(run.variables, images)
+    expected = jax.jit(lambda images: run.model.apply(run.variables, images))(images)  # with constants, as exported
     np.testing.assert_array_equal(np.load(tmp_path / "logits.npy"), expected)
     about = json.loads((tmp_path / "digits.stablehlo.json").read_text())
     assert about["platforms"] == ["cpu", "cuda", "tpu"]
     assert about["batch_size"] == size
+    assert about["input"]["shape"] == [size or "batch", *images.shape[1:]]
+    assert about["outputs"]["logits"] == [size or "batch", *expected.shape[1:]]
 
 
 def test_weights_of_a_large_model_are_in_a_second_file(workdir, tmp_path, monkeypatch, capsys):

@@ -203,6 +203,23 @@ def test_an_evaluator_compiles_at_its_first_use_and_changes_nothing_that_it_is_c
     assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == files
 
 
+@pytest.mark.slow
+def test_a_batch_larger_than_the_split_takes_no_more_memory_than_the_split(run, monkeypatch):
+    _, config, model, weights = run
+    sizes, shapes = [], distributed.batch_shapes
+    monkeypatch.setattr(distributed, "batch_shapes", lambda *args: sizes.append(args[1]) or shapes(*args))
+    task, mesh = config.build_task(), distributed.make_mesh()
+    source = task.open_source("validation")
+    scores = []
+    with StopSignals() as stop, jax.set_mesh(mesh):
+        for size in (config.eval_batch_size, 2**31 - 1):
+            changed = config.replace({"eval_batch_size": size})
+            scores.append(evaluation.Evaluator(changed, task, model, mesh=mesh, stop=stop)(source, weights).scores)
+    assert len(source) <= sizes[1] < 2 * len(source)
+    assert scores[0]["ema"]["count"] == scores[1]["ema"]["count"] == len(source)
+    assert scores[0]["ema"]["top1"] == scores[1]["ema"]["top1"]
+
+
 def test_scores_of_training_are_laid_out_too():
     scores = {"top1": 50.0, "top5": 75.0, "loss": 1.25, "count": 4}
     view = {"input_size": [32, 48], "crop_pct": 0.9, "crop_mode": "center"}

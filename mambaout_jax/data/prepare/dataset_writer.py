@@ -295,7 +295,9 @@ def _check_readable(
             fault = f"invalid: {len(unreadable)} of {count(total, 'image-mask pair')}"
         else:
             fault = f"Pillow cannot decode {len(unreadable)} of {count(total, 'file')}"
-        raise DataError(f"{fault} (first: {name}: {reason}); replace or remove them and rerun the command")
+        raise DataError(
+            f"{fault} (first: {name}: {reason}); replace or remove them, or leave out files of your own with --skip-bad"
+        )
     # A class may be in none of the label maps, and have no object.
     per_class = (
         [] if dataset.read_labels or dataset.category_ids else zip(dataset.class_names, counts["train"], strict=True)
