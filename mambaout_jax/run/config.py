@@ -17,7 +17,7 @@ from mambaout_jax.plugins import load as load_plugins
 from mambaout_jax.run.errors import RunError
 from mambaout_jax.tasks.api import Task, TaskConfig
 from mambaout_jax.tasks.registry import DEFAULT, get_task
-from mambaout_jax.words import listed
+from mambaout_jax.words import count, listed
 
 # Values of `optim.schedule` with a warm-up of a number of steps.
 MAX_STEPS = 2**31 - 1  # steps are counted in int32
@@ -259,7 +259,7 @@ class RunConfig:
         """
         steps = self.num_epochs * steps_per_epoch if self.num_steps is None else self.num_steps
         if steps > MAX_STEPS:
-            raise RunError(f"{self.num_epochs} epochs are {steps} steps; expected at most {MAX_STEPS}")
+            raise RunError(f"the length of the run is {count(steps, 'step')}; expected at most {MAX_STEPS:,}")
         _check_warmup(self.optim.warmup_steps, steps)
         return steps
 

@@ -14,7 +14,7 @@ from mambaout_jax.export.onnx_model import to_onnx
 from mambaout_jax.ops import depthwise_conv2d, layer_norm, nms, resize_bilinear, roi_align, selective_scan
 from mambaout_jax.ops.activations import gelu
 from tests.models import golden
-from tests.models.test_families import one_model_of_each_family, small, variables_of
+from tests.models.test_families import small, small_models_by_tier, variables_of
 
 SHAPE = (8, 6, 4)
 
@@ -111,7 +111,7 @@ def test_an_operation_without_a_translation_is_named(function, word):
         translate(function)
 
 
-@one_model_of_each_family
+@small_models_by_tier
 def test_models_compute_the_same(name):
     model, variables = small(name), variables_of(name)
     x = draw(3, *model.input_spec.size, 3)

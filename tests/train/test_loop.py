@@ -265,7 +265,7 @@ def test_full_disk_is_one_sentence_at_the_start(tmp_path, monkeypatch):
         ({"model.crop_pct": 2.0}, "crop_pct is 2.0"),
         ({"model.crop_mode": "middle"}, "crop_mode is 'middle'"),
         ({"model.mean": (0.1, 0.2)}, "mean is .*; expected one number per channel, for in_chans 1"),
-        ({"model.std": (0.0,)}, "std is .*; expected a tuple of numbers above 0"),
+        ({"model.std": (0.0,)}, "std is .*; expected a non-empty tuple of numbers above 0"),
     ],
 )
 def test_invalid_config_is_refused_before_anything_is_written(tmp_path, changes, words):
