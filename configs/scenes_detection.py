@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
 
     config.data.name = "scenes"
     config.data.box = (128, 128)
-    config.data.hflip_prob = 0.0  # a mirrored digit is no longer that digit
+    config.data.hflip_prob = 0.0  # mirrored digits are not valid digits
     config.data.max_objects = 12
 
     config.loss.pre_nms_top_k = 200

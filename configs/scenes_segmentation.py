@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     config.data.box = (128, 128)
     config.data.box_scale = (1.0, 1.0)
     config.data.cat_max_ratio = 1.0
-    config.data.hflip_prob = 0.0  # a mirrored digit is no longer that digit
+    config.data.hflip_prob = 0.0  # mirrored digits are not valid digits
     config.data.photometric = False
 
     config.model.update(

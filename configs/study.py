@@ -126,7 +126,7 @@ def _scenes_segmentation(config: ConfigDict) -> None:
     config.data.box = (128, 128)
     config.data.box_scale = (1.0, 1.0)
     config.data.cat_max_ratio = 1.0
-    config.data.hflip_prob = 0.0  # a mirrored digit is no longer that digit
+    config.data.hflip_prob = 0.0  # mirrored digits are not valid digits
     config.data.photometric = False
     config.model.update(
         name="upernet_mambaout_femto",

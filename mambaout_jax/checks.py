@@ -132,12 +132,12 @@ def find_experiment_fault(file: str, changes: Iterable[str] = ()) -> str:
     Programs call it before they import the packages that can read an experiment, which takes seconds.
     """
     path, _ = split_experiment(file)
+    if not os.path.exists(path) and os.path.isdir(file):  # read as the name of an experiment of this package
+        path = file
     if os.path.isdir(path):
         return f"--config={path} is a directory; expected a Python file, or the config.json of a run"
     if not os.path.exists(path):
         if os.path.dirname(path) == EXPERIMENTS:
-            if os.path.isdir(file):
-                return f"--config={file} is a directory; expected a Python file, or the config.json of a run"
             known = ", ".join(sorted(name[:-3] for name in os.listdir(EXPERIMENTS) if name.endswith(".py")))
             return f"--config={file} is not an experiment of this package; expected a file, or one of {known}"
         return f"--config={path} does not exist; expected an experiment such as configs/digits.py"
@@ -170,7 +170,8 @@ def parse_literal(text: str) -> Any:
 
 
 # Programs compute with int32 and float32.
-_LARGEST = {int: 2**31 - 1, float: 3.4028234663852886e38}
+MAX_INTEGER = 2**31 - 1
+_LARGEST = {int: MAX_INTEGER, float: 3.4028234663852886e38}
 
 
 def find_fault(name: str, key: ConfigKey, value: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mambaout_jax.checks import ConfigKey, find_fault, nearest_names, suggest
+from mambaout_jax.checks import MAX_INTEGER, ConfigKey, find_fault, nearest_names, suggest
 from mambaout_jax.models import families, families_with, find_family, option_keys, variant_options
 from mambaout_jax.plugins import load as load_plugins
 from mambaout_jax.run.errors import RunError
@@ -20,7 +20,6 @@ from mambaout_jax.tasks.registry import DEFAULT, get_task
 from mambaout_jax.words import count, listed
 
 # Values of `optim.schedule` with a warm-up of a number of steps.
-MAX_STEPS = 2**31 - 1  # steps are counted in int32
 STEP_SCHEDULES = ("linear", "drops")
 
 # Keys of every run. A task adds its own, and `model` takes every option of the model (`models.option_keys`).
@@ -258,8 +257,8 @@ class RunConfig:
             RunError: the warm-up does not end before the last step, or the steps do not fit into int32.
         """
         steps = self.num_epochs * steps_per_epoch if self.num_steps is None else self.num_steps
-        if steps > MAX_STEPS:
-            raise RunError(f"the length of the run is {count(steps, 'step')}; expected at most {MAX_STEPS:,}")
+        if steps > MAX_INTEGER:
+            raise RunError(f"the length of the run is {count(steps, 'step')}; expected at most {MAX_INTEGER:,}")
         _check_warmup(self.optim.warmup_steps, steps)
         return steps
 

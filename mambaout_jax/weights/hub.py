@@ -102,7 +102,7 @@ class _Repository:
             raise WeightsError(f"{self.source} does not exist, or is private; check the name, or {log_in}") from None
         except errors.RevisionNotFoundError:
             raise WeightsError(
-                f"{self.source}: there is no revision {self.revision or 'main'}; expected a branch, tag or commit"
+                f"{self.source}: revision {self.revision or 'main'!r} does not exist; expected a branch, tag or commit"
             ) from None
         except errors.EntryNotFoundError:
             raise _AbsentError(

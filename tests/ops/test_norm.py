@@ -84,7 +84,7 @@ def test_bfloat16_is_the_float32_result_rounded_once(norm):
 def test_layer_norm_of_centered_rows_is_the_same_up_to_the_mean_of_the_gradient(shape):
     x, weight, bias, dy = _data(shape)
     x -= x.mean(-1, keepdims=True)
-    op = lambda *args: layer_norm(*args, EPS, centered=True)  # noqa: E731
+    op = partial(layer_norm, eps=EPS, centered=True)
     y, dx, *actual = _value_and_gradients(op, x, weight, bias, dy)
     # The op leaves a mean in the gradient, which the op that computed x removes.
     assert np.abs(dx.mean(-1)).max() > 1e-3

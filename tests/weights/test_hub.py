@@ -103,7 +103,7 @@ def test_a_revision_is_asked_for_as_it_is_named(files, use, revision):
     with serve(files) as hub:
         use(hub.url)
         assert_read(f"{ID}@{revision}")
-        assert_refused(ID, "there is no revision main; expected a branch, tag or commit")
+        assert_refused(ID, "revision 'main' does not exist; expected a branch, tag or commit")
 
 
 def test_weights_under_an_older_name_are_taken_also_from_the_cache(files, use, nobody):
@@ -149,7 +149,7 @@ def test_a_model_that_does_not_exist_is_said(files, use):
     with serve(files) as hub:
         use(hub.url)
         assert_refused("hf-hub:timm/nothing", "does not exist, or is private; check the name, or log in with")
-        assert_refused(f"{ID}@v9", "there is no revision v9; expected a branch, tag or commit")
+        assert_refused(f"{ID}@v9", "revision 'v9' does not exist; expected a branch, tag or commit")
 
 
 def test_a_hub_that_nobody_reaches_is_said_without_trying_again(use, nobody, monkeypatch):
