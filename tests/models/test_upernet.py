@@ -132,13 +132,13 @@ def test_scales_and_flips_are_averaged_as_by_the_reference():
     np.testing.assert_array_equal(probabilities[0].argmax(-1), case.outputs["label"])
 
 
-def compare_training(case, state_dict):
+def compare_training(case, state_dict, **tolerance):
     """Compare the recorded gradients and running statistics, by key, with those in a state dict."""
     recorded = [f"grads/{key}" for key in case.grads if key.startswith("params/")]
     recorded += [f"outputs/{key}" for key in case.outputs if key.startswith("after/") and "num_batches" not in key]
     assert len(recorded) > 3
     for name in recorded:
-        case.assert_close(name, state_dict[name.split("/", 2)[2]])
+        case.assert_close(name, state_dict[name.split("/", 2)[2]], **tolerance)
 
 
 @pytest.mark.parametrize("name", dense_golden.names("*_head__train*"))
@@ -199,9 +199,12 @@ def test_whole_models_train_as_the_reference(name):
     case.assert_close("outputs/loss", total)
     case.assert_close("outputs/decode.loss_ce", losses[0])
     case.assert_close("outputs/aux.loss_ce", losses[1])
-    case.assert_close("grads/batch", batch_grad.transpose(0, 3, 1, 2))
+    # The smallest pooled maps are one pixel of two images. Where both are nearly equal (a deviation of 0.01 in one
+    # channel), the norm of the batch magnifies rounding 90 times in the gradients of what is below it.
+    case.assert_close("grads/batch", batch_grad.transpose(0, 3, 1, 2), of_peak=3e-4)
     key_format = matching_formats(case.state_dict, prefer=model.family)[0][1]
-    compare_training(case, mo.to_torch(model, {"params": grads, "batch_stats": batch_stats}, key_format.name))
+    gradients = mo.to_torch(model, {"params": grads, "batch_stats": batch_stats}, key_format.name)
+    compare_training(case, gradients, of_peak=3e-4)
 
 
 @pytest.mark.parametrize("name", dense_golden.names("segmentor__*"))

@@ -132,7 +132,7 @@ def test_an_experiment_of_another_task_is_found_by_both_names():
     with pytest.raises(RunError, match=r"'digits' has no experiment for segmentation; add --task classification"):
         find_experiment("digits", "segmentation")
     with pytest.raises(
-        RunError, match=r"'voc' and segmentation; .*replace --task segmentation by --config=.*:scenes_segmentation$"
+        RunError, match=r"'voc' and segmentation; .*replace --task segmentation with --config=.*:scenes_segmentation$"
     ):
         find_experiment("voc", "segmentation")
     with pytest.raises(TaskError, match=r"did you mean 'segmentation'"):
