@@ -27,9 +27,9 @@ from _timing import check, finish, machine, print_operations, write_json
 
 from mambaout_jax import distributed
 from mambaout_jax.models.layers.drop import drop_path
-from mambaout_jax.models.layers.parameters import per_channel
 from mambaout_jax.models.mambaout.model import GatedCNNBlock
 from mambaout_jax.ops import depthwise_conv2d
+from mambaout_jax.ops.channels import per_channel
 from mambaout_jax.plan.chips import CHIPS
 from mambaout_jax.plan.compiler import tpu_devices
 from mambaout_jax.plan.hlo import estimated_operations
@@ -91,7 +91,7 @@ def plain_block(self, x, key=None, drop_path_rate=0.0):
     y = self.fc1(self.norm(x))
     gate, identity, value = jnp.split(y, [hidden, 2 * hidden - channels], axis=-1)
     value = depthwise_conv2d(value, self.conv.weight.astype(value.dtype), impl="lax")
-    value = value + per_channel(self.conv.bias, value)
+    value = value + per_channel(self.conv.bias[...], value)
     mixed = jnp.concatenate([identity, value], axis=-1)
     y = self.fc2(jax.nn.gelu(gate, approximate=False) * mixed)
     return x + drop_path(y, drop_path_rate, key)

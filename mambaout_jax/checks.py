@@ -26,7 +26,7 @@ class ConfigKey(NamedTuple):
         kind: type of the value: bool, int, float (which takes integers too), str, a tuple type of these, or a union of
             them. A key whose union has None may be unset. `tuple[float, float]` is a pair with 0 < low <= high.
         accept: range of every number, "low..high", where a bound may be left out and ">low" and "<high" exclude it; or
-            the accepted strings; None for any value.
+            the accepted strings; None for any value but an empty string.
         default: default value; None for a key that is required, unless `kind` includes None.
         help: meaning, with the unit.
         changeable: whether a resumed run may change it, because a training step computes the same for every value.
@@ -207,7 +207,7 @@ def _fits(kind: Any, accept: str | tuple[str, ...] | None, value: Any) -> bool:
             return item is str or len(value) > 0
         return len(value) == 2 and (item is not float or 0 < value[0] <= value[1])
     if kind is str:
-        return isinstance(value, str) and (not isinstance(accept, tuple) or value in accept)
+        return isinstance(value, str) and (value in accept if isinstance(accept, tuple) else value != "")
     if kind is bool or isinstance(value, bool):
         return kind is bool and isinstance(value, bool)
     if not isinstance(value, int if kind is int else int | float):
@@ -228,8 +228,8 @@ def _inside(bounds: str, value: float) -> bool:
     return above and (value < most if high.startswith("<") or not high else value <= most)
 
 
-_SINGULAR = {bool: "True or False", int: "an integer", float: "a number", str: "a string"}
-_PLURAL = {int: "integers", float: "numbers", str: "strings"}
+_SINGULAR = {bool: "True or False", int: "an integer", float: "a number", str: "a non-empty string"}
+_PLURAL = {int: "integers", float: "numbers", str: "non-empty strings"}
 
 
 def describe_values(key: ConfigKey) -> str:

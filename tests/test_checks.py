@@ -60,6 +60,12 @@ def test_unset_is_accepted_where_a_key_is_optional():
     assert find_fault("config.x", required, None) == words
 
 
+@pytest.mark.parametrize("key", [ConfigKey(str, None, None, "a name"), ConfigKey(str | None, None, None, "a file")])
+def test_an_empty_string_is_refused(key):
+    assert find_fault("x", key, "file") == ""
+    assert find_fault("x", key, "").startswith("x is ''; expected a non-empty string")
+
+
 @pytest.mark.parametrize(
     ("value", "fits"), [((0.1, 0.5), True), ((0.5, 0.1), False), ((0.0, 0.5), False), ((0.2,), False)]
 )
@@ -67,11 +73,11 @@ def test_a_pair_rises_from_above_zero(value, fits):
     assert (find_fault("x", ConfigKey(tuple[float, float], "0..1", (0.1, 1.0), "a pair"), value) == "") == fits
 
 
-@pytest.mark.parametrize("value", ["tests.toy", (1,), None])
+@pytest.mark.parametrize("value", ["tests.toy", (1,), ("tests.toy", ""), None])
 def test_a_tuple_without_a_range_has_strings(value):
     key = ConfigKey(tuple[str, ...], None, (), "modules")
     assert find_fault("plugins", key, ("tests.toy",)) == ""
-    assert find_fault("plugins", key, value).endswith("expected a tuple of strings")
+    assert find_fault("plugins", key, value).endswith("expected a tuple of non-empty strings")
 
 
 @pytest.mark.parametrize(
@@ -80,6 +86,7 @@ def test_a_tuple_without_a_range_has_strings(value):
         (str, ("a", "b"), "'a' or 'b'"),
         (str | None, ("a", "b"), "'a' or 'b', or None"),
         (tuple[str, ...], ("a", "b"), "a tuple with any of 'a', 'b'"),
+        (str | None, None, "a non-empty string, or None"),
         (int, "1..", "an integer of at least 1"),
         (float, "0..1", "a number from 0 to 1"),
         (float, "0..<1", "a number from 0 to below 1"),

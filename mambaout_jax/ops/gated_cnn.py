@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array, DTypeLike, Float
 
 from mambaout_jax.ops.activations import gelu
+from mambaout_jax.ops.channels import per_channel
 from mambaout_jax.ops.depthwise import depthwise_conv2d
 from mambaout_jax.ops.kernel_choice import KERNELS, kernels, use_kernels
 from mambaout_jax.ops.matmul import matmul
@@ -109,9 +110,9 @@ def _operations(eps, dtype, act, mixer, x, branch_scale, weights):
     parts = act(identity_gate) * identity, act(conv_gate) * value
     of_parts = jnp.split(weights.fc2_weight.astype(dtype), np.array([hidden - conv]))
     y = sum(matmul(part.astype(dtype), weight) for part, weight in zip(parts, of_parts, strict=True))
-    y = saveable(y + _channels(weights.fc2_bias, y))
+    y = saveable(y + per_channel(weights.fc2_bias, y))
     if weights.layer_scale is not None:
-        y = y * _channels(weights.layer_scale, y)
+        y = y * per_channel(weights.layer_scale, y)
     if branch_scale is not None:
         y = y * branch_scale.astype(y.dtype)[:, None, None, None]
     return x + y
@@ -119,11 +120,7 @@ def _operations(eps, dtype, act, mixer, x, branch_scale, weights):
 
 def _linear(x, weight, bias):
     y = matmul(x, weight)
-    return saveable(y + _channels(bias, y))
-
-
-def _channels(vector, x):
-    return vector.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+    return saveable(y + per_channel(bias, y))
 
 
 def _band_of(x, weights):
@@ -193,11 +190,11 @@ def _plain(eps, x, branch_scale, weights):
     conv, size = weights.conv.shape[1], math.isqrt(len(weights.conv))
     x32, (bias, kernel) = x.astype(jnp.float32), jnp.split(weights.conv, [1])
     normalized = layer_norm(x32, jnp.ones(x.shape[-1]), jnp.zeros(x.shape[-1]), eps)
-    gate = normalized @ weights.gate + _channels(weights.gate_bias, x32)
-    value = normalized @ weights.value + _channels(weights.value_bias, x32)
+    gate = normalized @ weights.gate + per_channel(weights.gate_bias, x32)
+    value = normalized @ weights.value + per_channel(weights.value_bias, x32)
     convolved = depthwise_conv2d(value[..., :conv], kernel.reshape(size, size, 1, conv), bias[0], impl="lax")
     mixed = gelu(gate) * jnp.concatenate([convolved, value[..., conv:]], -1)
-    y = mixed @ weights.out + _channels(weights.out_bias, x32)
+    y = mixed @ weights.out + per_channel(weights.out_bias, x32)
     return (x32 + branch_scale[:, None, None, None] * y).astype(x.dtype)
 
 

@@ -12,6 +12,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from mambaout_jax.ops.channels import per_channel
 from mambaout_jax.ops.sharding import spec_of, with_auto_axes
 
 
@@ -44,7 +45,7 @@ def _layer_norm_fwd(eps, centered, x, weight, bias):
     mean = None if centered else x32.mean(-1, keepdims=True)
     deviation = x32 if centered else x32 - mean
     scale = lax.rsqrt(jnp.square(deviation).mean(-1, keepdims=True) + eps)
-    y = deviation * scale * _row(weight, x) + _row(bias, x)
+    y = deviation * scale * per_channel(weight, x32) + per_channel(bias, x32)
     return y.astype(x.dtype), (x, mean, scale, weight, bias)
 
 
@@ -53,7 +54,7 @@ def _layer_norm_bwd(eps, centered, residuals, dy):
     dy = dy.astype(jnp.float32)
     x32 = x.astype(jnp.float32)
     x_hat = (x32 if centered else x32 - mean) * scale
-    dx_hat = dy * _row(weight, x)
+    dx_hat = dy * per_channel(weight, dy)
     # The gradient of the variance, and that of the mean.
     dx = dx_hat - x_hat * (dx_hat * x_hat).mean(-1, keepdims=True)
     dx = scale * (dx if centered else dx - dx_hat.mean(-1, keepdims=True))
@@ -81,14 +82,14 @@ def _rms_norm(eps, x, weight):
 def _rms_norm_fwd(eps, x, weight):
     x32 = x.astype(jnp.float32)
     scale = lax.rsqrt(jnp.square(x32).mean(-1, keepdims=True) + eps)
-    return (x32 * scale * _row(weight, x)).astype(x.dtype), (x, scale, weight)
+    return (x32 * scale * per_channel(weight, x32)).astype(x.dtype), (x, scale, weight)
 
 
 def _rms_norm_bwd(eps, residuals, dy):
     x, scale, weight = residuals
     dy = dy.astype(jnp.float32)
     x_hat = x.astype(jnp.float32) * scale
-    dx_hat = dy * _row(weight, x)
+    dx_hat = dy * per_channel(weight, dy)
     dx = scale * (dx_hat - x_hat * (dx_hat * x_hat).mean(-1, keepdims=True))
     dweight = (dy * x_hat).sum(tuple(range(x.ndim - 1)))
     return dx.astype(x.dtype), dweight.astype(weight.dtype)
@@ -126,7 +127,7 @@ def _batch_norm_fwd(eps, x, weight, bias):
     mean = x32.mean(batch, keepdims=True)
     variance = jnp.square(x32 - mean).mean(batch, keepdims=True)
     scale = lax.rsqrt(variance + eps)
-    y = (x32 - mean) * scale * _row(weight, x) + _row(bias, x)
+    y = (x32 - mean) * scale * per_channel(weight, x32) + per_channel(bias, x32)
     return (y.astype(x.dtype), mean.reshape(-1), variance.reshape(-1)), (x, mean, scale, weight, bias)
 
 
@@ -137,7 +138,7 @@ def _batch_norm_bwd(eps, residuals, cotangents):
     x_hat = (x.astype(jnp.float32) - mean) * scale
     dweight, dbias = (dy * x_hat).sum(batch, keepdims=True), dy.sum(batch, keepdims=True)
     count = x.size // x.shape[-1]
-    dx = _row(weight, x) * scale * (dy - dbias / count - x_hat * (dweight / count))
+    dx = per_channel(weight, dy) * scale * (dy - dbias / count - x_hat * (dweight / count))
     return dx.astype(x.dtype), dweight.reshape(-1).astype(weight.dtype), dbias.reshape(-1).astype(bias.dtype)
 
 
@@ -153,9 +154,6 @@ def normalize(
     eps: float,
 ) -> Float[Array, "*batch d"]:
     """Compute (x - mean) / sqrt(variance + eps) * weight + bias with given statistics."""
-    scale = _row(lax.rsqrt(variance.astype(jnp.float32) + eps) * weight.astype(jnp.float32), x)
-    return ((x.astype(jnp.float32) - _row(mean, x)) * scale + _row(bias, x)).astype(x.dtype)
-
-
-def _row(vector, x):
-    return vector.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
+    x32 = x.astype(jnp.float32)
+    scale = per_channel(lax.rsqrt(variance.astype(jnp.float32) + eps) * weight.astype(jnp.float32), x32)
+    return ((x32 - per_channel(mean, x32)) * scale + per_channel(bias, x32)).astype(x.dtype)

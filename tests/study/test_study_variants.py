@@ -109,7 +109,7 @@ def test_an_unknown_option_is_the_models_own_sentence():
     [
         (("baseline",), "convv", r"config.study.baseline is 'convv'; expected 'conv' or "),
         (("matched",), ("vit",), "config.study.matched has 'vit'; "),
-        (("matched",), 5, "config.study.matched is 5; expected a tuple of strings"),
+        (("matched",), 5, "config.study.matched is 5; expected a tuple of non-empty strings"),
         (("matched",), ("ssm-causal", "ssm-causal"), "config.study.matched has 'ssm-causal'; expected distinct names"),
         (("matched",), ("conv",), "config.study.matched has 'conv'; expected distinct names"),
         (

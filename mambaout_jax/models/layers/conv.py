@@ -11,11 +11,11 @@ from mambaout_jax.models.layers.parameters import (
     Initializer,
     normal,
     parameter,
-    per_channel,
     uniform_within,
     zeros,
 )
 from mambaout_jax.ops import conv2d, depthwise_conv2d, matmul, strided_conv2d
+from mambaout_jax.ops.channels import per_channel
 from mambaout_jax.ops.remat import saveable
 
 Pair = int | tuple[int, int]
@@ -146,7 +146,7 @@ class ConvTranspose2d(nnx.Module):
         weight = self.weight.astype(self.dtype).transpose(2, 0, 1, 3).reshape(i, -1)
         patches = matmul(x.astype(self.dtype), weight).reshape(b, h, w, kh, kw, o)
         y = patches.swapaxes(2, 3).reshape(b, kh * h, kw * w, o)
-        return saveable(y + per_channel(self.bias, y))
+        return saveable(y + per_channel(self.bias[...], y))
 
 
 def _pair(value: Pair) -> tuple[int, int]:

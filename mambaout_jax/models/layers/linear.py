@@ -11,8 +11,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from mambaout_jax.models.errors import ModelError
-from mambaout_jax.models.layers.parameters import Initializer, normal, parameter, per_channel, zeros
+from mambaout_jax.models.layers.parameters import Initializer, normal, parameter, zeros
 from mambaout_jax.ops import gelu, matmul
+from mambaout_jax.ops.channels import per_channel
 from mambaout_jax.ops.remat import saveable
 
 ACTIVATIONS = {
@@ -68,7 +69,7 @@ class Linear(nnx.Module):
         """Compute `self(jnp.concatenate(parts, -1))` as one matrix product per part, without the concatenation."""
         weights = jnp.split(self.weight.astype(self.dtype), np.cumsum([part.shape[-1] for part in parts[:-1]]))
         y = sum(matmul(part.astype(self.dtype), weight) for part, weight in zip(parts, weights, strict=True))
-        return saveable(y if self.bias is None else y + per_channel(self.bias, y))
+        return saveable(y if self.bias is None else y + per_channel(self.bias[...], y))
 
 
 class Mlp(nnx.Module):

@@ -4,8 +4,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from mambaout_jax.models.errors import ModelError
-from mambaout_jax.models.layers.parameters import constant, ones, parameter, per_channel, statistic, zeros
+from mambaout_jax.models.layers.parameters import constant, ones, parameter, statistic, zeros
 from mambaout_jax.ops import batch_norm, layer_norm, normalize, rms_norm
+from mambaout_jax.ops.channels import per_channel
 
 
 class LayerNorm(nnx.Module):
@@ -76,4 +77,4 @@ class LayerScale(nnx.Module):
         self.gamma = parameter((dim,), constant(init_value))
 
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
-        return x * per_channel(self.gamma, x)
+        return x * per_channel(self.gamma[...], x)

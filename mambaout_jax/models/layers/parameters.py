@@ -95,8 +95,3 @@ def init_state(state: Any, key: Key[Array, ""]) -> dict[str, Any]:
         values[path] = variable.initializer(noise[start : start + variable.size].reshape(variable.shape))
         start += variable.size
     return nnx.traversals.unflatten_mapping(values)
-
-
-def per_channel(value: Float[Array, " d"] | nnx.Param, x: Float[Array, "*batch d"]) -> Float[Array, "... d"]:
-    """Return a parameter vector with the rank and dtype of x, for broadcasting along its last axis."""
-    return value.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))

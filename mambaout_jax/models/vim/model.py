@@ -24,7 +24,6 @@ from mambaout_jax.models.layers.parameters import (
     constant,
     normal,
     parameter,
-    per_channel,
     uniform,
     uniform_within,
     zeros,
@@ -33,6 +32,7 @@ from mambaout_jax.models.layers.patch_embed import PatchEmbed
 from mambaout_jax.models.layers.selective_ssm import initial_decay, initial_dt_bias
 from mambaout_jax.models.layers.vision_mamba import CLASS_TOKENS, VisionMamba
 from mambaout_jax.models.options import BLOCKS, COMMON, IMG_SIZE, OUT_INDICES, SCAN_IMPL
+from mambaout_jax.ops.channels import per_channel
 
 OPTIONS: Mapping[str, ConfigKey] = MappingProxyType(
     {
@@ -241,4 +241,4 @@ class BidirectionalMixer(nnx.Module):
         y = y + jnp.flip(backward[0], 1) if backward else y
         # The gate of both directions is the same.
         y = self.out_proj(self.scale * y * jax.nn.silu(z))
-        return y if self.gamma is None else y * per_channel(self.gamma, y)
+        return y if self.gamma is None else y * per_channel(self.gamma[...], y)
