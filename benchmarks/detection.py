@@ -1,4 +1,4 @@
-"""Time non-maximum suppression and RoIAlign on CPU, in turn with the operators of onnxruntime.
+"""Time non-maximum suppression and RoIAlign on CPU, alternating with the operators of onnxruntime.
 
 python benchmarks/detection.py [--rounds 20]
 

@@ -1,13 +1,13 @@
-"""Measure models and operations on one GPU, in turn with timm, and compare them with float64 on the CPU.
+"""Measure models and operations on one GPU, alternating with timm, and compare them with float64 on the CPU.
 
     python benchmarks/gpu.py [--only correctness|depthwise|scan|model] [--rounds N] [--json PATH]
 
 The model is MambaOut-Tiny on images of 224 px in bfloat16: the forward pass for inference, and the training step
-(forward, backward, AdamW), in turn with timm's in channels-last format with automatic mixed precision, eager and with
-`torch.compile`; without torch for CUDA only ours are timed. Depthwise convolutions are those of its four maps; GB/s
-counts one read and one write of the map, so that the bandwidth of the card is the limit. The selective scan has 384
-channels and 16 states, in float32. `--small` runs everything on tiny shapes, to test this program, which has not been
-run on a GPU yet.
+(forward, backward, AdamW), alternating with timm's in channels-last format with automatic mixed precision, eager and
+with `torch.compile`; without torch for CUDA only ours are timed. Depthwise convolutions are those of its four maps;
+GB/s counts one read and one write of the map, so that the bandwidth of the card is the limit. The selective scan has
+384 channels and 16 states, in float32. `--small` runs everything on tiny shapes, to test this program, which has not
+been run on a GPU yet.
 """
 
 import argparse

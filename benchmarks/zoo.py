@@ -118,7 +118,7 @@ def measure(name, kind):
 
 
 def measure_cpu(args, missed):
-    """Time the passes of all models in turn with the first one, and print the peak memory of their processes."""
+    """Time the passes of all models, alternating with the first one, and print the peak memory of their processes."""
     print(f"{BATCH} images of {SIZE} px, float32, median of {args.rounds} rounds")
     columns = f"{'model':<24}{'parameters':>12}{'pass':>16}{'ms':>9}{'images/s':>10}{'memory':>9}"
     print(f"{columns}{'first call':>12}{'ratio':>7}")

@@ -43,7 +43,7 @@ def make_curves(train: list[dict], evals: list[dict], metrics: Sequence[Metric])
 
     Args:
         train, evals: the lines of metrics.jsonl of each kind, in order of their steps.
-        metrics: metrics of the task; the headline has a plot of its own, and "loss" is drawn with the training loss.
+        metrics: metrics of the task; the primary one has a plot of its own, and "loss" is drawn with the training loss.
 
     Returns:
         For each plot its title, unit, whether it is wide, a text description and the SVG.
@@ -61,10 +61,10 @@ def make_curves(train: list[dict], evals: list[dict], metrics: Sequence[Metric])
             for weights, label in WEIGHTS.items()
         ]
 
-    headline = metrics[0]
+    primary = metrics[0]
     plots = [
         ("Loss", "", [_series("training", "training", train, "loss"), *tested("loss")]),
-        (_capitalized(headline.label), headline.unit, tested(headline.key)),
+        (_capitalized(primary.label), primary.unit, tested(primary.key)),
         ("Learning rate", "", [_series("learning rate", "alone", train, "learning_rate")]),
         ("Throughput", "images per second", [_series("throughput", "alone", train, "images_per_second")]),
         ("Waiting for data", "% of the time", [_series("waiting", "alone", waiting, "percent")]),

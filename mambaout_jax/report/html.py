@@ -162,14 +162,14 @@ def _facts(task: Task, results: dict | None, train: list[dict], environment: dic
 
 
 def _headline(task: Task, scores: dict) -> dict[str, str]:
-    """Return the headline metric of the best weights."""
+    """Return the primary metric of the best weights."""
     metric = task.metrics[0]
     best = next((scores[weights] for weights in WEIGHTS if isinstance(scores.get(weights), dict)), {})
     return {"value": metric.format(as_number(best.get(metric.key))), "title": f"{metric.unit} {metric.label}".strip()}
 
 
 def _scores(task: Task, scores: dict, split: str) -> list[dict[str, Any]]:
-    """Return the rows of the results table; the first one has the headline metric."""
+    """Return the rows of the results table; the first one has the primary metric."""
     return [
         {"weights": label, "text": task.score_text(scores[weights], split)}
         for weights, label in WEIGHTS.items()

@@ -107,8 +107,8 @@ KEYS: Mapping[str, ConfigKey] = {
         float,
         "0..",
         1e-3,
-        "base learning rate. With a cosine schedule, its value at epoch 0: the cosine starts at epoch 0, not after the "
-        "warm-up, so the peak is slightly lower. With `linear` and `drops`, the peak after the warm-up",
+        "base learning rate. With a cosine schedule, the value of the cosine at epoch 0: it starts there, not after "
+        "the warm-up, so the peak is slightly lower. With `linear` and `drops`, the peak after the warm-up",
     ),
     "optim.warmup_learning_rate": ConfigKey(float, "0..", 1e-6, "learning rate at the start of the warm-up"),
     "optim.min_learning_rate": ConfigKey(float, "0..", 1e-5, "final learning rate; not used by the schedule `drops`"),
@@ -126,8 +126,8 @@ KEYS: Mapping[str, ConfigKey] = {
         ("per_step", "per_epoch", "linear", "drops"),
         "per_step",
         "per_step, per_epoch: a cosine that changes at every step or epoch, whose first warmup_epochs the warm-up "
-        "replaces; linear: after warmup_steps, a linear decay to min_learning_rate at the last step; drops: after "
-        "warmup_steps, a constant that is divided by 10 after each of drop_epochs",
+        "replaces; linear: after warmup_steps, a linear decay to min_learning_rate at the last step; drops "
+        "(step decay): after warmup_steps, a constant learning rate, divided by 10 after each epoch in drop_epochs",
     ),
     "optim.weight_decay": ConfigKey(float, "0..", 0.05, "decoupled weight decay, multiplied by the learning rate"),
     "optim.decay_of": ConfigKey(

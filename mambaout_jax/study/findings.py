@@ -33,7 +33,7 @@ class Outcome(NamedTuple):
     """The result of one run.
 
     Args:
-        score: the headline metric at the last step, of the EMA weights if the run has them.
+        score: the primary metric at the last step, of the EMA weights if the run has them.
         step_seconds: time per step in each record of the run's metrics, waiting for data included.
     """
 
@@ -42,7 +42,7 @@ class Outcome(NamedTuple):
     step_seconds: tuple[float, ...]
 
 
-def read_outcome(folder: epath.Path, headline: str, batch_size: int) -> Outcome:
+def read_outcome(folder: epath.Path, primary: str, batch_size: int) -> Outcome:
     """Read the result of a finished run.
 
     Raises:
@@ -53,7 +53,7 @@ def read_outcome(folder: epath.Path, headline: str, batch_size: int) -> Outcome:
         lines = (folder / "metrics.jsonl").read_text().splitlines()
         records = [json.loads(line) for line in lines if line.endswith("}")]  # a kill may have truncated one
         seconds = [batch_size / line["images_per_second"] for line in records if line["kind"] == "train"]
-        score = results["ema" if "ema" in results else "raw"][headline]
+        score = results["ema" if "ema" in results else "raw"][primary]
         return Outcome(score, results["steps"], tuple(seconds))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise_machine_fault(error, folder)

@@ -279,10 +279,8 @@ def _outcomes(
     folders = {
         variant.name: [run_folder(workdir, variant, repeat) for repeat in range(num_repeats)] for variant in variants
     }
-    headline = config.task.metrics[0].key
-    return {
-        name: [read_outcome(folder, headline, config.batch_size) for folder in own] for name, own in folders.items()
-    }
+    primary = config.task.metrics[0].key
+    return {name: [read_outcome(folder, primary, config.batch_size) for folder in own] for name, own in folders.items()}
 
 
 def _describe(

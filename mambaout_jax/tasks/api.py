@@ -197,7 +197,7 @@ class Task(abc.ABC):
     Args:
         name: the value of `config.task` that selects the task.
         keys: the task's own config keys, by dotted name.
-        metrics: the metrics of an evaluation. The first is the headline metric: it selects the best checkpoint and is
+        metrics: the metrics of an evaluation. The first is the primary metric: it selects the best checkpoint and is
             shown first. A metric with the key "loss" is plotted with the training loss.
         loss_terms: names of the terms of the loss, as a class attribute or a property.
         inference_keys: those of `keys` that evaluation and prediction depend on, which exported weights record.
@@ -446,7 +446,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def baseline_score(self, source: Source) -> float:
-        """Compute the headline metric of a model that ignores the image."""
+        """Compute the primary metric of a model that ignores the image."""
 
     def describe_evaluation(self, model: Model, source: Source) -> dict[str, Any]:
         """Return the settings of the evaluation as JSON values for its record."""

@@ -133,7 +133,7 @@ _LOSS_KEYS: Mapping[str, ConfigKey] = {
         None,
         None,
         "teacher whose predictions are targets too: the workdir of a run, or any other source of init_from, of any "
-        "family; none if unset. A resumed run may find it in another place, with the same weights",
+        "family; none if unset. When a run is resumed, the path may differ, but not the weights",
         changeable=True,
     ),
     "loss.teacher_weight": ConfigKey(
@@ -144,7 +144,7 @@ _LOSS_KEYS: Mapping[str, ConfigKey] = {
         "minus this weight",
     ),
     "loss.teacher_temperature": ConfigKey(
-        float, ">0..", 1.0, "temperature: in that divergence, the logits of model and teacher are divided by it"
+        float, ">0..", 1.0, "temperature by which the logits of student and teacher are divided in that KL divergence"
     ),
 }
 
