@@ -18,7 +18,7 @@ usage: launch/local.sh [option...] [--config.KEY=VALUE...]
   anything else     passed to main.py, for example --config.seed=1
 
 The virtual environment is .venv in the repository, or $MAMBAOUT_VENV; it is created once and updated when the
-requirements change. Exit codes: 0 done, 1 failed, 2 invalid input, 3 diverged, 75 stopped and saved (rerun).
+requirements change. Exit codes: 0 done, 1 failed, 2 invalid input, 3 diverged, 75 stopped (rerun).
 TEXT
 }
 
@@ -75,7 +75,7 @@ code=0
 run "$python" "$root/main.py" --config="$root/configs/digits.py" --workdir="$workdir" ${pass[@]+"${pass[@]}"} || code=$?
 case $code in
   0) ;;
-  75) say "Stopped and saved. Rerun the same command to resume."; exit 75 ;;
+  75) say "Stopped. Rerun the same command to continue."; exit 75 ;;
   *) exit "$code" ;;
 esac
 

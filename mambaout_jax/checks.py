@@ -64,11 +64,10 @@ class Require:
         self._error = error
 
     def counts(self, **values: Any) -> None:
-        """Check that values are positive integers, or lists or tuples of them."""
+        """Check that values are positive integers."""
         for name, value in values.items():
-            items = value if isinstance(value, tuple | list) else (value,)
-            if not all(is_real(item) and isinstance(item, int) and item >= 1 for item in items):
-                raise self._error(f"{name} is {value!r}; expected positive integers")
+            if not is_real(value) or not isinstance(value, int) or value < 1:
+                raise self._error(f"{name} is {value!r}; expected a positive integer")
 
     def ratio(self, name: str, value: Any, width: int) -> None:
         """Check that a value is a number whose product with `width` is at least one channel."""
@@ -100,6 +99,14 @@ def as_number(value: Any) -> float:
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return "; did you mean ...?" with the known name that is spelled like `name`, or nothing if there is none."""
     return "".join(f"; did you mean {other!r}?" for other in difflib.get_close_matches(name, list(known), n=1))
+
+
+def expected_one_of(name: str, known: Iterable[str]) -> str:
+    """Return "expected one of ..." with all known names, after the one that is spelled like `name`, if any is."""
+    known = list(known)
+    names = ", ".join(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}? Expected one of {names}" if near else f"expected one of {names}"
 
 
 def nearest_names(name: str, known: Iterable[str], limit: int = 1) -> list[str]:

@@ -61,7 +61,7 @@ def describe_fault(error: BaseException, place: str | os.PathLike = "") -> str:
         return ""
     code = _error_code(error)
     if code == errno.ENOMEM:
-        return "the machine does not have enough memory; use fewer workers (data.num_workers) or smaller batches"
+        return "the machine does not have enough memory; use fewer workers (config.data.num_workers) or smaller batches"
     path = _path(error) or os.fspath(place)
     if code == errno.EMFILE:
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -109,7 +109,7 @@ def describe_full_shared_memory() -> str:
     size = f" ({usage.total / 2**20:.0f} MiB in {SHARED_MEMORY})" if usage else ""
     return (
         f"the shared memory for the batches of data workers is full{size}; enlarge it, in Docker with --shm-size=8g, "
-        "or set data.num_workers=0"
+        "or set config.data.num_workers=0"
     )
 
 

@@ -9,6 +9,7 @@ from mambaout_jax.checks import (
     ConfigKey,
     Require,
     describe_values,
+    expected_one_of,
     find_experiment_fault,
     find_fault,
     nearest_names,
@@ -133,7 +134,7 @@ def test_text_of_a_command_line_is_read_by_the_kind_of_the_key(kind, text, value
 @pytest.mark.parametrize(
     ("check", "words"),
     [
-        (lambda: require.counts(depths=(1, 0)), r"depths is \(1, 0\); expected positive integers"),
+        (lambda: require.counts(d_state=0), r"d_state is 0; expected a positive integer"),
         (lambda: require.counts(dim=True), "dim is True"),
         (lambda: require.ratio("ratio", 0.001, 10), "ratio is 0.001; expected a finite number of at least 1/10"),
         (lambda: require.choice("flag", 1, (True, False)), "flag is 1; expected one of True, False"),
@@ -147,6 +148,8 @@ def test_arguments_that_do_not_fit_raise_the_error_of_the_caller(check, words):
 
 def test_near_names_are_suggested_and_far_ones_are_not():
     assert suggest("mambaut", ["mambaout", "vit"]) == "; did you mean 'mambaout'?"
+    assert expected_one_of("mambaut", ["mambaout", "vit"]) == "did you mean 'mambaout'? Expected one of mambaout, vit"
+    assert expected_one_of("resnet", ["mambaout", "vit"]) == "expected one of mambaout, vit"
     assert suggest("zzz", ["mambaout", "vit"]) == ""
     assert nearest_names("mambaut", ["mambaout", "vit"]) == ["mambaout"]
     assert nearest_names("batch_sise", ["batch_size", "eval_batch_size", "seed"], limit=3)[0] == "batch_size"

@@ -15,7 +15,7 @@ from mambaout_jax.models import ScanInfo
 D_STATE, D_CONV, EXPAND = 16, 4, 2
 # FLOPs of h = exp(delta A) h + (delta u) B and y = C h per token, channel and state, with one for the exponential,
 # and FLOPs of delta u and y + D u per token and channel.
-SCAN_OF_STATE, SCAN_OF_CHANNEL = 7, 3
+SCAN_FLOPS_PER_STATE, SCAN_FLOPS_PER_CHANNEL = 7, 3
 
 
 def count_tokens(size: tuple[int, int], stride: int) -> int:
@@ -89,7 +89,7 @@ def _ssm_flops(channels: int, rank: int, tokens: int, d_state: int) -> dict[str,
     return {
         "x_proj": 2 * tokens * channels * (rank + 2 * d_state),
         "dt_proj": 2 * tokens * rank * channels,
-        "scan": tokens * channels * (SCAN_OF_STATE * d_state + SCAN_OF_CHANNEL),
+        "scan": tokens * channels * (SCAN_FLOPS_PER_STATE * d_state + SCAN_FLOPS_PER_CHANNEL),
     }
 
 

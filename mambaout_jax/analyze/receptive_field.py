@@ -99,9 +99,7 @@ def measure(
     maps = len(model.feature_info)
     stage = maps - 1 if stage is None else stage
     if not 0 <= stage < maps:
-        raise RunError(
-            f"{model.name} has {count(maps, 'feature map')}, but stage {stage + 1} was asked for; expected 1 to {maps}"
-        )
+        raise RunError(f"stage is {stage + 1}, but {model.name} has {count(maps, 'feature map')}; expected 1 to {maps}")
 
     derivative = center_derivative(model)
     images = (images_of or _noise)(model, labels, num_images)

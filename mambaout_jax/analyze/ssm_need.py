@@ -31,7 +31,7 @@ NEAR = 4 / 3
 VERDICTS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "short": ("short", "no SSM needed"),
-        "near": ("near the threshold", "worth exploring"),
+        "near": ("near the threshold", "an SSM may be worth exploring"),
         "long": ("long", "an SSM is worth exploring"),
     }
 )

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(_describe(figures))
         if args.need is not None:
-            print(_judge(speed.images_per_second, args.need, active))
+            print(_judge(speed.images_per_second, args.need, active, figures.get("pipeline")))
     return 0 if enough else 1
 
 
@@ -80,11 +80,12 @@ def _describe(figures: dict) -> str:
     )
 
 
-def _judge(has: float, need: float, active: int) -> str:
+def _judge(has: float, need: float, active: int, pipeline: str | None) -> str:
     if has >= need:
         return f"Enough for {need:g} images/s, with {100 * (has / need - 1):.0f} % to spare."
     cores = count(math.ceil(need / has * active), "core")
+    remedy = "--config.data.pipeline=fast or more --workers" if pipeline == "exact" else "more --workers"
     return (
         f"Not enough for {need:g} images/s: {100 * has / need:.0f} %. At this rate per core, it takes {cores}; "
-        "--config.data.pipeline=fast or more --workers may help."
+        f"{remedy} may help."
     )

@@ -1,4 +1,4 @@
-"""Run the model of a run in the browser: classify, segment or detect objects in pictures, the webcam or a drawing."""
+"""Run a trained model in the browser: classify, segment or detect objects in pictures, the webcam or a drawing."""
 
 import argparse
 import os

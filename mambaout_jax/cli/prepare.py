@@ -1,15 +1,18 @@
 """Write a dataset in ArrayRecord format for training, from TFDS, ImageNet or your own images."""
 
 import argparse
+import itertools
 import shlex
 import signal
 import statistics
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from mambaout_jax.cli.arguments import LOADING, integer, positive_number
 from mambaout_jax.errors import print_error, printable
 from mambaout_jax.machine import describe_fault
 from mambaout_jax.process import announced, exit_on_signals
-from mambaout_jax.words import count
+from mambaout_jax.words import count, listed
 
 EPILOG = """\
   prepare NAME                      a TFDS dataset (NAME, NAME/CONFIG or NAME/CONFIG:VERSION), or digits
@@ -23,57 +26,89 @@ EPILOG = """\
   prepare ade20k --zip FILE         ADE20K from ADEChallengeData2016.zip
   prepare ade20k --folder DIR       ADE20K from the folder ADEChallengeData2016
   prepare coco --root DIR           COCO 2017 from DIR/train2017, DIR/val2017 and DIR/annotations
-  prepare coco-format DIR --json FILE   images in DIR with objects, from a file in COCO's format
+  prepare coco-format DIR --annotations FILE   images in DIR with objects, in COCO's format
 
 Rerun the same command to resume after an interruption."""
-KINDS = ("tars", "folder", "tfrecord")
-# Names that stand for files of the user.
-OWN = ("imagenet", "folder", "segmentation", "ade20k", "coco", "coco-format")
+
+
+class _Form(NamedTuple):
+    """The arguments of a command.
+
+    Args:
+        usage: the required ones, for messages.
+        required: groups of alternatives, of which exactly one has to be given.
+        optional: the others.
+    """
+
+    usage: str = ""
+    required: tuple[tuple[str, ...], ...] = ()
+    optional: tuple[str, ...] = ()
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """All arguments that it takes."""
+        return *itertools.chain(*self.required), *self.optional
+
+
+_WRITING = "workers", "overwrite"
+_OF_IMAGES = "called", "val", "skip_bad", *_WRITING
+# By name: what stands for files of the user.
+FORMS: Mapping[str, _Form] = {
+    "imagenet": _Form("--tars DIR, --folder DIR or --tfrecord DIR", (("tars", "folder", "tfrecord"),), _WRITING),
+    "folder": _Form("the folder of the images", (("source",),), _OF_IMAGES),
+    "segmentation": _Form("the folder of the images", (("source",),), _OF_IMAGES),
+    "ade20k": _Form("--zip FILE or --folder DIR", (("zip", "folder"),), _WRITING),
+    "coco": _Form("--root DIR", (("root",),), _WRITING),
+    "coco-format": _Form(
+        "the folder of the images and --annotations FILE",
+        (("source",), ("annotations",)),
+        ("val_annotations", *_OF_IMAGES),
+    ),
+}
+# Arguments that are not written as their names are.
+_WRITTEN = {"source": "a folder", "called": "--name"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
-    parser.add_argument("name", metavar="KIND_OR_DATASET", help=f"{', '.join(OWN)}, or the name of a dataset")
+    parser.add_argument("name", metavar="KIND_OR_DATASET", help=f"{', '.join(FORMS)}, or the name of a dataset")
+    parser.add_argument("source", metavar="DIR", nargs="?", help=f"your images ({_takers('source')})")
+    parser.add_argument("--tars", metavar="DIR", help="folder of the two official tars (`imagenet`)")
     parser.add_argument(
-        "source", metavar="DIR", nargs="?", help="your images (`folder`, `segmentation`, `coco-format`)"
+        "--folder",
+        metavar="DIR",
+        help="folder with train/ and val/ (`imagenet`), or ADEChallengeData2016 (`ade20k`)",
     )
-    for kind in KINDS:
-        also = ", or of ADE20K (`ade20k`)" if kind == "folder" else ""
-        parser.add_argument(f"--{kind}", metavar="DIR", help=f"location and format of ImageNet (`imagenet`){also}")
+    parser.add_argument("--tfrecord", metavar="DIR", help="folder of TFRecords that TFDS prepared (`imagenet`)")
     parser.add_argument("--zip", metavar="FILE", help="ADEChallengeData2016.zip (`ade20k`)")
     parser.add_argument("--root", metavar="DIR", help="folder of COCO 2017 (`coco`)")
-    parser.add_argument("--json", metavar="FILE", help="annotations in COCO's format (`coco-format`)")
-    parser.add_argument("--val-json", metavar="FILE", help="annotations of a validation split (`coco-format`)")
+    parser.add_argument("--annotations", metavar="FILE", help="annotation file in COCO's format (`coco-format`)")
     parser.add_argument(
-        "--name",
-        dest="called",
-        metavar="NAME",
-        help="name of the new dataset (`folder`, `segmentation`, `coco-format`)",
+        "--val-annotations", metavar="FILE", help="annotation file of a validation split (`coco-format`)"
     )
+    parser.add_argument("--name", dest="called", metavar="NAME", help=f"name of the new dataset ({_takers('called')})")
     parser.add_argument(
         "--val",
         type=_fraction,
         default=0.0,
         metavar="FRACTION",
-        help="fraction of the images for a validation split (`folder`, `segmentation`, `coco-format`; per class with "
-        "`folder`)",
+        help=f"fraction of the images for a validation split ({_takers('val')}; per class with `folder`)",
     )
-    parser.add_argument(
-        "--skip-bad", action="store_true", help="leave out damaged files (`folder`, `segmentation`, `coco-format`)"
-    )
-    parser.add_argument(
-        "--overwrite",
-        action="store_true",
-        help=f"replace the dataset ({', '.join(f'`{name}`' for name in OWN)})",
-    )
+    parser.add_argument("--skip-bad", action="store_true", help=f"leave out damaged files ({_takers('skip_bad')})")
+    parser.add_argument("--overwrite", action="store_true", help=f"replace the dataset ({_takers('overwrite')})")
     parser.add_argument("--data-dir", help="folder or bucket for prepared datasets (default: that of TFDS)")
     parser.add_argument(
         "--workers",
         type=integer(1),
-        help=f"number of writing processes ({', '.join(f'`{name}`' for name in OWN)}; default: one per core)",
+        help=f"number of writing processes ({_takers('workers')}; default: one per core)",
     )
+
+
+def _takers(argument: str) -> str:
+    """Return the names whose form has an argument."""
+    return ", ".join(f"`{name}`" for name, form in FORMS.items() if argument in form.arguments)
 
 
 def _fraction(text: str) -> float:
@@ -85,8 +120,35 @@ def _fraction(text: str) -> float:
 
 def run(args: argparse.Namespace) -> int:
     """Prepare the dataset and print its path; return 1 if a download, an upload or a write fails."""
+    from mambaout_jax.data import DataError
+
+    if fault := _find_fault(args):
+        raise DataError(fault)
+    try:
+        with exit_on_signals(signal.SIGTERM, signal.SIGHUP):
+            _prepare(args)
+    except OSError as error:
+        return print_error(describe_fault(error) or error, 1)
+    return 0
+
+
+def _find_fault(args: argparse.Namespace) -> str:
+    """Return a sentence about arguments that do not fit together; empty if they do."""
+    form = FORMS.get(args.name, _Form())
+    known = dict.fromkeys(itertools.chain(*(other.arguments for other in FORMS.values())))
+    given = [name for name in known if getattr(args, name)]
+    if any(len(set(group) & set(given)) != 1 for group in form.required):
+        return f"prepare {args.name} requires {form.usage}"
+    extra = [_WRITTEN.get(name, f"--{name.replace('_', '-')}") for name in given if name not in form.arguments]
+    if extra:
+        return f"prepare {args.name} does not take {listed(extra)}; leave {'them' if len(extra) > 1 else 'it'} out"
+    if args.val and args.val_annotations:
+        return "--val and --val-annotations both make a validation split; leave out one of them"
+    return ""
+
+
+def _prepare(args: argparse.Namespace) -> None:
     with announced(LOADING):
-        from mambaout_jax.data import DataError
         from mambaout_jax.data.prepare import (
             prepare_ade20k,
             prepare_coco,
@@ -98,68 +160,29 @@ def run(args: argparse.Namespace) -> int:
         )
         from mambaout_jax.data.workers import count_cores
 
-    kinds = [kind for kind in KINDS if getattr(args, kind) is not None]
-    own = args.name in OWN
-    of_folders = args.source, args.called, args.val, args.skip_bad
-    if args.name == "imagenet" and (len(kinds) != 1 or args.zip or any(of_folders)):
-        raise DataError("prepare imagenet requires one of --tars DIR, --folder DIR and --tfrecord DIR")
-    if args.name in ("folder", "segmentation") and (kinds or args.zip or not args.source):
-        raise DataError(f"prepare {args.name} requires the folder of the images: prepare {args.name} DIR [--name NAME]")
-    if args.name == "ade20k" and ((args.zip is None) == (kinds != ["folder"]) or any(of_folders)):
-        raise DataError("prepare ade20k requires one of --zip FILE and --folder DIR")
-    of_coco = args.root, args.json, args.val_json
-    if args.name == "coco" and (not args.root or args.json or args.val_json or kinds or args.zip or any(of_folders)):
-        raise DataError("prepare coco requires the folder of COCO 2017: prepare coco --root DIR")
-    if args.name == "coco-format" and (not args.source or not args.json or args.root or kinds or args.zip):
-        raise DataError("prepare coco-format requires images and annotations: prepare coco-format DIR --json FILE")
-    if args.val and args.val_json:
-        raise DataError("--val and --val-json both make a validation split; leave out one of them")
-    if args.name not in ("coco", "coco-format") and any(of_coco):
-        raise DataError("--root, --json and --val-json are for coco and coco-format; see prepare --help")
-    others = (args.zip, *of_folders, args.workers, args.overwrite)
-    if not own and (kinds or any(others)):
-        raise DataError(f"prepare {args.name} takes only --data-dir; for your own images, see prepare --help")
-    workers = args.workers or count_cores()
-    try:
-        with exit_on_signals(signal.SIGTERM, signal.SIGHUP):
-            if args.name == "imagenet":
-                source = getattr(args, kinds[0])
-                _report(prepare_imagenet(kinds[0], source, args.data_dir, workers, overwrite=args.overwrite))
-            elif args.name == "ade20k":
-                source = args.zip or args.folder
-                zipped = args.zip is not None
-                _report(prepare_ade20k(source, args.data_dir, workers, zipped=zipped, overwrite=args.overwrite))
-            elif args.name == "coco":
-                _report(prepare_coco(args.root, args.data_dir, workers, overwrite=args.overwrite))
-            elif args.name == "coco-format":
-                prepared = prepare_coco_format(
-                    args.source,
-                    args.json,
-                    args.called,
-                    args.data_dir,
-                    workers,
-                    validation=args.val_json or args.val or None,
-                    skip_bad=args.skip_bad,
-                    overwrite=args.overwrite,
-                )
-                _report(prepared)
-            elif own:
-                prepare = {"folder": prepare_folder, "segmentation": prepare_segmentation}[args.name]
-                prepared = prepare(
-                    args.source,
-                    args.called,
-                    args.data_dir,
-                    workers,
-                    validation=args.val,
-                    skip_bad=args.skip_bad,
-                    overwrite=args.overwrite,
-                )
-                _report(prepared)
-            else:
-                print(f"{args.name} is prepared in {printable(prepare_dataset(args.name, args.data_dir))}")
-    except OSError as error:
-        return print_error(describe_fault(error) or error, 1)
-    return 0
+    data_dir, workers = args.data_dir, args.workers or count_cores()
+    if args.name not in FORMS:
+        print(f"{args.name} is prepared in {printable(prepare_dataset(args.name, data_dir))}")
+        return
+    if args.name == "imagenet":
+        kind = next(kind for kind in FORMS["imagenet"].required[0] if getattr(args, kind))
+        prepared = prepare_imagenet(kind, getattr(args, kind), data_dir, workers, overwrite=args.overwrite)
+    elif args.name == "ade20k":
+        zipped = bool(args.zip)
+        prepared = prepare_ade20k(args.zip or args.folder, data_dir, workers, zipped=zipped, overwrite=args.overwrite)
+    elif args.name == "coco":
+        prepared = prepare_coco(args.root, data_dir, workers, overwrite=args.overwrite)
+    else:
+        images = {"skip_bad": args.skip_bad, "overwrite": args.overwrite}
+        if args.name == "coco-format":
+            validation = args.val_annotations or args.val or None
+            prepared = prepare_coco_format(
+                args.source, args.annotations, args.called, data_dir, workers, validation=validation, **images
+            )
+        else:
+            prepare = {"folder": prepare_folder, "segmentation": prepare_segmentation}[args.name]
+            prepared = prepare(args.source, args.called, data_dir, workers, validation=args.val, **images)
+    _report(prepared)
 
 
 def _report(prepared) -> None:

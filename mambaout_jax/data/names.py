@@ -16,6 +16,9 @@ DIGITS, PATHFINDER, SCENES = "digits", "pathfinder", "scenes"
 IMAGENET, ADE20K, COCO = "imagenet2012", "ade20k", "coco2017"
 # TFDS has the default configs of its own datasets; our builders are not imported for reading.
 DEFAULT_CONFIGS = {PATHFINDER: "64", SCENES: "128"}
+_OURS = (DIGITS, PATHFINDER, SCENES, ADE20K, COCO)
+# Datasets that cannot be downloaded, with the arguments of `prepare` that name the user's files.
+FROM_FILES = {IMAGENET: "imagenet --tars=DIR", ADE20K: "ade20k --zip=FILE", COCO: "coco --root=DIR"}
 
 
 def parse_name(name: str) -> tuple[str, dict]:
@@ -45,14 +48,15 @@ def join_name(dataset: str, options: dict) -> str:
 
 
 def known_datasets() -> list[str]:
-    """Return the names of all datasets that can be prepared: those of TFDS and our generated ones."""
-    return sorted({*tfds.list_builders(with_community_datasets=False), DIGITS, PATHFINDER, SCENES})
+    """Return the names of all datasets that can be prepared: those of TFDS and ours."""
+    return sorted({*tfds.list_builders(with_community_datasets=False), *_OURS})
 
 
 def unknown_dataset(dataset: str, others: Iterable[str] = ()) -> str:
     """Return the error message for a name that is neither known nor in `others`, with the nearest name."""
     near = suggest(dataset, [*known_datasets(), *others])
-    return f"unknown dataset {dataset!r}{near or '; tensorflow.org/datasets/catalog lists the names'}"
+    others = "tensorflow.org/datasets/catalog lists the names; for your own images, see prepare --help"
+    return f"unknown dataset {dataset!r}{near or f'; {others}'}"
 
 
 def data_root(data_dir: str | None) -> epath.Path:
@@ -72,7 +76,5 @@ def data_root(data_dir: str | None) -> epath.Path:
 
 def prepare_command(name: str, data_dir: str | None) -> str:
     """Return the shell command that prepares a dataset in `data_dir`; None for the default folder of TFDS."""
-    # ImageNet cannot be downloaded, so the command requires the user's files.
-    what = "imagenet --tars=DIR" if name.partition(":")[0] == IMAGENET else name
-    command = f"python -m mambaout_jax prepare {what}"
+    command = f"python -m mambaout_jax prepare {FROM_FILES.get(name.partition(':')[0], name)}"
     return command if data_dir is None else f"{command} --data-dir={data_dir}"

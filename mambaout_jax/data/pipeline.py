@@ -118,7 +118,9 @@ def train_batches(
     if getattr(source, "groups", None) is not None:
         records, rest = divmod(batch_size, repeated_aug)
         if rest:
-            raise DataError(f"repeated_aug is {repeated_aug}; expected a divisor of the batch of {batch_size}")
+            raise DataError(
+                f"config.data.repeated_aug is {repeated_aug}; expected a divisor of config.batch_size {batch_size}"
+            )
         order = _GroupOrder(source, seed, records)
         order(0)  # raises an error for a batch that no group fills
     rows = _HostRows(start_step, batch_size // host_count, host_index, host_count)
@@ -236,7 +238,7 @@ class _GroupOrder:
     """The order of records in which every batch has one group.
 
     Args:
-        records: of a batch.
+        records: number of records per batch.
     """
 
     def __init__(self, source: Source, seed: int, records: int):
@@ -259,7 +261,7 @@ class _GroupOrder:
             batches += list(members[: len(members) // self._records * self._records].reshape(-1, self._records))
         if not batches:
             raise DataError(
-                f"no group of images of {self._name} has {count(self._records, 'image')}; use a smaller batch"
+                f"no group of images of {self._name} fills a batch of {self._records}; decrease config.batch_size"
             )
         shuffled = np.random.default_rng((self._seed, epoch, 1)).permutation(len(batches))
         return np.concatenate([batches[index] for index in shuffled])
@@ -307,7 +309,7 @@ class _EvalSample:
 def _bad_record(source: Source, index: int, error: DataError) -> DataError:
     return DataError(
         f"record {index} of split {source.split!r} of dataset {source.name!r}: {error}; prepare the dataset again, "
-        "or skip and count such records with on_bad_record='skip'"
+        "or skip and count such records with --config.data.on_bad_record=skip"
     )
 
 

@@ -119,13 +119,13 @@ class Records:
 
     @property
     def category_ids(self) -> tuple[int, ...]:
-        """Return the ids of the classes in the file of annotations; empty if they are not recorded."""
+        """Return the ids of the classes in the annotation file; empty if they are not recorded."""
         return tuple(self._origin.get("category_ids", ()))
 
     @property
-    def upright(self) -> str | None:
-        """Return "1" for each image that is higher than wide and "0" for others; None if that is not recorded."""
-        recorded = self._origin.get("upright")
+    def portrait(self) -> str | None:
+        """Return "1" for each image that is taller than wide and "0" for others; None if that is not recorded."""
+        recorded = self._origin.get("portrait")
         if recorded is None:
             return None
         parts = ((recorded[epath.Path(shard.filename).name], shard.skip, shard.take) for shard in self._shards)

@@ -77,7 +77,7 @@ def _describe_cause(code: int) -> str:
     if code == -signal.SIGBUS:
         return f": {describe_full_shared_memory()}"
     if code == -signal.SIGKILL:
-        return "; if the machine ran out of memory, use fewer workers (data.num_workers)"
+        return "; if the machine ran out of memory, use fewer workers (config.data.num_workers)"
     return ""
 
 

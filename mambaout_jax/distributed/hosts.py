@@ -24,7 +24,7 @@ from jax._src import distributed  # JAX has no public API for its key-value stor
 from jax.experimental import multihost_utils
 
 from mambaout_jax.distributed.errors import DistributedError, LostProcessError
-from mambaout_jax.words import processes
+from mambaout_jax.words import listed, processes
 
 # With JAX's default of 100 s, the surviving processes would wait that long after the loss of one.
 HEARTBEAT_SECONDS = 30
@@ -55,7 +55,7 @@ def initialize(
     given = {"coordinator": coordinator, "num-processes": num_processes, "process-id": process_id}
     missing = [f"--{name}" for name, value in given.items() if value is None]
     if 0 < len(missing) < len(given):
-        raise DistributedError(f"missing {' and '.join(missing)}; set all three options, or none on a TPU")
+        raise DistributedError(f"missing {listed(missing)}; set all three options, or none on a TPU")
     if not missing:
         _check_address(coordinator, num_processes, process_id)
     # gRPC would connect the hosts through grpc_proxy or http_proxy, where joining hangs. An empty value disables both.

@@ -46,7 +46,7 @@ from mambaout_jax.weights import (
     write_file,
     write_folder,
 )
-from mambaout_jax.words import count
+from mambaout_jax.words import count, listed
 
 # The files that an import writes.
 _WORKDIR = ("checkpoints", "config.json", "environment.json")
@@ -103,7 +103,7 @@ def import_weights(
         log(f"ignored in {source}: {', '.join(checkpoint.ignored)}")
     if resolved.others:
         verb = "has" if len(resolved.others) == 1 else "have"
-        log(f"{' and '.join(resolved.others)} {verb} the same shapes; select another variant with --model")
+        log(f"{listed(resolved.others)} {verb} the same shapes; select another variant with --model")
     if checkpoint.config is None:
         spec = model.input_spec
         log(

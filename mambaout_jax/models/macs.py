@@ -14,8 +14,10 @@ from mambaout_jax.models.registry import create_model, find_family
 from mambaout_jax.ops import use_kernels
 from mambaout_jax.ops.selective_scan import run_scan
 
-# Multiply-adds of a selective scan per position and channel: for each state, and in addition.
-SCAN_OF_STATE, SCAN_OF_CHANNEL = 9, 1
+# Multiply-adds of a selective scan per position and channel: for each state, and in addition. This is the count that
+# papers report; `analyze.formulas` counts the operations of the recurrence itself.
+# Reference: github.com/MzeroMiko/VMamba, flops_selective_scan_fn.
+SCAN_MACS_PER_STATE, SCAN_MACS_PER_CHANNEL = 9, 1
 # Primitives that run the jaxpr in their parameters exactly once.
 _RUN_ONCE = ("jit", "closed_call", "custom_jvp_call", "custom_vjp_call", "remat2")
 
@@ -89,7 +91,7 @@ def _count_equation(equation: JaxprEqn) -> int:
         return equation.outvars[0].aval.size * math.prod(kernel[axis] for axis in spec[1:])
     if name == "jit" and params["name"] == run_scan.__name__:
         u, _, A, *_ = (var.aval for var in equation.invars)
-        return u.size * (SCAN_OF_STATE * A.shape[-1] + SCAN_OF_CHANNEL)
+        return u.size * (SCAN_MACS_PER_STATE * A.shape[-1] + SCAN_MACS_PER_CHANNEL)
     inner = [_count(jaxpr) for jaxpr in inner_jaxprs(params)]
     if not any(inner):
         return 0

@@ -87,8 +87,8 @@ EXECUTION: Mapping[str, ConfigKey] = MappingProxyType(
             str,
             KERNELS,
             "auto",
-            "kernels for TPUs instead of XLA's operations (docs/kernels.md): where they apply and should be faster; "
-            "never (xla); or wherever they apply, on every platform (pallas)",
+            "kernels for TPUs instead of XLA's operations (docs/kernels.md). auto: where they apply and should be "
+            "faster; xla: never; pallas: wherever they apply, on every platform",
             changeable=True,
             inference="none",
         ),

@@ -11,7 +11,7 @@ from typing import Any
 from flax import nnx
 
 from mambaout_jax import plugins
-from mambaout_jax.checks import ConfigKey, find_fault, suggest
+from mambaout_jax.checks import ConfigKey, expected_one_of, find_fault
 from mambaout_jax.models import localvim, localvmamba, mambaout, mambavision, plainmamba, vim, vit, vmamba
 from mambaout_jax.models.api import InputSpec, Model
 from mambaout_jax.models.errors import ModelError
@@ -152,10 +152,8 @@ def create_model(
         if option in _TIMM_ARGUMENTS and option not in keys:
             raise ModelError(f"{option!r} is not an option of create_model; {_TIMM_ARGUMENTS[option]}")
         if option not in keys and (owners := families_with(option)):
-            near = suggest(option, keys) or ";"
             raise ModelError(
-                f"{option!r} is an option of {listed(owners)}, not of {name}{near} expected one of "
-                f"{', '.join(sorted(keys))}"
+                f"{option!r} is an option of {listed(owners)}, not of {name}; {expected_one_of(option, keys)}"
             )
         _require_known(option, keys, f"option of {name}")
         value = dtype_name(value) if keys[option].accept == DTYPES else plain_integers(value)
@@ -246,5 +244,4 @@ def _input_spec(variant: Variant, in_chans: int, values: Mapping[str, Any]) -> I
 def _require_known(name: str, known: Iterable[str], what: str) -> None:
     known = sorted(known)
     if name not in known:
-        near = suggest(name, known)
-        raise ModelError(f"{name!r} is not a known {what}{near or ';'} expected one of {', '.join(known)}")
+        raise ModelError(f"{name!r} is not a known {what}; {expected_one_of(name, known)}")

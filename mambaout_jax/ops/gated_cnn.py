@@ -27,8 +27,8 @@ from mambaout_jax.ops.sharding import spec_of, with_auto_axes
 class GatedCNNWeights(NamedTuple):
     """Weights of a block with d channels, h hidden ones, and c of these convolved.
 
-    The columns of `fc1_weight` are those of the gate of channels that are not convolved, the gate of those that are,
-    the former channels, and the latter.
+    Columns of `fc1_weight`, in order: gate of the h - c identity channels, gate of the c convolved channels, identity
+    channels, convolved channels.
     """
 
     norm_weight: Float[Array, " d"]

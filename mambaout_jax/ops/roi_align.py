@@ -38,13 +38,13 @@ class Taps(NamedTuple):
     weight: Float[Array, "n bins t"]
 
 
-def assign_levels(boxes: Float[Array, "*n 4"], num_levels: int, finest_scale: float = FINEST_SCALE) -> Int[Array, "*n"]:
-    """Return the level of a pyramid for each box, from its area: 0 for squares of less than twice `finest_scale` px.
+def assign_levels(boxes: Float[Array, "*n 4"], num_levels: int) -> Int[Array, "*n"]:
+    """Return the level of a pyramid for each box, from its area: 0 for squares of less than twice `FINEST_SCALE` px.
 
     Each further level doubles the side.
     """
     sides = jnp.sqrt(jnp.maximum((boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1]), 0))
-    return jnp.clip(jnp.floor(jnp.log2(sides / finest_scale + 1e-6)), 0, num_levels - 1).astype(jnp.int32)
+    return jnp.clip(jnp.floor(jnp.log2(sides / FINEST_SCALE + 1e-6)), 0, num_levels - 1).astype(jnp.int32)
 
 
 def roi_align(

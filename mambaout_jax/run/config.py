@@ -46,7 +46,11 @@ KEYS: Mapping[str, ConfigKey] = {
     "init_head": ConfigKey(str, ("keep", "new"), "keep", "last layer: from init_from, or randomly initialized"),
     "num_epochs": ConfigKey(int, "1..", 300, "epochs of the run, warm-up and cooldown included"),
     "num_steps": ConfigKey(
-        int | None, "1..", None, "steps of the run, in place of num_epochs; the last epoch may be incomplete"
+        int | None,
+        "1..",
+        None,
+        "steps of the run, in place of num_epochs, with the schedules `linear` and `drops`; the last epoch may be "
+        "incomplete",
     ),
     "batch_size": ConfigKey(int, "1..", 1024, "images per optimizer step, over all devices"),
     "microbatch_size": ConfigKey(
@@ -86,7 +90,7 @@ KEYS: Mapping[str, ConfigKey] = {
         int,
         "1..",
         1,
-        "repeated augmentation: number of consecutive rows with the same image, each augmented on its own; an epoch "
+        "repeated augmentation: number of augmented copies of each image, next to each other in a batch; an epoch "
         "keeps its number of steps and sees fewer images",
     ),
     "data.num_workers": ConfigKey(
@@ -112,8 +116,12 @@ KEYS: Mapping[str, ConfigKey] = {
     ),
     "optim.warmup_learning_rate": ConfigKey(float, "0..", 1e-6, "learning rate at the start of the warm-up"),
     "optim.min_learning_rate": ConfigKey(float, "0..", 1e-5, "final learning rate; not used by the schedule `drops`"),
-    "optim.warmup_epochs": ConfigKey(int, "0..", 5, "epochs of linear warm-up"),
-    "optim.cooldown_epochs": ConfigKey(int, "0..", 0, "final epochs at the minimum learning rate"),
+    "optim.warmup_epochs": ConfigKey(
+        int, "0..", 5, "epochs of linear warm-up, with the schedules `per_step` and `per_epoch`"
+    ),
+    "optim.cooldown_epochs": ConfigKey(
+        int, "0..", 0, "final epochs at the minimum learning rate, with the schedules `per_step` and `per_epoch`"
+    ),
     "optim.warmup_steps": ConfigKey(int, "0..", 0, "steps of linear warm-up, with the schedules `linear` and `drops`"),
     "optim.drop_epochs": ConfigKey(
         tuple[int, ...] | None,
@@ -258,7 +266,10 @@ class RunConfig:
         """
         steps = self.num_epochs * steps_per_epoch if self.num_steps is None else self.num_steps
         if steps > MAX_INTEGER:
-            raise RunError(f"the length of the run is {count(steps, 'step')}; expected at most {MAX_INTEGER:,}")
+            raise RunError(
+                f"the length of the run is {count(steps, 'step')}; expected at most {MAX_INTEGER:,}: "
+                "decrease config.num_epochs or config.num_steps"
+            )
         _check_warmup(self.optim.warmup_steps, steps)
         return steps
 

@@ -7,7 +7,7 @@ from mambaout_jax.tasks.api import Task
 
 
 def open_split(config: RunConfig, task: Task, split: str) -> Source:
-    """Open a split of the dataset; `digits`, which requires no download, is written first if it is missing.
+    """Open a split of the dataset; `digits` and `scenes`, which require no download, are written first if missing.
 
     Raises:
         DataError, TaskError: the dataset or the split does not exist or is invalid.

@@ -24,7 +24,7 @@ from mambaout_jax.weights import (
     resolve_model,
 )
 from mambaout_jax.weights.key_map import matching_formats
-from mambaout_jax.words import count
+from mambaout_jax.words import count, listed
 
 
 class Pretrained(NamedTuple):
@@ -144,7 +144,7 @@ def _describe_normalization(theirs: Model, ours: Model) -> str:
     differing = [
         f"{field} {tuple(wanted)}, not {given}" for field, wanted, given in pairs if tuple(wanted) != tuple(given)
     ]
-    return f" (trained on images with {' and '.join(differing)})" if differing else ""
+    return f" (trained on images with {listed(differing)})" if differing else ""
 
 
 def _describe_channels(theirs: Model, ours: Model) -> str:

@@ -81,8 +81,10 @@ def load_teacher(task: Task, model: Model, labels: Labels) -> Teacher | None:
     try:
         loaded = _restore(found.source) if is_workdir(found.source) else _convert(found.source, task)
     except UnknownVariantError as error:  # a config cannot name the variant of weights
-        use = f"with convert import, and set config.{found.key} to the imported workdir"
-        raise RunError(f"the teacher cannot be loaded: {error}, {use}") from error
+        raise RunError(
+            f"config.{found.key}: {error}; import it with python -m mambaout_jax convert import FILE --model NAME "
+            f"--out WORKDIR, and set config.{found.key} to this workdir"
+        ) from error
     except (RunError, WeightsError) as error:
         raise RunError(f"config.{found.key} cannot be loaded: {error}") from error
     if loaded.task != task.name:

@@ -224,8 +224,8 @@ def check_space(workdir: epath.Path, num_bytes: int) -> None:
     free = shutil.disk_usage(workdir).free
     if free < num_bytes:
         raise RunError(
-            f"{workdir} has {free / 2**20:.3g} MiB of free space but the checkpoints need {num_bytes / 2**20:.3g} MiB; "
-            "free some space or use another disk"
+            f"{workdir} has {free / 2**20:,.0f} MiB of free space but the checkpoints need {num_bytes / 2**20:,.0f} "
+            "MiB; free some space or use another disk"
         )
 
 
@@ -320,16 +320,18 @@ def load_environment(workdir: epath.Path) -> dict[str, Any]:
     Raises:
         RunError: the file is missing or invalid.
     """
+    path = workdir / "environment.json"
     try:
-        environment = json.loads((workdir / "environment.json").read_text())
+        environment = json.loads(path.read_text())
         if not isinstance(environment["labels"], dict):
             raise TypeError("labels are not an object")
+    except FileNotFoundError:
+        raise RunError(
+            f"{workdir} has neither a run nor imported weights; train first, or use another workdir"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise_machine_fault(error, workdir)
-        raise RunError(
-            f"{workdir / 'environment.json'} is not a valid environment of a run ({reason(error)}); use a workdir that "
-            "was trained or imported"
-        ) from error
+        raise RunError(f"{path} is damaged ({reason(error)}); restore it, or use another workdir") from error
     return environment
 
 
@@ -340,7 +342,7 @@ def _versions() -> dict[str, str]:
 def describe_environment(
     source: Source, license: str | None = None, teacher: Mapping[str, str] = MappingProxyType({})
 ) -> dict[str, Any]:
-    """Return everything except the config that a run depends on: versions, devices, dataset, teacher.
+    """Return everything that a run depends on, apart from its config: versions, devices, dataset, teacher.
 
     Args:
         license: name of the license of the weights that the run started from, if known.

@@ -17,7 +17,7 @@ from PIL import Image
 
 from mambaout_jax import distributed
 from mambaout_jax.analyze.ssm_need import measure_first_stage
-from mambaout_jax.checks import split_experiment, suggest
+from mambaout_jax.checks import expected_one_of, split_experiment
 from mambaout_jax.data import DataError, Source
 from mambaout_jax.errors import reason
 from mambaout_jax.machine import raise_machine_fault
@@ -65,9 +65,8 @@ def find_experiment(dataset: str, task: str = DEFAULT) -> str:
     }
     add = "add" if task == DEFAULT else f"replace --task {task} with"
     raise RunError(
-        f"no experiment for dataset {name!r} and {task}{suggest(name, experiments) or ';'} expected one of "
-        f"{', '.join(experiments)}; for your own photographs, {add} "
-        f"--config=study:{[*experiments.values()][-1]}"
+        f"no experiment for dataset {name!r} and {task}; {expected_one_of(name, experiments)}; for your own "
+        f"photographs, {add} --config=study:{[*experiments.values()][-1]}"
     )
 
 

@@ -1,8 +1,8 @@
 """The base class of tasks: everything that depends on what a label is.
 
-`data`, `run`, `train`, `evaluate`, `report` and `cli` use this interface only and never look at a label. A task is
-cheap to build from the plain values of a run's config. It defines how records are read and transformed on the host, how
-batches are prepared on the device, the loss, the metrics and the predictions.
+`data`, `run`, `train`, `evaluate`, `report` and `cli` use this interface only; of labels they know nothing but the
+names of classes. A task is cheap to build from the plain values of a run's config. It defines how records are read and
+transformed on the host, how batches are prepared on the device, the loss, the metrics and the predictions.
 """
 
 import abc

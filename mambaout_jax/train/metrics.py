@@ -260,8 +260,9 @@ class StepLog:
             raise DivergedError(
                 f"step {int(read.first_nonfinite_step) + 1} has loss {read.nonfinite_loss:g} and gradient norm "
                 f"{read.nonfinite_grad_norm:g} at learning rate {read.nonfinite_learning_rate:g}; the last checkpoint "
-                "is from an earlier step. Decrease config.optim.learning_rate, increase config.optim.warmup_epochs or "
-                "set config.optim.clip_grad_norm"
+                "is from an earlier step. Decrease config.optim.learning_rate, lengthen the warm-up "
+                "(config.optim.warmup_epochs, or warmup_steps with the schedules linear and drops), or set "
+                "config.optim.clip_grad_norm"
             )
         self.restart()
 

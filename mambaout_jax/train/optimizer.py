@@ -85,7 +85,7 @@ def warmup_linear(
     return schedule
 
 
-def warmup_steps_down(
+def warmup_multistep(
     *,
     learning_rate: float,
     steps_per_epoch: int,
@@ -93,7 +93,7 @@ def warmup_steps_down(
     warmup_learning_rate: float = 0.0,
     warmup_steps: int = 0,
 ) -> Schedule:
-    """Build the schedule: linear warm-up to `learning_rate`, and a tenth of the rate from each of some epochs on.
+    """Build the schedule: linear warm-up to `learning_rate`, divided by 10 at each of `drop_epochs`.
 
     The last step of the warm-up has the full learning rate. Warm-up and drops multiply.
 

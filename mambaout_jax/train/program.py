@@ -21,7 +21,7 @@ from mambaout_jax.train.optimizer import (
     Schedule,
     warmup_cosine,
     warmup_linear,
-    warmup_steps_down,
+    warmup_multistep,
 )
 from mambaout_jax.train.step import StepMetrics, init_step_metrics, make_train_step
 
@@ -172,7 +172,7 @@ def build_optimizer(
             num_steps=config.total_steps(steps_per_epoch),
         )
     elif optim.schedule == "drops":
-        schedule = warmup_steps_down(
+        schedule = warmup_multistep(
             learning_rate=optim.learning_rate,
             steps_per_epoch=steps_per_epoch,
             drop_epochs=optim.drop_epochs or (),

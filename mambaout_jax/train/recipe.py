@@ -32,7 +32,7 @@ def differences_from_recipe(recipe: Recipe | None, values: Mapping[str, Any]) ->
     if re.split("[:/]", values["data.name"])[0] != recipe.dataset or values["init_from"] is not None:
         return []
     differing = {name: expected for name, expected in recipe.values.items() if values[name] != expected}
-    if "batch_size" in differing:
+    if "batch_size" in differing and _scales_linearly(values):
         differing.pop("optim.learning_rate", None)  # mentioned in the sentence about the batch size
     return [
         f"config.{name} is {values[name]}, the recipe's is {expected}{_explain(name, recipe, values)}"
@@ -42,7 +42,7 @@ def differences_from_recipe(recipe: Recipe | None, values: Mapping[str, Any]) ->
 
 def _explain(name: str, recipe: Recipe, values: Mapping[str, Any]) -> str:
     """Return a remark on the effect of a different value, for keys that need one."""
-    if name in ("batch_size", "optim.learning_rate"):
+    if name in ("batch_size", "optim.learning_rate") and _scales_linearly(values):
         rate, ruled = values["optim.learning_rate"], linearly_scaled_lr(recipe, values["batch_size"])
         given = "as in the config" if abs(rate - ruled) <= 1e-6 * ruled else f"the config has {rate}"
         return f"; the linear scaling rule gives config.optim.learning_rate {ruled:g}, {given}"
@@ -50,3 +50,8 @@ def _explain(name: str, recipe: Recipe, values: Mapping[str, Any]) -> str:
         draws, published = (of["batch_size"] // of[name] for of in (values, recipe.values))
         return f"; a step draws mixup or cutmix {count(draws, 'time')}, in the recipe {count(published, 'time')}"
     return ""
+
+
+def _scales_linearly(values: Mapping[str, Any]) -> bool:
+    """Return whether the learning rate follows the linear scaling rule; that of LAMB follows another one."""
+    return values["optim.name"] == "adamw"

@@ -52,7 +52,10 @@ def read_checkpoint(source: str | os.PathLike, *, entry: str | None = None) -> T
         config = read_config(config_path, origin)
     elif os.path.isdir(folder := os.path.expanduser(origin.removeprefix(_LOCAL_PREFIX))):
         if os.path.isdir(os.path.join(folder, "checkpoints")):
-            raise WeightsError(f"{origin} is a workdir; run convert export to convert its weights to PyTorch")
+            raise WeightsError(
+                f"{origin} is a workdir of this package; expected weights of PyTorch (load a workdir with mo.load_run, "
+                "or set config.init_from to it)"
+            )
         config = read_config(os.path.join(folder, CONFIG_NAME), origin)
         weights = find_weights(folder, origin)
     elif origin.startswith(_LOCAL_PREFIX):

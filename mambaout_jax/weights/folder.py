@@ -60,7 +60,7 @@ def write_folder(
         tensors: state dict of the model, in the first key format of its family.
         class_descriptions: descriptions by class name, if all classes have one.
         exif_orientation: whether the model was trained on images turned upright by their EXIF orientation, if known.
-        category_ids: ids of the classes in files of annotations, for detectors.
+        category_ids: ids of the classes in annotation files, for detectors.
         license: name of the license of the weights, if known.
         task: name of the task of the weights; None to infer it from the model.
         task_options: values of the task's config keys, by dotted name, which an import restores.

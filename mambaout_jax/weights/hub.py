@@ -68,9 +68,8 @@ class _Repository:
                 self.repo_id, name, revision=self.revision, local_files_only=self.offline_reason is not None
             )
         except LocalEntryNotFoundError:
-            raise _AbsentError(
-                f"{self.source}: {name} is not in the cache, and {self.offline_reason or 'it was removed'}"
-            ) from None
+            because = self.offline_reason or "the hub stopped responding; try again"
+            raise _AbsentError(f"{self.source}: {name} is not in the cache, and {because}") from None
         except Exception as error:  # each transport raises its own types
             if is_exhausted(error):
                 raise_machine_fault(error, self.source)

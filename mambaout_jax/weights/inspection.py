@@ -13,7 +13,7 @@ from mambaout_jax.weights.license import find_license
 from mambaout_jax.weights.options import model_args
 from mambaout_jax.weights.resolve import resolve_model, resolve_shapes
 from mambaout_jax.weights.state_dict import detect_format, differences
-from mambaout_jax.words import count
+from mambaout_jax.words import count, listed
 
 _NUM_SHOWN = 10  # ignored entries, of which a file can have thousands
 
@@ -45,7 +45,7 @@ def _inspect(checkpoint: TorchCheckpoint, name: str | None) -> dict[str, str]:
     try:
         key_format = detect_format(model, checkpoint.shapes)
     except WeightsError as error:
-        raise WeightsError(f"{error} (they fit {' and '.join(fits) or 'no variant'}, not {model.name})") from error
+        raise WeightsError(f"{error} (they fit {listed(fits) if fits else 'no variant'}, not {model.name})") from error
     expected = expected_shapes(tensor_specs(model.shapes, key_format))
     shapes = comparable_shapes(key_format, checkpoint.shapes)
     options = {"num_classes": model.num_classes, **model_args(model)}

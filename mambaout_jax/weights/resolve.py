@@ -22,6 +22,7 @@ from mambaout_jax.weights.key_map import (
 )
 from mambaout_jax.weights.options import other_options
 from mambaout_jax.weights.state_dict import classifier_shapes, differences
+from mambaout_jax.words import count, listed
 
 # Of a tensor; NumPy cannot represent the shapes of much larger arrays.
 _MAX_ELEMENTS = 2**40
@@ -89,7 +90,7 @@ def resolve_shapes(shapes: Mapping[str, Shape]) -> ResolvedModel:
                 fits.append(ResolvedModel(key_format, variant, options))
     if not fits:
         nearest = min(faults, key=faults.__getitem__)
-        tensors = f"{faults[nearest]} tensor{'s' if faults[nearest] > 1 else ''}"
+        tensors = count(faults[nearest], "tensor")
         raise UnknownVariantError(
             f"no variant has exactly these tensors; the closest, {nearest}, differs in {tensors}: name the variant, or "
             "use a folder with a config.json"
@@ -127,7 +128,7 @@ def check_not_reduced(
         size = "x".join(map(str, resolved.options["img_size"]))
         raise WeightsError(
             f"{checkpoint.origin}: the weights are those of {found.name}; as {resolved.name} they would be for images "
-            f"of {size} px only; name {found.name}"
+            f"of {size} px only; load them as {found.name} (--model {found.name})"
         )
 
 
@@ -139,8 +140,8 @@ def check_unambiguous(origin: str, resolved: ResolvedModel) -> None:
     """
     if different := sorted({word for other in resolved.others for word in _distinctions(resolved.name, other)}):
         raise UnknownVariantError(
-            f"{origin}: {' and '.join((resolved.name, *resolved.others))} have these tensors but differ in "
-            f"{', '.join(different)}; name the variant, for example {resolved.name}"
+            f"{origin}: {listed((resolved.name, *resolved.others))} have these tensors but differ in "
+            f"{listed(different)}; name the variant, for example {resolved.name}"
         )
 
 

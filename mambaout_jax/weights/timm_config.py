@@ -30,7 +30,7 @@ class TimmConfig(NamedTuple):
         preprocessing: options for `create_model` that set its `input_spec`, as far as the file has them.
         exif_orientation: whether the model was trained on images that were turned upright by their EXIF orientation;
             None in files of timm, which has no such entry and ignores it.
-        category_ids: ids of the classes in files of annotations, if the file has them.
+        category_ids: ids of the classes in annotation files, if the file has them.
         license: name of the license of the weights, if the file has it.
         task: name of the task that the weights were trained for, if the file has it.
         task_options: the recorded values of the task's config keys, by dotted name.
@@ -72,7 +72,6 @@ def _list_of(fits: Callable[[Any], bool], length: int | None = None) -> Callable
     )
 
 
-_COUNT = _Kind("a positive integer", _is_count)
 _CLASSES = _Kind("an integer of at least 0", lambda value: _is_count(value) or (value == 0 and value is not False))
 _BOOLEAN = _Kind("true or false", lambda value: isinstance(value, bool))
 _STRING = _Kind("a string", lambda value: isinstance(value, str))

@@ -16,6 +16,7 @@ from mambaout_jax.models import Model, cpu_compiler_options, create_model
 from mambaout_jax.weights.errors import WeightsError
 from mambaout_jax.weights.hub import PREFIXES
 from mambaout_jax.weights.options import model_args
+from mambaout_jax.words import listed
 
 # Maximum difference of logits relative to the largest logit. Summing some thousand float32 products in another order
 # changes logits by about 1e-6, a swapped or transposed layer by more than 1e-2.
@@ -139,7 +140,7 @@ def check_timm(model: Model) -> None:
         raise WeightsError(f"timm has no {title}; omit --verify timm")
     built = family.timm_options.items()
     if others := [f"{key} {model.options[key]!r}" for key, value in built if model.options[key] != value]:
-        raise WeightsError(f"timm has no {title} with {' and '.join(others)}; omit --verify timm")
+        raise WeightsError(f"timm has no {title} with {listed(others)}; omit --verify timm")
     _load_timm()
 
 

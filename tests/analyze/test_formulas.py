@@ -12,7 +12,7 @@ import mambaout_jax as mo
 from mambaout_jax.analyze import formulas
 from mambaout_jax.analyze.ssm_need import GATED_CNN
 from mambaout_jax.models import Functional, MambaBlock, ScanInfo
-from mambaout_jax.models.macs import SCAN_OF_CHANNEL, SCAN_OF_STATE, count_macs
+from mambaout_jax.models.macs import SCAN_MACS_PER_CHANNEL, SCAN_MACS_PER_STATE, count_macs
 from mambaout_jax.ops import SCAN_ORDERS
 
 DIMS_LENGTHS = [(32, 50), (48, 7), (64, 333)]
@@ -85,7 +85,7 @@ def test_gated_cnn_block_counts_what_a_model_does_for_one_block_more(
     tokens = formulas.count_tokens((32, 48), 4)
     directions, channels = 0 if scan_order is None else len(SCAN_ORDERS[scan_order]), int(conv_ratio * 16)
     terms = formulas.gated_cnn_block_flops(16, tokens, scans=ScanInfo(directions, channels, 16), **options)
-    scan = tokens * channels * directions * (SCAN_OF_STATE * 16 + SCAN_OF_CHANNEL)
+    scan = tokens * channels * directions * (SCAN_MACS_PER_STATE * 16 + SCAN_MACS_PER_CHANNEL)
     assert total(terms) - terms.get("scan", 0) == 2 * (macs(2) - macs(1) - scan)
 
 
@@ -98,7 +98,7 @@ def test_mamba_block_counts_the_products_of_the_block(dim, length):
     # In the step form, the only matrix products are those with weights, next to the step of the scan.
     state = jax.eval_shape(lambda: MambaBlock(dim).initial_state(1))
     step = partial(block.apply, method="step")
-    scan = formulas.EXPAND * dim * (SCAN_OF_STATE * formulas.D_STATE + SCAN_OF_CHANNEL)
+    scan = formulas.EXPAND * dim * (SCAN_MACS_PER_STATE * formulas.D_STATE + SCAN_MACS_PER_CHANNEL)
     assert products == 2 * length * (count_macs(step, variables, state, spec(1, dim)) - scan)
     shapes = jax.tree.map(lambda leaf: leaf.shape, variables["params"])
     assert products == 2 * length * sum(

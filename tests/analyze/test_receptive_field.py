@@ -89,7 +89,7 @@ def test_a_model_with_a_head_is_measured_by_its_backbone():
     [
         (
             ["--erf", "test_mambaout", "--stage=5"],
-            "test_mambaout has 4 feature maps, but stage 5 was asked for; expected 1 to 4",
+            "stage is 5, but test_mambaout has 4 feature maps; expected 1 to 4",
         ),
         (["--erf", "mambaout_femo"], "did you mean"),
         (["test_mambaout", "--erf", "test_mambaout"], "MODEL and --dataset cannot be combined with --erf"),

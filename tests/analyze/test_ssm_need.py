@@ -56,9 +56,9 @@ def test_a_model_has_a_row_for_each_stage_at_its_own_size():
     ("verdicts", "sentence"),
     [
         (["short"], "Short: no SSM needed."),
-        (["near", "near"], "Near the threshold: worth exploring."),
+        (["near", "near"], "Near the threshold: an SSM may be worth exploring."),
         (["long"], "Long: an SSM is worth exploring."),
-        (["near", "short"], "Near the threshold in some cases: worth exploring there."),
+        (["near", "short"], "Near the threshold in some cases: an SSM may be worth exploring there."),
         (["short", "long", "near"], "Long in some cases: an SSM is worth exploring there."),
         (["long", "short"], "Long in some cases: an SSM is worth exploring there."),
     ],
@@ -230,7 +230,10 @@ def test_page_is_the_same_each_time_and_shows_lengths_beyond_its_usual_axis(tmp_
     [
         ({"dataset": "imagenet"}, "Short: no SSM needed."),
         ({"size": (4096, 4096)}, "Long: an SSM is worth exploring."),
-        ({"model": "mambaout_femto", "size": (64, 64)}, "Near the threshold in some cases: worth exploring there."),
+        (
+            {"model": "mambaout_femto", "size": (64, 64)},
+            "Near the threshold in some cases: an SSM may be worth exploring there.",
+        ),
     ],
 )
 def test_page_answers_first(tmp_path, without_pictures, arguments, answer):

@@ -174,7 +174,7 @@ def test_a_damaged_record_is_a_fault_of_the_data(monkeypatch, tmp_path):
         ("open files of a library", r"too many open files; the limit"),
         ("disk", r"/data/x: Input/output error; check the disk"),
         ("full disk", r"no space left for /data/x on the disk mounted at / \([\d,]+ MiB free\); free"),
-        ("memory", r"not have enough memory; use fewer workers \(data.num_workers\) or smaller batches"),
+        ("memory", r"not have enough memory; use fewer workers \(config.data.num_workers\) or smaller batches"),
         ("bucket", "no answer within 30 s"),
     ],
 )

@@ -127,7 +127,7 @@ def test_weights_of_variants_with_another_preprocessing_are_ambiguous(tmp_path, 
     write_zeros(file, "vit_tiny_patch16_224", img_size=32)
     assert inspect(capsys, file)["also fits   "] == "vit_tiny_patch16_224"
     words = refusal(capsys, "import", file, "--out", tmp_path / "imported")
-    assert "deit_tiny_patch16_224 and vit_tiny_patch16_224 have these tensors but differ in mean, std; " in words
+    assert "deit_tiny_patch16_224 and vit_tiny_patch16_224 have these tensors but differ in mean and std; " in words
     assert "set --model NAME" in words
     assert not (tmp_path / "imported").exists()
 
@@ -326,4 +326,4 @@ def test_invalid_outputs_are_refused(workdir, file, tmp_path, capsys):
     assert "is empty" in refusal(capsys, "import", file, "--out", "")
     assert "unknown extension" in refusal(capsys, "export", workdir, "--out", tmp_path / "x.PTH")
     assert "cannot be written" in refusal(capsys, "export", workdir, "--out", tmp_path / f"{'a' * 300}.pth")
-    assert "is a workdir; run convert export" in refusal(capsys, "inspect", workdir)
+    assert "is a workdir of this package; expected weights of PyTorch" in refusal(capsys, "inspect", workdir)

@@ -154,13 +154,19 @@ def test_imagenet_is_prepared_from_each_form(tmp_path, kind, capsys, monkeypatch
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("imagenet",), "requires one of --tars DIR, --folder DIR and --tfrecord DIR"),
-        (("imagenet", "--tars=a", "--folder=b"), "requires one of --tars DIR"),
-        (("imagenet", "--tars=a", "--name=b"), "requires one of --tars DIR"),
+        (("imagenet",), "prepare imagenet requires --tars DIR, --folder DIR or --tfrecord DIR"),
+        (("imagenet", "--tars="), "requires --tars DIR"),
+        (("imagenet", "--tars=a", "--folder=b"), "requires --tars DIR, --folder DIR or"),
+        (("imagenet", "--tars=a", "--name=b"), "prepare imagenet does not take --name; leave it out"),
+        (("imagenet", "--tars=a", "--val=0.1", "--skip-bad"), "does not take --val and --skip-bad; leave them out"),
         (("folder",), "requires the folder of the images"),
-        (("folder", "a", "--tars=b"), "requires the folder of the images"),
-        (("digits", "a"), "prepare digits takes only --data-dir"),
-        (("digits", "--workers=2"), "prepare digits takes only --data-dir"),
+        (("folder", "a", "--tars=b"), "prepare folder does not take --tars; leave it out"),
+        (("ade20k", "--zip=a", "--folder=b"), "requires --zip FILE or --folder DIR"),
+        (("coco", "--root=a", "--val=0.1"), "prepare coco does not take --val; leave it out"),
+        (("coco-format", "a"), "requires the folder of the images and --annotations FILE"),
+        (("coco-format", "a", "--annotations=b", "--val=0.1", "--val-annotations=c"), "leave out one of them"),
+        (("digits", "a"), "prepare digits does not take a folder; leave it out"),
+        (("digits", "--workers=2"), "prepare digits does not take --workers; leave it out"),
     ],
 )
 def test_inconsistent_arguments_are_one_sentence(words, message):

@@ -64,7 +64,7 @@ def test_only_a_and_r_restrict_the_classes_to_those_that_occur(sets_dir):
 
 def test_an_unknown_set_is_refused_with_the_known_ones(sets_dir):
     known = ", ".join(EVAL_SETS)
-    with pytest.raises(DataError, match=f"'imagenette' is not a known test set; expected one of {known}"):
+    with pytest.raises(DataError, match=f"config.data.eval_sets has 'imagenette'; expected names from {known}"):
         open_eval_set("imagenette", sets_dir)
 
 

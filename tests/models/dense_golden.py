@@ -28,7 +28,7 @@ class DenseCase(NamedTuple):
         """
         kind, _, rest = name.partition("/")
         expected = (self.outputs if kind == "outputs" else self.grads)[rest]
-        atol = max(self.record["suggested_atols"].get(name, 0), of_peak * np.abs(expected).max())
+        atol = max(self.record["suggested_atols"].get(name, 0), of_peak * np.abs(expected).max(initial=0))
         assert np.shape(ours) == expected.shape, name
         np.testing.assert_allclose(ours, expected, rtol=0, atol=atol, err_msg=name)
 

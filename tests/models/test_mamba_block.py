@@ -174,7 +174,7 @@ def test_no_decay_names_parameters_that_are_there():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"d_model": 0}, "d_model is 0; expected positive integers"),
+        ({"d_model": 0}, "d_model is 0; expected a positive integer"),
         ({"d_conv": 2.5}, "d_conv is 2.5"),
         ({"d_state": 0}, "d_state is 0"),
         ({"dt_rank": 0}, "dt_rank is 0"),

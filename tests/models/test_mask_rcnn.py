@@ -200,5 +200,5 @@ def test_outputs_of_bfloat16_models_are_not_rounded():
 
 
 def test_strides_that_are_not_multiples_of_4_are_refused():
-    with pytest.raises(ModelError, match="stride of 14 px"):
+    with pytest.raises(ModelError, match="stride of the patches is 14 px"):
         mo.create_model("mask_rcnn_vim_tiny", img_size=56, patch_size=14, stride=14)

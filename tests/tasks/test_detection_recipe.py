@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 
 import mambaout_jax as mo
-from mambaout_jax.train.optimizer import DECAY_MASKS, warmup_steps_down
+from mambaout_jax.train.optimizer import DECAY_MASKS, warmup_multistep
 from mambaout_jax.weights.key_map import to_torch_key
 from tests.models import dense_golden
 
 
 def test_the_learning_rate_is_that_of_the_reference():
     case = dense_golden.load("lr_schedule__coco_1x")
-    schedule = warmup_steps_down(
+    schedule = warmup_multistep(
         learning_rate=1e-4, warmup_learning_rate=1e-7, warmup_steps=1000, steps_per_epoch=250, drop_epochs=(8, 11)
     )
     steps = jnp.asarray(case.inputs["iterations"], jnp.int32)

@@ -236,7 +236,7 @@ def test_scores_of_training_are_laid_out_too():
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        ("imagenet_v3", f"'imagenet_v3' is not a known test set; expected one of {', '.join(EVAL_SETS)}"),
+        ("imagenet_v3", f"config.data.eval_sets has 'imagenet_v3'; expected names from {', '.join(EVAL_SETS)}"),
         ("imagenet_v2/topimages", "'imagenet_v2/topimages' is not prepared .* run: python -m mambaout_jax prepare"),
     ],
 )

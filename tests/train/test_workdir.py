@@ -35,7 +35,7 @@ class Sorting(Classification):
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"class_names": null}', '{"labels": null}', '{"labels": ["a"]}'])
 def test_an_environment_without_labels_is_named(tmp_path, content):
     (tmp_path / "environment.json").write_text(content)
-    with pytest.raises(RunError, match=r"environment\.json is not a valid environment"):
+    with pytest.raises(RunError, match=r"environment\.json is damaged"):
         load_environment(tmp_path)
 
 

@@ -80,8 +80,8 @@ def test_variants_with_the_same_tensors_are_ambiguous_if_they_compute_something_
     assert (same.name, same.others) == ("mambavision_b", ("mambavision_b_21k",))
     check_unambiguous("w.pth", same)
     message = (
-        "^w.pth: mambavision_l2 and mambavision_l2_512_21k have these tensors but differ in crop_mode, crop_pct, size, "
-        "window_size; name the variant"
+        "^w.pth: mambavision_l2 and mambavision_l2_512_21k have these tensors but differ in crop_mode, crop_pct, size "
+        "and window_size; name the variant"
     )
     with pytest.raises(UnknownVariantError, match=message):
         check_unambiguous("w.pth", different)

@@ -18,25 +18,26 @@ from tqdm import tqdm
 from mambaout_jax.data.errors import DataError
 from mambaout_jax.data.names import (
     DIGITS,
-    IMAGENET,
+    FROM_FILES,
     PATHFINDER,
     SCENES,
     data_root,
     join_name,
     parse_name,
+    prepare_command,
     unknown_dataset,
 )
-from mambaout_jax.data.prepare.dataset_writer import FILE_FORMAT
 from mambaout_jax.data.prepare.digits import Digits
 from mambaout_jax.data.prepare.pathfinder import Pathfinder
 from mambaout_jax.data.prepare.scenes import Scenes
+from mambaout_jax.data.sources import FILE_FORMAT
 from mambaout_jax.errors import reason
 from mambaout_jax.extras import install_command
 from mambaout_jax.machine import raise_machine_fault
 from mambaout_jax.process import announced
 from mambaout_jax.storage import is_remote
 
-# With several configs.
+# Generated datasets that have several configs.
 GENERATED: dict[str, type[tfds.core.GeneratorBasedBuilder]] = {PATHFINDER: Pathfinder, SCENES: Scenes}
 
 # Written last, because TFDS considers a folder with both files complete.
@@ -60,10 +61,9 @@ def prepare_dataset(name: str, data_dir: str | None = None) -> str:
         return prepare_digits(data_dir)
     if dataset in GENERATED:
         return _prepare_generated(GENERATED[dataset], options, data_dir)
-    if dataset == IMAGENET:
+    if dataset in FROM_FILES:
         raise DataError(
-            f"{IMAGENET} is prepared from your own copy of ImageNet; "
-            "run: python -m mambaout_jax prepare imagenet with --tars DIR, --folder DIR or --tfrecord DIR"
+            f"{dataset} is prepared from your own copy; run: {prepare_command(dataset, data_dir)} (see prepare --help)"
         )
     needs_tensorflow = DataError(
         f"the preparation of {dataset!r} requires TensorFlow (reading does not): {install_command('prepare')}"

@@ -1,4 +1,4 @@
-"""Images with annotated objects: COCO 2017, and folders of images with a file of annotations in its format."""
+"""Images with annotated objects: COCO 2017, and folders of images with an annotation file in its format."""
 
 import collections
 import json
@@ -30,7 +30,7 @@ _KEYS = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentati
 
 
 class Listed(NamedTuple):
-    """The images and the categories of one file of annotations."""
+    """The images and the categories of one annotation file."""
 
     items: list[Item]
     category_ids: tuple[int, ...]
@@ -63,15 +63,15 @@ def read_coco(root: Path, expected: Mapping[str, int] | None = None) -> Dataset:
 def read_coco_format(
     folder: Path, name: str, train: Path, validation: Path | float | None = None, *, skip_missing: bool = False
 ) -> Dataset:
-    """List the images of a folder with their objects, from files of annotations in COCO's format.
+    """List the images of a folder with their objects, from annotation files in COCO's format.
 
     Images are turned upright by their EXIF orientation, as most annotation tools do.
 
     Args:
         folder: contains the images, by the "file_name" of the annotations.
         name: name of the dataset.
-        train: file of annotations.
-        validation: another file of annotations, or the fraction of the images that become the split "validation".
+        train: annotation file.
+        validation: another annotation file, or the fraction of the images that become the split "validation".
         skip_missing: leave out images that do not exist.
 
     Raises:
@@ -125,7 +125,7 @@ def _is_trainable(item: Item) -> bool:
 
 
 def read_annotations(file: Path, folder: Path, *, skip_missing: bool = False) -> Listed:
-    """Read a file of annotations in COCO's format.
+    """Read a COCO annotation file.
 
     Classes are the categories in the order of their ids.
 
@@ -186,9 +186,9 @@ def _read_json(file: Path) -> Mapping[str, Any]:
         content = json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
         raise_machine_fault(error, file)
-        raise DataError(f"{file} cannot be read ({reason(error)}); expected a file of COCO annotations") from error
+        raise DataError(f"{file} cannot be read ({reason(error)}); expected a COCO annotation file") from error
     if not isinstance(content, Mapping):
-        raise DataError(f"{file} has no object at its top level; expected a file of COCO annotations")
+        raise DataError(f"{file} has no object at its top level; expected a COCO annotation file")
     return content
 
 
@@ -202,7 +202,7 @@ _REQUIRED = {
 def _entries(content: Mapping[str, Any], name: str, file: Path) -> Sequence[dict[str, Any]]:
     entries = content.get(name)
     if not isinstance(entries, list):
-        raise DataError(f"{file} has no list {name!r}; expected a file of COCO annotations")
+        raise DataError(f"{file} has no list {name!r}; expected a COCO annotation file")
     for number, entry in enumerate(entries):
         lacking = [key for key in _REQUIRED[name] if not isinstance(entry, Mapping) or key not in entry]
         if lacking:
@@ -249,12 +249,12 @@ def _check_annotation(
     if entry.get("area") is None:
         entry["area"] = max(width, 0) * max(height, 0)
     if not _is_number(entry["area"]):
-        raise DataError(f"{key} has the area {entry['area']!r}; expected a number")
+        raise DataError(f"{key} has area {entry['area']!r}; expected a number")
     if entry.get("iscrowd", 0) not in (0, 1):
-        raise DataError(f"{key} has the iscrowd {entry['iscrowd']!r}; expected 0 or 1")
+        raise DataError(f"{key} has iscrowd {entry['iscrowd']!r}; expected 0 or 1")
     inside = x < image["width"] and y < image["height"] and x + width > 0 and y + height > 0
     if width < 1 or height < 1 or entry["area"] <= 0 or not inside:
-        faults["not used in training: outside the image, empty, or less than 1 px wide or high"] += 1
+        faults["not used in training: outside the image, empty, or less than 1 px wide or tall"] += 1
     if max(map(abs, (x, y, x + width, y + height))) > MAX_MARGIN * max(image["height"], image["width"]):
         raise DataError(f"{key} has the box {box!r}, far outside of its image of {image['width']}x{image['height']}")
     segmentation = entry.get("segmentation")

@@ -35,12 +35,11 @@ from mambaout_jax.data.prepare.shards import (
     read_manifest,
     write_shard,
 )
-from mambaout_jax.data.sources import ORIGIN, reading_metadata
+from mambaout_jax.data.sources import FILE_FORMAT, ORIGIN, reading_metadata
 from mambaout_jax.errors import printable
 from mambaout_jax.process import commit_folder, lock
 from mambaout_jax.words import count, listed
 
-FILE_FORMAT = "array_record"
 SHOWN_CLASSES = 10  # in a warning
 
 
@@ -57,7 +56,7 @@ class Dataset:
         read_labels: maps the bytes of a label map, those of its image, and (height, width) of the image to the bytes to
             store and the set of labels, or raises DataError; a module-level function or a partial of one. None for
             images with labels.
-        category_ids: ids of the classes in the file of annotations, for images with objects; None for others.
+        category_ids: ids of the classes in the annotation file, for images with objects; None for others.
         source_stamp: a fingerprint of the source's files, taken before they were read; None for none.
         about: additional arguments of `tfds.core.DatasetInfo`.
     """
@@ -242,7 +241,7 @@ def _write_metadata(dataset: Dataset, jobs: Sequence[ShardJob], manifests: dict)
         origin["max_size"] = [max(sides) for sides in zip(*sizes, strict=True)]
     if dataset.category_ids:
         origin["category_ids"] = list(dataset.category_ids)
-        origin["upright"] = {job.file.name: manifests[job.file]["upright"] for job in jobs}
+        origin["portrait"] = {job.file.name: manifests[job.file]["portrait"] for job in jobs}
     (data / ORIGIN).write_text(json.dumps(origin))
     template = tfds.core.ShardedFileTemplate(data_dir=data, dataset_name=dataset.name, filetype_suffix=FILE_FORMAT)
     splits = []
@@ -291,12 +290,10 @@ def _check_readable(
         tqdm.write(f"{'skipped' if dataset.skip_bad else 'invalid'}: {printable(name)}: {reason}", file=sys.stderr)
     if unreadable and not dataset.skip_bad:
         name, reason = unreadable[0]
-        if dataset.read_labels:
-            fault = f"invalid: {len(unreadable)} of {count(total, 'image-mask pair')}"
-        else:
-            fault = f"Pillow cannot decode {len(unreadable)} of {count(total, 'file')}"
+        of_all = f"{len(unreadable)} of {count(total, 'image-mask pair' if dataset.read_labels else 'file')}"
         raise DataError(
-            f"{fault} (first: {name}: {reason}); replace or remove them, or leave out files of your own with --skip-bad"
+            f"invalid: {of_all} (first: {name}: {reason}); replace or remove them, or leave out files of your own with "
+            "--skip-bad"
         )
     # A class may be in none of the label maps, and have no object.
     per_class = (

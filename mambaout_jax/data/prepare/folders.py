@@ -14,7 +14,7 @@ from mambaout_jax.data.prepare.dataset_writer import Dataset
 from mambaout_jax.data.prepare.shards import Item
 from mambaout_jax.errors import printable, reason
 from mambaout_jax.machine import raise_machine_fault
-from mambaout_jax.words import count
+from mambaout_jax.words import count, listed
 
 VERSION = "1.0.0"
 # Common folder names of splits -> names in TFDS.
@@ -223,7 +223,7 @@ def _find_splits(folder: Path) -> dict[str, Path]:
             raise DataError(f"{folder} has the folder {others[0]!r} next to train; expected only train, val and test")
         return {"train": folder}  # "train" is one of the classes
     if "train" not in names:
-        raise DataError(f"{folder} has {' and '.join(names)} but no train; expected train/CLASS, or only class folders")
+        raise DataError(f"{folder} has {listed(names)} but no train; expected train/CLASS, or only class folders")
     return map_splits(folder, names)
 
 
@@ -235,5 +235,5 @@ def map_splits(folder: Path, names: list[str]) -> dict[str, Path]:
     """
     parts = {SPLITS[name]: folder / name for name in names}
     if len(parts) < len(names):
-        raise DataError(f"{folder} has {' and '.join(names)}, of which two are the validation split; keep one of them")
+        raise DataError(f"{folder} has {listed(names)}, of which two are the validation split; keep one of them")
     return parts

@@ -12,11 +12,10 @@ from etils import epath
 
 from mambaout_jax import storage
 from mambaout_jax.data.errors import DataError
-from mambaout_jax.data.names import ADE20K, COCO, IMAGENET, data_root, known_datasets, normalize_name
+from mambaout_jax.data.names import ADE20K, IMAGENET, data_root, known_datasets, normalize_name
 from mambaout_jax.data.prepare import coco, folders, imagenet, label_maps
 from mambaout_jax.data.prepare.builders import check_is_folder, is_complete
 from mambaout_jax.data.prepare.dataset_writer import (
-    FILE_FORMAT,
     Dataset,
     content_digest,
     open_workspace,
@@ -24,7 +23,7 @@ from mambaout_jax.data.prepare.dataset_writer import (
     write_dataset,
 )
 from mambaout_jax.data.prepare.upload import upload
-from mambaout_jax.data.sources import read_origin
+from mambaout_jax.data.sources import FILE_FORMAT, read_origin
 from mambaout_jax.errors import reason
 from mambaout_jax.machine import MachineError, describe_fault, raise_machine_fault
 from mambaout_jax.process import within_seconds
@@ -382,8 +381,8 @@ def _check_name(name: str) -> None:
     if not NAME.fullmatch(name):
         proposal = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
         raise DataError(
-            f"{name!r} is not a valid dataset name; use lower-case letters, digits and underscores, "
+            f"{name!r} is not a valid dataset name; use lowercase letters, digits and underscores, "
             f"such as --name {proposal if NAME.fullmatch(proposal) else 'my_images'}"
         )
-    if name in (*known_datasets(), ADE20K, COCO):
+    if name in known_datasets():
         raise DataError(f"{name!r} is the name of another dataset; choose another --name")

@@ -27,7 +27,7 @@ from mambaout_jax.data.prepare.shards import Item, LabelMapFile, split_items
 from mambaout_jax.data.prepare.shards import read_label_map as read_label_map_file
 from mambaout_jax.errors import printable, reason
 from mambaout_jax.machine import raise_machine_fault
-from mambaout_jax.words import count
+from mambaout_jax.words import count, listed
 
 CLASSES_FILE = "classes.txt"
 # The folders of ADEChallengeData2016.zip, and the number of images that each has.
@@ -141,7 +141,7 @@ def read_mask_folder(folder: Path, name: str, validation: float = 0.0) -> Datase
     inner = list_folder(folder)[0]
     named = [part for part in inner if part in SPLITS]
     if "images" in inner and named:
-        raise DataError(f"{folder} has images next to {' and '.join(named)}; keep one of the two layouts")
+        raise DataError(f"{folder} has images next to {listed(named)}; keep one of the two layouts")
     parts = {"train": folder} if "images" in inner else map_splits(folder, named)
     if "train" not in parts:
         raise DataError(f"{folder} has neither images and masks nor train/images and train/masks")

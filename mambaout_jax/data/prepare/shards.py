@@ -41,7 +41,7 @@ class Annotations(NamedTuple):
     """The annotated objects of an image.
 
     Args:
-        image_id: id of the image in the file of annotations.
+        image_id: id of the image in the annotation file.
         height, width: of the image, in pixels.
         text: JSON list of the annotations, as COCO has them.
         classes: of the objects.
@@ -140,14 +140,14 @@ def write_shard(job: ShardJob, advance: Callable[[], None]) -> dict:
     Returns:
         The manifest: the number of records, their size in bytes, the number of images per label and of converted
         images, the largest height and width, the unreadable images and label maps as (name, reason), the label maps
-        with only ignored pixels, "0" or "1" for each image, which is 1 if it is higher than wide, and the sum of
+        with only ignored pixels, "0" or "1" for each image, which is 1 if it is taller than wide, and the sum of
         `hash_item`, in hexadecimal digits.
 
     Raises:
         OSError: the shard cannot be written, or differs when read back.
     """
     temporary = job.file.with_name(f"{job.file.name}.{os.getpid()}.tmp")
-    checksums, unreadable, unlabeled, upright, num_converted, content = [], [], [], [], 0, 0
+    checksums, unreadable, unlabeled, portrait, num_converted, content = [], [], [], [], 0, 0
     labels, max_size = collections.Counter(), [0, 0]
     digest = job.digest()
     try:
@@ -172,7 +172,7 @@ def write_shard(job: ShardJob, advance: Callable[[], None]) -> dict:
                     record = _serialize(image, item, mask)
                     writer.write(record)
                     labels.update(classes)
-                    upright.append("1" if size[0] > size[1] else "0")
+                    portrait.append("1" if size[0] > size[1] else "0")
                     max_size = [max(pair) for pair in zip(max_size, size, strict=True)]
                     checksums.append(zlib.crc32(record))
                     num_converted += converted
@@ -184,7 +184,7 @@ def write_shard(job: ShardJob, advance: Callable[[], None]) -> dict:
         if unreadable and not (job.skip_bad and checksums):
             return manifest | {"records": 0}
         manifest |= _read_back(temporary, checksums) | {"labels": labels, "max_size": max_size}
-        manifest["upright"] = "".join(upright)
+        manifest["portrait"] = "".join(portrait)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.rename(temporary, job.file)

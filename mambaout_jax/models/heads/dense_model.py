@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Key
 from mambaout_jax.models.errors import ModelError
 from mambaout_jax.models.heads.pyramid import FeaturePyramid
 from mambaout_jax.models.layers.norm import LayerNorm
+from mambaout_jax.words import count
 
 ParamPath = tuple[str | int, ...]
 
@@ -32,7 +33,8 @@ class DenseModel(nnx.Module):
         widths, strides = backbone.feature_channels, backbone.feature_strides
         if len(widths) != NUM_MAPS:
             raise ModelError(
-                f"the backbone {type(backbone).__name__} has {len(widths)} feature maps; expected {NUM_MAPS}"
+                f"the backbone {type(backbone).__name__} has {count(len(widths), 'feature map')}; expected {NUM_MAPS}: "
+                f"set depths to {NUM_MAPS} stages, or out_indices to {NUM_MAPS} blocks"
             )
         self.backbone = backbone
         self.norms = nnx.List(LayerNorm(width, eps=eps) for width in widths)
@@ -78,5 +80,7 @@ class DenseModel(nnx.Module):
 
 def _pyramid_strides(stride: int) -> tuple[int, ...]:
     if stride % 4:
-        raise ModelError(f"the backbone has patches with a stride of {stride} px; expected a multiple of 4")
+        raise ModelError(
+            f"the stride of the patches is {stride} px; expected a multiple of 4: set patch_size or stride"
+        )
     return stride // 4, stride // 2, stride, 2 * stride

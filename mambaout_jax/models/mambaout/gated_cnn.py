@@ -42,7 +42,7 @@ class GatedCNNBlock(nnx.Module):
         if not 0 < self.conv_channels <= hidden:
             raise ModelError(
                 f"conv_ratio {conv_ratio} convolves {self.conv_channels} of {count(hidden, 'hidden channel')} "
-                f"(expansion_ratio {expansion_ratio} of {dim}); expected a value above 0 and at most expansion_ratio"
+                f"(expansion_ratio {expansion_ratio} of {dim}); expected at least 1/{dim} and at most expansion_ratio"
             )
         self.norm = LayerNorm(dim)
         self.fc1 = Linear(dim, 2 * hidden, dtype=dtype)

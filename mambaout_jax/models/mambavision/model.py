@@ -242,8 +242,8 @@ class MambaVision(nnx.Module):
             attentive = attention_indices(depths[stage], attention_pattern, attention_blocks)
             if windowed and attentive and width % num_heads[stage]:
                 raise ModelError(
-                    f"num_heads of stage {stage} is {num_heads[stage]}; expected a divisor of its number of channels, "
-                    f"{width}"
+                    f"num_heads[{stage}] is {num_heads[stage]}; expected a divisor of the {width} channels of that "
+                    "stage"
                 )
             blocks: list[nnx.Module] = []
             for index in range(depths[stage]):

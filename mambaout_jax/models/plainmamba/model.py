@@ -24,7 +24,7 @@ from mambaout_jax.models.layers.conv import default_conv2d
 from mambaout_jax.models.layers.drop import drop_path, dropout
 from mambaout_jax.models.layers.linear import Linear
 from mambaout_jax.models.layers.norm import BatchNorm, LayerNorm
-from mambaout_jax.models.layers.parameters import normal, parameter
+from mambaout_jax.models.layers.parameters import normal, normal_of, parameter
 from mambaout_jax.models.layers.position import check_image_size, resample_pos_embed
 from mambaout_jax.models.options import BLOCKS, COMMON, IMG_SIZE, OUT_INDICES, SCAN_IMPL, require
 from mambaout_jax.models.plainmamba.mixer import NUM_PATHS, SnakeMixer
@@ -181,7 +181,7 @@ class PlainMamba(nnx.Module):
             for index in range(depth)
         )
         self.norm = LayerNorm(embed_dim)
-        self.head = Linear(embed_dim, num_classes, initializer=_head_initializer, dtype=dtype)
+        self.head = Linear(embed_dim, num_classes, initializer=normal_of(0.01), dtype=dtype)
         self.drop_rate = drop_rate
         self.drop_path_rates = tuple(np.linspace(0.0, drop_path_rate, depth).tolist())
         self.scan_blocks = scan_blocks
@@ -280,7 +280,3 @@ class PlainMamba(nnx.Module):
     def _grid(self, img_size):
         """Return the rows and columns of patches, the last of which may be incomplete."""
         return tuple(-(-side // self.patch_size) for side in img_size)
-
-
-def _head_initializer(noise: Float[Array, "..."]) -> Float[Array, "..."]:
-    return 0.01 * noise

@@ -26,14 +26,10 @@ from mambaout_jax.models.layers.conv import default_conv2d
 from mambaout_jax.models.layers.drop import drop_path, dropout
 from mambaout_jax.models.layers.linear import Linear, Mlp
 from mambaout_jax.models.layers.norm import LayerNorm
-from mambaout_jax.models.layers.parameters import normal, parameter
+from mambaout_jax.models.layers.parameters import normal, normal_of, parameter
 from mambaout_jax.models.layers.patch_embed import PatchEmbed
 from mambaout_jax.models.layers.position import check_image_size, resample_pos_embed
 from mambaout_jax.models.options import BLOCKS, COMMON, IMG_SIZE, OUT_INDICES, require
-
-
-def _almost_zero(noise: Float[Array, "..."]) -> Float[Array, "..."]:
-    return 1e-6 * noise
 
 
 class Block(nnx.Module):
@@ -123,7 +119,7 @@ class VisionTransformer(nnx.Module):
             raise ModelError(f"embed_dim is {embed_dim}; expected a multiple of num_heads {num_heads}")
         dtype = jnp.dtype(dtype)
         self.patch_embed = PatchEmbed(default_conv2d(in_chans, embed_dim, patch_size, stride=patch_size, dtype=dtype))
-        self.cls_token = parameter((1, 1, embed_dim), _almost_zero) if class_token else None
+        self.cls_token = parameter((1, 1, embed_dim), normal_of(1e-6)) if class_token else None
         num_tokens = math.prod(side // patch_size for side in self.img_size) + class_token
         self.pos_embed = parameter((1, num_tokens, embed_dim), normal)
         self.blocks = nnx.List(

@@ -1,4 +1,4 @@
-"""The published training recipe of VMamba; configs/imagenet.py contains all of it."""
+"""The published training recipe of VMamba; configs/imagenet.py adds the augmentation that all recipes share."""
 
 from types import MappingProxyType
 

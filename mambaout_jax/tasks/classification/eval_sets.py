@@ -56,7 +56,7 @@ def find_eval_set(name: str) -> tuple[str, str]:
     """
     dataset, options = parse_name(name)
     if dataset not in EVAL_SETS:
-        raise DataError(f"{name!r} is not a known test set; expected one of {', '.join(EVAL_SETS)}")
+        raise DataError(f"config.data.eval_sets has {name!r}; expected names from {', '.join(EVAL_SETS)}")
     known = EVAL_SETS[dataset]
     return join_name(dataset, {"config": known.config, **options}), known.split
 

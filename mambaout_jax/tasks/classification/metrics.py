@@ -18,8 +18,8 @@ def hits_and_loss(
     cross-entropy against the uniform distribution over its labels.
     """
     rank = rank_of_labels(logits, labels)
-    log_odds = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.maximum(labels, 0), axis=1)
-    loss = -jnp.sum(jnp.where(labels >= 0, log_odds, 0.0), axis=1) / jnp.maximum(jnp.sum(labels >= 0, axis=1), 1)
+    log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.maximum(labels, 0), axis=1)
+    loss = -jnp.sum(jnp.where(labels >= 0, log_probs, 0.0), axis=1) / jnp.maximum(jnp.sum(labels >= 0, axis=1), 1)
     return {
         "top1": jnp.sum(counted & (rank < 1)),
         "top5": jnp.sum(counted & (rank < 5)),
@@ -46,6 +46,6 @@ def top_classes(logits: Float[np.ndarray, "b k"]) -> tuple[np.ndarray, np.ndarra
     """Return the most probable classes, int32 (b, min(5, k)), and their probabilities, float32."""
     logits = logits.astype(np.float64)
     classes = np.argsort(-logits, axis=1, kind="stable")[:, :NUM_KEPT]
-    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probabilities = np.take_along_axis(odds / odds.sum(axis=1, keepdims=True), classes, axis=1)
+    exps = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities = np.take_along_axis(exps / exps.sum(axis=1, keepdims=True), classes, axis=1)
     return classes.astype(np.int32), probabilities.astype(np.float32)

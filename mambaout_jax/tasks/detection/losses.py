@@ -16,10 +16,8 @@ from mambaout_jax.models.heads.mask_rcnn import MASK_SIDE
 from mambaout_jax.models.heads.rpn import AnchorOutputs
 from mambaout_jax.ops import crop_masks, encode_boxes
 from mambaout_jax.tasks.api import LossTerm
+from mambaout_jax.tasks.detection.objects import OBJECT_MASK_SIDE
 from mambaout_jax.tasks.detection.targets import Samples
-
-# Side of the masks of objects, which cover their boxes.
-OBJECT_MASK_SIDE = 112
 
 
 def proposal_losses(

@@ -12,6 +12,8 @@ from mambaout_jax.data import DataError
 from mambaout_jax.errors import reason
 from mambaout_jax.extras import importing
 
+# Side of the masks of objects in training, which cover their boxes, in pixels.
+OBJECT_MASK_SIDE = 112
 Segmentation = Any  # polygons, a run-length encoding, or a bitmap
 
 
@@ -48,7 +50,7 @@ class Objects:
     def trainable(self) -> np.ndarray:
         """The indices of the objects that training uses.
 
-        Crowds, and boxes outside of the image, without an area, or less than one pixel wide or high are left out.
+        Crowds, and boxes outside of the image, without an area, or less than one pixel wide or tall are left out.
         """
         height, width = self.size
         x1, y1, x2, y2 = self.boxes.T

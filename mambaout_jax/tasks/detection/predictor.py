@@ -24,7 +24,7 @@ class FoundObjects(NamedTuple):
     Args:
         found: at the original size, best first.
         names: class names, or none.
-        category_ids: ids of the classes in files of annotations.
+        category_ids: ids of the classes in annotation files.
         images: decodes the image.
     """
 

@@ -221,7 +221,7 @@ class Matches(NamedTuple):
 def match(detections: ImageDetections, objects: Objects) -> Matches:
     """Match detections with objects of their class, best scores first.
 
-    As in COCO's metrics, detections of which at least half is on a crowd of their class are no false positives.
+    As in COCO's metrics, detections of which at least half is on a crowd of their class are not false positives.
     """
     wanted = objects.trainable
     same = detections.classes[:, None] == objects.classes[None, :]

@@ -31,9 +31,9 @@ class DetectionSource(ClassSource):
     """Records of one split by index, each an `Annotated` image.
 
     Args:
-        category_ids: of the classes, in files of annotations.
+        category_ids: of the classes, in annotation files.
         size: (height, width) of every image; None if they differ.
-        groups: 1 for each image that is higher than wide and 0 for others, int8 (n,); batches of training images have
+        groups: 1 for each image that is taller than wide and 0 for others, int8 (n,); batches of training images have
             one group. None if all images are equally large.
         others: arguments of `ClassSource`.
     """
@@ -108,7 +108,7 @@ def open_source(name: str, split: str, data_dir: str | None = None) -> Detection
     if not isinstance(image, tfds.features.Image) or not {"instance_map", "annotations"} & features.keys():
         raise DataError(
             f"dataset {name!r} has the features {', '.join(features)}; expected an image feature named 'image', and "
-            "annotations or a map of instances, as python -m mambaout_jax prepare coco-format writes them"
+            "a feature 'annotations' or 'instance_map', as python -m mambaout_jax prepare coco-format writes them"
         )
     if "annotations" in features:
         class_names = tuple(features["categories"].feature.names)
@@ -117,10 +117,10 @@ def open_source(name: str, split: str, data_dir: str | None = None) -> Detection
         class_names = tuple(features["objects"].feature["label"].names[1:])
         category_ids = tuple(range(1, len(class_names) + 1))
     size = None if None in image.shape[:2] else tuple(image.shape[:2])
-    upright = records.upright
-    if size is None and upright is None:
+    portrait = records.portrait
+    if size is None and portrait is None:
         raise DataError(
-            f"dataset {name!r} does not record which images are higher than wide; prepare it with "
+            f"dataset {name!r} does not record which images are taller than wide; prepare it with "
             "python -m mambaout_jax prepare"
         )
     return DetectionSource(
@@ -132,5 +132,5 @@ def open_source(name: str, split: str, data_dir: str | None = None) -> Detection
         exif_orientation=records.exif_orientation,
         category_ids=category_ids,
         size=size,
-        groups=None if size is not None else np.frombuffer(upright.encode(), np.int8) - ord("0"),
+        groups=None if size is not None else np.frombuffer(portrait.encode(), np.int8) - ord("0"),
     )

@@ -62,13 +62,14 @@ _KEYS: Mapping[str, ConfigKey] = {
         bool,
         None,
         False,
-        'draw the size of training images, after a random crop with probability 1/2, as in the "3x" recipes',
+        "multi-scale training: a random shorter side from 480 to 800 px, half of the time after a random crop, as in "
+        'the "3x" recipes',
     ),
     "data.max_objects": ConfigKey(
-        int, "1..1000", 100, "objects of a training image; of an image with more, the largest ones are used"
+        int, "1..1000", 100, "maximum number of objects per training image; the largest ones are used"
     ),
     "loss.pre_nms_top_k": ConfigKey(
-        int, "1..100000", 2000, "anchors of each level that enter the NMS of training, those with the best scores"
+        int, "1..100000", 2000, "number of top-scoring anchors per level before NMS, in training"
     ),
     "loss.max_proposals": ConfigKey(int, "1..100000", 1000, "largest number of proposals of a training image"),
     "loss.rpn_samples": ConfigKey(int, "2..100000", 256, "anchors sampled per image, at most half of them positive"),
@@ -79,7 +80,7 @@ _KEYS: Mapping[str, ConfigKey] = {
         int,
         "1..100000",
         1000,
-        "anchors of each level that enter the NMS of an evaluation, those with the best scores",
+        "number of top-scoring anchors per level before NMS, in evaluation",
         changeable=True,
     ),
     "eval.max_proposals": ConfigKey(
@@ -102,7 +103,7 @@ _KEYS: Mapping[str, ConfigKey] = {
 class Detection(DenseTask):
     """Object detection and instance segmentation by Mask R-CNN.
 
-    Labels also have "category_ids", the ids of the classes in files of annotations.
+    Labels also have "category_ids", the ids of the classes in annotation files.
 
     Args:
         config: the plain values of the config.
@@ -333,7 +334,7 @@ class Detection(DenseTask):
         return report.score_text(scores, split)
 
     def predictor(self, model: Model, labels: Labels) -> DetectionPredictor:
-        """Return the detection of objects in image files."""
+        """Return the predictor of image files."""
         images = ImageTransform(model.in_chans, labels.get("exif_orientation", True), self._canvases(model, None))
         return DetectionPredictor(model, images, labels, self.limits)
 

@@ -10,8 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mambaout_jax.data import DataError
-from mambaout_jax.tasks.detection.losses import OBJECT_MASK_SIDE
-from mambaout_jax.tasks.detection.objects import Objects, crop_mask
+from mambaout_jax.tasks.detection.objects import OBJECT_MASK_SIDE, Objects, crop_mask
 from mambaout_jax.tasks.detection.source import Annotated
 from mambaout_jax.tasks.images import Size, decode_pixels, fit_size, place, resize_image
 
@@ -26,7 +25,7 @@ SHORT_SIDES, CROP_SIDES, CROP_RANGE = tuple(range(480, 801, 32)), (400, 500, 600
 
 @dataclasses.dataclass(frozen=True)
 class Canvases:
-    """The static sizes of the images of a dataset: one, or one of wide images and one of upright ones.
+    """The static sizes of the images of a dataset: one, or one of landscape and one of portrait images.
 
     Args:
         box: shorter and longer side of the box that images are resized into.
@@ -45,7 +44,7 @@ class Canvases:
         return cls(box, tuple(dict.fromkeys((wide, wide[::-1]))))
 
     def index_of(self, size: Size) -> int:
-        """Return the canvas of an image of an original (height, width): the second one if it is higher than wide."""
+        """Return the canvas of an image of an original (height, width): the second one if it is taller than wide."""
         return int(len(self.sizes) > 1 and size[0] > size[1])
 
     def reduce(self, size: Size, original: Size) -> Size:
@@ -176,7 +175,7 @@ class TrainExample:
             window = Window(top * factors[0], left * factors[1], height * factors[0], width * factors[1])
             image = image[top : top + height, left : left + width]
         size = fit_size(image.shape[:2], (_scaled(short, rng.choice(SHORT_SIDES)), long))
-        size = self.images.canvases.reduce(size, original)  # a crop of a wide image may be upright, and vice versa
+        size = self.images.canvases.reduce(size, original)  # a crop may have the other orientation
         return resize_image(image, size), View(window, size)
 
     def _no_objects(self) -> Example:

@@ -251,7 +251,7 @@ class Segmentation(DenseTask):
         """Compute the mIoU of always predicting the most frequent class, from evenly spaced records.
 
         Raises:
-            TaskError: none of these records can be read.
+            TaskError: none of these records can be read and has a labeled pixel.
         """
         indices = np.linspace(0, len(source) - 1, min(len(source), MAX_BASELINE_RECORDS)).astype(int)
         labeled, failure = np.zeros(IGNORED + 1, np.int64), None
@@ -262,8 +262,10 @@ class Segmentation(DenseTask):
                 failure = error
         labeled = labeled[:IGNORED]
         if not labeled.any():
+            because = "" if failure is None else f" ({failure})"
             raise TaskError(
-                f"none of {count(len(indices), 'training record')} can be read ({failure}); prepare the dataset again"
+                f"none of {count(len(indices), 'training record')} has a labeled pixel{because}; check the label maps "
+                "of config.data.train_split"
             )
         return 100 * float(labeled.max() / labeled.sum()) / int(np.count_nonzero(labeled))
 
@@ -295,7 +297,7 @@ class Segmentation(DenseTask):
         return report.score_text(scores, split)
 
     def predictor(self, model: Model, labels: Labels) -> SegmentationPredictor:
-        """Return the segmentation of image files."""
+        """Return the predictor of image files."""
         options = self.config.options
         return SegmentationPredictor(
             model,

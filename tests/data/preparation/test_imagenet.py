@@ -229,7 +229,7 @@ def test_tfrecords_of_another_dataset_are_refused(tmp_path, tfrecords):
 def test_a_truncated_image_is_named(tmp_path, unpacked):
     image = unpacked / "train" / "n03888257" / "n03888257_12.JPEG"
     image.write_bytes(image.read_bytes()[:-200])
-    assert_refused(tmp_path, "folder", unpacked, "Pillow cannot decode 1 of 21 files .first: n03888257_12.JPEG")
+    assert_refused(tmp_path, "folder", unpacked, "invalid: 1 of 21 files .first: n03888257_12.JPEG")
 
 
 @pytest.mark.parametrize("content", ['{"name": "imagenet', '{"name": "imagenet2012", "splits": 3}', "[]", "{}"])
