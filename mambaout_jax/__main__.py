@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import mambaout_jax
-from mambaout_jax.checks import find_experiment_fault, nearest_names
+from mambaout_jax.checks import nearest_names
 from mambaout_jax.errors import escape_output, is_user_error, print_error
+from mambaout_jax.experiments import find_experiment_fault
 from mambaout_jax.extras import check_installed
 from mambaout_jax.machine import MachineError, describe_fault, is_exhausted, raise_open_file_limit
 from mambaout_jax.process import tolerate_closed_terminal

@@ -5,16 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mambaout_jax.checks import (
-    EXPERIMENTS,
     ConfigKey,
     Require,
     describe_values,
     expected_one_of,
-    find_experiment_fault,
     find_fault,
     nearest_names,
     parse_text,
-    split_experiment,
     suggest,
 )
 
@@ -154,25 +151,3 @@ def test_near_names_are_suggested_and_far_ones_are_not():
     assert nearest_names("mambaut", ["mambaout", "vit"]) == ["mambaout"]
     assert nearest_names("batch_sise", ["batch_size", "eval_batch_size", "seed"], limit=3)[0] == "batch_size"
     assert len(nearest_names("zzz", ["batch_size", "seed"], limit=3)) == 1
-
-
-@pytest.mark.parametrize(
-    ("file", "path", "argument"),
-    [
-        ("digits", f"{EXPERIMENTS}/digits.py", None),
-        ("imagenet:mambaout_tiny", f"{EXPERIMENTS}/imagenet.py", "mambaout_tiny"),
-        ("study:", f"{EXPERIMENTS}/study.py", ""),
-        ("digits.py", "digits.py", None),
-        ("./a/b.py:x:y", "./a/b.py", "x:y"),
-        ("runs/x/config.json", "runs/x/config.json", None),
-    ],
-)
-def test_an_experiment_is_a_file_or_the_name_of_one_of_the_package(file, path, argument):
-    assert split_experiment(file) == (path, argument)
-
-
-def test_a_wrong_name_of_an_experiment_is_answered_with_the_names():
-    assert not find_experiment_fault("imagenet:mambaout_tiny")
-    assert "expected a file, or one of ade20k, coco, digits, finetune, " in find_experiment_fault(
-        "imagnet:mambaout_tiny"
-    )

@@ -9,8 +9,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mambaout_jax.checks import find_experiment_fault, parse_literal, parse_text, split_change, split_experiment
+from mambaout_jax.checks import parse_literal, parse_text
 from mambaout_jax.errors import reason
+from mambaout_jax.experiments import find_experiment_fault, split_change, split_experiment
 from mambaout_jax.machine import raise_machine_fault
 from mambaout_jax.run.config import KEYS, RunConfig, flatten_config, known_keys, parse_flat
 from mambaout_jax.run.errors import RunError

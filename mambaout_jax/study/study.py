@@ -17,9 +17,10 @@ from PIL import Image
 
 from mambaout_jax import distributed
 from mambaout_jax.analyze.ssm_need import measure_first_stage
-from mambaout_jax.checks import expected_one_of, split_experiment
+from mambaout_jax.checks import expected_one_of
 from mambaout_jax.data import DataError, Source
 from mambaout_jax.errors import reason
+from mambaout_jax.experiments import split_experiment
 from mambaout_jax.machine import raise_machine_fault
 from mambaout_jax.models import Model
 from mambaout_jax.report.html import write_report

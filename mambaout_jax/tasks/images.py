@@ -7,6 +7,9 @@ from mambaout_jax.data.decode import decode_fast, decode_image, find_turn, to_ar
 
 Size = tuple[int, int]
 
+# Sides of canvases are multiples of this, the stride of the coarsest map of a backbone, in pixels.
+CANVAS_MULTIPLE = 32
+
 
 def decode_pixels(encoded: bytes, channels: int, *, exif_orientation: bool) -> np.ndarray:
     """Decode an image to uint8 (h, w, c).
@@ -32,6 +35,12 @@ def fit_size(size: Size, box: Size) -> Size:
     height, width = size
     factor = min(max(box) / max(size), min(box) / min(size))
     return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+
+
+def round_up(size: Size) -> Size:
+    """Return the smallest (height, width) of a canvas that contains a size."""
+    height, width = (-(-side // CANVAS_MULTIPLE) * CANVAS_MULTIPLE for side in size)
+    return height, width
 
 
 def resize_image(image: np.ndarray, size: Size) -> np.ndarray:

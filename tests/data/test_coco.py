@@ -13,7 +13,7 @@ from mambaout_jax.data import DataError
 from mambaout_jax.data.prepare import prepare_coco, prepare_coco_format
 from mambaout_jax.data.prepare.coco import decode_counts
 from mambaout_jax.tasks.detection.source import open_source
-from mambaout_jax.tasks.detection.transforms import Canvases, EvalExample, ImageTransform, TrainExample
+from mambaout_jax.tasks.detection.transforms import EvalExample, ImageTransform, OrientedCanvases, TrainExample
 from tests.data import coco_files
 
 
@@ -194,7 +194,7 @@ def test_images_are_turned_upright_and_annotations_are_those_of_upright_images(s
         upright = np.asarray(image)
     prepare(folder, content, tmp_path)
     source, records = read_all("shapes", "train", tmp_path / "data")
-    images = ImageTransform(3, source.exif_orientation, Canvases.of_images(None, (64, 96)))
+    images = ImageTransform(3, source.exif_orientation, OrientedCanvases.of_images(None, (64, 96)))
     np.testing.assert_array_equal(images.decode(records[100].image), upright)
     content["images"][0].update(height=50, width=80)
     with pytest.raises(DataError, match="image 100 is 50x80 when turned upright, and 80x50"):
@@ -250,7 +250,7 @@ def test_unusual_objects_are_kept_for_evaluation_and_left_out_of_training(shapes
 
 
 def transform_for(source, **options):
-    canvases = Canvases.of_images(source.size, (64, 96))
+    canvases = OrientedCanvases.of_images(source.size, (64, 96))
     return ImageTransform(3, source.exif_orientation, canvases, **options)
 
 
@@ -311,7 +311,7 @@ def test_evaluated_images_are_flat_where_canvases_differ(shapes, tmp_path):
 def test_random_sizes_and_crops_keep_objects_where_the_image_has_them(shapes, tmp_path):
     prepare(*shapes, tmp_path)
     source = open_source("shapes", "train", str(tmp_path / "data"))
-    images = ImageTransform(3, False, Canvases.of_images(None, (128, 224)))
+    images = ImageTransform(3, False, OrientedCanvases.of_images(None, (128, 224)))
     transform, sizes, missing = TrainExample(images, 3, 0.5, multi_scale=True), set(), 0
     for seed in range(40):
         index = seed % len(source)

@@ -26,7 +26,7 @@ from mambaout_jax.tasks.detection.objects import (
     encode_segmentation,
     parse_annotations,
 )
-from mambaout_jax.tasks.detection.transforms import Canvases, EvalExample, ImageTransform
+from mambaout_jax.tasks.detection.transforms import EvalExample, ImageTransform, OrientedCanvases
 from mambaout_jax.tasks.errors import TaskError
 from tests.models import dense_golden, golden
 
@@ -183,7 +183,7 @@ def test_a_split_without_objects_has_no_score():
 
 @pytest.mark.parametrize("size", [(48, 64), (400, 100), (30, 900), (1, 1)])
 def test_images_of_any_shape_fit_the_canvas_of_position_embeddings(size):
-    images = ImageTransform(3, False, Canvases((64, 128), ((64, 96),)))
+    images = ImageTransform(3, False, OrientedCanvases((64, 128), ((64, 96),)))
     image = np.zeros((*size, 3), np.uint8)
     example = EvalExample(images).of_image(image)
     assert example["image"].shape == (64, 96, 3)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mambaout_jax.tasks.detection.objects import Objects, crop_mask
-from mambaout_jax.tasks.detection.transforms import Canvases, ImageTransform, TrainExample
+from mambaout_jax.tasks.detection.transforms import ImageTransform, OrientedCanvases, TrainExample
 from mambaout_jax.tasks.images import fit_size, resize_image
 from tests.models import dense_golden
 
@@ -33,7 +33,7 @@ def test_examples_are_those_of_mmdetection(name):
     flip = case.record["flip"]
     masks = np.stack([objects.bitmap(index) for index in range(len(objects))])
     np.testing.assert_array_equal(masks, case.outputs["masks_0_LoadAnnotations"])
-    images = ImageTransform(3, False, Canvases.of_images(image.shape[:2], box))
+    images = ImageTransform(3, False, OrientedCanvases.of_images(image.shape[:2], box))
     view = images.view(image.shape[:2])
     placed = images.place_image(resize_image(image, view.size), 0, flip=flip)
     height, width = placed["size"]

@@ -42,7 +42,7 @@ from mambaout_jax.tasks.detection.predictor import DetectionPredictor
 from mambaout_jax.tasks.detection.source import DetectionSource, open_source
 from mambaout_jax.tasks.detection.targets import SampleSizes
 from mambaout_jax.tasks.detection.training import training_losses
-from mambaout_jax.tasks.detection.transforms import Canvases, EvalExample, ImageTransform, TrainExample
+from mambaout_jax.tasks.detection.transforms import EvalExample, ImageTransform, OrientedCanvases, TrainExample
 from mambaout_jax.tasks.errors import TaskError
 from mambaout_jax.words import count
 
@@ -177,12 +177,12 @@ class Detection(DenseTask):
             model.in_chans, exif_orientation, self._canvases(model, None if source is None else source.size)
         )
 
-    def _canvases(self, model: Model, size: tuple[int, int] | None) -> Canvases:
+    def _canvases(self, model: Model, size: tuple[int, int] | None) -> OrientedCanvases:
         """Return the canvases of images of one (height, width), or of any size if it is None."""
         box = self.config.options["data.box"]
         if "img_size" in model.options:  # position embeddings have one size
-            return Canvases(box, (model.input_spec.size,))
-        return Canvases.of_images(size, box)
+            return OrientedCanvases(box, (model.input_spec.size,))
+        return OrientedCanvases.of_images(size, box)
 
     @staticmethod
     def fits(model: Model) -> bool:
@@ -250,7 +250,7 @@ class Detection(DenseTask):
         image = batch["image"]
         if image.ndim == 4:
             return [image.shape[1:3]]
-        return Canvases.of_images(None, self.config.options["data.box"]).sizes
+        return OrientedCanvases.of_images(None, self.config.options["data.box"]).sizes
 
     def collect(self, rows: dict[str, Any], index: np.ndarray) -> list[tuple[int, ImageDetections, tuple[int, int]]]:
         """Return index, detections and original size of each image."""

@@ -12,19 +12,17 @@ import numpy as np
 from mambaout_jax.data import DataError
 from mambaout_jax.tasks.detection.objects import OBJECT_MASK_SIDE, Objects, crop_mask
 from mambaout_jax.tasks.detection.source import Annotated
-from mambaout_jax.tasks.images import Size, decode_pixels, fit_size, place, resize_image
+from mambaout_jax.tasks.images import Size, decode_pixels, fit_size, place, resize_image, round_up
 
 Example = dict[str, np.ndarray]
 
-# Sides of canvases are multiples of this, the stride of the coarsest map of a backbone, in pixels.
-MULTIPLE = 32
 # The multi-scale recipe of DETR and of Swin's "3x" detectors: shorter sides of images, those before a crop, and the
 # range of the sides of the crop; in pixels, for images with a shorter side of 800 px otherwise.
 SHORT_SIDES, CROP_SIDES, CROP_RANGE = tuple(range(480, 801, 32)), (400, 500, 600), (384, 600)
 
 
 @dataclasses.dataclass(frozen=True)
-class Canvases:
+class OrientedCanvases:
     """The static sizes of the images of a dataset: one, or one of landscape and one of portrait images.
 
     Args:
@@ -36,11 +34,11 @@ class Canvases:
     sizes: tuple[Size, ...]
 
     @classmethod
-    def of_images(cls, size: Size | None, box: Size) -> "Canvases":
+    def of_images(cls, size: Size | None, box: Size) -> "OrientedCanvases":
         """Return the canvases of images of one (height, width), or of any size if it is None."""
         if size is not None:
-            return cls(box, (_round_up(fit_size(size, box)),))
-        wide = _round_up(tuple(sorted(box)))
+            return cls(box, (round_up(fit_size(size, box)),))
+        wide = round_up(tuple(sorted(box)))
         return cls(box, tuple(dict.fromkeys((wide, wide[::-1]))))
 
     def index_of(self, size: Size) -> int:
@@ -55,11 +53,6 @@ class Canvases:
         return height, width
 
 
-def _round_up(size: Size) -> Size:
-    height, width = (-(-side // MULTIPLE) * MULTIPLE for side in size)
-    return height, width
-
-
 @dataclasses.dataclass(frozen=True)
 class ImageTransform:
     """The resizing of an image into its canvas.
@@ -71,7 +64,7 @@ class ImageTransform:
 
     channels: int
     exif_orientation: bool
-    canvases: Canvases
+    canvases: OrientedCanvases
 
     def decode(self, encoded: bytes) -> np.ndarray:
         """Decode an image to uint8 (h, w, c).

@@ -5,10 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mambaout_jax.tasks.errors import TaskError
-from mambaout_jax.tasks.images import Size, fit_size
+from mambaout_jax.tasks.images import Size, fit_size, round_up
 
-# Sides of canvases of images of various sizes, in pixels.
-MULTIPLE = 32
 # Aspect ratios, longer to shorter side, of the canvases of images of various sizes; the last one is that of the box.
 ASPECT_RATIOS = (4 / 3, 2)
 MIN_SIDE = 32
@@ -106,7 +104,7 @@ class EvalSizes:
         return int(short * scale), int(long * scale)
 
     def _round_up(self, size: Size) -> Size:
-        return self._enlarge(tuple(-(-side // MULTIPLE) * MULTIPLE for side in size))
+        return self._enlarge(round_up(size))
 
     def _enlarge(self, size: Size) -> Size:
         return tuple(max(side, self.window or MIN_SIDE) for side in size)
