@@ -171,7 +171,7 @@ def test_the_task_of_imported_weights_is_that_of_their_model(tmp_path):
 def test_a_segmentation_model_is_no_classifier():
     parsed = default_config()
     parsed.data.name, parsed.model.name = "digits", "upernet_mambaout_femto"
-    with pytest.raises(TaskError, match="'upernet_mambaout_femto', which does not classify images"):
+    with pytest.raises(TaskError, match="is 'upernet_mambaout_femto'; expected a classifier"):
         parse_config(parsed).build_task().check()
 
 

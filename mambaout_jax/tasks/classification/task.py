@@ -17,7 +17,7 @@ from mambaout_jax.data import DataError, TrainTransform
 from mambaout_jax.data.eval_transform import CROP_MODES
 from mambaout_jax.data.imagenet_classes import IMAGENET_SPLITS, imagenet_class_names
 from mambaout_jax.data.names import IMAGENET
-from mambaout_jax.models import Model, ModelError, create_model
+from mambaout_jax.models import Model
 from mambaout_jax.tasks.api import (
     Batch,
     EmaDistillation,
@@ -30,10 +30,10 @@ from mambaout_jax.tasks.api import (
     Scores,
     ScoreText,
     Section,
-    Task,
     TaskConfig,
     TeacherSource,
 )
+from mambaout_jax.tasks.class_task import ClassTask
 from mambaout_jax.tasks.classification import report
 from mambaout_jax.tasks.classification.distillation import check_teacher, soft_targets
 from mambaout_jax.tasks.classification.eval_sets import EVAL_SETS, class_mask, find_eval_set, open_eval_set
@@ -45,7 +45,6 @@ from mambaout_jax.tasks.classification.source import ImageSource, open_source
 from mambaout_jax.tasks.classification.transforms import EvalExample, TrainExample
 from mambaout_jax.tasks.errors import TaskError
 from mambaout_jax.tasks.eval_images import eval_image_transform, is_turned_upright
-from mambaout_jax.tasks.labels import check_same_classes, num_classes
 from mambaout_jax.words import count
 
 # The largest number of records that the majority baseline reads.
@@ -150,11 +149,10 @@ _LOSS_KEYS: Mapping[str, ConfigKey] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Classification(Task):
+class Classification(ClassTask):
     """Image classification with soft targets, mixup, cutmix and random erasing.
 
-    Labels are {"class_names": list}, or {"num_classes": int} for weights without class names. "exif_orientation" is the
-    rule of the dataset; it is missing in imported weights that do not record it.
+    Labels may have "exif_orientation", the rule of the dataset; imported weights may lack it.
 
     Args:
         config: the plain values of the config.
@@ -165,6 +163,7 @@ class Classification(Task):
     mixup_group: int
 
     name: ClassVar[str] = "classification"
+    expected_model: ClassVar[str] = "a classifier, for example mambaout_tiny, or another config.task"
     keys: ClassVar[Mapping[str, ConfigKey]] = {**_DATA_KEYS, **_AUGMENT_KEYS, **_LOSS_KEYS}
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("top1", "top-1", "%"),
@@ -187,11 +186,6 @@ class Classification(Task):
         """Open a split of the dataset."""
         return open_source(self.config.dataset, split, self.config.data_dir)
 
-    @staticmethod
-    def labels_of_size(num_classes: int) -> Labels:
-        """Return labels without names."""
-        return {"num_classes": num_classes}
-
     def known_size(self, split: str) -> tuple[int, Labels] | None:
         """Return the size of ImageNet-1k's training split."""
         if split != "train" or self.config.dataset.partition(":")[0] != IMAGENET:
@@ -211,22 +205,15 @@ class Classification(Task):
         """Open the sets that `data.eval_sets` names."""
         return [open_eval_set(name, self.config.data_dir) for name in self._eval_sets()]
 
-    def check_source(self, source: ImageSource, labels: Labels) -> None:
-        """Check that a source has the classes of a model; without class names only their number is compared."""
-        check_same_classes(source.name, source.class_names, labels)
-
     def imported_labels(self, model: Model, labels: Labels) -> ImportedLabels:
         """Return the class names of imported weights; ImageNet's if there are 1,000 classes without names."""
-        names, official, remark = labels.get("class_names"), imagenet_class_names(), ""
-        upright = labels.get("exif_orientation")
-        rule = {} if upright is None else {"exif_orientation": upright}
-        if names is None and model.num_classes == len(official):
-            names = official
+        official, remark = imagenet_class_names(), ""
+        if labels.get("class_names") is None and model.num_classes == len(official):
+            labels = {**labels, "class_names": official}
             remark = f"No class names for the {count(model.num_classes, 'class')} in the weights; assuming ImageNet-1k."
-        if names is None:
-            return ImportedLabels({"num_classes": model.num_classes, "class_names": None} | rule, None, remark)
-        dataset = IMAGENET if tuple(names) == official else None
-        return ImportedLabels({"class_names": list(names)} | rule, dataset, remark)
+        imported = super().imported_labels(model, labels)
+        dataset = IMAGENET if tuple(labels.get("class_names") or ()) == official else None
+        return imported._replace(dataset=dataset, remark=remark)
 
     def train_transform(self, model: Model, source: ImageSource | None = None) -> TrainExample:
         """Return the random crop and augmentation of an image at the model's input size, with its label."""
@@ -260,20 +247,11 @@ class Classification(Task):
         """Return whether a model has one vector of logits per image."""
         return classifies(model)
 
-    def build_model(self, labels: Labels) -> Model:
-        """Build the model of the config with one output per class, and with the evaluation crop of the config."""
+    @property
+    def model_options(self) -> Mapping[str, Any]:
+        """The options of the model, with the evaluation crop of the config."""
         crop = {key: self.config.options[f"data.{key}"] for key in ("crop_pct", "crop_mode")}
-        crop = {key: value for key, value in crop.items() if value is not None}
-        try:
-            model = create_model(num_classes=num_classes(labels), **{**self.config.model, **crop})
-        except ModelError as error:
-            raise ModelError(f"config.model: {error}") from None
-        if not self.fits(model):
-            raise TaskError(
-                f"config.model.name is {model.name!r}, which does not classify images; set config.task to the task of "
-                "this model, or config.model.name to a classifier"
-            )
-        return model
+        return {**self.config.model, **{key: value for key, value in crop.items() if value is not None}}
 
     def _augmentation(self) -> Augmentation:
         options = self.config.options
