@@ -1,5 +1,6 @@
 """Pictures of predictions: colors of classes, and encoding."""
 
+import base64
 import colorsys
 import io
 
@@ -31,6 +32,11 @@ def encode_picture(pixels: np.ndarray) -> bytes:
         height, width = pixels.shape[:2]
         raise DataError(f"its overlay is {width}x{height}; a JPEG has at most {MAX_JPEG_SIDE} per side")
     return encode_image(Image.fromarray(pixels), "JPEG", quality=90)
+
+
+def data_uri(encoded: bytes, kind: str = "jpeg") -> str:
+    """Return an encoded image as an address that contains it, for pages."""
+    return f"data:image/{kind};base64,{base64.b64encode(encoded).decode()}"
 
 
 def encode_image(image: Image.Image, kind: str, **options) -> bytes:

@@ -15,6 +15,14 @@ from mambaout_jax.tasks.errors import TaskError
 
 AnySource = TypeVar("AnySource", bound=Source)
 
+NO_PREDICTIONS = "No predictions yet; they are written at the end of a run."
+
+
+def evenly_spaced(indices: np.ndarray, number: int) -> np.ndarray:
+    """Return at most `number` of the indices, evenly spaced."""
+    last = len(indices) - 1
+    return indices[np.unique(np.linspace(0, last, min(number, len(indices))).round().astype(int))]
+
 
 def read_predictions(workdir: epath.Path, names: Sequence[str]) -> dict[str, np.ndarray] | None:
     """Return arrays of predictions.npz by name, or None if the file does not exist.

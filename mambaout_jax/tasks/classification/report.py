@@ -1,6 +1,5 @@
 """The sections of a report on a classifier: accuracies, a gallery of predictions, the confusion matrix."""
 
-import base64
 import io
 import math
 from collections.abc import Callable, Mapping
@@ -21,7 +20,8 @@ from mambaout_jax.tasks.api import Labels, ScoreText, Section
 from mambaout_jax.tasks.classification.source import ImageSource
 from mambaout_jax.tasks.errors import TaskError
 from mambaout_jax.tasks.labels import class_name
-from mambaout_jax.tasks.predictions import open_evaluated, read_predictions
+from mambaout_jax.tasks.pictures import data_uri, encode_image
+from mambaout_jax.tasks.predictions import NO_PREDICTIONS, evenly_spaced, open_evaluated, read_predictions
 from mambaout_jax.words import count
 
 NUM_MISTAKES, NUM_CORRECT = 32, 16
@@ -102,12 +102,12 @@ def make_gallery(
         The number of mistakes and of images, the cards of each kind, and the reason for missing images.
     """
     if predictions is None:
-        return {"missing": "No predictions yet; they are written at the end of a run."}
+        return {"missing": NO_PREDICTIONS}
     labels, classes, probabilities = (predictions[key] for key in ("labels", "classes", "probabilities"))
     wrong = np.flatnonzero(classes[:, 0] != labels)
     right = np.flatnonzero(classes[:, 0] == labels)
     most_confident = wrong[np.argsort(-probabilities[wrong, 0], kind="stable")][:NUM_MISTAKES]
-    spread = right[np.unique(np.linspace(0, len(right) - 1, min(NUM_CORRECT, len(right))).round().astype(int))]
+    spread = evenly_spaced(right, NUM_CORRECT)
     pictures: dict[int, dict[str, Any] | None] = {}
     missing = None
     try:
@@ -155,10 +155,8 @@ def _thumbnail(source: Any, index: int) -> dict[str, Any] | None:
         return None
     image = Image.fromarray(pixels.squeeze(-1) if channels == 1 else pixels)
     small = side < THUMBNAIL_SIDE // 2
-    file = io.BytesIO()
-    image.save(file, "PNG" if small else "JPEG", optimize=True, **({} if small else {"quality": 80}))
-    kind = "png" if small else "jpeg"
-    return {"uri": f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}", "small": small}
+    kind, options = ("png", {}) if small else ("jpeg", {"quality": 80})
+    return {"uri": data_uri(encode_image(image, kind, optimize=True, **options), kind), "small": small}
 
 
 def make_confusion(predictions: Mapping[str, np.ndarray] | None, names: list[str]) -> dict[str, Any] | None:

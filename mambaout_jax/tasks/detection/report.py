@@ -1,6 +1,5 @@
 """The sections of a report on detections: precision and recall, classes, and a gallery."""
 
-import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -27,8 +26,8 @@ from mambaout_jax.tasks.detection.source import DetectionSource
 from mambaout_jax.tasks.errors import TaskError
 from mambaout_jax.tasks.images import decode_pixels
 from mambaout_jax.tasks.labels import class_name
-from mambaout_jax.tasks.pictures import encode_picture
-from mambaout_jax.tasks.predictions import open_evaluated, read_predictions
+from mambaout_jax.tasks.pictures import data_uri, encode_picture
+from mambaout_jax.tasks.predictions import NO_PREDICTIONS, evenly_spaced, open_evaluated, read_predictions
 
 NUM_WORST, NUM_OTHERS = 12, 12
 # Minimum IoU for a detection to match an object.
@@ -113,7 +112,7 @@ def sections(workdir: epath.Path, labels: Labels, open_split: Callable[[], Detec
     """
     arrays = read_predictions(workdir, _ARRAYS)
     if arrays is None or not len(arrays["counts"]):
-        return [Section("Predictions", Markup("<p>No predictions yet; they are written at the end of a run.</p>"))]
+        return [Section("Predictions", Markup(f"<p>{NO_PREDICTIONS}</p>"))]
     if arrays["counts"].sum() != len(arrays["scores"]) or arrays["mask_lengths"].sum() != len(arrays["mask_bytes"]):
         raise TaskError(f"{workdir / 'predictions.npz'} has arrays of inconsistent shapes; evaluate the workdir again")
     names = list(labels.get("class_names") or ())
@@ -244,7 +243,7 @@ def make_gallery(found: Sequence[ImageDetections], source: DetectionSource, name
     order = np.argsort(-errors, kind="stable")
     worst = [int(index) for index in order[:NUM_WORST] if errors[index]]
     others = np.sort(order[len(worst) :])
-    spread = others[np.unique(np.linspace(0, len(others) - 1, min(NUM_OTHERS, len(others))).round().astype(int))]
+    spread = evenly_spaced(others, NUM_OTHERS)
 
     def card(index: int) -> dict[str, Any]:
         missed, false = int((~matches[index].found).sum()), int((~matches[index].correct).sum())
@@ -322,4 +321,4 @@ def _resize(pixels: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _encode(picture: np.ndarray) -> str:
-    return f"data:image/jpeg;base64,{base64.b64encode(encode_picture(picture)).decode()}"
+    return data_uri(encode_picture(picture))

@@ -1,6 +1,5 @@
 """The sections of a report on a segmentation: the IoU of each class, and a gallery of predictions."""
 
-import base64
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,8 +20,8 @@ from mambaout_jax.tasks.api import Labels, ScoreText, Section
 from mambaout_jax.tasks.errors import TaskError
 from mambaout_jax.tasks.images import resize_image
 from mambaout_jax.tasks.labels import class_name
-from mambaout_jax.tasks.pictures import encode_picture
-from mambaout_jax.tasks.predictions import open_evaluated, read_predictions
+from mambaout_jax.tasks.pictures import data_uri, encode_picture
+from mambaout_jax.tasks.predictions import NO_PREDICTIONS, evenly_spaced, open_evaluated, read_predictions
 from mambaout_jax.tasks.segmentation.drawing import make_palette, overlay
 from mambaout_jax.tasks.segmentation.metrics import Areas, iou, recall, summarize
 from mambaout_jax.tasks.segmentation.source import SegmentationSource
@@ -74,7 +73,7 @@ def sections(workdir: epath.Path, labels: Labels, open_split: Callable[[], Segme
     """
     predictions = _read_predictions(workdir)
     if predictions is None:
-        return [Section("Predictions", Markup("<p>No predictions yet; they are written at the end of a run.</p>"))]
+        return [Section("Predictions", Markup(f"<p>{NO_PREDICTIONS}</p>"))]
     names = list(labels.get("class_names") or ())
     palette = make_palette(names)
     gallery = make_gallery(predictions, palette, names, open_split)
@@ -137,7 +136,7 @@ def make_gallery(
     order = np.argsort(scores, kind="stable")  # NaN last
     worst = order[: min(NUM_WORST, np.count_nonzero(~np.isnan(scores)))]
     others = np.sort(order[len(worst) :])
-    spread = others[np.unique(np.linspace(0, len(others) - 1, min(NUM_OTHERS, len(others))).round().astype(int))]
+    spread = evenly_spaced(others, NUM_OTHERS)
     missing, pictures = None, {}
     try:
         source = open_evaluated(open_split, str(predictions["fingerprint"]))
@@ -175,10 +174,7 @@ def _draw(source, index, predicted, palette, num_classes) -> list[tuple[str, str
         "prediction": overlay(image, predicted, palette),
         "label": overlay(image, labels, palette),
     }
-    return [
-        (name, f"data:image/jpeg;base64,{base64.b64encode(encode_picture(pixels)).decode()}")
-        for name, pixels in pictures.items()
-    ]
+    return [(name, data_uri(encode_picture(pixels))) for name, pixels in pictures.items()]
 
 
 def _size_in_map(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
