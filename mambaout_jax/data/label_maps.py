@@ -64,8 +64,8 @@ def check_label_map(
     """
     if labels.shape != size:
         raise DataError(
-            f"the label map is {labels.shape[1]}x{labels.shape[0]} and its image {size[1]}x{size[0]}; expected equal "
-            "sizes"
+            f"the label map is {labels.shape[0]}x{labels.shape[1]} (height x width) and its image {size[0]}x{size[1]}; "
+            "expected equal sizes"
         )
     last = num_classes - 1 + zero_is_ignored
     if (largest := int(labels[labels != IGNORED].max(initial=0))) > last:

@@ -30,7 +30,9 @@ def encode_picture(pixels: np.ndarray) -> bytes:
     """
     if max(pixels.shape[:2]) > MAX_JPEG_SIDE:
         height, width = pixels.shape[:2]
-        raise DataError(f"its overlay is {width}x{height}; a JPEG has at most {MAX_JPEG_SIDE} per side")
+        raise DataError(
+            f"its overlay is {height}x{width} (height x width); a JPEG has at most {MAX_JPEG_SIDE} per side"
+        )
     return encode_image(Image.fromarray(pixels), "JPEG", quality=90)
 
 

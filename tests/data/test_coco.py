@@ -197,7 +197,7 @@ def test_images_are_turned_upright_and_annotations_are_those_of_upright_images(s
     images = ImageTransform(3, source.exif_orientation, OrientedCanvases.of_images(None, (64, 96)))
     np.testing.assert_array_equal(images.decode(records[100].image), upright)
     content["images"][0].update(height=50, width=80)
-    with pytest.raises(DataError, match="image 100 is 50x80 when turned upright, and 80x50"):
+    with pytest.raises(DataError, match=r"image 100 is 80x50 \(height x width\) when turned upright, and 50x80"):
         prepare(folder, content, tmp_path, overwrite=True)
 
 

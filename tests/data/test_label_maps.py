@@ -155,7 +155,7 @@ def test_a_name_that_is_not_utf8_is_refused(photos, tmp_path, part):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"mask_size": (20, 31)}, "the label map is 31x20 and its image 30x20"),
+        ({"mask_size": (20, 31)}, r"the label map is 20x31 \(height x width\) and its image 20x30"),
         (
             {"labels": np.full((20, 30), 7, np.uint8)},
             "the label map has the label 7; expected 0 to 2 for the 3 classes of classes.txt, or 255",

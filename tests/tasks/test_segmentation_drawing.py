@@ -36,7 +36,9 @@ def test_a_label_png_has_the_labels_as_pixels():
 
 
 def test_an_image_that_is_too_long_for_a_jpeg_is_an_error_of_its_own():
-    with pytest.raises(DataError, match="its overlay is 70000x1; a JPEG has at most 65500 per side"):
+    with pytest.raises(
+        DataError, match=r"its overlay is 1x70000 \(height x width\); a JPEG has at most 65500 per side"
+    ):
         encode_picture(np.zeros((1, 70_000, 3), np.uint8))
 
 

@@ -174,7 +174,7 @@ def test_wrong_records_are_named():
     given, _, labels = record(20, 30)
     decoder = Decoder(3, 5)
     wrong = {
-        "the label map is 29x20 and its image 30x20": png(labels[:, :29]),
+        "the label map is 20x29 .height x width. and its image 20x30": png(labels[:, :29]),
         "the label map has the label 7; expected 0 to 4 for the 5 classes of the dataset, or 255": png(
             np.full((20, 30), 7, np.uint8)
         ),

@@ -257,9 +257,10 @@ def _decode(data: bytes, item: Item, job: ShardJob) -> tuple[bytes, tuple[int, i
 
 def _check_annotated_size(annotations: Annotations, size: tuple[int, int], *, upright: bool) -> None:
     if (annotations.height, annotations.width) != size:
+        turned = " when turned upright" if upright else ""
         raise DataError(
-            f"image {annotations.image_id} is {size[1]}x{size[0]}{' when turned upright' if upright else ''}, and "
-            f"{annotations.width}x{annotations.height} by its annotations"
+            f"image {annotations.image_id} is {size[0]}x{size[1]} (height x width){turned}, and "
+            f"{annotations.height}x{annotations.width} by its annotations"
         )
 
 

@@ -220,7 +220,10 @@ def check_size(size: Size, objects: Objects) -> None:
         DataError: it has another one.
     """
     if size != tuple(objects.size):
-        raise DataError(f"its image is {size[1]}x{size[0]}, and {objects.size[1]}x{objects.size[0]} by its annotations")
+        raise DataError(
+            f"its image is {size[0]}x{size[1]} (height x width), and {objects.size[0]}x{objects.size[1]} by its "
+            "annotations"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -194,8 +194,8 @@ class EvalExample:
         if any(side > most for side, most in zip(labels.shape, self.canvases.original, strict=True)):
             height, width = self.canvases.original
             raise DataError(
-                f"its image is {labels.shape[1]}x{labels.shape[0]}; expected at most {width}x{height}, as its dataset "
-                "records"
+                f"its image is {labels.shape[0]}x{labels.shape[1]} (height x width); expected at most "
+                f"{height}x{width}, as its dataset records"
             )
         return {**self.place_image(image), "label": place(labels, self.canvases.original, IGNORED)}
 
