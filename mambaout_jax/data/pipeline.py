@@ -261,7 +261,8 @@ class _GroupOrder:
             batches += list(members[: len(members) // self._records * self._records].reshape(-1, self._records))
         if not batches:
             raise DataError(
-                f"no group of images of {self._name} fills a batch of {self._records}; decrease config.batch_size"
+                f"no group of images of {self._name} is as large as a batch, {self._records}; decrease "
+                "config.batch_size"
             )
         shuffled = np.random.default_rng((self._seed, epoch, 1)).permutation(len(batches))
         return np.concatenate([batches[index] for index in shuffled])

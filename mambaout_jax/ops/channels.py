@@ -1,8 +1,11 @@
 """Broadcasting along the last axis, which must be explicit where JAX refuses to promote ranks."""
 
+from typing import Any
+
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def per_channel(vector: Float[Array, " d"], x: Float[Array, "*batch d"]) -> Float[Array, "... d"]:
-    """Return a vector with the rank and dtype of x, for broadcasting along the last axis."""
-    return vector.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+def per_channel(vector: Any, x: Float[Array, "..."]) -> Float[Array, "... d"]:
+    """Return an array of d numbers with the rank and dtype of x, to broadcast it along all axes of x but the last."""
+    return jnp.asarray(vector, x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))

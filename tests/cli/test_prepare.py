@@ -41,7 +41,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(tmp_path):
 
 
 def test_the_name_that_tfds_has_for_imagenet_leads_to_the_command_that_makes_it(tmp_path):
-    with pytest.raises(DataError, match="run: python -m mambaout_jax prepare imagenet with --tars DIR"):
+    with pytest.raises(DataError, match="run: python -m mambaout_jax prepare imagenet --tars=DIR"):
         run("imagenet2012", "--data-dir", str(tmp_path))
 
 

@@ -104,7 +104,7 @@ def test_splits_have_folders_of_their_own(tmp_path):
     [
         (
             ("train", "val", "validation"),
-            "has train and val and validation, of which two are the validation split; keep",
+            "has train, val and validation, of which two are the validation split; keep",
         ),
         (("", "train"), "has images next to train; keep one of the two layouts"),
         (("", "images/more"), "images has the folder 'more'; expected only images"),
@@ -155,7 +155,7 @@ def test_a_name_that_is_not_utf8_is_refused(photos, tmp_path, part):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"mask_size": (20, 31)}, r"the label map is 20x31 \(height x width\) and its image 20x30"),
+        ({"mask_size": (20, 31)}, "the label map is 20x31 (height x width) and its image 20x30"),
         (
             {"labels": np.full((20, 30), 7, np.uint8)},
             "the label map has the label 7; expected 0 to 2 for the 3 classes of classes.txt, or 255",

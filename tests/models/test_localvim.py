@@ -130,7 +130,7 @@ def test_neighboring_blocks_with_equal_directions_are_one_loop_each():
         ({"directions": ()}, "directions is empty"),
         ({"directions": ("h v",)}, "a block has 2 directions; expected 4"),
         ({"directions": ("h v w2 x",)}, "direction 'x' is unknown"),
-        ({"directions": (BLOCK, "")}, "a block has no directions"),
+        ({"directions": (BLOCK, " ")}, "a block has no directions"),
         ({"directions": BLOCK}, "expected a tuple of non-empty strings"),
         ({"embed_dim": 26, "class_token": False}, "a multiple of 4"),
     ],

@@ -205,7 +205,7 @@ def test_a_convolution_block_uses_the_approximate_activation():
     ("options", "named"),
     [
         ({"depths": (1, 1, 2)}, "depths"),
-        ({"num_heads": (1, 1, 2, 3)}, "stage 3"),
+        ({"num_heads": (1, 1, 2, 3)}, r"num_heads\[3\] is 3"),
         ({"attention_pattern": "alternating", "attention_blocks": 2}, "attention_blocks"),
         ({"mlp_ratio": 0.001}, "mlp_ratio is 0.001; expected a finite number of at least 1/32"),
     ],

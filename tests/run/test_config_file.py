@@ -175,7 +175,7 @@ def assert_one_sentence(file, change, *words):
         ("--config.task=clasification", "did you mean 'classification'"),
         ("--config.model.name=mambaout_femo", "did you mean 'mambaout_femto'"),
         ("--config.plugins=no_such_package", "plugin 'no_such_package' cannot be imported"),
-        ("--config.task=", "is not a known task"),
+        ("--config.task=", "expected a non-empty string"),
     ],
 )
 def test_a_name_that_decides_which_keys_there_are_is_refused_with_the_nearest(files, change, words):

@@ -115,7 +115,7 @@ def test_an_unknown_option_is_the_models_own_sentence():
         (
             ("removed",),
             None,
-            r"config.study.removed is unset; set it, .* --config.study.removed=VALUE \(a tuple of strings\)",
+            r"config.study.removed is unset; set it, .* --config.study.removed=VALUE \(a tuple of non-empty strings\)",
         ),
         (("variants",), "x", "config.study.variants is 'x'; expected a section"),
         (

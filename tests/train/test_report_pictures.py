@@ -58,7 +58,7 @@ def test_more_points_than_pixels_are_drawn_as_means(workdir):
 
 def test_mistakes_come_first_ordered_by_confidence_and_are_marked(workdir):
     page = write_and_read(workdir)
-    cards = re.findall(r"<li( class=\"wrong\")?>.*?alt=\"Test image (\d+),", page, flags=re.DOTALL)
+    cards = re.findall(r"<li( class=\"wrong\")?>.*?alt=\"Image (\d+),", page, flags=re.DOTALL)
     assert [int(index) for _, index in cards[:3]] == [11, 13, 7]
     assert [bool(wrong) for wrong, _ in cards] == [True] * 3 + [False] * 16
     assert "<h3>3 mistakes <span" in page
@@ -70,18 +70,18 @@ def test_of_many_mistakes_only_the_most_confident_are_shown(workdir, digits):
     page = write_and_read(workdir)
     assert page.count('class="wrong"') == NUM_MISTAKES
     assert f"The {NUM_MISTAKES} most confident of 100 mistakes" in page
-    assert 'alt="Test image 99,' in page
-    assert 'alt="Test image 10,' not in page
+    assert 'alt="Image 99,' in page
+    assert 'alt="Image 10,' not in page
 
 
 def test_card_shows_the_image_of_its_row(workdir, digits):
     page = write_and_read(workdir)
-    uri = re.search(r'src="data:image/png;base64,([^"]*)" alt="Test image 11,', page)[1]
+    uri = re.search(r'src="data:image/png;base64,([^"]*)" alt="Image 11,', page)[1]
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri))))
     stored = np.asarray(Image.open(io.BytesIO(digits[11]["image"])))
     np.testing.assert_array_equal(shown, stored)
     truth = digits[11]["label"]
-    card = words(page[page.index("Test image 11,") :].split("</li>")[0])
+    card = words(page[page.index("Image 11,") :].split("</li>")[0])
     assert card.endswith(f"✗ digit {(truth + 1) % 10} 90.0 % true: digit {truth} 10.0 %")
 
 

@@ -33,8 +33,8 @@ class DenseModel(nnx.Module):
         widths, strides = backbone.feature_channels, backbone.feature_strides
         if len(widths) != NUM_MAPS:
             raise ModelError(
-                f"the backbone {type(backbone).__name__} has {count(len(widths), 'feature map')}; expected {NUM_MAPS}: "
-                f"set depths to {NUM_MAPS} stages, or out_indices to {NUM_MAPS} blocks"
+                f"the backbone {type(backbone).__name__} has {count(len(widths), 'feature map')}; expected {NUM_MAPS}, "
+                "one for each entry of depths or out_indices"
             )
         self.backbone = backbone
         self.norms = nnx.List(LayerNorm(width, eps=eps) for width in widths)

@@ -242,8 +242,7 @@ class MambaVision(nnx.Module):
             attentive = attention_indices(depths[stage], attention_pattern, attention_blocks)
             if windowed and attentive and width % num_heads[stage]:
                 raise ModelError(
-                    f"num_heads[{stage}] is {num_heads[stage]}; expected a divisor of the {width} channels of that "
-                    "stage"
+                    f"num_heads[{stage}] is {num_heads[stage]}; expected a divisor of the width of that stage, {width}"
                 )
             blocks: list[nnx.Module] = []
             for index in range(depths[stage]):

@@ -73,7 +73,7 @@ def test_hidden_files_and_licenses_are_ignored(tmp_path):
         ({"train/ant": 1, "train/bee": 1, "val": 0}, "val has no images; expected them in"),
         (
             {"train/ant": 1, "train/bee": 1, "val/ant": 1, "validation/ant": 1},
-            "has train and val and validation, of which two are the validation split",
+            "has train, val and validation, of which two are the validation split",
         ),
         ({"train/ant": 1, "train/bee": 1, "extra/ant": 1}, "has the folder 'extra' next to train"),
         ({"train": 2}, "has 2 images outside of class folders"),
