@@ -97,12 +97,13 @@ def test_a_signal_to_one_that_still_compiles_stops_all(tmp_path):
         from mambaout_jax.run import signals
         from mambaout_jax.run.errors import StoppedError
         from mambaout_jax.train.loop import train
+        from mambaout_jax.train.trace import StepTrace
         from tests.train import tiny
         workdir = pathlib.Path({str(tmp_path)!r})
-        compile_, check = signals.StopSignals.interruptible, signals.StopSignals.check
-        def check_and_tell(stop):
-            check(stop)
+        compile_, before = signals.StopSignals.interruptible, StepTrace.before
+        def tell_before_a_step(trace, step):
             (workdir / "stepping").touch()
+            before(trace, step)
         def compile_slowly(stop, work, sentence):
             signals.StopSignals.interruptible = compile_
             while not (workdir / "stepping").exists():
@@ -110,7 +111,7 @@ def test_a_signal_to_one_that_still_compiles_stops_all(tmp_path):
             signal.raise_signal(signal.SIGTERM)
             return compile_(stop, lambda: time.sleep(2) or work(), sentence)
         if process == 0:
-            signals.StopSignals.check = check_and_tell
+            StepTrace.before = tell_before_a_step
         else:
             signals.StopSignals.interruptible = compile_slowly
         try:
