@@ -98,7 +98,7 @@ def test_a_host_without_enough_throughput_fails_with_the_cores_needed(unopened, 
     assert bench("--need=4000", f"--workers={workers}") == 1
     sentence = capsys.readouterr().out.splitlines()[-1]
     assert sentence.startswith("Not enough for 4000 images/s: 25 %.")
-    assert f" {cores} cores; " in sentence
+    assert f" {cores} cores; --config.data.pipeline=fast or more --workers may help." in sentence
 
 
 def test_a_part_of_a_core_counts_as_one(unopened, capsys):

@@ -8,6 +8,7 @@ import pytest
 from mambaout_jax.cli import prepare
 from mambaout_jax.data import DataError
 from mambaout_jax.data.prepare import prepare_dataset
+from mambaout_jax.data.sources import open_records
 from mambaout_jax.machine import MachineError
 from mambaout_jax.tasks.classification.source import open_source
 from tests.data import photos
@@ -40,9 +41,15 @@ def test_an_unknown_name_is_answered_with_the_nearest(tmp_path):
         run("imagenete", "--data-dir", str(tmp_path))
 
 
-def test_the_name_that_tfds_has_for_imagenet_leads_to_the_command_that_makes_it(tmp_path):
-    with pytest.raises(DataError, match="run: python -m mambaout_jax prepare imagenet --tars=DIR"):
-        run("imagenet2012", "--data-dir", str(tmp_path))
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [("imagenet2012", "imagenet --tars=DIR"), ("coco2017", "coco --root=DIR"), ("ade20k:1.0.0", "ade20k --zip=FILE")],
+)
+def test_a_dataset_that_cannot_be_downloaded_leads_to_the_command_that_makes_it(tmp_path, name, command):
+    with pytest.raises(DataError, match=f"run: python -m mambaout_jax prepare {command}"):
+        run(name, "--data-dir", str(tmp_path))
+    with pytest.raises(DataError, match=f"is not prepared in .*; run: python -m mambaout_jax prepare {command}"):
+        open_records(name, "train", str(tmp_path))
 
 
 def test_missing_tensorflow_is_an_error_before_the_download(tmp_path, monkeypatch):

@@ -206,6 +206,25 @@ def test_counts_are_summed_beyond_32_bits():
     assert (found["count"], found["loss"]) == (9.0, 1.5)
 
 
+@pytest.mark.parametrize(
+    ("label_map", "words"),
+    [
+        (np.full((4, 4), IGNORED, np.uint8), "has a labeled pixel; check"),
+        (b"GIF", r"has a labeled pixel \(the label map"),
+    ],
+)
+def test_label_maps_without_a_labeled_pixel_have_no_baseline(label_map, words):
+    if isinstance(label_map, np.ndarray):
+        file = io.BytesIO()
+        Image.fromarray(label_map).save(file, "PNG")
+        label_map = file.getvalue()
+    config = default_config("segmentation")
+    config.data.name = "digit_scenes"
+    config.model.update(name="upernet_mambaout_femto")
+    with pytest.raises(TaskError, match=f"none of 3 training records {words}"):
+        parse_config(config).build_task().baseline_score([{"label_map": label_map}] * 3)
+
+
 def test_a_split_without_labeled_pixels_has_no_scores():
     empty = np.zeros((2, NUM_CLASSES), np.int64)
     assert all(np.isnan(score) for score in summarize(Areas(*[empty[0]] * 3)).values())

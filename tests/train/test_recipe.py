@@ -43,6 +43,7 @@ def test_the_recipe_does_not_depart_from_itself():
             "config.optim.learning_rate is 0.002, the recipe's is 0.004; the linear scaling rule gives "
             "config.optim.learning_rate 0.004, the config has 0.002",
         ),
+        ({"optim.name": "lamb", "batch_size": 1024}, "config.batch_size is 1024, the recipe's is 4096"),
         ({"optim.warmup_epochs": 5}, "config.optim.warmup_epochs is 5, the recipe's is 20"),
         ({"num_epochs": 100}, "config.num_epochs is 100, the recipe's is 310"),
         ({"optim.cooldown_epochs": 0}, "config.optim.cooldown_epochs is 0, the recipe's is 10"),
