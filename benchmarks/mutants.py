@@ -119,7 +119,7 @@ MUTANTS = {
     ),
     "best": Mutant(
         "the best checkpoint follows the direction of the metric", "mambaout_jax/run/checkpoints.py",
-        "return score if self._primary.higher_is_better else -score", "return score",
+        "return score if self._metric.higher_is_better else -score", "return score",
         ("tests/train/test_checkpoint.py",),
     ),
     "resume": Mutant(

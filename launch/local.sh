@@ -90,7 +90,7 @@ from mambaout_jax.run.workdir import load_config
 workdir, example = map(Path, sys.argv[1:])
 results = json.loads((workdir / "results.json").read_text())
 best = results.get("ema", results["raw"])
-print(f"\nTop-1 accuracy on {best['count']} test images: {best['top1']:.2f} %")
+print(f"\nTop-1 accuracy on {best['count']} validation images: {best['top1']:.2f} %")
 config = load_config(workdir)
 source = config.build_task().open_source(config.data.validation_split)
 example.write_bytes(source[0]["image"])
@@ -98,5 +98,5 @@ PYTHON
 say "Results"
 echo "  report        $(show "$workdir/report.html")"
 echo "  TensorBoard   $(show "$workdir/tensorboard")"
-say "Next: classify a digit of the test set"
+say "Next: classify a digit of the validation split"
 echo "  $(show "$python") -m mambaout_jax predict $(show "$workdir") $(show "$example")"

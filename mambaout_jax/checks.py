@@ -94,11 +94,10 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 
 def expected_one_of(name: str, known: Iterable[str]) -> str:
-    """Return "expected one of ..." with all known names, after the one that is spelled like `name`, if any is."""
+    """Return the end of a message with all known names, after what `suggest` returns for a name."""
     known = list(known)
-    names = ", ".join(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]!r}? Expected one of {names}" if near else f"expected one of {names}"
+    near, names = suggest(name, known), ", ".join(known)
+    return f"{near} Expected one of {names}" if near else f"; expected one of {names}"
 
 
 def nearest_names(name: str, known: Iterable[str], limit: int = 1) -> list[str]:

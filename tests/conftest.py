@@ -31,11 +31,15 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 os.environ["TFDS_DATA_DIR"] = tempfile.mkdtemp(prefix="mambaout_jax-")
 atexit.register(shutil.rmtree, os.environ["TFDS_DATA_DIR"], ignore_errors=True)
 
+import hypothesis
 import jax
 import jaxtyping
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# No test depends on the speed of the machine.
+hypothesis.settings.register_profile("any_speed", deadline=None)
+hypothesis.settings.load_profile("any_speed")
 
 # NumPy 2.0 starts a process when this module is imported, which most tests must not.
 importlib.import_module("numpy.testing")

@@ -145,8 +145,8 @@ def test_arguments_that_do_not_fit_raise_the_error_of_the_caller(check, words):
 
 def test_near_names_are_suggested_and_far_ones_are_not():
     assert suggest("mambaut", ["mambaout", "vit"]) == "; did you mean 'mambaout'?"
-    assert expected_one_of("mambaut", ["mambaout", "vit"]) == "did you mean 'mambaout'? Expected one of mambaout, vit"
-    assert expected_one_of("resnet", ["mambaout", "vit"]) == "expected one of mambaout, vit"
+    assert expected_one_of("mambaut", ["mambaout", "vit"]) == "; did you mean 'mambaout'? Expected one of mambaout, vit"
+    assert expected_one_of("resnet", ["mambaout", "vit"]) == "; expected one of mambaout, vit"
     assert suggest("zzz", ["mambaout", "vit"]) == ""
     assert nearest_names("mambaut", ["mambaout", "vit"]) == ["mambaout"]
     assert nearest_names("batch_sise", ["batch_size", "eval_batch_size", "seed"], limit=3)[0] == "batch_size"

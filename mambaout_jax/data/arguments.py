@@ -20,4 +20,4 @@ def check_size_and_channels(size: tuple[int, int], channels: int) -> None:
     if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
         raise DataError(f"size is {size}; expected (height, width) in pixels, both positive")
     if channels not in (1, 3):
-        raise DataError(f"channels, the in_chans of the model, is {channels}; expected 1 (gray) or 3 (RGB)")
+        raise DataError(f"channels (in_chans of the model) is {channels}; expected 1 (gray) or 3 (RGB)")

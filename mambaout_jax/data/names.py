@@ -55,8 +55,8 @@ def known_datasets() -> list[str]:
 def unknown_dataset(dataset: str, others: Iterable[str] = ()) -> str:
     """Return the error message for a name that is neither known nor in `others`, with the nearest name."""
     near = suggest(dataset, [*known_datasets(), *others])
-    others = "tensorflow.org/datasets/catalog lists the names; for your own images, see prepare --help"
-    return f"unknown dataset {dataset!r}{near or f'; {others}'}"
+    remedy = "; tensorflow.org/datasets/catalog lists the names; for your own images, see prepare --help"
+    return f"unknown dataset {dataset!r}{near or remedy}"
 
 
 def data_root(data_dir: str | None) -> epath.Path:

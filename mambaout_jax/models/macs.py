@@ -14,9 +14,8 @@ from mambaout_jax.models.registry import create_model, find_family
 from mambaout_jax.ops import use_kernels
 from mambaout_jax.ops.selective_scan import run_scan
 
-# Multiply-adds of a selective scan per position and channel: for each state, and in addition. This is the count that
-# papers report; `analyze.formulas` counts the operations of the recurrence itself.
-# Reference: github.com/MzeroMiko/VMamba, flops_selective_scan_fn.
+# Multiply-adds of a selective scan per position and channel: for each state, and in addition, as
+# in `count_macs`; `analyze.formulas` counts the operations of the recurrence itself.
 SCAN_MACS_PER_STATE, SCAN_MACS_PER_CHANNEL = 9, 1
 # Primitives that run the jaxpr in their parameters exactly once.
 _RUN_ONCE = ("jit", "closed_call", "custom_jvp_call", "custom_vjp_call", "remat2")

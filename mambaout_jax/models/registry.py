@@ -153,7 +153,7 @@ def create_model(
             raise ModelError(f"{option!r} is not an option of create_model; {_TIMM_ARGUMENTS[option]}")
         if option not in keys and (owners := families_with(option)):
             raise ModelError(
-                f"{option!r} is an option of {listed(owners)}, not of {name}; {expected_one_of(option, keys)}"
+                f"{option!r} is an option of {listed(owners)}, not of {name}{expected_one_of(option, sorted(keys))}"
             )
         _require_known(option, keys, f"option of {name}")
         value = dtype_name(value) if keys[option].accept == DTYPES else plain_integers(value)
@@ -244,4 +244,4 @@ def _input_spec(variant: Variant, in_chans: int, values: Mapping[str, Any]) -> I
 def _require_known(name: str, known: Iterable[str], what: str) -> None:
     known = sorted(known)
     if name not in known:
-        raise ModelError(f"{name!r} is not a known {what}; {expected_one_of(name, known)}")
+        raise ModelError(f"{name!r} is not a known {what}{expected_one_of(name, known)}")

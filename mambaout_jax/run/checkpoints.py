@@ -43,19 +43,19 @@ class Checkpoints:
     has arrays) and `metadata`.
 
     Args:
-        primary: the metric that selects the best checkpoint; None if nothing is evaluated.
+        metric: the one that selects the best checkpoint; None if nothing is evaluated.
 
     Raises:
         RunError: the directory does not exist and `read_only` is set, or orbax cannot write to its path.
     """
 
-    def __init__(self, directory: epath.Path, primary: Metric | None = None, *, read_only: bool = False):
+    def __init__(self, directory: epath.Path, metric: Metric | None = None, *, read_only: bool = False):
         if read_only and not directory.exists():
             raise RunError(f"{directory.parent} has no checkpoint; train first, or use another workdir")
         if not read_only and (fault := find_pattern(directory)):
             raise RunError(f"{directory} {fault}")
         self._directory = directory
-        self._primary = primary
+        self._metric = metric
         if not read_only:
             self._remove_unreadable_scores()
         self._manager = ocp.CheckpointManager(
@@ -85,10 +85,10 @@ class Checkpoints:
 
     def _remove_unreadable_scores(self) -> None:
         """Remove the scores that are damaged, because orbax cannot open a directory that has one."""
-        if distributed.is_first() and self._primary is not None and self._directory.exists():
+        if distributed.is_first() and self._metric is not None and self._directory.exists():
             for step in self._directory.iterdir():
                 metrics = step / "metrics"
-                if metrics.exists() and not _has_score(metrics / "metrics", self._primary.key):
+                if metrics.exists() and not _has_score(metrics / "metrics", self._metric.key):
                     logging.warning("the score of checkpoint %s cannot be read; it cannot be the best one", step)
                     metrics.rmtree()
         distributed.barrier("checking the scores of checkpoints")
@@ -99,10 +99,10 @@ class Checkpoints:
 
     def _rank(self, metrics: dict[str, float]) -> float:
         """Return a number that is higher for a better checkpoint."""
-        if self._primary is None:
+        if self._metric is None:
             return 0.0
-        score = metrics[self._primary.key]
-        return score if self._primary.higher_is_better else -score
+        score = metrics[self._metric.key]
+        return score if self._metric.higher_is_better else -score
 
     def save(self, state: TrainState, metadata: dict[str, Any], score: float | None = None) -> float:
         """Start to save a state in the background; for a step that is already saved, write only the score.
@@ -128,7 +128,7 @@ class Checkpoints:
         self._manager.save(
             step,
             args=ocp.args.Composite(metadata=ocp.args.JsonSave(metadata), **arrays),
-            metrics=None if score is None else {self._primary.key: score},
+            metrics=None if score is None else {self._metric.key: score},
         )
         return time.monotonic() - started
 
@@ -138,7 +138,7 @@ class Checkpoints:
         if distributed.is_first():
             folder = self._directory / str(step)
             (folder / "metrics").mkdir(exist_ok=True)
-            write_atomically(folder / "metrics" / "metrics", json.dumps({self._primary.key: score}))
+            write_atomically(folder / "metrics" / "metrics", json.dumps({self._metric.key: score}))
             write_atomically(folder / "metadata" / "metadata", json.dumps(metadata))
         distributed.barrier(f"scoring step {step}")
         self._manager.reload()

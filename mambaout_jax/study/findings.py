@@ -42,7 +42,7 @@ class Outcome(NamedTuple):
     step_seconds: tuple[float, ...]
 
 
-def read_outcome(folder: epath.Path, primary: str, batch_size: int) -> Outcome:
+def read_outcome(folder: epath.Path, metric: str, batch_size: int) -> Outcome:
     """Read the result of a finished run.
 
     Raises:
@@ -53,7 +53,7 @@ def read_outcome(folder: epath.Path, primary: str, batch_size: int) -> Outcome:
         lines = (folder / "metrics.jsonl").read_text().splitlines()
         records = [json.loads(line) for line in lines if line.endswith("}")]  # a kill may have truncated one
         seconds = [batch_size / line["images_per_second"] for line in records if line["kind"] == "train"]
-        score = results["ema" if "ema" in results else "raw"][primary]
+        score = results["ema" if "ema" in results else "raw"][metric]
         return Outcome(score, results["steps"], tuple(seconds))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise_machine_fault(error, folder)

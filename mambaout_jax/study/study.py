@@ -66,7 +66,7 @@ def find_experiment(dataset: str, task: str = DEFAULT) -> str:
     }
     add = "add" if task == DEFAULT else f"replace --task {task} with"
     raise RunError(
-        f"no experiment for dataset {name!r} and {task}; {expected_one_of(name, experiments)}; for your own "
+        f"no experiment for dataset {name!r} and {task}{expected_one_of(name, experiments)}; for your own "
         f"photographs, {add} --config=study:{[*experiments.values()][-1]}"
     )
 
@@ -279,8 +279,8 @@ def _outcomes(
     folders = {
         variant.name: [run_folder(workdir, variant, repeat) for repeat in range(num_repeats)] for variant in variants
     }
-    primary = config.task.metrics[0].key
-    return {name: [read_outcome(folder, primary, config.batch_size) for folder in own] for name, own in folders.items()}
+    metric = config.task.metrics[0].key
+    return {name: [read_outcome(folder, metric, config.batch_size) for folder in own] for name, own in folders.items()}
 
 
 def _describe(

@@ -54,4 +54,4 @@ def _explain(name: str, recipe: Recipe, values: Mapping[str, Any]) -> str:
 
 def _scales_linearly(values: Mapping[str, Any]) -> bool:
     """Return whether the learning rate follows the linear scaling rule; that of LAMB follows another one."""
-    return values.get("optim.name") != "lamb"
+    return values["optim.name"] == "adamw"

@@ -200,7 +200,7 @@ def test_whole_models_train_as_the_reference(name):
     case.assert_close("outputs/decode.loss_ce", losses[0])
     case.assert_close("outputs/aux.loss_ce", losses[1])
     # The smallest pooled maps are one pixel of two images. Where both are nearly equal (a deviation of 0.01 in one
-    # channel), the norm of the batch magnifies rounding 90 times in the gradients of what is below it.
+    # channel), batch normalization magnifies rounding 90 times in the gradients of the layers below.
     case.assert_close("grads/batch", batch_grad.transpose(0, 3, 1, 2), of_peak=3e-4)
     key_format = matching_formats(case.state_dict, prefer=model.family)[0][1]
     gradients = mo.to_torch(model, {"params": grads, "batch_stats": batch_stats}, key_format.name)

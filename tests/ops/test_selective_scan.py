@@ -220,7 +220,7 @@ def test_bfloat16_is_precise_for_long_sequences_and_strong_decay(impl):
 
 
 @pytest.mark.slow
-@hypothesis.settings(max_examples=6, deadline=None)
+@hypothesis.settings(max_examples=6)
 @hypothesis.given(
     batch=st.integers(1, 3),
     length=st.integers(1, 140),

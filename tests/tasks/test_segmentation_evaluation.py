@@ -188,7 +188,7 @@ def test_images_have_one_or_three_channels(channels):
     config = default_config("segmentation")
     config.data.name = "digit_scenes"
     config.model.update(name="upernet_mambaout_femto", in_chans=channels)
-    with pytest.raises(DataError, match=f"in_chans of the model, is {channels}; expected 1 .gray. or 3 .RGB."):
+    with pytest.raises(DataError, match=f"in_chans of the model. is {channels}; expected 1 .gray. or 3 .RGB."):
         parse_config(config).build_task().check()
 
 

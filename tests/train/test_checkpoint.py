@@ -16,7 +16,7 @@ from mambaout_jax.run.state import init_state
 from mambaout_jax.tasks.api import Metric
 from tests.marks import slow_but
 
-PRIMARY = Metric("top1", "top-1", "%")
+METRIC = Metric("top1", "top-1", "%")
 
 
 def model_of(**options):
@@ -47,8 +47,8 @@ def directory(tmp_path):
     return epath.Path(tmp_path / "checkpoints")
 
 
-def save(directory, state, steps, primary=PRIMARY):
-    checkpoints = Checkpoints(directory, primary)
+def save(directory, state, steps, metric=METRIC):
+    checkpoints = Checkpoints(directory, metric)
     for step, top1 in steps:
         checkpoints.save(replace(state, step=jnp.int32(step)), {"note": step}, top1)
     checkpoints.close()
@@ -103,7 +103,7 @@ def test_step_saved_before_its_evaluation_can_still_be_the_best(directory, state
 @pytest.mark.slow
 def test_step_is_not_deleted_while_its_score_is_written(directory, state, monkeypatch):
     save(directory, state, [(1, None), (2, None)])
-    checkpoints = Checkpoints(directory, PRIMARY)
+    checkpoints = Checkpoints(directory, METRIC)
     monkeypatch.setattr(type(checkpoints._manager), "delete", None)
     monkeypatch.setattr(type(checkpoints._manager), "save", None)
     checkpoints.save(replace(state, step=jnp.int32(2)), {"note": "evaluated"}, 90.0)
@@ -206,7 +206,7 @@ def test_a_damaged_score_neither_prevents_reading_nor_saving(directory, state, s
     found = Checkpoints(directory, read_only=True).restore_variables(abstract_state(model_of()).variables, ["raw"])
     assert found[0] in (2, 3 - step)  # orbax reads a step with its score
     save(directory, state, [(3, 0.1), (4, 0.2)])
-    checkpoints = Checkpoints(directory, PRIMARY)
+    checkpoints = Checkpoints(directory, METRIC)
     assert checkpoints.steps() == [3 - step, 3, 4]
     checkpoints.close()
 

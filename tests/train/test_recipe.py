@@ -11,6 +11,7 @@ RECIPE = {
     "init_from": None,
     "batch_size": 4096,
     "num_epochs": 310,
+    "optim.name": "adamw",
     "optim.learning_rate": 4e-3,
     "optim.warmup_epochs": 20,
     "optim.cooldown_epochs": 10,

@@ -12,7 +12,7 @@ from mambaout_jax.weights.errors import WeightsError
 from mambaout_jax.weights.files import write_file
 from tests.weights.test_folder import CONFIG, FLAT, TENSORS
 
-quickly = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quickly = settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SMALL = {**TENSORS, "head.bias": np.arange(5, dtype=np.float16), "count": np.array(3, np.int64)}
 ODD_LENGTHS = (0, 1, 7, 8, 2**31, 2**32, 2**53, 2**60, 2**63, 2**64 - 1)
 

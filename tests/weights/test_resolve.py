@@ -209,7 +209,7 @@ LAST_LAYER = {"head.fc.weight", "head.fc.bias"}
 
 
 @pytest.mark.nightly
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.dictionaries(
         st.sampled_from([*FEMTO, "stages.99999999999.blocks.0.norm.bias", f"stages.{'9' * 5000}.blocks.0.norm.bias"]),

@@ -70,7 +70,7 @@ def load_strictly(theirs, state_dict):
 
 
 @pytest.mark.nightly
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(configurations.options())
 def test_any_configuration_equals_timms(options):
     theirs, ours = pytorch.noisy_timm("mambaout_femto", **options), mo.create_model("mambaout_femto", **options)
@@ -82,7 +82,7 @@ def test_any_configuration_equals_timms(options):
     theirs.load_state_dict({key: load_timm()[1].from_numpy(v) for key, v in mo.to_torch(ours, variables).items()})
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(configurations.options())
 def test_any_configuration_has_timms_names_and_shapes(options):
     timm, torch = load_timm()
