@@ -68,7 +68,7 @@ class Rule:
         if any(other != wildcards[0] for other in wildcards) or self.path.count("@") != (self.join is not None):
             raise ValueError(f"the patterns of {self} differ; expected the same # and *, and one @ with join")
 
-    @property
+    @functools.cached_property
     def keys(self) -> tuple[str, ...]:
         """Return the patterns of all tied tensors, or the one pattern."""
         return (self.key,) if isinstance(self.key, str) else self.key

@@ -69,6 +69,7 @@ def to_torch_key(key_format: KeyFormat, path: str) -> str | None:
     return None if found is None else found[1][0]
 
 
+@functools.lru_cache(maxsize=2**17)
 def from_torch_key(key_format: KeyFormat, key: str) -> str | None:
     """Return our dotted path of a state-dict key, or None if no rule matches.
 
