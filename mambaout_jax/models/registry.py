@@ -164,7 +164,7 @@ def create_model(
     options = {option: value for option, value in {**own, **values}.items() if option in own}
     if "img_size" in own:  # the family's parameters depend on it
         options["img_size"] = spec.size
-    module = _build_module(family, options)
+    module = _build_module(family, tuple(options.items()))
     try:
         kernels()
     except ValueError as error:  # of the environment
@@ -193,8 +193,14 @@ def _with_backbone(name: str, backbone: str | None) -> str:
     raise ModelError(f"backbone is {backbone!r}, but {name!r} is not a head; expected one of {', '.join(names)}")
 
 
-def _build_module(family: Family, options: Mapping[str, Any]) -> nnx.Module:
-    """Build the module of a family, without its classifier if num_classes is 0."""
+@functools.lru_cache(maxsize=32)
+def _build_module(family: Family, items: tuple[tuple[str, Any], ...]) -> nnx.Module:
+    """Build the module of a family, without its classifier if num_classes is 0.
+
+    Args:
+        items: options with their values.
+    """
+    options = dict(items)
     if options["num_classes"]:
         return family.module(**options)
     module = family.module(**{**options, "num_classes": 1})

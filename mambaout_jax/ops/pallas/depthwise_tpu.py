@@ -10,6 +10,7 @@ The kernels have been compiled for TPUs and interpreted on CPUs, but not run on 
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -73,6 +74,8 @@ def gradients(
     return rows[1:].reshape(size, size, 1, -1), rows[0]
 
 
+# Jitted, so that JAX traces a kernel once and not for every block of a model; `inline` leaves programs as they were.
+@partial(jax.jit, static_argnames="interpret", inline=True)
 def _forward(x, weights, *, interpret: bool):
     count, size = len(x), kernel_size(weights)
     band = band_of(x.shape, size, x.dtype)
@@ -110,6 +113,7 @@ def _forward_kernel(*refs, band: Band, height: int):
     lax.fori_loop(0, band.rows, compute_row, 0)
 
 
+@partial(jax.jit, static_argnames=("size", "interpret"), inline=True)
 def _gradients(x, dy, *, size: int, interpret: bool):
     """Compute the gradients of the images of a device, (1, 1 + k * k, 8, c): for each sublane separately."""
     band = band_of(x.shape, size, x.dtype)

@@ -171,6 +171,8 @@ def _group_rows(band: Band, width: int) -> int:
     return max(count for count in divisors if count == 1 or count * width * band.images <= _PRODUCT_ROWS)
 
 
+# Jitted, so that JAX traces a kernel once and not for every block of a model; `inline` leaves programs as they were.
+@partial(jax.jit, static_argnames=("eps", "interpret"), inline=True)
 def _forward(x, scale, weights, *, eps, interpret):
     count, band = len(x), _bands(x, weights).forward
     scale, x = _scale_rows(scale, band.images), to_kernel_layout(x, band.images)
@@ -316,6 +318,7 @@ def _forward_kernel(*refs, band: Band, height: int, eps: float):
     lax.fori_loop(0, band.rows // step, compute, 0)
 
 
+@partial(jax.jit, static_argnames=("eps", "interpret"), inline=True)
 def _backward(x, scale, dout, weights, *, eps, interpret):
     """Compute the gradient of x, and those of the weights for the images of a device, with a first axis of 1."""
     count, dim, size = len(x), x.shape[3], kernel_size(weights.conv)
