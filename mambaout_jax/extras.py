@@ -78,6 +78,22 @@ def importing(extra: str, what: str) -> Iterator[None]:
         raise MissingExtraError(f"{what} ({reason}); {install_command(extra)}") from error
 
 
+@contextlib.contextmanager
+def not_importing(module: str) -> Iterator[None]:
+    """Have imports of a module fail in the body of the `with` statement, unless the process has imported it before.
+
+    Packages import what they could use at times, if it is installed.
+    """
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None
+    try:
+        yield
+    finally:
+        del sys.modules[module]
+
+
 def install_command(extra: str) -> str:
     """Return the command that installs an extra, from the checkout that contains this package if there is one."""
     checkout = Path(__file__).resolve().parents[1]

@@ -98,19 +98,24 @@ def package_of(path):
     return parts[1] if parts[0] == "mambaout_jax" else parts[0]
 
 
+@functools.cache
 def imported(path, tree):
-    """Yield (name bound, full name imported, line, whether inside a function), relative imports resolved."""
+    """Return (name bound, full name imported, line, whether inside a function) of imports, relative ones resolved."""
+    found = []
     inside = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for name in node.names:
                 bound = name.asname or name.name.split(".")[0]
-                yield bound, name.name, node.lineno, id(node) in inside
+                found.append((bound, name.name, node.lineno, id(node) in inside))
         elif isinstance(node, ast.ImportFrom):
             package = path.split("/")[: -node.level] if node.level else []
             module = ".".join([*package, *filter(None, [node.module])])
-            for name in node.names:
-                yield name.asname or name.name, f"{module}.{name.name}", node.lineno, id(node) in inside
+            found += [
+                (name.asname or name.name, f"{module}.{name.name}", node.lineno, id(node) in inside)
+                for name in node.names
+            ]
+    return found
 
 
 def reachable(package):

@@ -53,6 +53,7 @@ def test_contributions_of_one_convolution_are_its_window():
     np.testing.assert_allclose(found.contributions, expected / expected.sum(), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_models_and_runs_are_printed_and_drawn(tmp_path, capsys):
     written_run.write(tmp_path / "run", tuple("0123456789"))
     Image.new("L", (40, 40), 200).save(tmp_path / "a.png")
@@ -102,6 +103,7 @@ def test_wrong_arguments_are_one_sentence(capsys, arguments, words):
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_weights_without_a_gradient_are_named(tmp_path):
     unknown = np.full((1, 32, 32, 3), np.nan, np.float32)
     with pytest.raises(RunError, match="the gradient of test_mambaout is zero or not finite"):

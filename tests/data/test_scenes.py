@@ -84,6 +84,7 @@ def test_the_color_of_a_square_in_a_corner_is_the_class_of_all_digits(material):
     assert len(seen) == 8
 
 
+@pytest.mark.slow
 def test_nothing_but_the_square_tells_the_class(material):
     """Colors and number of digits have the same distribution in all classes."""
     scenes = [make_scene(CONFIGS["cue_128"], material["train"], 0, index) for index in range(400)]

@@ -263,6 +263,7 @@ class TestPage:
         assert not errors
 
 
+@pytest.mark.slow
 def test_a_folder_is_replaced_only_if_it_is_a_demo(workdir, tmp_path, empty_runtime, capsys):  # noqa: F811
     out = tmp_path / "demo"
     arguments = ["demo", str(workdir), "--static", str(out), "--runtime", empty_runtime]

@@ -77,6 +77,7 @@ def left_in(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.slow
 def test_onnx_takes_channels_first_and_any_batch_size(workdir, tmp_path, capsys):
     out = tmp_path / "digits.onnx"
     assert main(["export", "onnx", str(workdir), "--out", str(out)]) == 0
@@ -93,6 +94,7 @@ def test_onnx_takes_channels_first_and_any_batch_size(workdir, tmp_path, capsys)
     assert about["outputs"] == {"logits": ["batch", 10]}
 
 
+@pytest.mark.slow
 def test_the_normalization_can_be_inside(workdir, tmp_path):
     assert (
         main(["export", "onnx", str(workdir), "--out", str(tmp_path / "a.onnx"), "--normalize", "--weights=raw"]) == 0
@@ -144,6 +146,7 @@ def test_a_detector_finds_the_same_objects(detector, tmp_path):
         assert not x[~expected["valid"]].any()
 
 
+@pytest.mark.slow
 def test_detections_are_compared_in_any_order(detector):
     task, rng = load_run(detector).task, np.random.default_rng(0)
     expected = {

@@ -172,6 +172,7 @@ def test_parameters_are_those_of_the_paper(size, millions):
     assert round(model.num_params / 1e6, 2) == millions
 
 
+@pytest.mark.slow
 def test_the_cost_is_that_of_the_paper():
     """MambaOut's paper, table 2: 262 G for MambaOut-Tiny at 800x1280, with 1,000 proposals and 100 masks."""
     model = mo.create_model("mask_rcnn", backbone="mambaout_tiny")

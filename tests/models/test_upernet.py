@@ -99,6 +99,7 @@ def test_whole_images_are_segmented_as_by_the_reference(name):
     np.testing.assert_array_equal(logits[0].argmax(-1), case.outputs["label"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", dense_golden.names("segmentor__slide*"))
 @pytest.mark.usefixtures("conv_backbone")
 def test_windows_are_averaged_as_by_the_reference(name):
@@ -114,6 +115,7 @@ def test_windows_are_averaged_as_by_the_reference(name):
     np.testing.assert_array_equal(logits[0].argmax(-1), case.outputs["label"])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("conv_backbone")
 def test_scales_and_flips_are_averaged_as_by_the_reference():
     case = dense_golden.load("segmentor__multi_scale_flip")
@@ -178,6 +180,7 @@ def test_heads_train_as_the_reference(name, monkeypatch):
     compare_training(case, {key.removeprefix(f"{prefix}."): value for key, value in tensors.items()})
 
 
+@pytest.mark.slow
 @pytest.mark.optimized  # without optimizations, sums round more than the tolerances allow
 @pytest.mark.parametrize("name", dense_golden.names("segmentor__*loss"))
 @pytest.mark.usefixtures("conv_backbone")
@@ -244,7 +247,10 @@ def test_a_backbone_of_every_family_is_tested():
     assert {find_family(name) for name in BACKBONES} == set(BUILT_IN)
 
 
-@pytest.mark.parametrize("name", slow_but(BACKBONES[:-3] + BACKBONES[-1:], BACKBONES, "nightly"))
+@pytest.mark.parametrize(
+    "name",
+    [*slow_but(BACKBONES[:1], (*BACKBONES[:-3], BACKBONES[-1])), *slow_but((), BACKBONES[-3:-1], "nightly")],
+)
 def test_every_family_is_a_backbone(name):
     """Four maps of strides 4 to 32, logits of a quarter of the image's size, and no layer that they do not need."""
     model = mo.create_model(

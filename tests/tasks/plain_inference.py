@@ -4,6 +4,7 @@ The program computes label maps in canvases of static sizes instead; tests compa
 """
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from mambaout_jax.models import Model
 from mambaout_jax.ops import resize_bilinear
 
 
+@partial(jax.jit, static_argnums=0)
 def whole_logits(model: Model, variables: dict[str, Any], images: Float[Array, "b h w c"]) -> Float[Array, "b h w k"]:
     """Compute the logits of normalized images in one pass."""
     return resize_bilinear(model.apply(variables, images), images.shape[1:3])

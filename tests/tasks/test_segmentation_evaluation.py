@@ -83,6 +83,7 @@ def assert_nearly_equal(ours, expected):
     assert len(np.unique(expected)) > 1
 
 
+@pytest.mark.slow
 def test_images_of_one_size_are_segmented_as_without_a_canvas(network):
     model, variables = network
     sizes = EvalSizes((64, 128), (1.0,), "box", None, None)
@@ -142,7 +143,8 @@ def encode(pixels):
     return file.getvalue()
 
 
-@pytest.mark.parametrize("windows", [None, pytest.param(Windows(32, 24), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("windows", [None, Windows(32, 24)])
 def test_label_maps_of_image_files_are_those_of_the_evaluation(network, monkeypatch, windows):
     """Images are evaluated at less than their size: logits are enlarged, not labels, in several parts."""
     monkeypatch.setattr(predictor, "PART_SIDE", 64)

@@ -68,6 +68,7 @@ def test_blocks_in_a_loop_have_the_same_layers():
     assert layers(plain) == layers(loop)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
 def test_updates_are_scaled_with_their_weight_decay(optimizer):
     config, decayed = (tiny.config(**{"optim.name": optimizer, "optim.layer_decay": d}) for d in (None, 0.5))

@@ -143,6 +143,7 @@ def test_weights_go_to_pytorch_and_back(finished, tmp_path):
     assert_same(mo.from_torch(run.model, str(tmp_path / "weights.safetensors")), run.variables)
 
 
+@pytest.mark.slow
 def test_an_exported_folder_restores_the_task_and_its_preprocessing(data_dir, tmp_path):
     """An imported model predicts as the run whose weights were exported."""
     parsed = config(data_dir, **{"eval.window": 32, "eval.flip": True})

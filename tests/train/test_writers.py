@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import importlib
 import json
 import os
 import subprocess
@@ -46,6 +47,17 @@ def rows(path):
 
 def test_the_config_names_all_writers():
     assert KEYS["metric_writers"].accept == tuple(WRITERS)
+
+
+def test_pytorch_is_not_imported(tmp_path, monkeypatch):
+    (tmp_path / "torch.py").write_text("raise RuntimeError('PyTorch is imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for module in [name for name in sys.modules if name.partition(".")[0] in ("torch", "tensorboardX")]:
+        monkeypatch.delitem(sys.modules, module)
+    open_writer(tmp_path, 0, "tensorboard").close()
+    assert list((tmp_path / "tensorboard").iterdir())
+    with pytest.raises(RuntimeError, match="PyTorch is imported"):
+        importlib.import_module("torch")
 
 
 def test_csv_files_have_the_numbers_of_the_records(tmp_path):

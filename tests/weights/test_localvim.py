@@ -64,6 +64,7 @@ def test_an_export_reports_decays_that_differ_between_directions(tmp_path):
     assert reports[0][0].startswith("A_log_0 to A_log_3 of a block differ; in the original code they share memory")
 
 
+@pytest.mark.slow
 def test_weights_with_fewer_directions_are_refused():
     model = pytorch.small_model("localvim_tiny")
     state_dict = mo.to_torch(model, pytorch.draw(model))

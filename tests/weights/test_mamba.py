@@ -72,6 +72,7 @@ def test_the_original_names_have_none_for_it():
         mo.to_torch(model, pytorch.draw(model), "mambaout")
 
 
+@pytest.mark.slow
 def test_a_block_without_its_state_space_model_is_listed():
     model = mamba()
     state_dict = mo.to_torch(model, pytorch.draw(model))

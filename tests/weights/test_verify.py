@@ -72,6 +72,7 @@ def test_tolerance_lets_rounding_pass_and_no_more():
     assert not verify.difference(expected + np.float32(2e-4), expected) <= verify.TOLERANCE
 
 
+@pytest.mark.slow
 def test_float32_at_the_highest_precision_is_computed_whatever_the_model_computes_in(monkeypatch):
     seen, apply = set(), Model.apply
 

@@ -83,6 +83,7 @@ def test_tables_of_the_rotary_embedding_are_not_read():
     pytorch.assert_equal_trees(mo.from_torch(model, state_dict), variables)
 
 
+@pytest.mark.slow
 def test_weights_of_another_type_of_scan_are_refused():
     v1, v2 = (mo.create_model("vim_tiny", img_size=32, bimamba_type=name, **SMALL) for name in ("v1", "v2"))
     with pytest.raises(WeightsError, match="conv1d_b"):
