@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import pallas as pl
 
 import mambaout_jax as mo
 from mambaout_jax.models import ModelError
@@ -48,6 +49,23 @@ def test_kernels_change_no_results(options):
         *map(jax.tree.leaves, (loss_and_gradients(small(kernels="pallas", **options)), expected)), strict=True
     ):
         np.testing.assert_allclose(a, e, rtol=0, atol=1e-5 * np.abs(e).max())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernels", ["auto", "pallas"])
+def test_a_kernel_is_traced_once_for_all_blocks(kernels, monkeypatch):
+    pallas_call, calls = pl.pallas_call, []
+    monkeypatch.setattr(pl, "pallas_call", lambda *args, **options: calls.append(1) or pallas_call(*args, **options))
+
+    def count(depth):
+        model = mo.create_model("mambaout_femto", **{**SMALL, "depths": (depth,)}, kernels=kernels)
+        jax.clear_caches()
+        calls.clear()
+        gradient = jax.grad(lambda params: model.apply_train({"params": params}, images(8))[0].sum())
+        jax.make_jaxpr(gradient)(model.shapes["params"])
+        return len(calls)
+
+    assert count(1) == count(3) > 0
 
 
 def count_kernels(function):
