@@ -11,6 +11,7 @@ import pytest
 from mambaout_jax.data import EvalTransform, eval_batches, pipeline
 from mambaout_jax.tasks.classification.transforms import EvalExample
 from tests.data.photos import NumberedSource
+from tests.marks import slow_but
 
 ROOT = Path(__file__).parent.parent.parent
 EVAL = EvalExample(EvalTransform((24, 24), channels=1), max_labels=1)
@@ -29,7 +30,9 @@ if __name__ == "__main__":
 
 
 @pytest.mark.run
-@pytest.mark.parametrize(("count", "end"), [(3, "close"), (11, "close"), (100, "leave")])
+@pytest.mark.parametrize(
+    ("count", "end"), slow_but([(11, "close")], [(3, "close"), (11, "close"), (100, "leave")], "nightly")
+)
 def test_no_shared_memory_is_leaked(tmp_path, count, end):
     (tmp_path / "program.py").write_text(PROGRAM)
     options = {"capture_output": True, "text": True, "env": os.environ | {"PYTHONPATH": str(ROOT)}}

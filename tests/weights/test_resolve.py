@@ -183,8 +183,9 @@ LINES = (
 @pytest.mark.parametrize(
     ("name", "key_format", "other"),
     slow_but(
-        [("vmamba_tiny_v0", "vmamba_archive", "vmamba_tiny_s1l8")],
+        [("vmamba_tiny_v0", "vmamba_archive", "vmamba_tiny_s1l8"), ("vmamba_tiny_s1l8", "vmamba", "vmamba_tiny_s2l5")],
         [(name, names, other) for name, names in LINES for other, _ in LINES[:3] if other != name],
+        "nightly",
     ),
 )
 def test_weights_of_another_line_of_vmamba_are_refused_with_the_names_of_both(tmp_path, name, key_format, other):
