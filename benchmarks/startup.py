@@ -45,7 +45,7 @@ def timed(self, work, sentence):
 StopSignals.interruptible = timed
 train(read_config("configs/digits.py"), sys.argv[1])
 """
-# Tracing is a loop over the blocks in Python, which is repeated where a cache of compiled programs is used.
+# Every process traces; a cache of compiled programs does not avoid it.
 TRACE = """
 import time
 import jax

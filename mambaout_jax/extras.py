@@ -80,9 +80,9 @@ def importing(extra: str, what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def not_importing(module: str) -> Iterator[None]:
-    """Have imports of a module fail in the body of the `with` statement, unless the process has imported it before.
+    """Make imports of a module fail in the body of the `with` statement, unless it is imported already.
 
-    Packages import what they could use at times, if it is installed.
+    For packages that import an optional dependency wherever it is installed, whether they need it or not.
     """
     if module in sys.modules:
         yield

@@ -50,7 +50,7 @@ class TensorBoardWriter:
     """A writer of event files in `tensorboard/`."""
 
     def __init__(self, run: LoggedRun):
-        with not_importing("torch"):  # of which scalars need nothing: three seconds and 180 MB per run
+        with not_importing("torch"):  # which scalars do not need, and which takes 3 s and 180 MB
             from tensorboardX import SummaryWriter
 
         self._board = SummaryWriter(str(run.folder / "tensorboard"), purge_step=run.first_step + 1)

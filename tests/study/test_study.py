@@ -64,7 +64,6 @@ def test_variants_see_the_same_batches_and_repeats_others(study, training):
     assert (first("conv", 0)[1] != first("conv", 1)[1]).any()
 
 
-@pytest.mark.slow
 def test_each_repeat_has_a_seed_and_a_fold_and_none_the_validation_split(study, training):
     runs = [training.configs["conv", repeat] for repeat in range(3)]
     assert [run.seed for run in runs] == [0, 1, 2]

@@ -55,7 +55,6 @@ def test_widths_are_searched_without_initializing_a_model(monkeypatch, variants)
     assert [variant.params for variant in found] == [variant.params for variant in variants.values()]
 
 
-@pytest.mark.slow
 def test_removing_the_ssm_leaves_all_else_as_it_was(variants):
     mixing = ("token_mixer", "scan_order")
     conv = {key: value for key, value in build(variants["conv"]).options.items() if key not in mixing}

@@ -98,7 +98,6 @@ def test_scores_equal_those_by_hand(run, scored, sets_dir, name):
     assert scored[0][name]["ema"] == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.slow
 def test_some_images_are_hits_and_some_are_not(scored):
     top1, top5 = (sum(r["ema"][key] * r["ema"]["count"] for r in scored[0].values()) for key in ("top1", "top5"))
     assert 0 < top1 < top5 < 2700
